@@ -1,0 +1,1 @@
+"""Sinks: take events out of a topic."""

@@ -1,0 +1,1 @@
+"""Sources: bring events into a topic."""

@@ -1,0 +1,46 @@
+"""inferline-stream: the cheapest plan that keeps a pipeline's P99 under its SLO, over Kafka.
+
+This is what a `topology.py` imports. Names are loaded when first used (PEP 562): importing the
+package costs nothing, so a replica can restrict itself before any other library starts threads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inferline_stream.errors import InferlineError, InvalidTopology
+    from inferline_stream.pipeline.hardware import Hardware
+    from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic
+
+__all__ = [
+    "Edge",
+    "Hardware",
+    "InferlineError",
+    "InvalidTopology",
+    "Pipeline",
+    "Sample",
+    "Stage",
+    "Topic",
+]
+
+_ROOMS = {
+    "Edge": "inferline_stream.pipeline.topology",
+    "Hardware": "inferline_stream.pipeline.hardware",
+    "InferlineError": "inferline_stream.errors",
+    "InvalidTopology": "inferline_stream.errors",
+    "Pipeline": "inferline_stream.pipeline.topology",
+    "Sample": "inferline_stream.pipeline.topology",
+    "Stage": "inferline_stream.pipeline.topology",
+    "Topic": "inferline_stream.pipeline.topology",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_ROOMS[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,1 @@
+"""Make replicas appear and vanish."""

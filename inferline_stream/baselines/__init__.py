@@ -1,0 +1,1 @@
+"""What other autoscalers would do, as pure policies: KEDA, HPA, Flink, Ray Serve, coarse-grained."""

@@ -1,0 +1,1 @@
+"""The embedded broker: in memory, speaks the Kafka protocol, keeps nothing."""

@@ -1,0 +1,1 @@
+"""Network calculus: arrival curves, service curves, delay and backlog bounds. Pure."""

@@ -1,0 +1,1 @@
+"""Moves records: consume, batch, run, route, join, commit, hand over."""

@@ -1,0 +1,65 @@
+"""One class per way of reacting. The CLI maps each to its exit code.
+
+InferlineError
+├── UsageError             2  the command line asks for something that cannot be
+├── InvalidTopology        3  a topology or a file must be corrected
+├── Infeasible             4  no plan meets the SLO; carries the smallest that would be met
+├── Unreachable            5  Kafka or a metrics source does not answer
+├── GateFailed             6  the run ended, its SLO gate did not hold
+└── StageFailed            –  a stage raised or broke its contract on a batch
+"""
+
+from __future__ import annotations
+
+
+class InferlineError(Exception):
+    """An error whose message gives the value and the remedy; shown without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(InferlineError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class InvalidTopology(InferlineError):
+    """A topology, profile, plan or trace file is wrong; every problem found is listed at once."""
+
+    exit_code = 3
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Infeasible(InferlineError):
+    """No plan meets the SLO.
+
+    Args:
+        message: which stage makes it so, and the remedy.
+        smallest_slo_s: the smallest SLO, in seconds, that some plan would meet; None if unknown.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, smallest_slo_s: float | None = None) -> None:
+        super().__init__(message)
+        self.smallest_slo_s = smallest_slo_s
+
+
+class Unreachable(InferlineError):
+    """Kafka or a metrics source does not answer in time."""
+
+    exit_code = 5
+
+
+class GateFailed(InferlineError):
+    """A run ended and its SLO gate did not hold."""
+
+    exit_code = 6
+
+
+class StageFailed(InferlineError):
+    """A stage raised, or returned another number of results than it was given events."""

@@ -1,0 +1,1 @@
+"""How a replica restricts itself before its first record."""

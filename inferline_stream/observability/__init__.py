@@ -1,0 +1,1 @@
+"""Metrics, alert rules, dashboards, the page's data."""

@@ -1,0 +1,132 @@
+"""One consistent picture of a running pipeline: what metrics, the live table and the page show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaCounts:
+    """Replicas of one stage on one hardware kind."""
+
+    hardware: str
+    planned: int
+    wanted: int
+    ready: int
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """One stage now. Times are means over the last seconds; None where nothing was measured."""
+
+    name: str
+    replicas: tuple[ReplicaCounts, ...]
+    max_batch_size: int
+    arrival_rate: float
+    utilization: float | None
+    wait_s: float | None
+    service_time_s: float | None
+    mean_batch_size: float | None
+    partition_lags: tuple[int, ...]
+    """Records not yet committed, by partition."""
+    lag_s: float
+    """Age of the oldest record not yet committed."""
+    start_up_s: float | None = None
+    events: int = 0
+    dead_lettered: int = 0
+    expired: int = 0
+    handovers: int = 0
+    handover_stall_s: float = 0.0
+
+    @property
+    def lag_records(self) -> int:
+        """Records not yet committed, over all partitions."""
+        return sum(self.partition_lags)
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeWindow:
+    """Most arrivals in any window of this length: live, and in the trace that the plan was made for."""
+
+    window_s: float
+    live: int
+    planned: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """One scaling decision and why."""
+
+    time_s: float
+    """Seconds since the epoch."""
+    action: str
+    """``scale_up``, ``scale_down``, ``replan``, ``hold`` …"""
+    reason: str
+    """From the closed enum of the policy."""
+    detail: str
+    """In words, with the numbers it was made on."""
+    replicas: Mapping[str, int]
+    """Replicas wanted by stage after it."""
+    applied: bool = True
+    """False when only advised."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyHistogram:
+    """End-to-end latency of events that reached the sink.
+
+    Args:
+        bounds_s: upper bounds of the buckets, ascending; the SLO is one of them.
+        counts: events per bucket, not cumulative; one more than bounds, the last unbounded.
+        sum_s: sum of latencies.
+    """
+
+    bounds_s: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum_s: float
+
+    def quantile_s(self, probability: float) -> float | None:
+        """Linear within the bucket, as Prometheus' histogram_quantile; None without events."""
+        total = sum(self.counts)
+        if not total:
+            return None
+        rank, seen, lower = probability * total, 0, 0.0
+        for upper, count in zip(self.bounds_s, self.counts, strict=False):
+            if count and seen + count >= rank:
+                return lower + (upper - lower) * (rank - seen) / count
+            seen, lower = seen + count, upper
+        return self.bounds_s[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineState:
+    """The whole pipeline now. Totals count from the start of the run."""
+
+    time_s: float
+    """Seconds since the epoch."""
+    pipeline: str
+    slo_s: float
+    objective: float
+    predicted_p99_s: float
+    arrival_rate: float
+    envelope: tuple[EnvelopeWindow, ...]
+    latency: LatencyHistogram
+    """Since the start."""
+    recent_p50_s: float | None
+    """Over about the last 10 s."""
+    recent_p99_s: float | None
+    stages: tuple[StageState, ...]
+    decisions: tuple[DecisionRecord, ...]
+    """Latest last; the newest few hundred."""
+    cost_per_hour: float
+    cost: float
+    """Replica-seconds × catalogue price since the start."""
+    events_in: int
+    events_out: int
+    completed_without_output: int
+    duplicates: int
+    input_age_s: Mapping[str, float]
+    """Age of the newest arrivals sample and of each stage's newest report."""
+    paused: bool = False

@@ -1,0 +1,1 @@
+"""The domain as values: pipeline, stage, hardware, profile, plan, trace, and their validation. Pure."""

@@ -1,0 +1,85 @@
+"""Named kinds of places where a replica can run, each with its price."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+EMULATED_PREFIX = "emulated-"
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """One kind of hardware. A replica occupies exactly one unit of it.
+
+    Args:
+        name: how stages refer to it, e.g. ``"cpu-1"``. A name starting with ``emulated-`` holds one
+            slot and sleeps the profiled service time: it uses no core.
+        price_per_hour: dollars per replica and hour, the CPU beside a GPU included.
+        cores: CPU cores one replica may use; below 1 the replica is paced to that share of a core.
+        gpus: share of a GPU one replica holds.
+        gpu_model: name by which the device reports itself, e.g. ``"Tesla T4"``.
+        stock: most replicas of this kind at once, over all stages; None for no limit.
+
+    Raises:
+        ValueError: a price, number of cores, share or stock that cannot be.
+    """
+
+    name: str
+    price_per_hour: float
+    cores: float = 1.0
+    gpus: float = 0.0
+    gpu_model: str | None = None
+    stock: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("hardware needs a name")
+        if not (math.isfinite(self.price_per_hour) and self.price_per_hour >= 0):
+            raise ValueError(f"hardware {self.name!r}: price {self.price_per_hour} $/h must be 0 or more")
+        if not (math.isfinite(self.cores) and self.cores >= 0 and math.isfinite(self.gpus) and self.gpus >= 0):
+            raise ValueError(f"hardware {self.name!r}: cores {self.cores} and gpus {self.gpus} must be 0 or more")
+        if self.stock is not None and self.stock < 0:
+            raise ValueError(f"hardware {self.name!r}: stock {self.stock} must be 0 or more")
+
+    @property
+    def emulated(self) -> bool:
+        """Whether replicas sleep the profiled service time instead of computing."""
+        return self.name.startswith(EMULATED_PREFIX)
+
+
+Catalogue = Mapping[str, Hardware]
+"""Hardware kinds by name."""
+
+_CPU_PER_HOUR = 0.0665  # InferLine's price of a CPU replica; a GPU replica is a GPU and one CPU
+
+_DEFAULTS = (
+    Hardware("cpu-0.1", _CPU_PER_HOUR * 0.1, cores=0.1),
+    Hardware("cpu-0.25", _CPU_PER_HOUR * 0.25, cores=0.25),
+    Hardware("cpu-0.5", _CPU_PER_HOUR * 0.5, cores=0.5),
+    Hardware("cpu-1", _CPU_PER_HOUR, cores=1),
+    Hardware("cpu-2", _CPU_PER_HOUR * 2, cores=2),
+    Hardware("cpu-4", _CPU_PER_HOUR * 4, cores=4),
+    # Paper era (InferLine, SoCC 2020).
+    Hardware("k80", 0.634 + _CPU_PER_HOUR, gpus=1, gpu_model="Tesla K80"),
+    Hardware("v100-2019", 2.528 + _CPU_PER_HOUR, gpus=1, gpu_model="Tesla V100"),
+    # On-demand list prices of 2025-11, us-east-1, per GPU.
+    Hardware("t4", 0.526, gpus=1, gpu_model="Tesla T4"),
+    Hardware("v100", 3.06, gpus=1, gpu_model="Tesla V100"),
+    Hardware("a10g", 1.006, gpus=1, gpu_model="NVIDIA A10G"),
+    Hardware("a100", 2.74, gpus=1, gpu_model="NVIDIA A100"),
+    Hardware("h100", 6.88, gpus=1, gpu_model="NVIDIA H100"),
+    # Emulated kinds sleep instead of computing: for trying out plans larger than this machine.
+    Hardware("emulated-cpu", _CPU_PER_HOUR, cores=0),
+    Hardware("emulated-gpu-small", 0.526, cores=0),
+    Hardware("emulated-gpu-large", 2.74, cores=0),
+)
+
+
+def catalogue(extra: Iterable[Hardware] = ()) -> Catalogue:
+    """The default kinds, extended and overridden by name with ``extra``."""
+    kinds = {kind.name: kind for kind in _DEFAULTS}
+    kinds.update({kind.name: kind for kind in extra})
+    return MappingProxyType(kinds)

@@ -1,0 +1,71 @@
+"""How a pipeline's topics, consumer groups and headers are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEADER_PREFIX = "__inferline."
+EVENT_ID = HEADER_PREFIX + "event_id"
+ENTRY_TIME = HEADER_PREFIX + "entry_time_us"
+PARENT = HEADER_PREFIX + "parent"
+SKIPPED = HEADER_PREFIX + "skipped"
+VERSION = HEADER_PREFIX + "version"
+ERRORS_PREFIX = HEADER_PREFIX + "errors."
+
+WIRE_VERSION = 1
+"""Version of headers and topic records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names of everything one pipeline has in Kafka; every one of them carries the prefix."""
+
+    pipeline: str
+    prefix: str = ""
+
+    def topic(self, name: str) -> str:
+        """A topic that the user names: source or sink."""
+        return self.prefix + name
+
+    def stage_topic(self, stage: str) -> str:
+        """Input topic of a stage that is not an entry stage."""
+        return f"{self.prefix}{self.pipeline}.{stage}"
+
+    def group(self, stage: str) -> str:
+        """Consumer group of a stage."""
+        return f"{self.prefix}{self.pipeline}.{stage}"
+
+    @property
+    def assignments(self) -> str:
+        """Compacted topic: leadership and which replica holds which partition."""
+        return f"{self.prefix}{self.pipeline}.assignments"
+
+    @property
+    def stage_stats(self) -> str:
+        """What replicas report."""
+        return f"{self.prefix}{self.pipeline}.stage-stats"
+
+    @property
+    def arrivals(self) -> str:
+        """Log growth of the source topics."""
+        return f"{self.prefix}{self.pipeline}.arrivals"
+
+    @property
+    def decisions(self) -> str:
+        """Compacted topic: plans and decisions."""
+        return f"{self.prefix}{self.pipeline}.decisions"
+
+    @property
+    def control(self) -> str:
+        """Overrides: scale, pause, resume, limits."""
+        return f"{self.prefix}{self.pipeline}.control"
+
+    @property
+    def completed(self) -> str:
+        """Events that ended without a sink record, each with its reason."""
+        return f"{self.prefix}{self.pipeline}.completed"
+
+    @staticmethod
+    def dead_letters(topic: str) -> str:
+        """Where records of a topic go that could not be processed."""
+        return f"{topic}.dlq"

@@ -1,0 +1,71 @@
+"""What the Planner decides: an allocation per stage, its cost, and the traffic it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from inferline_stream.pipeline.hardware import Catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Hardware, batch limit and replicas of one stage.
+
+    Raises:
+        ValueError: a batch limit below 1 or fewer than 0 replicas.
+    """
+
+    hardware: str
+    max_batch_size: int
+    replicas: int
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size < 1 or self.replicas < 0:
+            raise ValueError(f"{self}: max_batch_size must be 1 or more and replicas 0 or more")
+
+
+Allocations = Mapping[str, tuple[Allocation, ...]]
+"""By stage; a stage that mixes hardware has one allocation per kind."""
+
+
+def replicas_of(allocations: tuple[Allocation, ...]) -> int:
+    """Replicas of a stage over all its hardware kinds."""
+    return sum(allocation.replicas for allocation in allocations)
+
+
+def cost_per_hour(allocations: Allocations, catalogue: Catalogue) -> float:
+    """Dollars per hour of every replica held (InferLine: cost is linear in replicas)."""
+    return sum(a.replicas * catalogue[a.hardware].price_per_hour for stage in allocations.values() for a in stage)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A provisioned pipeline and the evidence it was chosen on.
+
+    Args:
+        pipeline: the pipeline's name.
+        slo_s: the SLO it meets.
+        allocations: by stage.
+        cost_per_hour: dollars per hour.
+        predicted_p99_s: P99 of the estimated latencies on the sample trace.
+        arrival_rate: mean λ of the sample trace, per second.
+        envelope: the sample's traffic envelope: (window_s, most arrivals in any such window), ascending.
+        visit_ratios: by stage.
+        utilization: ρ by stage, as planned: λ·s/(Σ replicas·µ).
+        partitions: partitions of each stage's input topic that the plan was estimated with; empty for
+            the paper's shared queue.
+        algorithm: which search found it.
+    """
+
+    pipeline: str
+    slo_s: float
+    allocations: Allocations
+    cost_per_hour: float
+    predicted_p99_s: float
+    arrival_rate: float
+    envelope: tuple[tuple[float, int], ...]
+    visit_ratios: Mapping[str, float]
+    utilization: Mapping[str, float]
+    partitions: Mapping[str, int]
+    algorithm: str = "inferline"

@@ -1,0 +1,160 @@
+"""What was measured of each stage: service time by hardware and batch size, start-up time, visit ratios."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from inferline_stream.pipeline.shape import Paths
+
+PROBABILITIES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+"""Levels at which `ServiceTime.quantiles_s` holds the distribution; between them it is linear."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTime:
+    """Service time S(b) of one batch size.
+
+    Args:
+        batch_size: events in the batch.
+        mean_s: mean time from handing the batch to the stage to having its results.
+        quantiles_s: the distribution at `PROBABILITIES`, ascending; empty means always `mean_s`.
+
+    Raises:
+        ValueError: a batch size below 1, a time that is not finite and above 0, or unordered quantiles.
+    """
+
+    batch_size: int
+    mean_s: float
+    quantiles_s: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch size {self.batch_size} must be 1 or more")
+        if not (math.isfinite(self.mean_s) and self.mean_s > 0):
+            raise ValueError(f"batch size {self.batch_size}: service time {self.mean_s} s must be finite and above 0")
+        if self.quantiles_s:
+            if len(self.quantiles_s) != len(PROBABILITIES):
+                raise ValueError(f"{len(self.quantiles_s)} quantiles, need {len(PROBABILITIES)}")
+            if any(not math.isfinite(q) or q <= 0 for q in self.quantiles_s):
+                raise ValueError(f"batch size {self.batch_size}: quantiles {self.quantiles_s} must be above 0")
+            if list(self.quantiles_s) != sorted(self.quantiles_s):
+                raise ValueError(f"batch size {self.batch_size}: quantiles {self.quantiles_s} must ascend")
+
+    @property
+    def p50_s(self) -> float:
+        """Median service time."""
+        return self.quantiles_s[PROBABILITIES.index(0.5)] if self.quantiles_s else self.mean_s
+
+    @property
+    def p99_s(self) -> float:
+        """99th percentile of the service time."""
+        return self.quantiles_s[PROBABILITIES.index(0.99)] if self.quantiles_s else self.mean_s
+
+    @property
+    def throughput(self) -> float:
+        """µ = b / S(b), events per second of one replica that always runs this batch size."""
+        return self.batch_size / self.mean_s
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One stage on one kind of hardware.
+
+    Args:
+        stage: the stage's name.
+        hardware: the hardware kind's name.
+        service_times: by ascending batch size, starting at batch size 1.
+        start_up_s: from asking for a replica to its READY.
+
+    Raises:
+        ValueError: no service time for batch size 1, unordered batch sizes, a bad start-up time.
+    """
+
+    stage: str
+    hardware: str
+    service_times: tuple[ServiceTime, ...]
+    start_up_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        sizes = [entry.batch_size for entry in self.service_times]
+        where = f"profile of stage {self.stage!r} on {self.hardware!r}"
+        if not sizes or sizes[0] != 1:
+            raise ValueError(f"{where}: batch size 1 is missing (has {sizes}); run `inferline-stream profile`")
+        if any(a >= b for a, b in itertools.pairwise(sizes)):
+            raise ValueError(f"{where}: batch sizes {sizes} must ascend without repeats")
+        if not (math.isfinite(self.start_up_s) and self.start_up_s >= 0):
+            raise ValueError(f"{where}: start-up time {self.start_up_s} s must be 0 or more")
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Batch sizes that were measured, ascending."""
+        return tuple(entry.batch_size for entry in self.service_times)
+
+    @property
+    def useful_batch_sizes(self) -> tuple[int, ...]:
+        """Measured batch sizes that raise throughput over every smaller one (InferLine §4.1 prunes the rest)."""
+        useful: list[int] = []
+        best = 0.0
+        for entry in self.service_times:
+            if entry.throughput > best:
+                best = entry.throughput
+                useful.append(entry.batch_size)
+        return tuple(useful)
+
+    def service_time_s(self, batch_size: int) -> float:
+        """Mean S(b), linear between measured batch sizes.
+
+        Raises:
+            ValueError: a batch size below 1 or above the largest measured.
+        """
+        sizes = self.batch_sizes
+        if not 1 <= batch_size <= sizes[-1]:
+            raise ValueError(
+                f"stage {self.stage!r} on {self.hardware!r}: batch size {batch_size} was never profiled "
+                f"(1 to {sizes[-1]} were); run `inferline-stream profile`"
+            )
+        return _interpolated(sizes, [entry.mean_s for entry in self.service_times], batch_size)
+
+    def quantiles_s(self, batch_size: int) -> tuple[float, ...]:
+        """The distribution of S(b) at `PROBABILITIES`, linear between measured batch sizes."""
+        mean_s = self.service_time_s(batch_size)
+        if not all(entry.quantiles_s for entry in self.service_times):
+            return (mean_s,) * len(PROBABILITIES)
+        columns = zip(*(entry.quantiles_s for entry in self.service_times), strict=True)
+        return tuple(_interpolated(self.batch_sizes, column, batch_size) for column in columns)
+
+    def throughput(self, batch_size: int) -> float:
+        """µ = b / S(b), events per second of one replica that always runs this batch size."""
+        return batch_size / self.service_time_s(batch_size)
+
+
+def _interpolated(sizes: Sequence[int], values: Sequence[float], size: int) -> float:
+    right = bisect.bisect_left(sizes, size)
+    if sizes[right] == size:
+        return values[right]
+    share = (size - sizes[right - 1]) / (sizes[right] - sizes[right - 1])
+    return values[right - 1] + share * (values[right] - values[right - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineProfile:
+    """Everything that was measured of a pipeline.
+
+    Args:
+        profiles: by (stage, hardware).
+        paths: which arrows the sample's events took.
+        hop_overhead_s: time a record spends between two stages beyond queueing and service (produce,
+            fetch, decode); once per arrow taken, once into the entry stages and once into the sink.
+    """
+
+    profiles: Mapping[tuple[str, str], Profile]
+    paths: Paths
+    hop_overhead_s: float = 0.0
+
+    def hardware_of(self, stage: str) -> tuple[str, ...]:
+        """Hardware kinds on which the stage was profiled."""
+        return tuple(kind for name, kind in self.profiles if name == stage)

@@ -1,0 +1,160 @@
+"""The bare DAG: names, arrows and which arrows are conditional. What simulation needs of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from inferline_stream.pipeline.topology import Pipeline, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """An edge between two stages, by position in the topological order."""
+
+    parent: int
+    child: int
+    conditional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A pipeline's DAG in topological order.
+
+    Args:
+        stages: names, every parent before its children.
+        arrows: ordered by child, then by the child's order of parents; an arrow's position here is
+            its bit in `Paths.masks`.
+
+    Raises:
+        ValueError: an arrow that points backwards or outside, or two stages of one name.
+    """
+
+    stages: tuple[str, ...]
+    arrows: tuple[Arrow, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.stages)) != len(self.stages):
+            raise ValueError(f"two stages of one name among {self.stages}")
+        for arrow in self.arrows:
+            if not 0 <= arrow.parent < arrow.child < len(self.stages):
+                raise ValueError(f"{arrow} does not point forward within {len(self.stages)} stages")
+
+    def parents(self, stage: int) -> tuple[int, ...]:
+        """Positions of the arrows into a stage."""
+        return tuple(i for i, arrow in enumerate(self.arrows) if arrow.child == stage)
+
+    def children(self, stage: int) -> tuple[int, ...]:
+        """Positions of the arrows out of a stage."""
+        return tuple(i for i, arrow in enumerate(self.arrows) if arrow.parent == stage)
+
+    def entries(self) -> tuple[int, ...]:
+        """Stages without a parent: they read the source topic."""
+        return tuple(s for s in range(len(self.stages)) if not self.parents(s))
+
+    def joins(self) -> tuple[int, ...]:
+        """Stages with two parents or more."""
+        return tuple(s for s in range(len(self.stages)) if len(self.parents(s)) > 1)
+
+    def finals(self) -> tuple[int, ...]:
+        """Stages without a child; a valid pipeline has exactly one."""
+        return tuple(s for s in range(len(self.stages)) if not self.children(s))
+
+    def longest_path_s(self, service_time_s: Mapping[str, float] | Sequence[float]) -> float:
+        """T_s: the largest sum of service times along any path (InferLine §3)."""
+        times = (
+            [service_time_s[name] for name in self.stages] if isinstance(service_time_s, Mapping) else service_time_s
+        )
+        finish = [0.0] * len(self.stages)
+        for stage in range(len(self.stages)):
+            start = max((finish[self.arrows[a].parent] for a in self.parents(stage)), default=0.0)
+            finish[stage] = start + times[stage]
+        return max(finish, default=0.0)
+
+
+def topological(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages with every parent before its children, otherwise in the order declared.
+
+    Parents that are not among ``stages`` are left out. Members of a cycle are missing from the result.
+    """
+    listed = {id(stage) for stage in stages}
+    done: set[int] = set()
+    order: list[Stage] = []
+    waiting = list(stages)
+    while waiting:
+        ready = next(
+            (s for s in waiting if all(id(e.parent) in done or id(e.parent) not in listed for e in s.after)), None
+        )
+        if ready is None:
+            break
+        waiting.remove(ready)
+        done.add(id(ready))
+        order.append(ready)
+    return order
+
+
+def shape_of(pipeline: Pipeline) -> Shape:
+    """The DAG of a valid pipeline."""
+    order = topological(pipeline.stages)
+    position = {id(stage): i for i, stage in enumerate(order)}
+    arrows = [
+        Arrow(position[id(edge.parent)], i, edge.condition is not None)
+        for i, stage in enumerate(order)
+        for edge in stage.after
+    ]
+    return Shape(tuple(stage.name for stage in order), tuple(arrows))
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Which arrows events take: the joint distribution over the conditional branches.
+
+    Args:
+        masks: distinct sets of arrows taken; bit i stands for `Shape.arrows[i]`.
+        weights: share of events with each mask, summing to 1.
+
+    Raises:
+        ValueError: no masks, lengths that differ, or weights that are not a distribution.
+    """
+
+    masks: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.masks or len(self.masks) != len(self.weights):
+            raise ValueError(f"{len(self.masks)} masks and {len(self.weights)} weights: need as many, at least one")
+        if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
+            raise ValueError(f"weights {self.weights} are not shares that sum to 1")
+
+
+def visited(shape: Shape, mask: int) -> list[bool]:
+    """For each stage whether an event with that mask visits it: entries always, others by any taken arrow."""
+    return [not arrows or any(mask >> a & 1 for a in arrows) for arrows in map(shape.parents, range(len(shape.stages)))]
+
+
+def visit_ratios(shape: Shape, paths: Paths) -> dict[str, float]:
+    """Mean visits to each stage per event (the paper's scale factor s_m)."""
+    totals = [0.0] * len(shape.stages)
+    for mask, weight in zip(paths.masks, paths.weights, strict=True):
+        for stage, seen in enumerate(visited(shape, mask)):
+            totals[stage] += weight * seen
+    return dict(zip(shape.stages, totals, strict=True))
+
+
+def independent_paths(shape: Shape, probability: Mapping[tuple[str, str], float]) -> Paths:
+    """Paths when each conditional arrow (parent, child) is taken independently with the probability given.
+
+    Arrows without a probability are always taken once their parent is visited.
+    """
+    weights: dict[int, float] = {0: 1.0}
+    for bit, arrow in enumerate(shape.arrows):
+        p = probability.get((shape.stages[arrow.parent], shape.stages[arrow.child]), 1.0)
+        split: dict[int, float] = {}
+        for mask, weight in weights.items():
+            seen = visited(shape, mask)[arrow.parent]
+            for taken, share in ((True, p), (False, 1 - p)) if seen else ((False, 1.0),):
+                if share > 0:
+                    key = mask | taken << bit
+                    split[key] = split.get(key, 0.0) + weight * share
+        weights = split
+    return Paths(tuple(weights), tuple(weights.values()))

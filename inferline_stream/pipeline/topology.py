@@ -1,0 +1,157 @@
+"""What a `topology.py` declares: stages, the edges between them, and the pipeline they form.
+
+These objects accept what is written and are judged together by `pipeline.validation`, so that one
+`check` reports every mistake of a file at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.units import duration_s
+
+DEFAULT_MAX_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A Kafka topic that the pipeline reads from or writes to.
+
+    Args:
+        name: the topic's name as Kafka knows it (the pipeline's prefix is put before it).
+        partitions: partitions if the topic has to be created; None takes the advised count.
+        codec: ``"json"``, ``"msgpack"`` or ``"raw"``.
+        timestamp_header: a header that holds the entry time as milliseconds since the epoch, in
+            place of the record's timestamp.
+    """
+
+    name: str
+    partitions: int | None = None
+    codec: str = "json"
+    timestamp_header: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Sample arrivals and events, the Planner's picture of the traffic.
+
+    Args:
+        arrivals: CSV file of arrival timestamps or of counts, beside the topology.
+        events: JSONL file with one event a line, beside the topology; used in turn.
+        replay: arrivals that `run` replays when it feeds the source topic itself; by default the
+            sample's own.
+    """
+
+    arrivals: str
+    events: str
+    replay: str | None = None
+
+
+class Stage:
+    """A vertex of the pipeline: a function or class that maps a batch of events to their results.
+
+    Args:
+        name: unique in the pipeline; names the stage's topic, consumer group and metrics.
+        run: a function ``list[X] -> list[Y]``, or a class whose construction loads the model once
+            per replica and whose instances are such functions.
+        hardware: names of the hardware kinds that it may run on.
+        after: parents, or their conditional edges (`Stage.when`); none for an entry stage, two or
+            more make a join.
+        max_batch_size: largest batch that may be profiled and planned.
+        emulated: for `emulated-*` hardware, service time by batch size, for all such kinds
+            (``{1: "20ms", 8: "60ms"}``) or by kind (``{"emulated-cpu": {1: "20ms"}}``).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[..., Any],
+        *,
+        hardware: Iterable[str],
+        after: Iterable[Stage | Edge] = (),
+        max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+        emulated: Mapping[int, str] | Mapping[str, Mapping[int, str]] | None = None,
+    ) -> None:
+        self.name = name
+        self.run = run
+        self.hardware = (hardware,) if isinstance(hardware, str) else tuple(hardware)
+        self.after = [parent if isinstance(parent, Edge) else Edge(parent) for parent in after]
+        self.max_batch_size = max_batch_size
+        self.emulated = emulated
+
+    def when(self, condition: Callable[[Any], bool]) -> Edge:
+        """The edge out of this stage that is taken by results for which ``condition`` holds."""
+        return Edge(self, condition)
+
+    def __repr__(self) -> str:
+        return f"Stage({self.name!r})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edge:
+    """The arrow from a parent; taken always, or when the condition holds for the parent's result."""
+
+    parent: Stage
+    condition: Callable[[Any], bool] | None = None
+
+
+class Pipeline:
+    """A DAG of stages between a source and a sink topic, with an SLO on its P99 latency.
+
+    Args:
+        name: names the pipeline's topics, groups and metrics.
+        slo: target for the end-to-end P99, a duration such as ``"250ms"``.
+        source: topic that events arrive on.
+        sink: topic that the final stage's results go to.
+        stages: every stage, in any order.
+        sample: arrivals and events to profile and plan with.
+        hardware: kinds that extend or override the default catalogue.
+        objective: share of events that must meet the SLO.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        slo: str,
+        source: Topic,
+        sink: Topic,
+        stages: Iterable[Stage],
+        sample: Sample | None = None,
+        hardware: Iterable[Hardware] = (),
+        objective: float = 0.99,
+    ) -> None:
+        self.name = name
+        self.slo = slo
+        self.source = source
+        self.sink = sink
+        self.stages = tuple(stages)
+        self.sample = sample
+        self.hardware = tuple(hardware)
+        self.objective = objective
+
+    @property
+    def slo_s(self) -> float:
+        """The SLO in seconds.
+
+        Raises:
+            ValueError: the SLO has no number or no unit.
+        """
+        return duration_s(self.slo)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name.
+
+        Raises:
+            KeyError: the pipeline has no stage of that name.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.name!r}, stages={[stage.name for stage in self.stages]})"

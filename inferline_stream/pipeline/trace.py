@@ -1,0 +1,169 @@
+"""Arrival traces: when events entered, as timestamps in seconds from the trace's start."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.errors import InvalidTopology
+
+Seconds = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """Arrivals in seconds, float64, ascending (ties allowed), shape (events,).
+
+    Raises:
+        ValueError: times that are not finite or not ascending.
+    """
+
+    arrivals_s: Seconds
+
+    def __post_init__(self) -> None:
+        times = np.ascontiguousarray(self.arrivals_s, dtype=np.float64)
+        if times.ndim != 1:
+            raise ValueError(f"a trace is one row of times, not an array of shape {times.shape}")
+        if not np.isfinite(times).all():
+            raise ValueError("a trace holds times that are NaN or infinite")
+        if times.size and (np.diff(times) < 0).any():
+            raise ValueError("a trace's times must ascend; sort them first")
+        times.flags.writeable = False
+        object.__setattr__(self, "arrivals_s", times)
+
+    def __len__(self) -> int:
+        return int(self.arrivals_s.size)
+
+    @property
+    def duration_s(self) -> float:
+        """From the first arrival to the last."""
+        return float(self.arrivals_s[-1] - self.arrivals_s[0]) if len(self) else 0.0
+
+    @property
+    def arrival_rate(self) -> float:
+        """Mean λ per second: gaps over duration; 0 for fewer than two distinct times."""
+        return (len(self) - 1) / self.duration_s if self.duration_s > 0 else 0.0
+
+    def window(self, start_s: float, end_s: float) -> Trace:
+        """Arrivals in [start, end), counted from the start of the window."""
+        first, last = np.searchsorted(self.arrivals_s, (start_s, end_s), side="left")
+        return Trace(self.arrivals_s[first:last] - start_s)
+
+    def sped_up(self, factor: float) -> Trace:
+        """The same arrivals, ``factor`` times as fast.
+
+        Raises:
+            ValueError: a factor that is not above 0.
+        """
+        if not factor > 0:
+            raise ValueError(f"speed-up {factor} must be above 0")
+        return Trace(self.arrivals_s / factor)
+
+
+def gamma_trace(rate: float, cv: float, duration_s: float, rng: np.random.Generator) -> Trace:
+    """Gamma-distributed gaps with mean 1/rate and CV = σ²/µ² (InferLine §6: CV 1 is Poisson).
+
+    Args:
+        rate: λ per second, above 0.
+        cv: squared coefficient of variation; 0 gives equal gaps.
+        duration_s: length of the trace.
+        rng: source of randomness.
+
+    Raises:
+        ValueError: a rate or duration not above 0, or a negative CV.
+    """
+    if not rate > 0 or not duration_s > 0 or not cv >= 0:
+        raise ValueError(f"rate {rate} and duration {duration_s} must be above 0, CV {cv} must be 0 or more")
+    times = np.empty(0)
+    end = 0.0
+    while end < duration_s:
+        n = int((duration_s - end) * rate * 1.1) + 16
+        gaps = rng.gamma(1 / cv, cv / rate, n) if cv > 0 else np.full(n, 1 / rate)
+        times = np.concatenate([times, end + np.cumsum(gaps)])
+        end = float(times[-1])
+    return Trace(times[times < duration_s])
+
+
+def levels_trace(levels: list[tuple[float, float]], cv: float, rng: np.random.Generator) -> Trace:
+    """Consecutive levels of (rate per second, duration in seconds), gamma arrivals within each."""
+    parts = []
+    start = 0.0
+    for rate, duration_s in levels:
+        if rate > 0:
+            parts.append(gamma_trace(rate, cv, duration_s, rng).arrivals_s + start)
+        start += duration_s
+    return Trace(np.concatenate(parts) if parts else np.empty(0))
+
+
+_TIME_COLUMNS = ("arrival_s", "timestamp", "time", "t")
+_COUNT_COLUMNS = ("count", "requests", "events", "arrivals")
+
+
+def trace_from_csv(text: str, where: str) -> Trace:
+    """Read a CSV of timestamps (one arrival a line) or of counts (period start and arrivals in the period).
+
+    Timestamps are seconds, or dates such as ``2023-11-16 18:15:46.6805900``. A second column named
+    count, requests, events or arrivals makes it a table of counts: the arrivals of a period are spread
+    evenly over it. Times are counted from the first and sorted.
+
+    Args:
+        text: the file's contents.
+        where: the file's name, for messages.
+
+    Raises:
+        InvalidTopology: no rows, a missing column, or a value that is no time or count, with its line.
+    """
+    rows = list(csv.reader(io.StringIO(text)))
+    header = [name.strip().lower() for name in rows[0]] if rows else []
+    if header and not any(name in _TIME_COLUMNS for name in header):
+        if len(header) == 1 and _is_number(header[0]):
+            header, rows = ["arrival_s"], [["arrival_s"], *rows]
+        else:
+            raise InvalidTopology(
+                f"{where}: no time column among {header}; name one of them {' or '.join(_TIME_COLUMNS)}"
+            )
+    if len(rows) < 2:
+        raise InvalidTopology(f"{where}: holds no arrivals; give at least one line below the header")
+    time_column = next(i for i, name in enumerate(header) if name in _TIME_COLUMNS)
+    count_column = next((i for i, name in enumerate(header) if name in _COUNT_COLUMNS), None)
+    times = np.empty(len(rows) - 1)
+    counts = np.ones(len(rows) - 1, dtype=np.int64)
+    for line, row in enumerate(rows[1:], start=2):
+        try:
+            times[line - 2] = _time_s(row[time_column])
+            if count_column is not None:
+                counts[line - 2] = int(row[count_column])
+        except (ValueError, IndexError) as error:
+            raise InvalidTopology(f"{where}:{line}: {','.join(row)!r} is no arrival ({error})") from None
+    if not np.isfinite(times).all() or (counts < 0).any():
+        line = int(np.flatnonzero(~np.isfinite(times) | (counts < 0))[0]) + 2
+        raise InvalidTopology(f"{where}:{line}: times must be finite and counts 0 or more")
+    order = np.argsort(times, kind="stable")
+    times, counts = times[order] - times.min(), counts[order]
+    if count_column is None:
+        return Trace(times)
+    if len(times) < 2:
+        raise InvalidTopology(f"{where}: a table of counts needs two lines or more, to know the length of a period")
+    period_s = float(np.median(np.diff(times)))
+    return Trace(np.concatenate([t + period_s * (np.arange(n) + 0.5) / n for t, n in zip(times, counts, strict=True)]))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _time_s(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        date, _, fraction = text.strip().partition(".")
+        whole = np.datetime64(date.replace(" ", "T"), "s").astype(np.int64)
+        return float(whole) + (float(f"0.{fraction}") if fraction else 0.0)

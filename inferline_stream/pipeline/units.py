@@ -1,0 +1,36 @@
+"""Durations as people write them in a topology: a number with its unit."""
+
+from __future__ import annotations
+
+import math
+import re
+
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+
+
+def duration_s(text: str) -> float:
+    """Seconds meant by a duration such as ``"250ms"``, ``"1.5s"`` or ``"10m"``.
+
+    Raises:
+        ValueError: no number, no unit, or a unit that is not one of us, ms, s, m, min, h, d.
+    """
+    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    if match is None or match[2] not in _SECONDS:
+        units = ", ".join(_SECONDS)
+        raise ValueError(f'{text!r} is not a duration: write a number and its unit ({units}), e.g. "250ms"')
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if not math.isfinite(seconds):
+        raise ValueError(f"{text!r} is not a finite duration")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people, with the unit that keeps about three digits."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f}us"
+    if seconds < 1.0:
+        return f"{seconds * 1e3:.3g}ms"
+    if seconds < 120.0:
+        return f"{seconds:.3g}s"
+    return f"{seconds / 60:.3g}m" if seconds < 7200 else f"{seconds / 3600:.3g}h"

@@ -1,0 +1,1 @@
+"""Search for the cheapest plan that meets the SLO; explains itself. Pure."""

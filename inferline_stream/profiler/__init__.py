@@ -1,0 +1,1 @@
+"""Measures stages on real hardware."""

@@ -1,0 +1,1 @@
+"""Closed loop in simulated time: any policy on any trace, its cost and misses. Pure."""

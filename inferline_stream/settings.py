@@ -1,0 +1,57 @@
+"""Every knob: unit, default, reason. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Knobs of a run. Durations are seconds, sizes bytes."""
+
+    fetch_wait_s: float = 0.020
+    """Longest a fetch waits for records. A grant joins the next fetch: this bounds how late it starts."""
+
+    heartbeat_s: float = 0.5
+    """How often a replica reports and renews its lease."""
+
+    lease_s: float = 2.0
+    """A replica that could not report for this long stops: its partitions may be another's."""
+
+    dead_after_s: float = 3.0
+    """Silence after which a replica counts as dead; above `lease_s`, so that two never own a partition."""
+
+    arrivals_sample_s: float = 0.020
+    """How often end offsets are read: the resolution of the live traffic envelope."""
+
+    tuner_step_s: float = 0.1
+    """How often the Tuner decides."""
+
+    connect_timeout_s: float = 10.0
+    """Longest wait for Kafka's first answer before the command ends with exit code 5."""
+
+    start_timeout_s: float = 60.0
+    """Longest a replica may take to import and load its stage."""
+
+    drain_timeout_s: float = 30.0
+    """Longest a stopping run waits for the last events."""
+
+
+def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings with `INFERLINE_<NAME>` applied, e.g. ``INFERLINE_TUNER_STEP_S=0.05``.
+
+    Raises:
+        ValueError: a variable that is no number.
+    """
+    source = os.environ if environment is None else environment
+    found: dict[str, float] = {}
+    for name in Settings.__dataclass_fields__:
+        variable = f"INFERLINE_{name.upper()}"
+        if variable in source:
+            try:
+                found[name] = float(source[variable])
+            except ValueError:
+                raise ValueError(f"{variable}={source[variable]!r} is not a number of seconds") from None
+    return Settings(**found)

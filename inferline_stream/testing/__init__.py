@@ -1,0 +1,1 @@
+"""Fakes and fixtures that users' tests may use too."""

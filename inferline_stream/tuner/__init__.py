@@ -1,0 +1,1 @@
+"""Traffic envelope and scaling policy as one pure step."""
