@@ -1,0 +1,106 @@
+"""Load a topology file: its folder first on `sys.path`, in the command line and in every replica alike."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.topology import Pipeline
+
+
+def load_topology(path: str | Path) -> Pipeline:
+    """Execute a topology file and return the pipeline that it declares.
+
+    The file becomes the module of its own name (``topology.py`` is ``topology``), executed afresh at
+    each call. Modules beside it win over installed ones of the same name, and over those that another
+    topology's folder brought into this process.
+
+    Args:
+        path: the file, or the folder that holds a ``topology.py``.
+
+    Returns:
+        The module's ``pipeline``, or its only `Pipeline` under whatever name. It has not been validated.
+
+    Raises:
+        InvalidTopology: there is no such file, executing it failed (the message names file and line),
+            or it declares no pipeline or several.
+    """
+    file = Path(path).resolve()
+    if file.is_dir():
+        file /= "topology.py"
+    if file.stem in sys.stdlib_module_names or file.stem == "inferline_stream":
+        raise InvalidTopology(f"{file}: would hide the module {file.stem!r}; rename the file, e.g. to topology.py")
+    try:
+        code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
+    except OSError as error:
+        raise InvalidTopology(
+            f"{path}: cannot be read ({error.strerror}); give a topology file or its folder"
+        ) from None
+    except (SyntaxError, ValueError) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise InvalidTopology(f"{file}{line}: {type(error).__name__}: {getattr(error, 'msg', error)}") from error
+    folder = str(file.parent)
+    if sys.path[:1] != [folder]:
+        sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
+    _forget_namesakes(file.parent)
+    module = ModuleType(file.stem)
+    module.__file__ = str(file)
+    sys.modules[file.stem] = module  # before it runs: annotations are resolved through it
+    try:
+        exec(code, module.__dict__)  # noqa: S102  a topology is a program, and running it is what loading means
+    except (Exception, SystemExit) as error:
+        del sys.modules[file.stem]
+        raise InvalidTopology(f"{where_raised(error, file)}: {last_line(error)}") from error
+    return _pipeline_of(module, file)
+
+
+def where_raised(error: BaseException, file: Path) -> str:
+    """``file:line`` of the innermost frame inside the topology's folder, as a reader wants to open it."""
+    inside = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(file.parent) and "site-packages" not in frame.filename
+    ]
+    return f"{inside[-1].filename}:{inside[-1].lineno}" if inside else str(file)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of the error's traceback, e.g. ``ModuleNotFoundError: No module named 'torch'``."""
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _forget_namesakes(folder: Path) -> None:
+    """Forget modules of other folders that have the name of one in this folder.
+
+    Installed modules are kept even then: others in this process hold on to them.
+    """
+    installed = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+    for entry in folder.iterdir():
+        package = entry / "__init__.py"
+        file = package if package.is_file() else entry
+        known = sys.modules.get(entry.stem)
+        origin = getattr(known, "__file__", None)
+        if file.suffix != ".py" or entry.stem == "__main__" or origin is None or Path(origin) == file:
+            continue
+        if not str(origin).startswith(installed):
+            for name in [n for n in sys.modules if n == entry.stem or n.startswith(f"{entry.stem}.")]:
+                del sys.modules[name]
+
+
+def _pipeline_of(module: ModuleType, file: Path) -> Pipeline:
+    declared = getattr(module, "pipeline", None)
+    if isinstance(declared, Pipeline):
+        return declared
+    found = {id(value): name for name, value in vars(module).items() if isinstance(value, Pipeline)}
+    if not found:
+        raise InvalidTopology(f"{file}: declares no pipeline; end it with `pipeline = Pipeline(...)`")
+    if len(found) > 1:
+        names = ", ".join(sorted(found.values()))
+        raise InvalidTopology(f"{file}: declares several pipelines ({names}); call the one to use `pipeline`")
+    (name,) = found.values()
+    pipeline: Pipeline = getattr(module, name)
+    return pipeline
