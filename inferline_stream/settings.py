@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,32 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
             except ValueError:
                 raise ValueError(f"{variable}={source[variable]!r} is not a number of seconds") from None
     return Settings(**found)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the machine offers to tests that need Apache Kafka."""
+
+    kafka_bootstrap_servers: str | None
+    """`KAFKA_BOOTSTRAP_SERVERS`: a Kafka that is already there, used before any other."""
+
+    container_engine: str | None
+    """`DOCKER_HOST`: where a Docker or podman engine listens, if not at its usual sockets."""
+
+    cache: Path
+    """Where downloads are kept: `INFERLINE_CACHE`, else `inferline-stream` in the user's cache folder."""
+
+    ci: bool
+    """`CI`: nothing may be skipped."""
+
+
+def surroundings(environment: Mapping[str, str] | None = None) -> Surroundings:
+    """What the environment says about Kafka for tests."""
+    source = os.environ if environment is None else environment
+    caches = Path(source.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Surroundings(
+        kafka_bootstrap_servers=source.get("KAFKA_BOOTSTRAP_SERVERS") or None,
+        container_engine=source.get("DOCKER_HOST") or None,
+        cache=Path(source.get("INFERLINE_CACHE") or caches / "inferline-stream"),
+        ci=source.get("CI", "").lower() not in ("", "0", "false"),
+    )

@@ -1,0 +1,135 @@
+"""A Kafka for tests: one that is there, one in a container, one on local Java, or the embedded broker.
+
+`find_apache_kafka()` tries, in this order, `KAFKA_BOOTSTRAP_SERVERS`, a container engine, and Java with Maven:
+
+    with find_apache_kafka() as kafka:
+        producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+
+Tests that stop and restart a broker start a `LocalKafka` of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Protocol, Self
+
+from inferline_stream.errors import Unreachable
+from inferline_stream.settings import Surroundings, surroundings
+from inferline_stream.testing.kafka_jars import KAFKA_VERSION, why_no_java
+from inferline_stream.testing.local_kafka import HOST, TEST_SETTINGS, LocalKafka, free_ports, wait_until_answering
+
+
+class KafkaServer(Protocol):
+    """Something that speaks the Kafka protocol at an address."""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """``host:port``, or several of them, separated by commas."""
+
+
+class KafkaAt:
+    """A Kafka that somebody else runs."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self.bootstrap_servers = bootstrap_servers
+
+
+class EmbeddedKafka:
+    """The embedded broker in a process of its own, so that it does not share the tests' event loop."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self.bootstrap_servers = ""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "inferline_stream.broker", "--port", "0", "--output", "json", "--parent-pipe"]
+        # Our end of its standard input closes when we are gone, however we go; it then ends as well.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise Unreachable(f"the embedded broker ended with status {self._process.wait()} before it listened")
+        self.bootstrap_servers = json.loads(line)["bootstrap_servers"]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        self._process.communicate(timeout=10.0)
+
+
+@contextmanager
+def find_apache_kafka(where: Surroundings | None = None, *, rebalance_delay_s: float = 0.0) -> Iterator[KafkaServer]:
+    """An Apache Kafka: the one of `KAFKA_BOOTSTRAP_SERVERS`, else in a container, else on local Java.
+
+    Raises:
+        Unreachable: none of the three is possible; says what each lacks.
+    """
+    where = where or surroundings()
+    with ExitStack() as stack:
+        if where.kafka_bootstrap_servers:
+            yield KafkaAt(where.kafka_bootstrap_servers)
+        elif engine := container_engine(where):
+            yield stack.enter_context(_kafka_in_a_container(engine, rebalance_delay_s))
+        elif (lack := why_no_java(where.cache)) is None:
+            yield stack.enter_context(LocalKafka(rebalance_delay_s=rebalance_delay_s))
+        else:
+            raise Unreachable(
+                "no Apache Kafka: KAFKA_BOOTSTRAP_SERVERS is not set, no Docker or podman engine answers, "
+                f"and {lack}; make one of the three possible"
+            )
+
+
+def container_engine(where: Surroundings) -> str | None:
+    """Address of a Docker or podman engine that answers, or None."""
+    usual = ["/var/run/docker.sock", "/run/podman/podman.sock", f"/run/user/{os.getuid()}/podman/podman.sock"]
+    for address in [where.container_engine] if where.container_engine else [f"unix://{path}" for path in usual]:
+        if address.startswith("unix://") and _unix_engine_answers(address.removeprefix("unix://")):
+            return address
+        if address.startswith("tcp://"):
+            return (
+                address  # somebody set DOCKER_HOST: an engine that does not answer is an error, not a reason to go on
+            )
+    return None
+
+
+def _unix_engine_answers(path: str) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as engine:
+            engine.settimeout(2.0)
+            engine.connect(path)
+            engine.sendall(b"GET /_ping HTTP/1.0\r\nHost: engine\r\n\r\n")
+            return b" 200 " in engine.recv(64)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _kafka_in_a_container(engine: str, rebalance_delay_s: float) -> Iterator[KafkaServer]:
+    from testcontainers.core.container import DockerContainer
+
+    (port,) = free_ports(1)
+    settings = {
+        **TEST_SETTINGS,
+        "group.initial.rebalance.delay.ms": str(round(rebalance_delay_s * 1000)),
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": "1@localhost:9093",
+        "controller.listener.names": "CONTROLLER",
+        "listeners": "PLAINTEXT://:9092,CONTROLLER://:9093",
+        "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    }
+    container = DockerContainer(f"apache/kafka:{KAFKA_VERSION}", docker_client_kw={"base_url": engine})
+    for name, value in settings.items():
+        container.with_env("KAFKA_" + name.upper().replace(".", "_"), value)
+    with container.with_bind_ports(9092, port):
+        wait_until_answering(HOST, port, None, 90.0, None)
+        yield KafkaAt(f"{HOST}:{port}")

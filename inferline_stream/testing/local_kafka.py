@@ -1,0 +1,267 @@
+"""A single-node Apache Kafka as a process of one's own: it can be killed, suspended and restarted on the same data."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from inferline_stream.errors import Unreachable
+from inferline_stream.settings import surroundings
+from inferline_stream.testing.kafka_jars import kafka_jars
+
+HOST = "127.0.0.1"
+CLUSTER_ID = "aW5mZXJsaW5lLXN0cmVhbQ"  # 16 bytes in URL-safe base 64, as Kafka wants it
+
+TEST_SETTINGS: Mapping[str, str] = {
+    # One node, so one copy of everything.
+    "offsets.topic.replication.factor": "1",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    # Creating 50 partitions for each internal topic takes seconds; nothing here needs so many.
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.num.partitions": "4",
+    # Clients name their topics; a typo must be an error.
+    "auto.create.topics.enable": "false",
+    # Tests provoke expiry, and wait for it.
+    "group.min.session.timeout.ms": "1000",
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
+    # A killed broker may come back once its controller has forgotten it: after 2 s instead of 9 s.
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "250",
+    # Compaction at once, in 16 MiB instead of 128 MiB.
+    "log.cleaner.backoff.ms": "250",
+    "log.cleaner.dedupe.buffer.size": "16777216",
+}
+"""Broker settings of every Kafka that is started here. The rebalance delay is a parameter of its own."""
+
+
+class LocalKafka:
+    """A single-node Apache Kafka (KRaft) on local Java, with its port, data and log in a temporary folder.
+
+    Every method blocks; in a coroutine call ``await asyncio.to_thread(kafka.restart)`` or enter it with ``async with``.
+
+    Args:
+        settings: broker settings that override `TEST_SETTINGS`, e.g. ``{"offsets.retention.minutes": "1"}``.
+        rebalance_delay_s: `group.initial.rebalance.delay.ms`. Kafka's own is 3 s: use that where groups are timed.
+        heap: the JVM's largest heap.
+        start_timeout_s: longest wait for the broker's first answer.
+
+    Raises:
+        Unreachable: no Java ≥ 17, no Maven, or the broker did not answer in time.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, str] | None = None,
+        *,
+        rebalance_delay_s: float = 0.0,
+        heap: str = "512m",
+        start_timeout_s: float = 60.0,
+    ) -> None:
+        delay = {"group.initial.rebalance.delay.ms": str(round(rebalance_delay_s * 1000))}
+        self._settings = {**TEST_SETTINGS, **delay, **(settings or {})}
+        self._heap = heap
+        self._start_timeout_s = start_timeout_s
+        self._resources = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self._classpath = ""
+        self.folder = Path()
+        self.port = 0
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The broker's address, the same after every restart."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running broker."""
+        return self._running().pid
+
+    @property
+    def log(self) -> Path:
+        """What the broker wrote to standard output and error."""
+        return self.folder / "broker.log"
+
+    def start(self) -> None:
+        """Start on the same port and data as before, if there was a before; returns once the broker answers."""
+        self._process = subprocess.Popen(
+            self._java("kafka.Kafka", str(self.folder / "server.properties"), heap=self._heap),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        self._watchdog = _kill_when_we_are_gone(self._process.pid)
+        try:
+            wait_until_answering(HOST, self.port, self._process, self._start_timeout_s, self.log)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """End the broker in good order; what it acknowledged is on disk."""
+        self._end(signal.SIGTERM, timeout_s=30.0)
+
+    def kill(self) -> None:
+        """SIGKILL: the broker ends in no order at all."""
+        self._end(signal.SIGKILL, timeout_s=10.0)
+
+    def suspend(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT, after `suspend`."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def restart(self, *, kill: bool = False, pause_s: float = 0.0) -> None:
+        """Stop (or kill) and start again after a pause."""
+        if kill:
+            self.kill()
+        else:
+            self.stop()
+        time.sleep(pause_s)
+        self.start()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            self._classpath = f"{kafka_jars(surroundings().cache)}/*"
+            self.folder = Path(
+                undo.enter_context(tempfile.TemporaryDirectory(prefix="kafka-", ignore_cleanup_errors=True))
+            )
+            self._log = undo.enter_context(self.log.open("ab"))
+            self.port, controller_port = free_ports(2)
+            self._write_properties(controller_port)
+            self._format()
+            self.start()
+            self._resources = undo.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()  # nothing is kept, so nothing need be put in order
+        self._resources.close()
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.__enter__)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, at)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("this broker is not running; call start()")
+        return self._process
+
+    def _end(self, how: signal.Signals, timeout_s: float) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        self._process.send_signal(signal.SIGCONT)  # a suspended process would never see SIGTERM
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10.0)
+        self._process = None
+        if self._watchdog is not None:
+            self._watchdog.kill()
+            self._watchdog.wait()
+            if self._watchdog.stdin is not None:
+                self._watchdog.stdin.close()
+
+    def _java(self, main: str, *arguments: str, heap: str) -> list[str]:
+        logging_level = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+        return ["java", f"-Xmx{heap}", "-XX:+UseSerialGC", logging_level, "-cp", self._classpath, main, *arguments]
+
+    def _write_properties(self, controller_port: int) -> None:
+        properties = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@{HOST}:{controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{controller_port}",
+            "log.dirs": str(self.folder / "data"),
+            **self._settings,
+        }
+        lines = "".join(f"{name}={value}\n" for name, value in properties.items())
+        (self.folder / "server.properties").write_text(lines, encoding="utf-8")
+
+    def _format(self) -> None:
+        properties = str(self.folder / "server.properties")
+        command = self._java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", properties, heap="128m")
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise Unreachable(f"Kafka could not format {self.folder / 'data'}: {done.stderr or done.stdout}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports on which nobody listens, below the range that the kernel gives to outgoing connections.
+
+    A client that tries again and again to reach a stopped broker would otherwise, sooner or later, be given the
+    broker's own port as its source and connect to itself.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
+
+
+def wait_until_answering(
+    host: str, port: int, process: subprocess.Popen[bytes] | None, timeout_s: float, log: Path | None
+) -> None:
+    """Return once a broker answers at an address.
+
+    Raises:
+        Unreachable: it did not in time, or its process ended; shows the end of its log.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while not _answers(host, port):
+        ended = process is not None and process.poll() is not None
+        if ended or time.monotonic() > deadline_s:
+            what = (
+                f"ended with status {process.returncode}" if process and ended else f"gave no answer in {timeout_s} s"
+            )
+            tail = log.read_text(errors="replace")[-2000:] if log else ""
+            raise Unreachable(f"Apache Kafka at {host}:{port} {what}\n{tail}")
+        time.sleep(0.05)
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether a broker answers ApiVersions v0; Kafka does so only once it serves every request."""
+    correlation = 7
+    request = struct.pack(">hhih", 18, 0, correlation, -1)  # key, version, correlation, no client id
+    try:
+        with socket.create_connection((host, port), timeout=2.0) as broker:
+            broker.settimeout(2.0)
+            broker.sendall(struct.pack(">i", len(request)) + request)
+            answer = broker.recv(8, socket.MSG_WAITALL)
+            return len(answer) == 8 and struct.unpack(">ii", answer)[1] == correlation
+    except OSError:
+        return False
+
+
+def _kill_when_we_are_gone(pid: int) -> subprocess.Popen[bytes]:
+    """A shell that waits for the end of its input, which comes when this process ends in any way."""
+    return subprocess.Popen(["/bin/sh", "-c", 'read -r _; kill -9 "$1"', "sh", str(pid)], stdin=subprocess.PIPE)

@@ -1,0 +1,1 @@
+pytest_plugins = ["inferline_stream.testing.fixtures"]
