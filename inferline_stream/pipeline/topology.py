@@ -6,6 +6,7 @@ These objects accept what is written and are judged together by `pipeline.valida
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,7 @@ class Stage:
         self.after = [parent if isinstance(parent, Edge) else Edge(parent) for parent in after]
         self.max_batch_size = max_batch_size
         self.emulated = emulated
+        self.declared = _caller()
 
     def when(self, condition: Callable[[Any], bool]) -> Edge:
         """The edge out of this stage that is taken by results for which ``condition`` holds."""
@@ -88,6 +90,12 @@ class Stage:
 
     def __repr__(self) -> str:
         return f"Stage({self.name!r})"
+
+
+def _caller() -> str:
+    """``file:line`` of the code that constructs the object whose constructor calls this."""
+    frame = sys._getframe(2)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +140,7 @@ class Pipeline:
         self.sample = sample
         self.hardware = tuple(hardware)
         self.objective = objective
+        self.declared = _caller()
 
     @property
     def slo_s(self) -> float:

@@ -1,0 +1,49 @@
+"""Service times that a stage declares for hardware which only pretends to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from inferline_stream.pipeline.topology import Stage
+from inferline_stream.pipeline.units import duration_s
+
+
+def emulated_s(stage: Stage, hardware: str) -> dict[int, float]:
+    """Declared service time in seconds by batch size, ascending; starts at batch size 1.
+
+    Args:
+        stage: a stage with ``emulated`` times, for all emulated kinds or by kind.
+        hardware: the emulated kind.
+
+    Raises:
+        ValueError: no times for this kind, none for batch size 1, or a batch size or duration that
+            is none.
+    """
+    table = _table(stage.emulated, hardware)
+    if not table:
+        raise ValueError(f'no service times for {hardware!r}; give emulated={{1: "20ms", 8: "60ms"}}')
+    times_s = {}
+    for size, time in table.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"emulated batch size {size!r} must be a whole number, 1 or more")
+        times_s[size] = duration_s(time)
+        if times_s[size] <= 0:
+            raise ValueError(f"emulated service time {time!r} of batch size {size} must be above 0")
+    if 1 not in times_s:
+        raise ValueError(
+            f'no emulated service time for batch size 1 (has {sorted(times_s)}); give emulated={{1: "20ms"}}'
+        )
+    return dict(sorted(times_s.items()))
+
+
+def by_kind(emulated: Mapping[Any, Any] | None) -> bool:
+    """Whether the times are declared by hardware kind rather than once for all of them."""
+    return bool(emulated) and all(isinstance(key, str) for key in emulated or ())
+
+
+def _table(emulated: Mapping[Any, Any] | None, hardware: str) -> Mapping[Any, Any]:
+    table = (emulated or {}).get(hardware, {}) if by_kind(emulated) else emulated or {}
+    if not isinstance(table, Mapping):
+        raise ValueError(f'emulated service times {table!r} are no table; write {{1: "20ms", 8: "60ms"}}')
+    return table
