@@ -1,0 +1,270 @@
+"""Assignments in virtual time: replicas that apply them late, die, fall silent and wake; never two owners."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from inferline_stream.controlplane.assigning import (
+    Assigning,
+    SeenReplica,
+    StageWanted,
+    Told,
+    recovered,
+    step,
+)
+from inferline_stream.dataplane.protocol import Assignment
+
+PARTITIONS = 8
+WANTED = {"s": StageWanted((1.0,) * PARTITIONS, {"cpu": 1.0, "gpu": 4.0}, {"cpu": 4, "gpu": 8})}
+
+
+def ready(name: str, applied: int = 0, held: set[int] | None = None, hardware: str = "cpu") -> SeenReplica:
+    return SeenReplica(name, "s", hardware, "ready", applied, frozenset(held or ()))
+
+
+def seen(*replicas: SeenReplica) -> dict[str, SeenReplica]:
+    return {r.replica: r for r in replicas}
+
+
+def test_the_first_ready_replica_gets_every_partition() -> None:
+    state, deal = step(Assigning(term=1), seen(ready("a")), WANTED)
+    assert [(a.replica, a.partitions, a.sequence, a.term) for a in deal.assignments] == [
+        ("a", tuple(range(PARTITIONS)), 1, 1)
+    ]
+    assert step(state, seen(ready("a")), WANTED)[1].assignments == ()
+
+
+def test_a_starting_replica_gets_nothing() -> None:
+    starting = replace(ready("a"), phase="starting")
+    assert step(Assigning(term=1), seen(starting), WANTED)[1].assignments == ()
+
+
+def test_a_partition_is_granted_only_after_its_owner_has_released_it() -> None:
+    state, _ = step(Assigning(term=1), seen(ready("a")), WANTED)
+    everything = set(range(PARTITIONS))
+    state, deal = step(state, seen(ready("a", 1, everything), ready("b")), WANTED)
+    (revoked,) = deal.assignments
+    assert revoked.replica == "a"
+    assert len(revoked.partitions) == PARTITIONS // 2
+    moving = everything - set(revoked.partitions)
+    # The report that has not applied the revocation changes nothing, nor does one that still holds a part.
+    state, deal = step(state, seen(ready("a", 1, everything), ready("b")), WANTED)
+    assert deal.assignments == ()
+    still = {min(moving)}
+    state, deal = step(state, seen(ready("a", revoked.sequence, set(revoked.partitions) | still), ready("b")), WANTED)
+    assert [(a.replica, set(a.partitions)) for a in deal.assignments] == [("b", moving - still)]
+    state, deal = step(state, seen(ready("a", revoked.sequence, set(revoked.partitions)), ready("b")), WANTED)
+    assert [(a.replica, set(a.partitions)) for a in deal.assignments] == [("b", moving)]
+
+
+def test_partitions_of_a_replica_that_ended_go_at_once_to_the_living() -> None:
+    state, _ = step(Assigning(term=1), seen(ready("a")), WANTED)
+    both = seen(ready("a", 1, set(range(PARTITIONS))), ready("b"))
+    state, deal = step(state, both, WANTED, ended=frozenset({"a"}))
+    assert [(a.replica, a.partitions) for a in deal.assignments] == [("b", tuple(range(PARTITIONS)))]
+    assert deal.forgotten == ("a",)
+    assert step(state, both, WANTED, ended=frozenset({"a"}))[1] == type(deal)()
+
+
+def test_a_silent_replica_is_told_to_leave_before_its_partitions_are_granted() -> None:
+    state, _ = step(Assigning(term=1), seen(ready("a")), WANTED)
+    both = seen(ready("a", 1, set(range(PARTITIONS))), ready("b"))
+    state, deal = step(state, both, WANTED, silent=frozenset({"a"}))
+    assert [(a.replica, a.partitions, a.drain) for a in deal.assignments] == [
+        ("a", (), True),
+        ("b", tuple(range(PARTITIONS)), False),
+    ]
+    # It wakes and reports what it held; it stays told to leave and nothing is taken from the new owner.
+    assert step(state, both, WANTED, silent=frozenset({"a"}))[1].assignments == ()
+
+
+def test_a_replica_that_dropped_everything_is_told_once_more_under_a_new_number() -> None:
+    state, _ = step(Assigning(term=1), seen(ready("a")), WANTED)
+    state, deal = step(state, seen(ready("a", 1, set())), WANTED)
+    assert [(a.sequence, a.partitions) for a in deal.assignments] == [(2, tuple(range(PARTITIONS)))]
+    assert step(state, seen(ready("a", 1, set())), WANTED)[1].assignments == ()
+
+
+def test_a_draining_replica_releases_everything_and_leaves_while_others_never_stop() -> None:
+    state, deal = step(Assigning(term=1), seen(ready("a"), ready("b")), WANTED)
+    held = {a.replica: set(a.partitions) for a in deal.assignments}
+    now = seen(ready("a", 1, held["a"]), ready("b", 2, held["b"]))
+    state, deal = step(state, now, WANTED, draining=frozenset({"b"}))
+    (leave,) = deal.assignments
+    assert (leave.replica, leave.partitions, leave.drain) == ("b", (), True)
+    now = seen(ready("a", 1, held["a"]), replace(ready("b", leave.sequence), phase="draining"))
+    state, deal = step(state, now, WANTED, draining=frozenset({"b"}))
+    assert [(a.replica, a.partitions) for a in deal.assignments] == [("a", tuple(range(PARTITIONS)))]
+
+
+def test_a_starting_replica_that_is_no_longer_wanted_is_told_to_leave() -> None:
+    starting = replace(ready("b"), phase="starting")
+    _, deal = step(Assigning(term=1), seen(starting), WANTED, draining=frozenset({"b"}))
+    assert [(a.replica, a.drain) for a in deal.assignments] == [("b", True)]
+
+
+def test_faster_hardware_gets_more_partitions() -> None:
+    _, deal = step(Assigning(term=1), seen(ready("a"), ready("b", hardware="gpu")), WANTED)
+    shares = {a.replica: len(a.partitions) for a in deal.assignments}
+    assert shares["b"] > 2 * shares["a"]
+    assert sum(shares.values()) == PARTITIONS
+
+
+def test_a_changed_batch_limit_is_told_without_moving_a_partition() -> None:
+    state, deal = step(Assigning(term=1), seen(ready("a")), WANTED)
+    larger = {"s": replace(WANTED["s"], max_batch_sizes={"cpu": 16, "gpu": 8})}
+    _, after = step(state, seen(ready("a", 1, set(range(PARTITIONS)))), larger)
+    assert [(a.max_batch_size, a.partitions) for a in after.assignments] == [(16, deal.assignments[0].partitions)]
+
+
+@pytest.mark.parametrize(("hot", "moves"), [(1.05, False), (9.0, True)])
+def test_a_rebalance_moves_partitions_only_where_it_pays(hot: float, moves: bool) -> None:
+    state, deal = step(Assigning(term=1), seen(ready("a"), ready("b")), WANTED)
+    held = {a.replica: set(a.partitions) for a in deal.assignments}
+    rates = tuple(hot if p in held["a"] else 1.0 for p in range(PARTITIONS))
+    skewed = {"s": replace(WANTED["s"], partition_rates=rates, rebalance=True)}
+    _, after = step(state, seen(ready("a", 1, held["a"]), ready("b", 2, held["b"])), skewed)
+    assert bool(after.assignments) is moves
+
+
+def test_a_new_term_grants_nothing_that_an_unheard_replica_may_hold() -> None:
+    # Compaction kept only the revocation; the old owner may still work on every partition of the stage.
+    last = Assignment("a", "s", term=1, sequence=7, partitions=(0, 1), max_batch_size=4)
+    state = recovered(2, [last], {"s": PARTITIONS})
+    state, deal = step(state, seen(ready("b")), WANTED)
+    assert all(a.partitions == () for a in deal.assignments)
+    now = seen(ready("a", 7, {0, 1}), ready("b"))
+    state, deal = step(state, now, WANTED)
+    granted = {p for a in deal.assignments if a.replica == "b" for p in a.partitions}
+    assert granted
+    assert not granted & {0, 1}
+    assert all(a.sequence > 7 and a.term == 2 for a in deal.assignments)
+
+
+@dataclass
+class Worker:
+    """A replica that applies assignments late, finishes a batch before it releases, and may be frozen.
+
+    After it has slept over its lease it holds nothing until it is told anew: what it was told before may be another's.
+    """
+
+    name: str
+    born: int
+    inbox: list[tuple[int, Assignment]] = field(default_factory=list)
+    draining: bool = False
+    applied: int = 0
+    working: set[int] = field(default_factory=set)
+    releasing: dict[int, int] = field(default_factory=dict)
+    frozen_until: int = -1
+    lease_until: int = 0
+    gone: bool = False
+
+    def tick(self, now: int, rng: random.Random) -> SeenReplica | None:
+        """Returns the report sent, if any."""
+        if self.gone or now < self.frozen_until:
+            return None
+        if now > self.lease_until:
+            self.working.clear()
+            self.releasing.clear()
+            self.applied = max((a.sequence for _, a in self.inbox), default=self.applied)
+            self.draining |= any(a.drain for _, a in self.inbox)
+            self.inbox.clear()
+        arrived = [m for m in self.inbox if m[0] <= now]
+        for message in arrived:
+            self.inbox.remove(message)
+        newest = max((a for _, a in arrived), key=lambda a: a.sequence, default=None)
+        if newest is not None and newest.sequence > self.applied:
+            self.applied = newest.sequence
+            wanted = set(newest.partitions)
+            for partition in self.working - wanted:
+                self.releasing.setdefault(partition, now + rng.randint(0, 4))
+            for partition in wanted:
+                self.releasing.pop(partition, None)
+            self.working |= wanted
+            self.draining = newest.drain
+        for partition, when in list(self.releasing.items()):
+            if when <= now:
+                del self.releasing[partition]
+                self.working.discard(partition)
+        self.lease_until = now + 20
+        phase = "starting" if now < self.born + 10 else "ready"
+        if self.draining:
+            self.gone = not self.working
+            phase = "gone" if self.gone else "draining"
+        return SeenReplica(self.name, "s", "cpu", phase, self.applied, frozenset(self.working))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_partition_ever_has_two_owners_and_all_are_owned_in_the_end(seed: int) -> None:
+    """Ticks of 0.1 s; lease 2 s, dead after 3 s; reports and assignments travel for up to 0.5 s."""
+    rng = random.Random(seed)
+    state = Assigning(term=1)
+    workers: dict[str, Worker] = {}
+    reports: list[tuple[int, SeenReplica]] = []
+    replicas: dict[str, SeenReplica] = {}
+    heard: dict[str, int] = {}
+    ended: set[str] = set()
+    silent: set[str] = set()
+    draining: set[str] = set()
+    born = 0
+    for now in range(600):
+        settled = now > 450  # no more faults: the rest must come to rest
+        living = [w for w in workers.values() if not w.gone and w.name not in draining]
+        if len(living) < (2 if settled else 4) and (settled or rng.random() < 0.1):
+            born += 1
+            workers[f"w{born}"] = Worker(f"w{born}", now, lease_until=now + 20)
+        if not settled and living and rng.random() < 0.05:
+            victim = rng.choice(living)
+            fault = rng.choice(["kill", "freeze", "drain"])
+            if fault == "kill":
+                victim.gone = True
+                victim.working.clear()
+                ended.add(victim.name)
+            elif fault == "freeze":
+                victim.frozen_until = now + rng.randint(5, 80)
+            else:
+                draining.add(victim.name)
+        for worker in workers.values():
+            report = worker.tick(now, rng)
+            if report is not None and (now % 5 == 0 or replicas.get(worker.name) != report):
+                reports.append((now + rng.randint(0, 5), report))
+        for when, report in sorted([r for r in reports if r[0] <= now], key=lambda r: r[0]):
+            reports.remove((when, report))
+            old = replicas.get(report.replica)
+            if old is None or report.applied >= old.applied:
+                replicas[report.replica] = report
+            heard[report.replica] = now
+            if report.phase == "gone":
+                ended.add(report.replica)
+        silent |= {r for r, when in heard.items() if now - when > 30 and r not in ended}
+        if not settled and rng.random() < 0.02:  # a new controller, from the compacted topic
+            state = recovered(state.term + 1, [t.assignment for t in state.told.values()], {"s": PARTITIONS})
+        state, deal = step(
+            state,
+            replicas,
+            WANTED,
+            ended=frozenset(ended),
+            silent=frozenset(silent),
+            draining=frozenset(draining),
+        )
+        for assignment in deal.assignments:
+            if assignment.replica in workers:
+                workers[assignment.replica].inbox.append((now + rng.randint(0, 5), assignment))
+        owners: dict[int, list[str]] = {}
+        for worker in workers.values():
+            if not worker.gone and now <= worker.lease_until and now >= worker.frozen_until:
+                for partition in worker.working:
+                    owners.setdefault(partition, []).append(worker.name)
+        twice = {p: names for p, names in owners.items() if len(names) > 1}
+        assert not twice, f"tick {now}: {twice}"
+    assert set(owners) == set(range(PARTITIONS))
+
+
+def test_what_a_replica_may_hold_is_never_forgotten_before_it_has_reported() -> None:
+    told = Told(Assignment("a", "s", 1, 3, (), 4), frozenset({5}))
+    state = Assigning(1, 3, {"a": told}, {"s": {}}, {})
+    _, deal = step(state, seen(ready("a", 2, set()), ready("b")), WANTED)
+    assert all(5 not in a.partitions for a in deal.assignments if a.replica == "b")
