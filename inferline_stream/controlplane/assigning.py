@@ -127,7 +127,7 @@ def step(
     sequence = state.sequence
     changed: list[Assignment] = []
 
-    def tell(replica: str, stage: str, partitions: Iterable[int], batch: int, wait_s: float, leave: bool) -> None:
+    def tell(replica: str, stage: str, partitions: Iterable[int], batch: int, wait_s: float, *, leave: bool) -> None:
         nonlocal sequence
         before = told.get(replica)
         now = Assignment(replica, stage, state.term, sequence + 1, tuple(partitions), batch, wait_s, drain=leave)
@@ -142,8 +142,8 @@ def step(
     # A silent one may only be stopped for a while: when it wakes, it reads this before anything else.
     for replica in sorted(silent - ended):
         if replica in told or replica in replicas:
-            stage = replicas[replica].stage if replica in replicas else told[replica].assignment.stage
-            tell(replica, stage, (), 1, 0.0, leave=True)
+            its_stage = replicas[replica].stage if replica in replicas else told[replica].assignment.stage
+            tell(replica, its_stage, (), 1, 0.0, leave=True)
 
     owners, members = dict(state.owners), dict(state.members)
     present: dict[str, list[SeenReplica]] = {name: [] for name in wanted}
@@ -168,7 +168,7 @@ def step(
             leave = seen.replica in draining
             if seen.phase in ("starting", "ready") and (leave or seen.phase == "ready"):
                 batch = stage.max_batch_sizes[seen.hardware]
-                tell(seen.replica, name, shares.get(seen.replica, ()), batch, stage.max_wait_s, leave)
+                tell(seen.replica, name, shares.get(seen.replica, ()), batch, stage.max_wait_s, leave=leave)
     forgotten = tuple(replica for replica in state.told if replica in ended)
     return Assigning(state.term, sequence, told, owners, members), Deal(tuple(changed), forgotten)
 
