@@ -1,0 +1,334 @@
+"""What a controller needs of Kafka: write as the one leader, follow small topics, read offsets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+
+from inferline_stream.errors import InferlineError, Unreachable
+
+_REQUEST_TIMEOUT_MS = 5_000
+_TRANSACTION_TIMEOUT_MS = 10_000  # a dead leader's open transaction hides what follows it for at most this long
+
+
+class LeadershipLost(InferlineError):
+    """Another controller has initialised this transactional id, or Kafka has given up on it: stop leading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A record to write. No value deletes its key from a compacted topic."""
+
+    topic: str
+    key: str
+    value: bytes | None
+    partition: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A record that was read."""
+
+    partition: int
+    offset: int
+    time_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+class LeaderProducer:
+    """Writes in transactions of one id: starting it fences every older producer of that id.
+
+    Args:
+        bootstrap_servers: host:port, comma separated.
+        transactional_id: of the pipeline's leading controller.
+
+    Raises:
+        Unreachable: on entering, Kafka gives no producer id in time.
+    """
+
+    def __init__(self, bootstrap_servers: str, transactional_id: str, start_timeout_s: float = 10.0) -> None:
+        self._where = bootstrap_servers
+        self._start_timeout_s = start_timeout_s
+        self._one_at_a_time = asyncio.Lock()
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap_servers,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
+            request_timeout_ms=_REQUEST_TIMEOUT_MS,
+            retry_backoff_ms=50,
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                await self._producer.start()
+        except (KafkaError, TimeoutError) as error:
+            await _quietly(self._producer.stop(), 1.0)
+            raise Unreachable(
+                f"Kafka at {self._where} gives no transactional producer ({error or 'no answer'})"
+            ) from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await _quietly(self._producer.stop(), 2.0)
+
+    async def write(self, records: Iterable[Written]) -> None:
+        """All of them become visible to read_committed readers at once, or none does.
+
+        Raises:
+            LeadershipLost: fenced, or the transaction could be neither committed nor aborted.
+            Unreachable: Kafka did not answer in time; nothing was written and it may be tried again.
+        """
+        async with self._one_at_a_time:
+            try:
+                await self._producer.begin_transaction()
+                sent = [
+                    await self._producer.send(
+                        record.topic, value=record.value, key=record.key.encode(), partition=record.partition
+                    )
+                    for record in records
+                ]
+                async with asyncio.timeout(_REQUEST_TIMEOUT_MS / 1e3 * 2):
+                    for outcome in await asyncio.gather(*sent, return_exceptions=True):
+                        if isinstance(outcome, BaseException):
+                            raise outcome
+                    await self._producer.commit_transaction()
+            except (ProducerFenced, InvalidProducerEpoch) as error:
+                self._forget_transaction()
+                raise LeadershipLost(f"another controller leads ({type(error).__name__}): this one stops") from None
+            except (KafkaError, TimeoutError) as error:
+                await self._abort(error)
+                raise Unreachable(f"Kafka at {self._where} did not take a transaction: {error!r}") from None
+
+    async def _abort(self, cause: BaseException) -> None:
+        try:
+            async with asyncio.timeout(_REQUEST_TIMEOUT_MS / 1e3):
+                await self._producer.abort_transaction()
+        except (KafkaError, TimeoutError, AssertionError) as error:
+            self._forget_transaction()
+            raise LeadershipLost(f"a transaction could not be ended ({cause!r}, then {error!r})") from None
+
+    def _forget_transaction(self) -> None:
+        """Look at the future that aiokafka leaves behind, or asyncio complains that nobody did."""
+        waiter = self._producer._txn_manager.wait_for_transaction_end()
+        if waiter is not None and waiter.done() and not waiter.cancelled():
+            waiter.exception()
+
+
+class TopicFollower:
+    """Reads every partition of a topic from a position of its own; no group, nothing committed.
+
+    Args:
+        bootstrap_servers: host:port, comma separated.
+        topic: full name.
+        start: offsets by partition; ``"beginning"``, ``"end"``; or seconds since the epoch.
+        partitions: how many the topic has.
+        committed_only: skip records of open and aborted transactions.
+
+    Raises:
+        Unreachable: on entering, Kafka does not answer or has no such topic.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        topic: str,
+        start: Mapping[int, int] | Literal["beginning", "end"] | float = "beginning",
+        *,
+        partitions: int = 1,
+        committed_only: bool = True,
+    ) -> None:
+        self._where, self._topic, self._start = bootstrap_servers, topic, start
+        self._tps = [TopicPartition(topic, p) for p in range(partitions)]
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap_servers,
+            enable_auto_commit=False,
+            isolation_level="read_committed" if committed_only else "read_uncommitted",
+            auto_offset_reset="earliest",
+            request_timeout_ms=_REQUEST_TIMEOUT_MS,
+            retry_backoff_ms=50,
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            async with asyncio.timeout(_REQUEST_TIMEOUT_MS / 1e3 * 2):
+                await self._consumer.start()
+                self._consumer.assign(self._tps)
+                for tp, offset in (await self._first_offsets()).items():
+                    self._consumer.seek(tp, offset)
+        except (KafkaError, TimeoutError) as error:
+            await _quietly(self._consumer.stop(), 1.0)
+            raise Unreachable(f"topic {self._topic} at {self._where} cannot be read: {error!r}") from None
+        return self
+
+    async def _first_offsets(self) -> Mapping[TopicPartition, int]:
+        if isinstance(self._start, Mapping):
+            return {tp: self._start.get(tp.partition, 0) for tp in self._tps}
+        if self._start == "beginning":
+            return dict(await self._consumer.beginning_offsets(self._tps))
+        ends = dict(await self._consumer.end_offsets(self._tps))
+        if self._start == "end":
+            return ends
+        found = await self._consumer.offsets_for_times(dict.fromkeys(self._tps, int(float(self._start) * 1e3)))
+        return {tp: ends[tp] if at is None else at.offset for tp, at in found.items()}
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await _quietly(self._consumer.stop(), 2.0)
+
+    async def read(self, timeout_s: float = 1.0, most: int | None = None) -> list[Followed]:
+        """Records that came since the last call, waiting up to ``timeout_s`` for the first; maybe none."""
+        try:
+            batches = await self._consumer.getmany(timeout_ms=int(timeout_s * 1e3), max_records=most)
+        except KafkaError as error:
+            raise Unreachable(f"topic {self._topic} at {self._where} cannot be read: {error!r}") from None
+        return [
+            Followed(r.partition, r.offset, r.timestamp, r.key, r.value, r.headers)
+            for batch in batches.values()
+            for r in batch
+        ]
+
+    async def position(self) -> dict[int, int]:
+        """Next offset to read, by partition."""
+        return {tp.partition: await self._consumer.position(tp) for tp in self._tps}
+
+    async def end(self) -> dict[int, int]:
+        """End offset now, by partition."""
+        ends = await self._consumer.end_offsets(self._tps)
+        return {tp.partition: offset for tp, offset in ends.items()}
+
+    async def read_to(self, end: Mapping[int, int], deadline_s: float = 30.0) -> list[Followed]:
+        """Everything before these offsets.
+
+        Raises:
+            Unreachable: it did not come within ``deadline_s``.
+        """
+        records: list[Followed] = []
+        give_up_s = time.monotonic() + deadline_s
+        while not all([(await self.position())[p] >= offset for p, offset in end.items()]):
+            if time.monotonic() > give_up_s:
+                raise Unreachable(f"topic {self._topic}: offsets {dict(end)} were not read in {deadline_s:g} s")
+            records += await self.read(0.2)
+        return records
+
+
+class OffsetReader:
+    """End offsets of topics and committed offsets of groups; on connections where nothing else waits.
+
+    Raises:
+        Unreachable: on entering, Kafka does not answer.
+    """
+
+    def __init__(self, bootstrap_servers: str, start_timeout_s: float = 10.0) -> None:
+        self._where, self._start_timeout_s = bootstrap_servers, start_timeout_s
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap_servers,
+            enable_auto_commit=False,
+            request_timeout_ms=_REQUEST_TIMEOUT_MS,
+            retry_backoff_ms=50,
+        )
+        self._admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=_REQUEST_TIMEOUT_MS)
+        self._coordinators: dict[str, int] = {}
+
+    async def __aenter__(self) -> Self:
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                await self._consumer.start()
+                await self._admin.start()
+        except (KafkaError, TimeoutError) as error:
+            await self.__aexit__(None, None, None)
+            raise Unreachable(f"Kafka at {self._where} does not answer: {error or 'timed out'}") from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await _quietly(self._consumer.stop(), 1.0)
+        await _quietly(self._admin.close(), 1.0)
+
+    async def partitions(self, topic: str) -> int:
+        """Partitions that a topic has.
+
+        Raises:
+            Unreachable: there is no such topic, or no answer.
+        """
+        with _translated(self._where):
+            (described,) = await self._admin.describe_topics([topic])
+        if described["error_code"]:
+            raise Unreachable(f"Kafka at {self._where} has no topic {topic}")
+        return len(described["partitions"])
+
+    async def ends(self, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """End offset of each partition, by topic: one request for all of them.
+
+        Args:
+            partitions: topic → number of its partitions.
+
+        Raises:
+            Unreachable: no answer in time.
+        """
+        wanted = [TopicPartition(topic, p) for topic, n in partitions.items() for p in range(n)]
+        with _translated(self._where):
+            ends = await self._consumer.end_offsets(wanted)
+        return {topic: tuple(ends[TopicPartition(topic, p)] for p in range(n)) for topic, n in partitions.items()}
+
+    async def committed(self, group: str, topic: str, partitions: int) -> tuple[int, ...]:
+        """The group's committed offset of each partition, -1 where it has none.
+
+        Raises:
+            Unreachable: no answer in time.
+        """
+        tps = [TopicPartition(topic, p) for p in range(partitions)]
+        give_up_s = time.monotonic() + _REQUEST_TIMEOUT_MS / 1e3
+        with _translated(self._where):
+            while True:
+                try:
+                    if group not in self._coordinators:
+                        self._coordinators[group] = await self._admin.find_coordinator(group)
+                    found = await self._admin.list_consumer_group_offsets(group, self._coordinators[group], tps)
+                    break
+                except KafkaError as error:  # a new cluster's first coordinator takes a moment; they also move
+                    self._coordinators.pop(group, None)
+                    if not error.retriable or time.monotonic() > give_up_s:
+                        raise
+                    await asyncio.sleep(0.1)
+        known = {tp.partition: at.offset for tp, at in found.items()}
+        return tuple(known.get(p, -1) for p in range(partitions))
+
+
+class _translated:
+    """aiokafka's errors as ours."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KafkaError | TimeoutError | OSError):
+            raise Unreachable(f"Kafka at {self._where} does not answer: {error!r}") from None
+
+
+async def _quietly(closing: object, deadline_s: float) -> None:
+    """Close a client whose broker may be gone."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            await closing  # type: ignore[misc]
+    except (KafkaError, TimeoutError, OSError):
+        return
