@@ -1,0 +1,342 @@
+"""Every mistake of a declared pipeline at once, each with the file, the stage and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.annotations import (
+    StageTypes,
+    accepts,
+    condition_type,
+    describe,
+    join_fields,
+    stage_types,
+    without_none,
+)
+from inferline_stream.pipeline.branches import maybe_missing
+from inferline_stream.pipeline.emulation import by_kind, emulated_s
+from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.shape import topological
+from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic
+
+CODECS = ("json", "msgpack", "raw")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]+")
+_LONGEST_NAME = 80  # two of them, a prefix and a suffix fit into Kafka's 249 characters
+_LONGEST_TOPIC = 230  # leaves room for a prefix and `.dlq`
+
+
+def problems(pipeline: Pipeline) -> tuple[str, ...]:
+    """Everything that must be corrected before the pipeline can run, ``file:line: what; remedy`` each.
+
+    Looks at the declaration alone: whether files exist and stages can be constructed is not known here.
+    """
+    listed: dict[int, Stage] = {id(stage): stage for stage in pipeline.stages if isinstance(stage, Stage)}
+    stages = list(listed.values())
+    found = [f"{pipeline.declared}: {problem}" for problem in _of_pipeline(pipeline, stages)]
+    for stage in stages:
+        kinds = catalogue(kind for kind in pipeline.hardware if isinstance(kind, Hardware))
+        for problem in (*_of_stage(stage, kinds), *_of_parents(stage, listed)):
+            found.append(f"{stage.declared}: stage {stage.name!r}: {problem}")
+    # Types are compared only along edges that lead from stage to stage.
+    found += _of_types(stages, pipeline)
+    return tuple(found)
+
+
+def validated(pipeline: Pipeline) -> Pipeline:
+    """The pipeline itself, once it is known to be sound.
+
+    Raises:
+        InvalidTopology: it is not; carries all problems.
+    """
+    found = problems(pipeline)
+    if found:
+        raise InvalidTopology(*found)
+    return pipeline
+
+
+def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
+    yield from _of_name(pipeline.name, "pipeline")
+    try:
+        if pipeline.slo_s <= 0:
+            yield f"SLO {pipeline.slo!r} must be above 0"
+    except ValueError as error:
+        yield f"SLO {error}"
+    objective: Any = pipeline.objective
+    if isinstance(objective, bool) or not isinstance(objective, int | float) or not 0 < objective < 1:
+        yield f"objective {objective!r} must lie between 0 and 1, e.g. 0.99 for a P99 within the SLO"
+    yield from _of_topics(pipeline)
+    sample: Any = pipeline.sample
+    if sample is not None and not isinstance(sample, Sample):
+        yield f'sample {sample!r} is no Sample; write Sample(arrivals="arrivals.csv", events="events.jsonl")'
+    yield from _of_own_hardware(pipeline.hardware)
+    yield from _of_stage_list(pipeline.stages)
+    cycle = _cycle(stages)
+    if cycle:
+        yield f"stages form a cycle: {' → '.join(stage.name for stage in cycle)}; remove one of these edges"
+    parents = {id(edge.parent) for stage in stages for edge in _edges(stage)}
+    finals = [stage.name for stage in stages if id(stage) not in parents]
+    if len(finals) > 1:
+        yield (
+            f"{len(finals)} stages have no child ({', '.join(map(repr, finals))}); exactly one final stage feeds the "
+            "sink: join them in one more stage"
+        )
+
+
+def _of_stage_list(stages: Sequence[Any]) -> Iterator[str]:
+    if not stages:
+        yield "has no stages; list them in stages=[...]"
+    for stray in (stage for stage in stages if not isinstance(stage, Stage)):
+        yield f"stages holds {stray!r}, which is no Stage"
+    objects = [stage for stage in stages if isinstance(stage, Stage)]
+    for ident, times in Counter(map(id, objects)).items():
+        if times > 1:
+            name = next(stage.name for stage in objects if id(stage) == ident)
+            yield f"stage {name!r} is listed {times} times; list it once"
+    names = Counter(stage.name for stage in {id(stage): stage for stage in objects}.values())
+    for name, times in names.items():
+        if times > 1:
+            yield f"{times} stages are called {name!r}; give each a name of its own"
+
+
+def _of_topics(pipeline: Pipeline) -> Iterator[str]:
+    names = Names(str(pipeline.name))
+    own = {names.assignments, names.stage_stats, names.arrivals, names.decisions, names.control, names.completed}
+    own |= {names.stage_topic(str(getattr(stage, "name", ""))) for stage in pipeline.stages}
+    end: Any
+    for role, end in (("source", pipeline.source), ("sink", pipeline.sink)):
+        if not isinstance(end, Topic):
+            yield f'{role} {end!r} is no Topic; write Topic("{end if isinstance(end, str) else role}")'
+            continue
+        name: Any = end.name
+        if not isinstance(name, str) or not _TOPIC.fullmatch(name) or set(name) == {"."} or len(name) > _LONGEST_TOPIC:
+            yield f"{role} topic {name!r} is no name for a Kafka topic: use letters, digits, '.', '_' and '-'"
+        elif name in own:
+            yield f"{role} topic {name!r} is a name that the pipeline uses itself; rename it"
+        if end.codec not in CODECS:
+            yield f"{role} topic {name!r}: unknown codec {end.codec!r}{_close(end.codec, CODECS)}"
+        if end.partitions is not None and (not isinstance(end.partitions, int) or end.partitions < 1):
+            yield f"{role} topic {name!r}: partitions {end.partitions!r} must be a whole number, 1 or more"
+        header: Any = end.timestamp_header
+        if header is not None and not (isinstance(header, str) and header):
+            yield f"{role} topic {name!r}: timestamp_header {header!r} must be the name of a header"
+    if isinstance(pipeline.source, Topic) and isinstance(pipeline.sink, Topic):  # noqa: SIM102  one idea each
+        if pipeline.source.name == pipeline.sink.name:
+            yield f"source and sink are both topic {pipeline.source.name!r}; results would come back as events"
+
+
+def _of_own_hardware(kinds: Sequence[Any]) -> Iterator[str]:
+    for stray in (kind for kind in kinds if not isinstance(kind, Hardware)):
+        yield f'hardware holds {stray!r}, which is no Hardware; write Hardware("name", price_per_hour=...)'
+    for name, times in Counter(kind.name for kind in kinds if isinstance(kind, Hardware)).items():
+        if times > 1:
+            yield f"hardware {name!r} is declared {times} times; declare it once"
+
+
+def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
+    yield from _of_name(stage.name, "stage")
+    size: Any = stage.max_batch_size
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        yield f"max_batch_size {size!r} must be a whole number, 1 or more"
+    try:
+        stage_types(stage.run)
+    except TypeError as error:
+        yield str(error)
+    if not stage.hardware:
+        yield 'has no hardware; name at least one kind, e.g. hardware=["cpu-1"]'
+    for kind in stage.hardware:
+        if isinstance(kind, Hardware):
+            yield f"hardware {kind.name!r} is given as an object; give its name here, the object to Pipeline(hardware=)"
+        elif kind not in kinds:
+            yield f"unknown hardware {kind!r}{_close(kind, kinds)}"
+    yield from _of_emulation(stage, kinds)
+
+
+def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:
+    emulated = [kind for kind in stage.hardware if isinstance(kind, str) and kind.startswith(EMULATED_PREFIX)]
+    said: set[str] = set()
+    for kind in emulated:
+        if kind in kinds:
+            try:
+                emulated_s(stage, kind)
+            except ValueError as error:
+                if str(error) not in said:  # one table for all kinds is wrong once
+                    yield str(error)
+                said.add(str(error))
+    if by_kind(stage.emulated):
+        for declared in stage.emulated or ():
+            if declared not in stage.hardware:
+                nearest = _close(declared, emulated)
+                yield f"emulated service times for {declared!r}, which is not among its hardware{nearest}"
+    elif stage.emulated and not emulated:
+        yield f"emulated service times, but none of its hardware {list(stage.hardware)} starts with {EMULATED_PREFIX!r}"
+
+
+def _of_name(name: Any, what: str) -> Iterator[str]:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        yield (
+            f"{what} name {name!r} cannot stand in a topic's name: begin with a letter or digit, then letters, digits, "
+            f"'_' and '-', at most {_LONGEST_NAME}"
+        )
+    elif what == "stage":
+        taken = Names("").stage_topic(name)
+        own = Names("")
+        if taken in (own.assignments, own.stage_stats, own.arrivals, own.decisions, own.control, own.completed):
+            yield f"stage name {name!r} is the name of one of the pipeline's own topics; rename the stage"
+
+
+def _of_parents(stage: Stage, listed: dict[int, Stage]) -> Iterator[str]:
+    seen: set[int] = set()
+    for entry in stage.after:
+        edge = entry if isinstance(entry, Edge) else Edge(entry)
+        parent: Any = edge.parent
+        if not isinstance(parent, Stage):
+            yield f"parent {parent!r} is no Stage; give the Stage object itself"
+            continue
+        if id(parent) not in listed:
+            yield (
+                f"parent {parent.name!r} ({parent.declared}) is not among the pipeline's stages; "
+                "add it to stages=[...] or remove the edge"
+            )
+        if id(parent) in seen:
+            yield f"parent {parent.name!r} is given twice; keep one edge"
+        seen.add(id(parent))
+        if not isinstance(entry, Edge):
+            yield f"a bare stage was put into `after` later; put in Edge({parent.name})"
+        if edge.condition is not None:
+            yield from _of_condition(parent, edge.condition)
+
+
+def _of_condition(parent: Stage, condition: Callable[[Any], bool]) -> Iterator[str]:
+    try:
+        judged = condition_type(condition)
+    except TypeError as error:
+        yield f"edge from {parent.name!r}: {error}"
+        return
+    returned = _types(parent).returns
+    if not accepts(judged, returned):
+        name = getattr(condition, "__name__", repr(condition))
+        yield (
+            f"edge from {parent.name!r}: condition {name} judges {describe(judged)}, but {parent.name!r} returns "
+            f"{describe(returned)}"
+        )
+
+
+def _of_types(stages: Sequence[Stage], pipeline: Pipeline) -> Iterator[str]:
+    """Results along every edge against what the next stage takes, and raw topics at the ends."""
+    sound = [stage for stage in stages if all(_is_stage_edge(edge) for edge in stage.after)]
+    order = topological(sound) if len(sound) == len(stages) else []
+    for stage in stages:
+        for problem in (*_of_input(stage, order), *_of_raw(stage, stages, pipeline)):
+            yield f"{stage.declared}: stage {stage.name!r}: {problem}"
+
+
+def _of_input(stage: Stage, order: Sequence[Stage]) -> Iterator[str]:
+    parents = [edge.parent for edge in _edges(stage) if isinstance(edge.parent, Stage)]
+    takes = _types(stage).takes
+    if len(parents) == 1:
+        returned = _types(parents[0]).returns
+        if not accepts(takes, returned):
+            yield (
+                f"takes list[{describe(takes)}], but its parent {parents[0].name!r} returns "
+                f"list[{describe(returned)}]; annotate both with the same type"
+            )
+    elif len(parents) > 1:
+        yield from _of_join(stage, parents, takes, order)
+
+
+def _of_join(stage: Stage, parents: Sequence[Stage], takes: Any, order: Sequence[Stage]) -> Iterator[str]:
+    fields = join_fields(takes)
+    if fields is None:
+        names = ", ".join(parent.name for parent in parents)
+        yield (
+            f"joins {len(parents)} parents and takes list[{describe(takes)}]; a join takes a msgspec Struct with one "
+            f"field per parent ({names})"
+        )
+        return
+    # Where the order is unknown (a cycle, a foreign parent) nothing can be said about branches.
+    known = all(any(stage is other for other in order) for stage in (stage, *parents))
+    missing = maybe_missing(order, stage) if known else frozenset()
+    for position, parent in enumerate(parents):
+        if parent.name not in fields:
+            yield f"{describe(takes)} has no field for parent {parent.name!r}{_close(parent.name, fields)}"
+            continue
+        kept, optional = without_none(fields[parent.name])
+        returned = _types(parent).returns
+        if not accepts(kept, returned) and not accepts(fields[parent.name], returned):
+            yield (
+                f"field {describe(takes)}.{parent.name} is {describe(fields[parent.name])}, but parent {parent.name!r} "
+                f"returns list[{describe(returned)}]"
+            )
+        if position in missing and not optional and not accepts(fields[parent.name], None):
+            yield (
+                f"the branch through {parent.name!r} may not be taken; annotate field {describe(takes)}.{parent.name} "
+                f"as `{describe(fields[parent.name])} | None`"
+            )
+    for field in sorted(fields.keys() - {parent.name for parent in parents}):
+        nearest = _close(field, [parent.name for parent in parents])
+        yield f"field {describe(takes)}.{field} belongs to no parent{nearest}; remove it"
+
+
+def _of_raw(stage: Stage, stages: Sequence[Stage], pipeline: Pipeline) -> Iterator[str]:
+    """A raw topic holds bytes, and only bytes can go to one."""
+    types = _types(stage)
+    if not stage.after and getattr(pipeline.source, "codec", None) == "raw" and not accepts(types.takes, bytes):
+        yield f"takes list[{describe(types.takes)}], but the source topic is raw; take list[bytes]"
+    final = not any(edge.parent is stage for other in stages for edge in _edges(other))
+    if final and getattr(pipeline.sink, "codec", None) == "raw" and not accepts(bytes, types.returns):
+        yield f"returns list[{describe(types.returns)}], but the sink topic is raw; return list[bytes]"
+
+
+def _types(stage: Stage) -> StageTypes:
+    """What a stage takes and returns; unknown where its annotations are a problem told elsewhere."""
+    try:
+        return stage_types(stage.run)
+    except TypeError:
+        return StageTypes(Any, Any)
+
+
+def _edges(stage: Stage) -> list[Edge]:
+    return [edge if isinstance(edge, Edge) else Edge(edge) for edge in stage.after]
+
+
+def _is_stage_edge(edge: Any) -> bool:
+    return isinstance(edge, Edge) and isinstance(edge.parent, Stage)
+
+
+def _cycle(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages of one cycle in the direction of flow, the first repeated at the end; empty if there is none."""
+    done: set[int] = set()
+    path: list[Stage] = []
+
+    def visit(stage: Stage) -> list[Stage]:
+        if any(stage is earlier for earlier in path):
+            start = next(i for i, earlier in enumerate(path) if earlier is stage)
+            return [*path[start:], stage][::-1]
+        if id(stage) in done:
+            return []
+        path.append(stage)
+        for edge in _edges(stage):
+            found = visit(edge.parent) if isinstance(edge.parent, Stage) else []
+            if found:
+                return found
+        done.add(id(path.pop()))
+        return []
+
+    return next((found for stage in stages if (found := visit(stage))), [])
+
+
+def _close(name: Any, known: Iterable[str]) -> str:
+    """The remedy for a name nobody knows: the nearest one, or all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return f"; known are {', '.join(names)}" if names else ""
