@@ -121,10 +121,13 @@ class LeaderProducer:
             raise LeadershipLost(f"a transaction could not be ended ({cause!r}, then {error!r})") from None
 
     def _forget_transaction(self) -> None:
-        """Look at the future that aiokafka leaves behind, or asyncio complains that nobody did."""
-        waiter = self._producer._txn_manager.wait_for_transaction_end()
-        if waiter is not None and waiter.done() and not waiter.cancelled():
-            waiter.exception()
+        """Look at the futures that aiokafka leaves failed, or asyncio complains that nobody did."""
+        accumulator = self._producer._message_accumulator
+        left = [batch._drain_waiter for batches in accumulator._batches.values() for batch in batches]
+        left.append(self._producer._txn_manager.wait_for_transaction_end())
+        for future in left:
+            if future is not None and future.done() and not future.cancelled():
+                future.exception()
 
 
 class TopicFollower:
