@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,18 @@ class StageState:
     expired: int = 0
     handovers: int = 0
     handover_stall_s: float = 0.0
+    batches: int = 0
+    """Batches run since the start, over all replicas that ever were; likewise the totals below."""
+    busy_total_s: float = 0.0
+    wait_total_s: float = 0.0
+    restarts: int = 0
+    """Replicas that died and were started again."""
+    limit: str = ""
+    """What keeps the stage from growing further: ``partitions``, ``stock``, or nothing."""
+    stuck_partitions: tuple[int, ...] = ()
+    """Partitions with lag whose committed offset stands still although their owner is up."""
+    partition_rates: tuple[float, ...] = ()
+    """Arrivals per second by partition; empty where not measured."""
 
     @property
     def lag_records(self) -> int:
@@ -130,3 +142,12 @@ class PipelineState:
     input_age_s: Mapping[str, float]
     """Age of the newest arrivals sample and of each stage's newest report."""
     paused: bool = False
+    decision_counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Decisions since the start by (action, reason)."""
+    plan_algorithm: str = ""
+    plan_feasible: bool = True
+    """False while the newest planning run found no plan that meets the SLO."""
+    handover_budget_left: float | None = None
+    """Share of the handover budget that is left; None where no budget is kept."""
+    term: int = 0
+    """Term of the leading controller."""

@@ -1,0 +1,254 @@
+"""The pipeline's state as Prometheus metrics: one scrape target per pipeline, replicas need no port.
+
+Every scrape renders the newest `PipelineState`, so a series whose partition or replica is gone vanishes
+with it. Series per pipeline: about 60 + 14 × stages + 4 × stages × hardware kinds + 2 × partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from inferline_stream.errors import UsageError
+from inferline_stream.observability.buckets import bucket_label
+from inferline_stream.observability.state import PipelineState, StageState
+
+
+class StateCollector(Collector):
+    """Renders the newest state at each scrape.
+
+    Args:
+        state: returns the newest state, or None before there is one.
+    """
+
+    def __init__(self, state: Callable[[], PipelineState | None]) -> None:
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        """Metric families of the newest state; only the build's information before there is one."""
+        yield _info("inferline_build", "Version of inferline-stream.", {"version": _version()})
+        state = self._state()
+        if state is not None:
+            yield from _pipeline_families(state)
+            yield from _stage_families(state)
+
+    def describe(self) -> list[Metric]:
+        """Nothing beforehand: the families depend on the state."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsServer:
+    """A running `/metrics` endpoint."""
+
+    port: int
+    _server: WSGIServer
+    _thread: Thread
+
+    def close(self) -> None:
+        """Stop answering and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve_metrics(state: Callable[[], PipelineState | None], port: int, host: str = "127.0.0.1") -> MetricsServer:
+    """Serve `/metrics` from a thread of its own.
+
+    Args:
+        state: returns the newest state; called at each scrape, from another thread.
+        port: TCP port, 0 for any free one.
+        host: address to listen on.
+
+    Raises:
+        UsageError: the port is taken or may not be used.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StateCollector(state))
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise UsageError(
+            f"metrics cannot listen on {host}:{port} ({error.strerror}); choose another --metrics-port, 0 for any"
+        ) from None
+    return MetricsServer(server.server_port, server, thread)
+
+
+def _version() -> str:
+    try:
+        return version("inferline-stream")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _info(name: str, help_text: str, labels: dict[str, str]) -> Metric:
+    family = InfoMetricFamily(name, help_text, labels=[])
+    family.add_metric([], labels)
+    return family
+
+
+def _pipeline_families(state: PipelineState) -> Iterator[Metric]:
+    pipeline = [state.pipeline]
+
+    def gauge(name: str, help_text: str, value: float | None) -> Iterator[Metric]:
+        if value is not None:
+            family = GaugeMetricFamily(name, help_text, labels=["pipeline"])
+            family.add_metric(pipeline, value)
+            yield family
+
+    def counter(name: str, help_text: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, help_text, labels=["pipeline"])
+        family.add_metric(pipeline, value)
+        return family
+
+    yield _latency(state)
+    yield from gauge("inferline_slo_seconds", "Target of the end-to-end P99.", state.slo_s)
+    yield from gauge("inferline_slo_objective_ratio", "Share of events that must meet the SLO.", state.objective)
+    yield from gauge("inferline_predicted_p99_seconds", "P99 the plan was chosen on.", state.predicted_p99_s)
+    yield from gauge("inferline_recent_p99_seconds", "P99 observed over about the last 10 s.", state.recent_p99_s)
+    if state.recent_p99_s is not None and state.predicted_p99_s > 0:
+        drift = state.recent_p99_s / state.predicted_p99_s
+        yield from gauge("inferline_model_drift_ratio", "Observed P99 over the predicted one.", drift)
+    yield from gauge("inferline_arrival_rate_per_second", "Arrivals per second, recent mean.", state.arrival_rate)
+    yield from _envelope(state)
+    yield from gauge("inferline_cost_dollars_per_hour", "Catalogue price of the replicas held.", state.cost_per_hour)
+    yield counter("inferline_cost_dollars", "Replica-seconds held times catalogue price.", state.cost)
+    yield counter("inferline_arrivals", "Events that entered the source topic.", state.events_in)
+    yield counter("inferline_events_out", "Events that reached the sink.", state.events_out)
+    yield counter(
+        "inferline_completed_without_output",
+        "Events that ended without a sink record: branch not taken, dead-lettered or expired.",
+        state.completed_without_output,
+    )
+    yield counter("inferline_duplicates", "Records dropped because their event had been seen.", state.duplicates)
+    decisions = CounterMetricFamily(
+        "inferline_decisions", "Decisions of Tuner and Planner.", labels=["pipeline", "action", "reason"]
+    )
+    for (action, reason), count in sorted(state.decision_counts.items()):
+        decisions.add_metric([state.pipeline, action, reason], count)
+    yield decisions
+    ages = GaugeMetricFamily(
+        "inferline_input_age_seconds",
+        "Age of the newest value of each input of the control loop.",
+        None,
+        ["pipeline", "input"],
+    )
+    for name, age_s in sorted(state.input_age_s.items()):
+        ages.add_metric([state.pipeline, name], age_s)
+    yield ages
+    yield from gauge("inferline_paused", "1 while scaling decisions are held.", float(state.paused))
+    yield from gauge("inferline_plan_feasible", "0 when no plan meets the SLO.", float(state.plan_feasible))
+    yield from gauge("inferline_handover_budget_left_ratio", "Handover budget left.", state.handover_budget_left)
+    yield from gauge("inferline_controller_term", "Term of the leading controller.", state.term)
+    plan = InfoMetricFamily("inferline_plan", "The plan in force.", labels=["pipeline"])
+    plan.add_metric(pipeline, {"algorithm": state.plan_algorithm or "unknown"})
+    yield plan
+
+
+def _latency(state: PipelineState) -> Metric:
+    bounds = [bucket_label(bound) for bound in (*state.latency.bounds_s, float("inf"))]
+    family = HistogramMetricFamily(
+        "inferline_latency_seconds", "End to end: entry to the sink's acknowledgement.", labels=["pipeline"]
+    )
+    buckets = list(zip(bounds, map(float, accumulate(state.latency.counts)), strict=True))
+    family.add_metric([state.pipeline], buckets, state.latency.sum_s)
+    return family
+
+
+def _envelope(state: PipelineState) -> Iterator[Metric]:
+    labels = ["pipeline", "window_seconds"]
+    live = GaugeMetricFamily("inferline_envelope_arrivals", "Most arrivals in any such window, live.", None, labels)
+    planned = GaugeMetricFamily("inferline_envelope_planned_arrivals", "The same in the plan's trace.", None, labels)
+    excess = GaugeMetricFamily("inferline_envelope_excess_ratio", "Live over planned; above 1 is beyond.", None, labels)
+    for window in state.envelope:
+        key = [state.pipeline, f"{window.window_s:.6g}"]
+        live.add_metric(key, window.live)
+        planned.add_metric(key, window.planned)
+        if window.planned:
+            excess.add_metric(key, window.live / window.planned)
+    yield from (live, planned, excess)
+
+
+_STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...] = (
+    ("arrival_rate_per_second", "Records per second into the stage, recent mean.", lambda s: s.arrival_rate),
+    ("utilization_ratio", "Busy share of the stage's replicas, recent mean.", lambda s: s.utilization),
+    ("wait_seconds", "Mean time queued in the stage, recent.", lambda s: s.wait_s),
+    ("service_time_seconds", "Mean service time of a batch, recent.", lambda s: s.service_time_s),
+    ("batch_size", "Mean batch size, recent.", lambda s: s.mean_batch_size),
+    (
+        "batch_fill_ratio",
+        "Mean batch size over the limit, recent.",
+        lambda s: None if s.mean_batch_size is None else s.mean_batch_size / s.max_batch_size,
+    ),
+    ("max_batch_size", "Batch limit in force.", lambda s: s.max_batch_size),
+    ("lag_records", "Records not yet committed.", lambda s: s.lag_records),
+    ("lag_seconds", "Age of the oldest record not yet committed.", lambda s: s.lag_s),
+    ("start_up_seconds", "Learned time from asking for a replica to its READY.", lambda s: s.start_up_s),
+    ("partitions", "Partitions of the stage's input topic.", lambda s: len(s.partition_lags)),
+    ("at_limit", "1 while partitions or stock keep the stage from growing.", lambda s: float(bool(s.limit))),
+    (
+        "stuck_partitions",
+        "Partitions whose commits stand still although the owner is up.",
+        lambda s: len(s.stuck_partitions),
+    ),
+)
+
+_STAGE_COUNTERS: tuple[tuple[str, str, Callable[[StageState], float]], ...] = (
+    ("events", "Events that left the stage.", lambda s: s.events),
+    ("batches", "Batches run.", lambda s: s.batches),
+    ("busy_seconds", "Time replicas spent in batches.", lambda s: s.busy_total_s),
+    ("waited_seconds", "Time events spent queued in the stage.", lambda s: s.wait_total_s),
+    ("dead_lettered", "Events sent to the dead-letter topic.", lambda s: s.dead_lettered),
+    ("expired", "Events that passed their deadline before the stage.", lambda s: s.expired),
+    ("handovers", "Partitions that moved between replicas.", lambda s: s.handovers),
+    ("handover_stall_seconds", "Time partitions stood still while moving.", lambda s: s.handover_stall_s),
+    ("restarts", "Replicas that died and were started again.", lambda s: s.restarts),
+)
+
+
+def _stage_families(state: PipelineState) -> Iterator[Metric]:
+    labels = ["pipeline", "stage"]
+    for name, help_text, value in _STAGE_GAUGES:
+        gauge = GaugeMetricFamily(f"inferline_stage_{name}", help_text, labels=labels)
+        for stage in state.stages:
+            measured = value(stage)
+            if measured is not None:
+                gauge.add_metric([state.pipeline, stage.name], measured)
+        yield gauge
+    for name, help_text, total in _STAGE_COUNTERS:
+        counter = CounterMetricFamily(f"inferline_stage_{name}", help_text, labels=labels)
+        for stage in state.stages:
+            counter.add_metric([state.pipeline, stage.name], total(stage))
+        yield counter
+    replicas = GaugeMetricFamily(
+        "inferline_replicas", "Replicas by what they are.", labels=[*labels, "hardware", "state"]
+    )
+    lags = GaugeMetricFamily(
+        "inferline_partition_lag_records", "Records not yet committed.", None, [*labels, "partition"]
+    )
+    rates = GaugeMetricFamily(
+        "inferline_partition_arrival_rate_per_second", "Records per second.", None, [*labels, "partition"]
+    )
+    for stage in state.stages:
+        for counts in stage.replicas:
+            for kind in ("planned", "wanted", "ready", "pending"):
+                replicas.add_metric([state.pipeline, stage.name, counts.hardware, kind], getattr(counts, kind))
+        for partition, lag in enumerate(stage.partition_lags):
+            lags.add_metric([state.pipeline, stage.name, str(partition)], lag)
+        for partition, rate in enumerate(stage.partition_rates):
+            rates.add_metric([state.pipeline, stage.name, str(partition)], rate)
+    yield from (replicas, lags, rates)

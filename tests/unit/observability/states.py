@@ -1,0 +1,60 @@
+"""A pipeline state with something in every field."""
+
+from inferline_stream.observability.buckets import latency_bounds_s
+from inferline_stream.observability.state import (
+    DecisionRecord,
+    EnvelopeWindow,
+    LatencyHistogram,
+    PipelineState,
+    ReplicaCounts,
+    StageState,
+)
+
+SLO_S = 0.25
+BOUNDS_S = latency_bounds_s(SLO_S)
+
+
+def a_state(*, partitions: int = 4) -> PipelineState:
+    counts = [0] * (len(BOUNDS_S) + 1)
+    counts[BOUNDS_S.index(SLO_S)] = 970
+    counts[-1] = 30
+    return PipelineState(
+        time_s=1_000.0,
+        pipeline="moderation",
+        slo_s=SLO_S,
+        objective=0.99,
+        predicted_p99_s=0.2,
+        arrival_rate=55.5,
+        envelope=(EnvelopeWindow(0.1, 12, 8), EnvelopeWindow(60.0, 3000, 6000)),
+        latency=LatencyHistogram(BOUNDS_S, tuple(counts), 123.0),
+        recent_p50_s=0.05,
+        recent_p99_s=0.3,
+        stages=(
+            StageState(
+                name="language",
+                replicas=(ReplicaCounts("cpu-1", planned=2, wanted=3, ready=2, pending=1),),
+                max_batch_size=8,
+                arrival_rate=55.0,
+                utilization=0.7,
+                wait_s=0.004,
+                service_time_s=0.02,
+                mean_batch_size=2.0,
+                partition_lags=tuple(range(partitions)),
+                lag_s=0.5,
+                events=1000,
+                batches=500,
+                busy_total_s=10.0,
+                wait_total_s=4.0,
+            ),
+        ),
+        decisions=(DecisionRecord(999.0, "scale_up", "envelope", "0.1 s window", {"language": 3}),),
+        cost_per_hour=0.1995,
+        cost=0.05,
+        events_in=1010,
+        events_out=1000,
+        completed_without_output=4,
+        duplicates=1,
+        input_age_s={"arrivals": 0.02},
+        decision_counts={("scale_up", "envelope"): 1},
+        plan_algorithm="default",
+    )

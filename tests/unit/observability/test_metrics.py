@@ -1,0 +1,97 @@
+import math
+import shutil
+import subprocess
+import urllib.request
+from dataclasses import replace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from inferline_stream.errors import UsageError
+from inferline_stream.observability.buckets import bucket_label
+from inferline_stream.observability.metrics import serve_metrics
+from tests.unit.observability.states import BOUNDS_S, SLO_S, a_state
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        return answer.read().decode()
+
+
+@pytest.fixture
+def served():
+    states = [a_state()]
+    server = serve_metrics(lambda: states[0], port=0)
+    yield states, server.port
+    server.close()
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_the_slo_is_a_bucket_and_buckets_are_cumulative(served):
+    _, port = served
+    found = samples(scrape(port))
+    key = ("inferline_latency_seconds_bucket", (("le", bucket_label(SLO_S)), ("pipeline", "moderation")))
+    assert found[key] == 970
+    assert found["inferline_latency_seconds_count", (("pipeline", "moderation"),)] == 1000
+    counts = [
+        found["inferline_latency_seconds_bucket", (("le", bucket_label(b)), ("pipeline", "moderation"))]
+        for b in (*BOUNDS_S, math.inf)
+    ]
+    assert counts == sorted(counts)
+
+
+def test_envelope_excess_is_live_over_planned(served):
+    _, port = served
+    found = samples(scrape(port))
+    excess = {labels: v for (name, labels), v in found.items() if name == "inferline_envelope_excess_ratio"}
+    assert sorted(excess.values()) == [0.5, 1.5]
+
+
+def test_series_of_a_gone_partition_and_stage_vanish(served):
+    states, port = served
+    assert 'partition="3"' in scrape(port)
+    states[0] = a_state(partitions=2)
+    assert 'partition="3"' not in scrape(port)
+    states[0] = replace(a_state(), stages=())
+    assert 'stage="language"' not in scrape(port)
+
+
+def test_an_unmeasured_value_has_no_series_rather_than_a_zero(served):
+    states, port = served
+    states[0] = replace(a_state(), recent_p99_s=None)
+    text = scrape(port)
+    assert "inferline_recent_p99_seconds{" not in text
+    assert "inferline_model_drift_ratio{" not in text
+
+
+def test_before_the_first_state_only_the_build_is_known():
+    server = serve_metrics(lambda: None, port=0)
+    try:
+        text = scrape(server.port)
+    finally:
+        server.close()
+    assert "inferline_build_info" in text
+    assert "inferline_slo_seconds" not in text
+
+
+def test_a_taken_port_is_a_usage_error_that_names_the_option(served):
+    _, port = served
+    with pytest.raises(UsageError, match=f"{port}.*--metrics-port"):
+        serve_metrics(lambda: None, port=port)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus")
+def test_promtool_finds_nothing_to_complain_about(served):
+    _, port = served
+    lint = subprocess.run(
+        ["promtool", "check", "metrics"], input=scrape(port), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+    assert lint.stderr == ""
