@@ -1,0 +1,112 @@
+"""What the control plane asks of whatever makes replicas appear and vanish."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FIRST_RESTART_S = 0.1
+"""Wait before a dead replica's first restart: short, since most deaths are single ones."""
+
+LONGEST_RESTART_S = 30.0
+"""Waits double up to this: a stage that cannot start costs little, and is back soon after it is mended."""
+
+SETTLED_S = 5.0
+"""A replica that lived this long had started: its death is a new one, not the same again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedReplica:
+    """One replica that was asked for.
+
+    Args:
+        replica: its name; a restarted one has a new name, no name is used twice.
+        stage: the stage it runs.
+        hardware: the hardware kind it runs on.
+        state: ``running``; ``retiring``, asked to go and not counted any more; or ``waiting`` for the
+            restart of one that died.
+        pid: its process, where it is one and runs.
+        started_s: when it was last started, on the event loop's clock.
+        restarts: deaths so far.
+    """
+
+    replica: str
+    stage: str
+    hardware: str
+    state: Literal["running", "retiring", "waiting"]
+    pid: int | None
+    started_s: float
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaExit:
+    """A replica that ended.
+
+    Args:
+        replica: its name.
+        stage: the stage it ran.
+        hardware: the hardware kind it ran on.
+        exit_code: as the system tells it; negative for a signal.
+        expected: whether it had been asked to go.
+        reason: in words, with the last line that it wrote if it failed.
+        restart_in_s: time until its place is filled again; None if it is not.
+        tail: the last lines that it wrote, if it failed.
+    """
+
+    replica: str
+    stage: str
+    hardware: str
+    exit_code: int
+    expected: bool
+    reason: str
+    restart_in_s: float | None
+    tail: str = ""
+
+
+class Actuator(Protocol):
+    """Makes replicas appear and vanish."""
+
+    async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
+        """Ask for exactly this many replicas; asking twice changes nothing.
+
+        Retiring replicas do not count. Where there are too many, those named in ``retiring`` retire first,
+        then those that wait for a restart, then the youngest. One that retires is expected to end by
+        itself, once it has handed everything over; it is made to after a deadline. There is no way back
+        from retiring: a later scale-up starts another one.
+
+        Raises:
+            ValueError: fewer than 0 replicas.
+        """
+
+    async def observe(self) -> tuple[ObservedReplica, ...]:
+        """Every replica that was asked for and is not gone, oldest first."""
+
+    async def next_exit(self) -> ReplicaExit:
+        """Wait for the next replica that ends. Each end is told once, as soon as it is known."""
+
+    async def drain(self, deadline_s: float) -> None:
+        """Retire every replica and wait until all are gone: by themselves, or made to after the deadline."""
+
+    async def aclose(self) -> None:
+        """End every replica now; none is left when this returns."""
+
+
+def surplus(replicas: Sequence[ObservedReplica], wanted: int, retiring: Collection[str]) -> tuple[str, ...]:
+    """Names of the replicas to retire so that ``wanted`` are left, in the order that `Actuator.scale` promises.
+
+    Args:
+        replicas: those of one stage and hardware kind, oldest first.
+        wanted: how many shall stay, 0 or more.
+        retiring: the caller's choice.
+    """
+    counted = [replica for replica in replicas if replica.state != "retiring"]
+    youngest_first = counted[::-1]
+    ordered = sorted(youngest_first, key=lambda r: (r.replica not in retiring, r.state != "waiting"))
+    return tuple(replica.replica for replica in ordered[: max(0, len(counted) - wanted)])
+
+
+def restart_in_s(failures: int) -> float:
+    """Wait before the restart that follows so many deaths in a row, 1 or more."""
+    return float(min(LONGEST_RESTART_S, FIRST_RESTART_S * 2.0 ** min(failures - 1, 60)))
