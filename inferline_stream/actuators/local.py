@@ -172,6 +172,8 @@ class LocalActuator:
 
     def _retire(self, place: _Place, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
+        if place.retiring and place.timer is not None and place.timer.when() <= loop.time() + deadline_s:
+            return  # it has to be gone sooner than that
         place.retiring = True
         if place.timer is not None:
             place.timer.cancel()

@@ -105,13 +105,15 @@ class FakeActuator:
             self._started(place.seen)
 
     def _retire(self, place: _Place, deadline_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        if place.seen.state == "retiring" and place.timer and place.timer.when() <= loop.time() + deadline_s:
+            return  # it has to be gone sooner than that
         if place.timer is not None:
             place.timer.cancel()
         if place.seen.state == "waiting":
             self._forget(place)
             return
         place.seen = replace(place.seen, state="retiring")
-        loop = asyncio.get_running_loop()
         place.timer = loop.call_later(deadline_s, self._end, place, -15, "killed by SIGTERM")
 
     def _end(self, place: _Place, code: int, reason: str) -> None:

@@ -1,0 +1,28 @@
+"""Stands in for a replica: its stage's name says how it behaves. SIGUSR1 is the end of a drain."""
+
+import json
+import os
+import signal
+import sys
+import time
+
+spec = json.loads(sys.stdin.buffer.read())
+if spec["stage"] == "broken":
+    raise RuntimeError("the model file is missing")
+if spec["stage"] == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if spec["stage"] == "telling":
+    told = {
+        "replica": spec["replica"],
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "cores": sorted(os.sched_getaffinity(0)),
+        "session": os.getsid(0) == os.getpid(),
+        "parent": os.getppid(),
+    }
+    sys.stdout.write(json.dumps(told) + "\n")
+signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
+if spec["stage"] != "telling":
+    sys.stdout.write("up\n")
+sys.stdout.flush()
+while True:
+    time.sleep(0.05)

@@ -1,0 +1,226 @@
+"""What every actuator promises, on local processes and on the fake alike."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from inferline_stream.actuators.actuator import Actuator, ObservedReplica, ReplicaExit
+from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.dataplane.protocol import ReplicaSpec
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.testing.actuator import FakeActuator
+
+DEADLINE_S = 10.0
+KINDS = catalogue()
+
+
+def template(stage: str, hardware: str) -> ReplicaSpec:
+    return ReplicaSpec("", stage, "/nowhere/topology.py", "", "127.0.0.1:1", KINDS[hardware], 1)
+
+
+class Subject(Protocol):
+    """An actuator, and a hand on its replicas."""
+
+    actuator: Actuator
+
+    def crash(self, replica: ObservedReplica) -> None: ...
+    async def finish(self, replica: ObservedReplica) -> None: ...
+
+
+class Local:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.actuator = LocalActuator(template, folder, drain_timeout_s=1.0, kill_after_s=0.3, module="replica_double")
+
+    def crash(self, replica: ObservedReplica) -> None:
+        os.kill(replica.pid, signal.SIGKILL)
+
+    async def finish(self, replica: ObservedReplica) -> None:
+        log = self.folder / f"{replica.replica}.log"
+        async with asyncio.timeout(DEADLINE_S):
+            while not (log.exists() and log.read_text().endswith("up\n")):
+                await asyncio.sleep(0.01)
+        os.kill(replica.pid, signal.SIGUSR1)
+
+
+class Fake:
+    def __init__(self) -> None:
+        self.actuator = FakeActuator(drain_timeout_s=1.0)
+
+    def crash(self, replica: ObservedReplica) -> None:
+        self.actuator.crash(replica.replica)
+
+    async def finish(self, replica: ObservedReplica) -> None:
+        self.actuator.finish(replica.replica)
+
+
+@pytest.fixture(params=["local", "fake"])
+async def subject(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Subject]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    made = Local(tmp_path) if request.param == "local" else Fake()
+    async with asyncio.timeout(3 * DEADLINE_S):
+        yield made
+        await made.actuator.aclose()
+
+
+async def seen(subject: Subject, state: str = "running") -> list[ObservedReplica]:
+    return [replica for replica in await subject.actuator.observe() if replica.state == state]
+
+
+async def next_exit(subject: Subject) -> ReplicaExit:
+    async with asyncio.timeout(DEADLINE_S):
+        return await subject.actuator.next_exit()
+
+
+async def test_scale_starts_exactly_the_replicas_asked_for(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 2)
+    await subject.actuator.scale("a", "emulated-cpu", 1)
+    assert [(r.stage, r.hardware) for r in await seen(subject)] == [("a", "cpu-1")] * 2 + [("a", "emulated-cpu")]
+
+
+async def test_asking_twice_changes_nothing(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 2)
+    before = await subject.actuator.observe()
+    await subject.actuator.scale("a", "cpu-1", 2)
+    assert await subject.actuator.observe() == before
+
+
+async def test_names_are_never_used_twice(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 2)
+    first = await seen(subject)
+    subject.crash(first[0])
+    await next_exit(subject)
+    async with asyncio.timeout(DEADLINE_S):
+        while len(await seen(subject)) < 2:
+            await asyncio.sleep(0.02)
+    names = {r.replica for r in first} | {r.replica for r in await seen(subject)}
+    assert len(names) == 3
+
+
+async def test_those_named_retire_first(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 3)
+    oldest, *others = await seen(subject)
+    await subject.actuator.scale("a", "cpu-1", 2, retiring=[oldest.replica, "never-heard-of"])
+    assert await seen(subject) == others
+    assert [r.replica for r in await seen(subject, "retiring")] == [oldest.replica]
+
+
+async def test_the_youngest_retires_where_none_is_named(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 3)
+    *others, youngest = await seen(subject)
+    await subject.actuator.scale("a", "cpu-1", 2)
+    assert await seen(subject) == others
+    assert [r.replica for r in await seen(subject, "retiring")] == [youngest.replica]
+
+
+async def test_a_name_retires_nobody_while_none_is_too_many(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 2)
+    before = await subject.actuator.observe()
+    await subject.actuator.scale("a", "cpu-1", 2, retiring=[before[0].replica])
+    assert await subject.actuator.observe() == before
+
+
+async def test_a_retired_replica_ends_as_expected_and_stays_away(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 1)
+    (replica,) = await seen(subject)
+    await subject.actuator.scale("a", "cpu-1", 0)
+    await subject.finish(replica)
+    gone = await next_exit(subject)
+    assert (gone.replica, gone.stage, gone.hardware) == (replica.replica, "a", "cpu-1")
+    assert gone.expected
+    assert gone.exit_code == 0
+    assert gone.restart_in_s is None
+    assert await subject.actuator.observe() == ()
+
+
+async def test_scaling_up_again_starts_another_one_beside_the_retiring(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 1)
+    (replica,) = await seen(subject)
+    await subject.actuator.scale("a", "cpu-1", 0)
+    await subject.actuator.scale("a", "cpu-1", 1)
+    (other,) = await seen(subject)
+    assert other.replica != replica.replica
+    assert [r.replica for r in await seen(subject, "retiring")] == [replica.replica]
+
+
+async def test_a_retiring_replica_that_stays_is_made_to_end_after_the_deadline(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 1)
+    start_s = asyncio.get_running_loop().time()
+    await subject.actuator.scale("a", "cpu-1", 0)
+    gone = await next_exit(subject)
+    assert gone.expected
+    assert gone.exit_code == -signal.SIGTERM
+    assert asyncio.get_running_loop().time() - start_s >= 0.95
+
+
+async def test_a_dead_replica_is_told_and_restarted(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 1)
+    (replica,) = await seen(subject)
+    subject.crash(replica)
+    gone = await next_exit(subject)
+    assert not gone.expected
+    assert gone.exit_code == -signal.SIGKILL
+    assert "SIGKILL" in gone.reason
+    assert gone.restart_in_s is not None
+    async with asyncio.timeout(gone.restart_in_s + DEADLINE_S):
+        while not await seen(subject):
+            await asyncio.sleep(0.02)
+    (again,) = await seen(subject)
+    assert again.replica != replica.replica
+    assert again.restarts == 1
+
+
+async def test_the_wait_doubles_from_death_to_death(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 1)
+    waits_s = []
+    for _ in range(3):
+        async with asyncio.timeout(DEADLINE_S):
+            while not (running := await seen(subject)):
+                await asyncio.sleep(0.01)
+        subject.crash(running[0])
+        waits_s.append((await next_exit(subject)).restart_in_s)
+    assert waits_s == pytest.approx([0.1, 0.2, 0.4])
+
+
+async def test_one_that_waits_for_its_restart_retires_before_those_that_run(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 2)
+    oldest, youngest = await seen(subject)
+    subject.crash(oldest)
+    await next_exit(subject)
+    await subject.actuator.scale("a", "cpu-1", 1)
+    assert [r.replica for r in await subject.actuator.observe()] == [youngest.replica]
+
+
+async def test_drain_waits_until_every_replica_is_gone(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 1)
+    await subject.actuator.scale("b", "cpu-1", 1)
+    replicas = await seen(subject)
+    async with asyncio.TaskGroup() as tasks:
+        draining = tasks.create_task(subject.actuator.drain(DEADLINE_S))
+        await asyncio.sleep(0)
+        await subject.finish(replicas[0])
+        await next_exit(subject)
+        assert not draining.done()
+        await subject.finish(replicas[1])
+    assert await subject.actuator.observe() == ()
+
+
+async def test_closing_leaves_nothing_behind(subject: Subject) -> None:
+    await subject.actuator.scale("stubborn", "cpu-1", 2)
+    await asyncio.sleep(0.2)
+    pids = [replica.pid for replica in await seen(subject)]
+    await subject.actuator.aclose()
+    assert await subject.actuator.observe() == ()
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids if isinstance(subject, Local))
+
+
+async def test_fewer_than_none_is_refused(subject: Subject) -> None:
+    with pytest.raises(ValueError, match="-1 replicas must be 0 or more"):
+        await subject.actuator.scale("a", "cpu-1", -1)
