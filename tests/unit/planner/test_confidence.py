@@ -1,0 +1,48 @@
+"""The bootstrap interval of a P99."""
+
+import numpy as np
+import pytest
+
+from inferline_stream.planner.confidence import p99_confidence
+
+
+def _interval(latency, seed=0, **more):
+    arrivals = np.arange(latency.size) * 0.01
+    return p99_confidence(latency, arrivals, np.random.default_rng(seed), **more)
+
+
+def test_equal_latencies_leave_no_doubt():
+    found = _interval(np.full(5000, 0.2))
+    assert (found.low_s, found.high_s) == (0.2, 0.2)
+
+
+def test_of_independent_latencies_about_nineteen_in_twenty_intervals_hold_the_true_quantile():
+    truth = -np.log(0.01)
+    held = 0
+    for seed in range(200):
+        found = _interval(np.random.default_rng(seed).exponential(size=12_000), seed=seed)
+        held += found.low_s <= truth <= found.high_s
+    assert 0.87 <= held / 200 <= 0.99
+
+
+def test_latencies_that_come_in_bursts_make_the_interval_wider_than_the_same_ones_shuffled():
+    rng = np.random.default_rng(1)
+    bursts = np.repeat(rng.exponential(size=60), 200) + rng.random(12_000) * 1e-3
+    shuffled = rng.permutation(bursts)
+    wide, narrow = _interval(bursts), _interval(shuffled)
+    assert wide.high_s - wide.low_s > 3 * (narrow.high_s - narrow.low_s)
+
+
+def test_events_without_a_latency_are_left_out():
+    latency = np.random.default_rng(2).exponential(size=6000)
+    with_gaps = np.full(12_000, np.nan)
+    with_gaps[::2] = latency
+    arrivals = np.arange(12_000) * 0.01
+    found = p99_confidence(with_gaps, arrivals, np.random.default_rng(0))
+    alone = p99_confidence(latency, arrivals[::2], np.random.default_rng(0))
+    assert found == alone
+
+
+def test_a_trace_without_latencies_is_refused():
+    with pytest.raises(ValueError, match="no event has a latency"):
+        _interval(np.full(10, np.nan))
