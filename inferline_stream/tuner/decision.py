@@ -1,0 +1,66 @@
+"""What the policy decides, and why: values that go out to actuator, logs, metrics and `explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Action(StrEnum):
+    """What a decision does to the replicas."""
+
+    SCALE_UP = "scale_up"
+    SCALE_DOWN = "scale_down"
+    HOLD = "hold"
+    """Nothing changes; told once when it begins, since someone should know why."""
+
+
+class Reason(StrEnum):
+    """Why; closed, so that alerts and dashboards can count by it."""
+
+    ENVELOPE_EXCEEDED = "envelope_exceeded"
+    """Some window holds more arrivals than the plan was made for."""
+    RATE_RISING = "rate_rising"
+    """By the time a new replica is ready, traffic will have outgrown the present ones."""
+    BACKLOG = "backlog"
+    """Queued records would miss the SLO at the present throughput."""
+    VISIT_RATIO_SHIFTED = "visit_ratio_shifted"
+    """More events take the branch to a stage than planned."""
+    THROUGHPUT_FELL = "throughput_fell"
+    """Replicas of a stage are slower than profiled."""
+    LOAD_FELL = "load_fell"
+    """The load fits fewer replicas."""
+    LIMIT_CHANGED = "limit_changed"
+    """People or the cluster set other limits."""
+    STOCK_EXHAUSTED = "stock_exhausted"
+    """More replicas are needed than the hardware in stock can give."""
+    PARTITIONS_EXHAUSTED = "partitions_exhausted"
+    """More replicas are needed than the stage's topic has partitions."""
+    PARTITION_STUCK = "partition_stuck"
+    """A partition's offset stands still while its stage has capacity: replicas would not help."""
+    HANDOVER_BUDGET = "handover_budget"
+    """Scaling down waits: the handovers would cost more events than the error budget has left."""
+    INPUT_STALE = "input_stale"
+    """Arrivals or reports are missing or too old to decide on."""
+    CLOCK_JUMPED = "clock_jumped"
+    """Time went backwards or leapt forwards."""
+    INPUT_RESTORED = "input_restored"
+    """Arrivals and reports are fresh again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Replicas wanted from now on, for every stage.
+
+    Args:
+        replicas: stage → hardware kind → replicas.
+        action: what changes.
+        reason: the main reason.
+        detail: in words, with the numbers it was made on.
+    """
+
+    replicas: Mapping[str, Mapping[str, int]]
+    action: Action
+    reason: Reason
+    detail: str

@@ -1,0 +1,96 @@
+"""What the policy sees of a running pipeline: one value per step, the same live and in replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """Replicas of one stage on one hardware kind.
+
+    Args:
+        ready: replicas that work or could work at once.
+        pending: replicas asked for that are not ready yet.
+        throughput: µ of one replica at the planned batch limit as measured of late, events per second;
+            None where too little was measured: the profile's is used.
+        start_up_s: start-up time as measured of late; None: the profile's is used.
+    """
+
+    ready: int
+    pending: int = 0
+    throughput: float | None = None
+    start_up_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageObservation:
+    """One stage as seen through its replicas' reports and its consumer group.
+
+    Args:
+        supply: by hardware kind.
+        age_s: age of the newest report of any of its replicas, on the clock of `Observation.time_s`;
+            None if there never was one.
+        visit_ratio: visits per event of late; None where too few events were seen to tell.
+        partition_lags: records not yet committed, by partition; empty if unknown.
+        partition_idle_s: by partition, how long its committed offset has stood still while it had lag;
+            0 where it moves or has no lag. Empty if unknown.
+        oldest_lag_s: age of the oldest record not yet committed, from its entry into the stage's topic.
+        utilization: share of time in which ready replicas were busy, over the last seconds; None if unknown.
+    """
+
+    supply: Mapping[str, Supply]
+    age_s: float | None = 0.0
+    visit_ratio: float | None = None
+    partition_lags: tuple[int, ...] = ()
+    partition_idle_s: tuple[float, ...] = ()
+    oldest_lag_s: float = 0.0
+    utilization: float | None = None
+
+    @property
+    def lag(self) -> int:
+        """Records not yet committed, over all partitions."""
+        return sum(self.partition_lags)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Fewest and most replicas of a stage, all hardware kinds together, that people allow now."""
+
+    minimum: int = 1
+    maximum: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A pipeline at one instant.
+
+    Args:
+        time_s: now, on a clock that only goes forward (monotonic); any origin.
+        envelope: most arrivals in any window within the last 60 s, by window of `TunerState.windows_s`.
+        arrival_rate: arrivals per second over the last 5 s.
+        peak_rate: largest rate of 5 s windows over the last 30 s.
+        stages: by name; a stage missing here counts as never having reported.
+        arrivals_age_s: age of the newest sample of arrivals (not of the newest arrival); None if there
+            never was one.
+        watched_s: how long arrivals have been watched without a gap; below 60 s the envelope does not
+            yet tell that traffic fell.
+        stock: most replicas of a hardware kind that this pipeline may hold now; a kind missing here
+            has the catalogue's stock.
+        limits: by stage, where people set any.
+        events: events completed since the start.
+        late_events: those of them that missed the SLO, lost ones included.
+    """
+
+    time_s: float
+    envelope: tuple[int, ...]
+    arrival_rate: float
+    peak_rate: float
+    stages: Mapping[str, StageObservation]
+    arrivals_age_s: float | None = 0.0
+    watched_s: float = float("inf")
+    stock: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    events: int = 0
+    late_events: int = 0

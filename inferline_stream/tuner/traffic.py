@@ -1,0 +1,51 @@
+"""Arrivals of a pipeline turned into what an observation tells of traffic. One class for live use and replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, EnvelopeKernel, Times, TrafficEnvelope
+
+RATE_WINDOW_S = 5.0
+"""Window of the rates (InferLine §5)."""
+
+PEAK_SPAN_S = 30.0
+"""How far back the largest of them is looked for (InferLine §5)."""
+
+
+class Traffic:
+    """Envelope over the last minute, rate of the last 5 s, and the largest such rate of the last 30 s.
+
+    Args:
+        windows_s: windows of the envelope, those of `TunerState.windows_s`.
+        span_s: how far the envelope reaches back.
+        kernel: see `TrafficEnvelope`.
+    """
+
+    def __init__(
+        self, windows_s: Sequence[float], span_s: float = LONGEST_WINDOW_S, kernel: EnvelopeKernel | None = None
+    ) -> None:
+        self._envelope = TrafficEnvelope(windows_s, span_s, kernel)
+        self._peak = TrafficEnvelope((RATE_WINDOW_S,), PEAK_SPAN_S, kernel)
+
+    def use(self, kernel: EnvelopeKernel) -> None:
+        """Go on with another kernel; nothing is lost."""
+        self._envelope.use(kernel)
+        self._peak.use(kernel)
+
+    def add(self, times_s: Times) -> None:
+        """Take in arrivals, ascending within the call, on the clock of the observation; late ones count."""
+        self._envelope.add(times_s)
+        self._peak.add(times_s)
+
+    def envelope(self, now_s: float) -> tuple[int, ...]:
+        """Most arrivals in any window, by window."""
+        return tuple(self._envelope.counts(now_s).tolist())
+
+    def arrival_rate(self, now_s: float) -> float:
+        """Arrivals per second over the last 5 s."""
+        return self._peak.count_since(now_s - RATE_WINDOW_S) / RATE_WINDOW_S
+
+    def peak_rate(self, now_s: float) -> float:
+        """Largest rate of any window of 5 s within the last 30 s."""
+        return float(self._peak.counts(now_s)[0]) / RATE_WINDOW_S
