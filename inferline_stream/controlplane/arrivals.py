@@ -1,0 +1,128 @@
+"""Arrivals seen from log growth: end offsets over time, no payload read, whatever the consumers do."""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class LogGrowth:
+    """Turns samples of a topic's end offsets into arrival times.
+
+    Records that came between two samples are spread evenly over the time between them: a tick must not
+    look like a burst, nor a late sample like a large one.
+
+    Args:
+        gap_s: a longer time between two samples is a gap: what came in it is known only as a mean rate.
+    """
+
+    def __init__(self, gap_s: float = 1.0) -> None:
+        self._gap_s = gap_s
+        self._ends: tuple[int, ...] | None = None
+        self._time_s = 0.0
+        self.total = 0
+        """Records that came since the first sample."""
+        self.watched_since_s: float | None = None
+        """Time of the first sample after the last gap."""
+
+    @property
+    def newest_s(self) -> float | None:
+        """Time of the newest sample."""
+        return None if self._ends is None else self._time_s
+
+    def sample(self, time_s: float, ends: Sequence[int]) -> NDArray[np.float64]:
+        """Arrival times since the last sample, ascending.
+
+        Args:
+            time_s: when the offsets were read, on a clock that only goes forward.
+            ends: end offset of each partition. An offset that went backwards (a topic made anew) counts
+                nothing; a partition that was added counts from 0.
+        """
+        before, since_s = self._ends, self._time_s
+        self._ends, self._time_s = tuple(ends), time_s
+        if before is None or time_s <= since_s:
+            self.watched_since_s = time_s
+            return np.empty(0)
+        if time_s - since_s > self._gap_s:
+            self.watched_since_s = time_s
+        came = sum(max(0, end - (before[p] if p < len(before) else 0)) for p, end in enumerate(ends))
+        self.total += came
+        return np.linspace(since_s, time_s, came, endpoint=False)
+
+
+class OffsetHistory:
+    """When each offset of a topic's partitions was reached, and how far a group has come.
+
+    Args:
+        partitions: of the topic.
+        span_s: how long samples are kept; a record older than that has at least this age.
+    """
+
+    def __init__(self, partitions: int, span_s: float = 120.0) -> None:
+        self._span_s = span_s
+        self._samples: list[deque[tuple[float, int]]] = [deque() for _ in range(partitions)]
+        self._committed: list[int] = [-1] * partitions
+        self._moved_s: list[float] = [0.0] * partitions
+        self.sampled_s: float | None = None
+        """Time of the newest committed offsets."""
+
+    def reached(self, time_s: float, ends: Sequence[int]) -> None:
+        """End offsets at that time."""
+        for samples, end in zip(self._samples, ends, strict=True):
+            if samples and samples[-1][1] == end and len(samples) > 1 and samples[-2][1] == end:
+                samples[-1] = (time_s, end)  # standing still: its two ends are enough
+            else:
+                samples.append((time_s, end))
+            while len(samples) > 2 and samples[1][0] < time_s - self._span_s:
+                samples.popleft()
+
+    def committed(self, time_s: float, offsets: Sequence[int]) -> None:
+        """The group's committed offsets at that time; -1 for none."""
+        for p, offset in enumerate(offsets):
+            if offset != self._committed[p] or not self._lag(p):
+                self._moved_s[p] = time_s
+            self._committed[p] = offset
+        self.sampled_s = time_s
+
+    def _lag(self, p: int) -> int:
+        end = self._samples[p][-1][1] if self._samples[p] else 0
+        return max(0, end - max(0, self._committed[p]))
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Newest end offsets."""
+        return tuple(samples[-1][1] if samples else 0 for samples in self._samples)
+
+    def lags(self) -> tuple[int, ...]:
+        """Records not committed, by partition."""
+        return tuple(self._lag(p) for p in range(len(self._samples)))
+
+    def idle_s(self, now_s: float) -> tuple[float, ...]:
+        """How long each partition's committed offset has stood still while it had lag."""
+        return tuple(max(0.0, now_s - self._moved_s[p]) if self._lag(p) else 0.0 for p in range(len(self._samples)))
+
+    def oldest_s(self, now_s: float) -> float:
+        """Age of the oldest record not yet committed, over all partitions, to a sample's resolution; 0 without lag."""
+        oldest = 0.0
+        for p, samples in enumerate(self._samples):
+            if self._lag(p):
+                first = bisect.bisect_right(samples, self._committed[p], key=lambda sample: sample[1])
+                oldest = max(oldest, now_s - samples[min(first, len(samples) - 1)][0])
+        return oldest
+
+    def rates(self, now_s: float, over_s: float) -> tuple[float, ...]:
+        """Records per second of each partition over the last ``over_s`` seconds."""
+        rates = []
+        for samples in self._samples:
+            first = bisect.bisect_left(samples, now_s - over_s, key=lambda sample: sample[0])
+            first = max(0, min(first, len(samples) - 1) - 1) if samples else 0
+            if len(samples) < 2:
+                rates.append(0.0)
+                continue
+            span_s = max(samples[-1][0] - samples[first][0], 1e-9)
+            rates.append((samples[-1][1] - samples[first][1]) / span_s)
+        return tuple(rates)

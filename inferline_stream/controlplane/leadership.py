@@ -1,0 +1,140 @@
+"""One leading controller per pipeline: it fences the one before it and tells each second that it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from inferline_stream.dataplane.control import Followed, LeaderProducer, TopicFollower, Written
+from inferline_stream.dataplane.protocol import Assignment, LeaderHeartbeat, decode_control, encode
+from inferline_stream.pipeline.names import Names
+
+logger = logging.getLogger(__name__)
+
+LEADER_KEY = "leader"
+HEARTBEAT_S = 1.0
+TAKE_OVER_AFTER_S = 3.0
+"""A leader that has told nothing for this long is taken over from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What the assignments topic says."""
+
+    assignments: tuple[Assignment, ...]
+    """Newest of each replica; those that have ended are missing."""
+    heartbeat: LeaderHeartbeat | None
+    heartbeat_age_s: float
+    """By the record's timestamp; infinite if there is none."""
+
+
+def read_log(records: Sequence[Followed], now_s: float) -> Log:
+    """The newest record of each key.
+
+    Args:
+        records: of the assignments topic, in order.
+        now_s: seconds since the epoch.
+    """
+    assignments: dict[str, Assignment] = {}
+    heartbeat, age_s = None, float("inf")
+    for record in records:
+        key = (record.key or b"").decode()
+        if not record.value:
+            assignments.pop(key, None)
+            if key == LEADER_KEY:
+                heartbeat, age_s = None, float("inf")
+            continue
+        control = decode_control(record.value)
+        if isinstance(control, LeaderHeartbeat):
+            heartbeat, age_s = control, now_s - record.time_ms / 1e3
+        elif isinstance(control, Assignment):
+            assignments[control.replica] = control
+    return Log(tuple(assignments.values()), heartbeat, age_s)
+
+
+class Leadership:
+    """Leads from entering to leaving. Entering waits for as long as another controller leads.
+
+    Args:
+        bootstrap_servers: host:port, comma separated.
+        names: of the pipeline.
+        controller: name of this controller, unique per process.
+
+    Raises:
+        Unreachable: Kafka does not answer.
+    """
+
+    def __init__(self, bootstrap_servers: str, names: Names, controller: str) -> None:
+        self._bootstrap_servers, self._names, self._controller = bootstrap_servers, names, controller
+        self._producer = LeaderProducer(bootstrap_servers, f"{names.prefix}{names.pipeline}-controller")
+        self.term = 0
+        self.log = Log((), None, float("inf"))
+        """What the topic said when this term began."""
+
+    async def __aenter__(self) -> Self:
+        async with TopicFollower(self._bootstrap_servers, self._names.assignments) as follower:
+            records = await follower.read_to(await follower.end())
+            await self._wait_for_silence(follower, records)
+            await self._producer.__aenter__()  # from here on nobody else writes
+            try:
+                records += await follower.read_to(await follower.end())
+                self.log = read_log(records, time.time())
+                self.term = 1 + (self.log.heartbeat.term if self.log.heartbeat else 0)
+                self.term = max([self.term, *(a.term + 1 for a in self.log.assignments)])
+                await self.heartbeat()
+            except BaseException:
+                await self._producer.__aexit__(None, None, None)
+                raise
+        logger.info("controller %s leads %s in term %d", self._controller, self._names.pipeline, self.term)
+        return self
+
+    async def _wait_for_silence(self, follower: TopicFollower, records: list[Followed]) -> None:
+        log = read_log(records, time.time())
+        if log.heartbeat is None or log.heartbeat_age_s > TAKE_OVER_AFTER_S:
+            return
+        logger.warning("controller %s leads %s: standing by", log.heartbeat.controller, self._names.pipeline)
+        loop = asyncio.get_running_loop()
+        heard_s = loop.time() - max(0.0, log.heartbeat_age_s)
+        while loop.time() - heard_s <= TAKE_OVER_AFTER_S:
+            new = await follower.read(0.2)
+            records += new
+            if any((r.key or b"").decode() == LEADER_KEY for r in new):
+                heard_s = loop.time()
+                if read_log(new, time.time()).heartbeat is None:  # it left in order
+                    return
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._producer.__aexit__(kind, error, trace)
+
+    async def write(self, assignments: Sequence[Assignment] = (), forgotten: Sequence[str] = ()) -> None:
+        """Assignments and the end of replicas' records, in one transaction.
+
+        Raises:
+            LeadershipLost: another controller leads now.
+            Unreachable: nothing was written; try again.
+        """
+        topic = self._names.assignments
+        records = [Written(topic, a.replica, encode(a)) for a in assignments]
+        records += [Written(topic, replica, None) for replica in forgotten]
+        if records:
+            await self._producer.write(records)
+
+    async def write_records(self, records: Sequence[Written]) -> None:
+        """Other records of the leader, e.g. decisions, in one transaction; errors as in `write`."""
+        await self._producer.write(records)
+
+    async def heartbeat(self) -> None:
+        """Tell that this controller lives; errors as in `write`."""
+        record = LeaderHeartbeat(self.term, self._controller)
+        await self._producer.write([Written(self._names.assignments, LEADER_KEY, encode(record))])
+
+    async def resign(self) -> None:
+        """Leave in order: the next controller need not wait. Errors as in `write`."""
+        await self._producer.write([Written(self._names.assignments, LEADER_KEY, None)])

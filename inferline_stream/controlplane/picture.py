@@ -1,0 +1,299 @@
+"""What the controller knows of a running pipeline, and the two values made from it: observation and state."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.controlplane.arrivals import LogGrowth, OffsetHistory
+from inferline_stream.controlplane.reports import RECENT_S, Reports, StageFigures
+from inferline_stream.controlplane.scaling import Replicas, cost_per_hour, replicas_of_plan
+from inferline_stream.observability.buckets import latency_bounds_s
+from inferline_stream.observability.state import (
+    DecisionRecord,
+    EnvelopeWindow,
+    LatencyHistogram,
+    PipelineState,
+    ReplicaCounts,
+    StageState,
+)
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
+from inferline_stream.tuner.traffic import Traffic
+
+_DECISIONS_KEPT = 300
+STUCK_AFTER_S = 10.0
+"""A committed offset that stood still for this long, with lag and with its owner up, is stuck."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Growth of topics since the start of the run."""
+
+    events_out: int = 0
+    completed: int = 0
+
+
+@dataclass(slots=True)
+class Picture:
+    """Everything seen of a pipeline. Times are on the controller's clock unless said otherwise.
+
+    Args:
+        pipeline: its name.
+        shape: its DAG.
+        plan: in force.
+        measured: profiles.
+        catalogue: hardware kinds.
+        objective: share of events that must meet the SLO.
+        partitions: of each stage's input topic.
+        windows_s: lengths of the traffic envelope's windows.
+    """
+
+    pipeline: str
+    shape: Shape
+    plan: Plan
+    measured: PipelineProfile
+    catalogue: Catalogue
+    objective: float
+    partitions: Mapping[str, int]
+    windows_s: Sequence[float]
+    growth: LogGrowth = field(default_factory=LogGrowth)
+    counts: Counts = field(default_factory=Counts)
+    decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
+    decision_counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    restarts: Counter[str] = field(default_factory=Counter)
+    cost: float = 0.0
+    rate_per_hour: float = 0.0
+    """Dollars per hour of the replicas held now."""
+    reports: Reports = field(init=False)
+    offsets: dict[str, OffsetHistory] = field(init=False)
+    traffic: Traffic = field(init=False)
+    _held_since_s: float | None = None
+    _latencies: deque[tuple[float, tuple[int, ...]]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.reports = Reports(self.shape, self.measured)
+        self.offsets = {stage: OffsetHistory(self.partitions[stage]) for stage in self.shape.stages}
+        self.traffic = Traffic(self.windows_s)
+
+    # -- what comes in -------------------------------------------------------------------------------
+
+    def arrivals(self, time_s: float, ends: Sequence[int]) -> None:
+        """End offsets of the source topic."""
+        times = self.growth.sample(time_s, ends)
+        if times.size:
+            self.traffic.add(times)
+
+    def held(self, time_s: float, replicas: Sequence[ObservedReplica]) -> None:
+        """Replicas that exist at that time: their price counts until the next call."""
+        if self._held_since_s is not None:
+            self.cost += self.rate_per_hour * (time_s - self._held_since_s) / 3600
+        self._held_since_s, self.rate_per_hour = time_s, cost_per_hour(replicas, self.catalogue)
+
+    def decided(self, record: DecisionRecord) -> None:
+        """A decision was made."""
+        self.decisions.append(record)
+        self.decision_counts[record.action, record.reason] += 1
+
+    # -- what goes out -------------------------------------------------------------------------------
+
+    def drained(self) -> bool:
+        """Whether every stage's group has committed all that its topic holds, as last sampled."""
+        return all(not any(history.lags()) for history in self.offsets.values())
+
+    def latency(self) -> LatencyHistogram:
+        """End-to-end latencies since the start, as the final stage's replicas told."""
+        bounds = latency_bounds_s(self.plan.slo_s)
+        final = self.shape.stages[self.shape.finals()[0]]
+        counts, sum_s = self.reports.latency_counts(final, len(bounds) + 1)
+        return LatencyHistogram(bounds, counts, sum_s)
+
+    def observation(
+        self, now_s: float, wanted: Replicas, limits: Mapping[str, Limits], stock: Mapping[str, int]
+    ) -> Observation:
+        """What the policy sees.
+
+        Args:
+            now_s: now.
+            wanted: replicas asked of the actuator.
+            limits: set by people, by stage.
+            stock: most replicas of a hardware kind, where it differs from the catalogue's.
+        """
+        ratios = self.reports.visit_ratios(now_s)
+        latency = self.latency()
+        slo = latency.bounds_s.index(self.plan.slo_s)
+        figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
+        lost = sum(f.dead_lettered + f.expired for f in figures.values())
+        newest_s, watched_s = self.growth.newest_s, self.growth.watched_since_s
+        return Observation(
+            time_s=now_s,
+            envelope=self.traffic.envelope(now_s),
+            arrival_rate=self.traffic.arrival_rate(now_s),
+            peak_rate=self.traffic.peak_rate(now_s),
+            stages={
+                stage: self._stage_observation(stage, now_s, figures[stage], ratios[stage], wanted)
+                for stage in self.shape.stages
+            },
+            arrivals_age_s=None if newest_s is None else now_s - newest_s,
+            watched_s=0.0 if watched_s is None else now_s - watched_s,
+            stock=stock,
+            limits=limits,
+            events=sum(latency.counts) + lost,
+            late_events=sum(latency.counts[slo + 1 :]) + lost,
+        )
+
+    def _stage_observation(
+        self, stage: str, now_s: float, figures: StageFigures, ratio: float | None, wanted: Replicas
+    ) -> StageObservation:
+        offsets = self.offsets[stage]
+        supply = {}
+        for (name, hardware), count in wanted.items():
+            if name == stage:
+                ready = self.reports.ready(stage, hardware)
+                supply[hardware] = Supply(
+                    ready,
+                    max(0, count - ready),
+                    self._throughput(stage, hardware, figures),
+                    self.reports.start_up_s(stage, hardware),
+                )
+        return StageObservation(
+            supply=supply,
+            age_s=None if figures.newest_s is None else now_s - figures.newest_s,
+            visit_ratio=ratio,
+            partition_lags=offsets.lags(),
+            partition_idle_s=offsets.idle_s(now_s),
+            oldest_lag_s=offsets.oldest_s(now_s),
+            utilization=figures.utilization,
+        )
+
+    def batch_limit(self, stage: str, hardware: str) -> int:
+        """The plan's batch limit; that of the stage's first kind for hardware that the plan does not use."""
+        kinds = self.plan.allocations[stage]
+        limits = {a.hardware: a.max_batch_size for a in kinds}
+        if hardware in limits:
+            return limits[hardware]
+        profile = self.measured.profiles.get((stage, hardware))
+        return min(kinds[0].max_batch_size, profile.batch_sizes[-1] if profile else kinds[0].max_batch_size)
+
+    def planned_throughput(self, stage: str, hardware: str) -> float:
+        """µ of one replica at its batch limit, as profiled; 1 where it never was."""
+        profile = self.measured.profiles.get((stage, hardware))
+        return profile.throughput(self.batch_limit(stage, hardware)) if profile else 1.0
+
+    def _throughput(self, stage: str, hardware: str, figures: StageFigures) -> float | None:
+        slowdown = figures.slowdown.get(hardware)
+        return None if slowdown is None else self.planned_throughput(stage, hardware) / slowdown
+
+    def state(
+        self,
+        now_s: float,
+        time_s: float,
+        wanted: Replicas,
+        *,
+        envelope: Sequence[int],
+        paused: bool = False,
+        term: int = 0,
+        limits: Mapping[str, str] | None = None,
+    ) -> PipelineState:
+        """What metrics and tables show.
+
+        Args:
+            now_s: now.
+            time_s: the same, in seconds since the epoch.
+            wanted: replicas asked of the actuator.
+            envelope: live, by window.
+            paused: whether decisions are held.
+            term: of this controller.
+            limits: what keeps a stage from growing, by stage.
+        """
+        latency = self.latency()
+        recent = self._recent(now_s, latency)
+        newest_s = self.growth.newest_s
+        figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
+        ages = {stage: now_s - f.newest_s for stage, f in figures.items() if f.newest_s is not None}
+        if newest_s is not None:
+            ages["arrivals"] = now_s - newest_s
+        return PipelineState(
+            time_s=time_s,
+            pipeline=self.pipeline,
+            slo_s=self.plan.slo_s,
+            objective=self.objective,
+            predicted_p99_s=self.plan.predicted_p99_s,
+            arrival_rate=self.traffic.arrival_rate(now_s),
+            envelope=tuple(
+                EnvelopeWindow(w, live, dict(self.plan.envelope).get(w, 0))
+                for w, live in zip(self.windows_s, envelope, strict=True)
+            ),
+            latency=latency,
+            recent_p50_s=recent.quantile_s(0.5),
+            recent_p99_s=recent.quantile_s(0.99),
+            stages=tuple(
+                self._stage_state(stage, now_s, figures[stage], wanted, (limits or {}).get(stage, ""))
+                for stage in self.shape.stages
+            ),
+            decisions=tuple(self.decisions),
+            cost_per_hour=self.rate_per_hour,
+            cost=self.cost,
+            events_in=self.growth.total,
+            events_out=self.counts.events_out,
+            completed_without_output=self.counts.completed,
+            duplicates=sum(f.duplicates for f in figures.values()),
+            input_age_s=ages,
+            paused=paused,
+            decision_counts=dict(self.decision_counts),
+            plan_algorithm=self.plan.algorithm,
+            term=term,
+        )
+
+    def _recent(self, now_s: float, latency: LatencyHistogram) -> LatencyHistogram:
+        self._latencies.append((now_s, latency.counts))
+        while len(self._latencies) > 2 and self._latencies[1][0] <= now_s - RECENT_S:
+            self._latencies.popleft()
+        before = self._latencies[0][1] if len(self._latencies) > 1 else (0,) * len(latency.counts)
+        return LatencyHistogram(
+            latency.bounds_s, tuple(max(0, a - b) for a, b in zip(latency.counts, before, strict=True)), 0.0
+        )
+
+    def _stage_state(self, stage: str, now_s: float, figures: StageFigures, wanted: Replicas, limit: str) -> StageState:
+        offsets = self.offsets[stage]
+        rates = offsets.rates(now_s, RECENT_S)
+        planned = replicas_of_plan(self.plan.allocations)
+        kinds = sorted({hardware for name, hardware in (*wanted, *planned) if name == stage})
+        counts = []
+        for hardware in kinds:
+            count, ready = wanted.get((stage, hardware), 0), self.reports.ready(stage, hardware)
+            counts.append(
+                ReplicaCounts(hardware, planned.get((stage, hardware), 0), count, ready, max(0, count - ready))
+            )
+        start_ups = [s for kind in kinds if (s := self.reports.start_up_s(stage, kind)) is not None]
+        stuck = tuple(p for p, idle_s in enumerate(offsets.idle_s(now_s)) if idle_s > STUCK_AFTER_S)
+        return StageState(
+            name=stage,
+            replicas=tuple(counts),
+            max_batch_size=max(a.max_batch_size for a in self.plan.allocations[stage]),
+            arrival_rate=sum(rates),
+            utilization=figures.utilization,
+            wait_s=figures.wait_s,
+            service_time_s=figures.service_time_s,
+            mean_batch_size=figures.mean_batch_size,
+            partition_lags=offsets.lags(),
+            lag_s=offsets.oldest_s(now_s),
+            start_up_s=max(start_ups, default=None),
+            events=figures.events,
+            dead_lettered=figures.dead_lettered,
+            expired=figures.expired,
+            handovers=figures.handovers,
+            handover_stall_s=figures.handover_stall_s,
+            batches=figures.batches,
+            busy_total_s=figures.busy_total_s,
+            wait_total_s=figures.wait_total_s,
+            restarts=self.restarts[stage],
+            limit=limit,
+            stuck_partitions=stuck if sum(c.ready for c in counts) else (),
+            partition_rates=rates,
+        )

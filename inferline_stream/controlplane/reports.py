@@ -1,0 +1,224 @@
+"""What replicas told, summed: totals since the start, and how each stage did over the last seconds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from inferline_stream.dataplane.protocol import BatchStats, ReplicaReport
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+
+RECENT_S = 10.0
+"""What counts as of late."""
+
+_FEWEST_EVENTS = 100
+"""A visit ratio from fewer events would be noise."""
+
+_FEWEST_BATCHES = 10
+"""A service time from fewer batches would be noise."""
+
+_START_UPS = 8
+
+
+@dataclass(slots=True)
+class Told:
+    """One replica's reports."""
+
+    newest: ReplicaReport
+    heard_s: float
+    """When the newest was read, on the controller's clock."""
+    recent: deque[tuple[float, ReplicaReport]] = field(default_factory=deque)
+    ended: bool = False
+
+    def before_s(self, time_s: float) -> ReplicaReport | None:
+        """The oldest report kept that is not older than ``time_s``; None if the replica is younger."""
+        return next((report for at, report in self.recent if at >= time_s), None)
+
+
+@dataclass(frozen=True, slots=True)
+class StageFigures:
+    """One stage over the last seconds; None where too little was seen."""
+
+    events: int
+    """Events that left the stage, since the start of the run."""
+    dead_lettered: int
+    expired: int
+    duplicates: int
+    handovers: int
+    handover_stall_s: float
+    batches: int
+    """Since the start of the run, as the two below."""
+    busy_total_s: float
+    wait_total_s: float
+    wait_s: float | None
+    service_time_s: float | None
+    mean_batch_size: float | None
+    utilization: float | None
+    newest_s: float | None
+    """When the newest report of any of its replicas was read."""
+    slowdown: Mapping[str, float]
+    """By hardware kind: measured service time over the profile's, at the batch sizes that ran."""
+
+
+class Reports:
+    """Reports of every replica of a pipeline.
+
+    Counters in a report grow from its replica's start, so a lost or repeated report does no harm; an
+    older one that comes late is recognised by its number.
+    """
+
+    def __init__(self, shape: Shape, measured: PipelineProfile) -> None:
+        self._shape = shape
+        self._measured = measured
+        self.replicas: dict[str, Told] = {}
+        self._start_up_s: dict[tuple[str, str], deque[float]] = {}
+
+    def add(self, report: ReplicaReport, heard_s: float) -> bool:
+        """Take one report in; whether phase, partitions or applied assignment have changed."""
+        told = self.replicas.get(report.replica)
+        if told is None:
+            self.replicas[report.replica] = told = Told(report, heard_s)
+            changed = True
+        elif report.report <= told.newest.report:
+            return False
+        else:
+            before = told.newest
+            changed = (before.phase, before.sequence, before.held.keys()) != (
+                report.phase,
+                report.sequence,
+                report.held.keys(),
+            )
+            told.newest, told.heard_s = report, heard_s
+        told.recent.append((heard_s, report))
+        while told.recent and told.recent[0][0] < heard_s - RECENT_S:
+            told.recent.popleft()
+        told.ended = told.ended or report.phase in ("gone", "failed")
+        return changed
+
+    def end(self, replica: str) -> None:
+        """Its process is gone: its totals stay, its recent figures go."""
+        if (told := self.replicas.get(replica)) is not None:
+            told.ended = True
+            told.recent.clear()
+
+    def started(self, stage: str, hardware: str, start_up_s: float) -> None:
+        """A replica became ready so long after it was asked for."""
+        self._start_up_s.setdefault((stage, hardware), deque(maxlen=_START_UPS)).append(start_up_s)
+
+    def start_up_s(self, stage: str, hardware: str) -> float | None:
+        """Mean start-up time of late; None before the first."""
+        times = self._start_up_s.get((stage, hardware))
+        return sum(times) / len(times) if times else None
+
+    def ready(self, stage: str, hardware: str) -> int:
+        """Replicas of it that are ready."""
+        return sum(
+            not told.ended
+            and told.newest.phase == "ready"
+            and (told.newest.stage, told.newest.hardware) == (stage, hardware)
+            for told in self.replicas.values()
+        )
+
+    def _of(self, stage: str) -> list[Told]:
+        return [told for told in self.replicas.values() if told.newest.stage == stage]
+
+    def latency_counts(self, stage: str, buckets: int) -> tuple[tuple[int, ...], float]:
+        """Events per latency bucket since the start, and the sum of latencies, as the final stage's replicas told."""
+        counts, total_s = [0] * buckets, 0.0
+        for told in self._of(stage):
+            for i, count in enumerate(told.newest.latency_buckets[:buckets]):
+                counts[i] += count
+            total_s += told.newest.latency_sum_s
+        return tuple(counts), total_s
+
+    def stage(self, name: str, now_s: float) -> StageFigures:
+        """One stage now."""
+        told = self._of(name)
+        newest = [t.newest for t in told]
+        since_s = now_s - RECENT_S
+        pairs = [(first, t.newest) for t in told if not t.ended and (first := t.before_s(since_s)) is not None]
+        events = sum(last.events - first.events for first, last in pairs)
+        busy_s = sum(last.busy_s - first.busy_s for first, last in pairs)
+        wait_s = sum(last.wait_s - first.wait_s for first, last in pairs)
+        watched_s = sum(t.recent[-1][0] - t.recent[0][0] for t in told if not t.ended and t.recent)
+        batches = _batches(pairs)
+        count = sum(b.batches for b in batches.values())
+        batched = sum(size * b.batches for size, b in batches.items())
+        return StageFigures(
+            events=sum(r.events for r in newest),
+            dead_lettered=sum(r.dead_lettered for r in newest),
+            expired=sum(r.expired for r in newest),
+            duplicates=sum(r.duplicates for r in newest),
+            handovers=sum(r.handovers for r in newest),
+            handover_stall_s=sum(r.handover_stall_s for r in newest),
+            batches=sum(b.batches for r in newest for b in r.batch_stats.values()),
+            busy_total_s=sum(r.busy_s for r in newest),
+            wait_total_s=sum(r.wait_s for r in newest),
+            wait_s=wait_s / events if events else None,
+            service_time_s=sum(b.service_s for b in batches.values()) / count if count else None,
+            mean_batch_size=batched / count if count else None,
+            utilization=busy_s / watched_s if watched_s > 0 else None,
+            newest_s=max((t.heard_s for t in told), default=None),
+            slowdown=self._slowdown(name, pairs),
+        )
+
+    def _slowdown(self, stage: str, pairs: Iterable[tuple[ReplicaReport, ReplicaReport]]) -> dict[str, float]:
+        by_hardware: dict[str, list[tuple[ReplicaReport, ReplicaReport]]] = {}
+        for first, last in pairs:
+            by_hardware.setdefault(last.hardware, []).append((first, last))
+        slowdown = {}
+        for hardware, own in by_hardware.items():
+            profile = self._measured.profiles.get((stage, hardware))
+            batches = _batches(own)
+            if profile is None or sum(b.batches for b in batches.values()) < _FEWEST_BATCHES:
+                continue
+            largest = profile.batch_sizes[-1]
+            expected_s = sum(b.batches * profile.service_time_s(min(size, largest)) for size, b in batches.items())
+            slowdown[hardware] = sum(b.service_s for b in batches.values()) / expected_s
+        return slowdown
+
+    def visit_ratios(self, now_s: float) -> dict[str, float | None]:
+        """Visits per event to each stage of late, along the branches taken; None where too few events were seen.
+
+        A join hears of every event that reaches any of its parents or is skipped on the way, so its own
+        share of served events tells its ratio; any other stage is visited by the share of its parent's
+        results that took the arrow.
+        """
+        since_s = now_s - RECENT_S
+        pairs: dict[str, list[tuple[ReplicaReport, ReplicaReport]]] = {name: [] for name in self._shape.stages}
+        for told in self.replicas.values():
+            if not told.ended and told.newest.stage in pairs and (first := told.before_s(since_s)) is not None:
+                pairs[told.newest.stage].append((first, told.newest))
+        ratios: dict[str, float | None] = {}
+        for position, name in enumerate(self._shape.stages):
+            arrows = self._shape.parents(position)
+            if not arrows:
+                ratios[name] = 1.0
+            elif len(arrows) > 1:
+                left = sum(last.events - first.events for first, last in pairs[name])
+                served = sum(size * b.batches for size, b in _batches(pairs[name]).items())
+                ratios[name] = min(1.0, served / left) if left >= _FEWEST_EVENTS else None
+            else:
+                parent = self._shape.stages[self._shape.arrows[arrows[0]].parent]
+                left = sum(size * b.batches for size, b in _batches(pairs[parent]).items())
+                took = sum(
+                    last.arrows_taken.get(name, 0) - first.arrows_taken.get(name, 0) for first, last in pairs[parent]
+                )
+                above = ratios[parent]
+                ratios[name] = above * took / left if above is not None and left >= _FEWEST_EVENTS else None
+        return ratios
+
+
+def _batches(pairs: Iterable[tuple[ReplicaReport, ReplicaReport]]) -> dict[int, BatchStats]:
+    """Batches between two reports of each replica, by batch size."""
+    total: dict[int, BatchStats] = {}
+    for first, last in pairs:
+        for size, stats in last.batch_stats.items():
+            before = first.batch_stats.get(size, BatchStats())
+            if stats.batches > before.batches:
+                sums = total.setdefault(size, BatchStats())
+                sums.batches += stats.batches - before.batches
+                sums.service_s += stats.service_s - before.service_s
+    return total
