@@ -1,0 +1,61 @@
+"""Requests and responses as bytes: which of aiokafka's structures speaks which version of which request."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from aiokafka.protocol.api import RequestStruct, Response
+from aiokafka.protocol.types import Array, Schema
+
+_HEADER = struct.Struct(">hhih")  # request, version, correlation id, length of the client id
+_ANSWER = struct.Struct(">ii")  # size, correlation id
+
+Fields = dict[str, Any]
+"""A request or response by the names in aiokafka's schemas, arrays as lists of the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a request says about itself."""
+
+    api_key: int
+    api_version: int
+    correlation_id: int
+    client_id: str
+
+
+def read_header(frame: bytes) -> tuple[Header, BytesIO]:
+    """A request's header, and its body still to be read."""
+    api_key, version, correlation_id, length = _HEADER.unpack_from(frame)
+    end = _HEADER.size + max(length, 0)
+    body = BytesIO(frame)
+    body.seek(end)
+    return Header(api_key, version, correlation_id, frame[_HEADER.size : end].decode()), body
+
+
+def read_request(request: type[RequestStruct], body: BytesIO) -> Fields:
+    """A request's fields by name."""
+    fields: Fields = request.decode(body).to_object()
+    return fields
+
+
+def answer(correlation_id: int, response: type[Response], fields: Mapping[str, Any]) -> bytes:
+    """A response as bytes. Fields that its version does not have are left out."""
+    body: bytes = response.SCHEMA.encode(_in_order(response.SCHEMA, {"throttle_time_ms": 0, **fields}))
+    return _ANSWER.pack(len(body) + 4, correlation_id) + body
+
+
+def _in_order(kind: Any, value: Any) -> Any:
+    """A value with its names replaced by the positions that a schema gives them."""
+    if isinstance(kind, Schema):
+        fields: Sequence[Any] = [
+            _in_order(field, value[name]) for name, field in zip(kind.names, kind.fields, strict=True)
+        ]
+        return fields
+    if isinstance(kind, Array) and value is not None:
+        return [_in_order(kind.array_of, item) for item in value]
+    return value
