@@ -151,7 +151,8 @@ class LocalActuator:
             self._log_folder.mkdir(parents=True, exist_ok=True)
             with place.log.open("ab") as log:
                 place.process = subprocess.Popen(
-                    bootstrap.command(self._module, place.pinned),
+                    # A replica that is left alone hands over what it can, rather than die in the middle of a batch.
+                    bootstrap.command(self._module, place.pinned, orphaned=signal.SIGTERM),
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -163,11 +164,13 @@ class LocalActuator:
             return
         place.pidfd = os.pidfd_open(place.process.pid)
         asyncio.get_running_loop().add_reader(place.pidfd, self._reap, place)
+        # One line, far smaller than a pipe holds, so this does not wait for the child. The pipe stays open: its
+        # end tells the replica that nobody looks after it any more. One that has ended already breaks it, which
+        # is told as its exit.
         assert place.process.stdin is not None
-        # A spec is far smaller than a pipe holds, so this does not wait for the child. One that has ended
-        # already breaks the pipe; that is told as its exit.
-        with contextlib.suppress(BrokenPipeError), place.process.stdin as pipe:
-            pipe.write(encode(msgspec.structs.replace(spec, replica=place.replica)))
+        with contextlib.suppress(BrokenPipeError):
+            place.process.stdin.write(encode(msgspec.structs.replace(spec, replica=place.replica)) + b"\n")
+            place.process.stdin.flush()
         logger.info("replica %s started, process %d", place.replica, place.process.pid)
 
     def _retire(self, place: _Place, deadline_s: float) -> None:
@@ -196,6 +199,9 @@ class LocalActuator:
         assert place.process is not None
         asyncio.get_running_loop().remove_reader(place.pidfd)
         os.close(place.pidfd)
+        assert place.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            place.process.stdin.close()
         code = place.process.wait()
         if place.timer is not None:
             place.timer.cancel()

@@ -1,7 +1,7 @@
 """First code of every process that runs users' stages: it ends with its parent and keeps to its cores.
 
-``python -m inferline_stream.isolation.bootstrap --parent PID [--cores 0,1] MODULE [ARGUMENT ...]`` restricts
-the process, then runs MODULE in it as ``__main__``. Nothing that starts threads is imported before.
+``python -m inferline_stream.isolation.bootstrap --parent PID,SIGNAL [--cores 0,1] MODULE [ARGUMENT ...]``
+restricts the process, then runs MODULE in it as ``__main__``. Nothing that starts threads is imported before.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ _THREADS = (
 )
 
 
-def command(module: str, cores: Collection[int] = ()) -> list[str]:
+def command(module: str, cores: Collection[int] = (), orphaned: signal.Signals = signal.SIGKILL) -> list[str]:
     """Command line that runs a module in a restricted child of this process.
 
     Args:
         module: run as ``__main__``.
         cores: the only ones that the child may run on; empty for all.
+        orphaned: what the child is sent when this process has ended, however it ended.
     """
     pinned = ["--cores", ",".join(map(str, sorted(cores)))] if cores else []
-    return [sys.executable, "-m", "inferline_stream.isolation.bootstrap", "--parent", str(os.getpid()), *pinned, module]
+    parent = ["--parent", f"{os.getpid()},{orphaned.value}"]
+    return [sys.executable, "-m", "inferline_stream.isolation.bootstrap", *parent, *pinned, module]
 
 
 def thread_variables(cores: float) -> dict[str, str]:
@@ -46,9 +48,9 @@ def thread_variables(cores: float) -> dict[str, str]:
     return {**dict.fromkeys(_THREADS, threads), "ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process as soon as its parent is gone, however the parent ended."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def end_with(parent: int, number: int) -> None:
+    """Have the kernel signal this process as soon as its parent is gone, however the parent ended."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:  # it was gone before the kernel knew
         os._exit(1)
 
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str]) -> None:
     while rest and rest[0].startswith("--"):
         option, value, *rest = rest
         if option == "--parent":
-            die_with(int(value))
+            parent, number = value.split(",")
+            end_with(int(parent), int(number))
         elif option == "--cores":
             os.sched_setaffinity(0, {int(core) for core in value.split(",")})
         else:

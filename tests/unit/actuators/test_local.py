@@ -115,7 +115,7 @@ def template(stage, hardware):
 
 async def main():
     local = LocalActuator(template, Path(sys.argv[1]), module="replica_double")
-    await local.scale("stubborn", "kind", 2)
+    await local.scale("patient", "kind", 2)
     print(*[seen.pid for seen in await local.observe()], flush=True)
     await asyncio.sleep(60)
 
@@ -146,5 +146,5 @@ def alive(pid: int) -> bool:
 
 
 def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
-    done = subprocess.run([sys.executable, "-m", bootstrap.__name__, "--parent", "1", "this"], check=False)
+    done = subprocess.run([sys.executable, "-m", bootstrap.__name__, "--parent", "1,9", "this"], check=False)
     assert done.returncode == 1
