@@ -19,13 +19,12 @@ from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
 from inferline_stream.controlplane.liveness import Liveness
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.reports import RECENT_S
+from inferline_stream.controlplane.running import Running
 from inferline_stream.controlplane.scaling import leaving, replicas_of_plan
 from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower
 from inferline_stream.dataplane.protocol import decode_report
 from inferline_stream.errors import Unreachable
 from inferline_stream.observability.state import DecisionRecord, PipelineState
-from inferline_stream.pipeline.names import Names
-from inferline_stream.settings import Settings
 from inferline_stream.tuner.decision import Action, Decision
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.policy import TunerState
@@ -44,33 +43,6 @@ _STATE_S = 0.5
 _REBALANCE_S = 5.0
 _ANSWERED_S = 0.5
 """Kafka counts as answering for this long after an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """What a controller is given of its pipeline.
-
-    Args:
-        names: of topics and groups.
-        source: full name of the source topic.
-        sink: full name of the sink topic.
-        entries: stages that read the source topic.
-        bootstrap_servers: host:port, comma separated.
-        settings: periods and time limits.
-        advisory: decide without acting.
-    """
-
-    names: Names
-    source: str
-    sink: str
-    entries: frozenset[str]
-    bootstrap_servers: str
-    settings: Settings
-    advisory: bool = False
-
-    def topic(self, stage: str) -> str:
-        """Input topic of a stage."""
-        return self.source if stage in self.entries else self.names.stage_topic(stage)
 
 
 @dataclass(slots=True)
@@ -389,21 +361,3 @@ class Controller:
             if all(replica in self._ended for replica in self._assigning.told):
                 break
             await asyncio.sleep(0.05)
-
-
-async def drained(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> bool:
-    """Whether every stage has committed all that its topic holds, now.
-
-    Committed offsets are read before end offsets. A stage commits an event only after its results are in
-    the next topic, so if nothing is left by these numbers, nothing is left anywhere.
-    """
-    committed = {
-        stage: await offsets.committed(running.names.group(stage), running.topic(stage), n)
-        for stage, n in partitions.items()
-    }
-    ends = await offsets.ends({running.topic(stage): n for stage, n in partitions.items()})
-    return all(
-        max(0, done) >= end
-        for stage in partitions
-        for done, end in zip(committed[stage], ends[running.topic(stage)], strict=True)
-    )

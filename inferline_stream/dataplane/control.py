@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -213,19 +213,25 @@ class TopicFollower:
         ends = await self._consumer.end_offsets(self._tps)
         return {tp.partition: offset for tp, offset in ends.items()}
 
-    async def read_to(self, end: Mapping[int, int], deadline_s: float = 30.0) -> list[Followed]:
-        """Everything before these offsets.
+    async def until(self, end: Mapping[int, int], stalled_s: float = 10.0) -> AsyncIterator[Followed]:
+        """Every record before these offsets.
 
         Raises:
-            Unreachable: it did not come within ``deadline_s``.
+            Unreachable: nothing came for ``stalled_s`` although there is more.
         """
-        records: list[Followed] = []
-        give_up_s = time.monotonic() + deadline_s
-        while not all([(await self.position())[p] >= offset for p, offset in end.items()]):
-            if time.monotonic() > give_up_s:
-                raise Unreachable(f"topic {self._topic}: offsets {dict(end)} were not read in {deadline_s:g} s")
-            records += await self.read(0.2)
-        return records
+        heard_s = time.monotonic()
+        while any([(await self.position())[p] < offset for p, offset in end.items()]):
+            records = await self.read(0.2)
+            for record in records:
+                yield record
+            if records:
+                heard_s = time.monotonic()
+            elif time.monotonic() - heard_s > stalled_s:
+                raise Unreachable(f"topic {self._topic} at {self._where}: offsets {dict(end)} cannot be read")
+
+    async def read_to(self, end: Mapping[int, int]) -> list[Followed]:
+        """The records of `until`, as a list."""
+        return [record async for record in self.until(end)]
 
 
 class OffsetReader:

@@ -1,0 +1,173 @@
+"""Every event of a run, accounted for by its id: entered, reached the sink, ended without, lost or twice there."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from inferline_stream.controlplane.running import Running
+from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
+from inferline_stream.dataplane.headers import REASON
+from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
+
+_MOST = 255
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Counts by event id. An id made from topic, partition and offset costs three bytes, another one a string.
+
+    Args:
+        source: full name of the source topic.
+        first: first offset of each source partition that the run answers for.
+        ends: end offset of each.
+    """
+
+    source: str
+    first: Sequence[int]
+    ends: Sequence[int]
+    latencies_s: array[float] = field(default_factory=lambda: array("f"))
+    """Of the first sink record of each event."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why events ended without a sink record."""
+    unknown: int = 0
+    """Records in sink or completed topic of events that are not this run's."""
+    _entered: list[bytearray] = field(init=False)
+    _out: list[bytearray] = field(init=False)
+    _ended: list[bytearray] = field(init=False)
+    _named: dict[bytes, list[int]] = field(default_factory=dict)
+    """Events with an id of their own → [sink records, other endings]."""
+
+    def __post_init__(self) -> None:
+        sizes = [max(0, end - first) for first, end in zip(self.first, self.ends, strict=True)]
+        self._entered, self._out, self._ended = ([bytearray(n) for n in sizes] for _ in range(3))
+
+    def entered(self, record: Followed) -> None:
+        """A record of the source topic."""
+        if (name := _header(record, EVENT_ID)) is not None:
+            self._named.setdefault(name, [0, 0])
+        elif self.first[record.partition] <= record.offset < self.ends[record.partition]:
+            self._entered[record.partition][record.offset - self.first[record.partition]] = 1
+
+    def out(self, record: Followed) -> None:
+        """A record of the sink topic; call `entered` for all of the source before."""
+        name = _header(record, EVENT_ID) or b""
+        if not self._count(name, self._out, 0):
+            return
+        entry = _header(record, ENTRY_TIME)
+        if entry is not None:
+            self.latencies_s.append(record.time_ms / 1e3 - int(entry) / 1e6)
+
+    def ended(self, record: Followed) -> None:
+        """A record of the completed topic."""
+        reason = (_header(record, REASON) or b"unknown").decode()
+        if self._count(record.key or b"", self._ended, 1):
+            self.reasons[reason] += 1
+
+    def _count(self, name: bytes, place: list[bytearray], column: int) -> bool:
+        """Count one record; whether it is the event's first of its kind."""
+        if (counts := self._named.get(name)) is not None:
+            counts[column] += 1
+            return counts[column] == 1
+        topic, _, rest = name.decode(errors="replace").rpartition("/")
+        topic, _, partition = topic.rpartition("/")
+        if topic == self.source and rest.isdecimal() and partition.isdecimal() and int(partition) < len(place):
+            at = int(rest) - self.first[int(partition)]
+            row = place[int(partition)]
+            if 0 <= at < len(row) and self._entered[int(partition)][at]:
+                row[at] = min(_MOST, row[at] + 1)
+                return row[at] == 1
+        self.unknown += 1
+        return False
+
+    @property
+    def events_in(self) -> int:
+        """Events that entered."""
+        return sum(sum(row) for row in self._entered) + len(self._named)
+
+    @property
+    def events_out(self) -> int:
+        """Events with a sink record."""
+        return sum(len(row) - row.count(0) for row in self._out) + sum(out > 0 for out, _ in self._named.values())
+
+    @property
+    def duplicated(self) -> int:
+        """Sink records beyond the first of each event."""
+        return sum(sum(row) - (len(row) - row.count(0)) for row in self._out) + sum(
+            max(0, out - 1) for out, _ in self._named.values()
+        )
+
+    def lost(self, most: int = 20) -> tuple[int, list[str]]:
+        """Events that neither reached the sink nor ended, and the ids of the first few."""
+        count = 0
+        names: list[str] = []
+        for p, (entered, out, ended) in enumerate(zip(self._entered, self._out, self._ended, strict=True)):
+            for at, (came, reached, closed) in enumerate(zip(entered, out, ended, strict=True)):
+                if came and not reached and not closed:
+                    count += 1
+                    if len(names) < most:
+                        names.append(f"{self.source}/{p}/{self.first[p] + at}")
+        for name, (reached, closed) in self._named.items():
+            if not reached and not closed:
+                count += 1
+                if len(names) < most:
+                    names.append(name.decode(errors="replace"))
+        return count, names
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Where a run begins in the topics that its ledger reads: offsets by partition."""
+
+    source: tuple[int, ...]
+    sink: tuple[int, ...]
+    completed: tuple[int, ...]
+
+
+async def bounds_now(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> Bounds:
+    """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
+    entries = sorted(running.entries)
+    committed = [
+        await offsets.committed(running.names.group(stage), running.source, partitions[stage]) for stage in entries
+    ]
+    topics = {
+        running.sink: await offsets.partitions(running.sink),
+        running.names.completed: await offsets.partitions(running.names.completed),
+    }
+    ends = await offsets.ends(topics)
+    first = tuple(max(0, min(column)) for column in zip(*committed, strict=True))
+    return Bounds(first, ends[running.sink], ends[running.names.completed])
+
+
+async def read_ledger(offsets: OffsetReader, running: Running, since: Bounds) -> Ledger:
+    """Read source, sink and completed topic from where the run began to their ends now.
+
+    Raises:
+        Unreachable: Kafka does not answer.
+    """
+    ends = await offsets.ends(
+        {
+            running.source: len(since.source),
+            running.sink: len(since.sink),
+            running.names.completed: len(since.completed),
+        }
+    )
+    ledger = Ledger(running.source, since.source, ends[running.source])
+    for topic, first, take in (
+        (running.source, since.source, ledger.entered),
+        (running.sink, since.sink, ledger.out),
+        (running.names.completed, since.completed, ledger.ended),
+    ):
+        end = dict(enumerate(ends[topic]))
+        async with TopicFollower(
+            running.bootstrap_servers, topic, dict(enumerate(first)), partitions=len(first)
+        ) as follower:
+            async for record in follower.until(end):
+                take(record)
+    return ledger
+
+
+def _header(record: Followed, name: str) -> bytes | None:
+    return next((value for key, value in record.headers if key == name), None)
