@@ -1,0 +1,124 @@
+"""Start a trace replay as a process of its own, and hear how it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from types import TracebackType
+from typing import Self
+
+from inferline_stream.connectors.sources.trace_replay import (
+    Progress,
+    Ready,
+    ReplayReport,
+    ReplaySpec,
+    decode_line,
+)
+from inferline_stream.errors import InferlineError, InvalidTopology, Unreachable, UsageError
+
+_ERRORS = {error.exit_code: error for error in (UsageError, InvalidTopology, Unreachable)}
+_KILL_AFTER_S = 5.0
+
+
+class TraceReplay:
+    """A replay process: loads and connects when entered, sends once started.
+
+        async with TraceReplay(spec) as replay:
+            await replay.ready()
+            replay.start()
+            report = await replay.finished()
+
+    Leaving the block stops it. It also stops by itself when this process is gone.
+    """
+
+    def __init__(self, spec: ReplaySpec) -> None:
+        self.sent = 0
+        """Events sent, as of the last second."""
+        self.acknowledged = 0
+        """Events in Kafka, as of the last second."""
+        self._spec = spec
+        self._process: Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._finished: asyncio.Future[ReplayReport] = asyncio.get_running_loop().create_future()
+
+    async def __aenter__(self) -> Self:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "inferline_stream.connectors.sources.trace_replay", *_options(self._spec), "--hold",
+            stdin=PIPE, stdout=PIPE, stderr=DEVNULL,  # its errors come as lines
+        )  # fmt: skip
+        self._reading = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        assert self._reading is not None
+        self.stop()
+        try:
+            async with asyncio.timeout(_KILL_AFTER_S):
+                await asyncio.shield(self._reading)
+        except TimeoutError:
+            self._process.kill()
+        finally:
+            await self._reading
+        for outcome in (self._ready, self._finished):
+            if outcome.done() and not outcome.cancelled():
+                outcome.exception()  # somebody has seen it, or nobody wanted to
+
+    async def ready(self) -> Ready:
+        """Wait until it has loaded the files and reached Kafka.
+
+        Raises:
+            InvalidTopology: arrivals or events are wrong.
+            Unreachable: Kafka does not answer, or has no such topic.
+        """
+        return await asyncio.shield(self._ready)
+
+    def start(self) -> None:
+        """Let the first event leave, now."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"start\n")
+
+    def stop(self) -> None:
+        """Send nothing more; the report still comes. Asking twice changes nothing."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    async def finished(self) -> ReplayReport:
+        """Wait for the trace's end; may be cancelled and called again.
+
+        Raises:
+            Unreachable: the process ended without a report.
+        """
+        return await asyncio.shield(self._finished)
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            told = decode_line(line)
+            if isinstance(told, Ready):
+                self._ready.set_result(told)
+            elif isinstance(told, Progress):
+                self.sent, self.acknowledged = told.sent, told.acknowledged
+            elif isinstance(told, ReplayReport):
+                self.sent, self.acknowledged = told.sent, told.acknowledged
+                self._finished.set_result(told)
+            else:
+                self._fail(_ERRORS.get(told.exit_code, Unreachable)(told.message))
+        self._fail(Unreachable(f"the trace replay ended with status {await self._process.wait()} before its report"))
+
+    def _fail(self, error: InferlineError) -> None:
+        for outcome in (self._ready, self._finished):
+            if not outcome.done():
+                outcome.set_exception(error)
+
+
+def _options(spec: ReplaySpec) -> list[str]:
+    fields = {name: getattr(spec, name) for name in spec.__struct_fields__}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in fields.items() if value is not None]

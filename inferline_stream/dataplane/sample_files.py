@@ -1,0 +1,55 @@
+"""A sample's two files: arrivals as CSV and events as JSONL, either of them gzipped if its name ends in ``.gz``."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.trace import Trace, trace_from_csv
+
+
+def read_arrivals(path: str | Path) -> Trace:
+    """Arrivals of a CSV file of timestamps or counts (see `trace_from_csv`).
+
+    Raises:
+        InvalidTopology: the file cannot be read, or holds something that is no arrival.
+    """
+    try:
+        text = _contents(Path(path)).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidTopology(f"{path}: is no UTF-8 text ({error}); give a CSV file of arrivals") from None
+    return trace_from_csv(text, str(path))
+
+
+def read_events(path: str | Path) -> list[bytes]:
+    """Events of a JSONL file, one JSON value a line, as the very bytes that stand there; empty lines are left out.
+
+    Raises:
+        InvalidTopology: the file cannot be read, holds no event, or a line is no JSON; names the line.
+    """
+    events = []
+    for number, line in enumerate(_contents(Path(path)).split(b"\n"), start=1):
+        event = line.strip()
+        if not event:
+            continue
+        try:
+            msgspec.json.decode(event)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidTopology(f"{path}:{number}: {event[:60]!r} is no JSON ({error})") from None
+        events.append(event)
+    if not events:
+        raise InvalidTopology(f"{path}: holds no events; give one JSON value a line")
+    return events
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidTopology(f"{path}: cannot be read ({reason})") from None

@@ -1,0 +1,90 @@
+import json
+import os
+
+import pytest
+
+from inferline_stream.connectors.sinks.jsonl import JsonlFile
+from inferline_stream.dataplane.following import Record
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.names import EVENT_ID
+
+
+def record(offset, value=b'{"ok": true}', event_id=None, partition=0):
+    headers = {} if event_id is None else {EVENT_ID: event_id.encode()}
+    return Record(partition, offset, timestamp_ms=1_700_000_000_000 + offset, key=None, value=value, headers=headers)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "out.jsonl"
+
+
+def test_a_line_holds_event_id_time_and_value(path):
+    file = JsonlFile(path)
+    file.append([record(3, b'{"a":\n [1, "x\\ny"]}', "posts/0/17"), record(4, b"5")], "verdicts")
+    file.close()
+    assert lines(path) == [
+        {"event_id": "posts/0/17", "timestamp_ms": 1_700_000_000_003, "value": {"a": [1, "x\ny"]}},
+        {"event_id": "verdicts/0/4", "timestamp_ms": 1_700_000_000_004, "value": 5},
+    ]
+
+
+def test_an_event_is_written_once_even_by_a_later_process(path):
+    first = JsonlFile(path)
+    first.append([record(0, event_id="e1"), record(1, event_id="e1"), record(2, event_id="e2")], "t")
+    first.close()
+    second = JsonlFile(path)
+    second.append([record(2, event_id="e2"), record(3, event_id="e3")], "t")
+    second.close()
+    assert [line["event_id"] for line in lines(path)] == ["e1", "e2", "e3"]
+    assert (first.counts.written, first.counts.duplicates) == (2, 1)
+    assert (second.counts.written, second.counts.duplicates) == (1, 1)
+
+
+def test_a_line_torn_by_a_crash_is_cut_off_and_its_event_written_again(path):
+    first = JsonlFile(path)
+    first.append([record(0, event_id="e1"), record(1, event_id="e2")], "t")
+    first.close()
+    path.write_bytes(path.read_bytes()[:-5])
+    second = JsonlFile(path)
+    second.append([record(1, event_id="e2")], "t")
+    second.close()
+    assert [line["event_id"] for line in lines(path)] == ["e1", "e2"]
+
+
+@pytest.mark.parametrize("value", [b"{", b"\xff", b""])
+def test_a_value_that_is_no_json_is_counted_and_left_out(path, value):
+    file = JsonlFile(path)
+    file.append([record(0, value), record(1)], "t")
+    file.close()
+    assert file.counts.undecodable == 1
+    assert [line["event_id"] for line in lines(path)] == ["t/0/1"]
+
+
+def test_a_record_without_a_value_is_a_null(path):
+    file = JsonlFile(path)
+    file.append([record(0, None)], "t")
+    file.close()
+    assert lines(path)[0]["value"] is None
+
+
+def test_a_file_that_somebody_else_wrote_is_refused_and_left_alone(path):
+    path.write_text('{"event_id": "a"}\nhello\n')
+    with pytest.raises(InvalidTopology, match=r"out\.jsonl:2"):
+        JsonlFile(path)
+    assert path.read_text() == '{"event_id": "a"}\nhello\n'
+
+
+def test_what_was_appended_has_been_synced_before_append_returns(path, monkeypatch):
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    file = JsonlFile(path)
+    file.append([record(0), record(1)], "t")
+    assert synced == [path.stat().st_size]
+    file.append([record(1)], "t")
+    assert len(synced) == 1, "nothing new, nothing to sync"
+    file.close()

@@ -1,0 +1,108 @@
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from inferline_stream.connectors.sources.trace_replay import ReplaySpec, _Outbox, due_times, keyed, pace
+from inferline_stream.errors import InvalidTopology, UsageError
+
+
+def spec(path, **fields):
+    return ReplaySpec(bootstrap_servers="", topic="t", arrivals=str(path), events="", **fields)
+
+
+@pytest.fixture
+def arrivals(tmp_path):
+    path = tmp_path / "arrivals.csv"
+    path.write_text("timestamp\n" + "".join(f"{t}\n" for t in (100, 101, 104, 110, 120)))
+    return path
+
+
+def test_a_trace_starts_at_its_first_arrival(arrivals):
+    np.testing.assert_allclose(due_times(spec(arrivals)), [0, 1, 4, 10, 20])
+
+
+def test_a_window_is_cut_in_trace_seconds_and_then_sped_up(arrivals):
+    np.testing.assert_allclose(due_times(spec(arrivals, start_s=1, duration_s=9.5, speed_up=2)), [0, 1.5, 4.5])
+
+
+def test_a_window_without_arrivals_is_refused(arrivals):
+    with pytest.raises(InvalidTopology, match="no arrivals between"):
+        due_times(spec(arrivals, start_s=11, duration_s=5))
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan")])
+def test_a_speed_up_that_cannot_be_is_refused(arrivals, factor):
+    with pytest.raises(UsageError, match="speed-up"):
+        due_times(spec(arrivals, speed_up=factor))
+
+
+def test_a_key_is_the_fields_text_or_its_json():
+    assert keyed(b'{"user": "anna", "n": 1}', "user") == b"anna"
+    assert keyed(b'{"user": "anna", "n": 1}', "n") == b"1"
+
+
+@pytest.mark.parametrize("event", [b'{"other": 1}', b"[1]", b'"user"'])
+def test_an_event_without_the_key_field_is_refused(event):
+    with pytest.raises(InvalidTopology, match="user"):
+        keyed(event, "user")
+
+
+async def test_no_event_leaves_early_and_lateness_is_what_the_clock_says():
+    due_s = np.cumsum(np.random.default_rng(7).exponential(0.002, 150))
+    offered: list[float] = []
+    lateness_s: list[float] = []
+    before = time.monotonic()
+    await pace(due_s, lambda i: offered.append(time.monotonic()), lateness_s)
+    early = np.array(offered) - before - due_s
+    assert (early >= 0).all()
+    # The replay's own start lies at most one offer after `before`, and each offer a moment after its clock was read.
+    np.testing.assert_allclose(early, lateness_s, atol=0.02)
+
+
+async def test_events_that_are_overdue_leave_at_once_and_none_is_left_out():
+    numbers: list[int] = []
+
+    def stalls_once(number: int) -> None:
+        numbers.append(number)
+        if number == 0:
+            time.sleep(0.1)  # this process was held up
+
+    lateness_s: list[float] = []
+    await pace(np.array([0.0, 0.02, 0.04, 0.15]), stalls_once, lateness_s)
+    assert numbers == [0, 1, 2, 3]
+    assert lateness_s[1] >= 0.08
+    assert lateness_s[2] >= 0.06
+    assert lateness_s[3] < 0.05
+
+
+class StuckProducer:
+    """A client whose buffer is full: it takes nothing until it is let."""
+
+    def __init__(self) -> None:
+        self.let = asyncio.Event()
+        self.sent: list[tuple[bytes, int]] = []
+
+    async def send(self, topic, value, *, key, timestamp_ms):
+        await self.let.wait()
+        self.sent.append((value, timestamp_ms))
+
+
+async def test_a_stuck_kafka_delays_no_event_and_timestamps_tell_when_each_was_created():
+    producer = StuckProducer()
+    outbox = _Outbox(producer, "t", [(b"a", None), (b"b", None)])
+    forwarding = asyncio.create_task(outbox.forward())
+    lateness_s: list[float] = []
+    before_ms = int(time.time() * 1e3)
+    await pace(np.array([0.0, 0.05, 0.10]), outbox.offer, lateness_s)
+    assert len(lateness_s) == 3
+    assert producer.sent == []
+    await asyncio.sleep(0.1)
+    producer.let.set()
+    await outbox.emptied()
+    forwarding.cancel()
+    assert [value for value, _ in producer.sent] == [b"a", b"b", b"a"]
+    created_ms = np.array([timestamp_ms for _, timestamp_ms in producer.sent]) - before_ms
+    # Created when the trace said (plus lateness), long before the client took them; the clock is cut to milliseconds.
+    np.testing.assert_allclose(created_ms, (np.array([0.0, 0.05, 0.10]) + lateness_s) * 1e3, atol=3)
