@@ -192,6 +192,10 @@ class TrafficEnvelope:
         kept = int(self._state.marks[0])
         return kept - int(np.searchsorted(self._state.times[:kept], since_s, side="left"))
 
+    def ranks(self, times_s: Times) -> Counts:
+        """Kept arrivals at or before each of these times, counted from an arbitrary one: differences count arrivals."""
+        return np.searchsorted(self._state.times[: int(self._state.marks[0])], times_s, side="right")
+
     def _unwound(self, late: Times) -> Times:
         """Forget the kept arrivals after the first late one; return them merged with the late ones."""
         state = self._state

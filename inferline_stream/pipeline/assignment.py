@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 
@@ -75,3 +76,13 @@ def _best_move(
         if after < load[source] * (1 - 1e-9) and (best is None or (after, partition) < best):
             best = (after, partition)
     return None if best is None else (best[1], target)
+
+
+def even_replicas(partitions: int | None, replicas: float) -> float:
+    """How many replicas' worth of throughput that many give when each holds whole partitions of equal rate: P/⌈P/r⌉.
+
+    Without partitions, with a shared queue, all of them.
+    """
+    if partitions is None or replicas <= 0:
+        return max(replicas, 0.0)
+    return partitions / math.ceil(partitions / min(replicas, partitions))

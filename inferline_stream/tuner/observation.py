@@ -81,6 +81,7 @@ class Observation:
         limits: by stage, where people set any.
         events: events completed since the start.
         late_events: those of them that missed the SLO, lost ones included.
+        recent: arrivals in each of the last 30 seconds, oldest first, for trends; empty if unknown.
     """
 
     time_s: float
@@ -94,3 +95,4 @@ class Observation:
     limits: Mapping[str, Limits] = field(default_factory=dict)
     events: int = 0
     late_events: int = 0
+    recent: tuple[int, ...] = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, EnvelopeKernel, Times, TrafficEnvelope
 
 RATE_WINDOW_S = 5.0
@@ -49,3 +51,10 @@ class Traffic:
     def peak_rate(self, now_s: float) -> float:
         """Largest rate of any window of 5 s within the last 30 s."""
         return float(self._peak.counts(now_s)[0]) / RATE_WINDOW_S
+
+    def recent(self, now_s: float) -> tuple[int, ...]:
+        """Arrivals in each of the last 30 seconds up to now, oldest first."""
+        return tuple(np.diff(self._peak.ranks(now_s + _SECONDS_BACK)).tolist())
+
+
+_SECONDS_BACK = np.arange(-PEAK_SPAN_S, 1.0)

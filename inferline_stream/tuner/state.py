@@ -1,0 +1,71 @@
+"""What a policy remembers from one step to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.tuner.basis import Basis, Replicas, basis_of
+from inferline_stream.tuner.decision import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class TunerState:
+    """Memory of a policy; give back the newest one to the next step.
+
+    Args:
+        basis: what is known from the plan.
+        wanted: replicas asked for last, by stage and hardware kind; kinds without any are listed with 0.
+        time_s: time of the last observation; None before the first.
+        changed_s: time of the last change of any stage (of the first observation if none).
+        fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
+        handovers: times of scale-downs that are still paid for out of the error budget.
+        told: conditions that were told and still last.
+        blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
+    """
+
+    basis: Basis
+    wanted: Replicas
+    time_s: float | None = None
+    changed_s: float = -math.inf
+    fits_since_s: Mapping[str, float] = field(default_factory=dict)
+    handovers: tuple[float, ...] = ()
+    told: frozenset[tuple[Reason, str]] = frozenset()
+    blind_until_s: float = -math.inf
+
+    @property
+    def windows_s(self) -> tuple[float, ...]:
+        """Windows that the envelope of an observation must have."""
+        return self.basis.windows_s
+
+
+def initial_state(
+    plan: Plan,
+    measured: PipelineProfile,
+    catalogue: Catalogue,
+    *,
+    objective: float = 0.99,
+    shortest_window_s: float = 0.0,
+    held: Replicas | None = None,
+) -> TunerState:
+    """The state before the first step.
+
+    Args:
+        plan: see `basis_of`.
+        measured: see `basis_of`.
+        catalogue: see `basis_of`.
+        objective: see `basis_of`.
+        shortest_window_s: see `basis_of`.
+        held: replicas wanted at present, where they are not the plan's (after a restart).
+    """
+    basis = basis_of(plan, measured, catalogue, objective=objective, shortest_window_s=shortest_window_s)
+    wanted = basis.planned()
+    for stage, by_hardware in (held or {}).items():
+        for hardware, replicas in by_hardware.items():
+            if hardware in wanted.get(stage, {}):
+                wanted[stage][hardware] = replicas
+    return TunerState(basis, wanted)

@@ -1,0 +1,72 @@
+"""What makes an observation unfit to act on: time that jumped, arrivals or reports that are missing or old."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.observation import Observation
+from inferline_stream.tuner.state import TunerState
+
+ARRIVALS_STALE_S = 1.0
+"""Arrivals are sampled every 20 ms: a second without a sample means that nobody is looking."""
+
+REPORTS_STALE_S = 3.0
+"""A replica reports every 0.5 s and is called dead after 3 s."""
+
+LEAP_S = 5.0
+"""Longest pause between two steps after which what was seen before still counts as just before."""
+
+HISTORY_S = 60.0
+"""How long traffic must have been watched without a gap before anything is scaled down: the envelope's span."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """One condition that is told when it begins.
+
+    Args:
+        reason: what is wrong.
+        where: the stage, or empty for the pipeline's arrivals or clock.
+        detail: in words.
+    """
+
+    reason: Reason
+    where: str
+    detail: str
+
+
+def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Doubt | None]:
+    """The state with its times brought to the observation's clock, which may have jumped or stood still."""
+    before = state.time_s
+    state = replace(state, time_s=seen.time_s)
+    if before is None:
+        return replace(state, changed_s=seen.time_s), None
+    step_s = seen.time_s - before
+    if 0 <= step_s <= LEAP_S:
+        return state, None
+    detail = f"time went from {before:.3f} s to {seen.time_s:.3f} s between two steps"
+    moved = replace(state, changed_s=seen.time_s, fits_since_s={}, handovers=(), blind_until_s=seen.time_s + HISTORY_S)
+    return moved, Doubt(Reason.CLOCK_JUMPED, "", detail)
+
+
+def doubts(state: TunerState, seen: Observation) -> tuple[Doubt, ...]:
+    """Everything that is missing or too old, arrivals first."""
+    found = []
+    age_s = seen.arrivals_age_s
+    if age_s is None or not age_s <= ARRIVALS_STALE_S:
+        told = "no sample of arrivals yet" if age_s is None else f"newest sample of arrivals is {age_s:.1f} s old"
+        found.append(Doubt(Reason.INPUT_STALE, "", told))
+    if len(seen.envelope) != len(state.basis.windows_s) or not math.isfinite(seen.arrival_rate):
+        found.append(Doubt(Reason.INPUT_STALE, "", "the traffic envelope is incomplete"))
+    for stage in state.basis.stages:
+        there = seen.stages.get(stage.name)
+        if there is None:
+            found.append(Doubt(Reason.INPUT_STALE, stage.name, f"nothing is known of stage {stage.name!r}"))
+        elif any(supply.ready for supply in there.supply.values()) and (
+            there.age_s is None or not there.age_s <= REPORTS_STALE_S
+        ):
+            told = "have never reported" if there.age_s is None else f"last reported {there.age_s:.1f} s ago"
+            found.append(Doubt(Reason.INPUT_STALE, stage.name, f"replicas of stage {stage.name!r} {told}"))
+    return tuple(found)
