@@ -28,6 +28,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     emulated_s: dict[int, float] | None = None
     """On emulated hardware: service time in seconds by batch size."""
+    on_expired: Literal["process", "drop", "dlq"] = "process"
+    """What becomes of an event that is past the SLO before its batch begins."""
     settings: dict[str, float] = {}
     """Fields of `Settings` that differ from their defaults."""
     version: int = WIRE_VERSION
@@ -62,7 +64,20 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment"):
     version: int = WIRE_VERSION
 
 
-ControlRecord = LeaderHeartbeat | Assignment
+class Lags(msgspec.Struct, frozen=True, tag="lags"):
+    """Records not yet committed, by stage and partition of its input topic. Key ``lags``; at most one a second.
+
+    A record without a key goes to the less lagged of two random partitions, by these and by what its producer has
+    sent since.
+    """
+
+    term: int
+    time_ms: int
+    lags: dict[str, list[int]]
+    version: int = WIRE_VERSION
+
+
+ControlRecord = LeaderHeartbeat | Assignment | Lags
 
 
 class BatchStats(msgspec.Struct):

@@ -1,0 +1,318 @@
+"""The seam to the Kafka client: what a replica asks of one, here on aiokafka.
+
+Assignments are manual: every partition of the stage's topic is assigned once and paused, holding one is a seek and a
+resume. The assignments topic is read by the same consumer, so that a grant ends the fetch that waits on its broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    CorruptRecordException,
+    KafkaConnectionError,
+    KafkaError,
+    OffsetOutOfRangeError,
+)
+
+from inferline_stream.dataplane.headers import Header
+from inferline_stream.errors import Unreachable
+
+logger = logging.getLogger(__name__)
+
+PRODUCE_BATCH_BYTES = 512 * 1024
+"""Bytes per partition and produce request; a topic's `max.message.bytes` is 1 MiB by default."""
+
+MAX_RECORD_BYTES = 1_000_000
+"""Larger records are dead letters: Kafka refuses batches above `max.message.bytes`, 1,048,588 by default."""
+
+ONE_BROKER_WAIT_S = 0.5
+"""Longest fetch wait where every partition lives on the broker of the assignments topic: a grant ends it anyway."""
+
+
+class Message(NamedTuple):
+    """One record to send."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: list[Header]
+    timestamp_ms: int | None = None
+
+
+Outgoing = Mapping[tuple[str, int], Sequence[Message]]
+"""Records by topic and partition."""
+
+
+class Fetched(NamedTuple):
+    """What one fetch brought: records by partition, records of the assignments topic, and partitions out of range."""
+
+    records: Mapping[int, Sequence[Any]]
+    control: Sequence[Any]
+    lost: Mapping[int, int]
+
+
+class StageReader:
+    """Reads held partitions of one topic, and the assignments topic; commits to the stage's consumer group.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        topic: the stage's input.
+        group: the stage's consumer group.
+        assignments: the assignments topic, read from its beginning.
+        fetch_wait_s: longest wait of a fetch on brokers without the assignments topic.
+        partition_bytes: most bytes that a fetch asks of one partition.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        topic: str,
+        group: str,
+        assignments: str,
+        *,
+        fetch_wait_s: float,
+        partition_bytes: int = 512 * 1024,
+    ) -> None:
+        self._topic = topic
+        self._control = TopicPartition(assignments, 0)
+        self._fetch_wait_s = fetch_wait_s
+        self._held: set[int] = set()
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap_servers,
+            group_id=group,
+            client_id=f"inferline-{group}",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=round(fetch_wait_s * 1000),
+            max_partition_fetch_bytes=partition_bytes,
+            metadata_max_age_ms=60_000,
+        )
+        self.partitions = 0
+
+    async def start(self, timeout_s: float) -> None:
+        """Connect and look at the topic.
+
+        Raises:
+            Unreachable: no answer in time, or the topic does not exist.
+        """
+        await _started(self._consumer, timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._consumer._client._wait_on_metadata(self._control.topic)
+                self.partitions = len(await self._consumer._client._wait_on_metadata(self._topic))
+        except (TimeoutError, KafkaError) as error:
+            await self.stop()
+            raise Unreachable(
+                f"topics {self._topic} and {self._control.topic} cannot be read ({error!r}); create them first"
+            ) from error
+        every = [TopicPartition(self._topic, partition) for partition in range(self.partitions)]
+        self._consumer.assign([self._control, *every])
+        for partition in every:
+            self._consumer.seek(partition, 0)  # without a position aiokafka would look for one by itself
+        self._consumer.pause(*every)
+        beginning = await self._consumer.beginning_offsets([self._control])
+        self._consumer.seek(self._control, beginning[self._control])
+        self._adapt_wait()
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await self._consumer.stop()
+
+    async def fetch(self, full: Collection[int], wait_s: float) -> Fetched:
+        """Wait for records, except of partitions that are full.
+
+        Nothing is asked of Kafka between the return of this call and the next await, so a caller that first calls
+        `suspend` can change what is held without waiting for a fetch under way.
+        """
+        wanted: tuple[TopicPartition, ...] = ()
+        if full:
+            room = self._held.difference(full)
+            wanted = (self._control, *(TopicPartition(self._topic, partition) for partition in room))
+        try:
+            found = await self._consumer.getmany(*wanted, timeout_ms=round(wait_s * 1000))
+        except OffsetOutOfRangeError as error:
+            return Fetched({}, (), {tp.partition: offset for tp, offset in error.args[0].items()})
+        except CorruptRecordException as error:
+            logger.warning("records are fetched again: %s", error)
+            return Fetched({}, (), {})
+        except ConsumerStoppedError:
+            raise asyncio.CancelledError from None
+        control = found.pop(self._control, ())
+        return Fetched({tp.partition: records for tp, records in found.items()}, control, {})
+
+    def suspend(self) -> None:
+        """Fetch nothing until `hold`."""
+        self._consumer.pause(self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
+
+    def hold(self, positions: Mapping[int, int]) -> None:
+        """Read these partitions too, from these offsets; ends `suspend`."""
+        for partition, offset in positions.items():
+            self._consumer.seek(TopicPartition(self._topic, partition), offset)
+        self._held.update(positions)
+        self._adapt_wait()
+        self._consumer.resume(self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
+
+    def release(self, partitions: Iterable[int]) -> None:
+        """Read these partitions no more."""
+        for partition in partitions:
+            if partition in self._held:
+                self._held.remove(partition)
+                self._consumer.pause(TopicPartition(self._topic, partition))
+
+    async def committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
+        """Offset and metadata that the group has committed; partitions without are missing."""
+        wanted = [TopicPartition(self._topic, partition) for partition in partitions]
+        # The public `committed` leaves the metadata out.
+        found = await self._consumer._coordinator.fetch_committed_offsets(wanted)
+        return {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
+
+    async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> None:
+        """Commit to the group; tries again for as long as the error is one that may pass."""
+        await self._consumer.commit({TopicPartition(self._topic, p): entry for p, entry in offsets.items()})
+
+    async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Lowest offset that Kafka still has."""
+        found = await self._consumer.beginning_offsets([TopicPartition(self._topic, p) for p in partitions])
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    async def control_end(self) -> int:
+        """End offset of the assignments topic."""
+        found = await self._consumer.end_offsets([self._control])
+        end: int = found[self._control]
+        return end
+
+    async def control_position(self) -> int:
+        """Next offset of the assignments topic that will be read."""
+        position: int = await self._consumer.position(self._control)
+        return position
+
+    def offsets_for_transaction(self, offsets: Mapping[int, tuple[int, str]]) -> dict[TopicPartition, tuple[int, str]]:
+        """The same offsets as a transaction wants them."""
+        return {TopicPartition(self._topic, partition): entry for partition, entry in offsets.items()}
+
+    def _adapt_wait(self) -> None:
+        """Where the assignments topic's broker has everything, a grant ends the wait: let idle fetches wait longer."""
+        cluster = self._consumer._client.cluster
+        leaders = {cluster.leader_for_partition(TopicPartition(self._topic, p)) for p in self._held}
+        one_broker = leaders <= {cluster.leader_for_partition(self._control)}
+        wait_s = max(self._fetch_wait_s, ONE_BROKER_WAIT_S) if one_broker else self._fetch_wait_s
+        self._consumer._fetcher._fetch_max_wait_ms = round(wait_s * 1000)
+
+
+class StageSender:
+    """Sends results with acks=all and idempotence; within transactions where it has a transactional id.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        client_id: names the producer in Kafka's logs.
+        transactional_id: for exactly-once; used by one process only, and never again.
+    """
+
+    def __init__(self, bootstrap_servers: str, client_id: str, transactional_id: str | None = None) -> None:
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap_servers,
+            client_id=client_id,
+            acks="all",
+            enable_idempotence=True,
+            max_batch_size=PRODUCE_BATCH_BYTES,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=60_000,
+        )
+        self.transactional = transactional_id is not None
+
+    async def start(self, timeout_s: float) -> None:
+        """Connect; a transactional id fences whoever had it before."""
+        await _started(self._producer, timeout_s)
+
+    async def stop(self) -> None:
+        """Close the connections, what was sent first."""
+        await self._producer.stop()
+
+    async def partitions_of(self, topic: str) -> int:
+        """Partitions of a topic, which must exist."""
+        return len(await self._producer.partitions_for(topic))
+
+    async def send(self, outgoing: Outgoing) -> None:
+        """Send records and wait until Kafka has acknowledged every one."""
+        acknowledged = []
+        for (topic, partition), messages in outgoing.items():
+            batch = self._producer.create_batch()
+            for key, value, headers, timestamp_ms in messages:
+                if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
+                    acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+                    batch = self._producer.create_batch()
+                    batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
+            batch.close()
+            acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+        for acknowledgement in acknowledged:
+            await acknowledgement
+
+    async def begin(self) -> None:
+        """Begin a transaction."""
+        await self._producer.begin_transaction()
+
+    async def send_offsets(self, offsets: Mapping[TopicPartition, tuple[int, str]], group: str) -> None:
+        """Make a group's offsets part of the transaction."""
+        await self._producer.send_offsets_to_transaction(offsets, group)
+
+    async def commit(self) -> None:
+        """Commit the transaction."""
+        await self._producer.commit_transaction()
+
+    async def abort(self) -> None:
+        """Abort the transaction."""
+        await self._producer.abort_transaction()
+
+
+class ReportSender:
+    """Sends reports, one at a time; a repeated one does no harm, so it is not idempotent."""
+
+    def __init__(self, bootstrap_servers: str, topic: str, key: str, timeout_s: float) -> None:
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap_servers,
+            client_id=f"inferline-report-{key}",
+            acks="all",
+            request_timeout_ms=round(timeout_s * 1000),
+        )
+        self._topic = topic
+        self._key = key.encode()
+
+    async def start(self, timeout_s: float) -> None:
+        """Connect."""
+        await _started(self._producer, timeout_s)
+
+    async def stop(self) -> None:
+        """Close the connection."""
+        await self._producer.stop()
+
+    async def send(self, report: bytes) -> bool:
+        """Send one report; whether Kafka acknowledged it."""
+        try:
+            await self._producer.send_and_wait(self._topic, report, key=self._key, partition=0)
+        except KafkaError as error:
+            logger.warning("report was not acknowledged: %s", error)
+            return False
+        return True
+
+
+async def _started(client: AIOKafkaConsumer | AIOKafkaProducer, timeout_s: float) -> None:
+    """Start a client, trying again until the time is up: a broker may be restarting."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await client.start()
+        except (KafkaConnectionError, TimeoutError) as error:
+            if loop.time() + 0.2 >= deadline:
+                await client.stop()
+                raise Unreachable(f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?") from error
+            await asyncio.sleep(0.2)
+        else:
+            return

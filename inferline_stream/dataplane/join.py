@@ -1,0 +1,147 @@
+"""Gathering the parents' results of one event. The join's input topic is its changelog, so this state is rebuilt by
+reading it again from the committed offset.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What has arrived for one event of a join.
+
+    Args:
+        event_id: the event.
+        first_s: when its first part arrived.
+        results: by parent; parents that were skipped are missing.
+        skipped: parents that the event did not visit.
+        dead: whether it died upstream; nothing is to be run then.
+        failure: why a part is of no use, the first one if several; nothing is to be run then either.
+        records: the parts as they were read, in order of arrival; their offsets are complete once the event is.
+        size_bytes: sum over the parts.
+    """
+
+    event_id: bytes
+    first_s: float
+    results: dict[str, Any] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
+    dead: bool = False
+    failure: Any = None
+    records: list[Any] = field(default_factory=list)
+    size_bytes: int = 0
+
+
+class Arrival(Enum):
+    """What became of a part that did not complete its event."""
+
+    WAITING = "waiting"
+    DUPLICATE = "duplicate"
+
+
+class Join:
+    """Parts of the events of one partition of a join's input topic.
+
+    Args:
+        parents: every one of which answers for each event, with a result or by being skipped.
+        remember_s: how long finished event ids are remembered, to recognise parts that arrive twice.
+        remember_count: most finished ids that are remembered.
+    """
+
+    def __init__(self, parents: Sequence[str], *, remember_s: float = 600.0, remember_count: int = 100_000) -> None:
+        self._parents = frozenset(parents)
+        self._remember_s = remember_s
+        self._remember_count = remember_count
+        self._waiting: OrderedDict[bytes, Gathered] = OrderedDict()
+        self._finished: OrderedDict[bytes, float] = OrderedDict()
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(
+        self,
+        event_id: bytes,
+        *,
+        record: Any,
+        now_s: float,
+        size_bytes: int = 0,
+        parent: str | None = None,
+        result: Any = None,
+        skipped: Sequence[str] = (),
+        dead: bool = False,
+        failure: Any = None,
+    ) -> Gathered | Arrival:
+        """Take in one part: a parent's result, parents that were skipped, or both.
+
+        Returns:
+            The event with all its parts, once; `Arrival.DUPLICATE` where the part says nothing new.
+        """
+        if event_id in self._finished:
+            return Arrival.DUPLICATE
+        event = self._waiting.get(event_id)
+        if event is None:
+            event = self._waiting[event_id] = Gathered(event_id, now_s)
+        answered = len(event.results) + len(event.skipped)
+        if parent is not None and parent in self._parents and parent not in event.skipped:
+            event.results.setdefault(parent, result)
+        event.skipped.update(name for name in skipped if name in self._parents and name not in event.results)
+        event.dead = event.dead or dead
+        event.failure = event.failure or failure
+        now_answered = len(event.results) + len(event.skipped)
+        if now_answered == answered:
+            if not event.records:
+                del self._waiting[event_id]
+            return Arrival.DUPLICATE
+        event.records.append(record)
+        event.size_bytes += size_bytes
+        self.size_bytes += size_bytes
+        if now_answered < len(self._parents):
+            return Arrival.WAITING
+        self._finish(event, now_s)
+        return event
+
+    def finished(self, event_id: bytes, now_s: float) -> None:
+        """Remember an event that was finished by an earlier owner."""
+        self._finished[event_id] = now_s
+        self._forget(now_s)
+
+    def forget(self, event_id: bytes) -> None:
+        """Let an event that was finished be gathered again."""
+        self._finished.pop(event_id, None)
+
+    def overdue(self, older_than_s: float) -> list[Gathered]:
+        """Give up on events whose first part arrived before a time; they count as finished."""
+        overdue = []
+        while self._waiting and next(iter(self._waiting.values())).first_s < older_than_s:
+            overdue.append(self._give_up(older_than_s))
+        return overdue
+
+    def over(self, limit_bytes: int, now_s: float) -> list[Gathered]:
+        """Give up on the oldest events until the rest fits; they count as finished."""
+        given_up = []
+        while self._waiting and self.size_bytes > limit_bytes:
+            given_up.append(self._give_up(now_s))
+        return given_up
+
+    def _give_up(self, now_s: float) -> Gathered:
+        event = next(iter(self._waiting.values()))
+        self._finish(event, now_s)
+        return event
+
+    def _finish(self, event: Gathered, now_s: float) -> None:
+        del self._waiting[event.event_id]
+        self.size_bytes -= event.size_bytes
+        self._finished[event.event_id] = now_s
+        self._forget(now_s)
+
+    def _forget(self, now_s: float) -> None:
+        finished = self._finished
+        while finished and (
+            len(finished) > self._remember_count or next(iter(finished.values())) < now_s - self._remember_s
+        ):
+            finished.popitem(last=False)

@@ -1,0 +1,352 @@
+"""Topics that a pipeline needs: their settings, creating and verifying them, and where its groups start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+
+from inferline_stream.dataplane.wiring import input_topic
+from inferline_stream.errors import Unreachable, UsageError
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.topology import Pipeline
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PARTITIONS = 8
+REPLICATION = 3
+"""Copies of a created topic; fewer, with a warning, where there are fewer brokers."""
+
+_DAY_MS = 24 * 3600 * 1000
+_CONTROL = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1", "segment.ms": "600000"}
+_TRANSIENT = {"retention.ms": str(_DAY_MS)}
+_WEEK = {"retention.ms": str(7 * _DAY_MS)}
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSettings:
+    """A topic as the pipeline wants it.
+
+    Args:
+        name: prefix included.
+        partitions: at least so many; None takes what there is.
+        purpose: what it is for, in words.
+        settings: the topic's own, by Kafka's names.
+        existing: whether it is the user's and only created where it is missing.
+    """
+
+    name: str
+    partitions: int
+    purpose: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    existing: bool = False
+
+
+def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int] | None = None) -> list[TopicSettings]:
+    """Every topic of a pipeline.
+
+    Args:
+        pipeline: a valid pipeline.
+        prefix: before each name.
+        partitions: by stage, for the stages' input topics (`advise_partitions` of the planner); entry stages give
+            the source topic's, the final stage the sink's and the completed topic's. `Topic.partitions` wins.
+    """
+    names = Names(pipeline.name, prefix)
+    wanted = dict(partitions or {})
+    entries = [stage.name for stage in pipeline.stages if not stage.after]
+    inner = [stage.name for stage in pipeline.stages if stage.after]
+    parents = {edge.parent.name for stage in pipeline.stages for edge in stage.after}
+    final = next((stage.name for stage in pipeline.stages if stage.name not in parents), "")
+    of_source = pipeline.source.partitions or max((wanted.get(e, DEFAULT_PARTITIONS) for e in entries), default=1)
+    of_final = wanted.get(final, DEFAULT_PARTITIONS)
+    source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
+    found = [
+        TopicSettings(source, of_source, "source: events arrive here", existing=True),
+        *(
+            TopicSettings(
+                names.stage_topic(stage), wanted.get(stage, DEFAULT_PARTITIONS), f"input of stage {stage}", _TRANSIENT
+            )
+            for stage in inner
+        ),
+        TopicSettings(sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", existing=True),
+        TopicSettings(names.completed, of_final, "events that ended without a result, with the reason", _WEEK),
+        *(
+            TopicSettings(names.dead_letters(topic), 1, f"records of {topic} that could not be processed", _WEEK)
+            for topic in (source, *map(names.stage_topic, inner))
+        ),
+        TopicSettings(names.assignments, 1, "leadership and which replica holds which partition", _CONTROL),
+        TopicSettings(names.stage_stats, 1, "what replicas report", {"retention.ms": str(3600 * 1000)}),
+        TopicSettings(names.arrivals, 1, "log growth of the source topic", _TRANSIENT),
+        TopicSettings(names.decisions, 1, "plans and decisions", _CONTROL),
+        TopicSettings(names.control, 1, "overrides by people", _CONTROL),
+    ]
+    return list({topic.name: topic for topic in reversed(found)}.values())[::-1]
+
+
+async def create_topics(
+    bootstrap_servers: str, wanted: Iterable[TopicSettings], *, replication: int = REPLICATION, timeout_s: float = 10.0
+) -> list[str]:
+    """Create what is missing; what exists is kept as it is.
+
+    Returns:
+        Warnings: fewer copies than asked for, and differences of topics that exist.
+
+    Raises:
+        Unreachable: Kafka does not answer in time, or refuses.
+    """
+    topics = list(wanted)
+    async with _Admin(bootstrap_servers, timeout_s) as admin:
+        brokers = len(admin.client._client.cluster.brokers())
+        copies = min(replication, brokers)
+        warnings = []
+        existing = set(await admin.client.list_topics())
+        missing = [topic for topic in topics if topic.name not in existing]
+        if missing and copies < replication:
+            warnings.append(
+                f"topics are created with replication {copies}, not {replication}: there are {brokers} brokers; "
+                "a broker that is lost takes events with it"
+            )
+        if missing:
+            await _create(admin.client, missing, copies, timeout_s)
+        warnings += await _differences(admin.client, [topic for topic in topics if topic.name in existing])
+        return warnings
+
+
+async def verify_topics(bootstrap_servers: str, wanted: Iterable[TopicSettings], timeout_s: float = 10.0) -> list[str]:
+    """Each difference between what exists and what is wanted, in words; nothing is changed."""
+    topics = list(wanted)
+    async with _Admin(bootstrap_servers, timeout_s) as admin:
+        existing = set(await admin.client.list_topics())
+        missing = [
+            f"topic {topic.name} does not exist: create it with {topic.partitions} partitions"
+            + "".join(f", {name}={value}" for name, value in topic.settings.items())
+            for topic in topics
+            if topic.name not in existing
+        ]
+        return missing + await _differences(admin.client, [topic for topic in topics if topic.name in existing])
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a pipeline begins to read.
+
+    Args:
+        offsets: of the source topic, by partition.
+        backlog: records that were there already and will be processed: not live traffic.
+        since_s: seconds since the epoch; what arrives later is live.
+    """
+
+    offsets: Mapping[int, int]
+    backlog: int
+    since_s: float
+
+
+async def commit_start_offsets(
+    bootstrap_servers: str, pipeline: Pipeline, prefix: str = "", start: str = "committed", timeout_s: float = 10.0
+) -> Start:
+    """Commit where each stage's group starts, once before any replica is granted a partition.
+
+    Entry stages start where ``start`` says; the other stages at the beginning of their topics. A partition that has a
+    committed offset keeps it unless ``start`` is a place of its own: then entry stages are moved.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        pipeline: whose topics exist.
+        prefix: of its names.
+        start: ``committed`` (where there is no offset, the end), ``earliest``, ``latest``, or an ISO time.
+        timeout_s: longest wait for Kafka.
+
+    Raises:
+        UsageError: a start that is none of these.
+        Unreachable: Kafka does not answer in time.
+    """
+    time_ms = _start_time_ms(start)
+    names = Names(pipeline.name, prefix)
+    source = names.topic(pipeline.source.name)
+    first: Start | None = None
+    for stage in pipeline.stages:
+        topic = input_topic(pipeline, names, stage.name)
+        async with _Group(bootstrap_servers, names.group(stage.name), topic, timeout_s) as group:
+            committed = await group.committed()
+            ends, begins = await group.ends(), await group.begins()
+            if stage.after:
+                wanted = {p: begin for p, begin in begins.items() if p not in committed}
+            else:
+                wanted = await _entry_offsets(group, start, time_ms, committed)
+            await group.commit(wanted)
+            if topic == source and first is None:
+                offsets = {**committed, **wanted}
+                backlog = sum(max(0, ends[p] - offset) for p, offset in offsets.items())
+                first = Start(offsets, backlog, datetime.now(UTC).timestamp())
+    assert first is not None, "a valid pipeline has an entry stage"
+    return first
+
+
+async def _entry_offsets(
+    group: _Group, start: str, time_ms: int | None, committed: Mapping[int, int]
+) -> dict[int, int]:
+    if start == "earliest":
+        return await group.begins()
+    ends = await group.ends()
+    if start == "latest":
+        return ends
+    if time_ms is None:
+        return {p: end for p, end in ends.items() if p not in committed}
+    return {**ends, **await group.at(time_ms)}
+
+
+def _start_time_ms(start: str) -> int | None:
+    if start in ("committed", "earliest", "latest"):
+        return None
+    try:
+        moment = datetime.fromisoformat(start)
+    except ValueError:
+        raise UsageError(
+            f"start {start!r} is none of committed, earliest, latest or a time such as 2025-11-25T08:00:00+00:00"
+        ) from None
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+class _Group:
+    """A consumer group without members, and one topic that it reads."""
+
+    def __init__(self, bootstrap_servers: str, group: str, topic: str, timeout_s: float) -> None:
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap_servers, group_id=group, enable_auto_commit=False, auto_offset_reset="none"
+        )
+        self._topic = topic
+        self._timeout_s = timeout_s
+        self._partitions: list[TopicPartition] = []
+
+    async def __aenter__(self) -> _Group:
+        await _in_time(self._consumer.start(), self._timeout_s, self._consumer.stop)
+        found = await _in_time(
+            self._consumer._client._wait_on_metadata(self._topic), self._timeout_s, self._consumer.stop
+        )
+        self._partitions = [TopicPartition(self._topic, partition) for partition in sorted(found)]
+        self._consumer.assign(self._partitions)
+        for partition in self._partitions:
+            self._consumer.seek(partition, 0)
+        self._consumer.pause(*self._partitions)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._consumer.stop()
+
+    async def committed(self) -> dict[int, int]:
+        found = await self._consumer._coordinator.fetch_committed_offsets(self._partitions)
+        return {tp.partition: entry.offset for tp, entry in found.items()}
+
+    async def begins(self) -> dict[int, int]:
+        return _by_partition(await self._consumer.beginning_offsets(self._partitions))
+
+    async def ends(self) -> dict[int, int]:
+        return _by_partition(await self._consumer.end_offsets(self._partitions))
+
+    async def at(self, time_ms: int) -> dict[int, int]:
+        found = await self._consumer.offsets_for_times(dict.fromkeys(self._partitions, time_ms))
+        return {tp.partition: entry.offset for tp, entry in found.items() if entry is not None}
+
+    async def commit(self, offsets: Mapping[int, int]) -> None:
+        if offsets:
+            await self._consumer.commit({TopicPartition(self._topic, p): offset for p, offset in offsets.items()})
+
+
+def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
+    return {tp.partition: offset for tp, offset in offsets.items()}
+
+
+class _Admin:
+    """An admin client that is closed again."""
+
+    def __init__(self, bootstrap_servers: str, timeout_s: float) -> None:
+        self.client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=30_000)
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> _Admin:
+        await _in_time(self.client.start(), self._timeout_s, self.client.close)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.client.close()
+
+
+async def _in_time(work: Any, timeout_s: float, undo: Any) -> Any:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await work
+    except (KafkaConnectionError, TimeoutError) as error:
+        await undo()
+        raise Unreachable(f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?") from error
+    except KafkaError as error:
+        await undo()
+        raise Unreachable(f"Kafka refuses: {error}") from error
+
+
+async def _create(admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings], copies: int, timeout_s: float) -> None:
+    in_sync = max(1, min(2, copies - 1))
+    response = await admin.create_topics(
+        [
+            NewTopic(
+                topic.name,
+                topic.partitions,
+                copies,
+                topic_configs={**topic.settings, "min.insync.replicas": str(in_sync)},
+            )
+            for topic in topics
+        ],
+        timeout_ms=round(timeout_s * 1000),
+    )
+    for name, code, *rest in response.topic_errors:
+        error = for_code(code)
+        if code and error is not TopicAlreadyExistsError:
+            raise Unreachable(f"topic {name} cannot be created: {(rest and rest[0]) or error.__name__}")
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    names = [topic.name for topic in topics]
+    while True:  # created is not yet led: whoever uses a topic before that waits for a metadata refresh
+        described = await admin.describe_topics(names)
+        led = [all(p["leader"] >= 0 for p in topic["partitions"]) and topic["partitions"] for topic in described]
+        if len(led) == len(names) and all(led):
+            return
+        if asyncio.get_running_loop().time() > deadline:
+            raise Unreachable(f"topics {', '.join(names)} have no leader {timeout_s:g} s after they were created")
+        await asyncio.sleep(0.05)
+
+
+async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings]) -> list[str]:
+    if not topics:
+        return []
+    described = {topic["topic"]: topic for topic in await admin.describe_topics([topic.name for topic in topics])}
+    settings = await _settings(admin, [topic.name for topic in topics if topic.settings])
+    found = []
+    for topic in topics:
+        partitions = len(described[topic.name]["partitions"])
+        if partitions < topic.partitions and not topic.existing:
+            found.append(
+                f"topic {topic.name} has {partitions} partitions, {topic.partitions} are advised: "
+                "they bound how many replicas share the work"
+            )
+        for name, value in topic.settings.items():
+            actual = settings.get(topic.name, {}).get(name)
+            if actual is not None and actual != value:
+                found.append(f"topic {topic.name} has {name}={actual}, {value} is advised")
+    return found
+
+
+async def _settings(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
+    responses = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
+    found: dict[str, dict[str, str]] = {}
+    for response in responses:
+        for _code, _message, _kind, name, entries in response.resources:
+            found[name] = {entry[0]: entry[1] for entry in entries}
+    return found
