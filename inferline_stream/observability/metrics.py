@@ -116,6 +116,10 @@ def _pipeline_families(state: PipelineState) -> Iterator[Metric]:
         return family
 
     yield _latency(state)
+    late = sum(state.latency.counts[state.latency.bounds_s.index(state.slo_s) + 1 :])
+    lost = sum(stage.dead_lettered + stage.expired for stage in state.stages)
+    yield counter("inferline_slo_events", "Events that count for the SLO.", sum(state.latency.counts) + lost)
+    yield counter("inferline_slo_missed", "Events above the SLO, dead-lettered or expired.", late + lost)
     yield from gauge("inferline_slo_seconds", "Target of the end-to-end P99.", state.slo_s)
     yield from gauge("inferline_slo_objective_ratio", "Share of events that must meet the SLO.", state.objective)
     yield from gauge("inferline_predicted_p99_seconds", "P99 the plan was chosen on.", state.predicted_p99_s)

@@ -1,0 +1,281 @@
+"""Alert and recording rules on SLO risk, made from the same list of buckets as the metrics.
+
+SLO burn follows the multi-window, multi-burn-rate method of Google's SRE workbook (chapter 5): an alert
+fires while both a long and a short window burn the error budget faster than a factor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from inferline_stream.observability.buckets import bucket_label
+
+PAGE, TICKET = "page", "ticket"
+
+_BURNS = (("1h", "5m", 14.4, PAGE), ("6h", "30m", 6.0, PAGE), ("1d", "2h", 3.0, TICKET), ("3d", "6h", 1.0, TICKET))
+_LARGEST_RATIO = 0.9
+"""A miss ratio that can really be reached: thresholds at or above 1 would never fire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One alerting rule.
+
+    Args:
+        name: in the field's CamelCase.
+        expr: PromQL that has a result while the alert holds.
+        hold: how long it must hold, as Prometheus writes it.
+        severity: `page` or `ticket`.
+        summary: what is wrong, one line, may use labels.
+        description: what follows and what to look at.
+    """
+
+    name: str
+    expr: str
+    hold: str
+    severity: str
+    summary: str
+    description: str
+
+    @property
+    def runbook(self) -> str:
+        """Anchor of its section in the runbook page."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Burn:
+    """One burn-rate condition: the miss ratio exceeds ``threshold`` in both windows."""
+
+    long: str
+    short: str
+    threshold: float
+    severity: str
+
+
+def burns(objective: float) -> tuple[Burn, ...]:
+    """Burn-rate conditions for an objective.
+
+    Where the largest factor times the error budget passes 0.9 (an objective of 90 % with factor 14.4
+    would need a miss ratio of 1.44) all factors shrink together, none below 1.
+
+    Raises:
+        ValueError: an objective outside (0, 1).
+    """
+    if not 0 < objective < 1:
+        raise ValueError(f"objective {objective} must be between 0 and 1, e.g. 0.99")
+    budget = 1 - objective
+    scale = min(1.0, _LARGEST_RATIO / (_BURNS[0][2] * budget))
+    return tuple(
+        Burn(long, short, float(f"{max(1.0, factor * scale) * budget:.6g}"), severity)
+        for long, short, factor, severity in _BURNS
+    )
+
+
+def miss_ratio(window: str) -> str:
+    """Name of the recording rule that holds the share of events that missed the SLO over a window."""
+    return f"inferline:slo_miss:ratio_rate{window}"
+
+
+def recordings(pipeline: str, objective: float) -> Iterator[tuple[str, str]]:
+    """(name, PromQL) of the miss ratio over each window in use."""
+    match = f'{{pipeline="{pipeline}"}}'
+    for window in dict.fromkeys(["1m", *(w for burn in burns(objective) for w in (burn.short, burn.long))]):
+        missed = f"sum by (pipeline) (rate(inferline_slo_missed_total{match}[{window}]))"
+        events = f"sum by (pipeline) (rate(inferline_slo_events_total{match}[{window}]))"
+        yield miss_ratio(window), f"{missed} / ({events} > 0)"
+
+
+def alerts(pipeline: str, slo_s: float, objective: float) -> Iterator[Alert]:
+    """Every alert of a pipeline.
+
+    Args:
+        pipeline: the pipeline's name.
+        slo_s: the SLO in seconds.
+        objective: share of events that must meet it.
+
+    Raises:
+        ValueError: an objective outside (0, 1).
+    """
+    match = f'pipeline="{pipeline}"'
+    yield from _burn_alerts(match, slo_s, objective)
+    yield Alert(
+        "InferlineControllerDown",
+        f"absent(inferline_slo_seconds{{{match}}})",
+        "30s",
+        PAGE,
+        f"No controller of {pipeline} answers its scrape",
+        "Replicas go on with the partitions they hold, but nothing scales and a dead replica is not replaced. "
+        "Start a controller: it takes up the state that Kafka holds.",
+    )
+    yield Alert(
+        "InferlineStuckPartition",
+        f"inferline_stage_stuck_partitions{{{match}}} > 0",
+        "1m",
+        PAGE,
+        "Stage {{ $labels.stage }}: {{ $value }} partitions stand still",
+        "Records wait, their owner is up, and its commits do not move: a poison event or a hung stage, not load. "
+        "More replicas will not help.",
+    )
+    yield from _risk_alerts(match, slo_s)
+    yield from _stage_alerts(match, slo_s)
+
+
+def _burn_alerts(match: str, slo_s: float, objective: float) -> Iterator[Alert]:
+    names = ("Fast", "Steady", "Slow", "Creeping")
+    for name, burn in zip(names, burns(objective), strict=True):
+        conditions = (f"{miss_ratio(window)}{{{match}}} > {burn.threshold}" for window in (burn.long, burn.short))
+        yield Alert(
+            f"InferlineSLOBurn{name}",
+            " and ".join(conditions),
+            "0s",
+            burn.severity,
+            f"{{{{ $value | humanizePercentage }}}} of events missed the SLO of {slo_s:g} s over {burn.long}",
+            f"More than {burn.threshold:.4g} of the events missed the SLO over {burn.long} and over {burn.short}; "
+            f"the objective allows {1 - objective:.4g}.",
+        )
+
+
+def _risk_alerts(match: str, slo_s: float) -> Iterator[Alert]:
+    behind = (
+        f'sum by (pipeline) (inferline_replicas{{{match},state="wanted"}}) > '
+        f'sum by (pipeline) (inferline_replicas{{{match},state="ready"}})'
+    )
+    yield Alert(
+        "InferlineSLOAtRisk",
+        f"(max by (pipeline) (inferline_envelope_excess_ratio{{{match}}}) > 1 and on (pipeline) ({behind})) "
+        f"or inferline_predicted_p99_seconds{{{match}}} > on (pipeline) inferline_slo_seconds{{{match}}}",
+        "0s",
+        TICKET,
+        "The SLO is at risk before any lag exists",
+        "Traffic is beyond what the plan was made for and the replicas that would carry it are not ready, or the "
+        "plan in force is predicted to miss the SLO. See which window exceeds, and why replicas are pending.",
+    )
+    yield Alert(
+        "InferlinePlanInfeasible",
+        f"inferline_plan_feasible{{{match}}} == 0",
+        "0s",
+        TICKET,
+        "No plan meets the SLO",
+        "The last planning run found no allocation that meets the SLO on recent traffic; the old plan stays. "
+        "`inferline-stream plan` names the stage that makes it so and the smallest feasible SLO.",
+    )
+    yield Alert(
+        "InferlineInputStale",
+        f"inferline_input_age_seconds{{{match}}} > 10",
+        "30s",
+        TICKET,
+        "Input {{ $labels.input }} is {{ $value | humanizeDuration }} old",
+        "The Tuner holds and never scales down on missing input. Look at the broker and at the replicas' reports.",
+    )
+    yield Alert(
+        "InferlineModelDrift",
+        f"inferline_model_drift_ratio{{{match}}} > 1.5 and on (pipeline) "
+        f"inferline_recent_p99_seconds{{{match}}} > on (pipeline) inferline_slo_seconds{{{match}}} / 2",
+        "10m",
+        TICKET,
+        "The observed P99 is {{ $value }} times the predicted one",
+        "Profiles no longer describe the stages: another machine, a noisy neighbour, other inputs. "
+        "Profile again with `inferline-stream profile`.",
+    )
+    bucket = f'inferline_latency_seconds_bucket{{{match},le="{bucket_label(slo_s)}"}}'
+    yield Alert(
+        "InferlineSLOBucketMissing",
+        f"inferline_slo_seconds{{{match}}} unless on (pipeline) {bucket}",
+        "1m",
+        TICKET,
+        f"No latency bucket ends at the SLO of {slo_s:g} s",
+        "These rules were made for another SLO than the one in force: make them again with `inferline-stream rules`.",
+    )
+
+
+def _stage_alerts(match: str, slo_s: float) -> Iterator[Alert]:
+    stage = "by (pipeline, stage)"
+    ready = f'sum {stage} (inferline_replicas{{{match},state="ready"}})'
+    wanted = f'sum {stage} (inferline_replicas{{{match},state="wanted"}})'
+    yield Alert(
+        "InferlineAtLimit",
+        f"inferline_stage_at_limit{{{match}}} == 1",
+        "1m",
+        TICKET,
+        "Stage {{ $labels.stage }} may not grow further",
+        "The stage needs more replicas than its partitions or the hardware stock allow. Add stock, or partitions.",
+    )
+    yield Alert(
+        "InferlineIdleConsumers",
+        f"{ready} > on (pipeline, stage) inferline_stage_partitions{{{match}}}",
+        "5m",
+        TICKET,
+        "Stage {{ $labels.stage }} has {{ $value }} replicas, more than partitions",
+        "Replicas beyond the partition count cost and do nothing. Lower the stage's minimum, or add partitions.",
+    )
+    yield Alert(
+        "InferlineSkew",
+        f"max {stage} (inferline_partition_arrival_rate_per_second{{{match}}}) "
+        f"> 3 * avg {stage} (inferline_partition_arrival_rate_per_second{{{match}}})",
+        "10m",
+        TICKET,
+        "One partition of stage {{ $labels.stage }} carries more than three times the mean",
+        "A hot key bounds what replicas can do: one partition is served by one replica. Spread the key.",
+    )
+    yield Alert(
+        "InferlineHandoverStorm",
+        f"sum {stage} (increase(inferline_stage_handovers_total{{{match}}}[10m])) "
+        f"> on (pipeline, stage) (10 * inferline_stage_partitions{{{match}}})",
+        "0s",
+        TICKET,
+        "Stage {{ $labels.stage }} moved partitions {{ $value | humanize }} times in 10 minutes",
+        "Each handover stalls its partition. Traffic oscillates around a step of the plan: raise the stage's minimum.",
+    )
+    yield Alert(
+        "InferlineReplicasCrash",
+        f"sum {stage} (increase(inferline_stage_restarts_total{{{match}}}[10m])) > 3",
+        "0s",
+        TICKET,
+        "Replicas of stage {{ $labels.stage }} died {{ $value | humanize }} times in 10 minutes",
+        "Their last words are in the log of the controller: memory, a missing file, or one event that kills.",
+    )
+    yield Alert(
+        "InferlineDeadLettersGrow",
+        f"sum {stage} (increase(inferline_stage_dead_lettered_total{{{match}}}[10m])) > 0",
+        "0s",
+        TICKET,
+        "Stage {{ $labels.stage }} sent {{ $value | humanize }} events to its dead-letter topic in 10 minutes",
+        "Each is a missed event. The records hold the error in their headers; mend the cause, then replay them.",
+    )
+    yield Alert(
+        "InferlineScalingIneffective",
+        f"inferline_stage_lag_seconds{{{match}}} > {slo_s:g} and on (pipeline, stage) ({ready} >= {wanted}) "
+        f"and on (pipeline, stage) deriv(inferline_stage_lag_seconds{{{match}}}[1m]) > 0",
+        "2m",
+        TICKET,
+        "Stage {{ $labels.stage }} falls behind although every wanted replica is ready",
+        "Records age past the SLO and replicas do not help: the stage waits for something that they share, or its "
+        "service time has grown beyond its profile.",
+    )
+
+
+def rules_yaml(pipeline: str, slo_s: float, objective: float) -> str:
+    """A Prometheus rule file for one pipeline.
+
+    Raises:
+        ValueError: an objective outside (0, 1).
+    """
+    # One group: its rules run in order, so alerts see the ratios of the same evaluation.
+    lines = ["groups:", f"  - name: {json.dumps(f'inferline.{pipeline}')}", "    rules:"]
+    for name, expr in recordings(pipeline, objective):
+        lines += [f"      - record: {name}", f"        expr: {json.dumps(expr)}"]
+    for alert in alerts(pipeline, slo_s, objective):
+        lines += [
+            f"      - alert: {alert.name}",
+            f"        expr: {json.dumps(alert.expr)}",
+            f"        for: {alert.hold}",
+            f"        labels: {json.dumps({'severity': alert.severity, 'pipeline': pipeline})}",
+            "        annotations:",
+            f"          summary: {json.dumps(alert.summary)}",
+            f"          description: {json.dumps(alert.description)}",
+            f"          runbook: {json.dumps(f'RUNBOOK.md#{alert.runbook}')}",
+        ]
+    return "\n".join(lines) + "\n"

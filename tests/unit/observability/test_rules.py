@@ -1,0 +1,205 @@
+"""Every alert is run by promtool on series that fire it and on the healthy series, which must not."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import inferline_stream.observability as room
+from inferline_stream.observability.buckets import bucket_label, latency_bounds_s
+from inferline_stream.observability.rules import PAGE, alerts, burns, rules_yaml
+
+P = "moderation"
+TARGETS = [(0.25, 0.99), (1.0, 0.9), (0.005, 0.999), (60.0, 0.5)]
+MINUTES = 30
+LONG_MINUTES = 3 * 24 * 60 + 60
+"""Long enough for the three-day window of the burn alerts."""
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus"
+)
+
+
+def series(name: str, **labels: str) -> str:
+    inside = ",".join(f'{key}="{value}"' for key, value in {"pipeline": P, **labels}.items())
+    return f"{name}{{{inside}}}"
+
+
+def healthy(slo_s: float) -> dict[str, str]:
+    """One sample a minute of a pipeline that is well: 600 events a minute, none late."""
+    flat, stage = f"x{MINUTES}", {"stage": "toxicity"}
+    found = {
+        series("inferline_slo_seconds"): f"{slo_s}{flat}",
+        series("inferline_predicted_p99_seconds"): f"{0.8 * slo_s}{flat}",
+        series("inferline_recent_p99_seconds"): f"{0.8 * slo_s}{flat}",
+        series("inferline_model_drift_ratio"): f"1{flat}",
+        series("inferline_plan_feasible"): f"1{flat}",
+        series("inferline_slo_events_total"): f"0+600x{MINUTES}",
+        series("inferline_slo_missed_total"): f"0{flat}",
+        series("inferline_envelope_excess_ratio", window_seconds="60"): f"0.9{flat}",
+        series("inferline_input_age_seconds", input="arrivals"): f"0.02{flat}",
+        series("inferline_stage_partitions", **stage): f"4{flat}",
+    }
+    found |= {
+        series("inferline_latency_seconds_bucket", le=bucket_label(b)): f"0+600x{MINUTES}"
+        for b in latency_bounds_s(slo_s)
+    }
+    found |= {
+        series("inferline_replicas", hardware="cpu-1", state=state, **stage): f"{n}{flat}"
+        for state, n in {"planned": 2, "wanted": 2, "ready": 2, "pending": 0}.items()
+    }
+    found |= {
+        series("inferline_partition_arrival_rate_per_second", partition=str(p), **stage): f"10{flat}" for p in range(4)
+    }
+    found |= {
+        series(f"inferline_stage_{name}", **stage): f"0{flat}"
+        for name in (
+            "at_limit", "stuck_partitions", "lag_seconds",
+            "handovers_total", "restarts_total", "dead_lettered_total",
+        )
+    }  # fmt: skip
+    return found
+
+
+def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
+    """What differs from healthy for the alert to fire; None removes a series."""
+    flat, stage = f"x{MINUTES}", {"stage": "toxicity"}
+    ready = series("inferline_replicas", hardware="cpu-1", state="ready", **stage)
+    wanted = series("inferline_replicas", hardware="cpu-1", state="wanted", **stage)
+    burn = dict(zip(("Fast", "Steady", "Slow", "Creeping"), burns(objective), strict=True))
+    if alert.startswith("InferlineSLOBurn"):
+        late = 600 * burn[alert.removeprefix("InferlineSLOBurn")].threshold * 1.05
+        return {
+            series("inferline_slo_missed_total"): f"0+{late}x{LONG_MINUTES}",
+            series("inferline_slo_events_total"): f"0+600x{LONG_MINUTES}",
+        }
+    cases: dict[str, dict[str, str | None]] = {
+        "InferlineControllerDown": {series("inferline_slo_seconds"): None},
+        "InferlineStuckPartition": {series("inferline_stage_stuck_partitions", **stage): f"1{flat}"},
+        "InferlineSLOAtRisk": {
+            series("inferline_envelope_excess_ratio", window_seconds="60"): f"1.1{flat}",
+            wanted: f"3{flat}",
+        },
+        "InferlinePlanInfeasible": {series("inferline_plan_feasible"): f"0{flat}"},
+        "InferlineInputStale": {series("inferline_input_age_seconds", input="arrivals"): f"11{flat}"},
+        "InferlineModelDrift": {series("inferline_model_drift_ratio"): f"1.6{flat}"},
+        "InferlineSLOBucketMissing": {series("inferline_latency_seconds_bucket", le=bucket_label(slo_s)): None},
+        "InferlineAtLimit": {series("inferline_stage_at_limit", **stage): f"1{flat}"},
+        "InferlineIdleConsumers": {ready: f"5{flat}"},
+        "InferlineSkew": {
+            series("inferline_partition_arrival_rate_per_second", partition="0", **stage): f"200{flat}",
+        },
+        "InferlineHandoverStorm": {series("inferline_stage_handovers_total", **stage): f"0+5x{MINUTES}"},
+        "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+1x{MINUTES}"},
+        "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"0+1x{MINUTES}"},
+        "InferlineScalingIneffective": {series("inferline_stage_lag_seconds", **stage): f"0+{slo_s}x{MINUTES}"},
+    }
+    return cases[alert]
+
+
+NAMES = [alert.name for alert in alerts(P, *TARGETS[0])]
+BURNS = [name for name in NAMES if name.startswith("InferlineSLOBurn")]
+
+
+def promtool_test(
+    folder: Path,
+    slo_s: float,
+    objective: float,
+    cases: list[tuple[str, dict[str, str], int]],
+    minutes: int = MINUTES,
+) -> str:
+    """Run (alert, series, expected firing count) cases; returns promtool's complaint, empty if all hold."""
+    (folder / "rules.yml").write_text(rules_yaml(P, slo_s, objective))
+    document = {
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": "1m" if minutes == MINUTES else "30m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in found.items()],
+                "promql_expr_test": [
+                    {
+                        "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})',
+                        "eval_time": f"{minutes}m",
+                        "exp_samples": [{"labels": "{}", "value": firing}] if firing else [],
+                    }
+                ],
+            }
+            for alert, found, firing in cases
+        ],
+    }
+    (folder / "test.yml").write_text(json.dumps(document))
+    done = subprocess.run(
+        ["promtool", "test", "rules", "test.yml"], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+@needs_promtool
+@pytest.mark.parametrize(("slo_s", "objective"), TARGETS)
+def test_every_alert_fires_on_its_trouble_and_is_silent_when_all_is_well(tmp_path, slo_s, objective):
+    cases = []
+    for name in NAMES:
+        trouble = healthy(slo_s) | broken(name, slo_s, objective)
+        cases.append((name, {key: value for key, value in trouble.items() if value is not None}, 1))
+        cases.append((name, healthy(slo_s), 0))
+    short = [case for case in cases if case[0] not in BURNS]
+    assert promtool_test(tmp_path, slo_s, objective, short) == ""
+
+
+@needs_promtool
+@pytest.mark.parametrize(("slo_s", "objective"), TARGETS)
+def test_every_burn_alert_fires_above_its_threshold_and_is_silent_below(tmp_path, slo_s, objective):
+    cases = []
+    for name, burn in zip(BURNS, burns(objective), strict=True):
+        above = broken(name, slo_s, objective)
+        below = {**above, series("inferline_slo_missed_total"): f"0+{600 * burn.threshold * 0.95}x{LONG_MINUTES}"}
+        cases += [(name, above, 1), (name, below, 0)]
+    assert promtool_test(tmp_path, slo_s, objective, cases, LONG_MINUTES) == ""
+
+
+@needs_promtool
+def test_the_rule_test_itself_can_fail(tmp_path):
+    complaint = promtool_test(tmp_path, 0.25, 0.99, [("InferlineAtLimit", healthy(0.25), 1)])
+    assert "FAILED" in complaint
+
+
+@needs_promtool
+@pytest.mark.parametrize(("slo_s", "objective"), TARGETS)
+def test_promtool_accepts_the_rule_file(tmp_path, slo_s, objective):
+    path = tmp_path / "rules.yml"
+    path.write_text(rules_yaml(P, slo_s, objective))
+    done = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("objective", [0.5, 0.9, 0.95, 0.99, 0.999])
+def test_every_burn_rate_can_be_reached_and_a_longer_window_never_needs_more(objective):
+    thresholds = [burn.threshold for burn in burns(objective)]
+    assert all(0 < threshold < 1 for threshold in thresholds)
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert min(thresholds) >= (1 - objective) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("objective", [0.0, 1.0, 99.0])
+def test_an_objective_that_is_no_share_is_refused(objective):
+    with pytest.raises(ValueError, match="objective"):
+        burns(objective)
+
+
+def test_only_slo_burn_controller_down_and_stuck_partition_page():
+    pages = {alert.name for alert in alerts(P, 0.25, 0.99) if alert.severity == PAGE}
+    assert pages == {
+        "InferlineSLOBurnFast",
+        "InferlineSLOBurnSteady",
+        "InferlineControllerDown",
+        "InferlineStuckPartition",
+    }
+
+
+def test_every_alert_has_a_section_in_the_runbook_and_every_section_an_alert():
+    text = (Path(room.__file__).parent / "RUNBOOK.md").read_text()
+    assert set(re.findall(r"^## (Inferline\w+)$", text, re.MULTILINE)) == set(NAMES)
