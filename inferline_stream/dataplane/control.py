@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -334,10 +334,16 @@ class _translated:
             raise Unreachable(f"Kafka at {self._where} does not answer: {error!r}") from None
 
 
-async def _quietly(closing: object, deadline_s: float) -> None:
+async def _quietly(closing: Awaitable[None], deadline_s: float) -> None:
     """Close a client whose broker may be gone."""
+    task = asyncio.current_task()
+    cancelled = task.cancelling() if task else 0
     try:
         async with asyncio.timeout(deadline_s):
-            await closing  # type: ignore[misc]
+            await closing
     except (KafkaError, TimeoutError, OSError):
         return
+    except asyncio.CancelledError:
+        # aiokafka awaits a task of its own that it has cancelled; only when it is us who are, this goes on.
+        if task is not None and task.cancelling() > cancelled:
+            raise
