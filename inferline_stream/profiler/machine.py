@@ -1,0 +1,72 @@
+"""The machine that profiles are measured on, and which hardware kinds it can stand for."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from inferline_stream.pipeline.hardware import Hardware
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What makes service times comparable: processor, number of cores, and GPUs.
+
+    Args:
+        cpu: the processor's model name.
+        cores: cores that this process may use.
+        gpus: model names, as the devices report themselves.
+    """
+
+    cpu: str
+    cores: int
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """A short name for files."""
+        words = " ".join((self.cpu, f"{self.cores} cores", *sorted(set(self.gpus))))
+        return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:120]
+
+
+@cache
+def this_machine() -> Machine:
+    """The machine that this process runs on."""
+    return Machine(_cpu_model(), len(os.sched_getaffinity(0)), _gpu_models())
+
+
+def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
+    """Why a kind cannot be measured on a machine, in words; None if it can."""
+    if hardware.emulated:
+        return None
+    if hardware.cores > machine.cores:
+        return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
+    if hardware.gpus > 0:
+        model = hardware.gpu_model or ""
+        if not any(gpu.lower().startswith(model.lower()) for gpu in machine.gpus):
+            has = ", ".join(machine.gpus) if machine.gpus else "no GPU"
+            return f"this machine has {has}, {hardware.name} needs {model or 'a GPU'}"
+    return None
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return os.uname().machine
+
+
+def _gpu_models() -> tuple[str, ...]:
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # no driver, no GPU
+        return ()
+    return tuple(line.strip() for line in said.splitlines() if line.strip())

@@ -1,0 +1,108 @@
+"""What is said between the profiler and its worker processes: MessagePack, each message after its length."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+
+from inferline_stream.pipeline.hardware import Hardware
+
+_LENGTH = struct.Struct("<I")
+
+StageInput = bytes | dict[str, bytes]
+"""One event as it stands in the stage's topic; for a join by parent, those skipped left out."""
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True):
+    """Load the topology and build the stage; answered by `Ready`."""
+
+    topology: str
+    stage: str
+
+
+class Run(msgspec.Struct, frozen=True, tag=True):
+    """Run these events once; answered by `Outcomes`."""
+
+    inputs: list[StageInput]
+
+
+class Measure(msgspec.Struct, frozen=True, tag=True):
+    """Time batches of one size; answered by `Times`.
+
+    Args:
+        inputs: taken in turn, again from the start when they end.
+        hardware: paces or emulates as a replica on it does.
+        emulated_s: service times of emulated hardware.
+        batch_size: events per batch.
+        seconds: time to spend, the warming batch left out.
+        fewest: batches to run in any case.
+        most: batches that are enough.
+    """
+
+    inputs: list[StageInput]
+    hardware: Hardware
+    emulated_s: dict[int, float]
+    batch_size: int
+    seconds: float
+    fewest: int
+    most: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The stage is built."""
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """What became of one event: its encoded result and the children it goes to, or why it failed."""
+
+    value: bytes
+    taken: list[str]
+    error: str = ""
+
+
+class Outcomes(msgspec.Struct, frozen=True, tag=True):
+    """In the order of the inputs."""
+
+    outcomes: list[Outcome]
+
+
+class Times(msgspec.Struct, frozen=True, tag=True):
+    """Service time of each batch, in seconds, in order."""
+
+    service_s: list[float]
+
+
+class Failure(msgspec.Struct, frozen=True, tag=True):
+    """It could not be done.
+
+    Args:
+        message: why, without the stage's name.
+        memory: whether for lack of memory.
+    """
+
+    message: str
+    memory: bool = False
+
+
+Request = Begin | Run | Measure
+Answer = Ready | Outcomes | Times | Failure
+
+_encode = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
+
+LENGTH_BYTES = _LENGTH.size
+
+
+def framed(message: Request | Answer) -> bytes:
+    """A message after its length."""
+    data: Any = _encode(message)
+    return _LENGTH.pack(len(data)) + bytes(data)
+
+
+def length_of(header: bytes) -> int:
+    """Bytes of the message that follows."""
+    length: int = _LENGTH.unpack(header)[0]
+    return length

@@ -1,0 +1,140 @@
+"""The profiler's side of a worker process: started, asked, and gone when it is no longer needed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from inferline_stream.errors import StageFailed
+from inferline_stream.isolation import bootstrap
+from inferline_stream.profiler.messages import (
+    LENGTH_BYTES,
+    Answer,
+    Begin,
+    Failure,
+    Ready,
+    Request,
+    decode_answer,
+    framed,
+    length_of,
+)
+
+MODULE = "inferline_stream.profiler.worker"
+
+_A = TypeVar("_A", bound=Answer)
+
+
+class WorkerFailed(StageFailed):
+    """A worker could not do what it was asked, or has ended.
+
+    Args:
+        message: why, without the stage's name.
+        memory: whether memory ran out.
+    """
+
+    def __init__(self, message: str, *, memory: bool = False) -> None:
+        super().__init__(message)
+        self.memory = memory
+
+
+class WorkerProcess:
+    """A process that holds one stage, kept to cores and threads from its very start.
+
+    Args:
+        topology: the topology file.
+        stage: the stage's name.
+        cores: cores that the stage may use.
+        start_timeout_s: longest it may take to build the stage.
+    """
+
+    def __init__(self, topology: Path, stage: str, cores: float, *, start_timeout_s: float) -> None:
+        self._begin = Begin(str(topology), stage)
+        self._cores = cores
+        self._start_timeout_s = start_timeout_s
+        self._process: asyncio.subprocess.Process | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        self.start_up_s = 0.0
+        """From asking for the process to the stage being built."""
+
+    async def __aenter__(self) -> Self:
+        began_s = time.perf_counter()
+        self._process = await asyncio.create_subprocess_exec(
+            *bootstrap.command(MODULE, _last_cores(self._cores, os.sched_getaffinity(0))),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, **bootstrap.thread_variables(self._cores)},
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                await self.ask(self._begin, Ready)
+        except TimeoutError:
+            await self._end()
+            raise WorkerFailed(
+                f"was not built within {self._start_timeout_s:g} s; if it needs longer, set INFERLINE_START_TIMEOUT_S"
+            ) from None
+        except BaseException:
+            await self._end()
+            raise
+        self.start_up_s = time.perf_counter() - began_s
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._end()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process is None or self._process.returncode is not None
+
+    async def ask(self, request: Request, answer: type[_A]) -> _A:
+        """Send a request and wait for its answer.
+
+        Raises:
+            WorkerFailed: it could not be done, or the process has ended.
+        """
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(framed(request))
+            await self._process.stdin.drain()
+            header = await self._process.stdout.readexactly(LENGTH_BYTES)
+            found = decode_answer(await self._process.stdout.readexactly(length_of(header)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise await self._ended() from None
+        if isinstance(found, Failure):
+            raise WorkerFailed(found.message, memory=found.memory)
+        assert isinstance(found, answer), f"{found} does not answer {type(request).__name__}"
+        return found
+
+    async def _ended(self) -> WorkerFailed:
+        assert self._process is not None
+        code = await self._process.wait()
+        if code == -9:  # what the kernel does when memory runs out
+            return WorkerFailed("its process was killed, as the system does when memory runs out", memory=True)
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4096))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return WorkerFailed(f"its process ended with exit code {code}: {lines[-1] if lines else 'it wrote nothing'}")
+
+    async def _end(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()  # it holds nothing that could be lost
+            await self._process.communicate()
+        self._log.close()
+
+
+def _last_cores(cores: float, machine: Collection[int]) -> list[int]:
+    """The machine's last cores, as many as the kind has: system work tends to happen on the first ones."""
+    return sorted(machine)[-max(1, int(cores)) :]

@@ -1,0 +1,264 @@
+"""Profile a pipeline: run the sample through it once, then time each stage on each hardware kind, alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from inferline_stream.dataplane.hop import measure_hop_s
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.profile import PipelineProfile, Profile
+from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.validation import validated
+from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
+from inferline_stream.profiler.measuring import measure, measure_emulated
+from inferline_stream.profiler.messages import StageInput
+from inferline_stream.profiler.process import WorkerFailed, WorkerProcess
+from inferline_stream.profiler.sampling import SampleRun, run_sample
+from inferline_stream.profiler.store import Known, ProfileStore
+from inferline_stream.settings import Settings
+
+SAMPLE_S = 4.0
+"""Time to spend on running the sample once."""
+
+STAGE_S = 2.0
+"""Time to spend on timing one stage on one kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far profiling has come.
+
+    Args:
+        done: steps finished; fractions for one under way.
+        total: steps in all.
+        doing: the step under way, in words.
+        note: something worth keeping on the screen: what was skipped, or ended early.
+    """
+
+    done: float
+    total: int
+    doing: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is to be profiled, and how thoroughly.
+
+    Args:
+        again: also what is known already.
+        stages: only these; all by default.
+        sample_s: time for running the sample once.
+        stage_s: time for one stage on one kind.
+        broker: what the bootstrap servers are called in the store: times between stages differ by broker.
+    """
+
+    again: bool = False
+    stages: frozenset[str] | None = None
+    sample_s: float = SAMPLE_S
+    stage_s: float = STAGE_S
+    broker: str = "embedded"
+
+
+async def profile_pipeline(
+    pipeline: Pipeline,
+    topology: Path,
+    events: list[bytes],
+    *,
+    bootstrap_servers: str | None = None,
+    options: Options = Options(),
+    settings: Settings | None = None,
+    machine: Machine | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> PipelineProfile:
+    """Everything that planning needs of a pipeline: from the store where it holds, measured where not.
+
+    Args:
+        pipeline: the pipeline that the file declares.
+        topology: the topology file.
+        events: the sample's, as they stand in the source topic.
+        bootstrap_servers: a broker to measure the time between stages with; without one, the last time
+            measured is taken, or 0.
+        options: what, and how thoroughly.
+        settings: time limits.
+        machine: this machine, or what a test makes of it.
+        progress: told at each step.
+
+    Raises:
+        InvalidTopology: the pipeline is not valid, a stage cannot be built or run, no sample event reaches it,
+            or none of its hardware is here or was profiled elsewhere.
+        Unreachable: Kafka does not answer.
+    """
+    validated(pipeline)
+    file = _real(topology)
+    limits = settings or Settings()
+    here = machine or this_machine()
+    store = ProfileStore(pipeline, file.parent, events, here)
+    known = store.load()
+    pairs, notes = pairs_to_profile(pipeline, known, options, here)
+    needs_run = bool(pairs) or known.paths is None
+    needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_overhead_s)
+    steps = _Steps(progress, (len(pipeline.stages) + 1 + len(pairs) if needs_run else 0) + needs_hop)
+    for note in notes:
+        steps.note(note)
+    if needs_run:
+        async with _Session(pipeline, file, limits, options, steps) as session:
+            run = await session.sample(events)
+            known.paths = run.paths
+            known.failed = {stage: count for stage, (count, _) in run.failed.items()}
+            store.save_paths(known.paths, known.failed, known.hop_overhead_s)
+            for stage, kind in pairs:
+                profile, note = await session.profile(stage, kind, run.inputs[stage.name])
+                known.profiles[stage.name, kind.name] = profile
+                store.save(profile, note=note)
+    assert known.paths is not None
+    if needs_hop:
+        assert bootstrap_servers is not None
+        steps.begin("time between two stages")
+        known.hop_overhead_s[options.broker] = await measure_hop_s(
+            bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
+        )
+        store.save_paths(known.paths, known.failed, known.hop_overhead_s)
+    steps.end()
+    return PipelineProfile(known.profiles, known.paths, known.hop_overhead_s.get(options.broker, 0.0))
+
+
+def pairs_to_profile(
+    pipeline: Pipeline, known: Known, options: Options, machine: Machine
+) -> tuple[list[tuple[Stage, Hardware]], list[str]]:
+    """Stage and hardware kinds to measure, and in words those that cannot be measured on this machine.
+
+    Raises:
+        InvalidTopology: a stage would be left without any profile.
+    """
+    kinds = catalogue(pipeline.hardware)
+    pairs, notes, problems = [], [], []
+    for stage in pipeline.stages:
+        reasons = []
+        for name in dict.fromkeys(stage.hardware):
+            why = why_not_here(kinds[name], machine)
+            chosen = options.stages is None or stage.name in options.stages
+            if why is not None and (stage.name, name) not in known.profiles:
+                reasons.append(why)
+                notes.append(f"stage {stage.name!r} on {name!r}: not profiled, {why}; plans leave it out")
+            elif why is None and ((options.again and chosen) or (stage.name, name) not in known.profiles):
+                pairs.append((stage, kinds[name]))
+        if len(reasons) == len(set(stage.hardware)):
+            problems.append(
+                f"{stage.declared}: stage {stage.name!r}: none of its hardware can be profiled here: "
+                f"{'; '.join(reasons)}. Add a kind that this machine has, or bring profiles from one that has it"
+            )
+    if problems:
+        raise InvalidTopology(*problems)
+    return pairs, notes
+
+
+def _real(topology: Path) -> Path:
+    """The file itself, as loaded modules name it."""
+    return topology.resolve()
+
+
+class _Steps:
+    """Counts steps and tells of them."""
+
+    def __init__(self, tell: Callable[[Progress], None], total: int) -> None:
+        self._tell = tell
+        self._total = total
+        self._begun = 0
+        self._doing = ""
+
+    def begin(self, doing: str) -> None:
+        """The next step begins; the one before is done."""
+        self._begun += 1
+        self._doing = doing
+        self.within(0.0)
+
+    def within(self, share: float, detail: str = "") -> None:
+        """The step under way has come so far."""
+        self._tell(Progress(self._begun - 1 + share, self._total, f"{self._doing}{detail}"))
+
+    def note(self, note: str) -> None:
+        """Something to be kept on the screen."""
+        self._tell(Progress(max(0, self._begun - 1), self._total, self._doing, note))
+
+    def end(self) -> None:
+        """Every step is done."""
+        self._tell(Progress(self._total, self._total, "done"))
+
+
+class _Session:
+    """One process per stage and number of cores, started when first needed and kept until the end."""
+
+    def __init__(self, pipeline: Pipeline, file: Path, settings: Settings, options: Options, steps: _Steps) -> None:
+        self._pipeline = pipeline
+        self._file = file
+        self._settings = settings
+        self._options = options
+        self._steps = steps
+        self._stack = AsyncExitStack()
+        self._running: dict[tuple[str, int], WorkerProcess] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def sample(self, events: Sequence[bytes]) -> SampleRun:
+        """Build every stage, one after the other since that is timed, and run the sample through them."""
+        shape = shape_of(self._pipeline)
+        built, problems = {}, []
+        for name in shape.stages:
+            self._steps.begin(f"{name}: starting")
+            try:
+                built[name] = await self._worker(name, 1)
+            except WorkerFailed as error:
+                problems.append(f"{self._pipeline.stage(name).declared}: stage {name!r}: {error}")
+        if problems:
+            raise InvalidTopology(*problems)
+        self._steps.begin("sample: running its events through the pipeline")
+        run = await run_sample(shape, built, events, self._options.sample_s, self._steps.within)
+        for name, (count, message) in run.failed.items():
+            self._steps.note(f"stage {name!r}: raised on {count} of {run.events} sample events, first {message}")
+        return run
+
+    async def profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
+        """One stage on one kind of hardware, and why larger batches are missing, if so."""
+        self._steps.begin(f"{stage.name} on {kind.name}")
+        passes = 2 * stage.max_batch_size.bit_length()
+        passed = itertools.count()
+
+        def told(batch_size: int) -> None:
+            self._steps.within(min(1.0, next(passed) / passes), f": batches of {batch_size}")
+
+        note = ""
+        try:
+            worker = await self._worker(stage.name, kind.cores)
+            if kind.emulated:
+                table_s = emulated_s(stage, kind.name)
+                times = await measure_emulated(worker, kind, inputs, stage.max_batch_size, table_s)
+            else:
+                seconds = self._options.stage_s
+                times, note = await measure(worker, kind, inputs, stage.max_batch_size, seconds=seconds, progress=told)
+        except WorkerFailed as error:
+            raise InvalidTopology(f"{stage.declared}: stage {stage.name!r} on {kind.name!r}: {error}") from error
+        if note:
+            self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {note}")
+        return Profile(stage.name, kind.name, times, worker.start_up_s), note
+
+    async def _worker(self, stage: str, cores: float) -> WorkerProcess:
+        """The worker of a stage on so many cores. Kinds below one core are paced, not started differently."""
+        key = (stage, max(1, int(cores)))
+        worker = self._running.get(key)
+        if worker is None or worker.ended:
+            starting = WorkerProcess(self._file, stage, cores, start_timeout_s=self._settings.start_timeout_s)
+            worker = self._running[key] = await self._stack.enter_async_context(starting)
+        return worker

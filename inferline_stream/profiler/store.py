@@ -1,0 +1,287 @@
+"""Profiles as files beside the topology: readable JSON, each with what it was measured on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.profile import PROBABILITIES, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Paths, shape_of
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.profiler.code import code_digest
+from inferline_stream.profiler.machine import Machine, why_not_here
+
+VERSION = 1
+
+FOLDER = Path(".inferline", "profiles")
+"""Beside the topology."""
+
+
+class StoredServiceTime(msgspec.Struct, frozen=True):
+    """One batch size in a file; ``quantiles_s`` by probability, ``throughput`` for the reader alone."""
+
+    batch_size: int
+    mean_s: float
+    throughput: float
+    quantiles_s: dict[str, float]
+
+
+class StoredProfile(msgspec.Struct, frozen=True):
+    """A profile's file.
+
+    Args:
+        stage: the stage's name.
+        hardware: the kind, as it was in the catalogue.
+        code: digest of the stage's code, see `code_digest`.
+        events: digest of the sample's events.
+        machine: where it was measured.
+        max_batch_size: the stage's limit at that time.
+        emulated_s: declared service times, of emulated kinds.
+        start_up_s: from asking for a replica to its READY.
+        service_times: by ascending batch size.
+        note: why there are no larger batches, if so.
+        measured_at: when.
+    """
+
+    stage: str
+    hardware: Hardware
+    code: str
+    events: str
+    machine: Machine
+    max_batch_size: int
+    start_up_s: float
+    service_times: list[StoredServiceTime]
+    emulated_s: dict[int, float] = {}
+    note: str = ""
+    measured_at: str = ""
+    version: int = VERSION
+
+
+class StoredPaths(msgspec.Struct, frozen=True):
+    """Which arrows the sample's events took, and the time between stages.
+
+    Args:
+        code: digest over every stage's code, the conditions and the shape.
+        events: digest of the sample's events.
+        arrows: parent and child of each arrow, in the order of the paths' bits.
+        paths: arrows taken (positions in ``arrows``) and the share of events that took them.
+        failed: by stage, sample events that it raised on.
+        hop_overhead_s: by broker.
+    """
+
+    code: str
+    events: str
+    arrows: list[tuple[str, str]]
+    paths: list[tuple[list[int], float]]
+    failed: dict[str, int] = {}
+    hop_overhead_s: dict[str, float] = {}
+    version: int = VERSION
+
+
+@dataclass(slots=True)
+class Known:
+    """What the store knows of a pipeline as it is now.
+
+    Args:
+        profiles: those that still hold.
+        paths: if they still hold.
+        failed: by stage, sample events that it raised on.
+        hop_overhead_s: by broker.
+        stale: for the others why not, by stage and hardware.
+    """
+
+    profiles: dict[tuple[str, str], Profile] = field(default_factory=dict)
+    paths: Paths | None = None
+    failed: dict[str, int] = field(default_factory=dict)
+    hop_overhead_s: dict[str, float] = field(default_factory=dict)
+    stale: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
+class ProfileStore:
+    """Profiles of one pipeline on one machine.
+
+    Args:
+        pipeline: a valid pipeline.
+        folder: the topology's folder.
+        events: the sample's events.
+        machine: the machine that is profiled on.
+        root: where the files go; beside the topology by default.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, folder: Path, events: list[bytes], machine: Machine, root: Path | None = None
+    ) -> None:
+        self._pipeline = pipeline
+        self._root = (root or folder / FOLDER) / pipeline.name
+        self._machine = machine
+        self._kinds = catalogue(pipeline.hardware)
+        self._shape = shape_of(pipeline)
+        self._events = hashlib.sha256(b"\n".join(events)).hexdigest()
+        self._code = {stage.name: code_digest(stage.run, folder) for stage in pipeline.stages}
+        conditions = [
+            code_digest(edge.condition, folder)
+            for stage in pipeline.stages
+            for edge in stage.after
+            if edge.condition is not None
+        ]
+        shape = repr(self._shape)
+        every = "\n".join([shape, *(self._code[name] for name in self._shape.stages), *conditions])
+        self._paths_code = hashlib.sha256(every.encode()).hexdigest()
+
+    def load(self) -> Known:
+        """Profiles that still hold for the pipeline as it is, and why others do not.
+
+        A kind that this machine cannot stand for is taken from any machine that could.
+
+        Raises:
+            InvalidTopology: a file that cannot be read.
+        """
+        known = Known()
+        for stage in self._pipeline.stages:
+            for kind in stage.hardware:
+                self._look_up(known, stage.name, kind)
+        paths = self._read(self._paths_file, StoredPaths)
+        if paths is not None:
+            if (paths.code, paths.events) == (self._paths_code, self._events):
+                known.paths, known.failed = _paths_of(paths), paths.failed
+            known.hop_overhead_s = paths.hop_overhead_s
+        return known
+
+    def save(self, profile: Profile, *, note: str = "") -> Path:
+        """Write a profile measured now on this machine; replaces the one before. Returns its file."""
+        stage = self._pipeline.stage(profile.stage)
+        kind = self._kinds[profile.hardware]
+        stored = StoredProfile(
+            stage=profile.stage,
+            hardware=kind,
+            code=self._code[profile.stage],
+            events=self._events,
+            machine=self._machine,
+            max_batch_size=stage.max_batch_size,
+            start_up_s=_rounded(profile.start_up_s),
+            service_times=[_stored(entry) for entry in profile.service_times],
+            emulated_s=emulated_s(stage, profile.hardware) if kind.emulated else {},
+            note=note,
+            measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        file = self._file(self._machine.folder, profile.stage, profile.hardware)
+        _write(file, stored)
+        return file
+
+    def save_paths(self, paths: Paths, failed: Mapping[str, int], hop_overhead_s: Mapping[str, float]) -> Path:
+        """Write which arrows the sample took, and the time between stages by broker. Returns the file."""
+        stored = StoredPaths(
+            code=self._paths_code,
+            events=self._events,
+            arrows=[(self._shape.stages[a.parent], self._shape.stages[a.child]) for a in self._shape.arrows],
+            paths=[
+                ([bit for bit in range(len(self._shape.arrows)) if mask >> bit & 1], weight)
+                for mask, weight in zip(paths.masks, paths.weights, strict=True)
+            ],
+            failed=dict(failed),
+            hop_overhead_s={broker: _rounded(hop_s) for broker, hop_s in hop_overhead_s.items()},
+        )
+        _write(self._paths_file, stored)
+        return self._paths_file
+
+    @property
+    def _paths_file(self) -> Path:
+        return self._root / "paths.json"
+
+    def _file(self, machine: str, stage: str, kind: str) -> Path:
+        return self._root / machine / f"{stage}.{kind}.json"
+
+    def _look_up(self, known: Known, stage: str, kind: str) -> None:
+        files = [self._file(self._machine.folder, stage, kind)]
+        if why_not_here(self._kinds[kind], self._machine) is not None:
+            files += sorted(self._root.glob(f"*/{stage}.{kind}.json"))
+        for file in files:
+            stored = self._read(file, StoredProfile)
+            if stored is None:
+                known.stale.setdefault((stage, kind), "not profiled yet")
+                continue
+            why = self._outdated(stored)
+            if why is None:
+                known.profiles[stage, kind] = self._profile_of(stored, file)
+                known.stale.pop((stage, kind), None)
+                return
+            known.stale[stage, kind] = why
+
+    def _outdated(self, stored: StoredProfile) -> str | None:
+        stage = self._pipeline.stage(stored.stage)
+        if stored.code != self._code[stored.stage]:
+            return "its code has changed"
+        if stored.hardware != self._kinds[stored.hardware.name]:
+            return f"hardware {stored.hardware.name!r} has changed"
+        if stored.hardware.emulated:
+            declared = emulated_s(stage, stored.hardware.name)
+            if stored.emulated_s != declared:
+                return "its emulated service times have changed"
+        elif stored.events != self._events:
+            return "the sample's events have changed"
+        if stored.max_batch_size < stage.max_batch_size and not stored.note:
+            return f"max_batch_size has grown from {stored.max_batch_size} to {stage.max_batch_size}"
+        return None
+
+    def _profile_of(self, stored: StoredProfile, file: Path) -> Profile:
+        limit = self._pipeline.stage(stored.stage).max_batch_size
+        try:
+            times = tuple(
+                ServiceTime(entry.batch_size, entry.mean_s, tuple(entry.quantiles_s[str(p)] for p in PROBABILITIES))
+                for entry in stored.service_times
+                if entry.batch_size <= limit
+            )
+            return Profile(stored.stage, stored.hardware.name, times, stored.start_up_s)
+        except (ValueError, KeyError) as error:
+            raise InvalidTopology(f"{file}: is no profile ({error}); delete it and profile again") from None
+
+    def _read(self, file: Path, kind: type[Any]) -> Any:
+        """A file's contents; None where there is none, or one of another version."""
+        try:
+            data = file.read_bytes()
+            if msgspec.json.decode(data, type=_Versioned).version != VERSION:
+                return None
+            return msgspec.json.decode(data, type=kind)
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, ValueError, OSError) as error:
+            raise InvalidTopology(
+                f"{file}: cannot be read as a profile ({error}); delete it and profile again"
+            ) from None
+
+
+class _Versioned(msgspec.Struct):
+    version: int
+
+
+def _stored(entry: ServiceTime) -> StoredServiceTime:
+    quantiles = dict(zip(map(str, PROBABILITIES), map(_rounded, entry.quantiles_s), strict=False))
+    return StoredServiceTime(entry.batch_size, _rounded(entry.mean_s), round(entry.throughput, 2), quantiles)
+
+
+def _paths_of(stored: StoredPaths) -> Paths:
+    masks = tuple(sum(1 << bit for bit in bits) for bits, _ in stored.paths)
+    return Paths(masks, tuple(weight for _, weight in stored.paths))
+
+
+def _rounded(seconds: float) -> float:
+    """To five digits, for readers; no measurement is more exact."""
+    return float(f"{seconds:.5g}")
+
+
+def _write(file: Path, stored: StoredProfile | StoredPaths) -> None:
+    """Whole or not at all: a run that is ended meanwhile leaves the old file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    new.write_bytes(msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n")
+    os.replace(new, file)
