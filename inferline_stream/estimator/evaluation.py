@@ -1,0 +1,354 @@
+"""A pipeline simulated stage by stage, in slices of time that stay in the processor's cache.
+
+With one queue per stage a stage needs only its arrivals in order: no event heap. In each slice every stage, in
+topological order, goes as far as its arrivals are known. Any stage whose departures are at hand is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inferline_stream.estimator import kernels
+from inferline_stream.estimator.compiled import compiled
+from inferline_stream.estimator.kernels import Lateness, Tokens
+from inferline_stream.estimator.merger import NONE, Merger
+from inferline_stream.estimator.server import Server
+from inferline_stream.estimator.station import Station
+from inferline_stream.estimator.workload import Workload
+
+SLICE_EVENTS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Departures:
+    """What leaves a stage: one entry per event that visits it.
+
+    Args:
+        times_s: float64, ascending.
+        events: int32, whose they are.
+        skipped: of a join that a later join waits for: when it was known that an event skips it.
+    """
+
+    times_s: kernels.Floats
+    events: kernels.Events
+    skipped: Tokens = NONE
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatistics:
+    """How a stage fared.
+
+    Args:
+        arrivals: events that visited it.
+        batches: by batch size (index), over all its replicas.
+        wait_s: mean time in its queue.
+        service_time_s: mean time in service, over events.
+        utilization: share of the time from the first entry to its last departure in which a replica was busy.
+    """
+
+    arrivals: int
+    batches: kernels.Ints
+    wait_s: float
+    service_time_s: float
+    utilization: float
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Events per batch; NaN without any."""
+        count = int(self.batches.sum())
+        return self.arrivals / count if count else math.nan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """What a simulation found.
+
+    Args:
+        latency_s: float64 by event, NaN without a sink record; None if not asked for or aborted.
+        late: events with a sink record and a latency above the SLO, as far as known; 0 without an SLO.
+        aborted: ended early because more events than allowed are late.
+        simulated_events: visits to stages that were simulated: the work done.
+        departures: of the stages that were to be kept.
+        statistics: by position of the stages simulated.
+    """
+
+    latency_s: kernels.Floats | None
+    late: int
+    aborted: bool
+    simulated_events: int
+    departures: Mapping[int, Departures]
+    statistics: Mapping[int, StageStatistics]
+
+
+def evaluate(
+    workload: Workload,
+    stations: Mapping[int, Station] | Sequence[Station],
+    *,
+    kept: Mapping[int, Departures] | None = None,
+    keep: Collection[int] = (),
+    slo_s: float = math.inf,
+    allowed: int | None = None,
+    latencies: bool = True,
+    slice_events: int = SLICE_EVENTS,
+    code: Any = None,
+) -> Evaluation:
+    """Simulate every stage that is not kept.
+
+    Args:
+        workload: events and their paths.
+        stations: by position of the stage; those of kept stages count only towards the fastest possible rest.
+        kept: departures that an earlier evaluation of the same workload gave, under the same stations up to there.
+        keep: stages whose departures to give back.
+        slo_s: what events must not exceed.
+        allowed: stop once more events than this are known to be late; None never stops early.
+        latencies: give every event's latency.
+        slice_events: events that enter in one slice; changes nothing but speed and memory.
+        code: the kernels; the compiled ones by default.
+    """
+    kept = kept or {}
+    by_stage = stations if isinstance(stations, Mapping) else dict(enumerate(stations))
+    simulated = [s for s in range(len(workload.shape.stages)) if s not in kept]
+    code = code or compiled()
+    late = _Late(workload, by_stage, slo_s, everywhere=allowed is not None, code=code) if slo_s < math.inf else None
+    run = _Run(workload, by_stage, simulated, kept=kept, keep=keep, code=code)
+    latency_s = np.full(len(workload), math.nan) if latencies else None
+    finals = workload.shape.finals()
+    count = 0
+    for first in range(0, len(workload), slice_events):
+        run.advance(first, min(first + slice_events, len(workload)))
+        for stage in simulated:
+            if late is not None:
+                count += late.count(stage, run.gone[stage])
+        if allowed is not None and count > allowed:
+            break
+        if latency_s is not None:
+            for stage in finals:
+                gone = run.gone[stage] if stage in run.gone else run.window(stage)
+                code.record_latencies(gone, workload.entry_s, workload.hop_s, latency_s)
+    aborted = allowed is not None and count > allowed
+    return Evaluation(
+        latency_s=None if aborted else latency_s,
+        late=count,
+        aborted=aborted,
+        simulated_events=sum(server.arrivals for server in run.servers.values()),
+        departures={} if aborted else run.departures(),
+        statistics={} if aborted else run.statistics(),
+    )
+
+
+def simulate_stage(
+    workload: Workload,
+    stage: int,
+    upstream: Mapping[int, Departures],
+    station: Station,
+    *,
+    late_s: float = math.inf,
+    allowed: int | None = None,
+    producers: int = 1,
+    slice_events: int = SLICE_EVENTS,
+    code: Any = None,
+) -> Departures | None:
+    """Departures of one stage, given those of the stages before it.
+
+    Args:
+        workload: events and their paths.
+        stage: position in the shape.
+        upstream: departures of (at least) ``workload.needs(stage)``.
+        station: what serves the stage.
+        late_s: age at its departure beyond which an event is late: the SLO less the fastest rest.
+        allowed: give up (None) once more events than this, of those that reach the sink, are late.
+        producers: replicas that write to the stage's topic; matters only to records without a key.
+        slice_events: changes nothing but speed.
+        code: the kernels; the compiled ones by default.
+    """
+    code = code or compiled()
+    run = _Run(workload, {stage: station}, [stage], kept=upstream, keep=[stage], code=code, producers=producers)
+    rest_s = np.where(_reaches_sink(workload), 0.0, -math.inf)
+    marked = np.zeros(len(workload) if allowed is not None else 0, dtype=np.uint8)
+    lateness = Lateness(workload.entry_s, workload.masks, rest_s, late_s, marked)
+    count = 0
+    for first in range(0, len(workload), slice_events):
+        run.advance(first, min(first + slice_events, len(workload)))
+        if allowed is not None:
+            count += code.count_late(run.gone[stage], lateness)
+            if count > allowed:
+                return None
+    return run.departures()[stage]
+
+
+def latencies_s(workload: Workload, departures: Departures, *, code: Any = None) -> kernels.Floats:
+    """Latency of every event from the final stage's departures; NaN for an event without a sink record."""
+    latency_s = np.full(len(workload), math.nan)
+    gone = Tokens(departures.times_s, departures.events)
+    (code or compiled()).record_latencies(gone, workload.entry_s, workload.hop_s, latency_s)
+    return latency_s
+
+
+def count_late(workload: Workload, departures: Departures, slo_s: float, *, code: Any = None) -> int:
+    """Events whose latency, from the final stage's departures, exceeds the SLO."""
+    rest_s = np.full(len(workload.path_masks), workload.hop_s)
+    late = np.zeros(len(workload), dtype=np.uint8)
+    lateness = Lateness(workload.entry_s, workload.masks, rest_s, slo_s, late)
+    return int((code or compiled()).count_late(Tokens(departures.times_s, departures.events), lateness))
+
+
+class _Run:
+    """The stages of one simulation and how far each has come."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        stations: Mapping[int, Station],
+        simulated: Sequence[int],
+        *,
+        kept: Mapping[int, Departures],
+        keep: Collection[int],
+        code: Any,
+        producers: int | None = None,
+    ) -> None:
+        self.workload = workload
+        self.gone: dict[int, Tokens] = {}
+        self.servers: dict[int, Server] = {}
+        self._simulated = simulated
+        self._stations = stations
+        self._kept = kept
+        self._keep: dict[int, list[tuple[Tokens, Tokens]]] = {s: [] for s in keep if s in set(simulated)}
+        self._skipped: dict[int, Tokens] = {}
+        self._mergers = {s: Merger(workload, s, code) for s in simulated if workload.feeds[s].sources}
+        self._waits: dict[int, float] = dict.fromkeys(simulated, 0.0)
+        self._ends: dict[int, float] = {}
+        self._window = (-math.inf, -math.inf)
+        self._used: dict[tuple[int, bool], int] = {}
+        for s in simulated:
+            parents = [workload.shape.arrows[a].parent for a in workload.shape.parents(s)]
+            writers = producers or sum(stations[p].replicas for p in parents if p in stations) or 1
+            self.servers[s] = Server(workload, s, stations[s], writers, code)
+
+    def advance(self, first: int, end: int) -> None:
+        """Let the events of one slice enter, and every stage go as far as its arrivals are known."""
+        entry_s = self.workload.entry_s
+        now_s = float(entry_s[end]) if end < entry_s.size else math.inf
+        self._window = (self._window[1], now_s)
+        hop_s = self.workload.hop_s
+        known: dict[int, float] = dict.fromkeys(self._kept, now_s)
+        for s in self._simulated:
+            server = self.servers[s]
+            if s in self._mergers:
+                sources = self._mergers[s].feed.sources
+                horizon_s = min(known[source] for source, _ in sources)
+                arrived, self._skipped[s] = self._mergers[s].take([self._tokens(x) for x in sources], horizon_s)
+            else:
+                horizon_s = now_s
+                arrived = Tokens(entry_s[first:end], np.arange(first, end, dtype=np.int32))
+            known[s] = horizon_s + hop_s
+            server.receive(arrived)
+            gone = self.gone[s] = server.advance(known[s])
+            self._waits[s] += float(gone.times.sum()) - float(arrived.times.sum())
+            if gone.times.size:
+                self._ends[s] = float(gone.times[-1])
+            if s in self._keep:
+                self._keep[s].append((_copy(gone), _copy(self._skipped.get(s, NONE))))
+
+    def window(self, stage: int) -> Tokens:
+        """A kept stage's departures in the present slice."""
+        return self._cut((stage, False), Tokens(self._kept[stage].times_s, self._kept[stage].events))
+
+    def _tokens(self, source: tuple[int, bool]) -> Tokens:
+        stage, skips = source
+        if stage not in self._kept:
+            return self._skipped[stage] if skips else self.gone[stage]
+        kept = self._kept[stage]
+        return self._cut(source, kept.skipped if skips else Tokens(kept.times_s, kept.events))
+
+    def _cut(self, source: tuple[int, bool], tokens: Tokens) -> Tokens:
+        first, end = np.searchsorted(tokens.times, self._window)
+        return Tokens(tokens.times[first:end], tokens.events[first:end])
+
+    def departures(self) -> dict[int, Departures]:
+        """Of the stages to keep."""
+        return {s: _joined(parts) for s, parts in self._keep.items()}
+
+    def statistics(self) -> dict[int, StageStatistics]:
+        """Of the stages simulated."""
+        return {s: self._statistics(s) for s in self._simulated}
+
+    def _statistics(self, s: int) -> StageStatistics:
+        server, station = self.servers[s], self._stations[s]
+        n = server.arrivals
+        busy_s, served_s = (float(x) for x in server.account.totals)
+        span_s = self._ends.get(s, 0.0) - float(self.workload.entry_s[0]) if n else 0.0
+        return StageStatistics(
+            arrivals=n,
+            batches=server.account.batches.reshape(-1, station.width).sum(axis=0),
+            wait_s=max(0.0, (self._waits[s] - served_s) / n - self.workload.hop_s) if n else math.nan,
+            service_time_s=served_s / n if n else math.nan,
+            utilization=busy_s / (span_s * station.replicas) if n else 0.0,
+        )
+
+
+def _copy(tokens: Tokens) -> Tokens:
+    return Tokens(tokens.times.copy(), tokens.events.copy())
+
+
+def _joined(parts: Sequence[tuple[Tokens, Tokens]]) -> Departures:
+    def joined(which: int) -> Tokens:
+        if not parts:
+            return NONE
+        return Tokens(np.concatenate([p[which].times for p in parts]), np.concatenate([p[which].events for p in parts]))
+
+    return Departures(*joined(0), skipped=joined(1))
+
+
+def _reaches_sink(workload: Workload) -> kernels.Flags:
+    """By mask, whether a final stage is visited."""
+    reaches: kernels.Flags = np.max([workload.feeds[s].visits for s in workload.shape.finals()], axis=0)
+    return reaches
+
+
+class _Late:
+    """Counts events that cannot meet the SLO any more."""
+
+    def __init__(
+        self, workload: Workload, stations: Mapping[int, Station], slo_s: float, *, everywhere: bool, code: Any
+    ) -> None:
+        self._count = code.count_late
+        self._stages = range(len(workload.shape.stages)) if everywhere else workload.shape.finals()
+        late = np.zeros(len(workload), dtype=np.uint8)
+        rest_s = fastest_rest_s(workload, {s: x.fastest_s for s, x in stations.items()})
+        self._lateness = [Lateness(workload.entry_s, workload.masks, rest, slo_s, late) for rest in rest_s]
+
+    def count(self, stage: int, gone: Tokens) -> int:
+        """Events found late at their departure from this stage."""
+        return int(self._count(gone, self._lateness[stage])) if stage in self._stages else 0
+
+
+def fastest_rest_s(workload: Workload, fastest_s: Mapping[int, float]) -> kernels.Floats:
+    """Shortest time from the departure from a stage to the sink, (stages, masks).
+
+    The longest path over the stages that an event with the mask has yet to visit. -inf where it does not reach the
+    sink. A hair below the true value except at the final stage, so that rounding never condemns an event.
+
+    Args:
+        workload: shape, paths and the overhead of a hop.
+        fastest_s: by stage, the shortest time that any batch can take.
+    """
+    shape, hop_s = workload.shape, workload.hop_s
+    rest_s = np.full((len(shape.stages), len(workload.path_masks)), -math.inf)
+    for m, mask in enumerate(workload.path_masks):
+        for s in reversed(range(len(shape.stages))):
+            if not workload.feeds[s].visits[m]:
+                continue
+            arrows = shape.children(s)
+            if not arrows:
+                rest_s[s, m] = hop_s
+            for a in arrows:
+                child = shape.arrows[a].child
+                if mask >> a & 1 and rest_s[child, m] > -math.inf:
+                    rest = (hop_s + fastest_s[child] + rest_s[child, m]) * (1 - 1e-12)
+                    rest_s[s, m] = max(rest_s[s, m], rest)
+    return rest_s

@@ -1,0 +1,106 @@
+"""Where the events that arrive at a stage come from, for each set of arrows that an event may take.
+
+Times flow along every arrow: a stage has an *outcome* for every event, either its completion or the moment at which
+it was known that the event skips it. A skipped stage with one parent has its parent's outcome (the parent works out
+everything that is skipped and tells the joins at once); a skipped join has the arrival of the last marker that tells
+it so. An arrow into a join therefore carries a record or a skip marker for every event, and the event is complete at
+the join once all have arrived.
+
+Of the arrows into a join only those matter that can be the last to arrive. Outcomes never come before those of
+an ancestor, so that a *source* of tokens that is an ancestor of another source of the same event is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.pipeline.shape import Paths, Shape, visited
+
+Flags = NDArray[np.uint8]
+Source = tuple[int, bool]
+"""A stage's completions, or (True) the moments at which a join knew that it is skipped."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feed:
+    """What arrives at a stage.
+
+    Args:
+        sources: in order of stage; empty for an entry stage.
+        admits: uint8 (sources, masks): whether a source's event with that mask counts at this stage.
+        needed: uint8 (masks,): tokens after which an event is complete here; 1 for a stage with one parent.
+        visits: uint8 (masks,): whether an event with that mask runs here.
+        whole: the only source's events all arrive here, so that nothing has to be looked up.
+        skips: some event skips this stage and a later join has to know when.
+    """
+
+    sources: tuple[Source, ...]
+    admits: Flags
+    needed: Flags
+    visits: Flags
+    whole: bool
+    skips: bool
+
+
+def feeds(shape: Shape, paths: Paths) -> tuple[Feed, ...]:
+    """One feed per stage."""
+    seen = [visited(shape, mask) for mask in paths.masks]
+    ancestors = _ancestors(shape)
+    found: list[list[frozenset[Source]]] = [
+        [_sources(shape, ancestors, stage, mask, seen[m]) for m, mask in enumerate(paths.masks)]
+        for stage in range(len(shape.stages))
+    ]
+    wanted = {source for stage in found for sources in stage for source in sources}
+    return tuple(
+        _feed(found[s], [row[s] for row in seen], skips=(s, True) in wanted, join=len(shape.parents(s)) > 1)
+        for s in range(len(shape.stages))
+    )
+
+
+def _feed(found: list[frozenset[Source]], visits: list[bool], *, skips: bool, join: bool) -> Feed:
+    sources = tuple(sorted(frozenset[Source]().union(*found)))
+    admits = np.array([[source in tokens for tokens in found] for source in sources], dtype=np.uint8)
+    seen = np.array(visits, dtype=np.uint8)
+    return Feed(
+        sources=sources,
+        admits=admits.reshape(len(sources), len(found)),
+        needed=np.array([len(tokens) if join else 1 for tokens in found], dtype=np.uint8),
+        visits=seen,
+        whole=len(sources) == 1 and not sources[0][1] and bool(admits.all()) and bool(seen.all()),
+        skips=skips,
+    )
+
+
+def _ancestors(shape: Shape) -> list[frozenset[int]]:
+    above: list[frozenset[int]] = []
+    for stage in range(len(shape.stages)):
+        parents = {shape.arrows[a].parent for a in shape.parents(stage)}
+        above.append(frozenset(parents).union(*(above[p] for p in parents)))
+    return above
+
+
+def _sources(
+    shape: Shape, ancestors: list[frozenset[int]], stage: int, mask: int, seen: list[bool]
+) -> frozenset[Source]:
+    """The sources whose tokens an event with this mask needs at the stage."""
+    arrows = shape.parents(stage)
+    if not arrows:
+        return frozenset()
+    if len(arrows) == 1:
+        parent = shape.arrows[arrows[0]].parent
+        return frozenset({(parent, False)}) if seen[stage] else frozenset()
+    tokens = {_outcome(shape, shape.arrows[a].parent, seen) for a in arrows}
+    return frozenset(t for t in tokens if not any(t[0] in ancestors[other] for other, _ in tokens))
+
+
+def _outcome(shape: Shape, stage: int, seen: list[bool]) -> Source:
+    """Whose outcome a stage's is."""
+    if seen[stage]:
+        return stage, False
+    arrows = shape.parents(stage)
+    if len(arrows) > 1:
+        return stage, True
+    return _outcome(shape, shape.arrows[arrows[0]].parent, seen)

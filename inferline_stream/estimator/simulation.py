@@ -1,0 +1,137 @@
+"""The latency of every event of a trace under a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.estimator.evaluation import SLICE_EVENTS, StageStatistics, evaluate
+from inferline_stream.estimator.kernels import Floats
+from inferline_stream.estimator.selection import quantile_s
+from inferline_stream.estimator.station import station
+from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.plan import Allocations
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulation:
+    """Latencies and how the stages fared.
+
+    An event's latency is from its entry to its record in the sink, the overhead of the last hop included. An event
+    that skips the final stage ends without a sink record: its latency is NaN, and it counts neither in the quantiles
+    nor in the miss rate, because the SLO is on what reaches the sink.
+
+    Args:
+        latency_s: float64 (events,), in order of entry.
+        stages: by name.
+    """
+
+    latency_s: Floats
+    stages: Mapping[str, StageStatistics]
+
+    @property
+    def p99_s(self) -> float:
+        """P99 of the latency; NaN if no event reaches the sink."""
+        return self.quantile_s(0.99)
+
+    def quantile_s(self, share: float) -> float:
+        """The smallest latency within which at least this share of the events stays (exact)."""
+        return quantile_s(self.latency_s, share)
+
+    def miss_rate(self, slo_s: float) -> float:
+        """Share of the events that reach the sink later than the SLO; 0 if none reaches it."""
+        known = int(np.count_nonzero(~np.isnan(self.latency_s)))
+        return int(np.count_nonzero(self.latency_s > slo_s)) / known if known else 0.0
+
+
+def simulate(
+    shape: Shape,
+    allocations: Allocations,
+    measured: PipelineProfile,
+    trace: Trace,
+    *,
+    queues: str = "shared",
+    partitions: Mapping[str, int] | None = None,
+    seed: int = 0,
+    service: str = "mean",
+    order: str = "arrival",
+    max_wait_s: Mapping[str, float] | None = None,
+    partition_shares: Mapping[str, Sequence[float]] | None = None,
+    keyed: bool = True,
+    memory_bytes: float = math.inf,
+) -> Simulation:
+    """Simulate a plan on a trace, exactly.
+
+    Args:
+        shape: the DAG.
+        allocations: by stage.
+        measured: profiles, paths taken, overhead of a hop.
+        trace: when events enter.
+        queues: ``"shared"``, one queue per stage as in InferLine §3, or ``"partitioned"``, Kafka's: records sit in
+            partitions bound to replicas, and a replica takes the earliest-entered head of its partitions.
+        partitions: of each stage's input topic, for ``"partitioned"``.
+        seed: of the paths, partitions and service times drawn. The same seed gives the same luck to every plan.
+        service: ``"mean"``, or ``"quantiles"``: drawn from the measured distribution.
+        order: of a shared queue: ``"arrival"`` at the stage, or ``"entry"`` into the pipeline.
+        max_wait_s: by stage, longest wait for a full batch.
+        partition_shares: by stage, measured shares of its partitions' records.
+        keyed: records have keys; without them records between stages go to the less lagged of two partitions.
+        memory_bytes: refuse what would need more than this.
+
+    Raises:
+        InvalidTopology: a stage without replicas, profile or partitions, or a batch size never profiled.
+        UsageError: the simulation needs more memory than allowed.
+    """
+    needed = memory_needed_bytes(len(trace))
+    if needed > memory_bytes:
+        raise UsageError(
+            f"simulating {len(trace):,} events needs {needed / 1e9:.1f} GB, {memory_bytes / 1e9:.1f} GB are allowed; "
+            "use a part of the trace, or a machine with more memory"
+        )
+    _check(shape, allocations, queues, partitions)
+    stations = [
+        station(
+            measured,
+            name,
+            allocations[name],
+            max_wait_s=(max_wait_s or {}).get(name, 0.0),
+            service=service,
+            order=order,
+            partitions=(partitions or {}).get(name) if queues == "partitioned" else None,
+            partition_shares=(partition_shares or {}).get(name),
+            keyed=keyed,
+        )
+        for name in shape.stages
+    ]
+    workload = prepare(shape, measured, trace, seed=seed)
+    evaluation = evaluate(workload, stations)
+    assert evaluation.latency_s is not None
+    return Simulation(
+        evaluation.latency_s, {shape.stages[s]: statistics for s, statistics in evaluation.statistics.items()}
+    )
+
+
+def memory_needed_bytes(events: int) -> int:
+    """Upper estimate of the memory beside the trace itself: latency, path and join state of each event, the slices."""
+    return events * 12 + SLICE_EVENTS * 4096
+
+
+def _check(shape: Shape, allocations: Allocations, queues: str, partitions: Mapping[str, int] | None) -> None:
+    if queues not in ("shared", "partitioned"):
+        raise ValueError(f'queues {queues!r} must be "shared" or "partitioned"')
+    problems = [f"stage {name!r} has no allocation" for name in shape.stages if name not in allocations]
+    if queues == "partitioned":
+        problems += [
+            f"stage {name!r}: the partitions of its input topic are not given"
+            for name in shape.stages
+            if name not in (partitions or {})
+        ]
+    if problems:
+        raise InvalidTopology(*problems)

@@ -1,0 +1,78 @@
+"""A trace prepared for many simulations: which arrows each event takes, and what every stage is fed with."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from inferline_stream.estimator import kernels
+from inferline_stream.estimator.compiled import compiled
+from inferline_stream.estimator.routes import Feed, feeds
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape, visited
+from inferline_stream.pipeline.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workload:
+    """Events that enter a pipeline, with everything about them that no plan changes.
+
+    Args:
+        shape: the DAG.
+        entry_s: float64 (events,) ascending.
+        masks: uint16 (events,) index into ``path_masks``.
+        path_masks: distinct sets of arrows taken, see `Paths.masks`.
+        feeds: by stage.
+        hop_s: time between two stages beyond queueing and service.
+        seed: of every draw.
+    """
+
+    shape: Shape
+    entry_s: kernels.Floats
+    masks: kernels.Masks
+    path_masks: tuple[int, ...]
+    feeds: tuple[Feed, ...]
+    hop_s: float
+    seed: int
+
+    def __len__(self) -> int:
+        return int(self.entry_s.size)
+
+    def needs(self, stage: int) -> frozenset[int]:
+        """Stages whose departures the simulation of this one reads."""
+        return frozenset(source for source, _ in self.feeds[stage].sources)
+
+    def key(self, purpose: str, stage: int = 0) -> int:
+        """32 bits that make the draws of one purpose independent of all others."""
+        words = [self.seed & 0xFFFFFFFF, self.seed >> 32 & 0xFFFFFFFF, zlib.crc32(purpose.encode()), stage]
+        return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def prepare(shape: Shape, measured: PipelineProfile, trace: Trace, *, seed: int = 0) -> Workload:
+    """Draw every event's path from the joint distribution that was measured.
+
+    Args:
+        shape: the DAG.
+        measured: its paths and the overhead of a hop.
+        trace: when events enter.
+        seed: the same seed gives the same draws, whatever the plan.
+
+    Raises:
+        ValueError: a path that takes an arrow out of a stage that it does not visit, or too many paths.
+    """
+    paths = measured.paths
+    for mask in paths.masks:
+        seen = visited(shape, mask)
+        if mask >> len(shape.arrows) or any(mask >> a & 1 and not seen[w.parent] for a, w in enumerate(shape.arrows)):
+            raise ValueError(f"path {mask:b} takes an arrow out of a stage that it does not visit")
+    if len(paths.masks) > np.iinfo(np.uint16).max:
+        raise ValueError(f"{len(paths.masks)} different paths are more than the {np.iinfo(np.uint16).max} supported")
+    masks = np.zeros(len(trace), dtype=np.uint16)
+    workload = Workload(shape, trace.arrivals_s, masks, paths.masks, feeds(shape, paths), measured.hop_overhead_s, seed)
+    if len(paths.masks) > 1 and masks.size:
+        thresholds = np.round(np.cumsum(paths.weights) / sum(paths.weights) * 2.0**32).astype(np.int64)
+        thresholds[-1] = 2**32
+        compiled().draw_masks(0, workload.key("path"), thresholds, masks)
+    return workload
