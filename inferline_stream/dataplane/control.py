@@ -280,6 +280,14 @@ class OffsetReader:
             raise Unreachable(f"Kafka at {self._where} has no topic {topic}")
         return len(described["partitions"])
 
+    async def existing(self, topics: Iterable[str]) -> dict[str, int]:
+        """Partitions of those of the topics that exist."""
+        wanted = list(topics)
+        with _translated(self._where):
+            known = set(await self._admin.list_topics())
+            described = await self._admin.describe_topics([t for t in wanted if t in known]) if known else []
+        return {found["topic"]: len(found["partitions"]) for found in described if found["topic"] in wanted}
+
     async def ends(self, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """End offset of each partition, by topic: one request for all of them.
 

@@ -37,7 +37,7 @@ class Director:
         prefix: of topics and groups; a random one by default, so that several can share a Kafka.
         partitions: of each stage's input topic.
         settings: fields of `Settings` for every replica.
-        start: where entry stages begin to read.
+        start: where entry stages begin to read; None commits no offsets at all.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Director:
         prefix: str | None = None,
         partitions: Mapping[str, int] | None = None,
         settings: Mapping[str, float] | None = None,
-        start: str = "earliest",
+        start: str | None = "earliest",
         **spec: Any,
     ) -> None:
         self.bootstrap_servers = bootstrap_servers
@@ -73,7 +73,8 @@ class Director:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
             await create_topics(self.bootstrap_servers, topics_of(self.pipeline, self.prefix, self._partitions))
-            await commit_start_offsets(self.bootstrap_servers, self.pipeline, self.prefix, self._start)
+            if self._start is not None:
+                await commit_start_offsets(self.bootstrap_servers, self.pipeline, self.prefix, self._start)
             self.producer = await stack.enter_async_context(
                 AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, acks="all", enable_idempotence=True)
             )
@@ -210,8 +211,8 @@ class Director:
     async def caught_up(self, timeout_s: float = 20.0) -> None:
         """Wait until no stage has a record to do, in topological order of their own accord."""
         async with asyncio.timeout(timeout_s):
-            while await self.lag():
-                await asyncio.sleep(0.05)  # noqa: ASYNC110  Kafka tells nobody that a group has caught up
+            while await self.lag():  # noqa: ASYNC110  Kafka tells nobody that a group has caught up
+                await asyncio.sleep(0.05)
 
     async def read(self, topic: str, *, isolation: str = "read_committed") -> list[Any]:
         """Every record of a topic, as it stands now."""

@@ -1,0 +1,95 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.dataplane.join import Arrival, Gathered, Join
+
+PARENTS = ("a", "b", "c")
+
+
+def add(join: Join, event: bytes, offset: int, **part: object) -> Gathered | Arrival:
+    return join.add(event, record=offset, now_s=float(offset), size_bytes=10, **part)  # type: ignore[arg-type]
+
+
+parts = st.lists(
+    st.tuples(
+        st.integers(0, 4),
+        st.sampled_from([*PARENTS, None]),
+        st.lists(st.sampled_from(PARENTS), unique=True, max_size=2),
+    ),
+    max_size=60,
+)
+
+
+@given(parts)
+def test_each_event_is_complete_once_at_the_part_that_completes_it(arriving):
+    join = Join(PARENTS)
+    answered: dict[int, set[str]] = {}
+    finished: set[int] = set()
+    for offset, (event, parent, skipped) in enumerate(arriving):
+        new = ({parent} if parent else set()) | set(skipped)
+        before = answered.setdefault(event, set())
+        says_something = event not in finished and bool(new - before)
+        before |= new
+        told = add(join, b"%d" % event, offset, parent=parent, result=offset, skipped=skipped)
+        if not says_something:
+            assert told is Arrival.DUPLICATE
+        elif before == set(PARENTS):
+            assert isinstance(told, Gathered)
+            assert told.results.keys() | told.skipped == set(PARENTS)
+            finished.add(event)
+        else:
+            assert told is Arrival.WAITING
+    assert join.size_bytes >= 0
+    assert len(join) == sum(1 for e, seen in answered.items() if e not in finished and seen)
+
+
+def test_results_are_the_first_that_each_parent_gave():
+    join = Join(("a", "b"))
+    assert add(join, b"x", 1, parent="a", result="first") is Arrival.WAITING
+    assert add(join, b"x", 2, parent="a", result="second") is Arrival.DUPLICATE
+    gathered = add(join, b"x", 3, parent="b", result="other")
+    assert isinstance(gathered, Gathered)
+    assert gathered.results == {"a": "first", "b": "other"}
+    assert gathered.records == [1, 3]
+
+
+def test_an_event_that_died_on_one_branch_is_dead_once_every_branch_has_answered():
+    join = Join(("a", "b"))
+    assert add(join, b"x", 1, skipped=["a"], dead=True) is Arrival.WAITING
+    gathered = add(join, b"x", 2, parent="b", result=1)
+    assert isinstance(gathered, Gathered)
+    assert gathered.dead
+
+
+def test_finished_events_are_remembered_for_their_time_and_then_forgotten():
+    join = Join(("a",), remember_s=10.0)
+    assert isinstance(add(join, b"x", 0, parent="a", result=1), Gathered)
+    assert add(join, b"x", 5, parent="a", result=1) is Arrival.DUPLICATE
+    assert isinstance(add(join, b"y", 11, parent="a", result=1), Gathered)
+    assert isinstance(add(join, b"x", 12, parent="a", result=1), Gathered)
+
+
+def test_events_older_than_the_bound_are_given_up_oldest_first():
+    join = Join(("a", "b"))
+    for offset, event in enumerate((b"x", b"y", b"z")):
+        add(join, event, offset, parent="a", result=1)
+    assert [event.event_id for event in join.overdue(older_than_s=2.0)] == [b"x", b"y"]
+    assert len(join) == 1
+    assert add(join, b"x", 9, parent="b", result=1) is Arrival.DUPLICATE
+
+
+def test_a_state_that_is_too_large_gives_up_its_oldest_events_until_the_rest_fits():
+    join = Join(("a", "b"))
+    for offset in range(5):
+        add(join, b"%d" % offset, offset, parent="a", result=1)
+    assert join.size_bytes == 50
+    assert [event.event_id for event in join.over(limit_bytes=25, now_s=9.0)] == [b"0", b"1", b"2"]
+    assert join.size_bytes == 20
+
+
+def test_an_event_recalled_from_an_earlier_owner_makes_late_parts_duplicates():
+    join = Join(("a", "b"))
+    join.finished(b"x", 0.0)
+    assert add(join, b"x", 1, parent="a", result=1) is Arrival.DUPLICATE
+    join.forget(b"x")
+    assert add(join, b"x", 2, parent="a", result=1) is Arrival.WAITING
