@@ -1,0 +1,55 @@
+"""Writes this example's arrivals and questions: generated, not measured. Run it again and the same come out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+
+HERE = Path(__file__).parent
+
+SAMPLE_RATE, SAMPLE_S = 16.0, 60.0
+LIVE_LEVELS = [(16.0, 8.0), (55.0, 10.0), (10.0, 36.0)]
+"""Events per second and for how many seconds: as planned, then a burst, then quieter than planned."""
+
+SUBJECTS = ["partition", "replica", "consumer group", "topic", "broker"]
+EASY = ["What is a {0}?", "Is a {0} cheap?", "How big is one {0}?"]
+HARD = [
+    "Why does a {0} have to wait while another {1} moves?",
+    "How many of them does a {0} need when the arrival rate doubles?",
+    "What happens to a {0} in Kafka after its {1} is gone?",
+]
+
+
+def arrivals(rng: np.random.Generator) -> Trace:
+    """Poisson arrivals for the Planner."""
+    return gamma_trace(SAMPLE_RATE, 1.0, SAMPLE_S, rng)
+
+
+def live(rng: np.random.Generator) -> Trace:
+    """Poisson arrivals whose rate changes, for the run."""
+    return levels_trace(LIVE_LEVELS, 1.0, rng)
+
+
+def questions(rng: np.random.Generator) -> list[dict[str, int | str]]:
+    """Questions, six out of ten of them hard."""
+    made: list[dict[str, int | str]] = []
+    for number in range(200):
+        form = rng.choice(HARD if rng.random() < 0.6 else EASY)
+        made.append({"number": number, "text": form.format(*rng.choice(SUBJECTS, 2, replace=False))})
+    return made
+
+
+def main() -> None:
+    """Write the three files beside this one."""
+    rng = np.random.default_rng(2020)
+    for name, trace in (("arrivals.csv", arrivals(rng)), ("live.csv", live(rng))):
+        (HERE / name).write_text("arrival_s\n" + "".join(f"{t:.6f}\n" for t in trace.arrivals_s))
+    (HERE / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions(rng)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Cuts this example's files from their sources; see README.md for what they are and how they are licensed.
+
+    python prepare.py AZURE_CSV TWEETS SPANISH_FOLDER IRISH_FOLDER
+
+AZURE_CSV: `AzureLLMInferenceTrace_conv.csv` of the Azure Public Dataset, may be gzipped.
+TWEETS: `tweets_GroundTruth.txt` of the archive in vaderSentiment's source distribution.
+SPANISH_FOLDER, IRISH_FOLDER: `usr/share/games/fortunes/es` and `/ga` of Debian's fortunes-es and fortunes-ga.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from inferline_stream.dataplane.sample_files import read_arrivals
+from inferline_stream.pipeline.trace import Trace
+
+HERE = Path(__file__).parent
+
+SPEED_UP = 8.0
+PLANNED_S = (0.0, 875.0)
+"""The first quarter of the trace, in its own seconds: what the Planner may know."""
+LIVE_S = (1260.0, 2860.0)
+"""Later: quiet, then the trace's largest rise, then its lowest stretch."""
+
+TWEETS, SPANISH = 2400, 1000
+LONGEST = 200
+KNOWN_EVERY = 5
+SPANISH_FILES = ("refranes.fortunes", "proverbios.fortunes", "amistad.fortunes", "sabiduria.fortunes")
+
+
+def cut(trace: Trace, window_s: tuple[float, float]) -> str:
+    """A window of the trace as CSV, sped up."""
+    arrivals_s = trace.window(*window_s).sped_up(SPEED_UP).arrivals_s
+    return "arrival_s\n" + "".join(f"{t:.6f}\n" for t in arrivals_s)
+
+
+def tweets(path: Path) -> list[str]:
+    """The texts of the tweets; their authors are called @anonymous there."""
+    rows = path.read_text(encoding="utf-8", errors="ignore").splitlines()
+    return [html.unescape(html.unescape(row.split("\t", 2)[2])) for row in rows]
+
+
+def fortunes(files: list[Path]) -> list[str]:
+    """The sayings of a fortune file, without their attributions, each on one line."""
+    sayings = [saying for file in files for saying in file.read_text(encoding="utf-8").split("\n%\n")]
+    return [" ".join(saying.split("\t\t--")[0].split()) for saying in sayings]
+
+
+def short(texts: list[str], most: int) -> list[str]:
+    """Different texts of readable length, no more than `most`, drawn at random but always the same."""
+    fitting = sorted(
+        {
+            text.strip()
+            for text in texts
+            if 10 <= len(text.strip()) <= LONGEST and "@" not in text.replace("@anonymous", "")
+        }
+    )
+    return random.Random(2014).sample(fitting, min(most, len(fitting)))  # noqa: S311  drawing a sample, no secret
+
+
+def main(azure: str, tweets_file: str, spanish: str, irish: str) -> None:
+    """Write arrivals.csv, live.csv, posts.jsonl and known.npy beside this file."""
+    from sentences import SentenceEncoder
+
+    trace = read_arrivals(azure)
+    (HERE / "arrivals.csv").write_text(cut(trace, PLANNED_S))
+    (HERE / "live.csv").write_text(cut(trace, LIVE_S))
+
+    posts = short(tweets(Path(tweets_file)), TWEETS)
+    posts += short(fortunes([Path(spanish) / name for name in SPANISH_FILES]), SPANISH)
+    posts += short(fortunes([Path(irish) / "proverbs"]), 100)
+    random.Random(2014).shuffle(posts)  # noqa: S311
+    (HERE / "posts.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in posts))
+
+    known = SentenceEncoder()(posts[::KNOWN_EVERY])
+    np.save(HERE / "known.npy", np.rint(known * 127).astype(np.int8))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
