@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica
@@ -21,6 +21,7 @@ from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.reports import RECENT_S
 from inferline_stream.controlplane.running import Running
 from inferline_stream.controlplane.scaling import leaving, replicas_of_plan
+from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower
 from inferline_stream.dataplane.protocol import decode_report
 from inferline_stream.errors import Unreachable
@@ -347,17 +348,24 @@ class Controller:
             term=self.leadership.term,
         )
 
-    async def retire_all(self, deadline_s: float) -> None:
-        """Every replica releases what it holds and leaves; those still there at the deadline are ended.
+    async def retire(self, stages: Collection[str], deadline_s: float) -> None:
+        """Every replica of these stages releases what it holds and leaves; those still there at the deadline are ended.
 
         The loop must still be running: it writes the assignments that tell them.
         """
         self.paused = True
-        self._draining |= {r.replica for r in await self.actuator.observe()}
-        self._draining |= {name for name in self.picture.reports.replicas if name not in self._ended}
-        self._wake.set()
-        await self.actuator.drain(deadline_s)
-        for _ in range(20):  # their records in the compacted topic go with them
-            if all(replica in self._ended for replica in self._assigning.told):
-                break
-            await asyncio.sleep(0.05)
+        stages_replicas = {name for name, told in self.picture.reports.replicas.items() if told.newest.stage in stages}
+        self._draining |= {name for name in stages_replicas if name not in self._ended}
+        self._draining |= {r.replica for r in await self.actuator.observe() if r.stage in stages}
+        await self._scale({key: 0 if key[0] in stages else count for key, count in self.wanted.items()})
+
+        async def gone() -> bool:
+            return not any(r.stage in stages for r in await self.actuator.observe())
+
+        async def forgotten() -> bool:
+            told = self._assigning.told.values()
+            return not any(t.assignment.stage in stages and t.assignment.replica in self._ended for t in told)
+
+        if not await until(gone, deadline_s, 0.02) and set(stages) >= self.picture.offsets.keys():
+            await self.actuator.drain(0.0)
+        await until(forgotten, 2.0)  # their records in the compacted topic go with them

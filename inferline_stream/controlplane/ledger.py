@@ -128,21 +128,25 @@ class Bounds:
 
 async def bounds_now(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> Bounds:
     """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
-    entries = sorted(running.entries)
-    committed = [
-        await offsets.committed(running.names.group(stage), running.source, partitions[stage]) for stage in entries
-    ]
     topics = {
         running.sink: await offsets.partitions(running.sink),
         running.names.completed: await offsets.partitions(running.names.completed),
     }
     ends = await offsets.ends(topics)
-    first = tuple(max(0, min(column)) for column in zip(*committed, strict=True))
-    return Bounds(first, ends[running.sink], ends[running.names.completed])
+    return Bounds(await _committed(offsets, running, partitions), ends[running.sink], ends[running.names.completed])
 
 
-async def read_ledger(offsets: OffsetReader, running: Running, since: Bounds) -> Ledger:
+async def read_ledger(
+    offsets: OffsetReader, running: Running, since: Bounds, partitions: Mapping[str, int], *, to_committed: bool = False
+) -> Ledger:
     """Read source, sink and completed topic from where the run began to their ends now.
+
+    Args:
+        offsets: to read them.
+        running: names.
+        since: where the run began.
+        partitions: of each stage's input topic.
+        to_committed: answer only for what the entry stages have committed: others may go on writing.
 
     Raises:
         Unreachable: Kafka does not answer.
@@ -154,6 +158,8 @@ async def read_ledger(offsets: OffsetReader, running: Running, since: Bounds) ->
             running.names.completed: len(since.completed),
         }
     )
+    if to_committed:
+        ends[running.source] = await _committed(offsets, running, partitions)
     ledger = Ledger(running.source, since.source, ends[running.source])
     for topic, first, take in (
         (running.source, since.source, ledger.entered),
@@ -167,6 +173,15 @@ async def read_ledger(offsets: OffsetReader, running: Running, since: Bounds) ->
             async for record in follower.until(end):
                 take(record)
     return ledger
+
+
+async def _committed(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> tuple[int, ...]:
+    """How far every entry stage has come in the source topic."""
+    committed = [
+        await offsets.committed(running.names.group(stage), running.source, partitions[stage])
+        for stage in sorted(running.entries)
+    ]
+    return tuple(max(0, min(column)) for column in zip(*committed, strict=True))
 
 
 def _header(record: Followed, name: str) -> bytes | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from inferline_stream.dataplane.control import OffsetReader
@@ -37,19 +37,41 @@ class Running:
         return self.source if stage in self.entries else self.names.stage_topic(stage)
 
 
-async def drained(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> bool:
-    """Whether every stage has committed all that its topic holds, now.
+async def drained(
+    offsets: OffsetReader, running: Running, partitions: Mapping[str, int], source_end: Sequence[int]
+) -> bool:
+    """Whether nothing that was in the source topic before ``source_end`` is left in any stage.
 
     Committed offsets are read before end offsets. A stage commits an event only after its results are in
     the next topic, so if nothing is left by these numbers, nothing is left anywhere.
+
+    Args:
+        offsets: to read them.
+        running: names.
+        partitions: of the input topic of each stage that is to be empty.
+        source_end: end offsets of the source topic up to which entry stages must have come.
     """
     committed = {
         stage: await offsets.committed(running.names.group(stage), running.topic(stage), n)
         for stage, n in partitions.items()
     }
-    ends = await offsets.ends({running.topic(stage): n for stage, n in partitions.items()})
+    inner = {running.topic(stage): n for stage, n in partitions.items() if stage not in running.entries}
+    ends = {running.source: tuple(source_end), **(await offsets.ends(inner) if inner else {})}
     return all(
         max(0, done) >= end
         for stage in partitions
         for done, end in zip(committed[stage], ends[running.topic(stage)], strict=True)
     )
+
+
+async def lags(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> dict[str, int]:
+    """Records not committed, by consumer group."""
+    left = {}
+    for stage, n in partitions.items():
+        topic = running.topic(stage)
+        committed = await offsets.committed(running.names.group(stage), topic, n)
+        ends = (await offsets.ends({topic: n}))[topic]
+        left[running.names.group(stage)] = sum(
+            max(0, end - max(0, done)) for done, end in zip(committed, ends, strict=True)
+        )
+    return left

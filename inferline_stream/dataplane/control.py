@@ -168,6 +168,7 @@ class TopicFollower:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_MS / 1e3 * 2):
                 await self._consumer.start()
+                await asyncio.sleep(0)  # stopped before its own tasks have begun, aiokafka leaves connections open
                 self._consumer.assign(self._tps)
                 for tp, offset in (await self._first_offsets()).items():
                     self._consumer.seek(tp, offset)
@@ -256,6 +257,7 @@ class OffsetReader:
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 await self._consumer.start()
+                await asyncio.sleep(0)  # stopped before its own tasks have begun, aiokafka leaves connections open
                 await self._admin.start()
         except (KafkaError, TimeoutError) as error:
             await self.__aexit__(None, None, None)
@@ -344,14 +346,8 @@ class _translated:
 
 async def _quietly(closing: Awaitable[None], deadline_s: float) -> None:
     """Close a client whose broker may be gone."""
-    task = asyncio.current_task()
-    cancelled = task.cancelling() if task else 0
     try:
         async with asyncio.timeout(deadline_s):
             await closing
     except (KafkaError, TimeoutError, OSError):
         return
-    except asyncio.CancelledError:
-        # aiokafka awaits a task of its own that it has cancelled; only when it is us who are, this goes on.
-        if task is not None and task.cancelling() > cancelled:
-            raise

@@ -33,8 +33,17 @@ def decide(inputs: list[Decision]) -> list[dict[str, int]]:
 EMULATED = ["emulated-cpu"]
 
 parsing = Stage("parse", parse, hardware=EMULATED, emulated={1: "20ms", 2: "24ms", 4: "32ms"}, max_batch_size=4)
-checking = Stage("check", check, after=[parsing.when(every_third)], hardware=EMULATED, emulated={1: "20ms", 2: "30ms"}, max_batch_size=2)
-deciding = Stage("decide", decide, after=[parsing, checking], hardware=EMULATED, emulated={1: "2ms", 8: "6ms"}, max_batch_size=8)
+checking = Stage(
+    "check",
+    check,
+    after=[parsing.when(every_third)],
+    hardware=EMULATED,
+    emulated={1: "20ms", 2: "30ms"},
+    max_batch_size=2,
+)
+deciding = Stage(
+    "decide", decide, after=[parsing, checking], hardware=EMULATED, emulated={1: "2ms", 8: "6ms"}, max_batch_size=8
+)
 
 pipeline = Pipeline(
     "swing",
