@@ -16,10 +16,17 @@ StageInput = bytes | dict[str, bytes]
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """Load the topology and build the stage; answered by `Ready`."""
+    """Load the topology and build the stage; answered by `Ready`.
+
+    Args:
+        topology: the file.
+        stage: the stage's name.
+        build_only: whether nothing will be asked of the stage, so that the pipeline around it need not be valid.
+    """
 
     topology: str
     stage: str
+    build_only: bool = False
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):

@@ -52,10 +52,13 @@ class WorkerProcess:
         stage: the stage's name.
         cores: cores that the stage may use.
         start_timeout_s: longest it may take to build the stage.
+        build_only: whether nothing will be asked of it beyond being built.
     """
 
-    def __init__(self, topology: Path, stage: str, cores: float, *, start_timeout_s: float) -> None:
-        self._begin = Begin(str(topology), stage)
+    def __init__(
+        self, topology: Path, stage: str, cores: float, *, start_timeout_s: float, build_only: bool = False
+    ) -> None:
+        self._begin = Begin(str(topology), stage, build_only)
         self._cores = cores
         self._start_timeout_s = start_timeout_s
         self._process: asyncio.subprocess.Process | None = None

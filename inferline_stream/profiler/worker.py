@@ -54,9 +54,11 @@ class StageWorker:
     """
 
     def __init__(self, begin: Begin) -> None:
-        self._wiring = Wiring(load_topology(begin.topology), begin.stage)
+        pipeline = load_topology(begin.topology)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stage")
-        self._call = self._thread.submit(StageCall, self._wiring.stage.run, _UNPACED).result()
+        self._call = self._thread.submit(StageCall, pipeline.stage(begin.stage).run, _UNPACED).result()
+        if not begin.build_only:
+            self._wiring = Wiring(pipeline, begin.stage)
 
     def run(self, inputs: list[StageInput]) -> Outcomes:
         """Run events once; one that cannot be decoded or that the stage raises on has failed."""

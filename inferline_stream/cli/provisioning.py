@@ -1,0 +1,255 @@
+"""Steps that `profile`, `plan` and `run` share: load, sample, profile with a bar, plan, show the plan."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.sample_files import read_arrivals, read_events
+from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.units import duration_s, format_duration
+from inferline_stream.pipeline.validation import validated
+from inferline_stream.profiler.profiling import Options, Progress, profile_pipeline
+from inferline_stream.settings import Settings, from_environment
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A valid pipeline with the file that declares it and its sample.
+
+    Args:
+        pipeline: the pipeline.
+        file: the topology file, absolute.
+        events: the sample's events, as they stand in the source topic.
+        trace: the sample's arrivals.
+    """
+
+    pipeline: Pipeline
+    file: Path
+    events: list[bytes]
+    trace: Trace
+
+
+def topology_file(topology: Path) -> Path:
+    """The file meant by a path: itself, or the topology.py of a folder."""
+    return (topology / "topology.py" if topology.is_dir() else topology).resolve()
+
+
+def shown(file: Path) -> str:
+    """A path as short as it can be from where the user is."""
+    try:
+        return str(file.relative_to(Path.cwd()))
+    except ValueError:
+        return str(file)
+
+
+def settings() -> Settings:
+    """Settings with the environment's.
+
+    Raises:
+        UsageError: a variable that is no number.
+    """
+    try:
+        return from_environment()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def declared(topology: Path, trace: Path | None = None) -> Declared:
+    """Load and validate a topology and read its sample.
+
+    Args:
+        topology: the file or its folder.
+        trace: arrivals that take the place of the sample's.
+
+    Raises:
+        InvalidTopology: everything that is wrong with any of them.
+    """
+    file = topology_file(topology)
+    pipeline = validated(load_topology(file))
+    if pipeline.sample is None:
+        raise InvalidTopology(
+            f"{pipeline.declared}: declares no sample; add "
+            'sample=Sample(arrivals="arrivals.csv", events="events.jsonl")'
+        )
+    events = read_events(file.parent / pipeline.sample.events)
+    return Declared(pipeline, file, events, read_arrivals(trace or file.parent / pipeline.sample.arrivals))
+
+
+def slo_s(pipeline: Pipeline, override: str | None) -> float:
+    """The SLO in seconds: the pipeline's, or one given on the command line.
+
+    Raises:
+        UsageError: no duration above 0.
+    """
+    if override is None:
+        return pipeline.slo_s
+    try:
+        seconds = duration_s(override)
+    except ValueError as error:
+        raise UsageError(f"--slo: {error}") from None
+    if seconds <= 0:
+        raise UsageError(f"--slo: {override!r} must be above 0")
+    return seconds
+
+
+async def profiled(
+    what: Declared, *, bootstrap_servers: str | None, options: Options | None = None, limits: Settings | None = None
+) -> PipelineProfile:
+    """Profiles of every stage, measured where missing, with a bar on standard error.
+
+    Without bootstrap servers an embedded broker is started if the time between stages is not known yet.
+    """
+    chosen = options or Options(broker=bootstrap_servers or "embedded")
+
+    async def profile(servers: str | None) -> PipelineProfile:
+        with _Bar() as bar:
+            return await profile_pipeline(
+                what.pipeline,
+                what.file,
+                what.events,
+                bootstrap_servers=servers,
+                options=chosen,
+                settings=limits,
+                progress=bar.show,
+            )
+
+    measured = await profile(bootstrap_servers)
+    if bootstrap_servers is None and not measured.hop_overhead_s:
+        chosen = Options(broker=chosen.broker)
+        async with EmbeddedBrokerProcess() as broker:
+            measured = await profile(broker.bootstrap_servers)
+    return measured
+
+
+class _Bar:
+    """Progress on standard error; without a terminal there, only what is worth keeping."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        self._console = Console(stderr=True)
+        columns = (TextColumn("profiling"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        self._bar = RichProgress(*columns, console=self._console, transient=True)
+        self._task = self._bar.add_task("", visible=False)
+
+    def __enter__(self) -> _Bar:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Show how far it is."""
+        if progress.note:
+            self._console.print(progress.note, highlight=False, markup=False, soft_wrap=True)
+        self._bar.update(
+            self._task,
+            completed=progress.done,
+            total=progress.total,
+            description=progress.doing,
+            visible=progress.total > 0,
+        )
+
+
+def planned(
+    what: Declared,
+    measured: PipelineProfile,
+    *,
+    seconds: float,
+    algorithm: Literal["default", "inferline", "exact"] = "default",
+    queues: Literal["shared", "partitioned"] | None = None,
+    seed: int = 0,
+) -> Plan:
+    """The cheapest plan for the sample that meets an SLO of so many seconds.
+
+    Raises:
+        Infeasible: there is none.
+    """
+    from inferline_stream.planner.provision import provision
+
+    pipeline = what.pipeline
+    usual: Literal["shared", "partitioned"] = "shared" if algorithm == "inferline" else "partitioned"
+    chosen = queues or usual
+    return provision(
+        shape_of(pipeline),
+        measured,
+        what.trace,
+        seconds,
+        catalogue(pipeline.hardware),
+        pipeline=pipeline.name,
+        algorithm=algorithm,
+        queues=chosen,
+        partitions=_fixed_partitions(pipeline) if chosen == "partitioned" else None,
+        max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
+        objective=pipeline.objective,
+        seed=seed,
+    )
+
+
+def _fixed_partitions(pipeline: Pipeline) -> Mapping[str, int]:
+    """Partitions that the topology declares: those of the source topic, which every entry stage reads."""
+    if pipeline.source.partitions is None:
+        return {}
+    return {stage.name: pipeline.source.partitions for stage in pipeline.stages if not stage.after}
+
+
+def plan_table(plan: Plan, pipeline: Pipeline) -> Table:
+    """The plan for people: stage, hardware, batch, replicas, utilization, $/h; the whole below."""
+    from rich.table import Table
+
+    kinds = catalogue(pipeline.hardware)
+    table = Table(title=f"Plan for {plan.pipeline}", min_width=60)
+    table.add_column("stage")
+    table.add_column("hardware")
+    for name in ("batch", "replicas", "utilization", "$/h"):
+        table.add_column(name, justify="right")
+    for stage, allocations in plan.allocations.items():
+        for allocation in allocations:
+            cost = allocation.replicas * kinds[allocation.hardware].price_per_hour
+            utilization = f"{plan.utilization[stage]:.0%}"
+            table.add_row(
+                stage,
+                allocation.hardware,
+                str(allocation.max_batch_size),
+                str(allocation.replicas),
+                utilization,
+                f"{cost:.4f}",
+            )
+    replicas = sum(a.replicas for allocations in plan.allocations.values() for a in allocations)
+    table.add_section()
+    table.add_row("all", "", "", str(replicas), "", f"{plan.cost_per_hour:.4f}", style="bold")
+    table.caption = (
+        f"SLO {format_duration(plan.slo_s)}, predicted P99 {format_duration(plan.predicted_p99_s)}, "
+        f"{plan.arrival_rate:.1f} events/s on average"
+    )
+    if any(kinds[a.hardware].emulated for allocations in plan.allocations.values() for a in allocations):
+        table.caption += "\nemulated hardware sleeps its declared service times and computes nothing"
+    return table
+
+
+def console(*, error: bool = False) -> Console:
+    """Where people read: the terminal, or a pipe that keeps whole lines."""
+    from rich.console import Console
+
+    stream = sys.stderr if error else sys.stdout
+    return Console(stderr=error, width=None if stream.isatty() else 120, highlight=False)

@@ -1,0 +1,58 @@
+"""`init`: a starter topology with its sample, to be changed step by step."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inferline_stream.errors import UsageError
+
+_RATES = ((30.0, 20.0), (60.0, 20.0), (25.0, 20.0))
+"""Arrivals per second, and for how many seconds: a rise and a fall, for the Tuner to follow."""
+
+_OPENINGS = ("The screen is", "I find the sound", "After a week the battery was", "For its price the case is")
+_VERDICTS = (
+    "good",
+    "poor",
+    "great and clear, as everybody told me it would be",
+    "fast",
+    "slow, which I did not expect",
+)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="where to write topology.py and its sample")] = Path(),
+) -> None:
+    """Write a starter topology: three stages on emulated hardware, with sample arrivals and events."""
+    files = {"topology.py": _topology(), "events.jsonl": _events(), "arrivals.csv": _arrivals()}
+    present = [name for name in files if (folder / name).exists()]
+    if present:
+        raise UsageError(f"{folder}: holds {', '.join(present)} already; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    written = folder / "topology.py"
+    print(f"Wrote {', '.join(str(folder / name) for name in files)}.\nNext: inferline-stream check {written}")
+
+
+def _topology() -> str:
+    return resources.files("inferline_stream.cli").joinpath("starter", "topology.py").read_text(encoding="utf-8")
+
+
+def _events() -> str:
+    texts = [f"{opening} {verdict}" for opening in _OPENINGS for verdict in _VERDICTS]
+    return "".join(json.dumps({"number": i, "text": text}) + "\n" for i, text in enumerate(texts, start=1))
+
+
+def _arrivals() -> str:
+    """A minute of Poisson arrivals; the same for everybody."""
+    import numpy as np
+
+    from inferline_stream.pipeline.trace import levels_trace
+
+    trace = levels_trace(list(_RATES), cv=1.0, rng=np.random.default_rng(0))
+    return "arrival_s\n" + "".join(f"{time_s:.4f}\n" for time_s in trace.arrivals_s)
