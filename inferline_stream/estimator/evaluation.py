@@ -219,7 +219,7 @@ class _Run:
         self._kept = kept
         self._keep: dict[int, list[tuple[Tokens, Tokens]]] = {s: [] for s in keep if s in set(simulated)}
         self._skipped: dict[int, Tokens] = {}
-        self._mergers = {s: Merger(workload, s, code) for s in simulated if workload.feeds[s].sources}
+        self._mergers = {s: Merger(workload, s, code) for s in simulated if workload.shape.parents(s)}
         self._waits: dict[int, float] = dict.fromkeys(simulated, 0.0)
         self._ends: dict[int, float] = {}
         self._window = (-math.inf, -math.inf)
@@ -240,7 +240,7 @@ class _Run:
             server = self.servers[s]
             if s in self._mergers:
                 sources = self._mergers[s].feed.sources
-                horizon_s = min(known[source] for source, _ in sources)
+                horizon_s = min((known[source] for source, _ in sources), default=now_s)
                 arrived, self._skipped[s] = self._mergers[s].take([self._tokens(x) for x in sources], horizon_s)
             else:
                 horizon_s = now_s
@@ -335,7 +335,7 @@ def fastest_rest_s(workload: Workload, fastest_s: Mapping[int, float]) -> kernel
 
     Args:
         workload: shape, paths and the overhead of a hop.
-        fastest_s: by stage, the shortest time that any batch can take.
+        fastest_s: by stage, the shortest time that any batch can take; 0 where it is not known.
     """
     shape, hop_s = workload.shape, workload.hop_s
     rest_s = np.full((len(shape.stages), len(workload.path_masks)), -math.inf)
@@ -349,6 +349,6 @@ def fastest_rest_s(workload: Workload, fastest_s: Mapping[int, float]) -> kernel
             for a in arrows:
                 child = shape.arrows[a].child
                 if mask >> a & 1 and rest_s[child, m] > -math.inf:
-                    rest = (hop_s + fastest_s[child] + rest_s[child, m]) * (1 - 1e-12)
+                    rest = (hop_s + fastest_s.get(child, 0.0) + rest_s[child, m]) * (1 - 1e-12)
                     rest_s[s, m] = max(rest_s[s, m], rest)
     return rest_s

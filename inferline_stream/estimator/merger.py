@@ -50,6 +50,8 @@ class Merger:
         """
         if self.feed.whole:
             return arrived[0], NONE
+        if not arrived:  # no event ever comes here
+            return NONE, NONE
         parts = [part for pair in zip(self._pending, arrived, strict=True) for part in pair]
         times = np.concatenate([part[0] for part in parts])
         events = np.concatenate([part[1] for part in parts])

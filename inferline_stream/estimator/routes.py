@@ -29,7 +29,7 @@ class Feed:
     """What arrives at a stage.
 
     Args:
-        sources: in order of stage; empty for an entry stage.
+        sources: in order of stage; empty for an entry stage and for one that no event visits.
         admits: uint8 (sources, masks): whether a source's event with that mask counts at this stage.
         needed: uint8 (masks,): tokens after which an event is complete here; 1 for a stage with one parent.
         visits: uint8 (masks,): whether an event with that mask runs here.

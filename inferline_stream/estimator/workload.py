@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Workload:
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
-def prepare(shape: Shape, measured: PipelineProfile, trace: Trace, *, seed: int = 0) -> Workload:
+def prepare(shape: Shape, measured: PipelineProfile, trace: Trace, *, seed: int = 0, code: Any = None) -> Workload:
     """Draw every event's path from the joint distribution that was measured.
 
     Args:
@@ -58,6 +59,7 @@ def prepare(shape: Shape, measured: PipelineProfile, trace: Trace, *, seed: int 
         measured: its paths and the overhead of a hop.
         trace: when events enter.
         seed: the same seed gives the same draws, whatever the plan.
+        code: the kernels; the compiled ones by default.
 
     Raises:
         ValueError: a path that takes an arrow out of a stage that it does not visit, or too many paths.
@@ -74,5 +76,5 @@ def prepare(shape: Shape, measured: PipelineProfile, trace: Trace, *, seed: int 
     if len(paths.masks) > 1 and masks.size:
         thresholds = np.round(np.cumsum(paths.weights) / sum(paths.weights) * 2.0**32).astype(np.int64)
         thresholds[-1] = 2**32
-        compiled().draw_masks(0, workload.key("path"), thresholds, masks)
+        (code or compiled()).draw_masks(0, workload.key("path"), thresholds, masks)
     return workload

@@ -1,0 +1,87 @@
+"""Random pipelines with everything the estimator models, small enough for the event heap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inferline_stream.estimator.station import Station
+from inferline_stream.estimator.workload import Workload, prepare
+from inferline_stream.pipeline.assignment import assign
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
+from inferline_stream.pipeline.trace import Trace
+
+
+@dataclass(frozen=True)
+class RandomPipeline:
+    workload: Workload
+    stations: list[Station]
+
+
+def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> RandomPipeline:
+    """Half of them live on a grid of exact binary fractions, where nearly everything happens at the same instants."""
+    rng = np.random.default_rng(seed)
+    shape = random_shape(rng)
+    conditional = {
+        (shape.stages[w.parent], shape.stages[w.child]): rng.choice([0.0, 0.3, 0.5, 0.9])
+        for w in shape.arrows
+        if w.conditional
+    }
+    grid = 2.0 ** -rng.integers(3, 7) if rng.random() < 0.5 else 0.0
+    hop_s = rng.choice([0.0, 0.01, 0.3]) if not grid else grid * rng.integers(0, 3)
+    measured = PipelineProfile({}, independent_paths(shape, conditional), float(hop_s))
+    n = int(rng.integers(1, events))
+    times = np.cumsum(rng.gamma(1 / 4, 4.0, n)) * rng.choice([0.02, 0.1, 0.5])
+    if grid:
+        times = np.floor(times / grid) * grid
+    if rng.random() < 0.2:
+        times = times + 1.7e9
+    workload = prepare(shape, measured, Trace(times), seed=seed, code=code)
+    return RandomPipeline(workload, [random_station(rng, grid) for _ in shape.stages])
+
+
+def random_shape(rng: np.random.Generator) -> Shape:
+    stages = int(rng.integers(1, 8))
+    arrows = []
+    for child in range(1, stages):
+        for parent in range(child):
+            if rng.random() < 0.4 or (parent == child - 1 and rng.random() < 0.5):
+                arrows.append(Arrow(parent, child, bool(rng.random() < 0.5)))
+    return Shape(tuple(f"s{i}" for i in range(stages)), tuple(arrows))
+
+
+def random_station(rng: np.random.Generator, grid: float) -> Station:
+    kinds = int(rng.integers(1, 4))
+    limits = rng.choice([1, 2, 3, 5, 8], kinds)
+    width = int(limits.max()) + 1
+    levels = np.array([0.0, 0.1, 0.5, 0.9, 1.0]) if rng.random() < 0.3 else np.array([0.5])
+    # Not monotone in the batch size on purpose.
+    table = rng.gamma(2.0, 0.05, (kinds * width, levels.size))
+    if grid:
+        table = np.ceil(table / grid) * grid
+    table = np.sort(table, axis=1)
+    held = rng.integers(1, 3, kinds)
+    partitioned = rng.random() < 0.5
+    owners, shares = None, None
+    if partitioned:
+        partitions = int(rng.integers(1, 10))
+        if rng.random() < 0.4:
+            shares = rng.dirichlet(np.full(partitions, 0.5))
+        rates = np.full(partitions, 1 / partitions) if shares is None else shares
+        owner = assign(rates.tolist(), {str(r): 1.0 for r in range(int(held.sum()))})
+        owners = np.array([int(owner[p]) for p in range(partitions)], dtype=np.int64)
+    wait = rng.random() < 0.3
+    return Station(
+        limits=limits.astype(np.int64),
+        table=table,
+        levels=levels,
+        kinds=rng.permutation(np.repeat(np.arange(kinds, dtype=np.int64), held)),
+        max_wait_s=float((grid or 0.1) * rng.integers(1, 4)) if wait else 0.0,
+        by_entry=bool(rng.random() < 0.3),
+        owners=owners,
+        shares=shares,
+        keyed=bool(rng.random() < 0.5),
+    )
