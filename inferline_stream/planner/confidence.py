@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCKS = 60
-"""Default number of blocks. Latencies of one burst belong together: a block must outlast bursts, and many are needed."""
+"""Default number of blocks: each must outlast a burst, whose latencies belong together, and many are needed."""
 
 LEVELS = 1024
 """Resolution: the quantile is looked up among this many of the trace's own highest latencies."""
@@ -91,6 +91,5 @@ def _levels(latency: NDArray[np.float64], p: float) -> NDArray[np.float64]:
 def _blocks(arrivals: NDArray[np.float64], blocks: int) -> NDArray[np.intp]:
     """The stretch each arrival falls into."""
     span = float(arrivals[-1] - arrivals[0])
-    if span <= 0:
-        return np.arange(arrivals.size, dtype=np.intp) * blocks // arrivals.size
-    return np.minimum(((arrivals - arrivals[0]) / span * blocks).astype(np.intp), blocks - 1)
+    share = np.arange(arrivals.size) / arrivals.size if span <= 0 else (arrivals - arrivals[0]) / span
+    return np.minimum((share * blocks).astype(np.intp), blocks - 1)

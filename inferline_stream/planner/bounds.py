@@ -1,0 +1,288 @@
+"""What no plan can beat, known before anything is simulated.
+
+All of it holds for any queue discipline, so a candidate that a bound rules out is infeasible for sure:
+
+- an event needs at least the least service time of each stage on its path, and a hop between them;
+- a stage whose replicas together serve at most R events per second cannot have more events done in time than
+  a single fluid server of rate R. For a batch of b holds its replica for S(b) ≥ b/µ, all of it between the
+  arrival of its last event and its departure: each event done in time owns a slice of 1/µ inside its own window.
+  Windows of one length that open in order of entry are served best first come, first served, dropping what
+  would be late; that count is exact for the fluid server.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import Profile
+from inferline_stream.pipeline.shape import Shape, visited
+from inferline_stream.planner.problem import (
+    Candidate,
+    Option,
+    Problem,
+    batch_limits,
+    hardware_kinds,
+    replica_cap,
+    replica_counts,
+)
+
+_PRECISION = 1.01
+"""Required rates are bisected down to this ratio; the lower end is kept, so the bound stays a bound."""
+
+_ROUNDING = 1e-9
+"""Relative room for the order in which the estimator adds up the same times."""
+
+_MOST_REPLICAS = 1_000_000
+"""Beyond any plan: ends counting where nothing else does."""
+
+
+def missed(entry_s: NDArray[np.float64], window_s: float, service_s: float, allowed: int) -> int:
+    """Events that a single server with service time ``service_s`` cannot finish within ``window_s`` of their entry.
+
+    First come, first served; an event that would be late is dropped at no cost. Stops once more than
+    ``allowed`` are missed.
+    """
+    free, late = -np.inf, 0
+    for i in range(entry_s.size):
+        start = max(free, entry_s[i])
+        if start + service_s > entry_s[i] + window_s:
+            late += 1
+            if late > allowed:
+                break
+        else:
+            free = start + service_s
+    return late
+
+
+@cache
+def _compiled() -> Callable[[NDArray[np.float64], float, float, int], int]:
+    """`missed` at machine speed; numba is loaded on first use."""
+    from numba import njit
+
+    kernel: Callable[[NDArray[np.float64], float, float, int], int] = njit(nogil=True, cache=True, error_model="numpy")(
+        missed
+    )
+    return kernel
+
+
+class Bounds:
+    """Lower bounds of one problem.
+
+    Args:
+        problem: the problem; its traces are those the bounds hold for.
+        masks: per trace, the position in `Paths.masks` of each event's set of arrows.
+    """
+
+    def __init__(self, problem: Problem, masks: Sequence[NDArray[np.integer]]) -> None:
+        self.problem = problem
+        self._routes = [_Route(problem.shape, mask) for mask in problem.measured.paths.masks]
+        self._masks = masks
+        self._counts = [np.bincount(m, minlength=len(self._routes)) for m in masks]
+        self.allowed = tuple(self._allowed(counts) for counts in self._counts)
+        """Per trace, how many of the events that reach the sink may be late."""
+        self.fastest_s = tuple(_least_of_any_s(problem, stage) for stage in problem.shape.stages)
+        """Per stage, least service time of any hardware and batch size."""
+        self.required_rate = tuple(map(self._required_rate, range(len(self.fastest_s))))
+        """Per stage, a rate of service at or below which no plan meets the target."""
+
+    def _allowed(self, counts: NDArray[np.int64]) -> int:
+        events = sum(int(n) for n, route in zip(counts, self._routes, strict=True) if route.reaches_sink)
+        return events - max(1, math.ceil(self.problem.objective * events * (1 - 1e-12)))
+
+    def _required_rate(self, stage: int) -> float:
+        hop_s = self.problem.measured.hop_overhead_s
+        through = [i for i, r in enumerate(self._routes) if r.reaches_sink and r.visits[stage]]
+        if not through:
+            return 0.0
+        before = min(self._routes[i].before_s(stage, self.fastest_s, hop_s) for i in through)
+        after = min(self._routes[i].after_s(stage, self.fastest_s, hop_s) for i in through)
+        window_s = (self.problem.target_s - before - after) * (1 + _ROUNDING)
+        rates = (
+            _slowest_rate(trace.arrivals_s[np.isin(mask, through)], window_s, allowed)
+            for trace, mask, allowed in zip(self.problem.traces, self._masks, self.allowed, strict=True)
+        )
+        return max(rates)
+
+    def latency_possible(self, candidate: Candidate) -> bool:
+        """Whether enough events could be in time if nothing ever waited."""
+        least = [least_service_s(self.problem, s, o) for s, o in enumerate(candidate)]
+        hop_s = self.problem.measured.hop_overhead_s
+        late = [
+            r.reaches_sink and r.latency_s(least, hop_s) > self.problem.target_s * (1 + _ROUNDING) for r in self._routes
+        ]
+        return all(
+            int(counts[late].sum()) <= allowed for counts, allowed in zip(self._counts, self.allowed, strict=True)
+        )
+
+    def least_latency_s(self) -> float:
+        """A latency that no plan's quantile can be below: every stage at its fastest, nothing ever waiting."""
+        hop_s = self.problem.measured.hop_overhead_s
+        latency = np.array([r.latency_s(self.fastest_s, hop_s) if r.reaches_sink else -1.0 for r in self._routes])
+        order = np.argsort(latency)[::-1]
+        least = 0.0
+        for counts, allowed in zip(self._counts, self.allowed, strict=True):
+            late = np.cumsum(counts[order])
+            least = max(least, float(latency[order[np.argmax(late > allowed)]]))
+        return least
+
+    def possible(self, candidate: Candidate) -> bool:
+        """False if the candidate is infeasible for sure."""
+        rates = (service_rate(self.problem, s, o) for s, o in enumerate(candidate))
+        if any(rate <= required for rate, required in zip(rates, self.required_rate, strict=True)):
+            return False
+        return self.latency_possible(candidate)
+
+    def fewest_replicas(self, stage: int, hardware: str, max_batch_size: int | None = None) -> int | None:
+        """Replicas of one kind below which the stage cannot serve fast enough; None if no number it may have can.
+
+        Args:
+            stage: position of the stage.
+            hardware: the kind.
+            max_batch_size: the batch limit; None for the best one.
+        """
+        name = self.problem.shape.stages[stage]
+        limit = max_batch_size or batch_limits(self.problem, name, hardware)[-1]
+        rate = service_rate(self.problem, stage, (Allocation(hardware, limit, 1),))
+        cap = replica_cap(self.problem, name, hardware)
+        needed = math.floor(self.required_rate[stage] / rate) + 1 if rate > 0 else _MOST_REPLICAS
+        if needed > cap or math.isinf(self.required_rate[stage]):
+            return None
+        most = int(min(cap, _MOST_REPLICAS))
+        return next((n for n in replica_counts(self.problem, name, most) if n >= needed), None)
+
+    def least_price(self, stage: int, hardware: str) -> float:
+        """Dollars per hour below which the stage cannot be served by one kind; infinite if not at all."""
+        fewest = self.fewest_replicas(stage, hardware)
+        return math.inf if fewest is None else fewest * self.problem.catalogue[hardware].price_per_hour
+
+    def least_stage_price(self, stage: int) -> float:
+        """Dollars per hour below which the stage cannot be served, hardware kinds mixed in any way."""
+        name = self.problem.shape.stages[stage]
+        offers = []
+        for kind in hardware_kinds(self.problem, name):
+            rate = service_rate(self.problem, stage, (Allocation(kind, batch_limits(self.problem, name, kind)[-1], 1),))
+            offers.append((self.problem.catalogue[kind].price_per_hour, rate, replica_cap(self.problem, name, kind)))
+        return _least_cover(offers, self.required_rate[stage])
+
+
+def _slowest_rate(entry_s: NDArray[np.float64], window_s: float, allowed: int) -> float:
+    """A rate at which a fluid server misses more than allowed, within `_PRECISION` of the least that does not."""
+    if entry_s.size <= allowed:
+        return 0.0
+    if window_s <= 0:
+        return math.inf
+    kernel = _compiled()
+    entry_s = np.ascontiguousarray(entry_s)
+    # Below 1/window every event is late; a rate at which all are served in time ends the doubling.
+    low, high = 1 / window_s, 2 / window_s
+    if kernel(entry_s, window_s, 1 / low, allowed) <= allowed:
+        return low * (1 - 2 * _ROUNDING)
+    while kernel(entry_s, window_s, 1 / high, allowed) > allowed:
+        low, high = high, high * 2
+    while high > low * _PRECISION:
+        middle = math.sqrt(low * high)
+        if kernel(entry_s, window_s, 1 / middle, allowed) > allowed:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _least_cover(offers: Sequence[tuple[float, float, float]], required: float) -> float:
+    """Least cost of whole units whose rates sum to more than required; offers are (price, rate, most units)."""
+    if math.isinf(required):
+        return math.inf
+    ordered = sorted(offers, key=lambda offer: offer[0] / offer[1] if offer[1] > 0 else math.inf)
+    best = math.inf
+
+    def cover(position: int, left: float, spent: float) -> None:
+        nonlocal best
+        if left < 0:
+            best = min(best, spent)
+            return
+        if position == len(ordered) or ordered[position][1] <= 0:
+            return
+        price, rate, most = ordered[position]
+        if spent + left * price / rate >= best:
+            return
+        count = int(min(math.floor(left / rate) + 1, most))
+        for units in range(count, -1, -1):
+            cover(position + 1, left - units * rate, spent + units * price)
+
+    cover(0, required, 0.0)
+    return best
+
+
+class _Route:
+    """The stages and arrows that events with one mask take."""
+
+    def __init__(self, shape: Shape, mask: int) -> None:
+        self.visits = visited(shape, mask)
+        (final,) = shape.finals()
+        self.reaches_sink = self.visits[final]
+        self._final = final
+        arrows = [a for i, a in enumerate(shape.arrows) if mask >> i & 1 and self.visits[a.parent]]
+        self._parents = [[a.parent for a in arrows if a.child == s] for s in range(len(shape.stages))]
+        self._children = [[a.child for a in arrows if a.parent == s] for s in range(len(shape.stages))]
+
+    def before_s(self, stage: int, service_s: Sequence[float], hop_s: float) -> float:
+        """Least time from entry to arrival at a stage."""
+        return hop_s + max(
+            (self.before_s(p, service_s, hop_s) + service_s[p] for p in self._parents[stage]), default=0.0
+        )
+
+    def after_s(self, stage: int, service_s: Sequence[float], hop_s: float) -> float:
+        """Least time from completion of a stage to the sink; 0 where nothing of it is awaited there."""
+        if stage == self._final:
+            return hop_s
+        return max(
+            (hop_s + service_s[c] + self.after_s(c, service_s, hop_s) for c in self._children[stage]), default=0.0
+        )
+
+    def latency_s(self, service_s: Sequence[float], hop_s: float) -> float:
+        """Latency if nothing ever waits."""
+        return self.before_s(self._final, service_s, hop_s) + service_s[self._final] + hop_s
+
+
+def service_rate(problem: Problem, stage: int, option: Option) -> float:
+    """Most events per second that a stage's replicas can serve, whatever their batches."""
+    name = problem.shape.stages[stage]
+    return sum(
+        a.replicas * _best_throughput(problem, problem.measured.profiles[name, a.hardware], a.max_batch_size)
+        for a in option
+    )
+
+
+def least_service_s(problem: Problem, stage: int, option: Option) -> float:
+    """Least service time of a stage, whatever its batches."""
+    name = problem.shape.stages[stage]
+    held = [a for a in option if a.replicas]
+    return min(
+        min(_times_s(problem, problem.measured.profiles[name, a.hardware], a.max_batch_size).values()) for a in held
+    )
+
+
+def _least_of_any_s(problem: Problem, stage: str) -> float:
+    limits = (
+        (problem.measured.profiles[stage, k], batch_limits(problem, stage, k)[-1])
+        for k in hardware_kinds(problem, stage)
+    )
+    return min(min(_times_s(problem, profile, limit).values()) for profile, limit in limits)
+
+
+def _best_throughput(problem: Problem, profile: Profile, limit: int) -> float:
+    return max(size / time_s for size, time_s in _times_s(problem, profile, limit).items())
+
+
+def _times_s(problem: Problem, profile: Profile, limit: int) -> dict[int, float]:
+    """Least service times at the profiled batch sizes up to a limit; between them they are linear, b/S(b) monotone."""
+    sizes = [size for size in profile.batch_sizes if size < limit] + [limit]
+    if problem.service == "mean":
+        return {size: profile.service_time_s(size) for size in sizes}
+    return {size: profile.quantiles_s(size)[0] for size in sizes}

@@ -1,0 +1,180 @@
+"""Verdicts on candidates: bounds first, then simulation downstream of what changed, stopped once it is lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.estimator.evaluation import Departures, evaluate, simulate_stage
+from inferline_stream.estimator.selection import quantile_s
+from inferline_stream.estimator.station import Station, station
+from inferline_stream.estimator.workload import Workload, prepare
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.planner.bounds import Bounds
+from inferline_stream.planner.problem import Candidate, Option, Problem, replica_cap, replica_counts
+
+KEPT_BYTES = 1_500_000_000
+"""Most memory for departures of the accepted candidate; longer traces are simulated whole every time."""
+
+_BYTES_PER_DEPARTURE = 12
+
+
+class Stopped(Exception):
+    """The caller wants no further simulation."""
+
+
+class Evaluator:
+    """Simulates candidates of one problem.
+
+    Departures of the *base*, the candidate accepted last, are kept: a candidate that differs from it in
+    some stages is simulated from there down. Verdicts are remembered.
+
+    Args:
+        problem: the problem.
+        stop: asked before every simulation; True ends the search with `Stopped`.
+    """
+
+    def __init__(self, problem: Problem, stop: Callable[[], bool] = lambda: False) -> None:
+        self.problem = problem
+        self.workloads: Sequence[Workload] = [
+            prepare(problem.shape, problem.measured, trace, seed=problem.seed) for trace in problem.traces
+        ]
+        self.bounds = Bounds(problem, [w.masks for w in self.workloads])
+        self.evaluations = 0
+        """Candidates simulated."""
+        self.simulated_events = 0
+        """Events simulated, once per stage."""
+        self._stop = stop
+        self._verdicts: dict[Candidate, bool] = {}
+        self._stations: dict[tuple[int, Option], Station] = {}
+        self.above = _ancestors(problem)
+        events = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
+        self._keeps = events * _BYTES_PER_DEPARTURE <= KEPT_BYTES
+        self._base: tuple[Candidate, list[Mapping[int, Departures]]] | None = None
+        self._last: tuple[Candidate, list[Mapping[int, Departures]]] | None = None
+
+    def feasible(self, candidate: Candidate) -> bool:
+        """Whether the candidate meets the target on every trace."""
+        known = self._verdicts.get(candidate)
+        if known is None:
+            known = self.bounds.possible(candidate) and self._simulated(candidate)
+            self._verdicts[candidate] = known
+        return known
+
+    def accept(self, candidate: Candidate) -> None:
+        """Make the candidate the base that others are compared with."""
+        if self._last is not None and self._last[0] == candidate:
+            self._base = self._last
+        elif self._base is None or self._base[0] != candidate:
+            self._base = None
+            if self._simulated(candidate):
+                self._base = self._last
+
+    def most_busy(self, candidate: Candidate, stage: int, kind: str) -> int:
+        """A count of replicas of one kind, batch 1, beyond which more change nothing: none would ever be busy.
+
+        On partitioned queues the last rung, as stock allows; on a shared queue the first power of two at which the
+        stage's departures are those of twice as many.
+        """
+        name = self.problem.shape.stages[stage]
+        cap = replica_cap(self.problem, name, kind)
+        if cap < math.inf:
+            return max(replica_counts(self.problem, name, int(cap)))
+        return max(self._never_waiting(i, candidate, stage, kind) for i in range(len(self.workloads)))
+
+    def _never_waiting(self, trace: int, candidate: Candidate, stage: int, kind: str) -> int:
+        workload, needed = self.workloads[trace], self.workloads[trace].needs(stage)
+        upstream = self._kept(trace, candidate)
+        if not needed <= set(upstream):
+            upstream = evaluate(workload, self.stations(candidate), keep=needed, latencies=False).departures
+        before: Departures | None = None
+        for count in (1 << i for i in range(32)):
+            departures = simulate_stage(workload, stage, upstream, self.station(stage, (Allocation(kind, 1, count),)))
+            assert departures is not None
+            self.simulated_events += departures.events.size
+            if count >= len(workload) or (before and np.array_equal(before.times_s, departures.times_s)):
+                return max(1, count // 2)
+            before = departures
+        raise AssertionError("more replicas than events and still waiting")
+
+    def latencies_s(self, candidate: Candidate) -> list[NDArray[np.float64]]:
+        """Per trace, the latency of every event; NaN where it has none."""
+        found = []
+        for i, workload in enumerate(self.workloads):
+            evaluation = evaluate(workload, self.stations(candidate), kept=self._kept(i, candidate))
+            self.simulated_events += evaluation.simulated_events
+            assert evaluation.latency_s is not None
+            found.append(evaluation.latency_s)
+        self.evaluations += 1
+        return found
+
+    def quantile_s(self, candidate: Candidate) -> float:
+        """The latency that `Problem.objective` of the events do not pass, the largest over the traces."""
+        return max(quantile_s(latency, self.problem.objective) for latency in self.latencies_s(candidate))
+
+    def stations(self, candidate: Candidate) -> list[Station]:
+        """The candidate's stages as the estimator wants them."""
+        return [self.station(stage, option) for stage, option in enumerate(candidate)]
+
+    def station(self, stage: int, option: Option) -> Station:
+        """One stage's option as the estimator wants it."""
+        found = self._stations.get((stage, option))
+        if found is None:
+            name = self.problem.shape.stages[stage]
+            found = station(
+                self.problem.measured,
+                name,
+                option,
+                service=self.problem.service,
+                partitions=self.problem.partitions.get(name),
+                partition_shares=self.problem.partition_shares.get(name),
+                keyed=self.problem.keyed,
+            )
+            self._stations[stage, option] = found
+        return found
+
+    def _simulated(self, candidate: Candidate) -> bool:
+        if self._stop():
+            raise Stopped
+        self.evaluations += 1
+        stages = frozenset(range(len(candidate)))
+        departures: list[Mapping[int, Departures]] = []
+        for i, workload in enumerate(self.workloads):
+            kept = self._kept(i, candidate)
+            evaluation = evaluate(
+                workload,
+                self.stations(candidate),
+                kept=kept,
+                keep=stages - frozenset(kept) if self._keeps else (),
+                slo_s=self.problem.target_s,
+                allowed=self.bounds.allowed[i],
+                latencies=False,
+            )
+            self.simulated_events += evaluation.simulated_events
+            if evaluation.aborted or evaluation.late > self.bounds.allowed[i]:
+                return False
+            departures.append({**kept, **evaluation.departures})
+        if self._keeps:
+            self._last = (candidate, departures)
+        return True
+
+    def _kept(self, trace: int, candidate: Candidate) -> Mapping[int, Departures]:
+        """Departures of the base at stages where neither they nor their ancestors differ from it."""
+        if self._base is None:
+            return {}
+        base, departures = self._base
+        same = [a == b for a, b in zip(base, candidate, strict=True)]
+        return {s: d for s, d in departures[trace].items() if all(same[a] for a in self.above[s])}
+
+
+def _ancestors(problem: Problem) -> list[frozenset[int]]:
+    """Each stage with all stages above it."""
+    shape = problem.shape
+    above: list[frozenset[int]] = []
+    for stage in range(len(shape.stages)):
+        parents = {shape.arrows[a].parent for a in shape.parents(stage)}
+        above.append(frozenset({stage}).union(*(above[p] for p in parents)))
+    return above

@@ -1,0 +1,258 @@
+"""InferLine's Planner to the letter: Algorithm 1 (initialise) and Algorithm 2 (minimise cost), SoCC 2020 §4.3.
+
+Two readings where the paper leaves room. On partitioned queues "add a replica" means the next rung of the
+partition count, "remove a replica" the one below. A kind whose stock is used up, or a stage whose partitions
+are, is passed over for the next bottleneck.
+
+Nothing is skipped that could change the outcome: an action is left unsimulated only when its cost alone, or
+`bounds`, already rules it out.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.planner.bounds import Bounds
+from inferline_stream.planner.partitions import rung_above, rung_below
+from inferline_stream.planner.problem import (
+    Candidate,
+    Option,
+    Problem,
+    arrival_rates,
+    batch_limits,
+    cost_of,
+    fastest_path_s,
+    hardware_kinds,
+    in_stock,
+    price_of,
+    replaced,
+    replica_counts,
+)
+
+Feasible = Callable[[Candidate], bool]
+"""Whether a candidate meets the target on every trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What both algorithms ask.
+
+    Args:
+        problem: the problem.
+        bounds: its lower bounds.
+        feasible: the verdict on a candidate.
+        most_busy: of a candidate, a stage and a kind: more replicas than this can never be busy at once with
+            batch 1, or be had.
+        report: told the phase, and the candidate once one is feasible.
+    """
+
+    problem: Problem
+    bounds: Bounds
+    feasible: Feasible
+    most_busy: Callable[[Candidate, int, str], int]
+    report: Callable[[str, Candidate | None], None]
+
+
+def plan_inferline(search: Search) -> Candidate | None:
+    """The paper's plan; None when Algorithm 1 finds the problem infeasible."""
+    initial = initialise(search)
+    return None if initial is None else minimise_cost(search, initial)
+
+
+def initialise(search: Search) -> Candidate | None:
+    """Algorithm 1: fastest hardware, batch 1, and replicas for the bottleneck until the SLO is met.
+
+    Returns:
+        The first feasible candidate, or None: T_s exceeds the SLO (the paper's comparison is printed the
+        wrong way round), or partitions and stock are used up.
+    """
+    problem = search.problem
+    candidate = fastest_start(problem)
+    if candidate is None or fastest_path_s(problem) > problem.target_s:
+        return None
+    while not search.feasible(candidate):
+        larger = next(
+            (
+                grown
+                for stage in by_bottleneck(problem, candidate)
+                if (grown := with_replica_added(problem, candidate, stage)) is not None
+            ),
+            None,
+        )
+        if larger is None:
+            return None
+        candidate = larger
+        search.report("initialise", None)
+    return candidate
+
+
+def fastest_start(problem: Problem) -> Candidate | None:
+    """One replica with batch 1 per stage, on the kind in stock with the least service time, cheaper ones first."""
+    candidate: list[Option] = []
+    left = {name: math.inf if kind.stock is None else kind.stock for name, kind in problem.catalogue.items()}
+    for stage in problem.shape.stages:
+        kinds = [kind for kind in hardware_kinds(problem, stage) if left[kind] > 0]
+        if not kinds:
+            return None
+        fastest = min(kinds, key=lambda kind: problem.measured.profiles[stage, kind].service_time_s(1))
+        left[fastest] -= 1
+        candidate.append((Allocation(fastest, 1, 1),))
+    return tuple(candidate)
+
+
+def by_bottleneck(problem: Problem, candidate: Candidate) -> list[int]:
+    """Stages by ascending replicas·µ / s: the bottleneck first (λ is common to all and drops out)."""
+    rates = arrival_rates(problem)
+
+    def headroom(stage: int) -> float:
+        name = problem.shape.stages[stage]
+        served = sum(
+            a.replicas * problem.measured.profiles[name, a.hardware].throughput(a.max_batch_size)
+            for a in candidate[stage]
+        )
+        return served / rates[stage] if rates[stage] > 0 else math.inf
+
+    return sorted(range(len(candidate)), key=headroom)
+
+
+def with_replica_added(problem: Problem, candidate: Candidate, stage: int) -> Candidate | None:
+    """The candidate with the next replica count of a stage; None where partitions or stock end."""
+    (allocation,) = candidate[stage]
+    partitions = problem.partitions.get(problem.shape.stages[stage])
+    count = allocation.replicas + 1 if partitions is None else rung_above(partitions, allocation.replicas)
+    if count is None:
+        return None
+    grown = replaced(candidate, stage, _with_replicas(allocation, count))
+    return grown if in_stock(problem, grown) else None
+
+
+def with_replica_removed(problem: Problem, candidate: Candidate, stage: int) -> Candidate | None:
+    """The candidate with the replica count below; None at one replica."""
+    (allocation,) = candidate[stage]
+    partitions = problem.partitions.get(problem.shape.stages[stage])
+    count = allocation.replicas - 1 if partitions is None else rung_below(partitions, allocation.replicas)
+    return replaced(candidate, stage, _with_replicas(allocation, count)) if count else None
+
+
+def with_batch_doubled(problem: Problem, candidate: Candidate, stage: int) -> Candidate | None:
+    """The candidate with the next larger profiled batch size that raises throughput; None at the largest."""
+    (allocation,) = candidate[stage]
+    sizes = batch_limits(problem, problem.shape.stages[stage], allocation.hardware)
+    larger = next((size for size in sizes if size > allocation.max_batch_size), None)
+    if larger is None:
+        return None
+    return replaced(candidate, stage, (Allocation(allocation.hardware, larger, allocation.replicas),))
+
+
+def minimise_cost(search: Search, candidate: Candidate) -> Candidate:
+    """Algorithm 2: while some action on some stage gives a cheaper feasible candidate, take the cheapest.
+
+    A doubled batch costs the same: it is taken only when nothing cheaper is feasible, so that a replica
+    can go later.
+    """
+    stages = range(len(candidate))
+    search.report("minimise", candidate)
+    while True:
+        best = _cheapest_action(search, candidate)
+        if best is None:
+            doubled = (with_batch_doubled(search.problem, candidate, stage) for stage in stages)
+            best = next((c for c in doubled if c is not None and search.feasible(c)), None)
+        if best is None:
+            return candidate
+        candidate = best
+        search.report("minimise", candidate)
+
+
+def _cheapest_action(search: Search, candidate: Candidate) -> Candidate | None:
+    """The cheapest feasible result of removing a replica or downgrading hardware that costs less than now.
+
+    Actions wait in a heap by a lower bound on what they would cost, so the dear ones are never worked out.
+    """
+    problem, now = search.problem, cost_of(search.problem, candidate)
+    order = itertools.count()
+    waiting: list[tuple[float, int, Candidate | None, int]] = []
+    for stage in range(len(candidate)):
+        removed = with_replica_removed(problem, candidate, stage)
+        if removed is not None:
+            heapq.heappush(waiting, (cost_of(problem, removed), next(order), removed, stage))
+        kind = next_cheaper(problem, candidate, stage)
+        if kind is not None:
+            least = search.bounds.least_price(stage, kind)
+            rest = now - price_of(problem, candidate[stage])
+            heapq.heappush(waiting, (rest + least, next(order), None, stage))
+    while waiting:
+        cost, place, changed, stage = heapq.heappop(waiting)
+        if cost >= now - COST_EPSILON:
+            return None
+        if changed is None:
+            downgraded = downgrade(search, candidate, stage)
+            if downgraded is not None:
+                heapq.heappush(waiting, (cost_of(problem, downgraded), place, downgraded, -1))
+        elif stage < 0 or search.feasible(changed):
+            return changed
+    return None
+
+
+COST_EPSILON = 1e-9
+"""Dollars per hour below which two costs count as equal: far below any price, above rounding."""
+
+
+def next_cheaper(problem: Problem, candidate: Candidate, stage: int) -> str | None:
+    """The next cheaper kind of hardware for a stage; None at the cheapest."""
+    kinds = hardware_kinds(problem, problem.shape.stages[stage])
+    (allocation,) = candidate[stage]
+    price = problem.catalogue[allocation.hardware].price_per_hour
+    return next((k for k in reversed(kinds) if problem.catalogue[k].price_per_hour < price), None)
+
+
+def downgrade(search: Search, candidate: Candidate, stage: int) -> Candidate | None:
+    """One stage on its next cheaper hardware, re-initialised and locally minimised, all other stages frozen.
+
+    Returns:
+        The result if it is feasible and cheaper than the candidate, else None.
+    """
+    problem = search.problem
+    kind = next_cheaper(problem, candidate, stage)
+    if kind is None:
+        return None
+    local = _first_feasible(search, candidate, stage, kind)
+    if local is None:
+        return None
+    while True:
+        removed = with_replica_removed(problem, local, stage)
+        if removed is not None and search.feasible(removed):
+            local = removed
+            continue
+        doubled = with_batch_doubled(problem, local, stage)
+        if doubled is None or not search.feasible(doubled):
+            break
+        local = doubled
+    return local if cost_of(problem, local) < cost_of(problem, candidate) - COST_EPSILON else None
+
+
+def _first_feasible(search: Search, candidate: Candidate, stage: int, kind: str) -> Candidate | None:
+    """Algorithm 1 on one stage: batch 1, replicas from one up until the whole pipeline meets the SLO.
+
+    Given up at once where even more replicas than the stage could ever have busy would not do.
+    """
+    problem = search.problem
+
+    def with_count(count: int) -> Candidate:
+        return replaced(candidate, stage, (Allocation(kind, 1, count),))
+
+    if not search.bounds.latency_possible(with_count(1)):
+        return None
+    most = search.most_busy(candidate, stage, kind)
+    if not search.feasible(with_count(most)):
+        return None
+    counts = replica_counts(problem, problem.shape.stages[stage], most)
+    return next((c for n in counts if in_stock(problem, c := with_count(n)) and search.feasible(c)), None)
+
+
+def _with_replicas(allocation: Allocation, count: int) -> Option:
+    return (Allocation(allocation.hardware, allocation.max_batch_size, count),)

@@ -1,0 +1,168 @@
+"""What a search is given: stages with their possible hardware and batch limits, traffic, target and prices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape, visit_ratios
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.partitions import rungs
+
+Option = tuple[Allocation, ...]
+"""One stage's part of a candidate; several allocations are several hardware kinds, cheapest first."""
+
+Candidate = tuple[Option, ...]
+"""An option per stage, by position in `Shape.stages`."""
+
+Queues = Literal["shared", "partitioned"]
+Service = Literal["mean", "quantiles"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One planning problem; everything in it is fixed while plans are searched.
+
+    Args:
+        shape: the DAG.
+        measured: profiles and paths.
+        traces: sample traces; a plan has to meet the target on each of them.
+        target_s: latency that ``objective`` of the events must not pass.
+        catalogue: hardware kinds with prices and stock.
+        partitions: by stage, partitions of its input topic; empty for the paper's shared queue.
+        max_batch_sizes: by stage, largest batch limit to consider; stages left out may use all profiled.
+        objective: share of events that must meet the target.
+        service: the estimator's service-time model.
+        seed: the estimator's seed.
+        partition_shares: by stage, measured share of records of each partition.
+        keyed: records have keys that bind them to partitions.
+
+    Raises:
+        InvalidTopology: a stage that was profiled on no hardware of the catalogue.
+        ValueError: no trace, an empty one, or a target or objective that cannot be.
+    """
+
+    shape: Shape
+    measured: PipelineProfile
+    traces: tuple[Trace, ...]
+    target_s: float
+    catalogue: Catalogue
+    partitions: Mapping[str, int] = field(default_factory=dict)
+    max_batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    objective: float = 0.99
+    service: Service = "mean"
+    seed: int = 0
+    partition_shares: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    keyed: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.traces or not all(len(trace) for trace in self.traces):
+            raise ValueError("a plan needs a sample trace with at least one arrival")
+        if not (math.isfinite(self.target_s) and self.target_s > 0):
+            raise ValueError(f"SLO {self.target_s} s must be finite and above 0")
+        if not 0 < self.objective <= 1:
+            raise ValueError(f"objective {self.objective} must be a share above 0, at most 1")
+        missing = [
+            f"stage {stage!r} was profiled on none of the catalogue's hardware; run `inferline-stream profile`"
+            for stage in self.shape.stages
+            if not hardware_kinds(self, stage)
+        ]
+        if missing:
+            raise InvalidTopology(*missing)
+
+    @property
+    def queues(self) -> Queues:
+        """The estimator's queue model that follows from the partitions given."""
+        return "partitioned" if self.partitions else "shared"
+
+
+def hardware_kinds(problem: Problem, stage: str) -> tuple[str, ...]:
+    """Kinds that the stage may run on, cheapest first: profiled, priced, and not out of stock."""
+    kinds = [kind for kind in problem.measured.hardware_of(stage) if kind in problem.catalogue]
+    in_stock = [kind for kind in kinds if problem.catalogue[kind].stock != 0]
+    return tuple(sorted(in_stock, key=lambda kind: (problem.catalogue[kind].price_per_hour, kind)))
+
+
+def batch_limits(problem: Problem, stage: str, hardware: str) -> tuple[int, ...]:
+    """Batch limits worth considering: profiled sizes that raise throughput, up to the stage's own limit."""
+    limit = problem.max_batch_sizes.get(stage, math.inf)
+    useful = problem.measured.profiles[stage, hardware].useful_batch_sizes
+    return tuple(size for size in useful if size <= limit) or useful[:1]
+
+
+def replica_counts(problem: Problem, stage: str, most: int) -> Iterator[int]:
+    """Replica counts worth having, ascending to ``most``: with partitions only the rungs of their count."""
+    if stage in problem.partitions:
+        yield from (r for r in rungs(problem.partitions[stage]) if r <= most)
+    else:
+        yield from range(1, most + 1)
+
+
+def replica_cap(problem: Problem, stage: str, hardware: str) -> float:
+    """Most replicas of one kind that the stage can use: its partitions and the kind's stock bound it."""
+    stock = problem.catalogue[hardware].stock
+    return min(math.inf if stock is None else stock, problem.partitions.get(stage, math.inf))
+
+
+def price_of(problem: Problem, option: Option) -> float:
+    """Dollars per hour of one stage's option."""
+    return sum(a.replicas * problem.catalogue[a.hardware].price_per_hour for a in option)
+
+
+def cost_of(problem: Problem, candidate: Candidate) -> float:
+    """Dollars per hour of a candidate."""
+    return math.fsum(price_of(problem, option) for option in candidate)
+
+
+def in_stock(problem: Problem, candidate: Candidate) -> bool:
+    """Whether the stock of every kind suffices for all stages together, and no stage has idle replicas by design."""
+    held: dict[str, int] = {}
+    for stage, option in zip(problem.shape.stages, candidate, strict=True):
+        if sum(a.replicas for a in option) > problem.partitions.get(stage, math.inf):
+            return False
+        for a in option:
+            held[a.hardware] = held.get(a.hardware, 0) + a.replicas
+    stocks = ((problem.catalogue[kind].stock, count) for kind, count in held.items())
+    return all(stock is None or count <= stock for stock, count in stocks)
+
+
+def replaced(candidate: Candidate, stage: int, option: Option) -> Candidate:
+    """The candidate with another option for one stage."""
+    return (*candidate[:stage], option, *candidate[stage + 1 :])
+
+
+def arrival_rates(problem: Problem) -> tuple[float, ...]:
+    """Mean λ·s of each stage, the largest over the traces."""
+    ratios = visit_ratios(problem.shape, problem.measured.paths)
+    rate = max(trace.arrival_rate for trace in problem.traces)
+    return tuple(rate * ratios[stage] for stage in problem.shape.stages)
+
+
+def fastest_path_s(problem: Problem, batch_one: bool = True) -> float:
+    """T_s on the fastest hardware, hops included; infinite stock of it assumed.
+
+    Args:
+        problem: the problem.
+        batch_one: service times of batch 1, as in the paper; otherwise the least of any batch size.
+    """
+    return rest_s(problem, [fastest_s(problem, stage, batch_one) for stage in problem.shape.stages])
+
+
+def fastest_s(problem: Problem, stage: str, batch_one: bool = True) -> float:
+    """Least service time of a stage on any of its hardware kinds."""
+    profiles = [problem.measured.profiles[stage, kind] for kind in hardware_kinds(problem, stage)]
+    if batch_one:
+        return min(profile.service_time_s(1) for profile in profiles)
+    return min(entry.mean_s for profile in profiles for entry in profile.service_times)
+
+
+def rest_s(problem: Problem, service_time_s: Sequence[float]) -> float:
+    """Longest path through stages with these service times: a hop into each stage and one into the sink."""
+    hop_s = problem.measured.hop_overhead_s
+    return problem.shape.longest_path_s([time_s + hop_s for time_s in service_time_s]) + hop_s
