@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -39,7 +39,7 @@ def read_header(frame: bytes) -> tuple[Header, BytesIO]:
 
 def read_request(request: type[RequestStruct], body: BytesIO) -> Fields:
     """A request's fields by name."""
-    fields: Fields = request.decode(body).to_object()
+    fields: Fields = _by_name(request.SCHEMA, request.SCHEMA.decode(body))
     return fields
 
 
@@ -49,13 +49,19 @@ def answer(correlation_id: int, response: type[Response], fields: Mapping[str, A
     return _ANSWER.pack(len(body) + 4, correlation_id) + body
 
 
-def _in_order(kind: Any, value: Any) -> Any:
-    """A value with its names replaced by the positions that a schema gives them."""
+def _by_name(kind: Any, value: Any) -> Any:
+    """What a schema has read, with positions replaced by names."""
     if isinstance(kind, Schema):
-        fields: Sequence[Any] = [
-            _in_order(field, value[name]) for name, field in zip(kind.names, kind.fields, strict=True)
-        ]
-        return fields
+        return {name: _by_name(of, part) for name, of, part in zip(kind.names, kind.fields, value, strict=True)}
+    if isinstance(kind, Array) and value is not None:
+        return [_by_name(kind.array_of, item) for item in value]
+    return value
+
+
+def _in_order(kind: Any, value: Any) -> Any:
+    """The reverse: names replaced by the positions that a schema gives them."""
+    if isinstance(kind, Schema):
+        return [_in_order(of, value[name]) for name, of in zip(kind.names, kind.fields, strict=True)]
     if isinstance(kind, Array) and value is not None:
         return [_in_order(kind.array_of, item) for item in value]
     return value

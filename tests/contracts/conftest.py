@@ -1,0 +1,130 @@
+"""Clients of the Kafka under test, with names of their own and closed in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.api import Request
+
+from inferline_stream.testing.kafka import KafkaServer
+
+
+class Clients:
+    """Starts clients of one Kafka; names topics so that tests do not meet."""
+
+    def __init__(self, bootstrap_servers: str, stack: AsyncExitStack) -> None:
+        self.bootstrap_servers = bootstrap_servers
+        self._stack = stack
+        self._admin: AIOKafkaAdminClient | None = None
+        self._raw: AIOKafkaClient | None = None
+
+    async def admin(self) -> AIOKafkaAdminClient:
+        if self._admin is None:
+            self._admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+            await self._admin.start()
+            self._stack.push_async_callback(self._admin.close)
+        return self._admin
+
+    async def topic(self, partitions: int = 1, **settings: str) -> str:
+        """A new topic; underscores in the names of settings stand for dots."""
+        name = self.unique("topic")
+        configs = {key.replace("_", "."): value for key, value in settings.items()}
+        admin = await self.admin()
+        answer = await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs)])
+        assert [code for _, code, _ in answer.topic_errors] == [0], answer
+        await self.until_partitions(name, partitions)
+        return name
+
+    async def until_partitions(self, topic: str, count: int) -> None:
+        admin = await self.admin()
+
+        async def all_led() -> bool:
+            (described,) = await admin.describe_topics([topic])
+            return len([part for part in described["partitions"] if part["leader"] >= 0]) == count
+
+        await self.eventually(all_led, f"{topic} has {count} partitions")
+
+    async def producer(self, **options: Any) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, **options)
+        self._stack.push_async_callback(_stop, producer)
+        await producer.start()
+        return producer
+
+    async def consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:
+        """A consumer that begins with the earliest records and commits only when told."""
+        options = {"auto_offset_reset": "earliest", "enable_auto_commit": False, "fetch_max_wait_ms": 100, **options}
+        consumer = AIOKafkaConsumer(*topics, bootstrap_servers=self.bootstrap_servers, **options)
+        self._stack.push_async_callback(_stop, consumer)
+        await consumer.start()
+        return consumer
+
+    async def reader(self, topic: str, *partitions: int, **options: Any) -> AIOKafkaConsumer:
+        """A consumer that assigns itself partitions (0 if none is named)."""
+        consumer = await self.consumer(**options)
+        consumer.assign([TopicPartition(topic, number) for number in partitions or (0,)])
+        return consumer
+
+    async def send(self, request: Request[Any]) -> Any:
+        """A request as it is, and the broker's answer."""
+        if self._raw is None:
+            self._raw = AIOKafkaClient(bootstrap_servers=self.bootstrap_servers)
+            await self._raw.bootstrap()
+            self._stack.push_async_callback(self._raw.close)
+        return await self._raw.send(self._raw.get_random_node(), request)
+
+    @staticmethod
+    def unique(kind: str) -> str:
+        return f"{kind}-{uuid.uuid4().hex[:12]}"
+
+    @staticmethod
+    async def read(consumer: AIOKafkaConsumer, count: int, within_s: float = 20.0) -> list[ConsumerRecord]:
+        """The next records; fails if they do not come in time."""
+        records: list[ConsumerRecord] = []
+        try:
+            async with asyncio.timeout(within_s):
+                while len(records) < count:
+                    records.append(await consumer.getone())
+        except TimeoutError:
+            pytest.fail(f"{len(records)} records instead of {count} within {within_s} s")
+        return records
+
+    @staticmethod
+    async def nothing_more(consumer: AIOKafkaConsumer, for_s: float = 0.25) -> None:
+        """Fails if a record comes."""
+        try:
+            async with asyncio.timeout(for_s):
+                pytest.fail(f"unexpected {await consumer.getone()}")
+        except TimeoutError:
+            pass
+
+    @staticmethod
+    async def eventually(condition: Callable[[], Any], what: str, within_s: float = 20.0) -> None:
+        """Wait until a condition, which may be a coroutine function, holds."""
+        deadline_s = time.monotonic() + within_s
+        while True:
+            holds = condition()
+            if await holds if asyncio.iscoroutine(holds) else holds:
+                return
+            if time.monotonic() > deadline_s:
+                pytest.fail(f"not within {within_s} s: {what}")
+            await asyncio.sleep(0.02)
+
+
+async def _stop(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
+    async with asyncio.timeout(20):
+        await client.stop()
+
+
+@pytest.fixture
+async def clients(kafka: KafkaServer) -> AsyncIterator[Clients]:
+    async with AsyncExitStack() as stack:
+        yield Clients(kafka.bootstrap_servers, stack)
