@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from inferline_stream.cli.checking import check
 from inferline_stream.cli.planning import plan
 from inferline_stream.cli.profiling import profile
+from inferline_stream.cli.run import run
 from inferline_stream.cli.starting import init
 from inferline_stream.errors import InferlineError
 
@@ -84,5 +85,5 @@ def version() -> None:
     print(f"inferline-stream {installed('inferline-stream')}")
 
 
-for _command in (init, check, profile, plan, version):
+for _command in (init, check, profile, plan, run, version):
     app.command()(_command)

@@ -179,8 +179,18 @@ def planned(
     algorithm: Literal["default", "inferline", "exact"] = "default",
     queues: Literal["shared", "partitioned"] | None = None,
     seed: int = 0,
+    existing: Mapping[str, int] | None = None,
 ) -> Plan:
     """The cheapest plan for the sample that meets an SLO of so many seconds.
+
+    Args:
+        what: pipeline and sample.
+        measured: its profiles.
+        seconds: the SLO.
+        algorithm: which search.
+        queues: one per stage, or one per partition.
+        seed: of the random branches.
+        existing: partitions, by stage, of input topics that are there already and stay as they are.
 
     Raises:
         Infeasible: there is none.
@@ -199,7 +209,7 @@ def planned(
         pipeline=pipeline.name,
         algorithm=algorithm,
         queues=chosen,
-        partitions=_fixed_partitions(pipeline) if chosen == "partitioned" else None,
+        partitions={**_fixed_partitions(pipeline), **(existing or {})} if chosen == "partitioned" else None,
         max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
         objective=pipeline.objective,
         seed=seed,

@@ -1,0 +1,72 @@
+"""`run`: profile, plan, start, scale, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.profiling import Output, Servers
+
+
+def run(
+    topology: Topology,
+    *,
+    bootstrap_servers: Servers = None,
+    replay: Annotated[
+        bool | None,
+        typer.Option(
+            "--replay/--no-replay",
+            help="replay the sample's events into the source topic; by default only on the embedded broker",
+        ),
+    ] = None,
+    arrivals: Annotated[
+        Path | None,
+        typer.Option(help="CSV of arrivals to replay in place of the sample's", exists=True, dir_okay=False),
+    ] = None,
+    speed_up: Annotated[float, typer.Option(help="seconds of the traces per second, in plan and replay")] = 1.0,
+    duration: Annotated[str | None, typer.Option(help='stop after so long, e.g. "60s"; it drains all the same')] = None,
+    advisory: Annotated[bool, typer.Option("--advisory", help="tell decisions without acting on them")] = False,
+    algorithm: Annotated[
+        Literal["default", "inferline", "exact"],
+        typer.Option(help="search for the plan: ours, the paper's greedy, or exhaustive for small pipelines"),
+    ] = "default",
+    policy: Annotated[
+        Literal["default", "inferline"], typer.Option(help="scaling: ours, or the paper's Tuner to the letter")
+    ] = "default",
+    start: Annotated[
+        str, typer.Option(help="where to read from: committed, earliest, latest, or an ISO time")
+    ] = "committed",
+    prefix: Annotated[str, typer.Option(help="before the name of every topic and consumer group")] = "",
+    metrics_port: Annotated[
+        int | None, typer.Option(help="serve /metrics here; 0 for any free port, none without it", min=0, max=65535)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
+    output: Output = "table",
+) -> None:
+    """Profile what has no profile yet, plan, start the replicas, and scale them while traffic swings.
+
+    Ctrl-C stops the feed, drains what has arrived and reports; a second Ctrl-C ends everything at once.
+    """
+    from inferline_stream.cli.running import Wanted, run_and_report
+
+    run_and_report(
+        Wanted(
+            topology=topology,
+            bootstrap_servers=bootstrap_servers,
+            replay=replay,
+            arrivals=arrivals,
+            speed_up=speed_up,
+            duration=duration,
+            advisory=advisory,
+            algorithm=algorithm,
+            policy=policy,
+            start=start,
+            prefix=prefix,
+            metrics_port=metrics_port,
+            seed=seed,
+            as_json=output == "json",
+        )
+    )

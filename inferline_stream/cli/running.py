@@ -1,0 +1,178 @@
+"""The run that the command `run` asks for: broker, profiles, plan, session, report."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import uvloop
+from rich.console import Console
+from rich.logging import RichHandler
+
+from inferline_stream.cli.provisioning import Declared, console, declared, plan_table, planned, profiled, settings
+from inferline_stream.cli.screen import Screen
+from inferline_stream.connectors.sources.replaying import TraceReplay
+from inferline_stream.connectors.sources.trace_replay import ReplaySpec
+from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
+from inferline_stream.controlplane.report import RunReport
+from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
+from inferline_stream.dataplane.control import OffsetReader
+from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.units import duration_s
+from inferline_stream.profiler.profiling import Options
+from inferline_stream.tuner.policy import POLICIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The command's options; see `cli.run.run`."""
+
+    topology: Path
+    bootstrap_servers: str | None
+    replay: bool | None
+    arrivals: Path | None
+    speed_up: float
+    duration: str | None
+    advisory: bool
+    algorithm: Literal["default", "inferline", "exact"]
+    policy: Literal["default", "inferline"]
+    start: str
+    prefix: str
+    metrics_port: int | None
+    seed: int
+    as_json: bool
+
+
+def run_and_report(wanted: Wanted) -> None:
+    """Run to the end, then print the report: a table, or one JSON object on standard output."""
+    if not wanted.speed_up > 0:
+        raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
+    people = console(error=wanted.as_json)
+    _log_to(people)
+    what = declared(wanted.topology)
+    what = replace(what, trace=what.trace.sped_up(wanted.speed_up))
+    with Screen(people) as screen:
+        report = uvloop.run(_run(wanted, what, people, screen))
+        if wanted.as_json:
+            sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+        else:
+            screen.report(report)
+
+
+async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen) -> RunReport:
+    limits, stop = settings(), asyncio.Event()
+    _on_interrupt(stop)
+    async with AsyncExitStack() as stack:
+        servers = wanted.bootstrap_servers
+        if servers is None:
+            screen.step("starting the embedded broker: in memory, it keeps nothing")
+            servers = (await stack.enter_async_context(EmbeddedBrokerProcess())).bootstrap_servers
+        existing = await _existing_partitions(servers, what, wanted.prefix, limits.connect_timeout_s)
+        screen.step("looking at profiles")
+        options = Options(broker=wanted.bootstrap_servers or "embedded")
+        measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)
+        screen.step("planning")
+        plan = await asyncio.to_thread(
+            planned,
+            what,
+            measured,
+            seconds=what.pipeline.slo_s,
+            algorithm=wanted.algorithm,
+            seed=wanted.seed,
+            existing=existing,
+        )
+        people.print(plan_table(plan, what.pipeline))
+        run = Run(
+            pipeline=what.pipeline,
+            topology=what.file,
+            bootstrap_servers=servers,
+            plan=plan,
+            measured=measured,
+            log_folder=what.file.parent / ".inferline" / "logs" / what.pipeline.name,
+            prefix=wanted.prefix,
+            feed=_feed(wanted, what),
+            start=wanted.start,
+            policy=POLICIES[wanted.policy],
+            advisory=wanted.advisory,
+            duration_s=_seconds(wanted.duration),
+            metrics_port=wanted.metrics_port,
+            settings=limits,
+        )
+        return await run_to_report(run, screen, stop)
+
+
+async def _existing_partitions(servers: str, what: Declared, prefix: str, timeout_s: float) -> dict[str, int]:
+    """Partitions of stages' input topics that exist already: they stay as they are, and the plan must know."""
+    names = Names(what.pipeline.name, prefix)
+    topics = {
+        stage.name: names.stage_topic(stage.name) if stage.after else names.topic(what.pipeline.source.name)
+        for stage in what.pipeline.stages
+    }
+    async with OffsetReader(servers, timeout_s) as offsets:
+        found = await offsets.existing(set(topics.values()))
+    return {stage: found[topic] for stage, topic in topics.items() if topic in found}
+
+
+def _feed(wanted: Wanted, what: Declared) -> FeedTo | None:
+    """The replay of the sample, unless events come from elsewhere."""
+    embedded = wanted.bootstrap_servers is None
+    if wanted.replay is False and wanted.arrivals is not None:
+        raise UsageError("--arrivals is what is replayed, and --no-replay replays nothing: leave one of them out")
+    if not (embedded if wanted.replay is None else wanted.replay) and wanted.arrivals is None:
+        return None
+    sample = what.pipeline.sample
+    assert sample is not None, "a declared pipeline has a sample"
+    arrivals = wanted.arrivals or what.file.parent / (sample.replay or sample.arrivals)
+
+    @asynccontextmanager
+    async def feed(bootstrap_servers: str, topic: str) -> AsyncIterator[TraceReplay]:
+        spec = ReplaySpec(
+            bootstrap_servers=bootstrap_servers,
+            topic=topic,
+            arrivals=str(arrivals.resolve()),
+            events=str((what.file.parent / sample.events).resolve()),
+            speed_up=wanted.speed_up,
+        )
+        async with TraceReplay(spec) as replay:
+            yield replay
+
+    return feed
+
+
+def _seconds(duration: str | None) -> float | None:
+    if duration is None:
+        return None
+    try:
+        return duration_s(duration)
+    except ValueError as error:
+        raise UsageError(f"--duration: {error}") from None
+
+
+def _on_interrupt(stop: asyncio.Event) -> None:
+    """The first Ctrl-C asks for an orderly end, the second for an end."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def interrupted() -> None:
+        if stop.is_set():
+            task.cancel()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupted)
+
+
+def _log_to(people: Console) -> None:
+    """Warnings go where people look, without tearing the live table."""
+    handler = RichHandler(console=people, show_time=False, show_path=False, markup=False, highlighter=None)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what matters of it comes as our own errors

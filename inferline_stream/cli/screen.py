@@ -1,0 +1,157 @@
+"""What people see of a run: steps, decisions as they are made, a live table, the report."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from inferline_stream.controlplane.report import RunReport
+from inferline_stream.observability.state import DecisionRecord, PipelineState, StageState
+from inferline_stream.pipeline.units import format_duration
+
+_LINE_EVERY_S = 5.0
+"""Without a terminal, how often a line tells how the run goes."""
+
+_ACTION_STYLE = {"scale_up": "bold yellow", "scale_down": "bold green", "hold": "dim"}
+
+
+class Screen:
+    """Shows a run on a console: a table that lives on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._began_s = time.monotonic()
+        self._line_s = 0.0
+        self._step = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the last table where it is."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def step(self, text: str) -> None:
+        """The run has come to its next step."""
+        self._step = text
+        self._say(Text(f"{text} …", style="dim"))
+
+    def decided(self, record: DecisionRecord) -> None:
+        """One line per decision."""
+        line = Text(f"{self._elapsed_s():6.1f} s  ")
+        line.append(record.action, style=_ACTION_STYLE.get(record.action, "bold"))
+        if not record.applied and record.action != "hold":
+            line.append(" (advised)", style="italic")
+        replicas = ", ".join(f"{stage} {count}" for stage, count in record.replicas.items())
+        line.append(f"  {record.reason}: {record.detail} → {replicas}")
+        self._say(line)
+
+    def now(self, state: PipelineState) -> None:
+        """The newest picture."""
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, auto_refresh=False, transient=True)
+                self._live.start()
+            self._live.update(Group(_headline(state, self._elapsed_s()), _stages(state)), refresh=True)
+        elif time.monotonic() - self._line_s >= _LINE_EVERY_S:
+            self._line_s = time.monotonic()
+            self._say(_headline(state, self._elapsed_s()))
+
+    def report(self, report: RunReport) -> None:
+        """The end of the run."""
+        self.close()
+        self._console.print(_report(report))
+        for line in report.exits:
+            self._say(Text(f"replica ended: {line}", style="yellow"))
+        for event in report.lost_ids:
+            self._say(Text(f"lost: {event}", style="bold red"))
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+    def _say(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=True)
+
+
+def _headline(state: PipelineState, elapsed_s: float) -> Text:
+    replicas = " ".join(f"{s.name} {sum(k.ready for k in s.replicas)}" for s in state.stages)
+    lag = sum(s.lag_records for s in state.stages)
+    line = Text(f"{elapsed_s:6.1f} s  λ {state.arrival_rate:.1f}/s  in {state.events_in}  out {state.events_out}  ")
+    line.append(f"lag {lag}  P50 {_duration(state.recent_p50_s)}  ")
+    late = state.recent_p99_s is not None and state.recent_p99_s > state.slo_s
+    line.append(f"P99 {_duration(state.recent_p99_s)}", style="bold red" if late else "green")
+    line.append(f" of {format_duration(state.slo_s)}  ${state.cost_per_hour:.4f}/h  replicas {replicas}")
+    return line
+
+
+def _stages(state: PipelineState) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage", min_width=12)
+    table.add_column("hardware")
+    for name in ("replicas", "records/s", "utilization", "batch", "service", "wait", "lag", "oldest"):
+        table.add_column(name, justify="right")
+    for stage in state.stages:
+        for row, kind in enumerate(stage.replicas):
+            replicas = f"{kind.ready}/{kind.wanted}" if kind.ready != kind.wanted else str(kind.ready)
+            figures = _figures(stage) if row == 0 else ("",) * 7
+            table.add_row(stage.name if row == 0 else "", kind.hardware, replicas, *figures)
+    return table
+
+
+def _figures(stage: StageState) -> tuple[str, ...]:
+    return (
+        f"{stage.arrival_rate:.1f}",
+        "–" if stage.utilization is None else f"{stage.utilization:.0%}",
+        "–" if stage.mean_batch_size is None else f"{stage.mean_batch_size:.1f}/{stage.max_batch_size}",
+        _duration(stage.service_time_s),
+        _duration(stage.wait_s),
+        str(stage.lag_records),
+        _duration(stage.lag_s) if stage.lag_records else "–",
+    )
+
+
+def _report(report: RunReport) -> Table:
+    table = Table(title=f"Run of {report.pipeline}", show_header=False, min_width=50)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("events in", str(report.events_in))
+    table.add_row("events out", str(report.events_out))
+    for reason, count in sorted(report.completed.items()):
+        table.add_row(f"ended without output: {reason}", str(count))
+    table.add_row("lost", str(report.lost), style="bold red" if report.lost else "bold green")
+    table.add_row("duplicated", str(report.duplicated))
+    table.add_section()
+    table.add_row("P50 / P95 / P99", " / ".join(_duration(q) for q in (report.p50_s, report.p95_s, report.p99_s)))
+    table.add_row("SLO (predicted P99)", f"{_duration(report.slo_s)} ({_duration(report.predicted_p99_s)})")
+    table.add_row("miss rate", "–" if report.slo_miss_rate is None else f"{report.slo_miss_rate:.2%}")
+    table.add_section()
+    table.add_row("cost", f"${report.cost:.6f}")
+    most = ", ".join(f"{stage} {count}" for stage, count in report.replicas_most.items())
+    table.add_row("most replicas", most)
+    ups, downs = (sum(d.action == action for d in report.decisions) for action in ("scale_up", "scale_down"))
+    table.add_row("decisions", f"{ups} up, {downs} down, {len(report.decisions) - ups - downs} other")
+    table.add_row("lag left", str(sum(report.lag.values())))
+    table.add_row("duration", _duration(report.duration_s))
+    if report.lateness_p99_s is not None:
+        table.add_row("replay late by (P99)", _duration(report.lateness_p99_s))
+    if report.emulated:
+        table.caption = "emulated hardware slept its declared service times and computed nothing"
+    return table
+
+
+def _duration(seconds: float | None) -> str:
+    return "–" if seconds is None else format_duration(seconds)
