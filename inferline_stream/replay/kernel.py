@@ -1,0 +1,141 @@
+"""One compiled step of the pipeline under control: the Estimator's kernels, stage by stage."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+
+from inferline_stream.estimator import kernels
+from inferline_stream.estimator.compiled import compiled
+from inferline_stream.estimator.kernels import (
+    Account,
+    Joining,
+    PartitionState,
+    Queue,
+    Service,
+    SharedState,
+    Sources,
+    Tokens,
+    merge,
+    record_latencies,
+    serve_by_arrival,
+    serve_partitions,
+)
+from inferline_stream.replay.tables import Tables
+
+Advance = Callable[[Tables, float, float, float], None]
+"""(tables, until_s, hop_s, slo_s): everything that happens before ``until_s``, that instant excluded."""
+
+_USED = ("merge", "serve_by_arrival", "serve_partitions", "record_latencies")
+
+
+@functools.cache
+def advance() -> Advance:
+    """The compiled step: imports numba; compiling takes some seconds once per installation."""
+    from numba import njit
+
+    scope: dict[str, Any] = dict(globals())
+    scope.update({name: getattr(compiled(), name) for name in _USED})
+    step = FunctionType(_advance.__code__, scope, "advance")
+    # numba's cache notices changes of this file alone: the name tells which kernels were compiled into it.
+    step.__qualname__ = "advance_" + hashlib.sha256(inspect.getsource(kernels).encode()).hexdigest()[:16]
+    step.__module__ = __name__
+    compiled_step: Advance = njit(nogil=True, cache=True, error_model="numpy")(step)
+    return compiled_step
+
+
+def _advance(x: Tables, until_s: float, hop_s: float, slo_s: float) -> None:
+    """See `Advance`. Compiled with the Estimator's kernels in their compiled form."""
+    stages, events = x.arrived.shape
+    sent_flat = x.sent.reshape(-1)
+    sent_event_flat = x.sent_event.reshape(-1)
+    for s in range(stages):
+        n = x.arrived_count[s]
+        sources = x.source_count[s]
+        if sources == 0:
+            while n < events and x.entry_s[n] < until_s:
+                x.arrived[s, n] = x.entry_s[n]
+                x.arrived_event[s, n] = n
+                n += 1
+        elif x.whole[s]:
+            row = x.source_rows[s, 0]
+            while n < x.sent_count[row]:
+                x.arrived[s, n] = x.sent[row, n]
+                x.arrived_event[s, n] = x.sent_event[row, n]
+                n += 1
+        else:
+            begin = np.empty(sources, np.int64)
+            end = np.empty(sources, np.int64)
+            for k in range(sources):
+                row = x.source_rows[s, k]
+                begin[k] = row * events + x.taken[s, k]
+                end[k] = row * events + x.sent_count[row]
+            skipped = x.sent_count[stages + s]
+            arrived, skips = merge(
+                Sources(sent_flat, sent_event_flat, begin, end, until_s),
+                Joining(x.masks, x.admits[s, :sources], x.needed[s], x.visits[s], x.skips[s] > 0, x.seen[s], hop_s),
+                Tokens(x.arrived[s, n:], x.arrived_event[s, n:]),
+                Tokens(x.sent[stages + s, skipped:], x.sent_event[stages + s, skipped:]),
+            )
+            for k in range(sources):
+                x.taken[s, k] = begin[k] - x.source_rows[s, k] * events
+            n += arrived
+            x.sent_count[stages + s] += skips
+        x.arrived_count[s] = n
+        gone = x.sent_count[s]
+        kinds = x.kinds[s]
+        rows = kinds * x.width[s]
+        partitions = x.partitions[s]
+        queue = Queue(x.arrived[s], x.arrived_event[s], n, 0, until_s)
+        service = Service(x.limits[s, :kinds], x.table[s, :rows], x.levels, 0.0, hop_s, x.scalars[s, 0])
+        account = Account(x.batches[s, :rows], x.totals[s])
+        out = Tokens(x.sent[s, gone:], x.sent_event[s, gone:])
+        if partitions > 0:
+            bound = PartitionState(
+                x.marks[s],
+                x.clock[s],
+                x.ring_time[s],
+                x.ring_note[s],
+                x.kind_of[s],
+                x.state[s],
+                x.queued[s],
+                x.started[s],
+                x.size_of[s],
+                x.members[s],
+                x.from_partition[s],
+                x.touched[s],
+                x.is_touched[s],
+                x.owner[s, :partitions],
+                x.head_of[s, :partitions],
+                x.tail_of[s, :partitions],
+                x.region[s],
+                x.active[s, :partitions],
+                x.active_event[s, :partitions],
+                x.active_count[s],
+                x.scalars[s, 2],
+                x.thresholds[s, :partitions],
+                x.scalars[s, 1],
+                x.outstanding[s, :partitions],
+                x.lag[s, :partitions],
+                x.sent_to[s, : x.scalars[s, 3], :partitions],
+                x.following[s],
+            )
+            last = gone + serve_partitions(queue, service, account, bound, out)
+        elif x.marks[s, 1] > 0:
+            shared = SharedState(x.marks[s], x.ring_time[s], x.ring_note[s], x.ring_size[s], x.ring_kind[s])
+            last = gone + serve_by_arrival(queue, service, account, shared, out)
+        else:
+            last = gone
+        x.sent_count[s] = last
+        if x.final[s]:
+            record_latencies(Tokens(x.sent[s, gone:last], x.sent_event[s, gone:last]), x.entry_s, hop_s, x.latency_s)
+            x.ended[0] += last - gone
+            for i in range(gone, last):
+                if x.latency_s[x.sent_event[s, i]] > slo_s:
+                    x.ended[1] += 1

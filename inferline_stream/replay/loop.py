@@ -1,0 +1,208 @@
+"""The closed loop in simulated time: a policy, the replicas it asks for, and the queues that they serve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inferline_stream.estimator.workload import Workload, prepare
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Allocations
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.conditions import Conditions
+from inferline_stream.replay.crew import Crew
+from inferline_stream.replay.outcome import Outcome, Step
+from inferline_stream.replay.plant import Plant
+from inferline_stream.replay.scalers import Scaler, Wish
+from inferline_stream.replay.sight import Sight, View
+from inferline_stream.replay.tables import Kind, StageSetup
+
+
+@dataclass(frozen=True, slots=True)
+class Slowdown:
+    """From ``time_s`` on the service times of a stage are ``factor`` times the profile's."""
+
+    time_s: float
+    stage: str
+    factor: float
+
+
+def replay(
+    shape: Shape,
+    allocations: Allocations,
+    measured: PipelineProfile,
+    trace: Trace,
+    scaler: Scaler,
+    *,
+    catalogue: Catalogue,
+    slo_s: float,
+    partitions: Mapping[str, int] | None = None,
+    conditions: Conditions | None = None,
+    seed: int = 0,
+    keyed: bool = True,
+    most_replicas: int = 256,
+    slowdowns: Sequence[Slowdown] = (),
+    workload: Workload | None = None,
+) -> Outcome:
+    """Run a policy on a trace.
+
+    Time 0 is the trace's; the plan's replicas are ready then and hold their partitions. Once the last event
+    has entered nothing more is decided, and what is queued is served by the replicas that are there.
+
+    Args:
+        shape: the DAG.
+        allocations: replicas to begin with, and the kinds and batch limits that every later one has.
+        measured: profiles, paths, overhead of a hop.
+        trace: when events enter, from 0 on.
+        scaler: the policy.
+        catalogue: prices.
+        slo_s: beyond it an event is a miss.
+        partitions: of each stage's input topic; None for the paper's shared queues.
+        conditions: delays.
+        seed: of the paths drawn.
+        keyed: see `estimator.station`.
+        most_replicas: of one stage at once.
+        slowdowns: changes of service times, for experiments.
+        workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
+    """
+    conditions = conditions or Conditions()
+    workload = workload or prepare(shape, measured, trace, seed=seed)
+    loop = _Loop(
+        shape,
+        allocations,
+        measured,
+        workload,
+        conditions,
+        partitions=partitions,
+        slo_s=slo_s,
+        keyed=keyed,
+        most_replicas=most_replicas,
+    )
+    steps = loop.run(scaler, slowdowns)
+    return loop.outcome(scaler.name, catalogue, steps)
+
+
+class _Loop:
+    def __init__(
+        self,
+        shape: Shape,
+        allocations: Allocations,
+        measured: PipelineProfile,
+        workload: Workload,
+        conditions: Conditions,
+        *,
+        partitions: Mapping[str, int] | None,
+        slo_s: float,
+        keyed: bool,
+        most_replicas: int,
+    ) -> None:
+        self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
+        self._end_s = float(workload.entry_s[-1]) if len(workload) else 0.0
+        setups, self._crews = [], []
+        for s, name in enumerate(shape.stages):
+            kinds = tuple(Kind(a.hardware, a.max_batch_size) for a in allocations[name])
+            parents = [shape.stages[shape.arrows[a].parent] for a in shape.parents(s)]
+            producers = sum(a.replicas for parent in parents for a in allocations[parent]) or 1
+            setups.append(StageSetup(name, kinds, None if partitions is None else partitions[name], producers))
+        self._setups = setups
+        self._plant = Plant(workload, measured, setups, slo_s=slo_s, most_replicas=most_replicas, keyed=keyed)
+        for s, setup in enumerate(setups):
+            profiles = [measured.profiles[setup.name, kind.hardware] for kind in setup.kinds]
+            crew = Crew(
+                self._plant,
+                s,
+                tuple(p.throughput(k.max_batch_size) for p, k in zip(profiles, setup.kinds, strict=True)),
+                tuple(p.start_up_s if conditions.start_up_s is None else conditions.start_up_s for p in profiles),
+                conditions,
+            )
+            crew.begin({k: a.replicas for k, a in enumerate(allocations[setup.name])})
+            self._crews.append(crew)
+        self.peak = sum(crew.held for crew in self._crews)
+
+    def run(self, scaler: Scaler, slowdowns: Sequence[Slowdown]) -> tuple[Step, ...]:
+        """Decide, period by period, until the last event has entered; then let the queues run empty."""
+        entry_s, delay_s, period_s = self._workload.entry_s, self._conditions.statistics_delay_s, scaler.period_s
+        looks_back = round(delay_s / period_s) if delay_s >= period_s else 0
+        sight = Sight(self._plant, self._crews, looks_back)
+        sight_s = 0.0 if looks_back else delay_s
+        pending = sorted(slowdowns, key=lambda change: change.time_s)
+        steps: list[Step] = []
+        entered = 0
+        for k in range(1, math.ceil(self._end_s / period_s) + 1):
+            now_s = k * period_s
+            while pending and pending[0].time_s < now_s:
+                self._advance(max(pending[0].time_s, self._plant.now_s))
+                self._plant.slow(self._shape.stages.index(pending[0].stage), pending[0].factor)
+                del pending[0]
+            self._advance(now_s - sight_s)
+            sight.look()
+            if sight_s:
+                self._advance(now_s)
+            known = int(np.searchsorted(entry_s, now_s, side="left"))
+            ended = self._plant.tables.ended
+            view = View(
+                now_s,
+                entry_s[entered:known],
+                known,
+                (int(ended[0]), int(ended[1])),
+                sight.reported,
+                sight.earlier,
+            )
+            entered = known
+            wish = scaler.decide(view)
+            if wish is not None:
+                self._apply(wish)
+                steps.append(Step(now_s, wish.replicas, wish.action, wish.reason, wish.detail))
+        while (next_s := min((crew.next_s for crew in self._crews), default=math.inf)) < math.inf:
+            self._advance(next_s)
+        self._plant.advance(math.inf)
+        return tuple(steps)
+
+    def _advance(self, until_s: float) -> None:
+        """Serve the queues up to then, with everything that happens to the replicas in between."""
+        while True:
+            next_s = min([crew.next_s for crew in self._crews])
+            if next_s > until_s:
+                break
+            self._plant.advance(max(next_s, self._plant.now_s))
+            for crew in self._crews:
+                if crew.next_s <= next_s:
+                    crew.happen()
+        self._plant.advance(until_s)
+
+    def _apply(self, wish: Wish) -> None:
+        for crew, setup in zip(self._crews, self._setups, strict=True):
+            wanted = wish.replicas.get(setup.name)
+            if wanted is not None:
+                crew.want({k: wanted[kind.hardware] for k, kind in enumerate(setup.kinds) if kind.hardware in wanted})
+        self.peak = max(self.peak, sum(crew.held for crew in self._crews))
+
+    def outcome(self, policy: str, catalogue: Catalogue, steps: tuple[Step, ...]) -> Outcome:
+        """Everything that the replay gave."""
+        hours: dict[tuple[str, str], float] = {}
+        for crew, setup in zip(self._crews, self._setups, strict=True):
+            for replica in (*crew.gone, *crew.present.values()):
+                left_s = self._end_s if replica.left_s is None else min(replica.left_s, self._end_s)
+                key = (setup.name, setup.kinds[replica.kind].hardware)
+                hours[key] = hours.get(key, 0.0) + max(left_s - replica.asked_s, 0.0) / 3600
+        latency_s = self._plant.tables.latency_s
+        finals = self._shape.finals()
+        reaches = np.max([self._workload.feeds[s].visits for s in finals], axis=0)[self._workload.masks] > 0
+        latency_s[np.isnan(latency_s) & reaches] = math.inf
+        return Outcome(
+            policy=policy,
+            slo_s=self._slo_s,
+            entry_s=self._workload.entry_s,
+            latency_s=latency_s,
+            steps=steps,
+            duration_s=self._end_s,
+            replica_hours=hours,
+            cost=sum(h * catalogue[hardware].price_per_hour for (_, hardware), h in hours.items()),
+            peak_replicas=self.peak,
+            changes=sum(crew.changes for crew in self._crews),
+        )

@@ -1,0 +1,92 @@
+"""What a replay gives: every latency, every step, and what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.estimator.selection import quantile_s
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decision that changed something or told something.
+
+    Args:
+        time_s: since the start of the trace.
+        replicas: wanted from then on, stage → hardware kind → replicas.
+        action: ``scale_up``, ``scale_down``, ``hold`` …
+        reason: from the policy.
+        detail: in words.
+    """
+
+    time_s: float
+    replicas: Mapping[str, Mapping[str, int]]
+    action: str
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """A policy on a trace.
+
+    Args:
+        policy: its name.
+        slo_s: beyond it an event is a miss.
+        entry_s: float64 (events,) when each event entered.
+        latency_s: float64 (events,); NaN for events that end without a sink record, ∞ for those that never ended.
+        steps: in order of time.
+        duration_s: from the start of the trace to its last arrival, over which cost is counted.
+        replica_hours: held, pending and leaving ones included, by (stage, hardware kind).
+        cost: dollars for them.
+        peak_replicas: most held at once, over all stages.
+        changes: how often a stage's replicas were changed.
+    """
+
+    policy: str
+    slo_s: float
+    entry_s: NDArray[np.float64]
+    latency_s: NDArray[np.float64]
+    steps: tuple[Step, ...]
+    duration_s: float
+    replica_hours: Mapping[tuple[str, str], float]
+    cost: float
+    peak_replicas: int
+    changes: int
+
+    @property
+    def cost_per_hour(self) -> float:
+        """Mean dollars per hour."""
+        return self.cost / self.duration_s * 3600 if self.duration_s > 0 else 0.0
+
+    @property
+    def p99_s(self) -> float:
+        """P99 of the latency."""
+        return quantile_s(self.latency_s, 0.99)
+
+    @property
+    def miss_rate(self) -> float:
+        """Share of the events that reach the sink late or never."""
+        known = int(np.count_nonzero(~np.isnan(self.latency_s)))
+        return int(np.count_nonzero(self.latency_s > self.slo_s)) / known if known else 0.0
+
+    def miss_rates(self, bin_s: float = 15.0) -> NDArray[np.float64]:
+        """Miss rate by bin of entry time; NaN for a bin without events."""
+        known = ~np.isnan(self.latency_s)
+        bins = np.floor_divide(self.entry_s, bin_s).astype(np.int64)
+        count = math.ceil(self.duration_s / bin_s) or 1
+        events = np.bincount(bins[known], minlength=count)
+        late = np.bincount(bins[self.latency_s > self.slo_s], minlength=events.size)
+        with np.errstate(invalid="ignore"):
+            rates: NDArray[np.float64] = late / events
+        return rates
+
+    def worst_miss_rate(self, bin_s: float = 15.0) -> float:
+        """The largest miss rate of any bin."""
+        rates = self.miss_rates(bin_s)
+        return float(np.nanmax(rates)) if np.isfinite(rates).any() else 0.0

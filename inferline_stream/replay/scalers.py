@@ -1,0 +1,168 @@
+"""Policies as the loop runs them: the production Tuner, a fixed plan, and rules of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from inferline_stream.calculus.envelope import EnvelopeKernel
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.replay.sight import RATE_SPAN_S, Glimpse, View
+from inferline_stream.tuner.decision import Decision
+from inferline_stream.tuner.observation import Observation, StageObservation, Supply
+from inferline_stream.tuner.state import TunerState
+from inferline_stream.tuner.traffic import Traffic
+
+LEAST_EVENTS = 200
+"""Events below which a visit ratio or service time of late is not told: too few to be one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Replicas wanted from now on, and why.
+
+    Args:
+        replicas: stage → hardware kind → replicas; what is missing stays.
+        action: in one word.
+        reason: in one word.
+        detail: in words.
+    """
+
+    replicas: Mapping[str, Mapping[str, int]]
+    action: str = "scale"
+    reason: str = ""
+    detail: str = ""
+
+
+class Scaler(Protocol):
+    """Decides on replicas, each `period_s`."""
+
+    name: str
+    period_s: float
+
+    def decide(self, view: View) -> Wish | None:
+        """What to change now; None for nothing."""
+
+
+class Fixed:
+    """A plan without a Tuner."""
+
+    def __init__(self, name: str = "no tuner") -> None:
+        self.name = name
+        self.period_s = 60.0
+
+    def decide(self, view: View) -> Wish | None:
+        """Never anything."""
+        return None
+
+
+PureStep = Callable[[TunerState, Observation], tuple[TunerState, Decision | None]]
+
+
+class Tuner:
+    """The production policy: the very function of the live loop, on the very observations.
+
+    Args:
+        name: of the policy.
+        step: `tuner.policy.step` or another of `POLICIES`.
+        state: `initial_state` of the plan.
+        shape: the pipeline's DAG.
+        period_s: how often it decides.
+        kernel: of the envelope.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        step: PureStep,
+        state: TunerState,
+        shape: Shape,
+        *,
+        period_s: float = 0.1,
+        kernel: EnvelopeKernel | None = None,
+    ) -> None:
+        self.name = name
+        self.period_s = period_s
+        self.state = state
+        self._step = step
+        self._traffic = Traffic(state.windows_s, kernel=kernel)
+        self._hardware = {s.name: tuple(kind.hardware for kind in s.kinds) for s in state.basis.stages}
+        self._planned = {s.name: {kind.hardware: kind.throughput for kind in s.kinds} for s in state.basis.stages}
+        self._order = shape.stages
+        self._parents = [tuple(shape.arrows[a].parent for a in shape.parents(s)) for s in range(len(shape.stages))]
+        self._began_s: float | None = None
+
+    def decide(self, view: View) -> Wish | None:
+        """One step of the policy."""
+        self._traffic.add(view.arrivals_s)
+        self.state, decision = self._step(self.state, self.observation(view))
+        if decision is None:
+            return None
+        return Wish(decision.replicas, decision.action.value, decision.reason.value, decision.detail)
+
+    def observation(self, view: View) -> Observation:
+        """What the control plane would see."""
+        now_s = view.time_s
+        began_s = self._began_s = now_s if self._began_s is None else self._began_s
+        return Observation(
+            time_s=now_s,
+            envelope=self._traffic.envelope(now_s),
+            arrival_rate=self._traffic.arrival_rate(now_s),
+            peak_rate=self._traffic.peak_rate(now_s),
+            stages=self._stages(view),
+            arrivals_age_s=0.0,
+            watched_s=now_s - began_s,
+            events=view.ended[0],
+            late_events=view.ended[1],
+            recent=self._traffic.recent(now_s),
+        )
+
+    def _stages(self, view: View) -> dict[str, StageObservation]:
+        ratios = self._visit_ratios(view.now, view.earlier)
+        return {
+            name: self._stage(name, view.time_s, view.now[s], view.earlier[s], ratios[s])
+            for s, name in enumerate(self._order)
+        }
+
+    def _stage(
+        self, name: str, now_s: float, seen: Glimpse, before: Glimpse, visit_ratio: float | None
+    ) -> StageObservation:
+        span_s, ready = seen.time_s - before.time_s, sum(seen.ready)
+        busy_s = seen.busy_s - before.busy_s
+        drift = (seen.nominal_s - before.nominal_s) / busy_s if busy_s > 0 else 1.0
+        measured = seen.completed - before.completed >= LEAST_EVENTS and abs(drift - 1) > 1e-9
+        planned = self._planned[name]
+        return StageObservation(
+            {
+                hardware: Supply(ready_k, pending_k, planned[hardware] * drift if measured else None)
+                for hardware, ready_k, pending_k in zip(self._hardware[name], seen.ready, seen.pending, strict=True)
+            },
+            now_s - seen.time_s,
+            visit_ratio,
+            seen.lags,
+            (),
+            0.0 if seen.oldest_s is None else seen.time_s - seen.oldest_s,
+            min(busy_s / (span_s * ready), 1.0) if span_s > 0 and ready else None,
+        )
+
+    def _visit_ratios(self, now: Sequence[Glimpse], before: Sequence[Glimpse]) -> list[float | None]:
+        """Visits per event of late: shares of the arrows taken, multiplied along the way.
+
+        Arrivals at a stage over arrivals at the pipeline would mistake a backlog upstream for a shift.
+        """
+        ratios: list[float | None] = []
+        for s, parents in enumerate(self._parents):
+            if not parents:
+                ratios.append(1.0)
+                continue
+            parent = parents[0]
+            above, left = ratios[parent], now[parent].completed - before[parent].completed
+            if len(parents) > 1 or above is None or left < LEAST_EVENTS:
+                ratios.append(None)
+            else:
+                ratios.append(above * (now[s].arrived - before[s].arrived) / left)
+        return ratios
+
+
+__all__ = ["LEAST_EVENTS", "RATE_SPAN_S", "Fixed", "PureStep", "Scaler", "Tuner", "Wish"]
