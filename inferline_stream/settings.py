@@ -39,6 +39,12 @@ class Settings:
     drain_timeout_s: float = 30.0
     """Longest a stopping run waits for the last events."""
 
+    batch_deadline_s: float = 60.0
+    """Longest a stage may take for one batch: a replica that hangs is given up, and says so."""
+
+    offsets_check_s: float = 5.0
+    """How often a replica looks whether somebody else has overwritten its committed offsets."""
+
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """Settings with `INFERLINE_<NAME>` applied, e.g. ``INFERLINE_TUNER_STEP_S=0.05``.

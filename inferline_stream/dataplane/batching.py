@@ -36,6 +36,10 @@ class Backlog(Generic[T]):
         """Bytes that wait in one partition."""
         return self._sizes.get(partition, 0)
 
+    def larger_than(self, limit_bytes: float) -> frozenset[int]:
+        """Partitions with more bytes waiting."""
+        return frozenset(partition for partition, size in self._sizes.items() if size > limit_bytes)
+
     def add(self, partition: int, event: T) -> None:
         """Append to a partition's queue."""
         queue = self._queues.get(partition)

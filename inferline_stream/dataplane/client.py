@@ -7,21 +7,25 @@ resume. The assignments topic is read by the same consumer, so that a grant ends
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
+    CommitFailedError,
     ConsumerStoppedError,
     CorruptRecordException,
+    InvalidProducerEpoch,
     KafkaConnectionError,
     KafkaError,
     OffsetOutOfRangeError,
+    ProducerFenced,
 )
 
 from inferline_stream.dataplane.headers import Header
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import InferlineError, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +35,23 @@ PRODUCE_BATCH_BYTES = 512 * 1024
 MAX_RECORD_BYTES = 1_000_000
 """Larger records are dead letters: Kafka refuses batches above `max.message.bytes`, 1,048,588 by default."""
 
+TRANSACTION_TIMEOUT_MS = 15_000
+"""A transaction holds sends only, never the stage's work. What a dead replica left open hides what comes after it
+from readers for at most this long, if nobody fences it before."""
+
+STOP_TIMEOUT_S = 2.0
+"""Longest wait for connections to close."""
+
 ONE_BROKER_WAIT_S = 0.5
 """Longest fetch wait where every partition lives on the broker of the assignments topic: a grant ends it anyway."""
+
+
+class Fenced(InferlineError):
+    """Another producer has initialised this transactional id: whatever this one does from now on is void."""
+
+
+class KafkaFailed(InferlineError):
+    """Kafka refuses something for good, so that trying again is no use."""
 
 
 class Message(NamedTuple):
@@ -79,6 +98,7 @@ class StageReader:
         partition_bytes: int = 512 * 1024,
     ) -> None:
         self._topic = topic
+        self._group = group
         self._control = TopicPartition(assignments, 0)
         self._fetch_wait_s = fetch_wait_s
         self._held: set[int] = set()
@@ -122,7 +142,7 @@ class StageReader:
 
     async def stop(self) -> None:
         """Close the connections."""
-        await self._consumer.stop()
+        await _stopped(self._consumer.stop())
 
     async def fetch(self, full: Collection[int], wait_s: float) -> Fetched:
         """Wait for records, except of partitions that are full.
@@ -173,12 +193,28 @@ class StageReader:
         return {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
 
     async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> None:
-        """Commit to the group; tries again for as long as the error is one that may pass."""
-        await self._consumer.commit({TopicPartition(self._topic, p): entry for p, entry in offsets.items()})
+        """Commit to the group; tries again for as long as the error is one that may pass.
+
+        Raises:
+            KafkaFailed: the group has live members of another kind, or refuses us.
+        """
+        try:
+            await self._consumer.commit({TopicPartition(self._topic, p): entry for p, entry in offsets.items()})
+        except CommitFailedError as error:
+            raise KafkaFailed(
+                f"group {self._group} has members that subscribe to it; they and replicas must not share a group"
+            ) from error
+        except KafkaError as error:
+            raise KafkaFailed(f"group {self._group} refuses a commit: {error!r}") from error
 
     async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
         """Lowest offset that Kafka still has."""
         found = await self._consumer.beginning_offsets([TopicPartition(self._topic, p) for p in partitions])
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """End offset now."""
+        found = await self._consumer.end_offsets([TopicPartition(self._topic, p) for p in partitions])
         return {tp.partition: offset for tp, offset in found.items()}
 
     async def control_end(self) -> int:
@@ -222,7 +258,7 @@ class StageSender:
             enable_idempotence=True,
             max_batch_size=PRODUCE_BATCH_BYTES,
             transactional_id=transactional_id,
-            transaction_timeout_ms=60_000,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         )
         self.transactional = transactional_id is not None
 
@@ -232,42 +268,48 @@ class StageSender:
 
     async def stop(self) -> None:
         """Close the connections, what was sent first."""
-        await self._producer.stop()
+        await _stopped(self._producer.stop())
 
     async def partitions_of(self, topic: str) -> int:
         """Partitions of a topic, which must exist."""
         return len(await self._producer.partitions_for(topic))
 
     async def send(self, outgoing: Outgoing) -> None:
-        """Send records and wait until Kafka has acknowledged every one."""
+        """Send records and wait until Kafka has acknowledged every one.
+
+        Raises:
+            Fenced: a successor has taken this producer's id.
+            KafkaFailed: Kafka refuses a record.
+        """
         acknowledged = []
-        for (topic, partition), messages in outgoing.items():
-            batch = self._producer.create_batch()
-            for key, value, headers, timestamp_ms in messages:
-                if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
-                    acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
-                    batch = self._producer.create_batch()
-                    batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
-            batch.close()
-            acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
-        for acknowledgement in acknowledged:
-            await acknowledgement
+        with _translated("a record"):
+            for (topic, partition), messages in outgoing.items():
+                batch = self._producer.create_batch()
+                for key, value, headers, timestamp_ms in messages:
+                    if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
+                        acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+                        batch = self._producer.create_batch()
+                        batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
+                batch.close()
+                acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+            for acknowledgement in acknowledged:
+                await acknowledgement
 
     async def begin(self) -> None:
         """Begin a transaction."""
-        await self._producer.begin_transaction()
+        with _translated("a transaction"):
+            await self._producer.begin_transaction()
 
-    async def send_offsets(self, offsets: Mapping[TopicPartition, tuple[int, str]], group: str) -> None:
-        """Make a group's offsets part of the transaction."""
-        await self._producer.send_offsets_to_transaction(offsets, group)
+    async def commit(self, offsets: Mapping[TopicPartition, tuple[int, str]], group: str) -> None:
+        """Make a group's offsets part of the transaction, and commit it.
 
-    async def commit(self) -> None:
-        """Commit the transaction."""
-        await self._producer.commit_transaction()
-
-    async def abort(self) -> None:
-        """Abort the transaction."""
-        await self._producer.abort_transaction()
+        Raises:
+            Fenced: a successor has taken this producer's id.
+        """
+        with _translated("a transaction"):
+            if offsets:
+                await self._producer.send_offsets_to_transaction(offsets, group)
+            await self._producer.commit_transaction()
 
 
 class ReportSender:
@@ -289,7 +331,7 @@ class ReportSender:
 
     async def stop(self) -> None:
         """Close the connection."""
-        await self._producer.stop()
+        await _stopped(self._producer.stop())
 
     async def send(self, report: bytes) -> bool:
         """Send one report; whether Kafka acknowledged it."""
@@ -299,6 +341,26 @@ class ReportSender:
             logger.warning("report was not acknowledged: %s", error)
             return False
         return True
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """aiokafka's errors as ours."""
+    try:
+        yield
+    except (ProducerFenced, InvalidProducerEpoch) as error:
+        raise Fenced("fenced: a successor has taken over") from error
+    except KafkaError as error:
+        raise KafkaFailed(f"Kafka refuses {what}: {error!r}") from error
+
+
+async def _stopped(stopping: Awaitable[None]) -> None:
+    """Close a client whose broker may be gone."""
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await stopping
+    except (TimeoutError, KafkaError) as error:
+        logger.warning("a connection could not be closed in order: %r", error)
 
 
 async def _started(client: AIOKafkaConsumer | AIOKafkaProducer, timeout_s: float) -> None:

@@ -12,6 +12,13 @@ from inferline_stream.dataplane.offsets import Committed, Completion, encode_met
 
 LIVE, RELEASING, LOST = "live", "releasing", "lost"
 
+POISON_AFTER = 4
+"""Owners that die with the same event under way, in a row, before it is poison: two with it in their batch, two with
+it alone. A replica that is killed for other reasons would have to be killed four times at the same event."""
+
+CAREFUL_AFTER = 2
+"""Deaths after which the events of the suspected batch are run one at a time."""
+
 
 class Holding:
     """One partition from its grant to its release.
@@ -21,35 +28,87 @@ class Holding:
 
     Args:
         partition: of the stage's input topic.
-        committed: where the group stands.
+        found: what the group knew at the grant. Where the owner before died, its last batch is suspected: offsets
+            below `suspects_end`.
+        suspects_end: one past the last offset that the owner before may have had under way.
         join: the join's state, for a stage with several parents.
     """
 
-    __slots__ = ("_committed", "completion", "halted", "in_flight", "join", "partition", "state")
+    __slots__ = (
+        "_committed",
+        "_mark",
+        "attempts",
+        "completion",
+        "confirmed",
+        "halted",
+        "in_flight",
+        "join",
+        "opened",
+        "partition",
+        "state",
+        "suspects_end",
+    )
 
-    def __init__(self, partition: int, committed: Committed, join: Join | None = None) -> None:
+    def __init__(self, partition: int, found: Committed, suspects_end: int = 0, join: Join | None = None) -> None:
         self.partition = partition
-        self.completion = Completion(committed)
+        self.completion = Completion(found)
         self.join = join
         self.in_flight = 0
         self.state = LIVE
         self.halted = ""
-        self._committed = (committed.offset, encode_metadata(committed))
+        self.opened = False
+        self.confirmed = True
+        self.attempts = found.attempts + found.under_way
+        self.suspects_end = found.attempt_end or (suspects_end if found.under_way else 0)
+        self._mark = (found.attempts, found.attempt_end)
+        self._committed: tuple[int, str] | None = (found.offset, encode_metadata(found))
+
+    @property
+    def suspected(self) -> bool:
+        """Whether an event under way when an owner died is still to be done."""
+        return self.suspects_end > self.completion.watermark
+
+    @property
+    def careful(self) -> bool:
+        """Whether events are to be run one at a time."""
+        return self.attempts >= CAREFUL_AFTER and self.suspected
+
+    def suspects(self, event: Event) -> bool:
+        """Whether this event may have killed an owner."""
+        return event.offsets[-1] < self.suspects_end
+
+    def poisoned(self, event: Event) -> bool:
+        """Whether this event has killed so many owners that it is not to be tried again."""
+        return self.attempts >= POISON_AFTER and event.offsets[-1] + 1 == self.suspects_end
+
+    def attempt(self, event: Event) -> None:
+        """A batch that ends with this event begins; commits tell so until it is done."""
+        self._mark = (self.attempts, event.offsets[-1] + 1)
+
+    def entry(self) -> tuple[int, str]:
+        """Offset and metadata as they are now."""
+        attempts, attempt_end = self._mark
+        committed = self.completion.committed(
+            under_way=self.state == LIVE or self.in_flight > 0, attempts=attempts, attempt_end=attempt_end
+        )
+        return committed.offset, encode_metadata(committed)
 
     def to_commit(self) -> tuple[int, str] | None:
         """Offset and metadata to commit; None where the group knows them already."""
-        committed = self.completion.committed()
-        entry = (committed.offset, encode_metadata(committed))
+        entry = self.entry()
         return None if entry == self._committed else entry
 
     def was_committed(self, entry: tuple[int, str]) -> None:
         """Kafka has acknowledged a commit."""
         self._committed = entry
+        self.opened = True
 
-    @property
-    def committed(self) -> tuple[int, str]:
-        """The last commit that Kafka acknowledged, or what was found at the grant."""
-        return self._committed
+    def found_committed(self, entry: tuple[int, str] | None) -> bool:
+        """Compare with what the group says; where it differs, somebody else wrote, and we commit again."""
+        if entry == self._committed:
+            return True
+        self._committed = None
+        return False
 
 
 class Event(msgspec.Struct, gc=False):
@@ -57,7 +116,7 @@ class Event(msgspec.Struct, gc=False):
 
     holding: Holding
     offsets: tuple[int, ...]
-    """Of its record; of every part, for a join."""
+    """Of its record; of every part, for a join, in order of arrival."""
     event_id: bytes
     entry_us: int
     """When it entered the pipeline, µs since the epoch."""

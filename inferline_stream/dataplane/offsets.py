@@ -31,12 +31,15 @@ class Committed:
     Args:
         offset: lowest offset that is not complete.
         runs: complete offsets above it, ascending, apart from each other.
-        attempts: how often in a row an owner died in the batch that was under way here (see `poison`).
-        attempt_end: one past the last offset of that batch.
+        under_way: an owner works on the partition; it says so before its first batch and takes it back at its release,
+            so whoever finds it at a grant knows that the owner before died.
+        attempts: how often in a row owners have died with the event before `attempt_end` in their batch.
+        attempt_end: one past the last offset of the suspected batch that is under way.
     """
 
     offset: int
     runs: tuple[Run, ...] = ()
+    under_way: bool = False
     attempts: int = 0
     attempt_end: int = 0
 
@@ -47,6 +50,8 @@ def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTE
     Runs beyond the limit are left out, highest first: their events would then be processed again by the next owner.
     """
     fields = [_MARK]
+    if committed.under_way:
+        fields.append("u")
     if committed.attempts:
         fields.append(f"a={committed.attempts},{committed.attempt_end - committed.offset}")
     if committed.runs:
@@ -69,7 +74,7 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
             runs = _from_lengths(offset, _unarmoured(found.get("r", "")))
     except (ValueError, binascii.Error, IndexError):
         return Committed(offset)
-    return Committed(offset, runs, attempts, offset + length if attempts else 0)
+    return Committed(offset, runs, "u" in fields, attempts, offset + length if attempts else 0)
 
 
 class Completion:
@@ -144,9 +149,12 @@ class Completion:
                 runs.append((previous + 1, self._position))
         return _merged(sorted(runs), self.watermark)
 
-    def committed(self, attempts: int = 0, attempt_end: int = 0) -> Committed:
-        """What to commit now."""
-        return Committed(self.watermark, self.runs(), attempts, attempt_end)
+    def committed(self, *, under_way: bool = False, attempts: int = 0, attempt_end: int = 0) -> Committed:
+        """What to commit now. An attempt that the watermark has passed is over."""
+        watermark = self.watermark
+        if attempt_end <= watermark:
+            attempts = attempt_end = 0
+        return Committed(watermark, self.runs(), under_way, attempts, attempt_end)
 
 
 def _merged(runs: Iterable[Run], above: int) -> tuple[Run, ...]:

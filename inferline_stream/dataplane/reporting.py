@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -57,56 +58,50 @@ class Reporting:
     Args:
         report: counters and phase, updated in place by those who count.
         send: sends one encoded report; whether it was acknowledged.
-        held: partitions held and the next offset to commit of each.
         lease: renewed by every acknowledged report.
         heartbeat_s: longest time between reports.
     """
 
     def __init__(
-        self,
-        report: ReplicaReport,
-        send: Callable[[bytes], Awaitable[bool]],
-        held: Callable[[], dict[int, int]],
-        lease: Lease,
-        heartbeat_s: float,
+        self, report: ReplicaReport, send: Callable[[bytes], Awaitable[bool]], lease: Lease, heartbeat_s: float
     ) -> None:
-        self.report = report
+        self._report = report
         self._send = send
-        self._held = held
         self._lease = lease
         self._heartbeat_s = heartbeat_s
         self._touched = asyncio.Event()
-        self._sending = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
 
     def touch(self) -> None:
         """Something changed that the controller waits for."""
         self._touched.set()
 
-    async def now(self, phase: ReplicaPhase | None = None, reason: str = "") -> bool:
-        """Report and wait for the acknowledgement."""
-        async with self._sending:
-            self._touched.clear()
-            report = self.report
+    async def now(self, held: dict[int, int], phase: ReplicaPhase | None = None, reason: str = "") -> bool:
+        """Report; whether it was acknowledged."""
+        async with self._one_at_a_time:
+            report = self._report
             report.phase = phase or report.phase
             report.reason = reason or report.reason
             report.report += 1
-            report.held = self._held()
+            report.held = held
             sent_s = self._lease.now_s()
             acknowledged = await self._send(encode(report))
             if acknowledged:
                 self._lease.renew(sent_s)
             return acknowledged
 
-    async def run(self, renewed: Callable[[], None]) -> None:
-        """Report for ever; `renewed` is called after each acknowledged report."""
+    async def run(self, held: Callable[[], dict[int, int]]) -> None:
+        """Report for ever.
+
+        Args:
+            held: partitions held and the next offset to commit of each.
+        """
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._touched.wait()
-            except TimeoutError:
-                pass
-            if await self.now():
-                renewed()
+            self._touched.clear()
+            await self.now(held())
 
 
 def count_batch(report: ReplicaReport, batch_size: int, service_s: float) -> None:

@@ -35,6 +35,10 @@ class Names:
         """Consumer group of a stage."""
         return f"{self.prefix}{self.pipeline}.{stage}"
 
+    def transactional_id(self, replica: str) -> str:
+        """Of a replica's producer where results are exactly once; whoever initialises it fences the replica."""
+        return f"{self.prefix}{self.pipeline}.{replica}"
+
     @property
     def assignments(self) -> str:
         """Compacted topic: leadership and which replica holds which partition."""

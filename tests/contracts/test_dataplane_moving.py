@@ -253,7 +253,7 @@ async def test_a_suspended_replica_wakes_without_its_lease_and_adds_at_most_what
 
 
 async def test_a_lapsed_lease_is_regained_without_a_controller(kafka, passing):
-    short = {"lease_s": 0.4, "heartbeat_s": 0.1}
+    short = {"lease_s": 0.4, "heartbeat_s": 0.1, "dead_after_s": 0.6}
     async with Director(kafka.bootstrap_servers, passing, partitions={"work": 2}, settings=short) as director:
         replica = await director.start("work")
         await director.assign(replica, range(2))
@@ -326,10 +326,10 @@ async def test_expired_events_are_dropped_or_dead_lettered_where_asked(kafka, pa
     async with Director(kafka.bootstrap_servers, passing, partitions={"work": 1}, on_expired="dlq") as director:
         topic = director.names.topic("in")
         old_ms = round(time.time() * 1000) - 10_000
-        await director.producer.send_and_wait(topic, b"old", timestamp_ms=old_ms)
-        await director.producer.send_and_wait(topic, b"new")
         replica = await director.start("work")
         await director.assign(replica, [0])
+        await director.producer.send_and_wait(topic, b"old", timestamp_ms=old_ms)
+        await director.producer.send_and_wait(topic, b"new")
         await director.caught_up()
         assert [r.value for r in await results(director)] == [b"new"]
         (completed,) = await director.read(director.names.completed)

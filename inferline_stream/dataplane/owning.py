@@ -1,0 +1,341 @@
+"""Which partitions a replica holds: granted, released, dropped when the lease expires, committed.
+
+Everything is level-triggered: an assignment says all that is to be held, and every step compares that with what is
+held now. Grants happen between two fetches; a release waits for the batches in flight, then for their commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from inferline_stream.dataplane.client import StageReader
+from inferline_stream.dataplane.holding import LIVE, LOST, RELEASING, Event, Holding
+from inferline_stream.dataplane.join import Join
+from inferline_stream.dataplane.offsets import decode_metadata
+from inferline_stream.dataplane.protocol import Assignment, ReplicaReport
+from inferline_stream.dataplane.reporting import Lease
+from inferline_stream.dataplane.wiring import Wiring
+from inferline_stream.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+JOIN_AGE_S = 600.0
+"""Longest that a part of a join waits for the rest; older events become dead letters."""
+
+JOIN_RECALL_RECORDS = 1000
+"""A join's new owner reads this many records before the committed offset again, to know finished events by id."""
+
+SUSPECT_BATCHES = 6
+"""Batches that a replica may have under way: computing, waiting to be sent, being sent."""
+
+RECOMMIT_S = 24 * 3600.0
+"""Kafka forgets offsets that no member and no commit has touched for days (`offsets.retention.minutes`)."""
+
+
+class Owning:
+    """A replica's partitions.
+
+    Args:
+        wiring: the replica's stage.
+        reader: seeks, resumes and pauses partitions; reads and writes committed offsets.
+        lease: without it nothing is begun and nothing committed.
+        report: handovers are counted there.
+        settings: how long a lapse lasts, how often committed offsets are checked.
+        max_batch_size: until the first assignment.
+        touch: called when the controller should hear of a change at once.
+        dropped: called with a partition whose waiting events are to be forgotten.
+        exactly_once: commits are made in the sender's transactions, not here.
+    """
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        reader: StageReader,
+        lease: Lease,
+        report: ReplicaReport,
+        settings: Settings,
+        *,
+        max_batch_size: int,
+        touch: Callable[[], None],
+        dropped: Callable[[int], object],
+        exactly_once: bool,
+    ) -> None:
+        self._wiring = wiring
+        self._reader = reader
+        self._lease = lease
+        self._report = report
+        self._settings = settings
+        self._touch = touch
+        self._dropped = dropped
+        self._exactly_once = exactly_once
+        self.assignment = Assignment(
+            replica=report.replica,
+            stage=report.stage,
+            term=-1,
+            sequence=0,
+            partitions=(),
+            max_batch_size=max_batch_size,
+        )
+        self.holdings: dict[int, Holding] = {}
+        self.leaving = ""
+        self.gone = asyncio.Event()
+        self.commit_wanted = asyncio.Event()
+        self.dropped_all = asyncio.Event()
+        self._committed = asyncio.Event()
+        self._lapsed_sequence: int | None = None
+        self._regain_at_s = 0.0
+
+    # What is wanted
+
+    def follow(self, assignment: Assignment) -> None:
+        """Follow an assignment, unless a newer one was followed before."""
+        if (assignment.term, assignment.sequence) <= (self.assignment.term, self.assignment.sequence):
+            return
+        self.assignment = assignment
+        self._report.sequence = assignment.sequence
+        if assignment.drain:
+            self.leave("drained")
+        if self._lapsed_sequence is not None and self._lease.valid():
+            self._lapsed_sequence = None  # written after the controller knew that we hold nothing
+        self.reconcile()
+        self._touch()
+
+    def leave(self, why: str) -> None:
+        """Release everything; `gone` is set when that is done."""
+        if not self.leaving:
+            logger.info("replica %s leaves: %s", self._report.replica, why)
+            self.leaving = why
+            self._report.phase = "draining"
+            self._touch()
+            self.reconcile()
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether the lease has expired and nothing was assigned anew since."""
+        return self._lapsed_sequence is not None
+
+    def held(self) -> dict[int, int]:
+        """Partition → next offset to commit, of every partition not yet released; -1 before it is known."""
+        held = dict.fromkeys(self._wanted(), -1)
+        held.update((partition, holding.completion.watermark) for partition, holding in self.holdings.items())
+        return held
+
+    def _wanted(self) -> frozenset[int]:
+        return frozenset() if self.leaving or self.lapsed else frozenset(self.assignment.partitions)
+
+    # Release
+
+    def reconcile(self) -> None:
+        """Stop reading what is not wanted any more."""
+        wanted = self._wanted()
+        for partition, holding in self.holdings.items():
+            if partition not in wanted and holding.state == LIVE:
+                self._reader.release([partition])
+                self._dropped(partition)
+                holding.state = RELEASING
+                holding.confirmed = not self._exactly_once
+                self.commit_wanted.set()
+        self.settle()
+
+    def settle(self) -> None:
+        """Let go of partitions whose last batch is committed."""
+        done = [
+            partition
+            for partition, holding in self.holdings.items()
+            if holding.state == RELEASING and not holding.in_flight and holding.confirmed
+            and (holding.to_commit() is None or holding.halted)
+        ]  # fmt: skip
+        for partition in done:
+            self.holdings.pop(partition).state = LOST
+            self._report.handovers += 1
+        if done:
+            self._touch()
+        if self.leaving and not self.holdings:
+            self.gone.set()
+
+    # Grant
+
+    async def grant(self) -> None:
+        """Take up partitions that are wanted and not held, from the offsets that their group has committed."""
+        new = self._wanted() - self.holdings.keys()
+        if not new:
+            return
+        began_s = time.monotonic()
+        self._reader.suspend()
+        positions: dict[int, int] = {}
+        try:
+            committed = await self._reader.committed(new)
+            under_way = {p for p, entry in committed.items() if decode_metadata(*entry).under_way}
+            ends = await self._reader.ends(under_way) if under_way else {}
+            begins = await self._reader.beginnings(new) if self._recalls() else {}
+            for partition in sorted(new & self._wanted()):
+                offset = self._hold(partition, committed.get(partition), ends.get(partition, 0))
+                if offset is not None:
+                    recalled = max(begins[partition], offset - JOIN_RECALL_RECORDS) if begins else offset
+                    positions[partition] = min(offset, recalled)
+        finally:
+            self._reader.hold(positions)
+        self._report.handover_stall_s += time.monotonic() - began_s
+        self.commit_wanted.set()
+        self._touch()
+
+    def _recalls(self) -> bool:
+        """Whether parts may arrive twice, so that a new owner must know which events were finished."""
+        return self._wiring.is_join and not self._exactly_once
+
+    def _hold(self, partition: int, entry: tuple[int, str] | None, end: int) -> int | None:
+        """Hold one partition; returns where to read on, None if that is unknown."""
+        join = Join(self._wiring.parents, remember_s=JOIN_AGE_S) if self._wiring.is_join else None
+        found = decode_metadata(*(entry or (0, "")))
+        reach = end
+        if join is None:  # a join's events may be of any age
+            reach = min(end, found.offset + SUSPECT_BATCHES * self.assignment.max_batch_size)
+        holding = self.holdings[partition] = Holding(partition, found, reach, join)
+        if entry is None:
+            self.halt(holding, "its group has committed no offset")
+            return None
+        if holding.suspected:
+            logger.warning(
+                "the last owner of %s/%d died; its last batch is suspected (%d deaths so far)",
+                self._wiring.input_topic, partition, holding.attempts,
+            )  # fmt: skip
+        return found.offset
+
+    def halt(self, holding: Holding, why: str) -> None:
+        """Stop reading a partition: reading on anywhere else would lose events silently."""
+        holding.halted = why
+        self._reader.release([holding.partition])
+        self._dropped(holding.partition)
+        self._report.reason = (
+            f"{self._wiring.input_topic}/{holding.partition} is halted: {why}; "
+            f"set an offset of group {self._wiring.group} and restart the replica"
+        )
+        logger.error("%s", self._report.reason)
+        self._touch()
+
+    # Lease
+
+    async def watch_lease(self) -> None:
+        """Drop everything as soon as the lease has expired."""
+        while True:
+            left_s = self._lease.left_s
+            if left_s <= 0:
+                self.lapse()
+            await asyncio.sleep(max(left_s, 0.05))
+
+    def lapse(self) -> None:
+        """The lease has expired, and others may own everything: drop it all and commit nothing."""
+        if self.lapsed:
+            return
+        self._lapsed_sequence, self._regain_at_s = self.assignment.sequence, 0.0
+        logger.warning("replica %s: lease expired, %d partitions dropped", self._report.replica, len(self.holdings))
+        self._reader.release(list(self.holdings))
+        for partition, holding in self.holdings.items():
+            holding.state = LOST
+            self._dropped(partition)
+        self.holdings.clear()
+        self.dropped_all.set()
+        self._committed.set()
+        self.settle()
+
+    def regain(self) -> None:
+        """Follow the old assignment again, if no controller has answered our return for so long that there is none.
+
+        A living controller that hears of a replica without partitions writes its assignment anew, or tells it to
+        leave; waiting for that, we never work beside a new owner.
+        """
+        if not self.lapsed or not self._lease.valid():
+            self._regain_at_s = 0.0
+            return
+        now_s = self._lease.now_s()
+        if not self._regain_at_s:
+            self._regain_at_s = now_s + self._settings.dead_after_s
+        elif now_s >= self._regain_at_s:
+            logger.warning("replica %s: no controller answers, its old assignment stands", self._report.replica)
+            self._lapsed_sequence = None
+            self._touch()
+
+    # Commit
+
+    def to_commit(self) -> dict[int, tuple[int, str]]:
+        """Offset and metadata of every partition whose group does not know them yet."""
+        holdings = self.holdings.values()
+        return {h.partition: entry for h in holdings if not h.halted and (entry := h.to_commit()) is not None}
+
+    def was_committed(self, entries: dict[int, tuple[int, str]]) -> None:
+        """Kafka has acknowledged a commit."""
+        for partition, entry in entries.items():
+            if partition in self.holdings:
+                self.holdings[partition].was_committed(entry)
+        self._committed.set()
+
+    async def durable(self, batch: Iterable[Event]) -> None:
+        """Wait until the group knows that somebody works on these partitions, and what is attempted if they are
+        suspected: should the batch kill this replica, the next owner will know.
+        """
+        last = {event.holding: event for event in batch}  # partitions are in order, so the last is the highest
+        waiting = set()
+        for holding, event in last.items():
+            if holding.suspects(event):
+                holding.attempt(event)
+            if not holding.opened or holding.suspects(event):
+                waiting.add(holding)
+        while waiting:
+            self._committed.clear()
+            self.commit_wanted.set()
+            waiting = {h for h in waiting if h.state != LOST and (not h.opened or h.to_commit() is not None)}
+            if waiting:
+                await self._committed.wait()
+
+    async def commit(self) -> None:
+        """Commit for ever, one request at a time; what completes in the meantime goes into the next one."""
+        recommit_at_s = time.monotonic() + RECOMMIT_S
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.offsets_check_s):
+                    await self.commit_wanted.wait()
+            except TimeoutError:
+                await self._check(everything=time.monotonic() > recommit_at_s)
+                if time.monotonic() > recommit_at_s:
+                    recommit_at_s = time.monotonic() + RECOMMIT_S
+            self.commit_wanted.clear()
+            entries = self.to_commit()
+            if entries and self._lease.valid():
+                try:
+                    async with asyncio.timeout(self._lease.left_s):
+                        await self._reader.commit(entries)
+                except TimeoutError:
+                    self.commit_wanted.set()
+                    continue
+                self.was_committed(entries)
+            self.settle()
+
+    async def _check(self, *, everything: bool) -> None:
+        """Commit again what somebody else has overwritten (a zombie that woke up), and all of it now and then."""
+        holdings = [h for h in self.holdings.values() if h.state == LIVE and not h.halted and h.opened]
+        if not holdings or not self._lease.valid():
+            return
+        try:
+            async with asyncio.timeout(self._lease.left_s):
+                found = await self._reader.committed(h.partition for h in holdings)
+        except TimeoutError:
+            return
+        for holding in holdings:
+            if not holding.found_committed(None if everything else found.get(holding.partition)) and not everything:
+                logger.warning(
+                    "%s/%d: somebody else committed %s; overwritten",
+                    self._wiring.input_topic, holding.partition, found.get(holding.partition),
+                )  # fmt: skip
+
+    async def confirm(self) -> None:
+        """After a transaction: wait until the offsets of partitions to be released can be read by others."""
+        releasing = [h for h in self.holdings.values() if h.state == RELEASING and not h.in_flight and not h.halted]
+        for holding in releasing:
+            expected = {holding.partition: holding.entry()}
+            while await self._reader.committed([holding.partition]) != expected:  # noqa: ASYNC110  no event tells
+                await asyncio.sleep(0.002)
+            holding.confirmed = True
+        self.settle()
