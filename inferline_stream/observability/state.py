@@ -151,3 +151,5 @@ class PipelineState:
     """Share of the handover budget that is left; None where no budget is kept."""
     term: int = 0
     """Term of the leading controller."""
+    coarse_peak_per_hour: float | None = None
+    """What replicating the pipeline as one unit, sized for its peak, would cost (InferLine's CG-Peak)."""

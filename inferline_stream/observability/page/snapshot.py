@@ -1,0 +1,81 @@
+"""The pipeline's state as the JSON that the page draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from inferline_stream.observability.state import PipelineState
+
+Arrows = Sequence[tuple[str, str, bool]]
+"""Edges of the DAG: (parent, child, conditional)."""
+
+DECISIONS_SHOWN = 100
+
+_encoder = msgspec.json.Encoder()
+
+
+def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
+    """One update of the page, as JSON in one line."""
+    counted = sum(state.latency.counts)
+    late = sum(state.latency.counts[state.latency.bounds_s.index(state.slo_s) + 1 :])
+    lost = sum(stage.dead_lettered + stage.expired for stage in state.stages)
+    return _encoder.encode(
+        {
+            "time_s": state.time_s,
+            "pipeline": state.pipeline,
+            "slo_s": state.slo_s,
+            "objective": state.objective,
+            "predicted_p99_s": state.predicted_p99_s,
+            "recent_p50_s": state.recent_p50_s,
+            "recent_p99_s": state.recent_p99_s,
+            "p50_s": state.latency.quantile_s(0.5),
+            "p95_s": state.latency.quantile_s(0.95),
+            "p99_s": state.latency.quantile_s(0.99),
+            "slo_events": counted + lost,
+            "slo_missed": late + lost,
+            "arrival_rate": state.arrival_rate,
+            "events_in": state.events_in,
+            "events_out": state.events_out,
+            "cost_per_hour": state.cost_per_hour,
+            "cost": state.cost,
+            "coarse_peak_per_hour": state.coarse_peak_per_hour,
+            "paused": state.paused,
+            "plan_feasible": state.plan_feasible,
+            "plan_algorithm": state.plan_algorithm,
+            "input_age_s": state.input_age_s,
+            "envelope": [[w.window_s, w.live, w.planned] for w in state.envelope],
+            "arrows": arrows,
+            "stages": [
+                {
+                    "name": stage.name,
+                    "replicas": [[c.hardware, c.planned, c.wanted, c.ready, c.pending] for c in stage.replicas],
+                    "max_batch_size": stage.max_batch_size,
+                    "mean_batch_size": stage.mean_batch_size,
+                    "arrival_rate": stage.arrival_rate,
+                    "utilization": stage.utilization,
+                    "wait_s": stage.wait_s,
+                    "service_time_s": stage.service_time_s,
+                    "lag_s": stage.lag_s,
+                    "lags": stage.partition_lags,
+                    "stuck": stage.stuck_partitions,
+                    "limit": stage.limit,
+                    "dead_lettered": stage.dead_lettered,
+                    "restarts": stage.restarts,
+                }
+                for stage in state.stages
+            ],
+            "decisions": [
+                {
+                    "time_s": d.time_s,
+                    "action": d.action,
+                    "reason": d.reason,
+                    "detail": d.detail,
+                    "replicas": d.replicas,
+                    "applied": d.applied,
+                }
+                for d in state.decisions[-DECISIONS_SHOWN:]
+            ],
+        }
+    )
