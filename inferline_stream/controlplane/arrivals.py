@@ -43,8 +43,10 @@ class LogGrowth:
                 nothing; a partition that was added counts from 0.
         """
         before, since_s = self._ends, self._time_s
+        if before is not None and time_s <= since_s:
+            return np.empty(0)  # the clock has not ticked yet: the next sample counts what came
         self._ends, self._time_s = tuple(ends), time_s
-        if before is None or time_s <= since_s:
+        if before is None:
             self.watched_since_s = time_s
             return np.empty(0)
         if time_s - since_s > self._gap_s:

@@ -89,6 +89,7 @@ class Controller:
     _samples: int = 0
     _first_ends: dict[str, int] = field(default_factory=dict)
     _rebalanced_s: float = 0.0
+    _decides_from_s: float | None = None
 
     def __post_init__(self) -> None:
         self._assigning = assigning.recovered(
@@ -279,12 +280,25 @@ class Controller:
 
     async def _tune(self) -> None:
         now_s = asyncio.get_running_loop().time()
-        if self.paused:
+        if self.paused or not self._begun(now_s):
             return
         seen = self.picture.observation(now_s, self.wanted, self.limits, self.stock)
         self.tuner, decision = self.policy(self.tuner, seen)
         if decision is not None:
             await self._apply(decision)
+
+    def _begun(self, now_s: float) -> bool:
+        """Whether there is something to decide on: the first replicas take a while to start, and nobody doubts that."""
+        if self._decides_from_s is None:
+            self._decides_from_s = now_s + self.running.settings.start_timeout_s
+        if now_s < self._decides_from_s:
+            seen = {
+                told.newest.stage for told in self.picture.reports.replicas.values() if told.newest.phase == "ready"
+            }
+            if self.picture.growth.newest_s is None or seen < self.picture.offsets.keys():
+                return False
+            self._decides_from_s = now_s
+        return True
 
     async def _apply(self, decision: Decision) -> None:
         acts = decision.action is not Action.HOLD and not self.running.advisory

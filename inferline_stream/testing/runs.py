@@ -5,22 +5,27 @@ Emulated hardware only: replicas sleep the service times that the topology decla
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from inferline_stream.calculus.envelope import trace_envelope, windows_s
 from inferline_stream.connectors.sources.replaying import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
-from inferline_stream.controlplane.session import FeedTo
+from inferline_stream.controlplane.session import FeedTo, Run
+from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import TunerState
@@ -130,3 +135,58 @@ def trace_feed(trace: Trace, events: Path, folder: Path, key_field: str | None =
             yield replay
 
     return feed
+
+
+def emulated_run(
+    topology: Path,
+    bootstrap_servers: str,
+    folder: Path,
+    *,
+    levels: Sequence[tuple[float, float]],
+    changes: Sequence[tuple[float, Mapping[str, int]]] = (),
+    replicas: Mapping[str, int] | None = None,
+    probability: Mapping[tuple[str, str], float] | None = None,
+    planned_rate: float = 40.0,
+    partitions: int = 8,
+    key_field: str | None = None,
+    seed: int = 7,
+    **more: Any,
+) -> Run:
+    """A run of a topology on emulated hardware, fed with gamma arrivals and scaled by a script.
+
+    Args:
+        topology: the file, or its folder.
+        bootstrap_servers: of a Kafka.
+        folder: for the trace and what replicas write.
+        levels: traffic as (events per second, seconds).
+        changes: the script's; see `Script`.
+        replicas: to begin with, by stage; 1 of each by default.
+        probability: see `declared_profile`.
+        planned_rate: of the traffic that the plan is made for.
+        partitions: of each stage's input topic.
+        key_field: field of the events that becomes the record's key.
+        seed: of the arrivals.
+        more: further fields of `Run`, e.g. another ``policy``.
+    """
+    file = topology / "topology.py" if topology.is_dir() else topology
+    pipeline = load_topology(file)
+    rng = np.random.default_rng(seed)
+    measured = declared_profile(pipeline, probability or {})
+    sample = gamma_trace(planned_rate, 1.0, 30.0, rng)
+    assert pipeline.sample is not None, "the events come from the sample"
+    chosen: dict[str, Any] = {
+        "pipeline": pipeline,
+        "topology": file,
+        "bootstrap_servers": bootstrap_servers,
+        "plan": plan_by_hand(
+            pipeline, measured, sample, replicas or {stage.name: 1 for stage in pipeline.stages}, partitions
+        ),
+        "measured": measured,
+        "log_folder": folder / "logs",
+        "prefix": f"t{secrets.token_hex(4)}.",
+        "feed": trace_feed(
+            levels_trace(list(levels), 1.0, rng), file.parent / pipeline.sample.events, folder, key_field
+        ),
+        "policy": Script(changes),
+    }
+    return Run(**{**chosen, **more})

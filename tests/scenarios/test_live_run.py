@@ -13,8 +13,8 @@ from inferline_stream.testing.kafka import KafkaServer
 async def test_scaling_up_and_down_under_load_loses_and_repeats_nothing(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(
         embedded_broker.bootstrap_servers,
-        [(60, 9)],
-        [(2.0, {"parse": 3, "check": 2}), (5.0, {"parse": 1, "check": 1, "decide": 2})],
+        levels=[(60, 9)],
+        changes=[(2.0, {"parse": 3, "check": 2}), (5.0, {"parse": 1, "check": 1, "decide": 2})],
     )
     async with asyncio.timeout(60):
         report = await run_to_report(run, Quiet(), asyncio.Event())
@@ -27,7 +27,9 @@ async def test_scaling_up_and_down_under_load_loses_and_repeats_nothing(swing, e
 
 
 async def test_a_killed_replica_comes_back_and_nothing_is_lost(swing, embedded_broker: KafkaServer) -> None:
-    run: Run = swing(embedded_broker.bootstrap_servers, [(50, 8)], [], {"parse": 2, "check": 1, "decide": 1})
+    run: Run = swing(
+        embedded_broker.bootstrap_servers, levels=[(50, 8)], replicas={"parse": 2, "check": 1, "decide": 1}
+    )
     async with asyncio.timeout(60), session(run, Quiet()) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
@@ -48,7 +50,7 @@ async def test_a_killed_replica_comes_back_and_nothing_is_lost(swing, embedded_b
 
 
 async def test_a_stopped_run_drains_what_has_arrived(swing, embedded_broker: KafkaServer) -> None:
-    run: Run = swing(embedded_broker.bootstrap_servers, [(60, 60)], [])
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(60, 60)])
     stop = asyncio.Event()
     asyncio.get_running_loop().call_later(5.0, stop.set)
     async with asyncio.timeout(60):
@@ -59,7 +61,7 @@ async def test_a_stopped_run_drains_what_has_arrived(swing, embedded_broker: Kaf
 
 
 async def test_an_advisory_run_decides_without_acting(swing, embedded_broker: KafkaServer) -> None:
-    run: Run = swing(embedded_broker.bootstrap_servers, [(30, 3)], [(0.5, {"parse": 3})], advisory=True)
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 3)], changes=[(0.5, {"parse": 3})], advisory=True)
     async with asyncio.timeout(60):
         report = await run_to_report(run, Quiet(), asyncio.Event())
     assert [(d.applied, d.replicas["parse"]) for d in report.decisions] == [(False, 3)]

@@ -29,6 +29,14 @@ def test_a_topic_made_anew_and_a_partition_added_count_what_is_theirs() -> None:
     assert growth.sample(0.2, (5, 4)).size == 2 + 4
 
 
+def test_two_samples_at_one_instant_lose_nothing() -> None:
+    growth = LogGrowth()
+    growth.sample(1.0, (0,))
+    assert growth.sample(1.0, (3,)).size == 0
+    assert growth.sample(1.1, (5,)).size == 5
+    assert growth.total == 5
+
+
 def test_a_gap_between_samples_restarts_the_watch() -> None:
     growth = LogGrowth(gap_s=1.0)
     growth.sample(0.0, (0,))
