@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +103,7 @@ def levels_trace(levels: list[tuple[float, float]], cv: float, rng: np.random.Ge
 
 _TIME_COLUMNS = ("arrival_s", "timestamp", "time", "t")
 _COUNT_COLUMNS = ("count", "requests", "events", "arrivals")
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?)(\.\d+)?\s?(Z|[+-]\d\d:?\d\d)?")
 
 
 def trace_from_csv(text: str, where: str) -> Trace:
@@ -117,11 +120,12 @@ def trace_from_csv(text: str, where: str) -> Trace:
     Raises:
         InvalidTopology: no rows, a missing column, or a value that is no time or count, with its line.
     """
-    rows = list(csv.reader(io.StringIO(text)))
+    numbered = [(line, row) for line, row in enumerate(csv.reader(io.StringIO(text)), start=1) if any(row)]
+    lines, rows = [line for line, _ in numbered], [row for _, row in numbered]
     header = [name.strip().lower() for name in rows[0]] if rows else []
     if header and not any(name in _TIME_COLUMNS for name in header):
         if len(header) == 1 and _is_number(header[0]):
-            header, rows = ["arrival_s"], [["arrival_s"], *rows]
+            header, rows, lines = ["arrival_s"], [["arrival_s"], *rows], [0, *lines]
         else:
             raise InvalidTopology(
                 f"{where}: no time column among {header}; name one of them {' or '.join(_TIME_COLUMNS)}"
@@ -132,23 +136,27 @@ def trace_from_csv(text: str, where: str) -> Trace:
     count_column = next((i for i, name in enumerate(header) if name in _COUNT_COLUMNS), None)
     times = np.empty(len(rows) - 1)
     counts = np.ones(len(rows) - 1, dtype=np.int64)
-    for line, row in enumerate(rows[1:], start=2):
+    for i, row in enumerate(rows[1:]):
         try:
-            times[line - 2] = _time_s(row[time_column])
+            times[i] = _time_s(row[time_column])
             if count_column is not None:
-                counts[line - 2] = int(row[count_column])
-        except (ValueError, IndexError) as error:
-            raise InvalidTopology(f"{where}:{line}: {','.join(row)!r} is no arrival ({error})") from None
+                counts[i] = int(row[count_column])
+        except (ValueError, IndexError, OverflowError) as error:
+            raise InvalidTopology(f"{where}:{lines[i + 1]}: {','.join(row)!r} is no arrival ({error})") from None
     if not np.isfinite(times).all() or (counts < 0).any():
-        line = int(np.flatnonzero(~np.isfinite(times) | (counts < 0))[0]) + 2
-        raise InvalidTopology(f"{where}:{line}: times must be finite and counts 0 or more")
+        worst = int(np.flatnonzero(~np.isfinite(times) | (counts < 0))[0])
+        raise InvalidTopology(f"{where}:{lines[worst + 1]}: times must be finite and counts 0 or more")
     order = np.argsort(times, kind="stable")
     times, counts = times[order] - times.min(), counts[order]
     if count_column is None:
         return Trace(times)
-    if len(times) < 2:
-        raise InvalidTopology(f"{where}: a table of counts needs two lines or more, to know the length of a period")
-    period_s = float(np.median(np.diff(times)))
+    period_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    if period_s <= 0:
+        raise InvalidTopology(
+            f"{where}: a table of counts needs two different times or more, to know a period's length"
+        )
+    if not counts.any():
+        raise InvalidTopology(f"{where}: every count is 0; give at least one arrival")
     return Trace(np.concatenate([t + period_s * (np.arange(n) + 0.5) / n for t, n in zip(times, counts, strict=True)]))
 
 
@@ -161,9 +169,14 @@ def _is_number(text: str) -> bool:
 
 
 def _time_s(text: str) -> float:
+    """Seconds of a number, or of a date and time; without a zone it counts as UTC."""
     try:
         return float(text)
     except ValueError:
-        date, _, fraction = text.strip().partition(".")
-        whole = np.datetime64(date.replace(" ", "T"), "s").astype(np.int64)
-        return float(whole) + (float(f"0.{fraction}") if fraction else 0.0)
+        match = _MOMENT.fullmatch(text.strip())
+        if match is None:
+            raise ValueError("neither a number of seconds nor a date and time") from None
+        date, fraction, zone = match.groups()
+        moment = datetime.fromisoformat(date + (zone or "+00:00"))
+        # The fraction apart: datetime keeps six digits, published traces have seven.
+        return moment.timestamp() + (float(fraction) if fraction else 0.0)

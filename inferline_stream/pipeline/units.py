@@ -30,7 +30,12 @@ def format_duration(seconds: float) -> str:
     if seconds < 1e-3:
         return f"{seconds * 1e6:.0f}us"
     if seconds < 1.0:
-        return f"{seconds * 1e3:.3g}ms"
+        return f"{_three_digits(seconds * 1e3)}ms"
     if seconds < 120.0:
-        return f"{seconds:.3g}s"
-    return f"{seconds / 60:.3g}m" if seconds < 7200 else f"{seconds / 3600:.3g}h"
+        return f"{_three_digits(seconds)}s"
+    return f"{_three_digits(seconds / 60)}m" if seconds < 7200 else f"{_three_digits(seconds / 3600)}h"
+
+
+def _three_digits(number: float) -> str:
+    """At least three digits, never an exponent."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"

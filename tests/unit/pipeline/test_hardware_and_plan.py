@@ -1,0 +1,90 @@
+"""Hardware kinds, declared service times, allocations and what they cost."""
+
+import math
+
+import pytest
+
+from inferline_stream.pipeline.emulation import by_kind, emulated_s
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.plan import Allocation, cost_per_hour, replicas_of
+from inferline_stream.pipeline.topology import Stage
+
+
+def test_ten_gpu_and_three_cpu_replicas_cost_what_the_paper_says() -> None:
+    """InferLine §6: a K80 replica is a GPU at $0.634 and a CPU at $0.0665."""
+    allocations = {"a": (Allocation("k80", 8, 10),), "b": (Allocation("cpu-1", 1, 3),)}
+    assert cost_per_hour(allocations, catalogue()) == pytest.approx(7.2045)
+
+
+def test_a_stage_may_mix_hardware() -> None:
+    mixed = (Allocation("k80", 8, 2), Allocation("cpu-1", 1, 3))
+    assert replicas_of(mixed) == 5
+    assert cost_per_hour({"a": mixed}, catalogue()) == pytest.approx(2 * 0.7005 + 3 * 0.0665)
+
+
+def test_kinds_of_ones_own_extend_and_override() -> None:
+    kinds = catalogue([Hardware("npu", 0.2), Hardware("cpu-1", 0.01)])
+    assert kinds["npu"].price_per_hour == 0.2
+    assert kinds["cpu-1"].price_per_hour == 0.01
+    assert catalogue()["cpu-1"].price_per_hour == pytest.approx(0.0665)
+    with pytest.raises(TypeError):
+        kinds["x"] = Hardware("x", 1.0)
+
+
+def test_the_price_of_a_share_of_a_core_is_that_share() -> None:
+    kinds = catalogue()
+    for name in ("cpu-0.1", "cpu-0.25", "cpu-0.5", "cpu-2", "cpu-4"):
+        assert kinds[name].price_per_hour == pytest.approx(kinds["cpu-1"].price_per_hour * kinds[name].cores)
+
+
+def test_emulated_kinds_use_no_core() -> None:
+    for name, kind in catalogue().items():
+        assert kind.emulated == name.startswith("emulated-")
+        assert kind.cores == 0 or not kind.emulated
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": ""},
+        {"price_per_hour": -0.1},
+        {"price_per_hour": math.nan},
+        {"cores": -1},
+        {"cores": math.inf},
+        {"gpus": -1},
+        {"stock": -1},
+    ],
+)
+def test_hardware_that_cannot_be_is_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError, match=r"hardware"):
+        Hardware(**{"name": "x", "price_per_hour": 1.0, **arguments})
+
+
+@pytest.mark.parametrize(("size", "replicas"), [(0, 1), (1, -1)])
+def test_an_allocation_that_cannot_be_is_refused(size: int, replicas: int) -> None:
+    with pytest.raises(ValueError, match="must be 1 or more and replicas 0 or more"):
+        Allocation("cpu-1", size, replicas)
+
+
+def stage(emulated: object) -> Stage:
+    return Stage("s", list, hardware=["emulated-cpu"], emulated=emulated)
+
+
+def test_declared_times_are_read_in_ascending_order() -> None:
+    assert list(emulated_s(stage({8: "60ms", 1: "20ms"}), "emulated-cpu").items()) == [(1, 0.02), (8, 0.06)]
+
+
+def test_times_may_be_declared_by_kind() -> None:
+    both = stage({"emulated-cpu": {1: "20ms"}, "emulated-gpu-small": {1: "5ms"}})
+    assert emulated_s(both, "emulated-cpu") == {1: 0.02}
+    assert emulated_s(both, "emulated-gpu-small") == {1: 0.005}
+    with pytest.raises(ValueError, match="no service times for 'emulated-gpu-large'"):
+        emulated_s(both, "emulated-gpu-large")
+
+
+def test_a_table_is_by_kind_if_all_of_its_keys_are_names() -> None:
+    assert by_kind({"emulated-cpu": {1: "1ms"}})
+    assert not by_kind({1: "1ms"})
+    assert not by_kind({1: "1ms", "emulated-cpu": {}})
+    assert not by_kind({})
+    assert not by_kind(None)
