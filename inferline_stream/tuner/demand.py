@@ -14,6 +14,10 @@ from inferline_stream.tuner.state import TunerState
 SHIFT = 0.1
 """Relative change of a visit ratio or throughput that is acted on: smaller ones are within what is measured."""
 
+USEFUL_SUPPLY = 2.0
+"""Planned supply counts up to this multiple of the busiest window's rate: whole replicas leave some stages with far
+more, and a stage that is hardly used must not grow because its speed wobbles."""
+
 STUCK_S = 5.0
 """A partition whose committed offset has stood still for this long, with records waiting, is stuck."""
 
@@ -58,6 +62,11 @@ def traffic_multiple(basis: Basis, seen: Observation) -> tuple[float, str]:
     return ratio, f"{live} arrivals within {window_s:.3g} s, planned for {planned}"
 
 
+def peak_rate(basis: Basis) -> float:
+    """Arrivals per second in the busiest window of the planned traffic, over all lengths."""
+    return max(count / window_s for count, window_s in zip(basis.counts, basis.windows_s, strict=True))
+
+
 def supply_for(load: float, slack: float, multiple: float) -> float:
     """Supply for a multiple of the planned traffic: the load grows with it, the slack for bursts with its root.
 
@@ -76,7 +85,8 @@ def _demand(
 ) -> Demand:
     there = seen.stages.get(stage.name)
     planned_load = basis.arrival_rate * stage.visit_ratio
-    slack = max(stage.supply - planned_load, 0.0)
+    useful = min(stage.supply, USEFUL_SUPPLY * peak_rate(basis) * stage.visit_ratio)
+    slack = max(useful - planned_load, 0.0)
     throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
     needed, reason, detail = supply_for(planned_load, slack, multiple), Reason.ENVELOPE_EXCEEDED, told
     if there is None:
