@@ -42,27 +42,33 @@ class KafkaAt:
 
 
 class EmbeddedKafka:
-    """The embedded broker in a process of its own, so that it does not share the tests' event loop."""
+    """The embedded broker in a process of its own, so that it does not share the tests' event loop.
+
+    Attributes:
+        process: the broker. It ends with its standard input, whose other end closes when we are gone, however we go.
+    """
+
+    process: subprocess.Popen[str]
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
         self.bootstrap_servers = ""
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "inferline_stream.broker", "--port", "0", "--output", "json", "--parent-pipe"]
-        # Our end of its standard input closes when we are gone, however we go; it then ends as well.
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
         if not line:
-            raise Unreachable(f"the embedded broker ended with status {self._process.wait()} before it listened")
+            raise Unreachable(f"the embedded broker ended with status {self.process.wait()} before it listened")
         self.bootstrap_servers = json.loads(line)["bootstrap_servers"]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        assert self._process is not None
-        self._process.terminate()
-        self._process.communicate(timeout=10.0)
+        self.process.terminate()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self.process.wait(timeout=10.0)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ TEST_SETTINGS: Mapping[str, str] = {
     # Tests provoke expiry, and wait for it.
     "group.min.session.timeout.ms": "1000",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
+    "offsets.retention.check.interval.ms": "500",
     # A killed broker may come back once its controller has forgotten it: after 2 s instead of 9 s.
     "broker.session.timeout.ms": "2000",
     "broker.heartbeat.interval.ms": "250",

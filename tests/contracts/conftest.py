@@ -16,6 +16,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.api import Request
 
 from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.testing.local_kafka import LocalKafka
 
 
 class Clients:
@@ -128,3 +129,17 @@ async def _stop(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
 async def clients(kafka: KafkaServer) -> AsyncIterator[Clients]:
     async with AsyncExitStack() as stack:
         yield Clients(kafka.bootstrap_servers, stack)
+
+
+@pytest.fixture
+async def apache_clients(apache_kafka: KafkaServer) -> AsyncIterator[Clients]:
+    """Clients of Apache Kafka alone."""
+    async with AsyncExitStack() as stack:
+        yield Clients(apache_kafka.bootstrap_servers, stack)
+
+
+@pytest.fixture
+async def own_clients(own_apache_kafka: LocalKafka) -> AsyncIterator[Clients]:
+    """Clients of an Apache Kafka that no other test uses."""
+    async with AsyncExitStack() as stack:
+        yield Clients(own_apache_kafka.bootstrap_servers, stack)
