@@ -129,6 +129,10 @@ def test_no_replica_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         assert supervisor.stdout is not None
         pids = [int(pid) for pid in supervisor.stdout.readline().split()]
         assert len(pids) == 2
+        deadline_s = time.monotonic() + DEADLINE_S
+        while sum(log.read_text() == "up\n" for log in tmp_path.glob("*.log")) < 2:
+            assert time.monotonic() < deadline_s, "the replicas did not come up"
+            time.sleep(0.02)
         assert all(alive(pid) for pid in pids)
         supervisor.kill()
     deadline_s = time.monotonic() + DEADLINE_S

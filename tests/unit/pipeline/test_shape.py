@@ -110,6 +110,17 @@ def test_the_shape_of_a_pipeline_keeps_arrows_and_conditions() -> None:
     assert shape_of(pipeline) == Shape(("a", "b", "c"), (Arrow(0, 1, True), Arrow(1, 2), Arrow(0, 2)))
 
 
+@given(shapes(), st.integers(min_value=0))
+def test_an_event_visits_what_it_reaches_along_arrows_taken(shape: Shape, mask: int) -> None:
+    reached = set(shape.entries())
+    taken = 0
+    for bit, arrow in enumerate(shape.arrows):  # children follow their parents, so one pass is enough
+        if arrow.parent in reached and mask >> bit & 1:
+            reached.add(arrow.child)
+            taken |= 1 << bit
+    assert {stage for stage, seen in enumerate(visited(shape, taken)) if seen} == reached
+
+
 @given(shapes(), st.data())
 def test_visit_ratios_are_the_visits_counted_event_by_event(shape: Shape, data: st.DataObject) -> None:
     """InferLine §4.1: s_m = visits to m over queries."""
