@@ -132,7 +132,7 @@ def test_visit_ratios_are_the_visits_counted_event_by_event(shape: Shape, data: 
         assert ratio == pytest.approx(visits[shape.stages.index(stage)] / len(masks))
 
 
-@given(shapes(), st.data())
+@given(shapes(stages=4), st.data())
 def test_independent_paths_are_all_outcomes_with_their_probabilities(shape: Shape, data: st.DataObject) -> None:
     probability = {
         (shape.stages[a.parent], shape.stages[a.child]): data.draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
