@@ -28,7 +28,7 @@ _lock = threading.Lock()
 
 
 def compiled() -> Any:
-    """A namespace that holds the kernels as machine code, by name."""
+    """A namespace that holds the kernels as machine code, by name. Each is compiled, or loaded, at its first call."""
     with _lock:
         return _compiled()
 

@@ -34,6 +34,11 @@ FlagTable = NDArray[np.uint8]
 Members = NDArray[np.int32]
 Table = NDArray[np.int64]
 
+# Positions are unsigned: machine code then needs no check for negative indices, at half the time per event. Their
+# constants are too, because numba makes floating-point numbers of sums of signed and unsigned integers.
+Index = np.uint64
+ZERO, ONE = Index(0), Index(1)
+
 LAG_PUBLISHED_EVERY_S = 1.0
 """How old the lag may be by which records without a key choose a partition."""
 
@@ -202,7 +207,8 @@ class Sources(NamedTuple):
 
 
 class Joining(NamedTuple):
-    """When an event is complete at a stage: see `routes.Feed`. ``masks`` and ``seen`` (tokens so far) are by event."""
+    """When an event is complete at a stage: see `routes.Feed`. ``masks`` and ``seen`` (tokens so far; may be empty
+    with one source) are by event."""
 
     masks: Masks
     admits: FlagTable
@@ -245,7 +251,7 @@ def draw(event: int, key: int) -> int:
     return x ^ (x >> 16)
 
 
-def service_time(table: Floats, levels: Floats, row: int, event: int, key: int) -> float:
+def service_time(table: Floats, levels: Floats, row: int | np.uint64, event: int, key: int) -> float:
     """S of one batch: the mean, or the quantile that belongs to the first event of the batch."""
     if levels.size == 1:
         return float(table[row, 0])
@@ -267,7 +273,7 @@ def draw_masks(first: int, key: int, thresholds: Ints, masks: Masks) -> None:
         masks[i] = m
 
 
-def merge(pending: Sources, join: Joining, out: Tokens, skipped: Tokens) -> tuple[int, int]:
+def merge(pending: Sources, join: Joining, out: Tokens, skipped: Tokens) -> tuple[np.int64, np.int64]:
     """Events that are complete at a stage, in order of the last of their tokens sent before the horizon.
 
     Args:
@@ -282,107 +288,161 @@ def merge(pending: Sources, join: Joining, out: Tokens, skipped: Tokens) -> tupl
     times, events, begin, end, horizon_s = pending
     masks, admits, needed, visits, skips, seen, hop_s = join
     sources = begin.size
-    n = 0
-    skips_out = 0
+    room = Index(out.times.size)
+    n = ZERO
+    skips_out = ZERO
+    if sources == 1 and not skips:
+        # Nobody to wait for: a filter. What is not admitted is overwritten by the next.
+        i = Index(begin[0])
+        last = Index(end[0])
+        while i < last and times[i] < horizon_s:
+            event = events[i]
+            if n < room:
+                out.times[n] = times[i]
+                out.events[n] = event
+            n += Index(admits[0, Index(masks[Index(event)])])
+            i += ONE
+        begin[0] = np.int64(i)
+        return np.int64(n), np.int64(0)
+    if sources == 2 and not skips:
+        # Without branches on what cannot be predicted: which source is next, and whether it is the last token.
+        first = Index(begin[0])
+        second = Index(begin[1])
+        first_end = Index(end[0])
+        second_end = Index(end[1])
+        first_s = times[first] if first < first_end else math.inf
+        second_s = times[second] if second < second_end else math.inf
+        while min(first_s, second_s) < horizon_s:
+            later = second_s < first_s
+            event = events[second if later else first]
+            if n < room:
+                out.times[n] = second_s if later else first_s
+                out.events[n] = event
+            mask = Index(masks[Index(event)])
+            admitted = admits[Index(later), mask]
+            tokens = seen[Index(event)] + admitted
+            seen[Index(event)] = tokens
+            n += Index(admitted & (tokens == needed[mask]))
+            if later:
+                second += ONE
+                second_s = times[second] if second < second_end else math.inf
+            else:
+                first += ONE
+                first_s = times[first] if first < first_end else math.inf
+        begin[0] = np.int64(first)
+        begin[1] = np.int64(second)
+        return np.int64(n), np.int64(0)
     while True:
         source = -1
         t = horizon_s
         for k in range(sources):
-            if begin[k] < end[k] and times[begin[k]] < t:
-                t = times[begin[k]]
+            if begin[k] < end[k] and times[Index(begin[k])] < t:
+                t = times[Index(begin[k])]
                 source = k
         if source < 0:
             break
-        event = events[begin[source]]
+        event = events[Index(begin[source])]
         begin[source] += 1
-        mask = masks[event]
+        mask = Index(masks[Index(event)])
         if admits[source, mask] == 0:
             continue
         if needed[mask] > 1:
-            seen[event] += 1
-            if seen[event] < needed[mask]:
+            seen[Index(event)] += 1
+            if seen[Index(event)] < needed[mask]:
                 continue
         if visits[mask]:
             out.times[n] = t
             out.events[n] = event
-            n += 1
+            n += ONE
         elif skips:
             skipped.times[skips_out] = t + hop_s
             skipped.events[skips_out] = event
-            skips_out += 1
-    return n, skips_out
+            skips_out += ONE
+    return np.int64(n), np.int64(skips_out)
 
 
-def serve_by_arrival(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> int:
+def serve_by_arrival(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> np.int64:
     """One shared queue in order of arrival. Returns how many departures were written."""
-    times, events, n, base, horizon_s = queue
+    times, events, _, _, horizon_s = queue
     limits, table, levels, max_wait_s, hop_s, key = service
     marks, ring_time, ring_start, ring_size, ring_kind = state
-    wrap = ring_time.size - 1
-    width = table.shape[0] // limits.size
-    head = marks[0]
-    replicas = marks[1]
-    i = marks[2]
-    gone = 0
+    base = Index(queue.base)
+    n = Index(queue.n) - base
+    wrap = Index(ring_time.size - 1)
+    width = Index(table.shape[0] // limits.size)
+    head = Index(marks[0])
+    replicas = Index(marks[1])
+    i = Index(marks[2]) - base
+    gone = ZERO
+    busy_s, served_s = account.totals
     while i < n:
         free = ring_time[head]
-        kind = ring_kind[head]
-        t = times[i - base] + hop_s
+        kind = Index(ring_kind[head])
+        limit = Index(limits[kind])
+        t = times[i] + hop_s
         if max_wait_s > 0:
-            full = i + limits[kind] - 1
+            full = i + limit - ONE
             t = t + max_wait_s
-            if full < n and times[full - base] + hop_s < t:
-                t = times[full - base] + hop_s
+            if full < n and times[full] + hop_s < t:
+                t = times[full] + hop_s
         t = max(t, free)
         if t >= horizon_s:
             break
-        first = ring_start[head] - base
-        for k in range(first, first + ring_size[head]):
+        k = Index(ring_start[head]) - base
+        end = k + Index(ring_size[head])
+        while k < end:
             out.times[gone] = free
             out.events[gone] = events[k]
-            gone += 1
-        j = i + 1
-        end = min(i + limits[kind], n)
-        while j < end and times[j - base] + hop_s <= t:
-            j += 1
-        row = kind * width + j - i
-        service_s = service_time(table, levels, row, int(events[i - base]), key)
+            gone += ONE
+            k += ONE
+        j = i + ONE
+        end = min(i + limit, n)
+        while j < end and times[j] + hop_s <= t:
+            j += ONE
+        size = j - i
+        row = kind * width + size
+        service_s = service_time(table, levels, row, int(events[i]), key)
         account.batches[row] += 1
-        account.totals[0] += service_s
-        account.totals[1] += service_s * (j - i)
+        busy_s += service_s
+        served_s += service_s * np.float64(size)
         finish = t + service_s
         # The replica leaves the head of the ring and is put back behind all that end no later.
         slot = head + replicas
-        head += 1
-        while slot > head and ring_time[(slot - 1) & wrap] > finish:
-            ring_time[slot & wrap] = ring_time[(slot - 1) & wrap]
-            ring_start[slot & wrap] = ring_start[(slot - 1) & wrap]
-            ring_size[slot & wrap] = ring_size[(slot - 1) & wrap]
-            ring_kind[slot & wrap] = ring_kind[(slot - 1) & wrap]
-            slot -= 1
-        ring_time[slot & wrap] = finish
-        ring_start[slot & wrap] = i
-        ring_size[slot & wrap] = j - i
-        ring_kind[slot & wrap] = kind
+        head += ONE
+        while slot > head and ring_time[(slot - ONE) & wrap] > finish:
+            to = slot & wrap
+            slot -= ONE
+            ring_time[to] = ring_time[slot & wrap]
+            ring_start[to] = ring_start[slot & wrap]
+            ring_size[to] = ring_size[slot & wrap]
+            ring_kind[to] = ring_kind[slot & wrap]
+        slot = slot & wrap
+        ring_time[slot] = finish
+        ring_start[slot] = np.int64(i + base)
+        ring_size[slot] = np.int64(size)
+        ring_kind[slot] = np.int64(kind)
         head = head & wrap
         i = j
     needed = i
-    for place in range(head, head + replicas):
-        slot = place & wrap
-        if ring_size[slot] > 0:
-            if ring_time[slot] < horizon_s:
-                first = ring_start[slot] - base
-                for k in range(first, first + ring_size[slot]):
-                    out.times[gone] = ring_time[slot]
-                    out.events[gone] = events[k]
-                    gone += 1
-                ring_size[slot] = 0
-            else:
-                needed = min(needed, ring_start[slot])
-    marks[0] = head
-    marks[2] = i
-    marks[3] = needed
-    return gone
+    for place in range(replicas):
+        slot = (head + Index(place)) & wrap
+        k = Index(ring_start[slot]) - base
+        end = k + Index(ring_size[slot])
+        if k < end and ring_time[slot] >= horizon_s:
+            needed = min(needed, k)
+        elif k < end:
+            while k < end:
+                out.times[gone] = ring_time[slot]
+                out.events[gone] = events[k]
+                gone += ONE
+                k += ONE
+            ring_size[slot] = 0
+    marks[0] = np.int64(head)
+    marks[2] = np.int64(i + base)
+    marks[3] = np.int64(needed + base)
+    account.totals[0] = busy_s
+    account.totals[1] = served_s
+    return np.int64(gone)
 
 
 def serve_by_entry(queue: Queue, service: Service, account: Account, state: EntryState, out: Tokens) -> int:
@@ -700,8 +760,8 @@ def count_late(gone: Tokens, lateness: Lateness) -> int:
     entry_s, masks, rest_s, slo_s, late = lateness
     count = 0
     for i in range(times.size):
-        event = events[i]
-        if times[i] + rest_s[masks[event]] - entry_s[event] > slo_s and late[event] == 0:
+        event = Index(events[i])
+        if times[i] + rest_s[Index(masks[event])] - entry_s[event] > slo_s and late[event] == 0:
             late[event] = 1
             count += 1
     return count
@@ -711,7 +771,7 @@ def record_latencies(gone: Tokens, entry_s: Floats, hop_s: float, latency_s: Flo
     """Latency of the events that a final stage sends to the sink; of several finals the last counts."""
     times, events = gone
     for i in range(times.size):
-        event = events[i]
+        event = Index(events[i])
         latency = times[i] + hop_s - entry_s[event]
         if not latency_s[event] >= latency:
             latency_s[event] = latency

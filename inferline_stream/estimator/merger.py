@@ -24,17 +24,18 @@ class Merger:
     def __init__(self, workload: Workload, stage: int, code: Any) -> None:
         self.feed = workload.feeds[stage]
         self._merge = code.merge
-        waits = bool((self.feed.needed > 1).any())
         self._joining = Joining(
             workload.masks,
             self.feed.admits,
             self.feed.needed,
             self.feed.visits,
             self.feed.skips,
-            np.zeros(len(workload) if waits else 0, dtype=np.uint8),
+            np.zeros(len(workload) if len(self.feed.sources) > 1 else 0, dtype=np.uint8),
             workload.hop_s,
         )
-        self._pending = [NONE] * len(self.feed.sources)
+        self._begin = np.zeros(len(self.feed.sources), dtype=np.int64)
+        self._end = np.zeros(len(self.feed.sources), dtype=np.int64)
+        self._held = NONE
         self._out = NONE
         self._skipped = NONE
 
@@ -52,17 +53,35 @@ class Merger:
             return arrived[0], NONE
         if not arrived:  # no event ever comes here
             return NONE, NONE
-        parts = [part for pair in zip(self._pending, arrived, strict=True) for part in pair]
-        times = np.concatenate([part[0] for part in parts])
-        events = np.concatenate([part[1] for part in parts])
-        end = np.cumsum([part[0].size for part in parts])[1::2]
-        begin = np.concatenate([[0], end[:-1]])
-        if self._out.times.size < times.size:
-            self._out = _room(times.size * 3 // 2)
-            self._skipped = _room(times.size * 3 // 2) if self.feed.skips else NONE
-        n, skipped = self._merge(Sources(times, events, begin, end, horizon_s), self._joining, self._out, self._skipped)
-        self._pending = [Tokens(times[a:b].copy(), events[a:b].copy()) for a, b in zip(begin, end, strict=True)]
+        pending = arrived[0] if len(arrived) == 1 else self._hold(arrived)
+        begin, end = self._begin, self._end
+        if len(arrived) == 1:  # every token is before the horizon: nothing is ever left
+            begin[0], end[0] = 0, pending.times.size
+        total = int((end - begin).sum())
+        if self._out.times.size < total:
+            self._out = _room(total * 3 // 2)
+            self._skipped = _room(total * 3 // 2) if self.feed.skips else NONE
+        n, skipped = self._merge(
+            Sources(pending.times, pending.events, begin, end, horizon_s), self._joining, self._out, self._skipped
+        )
         return _first(self._out, n), _first(self._skipped, skipped)
+
+    def _hold(self, arrived: list[Tokens]) -> Tokens:
+        """Each source's tokens that are left and its new ones, in a part of the buffers of its own."""
+        left, new = self._end - self._begin, np.array([tokens.times.size for tokens in arrived])
+        room = self._held.times.size // len(arrived)
+        held = self._held
+        if (left + new).max() > room:
+            room = int((left + new).max()) * 3 // 2
+            held = _room(room * len(arrived))
+        for k, tokens in enumerate(arrived):
+            start, middle, end = k * room, k * room + int(left[k]), k * room + int(left[k] + new[k])
+            old = slice(self._begin[k], self._end[k])
+            held.times[start:middle], held.times[middle:end] = self._held.times[old], tokens.times
+            held.events[start:middle], held.events[middle:end] = self._held.events[old], tokens.events
+            self._begin[k], self._end[k] = start, end
+        self._held = held
+        return held
 
 
 def _room(size: int) -> Tokens:

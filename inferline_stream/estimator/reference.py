@@ -34,6 +34,18 @@ class HeapSimulation:
     log: Sequence[Happening]
 
 
+_Place = tuple[float, int, tuple[Any, ...]]
+"""When something was sent, by which stage (-1 is the source), and its place among what that stage sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    start_s: float
+    order: int
+    number: int
+    events: list[int]
+
+
 @dataclass(slots=True)
 class _Replica:
     kind: int
@@ -88,7 +100,7 @@ class _Simulation:
     def run(self) -> HeapSimulation:
         for event, entry_s in enumerate(self.workload.entry_s.tolist()):
             for s in self.workload.shape.entries():
-                self._send(entry_s, -1, (0, -math.inf, 0, event), s, event, record=True)
+                self._send((entry_s, -1, (0, -math.inf, 0, event)), s, event, record=True)
         while self.heap:
             now, what, _, _, payload = heapq.heappop(self.heap)
             if what == _BATCH_ENDS:
@@ -102,41 +114,26 @@ class _Simulation:
     def _plan(self, when_s: float, what: int, order: tuple[Any, ...], *payload: Any) -> None:
         heapq.heappush(self.heap, (when_s, what, order, next(self.numbers), payload))
 
-    def _send(
-        self, sent_s: float, source: int, order: tuple[Any, ...], target: int, event: int, *, record: bool
-    ) -> None:
-        """A record or a skip marker on its way; ``order`` is its place among those sent by the source."""
-        self._plan(
-            sent_s + self.workload.hop_s,
-            _ARRIVES,
-            (sent_s, source, order),
-            target,
-            event,
-            record,
-            sent_s,
-            source,
-            order,
-        )
+    def _send(self, place: _Place, target: int, event: int, *, record: bool) -> None:
+        """A record, or a skip marker, on its way."""
+        self._plan(place[0] + self.workload.hop_s, _ARRIVES, place, target, event, record, place)
 
-    def _outcome(self, now: float, s: int, event: int, order: tuple[Any, ...], *, ran: bool) -> None:
+    def _outcome(self, s: int, event: int, place: _Place, *, ran: bool) -> None:
         """Send what follows from an event's having run at a stage, or from a join's being skipped."""
-        shape, mask = self.workload.shape, self._mask(event)
-        for a in shape.children(s):
-            taken = ran and bool(mask >> a & 1)
-            self._along(now, s, a, event, order, taken)
+        mask = self._mask(event)
+        for a in self.workload.shape.children(s):
+            self._along(a, event, place, taken=ran and bool(mask >> a & 1))
 
-    def _along(self, now: float, source: int, a: int, event: int, order: tuple[Any, ...], taken: bool) -> None:
+    def _along(self, a: int, event: int, place: _Place, *, taken: bool) -> None:
         shape = self.workload.shape
         child = shape.arrows[a].child
         if taken or len(shape.parents(child)) > 1:
-            self._send(now, source, order, child, event, record=taken)
+            self._send(place, child, event, record=taken)
         else:  # the child is skipped and has no other parent: nobody but this stage can tell what comes after it
             for further in shape.children(child):
-                self._along(now, source, further, event, order, False)
+                self._along(further, event, place, taken=False)
 
-    def _arrive(
-        self, now: float, s: int, event: int, record: bool, sent_s: float, source: int, order: tuple[Any, ...]
-    ) -> None:
+    def _arrive(self, now: float, s: int, event: int, record: bool, place: _Place) -> None:
         stage = self.stages[s]
         parents = len(self.workload.shape.parents(s))
         if parents > 1:
@@ -145,10 +142,10 @@ class _Simulation:
             if len(tokens) < parents:
                 return
             if not any(tokens):
-                self._outcome(now, s, event, (1, sent_s, source, order), ran=False)
+                self._outcome(s, event, (now, s, (1, *place)), ran=False)
                 return
         self.log.append((now, s, event, "arrives"))
-        partition = 0 if stage.station.owners is None else self._partition(now, s, event, sent_s)
+        partition = 0 if stage.station.owners is None else self._partition(now, s, event, place[0])
         stage.partition_of[event] = partition
         stage.waiting[partition].append((now, event))
         self._plan(now, _DISPATCH, (), s)
@@ -224,7 +221,7 @@ class _Simulation:
         end = now + self._service_s(station, replica.kind, len(batch), batch[0], stage.service_key)
         order = self.batches if station.owners is None else r
         self.log += [(now, s, event, "starts") for event in batch]
-        self._plan(end, _BATCH_ENDS, (s, now, order), s, r, now, order, self.batches, batch)
+        self._plan(end, _BATCH_ENDS, (s, now, order), s, r, _Batch(now, order, self.batches, batch))
         return True
 
     def _service_s(self, station: Station, kind: int, size: int, first: int, key: int) -> float:
@@ -236,17 +233,17 @@ class _Simulation:
         low, high = station.levels[above - 1], station.levels[above]
         return float(row[above - 1] + (row[above] - row[above - 1]) * ((u - low) / (high - low)))
 
-    def _end(self, now: float, s: int, r: int, start: float, order: int, number: int, batch: list[int]) -> None:
+    def _end(self, now: float, s: int, r: int, batch: _Batch) -> None:
         stage = self.stages[s]
         stage.replicas[r].busy = False
-        stage.replicas[r].free_since = (now, number)
-        for position, event in enumerate(batch):
+        stage.replicas[r].free_since = (now, batch.number)
+        for position, event in enumerate(batch.events):
             self.log.append((now, s, event, "ends"))
             stage.completed.append((now, stage.partition_of[event]))
             if not self.workload.shape.children(s):
                 latency = now + self.workload.hop_s - float(self.workload.entry_s[event])
                 self.latency_s[event] = np.fmax(self.latency_s[event], latency)
-            self._outcome(now, s, event, (0, start, order, position), ran=True)
+            self._outcome(s, event, (now, s, (0, batch.start_s, batch.order, position)), ran=True)
         self._plan(now, _DISPATCH, (), s)
 
     def _mask(self, event: int) -> int:

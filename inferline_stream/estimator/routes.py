@@ -61,15 +61,17 @@ def feeds(shape: Shape, paths: Paths) -> tuple[Feed, ...]:
 
 
 def _feed(found: list[frozenset[Source]], visits: list[bool], *, skips: bool, join: bool) -> Feed:
+    if not skips:  # nobody has to know of the events that do not run here
+        found = [tokens if seen else frozenset() for tokens, seen in zip(found, visits, strict=True)]
     sources = tuple(sorted(frozenset[Source]().union(*found)))
     admits = np.array([[source in tokens for tokens in found] for source in sources], dtype=np.uint8)
-    seen = np.array(visits, dtype=np.uint8)
+    runs = np.array(visits, dtype=np.uint8)
     return Feed(
         sources=sources,
         admits=admits.reshape(len(sources), len(found)),
         needed=np.array([len(tokens) if join else 1 for tokens in found], dtype=np.uint8),
-        visits=seen,
-        whole=len(sources) == 1 and not sources[0][1] and bool(admits.all()) and bool(seen.all()),
+        visits=runs,
+        whole=len(sources) == 1 and not sources[0][1] and bool(admits.all()) and bool(runs.all()),
         skips=skips,
     )
 
