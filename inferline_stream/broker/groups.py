@@ -36,16 +36,16 @@ class Group:
     membership: Membership
     offsets: dict[Partition, Committed] = field(default_factory=dict)
 
-    def check_commit(self, generation: int, member_id: str) -> None:
-        """Whether this consumer may commit now.
+    def check_commit(self, member_id: str, generation: int) -> None:
+        """Refuse a commit of somebody who is no member of this generation.
 
-        A consumer that assigns partitions itself commits with no member id and generation -1; it may do so
-        whenever the group has no members. Nothing else tells an owner from a former owner."""
-        if generation < 0 and not member_id and not self.membership.members:
-            return
-        if generation < 0 and not member_id:
+        A consumer that assigns partitions itself commits without a member id, and may do so whenever the group has no
+        members: nothing tells an owner from a former owner.
+        """
+        if member_id or generation >= 0:
+            self.membership.check_commit(member_id, generation)
+        elif self.membership.members:
             raise UnknownMemberIdError
-        self.membership.check_commit(member_id, generation)
 
     def commit(self, partition: Partition, committed: Committed) -> None:
         """Remember an offset."""
@@ -66,7 +66,7 @@ class Groups:
         self.by_name: dict[str, Group] = {}
         self._rebalance_delay_s = rebalance_delay_s
 
-    def group(self, name: str) -> Group:
+    def get(self, name: str) -> Group:
         """A group by its name, made on first use."""
         if not name:
             raise InvalidGroupIdError

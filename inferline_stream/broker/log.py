@@ -13,7 +13,7 @@ from aiokafka.errors import MessageSizeTooLargeError, OffsetOutOfRangeError, Unk
 from inferline_stream.broker.batch import Batch, marker
 from inferline_stream.broker.compaction import compacted
 from inferline_stream.broker.producer_state import Appended, ProducerStates
-from inferline_stream.broker.topic_settings import TopicSettings
+from inferline_stream.broker.settings import TopicSettings
 from inferline_stream.broker.transaction_index import Aborted, aborted_among
 
 
@@ -59,11 +59,11 @@ class PartitionLog:
         """Append a produced batch; a duplicate of an earlier one is acknowledged and not appended."""
         if len(batch.data) > self.settings.max_message_bytes:
             raise MessageSizeTooLargeError
-        if self.settings.compact and any(record.key is None for record in batch.records()):
+        if "compact" in self.settings.cleanup_policy and any(record.key is None for record in batch.records()):
             raise UnknownError("a compacted topic holds no records without a key")  # Kafka: 87, unknown to aiokafka
         if (earlier := self._producers.check(batch)) is not None:
             return earlier
-        now_ms = _now_ms() if self.settings.log_append_time else None
+        now_ms = _now_ms() if self.settings.message_timestamp_type == "LogAppendTime" else None
         kept = self._append(batch.at(self.end_offset, now_ms))
         if kept.is_transactional:
             self._open.setdefault(kept.producer_id, kept.base_offset)
@@ -88,7 +88,8 @@ class PartitionLog:
             offset: where to begin.
             max_bytes: most bytes of batches.
             committed: only up to the last stable offset.
-            at_least_one: the first batch comes even if it is larger than `max_bytes`."""
+            at_least_one: the first batch comes even if it is larger than `max_bytes`.
+        """
         if not self.start_offset <= offset <= self.end_offset:
             raise OffsetOutOfRangeError
         limit = self.last_stable_offset if committed else self.end_offset
@@ -139,9 +140,9 @@ class PartitionLog:
 
     def _clean(self) -> None:
         """Compact and delete what is older than the active segment, as the topic's settings say."""
-        if self.settings.compact:
+        if "compact" in self.settings.cleanup_policy:
             self._compact(min(self._active_from, self.last_stable_offset))
-        if self.settings.delete:
+        if "delete" in self.settings.cleanup_policy:
             self._delete_old()
 
     def _compact(self, end: int) -> None:

@@ -36,7 +36,7 @@ async def api_versions(broker: Broker, request: Fields, client: Client) -> Field
         {"api_key": key, "min_version": min(api.versions), "max_version": max(api.versions)}
         for key, api in APIS.items()
     ]
-    return {"error_code": 0, "api_versions": ranges}
+    return {"api_versions": ranges}
 
 
 API_VERSIONS = 18

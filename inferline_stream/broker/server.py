@@ -8,15 +8,12 @@ import struct
 from types import TracebackType
 from typing import Self
 
-from aiokafka.errors import UnsupportedVersionError
+from aiokafka.errors import BrokerResponseError, UnsupportedVersionError
 from aiokafka.protocol.admin import ApiVersionResponse_v0
 
-from inferline_stream.broker.groups import Groups
 from inferline_stream.broker.requests import API_VERSIONS, APIS
 from inferline_stream.broker.state import Broker, Client
-from inferline_stream.broker.topics import Topics
-from inferline_stream.broker.transactions import Transactions
-from inferline_stream.broker.wire import answer, read_header, read_request
+from inferline_stream.broker.wire import read_header, read_request, write_answer
 
 logger = logging.getLogger(__name__)
 
@@ -37,22 +34,19 @@ class EmbeddedBroker:
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, rebalance_delay_s: float = 0.0) -> None:
-        self._host = host
-        self._port = port
-        self._topics = Topics()
-        self._groups = Groups(rebalance_delay_s)
-        self._transactions = Transactions(self._topics, self._groups)
+        self._broker = Broker(host, port, rebalance_delay_s)
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     @property
     def bootstrap_servers(self) -> str:
         """``host:port``."""
-        return f"{self._host}:{self._port}"
+        return f"{self._broker.host}:{self._broker.port}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, self._host, self._port, limit=_READ_AHEAD_BYTES)
-        self._port = self._server.sockets[0].getsockname()[1]
+        broker = self._broker
+        self._server = await asyncio.start_server(self._accept, broker.host, broker.port, limit=_READ_AHEAD_BYTES)
+        broker.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(
@@ -64,8 +58,8 @@ class EmbeddedBroker:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
-        self._groups.close()
-        self._transactions.close()
+        self._broker.groups.close()
+        self._broker.transactions.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = asyncio.current_task()
@@ -83,28 +77,30 @@ class EmbeddedBroker:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request after another, as Kafka does: a client may rely on the order."""
-        broker = Broker(self._host, self._port, self._topics, self._groups, self._transactions)
         peer = writer.get_extra_info("peername")[0]
         while True:
             (size,) = struct.unpack(">i", await reader.readexactly(4))
             if not 0 < size <= _LARGEST_REQUEST_BYTES:
                 logger.warning("%s sent a request of %d bytes: not the Kafka protocol", peer, size)
                 return
-            reply = await _reply(broker, await reader.readexactly(size), peer)
-            if reply is not None:
-                writer.write(reply)
+            answer = await _answer(self._broker, await reader.readexactly(size), peer)
+            if answer is not None:
+                writer.write(answer)
                 await writer.drain()
 
 
-async def _reply(broker: Broker, frame: bytes, peer: str) -> bytes | None:
+async def _answer(broker: Broker, frame: bytes, peer: str) -> bytes | None:
     header, body = read_header(frame)
     api = APIS.get(header.api_key)
-    struct_of_version = api.versions.get(header.api_version) if api else None
-    if api is None or struct_of_version is None:
-        if header.api_key == API_VERSIONS:
-            refusal = {"error_code": UnsupportedVersionError.errno, "api_versions": []}
-            return answer(header.correlation_id, ApiVersionResponse_v0, refusal)
+    request = api.versions.get(header.api_version) if api else None
+    if api is None or request is None:
+        if header.api_key == API_VERSIONS:  # the client will ask again in the oldest version
+            return write_answer(
+                header.correlation_id, ApiVersionResponse_v0, {"error_code": UnsupportedVersionError.errno}
+            )
         raise ConnectionAbortedError(f"request {header.api_key} version {header.api_version} is not spoken")
-    client = Client(header.client_id, f"/{peer}")
-    fields = await api.serve(broker, read_request(struct_of_version, body), client)
-    return None if fields is None else answer(header.correlation_id, struct_of_version.RESPONSE_TYPE, fields)
+    try:
+        fields = await api.serve(broker, read_request(request, body), Client(header.client_id, f"/{peer}"))
+    except BrokerResponseError as error:
+        fields = {"error_code": error.errno}
+    return None if fields is None else write_answer(header.correlation_id, request.RESPONSE_TYPE, fields)

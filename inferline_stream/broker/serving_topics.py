@@ -2,156 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
-from aiokafka.errors import InvalidRequestError, UnknownTopicOrPartitionError
+from aiokafka.errors import InvalidRequestError
 
-from inferline_stream.broker.state import CLUSTER_ID, NODE_ID, Broker, Client, failure
-from inferline_stream.broker.topic_settings import DEFAULTS
+from inferline_stream.broker.settings import TopicSettings
+from inferline_stream.broker.state import NODE_ID, Broker, Client, answered
 from inferline_stream.broker.wire import Fields
 
 _TOPIC, _BROKER = 2, 4  # kinds of resources that have settings
 _BY_TOPIC, _STATIC, _BY_DEFAULT = 1, 4, 5  # where the value of a setting comes from
-
-_BROKER_SETTINGS = {
-    "auto.create.topics.enable": "false",
-    "default.replication.factor": "1",
-    "min.insync.replicas": "1",
-    "num.partitions": "1",
-    "offset.metadata.max.bytes": "4096",
-    "transaction.max.timeout.ms": "900000",
-}
+_BROKER_SETTINGS = {"auto.create.topics.enable": "false", "offset.metadata.max.bytes": "4096"}
 
 
 async def metadata(broker: Broker, request: Fields, client: Client) -> Fields:
     """The one broker and the topics asked for; all of them where none is named."""
-    names = request["topics"]
+
+    def partitions(name: str) -> Fields:
+        copies = {"leader": NODE_ID, "replicas": [NODE_ID], "isr": [NODE_ID]}
+        return {"partitions": [{"partition": number, **copies} for number in range(len(broker.topics.get(name)))]}
+
+    names = sorted(broker.topics.by_name) if request["topics"] is None else request["topics"]
     return {
         "brokers": [{"node_id": NODE_ID, "host": broker.host, "port": broker.port, "rack": None}],
-        "cluster_id": CLUSTER_ID,
+        "cluster_id": "embedded",
         "controller_id": NODE_ID,
-        "topics": [_described(broker, name) for name in (sorted(broker.topics.by_name) if names is None else names)],
-    }
-
-
-def _described(broker: Broker, name: str) -> Fields:
-    topic = broker.topics.by_name.get(name)
-    return {
-        "error_code": UnknownTopicOrPartitionError.errno if topic is None else 0,
-        "topic": name,
-        "is_internal": False,
-        "partitions": [
-            {
-                "error_code": 0,
-                "partition": number,
-                "leader": NODE_ID,
-                "replicas": [NODE_ID],
-                "isr": [NODE_ID],
-                "offline_replicas": [],
-            }
-            for number in range(len(topic.partitions) if topic else 0)
-        ],
+        "topics": [{"topic": name, **answered(partial(partitions, name))} for name in names],
     }
 
 
 async def create_topics(broker: Broker, request: Fields, client: Client) -> Fields:
-    """Create topics; each succeeds or fails for itself."""
+    """Create topics; each is answered for itself."""
 
-    def create(topic: Fields) -> Callable[[], None]:
+    def create(topic: Fields) -> None:
         given = {entry["config_key"]: entry["config_value"] for entry in topic["configs"]}
-        size = len(topic["replica_assignment"]) or topic["num_partitions"]
-        copies = -1 if topic["replica_assignment"] else topic["replication_factor"]
-        only = bool(request.get("validate_only"))
-        return lambda: broker.topics.create(topic["topic"], size, copies, given, validate_only=only)
+        placed = len(topic["replica_assignment"])
+        size, copies = (placed, 1) if placed else (topic["num_partitions"], topic["replication_factor"])
+        broker.topics.create(topic["topic"], size, copies, given, validate_only=request.get("validate_only", False))
 
-    return {"topic_errors": [_result(one["topic"], create(one)) for one in request["create_topic_requests"]]}
+    wanted = request["create_topic_requests"]
+    return {"topic_errors": [{"topic": topic["topic"], **answered(partial(create, topic))} for topic in wanted]}
 
 
 async def create_partitions(broker: Broker, request: Fields, client: Client) -> Fields:
     """Add partitions to topics."""
 
-    def grow(topic: Fields) -> Callable[[], None]:
-        count, only = topic["new_partitions"]["count"], request["validate_only"]
-        return lambda: broker.topics.grow(topic["topic"], count, validate_only=only)
+    def grow(topic: Fields) -> None:
+        count = topic["new_partitions"]["count"]
+        broker.topics.grow(topic["topic"], count, validate_only=request["validate_only"])
 
-    return {"topic_errors": [_result(topic["topic"], grow(topic)) for topic in request["topic_partitions"]]}
+    wanted = request["topic_partitions"]
+    return {"topic_errors": [{"topic": topic["topic"], **answered(partial(grow, topic))} for topic in wanted]}
 
 
 async def delete_topics(broker: Broker, request: Fields, client: Client) -> Fields:
     """Delete topics, and the offsets that groups committed for them."""
 
-    def delete(name: str) -> Callable[[], None]:
-        def both() -> None:
-            broker.topics.delete(name)
-            broker.groups.forget_topic(name)
+    def delete(name: str) -> None:
+        broker.topics.delete(name)
+        broker.groups.forget_topic(name)
 
-        return both
-
-    return {"topic_error_codes": [_result(name, delete(name)) for name in request["topics"]]}
-
-
-def _result(topic: str, action: Callable[[], object]) -> Fields:
-    error_code, message = failure(action)
-    return {"topic": topic, "error_code": error_code, "error_message": message}
+    return {"topic_error_codes": [{"topic": name, **answered(partial(delete, name))} for name in request["topics"]]}
 
 
 async def describe_configs(broker: Broker, request: Fields, client: Client) -> Fields:
-    """Settings of topics and of the broker."""
-    return {"resources": [_described_settings(broker, resource) for resource in request["resources"]]}
+    """Settings of topics, and the few of the broker."""
 
+    def describe(resource: Fields) -> Fields:
+        wanted = resource["config_names"]
+        return {
+            "config_entries": [
+                {
+                    "config_names": name,
+                    "config_value": value,
+                    "read_only": source == _STATIC,
+                    "is_default": source == _BY_DEFAULT,
+                    "config_source": source,
+                }
+                for name, (value, source) in settings(resource).items()
+                if wanted is None or name in wanted
+            ]
+        }
 
-def _described_settings(broker: Broker, resource: Fields) -> Fields:
-    found: dict[str, tuple[str | None, int]] = {}
-
-    def look_up() -> None:
+    def settings(resource: Fields) -> dict[str, tuple[str | None, int]]:
         if resource["resource_type"] == _BROKER:
-            found.update({name: (value, _STATIC) for name, value in _BROKER_SETTINGS.items()})
-        elif resource["resource_type"] == _TOPIC:
-            given = broker.topics.topic(resource["resource_name"]).given
-            found.update({name: (value, _BY_DEFAULT) for name, value in DEFAULTS.items()})
-            found.update({name: (value, _BY_TOPIC) for name, value in given.items()})
-        else:
-            raise InvalidRequestError
+            return {name: (value, _STATIC) for name, value in _BROKER_SETTINGS.items()}
+        given = broker.topics.get(resource["resource_name"]).given
+        by_default = {name: (value, _BY_DEFAULT) for name, value in TopicSettings().named().items()}
+        return {**by_default, **{name: (value, _BY_TOPIC) for name, value in given.items()}}
 
-    error_code, message = failure(look_up)
-    wanted = resource["config_names"]
-    return {
-        "error_code": error_code,
-        "error_message": message,
-        "resource_type": resource["resource_type"],
-        "resource_name": resource["resource_name"],
-        "config_entries": [
-            {
-                "config_names": name,
-                "config_value": value,
-                "read_only": resource["resource_type"] == _BROKER,
-                "is_default": source == _BY_DEFAULT,
-                "config_source": source,
-                "is_sensitive": False,
-                "config_synonyms": [],
-            }
-            for name, (value, source) in found.items()
-            if wanted is None or name in wanted
-        ],
-    }
+    resources = request["resources"]
+    return {"resources": [{**_named(resource), **answered(partial(describe, resource))} for resource in resources]}
 
 
 async def alter_configs(broker: Broker, request: Fields, client: Client) -> Fields:
     """Replace what topics were told; the broker itself cannot be told anything."""
 
-    def alter(resource: Fields) -> Callable[[], None]:
+    def alter(resource: Fields) -> None:
+        if resource["resource_type"] != _TOPIC:
+            raise InvalidRequestError("the embedded broker's own settings cannot be altered")
         given = {entry["config_name"]: entry["config_value"] for entry in resource["config_entries"]}
+        broker.topics.get(resource["resource_name"]).configure(given, validate_only=request["validate_only"])
 
-        def check_and_set() -> None:
-            if resource["resource_type"] != _TOPIC:
-                raise InvalidRequestError("the embedded broker's own settings cannot be altered")
-            broker.topics.topic(resource["resource_name"]).configure(given, validate_only=request["validate_only"])
+    resources = request["resources"]
+    return {"resources": [{**_named(resource), **answered(partial(alter, resource))} for resource in resources]}
 
-        return check_and_set
 
-    answers = []
-    for resource in request["resources"]:
-        error_code, message = failure(alter(resource))
-        kind = {"resource_type": resource["resource_type"], "resource_name": resource["resource_name"]}
-        answers.append({"error_code": error_code, "error_message": message, **kind})
-    return {"resources": answers}
+def _named(resource: Fields) -> Fields:
+    return {name: resource[name] for name in ("resource_type", "resource_name")}

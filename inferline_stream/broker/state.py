@@ -1,8 +1,8 @@
-"""What the broker holds, and how its answers name what went wrong."""
+"""What the broker holds, and the two ways in which its answers are put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from aiokafka.errors import BrokerResponseError
@@ -13,18 +13,17 @@ from inferline_stream.broker.transactions import Transactions
 from inferline_stream.broker.wire import Fields
 
 NODE_ID = 1
-CLUSTER_ID = "embedded-keeps-nothing"
 
 
-@dataclass(frozen=True, slots=True)
 class Broker:
     """Everything that the one node holds, and where clients find it."""
 
-    host: str
-    port: int
-    topics: Topics
-    groups: Groups
-    transactions: Transactions
+    def __init__(self, host: str, port: int, rebalance_delay_s: float) -> None:
+        self.host = host
+        self.port = port
+        self.topics = Topics()
+        self.groups = Groups(rebalance_delay_s)
+        self.transactions = Transactions(self.topics, self.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +34,24 @@ class Client:
     host: str
 
 
-def failure(action: Callable[[], object]) -> tuple[int, str | None]:
-    """Do something; Kafka's code and the text of what went wrong, or 0 and None."""
+def answered(act: Callable[[], Fields | None]) -> Fields:
+    """What an act answers; or Kafka's code and a text for why it was refused."""
     try:
-        action()
+        return act() or {}
     except BrokerResponseError as error:
-        return error.errno, str(error.args[0]) if error.args else error.description
-    return 0, None
+        return {"error_code": error.errno, "error_message": str(error.args[0]) if error.args else error.description}
 
 
-def each_partition(topic: Fields, action: Callable[[str, Fields], object], answer: str = "partitions") -> Fields:
-    """Do something to each partition of a topic in a request; the codes of what went wrong."""
-    name = topic["topic"]
+def each_partition(topics: Iterable[Fields], act: Callable[[str, int, Fields], Fields | None]) -> list[Fields]:
+    """Act on each partition of a request; each is answered for itself, under every name that answers have for it."""
 
-    def code(part: Fields) -> Fields:
-        return {"partition": part["partition"], "error_code": failure(lambda: action(name, part))[0]}
+    def one(name: str, part: Fields | int) -> Fields:
+        fields = part if isinstance(part, dict) else {"partition": part}
+        number: int = fields["partition"]
+        return {"partition": number, **answered(lambda: act(name, number, fields))}
 
-    return {"topic": name, answer: [code(part) for part in topic["partitions"]]}
+    answers = []
+    for topic in topics:
+        name, parts = topic["topic"], [one(topic["topic"], part) for part in topic["partitions"]]
+        answers.append({"topic": name, "topics": name, "partitions": parts, "partition_errors": parts})
+    return answers

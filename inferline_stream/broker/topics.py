@@ -15,7 +15,7 @@ from aiokafka.errors import (
 )
 
 from inferline_stream.broker.log import PartitionLog
-from inferline_stream.broker.topic_settings import topic_settings
+from inferline_stream.broker.settings import topic_settings
 
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -24,23 +24,24 @@ _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 class Topic:
     """A topic: what it was told, and its partitions by number."""
 
-    name: str
     given: dict[str, str | None]
     partitions: list[PartitionLog] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.partitions)
 
     def grow(self, partitions: int) -> None:
         """Add partitions up to a number of them."""
         settings = topic_settings(self.given)
-        self.partitions += [PartitionLog(settings) for _ in range(partitions - len(self.partitions))]
+        self.partitions += [PartitionLog(settings) for _ in range(partitions - len(self))]
 
     def configure(self, given: Mapping[str, str | None], *, validate_only: bool) -> None:
         """Replace what the topic was told."""
         settings = topic_settings(given)
-        if validate_only:
-            return
-        self.given = dict(given)
-        for partition in self.partitions:
-            partition.settings = settings
+        if not validate_only:
+            self.given = dict(given)
+            for partition in self.partitions:
+                partition.settings = settings
 
 
 class Topics:
@@ -57,31 +58,31 @@ class Topics:
             raise InvalidTopicError(f"{name!r} is no name of a topic; use letters, digits, '.', '_' and '-'")
         if name in self.by_name:
             raise TopicAlreadyExistsError(f"Topic '{name}' already exists.")
-        if partitions < 1 and partitions != -1:
+        if partitions < 1:
             raise InvalidPartitionsError(f"{partitions} partitions; at least 1 is needed")
-        if replication not in (1, -1):
+        if replication != 1:
             raise InvalidReplicationFactorError(f"{replication} copies of each partition; there is 1 broker")
-        topic = Topic(name, dict(given))
-        topic.grow(max(partitions, 1))
+        topic = Topic(dict(given))
+        topic.grow(partitions)
         if not validate_only:
             self.by_name[name] = topic
 
     def grow(self, name: str, partitions: int, *, validate_only: bool) -> None:
         """Add partitions to a topic."""
-        topic = self.topic(name)
-        if partitions <= len(topic.partitions):
-            raise InvalidPartitionsError(f"{name} has {len(topic.partitions)} partitions already, {partitions} wanted")
+        topic = self.get(name)
+        if partitions <= len(topic):
+            raise InvalidPartitionsError(f"{name} has {len(topic)} partitions already, {partitions} wanted")
         if not validate_only:
             topic.grow(partitions)
 
     def delete(self, name: str) -> None:
         """Delete a topic and tell those who wait for its records."""
-        topic = self.topic(name)
+        topic = self.get(name)
         del self.by_name[name]
         for partition in topic.partitions:
             partition.wake()
 
-    def topic(self, name: str) -> Topic:
+    def get(self, name: str) -> Topic:
         """A topic by its name."""
         if (topic := self.by_name.get(name)) is None:
             raise UnknownTopicOrPartitionError(f"there is no topic {name!r}")
@@ -89,7 +90,7 @@ class Topics:
 
     def partition(self, name: str, number: int) -> PartitionLog:
         """The log of a partition."""
-        partitions = self.topic(name).partitions
-        if not 0 <= number < len(partitions):
-            raise UnknownTopicOrPartitionError(f"topic {name!r} has {len(partitions)} partitions, none is {number}")
-        return partitions[number]
+        topic = self.get(name)
+        if not 0 <= number < len(topic):
+            raise UnknownTopicOrPartitionError(f"topic {name!r} has {len(topic)} partitions, none is {number}")
+        return topic.partitions[number]

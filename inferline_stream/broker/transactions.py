@@ -67,15 +67,11 @@ class Transactions:
         if not 0 < timeout_s <= LONGEST_TRANSACTION_S:
             raise InvalidTransactionTimeout
         producer = self._producers.get(transactional_id)
+        if producer is not None:
+            self._fence(producer)
         if producer is None or producer.epoch >= _LAST_EPOCH:
-            if producer is not None:
-                self._abort(producer)
             producer = self._producers[transactional_id] = _Producer(self._new_producer_id(), 0, timeout_s)
-            return producer.producer_id, producer.epoch
-        producer.epoch += 1
-        producer.timeout_s = timeout_s
-        self._abort(producer)
-        producer.state = _State.IDLE
+        producer.state, producer.timeout_s = _State.IDLE, timeout_s
         return producer.producer_id, producer.epoch
 
     def add_partition(self, who: Holder, partition: Partition) -> None:
@@ -136,13 +132,11 @@ class Transactions:
     def _open(self, producer: _Producer) -> None:
         if producer.state is not _State.OPEN:
             producer.state = _State.OPEN
-            producer.timer = asyncio.get_running_loop().call_later(producer.timeout_s, self._time_out, producer)
+            producer.timer = asyncio.get_running_loop().call_later(producer.timeout_s, self._fence, producer)
 
-    def _time_out(self, producer: _Producer) -> None:
-        producer.epoch += 1  # whoever was too slow is fenced
-        self._abort(producer)
-
-    def _abort(self, producer: _Producer) -> None:
+    def _fence(self, producer: _Producer) -> None:
+        """Shut out whoever holds the id, and abort what they left open."""
+        producer.epoch += 1
         if producer.state is _State.OPEN:
             self._end(producer, _State.ABORTED)
 
@@ -156,7 +150,7 @@ class Transactions:
             log.end_transaction(producer.producer_id, producer.epoch, committed=committed)
         if committed:
             for group, offsets in producer.offsets.items():
-                self._groups.group(group).offsets.update(offsets)
+                self._groups.get(group).offsets.update(offsets)
         if producer.timer is not None:
             producer.timer.cancel()
         producer.state, producer.partitions, producer.offsets, producer.timer = result, set(), {}, None

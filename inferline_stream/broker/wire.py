@@ -1,4 +1,4 @@
-"""Requests and responses as bytes: which of aiokafka's structures speaks which version of which request."""
+"""Requests and answers as bytes, through aiokafka's own schemas of them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from io import BytesIO
 from typing import Any
 
 from aiokafka.protocol.api import RequestStruct, Response
-from aiokafka.protocol.types import Array, Schema
+from aiokafka.protocol.types import Array, Boolean, Bytes, Schema, String
 
-_HEADER = struct.Struct(">hhih")  # request, version, correlation id, length of the client id
+_HEADER = struct.Struct(">hhih")  # kind, version, correlation id, length of the client id
 _ANSWER = struct.Struct(">ii")  # size, correlation id
 
 Fields = dict[str, Any]
-"""A request or response by the names in aiokafka's schemas, arrays as lists of the same."""
+"""A request or an answer by the names in aiokafka's schemas, arrays as lists of the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ def read_request(request: type[RequestStruct], body: BytesIO) -> Fields:
     return fields
 
 
-def answer(correlation_id: int, response: type[Response], fields: Mapping[str, Any]) -> bytes:
-    """A response as bytes. Fields that its version does not have are left out."""
-    body: bytes = response.SCHEMA.encode(_in_order(response.SCHEMA, {"throttle_time_ms": 0, **fields}))
+def write_answer(correlation_id: int, response: type[Response], fields: Mapping[str, Any]) -> bytes:
+    """An answer as bytes. Fields that its version does not have are left out; those not given say nothing."""
+    body: bytes = response.SCHEMA.encode(_in_order(response.SCHEMA, fields))
     return _ANSWER.pack(len(body) + 4, correlation_id) + body
 
 
@@ -61,7 +61,17 @@ def _by_name(kind: Any, value: Any) -> Any:
 def _in_order(kind: Any, value: Any) -> Any:
     """The reverse: names replaced by the positions that a schema gives them."""
     if isinstance(kind, Schema):
-        return [_in_order(of, value[name]) for name, of in zip(kind.names, kind.fields, strict=True)]
+        given = zip(kind.names, kind.fields, strict=True)
+        return [_in_order(of, value[name] if name in value else _nothing(name, of)) for name, of in given]
     if isinstance(kind, Array) and value is not None:
         return [_in_order(kind.array_of, item) for item in value]
     return value
+
+
+def _nothing(name: str, kind: Any) -> Any:
+    """The value of a field that was not given: no error, no delay, an unknown number, nothing in it."""
+    if isinstance(kind, Array):
+        return []
+    if isinstance(kind, String):
+        return ""
+    return {Bytes: b"", Boolean: False}.get(kind, 0 if name in ("error_code", "throttle_time_ms") else -1)

@@ -23,22 +23,27 @@ async def start(script, *arguments):
 async def test_processes_produce_and_copy_together_and_one_that_is_killed_loses_nothing(clients):
     source, sink, group = await clients.topic(4), await clients.topic(), clients.unique("group")
     servers = clients.bootstrap_servers
-    copying = [await start("kafka_process.py", "copy", servers, source, sink, group) for _ in range(2)]
-    producing = [await start("kafka_process.py", "produce", servers, source, str(n * 100), "100") for n in range(2)]
-    try:
-        assert [await process.wait() for process in producing] == [0, 0]
-        reader = await clients.reader(sink)
-        seen = {record.value for record in await clients.read(reader, 20)}
-        copying[0].kill()
+    reader, seen = await clients.reader(sink), set()
+
+    async def produce(first, count):
+        assert await (await start("kafka_process.py", "produce", servers, source, str(first), str(count))).wait() == 0
+
+    async def see(count):
         async with asyncio.timeout(40):
-            while len(seen) < 200:
+            while len(seen) < count:
                 seen.add((await reader.getone()).value)
+
+    copying = [await start("kafka_process.py", "copy", servers, source, sink, group) for _ in range(2)]
+    try:
+        await asyncio.gather(produce(0, 60), produce(60, 60), see(120))
+        copying[0].kill()
+        await asyncio.gather(produce(120, 60), see(180))
     finally:
         for process in copying:
             if process.returncode is None:
                 process.kill()
             await process.wait()
-    assert seen == {b"%d" % number for number in range(200)}
+    assert seen == {b"%d" % number for number in range(180)}
 
 
 async def test_a_faust_app_runs_an_agent_a_table_and_a_timer(clients):
