@@ -40,9 +40,9 @@ def run(
         str, typer.Option(help="where to read from: committed, earliest, latest, or an ISO time")
     ] = "committed",
     prefix: Annotated[str, typer.Option(help="before the name of every topic and consumer group")] = "",
-    metrics_port: Annotated[
-        int | None, typer.Option(help="serve /metrics here; 0 for any free port, none without it", min=0, max=65535)
-    ] = None,
+    ui: Annotated[bool, typer.Option("--ui/--no-ui", help="serve the live page")] = True,
+    ui_port: Annotated[int, typer.Option(help="of the live page; 0 for any free one", min=0, max=65535)] = 8765,
+    metrics_port: Annotated[int, typer.Option(help="of /metrics; 0 for any free one", min=0, max=65535)] = 9464,
     seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
     output: Output = "table",
 ) -> None:
@@ -65,6 +65,7 @@ def run(
             policy=policy,
             start=start,
             prefix=prefix,
+            page_port=ui_port if ui else None,
             metrics_port=metrics_port,
             seed=seed,
             as_json=output == "json",

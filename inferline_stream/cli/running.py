@@ -25,6 +25,7 @@ from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
 from inferline_stream.dataplane.control import OffsetReader
+from inferline_stream.dataplane.topics import REPLICATION
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.units import duration_s
@@ -47,7 +48,8 @@ class Wanted:
     policy: Literal["default", "inferline"]
     start: str
     prefix: str
-    metrics_port: int | None
+    page_port: int | None
+    metrics_port: int
     seed: int
     as_json: bool
 
@@ -100,10 +102,12 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen) 
             log_folder=what.file.parent / ".inferline" / "logs" / what.pipeline.name,
             prefix=wanted.prefix,
             feed=_feed(wanted, what),
+            replication=REPLICATION if wanted.bootstrap_servers else 1,
             start=wanted.start,
             policy=POLICIES[wanted.policy],
             advisory=wanted.advisory,
             duration_s=_seconds(wanted.duration),
+            page_port=wanted.page_port,
             metrics_port=wanted.metrics_port,
             settings=limits,
         )

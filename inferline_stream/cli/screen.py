@@ -50,6 +50,10 @@ class Screen:
         self._step = text
         self._say(Text(f"{text} …", style="dim"))
 
+    def note(self, text: str) -> None:
+        """Something to keep on the screen."""
+        self._say(Text(text))
+
     def decided(self, record: DecisionRecord) -> None:
         """One line per decision."""
         line = Text(f"{self._elapsed_s():6.1f} s  ")

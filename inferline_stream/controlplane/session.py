@@ -21,12 +21,12 @@ from inferline_stream.controlplane.ledger import Bounds, bounds_now, read_ledger
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.report import RunReport, run_report
 from inferline_stream.controlplane.running import Running, drained, lags
+from inferline_stream.controlplane.serving import served
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import LeadershipLost, OffsetReader
 from inferline_stream.dataplane.protocol import ReplicaSpec
-from inferline_stream.dataplane.topics import commit_start_offsets, create_topics, topics_of
+from inferline_stream.dataplane.topics import REPLICATION, commit_start_offsets, create_topics, topics_of
 from inferline_stream.errors import InferlineError, StageFailed
-from inferline_stream.observability.metrics import serve_metrics
 from inferline_stream.observability.state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
@@ -71,6 +71,9 @@ class Watcher(Protocol):
     def step(self, text: str) -> None:
         """The run has come to its next step."""
 
+    def note(self, text: str) -> None:
+        """Something to keep on the screen: an address, a warning."""
+
     def decided(self, record: DecisionRecord) -> None:
         """A decision, as it is made."""
 
@@ -82,6 +85,9 @@ class Quiet:
     """Shows nothing."""
 
     def step(self, text: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
         """Nothing."""
 
     def decided(self, record: DecisionRecord) -> None:
@@ -104,11 +110,13 @@ class Run:
         log_folder: where replicas' output goes.
         prefix: before every topic and group.
         feed: writes the source topic; None if somebody else does.
+        replication: copies of each topic that has to be created.
         start: where groups without an offset start.
         policy: the Tuner's step.
         advisory: decide without acting.
         duration_s: stop after so long; None runs to the end of the feed, or until told to stop.
-        metrics_port: port of `/metrics`; 0 for any free one, None for none.
+        page_port: of the live page; 0 for any free one, None for no page.
+        metrics_port: of `/metrics`; likewise.
         settings: periods and time limits.
     """
 
@@ -120,10 +128,12 @@ class Run:
     log_folder: Path
     prefix: str = ""
     feed: FeedTo | None = None
+    replication: int = REPLICATION
     start: str = "committed"
     policy: Policy = POLICIES["default"]
     advisory: bool = False
     duration_s: float | None = None
+    page_port: int | None = None
     metrics_port: int | None = None
     settings: Settings = field(default_factory=Settings)
 
@@ -165,7 +175,6 @@ class Session:
     control: asyncio.Task[None]
     watcher: Watcher
     replicas_most: dict[str, int] = field(default_factory=dict)
-    metrics_port: int | None = None
     started_s: float = field(default_factory=time.time)
     lateness_p99_s: float | None = None
 
@@ -336,8 +345,9 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         advisory=run.advisory,
     )
     watcher.step("creating topics")
-    for warning in await create_topics(run.bootstrap_servers, topics_of(pipeline, run.prefix, run.plan.partitions)):
-        logger.warning("%s", warning)
+    topics = topics_of(pipeline, run.prefix, run.plan.partitions)
+    for warning in await create_topics(run.bootstrap_servers, topics, replication=run.replication):
+        watcher.note(warning)
     await commit_start_offsets(run.bootstrap_servers, pipeline, run.prefix, run.start)
     async with contextlib.AsyncExitStack() as stack:
         offsets = await stack.enter_async_context(OffsetReader(run.bootstrap_servers))
@@ -358,15 +368,19 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
             pipeline.name, shape, run.plan, run.measured, run.kinds, pipeline.objective, partitions, tuner.windows_s
         )
         controller = Controller(running, picture, actuator, leadership, run.policy, tuner, watcher.decided)
-        port = None
-        if run.metrics_port is not None:
-            server = serve_metrics(lambda: controller.state, run.metrics_port)
-            stack.callback(server.close)
-            port = server.port
+        stack.enter_context(
+            served(
+                lambda: controller.state,
+                shape,
+                page_port=run.page_port,
+                metrics_port=run.metrics_port,
+                note=watcher.note,
+            )
+        )
         watcher.step("starting replicas")
         control = asyncio.create_task(controller.run())
         stack.push_async_callback(_ended, control)
-        yield Session(run, running, controller, offsets, since, control, watcher, metrics_port=port)
+        yield Session(run, running, controller, offsets, since, control, watcher)
         with contextlib.suppress(InferlineError):
             await leadership.resign()
 

@@ -1,0 +1,108 @@
+"""`inferline-stream run` as users start it: a process, the embedded broker, emulated hardware."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()", "run"]
+FEW_PORTS = ["--no-ui", "--metrics-port", "0"]
+
+
+@pytest.fixture(scope="module")
+def minimal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the example, so that profiles and logs do not land in the checkout."""
+    folder = tmp_path_factory.mktemp("example") / "minimal"
+    shutil.copytree(ROOT / "topologies" / "minimal", folder, ignore=shutil.ignore_patterns(".*"))
+    return folder
+
+
+def run(topology: Path, *options: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, str(topology), *FEW_PORTS, *options], capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+def test_the_report_is_one_json_object_and_everything_for_people_goes_elsewhere(minimal: Path) -> None:
+    done = run(minimal, "--output", "json", "--duration", "8s", "--speed-up", "2")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["lost"], report["duplicated"]) == (0, 0)
+    assert report["events_in"] == report["events_out"] > 50
+    assert report["cost"] > 0
+    assert 0 <= report["slo_miss_rate"] <= 1
+    assert isinstance(report["decisions"], list)
+    assert report["emulated"] is True
+    assert "Plan for minimal" in done.stderr
+
+
+def test_an_unreachable_broker_ends_the_run_with_code_5_within_15_seconds(minimal: Path) -> None:
+    began_s = time.monotonic()
+    done = run(minimal, "--bootstrap-servers", "127.0.0.1:1")
+    assert done.returncode == 5
+    assert time.monotonic() - began_s < 15
+    assert "127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_slo_that_nothing_meets_ends_the_run_with_code_4_and_the_smallest_that_something_would(
+    minimal: Path, tmp_path: Path
+) -> None:
+    hasty = tmp_path / "hasty"
+    shutil.copytree(minimal, hasty)
+    topology = hasty / "topology.py"
+    topology.write_text(re.sub(r'slo="[^"]+"', 'slo="10ms"', topology.read_text()))
+    done = run(hasty)
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
+    smallest = re.search(r"smallest[^\n]*?(\d+(?:\.\d+)?)\s*ms", done.stderr)
+    assert smallest is not None, done.stderr
+    # No path is shorter than its stages' service times at batch 1: 4 + 3 ms without the search, 4 + 25 + 3 ms with it.
+    assert float(smallest[1]) > 32
+
+
+def test_ctrl_c_drains_and_reports_and_metrics_tell_the_story_meanwhile(minimal: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, str(minimal), "--no-ui", "--metrics-port", "0", "--output", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        heard = []
+        for line in process.stderr:  # ends with the process, whatever happens
+            heard.append(line)
+            if "replaying" in line:
+                break
+        (address,) = re.findall(r"http://\S+/metrics", "".join(heard))
+        time.sleep(4.0)
+        with urllib.request.urlopen(address, timeout=5) as response:
+            text = response.read().decode()
+        process.send_signal(signal.SIGINT)
+        out, rest = process.communicate(timeout=40)
+    finally:
+        process.kill()
+    assert process.returncode == 0, rest
+    report = json.loads(out)
+    assert report["lost"] == 0
+    assert 0 < report["events_in"] == report["events_out"]
+    assert 'inferline_latency_seconds_bucket{le="0.3",pipeline="minimal"}' in text
+    arrived = re.search(r'^inferline_arrivals_total\{pipeline="minimal"\} (\S+)', text, re.MULTILINE)
+    assert arrived is not None
+    assert 0 < float(arrived[1]) <= report["events_in"]
+
+
+def test_usage_mistakes_end_with_code_2(minimal: Path) -> None:
+    assert run(minimal, "--speed-up", "0").returncode == 2
+    assert run(minimal, "--duration", "soon").returncode == 2
