@@ -1,0 +1,113 @@
+"""Service time by batch size: which sizes, how often, and when to stop."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.profile import PROBABILITIES
+from inferline_stream.profiler.measuring import measure, measure_emulated, powers_of_two, service_time
+from inferline_stream.profiler.messages import Measure, Times
+from inferline_stream.profiler.process import WorkerFailed
+
+KINDS = catalogue()
+INPUTS = [b"1", b"2"]
+
+
+class Worker:
+    """Pretends to measure: S(b) is given, or the memory that ends above some size."""
+
+    def __init__(self, service_s: Callable[[int], float], memory_for: int = 1 << 30, dies_after: int = 1 << 30) -> None:
+        self.service_s = service_s
+        self.memory_for = memory_for
+        self.dies_after = dies_after
+        self.sizes: list[int] = []
+
+    async def ask(self, request: Measure, answer: type[Times]) -> Times:
+        self.sizes.append(request.batch_size)
+        if request.batch_size > self.memory_for or len(self.sizes) > self.dies_after:
+            raise WorkerFailed("out of memory", memory=True)
+        return Times([self.service_s(request.batch_size)] * max(request.fewest, 3))
+
+
+def gains(size: int) -> float:
+    """Batching pays: S(b) = 10 + b, in ms."""
+    return (10 + size) / 1000
+
+
+async def test_sizes_are_powers_of_two_up_to_the_limit() -> None:
+    worker = Worker(gains)
+    times, why = await measure(worker, KINDS["cpu-1"], INPUTS, 48, seconds=1.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4, 8, 16, 32]
+    assert [entry.mean_s for entry in times] == pytest.approx([gains(size) for size in (1, 2, 4, 8, 16, 32)])
+    assert why == ""
+
+
+async def test_every_size_is_measured_upwards_and_downwards() -> None:
+    worker = Worker(gains)
+    await measure(worker, KINDS["cpu-1"], INPUTS, 8, seconds=1.0)
+    assert worker.sizes == [1, 2, 4, 8, 8, 4, 2, 1]
+
+
+async def test_the_search_ends_after_two_sizes_without_a_gain() -> None:
+    worker = Worker(lambda size: 0.01 * size)
+    times, why = await measure(worker, KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4]
+    assert why == "throughput did not grow beyond batches of 1"
+
+
+async def test_one_size_without_a_gain_does_not_end_it() -> None:
+    slow_at_4 = {1: 10.0, 2: 11.0, 4: 30.0, 8: 32.0, 16: 64.0, 32: 128.0, 64: 256.0}
+    times, why = await measure(Worker(lambda size: slow_at_4[size]), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4, 8, 16, 32]
+    assert "beyond batches of 8" in why
+
+
+async def test_memory_caps_the_batch() -> None:
+    times, why = await measure(Worker(gains, memory_for=8), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
+    assert why == "batches of 16: out of memory"
+
+
+async def test_what_was_measured_stands_if_the_process_is_gone_afterwards() -> None:
+    times, why = await measure(Worker(gains, memory_for=8, dies_after=4), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
+    assert "out of memory" in why
+
+
+async def test_no_memory_for_a_single_event_is_an_error() -> None:
+    with pytest.raises(WorkerFailed):
+        await measure(Worker(gains, memory_for=0), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+
+
+async def test_emulated_times_are_the_declared_ones_and_what_was_measured_on_top() -> None:
+    table = {1: 0.020, 8: 0.060}
+    worker = Worker(lambda size: 0.0203)
+    times = await measure_emulated(worker, KINDS["emulated-cpu"], INPUTS, 64, table)
+    assert worker.sizes == [1]
+    assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
+    declared = [0.020, 0.020 + 0.040 / 7, 0.020 + 3 * 0.040 / 7, 0.060]
+    assert [entry.mean_s for entry in times] == pytest.approx([time_s + 0.0003 for time_s in declared])
+
+
+async def test_emulated_sizes_end_at_the_limit() -> None:
+    times = await measure_emulated(Worker(lambda size: 0.02), KINDS["emulated-cpu"], INPUTS, 4, {1: 0.02, 8: 0.06})
+    assert [entry.batch_size for entry in times] == [1, 2, 4]
+
+
+@given(st.lists(st.floats(1e-4, 10), min_size=1, max_size=50))
+def test_the_distribution_is_that_of_the_times(times_s: list[float]) -> None:
+    found = service_time(4, times_s)
+    ranked = sorted(times_s)
+    assert found.mean_s == pytest.approx(sum(times_s) / len(times_s))
+    for probability, quantile in zip(PROBABILITIES, found.quantiles_s, strict=True):
+        place = probability * (len(ranked) - 1)
+        low, high = ranked[int(place)], ranked[min(int(place) + 1, len(ranked) - 1)]
+        assert quantile == pytest.approx(low + (place - int(place)) * (high - low))
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, (1,)), (2, (1, 2)), (3, (1, 2)), (64, (1, 2, 4, 8, 16, 32, 64))])
+def test_powers_of_two(most: int, sizes: tuple[int, ...]) -> None:
+    assert powers_of_two(most) == sizes

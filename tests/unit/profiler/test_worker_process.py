@@ -1,0 +1,122 @@
+"""Worker processes: kept to their cores, timed as a replica would be, and clear about what went wrong."""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.profiler.checking import building_problems
+from inferline_stream.profiler.measuring import measure
+from inferline_stream.profiler.messages import Measure, Outcomes, Run, Times
+from inferline_stream.profiler.process import WorkerFailed, WorkerProcess
+
+TOPOLOGY = Path(__file__).parent / "odd_stages" / "topology.py"
+KINDS = catalogue()
+NUMBERS = [b'{"value": %d}' % number for number in range(12)]
+
+Start = Callable[[str], AbstractAsyncContextManager[WorkerProcess]]
+
+
+def start(stage: str, cores: float = 1, start_timeout_s: float = 30.0) -> WorkerProcess:
+    return WorkerProcess(TOPOLOGY, stage, cores, start_timeout_s=start_timeout_s)
+
+
+def order(hardware: str, size: int, emulated_s: dict[int, float] | None = None) -> Measure:
+    return Measure(NUMBERS, KINDS[hardware], emulated_s or {}, size, 0.1, 3, 20)
+
+
+async def test_a_stage_is_kept_to_its_cores_and_threads_and_always_called_by_one_thread() -> None:
+    async with start("tell") as worker:
+        outcomes = (await worker.ask(Run(NUMBERS * 3), Outcomes)).outcomes
+        told = [json.loads(outcome.value) for outcome in outcomes]
+    assert {one["threads"] for one in told} == {"1"}
+    assert {len(one["cores"]) for one in told} == {1}
+    assert len({one["thread"] for one in told}) == 1
+    assert worker.start_up_s > 0
+    async with start("tell", cores=len(os.sched_getaffinity(0))) as worker:
+        (outcome,) = (await worker.ask(Run(NUMBERS[:1]), Outcomes)).outcomes
+        assert json.loads(outcome.value)["cores"] == sorted(os.sched_getaffinity(0))
+
+
+async def test_service_times_are_those_of_the_stage() -> None:
+    async with start("busy") as worker:
+        for size in (1, 8):
+            times_s = (await worker.ask(order("cpu-1", size), Times)).service_s
+            # How much longer depends on who else uses the machine; how much shorter does not.
+            assert 0.005 + 0.001 * size <= min(times_s) < 1.0
+
+
+async def test_a_quarter_of_a_core_takes_four_times_as_long() -> None:
+    async with start("busy") as worker:
+        times_s = (await worker.ask(order("cpu-0.25", 1), Times)).service_s
+    assert 4 * 0.006 <= min(times_s) < 1.0
+
+
+async def test_emulated_hardware_takes_the_declared_time() -> None:
+    async with start("busy") as worker:
+        times_s = (await worker.ask(order("emulated-cpu", 4, {1: 0.02, 8: 0.055}), Times)).service_s
+    assert 0.035 <= min(times_s) < 1.0
+
+
+async def test_an_event_that_cannot_be_decoded_fails_alone() -> None:
+    async with start("busy") as worker:
+        good, bad, other = (await worker.ask(Run([NUMBERS[0], b'{"value": "x"}', NUMBERS[1]]), Outcomes)).outcomes
+    assert (good.error, other.error) == ("", "")
+    assert json.loads(other.value) == {"value": 1}
+    assert "ValidationError" in bad.error
+
+
+async def test_an_event_that_the_stage_raises_on_fails_alone() -> None:
+    async with start("picky") as worker:
+        outcomes = (await worker.ask(Run(NUMBERS), Outcomes)).outcomes
+    assert [i for i, outcome in enumerate(outcomes) if outcome.error] == [7]
+    assert outcomes[7].error == "ValueError: seven is unlucky"
+
+
+@pytest.mark.parametrize(("stage", "largest"), [("memory", 4), ("device", 2), ("killed", 2)])
+async def test_memory_that_runs_out_caps_the_batch(stage: str, largest: int) -> None:
+    async with start(stage) as worker:
+        times, why = await measure(worker, KINDS["cpu-1"], NUMBERS, 64, seconds=0.2)
+    assert times[-1].batch_size == largest
+    assert why.startswith(f"batches of {2 * largest}: ")
+
+
+async def test_a_stage_that_loses_results_is_told() -> None:
+    async with start("forgetful") as worker:
+        with pytest.raises(WorkerFailed, match="returned 3 results for a batch of 4; return one per event"):
+            await worker.ask(order("cpu-1", 4), Times)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ("needs-model", "No module named 'a_model_that_nobody_has'"),
+        ("exits", "its process ended with exit code 3: the licence has expired"),
+        ("nobody", "nobody"),
+    ],
+)
+async def test_a_stage_that_cannot_be_built_is_told(stage: str, said: str) -> None:
+    with pytest.raises(WorkerFailed, match=said):
+        async with start(stage):
+            pass
+
+
+async def test_a_stage_that_takes_too_long_to_build_is_given_up() -> None:
+    with pytest.raises(WorkerFailed, match=r"was not built within 0.5 s; if it needs longer, set INFERLINE_START"):
+        async with start("sleepy", start_timeout_s=0.5):
+            pass
+
+
+async def test_check_names_every_stage_that_cannot_be_built() -> None:
+    pipeline = load_topology(TOPOLOGY)
+    pipeline.stages = tuple(map(pipeline.stage, ("busy", "needs-model", "exits")))
+    found = await building_problems(pipeline, TOPOLOGY, start_timeout_s=30.0)
+    assert len(found) == 2
+    for problem, stage in zip(found, ("needs-model", "exits"), strict=True):
+        assert problem.startswith(f"{TOPOLOGY}:")
+        assert f"stage {stage!r} cannot be built in a worker process: " in problem
