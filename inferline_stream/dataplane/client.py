@@ -68,10 +68,18 @@ Outgoing = Mapping[tuple[str, int], Sequence[Message]]
 
 
 class Fetched(NamedTuple):
-    """What one fetch brought: records by partition, records of the assignments topic, and partitions out of range."""
+    """What one fetch brought.
+
+    Args:
+        records: by partition.
+        control: records of the assignments topic.
+        positions: next offset of each held partition; beyond its last record where transaction markers follow it.
+        lost: partitions out of range, and the offset that Kafka no longer has.
+    """
 
     records: Mapping[int, Sequence[Any]]
     control: Sequence[Any]
+    positions: Mapping[int, int]
     lost: Mapping[int, int]
 
 
@@ -157,14 +165,16 @@ class StageReader:
         try:
             found = await self._consumer.getmany(*wanted, timeout_ms=round(wait_s * 1000))
         except OffsetOutOfRangeError as error:
-            return Fetched({}, (), {tp.partition: offset for tp, offset in error.args[0].items()})
+            return Fetched({}, (), {}, {tp.partition: offset for tp, offset in error.args[0].items()})
         except CorruptRecordException as error:
             logger.warning("records are fetched again: %s", error)
-            return Fetched({}, (), {})
+            return Fetched({}, (), {}, {})
         except ConsumerStoppedError:
             raise asyncio.CancelledError from None
         control = found.pop(self._control, ())
-        return Fetched({tp.partition: records for tp, records in found.items()}, control, {})
+        states = self._consumer._subscription.subscription.assignment
+        positions = {p: states.state_value(TopicPartition(self._topic, p)).position for p in self._held}
+        return Fetched({tp.partition: records for tp, records in found.items()}, control, positions, {})
 
     def suspend(self) -> None:
         """Fetch nothing until `hold`."""
@@ -259,6 +269,7 @@ class StageSender:
             max_batch_size=PRODUCE_BATCH_BYTES,
             transactional_id=transactional_id,
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            retry_backoff_ms=20,
         )
         self.transactional = transactional_id is not None
 

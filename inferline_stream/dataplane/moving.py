@@ -134,6 +134,11 @@ class Moving:
                 self._intake.take_in(holding, record)
             if holding.join is not None:
                 self._bound(holding, holding.join, JOIN_BYTES // max(1, len(owning.holdings)))
+        for partition, position in fetched.positions.items():
+            holding = owning.holdings.get(partition)
+            if holding is not None and holding.state == LIVE and position > holding.completion.position:
+                holding.completion.read_to(position)
+                owning.commit_wanted.set()
         for partition, offset in fetched.lost.items():
             if partition in owning.holdings:
                 owning.halt(owning.holdings[partition], f"Kafka no longer has offset {offset}")

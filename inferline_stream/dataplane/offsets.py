@@ -124,6 +124,10 @@ class Completion:
         self._open.append(offset)
         return True
 
+    def read_to(self, position: int) -> None:
+        """Everything below was read; what holds no record for us (a transaction's marker) needs nothing more."""
+        self._position = max(self._position, position)
+
     def complete(self, offset: int) -> None:
         """The event of this offset needs nothing more."""
         self._done.add(offset)

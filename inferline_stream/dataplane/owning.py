@@ -145,9 +145,10 @@ class Owning:
         done = [
             partition
             for partition, holding in self.holdings.items()
-            if holding.state == RELEASING and not holding.in_flight and holding.confirmed
-            and (holding.to_commit() is None or holding.halted)
-        ]  # fmt: skip
+            if holding.state == RELEASING
+            and not holding.in_flight
+            and (holding.halted or (holding.confirmed and holding.to_commit() is None))
+        ]
         for partition in done:
             self.holdings.pop(partition).state = LOST
             self._report.handovers += 1
@@ -332,8 +333,10 @@ class Owning:
 
     async def confirm(self) -> None:
         """After a transaction: wait until the offsets of partitions to be released can be read by others."""
-        releasing = [h for h in self.holdings.values() if h.state == RELEASING and not h.in_flight and not h.halted]
+        releasing = [h for h in self.holdings.values() if h.state == RELEASING and not h.in_flight]
         for holding in releasing:
+            if holding.halted or holding.confirmed or holding.to_commit() is not None:
+                continue
             expected = {holding.partition: holding.entry()}
             while await self._reader.committed([holding.partition]) != expected:  # noqa: ASYNC110  no event tells
                 await asyncio.sleep(0.002)
