@@ -30,6 +30,7 @@ class Holding:
         partition: of the stage's input topic.
         found: what the group knew at the grant. Where the owner before died, its last batch is suspected: offsets
             below `suspects_end`.
+        owner: the name under which this replica commits; finding it again, it has only lost its lease in between.
         suspects_end: one past the last offset that the owner before may have had under way.
         join: the join's state, for a stage with several parents.
     """
@@ -37,6 +38,7 @@ class Holding:
     __slots__ = (
         "_committed",
         "_mark",
+        "_owner",
         "attempts",
         "completion",
         "confirmed",
@@ -49,8 +51,11 @@ class Holding:
         "suspects_end",
     )
 
-    def __init__(self, partition: int, found: Committed, suspects_end: int = 0, join: Join | None = None) -> None:
+    def __init__(
+        self, partition: int, found: Committed, owner: str, suspects_end: int = 0, join: Join | None = None
+    ) -> None:
         self.partition = partition
+        self._owner = owner
         self.completion = Completion(found)
         self.join = join
         self.in_flight = 0
@@ -58,8 +63,9 @@ class Holding:
         self.halted = ""
         self.opened = False
         self.confirmed = True
-        self.attempts = found.attempts + found.under_way
-        self.suspects_end = found.attempt_end or (suspects_end if found.under_way else 0)
+        died = found.owner not in ("", owner)
+        self.attempts = found.attempts + died
+        self.suspects_end = found.attempt_end or (suspects_end if died else 0)
         self._mark = (found.attempts, found.attempt_end)
         self._committed: tuple[int, str] | None = (found.offset, encode_metadata(found))
 
@@ -88,9 +94,8 @@ class Holding:
     def entry(self) -> tuple[int, str]:
         """Offset and metadata as they are now."""
         attempts, attempt_end = self._mark
-        committed = self.completion.committed(
-            under_way=self.state == LIVE or self.in_flight > 0, attempts=attempts, attempt_end=attempt_end
-        )
+        owner = self._owner if self.state == LIVE or self.in_flight else ""
+        committed = self.completion.committed(owner=owner, attempts=attempts, attempt_end=attempt_end)
         return committed.offset, encode_metadata(committed)
 
     def to_commit(self) -> tuple[int, str] | None:

@@ -31,15 +31,15 @@ class Committed:
     Args:
         offset: lowest offset that is not complete.
         runs: complete offsets above it, ascending, apart from each other.
-        under_way: an owner works on the partition; it says so before its first batch and takes it back at its release,
-            so whoever finds it at a grant knows that the owner before died.
+        owner: who works on the partition; said before the first batch and taken back at the release, so whoever finds
+            another's name at a grant knows that the owner before died. Empty for nobody.
         attempts: how often in a row owners have died with the event before `attempt_end` in their batch.
         attempt_end: one past the last offset of the suspected batch that is under way.
     """
 
     offset: int
     runs: tuple[Run, ...] = ()
-    under_way: bool = False
+    owner: str = ""
     attempts: int = 0
     attempt_end: int = 0
 
@@ -50,8 +50,8 @@ def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTE
     Runs beyond the limit are left out, highest first: their events would then be processed again by the next owner.
     """
     fields = [_MARK]
-    if committed.under_way:
-        fields.append("u")
+    if committed.owner:
+        fields.append(f"o={committed.owner}")
     if committed.attempts:
         fields.append(f"a={committed.attempts},{committed.attempt_end - committed.offset}")
     if committed.runs:
@@ -74,7 +74,7 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
             runs = _from_lengths(offset, _unarmoured(found.get("r", "")))
     except (ValueError, binascii.Error, IndexError):
         return Committed(offset)
-    return Committed(offset, runs, "u" in fields, attempts, offset + length if attempts else 0)
+    return Committed(offset, runs, found.get("o", ""), attempts, offset + length if attempts else 0)
 
 
 class Completion:
@@ -153,12 +153,12 @@ class Completion:
                 runs.append((previous + 1, self._position))
         return _merged(sorted(runs), self.watermark)
 
-    def committed(self, *, under_way: bool = False, attempts: int = 0, attempt_end: int = 0) -> Committed:
+    def committed(self, *, owner: str = "", attempts: int = 0, attempt_end: int = 0) -> Committed:
         """What to commit now. An attempt that the watermark has passed is over."""
         watermark = self.watermark
         if attempt_end <= watermark:
             attempts = attempt_end = 0
-        return Committed(watermark, self.runs(), under_way, attempts, attempt_end)
+        return Committed(watermark, self.runs(), owner, attempts, attempt_end)
 
 
 def _merged(runs: Iterable[Run], above: int) -> tuple[Run, ...]:

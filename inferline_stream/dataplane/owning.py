@@ -7,6 +7,7 @@ held now. Grants happen between two fetches; a release waits for the batches in 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -71,6 +72,7 @@ class Owning:
         self._touch = touch
         self._dropped = dropped
         self._exactly_once = exactly_once
+        self._name = hashlib.blake2s(report.replica.encode(), digest_size=6).hexdigest()  # fits where space is short
         self.assignment = Assignment(
             replica=report.replica,
             stage=report.stage,
@@ -169,8 +171,8 @@ class Owning:
         positions: dict[int, int] = {}
         try:
             committed = await self._reader.committed(new)
-            under_way = {p for p, entry in committed.items() if decode_metadata(*entry).under_way}
-            ends = await self._reader.ends(under_way) if under_way else {}
+            died = {p for p, entry in committed.items() if decode_metadata(*entry).owner not in ("", self._name)}
+            ends = await self._reader.ends(died) if died else {}
             begins = await self._reader.beginnings(new) if self._recalls() else {}
             for partition in sorted(new & self._wanted()):
                 offset = self._hold(partition, committed.get(partition), ends.get(partition, 0))
@@ -194,7 +196,7 @@ class Owning:
         reach = end
         if join is None:  # a join's events may be of any age
             reach = min(end, found.offset + SUSPECT_BATCHES * self.assignment.max_batch_size)
-        holding = self.holdings[partition] = Holding(partition, found, reach, join)
+        holding = self.holdings[partition] = Holding(partition, found, self._name, reach, join)
         if entry is None:
             self.halt(holding, "its group has committed no offset")
             return None

@@ -1,0 +1,204 @@
+"""What a replica costs over a bare aiokafka loop, and gains over a Faust agent: latency, throughput, CPU per record.
+
+All sides pass 1 KB of raw bytes from one topic of 8 partitions to another, with acks=all, idempotence and committed
+offsets. Throughput: each side in turn works off the same backlog, in several rounds. Latency: replica and loop read
+the very same records at the same time, so that the machine's noise meets both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import statistics
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.testing.directing import Director
+from inferline_stream.testing.kafka import find_apache_kafka
+
+PARTITIONS = 8
+RECORD_BYTES = 1000
+BATCH_SIZE = 64
+LATENCY_RATE = 250.0
+
+TOPOLOGY = """
+from inferline_stream import Pipeline, Stage, Topic
+
+
+def same(values: list[bytes]) -> list[bytes]:
+    return values
+
+
+work = Stage("work", same, hardware=["cpu-1"])
+pipeline = Pipeline("{name}", slo="250ms", source=Topic("{source}", codec="raw"), sink=Topic("{sink}", codec="raw"),
+                    stages=[work])
+"""
+
+
+def measure(quick: bool) -> dict[str, float | int | str | None]:
+    with find_apache_kafka() as kafka, tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(_measure(kafka.bootstrap_servers, Path(folder), quick=quick))
+
+
+async def _measure(bootstrap_servers: str, folder: Path, *, quick: bool) -> dict[str, Any]:
+    rounds, backlog, seconds = (2, 20_000, 8.0) if quick else (5, 60_000, 30.0)
+    rates: dict[str, list[float]] = {"replica": [], "bare": [], "faust": []}
+    cpu_s: dict[str, list[float]] = {"replica": [], "bare": [], "faust": []}
+    source = await _own_topic(bootstrap_servers)
+    await _fill(bootstrap_servers, source, backlog)
+    for _ in range(rounds):
+        for side, found in rates.items():
+            # Faust passes a fraction of what the others do; a fraction of the backlog tells its rate.
+            enough = backlog // 8 if side == "faust" else backlog
+            sink = await _own_topic(bootstrap_servers)
+            async with _side(side, bootstrap_servers, folder, source, sink) as process:
+                before_s = _cpu_s(process)
+                found.append(await _rate(bootstrap_servers, sink, enough))
+                cpu_s[side].append((_cpu_s(process) - before_s) / enough)
+    latency_s = await _latency(bootstrap_servers, folder, seconds)
+    replica_s, bare_s = latency_s["replica"], latency_s["bare"]
+    return {
+        "p50_ratio": statistics.median(replica_s) / statistics.median(bare_s),
+        "throughput_ratio": _median_ratio(rates["replica"], rates["bare"]),
+        "faust_ratio": _median_ratio(rates["replica"], rates["faust"]),
+        "replica_p50_ms": statistics.median(replica_s) * 1e3,
+        "bare_p50_ms": statistics.median(bare_s) * 1e3,
+        "replica_p99_ms": _quantile(replica_s, 0.99) * 1e3,
+        "bare_p99_ms": _quantile(bare_s, 0.99) * 1e3,
+        **{f"{side}_records_per_s": statistics.median(found) for side, found in rates.items()},
+        **{f"{side}_cpu_us_per_record": statistics.median(found) * 1e6 for side, found in cpu_s.items()},
+    }
+
+
+def _median_ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+async def _fill(bootstrap_servers: str, topic: str, records: int) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers, linger_ms=5) as producer:
+        for number in range(records):
+            await producer.send(topic, bytes(RECORD_BYTES), key=b"%d" % (number % 1000))
+
+
+async def _rate(bootstrap_servers: str, topic: str, records: int) -> float:
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers)
+    async with consumer, asyncio.timeout(120):
+        partitions = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+        first_s, seen = 0.0, 0
+        while True:
+            passed = sum((await consumer.end_offsets(partitions)).values())
+            now_s = time.perf_counter()
+            if passed and not first_s:
+                first_s, seen = now_s, passed
+            if passed >= records:
+                return (passed - seen) / (now_s - first_s)
+            await asyncio.sleep(0.01)
+
+
+async def _latency(bootstrap_servers: str, folder: Path, seconds: float) -> dict[str, list[float]]:
+    """Seconds from sending a record to the broker's append of its successor, side by side."""
+    source = await _own_topic(bootstrap_servers)
+    # The broker stamps the sink's records when it appends them.
+    sinks = {side: await _own_topic(bootstrap_servers) for side in ("replica", "bare")}
+    async with AsyncExitStack() as stack:
+        for side, sink in sinks.items():
+            await stack.enter_async_context(_side(side, bootstrap_servers, folder, source, sink))
+        producer = await stack.enter_async_context(AIOKafkaProducer(bootstrap_servers=bootstrap_servers))
+        await _stamped(producer, source, 3.0)  # until the bare loop's group has formed, and everybody is warm
+        since_ns = await _stamped(producer, source, seconds)
+        await asyncio.sleep(1.0)
+    return {side: await _ages(bootstrap_servers, sink, since_ns) for side, sink in sinks.items()}
+
+
+async def _stamped(producer: AIOKafkaProducer, topic: str, seconds: float) -> int:
+    """Send records that hold their own time, evenly spread; returns when the first was sent, in nanoseconds."""
+    began_ns = time.time_ns()
+    start_s = time.perf_counter()
+    for number in range(int(seconds * LATENCY_RATE)):
+        await asyncio.sleep(max(0.0, start_s + number / LATENCY_RATE - time.perf_counter()))
+        value = struct.pack("<q", time.time_ns()) + bytes(RECORD_BYTES - 8)
+        await producer.send(topic, value, key=b"%d" % (number % 1000))
+    await producer.flush()
+    return began_ns
+
+
+async def _ages(bootstrap_servers: str, topic: str, since_ns: int) -> list[float]:
+    partitions = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+    ages = []
+    async with AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest") as consumer:
+        ends = await consumer.end_offsets(partitions)
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning()
+        while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+            for records in (await consumer.getmany(timeout_ms=500)).values():
+                for record in records:
+                    sent_ns = struct.unpack_from("<q", record.value)[0]
+                    if sent_ns >= since_ns:
+                        # The append's time is cut to whole milliseconds: half of one is missing on average.
+                        ages.append(record.timestamp / 1e3 + 0.5e-3 - sent_ns / 1e9)
+    return ages
+
+
+async def _own_topic(bootstrap_servers: str) -> str:
+    topic = f"overhead-{secrets.token_hex(4)}"
+    settings = {"message.timestamp.type": "LogAppendTime"}
+    await create_topics(bootstrap_servers, [TopicSettings(topic, PARTITIONS, "a benchmark's own", settings)])
+    return topic
+
+
+@asynccontextmanager
+async def _side(
+    side: str, bootstrap_servers: str, folder: Path, source: str, sink: str
+) -> AsyncIterator[psutil.Process]:
+    if side != "replica":
+        async with _other(side, bootstrap_servers, source, sink) as process:
+            yield process
+        return
+    name = f"passing-{secrets.token_hex(4)}"
+    topology = folder / f"{name.replace('-', '_')}.py"
+    topology.write_text(TOPOLOGY.format(name=name, source=source, sink=sink))
+    async with Director(bootstrap_servers, topology, prefix="", max_batch_size=BATCH_SIZE) as director:
+        replica = await director.start("work")
+        await director.assign(replica, range(PARTITIONS))
+        yield psutil.Process(director.processes[replica].pid)
+
+
+@asynccontextmanager
+async def _other(side: str, bootstrap_servers: str, source: str, sink: str) -> AsyncIterator[psutil.Process]:
+    module = {"bare": "_bare_loop", "faust": "_faust_agent"}[side]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        f"tests.benchmarks.{module}",
+        bootstrap_servers,
+        source,
+        sink,
+        f"{side}-{secrets.token_hex(4)}",
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        process.kill()
+        await process.wait()
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
