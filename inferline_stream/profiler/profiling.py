@@ -109,6 +109,12 @@ async def profile_pipeline(
     steps = _Steps(progress, (len(pipeline.stages) + 1 + len(pairs) if needs_run else 0) + needs_hop)
     for note in notes:
         steps.note(note)
+    if needs_hop:  # first: a broker that does not answer is told at once
+        assert bootstrap_servers is not None
+        steps.begin("time between two stages")
+        known.hop_overhead_s[options.broker] = await measure_hop_s(
+            bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
+        )
     if needs_run:
         async with _Session(pipeline, file, limits, options, steps) as session:
             run = await session.sample(events)
@@ -120,12 +126,7 @@ async def profile_pipeline(
                 known.profiles[stage.name, kind.name] = profile
                 store.save(profile, note=note)
     assert known.paths is not None
-    if needs_hop:
-        assert bootstrap_servers is not None
-        steps.begin("time between two stages")
-        known.hop_overhead_s[options.broker] = await measure_hop_s(
-            bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
-        )
+    if needs_hop and not needs_run:
         store.save_paths(known.paths, known.failed, known.hop_overhead_s)
     steps.end()
     return PipelineProfile(known.profiles, known.paths, known.hop_overhead_s.get(options.broker, 0.0))

@@ -1,0 +1,136 @@
+"""A whole pipeline profiled: real worker processes, a real broker, and the store in between."""
+
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.errors import InvalidTopology, Unreachable
+from inferline_stream.pipeline.shape import shape_of, visit_ratios
+from inferline_stream.profiler.machine import Machine
+from inferline_stream.profiler.profiling import Options, Progress, profile_pipeline
+from inferline_stream.settings import Settings
+from inferline_stream.testing.kafka import KafkaServer
+
+TOPOLOGY = """
+import time
+from msgspec import Struct
+from inferline_stream import Pipeline, Stage, Topic
+
+class Number(Struct):
+    value: int
+
+class Sums(Struct):
+    read: Number
+    slow: Number | None
+
+def read(numbers: list[Number]) -> list[Number]:
+    return numbers
+
+def is_third(number: Number) -> bool:
+    return number.value % 3 == 0
+
+class Slow:
+    def __init__(self) -> None:
+        time.sleep(0.3)
+
+    def __call__(self, numbers: list[Number]) -> list[Number]:
+        time.sleep(0.02)
+        return numbers
+
+def add(sums: list[Sums]) -> list[int]:
+    return [s.read.value + (s.slow.value if s.slow else 0) for s in sums]
+
+first = Stage("read", read, hardware=["cpu-1", "t4"], max_batch_size=2)
+slow = Stage("slow", Slow, after=[first.when(is_third)], hardware=["cpu-1"], max_batch_size=4)
+add = Stage("add", add, after=[first, slow], hardware=["emulated-cpu"], emulated={1: "5ms", 4: "8ms"})
+pipeline = Pipeline("sums", slo="1s", source=Topic("numbers"), sink=Topic("sums"), stages=[first, slow, add])
+"""
+
+EVENTS = [b'{"value": %d}' % number for number in range(90)]
+WITHOUT_GPU = Machine("Test CPU", 2)
+QUICK = Options(sample_s=30.0, stage_s=0.2)
+
+
+@pytest.fixture
+def topology(tmp_path: Path) -> Path:
+    file = tmp_path / "topology.py"
+    file.write_text(TOPOLOGY)
+    return file
+
+
+async def test_a_pipeline_is_measured_once_and_then_known(topology: Path, embedded_broker: KafkaServer) -> None:
+    pipeline = load_topology(topology)
+    told: list[Progress] = []
+    measured = await profile_pipeline(
+        pipeline,
+        topology,
+        EVENTS,
+        bootstrap_servers=embedded_broker.bootstrap_servers,
+        options=QUICK,
+        machine=WITHOUT_GPU,
+        progress=told.append,
+    )
+    assert set(measured.profiles) == {("read", "cpu-1"), ("slow", "cpu-1"), ("add", "emulated-cpu")}
+    slow = measured.profiles["slow", "cpu-1"]
+    assert slow.batch_sizes == (1, 2, 4)
+    assert all(entry.quantiles_s[0] >= 0.02 for entry in slow.service_times)
+    assert slow.start_up_s >= 0.3
+    emulated = measured.profiles["add", "emulated-cpu"]
+    assert [entry.batch_size for entry in emulated.service_times] == [1, 2, 4]
+    assert emulated.service_times[0].quantiles_s[0] >= 0.005
+    ratios = visit_ratios(shape_of(pipeline), measured.paths)
+    assert ratios == pytest.approx({"read": 1.0, "slow": 1 / 3, "add": 1.0})
+    assert 0 < measured.hop_overhead_s < 1
+
+    done = [progress.done for progress in told]
+    assert done == sorted(done)
+    assert told[-1].done == told[-1].total == 1 + 3 + 1 + 3
+    assert [p.note for p in told if "t4" in p.note] == [
+        "stage 'read' on 't4': not profiled, this machine has no GPU, t4 needs Tesla T4; plans leave it out"
+    ]
+
+    told.clear()
+    again = await profile_pipeline(pipeline, topology, EVENTS, options=QUICK, machine=WITHOUT_GPU, progress=told.append)
+    assert told[-1].total == 0, "measured again what was known"
+    assert again.paths == measured.paths
+    for key, profile in again.profiles.items():
+        assert profile.service_times[0].mean_s == pytest.approx(
+            measured.profiles[key].service_times[0].mean_s, rel=1e-3
+        )
+    assert again.hop_overhead_s == pytest.approx(measured.hop_overhead_s, rel=1e-3)
+
+
+async def test_only_what_changed_is_measured(topology: Path) -> None:
+    await profile_pipeline(load_topology(topology), topology, EVENTS, options=QUICK)
+    topology.write_text(TOPOLOGY.replace("time.sleep(0.02)", "time.sleep(0.03)"))
+    doing: list[str] = []
+    measured = await profile_pipeline(
+        load_topology(topology), topology, EVENTS, options=QUICK, progress=lambda p: doing.append(p.doing)
+    )
+    assert {text.partition(":")[0] for text in doing if " on " in text} == {"slow on cpu-1"}
+    assert measured.profiles["slow", "cpu-1"].service_times[0].quantiles_s[0] >= 0.03
+
+
+async def test_stages_that_cannot_be_built_are_told_together(topology: Path) -> None:
+    topology.write_text(TOPOLOGY.replace("time.sleep(0.3)", "import a_model_that_nobody_has"))
+    with pytest.raises(InvalidTopology) as raised:
+        await profile_pipeline(load_topology(topology), topology, EVENTS, options=QUICK)
+    (problem,) = raised.value.problems
+    assert problem.startswith(f"{topology}:")
+    assert "stage 'slow': Slow cannot be built: ModuleNotFoundError" in problem
+
+
+async def test_a_broker_that_does_not_answer_is_told_before_anything_is_measured(topology: Path) -> None:
+    doing: list[str] = []
+    with pytest.raises(Unreachable, match="does not answer"):
+        await profile_pipeline(
+            load_topology(topology),
+            topology,
+            EVENTS,
+            bootstrap_servers="127.0.0.1:1",
+            options=QUICK,
+            settings=Settings(connect_timeout_s=0.3),
+            progress=lambda p: doing.append(p.doing),
+        )
+    assert set(doing) <= {"", "time between two stages"}
