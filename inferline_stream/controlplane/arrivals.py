@@ -34,6 +34,19 @@ class LogGrowth:
         """Time of the newest sample."""
         return None if self._ends is None else self._time_s
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Newest end offsets; empty before the first sample."""
+        return self._ends or ()
+
+    def skip(self, time_s: float, ends: Sequence[int]) -> None:
+        """Go on from these end offsets: what came before them is known from elsewhere, without a gap."""
+        before = self._ends or tuple(ends)
+        self.total += sum(max(0, end - old) for end, old in zip(ends, before, strict=False))
+        self._ends, self._time_s = tuple(ends), time_s
+        if self.watched_since_s is None:
+            self.watched_since_s = time_s
+
     def sample(self, time_s: float, ends: Sequence[int]) -> NDArray[np.float64]:
         """Arrival times since the last sample, ascending.
 

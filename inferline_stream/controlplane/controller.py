@@ -1,7 +1,7 @@
 """The control loop: reports and arrivals in, decisions and assignments out.
 
-Everything runs on one event loop. Scaling never waits for a report, nor an assignment for a decision: each
-input and each output is a task of its own, and all of them share one `Picture`.
+Everything runs on one event loop. Scaling never waits for a report, nor an assignment for a decision, nor either of
+them for what is written down: each input and each output is a task of its own, and all share one `Picture`.
 """
 
 from __future__ import annotations
@@ -12,34 +12,36 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica
 from inferline_stream.controlplane import assigning
 from inferline_stream.controlplane.assigning import Assigning, SeenReplica, StageWanted
+from inferline_stream.controlplane.keeping import Book, Ticks, flat, nested
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
 from inferline_stream.controlplane.liveness import Liveness
+from inferline_stream.controlplane.overrides import Overrides
 from inferline_stream.controlplane.picture import Picture
+from inferline_stream.controlplane.records import StoredDecision, StoredPlan, decode_override
+from inferline_stream.controlplane.recovery import Found, find_arrivals
 from inferline_stream.controlplane.reports import RECENT_S
 from inferline_stream.controlplane.running import Running
 from inferline_stream.controlplane.scaling import leaving, replicas_of_plan
 from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower
-from inferline_stream.dataplane.protocol import decode_report
+from inferline_stream.controlplane.watching import LAGS_S, Watching
+from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower, fence
+from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.dataplane.protocol import ReplicaReport
 from inferline_stream.errors import Unreachable
 from inferline_stream.observability.state import DecisionRecord, PipelineState
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.planner.document import plan_to_bytes
 from inferline_stream.tuner.decision import Action, Decision
-from inferline_stream.tuner.observation import Limits, Observation
-from inferline_stream.tuner.policy import TunerState
+from inferline_stream.tuner.policy import Policy, TunerState
 
 logger = logging.getLogger(__name__)
 
-Policy = Callable[[TunerState, Observation], tuple[TunerState, Decision | None]]
-
-_LAGS_S = 0.25
-"""How often committed offsets are read: one small request per stage."""
-
-_TOPICS_EVERY = 5
-"""Every so many samples of the source's end offsets, those of all other topics are read with them."""
-
+_KEEP_S = 0.1
 _STATE_S = 0.5
 _REBALANCE_S = 5.0
 _ANSWERED_S = 0.5
@@ -56,8 +58,11 @@ class Controller:
         actuator: makes replicas.
         leadership: entered; writes assignments.
         policy: the Tuner's step.
-        tuner: its state.
+        tuner: its state, made for the picture's plan and the replicas wanted.
+        found: what earlier terms have left.
+        resume: the Tuner's state for a plan and replicas that are there: after a pause, and for a new plan.
         told: called with every decision, at once.
+        wanted: replicas to ask for first; by default the plan's.
     """
 
     running: Running
@@ -66,36 +71,45 @@ class Controller:
     leadership: Leadership
     policy: Policy
     tuner: TunerState
+    found: Found
+    resume: Callable[[Plan, Mapping[str, Mapping[str, int]]], TunerState]
     told: Callable[[DecisionRecord], None] = lambda record: None
     wanted: dict[tuple[str, str], int] = field(default_factory=dict)
-    """Replicas asked of the actuator."""
     failures: int = 0
     """Steps of the loop that raised something unforeseen; each was logged."""
-    paused: bool = False
-    limits: dict[str, Limits] = field(default_factory=dict)
-    stock: dict[str, int] = field(default_factory=dict)
+    held: bool = False
+    """Decisions are held because the run ends."""
+    overrides: Overrides = field(init=False)
     state: PipelineState | None = None
     """Newest picture for metrics and tables."""
     exits: list[str] = field(default_factory=list)
     """Replicas that ended unexpectedly, in words."""
+    watching: Watching | None = None
     _assigning: Assigning = field(init=False)
     _liveness: Liveness = field(init=False)
+    _book: Book = field(init=False)
+    _ticks: Ticks = field(init=False)
     _ended: set[str] = field(default_factory=set)
     _draining: set[str] = field(default_factory=set)
+    _fenced: set[str] = field(default_factory=set)
     _asked_s: dict[str, float] = field(default_factory=dict)
     _reported: set[str] = field(default_factory=set)
+    _asked: dict[tuple[str, str], int] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _answered_s: float = -1.0
-    _samples: int = 0
-    _first_ends: dict[str, int] = field(default_factory=dict)
     _rebalanced_s: float = 0.0
     _decides_from_s: float | None = None
+    _was_paused: bool = False
 
     def __post_init__(self) -> None:
         self._assigning = assigning.recovered(
             self.leadership.term, self.leadership.log.assignments, self.picture.partitions
         )
         self._liveness = Liveness(self.running.settings.dead_after_s)
+        self._book = Book(self.running.names.decisions, self.found.number)
+        self._ticks = Ticks(self.running.names, self.running.source)
+        self.overrides = self.found.overrides
+        if not self.wanted:
+            self.wanted = replicas_of_plan(self.picture.plan.allocations)
 
     async def run(self) -> None:
         """Control until cancelled.
@@ -103,31 +117,36 @@ class Controller:
         Raises:
             LeadershipLost: another controller leads now.
         """
-        settings = self.running.settings
-        await self._scale(replicas_of_plan(self.picture.plan.allocations) if not self.wanted else dict(self.wanted))
+        running, settings = self.running, self.running.settings
+        await self._scale(dict(self.wanted))
+        self._keep_plan("initial", "")
+        servers, names = running.bootstrap_servers, running.names
         async with (
-            OffsetReader(self.running.bootstrap_servers) as offsets,
-            TopicFollower(
-                self.running.bootstrap_servers,
-                self.running.names.stage_stats,
-                time.time() - RECENT_S,
-                committed_only=False,
-            ) as reports,
+            OffsetReader(servers) as offsets,
+            TopicFollower(servers, names.stage_stats, time.time() - RECENT_S, committed_only=False) as reports,
+            TopicFollower(servers, names.control, {0: self.found.control_offset}) as control,
+            RecordProducer(servers) as arrivals,
         ):
-            topics = {
-                **{self.running.topic(stage): n for stage, n in self.picture.partitions.items()},
-                self.running.sink: await offsets.partitions(self.running.sink),
-                self.running.names.completed: await offsets.partitions(self.running.names.completed),
-            }
+            watching = Watching(running, self.picture, offsets, self._ticks, self._heard)
+            await watching.begin()
+            times = await find_arrivals(running, offsets, watching.source_partitions, self.picture.growth)
+            if times.size:
+                self.picture.traffic.add(times)
+            self.watching = watching
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._every(settings.arrivals_sample_s, lambda: self._sample(offsets, topics)))
-                tasks.create_task(self._every(_LAGS_S, lambda: self._lags(offsets)))
-                tasks.create_task(self._every(0.0, lambda: self._hear(reports)))
-                tasks.create_task(self._every(0.0, self._mourn))
-                tasks.create_task(self._every(0.0, self._assign))
-                tasks.create_task(self._every(HEARTBEAT_S, self.leadership.heartbeat))
-                tasks.create_task(self._every(settings.tuner_step_s, self._tune))
-                tasks.create_task(self._every(_STATE_S, self._look))
+                for period_s, step in (
+                    (settings.arrivals_sample_s, watching.sample),
+                    (LAGS_S, watching.lags),
+                    (0.0, lambda: watching.hear(reports)),
+                    (0.0, self._mourn),
+                    (0.0, self._assign),
+                    (0.0, lambda: self._obey(control)),
+                    (HEARTBEAT_S, self._beat),
+                    (settings.tuner_step_s, self._tune),
+                    (_STATE_S, self._look),
+                    (_KEEP_S, lambda: self._keep(arrivals)),
+                ):
+                    tasks.create_task(self._every(period_s, step))
 
     async def _every(self, period_s: float, step: Callable[[], Awaitable[None]]) -> None:
         """Repeat a step for good. What it raises is logged and counted, and the loop goes on."""
@@ -153,54 +172,21 @@ class Controller:
 
     # -- what comes in -------------------------------------------------------------------------------
 
-    async def _sample(self, offsets: OffsetReader, topics: Mapping[str, int]) -> None:
-        everything = self._samples % _TOPICS_EVERY == 0
-        self._samples += 1
-        wanted = topics if everything else {self.running.source: topics[self.running.source]}
-        ends = await offsets.ends(wanted)
-        now_s = asyncio.get_running_loop().time()
-        self._answered_s = now_s
-        self.picture.arrivals(now_s, ends[self.running.source])
-        if everything:
-            for stage, history in self.picture.offsets.items():
-                history.reached(now_s, ends[self.running.topic(stage)])
-            sink, completed = self.running.sink, self.running.names.completed
-            self.picture.counts.events_out = self._since_start(sink, ends[sink])
-            self.picture.counts.completed = self._since_start(completed, ends[completed])
-
-    def _since_start(self, topic: str, ends: Sequence[int]) -> int:
-        total = sum(ends)
-        return total - self._first_ends.setdefault(topic, total)
-
-    async def _lags(self, offsets: OffsetReader) -> None:
-        for stage, history in self.picture.offsets.items():
-            committed = await offsets.committed(
-                self.running.names.group(stage), self.running.topic(stage), self.picture.partitions[stage]
-            )
-            history.committed(asyncio.get_running_loop().time(), committed)
-
-    async def _hear(self, reports: TopicFollower) -> None:
-        for record in await reports.read(1.0):
-            if not record.value:
-                continue
-            report = decode_report(record.value)
-            if report.stage not in self.picture.offsets:
-                continue
+    def _heard(self, report: ReplicaReport, changed: bool) -> None:
+        if report.replica not in self._ended:
+            self._liveness.heard(report.replica)
+        if report.phase in ("gone", "failed"):
+            self._end(report.replica)
+            if report.phase == "failed":
+                logger.warning("replica %s failed: %s", report.replica, report.reason)
+        if report.phase == "ready" and report.replica not in self._reported:
+            self._reported.add(report.replica)
+            started_s = self._asked_s.get(report.replica)
             now_s = asyncio.get_running_loop().time()
-            if report.replica not in self._ended:
-                self._liveness.heard(report.replica)
-            changed = self.picture.reports.add(report, now_s)
-            if report.phase in ("gone", "failed"):
-                self._end(report.replica)
-                if report.phase == "failed":
-                    logger.warning("replica %s failed: %s", report.replica, report.reason)
-            if report.phase == "ready" and report.replica not in self._reported:
-                self._reported.add(report.replica)
-                started_s = self._asked_s.get(report.replica)
-                start_up_s = report.start_up_s if started_s is None else now_s - started_s
-                self.picture.reports.started(report.stage, report.hardware, start_up_s)
-            if changed:
-                self._wake.set()
+            start_up_s = report.start_up_s if started_s is None else now_s - started_s
+            self.picture.reports.started(report.stage, report.hardware, start_up_s)
+        if changed:
+            self._wake.set()
 
     async def _mourn(self) -> None:
         """Wait for the next replica that ends, and let its partitions go to the living at once."""
@@ -219,7 +205,19 @@ class Controller:
             self.picture.reports.end(replica)
             self._wake.set()
 
+    async def _obey(self, control: TopicFollower) -> None:
+        for record in await control.read(1.0):
+            override = decode_override(record.value) if record.value else None
+            key = (record.key or b"").decode()
+            self.overrides = self.overrides.with_record(key, override)
+            logger.info("override %s: %s", key, override or "taken back")
+            self.picture.prices(self.overrides.prices(time.time()))
+
     # -- what goes out -------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        lags = {stage: list(history.lags()) for stage, history in self.picture.offsets.items()}
+        await self.leadership.heartbeat(lags)
 
     async def _assign(self) -> None:
         """Deal partitions at once when something changed, and look for silent replicas in between."""
@@ -231,17 +229,20 @@ class Controller:
         self._wake.clear()
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        self._liveness.advance(now_s, answered=now_s - self._answered_s < _ANSWERED_S)
+        answered_s = self.watching.answered_s if self.watching is not None else -1.0
+        self._liveness.advance(now_s, answered=now_s - answered_s < _ANSWERED_S)
         for replica in self._liveness.fell_silent():
             logger.warning("replica %s has been silent for %g s", replica, self.running.settings.dead_after_s)
             self.exits.append(f"{replica}: silent for {self.running.settings.dead_after_s:g} s")
             await self._replace(replica)
+        ended, silent = frozenset(self._ended), frozenset(self._liveness.silent)
+        await self._fence((ended | silent) & self._assigning.told.keys())
         state, deal = assigning.step(
             self._assigning,
             self._seen(),
             self._stages_wanted(now_s),
-            ended=frozenset(self._ended),
-            silent=frozenset(self._liveness.silent),
+            ended=ended,
+            silent=silent,
             draining=frozenset(self._draining),
         )
         if deal.assignments or deal.forgotten:
@@ -251,6 +252,14 @@ class Controller:
                 self._wake.set()  # nothing was written: deal again from the same memory
                 raise
         self._assigning = state
+
+    async def _fence(self, dead: Collection[str]) -> None:
+        """In exactly-once mode a dead replica's last transaction must have ended before another goes on from there."""
+        if self.running.delivery != "exactly_once":
+            return
+        for replica in set(dead) - self._fenced:
+            await fence(self.running.bootstrap_servers, self.running.names.transactional_id(replica))
+            self._fenced.add(replica)
 
     def _seen(self) -> dict[str, SeenReplica]:
         return {
@@ -279,28 +288,38 @@ class Controller:
         }
 
     async def _tune(self) -> None:
-        now_s = asyncio.get_running_loop().time()
-        if self.paused or not self._begun(now_s):
+        loop_s, now_s = asyncio.get_running_loop().time(), time.time()
+        if self.held or not self._begun(loop_s):
             return
-        seen = self.picture.observation(now_s, self.wanted, self.limits, self.stock)
+        if self.paused:
+            self._was_paused = True
+            return
+        if self._was_paused:  # what happened meanwhile is no history to decide on
+            self._was_paused = False
+            self.tuner = self.resume(self.picture.plan, nested(self.wanted))
+        seen = self.picture.observation(loop_s, self.wanted, self.overrides.limits(now_s), self.overrides.stock(now_s))
         self.tuner, decision = self.policy(self.tuner, seen)
         if decision is not None:
-            await self._apply(decision)
+            await self._apply(decision, seen.envelope)
+
+    @property
+    def paused(self) -> bool:
+        """Whether people hold decisions."""
+        return self.overrides.paused(time.time())
 
     def _begun(self, now_s: float) -> bool:
         """Whether there is something to decide on: the first replicas take a while to start, and nobody doubts that."""
         if self._decides_from_s is None:
             self._decides_from_s = now_s + self.running.settings.start_timeout_s
         if now_s < self._decides_from_s:
-            seen = {
-                told.newest.stage for told in self.picture.reports.replicas.values() if told.newest.phase == "ready"
-            }
+            replicas = self.picture.reports.replicas.values()
+            seen = {told.newest.stage for told in replicas if told.newest.phase == "ready"}
             if self.picture.growth.newest_s is None or seen < self.picture.offsets.keys():
                 return False
             self._decides_from_s = now_s
         return True
 
-    async def _apply(self, decision: Decision) -> None:
+    async def _apply(self, decision: Decision, envelope: Sequence[int]) -> None:
         acts = decision.action is not Action.HOLD and not self.running.advisory
         record = DecisionRecord(
             time.time(),
@@ -310,24 +329,65 @@ class Controller:
             {stage: sum(kinds.values()) for stage, kinds in decision.replicas.items()},
             applied=acts,
         )
+        if acts:
+            await self._scale(flat(decision.replicas))
+        self.decided(record, decision.replicas, envelope)
+
+    def decided(
+        self, record: DecisionRecord, replicas: Mapping[str, Mapping[str, int]], envelope: Sequence[int] = ()
+    ) -> None:
+        """Tell of a decision, and have it written down."""
         self.picture.decided(record)
         logger.info("%s (%s): %s", record.action, record.reason, record.detail)
         self.told(record)
-        if acts:
-            await self._scale({(s, kind): n for s, kinds in decision.replicas.items() for kind, n in kinds.items()})
+        self._book.number += 1
+        now_s = asyncio.get_running_loop().time()
+        self._book.decision(
+            StoredDecision(
+                number=self._book.number,
+                controller=self.leadership.controller,
+                term=self.leadership.term,
+                time_s=record.time_s,
+                action=record.action,
+                reason=record.reason,
+                detail=record.detail,
+                replicas={stage: dict(kinds) for stage, kinds in replicas.items()},
+                applied=record.applied,
+                arrival_rate=self.picture.traffic.arrival_rate(now_s),
+                envelope=[int(n) for n in envelope],
+                lags={stage: sum(history.lags()) for stage, history in self.picture.offsets.items()},
+                ready={
+                    stage: sum(self.picture.reports.ready(stage, kind) for s, kind in self.wanted if s == stage)
+                    for stage in self.picture.offsets
+                },
+            )
+        )
+
+    def _keep_plan(self, reason: str, detail: str) -> None:
+        plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(self.picture.plan))))
+        controller, term = self.leadership.controller, self.leadership.term
+        self._book.plan(StoredPlan(controller, term, time.time(), reason, detail, plan))
+
+    async def _keep(self, arrivals: RecordProducer) -> None:
+        """Write down ticks, plans and decisions."""
+        if (ticks := self._ticks.take()) is not None and ticks.value is not None:
+            await arrivals.send(ticks.topic, ticks.value, key=ticks.key.encode())
+        if waiting := self._book.waiting():
+            await self.leadership.write_records(waiting)
+            self._book.written(len(waiting))
 
     async def _scale(self, wanted: Mapping[tuple[str, str], int]) -> None:
         """Ask the actuator for these replicas; it is told only what changed."""
-        for key in {**self.wanted, **wanted}:
+        for key in {**self._asked, **wanted}:
             count = wanted.get(key, 0)
-            if self.wanted.get(key) == count:
+            if self._asked.get(key) == count:
                 continue
             stage, hardware = key
             own = [r for r in await self.actuator.observe() if (r.stage, r.hardware) == key]
             victims = leaving(own, count, self._partitions_told(), self._draining)
             self._draining |= set(victims)
             await self.actuator.scale(stage, hardware, count, victims)
-            self.wanted[key] = count
+            self._asked[key] = self.wanted[key] = count
         self._remember(await self.actuator.observe())
         self._wake.set()
 
@@ -367,9 +427,9 @@ class Controller:
 
         The loop must still be running: it writes the assignments that tell them.
         """
-        self.paused = True
-        stages_replicas = {name for name, told in self.picture.reports.replicas.items() if told.newest.stage in stages}
-        self._draining |= {name for name in stages_replicas if name not in self._ended}
+        self.held = True
+        replicas = self.picture.reports.replicas
+        self._draining |= {name for name, told in replicas.items() if told.newest.stage in stages} - self._ended
         self._draining |= {r.replica for r in await self.actuator.observe() if r.stage in stages}
         await self._scale({key: 0 if key[0] in stages else count for key, count in self.wanted.items()})
 
@@ -383,3 +443,12 @@ class Controller:
         if not await until(gone, deadline_s, 0.02) and set(stages) >= self.picture.offsets.keys():
             await self.actuator.drain(0.0)
         await until(forgotten, 2.0)  # their records in the compacted topic go with them
+
+    async def close_book(self) -> None:
+        """The run ends in order: write down that no successor is to go on from here."""
+        self._book.close()
+
+        async def written() -> bool:
+            return not self._book.waiting()
+
+        await until(written, 2.0)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from inferline_stream.dataplane.control import Followed, LeaderProducer, TopicFollower, Written
-from inferline_stream.dataplane.protocol import Assignment, LeaderHeartbeat, decode_control, encode
+from inferline_stream.dataplane.protocol import Assignment, Lags, LeaderHeartbeat, decode_control, encode
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
 
 LEADER_KEY = "leader"
+LAGS_KEY = "lags"
 HEARTBEAT_S = 1.0
 TAKE_OVER_AFTER_S = 3.0
 """A leader that has told nothing for this long is taken over from."""
@@ -70,8 +71,9 @@ class Leadership:
     """
 
     def __init__(self, bootstrap_servers: str, names: Names, controller: str) -> None:
-        self._bootstrap_servers, self._names, self._controller = bootstrap_servers, names, controller
+        self._bootstrap_servers, self._names, self.controller = bootstrap_servers, names, controller
         self._producer = LeaderProducer(bootstrap_servers, f"{names.prefix}{names.pipeline}-controller")
+        self._lags_told: Mapping[str, list[int]] = {}
         self.term = 0
         self.log = Log((), None, float("inf"))
         """What the topic said when this term began."""
@@ -90,7 +92,7 @@ class Leadership:
             except BaseException:
                 await self._producer.__aexit__(None, None, None)
                 raise
-        logger.info("controller %s leads %s in term %d", self._controller, self._names.pipeline, self.term)
+        logger.info("controller %s leads %s in term %d", self.controller, self._names.pipeline, self.term)
         return self
 
     async def _wait_for_silence(self, follower: TopicFollower, records: list[Followed]) -> None:
@@ -130,10 +132,19 @@ class Leadership:
         """Other records of the leader, e.g. decisions, in one transaction; errors as in `write`."""
         await self._producer.write(records)
 
-    async def heartbeat(self) -> None:
-        """Tell that this controller lives; errors as in `write`."""
-        record = LeaderHeartbeat(self.term, self._controller)
-        await self._producer.write([Written(self._names.assignments, LEADER_KEY, encode(record))])
+    async def heartbeat(self, lags: Mapping[str, list[int]] | None = None) -> None:
+        """Tell that this controller lives, and how far each stage lags; errors as in `write`.
+
+        Args:
+            lags: records not committed, by stage and partition.
+        """
+        topic = self._names.assignments
+        records = [Written(topic, LEADER_KEY, encode(LeaderHeartbeat(self.term, self.controller)))]
+        if lags is not None and lags != self._lags_told:
+            now_ms = int(time.time() * 1e3)
+            records.append(Written(topic, LAGS_KEY, encode(Lags(self.term, now_ms, dict(lags)))))
+            self._lags_told = dict(lags)
+        await self._producer.write(records)
 
     async def resign(self) -> None:
         """Leave in order: the next controller need not wait. Errors as in `write`."""

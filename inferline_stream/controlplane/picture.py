@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.arrivals import LogGrowth, OffsetHistory
@@ -73,6 +73,7 @@ class Picture:
     reports: Reports = field(init=False)
     offsets: dict[str, OffsetHistory] = field(init=False)
     traffic: Traffic = field(init=False)
+    _declared_prices: Catalogue | None = None
     _held_since_s: float | None = None
     _latencies: deque[tuple[float, tuple[int, ...]]] = field(default_factory=deque)
 
@@ -99,6 +100,14 @@ class Picture:
         """A decision was made."""
         self.decisions.append(record)
         self.decision_counts[record.action, record.reason] += 1
+
+    def prices(self, prices: Mapping[str, float]) -> None:
+        """Dollars per hour of hardware kinds, where people have set them."""
+        declared = self._declared_prices or self.catalogue
+        self._declared_prices = declared
+        self.catalogue = {
+            name: replace(kind, price_per_hour=prices.get(name, kind.price_per_hour)) for name, kind in declared.items()
+        }
 
     # -- what goes out -------------------------------------------------------------------------------
 

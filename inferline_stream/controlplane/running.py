@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.pipeline.names import Names
@@ -22,6 +23,7 @@ class Running:
         bootstrap_servers: host:port, comma separated.
         settings: periods and time limits.
         advisory: decide without acting.
+        delivery: how results get into the sink.
     """
 
     names: Names
@@ -31,6 +33,7 @@ class Running:
     bootstrap_servers: str
     settings: Settings
     advisory: bool = False
+    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
 
     def topic(self, stage: str) -> str:
         """Input topic of a stage."""

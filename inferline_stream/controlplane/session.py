@@ -7,20 +7,23 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.controller import Controller
+from inferline_stream.controlplane.keeping import nested
 from inferline_stream.controlplane.leadership import Leadership
 from inferline_stream.controlplane.ledger import Bounds, bounds_now, read_ledger
 from inferline_stream.controlplane.picture import Picture
+from inferline_stream.controlplane.recovery import Found, find
 from inferline_stream.controlplane.report import RunReport, run_report
 from inferline_stream.controlplane.running import Running, drained, lags
+from inferline_stream.controlplane.scaling import replicas_of_plan
 from inferline_stream.controlplane.serving import served
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import LeadershipLost, OffsetReader
@@ -36,7 +39,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.settings import Settings
-from inferline_stream.tuner.policy import POLICIES, Policy, initial_state
+from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, initial_state
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +117,7 @@ class Run:
         start: where groups without an offset start.
         policy: the Tuner's step.
         advisory: decide without acting.
+        delivery: how results get into the sink.
         duration_s: stop after so long; None runs to the end of the feed, or until told to stop.
         page_port: of the live page; 0 for any free one, None for no page.
         metrics_port: of `/metrics`; likewise.
@@ -132,6 +136,7 @@ class Run:
     start: str = "committed"
     policy: Policy = POLICIES["default"]
     advisory: bool = False
+    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     duration_s: float | None = None
     page_port: int | None = None
     metrics_port: int | None = None
@@ -154,6 +159,7 @@ class Run:
             bootstrap_servers=self.bootstrap_servers,
             hardware=kind,
             max_batch_size=limits.get(hardware, 1),
+            delivery=self.delivery,
             emulated_s=emulated_s(self.pipeline.stage(stage), hardware) if kind.emulated else None,
             settings={
                 name: getattr(self.settings, name)
@@ -267,7 +273,7 @@ class Session:
         Returns:
             Records left uncommitted, by consumer group.
         """
-        self.controller.paused = True  # falling traffic at the end is no reason to scale
+        self.controller.held = True  # falling traffic at the end is no reason to scale
         self.watcher.step("draining")
         end = (await self.offsets.ends({self.running.source: len(self.since.source)}))[self.running.source]
         partitions = self.controller.picture.partitions
@@ -343,6 +349,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         bootstrap_servers=run.bootstrap_servers,
         settings=run.settings,
         advisory=run.advisory,
+        delivery=run.delivery,
     )
     watcher.step("creating topics")
     topics = topics_of(pipeline, run.prefix, run.plan.partitions)
@@ -353,21 +360,39 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         offsets = await stack.enter_async_context(OffsetReader(run.bootstrap_servers))
         partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
         since = await bounds_now(offsets, running, partitions)
-        tuner = initial_state(
-            run.plan,
-            run.measured,
-            run.kinds,
-            objective=pipeline.objective,
-            shortest_window_s=5 * run.settings.arrivals_sample_s,
-        )
         controller_name = f"{pipeline.name}-{secrets.token_hex(4)}"
         leadership = await stack.enter_async_context(Leadership(run.bootstrap_servers, names, controller_name))
         if actuator is None:
             actuator = await stack.enter_async_context(LocalActuator(run.spec, run.log_folder))
+        found = await find(running)
+        plan, wanted = _going_on(run, found)
+
+        def resume(plan: Plan, held: Mapping[str, Mapping[str, int]]) -> TunerState:
+            return initial_state(
+                plan,
+                run.measured,
+                run.kinds,
+                objective=pipeline.objective,
+                shortest_window_s=5 * run.settings.arrivals_sample_s,
+                held=held,
+            )
+
+        tuner = resume(plan, nested(wanted))
         picture = Picture(
-            pipeline.name, shape, run.plan, run.measured, run.kinds, pipeline.objective, partitions, tuner.windows_s
+            pipeline.name, shape, plan, run.measured, run.kinds, pipeline.objective, partitions, tuner.windows_s
         )
-        controller = Controller(running, picture, actuator, leadership, run.policy, tuner, watcher.decided)
+        controller = Controller(
+            running,
+            picture,
+            actuator,
+            leadership,
+            run.policy,
+            tuner,
+            found,
+            resume,
+            told=watcher.decided,
+            wanted=wanted,
+        )
         stack.enter_context(
             served(
                 lambda: controller.state,
@@ -380,9 +405,13 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         watcher.step("starting replicas")
         control = asyncio.create_task(controller.run())
         stack.push_async_callback(_ended, control)
-        yield Session(run, running, controller, offsets, since, control, watcher)
-        with contextlib.suppress(InferlineError):
-            await leadership.resign()
+        try:
+            yield Session(run, running, controller, offsets, since, control, watcher)
+        finally:
+            if not control.done():  # it leads still: let the next one begin at once
+                with contextlib.suppress(InferlineError):
+                    await controller.close_book()
+                    await leadership.resign()
 
 
 async def run_to_report(run: Run, watcher: Watcher, stop: asyncio.Event, actuator: Actuator | None = None) -> RunReport:
@@ -404,6 +433,23 @@ async def run_to_report(run: Run, watcher: Watcher, stop: asyncio.Event, actuato
         await under_way.fed(stop)
         lag = await under_way.drain()
         return await under_way.report(lag)
+
+
+def _going_on(run: Run, found: Found) -> tuple[Plan, dict[tuple[str, str], int]]:
+    """Plan and replicas to begin with: those of a controller that fell silent, else the run's own plan."""
+    plan = found.its_plan()
+    known = set(run.measured.profiles)
+    if (
+        found.wanted is None
+        or plan is None
+        or plan.slo_s != run.plan.slo_s
+        or plan.allocations.keys() != run.plan.allocations.keys()
+        or not known >= found.wanted.keys()
+        or not known >= {(stage, a.hardware) for stage, kinds in plan.allocations.items() for a in kinds}
+    ):
+        return run.plan, replicas_of_plan(run.plan.allocations)
+    logger.info("going on with the plan and the replicas of the controller before")
+    return plan, dict(found.wanted)
 
 
 async def _ended(control: asyncio.Task[None]) -> None:

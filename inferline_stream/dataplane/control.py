@@ -130,6 +130,18 @@ class LeaderProducer:
                 future.exception()
 
 
+async def fence(bootstrap_servers: str, transactional_id: str) -> None:
+    """End whatever a producer of this id was about to commit: it is aborted, and its producer writes no more.
+
+    Returns once no transaction of the id is pending, so that offsets committed in one can be read.
+
+    Raises:
+        Unreachable: Kafka does not answer.
+    """
+    async with LeaderProducer(bootstrap_servers, transactional_id):
+        return
+
+
 class TopicFollower:
     """Reads every partition of a topic from a position of its own; no group, nothing committed.
 

@@ -1,0 +1,138 @@
+"""What the control plane keeps in Kafka: arrivals, plans, decisions, overrides. JSON, each with a version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from inferline_stream.pipeline.names import WIRE_VERSION
+
+
+class ArrivalTicks(msgspec.Struct, frozen=True):
+    """How the source topic's log grew. Key: the topic.
+
+    Offsets, not counts: ticks of a second writer, or ticks read twice, add nothing.
+    """
+
+    times_ms: list[float]
+    """Milliseconds since the epoch, ascending, one per tick."""
+    ends: list[list[int]]
+    """End offset of each partition at each tick."""
+    previous: list[int]
+    """End offsets at the tick before the first."""
+    previous_ms: float
+    version: int = WIRE_VERSION
+
+
+class StoredPlan(msgspec.Struct, frozen=True):
+    """The plan in force. Key ``plan`` of the decisions topic."""
+
+    controller: str
+    term: int
+    time_s: float
+    """Seconds since the epoch."""
+    reason: str
+    detail: str
+    plan: msgspec.Raw
+    """A plan document (`planner.document`)."""
+    version: int = WIRE_VERSION
+
+
+class StoredDecision(msgspec.Struct, frozen=True):
+    """One decision: who, when, why, on which numbers. Key ``decision-<n>``, and ``wanted`` for the newest applied."""
+
+    number: int
+    """Grows over all terms."""
+    controller: str
+    term: int
+    time_s: float
+    action: str
+    reason: str
+    detail: str
+    replicas: dict[str, dict[str, int]]
+    """Wanted from now on: stage → hardware kind → replicas."""
+    applied: bool
+    arrival_rate: float = 0.0
+    envelope: list[int] = []
+    """Most arrivals in each window, shortest first."""
+    lags: dict[str, int] = {}
+    """Records not committed, by stage."""
+    ready: dict[str, int] = {}
+    """Replicas ready, by stage."""
+    version: int = WIRE_VERSION
+
+
+class Override(msgspec.Struct, frozen=True):
+    """What people set in place of a decision. Key: `key` of it, so that the newest of each kind counts.
+
+    A record without a value takes the override back.
+    """
+
+    kind: Literal["pause", "scale", "limits", "slo", "price", "stock"]
+    subject: str = ""
+    """A stage for scale and limits, a hardware kind for price and stock."""
+    value: float | None = None
+    """Replicas, seconds of the SLO, dollars per hour, or replicas in stock."""
+    minimum: int | None = None
+    maximum: int | None = None
+    until_s: float | None = None
+    """Seconds since the epoch at which it lapses; None for good."""
+    who: str = ""
+    version: int = WIRE_VERSION
+
+    @property
+    def key(self) -> str:
+        """The override that this one replaces."""
+        return f"{self.kind}/{self.subject}" if self.subject else self.kind
+
+
+DECISIONS_KEPT = 500
+"""Decisions that stay in the compacted topic; older ones are taken out as new ones come."""
+
+PLAN_KEY = "plan"
+WANTED_KEY = "wanted"
+
+
+def decision_key(number: int) -> str:
+    """Key of a decision; a number so far back that it is no longer kept has the key that is deleted."""
+    return f"decision-{number}"
+
+
+def encode(record: ArrivalTicks | StoredPlan | StoredDecision | Override) -> bytes:
+    """One record as JSON."""
+    return msgspec.json.encode(record)
+
+
+decode_ticks = msgspec.json.Decoder(ArrivalTicks).decode
+decode_plan = msgspec.json.Decoder(StoredPlan).decode
+decode_decision = msgspec.json.Decoder(StoredDecision).decode
+decode_override = msgspec.json.Decoder(Override).decode
+
+
+def merged(records: Iterable[ArrivalTicks]) -> list[tuple[float, list[int]]]:
+    """Ticks of any writers as one growing log: (seconds since the epoch, end offsets), ascending in both.
+
+    A tick that tells nothing new in any partition is kept (it shows that somebody watched), one from
+    before the newest is not.
+    """
+    ticks: list[tuple[float, list[int]]] = []
+    for record in records:
+        own = [(record.previous_ms, record.previous), *zip(record.times_ms, record.ends, strict=True)]
+        ticks += [(time_ms / 1e3, list(ends)) for time_ms, ends in own]
+    ticks.sort(key=lambda tick: tick[0])
+    grown: list[tuple[float, list[int]]] = []
+    for time_s, ends in ticks:
+        if not grown:
+            grown.append((time_s, ends))
+        elif time_s > grown[-1][0]:
+            grown.append((time_s, _highest(grown[-1][1], ends)))
+        else:
+            grown[-1] = (time_s, _highest(grown[-1][1], ends))
+    return grown
+
+
+def _highest(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    longest = max(len(a), len(b))
+    return [max(a[p] if p < len(a) else 0, b[p] if p < len(b) else 0) for p in range(longest)]

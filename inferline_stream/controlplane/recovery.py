@@ -1,0 +1,146 @@
+"""What a new term finds in Kafka: the traffic of the last minutes, the last decision and plan, overrides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.controlplane.arrivals import LogGrowth
+from inferline_stream.controlplane.keeping import flat
+from inferline_stream.controlplane.overrides import Overrides
+from inferline_stream.controlplane.records import (
+    PLAN_KEY,
+    WANTED_KEY,
+    StoredDecision,
+    StoredPlan,
+    decode_decision,
+    decode_override,
+    decode_plan,
+    decode_ticks,
+    merged,
+)
+from inferline_stream.controlplane.running import Running
+from inferline_stream.dataplane.control import OffsetReader, TopicFollower
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.planner.document import plan_from_bytes
+
+logger = logging.getLogger(__name__)
+
+TRAFFIC_S = 90.0
+"""How far back arrivals are read: more than the longest window of the envelope."""
+
+_MOST_IN_GAP = 500_000
+"""Records whose timestamps are read to fill a gap; more are spread evenly over it."""
+
+Times = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the topics of plans, decisions and overrides hold.
+
+    Args:
+        plan: of the last term that wrote one; None if there is none, or none is to be followed.
+        decisions: newest last.
+        wanted: replicas that the last controller wanted when it fell silent; None if it left in order.
+        overrides: in force.
+        control_offset: next offset of the control topic.
+    """
+
+    plan: StoredPlan | None
+    decisions: tuple[StoredDecision, ...]
+    wanted: Mapping[tuple[str, str], int] | None
+    overrides: Overrides
+    control_offset: int
+
+    @property
+    def number(self) -> int:
+        """Of the newest decision."""
+        return max((d.number for d in self.decisions), default=0)
+
+    def its_plan(self) -> Plan | None:
+        """The plan itself."""
+        return None if self.plan is None else plan_from_bytes(bytes(self.plan.plan), "the decisions topic")
+
+
+async def find(running: Running) -> Found:
+    """Read what earlier terms have written.
+
+    Raises:
+        Unreachable: Kafka does not answer.
+    """
+    plan, wanted = None, None
+    decisions: dict[str, StoredDecision] = {}
+    async with TopicFollower(running.bootstrap_servers, running.names.decisions) as follower:
+        for record in await follower.read_to(await follower.end()):
+            key = (record.key or b"").decode()
+            if key == PLAN_KEY:
+                plan = decode_plan(record.value) if record.value else None
+            elif key == WANTED_KEY:
+                wanted = flat(decode_decision(record.value).replicas) if record.value else None
+            elif record.value:
+                decisions[key] = decode_decision(record.value)
+            else:
+                decisions.pop(key, None)
+    overrides = Overrides()
+    async with TopicFollower(running.bootstrap_servers, running.names.control) as follower:
+        for record in await follower.read_to(await follower.end()):
+            override = decode_override(record.value) if record.value else None
+            overrides = overrides.with_record((record.key or b"").decode(), override)
+        control_offset = (await follower.position())[0]
+    ordered = tuple(sorted(decisions.values(), key=lambda d: d.number))
+    return Found(plan, ordered, wanted, overrides, control_offset)
+
+
+async def find_arrivals(
+    running: Running, offsets: OffsetReader, partitions: int, growth: LogGrowth, since_s: float = TRAFFIC_S
+) -> Times:
+    """Arrival times of the last minutes, on the event loop's clock; ``growth`` goes on from their end.
+
+    From the arrivals topic, and from there on to now from the timestamps of the source's own records.
+
+    Args:
+        running: names.
+        offsets: to read end offsets.
+        partitions: of the source topic.
+        growth: without a sample yet.
+        since_s: how far back.
+    """
+    began_s = time.time()
+    shift_s = asyncio.get_running_loop().time() - began_s
+    async with TopicFollower(running.bootstrap_servers, running.names.arrivals, began_s - since_s) as follower:
+        records = await follower.read_to(await follower.end())
+    ticks = [tick for tick in merged(decode_ticks(r.value) for r in records if r.value) if len(tick[1]) == partitions]
+    if not ticks:
+        return np.empty(0)
+    times = [growth.sample(time_s + shift_s, ends) for time_s, ends in ticks]
+    last_s, known = ticks[-1]
+    ends = (await offsets.ends({running.source: partitions}))[running.source]
+    now_s = time.time()
+    gap = await _between(running, known, ends, last_s, now_s)
+    growth.skip(now_s + shift_s, ends)
+    logger.info(
+        "%d arrivals of the last %.0f s recovered, %d of them from the records of the last %.1f s, in %.2f s",
+        sum(map(len, times)) + gap.size, since_s, gap.size, now_s - last_s, now_s - began_s,
+    )  # fmt: skip
+    return np.concatenate([*times, gap + shift_s])
+
+
+async def _between(running: Running, known: list[int], ends: tuple[int, ...], since_s: float, now_s: float) -> Times:
+    """Timestamps of the source's records between two sets of end offsets, ascending, within that time."""
+    missing = sum(max(0, end - old) for end, old in zip(ends, known, strict=True))
+    if not missing:
+        return np.empty(0)
+    if missing > _MOST_IN_GAP:
+        return np.linspace(since_s, now_s, missing, endpoint=False)
+    start = dict(enumerate(known))
+    async with TopicFollower(running.bootstrap_servers, running.source, start, partitions=len(known)) as follower:
+        records = await follower.read_to(dict(enumerate(ends)))
+    times = np.sort(np.array([r.time_ms / 1e3 for r in records], dtype=np.float64))
+    return np.asarray(np.clip(times, since_s, now_s), dtype=np.float64)

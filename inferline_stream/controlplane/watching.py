@@ -1,0 +1,133 @@
+"""What comes in: end offsets, committed offsets, reports. Everything ends up in the `Picture`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from inferline_stream.controlplane.keeping import Ticks
+from inferline_stream.controlplane.picture import Picture
+from inferline_stream.controlplane.records import decode_ticks
+from inferline_stream.controlplane.running import Running
+from inferline_stream.dataplane.control import OffsetReader, TopicFollower
+from inferline_stream.dataplane.protocol import ReplicaReport, decode_report
+
+logger = logging.getLogger(__name__)
+
+LAGS_S = 0.25
+"""How often committed offsets are read: one small request per stage."""
+
+_TOPICS_EVERY = 5
+"""Every so many samples of the source's end offsets, those of all other topics are read with them."""
+
+_CLOCKS_APART_S = 0.5
+"""Another controller's ticks are taken at its own clock's word only this far into our future."""
+
+
+@dataclass(slots=True)
+class Watching:
+    """Fills a picture.
+
+    Args:
+        running: names.
+        picture: to fill.
+        offsets: reads them.
+        ticks: told every sample of the source topic.
+        heard: called with each report that is newer than those before, and whether it tells of a change.
+    """
+
+    running: Running
+    picture: Picture
+    offsets: OffsetReader
+    ticks: Ticks
+    heard: Callable[[ReplicaReport, bool], None]
+    answered_s: float = -1.0
+    """When Kafka last answered, on the event loop's clock."""
+    _topics: dict[str, int] = field(default_factory=dict)
+    _samples: int = 0
+    _first_ends: dict[str, int] = field(default_factory=dict)
+    _next: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Next offset to apply, by topic and partition: a record may come from two readers."""
+
+    async def begin(self) -> None:
+        """Look the topics up.
+
+        Raises:
+            Unreachable: Kafka does not answer, or one is missing.
+        """
+        running = self.running
+        self._topics = {running.topic(stage): n for stage, n in self.picture.partitions.items()}
+        for topic in (running.sink, running.names.completed):
+            self._topics[topic] = await self.offsets.partitions(topic)
+
+    @property
+    def source_partitions(self) -> int:
+        """Partitions of the source topic."""
+        return self._topics[self.running.source]
+
+    async def sample(self) -> None:
+        """Read end offsets: of the source topic each time, of all topics now and then."""
+        running, everything = self.running, self._samples % _TOPICS_EVERY == 0
+        self._samples += 1
+        ends = await self.offsets.ends(self._topics if everything else {running.source: self.source_partitions})
+        now_s = self.answered_s = asyncio.get_running_loop().time()
+        self.picture.arrivals(now_s, ends[running.source])
+        self.ticks.sampled(time.time() * 1e3, ends[running.source])
+        if everything:
+            for stage, history in self.picture.offsets.items():
+                history.reached(now_s, ends[running.topic(stage)])
+            self.picture.counts.events_out = self._since_start(running.sink, ends)
+            self.picture.counts.completed = self._since_start(running.names.completed, ends)
+
+    def _since_start(self, topic: str, ends: Mapping[str, Sequence[int]]) -> int:
+        total = sum(ends[topic])
+        return total - self._first_ends.setdefault(topic, total)
+
+    async def lags(self) -> None:
+        """Read the committed offsets of every stage's group."""
+        for stage, history in self.picture.offsets.items():
+            committed = await self.offsets.committed(
+                self.running.names.group(stage), self.running.topic(stage), self.picture.partitions[stage]
+            )
+            history.committed(asyncio.get_running_loop().time(), committed)
+
+    async def hear(self, reports: TopicFollower) -> None:
+        """Take in the reports that have come, waiting for the first."""
+        for record in await reports.read(1.0):
+            self.report(record.partition, record.offset, record.value)
+
+    def report(self, partition: int, offset: int, value: bytes | None) -> None:
+        """Take in one record of the stage-stats topic, unless it has been before."""
+        if not self._new(self.running.names.stage_stats, partition, offset) or not value:
+            return
+        report = decode_report(value)
+        if report.stage in self.picture.offsets:
+            changed = self.picture.reports.add(report, asyncio.get_running_loop().time())
+            self.heard(report, changed)
+
+    def arrivals(self, partition: int, offset: int, value: bytes | None) -> None:
+        """Take in one record of the arrivals topic. Our own samples are there already; another's may be newer."""
+        if not self._new(self.running.names.arrivals, partition, offset) or not value:
+            return
+        record = decode_ticks(value)
+        now_s = asyncio.get_running_loop().time()
+        shift_s = now_s - time.time()
+        for time_ms, ends in zip(record.times_ms, record.ends, strict=True):
+            at_s = time_ms / 1e3 + shift_s
+            known = self.picture.growth.ends
+            ahead = len(ends) == len(known) and any(end > old for end, old in zip(ends, known, strict=True))
+            if ahead and at_s < now_s + _CLOCKS_APART_S:
+                self.picture.arrivals(at_s, [max(end, old) for end, old in zip(ends, known, strict=True)])
+
+    def _new(self, topic: str, partition: int, offset: int) -> bool:
+        if offset < self._next.get((topic, partition), 0):
+            return False
+        self._next[topic, partition] = offset + 1
+        return True
+
+    def applied(self, topic: str) -> int:
+        """Next offset of a topic's first partition that has not been applied."""
+        return self._next.get((topic, 0), 0)

@@ -1,0 +1,175 @@
+"""`init`, `profile`, `plan`: from an empty folder to a plan, on emulated hardware."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from inferline_stream.cli.main import app
+from inferline_stream.planner.document import plan_from_bytes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_before() -> Iterator[None]:
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+
+
+def call(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=env)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A starter topology that has been profiled."""
+    folder = tmp_path_factory.mktemp("starter") / "reviews"
+    result = call("init", folder)
+    assert result.exit_code == 0, result.stderr
+    assert "Next: inferline-stream check" in result.stdout
+    result = call("profile", folder)
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def test_the_starter_is_sound(started: Path) -> None:
+    result = call("check", started)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_init_never_writes_over_a_file(started: Path) -> None:
+    before = (started / "topology.py").read_text()
+    result = call("init", started)
+    assert result.exit_code == 2
+    assert "holds topology.py, events.jsonl, arrivals.csv already" in result.stderr
+    assert (started / "topology.py").read_text() == before
+
+
+def test_the_starters_sample_rises_and_falls(started: Path) -> None:
+    times = [float(line) for line in (started / "arrivals.csv").read_text().splitlines()[1:]]
+    counts = [sum(start <= time < start + 20 for time in times) for start in (0, 20, 40)]
+    assert counts[1] > 1.5 * max(counts[0], counts[2])
+
+
+def test_profiles_are_printed_for_people_and_for_machines(started: Path) -> None:
+    table = call("profile", started)
+    assert table.exit_code == 0
+    assert "emulated-gpu-small" in table.stdout
+    document = json.loads(call("profile", started, "--output", "json").stdout)
+    by_kind = {(found["stage"], found["hardware"]): found for found in document["profiles"]}
+    assert set(by_kind) == {
+        ("parse", "emulated-cpu"),
+        ("study", "emulated-cpu"),
+        ("study", "emulated-gpu-small"),
+        ("rate", "emulated-cpu"),
+    }
+    first = by_kind["study", "emulated-gpu-small"]["service_times"][0]
+    assert first["batch_size"] == 1
+    assert 0.020 <= first["mean_s"] < 0.2
+    assert document["hop_overhead_s"] > 0
+
+
+def test_profiles_are_kept_and_measured_again_on_request(started: Path) -> None:
+    files = {file: file.stat().st_mtime_ns for file in (started / ".inferline").rglob("*.emulated-*.json")}
+    assert len(files) == 4
+    assert call("profile", started).exit_code == 0
+    assert all(file.stat().st_mtime_ns == before for file, before in files.items())
+    assert call("profile", started, "--again", "--stage", "rate").exit_code == 0
+    changed = {file.name for file, before in files.items() if file.stat().st_mtime_ns != before}
+    assert changed == {"rate.emulated-cpu.json"}
+
+
+def test_a_plan_for_people_names_every_stage_and_what_it_costs(started: Path) -> None:
+    result = call("plan", started)
+    assert result.exit_code == 0, result.stderr
+    for word in ("stage", "hardware", "batch", "replicas", "utilization", "$/h", "parse", "study", "rate", "SLO 250ms"):
+        assert word in result.stdout
+    assert "emulated hardware sleeps" in result.stdout
+
+
+def test_a_plan_for_machines_meets_the_slo_and_is_the_one_saved(started: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    result = call("plan", started, "--output", "json", "--save", file)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == file.read_text()
+    plan = plan_from_bytes(result.stdout.encode())
+    assert plan.pipeline == "reviews"
+    assert 0 < plan.predicted_p99_s <= plan.slo_s == 0.25
+    assert set(plan.allocations) == {"parse", "study", "rate"}
+    assert call("plan", started, "--output", "json").stdout == result.stdout
+
+
+def test_the_papers_algorithm_and_another_slo_can_be_chosen(started: Path) -> None:
+    result = call("plan", started, "--algorithm", "inferline", "--slo", "400ms", "--output", "json")
+    assert result.exit_code == 0, result.stderr
+    plan = plan_from_bytes(result.stdout.encode())
+    assert (plan.algorithm, plan.slo_s) == ("inferline", 0.4)
+
+
+def test_a_heavier_trace_needs_a_dearer_plan(started: Path, tmp_path: Path) -> None:
+    busy = tmp_path / "busy.csv"
+    busy.write_text("arrival_s\n" + "".join(f"{i / 150:.5f}\n" for i in range(3000)))
+    usual = plan_from_bytes(call("plan", started, "--output", "json").stdout.encode())
+    result = call("plan", started, "--trace", busy, "--output", "json")
+    assert result.exit_code == 0, result.stderr
+    heavier = plan_from_bytes(result.stdout.encode())
+    assert heavier.arrival_rate == pytest.approx(150, rel=0.01)
+    assert heavier.cost_per_hour > usual.cost_per_hour
+
+
+def test_an_slo_that_no_plan_meets_is_told_with_the_smallest_that_one_would(started: Path) -> None:
+    result = call("plan", started, "--slo", "10ms")
+    assert result.exit_code == 4
+    assert "Traceback" not in result.stderr
+    # 3 + 20 + 2 ms is the longest path at batch 1 on the fastest hardware.
+    assert "smallest" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--slo", "250"], "--slo: '250' is not a duration"),
+        (["--slo", "0s"], "must be above 0"),
+        (["--algorithm", "magic"], "Invalid value for '--algorithm'"),
+        (["--trace", "nowhere.csv"], "does not exist"),
+    ],
+)
+def test_options_that_cannot_be_are_usage_errors(started: Path, arguments: list[str], said: str) -> None:
+    result = call("plan", started, *arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_an_unknown_stage_is_a_usage_error(started: Path) -> None:
+    result = call("profile", started, "--stage", "studie")
+    assert result.exit_code == 2
+    assert "--stage 'studie': the pipeline has parse, study, rate" in result.stderr
+
+
+def test_a_setting_that_is_no_number_is_a_usage_error(started: Path) -> None:
+    result = call("plan", started, env={"INFERLINE_FETCH_WAIT_S": "soon"})
+    assert result.exit_code == 2
+    assert "INFERLINE_FETCH_WAIT_S='soon' is not a number" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["plan", "profile"])
+def test_a_kafka_that_does_not_answer_ends_with_exit_code_5(started: Path, command: str) -> None:
+    env = {"INFERLINE_CONNECT_TIMEOUT_S": "0.5"}
+    result = call(command, started, "--bootstrap-servers", "127.0.0.1:1", env=env)
+    assert result.exit_code == 5
+    assert "does not answer" in result.stderr
+
+
+def test_a_topology_without_a_sample_says_what_to_add(tmp_path: Path) -> None:
+    assert call("init", tmp_path / "x").exit_code == 0
+    file = tmp_path / "x" / "topology.py"
+    file.write_text(
+        file.read_text().replace('    sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),\n', "")
+    )
+    assert call("check", file).exit_code == 0
+    result = call("plan", file)
+    assert result.exit_code == 3
+    assert "declares no sample" in result.stderr
