@@ -7,6 +7,7 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Coroutine
 
 from inferline_stream.broker.server import EmbeddedBroker
 
@@ -26,12 +27,21 @@ def main() -> None:
     parser.add_argument("--parent-pipe", action="store_true", help="end when standard input ends")
     arguments = parser.parse_args()
     try:
+        _run(_serve(arguments))
+    except OSError as error:
+        sys.exit(
+            f"cannot listen on {arguments.host}:{arguments.port}: {error.strerror}; choose another --port, 0 for any"
+        )
+
+
+def _run(serving: Coroutine[None, None, None]) -> None:
+    try:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(arguments))
+            runner.run(serving)
     except ImportError:  # uvloop has no wheel for this platform: slower, nothing else
-        asyncio.run(_serve(arguments))
+        asyncio.run(serving)
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
@@ -39,10 +49,9 @@ async def _serve(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    async with asyncio.TaskGroup() as tasks:
-        broker = EmbeddedBroker(arguments.host, arguments.port, rebalance_delay_s=arguments.rebalance_delay)
-        async with broker:
-            _announce(broker.bootstrap_servers, arguments.output)
+    async with EmbeddedBroker(arguments.host, arguments.port, rebalance_delay_s=arguments.rebalance_delay) as broker:
+        _announce(broker.bootstrap_servers, arguments.output)
+        async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(_parent_ended(ended)) if arguments.parent_pipe else None
             await ended.wait()
             if watch is not None:

@@ -65,24 +65,25 @@ class EmbeddedBroker:
         connection = asyncio.current_task()
         assert connection is not None
         self._connections.add(connection)
+        peer = writer.get_extra_info("peername")[0]
         try:
-            await self._converse(reader, writer)
+            await self._converse(reader, writer, peer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has gone
+        except (ValueError, struct.error) as error:
+            logger.warning("a connection from %s does not speak Kafka as this broker does: %s", peer, error)
         except asyncio.CancelledError:
             pass  # the broker is closing: nobody awaits a connection but `__aexit__`
         finally:
             self._connections.discard(connection)
             writer.close()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str) -> None:
         """Answer one request after another, as Kafka does: a client may rely on the order."""
-        peer = writer.get_extra_info("peername")[0]
         while True:
             (size,) = struct.unpack(">i", await reader.readexactly(4))
             if not 0 < size <= _LARGEST_REQUEST_BYTES:
-                logger.warning("%s sent a request of %d bytes: not the Kafka protocol", peer, size)
-                return
+                raise ValueError(f"a request of {size} bytes")
             answer = await _answer(self._broker, await reader.readexactly(size), peer)
             if answer is not None:
                 writer.write(answer)
@@ -98,7 +99,7 @@ async def _answer(broker: Broker, frame: bytes, peer: str) -> bytes | None:
             return write_answer(
                 header.correlation_id, ApiVersionResponse_v0, {"error_code": UnsupportedVersionError.errno}
             )
-        raise ConnectionAbortedError(f"request {header.api_key} version {header.api_version} is not spoken")
+        raise ValueError(f"request {header.api_key} in version {header.api_version}")
     try:
         fields = await api.serve(broker, read_request(request, body), Client(header.client_id, f"/{peer}"))
     except BrokerResponseError as error:

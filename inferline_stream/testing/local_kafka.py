@@ -68,7 +68,7 @@ class LocalKafka:
         *,
         rebalance_delay_s: float = 0.0,
         heap: str = "512m",
-        start_timeout_s: float = 60.0,
+        start_timeout_s: float = 180.0,
     ) -> None:
         delay = {"group.initial.rebalance.delay.ms": str(round(rebalance_delay_s * 1000))}
         self._settings = {**TEST_SETTINGS, **delay, **(settings or {})}

@@ -1,0 +1,157 @@
+"""Which Kafka tests get: one that is given, one in a container, one on local Java; or none, and a word about it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.errors import Unreachable
+from inferline_stream.settings import Surroundings, surroundings
+from inferline_stream.testing import kafka_jars as jars
+from inferline_stream.testing.kafka import container_engine, find_apache_kafka
+from inferline_stream.testing.local_kafka import free_ports
+
+CONTRACT = """
+
+def test_contract(kafka):
+    assert kafka.bootstrap_servers
+"""
+
+
+def around(tmp_path, **found):
+    nothing = {"kafka_bootstrap_servers": None, "container_engine": "unix:///nowhere", "cache": tmp_path, "ci": False}
+    return Surroundings(**{**nothing, **found})
+
+
+@pytest.fixture
+def no_java(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def test_the_environment_says_what_there_is(tmp_path):
+    said = {
+        "KAFKA_BOOTSTRAP_SERVERS": "there:9092",
+        "DOCKER_HOST": "unix:///engine",
+        "INFERLINE_CACHE": str(tmp_path),
+        "CI": "true",
+    }
+    assert surroundings(said) == Surroundings("there:9092", "unix:///engine", tmp_path, True)
+    nothing = surroundings({"XDG_CACHE_HOME": "/caches", "CI": "false"})
+    assert nothing == Surroundings(None, None, Path("/caches/inferline-stream"), False)
+
+
+def test_a_kafka_that_is_given_comes_first(tmp_path, no_java):
+    with find_apache_kafka(around(tmp_path, kafka_bootstrap_servers="there:9092")) as kafka:
+        assert kafka.bootstrap_servers == "there:9092"
+
+
+def test_none_at_all_is_an_error_that_names_all_three(tmp_path, no_java):
+    with (
+        pytest.raises(Unreachable, match=r"KAFKA_BOOTSTRAP_SERVERS.*Docker or podman.*no Java"),
+        find_apache_kafka(around(tmp_path)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("status", "answers"), [("200 OK", True), ("500 Internal Server Error", False)])
+def test_a_container_engine_counts_only_if_it_answers(tmp_path, status, answers):
+    path = tmp_path / "engine.sock"
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(path))
+        engine.listen()
+
+        def answer():
+            connection, _ = engine.accept()
+            with connection:
+                assert connection.recv(1000).startswith(b"GET /_ping")
+                connection.sendall(f"HTTP/1.0 {status}\r\n\r\nOK".encode())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        found = container_engine(around(tmp_path, container_engine=f"unix://{path}"))
+        thread.join(5)
+    assert found == (f"unix://{path}" if answers else None)
+    assert container_engine(around(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "lack"), [('openjdk version "17.0.1"', None), ('java version "1.8.0_401"', "is Java 1"), ("", "unknown")]
+)
+def test_java_must_be_recent(tmp_path, monkeypatch, shown, lack):
+    for name, text in (("java", f"#!/bin/sh\necho '{shown}' >&2\n"), ("mvn", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = jars.why_no_java(tmp_path)
+    assert said is None if lack is None else lack in said
+
+
+def test_jars_are_downloaded_once_by_many_starters_and_appear_whole(tmp_path, monkeypatch):
+    programs, cache = tmp_path / "programs", tmp_path / "cache"
+    programs.mkdir()
+    fake_maven = (
+        "#!/bin/sh\n"
+        f"echo run >> {tmp_path}/runs\n"
+        'for argument; do case "$argument" in -DoutputDirectory=*) to="${argument#*=}";; esac; done\n'
+        'mkdir "$to" && touch "$to/one.jar" && sleep 0.2 && touch "$to/two.jar"\n'
+    )
+    for name, text in (("mvn", fake_maven), ("java", "#!/bin/sh\necho 'openjdk version \"21.0.1\"' >&2\n")):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    with ThreadPoolExecutor(4) as starters:
+        folders = list(starters.map(lambda _: sorted(jar.name for jar in jars.kafka_jars(cache).iterdir()), range(4)))
+    assert folders == [["one.jar", "two.jar"]] * 4
+    assert (tmp_path / "runs").read_text() == "run\n"
+    assert sorted(path.name for path in cache.iterdir()) == [
+        f"kafka-{jars.KAFKA_VERSION}",
+        f"kafka-{jars.KAFKA_VERSION}.lock",
+    ]
+
+
+def test_a_download_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypatch):
+    for name, text in (
+        ("mvn", "#!/bin/sh\necho 'no network'\nexit 1\n"),
+        ("java", "#!/bin/sh\necho 'version \"17\"' >&2\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(Unreachable, match="no network"):
+        jars.kafka_jars(tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_free_ports_are_free_distinct_and_outside_the_range_of_outgoing_connections():
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = free_ports(5)
+    assert len(set(ports)) == 5
+    assert all(1024 < port < lowest for port in ports)
+    for port in ports:
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+@pytest.mark.parametrize("ci", [True, False])
+def test_without_apache_kafka_the_summary_says_so_and_ci_fails(tmp_path, ci):
+    (tmp_path / "test_contract.py").write_text(CONTRACT)
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["inferline_stream.testing.fixtures"]\n')
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "sh").symlink_to(shutil.which("sh"))
+    environment = {
+        "PATH": str(programs),
+        "HOME": str(tmp_path),
+        "DOCKER_HOST": "unix:///nowhere",
+        "CI": str(ci).lower(),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Contract tests ran on the embedded broker alone" in done.stdout
+    assert ("1 passed, 1 error" if ci else "1 passed, 1 skipped") in done.stdout
+    assert done.returncode == (1 if ci else 0)
