@@ -156,7 +156,8 @@ class _Bar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def show(self, progress: Progress) -> None:
         """Show how far it is."""
