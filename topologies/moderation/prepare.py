@@ -22,11 +22,11 @@ from inferline_stream.pipeline.trace import Trace
 
 HERE = Path(__file__).parent
 
-SPEED_UP = 8.0
+SPEED_UP = 5.0
 PLANNED_S = (0.0, 875.0)
 """The first quarter of the trace, in its own seconds: what the Planner may know."""
-LIVE_S = (1260.0, 2860.0)
-"""Later: quiet, then the trace's largest rise, then its lowest stretch."""
+LIVE_S = (1480.0, 2480.0)
+"""Later: the rise to the trace's busiest minutes and the fall after them."""
 
 TWEETS, SPANISH = 2400, 1000
 LONGEST = 200

@@ -121,7 +121,7 @@ verdict = Stage("verdict", decide, after=[language, toxicity, duplicate], hardwa
 
 pipeline = Pipeline(
     "moderation",
-    slo="250ms",
+    slo="500ms",
     source=Topic("posts"),
     sink=Topic("verdicts"),
     stages=[language, toxicity, duplicate, verdict],

@@ -1,0 +1,216 @@
+"""What a user gets from `pip install .` and `pip install -e .`, and what the two say they need."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+GENERIC = ("connectors", "src", "tests", "topologies")
+
+
+def _built(tree: Path, hook: str, out: Path) -> Path:
+    """What one hook of the build backend makes of a source tree."""
+    code = f"import setuptools.build_meta as backend; print(backend.{hook}({str(out)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of what belongs to the package, links kept as links, as a checkout has them."""
+    tree = tmp_path_factory.mktemp("checkout")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("inferline_stream", "connectors", "topologies"):
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, tmp_path_factory):
+    """The wheel, built from the source distribution, as an index serves it."""
+    sdist = _built(tree, "build_sdist", tmp_path_factory.mktemp("sdist"))
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (inner,) = unpacked.iterdir()
+    return _built(inner, "build_wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def editable(tree, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("editable")
+    with zipfile.ZipFile(_built(tree, "build_editable", tmp_path_factory.mktemp("editable-wheel"))) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def seen_from(folder: Path, code: str, cwd: Path) -> str:
+    """Run code where `folder` is site-packages, and this environment's libraries are there but not our own install."""
+    libraries = sysconfig.get_paths()["purelib"]
+    program = f"import site, sys; site.addsitedir({str(folder)!r}); sys.path.append({libraries!r})\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_wheel_holds_every_file_of_the_package(tree, wheel):
+    files = {
+        str(path.relative_to(tree))
+        for top in ("inferline_stream", "inferline_stream/connectors")  # the walk does not follow the link by itself
+        for path in (tree / top).rglob("*")
+        if path.is_file()
+    }
+    assert "inferline_stream/connectors/sources/trace_replay.py" in files
+    assert "inferline_stream/py.typed" in files
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert packed == files
+
+
+def test_the_wheel_installs_no_other_top_level_name(wheel):
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert tops == {"inferline_stream", f"inferline_stream-{PROJECT['version']}.dist-info"}
+
+
+@pytest.mark.parametrize("kind", ["installed", "editable"])
+def test_connectors_are_part_of_the_package_and_nothing_generic_is_importable(kind, request, tmp_path):
+    folder = request.getfixturevalue(kind)
+    code = (
+        "import importlib.util as u, inferline_stream.connectors.sources.trace_replay as replay\n"
+        "print(replay.__file__)\n"
+        f"print([name for name in {GENERIC!r} if u.find_spec(name)])"
+    )
+    where, generic = seen_from(folder, code, tmp_path).splitlines()
+    assert generic == "[]"
+    source = folder if kind == "installed" else request.getfixturevalue("tree")
+    assert Path(where) == source / "inferline_stream/connectors/sources/trace_replay.py"
+
+
+def test_importing_the_package_imports_nothing_heavy(installed, tmp_path):
+    code = "import inferline_stream, sys; print(sorted({'numpy', 'numba', 'aiokafka', 'rich'} & set(sys.modules)))"
+    assert seen_from(installed, code, tmp_path) == "[]"
+
+
+def test_a_type_checker_sees_the_installed_package_and_its_edges(installed, tmp_path):
+    good = (ROOT / "topologies/minimal/topology.py").read_text()
+    (tmp_path / "good.py").write_text(good)
+    (tmp_path / "bad.py").write_text(good.replace("after=[read, search]", "after=[read, 'search']"))
+    out = {}
+    for name in ("good.py", "bad.py"):
+        # mypy takes what it finds on MYPYPATH for the user's own; the user here is whoever wrote the topology.
+        command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", name]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={"MYPYPATH": str(installed), "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        out[name] = done.stdout
+    assert out["good.py"].startswith("Success"), out["good.py"]
+    assert "bad.py" in out["bad.py"]
+    assert '"str"; expected "Stage | Edge"' in out["bad.py"], out["bad.py"]
+
+
+def _imports(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+def _declared(*extras: str) -> dict[str, Requirement]:
+    lines = [*PROJECT["dependencies"], *(line for e in extras for line in PROJECT["optional-dependencies"][e])]
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("inferline_stream", ("kubernetes", "ray", "dev")),  # doors to optional libraries import them when used
+        ("connectors", ()),
+        ("topologies/minimal", ()),
+        ("topologies/moderation", ("moderation",)),
+        ("tests", ("dev", "moderation")),
+    ],
+)
+def test_every_library_that_is_imported_is_declared(folder, extras):
+    distributions = metadata.packages_distributions()
+    declared = _declared(*extras)
+    for file in (ROOT / folder).rglob("*.py"):
+        beside = {path.stem for path in file.parent.iterdir()}
+        known = {"inferline_stream", "tests", *sys.stdlib_module_names, *beside}
+        for name in _imports(file) - known:
+            provided_by = {canonicalize_name(d) for d in distributions.get(name, [name])}
+            assert provided_by & declared.keys(), f"{file}: {name} ({provided_by}) is not in pyproject.toml"
+
+
+def _locked(name: str) -> dict[str, tuple[str, int]]:
+    """Distribution → version and number of hashes of a lock file."""
+    locked = {}
+    for entry in re.split(r"\n(?=[a-z])", (ROOT / name).read_text()):
+        if match := re.match(r"([a-z0-9.-]+)==(\S+)", entry):
+            locked[canonicalize_name(match[1])] = (match[2], entry.count("--hash=sha256:"))
+    return locked
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("requirements.lock", ("moderation",)), ("requirements-dev.lock", ("moderation", "dev"))]
+)
+def test_a_lock_pins_every_dependency_with_its_hashes_and_names_no_index(lock, extras):
+    locked = _locked(lock)
+    assert "setuptools" in locked, "it builds the package, without a download of its own"
+    for name, requirement in _declared(*extras).items():
+        assert name in locked, f"{name} is in pyproject.toml and not in {lock}"
+        assert requirement.specifier.contains(locked[name][0]), f"{requirement} is not {locked[name][0]}"
+    assert all(hashes > 0 for _, hashes in locked.values())
+    text = (ROOT / lock).read_text()
+    assert "://" not in text
+    assert not re.search(r"^--(find-links|index-url|extra-index-url|trusted-host)", text, re.MULTILINE)
+
+
+def test_both_locks_agree():
+    dev = _locked("requirements-dev.lock")
+    assert {name: dev.get(name) for name in _locked("requirements.lock")} == _locked("requirements.lock")
+
+
+def test_the_readme_opens_with_two_commands_and_ci_runs_them():
+    opening = (ROOT / "README.md").read_text().split("\n## ")[1]
+    blocks = re.findall(r"^```sh\n(.*?)^```", opening, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    first, second = blocks
+    assert "--require-hashes -r requirements.lock" in first
+    assert first.rstrip().endswith("inferline-stream run topologies/moderation/topology.py")
+    assert "--require-hashes -r requirements-dev.lock" in second
+    assert second.rstrip().endswith("-m pytest")
+    script = (ROOT / ".ci/run").read_text()
+    assert "readme_command 1" in script
+    assert 'eval "$(readme_command 2)"' in script
