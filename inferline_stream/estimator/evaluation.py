@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator import kernels
+from inferline_stream.estimator.bound_server import BoundServer, is_bound
 from inferline_stream.estimator.compiled import compiled
 from inferline_stream.estimator.kernels import Lateness, Tokens
 from inferline_stream.estimator.merger import NONE, Merger
@@ -213,7 +214,7 @@ class _Run:
     ) -> None:
         self.workload = workload
         self.gone: dict[int, Tokens] = {}
-        self.servers: dict[int, Server] = {}
+        self.servers: dict[int, Server | BoundServer] = {}
         self._simulated = simulated
         self._stations = stations
         self._kept = kept
@@ -227,7 +228,10 @@ class _Run:
         for s in simulated:
             parents = [workload.shape.arrows[a].parent for a in workload.shape.parents(s)]
             writers = producers or sum(stations[p].replicas for p in parents if p in stations) or 1
-            self.servers[s] = Server(workload, s, stations[s], writers, code)
+            if is_bound(workload, s, stations[s]):
+                self.servers[s] = BoundServer(workload, s, stations[s], code)
+            else:
+                self.servers[s] = Server(workload, s, stations[s], writers, code)
 
     def advance(self, first: int, end: int) -> None:
         """Let the events of one slice enter, and every stage go as far as its arrivals are known."""

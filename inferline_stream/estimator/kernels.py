@@ -273,6 +273,25 @@ def draw_masks(first: int, key: int, thresholds: Ints, masks: Masks) -> None:
         masks[i] = m
 
 
+def draw_partitions(key: int, uniform: bool, thresholds: Ints, chosen: Masks) -> None:
+    """The partition of each event's key: of equal ones, or by cumulative shares in units of 2⁻³²."""
+    partitions = thresholds.size
+    for i in range(chosen.size):
+        bits = draw(i, key)
+        if uniform:
+            chosen[i] = (bits * partitions) >> 32
+        else:
+            low = 0
+            high = partitions - 1
+            while low < high:
+                middle = (low + high) // 2
+                if thresholds[middle] <= bits:
+                    low = middle + 1
+                else:
+                    high = middle
+            chosen[i] = low
+
+
 def merge(pending: Sources, join: Joining, out: Tokens, skipped: Tokens) -> tuple[np.int64, np.int64]:
     """Events that are complete at a stage, in order of the last of their tokens sent before the horizon.
 

@@ -18,7 +18,7 @@ from inferline_stream.estimator.kernels import (
     Tokens,
 )
 from inferline_stream.estimator.station import Station
-from inferline_stream.estimator.workload import Workload
+from inferline_stream.estimator.workload import Workload, partition_thresholds
 
 _NEEDED = 3  # place in `marks` of the first position still needed
 
@@ -39,14 +39,7 @@ class Server:
         kinds = station.limits.size
         self.account = Account(np.zeros(kinds * station.width, dtype=np.int64), np.zeros(2))
         self._station = station
-        self._service = Service(
-            station.limits,
-            station.table,
-            station.levels,
-            station.max_wait_s,
-            workload.hop_s,
-            workload.key("service", stage),
-        )
+        self._service = service_of(workload, stage, station)
         self._times = np.empty(0)
         self._events = np.empty(0, dtype=np.int32)
         self._out = Tokens(np.empty(0), np.empty(0, dtype=np.int32))
@@ -112,7 +105,7 @@ def _moved(array: Any, first: int, held: int, room: int) -> Any:
 
 def _by_arrival(station: Station) -> SharedState:
     """No replica was ever used."""
-    slots = _power_of_two(station.replicas)
+    slots = power_of_two(station.replicas)
     kinds = _ints(slots)
     kinds[: station.replicas] = station.kinds
     marks = _ints(6)
@@ -137,14 +130,10 @@ def _partitions(workload: Workload, stage: int, station: Station, producers: int
     """Empty partitions, each bound to its replica."""
     assert station.owners is not None
     replicas, partitions = station.replicas, station.owners.size
-    slots = _power_of_two(replicas)
+    slots = power_of_two(replicas)
     parents = len(workload.shape.parents(stage))
     lagged = parents == 1 and not station.keyed
     routing = kernels.LESS_LAGGED if lagged else kernels.UNIFORM if station.shares is None else kernels.SHARES
-    thresholds = _ints(partitions)
-    if station.shares is not None:
-        thresholds[:] = np.round(np.cumsum(station.shares) * 2.0**32)
-        thresholds[-1] = 2**32
     owned = np.bincount(station.owners, minlength=replicas)
     return PartitionState(
         marks=_ints(6),
@@ -168,8 +157,8 @@ def _partitions(workload: Workload, stage: int, station: Station, producers: int
         active_event=np.zeros(partitions, dtype=np.int32),
         active_count=_ints(replicas),
         routing=routing,
-        thresholds=thresholds,
-        route_key=workload.key("route", stage) if lagged else workload.key("event id" if parents > 1 else "record key"),
+        thresholds=partition_thresholds(partitions, station.shares),
+        route_key=workload.key("route", stage) if lagged else workload.partition_key(stage),
         outstanding=_ints(partitions),
         lag=_ints(partitions),
         sent=np.zeros((producers if lagged else 1, partitions), dtype=np.int64),
@@ -181,5 +170,18 @@ def _ints(size: int, value: int = 0) -> kernels.Ints:
     return np.full(size, value, dtype=np.int64)
 
 
-def _power_of_two(least: int) -> int:
+def service_of(workload: Workload, stage: int, station: Station) -> Service:
+    """How a station serves batches, as the kernels take it."""
+    return Service(
+        station.limits,
+        station.table,
+        station.levels,
+        station.max_wait_s,
+        workload.hop_s,
+        workload.key("service", stage),
+    )
+
+
+def power_of_two(least: int) -> int:
+    """The smallest power of two that is not less."""
     return 1 << (least - 1).bit_length()

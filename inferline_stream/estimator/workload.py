@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Workload:
     feeds: tuple[Feed, ...]
     hop_s: float
     seed: int
+    _partitions: dict[tuple[int, int, bytes], kernels.Masks] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.entry_s.size)
@@ -45,10 +46,43 @@ class Workload:
         """Stages whose departures the simulation of this one reads."""
         return frozenset(source for source, _ in self.feeds[stage].sources)
 
+    def partition_key(self, stage: int) -> int:
+        """Key of the draws that stand for the hash of a record's key; at a join, of the event's id."""
+        return self.key("event id" if len(self.shape.parents(stage)) > 1 else "record key")
+
+    def partition_of(
+        self, stage: int, partitions: int, shares: kernels.Floats | None, *, code: Any = None
+    ) -> kernels.Masks:
+        """Partition of every event in a stage's input topic, uint16 (events,), drawn once and kept.
+
+        Args:
+            stage: position in the shape.
+            partitions: of the topic.
+            shares: of each partition; None for equal ones.
+            code: the kernels; the compiled ones by default.
+        """
+        key = self.partition_key(stage)
+        name = key, partitions, b"" if shares is None else shares.tobytes()
+        if name not in self._partitions:
+            chosen = np.empty(len(self), dtype=np.uint16)
+            thresholds = partition_thresholds(partitions, shares)
+            (code or compiled()).draw_partitions(key, shares is None, thresholds, chosen)
+            self._partitions[name] = chosen
+        return self._partitions[name]
+
     def key(self, purpose: str, stage: int = 0) -> int:
         """32 bits that make the draws of one purpose independent of all others."""
         words = [self.seed & 0xFFFFFFFF, self.seed >> 32 & 0xFFFFFFFF, zlib.crc32(purpose.encode()), stage]
         return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def partition_thresholds(partitions: int, shares: kernels.Floats | None) -> kernels.Ints:
+    """Cumulative shares in units of 2⁻³²; zeros for equal ones."""
+    thresholds = np.zeros(partitions, dtype=np.int64)
+    if shares is not None:
+        thresholds[:] = np.round(np.cumsum(shares) * 2.0**32)
+        thresholds[-1] = 2**32
+    return thresholds
 
 
 def prepare(shape: Shape, measured: PipelineProfile, trace: Trace, *, seed: int = 0, code: Any = None) -> Workload:

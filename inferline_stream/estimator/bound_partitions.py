@@ -1,0 +1,430 @@
+"""Records in partitions that stay with their replicas, and nobody waits for a fuller batch: one replica after another.
+
+What a replica does depends on its own partitions alone. So the arrivals are dealt out to the replicas, each replica
+serves its own up to the horizon, and the departures are merged. It obeys the rules of `estimator.kernels`, like
+`kernels.serve_partitions`, which goes event by event and knows changing owners, lags and waits, in twice the time.
+
+A replica takes the earliest-entered of the heads of its partitions. As long as what waits has arrived in order of
+entry, that is the order of arrival. Otherwise the waiting records are kept sorted by a key: the latest entry among the
+records waiting in the same partition up to this one. A record that entered before its predecessor in the partition
+follows it directly that way, as it does when heads are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from inferline_stream.estimator.kernels import (
+    ONE,
+    ZERO,
+    Account,
+    Events,
+    Flags,
+    Floats,
+    Index,
+    Ints,
+    Masks,
+    Members,
+    Service,
+    Tokens,
+    service_time,
+)
+
+MOST_PER_BUCKET = 64
+
+
+class Task(NamedTuple):
+    """How far to go, how batches are served, and what was done."""
+
+    horizon_s: float
+    service: Service
+    account: Account
+
+
+class Bound(NamedTuple):
+    """Replicas, and what is theirs between calls.
+
+    Args:
+        partition_of: by event.
+        owner: (partitions,) replica.
+        kind_of: (replicas,) kind.
+        free_s: (replicas,) end of the last batch.
+        flight_start: (replicas,) start of the batch that ends at ``free_s``, if it was not emitted yet.
+        flight_size: (replicas,) its events; 0 if it was.
+        members: (replicas, most) which.
+        left_times: (capacity,) arrivals that were not served, replica after replica.
+        left_events: (capacity,) whose they are.
+        left_begin: (replicas + 1,) where each replica's begin.
+    """
+
+    partition_of: Masks
+    owner: Ints
+    kind_of: Ints
+    free_s: Floats
+    flight_start: Floats
+    flight_size: Ints
+    members: Members
+    left_times: Floats
+    left_events: Events
+    left_begin: Ints
+
+
+class Desk(NamedTuple):
+    """Room to work in, of no meaning between calls: (capacity,) unless said otherwise.
+
+    Args:
+        times: arrivals, replica after replica.
+        events: whose they are.
+        begin: (replicas + 1,) where each replica's begin.
+        replica_of: of the new arrivals.
+        finish: ends of batches, replica after replica.
+        start: their starts.
+        size: how many events each has.
+        first: place of the first of them in ``taken``.
+        by: which replica's they are.
+        batch_begin: (replicas + 1,) where each replica's begin.
+        batch_end: (replicas,) where they end.
+        taken: events in the order in which they were taken, replica after replica, ``members`` more for each.
+        keys: of the records that wait out of order.
+        waiting: their events.
+        places: their places in ``times``.
+        last_key: (partitions,) the latest of the keys.
+        counts: (partitions,) how many wait; all 0.
+        is_left: whether a record was not served; all 0.
+        order: batches in order of time.
+        bucket_of: the bucket of time in which a batch ends.
+        bucket_counts: batches by bucket.
+        ends: (2^k,) end of each replica's next batch, inf without one.
+        losers: (2^k,) tree of replicas: at a node the one that lost there.
+        winners: (2^k · 2,) the same while it is planted.
+    """
+
+    times: Floats
+    events: Events
+    begin: Ints
+    replica_of: Ints
+    finish: Floats
+    start: Floats
+    size: Ints
+    first: Ints
+    by: Ints
+    batch_begin: Ints
+    batch_end: Ints
+    taken: Events
+    keys: Events
+    waiting: Events
+    places: Ints
+    last_key: Events
+    counts: Ints
+    is_left: Flags
+    order: Ints
+    bucket_of: Ints
+    bucket_counts: Ints
+    ends: Floats
+    losers: Ints
+    winners: Ints
+
+
+def deal(arrived: Tokens, hop_s: float, bound: Bound, desk: Desk) -> None:
+    """Give each replica what it had left and what is new, in order of arrival."""
+    replicas = bound.kind_of.size
+    begin, left_begin = desk.begin, bound.left_begin
+    for r in range(replicas + 1):
+        begin[r] = 0
+    for i in range(arrived.events.size):
+        r = bound.owner[Index(bound.partition_of[Index(arrived.events[i])])]
+        desk.replica_of[i] = r
+        begin[Index(r)] += 1
+    at = 0
+    for r in range(replicas):  # where the new ones go: behind those left
+        first = left_begin[r]
+        count = left_begin[r + 1] - first
+        for k in range(count):
+            desk.times[Index(at + k)] = bound.left_times[Index(first + k)]
+            desk.events[Index(at + k)] = bound.left_events[Index(first + k)]
+        new = begin[r]
+        begin[r] = at + count
+        at += count + new
+    for i in range(arrived.events.size):
+        r = desk.replica_of[i]
+        place = Index(begin[Index(r)])
+        desk.times[place] = arrived.times[i] + hop_s
+        desk.events[place] = arrived.events[i]
+        begin[Index(r)] += 1
+    for r in range(replicas, 0, -1):  # each now stands where the next begins
+        begin[r] = begin[r - 1]
+    begin[0] = 0
+
+
+def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
+    """One replica's batches up to the horizon, and what it leaves."""
+    horizon_s, account = task.horizon_s, task.account
+    limits, table, levels, _, _, key = task.service
+    times, events, partition_of = desk.times, desk.events, bound.partition_of
+    keys, waiting, places = desk.keys, desk.waiting, desk.places
+    last_key, counts = desk.last_key, desk.counts
+    taken, finish, start, sizes = desk.taken, desk.finish, desk.start, desk.size
+    kind = bound.kind_of[r]
+    first_row = Index(kind * (table.shape[0] // limits.size))
+    limit = Index(limits[kind])
+    begin = Index(desk.begin[r])
+    end = Index(desk.begin[r + 1])
+    most = Index(bound.members.shape[1])
+    out = begin + Index(r) * most  # in taken
+    batch = begin + Index(r)
+    desk.batch_begin[r] = np.int64(batch)
+    free_s = bound.free_s[r]
+    flight = Index(bound.flight_size[r])
+    if flight > ZERO:
+        finish[batch] = free_s
+        start[batch] = bound.flight_start[r]
+        sizes[batch] = np.int64(flight)
+        desk.first[batch] = np.int64(out)
+        desk.by[batch] = r
+        batch += ONE
+        for k in range(flight):
+            taken[out] = bound.members[r, k]
+            out += ONE
+    busy_s, served_s = account.totals
+    i = begin  # next arrival that is not in `waiting`
+    ordered = i  # arrivals before this one, from i on, are in order of entry
+    front = ZERO
+    back = ZERO
+    while True:
+        sorting = bool(front < back)
+        if not sorting:
+            if i == end:
+                break
+            t = max(times[i], free_s)
+            if t >= horizon_s:
+                break
+            if ordered == i:
+                ordered += ONE
+            while ordered < end and times[ordered] <= t and events[ordered] > events[ordered - ONE]:
+                ordered += ONE
+            if ordered < end and times[ordered] <= t:
+                sorting = True
+                front = ZERO
+                back = ZERO
+            else:
+                size = min(limit, ordered - i)
+                head = int(events[i])
+                for k in range(size):
+                    taken[out + Index(k)] = events[i + Index(k)]
+                out += size
+                i += size
+        else:
+            t = free_s
+            if t >= horizon_s:
+                break
+        if sorting:
+            while i < end and times[i] <= t:
+                event = events[i]
+                p = Index(partition_of[Index(event)])
+                rank = event
+                if counts[p] > 0:
+                    rank = max(rank, last_key[p])
+                counts[p] += 1
+                last_key[p] = rank
+                slot = back
+                while slot > front and keys[slot - ONE] > rank:
+                    keys[slot] = keys[slot - ONE]
+                    waiting[slot] = waiting[slot - ONE]
+                    places[slot] = places[slot - ONE]
+                    slot -= ONE
+                keys[slot] = rank
+                waiting[slot] = event
+                places[slot] = np.int64(i)
+                back += ONE
+                i += ONE
+            size = min(limit, back - front)
+            head = int(waiting[front])
+            for k in range(size):
+                event = waiting[front + Index(k)]
+                taken[out + Index(k)] = event
+                counts[Index(partition_of[Index(event)])] -= 1
+            out += size
+            front += size
+            # Those that stood behind the last one taken because of its key have no one before them now.
+            old = keys[front - ONE]
+            slot = front
+            rank = np.int32(-1)
+            while slot < back and keys[slot] == old:
+                rank = max(rank, waiting[slot])
+                keys[slot] = rank
+                slot += ONE
+            if slot > front:
+                p = Index(partition_of[Index(waiting[front])])
+                if last_key[p] == old:
+                    last_key[p] = rank
+            ordered = i
+        row = first_row + size
+        service_s = service_time(table, levels, row, head, key)
+        account.batches[row] += 1
+        busy_s += service_s
+        served_s += service_s * np.float64(size)
+        free_s = t + service_s
+        finish[batch] = free_s
+        start[batch] = t
+        sizes[batch] = np.int64(size)
+        desk.first[batch] = np.int64(out - size)
+        desk.by[batch] = r
+        batch += ONE
+    account.totals[0] = busy_s
+    account.totals[1] = served_s
+    # A batch that ends at the horizon or later, the last if any, is not emitted yet.
+    bound.free_s[r] = free_s
+    bound.flight_size[r] = 0
+    if Index(desk.batch_begin[r]) < batch and free_s >= horizon_s:
+        batch -= ONE
+        size = Index(sizes[batch])
+        bound.flight_start[r] = start[batch]
+        bound.flight_size[r] = np.int64(size)
+        for k in range(size):
+            bound.members[r, k] = taken[out - size + Index(k)]
+    desk.batch_end[r] = np.int64(batch)
+    # What is left, in order of arrival.
+    place = begin if front < back else i
+    while front < back:
+        desk.is_left[Index(places[front])] = 1
+        counts[Index(partition_of[Index(waiting[front])])] = 0
+        front += ONE
+    to = Index(bound.left_begin[r])
+    while place < end:
+        if place >= i or desk.is_left[place]:
+            desk.is_left[place] = 0
+            bound.left_times[to] = times[place]
+            bound.left_events[to] = events[place]
+            to += ONE
+        place += ONE
+    bound.left_begin[r + 1] = np.int64(to)
+
+
+def starts_before(a: int, b: int, desk: Desk) -> bool:
+    """Whether a batch comes before another one that ends at the same instant."""
+    return bool(desk.start[a] < desk.start[b] or (desk.start[a] == desk.start[b] and desk.by[a] < desk.by[b]))
+
+
+def sort_in_buckets(replicas: int, desk: Desk) -> int:
+    """Put all batches in order of (end, start, replica), by buckets of time.
+
+    Returns how many, or -1 if too many fall into one bucket.
+    """
+    begin, end, finish = desk.batch_begin, desk.batch_end, desk.finish
+    counts, order = desk.bucket_counts, desk.order
+    total = 0
+    low_s, high_s = math.inf, -math.inf
+    for r in range(replicas):
+        if begin[r] < end[r]:
+            total += end[r] - begin[r]
+            low_s = min(low_s, finish[begin[r]])
+            high_s = max(high_s, finish[end[r] - 1])
+    if total == 0:
+        return 0
+    buckets = min(total // 2 + 1, counts.size - 1)
+    scale = (buckets - 1) / (high_s - low_s) if high_s > low_s else 0.0
+    for k in range(buckets + 1):
+        counts[k] = 0
+    for r in range(replicas):
+        for batch in range(begin[r], end[r]):
+            bucket = Index(np.int64((finish[Index(batch)] - low_s) * scale))
+            desk.bucket_of[Index(batch)] = np.int64(bucket)
+            counts[bucket + ONE] += 1
+    for k in range(buckets):
+        if counts[k + 1] > MOST_PER_BUCKET:
+            return -1
+        counts[k + 1] += counts[k]
+    for r in range(replicas):
+        for batch in range(begin[r], end[r]):
+            bucket = Index(desk.bucket_of[Index(batch)])
+            order[Index(counts[bucket])] = batch
+            counts[bucket] += 1
+    for i in range(total):
+        batch = order[i]
+        end_s = finish[Index(batch)]
+        slot = Index(i)
+        while slot > ZERO:
+            other = order[slot - ONE]
+            if finish[Index(other)] < end_s or (finish[Index(other)] == end_s and starts_before(other, batch, desk)):
+                break
+            order[slot] = other
+            slot -= ONE
+        order[slot] = batch
+    return total
+
+
+def sort_by_tree(replicas: int, desk: Desk) -> int:
+    """The same by a tree of losers: for few replicas, and whenever ends cluster."""
+    finish, ends, losers, winners = desk.finish, desk.ends, desk.losers, desk.winners
+    at, last = desk.batch_begin, desk.batch_end
+    leaves = losers.size
+    total = 0
+    for leaf in range(leaves):
+        winners[leaves + leaf] = leaf
+        ends[leaf] = math.inf
+        if leaf < replicas and at[leaf] < last[leaf]:
+            ends[leaf] = finish[at[leaf]]
+    for place in range(leaves - 1, 0, -1):
+        first, second = winners[2 * place], winners[2 * place + 1]
+        if ends[second] < ends[first] or (
+            ends[second] == ends[first] and ends[first] < math.inf and starts_before(at[second], at[first], desk)
+        ):
+            first, second = second, first
+        winners[place] = first
+        losers[place] = second
+    winner = winners[1]
+    while ends[winner] < math.inf:
+        desk.order[total] = at[winner]
+        total += 1
+        r = Index(winner)
+        at[r] += 1
+        end_s = finish[Index(at[r])] if at[r] < last[r] else math.inf
+        ends[r] = end_s
+        node = (r + Index(leaves)) >> ONE
+        while node > ZERO:
+            other = losers[node]
+            other_s = ends[Index(other)]
+            before = other_s < end_s
+            if other_s == end_s and end_s < math.inf:
+                before = starts_before(at[other], at[winner], desk)
+            losers[node] = winner if before else other
+            winner = other if before else winner
+            end_s = other_s if before else end_s
+            node >>= ONE
+    return total
+
+
+def serve_bound(arrived: Tokens, task: Task, bound: Bound, desk: Desk, out: Tokens) -> np.int64:
+    """Let every replica serve until the horizon. Returns how many departures were written.
+
+    Args:
+        arrived: records sent since the last call; those to arrive before the horizon are all there.
+        task: how far, and how batches are served.
+        bound: replicas.
+        desk: room to work in.
+        out: departures, written.
+    """
+    deal(arrived, task.service.hop_s, bound, desk)
+    for r in range(bound.kind_of.size):
+        serve_replica(r, task, bound, desk)
+    batches = -1
+    if bound.kind_of.size > 4:
+        batches = sort_in_buckets(bound.kind_of.size, desk)
+    if batches < 0:
+        batches = sort_by_tree(bound.kind_of.size, desk)
+    finish, size, first, taken = desk.finish, desk.size, desk.first, desk.taken
+    gone = ZERO
+    for i in range(batches):
+        batch = Index(desk.order[i])
+        k = Index(first[batch])
+        end = k + Index(size[batch])
+        end_s = finish[batch]
+        while k < end:
+            out.times[gone] = end_s
+            out.events[gone] = taken[k]
+            gone += ONE
+            k += ONE
+    return np.int64(gone)
