@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,8 +88,11 @@ class Bounds:
         """Per trace, how many of the events that reach the sink may be late."""
         self.fastest_s = tuple(_least_of_any_s(problem, stage) for stage in problem.shape.stages)
         """Per stage, least service time of any hardware and batch size."""
-        self.required_rate = tuple(map(self._required_rate, range(len(self.fastest_s))))
-        """Per stage, a rate of service at or below which no plan meets the target."""
+
+    @cached_property
+    def required_rate(self) -> tuple[float, ...]:
+        """Per stage, a rate of service at or below which no plan meets the target; worked out when first asked for."""
+        return tuple(map(self._required_rate, range(len(self.fastest_s))))
 
     def _allowed(self, counts: NDArray[np.int64]) -> int:
         events = sum(int(n) for n, route in zip(counts, self._routes, strict=True) if route.reaches_sink)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from inferline_stream.estimator.evaluation import SLICE_EVENTS as ESTIMATOR_SLICE
 from inferline_stream.estimator.evaluation import Departures, evaluate, simulate_stage
 from inferline_stream.estimator.selection import quantile_s
 from inferline_stream.estimator.station import Station, station
@@ -18,6 +19,9 @@ from inferline_stream.planner.problem import Candidate, Option, Problem, replica
 
 KEPT_BYTES = 1_500_000_000
 """Most memory for departures of the accepted candidate; longer traces are simulated whole every time."""
+
+SLICE_EVENTS = 1 << 13
+"""Events after which a simulation of a short piece looks whether it is lost."""
 
 _BYTES_PER_DEPARTURE = 12
 
@@ -35,11 +39,17 @@ class Evaluator:
     Args:
         problem: the problem.
         stop: asked before every simulation; True ends the search with `Stopped`.
+        workloads: of another evaluator of the same traces, paths and seed; None to prepare them.
     """
 
-    def __init__(self, problem: Problem, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        stop: Callable[[], bool] = lambda: False,
+        workloads: Sequence[Workload] | None = None,
+    ) -> None:
         self.problem = problem
-        self.workloads: Sequence[Workload] = [
+        self.workloads: Sequence[Workload] = workloads or [
             prepare(problem.shape, problem.measured, trace, seed=problem.seed) for trace in problem.traces
         ]
         self.bounds = Bounds(problem, [w.masks for w in self.workloads])
@@ -48,7 +58,7 @@ class Evaluator:
         self.simulated_events = 0
         """Events simulated, once per stage."""
         self._stop = stop
-        self._verdicts: dict[Candidate, bool] = {}
+        self._late: dict[Candidate, tuple[int, ...] | None] = {}
         self._stations: dict[tuple[int, Option], Station] = {}
         self.above = _ancestors(problem)
         events = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
@@ -58,11 +68,13 @@ class Evaluator:
 
     def feasible(self, candidate: Candidate) -> bool:
         """Whether the candidate meets the target on every trace."""
-        known = self._verdicts.get(candidate)
-        if known is None:
-            known = self.bounds.possible(candidate) and self._simulated(candidate)
-            self._verdicts[candidate] = known
-        return known
+        return self.late(candidate) is not None
+
+    def late(self, candidate: Candidate) -> tuple[int, ...] | None:
+        """Per trace, how many events are late; None for an infeasible candidate."""
+        if candidate not in self._late:
+            self._late[candidate] = self._simulated(candidate) if self.bounds.possible(candidate) else None
+        return self._late[candidate]
 
     def accept(self, candidate: Candidate) -> None:
         """Make the candidate the base that others are compared with."""
@@ -70,7 +82,7 @@ class Evaluator:
             self._base = self._last
         elif self._base is None or self._base[0] != candidate:
             self._base = None
-            if self._simulated(candidate):
+            if self._simulated(candidate) is not None:
                 self._base = self._last
 
     def most_busy(self, candidate: Candidate, stage: int, kind: str) -> int:
@@ -136,12 +148,13 @@ class Evaluator:
             self._stations[stage, option] = found
         return found
 
-    def _simulated(self, candidate: Candidate) -> bool:
+    def _simulated(self, candidate: Candidate) -> tuple[int, ...] | None:
         if self._stop():
             raise Stopped
         self.evaluations += 1
         stages = frozenset(range(len(candidate)))
         departures: list[Mapping[int, Departures]] = []
+        late = []
         for i, workload in enumerate(self.workloads):
             kept = self._kept(i, candidate)
             evaluation = evaluate(
@@ -152,14 +165,16 @@ class Evaluator:
                 slo_s=self.problem.target_s,
                 allowed=self.bounds.allowed[i],
                 latencies=False,
+                slice_events=min(max(SLICE_EVENTS, len(workload) // 32), ESTIMATOR_SLICE),
             )
             self.simulated_events += evaluation.simulated_events
             if evaluation.aborted or evaluation.late > self.bounds.allowed[i]:
-                return False
+                return None
+            late.append(evaluation.late)
             departures.append({**kept, **evaluation.departures})
         if self._keeps:
             self._last = (candidate, departures)
-        return True
+        return tuple(late)
 
     def _kept(self, trace: int, candidate: Candidate) -> Mapping[int, Departures]:
         """Departures of the base at stages where neither they nor their ancestors differ from it."""

@@ -20,6 +20,7 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds
 from inferline_stream.planner.partitions import rung_above, rung_below
 from inferline_stream.planner.problem import (
+    COST_EPSILON,
     Candidate,
     Option,
     Problem,
@@ -196,10 +197,6 @@ def _cheapest_action(search: Search, candidate: Candidate) -> Candidate | None:
         elif stage < 0 or search.feasible(changed):
             return changed
     return None
-
-
-COST_EPSILON = 1e-9
-"""Dollars per hour below which two costs count as equal: far below any price, above rounding."""
 
 
 def next_cheaper(problem: Problem, candidate: Candidate, stage: int) -> str | None:

@@ -35,7 +35,8 @@ def menu(bounds: Bounds, stage: int, dearest: float, *, thinned: bool = False) -
     options = [
         option for option in _options(bounds, stage, dearest, thinned=thinned) if price_of(problem, option) <= dearest
     ]
-    return sorted(options, key=lambda option: price_of(problem, option))
+    # Of one price the largest batch limit comes first: under bursts it is the likeliest to do.
+    return sorted(options, key=lambda option: (price_of(problem, option), -option[0].max_batch_size))
 
 
 def _options(bounds: Bounds, stage: int, dearest: float, *, thinned: bool) -> Iterator[Option]:

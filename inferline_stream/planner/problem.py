@@ -21,6 +21,9 @@ Option = tuple[Allocation, ...]
 Candidate = tuple[Option, ...]
 """An option per stage, by position in `Shape.stages`."""
 
+COST_EPSILON = 1e-9
+"""Dollars per hour below which two costs count as equal: far below any price, above rounding."""
+
 Queues = Literal["shared", "partitioned"]
 Service = Literal["mean", "quantiles"]
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, trace_envelope, windows_s
-from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.evaluation import Evaluator, Stopped
+from inferline_stream.planner.infeasible import infeasible
 from inferline_stream.planner.inferline import Search, plan_inferline
+from inferline_stream.planner.menu import combined
 from inferline_stream.planner.partitions import advise_partitions
 from inferline_stream.planner.problem import (
+    COST_EPSILON,
     Candidate,
     Problem,
     Queues,
@@ -27,7 +29,9 @@ from inferline_stream.planner.problem import (
     cost_of,
     fastest_path_s,
     hardware_kinds,
+    in_stock,
 )
+from inferline_stream.planner.search import refine
 
 Algorithm = Literal["default", "inferline", "exact"]
 
@@ -49,6 +53,14 @@ class Progress:
     simulated_events: int
 
 
+MARGIN = 0.03
+"""Default share of the SLO that the default search keeps free on the sample, for traffic that is not the sample.
+
+An optimal plan sits right on its target: on other traffic of the same kind half of such plans would miss the SLO. The
+benchmark `planner` prints the share of plans that keep it on held-out traces, with and without.
+"""
+
+
 def provision(
     shape: Shape,
     measured: PipelineProfile,
@@ -60,14 +72,21 @@ def provision(
     algorithm: Algorithm = "default",
     queues: Queues | None = None,
     partitions: Mapping[str, int] | None = None,
+    partition_shares: Mapping[str, Sequence[float]] | None = None,
+    keyed: bool = True,
     max_batch_sizes: Mapping[str, int] | None = None,
     objective: float = 0.99,
+    margin: float | None = None,
+    known: Iterable[Plan] = (),
+    mixed: bool = True,
     service: Service = "mean",
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     seed: int = 0,
 ) -> Plan:
     """Find the cheapest plan that meets the SLO.
+
+    A search that is interrupted, by ``stop`` or with Ctrl-C, returns the best plan so far.
 
     Args:
         shape: the DAG.
@@ -76,55 +95,189 @@ def provision(
         slo_s: the SLO in seconds.
         catalogue: hardware kinds with prices and stock.
         pipeline: the pipeline's name, for the plan.
-        algorithm: ``"inferline"`` is the paper's, to the letter.
+        algorithm: ``"default"``; ``"inferline"``, the paper's to the letter; or ``"exact"``, which goes on until
+            no cheaper plan can exist.
         queues: ``"shared"`` is the paper's central queue, ``"partitioned"`` Kafka's; None follows from ``partitions``.
         partitions: by stage, of its input topic. Stages left out get an advised count.
+        partition_shares: by stage, measured share of records of each partition.
+        keyed: records have keys that bind them to partitions.
         max_batch_sizes: by stage, the largest batch limit to consider.
         objective: share of events that must meet the SLO.
+        margin: share of the SLO kept free on the sample; None is `MARGIN`, and none for the paper's algorithm.
+            Given up where no plan can keep it.
+        known: earlier plans. Those that meet this SLO are candidates whatever their margin, so that a looser SLO
+            never costs more.
+        mixed: a stage may mix hardware kinds.
         service: the estimator's service-time model.
         progress: told now and then how far the search has come.
-        stop: asked before every simulation; True returns the best plan so far.
+        stop: asked before every simulation; True ends the search.
         seed: of the estimator's draws.
 
     Raises:
         Infeasible: no plan meets the SLO; says which stage makes it so and the smallest SLO that some plan meets.
         InvalidTopology: a stage that was profiled on no hardware of the catalogue.
-        ValueError: an empty trace, or an SLO or objective that cannot be.
+        ValueError: an empty trace, or an SLO, objective or margin that cannot be.
     """
-    traces = (trace,) if isinstance(trace, Trace) else tuple(trace)
     problem = Problem(
         shape,
         measured,
-        traces,
+        (trace,) if isinstance(trace, Trace) else tuple(trace),
         slo_s,
         catalogue,
         max_batch_sizes=max_batch_sizes or {},
         objective=objective,
         service=service,
         seed=seed,
+        partition_shares=partition_shares or {},
+        keyed=keyed,
     )
     if queues == "partitioned" or (queues is None and partitions is not None):
         problem = with_partitions(problem, partitions or {})
-    evaluator = Evaluator(problem, stop or (lambda: False))
-    best: Candidate | None = None
+    outcome = search(
+        problem,
+        algorithm=algorithm,
+        margin=margin,
+        known=[candidate for plan in known if (candidate := candidate_of(problem, plan)) is not None],
+        mixed=mixed,
+        progress=progress,
+        stop=stop,
+    )
+    return plan_of(problem, outcome, pipeline=pipeline)
+
+
+def search(
+    problem: Problem,
+    *,
+    algorithm: Algorithm = "default",
+    margin: float | None = None,
+    known: Sequence[Candidate] = (),
+    mixed: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Outcome:
+    """`provision` on a problem already put together, with what else there is to know of the result.
+
+    Raises:
+        Infeasible: no plan meets the SLO.
+        ValueError: a margin outside [0, 1).
+    """
+    if margin is None:
+        margin = 0.0 if algorithm == "inferline" else MARGIN
+    if not 0 <= margin < 1:
+        raise ValueError(f"margin {margin} must be a share of the SLO, 0 or more and below 1")
+    stop = stop or (lambda: False)
+    journal = _Journal(problem, progress)
+    whole = Evaluator(problem, stop)
+    journal.watch(whole)
+    try:
+        for candidate in known:
+            if in_stock(problem, candidate) and whole.feasible(candidate):
+                journal.take(candidate)
+        for target_s in dict.fromkeys((problem.target_s * (1 - margin), problem.target_s)):
+            evaluator = whole
+            if target_s != problem.target_s:
+                evaluator = Evaluator(replace(problem, target_s=target_s), stop, whole.workloads)
+            journal.watch(evaluator)
+            if algorithm == "inferline":
+                searched = _paper(evaluator, journal)
+            else:
+                searched = refine(evaluator, known, mixed=mixed, stop=stop, report=journal.report)
+            found = False
+            for candidate in searched:
+                journal.take(candidate)
+                found = True
+            if found:
+                break
+    except (Stopped, KeyboardInterrupt):
+        if journal.best is None:
+            raise
+    if journal.best is None:
+        raise infeasible(problem, Evaluator(problem))
+    p99_s = Evaluator(problem, workloads=whole.workloads).quantile_s(journal.best)
+    return Outcome(journal.best, p99_s, algorithm, journal.evaluations, journal.simulated_events)
+
+
+def _paper(evaluator: Evaluator, journal: _Journal) -> Iterator[Candidate]:
+    """The paper's plan; every feasible candidate on the way is the best so far."""
 
     def report(phase: str, candidate: Candidate | None) -> None:
-        nonlocal best
         if candidate is not None:
-            best = candidate
             evaluator.accept(candidate)
-        if progress is not None:
-            cost = None if best is None else cost_of(problem, best)
-            progress(Progress(phase, cost, evaluator.evaluations, evaluator.simulated_events))
+            journal.take(candidate)
+        journal.report(phase, candidate)
 
-    try:
-        best = plan_inferline(Search(problem, evaluator.bounds, evaluator.feasible, evaluator.most_busy, report))
-    except (Stopped, KeyboardInterrupt):
-        if best is None:
-            raise
-    if best is None:
-        raise Infeasible(f"no plan meets the SLO of {slo_s} s", None)
-    return plan_of(problem, evaluator, best, pipeline=pipeline, slo_s=slo_s, algorithm="inferline")
+    asked = Search(evaluator.problem, evaluator.bounds, evaluator.feasible, evaluator.most_busy, report)
+    planned = plan_inferline(asked)
+    if planned is not None:
+        yield planned
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a search ended with.
+
+    Args:
+        candidate: the cheapest one found that meets the SLO on every trace.
+        p99_s: its latency at the objective, the largest over the traces.
+        algorithm: which search found it.
+        evaluations: candidates simulated.
+        simulated_events: events simulated, once per stage visited.
+    """
+
+    candidate: Candidate
+    p99_s: float
+    algorithm: str
+    evaluations: int
+    simulated_events: int
+
+
+class _Journal:
+    """The best candidate so far, the work done, and who is told."""
+
+    def __init__(self, problem: Problem, progress: Callable[[Progress], None] | None) -> None:
+        self.best: Candidate | None = None
+        self._problem = problem
+        self._progress = progress
+        self._evaluators: list[Evaluator] = []
+
+    @property
+    def evaluations(self) -> int:
+        return sum(e.evaluations for e in self._evaluators)
+
+    @property
+    def simulated_events(self) -> int:
+        return sum(e.simulated_events for e in self._evaluators)
+
+    def watch(self, evaluator: Evaluator) -> None:
+        if evaluator not in self._evaluators:
+            self._evaluators.append(evaluator)
+
+    def take(self, candidate: Candidate) -> None:
+        """A candidate that meets the SLO on the whole of every trace."""
+        cost = cost_of(self._problem, candidate)
+        if self.best is None or cost < cost_of(self._problem, self.best) - COST_EPSILON:
+            self.best = candidate
+        self.report("found", candidate)
+
+    def report(self, phase: str, _candidate: Candidate | None) -> None:
+        if self._progress is not None:
+            cost = None if self.best is None else cost_of(self._problem, self.best)
+            self._progress(Progress(phase, cost, self.evaluations, self.simulated_events))
+
+
+def candidate_of(problem: Problem, plan: Plan) -> Candidate | None:
+    """A plan's allocations as a candidate of the problem; None if they use what the problem does not have."""
+    options = []
+    for stage in problem.shape.stages:
+        held = [a for a in plan.allocations.get(stage, ()) if a.replicas]
+        kinds = hardware_kinds(problem, stage)
+        if not held or any(
+            a.hardware not in kinds or a.max_batch_size > problem.measured.profiles[stage, a.hardware].batch_sizes[-1]
+            for a in held
+        ):
+            return None
+        options.append(combined(problem, held))
+    return tuple(options)
 
 
 def with_partitions(problem: Problem, given: Mapping[str, int]) -> Problem:
@@ -147,11 +300,9 @@ def _likely_replicas(problem: Problem, stage: str, rate: float) -> int:
     return max(n for kind, n in needed.items() if costs[kind] <= 2 * min(costs.values()))
 
 
-def plan_of(
-    problem: Problem, evaluator: Evaluator, candidate: Candidate, *, pipeline: str, slo_s: float, algorithm: str
-) -> Plan:
-    """The plan of a candidate, with the evidence."""
-    stages = problem.shape.stages
+def plan_of(problem: Problem, outcome: Outcome, *, pipeline: str) -> Plan:
+    """The plan of a search's outcome, with the evidence."""
+    candidate, stages = outcome.candidate, problem.shape.stages
     rates = arrival_rates(problem)
     served = [
         sum(a.replicas * problem.measured.profiles[s, a.hardware].throughput(a.max_batch_size) for a in option)
@@ -161,14 +312,14 @@ def plan_of(
     envelopes = [dict(trace_envelope(t, windows)) for t in problem.traces]
     return Plan(
         pipeline=pipeline,
-        slo_s=slo_s,
+        slo_s=problem.target_s,
         allocations=dict(zip(stages, candidate, strict=True)),
         cost_per_hour=cost_of(problem, candidate),
-        predicted_p99_s=evaluator.quantile_s(candidate),
+        predicted_p99_s=outcome.p99_s,
         arrival_rate=max(t.arrival_rate for t in problem.traces),
         envelope=tuple((w, max(envelope[w] for envelope in envelopes)) for w in windows),
         visit_ratios=visit_ratios(problem.shape, problem.measured.paths),
         utilization={s: r / m for s, r, m in zip(stages, rates, served, strict=True)},
         partitions=dict(problem.partitions),
-        algorithm=algorithm,
+        algorithm=outcome.algorithm,
     )

@@ -1,0 +1,84 @@
+"""Going down in cost: from a feasible candidate to cheaper ones that differ in one stage or two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.problem import COST_EPSILON, Candidate, cost_of, in_stock
+from inferline_stream.planner.surrogate import Surrogate
+
+TOLERANCE = 0.3
+"""Predictions may be off by this share of the allowed late events before a candidate is not even tried."""
+
+REPAIR_COST = 1.5
+"""A repair may cost this many times the candidate it starts from."""
+
+
+def descend(surrogate: Surrogate, evaluator: Evaluator, candidate: Candidate, *, tries: int) -> Iterator[Candidate]:
+    """The candidate, then ever cheaper ones: the cheapest feasible proposal each time, until none is.
+
+    Args:
+        surrogate: proposes; its workload may be a piece of the evaluator's traces.
+        evaluator: decides.
+        candidate: feasible to the evaluator.
+        tries: proposals of one round to simulate at most.
+    """
+    problem = evaluator.problem
+    found: Candidate | None = candidate
+    while found is not None:
+        candidate = found
+        yield candidate
+        evaluator.accept(candidate)
+        surrogate.move(candidate)
+        late = evaluator.late(candidate)
+        assert late is not None
+        target = surrogate.late + (_spare(evaluator, late) + TOLERANCE) * surrogate.allowed
+        below = cost_of(problem, candidate) - COST_EPSILON
+        found = _first_feasible(surrogate, evaluator, below=below, target_late=target, tries=tries)
+
+
+def repair(
+    surrogate: Surrogate, evaluator: Evaluator, candidate: Candidate, *, below: float, tries: int
+) -> Candidate | None:
+    """The cheapest feasible candidate near one that is infeasible to the evaluator, or None.
+
+    Args:
+        surrogate: proposes.
+        evaluator: decides.
+        candidate: infeasible, but not overloaded.
+        below: cost that the result must stay under.
+        tries: proposals to simulate at most, for each of two degrees of caution.
+    """
+    problem = evaluator.problem
+    surrogate.move(candidate)
+    late = [int((latency > problem.target_s).sum()) for latency in evaluator.latencies_s(candidate)]
+    dearest = min(below, REPAIR_COST * cost_of(problem, candidate))
+    for caution in (0.0, TOLERANCE):
+        target = surrogate.late + (_spare(evaluator, late) - caution) * surrogate.allowed
+        found = _first_feasible(surrogate, evaluator, below=dearest, target_late=max(target, 0.0), tries=tries)
+        if found is not None:
+            return found
+    return None
+
+
+def _spare(evaluator: Evaluator, late: Sequence[int]) -> float:
+    """Share of the allowance left on the evaluator's traces; below 0 when it is exceeded.
+
+    Carried over in proportion: a piece that is busier or calmer than the whole then misleads little.
+    """
+    return min((a - n) / max(a, 1) for a, n in zip(evaluator.bounds.allowed, late, strict=True))
+
+
+def _first_feasible(
+    surrogate: Surrogate, evaluator: Evaluator, *, below: float, target_late: float, tries: int
+) -> Candidate | None:
+    tried = 0
+    for proposal in surrogate.proposals(below, target_late):
+        if tried >= tries:
+            return None
+        if in_stock(evaluator.problem, proposal.candidate):
+            tried += 1
+            if evaluator.feasible(proposal.candidate):
+                return proposal.candidate
+    return None

@@ -1,0 +1,109 @@
+"""Where refinement starts: candidates whose stages keep to deadlines that divide the target in different ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from inferline_stream.estimator.evaluation import Departures, simulate_stage
+from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator
+from inferline_stream.planner.menu import menu
+from inferline_stream.planner.problem import Candidate, Option, Problem, in_stock
+
+Weights = Sequence[float]
+"""By stage: of a path's time a stage is given the share of its weight."""
+
+BENDS = (1.0, 0.6, 1.5)
+"""Powers put on the share of the target that a stage's deadline is: below 1 early stages get more time."""
+
+DEAREST = 256
+"""A stage is not looked at above this many times its least possible price."""
+
+Kinds = Callable[[int, str], bool]
+"""Whether a stage may use a kind of hardware."""
+
+
+def starts(evaluator: Evaluator) -> Iterator[Candidate]:
+    """Feasible candidates on the evaluator's first trace, different in how they divide the target."""
+    problem, bounds = evaluator.problem, evaluator.bounds
+    stages = range(len(problem.shape.stages))
+    least = [bounds.least_stage_price(stage) for stage in stages]
+    seen: set[Candidate] = set()
+    for weights in weightings(bounds.fastest_s, least):
+        for bend in BENDS:
+            candidate = within_deadlines(evaluator, deadlines_s(problem, weights, bend))
+            if candidate is not None and candidate not in seen:
+                seen.add(candidate)
+                yield candidate
+
+
+def weightings(fastest_s: Sequence[float], least_price: Sequence[float]) -> list[Weights]:
+    """Ways to divide time: by least service time, evenly, and by the root of service time times price.
+
+    The last is best where waiting falls off as one over the capacity bought: minimise Σ price·x subject to
+    Σ S/x ≤ target.
+    """
+    rooted = [math.sqrt(time_s * price) for time_s, price in zip(fastest_s, least_price, strict=True)]
+    return [fastest_s, [1.0] * len(fastest_s), rooted if all(0 < r < math.inf for r in rooted) else fastest_s]
+
+
+def deadlines_s(problem: Problem, weights: Weights, bend: float) -> list[float]:
+    """Age by which events should have left each stage; the target itself at the end of every path."""
+    shape = problem.shape
+    before, after = [0.0] * len(weights), [0.0] * len(weights)
+    for stage in range(len(weights)):
+        parents = (shape.arrows[a].parent for a in shape.parents(stage))
+        before[stage] = max((before[p] + weights[p] for p in parents), default=0.0)
+    for stage in reversed(range(len(weights))):
+        children = (shape.arrows[a].child for a in shape.children(stage))
+        after[stage] = max((after[c] + weights[c] for c in children), default=0.0)
+    done = [(b + w) / (b + w + a) for w, b, a in zip(weights, before, after, strict=True)]
+    return [problem.target_s * share**bend - (problem.measured.hop_overhead_s if share == 1 else 0) for share in done]
+
+
+def within_deadlines(
+    evaluator: Evaluator, ages_s: Sequence[float], kinds: Kinds = lambda _stage, _kind: True
+) -> Candidate | None:
+    """Stage by stage in topological order, the cheapest option with which no more events than allowed are late there.
+
+    Returns:
+        A candidate that is feasible on the evaluator's first trace, or None where some stage has no such option.
+    """
+    departures: dict[int, Departures] = {}
+    chosen: list[Option] = []
+    for stage, age_s in enumerate(ages_s):
+        found = _cheapest(evaluator, stage, age_s, departures, kinds)
+        if found is None:
+            return None
+        chosen.append(found[0])
+        departures[stage] = found[1]
+    candidate = tuple(chosen)
+    return candidate if in_stock(evaluator.problem, candidate) and evaluator.feasible(candidate) else None
+
+
+def _cheapest(
+    evaluator: Evaluator, stage: int, age_s: float, upstream: dict[int, Departures], kinds: Kinds
+) -> tuple[Option, Departures] | None:
+    workload, bounds = evaluator.workloads[0], evaluator.bounds
+    least = bounds.least_stage_price(stage)
+    if math.isinf(least):
+        return None
+    tried: set[Option] = set()
+    for dearest in (least * 2.0**i for i in range(1, DEAREST.bit_length())):
+        for option in menu(bounds, stage, dearest, thinned=True):
+            if option in tried or not kinds(stage, option[0].hardware):
+                continue
+            tried.add(option)
+            served = simulate_stage(
+                workload,
+                stage,
+                upstream,
+                evaluator.station(stage, option),
+                late_s=age_s,
+                allowed=bounds.allowed[0],
+                slice_events=SLICE_EVENTS,
+            )
+            evaluator.simulated_events += len(workload) if served is None else served.events.size
+            if served is not None:
+                return option, served
+    return None

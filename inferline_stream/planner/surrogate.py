@@ -1,0 +1,298 @@
+"""Which changes of a candidate are worth simulating: a prediction from one simulation per stage and option.
+
+At a base candidate every option of a stage is simulated in that stage alone, with what really arrives there, on
+one workload. What an option changes of an event's latency follows from the longest path of the event with
+all other stages' times as they were. The effects of two stages are added. That ignores how a change reshapes
+the arrivals of later stages: good for ranking, no proof of anything; every plan is simulated before it is taken.
+
+Predictions are made for a sample of events: all of the slowest twentieth, whose latencies decide the
+quantile, and some of the others for their number.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
+from inferline_stream.estimator.workload import Workload
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.planner.bounds import service_rate
+from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator
+from inferline_stream.planner.menu import combined, menu, mixtures
+from inferline_stream.planner.problem import (
+    Candidate,
+    Option,
+    batch_limits,
+    cost_of,
+    price_of,
+    replaced,
+    replica_cap,
+    replica_counts,
+)
+
+SLOWEST = 0.05
+"""Share of events, the slowest at the first base, that are all sampled."""
+
+OTHERS = 1500
+"""How many of the other events are sampled."""
+
+CROWDED = 3
+"""An option that makes more than this many times the allowance of events late is never proposed."""
+
+NEAR = 1.05
+"""Options whose predicted quantile is within this ratio of a cheaper one's best are kept beside it."""
+
+Times = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An option of a stage with its predicted effect on the latency of every sampled event."""
+
+    option: Option
+    price: float
+    effect_s: Times
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A changed candidate with its cost and the predicted number of late events."""
+
+    cost: float
+    late: float
+    candidate: Candidate
+
+
+class Surrogate:
+    """Predictions around a base that moves.
+
+    Args:
+        evaluator: whose first workload is used.
+        base: a candidate that is not overloaded.
+        mixed: whether to propose options of several hardware kinds.
+    """
+
+    def __init__(self, evaluator: Evaluator, base: Candidate, *, mixed: bool = True) -> None:
+        self._evaluator = evaluator
+        self._workload: Workload = evaluator.workloads[0]
+        self._target_s = evaluator.problem.target_s
+        self._mixed = mixed
+        self._completions: dict[tuple[int, Candidate], dict[Option, Times | None]] = {}
+        self._sample: NDArray[np.int64] | None = None
+        self.allowed = evaluator.bounds.allowed[0]
+        """Late events that the workload allows."""
+        self.move(base)
+
+    def move(self, base: Candidate) -> None:
+        """Predict around another candidate."""
+        stages = range(len(base))
+        evaluation = evaluate(self._workload, self._evaluator.stations(base), keep=stages, latencies=False)
+        self._evaluator.simulated_events += evaluation.simulated_events
+        self.base = base
+        self._departures: Mapping[int, Departures] = evaluation.departures
+        if self._sample is None:
+            (final,) = self._workload.shape.finals()
+            self._choose_sample(latencies_s(self._workload, self._departures[final]))
+        self._trace_paths()
+        self.late = self._late(self._latency_s)
+        """Predicted late events of the base itself."""
+
+    def _choose_sample(self, latency_s: Times) -> None:
+        known = np.flatnonzero(~np.isnan(latency_s))
+        order = known[np.argsort(-latency_s[known], kind="stable")]
+        slowest = max(int(SLOWEST * known.size), 3 * self.allowed, 1)
+        rest = np.sort(order[slowest:])
+        step = max(1, rest.size // OTHERS)
+        others = rest[::step]
+        self._sample = np.concatenate([order[:slowest], others])
+        self._weights = np.concatenate([np.ones(min(slowest, known.size)), np.full(others.size, float(step))])
+
+    def _trace_paths(self) -> None:
+        """Per sampled event: arrival at and time in each stage, and the longest paths through and past each."""
+        shape, hop_s = self._workload.shape, self._workload.hop_s
+        assert self._sample is not None
+        masks = self._workload.masks[self._sample]
+        taken = [
+            np.array([m >> a & 1 for m in self._workload.path_masks], bool)[masks] for a in range(len(shape.arrows))
+        ]
+        self._entry_s = self._workload.entry_s[self._sample]
+        self._arrival_s: list[Times] = []
+        spent: list[Times] = []
+        for stage in range(len(shape.stages)):
+            completion = self._sampled(self._departures[stage])
+            arrows = shape.parents(stage)
+            arrival = np.full(self._sample.size, -np.inf) if arrows else self._entry_s + hop_s
+            for a in arrows:
+                parent = shape.arrows[a].parent
+                finished = self._arrival_s[parent] + spent[parent]
+                np.maximum(arrival, np.where(taken[a], finished + hop_s, -np.inf), out=arrival)
+            visits = ~np.isnan(completion)
+            self._arrival_s.append(np.where(visits, arrival, -np.inf))
+            spent.append(np.where(visits, completion - arrival, 0.0))
+        self._spent_s = spent
+        self._taken = taken
+        self._latency_s = self._longest_s(None)
+        self._past_s = [self._longest_s(stage) for stage in range(len(shape.stages))]
+        after = self._after_s()
+        self._through_s = [self._arrival_s[s] - self._entry_s + spent[s] + after[s] for s in range(len(shape.stages))]
+
+    def _longest_s(self, without: int | None) -> Times:
+        """Longest path of each event from entry to sink, avoiding one stage; −∞ where there is none."""
+        shape, hop_s = self._workload.shape, self._workload.hop_s
+        (final,) = shape.finals()
+        finish: list[Times] = []
+        for stage in range(len(shape.stages)):
+            arrows = shape.parents(stage)
+            start = np.full(self._entry_s.size, -np.inf if arrows else 0.0)
+            for a in arrows:
+                np.maximum(start, np.where(self._taken[a], finish[shape.arrows[a].parent], -np.inf), out=start)
+            blocked = stage == without
+            finish.append(np.full_like(start, -np.inf) if blocked else start + hop_s + self._spent_s[stage])
+        return finish[final] + hop_s
+
+    def _after_s(self) -> list[Times]:
+        """Longest path of each event from completion of a stage to the sink; −∞ where nothing leads there."""
+        shape, hop_s = self._workload.shape, self._workload.hop_s
+        (final,) = shape.finals()
+        after = [np.full(self._entry_s.size, -np.inf) for _ in shape.stages]
+        after[final] = np.full(self._entry_s.size, hop_s)
+        for stage in reversed(range(len(shape.stages))):
+            for a in shape.children(stage):
+                child = shape.arrows[a].child
+                onward = hop_s + self._spent_s[child] + after[child]
+                np.maximum(after[stage], np.where(self._taken[a], onward, -np.inf), out=after[stage])
+        return after
+
+    def _sampled(self, departures: Departures) -> Times:
+        every = np.full(len(self._workload), np.nan)
+        every[departures.events] = departures.times_s
+        return every[self._sample]
+
+    def _completion_s(self, stage: int, option: Option) -> Times | None:
+        """When the sampled events leave the stage with that option; None if too many are late for sure."""
+        above = tuple(self.base[a] for a in sorted(self._evaluator.above[stage] - {stage}))
+        known = self._completions.setdefault((stage, above), {})
+        if option not in known:
+            departures = simulate_stage(
+                self._workload,
+                stage,
+                self._departures,
+                self._evaluator.station(stage, option),
+                late_s=self._target_s,
+                allowed=CROWDED * self.allowed + 1,
+                slice_events=SLICE_EVENTS,
+            )
+            self._evaluator.simulated_events += self._departures[stage].events.size
+            known[option] = None if departures is None else self._sampled(departures)
+        return known[option]
+
+    def _effect_s(self, stage: int, option: Option) -> Times | None:
+        completion = self._completion_s(stage, option)
+        if completion is None:
+            return None
+        change = np.nan_to_num(
+            completion - self._arrival_s[stage] - self._spent_s[stage], nan=0.0, posinf=0.0, neginf=0.0
+        )
+        return np.maximum(self._past_s[stage], self._through_s[stage] + change) - self._latency_s
+
+    def _late(self, latency_s: Times) -> float:
+        return float(self._weights[latency_s > self._target_s].sum())
+
+    def _quantile_s(self, latency_s: Times) -> float:
+        order = np.argsort(-latency_s)
+        place = int(np.searchsorted(np.cumsum(self._weights[order]), self.allowed, side="right"))
+        return float(latency_s[order[min(place, order.size - 1)]])
+
+    def choices(self, stage: int, dearest: float) -> list[Choice]:
+        """Options of a stage that no cheaper one beats, cheapest first."""
+        options = menu(self._evaluator.bounds, stage, dearest, thinned=True)
+        if self._mixed:
+            options += mixtures(self._evaluator.bounds, stage, self.base[stage])
+        options += nearby(self._evaluator, stage, self.base[stage])
+        problem = self._evaluator.problem
+        found = []
+        for option in dict.fromkeys(options):
+            effect = self._effect_s(stage, option)
+            if effect is not None:
+                found.append((price_of(problem, option), self._quantile_s(self._latency_s + effect), option, effect))
+        found.sort(key=lambda f: (f[0], f[1]))
+        kept: list[Choice] = []
+        best = np.inf
+        for price, quantile, option, effect in found:
+            if quantile <= best * NEAR:
+                kept.append(Choice(option, price, effect))
+            best = min(best, quantile)
+        return kept
+
+    def proposals(self, below: float, target_late: float) -> list[Proposal]:
+        """Candidates that change one stage or two, cost less than ``below`` and are predicted to be good enough.
+
+        Returns:
+            Cheapest first; of equal cost those with fewer late events first.
+        """
+        problem, base = self._evaluator.problem, self.base
+        cost = cost_of(problem, base)
+        prices = [price_of(problem, option) for option in base]
+        saving = max(p - self._evaluator.bounds.least_stage_price(s) for s, p in enumerate(prices)) + below - cost
+        menus = [self.choices(stage, price + max(saving, 0.0)) for stage, price in enumerate(prices)]
+        found = [*self._singles(menus, prices, below - cost, target_late)]
+        found += self._pairs(menus, prices, below - cost, target_late)
+        unique = {p.candidate: p for p in found if p.candidate != base}
+        return sorted(unique.values(), key=lambda p: (p.cost, p.late))
+
+    def _singles(
+        self, menus: list[list[Choice]], prices: list[float], room: float, target_late: float
+    ) -> Iterator[Proposal]:
+        cost = cost_of(self._evaluator.problem, self.base)
+        for stage, choices in enumerate(menus):
+            for choice in choices:
+                if choice.price - prices[stage] < room:
+                    late = self._late(self._latency_s + choice.effect_s)
+                    if late <= target_late:
+                        changed = replaced(self.base, stage, choice.option)
+                        yield Proposal(cost + choice.price - prices[stage], late, changed)
+
+    def _pairs(
+        self, menus: list[list[Choice]], prices: list[float], room: float, target_late: float
+    ) -> Iterator[Proposal]:
+        cost = cost_of(self._evaluator.problem, self.base)
+        for stage, choices in enumerate(menus):
+            for down in choices:
+                saved = prices[stage] - down.price
+                if saved + room <= 0:
+                    continue
+                spare_s = self._target_s - self._latency_s - down.effect_s
+                for other, others in enumerate(menus):
+                    if other == stage:
+                        continue
+                    for up in others:
+                        dearer = up.price - prices[other]
+                        if dearer < 0 or dearer - saved >= room:
+                            continue
+                        late = float(self._weights[up.effect_s > spare_s].sum())
+                        if late <= target_late:
+                            changed = replaced(replaced(self.base, stage, down.option), other, up.option)
+                            yield Proposal(cost + dearer - saved, late, changed)
+
+
+def nearby(evaluator: Evaluator, stage: int, option: Option) -> list[Option]:
+    """The option with up to two replicas (or rungs) less or more of one kind, at every batch limit."""
+    problem, name = evaluator.problem, evaluator.problem.shape.stages[stage]
+    found: list[Option] = []
+    for part in option:
+        others = [a for a in option if a is not part]
+        cap = replica_cap(problem, name, part.hardware)
+        if others or name not in problem.partitions:
+            counts = [n for n in range(part.replicas - 2, part.replicas + 3) if 0 < n <= cap]
+        else:
+            steps = list(replica_counts(problem, name, int(cap)))
+            here = bisect.bisect_left(steps, part.replicas)
+            counts = steps[max(0, here - 2) : here + 3]
+        for limit in batch_limits(problem, name, part.hardware):
+            found += [combined(problem, [*others, Allocation(part.hardware, limit, n)]) for n in counts]
+    return [o for o in found if service_rate(problem, stage, o) > evaluator.bounds.required_rate[stage]]
