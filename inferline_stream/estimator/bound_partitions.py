@@ -72,54 +72,78 @@ class Bound(NamedTuple):
     left_begin: Ints
 
 
-class Desk(NamedTuple):
-    """Room to work in, of no meaning between calls: (capacity,) unless said otherwise.
+class Line(NamedTuple):
+    """Arrivals, replica after replica, of no meaning between calls.
 
     Args:
-        times: arrivals, replica after replica.
-        events: whose they are.
+        times: (capacity,) when they arrive.
+        events: (capacity,) whose they are.
         begin: (replicas + 1,) where each replica's begin.
-        replica_of: of the new arrivals.
-        finish: ends of batches, replica after replica.
-        start: their starts.
-        size: how many events each has.
-        first: place of the first of them in ``taken``.
-        by: which replica's they are.
-        batch_begin: (replicas + 1,) where each replica's begin.
-        batch_end: (replicas,) where they end.
-        taken: events in the order in which they were taken, replica after replica, ``members`` more for each.
-        keys: of the records that wait out of order.
-        waiting: their events.
-        places: their places in ``times``.
-        last_key: (partitions,) the latest of the keys.
-        counts: (partitions,) how many wait; all 0.
-        is_left: whether a record was not served; all 0.
-        order: batches in order of time.
-        bucket_of: the bucket of time in which a batch ends.
-        bucket_counts: batches by bucket.
-        ends: (2^k,) end of each replica's next batch, inf without one.
-        losers: (2^k,) tree of replicas: at a node the one that lost there.
-        winners: (2^k · 2,) the same while it is planted.
+        replica_of: (capacity,) of the new ones.
     """
 
     times: Floats
     events: Events
     begin: Ints
     replica_of: Ints
+
+
+class Batches(NamedTuple):
+    """Batches, replica after replica, of no meaning between calls: (capacity + replicas,) unless said otherwise.
+
+    Args:
+        finish: their ends.
+        start: their starts.
+        size: how many events each has.
+        first: place of the first of them in ``taken``.
+        by: which replica's they are.
+        begin: (replicas + 1,) where each replica's begin.
+        end: (replicas,) where they end.
+        taken: (capacity + replicas · most,) events in the order in which they were taken, replica after replica.
+    """
+
     finish: Floats
     start: Floats
     size: Ints
     first: Ints
     by: Ints
-    batch_begin: Ints
-    batch_end: Ints
+    begin: Ints
+    end: Ints
     taken: Events
+
+
+class Waiting(NamedTuple):
+    """Records of one replica that wait out of order, of no meaning between calls: (capacity,) unless said otherwise.
+
+    Args:
+        keys: what they are sorted by.
+        events: whose they are.
+        places: their places in the line.
+        last_key: (partitions,) the latest key.
+        counts: (partitions,) how many wait; all 0.
+        is_left: whether a record of the line was not served; all 0.
+    """
+
     keys: Events
-    waiting: Events
+    events: Events
     places: Ints
     last_key: Events
     counts: Ints
     is_left: Flags
+
+
+class Sorting(NamedTuple):
+    """Batches in order of time, of no meaning between calls.
+
+    Args:
+        order: (capacity + replicas,) the batches.
+        bucket_of: (capacity + replicas,) the bucket of time in which a batch ends.
+        bucket_counts: (capacity + replicas + 1,) batches by bucket.
+        ends: (2^k,) end of each replica's next batch, inf without one.
+        losers: (2^k,) tree of replicas: at a node the one that lost there.
+        winners: (2^k · 2,) the same while it is planted.
+    """
+
     order: Ints
     bucket_of: Ints
     bucket_counts: Ints
@@ -128,31 +152,40 @@ class Desk(NamedTuple):
     winners: Ints
 
 
-def deal(arrived: Tokens, hop_s: float, bound: Bound, desk: Desk) -> None:
+class Desk(NamedTuple):
+    """Room to work in."""
+
+    line: Line
+    batches: Batches
+    waiting: Waiting
+    sorting: Sorting
+
+
+def deal(arrived: Tokens, hop_s: float, bound: Bound, line: Line) -> None:
     """Give each replica what it had left and what is new, in order of arrival."""
     replicas = bound.kind_of.size
-    begin, left_begin = desk.begin, bound.left_begin
+    begin, left_begin = line.begin, bound.left_begin
     for r in range(replicas + 1):
         begin[r] = 0
     for i in range(arrived.events.size):
         r = bound.owner[Index(bound.partition_of[Index(arrived.events[i])])]
-        desk.replica_of[i] = r
+        line.replica_of[i] = r
         begin[Index(r)] += 1
     at = 0
     for r in range(replicas):  # where the new ones go: behind those left
         first = left_begin[r]
         count = left_begin[r + 1] - first
         for k in range(count):
-            desk.times[Index(at + k)] = bound.left_times[Index(first + k)]
-            desk.events[Index(at + k)] = bound.left_events[Index(first + k)]
+            line.times[Index(at + k)] = bound.left_times[Index(first + k)]
+            line.events[Index(at + k)] = bound.left_events[Index(first + k)]
         new = begin[r]
         begin[r] = at + count
         at += count + new
     for i in range(arrived.events.size):
-        r = desk.replica_of[i]
+        r = line.replica_of[i]
         place = Index(begin[Index(r)])
-        desk.times[place] = arrived.times[i] + hop_s
-        desk.events[place] = arrived.events[i]
+        line.times[place] = arrived.times[i] + hop_s
+        line.events[place] = arrived.events[i]
         begin[Index(r)] += 1
     for r in range(replicas, 0, -1):  # each now stands where the next begins
         begin[r] = begin[r - 1]
@@ -163,27 +196,27 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
     """One replica's batches up to the horizon, and what it leaves."""
     horizon_s, account = task.horizon_s, task.account
     limits, table, levels, _, _, key = task.service
-    times, events, partition_of = desk.times, desk.events, bound.partition_of
-    keys, waiting, places = desk.keys, desk.waiting, desk.places
-    last_key, counts = desk.last_key, desk.counts
-    taken, finish, start, sizes = desk.taken, desk.finish, desk.start, desk.size
+    times, events = desk.line.times, desk.line.events
+    partition_of = bound.partition_of
+    keys, waiting, places, last_key, counts, is_left = desk.waiting
+    finish, start, sizes, first_taken, by, batch_begin, batch_end, taken = desk.batches
     kind = bound.kind_of[r]
     first_row = Index(kind * (table.shape[0] // limits.size))
     limit = Index(limits[kind])
-    begin = Index(desk.begin[r])
-    end = Index(desk.begin[r + 1])
+    begin = Index(desk.line.begin[r])
+    end = Index(desk.line.begin[r + 1])
     most = Index(bound.members.shape[1])
     out = begin + Index(r) * most  # in taken
     batch = begin + Index(r)
-    desk.batch_begin[r] = np.int64(batch)
+    batch_begin[r] = np.int64(batch)
     free_s = bound.free_s[r]
     flight = Index(bound.flight_size[r])
     if flight > ZERO:
         finish[batch] = free_s
         start[batch] = bound.flight_start[r]
         sizes[batch] = np.int64(flight)
-        desk.first[batch] = np.int64(out)
-        desk.by[batch] = r
+        first_taken[batch] = np.int64(out)
+        by[batch] = r
         batch += ONE
         for k in range(flight):
             taken[out] = bound.members[r, k]
@@ -270,32 +303,32 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
         finish[batch] = free_s
         start[batch] = t
         sizes[batch] = np.int64(size)
-        desk.first[batch] = np.int64(out - size)
-        desk.by[batch] = r
+        first_taken[batch] = np.int64(out - size)
+        by[batch] = r
         batch += ONE
     account.totals[0] = busy_s
     account.totals[1] = served_s
     # A batch that ends at the horizon or later, the last if any, is not emitted yet.
     bound.free_s[r] = free_s
     bound.flight_size[r] = 0
-    if Index(desk.batch_begin[r]) < batch and free_s >= horizon_s:
+    if Index(batch_begin[r]) < batch and free_s >= horizon_s:
         batch -= ONE
         size = Index(sizes[batch])
         bound.flight_start[r] = start[batch]
         bound.flight_size[r] = np.int64(size)
         for k in range(size):
             bound.members[r, k] = taken[out - size + Index(k)]
-    desk.batch_end[r] = np.int64(batch)
+    batch_end[r] = np.int64(batch)
     # What is left, in order of arrival.
     place = begin if front < back else i
     while front < back:
-        desk.is_left[Index(places[front])] = 1
+        is_left[Index(places[front])] = 1
         counts[Index(partition_of[Index(waiting[front])])] = 0
         front += ONE
     to = Index(bound.left_begin[r])
     while place < end:
-        if place >= i or desk.is_left[place]:
-            desk.is_left[place] = 0
+        if place >= i or is_left[place]:
+            is_left[place] = 0
             bound.left_times[to] = times[place]
             bound.left_events[to] = events[place]
             to += ONE
@@ -303,18 +336,20 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
     bound.left_begin[r + 1] = np.int64(to)
 
 
-def starts_before(a: int, b: int, desk: Desk) -> bool:
+def starts_before(a: int, b: int, batches: Batches) -> bool:
     """Whether a batch comes before another one that ends at the same instant."""
-    return bool(desk.start[a] < desk.start[b] or (desk.start[a] == desk.start[b] and desk.by[a] < desk.by[b]))
+    return bool(
+        batches.start[a] < batches.start[b] or (batches.start[a] == batches.start[b] and batches.by[a] < batches.by[b])
+    )
 
 
-def sort_in_buckets(replicas: int, desk: Desk) -> int:
+def sort_in_buckets(replicas: int, batches: Batches, sorting: Sorting) -> int:
     """Put all batches in order of (end, start, replica), by buckets of time.
 
     Returns how many, or -1 if too many fall into one bucket.
     """
-    begin, end, finish = desk.batch_begin, desk.batch_end, desk.finish
-    counts, order = desk.bucket_counts, desk.order
+    begin, end, finish = batches.begin, batches.end, batches.finish
+    counts, order = sorting.bucket_counts, sorting.order
     total = 0
     low_s, high_s = math.inf, -math.inf
     for r in range(replicas):
@@ -331,7 +366,7 @@ def sort_in_buckets(replicas: int, desk: Desk) -> int:
     for r in range(replicas):
         for batch in range(begin[r], end[r]):
             bucket = Index(np.int64((finish[Index(batch)] - low_s) * scale))
-            desk.bucket_of[Index(batch)] = np.int64(bucket)
+            sorting.bucket_of[Index(batch)] = np.int64(bucket)
             counts[bucket + ONE] += 1
     for k in range(buckets):
         if counts[k + 1] > MOST_PER_BUCKET:
@@ -339,7 +374,7 @@ def sort_in_buckets(replicas: int, desk: Desk) -> int:
         counts[k + 1] += counts[k]
     for r in range(replicas):
         for batch in range(begin[r], end[r]):
-            bucket = Index(desk.bucket_of[Index(batch)])
+            bucket = Index(sorting.bucket_of[Index(batch)])
             order[Index(counts[bucket])] = batch
             counts[bucket] += 1
     for i in range(total):
@@ -348,7 +383,7 @@ def sort_in_buckets(replicas: int, desk: Desk) -> int:
         slot = Index(i)
         while slot > ZERO:
             other = order[slot - ONE]
-            if finish[Index(other)] < end_s or (finish[Index(other)] == end_s and starts_before(other, batch, desk)):
+            if finish[Index(other)] < end_s or (finish[Index(other)] == end_s and starts_before(other, batch, batches)):
                 break
             order[slot] = other
             slot -= ONE
@@ -356,10 +391,10 @@ def sort_in_buckets(replicas: int, desk: Desk) -> int:
     return total
 
 
-def sort_by_tree(replicas: int, desk: Desk) -> int:
+def sort_by_tree(replicas: int, batches: Batches, sorting: Sorting) -> int:
     """The same by a tree of losers: for few replicas, and whenever ends cluster."""
-    finish, ends, losers, winners = desk.finish, desk.ends, desk.losers, desk.winners
-    at, last = desk.batch_begin, desk.batch_end
+    finish, at, last = batches.finish, batches.begin, batches.end
+    ends, losers, winners = sorting.ends, sorting.losers, sorting.winners
     leaves = losers.size
     total = 0
     for leaf in range(leaves):
@@ -370,14 +405,14 @@ def sort_by_tree(replicas: int, desk: Desk) -> int:
     for place in range(leaves - 1, 0, -1):
         first, second = winners[2 * place], winners[2 * place + 1]
         if ends[second] < ends[first] or (
-            ends[second] == ends[first] and ends[first] < math.inf and starts_before(at[second], at[first], desk)
+            ends[second] == ends[first] and ends[first] < math.inf and starts_before(at[second], at[first], batches)
         ):
             first, second = second, first
         winners[place] = first
         losers[place] = second
     winner = winners[1]
     while ends[winner] < math.inf:
-        desk.order[total] = at[winner]
+        sorting.order[total] = at[winner]
         total += 1
         r = Index(winner)
         at[r] += 1
@@ -389,7 +424,7 @@ def sort_by_tree(replicas: int, desk: Desk) -> int:
             other_s = ends[Index(other)]
             before = other_s < end_s
             if other_s == end_s and end_s < math.inf:
-                before = starts_before(at[other], at[winner], desk)
+                before = starts_before(at[other], at[winner], batches)
             losers[node] = winner if before else other
             winner = other if before else winner
             end_s = other_s if before else end_s
@@ -407,18 +442,18 @@ def serve_bound(arrived: Tokens, task: Task, bound: Bound, desk: Desk, out: Toke
         desk: room to work in.
         out: departures, written.
     """
-    deal(arrived, task.service.hop_s, bound, desk)
+    deal(arrived, task.service.hop_s, bound, desk.line)
     for r in range(bound.kind_of.size):
         serve_replica(r, task, bound, desk)
     batches = -1
     if bound.kind_of.size > 4:
-        batches = sort_in_buckets(bound.kind_of.size, desk)
+        batches = sort_in_buckets(bound.kind_of.size, desk.batches, desk.sorting)
     if batches < 0:
-        batches = sort_by_tree(bound.kind_of.size, desk)
-    finish, size, first, taken = desk.finish, desk.size, desk.first, desk.taken
+        batches = sort_by_tree(bound.kind_of.size, desk.batches, desk.sorting)
+    finish, _, size, first, _, _, _, taken = desk.batches
     gone = ZERO
     for i in range(batches):
-        batch = Index(desk.order[i])
+        batch = Index(desk.sorting.order[i])
         k = Index(first[batch])
         end = k + Index(size[batch])
         end_s = finish[batch]

@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.estimator.bound_partitions import Bound, Desk, Task
+from inferline_stream.estimator.bound_partitions import (
+    Batches,
+    Bound,
+    Desk,
+    Line,
+    Sorting,
+    Task,
+    Waiting,
+)
 from inferline_stream.estimator.kernels import Account, Ints, Tokens
 from inferline_stream.estimator.merger import NONE
 from inferline_stream.estimator.server import power_of_two, service_of
@@ -86,31 +94,40 @@ def _desk(station: Station, room: int) -> Desk:
     assert station.owners is not None
     replicas, partitions = station.replicas, station.owners.size
     leaves = power_of_two(replicas)
+    batches = room + replicas
     return Desk(
-        times=np.empty(room),
-        events=np.empty(room, dtype=np.int32),
-        begin=_ints(replicas + 1),
-        replica_of=np.empty(room, dtype=np.int64),
-        finish=np.empty(room + replicas),
-        start=np.empty(room + replicas),
-        size=_ints(room + replicas),
-        first=_ints(room + replicas),
-        by=_ints(room + replicas),
-        batch_begin=_ints(replicas + 1),
-        batch_end=_ints(replicas),
-        taken=np.empty(room + replicas * station.width, dtype=np.int32),
-        keys=np.empty(room, dtype=np.int32),
-        waiting=np.empty(room, dtype=np.int32),
-        places=np.empty(room, dtype=np.int64),
-        last_key=np.empty(partitions, dtype=np.int32),
-        counts=_ints(partitions),
-        is_left=np.zeros(room, dtype=np.uint8),
-        order=_ints(room + replicas),
-        bucket_of=_ints(room + replicas),
-        bucket_counts=_ints(room + replicas + 1),
-        ends=np.empty(leaves),
-        losers=_ints(leaves),
-        winners=_ints(2 * leaves),
+        Line(
+            times=np.empty(room),
+            events=np.empty(room, dtype=np.int32),
+            begin=_ints(replicas + 1),
+            replica_of=_ints(room),
+        ),
+        Batches(
+            finish=np.empty(batches),
+            start=np.empty(batches),
+            size=_ints(batches),
+            first=_ints(batches),
+            by=_ints(batches),
+            begin=_ints(replicas + 1),
+            end=_ints(replicas),
+            taken=np.empty(room + replicas * station.width, dtype=np.int32),
+        ),
+        Waiting(
+            keys=np.empty(room, dtype=np.int32),
+            events=np.empty(room, dtype=np.int32),
+            places=_ints(room),
+            last_key=np.empty(partitions, dtype=np.int32),
+            counts=_ints(partitions),
+            is_left=np.zeros(room, dtype=np.uint8),
+        ),
+        Sorting(
+            order=_ints(batches),
+            bucket_of=_ints(batches),
+            bucket_counts=_ints(batches + 1),
+            ends=np.empty(leaves),
+            losers=_ints(leaves),
+            winners=_ints(2 * leaves),
+        ),
     )
 
 

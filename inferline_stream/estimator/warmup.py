@@ -1,0 +1,55 @@
+"""Compiles every kernel, or loads it from the cache: some seconds once per installation, then half a second.
+
+Whoever shows something on screen calls this first, so that nobody waits without knowing what for; building an image
+calls it so that nobody waits at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from inferline_stream.estimator.evaluation import evaluate
+from inferline_stream.estimator.station import Station
+from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
+from inferline_stream.pipeline.trace import Trace
+
+Progress = Callable[[int, int], None]
+"""(done, of how many)"""
+
+
+def compile_kernels(progress: Progress | None = None) -> None:
+    """Simulate a few events with each kind of queue.
+
+    Args:
+        progress: told after every step; the first is slow only where nothing is cached yet.
+    """
+    shape = Shape(("a", "b", "c"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
+    measured = PipelineProfile({}, independent_paths(shape, {("a", "b"): 0.5}))
+    one = _station()
+    steps = [
+        one,
+        _station(owners=np.zeros(1, dtype=np.int64)),
+        _station(owners=np.zeros(1, dtype=np.int64), keyed=False),
+        _station(by_entry=True),
+    ]
+    workload = prepare(shape, measured, Trace(np.arange(8.0)))
+    for done, station in enumerate(steps, start=1):
+        evaluate(workload, [station] * 3, slo_s=1.0, allowed=8)
+        if progress is not None:
+            progress(done, len(steps))
+
+
+def _station(*, owners: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None, **queue: bool) -> Station:
+    return Station(
+        limits=np.ones(1, dtype=np.int64),
+        table=np.array([[np.nan], [0.5]]),
+        levels=np.array([0.5]),
+        kinds=np.zeros(1, dtype=np.int64),
+        owners=owners,
+        by_entry=queue.get("by_entry", False),
+        keyed=queue.get("keyed", True),
+    )
