@@ -33,7 +33,7 @@ def profile(
     from inferline_stream.errors import UsageError
     from inferline_stream.profiler.profiling import Options
 
-    what = declared(topology)
+    what = declared(topology, bootstrap_servers=bootstrap_servers)
     names = [known.name for known in what.pipeline.stages]
     unknown = [name for name in stage or () if name not in names]
     if unknown:

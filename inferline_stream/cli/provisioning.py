@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
+from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.recent import recent_sample
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
@@ -70,25 +74,47 @@ def settings() -> Settings:
         raise UsageError(str(error)) from None
 
 
-def declared(topology: Path, trace: Path | None = None) -> Declared:
-    """Load and validate a topology and read its sample.
+def declared(
+    topology: Path, trace: Path | None = None, *, bootstrap_servers: str | None = None, prefix: str = ""
+) -> Declared:
+    """Load and validate a topology and read its sample: the files declared, else the source topic's last hour.
 
     Args:
         topology: the file or its folder.
         trace: arrivals that take the place of the sample's.
+        bootstrap_servers: where the source topic is.
+        prefix: of the pipeline's names.
 
     Raises:
-        InvalidTopology: everything that is wrong with any of them.
+        InvalidTopology: everything that is wrong with any of them; no sample at all.
+        Unreachable: Kafka does not answer.
     """
     file = topology_file(topology)
     pipeline = validated(load_topology(file))
-    if pipeline.sample is None:
+    if pipeline.sample is not None:
+        events = read_events(file.parent / pipeline.sample.events)
+        return Declared(pipeline, file, events, read_arrivals(trace or file.parent / pipeline.sample.arrivals))
+    if bootstrap_servers is None:
         raise InvalidTopology(
             f"{pipeline.declared}: declares no sample; add "
-            'sample=Sample(arrivals="arrivals.csv", events="events.jsonl")'
+            'sample=Sample(arrivals="arrivals.csv", events="events.jsonl"), or give --bootstrap-servers to take '
+            "the source topic's last hour"
         )
-    events = read_events(file.parent / pipeline.sample.events)
-    return Declared(pipeline, file, events, read_arrivals(trace or file.parent / pipeline.sample.arrivals))
+    timeout_s = settings().connect_timeout_s
+    recent, events = asyncio.run(recent_sample(bootstrap_servers, pipeline, prefix, connect_timeout_s=timeout_s))
+    return Declared(pipeline, file, events, recent if trace is None else read_arrivals(trace))
+
+
+async def existing_partitions(servers: str, what: Declared, prefix: str, timeout_s: float) -> dict[str, int]:
+    """Partitions of stages' input topics that exist already: they stay as they are, and the plan must know."""
+    names = Names(what.pipeline.name, prefix)
+    topics = {
+        stage.name: names.stage_topic(stage.name) if stage.after else names.topic(what.pipeline.source.name)
+        for stage in what.pipeline.stages
+    }
+    async with OffsetReader(servers, timeout_s) as offsets:
+        found = await offsets.existing(set(topics.values()))
+    return {stage: found[topic] for stage, topic in topics.items() if topic in found}
 
 
 def slo_s(pipeline: Pipeline, override: str | None) -> float:

@@ -17,17 +17,24 @@ import uvloop
 from rich.console import Console
 from rich.logging import RichHandler
 
-from inferline_stream.cli.provisioning import Declared, console, declared, plan_table, planned, profiled, settings
+from inferline_stream.cli.provisioning import (
+    Declared,
+    console,
+    declared,
+    existing_partitions,
+    plan_table,
+    planned,
+    profiled,
+    settings,
+)
 from inferline_stream.cli.screen import Screen
 from inferline_stream.connectors.sources.replaying import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
-from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.topics import REPLICATION
 from inferline_stream.errors import UsageError
-from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.profiler.profiling import Options
 from inferline_stream.tuner.policy import POLICIES
@@ -60,7 +67,7 @@ def run_and_report(wanted: Wanted) -> None:
         raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
     people = console(error=wanted.as_json)
     _log_to(people)
-    what = declared(wanted.topology)
+    what = declared(wanted.topology, bootstrap_servers=wanted.bootstrap_servers, prefix=wanted.prefix)
     what = replace(what, trace=what.trace.sped_up(wanted.speed_up))
     with Screen(people) as screen:
         report = uvloop.run(_run(wanted, what, people, screen))
@@ -78,7 +85,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen) 
         if servers is None:
             screen.step("starting the embedded broker: in memory, it keeps nothing")
             servers = (await stack.enter_async_context(EmbeddedBrokerProcess())).bootstrap_servers
-        existing = await _existing_partitions(servers, what, wanted.prefix, limits.connect_timeout_s)
+        existing = await existing_partitions(servers, what, wanted.prefix, limits.connect_timeout_s)
         screen.step("looking at profiles")
         options = Options(broker=wanted.bootstrap_servers or "embedded")
         measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)
@@ -112,18 +119,6 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen) 
             settings=limits,
         )
         return await run_to_report(run, screen, stop)
-
-
-async def _existing_partitions(servers: str, what: Declared, prefix: str, timeout_s: float) -> dict[str, int]:
-    """Partitions of stages' input topics that exist already: they stay as they are, and the plan must know."""
-    names = Names(what.pipeline.name, prefix)
-    topics = {
-        stage.name: names.stage_topic(stage.name) if stage.after else names.topic(what.pipeline.source.name)
-        for stage in what.pipeline.stages
-    }
-    async with OffsetReader(servers, timeout_s) as offsets:
-        found = await offsets.existing(set(topics.values()))
-    return {stage: found[topic] for stage, topic in topics.items() if topic in found}
 
 
 def _feed(wanted: Wanted, what: Declared) -> FeedTo | None:

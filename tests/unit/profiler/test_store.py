@@ -23,7 +23,7 @@ EVENTS = [b"1", b"2"]
 
 TOPOLOGY = '''
 """A pipeline."""
-from inferline_stream import Pipeline, Stage, Topic
+from inferline_stream import Pipeline, Sample, Stage, Topic
 import rules
 
 LIMIT = 3
@@ -47,7 +47,7 @@ def unrelated() -> None:
 
 a = Stage("a", first, hardware=["cpu-1", "t4"], max_batch_size=8)
 b = Stage("b", Second, after=[a.when(is_even)], hardware=["emulated-cpu"], emulated={1: "20ms"})
-pipeline = Pipeline("p", slo="1s", source=Topic("i"), sink=Topic("o"), stages=[a, b])
+pipeline = Pipeline("p", slo="1s", source=Topic("i"), sink=Topic("o"), stages=[a, b], sample=Sample("a.csv", "e.jsonl"))
 '''
 
 TIMES = (
@@ -123,7 +123,7 @@ def test_a_profile_is_readable(folder: Path) -> None:
         ([("max_batch_size=8", "max_batch_size=16")], {("a", "cpu-1"): "max_batch_size has grown from 8 to 16"}),
         (
             [
-                ("stages=[a, b]", 'stages=[a, b], hardware=[Hardware("cpu-1", 9.0)]'),
+                ("stages=[a, b],", 'stages=[a, b], hardware=[Hardware("cpu-1", 9.0)],'),
                 ("import Pipeline", "import Hardware, Pipeline"),
             ],
             {("a", "cpu-1"): "hardware 'cpu-1' has changed"},
@@ -168,6 +168,12 @@ def test_other_events_make_real_profiles_stale_but_not_declared_ones(folder: Pat
     assert known.stale["a", "cpu-1"] == "the sample's events have changed"
     assert ("b", "emulated-cpu") in known.profiles
     assert known.paths is None
+
+
+def test_events_of_a_topics_last_hour_do_not_make_profiles_stale(folder: Path) -> None:
+    change = (', sample=Sample("a.csv", "e.jsonl")', "")
+    store(folder, load(folder, change)).save(Profile("a", "cpu-1", TIMES, 0.5))
+    assert ("a", "cpu-1") in store(folder, load(folder, change), events=[b"3"]).load().profiles
 
 
 @pytest.mark.parametrize(

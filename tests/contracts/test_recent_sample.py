@@ -1,0 +1,95 @@
+"""A pipeline that declares no sample is planned on the last hour of its source topic."""
+
+import asyncio
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from inferline_stream.cli.main import app
+from inferline_stream.dataplane import recent
+from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.dataplane.recent import recent_sample
+from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
+from inferline_stream.planner.document import plan_from_bytes
+from inferline_stream.testing.kafka import KafkaServer
+
+
+def pipeline(topic: str) -> Pipeline:
+    stage = Stage("only", list, hardware=["cpu-1"])
+    return Pipeline("p", slo="1s", source=Topic(topic), sink=Topic("out"), stages=[stage])
+
+
+@pytest.fixture
+async def topic(kafka: KafkaServer) -> str:
+    name = f"recent-{secrets.token_hex(4)}"
+    await create_topics(kafka.bootstrap_servers, [TopicSettings(name, 3, "a source")], replication=1)
+    return name
+
+
+async def fill(kafka: KafkaServer, topic: str, ages_s: list[float], now_s: float) -> None:
+    async with RecordProducer(kafka.bootstrap_servers) as producer:
+        for number, age_s in enumerate(ages_s):
+            at_ms = round((now_s - age_s) * 1000)
+            await producer.send(topic, b'{"number": %d}' % number, key=b"%d" % number, timestamp_ms=at_ms)
+        await producer.flush()
+        assert producer.acknowledged == len(ages_s)
+
+
+async def test_arrivals_are_the_timestamps_of_the_last_hour_over_all_partitions(kafka: KafkaServer, topic: str) -> None:
+    now_s = time.time()
+    await fill(kafka, topic, [7200.0, 3700.0, *(600.0 - i for i in range(60))], now_s)
+    trace, events = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)
+    assert trace.arrivals_s.tolist() == pytest.approx(range(60), abs=2e-3)
+    assert sorted(events) == sorted(b'{"number": %d}' % number for number in range(2, 62))
+
+
+async def test_events_are_a_sample_where_there_are_many(
+    kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "EVENTS_KEPT", 20)
+    now_s = time.time()
+    await fill(kafka, topic, [600.0 - i for i in range(300)], now_s)
+    trace, events = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)
+    assert len(trace) == 300
+    assert len(set(events)) == 20
+
+
+async def test_an_empty_or_missing_topic_is_told(kafka: KafkaServer, topic: str) -> None:
+    with pytest.raises(InvalidTopology, match=r"declares no sample, and topic .* holds 0 events of the last hour"):
+        await recent_sample(kafka.bootstrap_servers, pipeline(topic))
+    with pytest.raises(InvalidTopology, match="holds 0 events of the last hour"):
+        await recent_sample(kafka.bootstrap_servers, pipeline("no-such-topic"))
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+
+
+@pytest.mark.usefixtures("as_before")
+async def test_plan_takes_the_last_hour_from_kafka(kafka: KafkaServer, topic: str, tmp_path: Path) -> None:
+    assert CliRunner().invoke(app, ["init", str(tmp_path)]).exit_code == 0
+    text = (tmp_path / "topology.py").read_text()
+    text = text.replace('    sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),\n', "")
+    (tmp_path / "topology.py").write_text(text.replace('Topic("reviews-in")', f'Topic("{topic}")'))
+    async with RecordProducer(kafka.bootstrap_servers) as producer:
+        for number in range(400):
+            words = " ".join(["word"] * (3 + number % 10))
+            at_ms = round((time.time() - 40 + number / 10) * 1000)
+            await producer.send(topic, b'{"number": %d, "text": "%s"}' % (number, words.encode()), timestamp_ms=at_ms)
+        await producer.flush()
+    arguments = ["plan", str(tmp_path), "--bootstrap-servers", kafka.bootstrap_servers, "--output", "json"]
+    result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    assert result.exit_code == 0, result.stderr
+    plan = plan_from_bytes(result.stdout.encode())
+    assert plan.arrival_rate == pytest.approx(10.0, rel=0.01)
+    assert plan.partitions["parse"] == 3
