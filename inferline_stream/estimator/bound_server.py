@@ -65,7 +65,8 @@ class BoundServer:
 
     def receive(self, sent: Tokens) -> None:
         """Records that were sent to the stage, none before any received earlier; `advance` must follow."""
-        self._arrived = sent
+        # A trace is read-only, which would be another type to the compiled kernels, and another compilation.
+        self._arrived = sent if sent.times.flags.writeable else sent._replace(times=sent.times.copy())
         self.arrivals += sent.times.size
 
     def advance(self, horizon_s: float) -> Tokens:
