@@ -67,7 +67,7 @@ class Holding:
         self.attempts = found.attempts + died
         self.suspects_end = found.attempt_end or (suspects_end if died else 0)
         self._mark = (found.attempts, found.attempt_end)
-        self._committed: tuple[int, str] | None = (found.offset, encode_metadata(found))
+        self._committed: tuple[int, str] | None = None  # whoever owned it, we say first that we do now
 
     @property
     def suspected(self) -> bool:
