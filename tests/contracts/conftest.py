@@ -57,7 +57,8 @@ class Clients:
     async def producer(self, **options: Any) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, **options)
         self._stack.push_async_callback(_stop, producer)
-        await producer.start()
+        async with asyncio.timeout(30):
+            await producer.start()
         return producer
 
     async def consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:
@@ -65,7 +66,8 @@ class Clients:
         options = {"auto_offset_reset": "earliest", "enable_auto_commit": False, "fetch_max_wait_ms": 100, **options}
         consumer = AIOKafkaConsumer(*topics, bootstrap_servers=self.bootstrap_servers, **options)
         self._stack.push_async_callback(_stop, consumer)
-        await consumer.start()
+        async with asyncio.timeout(30):
+            await consumer.start()
         return consumer
 
     async def reader(self, topic: str, *partitions: int, **options: Any) -> AIOKafkaConsumer:

@@ -89,7 +89,7 @@ async def test_a_member_that_falls_silent_loses_its_partitions(clients):
     quick = {"session_timeout_ms": 1000, "heartbeat_interval_ms": 100}
     joined = await join(clients, group, session_ms=1000, protocol="roundrobin")
     await clients.send(SyncGroupRequest(group, joined.generation_id, joined.member_id, None, [(joined.member_id, b"")]))
-    consumer = await clients.consumer(topic, group_id=group, rebalance_timeout_ms=10_000, **quick)
+    consumer = await clients.consumer(topic, group_id=group, rebalance_timeout_ms=60_000, **quick)
     await share(clients, [consumer], 2)  # the first member never joins again: its session ends
 
 
@@ -134,7 +134,7 @@ async def test_a_listener_is_told_what_is_revoked_and_what_is_assigned(clients):
 async def join(clients, group, member_id="", session_ms=6000, protocol="range"):
     """Join a group by hand; brokers may want a new member to ask twice."""
     answer = await clients.send(
-        JoinGroupRequest(group, session_ms, 10_000, member_id, None, "consumer", [(protocol, b"m")])
+        JoinGroupRequest(group, session_ms, 60_000, member_id, None, "consumer", [(protocol, b"m")])
     )
     if answer.error_code == 79:  # MEMBER_ID_REQUIRED
         return await join(clients, group, answer.member_id, session_ms, protocol)

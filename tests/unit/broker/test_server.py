@@ -37,6 +37,9 @@ def request(key, version, body=b""):
     return struct.pack(">i", len(header + body)) + header + body
 
 
+FETCH = request(1, 11, FetchRequest(60_000, 1, 1000, 0, [("topic", [(0, 0, 1000)])]).prepare({1: (11, 11)}).encode())
+
+
 async def test_it_serves_clients_of_its_own_event_loop(broker):
     servers = broker.bootstrap_servers
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
@@ -56,13 +59,24 @@ async def test_it_closes_while_clients_wait_for_records():
         await admin.start()
         await admin.create_topics([NewTopic("topic", 1, 1)])
         await admin.close()
-        fetch = FetchRequest(60_000, 1, 1000, 0, [("topic", [(0, 0, 1000)])]).prepare({1: (11, 11)})
-        waiting = asyncio.create_task(ask(broker, request(1, 11, fetch.encode()), 0))
+        waiting = asyncio.create_task(ask(broker, FETCH, 0))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         closing = asyncio.get_running_loop().time()
     assert await waiting == b""
     assert asyncio.get_running_loop().time() - closing < 5
+
+
+async def test_a_fetch_that_waits_ends_when_its_topic_is_deleted(broker):
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    await admin.start()
+    await admin.create_topics([NewTopic("topic", 1, 1)])
+    waiting = asyncio.create_task(ask(broker, FETCH, 4))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    await admin.delete_topics(["topic"])
+    await waiting
+    await admin.close()
 
 
 async def test_a_newer_client_is_told_to_ask_in_an_older_version(broker):
