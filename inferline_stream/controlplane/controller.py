@@ -84,6 +84,8 @@ class Controller:
     """Newest picture for metrics and tables."""
     exits: list[str] = field(default_factory=list)
     """Replicas that ended unexpectedly, in words."""
+    started_s: dict[str, float] = field(default_factory=dict)
+    """When each replica was asked for, on the event loop's clock."""
     watching: Watching | None = None
     _assigning: Assigning = field(init=False)
     _liveness: Liveness = field(init=False)
@@ -92,7 +94,6 @@ class Controller:
     _ended: set[str] = field(default_factory=set)
     _draining: set[str] = field(default_factory=set)
     _fenced: set[str] = field(default_factory=set)
-    _asked_s: dict[str, float] = field(default_factory=dict)
     _reported: set[str] = field(default_factory=set)
     _asked: dict[tuple[str, str], int] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -181,9 +182,9 @@ class Controller:
                 logger.warning("replica %s failed: %s", report.replica, report.reason)
         if report.phase == "ready" and report.replica not in self._reported:
             self._reported.add(report.replica)
-            started_s = self._asked_s.get(report.replica)
+            asked_s = self.started_s.get(report.replica)
             now_s = asyncio.get_running_loop().time()
-            start_up_s = report.start_up_s if started_s is None else now_s - started_s
+            start_up_s = report.start_up_s if asked_s is None else now_s - asked_s
             self.picture.reports.started(report.stage, report.hardware, start_up_s)
         if changed:
             self._wake.set()
@@ -405,7 +406,7 @@ class Controller:
     def _remember(self, replicas: Sequence[ObservedReplica]) -> None:
         for r in replicas:
             if r.state != "waiting":
-                self._asked_s[r.replica] = r.started_s
+                self.started_s[r.replica] = r.started_s
 
     async def _look(self) -> None:
         """One consistent picture for metrics and tables."""
@@ -443,6 +444,27 @@ class Controller:
         if not await until(gone, deadline_s, 0.02) and set(stages) >= self.picture.offsets.keys():
             await self.actuator.drain(0.0)
         await until(forgotten, 2.0)  # their records in the compacted topic go with them
+
+    def stuck(self) -> str:
+        """Partitions with lag and who is to work on them, in words."""
+        now_s, found = asyncio.get_running_loop().time(), []
+        for stage, history in self.picture.offsets.items():
+            for partition, lag in enumerate(history.lags()):
+                if not lag:
+                    continue
+                owner = self._assigning.owners.get(stage, {}).get(partition, "nobody")
+                told, heard = self._assigning.told.get(owner), self.picture.reports.replicas.get(owner)
+                granted = told is not None and partition in told.assignment.partitions
+                where = f"{self.running.topic(stage)}/{partition} lags {lag}, owner {owner}"
+                where += "" if granted else ", not granted yet"
+                if heard is not None:
+                    report = heard.newest
+                    where += f" ({report.phase}, applied {report.sequence}, at {report.held.get(partition, 'none')}"
+                    where += (
+                        f", heard {now_s - heard.heard_s:.1f} s ago{', ' + report.reason if report.reason else ''})"
+                    )
+                found.append(where)
+        return "; ".join(found)
 
     async def close_book(self) -> None:
         """The run ends in order: write down that no successor is to go on from here."""

@@ -285,7 +285,10 @@ class Session:
             if now != left:
                 left, moved_s = now, time.monotonic()
             elif time.monotonic() - moved_s > self.run.settings.drain_timeout_s:
-                logger.error("nothing has moved for %g s: events are left behind", self.run.settings.drain_timeout_s)
+                waited_s = self.run.settings.drain_timeout_s
+                logger.error(
+                    "nothing has moved for %g s, events are left behind: %s", waited_s, self.controller.stuck()
+                )
                 break
             await asyncio.sleep(0.1)
         if self.run.feed is None:  # others may go on writing: what came after is left for the next run

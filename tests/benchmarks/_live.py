@@ -1,0 +1,128 @@
+"""What benchmarks of live runs share: a one-stage topology on emulated hardware, and reading its sink back."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inferline_stream.controlplane.session import Run, Session
+from inferline_stream.dataplane.control import OffsetReader, TopicFollower
+from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.testing.runs import emulated_run, trace_feed
+
+PARTITIONS = 8
+
+_TOPOLOGY = """
+from inferline_stream import Pipeline, Sample, Stage, Topic
+
+
+def same(values: list[bytes]) -> list[bytes]:
+    return values
+
+
+work = Stage("work", same, hardware=["emulated-cpu"], emulated={emulated!r}, max_batch_size={batch})
+pipeline = Pipeline("{name}", slo="{slo}", source=Topic("in", partitions={partitions}, codec="raw"),
+                    sink=Topic("out", partitions={partitions}, codec="raw"), stages=[work],
+                    sample=Sample(arrivals="none.csv", events="events.jsonl"))
+"""
+
+
+def one_stage(
+    bootstrap_servers: str,
+    folder: Path,
+    trace: Trace,
+    *,
+    emulated: dict[int, str],
+    slo: str,
+    planned_rate: float,
+    record_bytes: int = 1000,
+    **more: Any,
+) -> Run:
+    """A run of one stage that passes records on, fed by a trace with records of that size."""
+    name = f"bench{secrets.token_hex(3)}"
+    folder = folder / name
+    folder.mkdir()
+    (folder / "topology.py").write_text(
+        _TOPOLOGY.format(name=name, emulated=emulated, batch=max(emulated), slo=slo, partitions=PARTITIONS)
+    )
+    events = folder / "events.jsonl"
+    events.write_text("".join(f'{{"n":{n},"pad":"{"x" * (record_bytes - 20)}"}}\n' for n in range(50)))
+    run = emulated_run(
+        folder, bootstrap_servers, folder, levels=[(1.0, 1.0)], planned_rate=planned_rate, partitions=PARTITIONS, **more
+    )
+    return replace(run, feed=trace_feed(trace, events, folder, key_field="n"))
+
+
+async def append_time_sink(run: Run) -> None:
+    """The sink stamps records when it appends them: the latency then ends with Kafka having the result."""
+    topic = Names(run.pipeline.name, run.prefix).topic(run.pipeline.sink.name)
+    settings = {"message.timestamp.type": "LogAppendTime"}
+    partitions = run.pipeline.sink.partitions or PARTITIONS
+    await create_topics(run.bootstrap_servers, [TopicSettings(topic, partitions, "a benchmark's own", settings)])
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Events that reached the sink, each once, in order of arrival there. Seconds since the epoch."""
+
+    entry_s: np.ndarray
+    out_s: np.ndarray
+    partition: np.ndarray
+    """Of the source."""
+    offset: np.ndarray
+
+    @property
+    def latency_s(self) -> np.ndarray:
+        """End to end."""
+        return self.out_s - self.entry_s
+
+    def within(self, windows: list[tuple[float, float]]) -> np.ndarray:
+        """Whether each event entered in one of the windows."""
+        chosen = np.zeros(len(self.entry_s), dtype=bool)
+        for start_s, end_s in windows:
+            chosen |= (self.entry_s >= start_s) & (self.entry_s < end_s)
+        return chosen
+
+    def stalls_s(self) -> np.ndarray:
+        """For each event how long its source partition had had it, and had produced nothing."""
+        stalls = np.zeros(len(self.entry_s))
+        for partition in np.unique(self.partition):
+            own = np.flatnonzero(self.partition == partition)
+            before = np.concatenate([[0.0], self.out_s[own][:-1]])
+            stalls[own] = self.out_s[own] - np.maximum(before, self.entry_s[own])
+        return stalls
+
+
+async def passed(under_way: Session) -> Passed:
+    """Read a run's sink back."""
+    return await passed_through(
+        under_way.run.bootstrap_servers, under_way.running.sink, under_way.running.source, under_way.offsets
+    )
+
+
+async def passed_through(bootstrap_servers: str, sink: str, source: str, offsets: OffsetReader) -> Passed:
+    """Read a sink back whose records carry our headers."""
+    partitions = await offsets.partitions(sink)
+    ends = (await offsets.ends({sink: partitions}))[sink]
+    seen: set[bytes] = set()
+    rows = []
+    async with TopicFollower(bootstrap_servers, sink, "beginning", partitions=partitions) as follower:
+        async for record in follower.until(dict(enumerate(ends))):
+            headers = dict(record.headers)
+            name = headers[EVENT_ID]
+            if name in seen:
+                continue
+            seen.add(name)
+            topic, _, offset = name.decode().rpartition("/")
+            rows.append(
+                (int(headers[ENTRY_TIME]) / 1e6, record.time_ms / 1e3, int(topic.rpartition("/")[2]), int(offset))
+            )
+    rows.sort(key=lambda row: (row[1], row[2], row[3]))
+    entry_s, out_s, partition, offset = map(np.array, zip(*rows, strict=True))
+    return Passed(entry_s, out_s, partition, offset)
