@@ -194,7 +194,7 @@ async def test_the_sinks_command_counts_and_ends_on_sigterm(kafka, topic, tmp_pa
         "--topic", topic, "--path", str(path), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with asyncio.timeout(DEADLINE_S):
-        while not path.exists() or len(path.read_bytes().splitlines()) < 5:  # noqa: ASYNC110  another process writes it
+        while not path.exists() or len(path.read_bytes().splitlines()) < 5:
             await asyncio.sleep(0.05)
         os.kill(process.pid, signal.SIGTERM)
         output, _ = await process.communicate()
