@@ -1,0 +1,241 @@
+"""Records in, records out: a stage's intake and its results, without Kafka."""
+
+import random
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from inferline_stream.dataplane.client import MAX_RECORD_BYTES
+from inferline_stream.dataplane.headers import DEAD, REASON
+from inferline_stream.dataplane.holding import Dead, Event, Expired, Holding, Skipped
+from inferline_stream.dataplane.intake import Intake
+from inferline_stream.dataplane.join import Join
+from inferline_stream.dataplane.offsets import Committed
+from inferline_stream.dataplane.reporting import new_report
+from inferline_stream.dataplane.results import Records, topics_written
+from inferline_stream.dataplane.wiring import Wiring
+from inferline_stream.dataplane.worker import Done, Failed
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, SKIPPED, VERSION
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
+
+
+class Post(msgspec.Struct):
+    text: str
+
+
+class Both(msgspec.Struct):
+    left: int | None
+    right: str | None
+
+
+def ask(posts: list[Post]) -> list[int]:
+    return [len(post.text) for post in posts]
+
+
+def left(numbers: list[int]) -> list[int]:
+    return numbers
+
+
+def right(numbers: list[int]) -> list[str]:
+    return [str(number) for number in numbers]
+
+
+def both(parts: list[Both]) -> list[Both]:
+    return parts
+
+
+def even(number: int) -> bool:
+    return number % 2 == 0
+
+
+def pipeline(timestamp_header: str | None = None) -> Pipeline:
+    first = Stage("ask", ask, hardware="cpu-1")
+    one = Stage("left", left, hardware="cpu-1", after=[first.when(even)])
+    other = Stage("right", right, hardware="cpu-1", after=[first])
+    final = Stage("both", both, hardware="cpu-1", after=[one, other])
+    source = Topic("in", timestamp_header=timestamp_header)
+    return Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=[first, one, other, final])
+
+
+def record(value: bytes | None, *headers: tuple[str, bytes], offset: int = 0, key: bytes | None = b"k") -> Any:
+    return SimpleNamespace(
+        topic="in", partition=3, offset=offset, timestamp=1_000, key=key, value=value, headers=headers
+    )
+
+
+class Taken:
+    """An intake and what it gave."""
+
+    def __init__(self, stage: str, **of_pipeline: Any) -> None:
+        self.wiring = Wiring(pipeline(**of_pipeline), stage)
+        self.holding = Holding(3, Committed(0), "me", join=Join(("left", "right")) if stage == "both" else None)
+        self.ready: list[Event] = []
+        self.ended: list[tuple[Event, Any]] = []
+        self.intake = Intake(
+            self.wiring, self.ready.append, lambda event, outcome: self.ended.append((event, outcome)), lambda: 0.0
+        )
+
+    def __call__(self, *records: Any) -> "Taken":
+        for given in records:
+            self.intake.take_in(self.holding, given)
+        return self
+
+
+def sent(stage: str, event: Event, outcome: Any) -> dict[tuple[str, int], list[Any]]:
+    wiring = Wiring(pipeline(), stage)
+    partitions = dict.fromkeys([*topics_written(wiring), "out", "p.both"], 4)
+    records = Records(wiring, partitions, random.Random(1), new_report("r", stage, "cpu-1", 1))
+    records.add(event, outcome)
+    return records.take()
+
+
+def topics(outgoing: dict[tuple[str, int], list[Any]]) -> Counter[str]:
+    return Counter({topic: 0 for topic, _ in outgoing}) + Counter(
+        topic for (topic, _), messages in outgoing.items() for _ in messages
+    )
+
+
+def one_event(stage: str = "ask") -> Event:
+    return Taken(stage)(record(b'{"text": "abcd"}')).ready[0]
+
+
+def test_a_source_record_gets_its_place_as_id_and_its_timestamp_as_entry_time():
+    (event,) = Taken("ask")(record(b'{"text": "x"}', ("shop", b"7"), offset=9)).ready
+    assert event.value == Post("x")
+    assert event.event_id == b"in/3/9"
+    assert event.entry_us == 1_000_000
+    assert event.headers == [("shop", b"7"), (EVENT_ID, b"in/3/9"), (ENTRY_TIME, b"1000000"), (VERSION, b"1")]
+
+
+def test_another_pipelines_entry_time_is_replaced_and_its_event_id_kept():
+    given = record(b'{"text": "x"}', (EVENT_ID, b"mine"), (ENTRY_TIME, b"5"), (VERSION, b"1"), (PARENT, b"old"))
+    (event,) = Taken("ask")(given).ready
+    assert (event.event_id, event.entry_us) == (b"mine", 1_000_000)
+    assert Counter(name for name, _ in event.headers) == Counter([EVENT_ID, ENTRY_TIME, VERSION])
+
+
+@pytest.mark.parametrize(("header", "expected_us"), [(b"250", 250_000), (b"250.5", 250_500), (b"soon", 1_000_000)])
+def test_a_named_header_holds_the_entry_time_where_it_is_a_number(header, expected_us):
+    (event,) = Taken("ask", timestamp_header="at")(record(b'{"text": "x"}', ("at", header))).ready
+    assert event.entry_us == expected_us
+
+
+def test_what_cannot_be_decoded_ends_and_the_rest_goes_on():
+    taken = Taken("ask")(record(b"no json"), record(None, offset=1), record(b'{"text": "x"}', offset=2))
+    assert [event.offsets for event in taken.ready] == [(2,)]
+    assert [event.offsets for event, _ in taken.ended] == [(0,), (1,)]
+    assert all(isinstance(outcome, Failed) for _, outcome in taken.ended)
+
+
+def part(parent: str | None, value: bytes, *, offset: int, skipped: str = "", dead: bool = False) -> Any:
+    headers = [(EVENT_ID, b"e"), (ENTRY_TIME, b"7")]
+    headers += [(PARENT, parent.encode())] if parent else []
+    headers += [(SKIPPED, skipped.encode())] if skipped else []
+    headers += [(DEAD, b"1")] if dead else []
+    return record(value, *headers, offset=offset)
+
+
+def test_a_joins_event_holds_one_field_per_parent_and_none_for_a_branch_not_taken():
+    (event,) = Taken("both")(part("left", b"4", offset=0), part("right", b'"4"', offset=5)).ready
+    assert event.value == Both(4, "4")
+    assert event.offsets == (0, 5)
+    (event,) = Taken("both")(part(None, b"", offset=0, skipped="left"), part("right", b'"3"', offset=5)).ready
+    assert event.value == Both(None, "3")
+    assert PARENT not in dict(event.headers)
+
+
+def test_a_join_is_skipped_with_all_its_parents_dies_with_one_and_fails_on_a_part_it_cannot_read():
+    ((_, outcome),) = Taken("both")(part(None, b"", offset=0, skipped="left,right")).ended
+    assert outcome == Skipped()
+    ((_, outcome),) = Taken("both")(
+        part("right", b'"3"', offset=0), part(None, b"", offset=1, skipped="left", dead=True)
+    ).ended
+    assert outcome == Dead()
+    ((event, outcome),) = Taken("both")(part("left", b"no json", offset=0), part("right", b'"3"', offset=1)).ended
+    assert isinstance(outcome, Failed)
+    assert len(event.records) == 2
+
+
+def test_a_part_that_arrives_twice_is_complete_at_once():
+    taken = Taken("both")(part("left", b"4", offset=0), part("left", b"4", offset=1))
+    assert taken.intake.duplicates == 1
+    assert taken.holding.completion.open_count == 1
+
+
+def test_a_result_goes_along_the_arrows_that_its_conditions_take():
+    taken = Wiring(pipeline(), "ask").taken
+    assert (taken(4), taken(3)) == ({"left", "right"}, {"right"})
+    even_number = sent("ask", one_event(), Done(b"4", frozenset({"left", "right"})))
+    assert topics(even_number) == Counter({"p.left": 1, "p.right": 1})
+    odd_number = sent("ask", one_event(), Done(b"3", frozenset({"right"})))
+    assert topics(odd_number) == Counter({"p.right": 1, "p.both": 1})
+    ((marker,),) = [messages for (topic, _), messages in odd_number.items() if topic == "p.both"]
+    assert dict(marker.headers)[SKIPPED] == b"left"
+    assert DEAD not in dict(marker.headers)
+
+
+def test_equal_keys_go_to_equal_partitions_and_joins_go_by_event_id():
+    event = one_event()
+    (to_right,) = sent("ask", event, Done(b"4", frozenset({"right"}))).keys() & {("p.right", n) for n in range(4)}
+    for _ in range(3):
+        assert to_right in sent("ask", event, Done(b"4", frozenset({"right"})))
+    from_left = {place for place in sent("left", event, Done(b"4", frozenset({"both"}))) if place[0] == "p.both"}
+    event.key = b"another key"
+    assert from_left == {place for place in sent("right", event, Done(b"4", frozenset({"both"})))}
+
+
+def test_a_dead_letter_is_the_original_record_and_every_join_downstream_hears_of_it():
+    event = one_event()
+    outgoing = sent("ask", event, Failed("ValueError", "no", "trace"))
+    assert topics(outgoing) == Counter({"in.dlq": 1, "p.completed": 1, "p.both": 1})
+    (letter,) = outgoing["in.dlq", 0]
+    assert (letter.key, letter.value, letter.timestamp_ms) == (b"k", b'{"text": "abcd"}', 1_000)
+    errors = dict(letter.headers)
+    assert errors[ERRORS_PREFIX + "type"] == b"ValueError"
+    assert (errors[ERRORS_PREFIX + "partition"], errors[ERRORS_PREFIX + "offset"]) == (b"3", b"0")
+    ((marker,),) = [messages for (topic, _), messages in outgoing.items() if topic == "p.both"]
+    assert dict(marker.headers)[SKIPPED] == b"left,right"
+    assert dict(marker.headers)[DEAD] == b"1"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (Expired(to_dead_letters=False), {"p.completed": 1, "p.both": 1}),
+        (Expired(to_dead_letters=True), {"in.dlq": 1, "p.completed": 1, "p.both": 1}),
+        (Done(b"x" * (MAX_RECORD_BYTES + 1), frozenset({"right"})), {"in.dlq": 1, "p.completed": 1, "p.both": 1}),
+    ],
+)
+def test_every_other_end_of_an_event_is_told_too(outcome, expected):
+    assert topics(sent("ask", one_event(), outcome)) == Counter(expected)
+
+
+def test_the_final_stage_writes_the_sink_or_the_reason_and_a_dead_event_nothing_more():
+    event = one_event()
+    assert topics(sent("both", event, Done(b"{}", frozenset()))) == Counter({"out": 1})
+    skipped = sent("both", event, Skipped())
+    assert topics(skipped) == Counter({"p.completed": 1})
+    (((told,)),) = skipped.values()
+    assert dict(told.headers)[REASON] == b"skipped"
+    assert sent("both", event, Dead()) == {}
+
+
+def test_a_stage_that_is_not_there_and_a_join_without_a_field_are_wrong_topologies():
+    with pytest.raises(InvalidTopology, match="no stage 'nobody'; it has ask, left, right, both"):
+        Wiring(pipeline(), "nobody")
+
+    class One(msgspec.Struct):
+        left: int | None
+
+    def lacking(parts: list[One]) -> list[One]:
+        return parts
+
+    lacking.__annotations__ = {"parts": list[One], "return": list[One]}
+    wrong = pipeline()
+    wrong.stage("both").run = lacking
+    with pytest.raises(InvalidTopology, match="no field for right"):
+        Wiring(wrong, "both")
