@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from inferline_stream.cli.checking import check
+from inferline_stream.cli.overriding import pause, resume, scale
 from inferline_stream.cli.planning import plan
 from inferline_stream.cli.profiling import profile
 from inferline_stream.cli.run import run
@@ -85,5 +86,5 @@ def version() -> None:
     print(f"inferline-stream {installed('inferline-stream')}")
 
 
-for _command in (init, check, profile, plan, run, version):
+for _command in (init, check, profile, plan, run, scale, pause, resume, version):
     app.command()(_command)

@@ -75,6 +75,8 @@ class Controller:
     resume: Callable[[Plan, Mapping[str, Mapping[str, int]]], TunerState]
     told: Callable[[DecisionRecord], None] = lambda record: None
     wanted: dict[tuple[str, str], int] = field(default_factory=dict)
+    stock: dict[str, int] = field(default_factory=dict)
+    """Most replicas of a hardware kind, where this place has fewer than the catalogue says."""
     failures: int = 0
     """Steps of the loop that raised something unforeseen; each was logged."""
     held: bool = False

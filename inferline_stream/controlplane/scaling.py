@@ -22,6 +22,26 @@ def replicas_of_plan(allocations: Allocations) -> dict[tuple[str, str], int]:
     return wanted
 
 
+def local_stock(allocations: Allocations, catalogue: Catalogue, cores: int) -> dict[str, int]:
+    """Most replicas of each CPU kind without a stock of its own that one machine carries.
+
+    More processes than cores only make each other slower. What the plan asks for is always allowed.
+
+    Args:
+        allocations: the plan's.
+        catalogue: hardware kinds.
+        cores: of the machine.
+    """
+    planned: dict[str, int] = {}
+    for (_, kind), count in replicas_of_plan(allocations).items():
+        planned[kind] = planned.get(kind, 0) + count
+    return {
+        name: max(planned.get(name, 0), int(cores / kind.cores))
+        for name, kind in catalogue.items()
+        if kind.stock is None and kind.cores > 0 and not kind.gpus
+    }
+
+
 def leaving(
     replicas: Sequence[ObservedReplica], wanted: int, partitions: Mapping[str, int], draining: Collection[str]
 ) -> tuple[str, ...]:

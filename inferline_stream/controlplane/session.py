@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,7 +24,7 @@ from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.recovery import Found, find
 from inferline_stream.controlplane.report import RunReport, run_report
 from inferline_stream.controlplane.running import Running, drained, lags
-from inferline_stream.controlplane.scaling import replicas_of_plan
+from inferline_stream.controlplane.scaling import local_stock, replicas_of_plan
 from inferline_stream.controlplane.serving import served
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import LeadershipLost, OffsetReader
@@ -365,8 +366,10 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         since = await bounds_now(offsets, running, partitions)
         controller_name = f"{pipeline.name}-{secrets.token_hex(4)}"
         leadership = await stack.enter_async_context(Leadership(run.bootstrap_servers, names, controller_name))
+        stock: dict[str, int] = {}
         if actuator is None:
             actuator = await stack.enter_async_context(LocalActuator(run.spec, run.log_folder))
+            stock = local_stock(run.plan.allocations, run.kinds, len(os.sched_getaffinity(0)))
         found = await find(running)
         plan, wanted = _going_on(run, found)
 
@@ -395,6 +398,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
             resume,
             told=watcher.decided,
             wanted=wanted,
+            stock=stock,
         )
         stack.enter_context(
             served(

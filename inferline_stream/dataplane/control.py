@@ -130,6 +130,28 @@ class LeaderProducer:
                 future.exception()
 
 
+async def write_once(bootstrap_servers: str, record: Written, timeout_s: float = 10.0) -> None:
+    """Write one record, outside any transaction.
+
+    Raises:
+        Unreachable: Kafka does not take it in time, or has no such topic.
+    """
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all", request_timeout_ms=_REQUEST_TIMEOUT_MS)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await producer.start()
+            await producer.send_and_wait(
+                record.topic, record.value, key=record.key.encode(), partition=record.partition
+            )
+    except (KafkaError, TimeoutError, AssertionError) as error:
+        raise Unreachable(
+            f"Kafka at {bootstrap_servers} did not take a record for {record.topic} ({error or 'no answer'}): "
+            "is the pipeline running there, and under this --prefix?"
+        ) from None
+    finally:
+        await _quietly(producer.stop(), 2.0)
+
+
 async def fence(bootstrap_servers: str, transactional_id: str) -> None:
     """End whatever a producer of this id was about to commit: it is aborted, and its producer writes no more.
 

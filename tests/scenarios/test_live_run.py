@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
+from inferline_stream.controlplane.records import Override, encode
 from inferline_stream.controlplane.session import Quiet, Run, run_to_report, session
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.control import Written, write_once
 from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.tuner.decision import Action, Decision, Reason
+from inferline_stream.tuner.observation import Limits, Observation
+from inferline_stream.tuner.policy import TunerState
 
 
 async def test_scaling_up_and_down_under_load_loses_and_repeats_nothing(swing, embedded_broker: KafkaServer) -> None:
@@ -67,3 +74,38 @@ async def test_an_advisory_run_decides_without_acting(swing, embedded_broker: Ka
     assert [(d.applied, d.replicas["parse"]) for d in report.decisions] == [(False, 3)]
     assert report.replicas_most["parse"] == 1
     assert report.lost == 0
+
+
+async def test_a_person_holds_a_stage_at_a_number_and_pauses_decisions(swing, embedded_broker: KafkaServer) -> None:
+    def obey(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | None]:
+        least = seen.limits.get("check", Limits()).minimum
+        if state.wanted["check"]["emulated-cpu"] == least:
+            return state, None
+        wanted = {**state.wanted, "check": {"emulated-cpu": least}}
+        return replace(state, wanted=wanted), Decision(
+            wanted, Action.SCALE_UP, Reason.LIMIT_CHANGED, "a person said so"
+        )
+
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 6)], policy=obey)
+    async with asyncio.timeout(60), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        control = under_way.running.names.control
+        two, pause = Override("scale", "check", 2), Override("pause")
+
+        async def two_checks() -> bool:
+            return under_way.controller.wanted["check", "emulated-cpu"] == 2
+
+        async def paused() -> bool:
+            return under_way.controller.state.paused
+
+        await write_once(run.bootstrap_servers, Written(control, two.key, encode(two)))
+        assert await until(two_checks, 10.0)
+        await write_once(run.bootstrap_servers, Written(control, pause.key, encode(pause)))
+        assert await until(paused, 5.0)
+        await write_once(run.bootstrap_servers, Written(control, two.key, None))
+        decisions = len(under_way.controller.picture.decisions)
+        await under_way.fed(asyncio.Event())
+        assert len(under_way.controller.picture.decisions) == decisions
+        report = await under_way.report(await under_way.drain())
+    assert report.lost == 0
+    assert [(d.reason, d.replicas["check"]) for d in report.decisions] == [("limit_changed", 2)]

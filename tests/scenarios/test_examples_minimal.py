@@ -1,0 +1,77 @@
+"""The minimal example as a newcomer runs it: from a folder of their own, with the installed command."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.sample_files import read_arrivals, read_events
+from inferline_stream.pipeline.trace import Trace
+
+EXAMPLE = Path(__file__).parents[2] / "topologies/minimal"
+COMMAND = [str(Path(sys.executable).with_name("inferline-stream"))]
+
+
+@pytest.fixture
+def example(tmp_path):
+    return Path(shutil.copytree(EXAMPLE, tmp_path / "mine", ignore=shutil.ignore_patterns(".*", "__pycache__")))
+
+
+def test_a_run_scales_up_and_down_again_and_accounts_for_every_event(example):
+    arguments = ["run", example.name, "--output", "json", "--no-ui", "--metrics-port", "0"]
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=example.parent, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    sent = len(read_arrivals(example / "live.csv"))
+    assert (report["events_in"], report["events_out"], report["lost"], report["duplicated"]) == (sent, sent, 0, 0)
+    assert set(report["lag"].values()) == {0}
+    told = {decision["action"]: decision for decision in report["decisions"]}
+    assert {"scale_up", "scale_down"} <= told.keys(), done.stderr
+    assert all(decision["reason"] for decision in report["decisions"])
+    assert "emulated hardware" in done.stderr, "emulated hardware has to be told"
+
+
+def test_its_files_are_what_its_generator_writes(example):
+    before = {path.name: path.read_bytes() for path in example.iterdir()}
+    subprocess.run([sys.executable, "generate.py"], cwd=example, check=True)
+    written = {name for name in before if name.endswith((".csv", ".jsonl"))}
+    for name in written:
+        assert (example / name).read_bytes() == before[name], f"{name} is not what generate.py writes"
+
+
+def test_its_live_arrivals_have_the_levels_that_its_readme_tells():
+    trace = read_arrivals(EXAMPLE / "live.csv")
+
+    def rate(window: Trace, seconds: float) -> tuple[float, float]:
+        return len(window) / seconds, 4 * np.sqrt(len(window)) / seconds  # a Poisson count within four deviations
+
+    for start_s, end_s, told in [(0, 4, 16), (4, 11, 48), (11, 62, 10)]:
+        found, tolerance = rate(trace.window(start_s, end_s), end_s - start_s)
+        assert found == pytest.approx(told, abs=tolerance)
+        assert f"{told}" in (EXAMPLE / "README.md").read_text()
+
+
+def test_its_questions_take_both_branches():
+    pipeline = load_topology(EXAMPLE)
+    read, search, answer = pipeline.stages
+    (condition,) = [edge.condition for edge in search.after]
+    import topology
+
+    events = [json.loads(event) for event in read_events(EXAMPLE / "questions.jsonl")]
+    results = read.run([topology.Question(**event) for event in events])
+    hard = [condition(result) for result in results]
+    assert 0.4 < np.mean(hard) < 0.8
+    found = search.run()([result for result, is_hard in zip(results, hard, strict=True) if is_hard])
+    assert len(found) == sum(hard)
+    assert all(isinstance(text, str) and text for text in found)
+    assert answer.run([topology.Findings(results[0], None), topology.Findings(results[1], "a log")]) == [
+        topology.Answer(results[0].number, "yes", looked_up=False),
+        topology.Answer(results[1].number, "a log", looked_up=True),
+    ]
