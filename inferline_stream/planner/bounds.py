@@ -38,6 +38,9 @@ _PRECISION = 1.01
 _ROUNDING = 1e-9
 """Relative room for the order in which the estimator adds up the same times."""
 
+_TINY_S = 1e-12
+"""Stands for no time at all where one is divided by it."""
+
 _MOST_REPLICAS = 1_000_000
 """Beyond any plan: ends counting where nothing else does."""
 
@@ -58,6 +61,30 @@ def missed(entry_s: NDArray[np.float64], window_s: float, service_s: float, allo
         else:
             free = start + service_s
     return late
+
+
+def missed_between(opens_s: NDArray[np.float64], closes_s: NDArray[np.float64], service_s: float, allowed: int) -> int:
+    """`missed` where every event has its own window; both ends ascend."""
+    free, late = -np.inf, 0
+    for i in range(opens_s.size):
+        start = max(free, opens_s[i])
+        if start + service_s > closes_s[i]:
+            late += 1
+            if late > allowed:
+                break
+        else:
+            free = start + service_s
+    return late
+
+
+@cache
+def _compiled_between() -> Callable[[NDArray[np.float64], NDArray[np.float64], float, int], int]:
+    from numba import njit
+
+    kernel: Callable[[NDArray[np.float64], NDArray[np.float64], float, int], int] = njit(
+        nogil=True, cache=True, error_model="numpy"
+    )(missed_between)
+    return kernel
 
 
 @cache
@@ -164,14 +191,53 @@ class Bounds:
         fewest = self.fewest_replicas(stage, hardware)
         return math.inf if fewest is None else fewest * self.problem.catalogue[hardware].price_per_hour
 
-    def least_stage_price(self, stage: int) -> float:
-        """Dollars per hour below which the stage cannot be served, hardware kinds mixed in any way."""
+    def least_stage_price(self, stage: int, rate: float | None = None) -> float:
+        """Dollars per hour below which the stage cannot be served, hardware kinds mixed in any way.
+
+        Args:
+            stage: position of the stage.
+            rate: a rate of service that does not suffice; None for `required_rate`.
+        """
         name = self.problem.shape.stages[stage]
         offers = []
         for kind in hardware_kinds(self.problem, name):
-            rate = service_rate(self.problem, stage, (Allocation(kind, batch_limits(self.problem, name, kind)[-1], 1),))
-            offers.append((self.problem.catalogue[kind].price_per_hour, rate, replica_cap(self.problem, name, kind)))
-        return _least_cover(offers, self.required_rate[stage])
+            one = service_rate(self.problem, stage, (Allocation(kind, batch_limits(self.problem, name, kind)[-1], 1),))
+            offers.append((self.problem.catalogue[kind].price_per_hour, one, replica_cap(self.problem, name, kind)))
+        return _least_cover(offers, self.required_rate[stage] if rate is None else rate)
+
+
+def slowest_rate_between(
+    opens_s: NDArray[np.float64], closes_s: NDArray[np.float64], allowed: int, enough: float
+) -> float:
+    """A rate at which a fluid server cannot finish enough events, each between its own two times.
+
+    Where windows do not open in the order in which they close, they are opened earlier until they do: the bound
+    stays one, and first come, first served with drops stays exact for it.
+
+    Args:
+        opens_s: earliest start of each event's service.
+        closes_s: latest end.
+        allowed: events that may be missed.
+        enough: a rate known not to suffice; the result is no lower.
+    """
+    order = np.argsort(closes_s, kind="stable")
+    closes = closes_s[order]
+    opens = np.minimum.accumulate(opens_s[order][::-1])[::-1].copy()
+    kernel = _compiled_between()
+    if kernel(opens, closes, 0.0, allowed) > allowed:
+        return math.inf
+    low = high = max(enough, 1 / max(float((closes - opens).max()), _TINY_S))
+    if kernel(opens, closes, 1 / high, allowed) <= allowed:
+        return enough
+    while kernel(opens, closes, 1 / high, allowed) > allowed:
+        low, high = high, high * 1.5
+    while high > low * _PRECISION:
+        middle = math.sqrt(low * high)
+        if kernel(opens, closes, 1 / middle, allowed) > allowed:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _slowest_rate(entry_s: NDArray[np.float64], window_s: float, allowed: int) -> float:

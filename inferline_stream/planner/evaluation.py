@@ -127,6 +127,11 @@ class Evaluator:
         """The latency that `Problem.objective` of the events do not pass, the largest over the traces."""
         return max(quantile_s(latency, self.problem.objective) for latency in self.latencies_s(candidate))
 
+    def check(self) -> None:
+        """Raise `Stopped` if the caller wants no further simulation."""
+        if self._stop():
+            raise Stopped
+
     def stations(self, candidate: Candidate) -> list[Station]:
         """The candidate's stages as the estimator wants them."""
         return [self.station(stage, option) for stage, option in enumerate(candidate)]
@@ -149,8 +154,7 @@ class Evaluator:
         return found
 
     def _simulated(self, candidate: Candidate) -> tuple[int, ...] | None:
-        if self._stop():
-            raise Stopped
+        self.check()
         self.evaluations += 1
         stages = frozenset(range(len(candidate)))
         departures: list[Mapping[int, Departures]] = []

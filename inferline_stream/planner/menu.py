@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.planner.bounds import Bounds
+from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.problem import (
     Option,
     Problem,
@@ -58,6 +59,56 @@ def _counts(problem: Problem, name: str, kind: str, *, fewest: int, dearest: flo
         if count >= fewest and (not thinned or not last or count - last >= count // THINNING):
             last = count
             yield count
+
+
+def every_option(bounds: Bounds, stage: int, dearest: float, *, rate: float, mixed: bool) -> list[Option]:
+    """All options that serve faster than a rate and do not cost more than a limit, cheapest first.
+
+    Args:
+        bounds: of the problem.
+        stage: position of the stage.
+        dearest: highest price in dollars per hour.
+        rate: a rate of service that does not suffice.
+        mixed: also all mixtures of hardware kinds.
+    """
+    problem, name = bounds.problem, bounds.problem.shape.stages[stage]
+    parts: list[list[tuple[Allocation, ...]]] = []
+    for kind in hardware_kinds(problem, name):
+        price = problem.catalogue[kind].price_per_hour
+        affordable = dearest / price + 1 if price > 0 else FREE_REPLICAS
+        most = int(min(affordable, replica_cap(problem, name, kind)))
+        counts = range(1, most + 1) if mixed else replica_counts(problem, name, most)
+        limits = batch_limits(problem, name, kind)
+        parts.append([(), *((Allocation(kind, limit, n),) for n in counts for limit in limits)])
+    pure = ([part] if part else [] for kinds in parts for part in kinds)
+    chosen = _mixed(problem, parts, dearest) if mixed else ([a for p in held for a in p] for held in pure if held)
+    rungs = set(replica_counts(problem, name, problem.partitions.get(name, 0)))
+    options = [
+        option
+        for held in chosen
+        if (option := tuple(held))
+        and price_of(problem, option) <= dearest
+        and service_rate(problem, stage, option) > rate
+        and (len(option) > 1 or name not in problem.partitions or option[0].replicas in rungs)
+        and sum(a.replicas for a in option) <= problem.partitions.get(name, math.inf)
+    ]
+    return sorted(options, key=lambda option: (price_of(problem, option), -option[0].max_batch_size))
+
+
+FREE_REPLICAS = 64
+"""Most replicas that are considered of hardware without a price."""
+
+
+def _mixed(problem: Problem, parts: list[list[tuple[Allocation, ...]]], left: float) -> Iterator[list[Allocation]]:
+    """Every choice of one part per kind whose prices sum to what is left at most."""
+    if not parts:
+        yield []
+        return
+    for part in parts[0]:
+        price = price_of(problem, part)
+        if price <= left + 1e-12:
+            for rest in _mixed(problem, parts[1:], left - price):
+                yield [*part, *rest]
 
 
 def mixtures(bounds: Bounds, stage: int, option: Option) -> list[Option]:

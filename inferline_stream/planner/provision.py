@@ -14,6 +14,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.evaluation import Evaluator, Stopped
+from inferline_stream.planner.exact import prove
 from inferline_stream.planner.infeasible import infeasible
 from inferline_stream.planner.inferline import Search, plan_inferline
 from inferline_stream.planner.menu import combined
@@ -59,6 +60,16 @@ MARGIN = 0.03
 An optimal plan sits right on its target: on other traffic of the same kind half of such plans would miss the SLO. The
 benchmark `planner` prints the share of plans that keep it on held-out traces, with and without.
 """
+
+
+PROVEN_STAGES = 3
+"""Pipelines up to this length end with an exact search, too, as far as `PROVEN_EFFORT` goes."""
+
+PROVEN_EFFORT = 60_000_000
+"""Events simulated in that search, once per stage: some seconds."""
+
+PAPER_WORK = 3_000_000
+"""Events times stages up to which the paper's plan is found first, as a plan to have early and to beat."""
 
 
 def provision(
@@ -166,6 +177,9 @@ def search(
     if not 0 <= margin < 1:
         raise ValueError(f"margin {margin} must be a share of the SLO, 0 or more and below 1")
     stop = stop or (lambda: False)
+    lower_bound = 0.0
+    papers: list[Candidate] = []
+    work = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
     journal = _Journal(problem, progress)
     whole = Evaluator(problem, stop)
     journal.watch(whole)
@@ -181,12 +195,20 @@ def search(
             if algorithm == "inferline":
                 searched = _paper(evaluator, journal)
             else:
+                if work <= PAPER_WORK and not papers:
+                    papers = list(_paper(whole, journal))
+                    known = [*known, *papers]
                 searched = refine(evaluator, known, mixed=mixed, stop=stop, report=journal.report)
-            found = False
+            found = None
             for candidate in searched:
                 journal.take(candidate)
-                found = True
-            if found:
+                found = candidate
+            if algorithm == "exact" or (algorithm == "default" and len(problem.shape.stages) <= PROVEN_STAGES):
+                effort = math.inf if algorithm == "exact" else PROVEN_EFFORT
+                proof = prove(evaluator, found, mixed=mixed, take=journal.take, effort=effort)
+                found = proof.best
+                lower_bound = proof.lower_bound
+            if found is not None:
                 break
     except (Stopped, KeyboardInterrupt):
         if journal.best is None:
@@ -194,7 +216,7 @@ def search(
     if journal.best is None:
         raise infeasible(problem, Evaluator(problem))
     p99_s = Evaluator(problem, workloads=whole.workloads).quantile_s(journal.best)
-    return Outcome(journal.best, p99_s, algorithm, journal.evaluations, journal.simulated_events)
+    return Outcome(journal.best, p99_s, lower_bound, algorithm, journal.evaluations, journal.simulated_events)
 
 
 def _paper(evaluator: Evaluator, journal: _Journal) -> Iterator[Candidate]:
@@ -219,6 +241,8 @@ class Outcome:
     Args:
         candidate: the cheapest one found that meets the SLO on every trace.
         p99_s: its latency at the objective, the largest over the traces.
+        lower_bound_per_hour: dollars per hour below which no plan meets the target; 0 unless the search was exact. As
+            high as the candidate's cost once it is proven to be the cheapest.
         algorithm: which search found it.
         evaluations: candidates simulated.
         simulated_events: events simulated, once per stage visited.
@@ -226,6 +250,7 @@ class Outcome:
 
     candidate: Candidate
     p99_s: float
+    lower_bound_per_hour: float
     algorithm: str
     evaluations: int
     simulated_events: int

@@ -15,8 +15,8 @@ import numpy as np
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.descent import descend, repair
 from inferline_stream.planner.evaluation import Evaluator
-from inferline_stream.planner.problem import Candidate, Problem, cost_of
-from inferline_stream.planner.starts import starts
+from inferline_stream.planner.problem import Candidate, Problem, cost_of, in_stock
+from inferline_stream.planner.starts import quickest, starts
 from inferline_stream.planner.surrogate import Surrogate
 
 COARSE_EVENTS = 30_000
@@ -128,6 +128,9 @@ def _from_starts(
         report("starting", None)
         begun[start] = None
     begun.update(dict.fromkeys(c for c in known if coarse.feasible(c)))
+    if not begun:
+        last, _ = quickest(problem, coarse)
+        begun.update(dict.fromkeys([last] if in_stock(problem, last) and coarse.feasible(last) else []))
     reached: dict[Candidate, None] = {}
     effort = EFFORT * len(problem.shape.stages) ** 2
     for start in sorted(begun, key=lambda c: cost_of(problem, c)):

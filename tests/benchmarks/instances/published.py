@@ -123,21 +123,21 @@ def published() -> list[Instance]:
 
 # How `published.json` was made. Everything below runs only when the set is written anew.
 
-_CHEAP = ("gpunet-05ms-d", "gpunet-085ms", "tft-trt", "bert-dist4l-trt", "dlrm-torchscript", "resnet50-ort-trt")
+# Only models that were measured on three kinds of hardware or more: with fewer there is little to choose.
+_CHEAP = ("tft-trt", "bert-dist4l-trt", "bert-dist6l-trt", "resnet50-ort-trt")
 _HEAVY = (
+    "bert-dist4l-ort",
     "bert-dist4l-pytorch",
     "bert-dist6l-ort",
     "bert-dist6l-pytorch",
     "bert-large-trt",
     "bert-large-ort",
+    "bert-large-pytorch",
     "convnet-tf-trt",
     "fastpitch",
-    "gpunet-175ms",
-    "gpunet-225ms-d",
     "tft-pytorch",
 )
 _SHAPES: dict[str, tuple[tuple[int, int, float], ...]] = {
-    "single": (),
     "cascade": ((0, 1, 0.4),),
     "chain2": ((0, 1, 1.0),),
     "chain3": ((0, 1, 1.0), (1, 2, 1.0)),
@@ -165,9 +165,7 @@ def _instance(number: int, shape: str, rng: np.random.Generator) -> Instance:
     arrows = _SHAPES[shape]
     count = 1 + max((b for _, b, _ in arrows), default=0)
     models = [str(rng.choice(_HEAVY if rng.random() < 0.6 else _CHEAP)) for _ in range(count)]
-    if rng.random() < 0.2:
-        models[0] = "preprocess"
-    slack, cv = float(rng.choice([2.0, 3.0, 5.0, 8.0])), float(rng.choice([1.0, 1.0, 4.0]))
+    slack, cv = float(rng.choice([1.5, 2.0, 3.0, 5.0])), float(rng.choice([1.0, 4.0]))
     draft = Instance(f"{shape}-{number:02}", tuple(models), arrows, 1.0, 1.0, cv, 120.0, number, 0)
     ratios = visit_ratios(draft.shape, draft.measured.paths)
     fastest = {
@@ -180,17 +178,17 @@ def _instance(number: int, shape: str, rng: np.random.Generator) -> Instance:
         draft.models,
         arrows,
         slo_s=float(f"{slack * draft.shape.longest_path_s(fastest):.2g}"),
-        arrival_rate=float(f"{min(rate, 4000.0):.2g}"),
+        arrival_rate=float(f"{min(rate, 2000.0):.2g}"),
         cv=cv,
         duration_s=120.0,
         seed=number,
-        partitions=int(rng.choice([0, 24, 60])),
+        partitions=int(rng.choice([0, 60])),
     )
 
 
 def _write() -> None:
     rng = np.random.default_rng(20201019)
-    shapes = itertools.islice(itertools.cycle(_SHAPES), 48)
+    shapes = itertools.islice(itertools.cycle(_SHAPES), 45)
     rows = [asdict(_instance(number, shape, rng)) for number, shape in enumerate(shapes)]
     (HERE / "published.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 

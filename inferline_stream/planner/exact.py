@@ -1,0 +1,213 @@
+"""Proof: depth first over the stages in topological order, until no cheaper plan can exist.
+
+Departures of a stage depend on its own option and those of the stages above it, so candidates that begin alike
+share the simulation of their beginning. A beginning is given up when
+
+- too many events are doomed: later, with the fastest possible rest, than the target allows;
+- it cannot become cheaper than the best plan so far: each remaining stage needs at least the price at which a
+  fluid server keeps up with what now really arrives there (`Bounds`);
+- another option of the same or a lower price gave the very same departures.
+
+None of it assumes that more replicas help. The space searched: batch limits that were profiled and raise throughput,
+replica counts on rungs where there are partitions, and, if asked for, all mixtures of hardware kinds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.estimator.evaluation import Departures, fastest_rest_s, simulate_stage
+from inferline_stream.planner.bounds import slowest_rate_between
+from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator, Stopped
+from inferline_stream.planner.menu import every_option
+from inferline_stream.planner.problem import COST_EPSILON, Candidate, Option, cost_of, in_stock, price_of
+
+Upstream = tuple[dict[int, Departures], ...]
+"""Per trace, departures of the stages decided."""
+
+
+_PORTION = 1.3
+"""Options are listed up to this many times the price before, and so on."""
+
+_DEAREST = 1e6
+"""Without any feasible candidate, options above this many times the least price are not looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the search ended with.
+
+    Args:
+        best: the cheapest candidate; None if none is feasible.
+        lower_bound: dollars per hour that no feasible candidate is below; the cost of ``best`` once it is proven.
+        proven: whether the whole space was searched.
+    """
+
+    best: Candidate | None
+    lower_bound: float
+    proven: bool
+
+
+def prove(
+    evaluator: Evaluator,
+    best: Candidate | None,
+    *,
+    mixed: bool,
+    take: Callable[[Candidate], None] = lambda _: None,
+    effort: float = math.inf,
+) -> Proof:
+    """Search everything that could be cheaper than the best known candidate.
+
+    Args:
+        evaluator: of the whole traces; its ``stop`` ends the search, and the gap is stated.
+        best: a feasible candidate, or None.
+        mixed: whether a stage may mix hardware kinds.
+        take: told every better candidate.
+        effort: events to simulate, once per stage, before the search ends and states the gap.
+    """
+    tree = _Tree(evaluator, best, mixed=mixed, take=take, last=evaluator.simulated_events + effort)
+    try:
+        tree.descend((), tuple({} for _ in evaluator.workloads), 0.0)
+    except (Stopped, KeyboardInterrupt):
+        return Proof(tree.best, min(tree.reached, tree.cost), False)
+    return Proof(tree.best, tree.cost, True)
+
+
+class _Tree:
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        best: Candidate | None,
+        *,
+        mixed: bool,
+        take: Callable[[Candidate], None],
+        last: float,
+    ) -> None:
+        self._last = last
+        self._evaluator = evaluator
+        self._problem = evaluator.problem
+        self._mixed = mixed
+        self._take = take
+        self.best = best
+        self.cost = math.inf if best is None else cost_of(evaluator.problem, best)
+        self.reached = 0.0
+        """Cost below which everything has been searched: options of the first stage are tried in order of price."""
+        self._fastest = dict(enumerate(evaluator.bounds.fastest_s))
+        self._rest_s = [fastest_rest_s(w, self._fastest) for w in evaluator.workloads]
+
+    def descend(self, chosen: Candidate, upstream: Upstream, spent: float) -> None:
+        """Search all candidates that begin with what is chosen."""
+        stage = len(chosen)
+        if stage == len(self._problem.shape.stages):
+            if in_stock(self._problem, chosen) and self._evaluator.feasible(chosen):
+                self.best, self.cost = chosen, spent
+                self._take(chosen)
+            return
+        rates = self._rates(stage, upstream)
+        bounds = self._evaluator.bounds
+        least = [bounds.least_stage_price(stage + i, rate) for i, rate in enumerate(rates)]
+        rest = sum(least[1:])
+        seen: set[bytes] = set()
+        for option in self._options(stage, least[0], rates[0], spent + rest):
+            price = price_of(self._problem, option)
+            if spent + price + rest >= self.cost - COST_EPSILON:
+                break
+            if stage == 0:
+                self.reached = price + rest
+            served = self._served(stage, option, upstream)
+            if served is None:
+                continue
+            mark = hashlib.sha256(b"".join(d.times_s.tobytes() + d.events.tobytes() for d in served)).digest()
+            if mark in seen:
+                continue
+            seen.add(mark)
+            below = tuple({**u, stage: d} for u, d in zip(upstream, served, strict=True))
+            self.descend((*chosen, option), below, spent + price)
+
+    def _options(self, stage: int, least: float, rate: float, others: float) -> Iterator[Option]:
+        """Options from the least price upward, in portions, for the best cost falls while they are tried."""
+        if math.isinf(least):
+            return
+        below, above = -math.inf, least * _PORTION + COST_EPSILON
+        while below < min(self.cost - others, least * _DEAREST):
+            for option in every_option(self._evaluator.bounds, stage, above, rate=rate, mixed=self._mixed):
+                if price_of(self._problem, option) > below:
+                    yield option
+            below, above = above, above * _PORTION
+
+    def _served(self, stage: int, option: Option, upstream: Upstream) -> tuple[Departures, ...] | None:
+        """Departures per trace; None when too many events are doomed."""
+        evaluator = self._evaluator
+        evaluator.check()
+        if evaluator.simulated_events > self._last:
+            raise Stopped
+        served = []
+        for i, workload in enumerate(evaluator.workloads):
+            rest = self._rest_s[i][stage]
+            departures = simulate_stage(
+                workload,
+                stage,
+                upstream[i],
+                evaluator.station(stage, option),
+                late_s=self._problem.target_s - _least(rest),
+                allowed=evaluator.bounds.allowed[i],
+                slice_events=SLICE_EVENTS,
+            )
+            evaluator.simulated_events += len(workload)
+            if departures is None:
+                return None
+            served.append(departures)
+        return tuple(served)
+
+    def _rates(self, stage: int, upstream: Upstream) -> list[float]:
+        """Per remaining stage, a rate of service at or below which it cannot keep up with what arrives."""
+        bounds = self._evaluator.bounds
+        rates = list(bounds.required_rate[stage:])
+        for i in range(len(upstream)) if stage else ():
+            for place, rate in enumerate(rates):
+                opens, closes = self._windows(i, stage + place, upstream[i])
+                if opens.size > bounds.allowed[i] and rate < math.inf:
+                    rates[place] = max(rate, slowest_rate_between(opens, closes, bounds.allowed[i], rate))
+        return rates
+
+    def _windows(
+        self, trace: int, stage: int, decided: dict[int, Departures]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """When each event that counts can arrive at a stage at the earliest, and has to leave it at the latest."""
+        workload = self._evaluator.workloads[trace]
+        rest = self._rest_s[trace][stage][workload.masks]
+        arrives = np.full(len(workload), -np.inf)
+        for parent, more_s in self._reach_s(stage, decided).items():
+            at = np.full(len(workload), -np.inf)
+            at[decided[parent].events] = decided[parent].times_s + more_s
+            np.maximum(arrives, at, out=arrives)
+        counts = (rest > -np.inf) & (arrives > -np.inf)
+        return arrives[counts], (workload.entry_s + self._problem.target_s - rest)[counts]
+
+    def _reach_s(self, stage: int, decided: dict[int, Departures]) -> dict[int, float]:
+        """Decided stages all of whose events here go on to the stage, with the least time from there."""
+        shape, hop_s = self._problem.shape, self._problem.measured.hop_overhead_s
+        found: dict[int, float] = {}
+        for a in shape.parents(stage):
+            arrow = shape.arrows[a]
+            if arrow.conditional:
+                continue
+            if arrow.parent in decided:
+                found[arrow.parent] = max(found.get(arrow.parent, 0.0), hop_s)
+            else:
+                for above, time_s in self._reach_s(arrow.parent, decided).items():
+                    more = time_s + self._fastest[arrow.parent] + hop_s
+                    found[above] = max(found.get(above, 0.0), more)
+        return found
+
+
+def _least(rest_s: NDArray[np.float64]) -> float:
+    """The least rest over the paths that lead to the sink; 0 if none does."""
+    reaching = rest_s[rest_s > -math.inf]
+    return float(reaching.min()) if reaching.size else 0.0

@@ -1,0 +1,243 @@
+"""The default search and the proof, against brute force and against the paper's algorithm."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from inferline_stream.errors import Infeasible, InvalidTopology
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.exact import prove
+from inferline_stream.planner.partitions import rungs
+from inferline_stream.planner.problem import Problem, cost_of, in_stock
+from inferline_stream.planner.provision import MARGIN, provision, search
+from inferline_stream.planner.search import busiest, levels
+from tests.unit.planner.problems import SIZES, meets, p99_s, prices, random_problem
+
+FEASIBLE_SEEDS = (0, 1, 2, 4, 5, 6, 8)
+
+
+def _plan(problem, slo_s=None, **more):
+    return provision(
+        problem.shape,
+        problem.measured,
+        problem.traces,
+        slo_s or problem.target_s,
+        problem.catalogue,
+        partitions=problem.partitions or None,
+        **more,
+    )
+
+
+def _brute_force(problem, most):
+    """The least cost over every kind, profiled batch size and replica count up to a limit, one kind per stage."""
+    counts = rungs(problem.partitions["s0"]) if problem.partitions else range(1, most + 1)
+    options = [
+        (Allocation(kind, size, count),)
+        for kind, size, count in itertools.product(problem.catalogue, SIZES, counts)
+        if count <= most
+    ]
+    candidates = sorted(itertools.product(options, repeat=len(problem.shape.stages)), key=lambda c: cost_of(problem, c))
+    return next((cost_of(problem, c) for c in candidates if in_stock(problem, c) and meets(problem, c)), math.inf)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_proof_finds_what_brute_force_finds(seed):
+    problem = random_problem(seed, stages=1 + seed % 2, rate=50, duration_s=6, slack=3.0, partitions=(0, 6)[seed % 2])
+    proof = prove(Evaluator(problem), None, mixed=False)
+    assert proof.proven
+    assert cost_of(problem, proof.best) == pytest.approx(proof.lower_bound)
+    assert cost_of(problem, proof.best) == pytest.approx(_brute_force(problem, most=6))
+
+
+def test_a_proof_cut_short_states_a_bound_below_the_optimum():
+    problem = random_problem(8, stages=3, rate=200, slack=3.0)
+    optimum = cost_of(problem, prove(Evaluator(problem), None, mixed=False).best)
+    short = prove(Evaluator(problem), None, mixed=False, effort=20_000)
+    assert not short.proven
+    assert 0 < short.lower_bound <= optimum
+
+
+@pytest.mark.parametrize("seed", FEASIBLE_SEEDS)
+@pytest.mark.parametrize("partitions", [0, 12])
+def test_the_default_plan_meets_the_slo_on_the_whole_trace_and_costs_no_more_than_the_paper_s(seed, partitions):
+    problem = random_problem(seed, partitions=partitions, slack=4.0)
+    paper, plan = _plan(problem, algorithm="inferline"), _plan(problem)
+    candidate = tuple(plan.allocations.values())
+    assert meets(problem, candidate)
+    assert plan.predicted_p99_s == p99_s(problem, candidate)
+    assert plan.cost_per_hour == pytest.approx(cost_of(problem, candidate))
+    assert plan.cost_per_hour <= paper.cost_per_hour + 1e-9
+
+
+@pytest.mark.parametrize("seed", FEASIBLE_SEEDS)
+def test_the_default_plan_of_a_small_pipeline_is_the_cheapest_there_is(seed):
+    problem = random_problem(seed, rate=100, slack=4.0)
+    plan = _plan(problem, margin=0.0, mixed=False)
+    assert plan.cost_per_hour == pytest.approx(_plan(problem, margin=0.0, mixed=False, algorithm="exact").cost_per_hour)
+
+
+def test_the_margin_is_kept_free_where_it_can_be():
+    problem = random_problem(2, slack=4.0)
+    plan = _plan(problem, margin=0.2)
+    paper = _plan(problem, algorithm="inferline")
+    assert plan.predicted_p99_s <= 0.8 * plan.slo_s or plan.cost_per_hour == paper.cost_per_hour
+    assert 0 < MARGIN < 0.2
+
+
+def test_cost_never_rises_when_the_slo_is_loosened_and_earlier_plans_are_known():
+    problem, known, costs = random_problem(5, stages=3, rate=150), [], []
+    for factor in (0.7, 0.8, 1.0, 1.3, 2.0, 4.0):
+        try:
+            plan = _plan(problem, problem.target_s * factor, known=known)
+        except Infeasible:
+            continue
+        known.append(plan)
+        costs.append(plan.cost_per_hour)
+    assert len(costs) > 3
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_stock_that_does_not_suffice_of_one_kind_is_mixed_with_another():
+    problem = random_problem(1, stages=1, rate=400, slack=6.0, catalogue=prices(fast=1, middle=2, slow=40))
+    plan = _plan(problem)
+    held = plan.allocations["s0"]
+    assert in_stock(problem, (held,))
+    assert meets(problem, (held,))
+    alone = [(Allocation(kind, size, problem.catalogue[kind].stock),) for kind in ("fast", "middle") for size in SIZES]
+    assert not any(meets(problem, (option,)) for option in alone)
+
+
+def test_on_partitions_replica_counts_of_one_kind_lie_on_rungs():
+    problem = random_problem(4, rate=300, partitions=31, slack=4.0)
+    for algorithm in ("inferline", "default"):
+        for held in _plan(problem, algorithm=algorithm).allocations.values():
+            assert len(held) > 1 or held[0].replicas in rungs(31)
+
+
+def test_a_stage_without_a_partition_count_gets_an_advised_one():
+    problem = random_problem(4, stages=2)
+    plan = provision(
+        problem.shape,
+        problem.measured,
+        problem.traces,
+        1.0,
+        problem.catalogue,
+        queues="partitioned",
+        partitions={"s0": 9},
+    )
+    assert plan.partitions["s0"] == 9
+    assert plan.partitions["s1"] >= sum(a.replicas for a in plan.allocations["s1"])
+
+
+def test_several_traces_are_met_one_by_one():
+    problem = random_problem(2, stages=2, slack=4.0)
+    rng = np.random.default_rng(7)
+    calm, stormy = gamma_trace(40, 1, 20, rng), gamma_trace(120, 4, 20, rng)
+    both = provision(problem.shape, problem.measured, [calm, stormy], problem.target_s, problem.catalogue)
+    candidate = tuple(both.allocations.values())
+    assert max(p99_s(problem, candidate, t) for t in (calm, stormy)) == both.predicted_p99_s <= problem.target_s
+    alone = provision(problem.shape, problem.measured, calm, problem.target_s, problem.catalogue)
+    assert both.cost_per_hour >= alone.cost_per_hour
+
+
+def test_an_interrupted_search_gives_the_best_plan_so_far():
+    problem = random_problem(5, stages=3, rate=150, slack=6.0)
+    seen = []
+    plan = _plan(problem, progress=seen.append, stop=lambda: any(p.cost_per_hour is not None for p in seen))
+    assert meets(problem, tuple(plan.allocations.values()))
+    costs = [p.cost_per_hour for p in seen if p.cost_per_hour is not None]
+    assert costs == sorted(costs, reverse=True)
+    assert plan.cost_per_hour == pytest.approx(costs[-1])
+
+
+def test_ctrl_c_gives_the_best_plan_so_far():
+    problem = random_problem(5, stages=3, rate=150, slack=6.0)
+
+    def interrupt(progress):
+        if progress.cost_per_hour is not None:
+            raise KeyboardInterrupt
+
+    assert meets(problem, tuple(_plan(problem, progress=interrupt).allocations.values()))
+
+
+def test_an_slo_below_the_longest_path_is_infeasible_and_the_smallest_named_is_met():
+    problem = random_problem(3, stages=2, slack=0.5)
+    with pytest.raises(Infeasible, match="when nothing waits") as caught:
+        _plan(problem)
+    smallest = caught.value.smallest_slo_s
+    assert smallest > problem.target_s
+    assert _plan(problem, smallest * (1 + 1e-9)).predicted_p99_s <= smallest * (1 + 1e-9)
+
+
+def test_a_stage_with_too_few_partitions_is_named():
+    problem = random_problem(3, stages=2, rate=2000, duration_s=5, slack=6.0, partitions=1)
+    with pytest.raises(Infeasible, match="its topic has 1 partitions"):
+        _plan(problem)
+
+
+@pytest.mark.parametrize("algorithm", ["default", "inferline", "exact"])
+def test_the_same_input_gives_the_same_plan(algorithm):
+    problem = random_problem(6, rate=100, slack=3.0)
+    assert _plan(problem, algorithm=algorithm) == _plan(problem, algorithm=algorithm)
+
+
+def test_the_plan_carries_the_sample_s_envelope_rates_and_utilization():
+    problem = random_problem(2, stages=2, slack=4.0)
+    plan = _plan(problem)
+    window, count = plan.envelope[-1]
+    assert (window, count) == (60.0, len(problem.traces[0]))
+    assert plan.envelope[0][0] == pytest.approx(
+        sum(min(problem.measured.profiles[s, k].service_time_s(1) for k in problem.catalogue) for s in ("s0", "s1"))
+    )
+    (held,) = plan.allocations["s0"]
+    throughput = held.replicas * problem.measured.profiles["s0", held.hardware].throughput(held.max_batch_size)
+    assert plan.utilization["s0"] == pytest.approx(plan.arrival_rate / throughput)
+
+
+def test_one_event_is_trace_enough_and_an_empty_trace_is_refused():
+    problem = random_problem(1, stages=2)
+    one = provision(problem.shape, problem.measured, Trace(np.array([0.0])), 1.0, problem.catalogue)
+    assert one.cost_per_hour == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="at least one arrival"):
+        provision(problem.shape, problem.measured, Trace(np.empty(0)), 1.0, problem.catalogue)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("slo_s", math.nan, "SLO nan"), ("objective", 1.5, "objective"), ("margin", 1.0, "margin")],
+)
+def test_numbers_that_cannot_be_are_refused(field, value, message):
+    problem = random_problem(1, stages=1)
+    asked = {"slo_s": 1.0} | {field: value}
+    slo_s = asked.pop("slo_s")
+    with pytest.raises(ValueError, match=message):
+        provision(problem.shape, problem.measured, problem.traces, slo_s, problem.catalogue, **asked)
+
+
+def test_a_stage_without_priced_hardware_is_refused_by_name():
+    problem = random_problem(1, stages=1)
+    with pytest.raises(InvalidTopology, match="'s0' was profiled on none"):
+        provision(problem.shape, problem.measured, problem.traces, 1.0, {})
+
+
+def test_levels_grow_from_the_busiest_piece_to_the_whole_trace():
+    rng = np.random.default_rng(1)
+    trace = levels_trace([(100, 1500), (400, 200), (100, 1500)], 1, rng)
+    problem = random_problem(1, stages=1)
+    problem = Problem(problem.shape, problem.measured, (trace,), 1.0, problem.catalogue)
+    sizes = [len(level.traces[0]) for level in levels(problem)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == len(trace)
+    assert busiest(trace, sizes[0]).arrival_rate == pytest.approx(400, rel=0.05)
+
+
+def test_a_long_trace_is_planned_coarse_to_fine_and_verified_on_all_of_it():
+    problem = random_problem(2, stages=2, rate=400, duration_s=300, slack=4.0)
+    outcome = search(problem)
+    assert len(levels(problem)) > 1
+    assert meets(problem, outcome.candidate)
+    assert outcome.p99_s == p99_s(problem, outcome.candidate)
