@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from aiokafka.errors import InvalidRequiredAcksError
 
@@ -38,15 +38,17 @@ async def fetch(broker: Broker, request: Fields, client: Client) -> Fields:
     """Read batches; waits until there are `min_bytes` of them, an error, or `max_wait_time` has passed."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + request["max_wait_time"] / 1000
-    while True:
+    changed = True
+    while changed:
         topics = _read(broker, request)
         parts = [part for topic in topics for part in topic["partitions"]]
-        size_bytes = sum(len(part.get("message_set", b"")) for part in parts)
-        left_s = deadline_s - loop.time()
-        if size_bytes >= request["min_bytes"] or left_s <= 0 or any("error_code" in part for part in parts):
-            return {"session_id": 0, "topics": topics}
+        if any("error_code" in part for part in parts):
+            break
+        if sum(len(part["message_set"]) for part in parts) >= request["min_bytes"]:
+            break
         wanted = [(topic["topic"], part["partition"]) for topic in topics for part in topic["partitions"]]
-        await _change([broker.topics.partition(*partition) for partition in wanted], left_s)
+        changed = await _change([broker.topics.partition(*one) for one in wanted], deadline_s - loop.time())
+    return {"session_id": 0, "topics": topics}
 
 
 def _read(broker: Broker, request: Fields) -> list[Fields]:
@@ -73,13 +75,14 @@ def _read(broker: Broker, request: Fields) -> list[Fields]:
     return each_partition(request["topics"], read)
 
 
-async def _change(logs: Iterable[PartitionLog], longest_s: float) -> None:
-    """Wait for a change of any of the logs."""
+async def _change(logs: Sequence[PartitionLog], longest_s: float) -> bool:
+    """Wait for a change of any of the logs; whether there was one in time."""
     change = asyncio.get_running_loop().create_future()
     for log in logs:
         log.watchers.add(change)
     try:
-        await asyncio.wait([change], timeout=longest_s)
+        await asyncio.wait([change], timeout=max(longest_s, 0.0))
+        return change.done()
     finally:
         for log in logs:
             log.watchers.discard(change)

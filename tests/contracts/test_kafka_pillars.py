@@ -125,7 +125,7 @@ async def test_an_offset_expires_unless_it_is_committed_again(own_clients):
         return {partition: kept.offset for partition, kept in found.items()}
 
     assert await (await clients.reader(topic, group_id=group)).committed(left) is None  # the coordinator is there
-    assert await commit(renewed, left)
+    await clients.eventually(lambda: commit(renewed, left), "a coordinator that has loaded takes the commit")
     assert await offsets() == {renewed: 7, left: 7}
 
     async def only_the_renewed_is_there():
