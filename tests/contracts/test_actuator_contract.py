@@ -65,8 +65,8 @@ async def subject(
 ) -> AsyncIterator[Subject]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     made = Local(tmp_path) if request.param == "local" else Fake()
-    async with asyncio.timeout(3 * DEADLINE_S):
-        yield made
+    yield made
+    async with asyncio.timeout(DEADLINE_S):
         await made.actuator.aclose()
 
 

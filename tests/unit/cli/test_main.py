@@ -66,7 +66,14 @@ def test_ctrl_c_ends_with_130() -> None:
     assert result.stderr == "interrupted\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), ExceptionGroup("many", [ValueError("a bug")])])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a bug"),
+        ExceptionGroup("many", [ValueError("a bug")]),
+        ExceptionGroup("many", [Unreachable("x"), ValueError("a bug")]),
+    ],
+)
 def test_a_bug_is_not_dressed_up(error: Exception) -> None:
     result = CliRunner().invoke(failing(error), ["fail"])
     assert result.exception is error

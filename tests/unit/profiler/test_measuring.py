@@ -51,6 +51,14 @@ async def test_every_size_is_measured_upwards_and_downwards() -> None:
     assert worker.sizes == [1, 2, 4, 8, 8, 4, 2, 1]
 
 
+async def test_both_passes_count() -> None:
+    """On a machine that becomes half as fast meanwhile, every size is seen at both speeds."""
+    worker = Worker(gains)
+    worker.service_s = lambda size: gains(size) * (1 if len(worker.sizes) <= 4 else 2)
+    times, _ = await measure(worker, KINDS["cpu-1"], INPUTS, 8, seconds=1.0)
+    assert [entry.mean_s for entry in times] == pytest.approx([1.5 * gains(size) for size in (1, 2, 4, 8)])
+
+
 async def test_the_search_ends_after_two_sizes_without_a_gain() -> None:
     worker = Worker(lambda size: 0.01 * size)
     times, why = await measure(worker, KINDS["cpu-1"], INPUTS, 64, seconds=1.0)

@@ -101,6 +101,26 @@ async def test_a_pipeline_is_measured_once_and_then_known(topology: Path, embedd
     assert again.hop_overhead_s == pytest.approx(measured.hop_overhead_s, rel=1e-3)
 
 
+async def test_the_time_between_stages_is_measured_for_each_broker(
+    topology: Path, embedded_broker: KafkaServer
+) -> None:
+    pipeline = load_topology(topology)
+    await profile_pipeline(pipeline, topology, EVENTS, options=QUICK)
+    doing: list[str] = []
+    measured = await profile_pipeline(
+        pipeline,
+        topology,
+        EVENTS,
+        bootstrap_servers=embedded_broker.bootstrap_servers,
+        options=Options(broker="kafka-2:9092"),
+        progress=lambda p: doing.append(p.doing),
+    )
+    assert set(doing) - {"", "done"} == {"time between two stages"}
+    assert measured.hop_overhead_s > 0
+    elsewhere = await profile_pipeline(pipeline, topology, EVENTS, options=Options(broker="kafka-3:9092"))
+    assert elsewhere.hop_overhead_s == 0
+
+
 async def test_only_what_changed_is_measured(topology: Path) -> None:
     await profile_pipeline(load_topology(topology), topology, EVENTS, options=QUICK)
     topology.write_text(TOPOLOGY.replace("time.sleep(0.02)", "time.sleep(0.03)"))

@@ -1,9 +1,10 @@
 """Worker processes: kept to their cores, timed as a replica would be, and clear about what went wrong."""
 
+import asyncio
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,13 @@ TOPOLOGY = Path(__file__).parent / "odd_stages" / "topology.py"
 KINDS = catalogue()
 NUMBERS = [b'{"value": %d}' % number for number in range(12)]
 
-Start = Callable[[str], AbstractAsyncContextManager[WorkerProcess]]
 
-
-def start(stage: str, cores: float = 1, start_timeout_s: float = 30.0) -> WorkerProcess:
-    return WorkerProcess(TOPOLOGY, stage, cores, start_timeout_s=start_timeout_s)
+@asynccontextmanager
+async def start(stage: str, cores: float = 1, start_timeout_s: float = 30.0) -> AsyncIterator[WorkerProcess]:
+    """A worker of an odd stage, for at most a minute."""
+    worker = WorkerProcess(TOPOLOGY, stage, cores, start_timeout_s=start_timeout_s)
+    async with asyncio.timeout(60.0), worker:
+        yield worker
 
 
 def order(hardware: str, size: int, emulated_s: dict[int, float] | None = None) -> Measure:
