@@ -369,8 +369,8 @@ async def _stopped(stopping: Awaitable[None]) -> None:
     """Close a client whose broker may be gone."""
     try:
         async with asyncio.timeout(STOP_TIMEOUT_S):
-            await stopping
-    except (TimeoutError, KafkaError) as error:
+            await asyncio.gather(stopping, return_exceptions=True)  # aiokafka re-raises its own tasks' cancellation
+    except TimeoutError as error:
         logger.warning("a connection could not be closed in order: %r", error)
 
 

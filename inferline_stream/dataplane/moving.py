@@ -82,6 +82,7 @@ class Moving:
         self._deadline_s = settings.batch_deadline_s
         self._worker = worker
         self._slo_s = wiring.pipeline.slo_s
+        self._on_expired = wiring.pipeline.on_expired
         self._bounds_s = latency_bounds_s(self._slo_s)
         self._intake = Intake(wiring, self._waits, self._ends, time.monotonic)
         self._backlog: Backlog[Event] = Backlog(lambda event: event.entry_us, lambda event: event.size_bytes)
@@ -211,14 +212,14 @@ class Moving:
 
     def _wanted(self, batch: list[Event]) -> list[Event]:
         """The events of a batch that are to be run; all others end here."""
-        oldest_us = 0.0 if self._spec.on_expired == "process" else (time.time() - self._slo_s) * 1e6
+        oldest_us = 0.0 if self._on_expired == "process" else (time.time() - self._slo_s) * 1e6
         wanted = []
         for event in batch:
             if event.holding.state == LOST:
                 continue
             outcome: Failed | Expired
             if event.entry_us < oldest_us:
-                outcome = Expired(self._spec.on_expired == "dlq")
+                outcome = Expired(self._on_expired == "dlq")
             elif event.holding.poisoned(event):
                 outcome = Failed("Poison", f"{event.holding.attempts} replicas have died with it under way", "")
             else:

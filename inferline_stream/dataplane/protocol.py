@@ -28,8 +28,6 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     emulated_s: dict[int, float] | None = None
     """On emulated hardware: service time in seconds by batch size."""
-    on_expired: Literal["process", "drop", "dlq"] = "process"
-    """What becomes of an event that is past the SLO before its batch begins."""
     settings: dict[str, float] = {}
     """Fields of `Settings` that differ from their defaults."""
     version: int = WIRE_VERSION

@@ -46,6 +46,8 @@ class Wiring:
         except KeyError:
             known = ", ".join(s.name for s in pipeline.stages)
             raise InvalidTopology(f"pipeline {pipeline.name!r} has no stage {stage!r}; it has {known}") from None
+        if pipeline.on_expired not in ("process", "drop", "dlq"):
+            raise InvalidTopology(f"on_expired={pipeline.on_expired!r}: use process, drop or dlq")
         self.pipeline = pipeline
         self.names = Names(pipeline.name, prefix)
         self.shape: Shape = shape_of(pipeline)

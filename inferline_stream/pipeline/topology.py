@@ -118,6 +118,8 @@ class Pipeline:
         sample: arrivals and events to profile and plan with.
         hardware: kinds that extend or override the default catalogue.
         objective: share of events that must meet the SLO.
+        on_expired: what becomes of an event that is past the SLO before its batch begins: ``"process"`` it all the
+            same, ``"drop"`` it, or ``"dlq"``, drop it and keep its record with the dead letters. It is a miss anyway.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Pipeline:
         sample: Sample | None = None,
         hardware: Iterable[Hardware] = (),
         objective: float = 0.99,
+        on_expired: str = "process",
     ) -> None:
         self.name = name
         self.slo = slo
@@ -140,6 +143,7 @@ class Pipeline:
         self.sample = sample
         self.hardware = tuple(hardware)
         self.objective = objective
+        self.on_expired = on_expired
         self.declared = _caller()
 
     @property

@@ -323,8 +323,9 @@ async def test_batches_are_eager_up_to_the_limit_and_the_limit_changes_live(kafk
         assert 16 in director.reports[replica].batch_stats
 
 
-async def test_expired_events_are_dropped_or_dead_lettered_where_asked(kafka, passing):
-    async with Director(kafka.bootstrap_servers, passing, partitions={"work": 1}, on_expired="dlq") as director:
+async def test_expired_events_are_dropped_or_dead_lettered_where_asked(kafka, tmp_path):
+    strict = written(tmp_path, PASSING.replace('slo="250ms"', 'slo="2s", on_expired="dlq"'))
+    async with Director(kafka.bootstrap_servers, strict, partitions={"work": 1}) as director:
         topic = director.names.topic("in")
         old_ms = round(time.time() * 1000) - 10_000
         replica = await director.start("work")
