@@ -40,7 +40,7 @@ def init(
 
 
 def _topology() -> str:
-    return resources.files("inferline_stream.cli").joinpath("starter", "topology.py").read_text(encoding="utf-8")
+    return resources.files("inferline_stream.cli").joinpath("starter-topology", "topology.py").read_text(encoding="utf-8")
 
 
 def _events() -> str:
