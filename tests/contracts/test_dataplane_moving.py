@@ -150,6 +150,17 @@ async def test_branches_and_a_join_give_every_event_its_result_or_its_reason_exa
     assert sum(size * stats.batches for size, stats in reports["twice"].batch_stats.items()) == 100
 
 
+async def test_branches_and_a_join_in_transactions_leave_no_lag_and_no_duplicate(kafka, diamond):
+    stages = dict.fromkeys(("parity", "odd", "twice", "final"), 2)
+    async with Director(kafka.bootstrap_servers, diamond, partitions=stages, delivery="exactly_once") as director:
+        ids = await put(director, [b'{"number": %d}' % number for number in range(50)])
+        await director.start_all()
+        await director.caught_up()  # a transaction's marker ends each partition: offsets must pass it
+        ended = [event_id(record) for record in await results(director)]
+        ended += [record.key.decode() for record in await director.read(director.names.completed)]
+    assert Counter(ended) == Counter(ids)
+
+
 async def test_scaling_one_to_three_to_one_under_load_loses_nothing_and_repeats_nothing(kafka, passing):
     async with Director(kafka.bootstrap_servers, passing, partitions={"work": 8}) as director:
         replicas = [await director.start("work")]
