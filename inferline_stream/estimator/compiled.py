@@ -26,6 +26,7 @@ _ENTERED = (
     "serve_partitions",
     "serve_bound",
     "count_late",
+    "count_missing",
     "record_latencies",
 )
 

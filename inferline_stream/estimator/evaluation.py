@@ -115,7 +115,7 @@ def evaluate(
     by_stage = stations if isinstance(stations, Mapping) else dict(enumerate(stations))
     simulated = [s for s in range(len(workload.shape.stages)) if s not in kept]
     code = code or compiled()
-    late = _Late(workload, by_stage, slo_s, everywhere=allowed is not None, code=code) if slo_s < math.inf else None
+    late = _late_anywhere(workload, by_stage, slo_s, allowed, code) if slo_s < math.inf else None
     run = _Run(workload, by_stage, simulated, kept=kept, keep=keep, code=code)
     latency_s = np.full(len(workload), math.nan) if latencies else None
     finals = workload.shape.finals()
@@ -124,7 +124,7 @@ def evaluate(
         run.advance(first, min(first + slice_events, len(workload)))
         for stage in simulated:
             if late is not None:
-                count += late.count(stage, run.gone[stage])
+                count += late.count(stage, run.gone[stage], run.known[stage])
         if allowed is not None and count > allowed:
             break
         if latency_s is not None:
@@ -169,14 +169,13 @@ def simulate_stage(
     """
     code = code or compiled()
     run = _Run(workload, {stage: station}, [stage], kept=upstream, keep=[stage], code=code, producers=producers)
-    rest_s = np.where(_reaches_sink(workload), 0.0, -math.inf)
-    marked = np.zeros(len(workload) if allowed is not None else 0, dtype=np.uint8)
-    lateness = Lateness(workload.entry_s, workload.masks, rest_s, late_s, marked)
+    late = _Late(workload, late_s, code=code)
+    late.watch(stage, np.where(_reaches_sink(workload), 0.0, -math.inf), settles=True)
     count = 0
     for first in range(0, len(workload), slice_events):
         run.advance(first, min(first + slice_events, len(workload)))
         if allowed is not None:
-            count += code.count_late(run.gone[stage], lateness)
+            count += late.count(stage, run.gone[stage], run.known[stage])
             if count > allowed:
                 return None
     return run.departures()[stage]
@@ -193,8 +192,8 @@ def latencies_s(workload: Workload, departures: Departures, *, code: Any = None)
 def count_late(workload: Workload, departures: Departures, slo_s: float, *, code: Any = None) -> int:
     """Events whose latency, from the final stage's departures, exceeds the SLO."""
     rest_s = np.full(len(workload.path_masks), workload.hop_s)
-    late = np.zeros(len(workload), dtype=np.uint8)
-    lateness = Lateness(workload.entry_s, workload.masks, rest_s, slo_s, late)
+    fate = np.zeros(len(workload), dtype=np.uint8)
+    lateness = Lateness(workload.entry_s, workload.masks, rest_s, slo_s, False, fate)
     return int((code or compiled()).count_late(Tokens(departures.times_s, departures.events), lateness))
 
 
@@ -214,6 +213,7 @@ class _Run:
     ) -> None:
         self.workload = workload
         self.gone: dict[int, Tokens] = {}
+        self.known: dict[int, float] = {}
         self.servers: dict[int, Server | BoundServer] = {}
         self._simulated = simulated
         self._stations = stations
@@ -239,7 +239,7 @@ class _Run:
         now_s = float(entry_s[end]) if end < entry_s.size else math.inf
         self._window = (self._window[1], now_s)
         hop_s = self.workload.hop_s
-        known: dict[int, float] = dict.fromkeys(self._kept, now_s)
+        known = self.known = dict.fromkeys(self._kept, now_s)
         for s in self._simulated:
             server = self.servers[s]
             if s in self._mergers:
@@ -315,20 +315,48 @@ def _reaches_sink(workload: Workload) -> kernels.Flags:
 
 
 class _Late:
-    """Counts events that cannot meet the SLO any more."""
+    """Counts events that cannot meet the SLO any more: at their departures, and while they are overdue."""
 
-    def __init__(
-        self, workload: Workload, stations: Mapping[int, Station], slo_s: float, *, everywhere: bool, code: Any
-    ) -> None:
-        self._count = code.count_late
-        self._stages = range(len(workload.shape.stages)) if everywhere else workload.shape.finals()
-        late = np.zeros(len(workload), dtype=np.uint8)
-        rest_s = fastest_rest_s(workload, {s: x.fastest_s for s, x in stations.items()})
-        self._lateness = [Lateness(workload.entry_s, workload.masks, rest, slo_s, late) for rest in rest_s]
+    def __init__(self, workload: Workload, slo_s: float, *, code: Any) -> None:
+        self._workload = workload
+        self._slo_s = slo_s
+        self._code = code
+        self._fate = np.zeros(len(workload), dtype=np.uint8)
+        self._watched: dict[int, Lateness] = {}
+        self._overdue = 0  # events before this one were looked at
 
-    def count(self, stage: int, gone: Tokens) -> int:
-        """Events found late at their departure from this stage."""
-        return int(self._count(gone, self._lateness[stage])) if stage in self._stages else 0
+    def watch(self, stage: int, rest_s: kernels.Floats, *, settles: bool) -> None:
+        """Count at this stage too; if it settles what becomes of events, those that never leave it as well."""
+        workload = self._workload
+        self._watched[stage] = Lateness(workload.entry_s, workload.masks, rest_s, self._slo_s, settles, self._fate)
+
+    def count(self, stage: int, gone: Tokens, horizon_s: float) -> int:
+        """Events found late, given a stage's departures up to a horizon."""
+        if stage not in self._watched:
+            return 0
+        lateness = self._watched[stage]
+        count = int(self._code.count_late(gone, lateness))
+        if lateness.settles and horizon_s < math.inf:
+            # What has not left by the horizon leaves then at the earliest. A hair less, for the sake of rounding.
+            latest_s = horizon_s + float(lateness.rest_s.max()) - self._slo_s
+            latest_s -= 8 * math.ulp(max(abs(horizon_s), abs(latest_s)))
+            end = int(np.searchsorted(self._workload.entry_s, latest_s))
+            count += int(self._code.count_missing(self._overdue, end, lateness))
+            self._overdue = max(self._overdue, end)
+        return count
+
+
+def _late_anywhere(
+    workload: Workload, stations: Mapping[int, Station], slo_s: float, allowed: int | None, code: Any
+) -> _Late:
+    """Watches the final stages, and all others if a verdict is wanted as soon as may be."""
+    late = _Late(workload, slo_s, code=code)
+    finals = workload.shape.finals()
+    rest_s = fastest_rest_s(workload, {s: x.fastest_s for s, x in stations.items()})
+    for s, rest in enumerate(rest_s):
+        if s in finals or allowed is not None:
+            late.watch(s, rest, settles=allowed is not None and finals == (s,))
+    return late
 
 
 def fastest_rest_s(workload: Workload, fastest_s: Mapping[int, float]) -> kernels.Floats:

@@ -44,6 +44,7 @@ LAG_PUBLISHED_EVERY_S = 1.0
 
 IDLE, BUSY, WAITING = 0, 1, 2
 UNIFORM, SHARES, LESS_LAGGED = 0, 1, 2
+UNKNOWN, LATE, ON_TIME = 0, 1, 2
 
 
 class Tokens(NamedTuple):
@@ -220,21 +221,23 @@ class Joining(NamedTuple):
 
 
 class Lateness(NamedTuple):
-    """What makes an event late.
+    """What makes an event late at one stage.
 
     Args:
         entry_s: by event.
         masks: by event.
         rest_s: (masks,) fastest time from the stage to the sink; -inf where the sink is not reached.
         slo_s: the SLO.
-        late: by event, known to be late.
+        settles: events that are not late here are on time.
+        fate: by event: UNKNOWN, LATE or ON_TIME.
     """
 
     entry_s: Floats
     masks: Masks
     rest_s: Floats
     slo_s: float
-    late: Flags
+    settles: bool
+    fate: Flags
 
 
 def draw(event: int, key: int) -> int:
@@ -776,12 +779,26 @@ def serve_partitions(queue: Queue, service: Service, account: Account, replicas:
 def count_late(gone: Tokens, lateness: Lateness) -> int:
     """Events not yet known to be late whose age and fastest possible rest exceed the SLO; they are marked."""
     times, events = gone
-    entry_s, masks, rest_s, slo_s, late = lateness
+    entry_s, masks, rest_s, slo_s, settles, fate = lateness
     count = 0
     for i in range(times.size):
         event = Index(events[i])
-        if times[i] + rest_s[Index(masks[event])] - entry_s[event] > slo_s and late[event] == 0:
-            late[event] = 1
+        if times[i] + rest_s[Index(masks[event])] - entry_s[event] > slo_s:
+            if fate[event] == UNKNOWN:
+                fate[event] = LATE
+                count += 1
+        elif settles:
+            fate[event] = ON_TIME
+    return count
+
+
+def count_missing(first: int, end: int, lateness: Lateness) -> int:
+    """Events of a range that should have left by now to be on time, and have not; they are marked late."""
+    count = 0
+    for i in range(first, end):
+        event = Index(i)
+        if lateness.fate[event] == UNKNOWN and lateness.rest_s[Index(lateness.masks[event])] > -math.inf:
+            lateness.fate[event] = LATE
             count += 1
     return count
 

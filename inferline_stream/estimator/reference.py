@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,25 @@ from inferline_stream.estimator.workload import Workload
 
 _BATCH_ENDS, _ARRIVES, _DISPATCH = range(3)
 
-Happening = tuple[float, int, int, Literal["arrives", "starts", "ends"]]
-"""When, at which stage, to which event, what."""
+
+class Happening(NamedTuple):
+    """What happened to an event at a stage.
+
+    Args:
+        time_s: when.
+        stage: position in the shape.
+        event: whose.
+        what: it arrives, its batch starts or ends.
+        replica: which one serves it; -1 for an arrival at a shared queue.
+        batch: number of its batch; -1 for an arrival.
+    """
+
+    time_s: float
+    stage: int
+    event: int
+    what: Literal["arrives", "starts", "ends"]
+    replica: int
+    batch: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,8 +161,10 @@ class _Simulation:
             if not any(tokens):
                 self._outcome(s, event, (now, s, (1, *place)), ran=False)
                 return
-        self.log.append((now, s, event, "arrives"))
-        partition = 0 if stage.station.owners is None else self._partition(now, s, event, place[0])
+        owners = stage.station.owners
+        partition = 0 if owners is None else self._partition(now, s, event, place[0])
+        replica = -1 if owners is None else int(owners[partition])
+        self.log.append(Happening(now, s, event, "arrives", replica, -1))
         stage.partition_of[event] = partition
         stage.waiting[partition].append((now, event))
         self._plan(now, _DISPATCH, (), s)
@@ -220,7 +239,7 @@ class _Simulation:
         replica.busy = True
         end = now + self._service_s(station, replica.kind, len(batch), batch[0], stage.service_key)
         order = self.batches if station.owners is None else r
-        self.log += [(now, s, event, "starts") for event in batch]
+        self.log += [Happening(now, s, event, "starts", r, self.batches) for event in batch]
         self._plan(end, _BATCH_ENDS, (s, now, order), s, r, _Batch(now, order, self.batches, batch))
         return True
 
@@ -238,7 +257,7 @@ class _Simulation:
         stage.replicas[r].busy = False
         stage.replicas[r].free_since = (now, batch.number)
         for position, event in enumerate(batch.events):
-            self.log.append((now, s, event, "ends"))
+            self.log.append(Happening(now, s, event, "ends", r, batch.number))
             stage.completed.append((now, stage.partition_of[event]))
             if not self.workload.shape.children(s):
                 latency = now + self.workload.hop_s - float(self.workload.entry_s[event])

@@ -14,6 +14,9 @@ from inferline_stream.pipeline.assignment import assign
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PROBABILITIES, PipelineProfile, Profile
 
+MOST_PARTITIONS = 65_535
+"""Partitions of one topic; beyond what a Kafka broker takes."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Station:
@@ -156,6 +159,7 @@ def _table(profile: Profile, max_batch_size: int, service: str) -> NDArray[np.fl
     """Service times by batch size (rows) and level (columns)."""
     sizes = range(1, max_batch_size + 1)
     try:
+        profile.service_time_s(max_batch_size)  # the limit asked for is what the message should name
         if service == "quantiles":
             rows = [profile.quantiles_s(b) for b in sizes]
         else:
@@ -166,8 +170,8 @@ def _table(profile: Profile, max_batch_size: int, service: str) -> NDArray[np.fl
 
 
 def _shares(stage: str, partitions: int, given: Sequence[float] | None) -> NDArray[np.float64] | None:
-    if partitions < 1:
-        raise InvalidTopology(f"stage {stage!r}: {partitions} partitions, its topic needs at least 1")
+    if not 1 <= partitions <= MOST_PARTITIONS:
+        raise InvalidTopology(f"stage {stage!r}: {partitions} partitions, its topic needs 1 to {MOST_PARTITIONS}")
     if given is None:
         return None
     shares = np.asarray(given, dtype=np.float64)

@@ -38,7 +38,7 @@ def compile_kernels(progress: Progress | None = None) -> None:
     ]
     workload = prepare(shape, measured, Trace(np.arange(8.0)))
     for done, station in enumerate(steps, start=1):
-        evaluate(workload, [station] * 3, slo_s=1.0, allowed=8)
+        evaluate(workload, [station] * 3, slo_s=1.0, allowed=8, slice_events=4)
         if progress is not None:
             progress(done, len(steps))
 

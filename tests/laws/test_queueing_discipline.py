@@ -1,0 +1,118 @@
+"""What must hold of every run, read off the event heap's own log."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inferline_stream.estimator.evaluation import evaluate, fastest_rest_s
+from inferline_stream.estimator.reference import Happening, HeapSimulation, simulate_with_heap
+from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipeline
+
+SEEDS = st.integers(0, 10**6)
+
+
+def number_in_stage(run: HeapSimulation, stage: int) -> float:
+    """∫ N(t) dt: events that have arrived at the stage and not left it, over time."""
+    total, present, last_s = 0.0, 0, 0.0
+    for entry in run.log:
+        if entry.stage == stage and entry.what != "starts":
+            total += present * (entry.time_s - last_s)
+            last_s = entry.time_s
+            present += 1 if entry.what == "arrives" else -1
+    assert present == 0
+    return total
+
+
+@settings(max_examples=60)
+@given(SEEDS)
+def test_littles_law_holds_of_every_stage(seed: int) -> None:
+    """L·T = n·W, with L integrated from the heap's log and W from the statistics of the compiled simulation."""
+    pipeline = random_pipeline(seed)
+    run = simulate_with_heap(pipeline.workload, pipeline.stations)
+    for stage, statistics in evaluate(pipeline.workload, pipeline.stations, latencies=False).statistics.items():
+        if statistics.arrivals:
+            in_stage_s = statistics.wait_s + statistics.service_time_s
+            scale = max(1.0, abs(float(pipeline.workload.entry_s[-1])))
+            found = number_in_stage(run, stage) / statistics.arrivals
+            assert abs(found - in_stage_s) <= 1e-9 * scale * max(1.0, in_stage_s)
+
+
+@settings(max_examples=60)
+@given(SEEDS)
+def test_a_whole_batch_ends_together_and_holds_no_more_than_the_limit(seed: int) -> None:
+    pipeline = random_pipeline(seed)
+    run = simulate_with_heap(pipeline.workload, pipeline.stations)
+    batches: dict[tuple[int, int], list[Happening]] = defaultdict(list)
+    for entry in run.log:
+        if entry.what == "ends":
+            batches[entry.stage, entry.batch].append(entry)
+    gone = evaluate(pipeline.workload, pipeline.stations, keep=range(len(pipeline.stations))).departures
+    left_s = {(s, e): t for s, d in gone.items() for e, t in zip(d.events.tolist(), d.times_s.tolist(), strict=True)}
+    for (stage, _), entries in batches.items():
+        station = pipeline.stations[stage]
+        assert len(entries) <= station.limits[station.kinds[entries[0].replica]]
+        assert {left_s[stage, entry.event] for entry in entries} == {entries[0].time_s}
+
+
+@settings(max_examples=60)
+@given(SEEDS)
+def test_no_event_waits_while_a_replica_that_may_take_it_is_free(seed: int) -> None:
+    """Work conservation, at stages that do not wait for fuller batches."""
+    pipeline = random_pipeline(seed)
+    run = simulate_with_heap(pipeline.workload, pipeline.stations)
+    for stage, station in enumerate(pipeline.stations):
+        log = [entry for entry in run.log if entry.stage == stage]
+        if station.max_wait_s > 0:
+            continue
+        if station.owners is None:
+            assert busy_while_waiting(log, station.replicas)
+        else:
+            for replica in {entry.replica for entry in log}:
+                assert busy_while_waiting([entry for entry in log if entry.replica == replica], 1)
+
+
+def busy_while_waiting(log: list[Happening], replicas: int) -> bool:
+    """Whether all replicas are at work after every instant after which some event still waits."""
+    waiting, at_work = 0, set[int]()
+    for i, entry in enumerate(log):
+        waiting += {"arrives": 1, "starts": -1, "ends": 0}[entry.what]
+        if entry.what == "starts":
+            at_work.add(entry.replica)
+        elif entry.what == "ends":
+            at_work.discard(entry.replica)
+        last_of_instant = i + 1 == len(log) or log[i + 1].time_s > entry.time_s
+        if last_of_instant and waiting > 0 and len(at_work) < replicas:
+            return False
+    return True
+
+
+@settings(max_examples=40)
+@given(SEEDS)
+def test_the_same_seed_gives_the_same_bytes(seed: int) -> None:
+    def run() -> bytes:
+        pipeline: RandomPipeline = random_pipeline(seed)
+        latency_s = evaluate(pipeline.workload, pipeline.stations).latency_s
+        assert latency_s is not None
+        return latency_s.tobytes()
+
+    assert run() == run()
+
+
+@settings(max_examples=40)
+@given(SEEDS)
+def test_an_event_is_never_faster_than_its_services_and_hops(seed: int) -> None:
+    """Latency ≥ the longest path over the stages visited, each in its shortest service time."""
+    pipeline = random_pipeline(seed)
+    workload = pipeline.workload
+    latency_s = evaluate(workload, pipeline.stations).latency_s
+    assert latency_s is not None
+    fastest_s = {s: station.fastest_s for s, station in enumerate(pipeline.stations)}
+    rest_s = fastest_rest_s(workload, fastest_s)
+    for s in workload.shape.entries():
+        bound_s = workload.hop_s + fastest_s[s] + rest_s[s][workload.masks]
+        known = ~np.isnan(latency_s)
+        assert (latency_s[known] >= bound_s[known] * (1 - 1e-6) - 1e-6).all()

@@ -1,0 +1,89 @@
+"""Stopping early: never wrongly, and for the planner's sake early."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from inferline_stream.estimator.evaluation import (
+    count_late,
+    evaluate,
+    fastest_rest_s,
+    simulate_stage,
+)
+from inferline_stream.estimator.station import station
+from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.shape import Paths
+from inferline_stream.pipeline.trace import gamma_trace
+from tests.unit.estimator.random_pipelines import random_pipeline
+from tests.unit.estimator.small import C_SKIPPED, C_TAKEN, DIAMOND, ONE, allocated, measured
+
+
+def test_the_count_of_late_events_is_that_of_latencies_above_the_slo() -> None:
+    for seed in range(60):
+        pipeline = random_pipeline(seed)
+        latency_s = evaluate(pipeline.workload, pipeline.stations).latency_s
+        assert latency_s is not None
+        if np.isnan(latency_s).all():
+            continue
+        slo_s = float(np.nanmedian(latency_s))
+        exact = int((latency_s > slo_s).sum())
+        assert evaluate(pipeline.workload, pipeline.stations, slo_s=slo_s).late == exact
+        early = evaluate(pipeline.workload, pipeline.stations, slo_s=slo_s, allowed=len(latency_s), latencies=False)
+        assert early.late == exact, f"seed {seed}"
+        assert early.latency_s is None
+
+
+def test_it_aborts_exactly_when_more_events_are_late_than_allowed() -> None:
+    for seed in range(60, 110):
+        pipeline = random_pipeline(seed)
+        latency_s = evaluate(pipeline.workload, pipeline.stations).latency_s
+        assert latency_s is not None
+        if np.isnan(latency_s).all():
+            continue
+        slo_s = float(np.nanquantile(latency_s, 0.8))
+        exact = int((latency_s > slo_s).sum())
+        for allowed in {0, max(0, exact - 1), exact, exact + 1}:
+            found = evaluate(pipeline.workload, pipeline.stations, slo_s=slo_s, allowed=allowed, slice_events=5)
+            assert found.aborted == (exact > allowed), f"seed {seed}, {allowed} allowed, {exact} late"
+
+
+def test_a_hopeless_plan_is_given_up_after_a_small_part_of_the_trace() -> None:
+    profile = measured(ONE, {"a": {1: 0.1}})
+    workload = prepare(ONE, profile, gamma_trace(100, 1.0, 1000, np.random.default_rng(0)))
+    overloaded = [station(profile, "a", allocated())]
+    found = evaluate(workload, overloaded, slo_s=0.5, allowed=len(workload) // 100, slice_events=1000)
+    assert found.aborted
+    assert found.simulated_events < len(workload) // 20
+
+
+def test_events_are_doomed_before_the_last_stage_when_the_rest_cannot_be_fast_enough() -> None:
+    profile = measured(DIAMOND, {s: {1: 1.0} for s in DIAMOND.stages}, paths=Paths((C_TAKEN,), (1.0,)), hop_s=0.1)
+    workload = prepare(DIAMOND, profile, gamma_trace(0.1, 0.0, 100, np.random.default_rng(0)))
+    rest_s = fastest_rest_s(workload, {0: 1.0, 1: 2.0, 2: 4.0, 3: 8.0})
+    assert rest_s[:, 0] == pytest.approx([0.1 + 4.0 + 0.1 + 8.0 + 0.1, 0.1 + 8.0 + 0.1, 0.1 + 8.0 + 0.1, 0.1])
+
+
+def test_the_fastest_rest_depends_on_the_path() -> None:
+    paths = Paths((C_TAKEN, C_SKIPPED), (0.5, 0.5))
+    profile = measured(DIAMOND, {s: {1: 1.0} for s in DIAMOND.stages}, paths=paths)
+    workload = prepare(DIAMOND, profile, gamma_trace(1, 1.0, 10, np.random.default_rng(0)))
+    rest_s = fastest_rest_s(workload, {0: 1.0, 1: 2.0, 2: 4.0, 3: 8.0})
+    assert rest_s[0] == pytest.approx([12.0, 10.0])
+    assert rest_s[2, 1] == -math.inf
+
+
+def test_one_stage_gives_up_once_more_events_are_late_than_allowed() -> None:
+    profile = measured(ONE, {"a": {1: 0.02}}, hop_s=0.001)
+    workload = prepare(ONE, profile, gamma_trace(40, 1.0, 100, np.random.default_rng(0)))
+    serving = station(profile, "a", allocated())
+    whole = simulate_stage(workload, 0, {}, serving)
+    assert whole is not None
+    late_s = 0.1
+    late = int((whole.times_s - workload.entry_s[whole.events] > late_s).sum())
+    assert late > 10
+    assert simulate_stage(workload, 0, {}, serving, late_s=late_s, allowed=late - 1) is None
+    assert simulate_stage(workload, 0, {}, serving, late_s=late_s, allowed=late) is not None
+    assert count_late(workload, whole, late_s + workload.hop_s) == pytest.approx(late, abs=1)

@@ -1,0 +1,132 @@
+"""Bit for bit: the compiled kernels, their interpreted source and the event heap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from inferline_stream.estimator.compiled import interpreted
+from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
+from inferline_stream.estimator.reference import simulate_with_heap
+from inferline_stream.estimator.station import station
+from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.trace import Trace
+from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipeline
+from tests.unit.estimator.small import ONE, allocated, measured
+
+GROUPS = 10
+PIPELINES_PER_GROUP = 110
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a, b, equal_nan=True)
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_a_thousand_random_pipelines_give_the_latencies_of_the_event_heap(group: int) -> None:
+    for seed in range(group * PIPELINES_PER_GROUP, (group + 1) * PIPELINES_PER_GROUP):
+        pipeline = random_pipeline(seed)
+        expected = simulate_with_heap(pipeline.workload, pipeline.stations).latency_s
+        for slice_events in (1 if seed % 5 == 0 else 7, 10_000):
+            found = evaluate(pipeline.workload, pipeline.stations, slice_events=slice_events).latency_s
+            assert found is not None
+            assert same(found, expected), f"seed {seed}, slices of {slice_events}"
+
+
+def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
+    pipelines = [random_pipeline(seed) for seed in range(200)]
+    stations = [s for pipeline in pipelines for s in pipeline.stations]
+    shapes = [pipeline.workload.shape for pipeline in pipelines]
+    assert sum(bool(shape.joins()) for shape in shapes) > 50
+    assert sum(any(a.conditional for a in shape.arrows) for shape in shapes) > 50
+    assert sum(any(feed.skips for feed in p.workload.feeds) for p in pipelines) > 10
+    assert sum(s.owners is not None for s in stations) > 100
+    assert sum(s.by_entry and s.owners is None for s in stations) > 100
+    assert sum(s.max_wait_s > 0 for s in stations) > 100
+    assert sum(s.limits.size > 1 for s in stations) > 100
+    assert sum(s.levels.size > 1 for s in stations) > 100
+    assert sum(np.unique(p.workload.entry_s).size < len(p.workload) for p in pipelines) > 20
+
+
+def test_the_interpreted_source_of_the_kernels_gives_the_same_bits() -> None:
+    for seed in range(120):
+        compiled, plain = random_pipeline(seed, events=60), random_pipeline(seed, events=60, code=interpreted)
+        assert np.array_equal(compiled.workload.masks, plain.workload.masks)
+        with np.errstate(over="ignore"):  # positions wrap around below zero, as in machine code
+            expected = evaluate(plain.workload, plain.stations, slice_events=13, code=interpreted)
+        found = evaluate(compiled.workload, compiled.stations, slice_events=13)
+        assert found.latency_s is not None
+        assert expected.latency_s is not None
+        assert same(found.latency_s, expected.latency_s), f"seed {seed}"
+        for stage, statistics in expected.statistics.items():
+            assert np.array_equal(found.statistics[stage].batches, statistics.batches)
+
+
+def stage_by_stage(pipeline: RandomPipeline) -> dict[int, Departures]:
+    shape = pipeline.workload.shape
+    gone: dict[int, Departures] = {}
+    for stage, serving in enumerate(pipeline.stations):
+        upstream = {s: gone[s] for s in pipeline.workload.needs(stage)}
+        writers = sum(pipeline.stations[shape.arrows[a].parent].replicas for a in shape.parents(stage))
+        departures = simulate_stage(
+            pipeline.workload, stage, upstream, serving, producers=max(1, writers), slice_events=17
+        )
+        assert departures is not None
+        gone[stage] = departures
+    return gone
+
+
+def test_stages_simulated_one_by_one_give_the_same_departures_as_all_together() -> None:
+    for seed in range(2000, 2100):
+        pipeline = random_pipeline(seed)
+        together = evaluate(pipeline.workload, pipeline.stations, keep=range(len(pipeline.stations)), slice_events=50)
+        for stage, departures in stage_by_stage(pipeline).items():
+            expected = together.departures[stage]
+            assert same(departures.times_s, expected.times_s), f"seed {seed}, stage {stage}"
+            assert np.array_equal(departures.events, expected.events)
+            assert same(departures.skipped.times, expected.skipped.times)
+            assert np.all(np.diff(departures.times_s) >= 0)
+
+
+def test_keeping_departures_upstream_of_a_change_changes_nothing() -> None:
+    rng = np.random.default_rng(5)
+    for seed in range(2100, 2180):
+        pipeline = random_pipeline(seed)
+        stages = len(pipeline.stations)
+        changed = int(rng.integers(stages))
+        first = evaluate(pipeline.workload, pipeline.stations, keep=range(stages))
+        other = random_pipeline(seed + 10_000).stations[0]
+        stations = [other if s == changed else serving for s, serving in enumerate(pipeline.stations)]
+        below = {changed}
+        for arrow in sorted(pipeline.workload.shape.arrows, key=lambda a: a.child):
+            if arrow.parent in below:
+                below.add(arrow.child)
+        kept = {s: d for s, d in first.departures.items() if s not in below}
+        whole = evaluate(pipeline.workload, stations)
+        partial = evaluate(pipeline.workload, stations, kept=kept, slice_events=11)
+        assert partial.latency_s is not None
+        assert whole.latency_s is not None
+        assert same(partial.latency_s, whole.latency_s), f"seed {seed}"
+        assert partial.simulated_events <= whole.simulated_events
+
+
+def test_latencies_come_from_the_final_stage_departures() -> None:
+    for seed in range(2200, 2240):
+        pipeline = random_pipeline(seed)
+        finals = pipeline.workload.shape.finals()
+        evaluation = evaluate(pipeline.workload, pipeline.stations, keep=finals)
+        assert evaluation.latency_s is not None
+        found = [latencies_s(pipeline.workload, evaluation.departures[s]) for s in finals]
+        with np.errstate(invalid="ignore"):
+            assert same(np.fmax.reduce(found), evaluation.latency_s)
+
+
+def test_ends_that_cluster_in_time_are_put_in_order_all_the_same() -> None:
+    """More batches end in one bucket of time than sorting by buckets takes: the tree of losers takes over."""
+    profile = measured(ONE, {"a": {1: 0.01, 2: 0.02}}, hop_s=0.001)
+    workload = prepare(ONE, profile, Trace(np.repeat([0.0, 7.0, 5000.0, 9000.0], [900, 3, 900, 2])), seed=1)
+    bound = station(profile, "a", allocated(9, 2), partitions=30)
+    expected = simulate_with_heap(workload, [bound]).latency_s
+    found = evaluate(workload, [bound]).latency_s
+    assert found is not None
+    assert same(found, expected)
