@@ -174,4 +174,5 @@ def _log_to(people: Console) -> None:
     """Warnings go where people look, without tearing the live table."""
     handler = RichHandler(console=people, show_time=False, show_path=False, markup=False, highlighter=None)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what matters of it comes as our own errors
+    for noisy in ("aiokafka", "faust", "mode"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what matters of them comes as our own errors

@@ -10,7 +10,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -42,10 +44,18 @@ from inferline_stream.tuner.policy import Policy, TunerState
 logger = logging.getLogger(__name__)
 
 _KEEP_S = 0.1
+_TIMER_SILENT_S = 0.3
+"""The Faust app's timer is taken for gone after so long: the loop's own goes on."""
+
+_HOST_AGAIN_S = 30.0
 _STATE_S = 0.5
 _REBALANCE_S = 5.0
 _ANSWERED_S = 0.5
 """Kafka counts as answering for this long after an answer."""
+
+
+Host = Callable[..., AbstractAsyncContextManager[Any]]
+"""Makes a `controlplane.app.ControlApp`, given what takes its records and its timer's step."""
 
 
 @dataclass(slots=True)
@@ -63,6 +73,7 @@ class Controller:
         resume: the Tuner's state for a plan and replicas that are there: after a pause, and for a new plan.
         told: called with every decision, at once.
         wanted: replicas to ask for first; by default the plan's.
+        host: loads and returns what makes the Faust app of this term; called in a thread. None runs without one.
     """
 
     running: Running
@@ -75,6 +86,7 @@ class Controller:
     resume: Callable[[Plan, Mapping[str, Mapping[str, int]]], TunerState]
     told: Callable[[DecisionRecord], None] = lambda record: None
     wanted: dict[tuple[str, str], int] = field(default_factory=dict)
+    host: Callable[[], Host] | None = None
     stock: dict[str, int] = field(default_factory=dict)
     """Most replicas of a hardware kind, where this place has fewer than the catalogue says."""
     failures: int = 0
@@ -102,6 +114,7 @@ class Controller:
     _rebalanced_s: float = 0.0
     _decides_from_s: float | None = None
     _was_paused: bool = False
+    _timer_s: float = float("-inf")
 
     def __post_init__(self) -> None:
         self._assigning = assigning.recovered(
@@ -148,6 +161,7 @@ class Controller:
                     (settings.tuner_step_s, self._tune),
                     (_STATE_S, self._look),
                     (_KEEP_S, lambda: self._keep(arrivals)),
+                    (_HOST_AGAIN_S, self._host),
                 ):
                     tasks.create_task(self._every(period_s, step))
 
@@ -291,6 +305,32 @@ class Controller:
         }
 
     async def _tune(self) -> None:
+        """Tune, unless the Faust app's timer does."""
+        if asyncio.get_running_loop().time() - self._timer_s > _TIMER_SILENT_S:
+            await self._tune_once()
+
+    async def _tune_by_timer(self) -> None:
+        self._timer_s = asyncio.get_running_loop().time()
+        try:
+            await self._tune_once()
+        except Exception:  # what a step raises must not end the app
+            self.failures += 1
+            logger.exception("a step of the Tuner failed")
+
+    async def _host(self) -> None:
+        """Run the Faust app beside the loop, which goes on without it."""
+        if self.host is None or self.watching is None:
+            await asyncio.Event().wait()
+            return
+        app = await asyncio.to_thread(self.host)
+        async with app(
+            report=self.watching.report_by_agent,
+            arrivals=self.watching.arrivals,
+            tune=self._tune_by_timer,
+        ):
+            await asyncio.Event().wait()
+
+    async def _tune_once(self) -> None:
         loop_s, now_s = asyncio.get_running_loop().time(), time.time()
         if self.held or not self._begun(loop_s):
             return

@@ -11,12 +11,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.controlplane.controller import Controller
+from inferline_stream.controlplane.controller import Controller, Host
 from inferline_stream.controlplane.keeping import nested
 from inferline_stream.controlplane.leadership import Leadership
 from inferline_stream.controlplane.ledger import Bounds, bounds_now, read_ledger
@@ -122,6 +123,7 @@ class Run:
         duration_s: stop after so long; None runs to the end of the feed, or until told to stop.
         page_port: of the live page; 0 for any free one, None for no page.
         metrics_port: of `/metrics`; likewise.
+        faust: host the control loop's agents and timer in a Faust app as well.
         settings: periods and time limits.
     """
 
@@ -141,6 +143,7 @@ class Run:
     duration_s: float | None = None
     page_port: int | None = None
     metrics_port: int | None = None
+    faust: bool = True
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -399,6 +402,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
             told=watcher.decided,
             wanted=wanted,
             stock=stock,
+            host=(lambda: _faust_app(run, names, leadership.term)) if run.faust else None,
         )
         stack.enter_context(
             served(
@@ -440,6 +444,14 @@ async def run_to_report(run: Run, watcher: Watcher, stop: asyncio.Event, actuato
         await under_way.fed(stop)
         lag = await under_way.drain()
         return await under_way.report(lag)
+
+
+def _faust_app(run: Run, names: Names, term: int) -> Host:
+    """Imports Faust, which takes a while: called in a thread."""
+    from inferline_stream.controlplane.app import ControlApp
+
+    folder, every_s = run.log_folder / "faust", run.settings.tuner_step_s
+    return partial(ControlApp, run.bootstrap_servers, names, term, folder=folder, tune_every_s=every_s)
 
 
 def _going_on(run: Run, found: Found) -> tuple[Plan, dict[tuple[str, str], int]]:

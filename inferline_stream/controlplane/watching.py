@@ -27,6 +27,10 @@ _CLOCKS_APART_S = 0.5
 """Another controller's ticks are taken at its own clock's word only this far into our future."""
 
 
+_AGENT_SILENT_S = 1.5
+"""An agent that has brought nothing for so long (replicas report twice a second) may be gone: read ourselves again."""
+
+
 @dataclass(slots=True)
 class Watching:
     """Fills a picture.
@@ -49,6 +53,7 @@ class Watching:
     _topics: dict[str, int] = field(default_factory=dict)
     _samples: int = 0
     _first_ends: dict[str, int] = field(default_factory=dict)
+    _agent_s: float = float("-inf")
     _next: dict[tuple[str, int], int] = field(default_factory=dict)
     """Next offset to apply, by topic and partition: a record may come from two readers."""
 
@@ -94,8 +99,16 @@ class Watching:
             )
             history.committed(asyncio.get_running_loop().time(), committed)
 
+    def report_by_agent(self, partition: int, offset: int, value: bytes | None) -> None:
+        """A record of the stage-stats topic that the Faust app's agent brings."""
+        self.report(partition, offset, value)
+        self._agent_s = asyncio.get_running_loop().time()
+
     async def hear(self, reports: TopicFollower) -> None:
-        """Take in the reports that have come, waiting for the first."""
+        """Take in the reports that have come, waiting for the first; idle while an agent brings them."""
+        if asyncio.get_running_loop().time() - self._agent_s < _AGENT_SILENT_S:
+            await asyncio.sleep(0.1)
+            return
         for record in await reports.read(1.0):
             self.report(record.partition, record.offset, record.value)
 
@@ -127,7 +140,3 @@ class Watching:
             return False
         self._next[topic, partition] = offset + 1
         return True
-
-    def applied(self, topic: str) -> int:
-        """Next offset of a topic's first partition that has not been applied."""
-        return self._next.get((topic, 0), 0)
