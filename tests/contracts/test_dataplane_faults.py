@@ -2,13 +2,11 @@
 
 import asyncio
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, ProducerFenced
 
 from inferline_stream.testing.directing import Director
 
@@ -178,31 +176,3 @@ async def test_a_suspended_replica_in_exactly_once_mode_is_fenced_and_leaves(kaf
         assert Counter(map(event_id, await sink(director))) == Counter(ids)
         # What the zombie had begun is in the topic, aborted: only readers of uncommitted records see it.
         assert len(await sink(director, isolation="read_uncommitted")) >= len(ids)
-
-
-async def test_pillar_initialising_a_transactional_id_fences_its_older_producer(kafka):
-    """The first of the three facts that the design stands on; the others are the lease's clock and offsets' expiry."""
-    name = f"pillar-{time.time_ns()}"
-    old, new = (AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=name) for _ in range(2))
-    topic = await own_topic(kafka.bootstrap_servers, name)
-    async with old:
-        await old.begin_transaction()
-        await old.send_and_wait(topic, b"old")
-        async with new:
-            with pytest.raises((ProducerFenced, KafkaError)):
-                await old.send_and_wait(topic, b"too late")
-            async with new.transaction():
-                await new.send_and_wait(topic, b"new")
-    consumer = AIOKafkaConsumer(
-        topic, bootstrap_servers=kafka.bootstrap_servers, isolation_level="read_committed", auto_offset_reset="earliest"
-    )
-    async with consumer:
-        record = await asyncio.wait_for(consumer.getone(), 10)
-    assert record.value == b"new"
-
-
-async def own_topic(bootstrap_servers: str, name: str) -> str:
-    from inferline_stream.dataplane.topics import TopicSettings, create_topics
-
-    await create_topics(bootstrap_servers, [TopicSettings(name, 1, "a test's own")])
-    return name
