@@ -306,8 +306,13 @@ class Controller:
 
     async def _tune(self) -> None:
         """Tune, unless the Faust app's timer does."""
-        if asyncio.get_running_loop().time() - self._timer_s > _TIMER_SILENT_S:
+        if not self.tuned_by_timer:
             await self._tune_once()
+
+    @property
+    def tuned_by_timer(self) -> bool:
+        """Whether the Faust app's timer drives the Tuner at present."""
+        return asyncio.get_running_loop().time() - self._timer_s < _TIMER_SILENT_S
 
     async def _tune_by_timer(self) -> None:
         self._timer_s = asyncio.get_running_loop().time()

@@ -104,9 +104,14 @@ class Watching:
         self.report(partition, offset, value)
         self._agent_s = asyncio.get_running_loop().time()
 
+    @property
+    def by_agents(self) -> bool:
+        """Whether the Faust app's agents bring the reports at present."""
+        return asyncio.get_running_loop().time() - self._agent_s < _AGENT_SILENT_S
+
     async def hear(self, reports: TopicFollower) -> None:
         """Take in the reports that have come, waiting for the first; idle while an agent brings them."""
-        if asyncio.get_running_loop().time() - self._agent_s < _AGENT_SILENT_S:
+        if self.by_agents:
             await asyncio.sleep(0.1)
             return
         for record in await reports.read(1.0):

@@ -1,0 +1,70 @@
+"""The Faust app on the embedded broker: its agents bring every record, its timer ticks, and the loop notices if not."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from pathlib import Path
+
+from inferline_stream.controlplane.app import ControlApp
+from inferline_stream.controlplane.session import Quiet, Run, session
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.pipeline.names import Names
+from inferline_stream.testing.kafka import KafkaServer
+
+
+async def test_agents_bring_each_record_with_its_offset_and_the_timer_ticks(
+    embedded_broker: KafkaServer, tmp_path: Path
+) -> None:
+    names, servers = Names(f"p{secrets.token_hex(4)}"), embedded_broker.bootstrap_servers
+    topics = [TopicSettings(names.stage_stats, 1, "reports"), TopicSettings(names.arrivals, 1, "arrivals")]
+    await create_topics(servers, topics, replication=1)
+    reports: list[tuple[int, int, bytes | None]] = []
+    arrivals: list[tuple[int, int, bytes | None]] = []
+    ticks: list[float] = []
+
+    async def tune() -> None:
+        ticks.append(asyncio.get_running_loop().time())
+
+    async def heard() -> bool:
+        return len(reports) >= 3 and len(arrivals) >= 1 and len(ticks) >= 5
+
+    app = ControlApp(
+        servers,
+        names,
+        1,
+        folder=tmp_path,
+        report=lambda *record: reports.append(record),
+        arrivals=lambda *record: arrivals.append(record),
+        tune=tune,
+        tune_every_s=0.1,
+    )
+    async with asyncio.timeout(60), app:
+        for number in range(3):
+            await write_once(servers, Written(names.stage_stats, "a", b"%d" % number))
+        await write_once(servers, Written(names.arrivals, "s", b"x"))
+        assert await until(heard, 20.0)
+    assert reports == [(0, number, b"%d" % number) for number in range(3)]
+    assert arrivals == [(0, 0, b"x")]
+
+
+async def test_a_run_hears_by_its_agents_and_goes_on_by_itself_where_there_are_none(
+    swing, embedded_broker: KafkaServer
+) -> None:
+    hosted: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3)])
+    alone: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3)], faust=False)
+    for run, by_agents in ((hosted, True), (alone, False)):
+        async with asyncio.timeout(60), session(run, Quiet()) as under_way:
+            await under_way.ready()
+            controller = under_way.controller
+
+            async def brought(controller=controller) -> bool:
+                return controller.watching.by_agents and controller.tuned_by_timer
+
+            assert await until(brought, 10.0 if by_agents else 1.0) is by_agents
+            await under_way.fed(asyncio.Event())
+            report = await under_way.report(await under_way.drain())
+        assert (report.lost, report.events_in) == (0, report.events_out)
+        assert controller.failures == 0
