@@ -1,13 +1,12 @@
 """The embedded broker: one node in memory that speaks the Kafka protocol to clients of several processes.
 
-It keeps nothing. Its scope is frozen to the contract tests, which it shares with Apache Kafka, and which say what it can
-do: produce and fetch, topics, consumer groups of the classic protocol, idempotence, transactions, compaction. It does not
-replicate, authenticate, expire offsets, know static members, or recompress.
+It keeps nothing. Its scope is frozen to the contract tests that it shares with Apache Kafka: produce and fetch, topics,
+consumer groups of the classic protocol, idempotence, transactions, compaction. It does not replicate, authenticate,
+recompress, expire offsets, or know static members.
 
-    wire        requests and answers as bytes        batch, producer_state, transaction_index, compaction   of one partition's
-    requests    who answers what, in which version   log, settings, topics                                  records
-    serving_*   answers, one kind of thing each      membership, groups                                     consumer groups
-    server      connections                          transactions                                           across partitions
+- connections: `server`, `requests` (who answers what, in which versions), `wire` (bytes), `serving_*` (the answers)
+- one partition: `log`, `batch`, `producer_state`, `transaction_index`, `compaction`
+- across partitions: `topics`, `settings`, `groups`, `membership`, `transactions`
 
 What a client may not do is refused with aiokafka's `BrokerResponseError`s, whose codes are Kafka's own.
 """

@@ -10,6 +10,7 @@ from aiokafka.errors import (
     InvalidProducerEpoch,
     InvalidTransactionTimeout,
     InvalidTxnState,
+    NotLeaderForPartitionError,
     OutOfOrderSequenceNumber,
     ProducerFenced,
 )
@@ -42,12 +43,16 @@ def batch(producer_id, epoch, sequence, *values, transactional=False):
 
 
 async def produce(clients, topic, data, transactional_id=None):
-    """Code and offset of one batch."""
+    """Code and offset of one batch; waits until the new topic's leader leads."""
     request = ProduceRequest(
         transactional_id=transactional_id, required_acks=-1, timeout=10_000, topics=[(topic, [(0, data)])]
     )
-    ((_, (answer,)),) = (await clients.send(request)).topics
-    return answer[1], answer[2]
+    async with asyncio.timeout(20):
+        while True:
+            ((_, (answer,)),) = (await clients.send(request)).topics
+            if answer[1] != NotLeaderForPartitionError.errno:
+                return answer[1], answer[2]
+            await asyncio.sleep(0.02)
 
 
 async def new_producer(clients, transactional_id=None, timeout_ms=60_000):
