@@ -5,6 +5,9 @@
 - `embedded_broker`: one embedded broker for the whole session, in a process of its own.
 - `kafka`: the test runs twice, once on each.
 - `own_apache_kafka`: a broker of the test's own, to be stopped, killed, suspended and restarted.
+
+A Kafka that is given by `KAFKA_BOOTSTRAP_SERVERS` should be a single node with `local_kafka.TEST_SETTINGS`: tests create
+topics of one copy, rely on topics not appearing by themselves, and let sessions and transactions end within a second.
 """
 
 from __future__ import annotations
