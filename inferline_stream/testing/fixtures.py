@@ -6,8 +6,8 @@
 - `kafka`: the test runs twice, once on each.
 - `own_apache_kafka`: a broker of the test's own, to be stopped, killed, suspended and restarted.
 
-A Kafka that is given by `KAFKA_BOOTSTRAP_SERVERS` should be a single node with `local_kafka.TEST_SETTINGS`: tests create
-topics of one copy, rely on topics not appearing by themselves, and let sessions and transactions end within a second.
+A Kafka that is given by `KAFKA_BOOTSTRAP_SERVERS` should be a single node with `local_kafka.TEST_SETTINGS`: tests
+create topics of one copy, expect none to appear by itself, and let sessions and transactions end within a second.
 """
 
 from __future__ import annotations
