@@ -165,9 +165,10 @@ def _declared(*extras: str) -> dict[str, Requirement]:
 def test_every_library_that_is_imported_is_declared(folder, extras):
     distributions = metadata.packages_distributions()
     declared = _declared(*extras)
+    examples = {path.stem for path in ROOT.glob("topologies/*/*.py")}
     # Topologies among the tests are wrong on purpose, some in what they import.
     for file in (ROOT / folder).rglob("test_*.py" if folder == "tests" else "*.py"):
-        beside = {path.stem for path in file.parent.iterdir()}
+        beside = {path.stem for path in file.parent.iterdir()} | (examples if folder == "tests" else set())
         known = {"inferline_stream", "tests", *sys.stdlib_module_names, *beside}
         for name in _imports(file) - known:
             provided_by = {canonicalize_name(d) for d in distributions.get(name, [name])}
