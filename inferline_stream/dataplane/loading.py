@@ -84,7 +84,12 @@ def _forget_namesakes(folder: Path) -> None:
         file = package if package.is_file() else entry
         known = sys.modules.get(entry.stem)
         origin = getattr(known, "__file__", None)
-        if file.suffix != ".py" or entry.stem == "__main__" or origin is None or Path(origin) == file:
+        if (
+            file.suffix != ".py"
+            or entry.stem in ("__main__", "inferline_stream")
+            or origin is None
+            or Path(origin) == file
+        ):
             continue
         if not str(origin).startswith(installed):
             for name in [n for n in sys.modules if n == entry.stem or n.startswith(f"{entry.stem}.")]:
