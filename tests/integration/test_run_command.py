@@ -65,10 +65,10 @@ def test_an_slo_that_nothing_meets_ends_the_run_with_code_4_and_the_smallest_tha
     done = run(hasty)
     assert done.returncode == 4
     assert "Traceback" not in done.stderr
-    smallest = re.search(r"smallest[^\n]*?(\d+(?:\.\d+)?)\s*ms", done.stderr)
+    smallest = re.search(r"SLO of (\d+\.\d+) s or more", done.stderr)
     assert smallest is not None, done.stderr
-    # No path is shorter than its stages' service times at batch 1: 4 + 3 ms without the search, 4 + 25 + 3 ms with it.
-    assert float(smallest[1]) > 32
+    # With the search an event takes 4 + 25 + 3 ms on the fastest hardware, and two hops more than that.
+    assert 0.032 < float(smallest[1]) < 0.2
 
 
 def test_ctrl_c_drains_and_reports_and_metrics_tell_the_story_meanwhile(minimal: Path) -> None:
