@@ -8,6 +8,7 @@ the very same records at the same time, so that the machine's noise meets both.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import statistics
 import struct
@@ -19,7 +20,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
@@ -61,10 +61,10 @@ async def _measure(bootstrap_servers: str, folder: Path, *, quick: bool) -> dict
             # Faust passes a fraction of what the others do; a fraction of the backlog tells its rate.
             enough = backlog // 8 if side == "faust" else backlog
             sink = await _own_topic(bootstrap_servers)
-            async with _side(side, bootstrap_servers, folder, source, sink) as process:
-                before_s = _cpu_s(process)
+            async with _side(side, bootstrap_servers, folder, source, sink) as pid:
+                before_s = _cpu_s(pid)
                 found.append(await _rate(bootstrap_servers, sink, enough))
-                cpu_s[side].append((_cpu_s(process) - before_s) / enough)
+                cpu_s[side].append((_cpu_s(pid) - before_s) / enough)
     latency_s = await _latency(bootstrap_servers, folder, seconds)
     replica_s, bare_s = latency_s["replica"], latency_s["bare"]
     return {
@@ -161,12 +161,10 @@ async def _own_topic(bootstrap_servers: str) -> str:
 
 
 @asynccontextmanager
-async def _side(
-    side: str, bootstrap_servers: str, folder: Path, source: str, sink: str
-) -> AsyncIterator[psutil.Process]:
+async def _side(side: str, bootstrap_servers: str, folder: Path, source: str, sink: str) -> AsyncIterator[int]:
     if side != "replica":
-        async with _other(side, bootstrap_servers, source, sink) as process:
-            yield process
+        async with _other(side, bootstrap_servers, source, sink) as pid:
+            yield pid
         return
     name = f"passing-{secrets.token_hex(4)}"
     topology = folder / f"{name.replace('-', '_')}.py"
@@ -174,11 +172,11 @@ async def _side(
     async with Director(bootstrap_servers, topology, prefix="", max_batch_size=BATCH_SIZE) as director:
         replica = await director.start("work")
         await director.assign(replica, range(PARTITIONS))
-        yield psutil.Process(director.processes[replica].pid)
+        yield director.processes[replica].pid
 
 
 @asynccontextmanager
-async def _other(side: str, bootstrap_servers: str, source: str, sink: str) -> AsyncIterator[psutil.Process]:
+async def _other(side: str, bootstrap_servers: str, source: str, sink: str) -> AsyncIterator[int]:
     module = {"bare": "_bare_loop", "faust": "_faust_agent"}[side]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -193,12 +191,13 @@ async def _other(side: str, bootstrap_servers: str, source: str, sink: str) -> A
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        yield psutil.Process(process.pid)
+        yield process.pid
     finally:
         process.kill()
         await process.wait()
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+def _cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used: proc(5), utime and stime."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
