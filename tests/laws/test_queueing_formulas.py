@@ -2,7 +2,8 @@
 
 Lengths are chosen so that 2 % is many standard deviations. The mean wait of n events of an M/M/1 queue has variance
 of about ρ(2 + 5ρ − 4ρ² + ρ³)/((1 − ρ)⁴ n µ²) (Whitt 1989); at ρ = 0.7 and n = 4·10⁶ that is 0.4 % of the wait, and less
-for steadier service. With 16 servers at ρ = 0.85 it was 0.7 % over seeds: hence three times as many events there. Traces are drawn from fixed seeds: the tests never flicker.
+for steadier service. With 16 servers at ρ = 0.85 it was 0.7 % over seeds: hence three times as many events there.
+Traces are drawn from fixed seeds: the tests never flicker.
 """
 
 from __future__ import annotations

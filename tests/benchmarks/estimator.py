@@ -1,0 +1,183 @@
+"""How fast the Estimator is, and whether it is exact. CPU seconds, medians of several repeats."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from inferline_stream.estimator.compiled import compiled
+from inferline_stream.estimator.evaluation import SLICE_EVENTS, evaluate
+from inferline_stream.estimator.kernels import Tokens
+from inferline_stream.estimator.reference import simulate_with_heap
+from inferline_stream.estimator.server import Server
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.estimator.station import Station, station
+from inferline_stream.estimator.warmup import compile_kernels
+from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
+from inferline_stream.pipeline.trace import Trace, gamma_trace
+from tests.benchmarks._comparators import Network, simulate_with_plain_heap, simulate_with_simpy
+from tests.unit.estimator.random_pipelines import random_pipeline
+
+CELLS = [(replicas, batch, rho) for replicas, batch in ((1, 1), (4, 8), (16, 32), (64, 64)) for rho in (0.7, 0.9)]
+
+# Detect, then classify what has a face, then combine: one conditional edge and one join.
+SHAPE = Shape(
+    ("prepare", "detect", "classify", "combine"),
+    (Arrow(0, 1), Arrow(1, 2, conditional=True), Arrow(1, 3), Arrow(2, 3)),
+)
+HOP_S = 0.001
+PATHS = independent_paths(SHAPE, {("detect", "classify"): 0.4})
+# Odd numbers on purpose: no two sums of them coincide, so that rounding decides nothing when simulators are compared.
+SERVICE_S = {
+    "prepare": (0.0020371, 0.00050913),
+    "detect": (0.0060137, 0.0030171),
+    "classify": (0.0100519, 0.0040239),
+    "combine": (0.0020183, 0.00020107),
+}
+LIMITS = {"prepare": 8, "detect": 16, "classify": 16, "combine": 8}
+REPLICAS_AT_1000 = {"prepare": 1, "detect": 4, "classify": 3, "combine": 1}
+
+
+def measure(quick: bool) -> dict[str, float | int | str | None]:
+    compile_kernels()
+    figures: dict[str, float | int | str | None] = {}
+    figures.update(kernel_figures(200_000 if quick else 1_000_000, 3 if quick else 7))
+    figures.update(pipeline_figures(quick))
+    figures.update(comparison_figures(50_000 if quick else 200_000))
+    figures["mismatches"] = mismatches(100 if quick else 1100)
+    return figures
+
+
+def cpu_s(run: Callable[[], object], repeats: int) -> float:
+    """Median CPU time of several runs."""
+    found = []
+    for _ in range(repeats):
+        gc.collect()
+        start = time.process_time()
+        run()
+        found.append(time.process_time() - start)
+    return statistics.median(found)
+
+
+def kernel_figures(events: int, repeats: int) -> dict[str, float]:
+    """CPU ns per event of one stage, departures in order, for each (replicas, batch limit, utilization)."""
+    shape, profile = Shape(("a",), ()), PipelineProfile({}, Paths((0,), (1.0,)), hop_overhead_s=0.001)
+    figures = {}
+    for replicas, limit, rho in CELLS:
+        table = np.array([[np.nan], *([0.005 + 0.001 * b] for b in range(1, limit + 1))])
+        rate = rho * replicas * limit / table[limit, 0]
+        trace = Trace(np.cumsum(np.random.default_rng(1).exponential(1 / rate, events)))
+        workload = prepare(shape, profile, trace)
+        serving = Station(np.array([limit]), table, np.array([0.5]), np.zeros(replicas, dtype=np.int64))
+        numbers = np.arange(events, dtype=np.int32)
+        times_s = trace.arrivals_s.copy()
+
+        def run(workload=workload, serving=serving, times_s=times_s, numbers=numbers) -> None:
+            server = Server(workload, 0, serving, 1, compiled())
+            gone = 0
+            for first in range(0, events, SLICE_EVENTS):
+                end = min(first + SLICE_EVENTS, events)
+                server.receive(Tokens(times_s[first:end], numbers[first:end]))
+                gone += server.advance(times_s[end] if end < events else np.inf).times.size
+            assert gone == events
+
+        run()
+        figures[f"kernel_{replicas}_{limit}_{rho}_ns"] = cpu_s(run, repeats) / events * 1e9
+    return {"kernel_ns_max": max(figures.values()), **figures}
+
+
+def profile_of(shape: Shape, hop_s: float) -> PipelineProfile:
+    profiles = {}
+    for name in shape.stages:
+        fixed_s, each_s = SERVICE_S[name]
+        rows = tuple(ServiceTime(b, fixed_s + each_s * b) for b in (1, 2, 4, 8, 16))
+        profiles[name, "gpu"] = Profile(name, "gpu", rows)
+    return PipelineProfile(profiles, PATHS, hop_s)
+
+
+def allocations_at(rate: float) -> dict[str, tuple[Allocation, ...]]:
+    return {
+        name: (Allocation("gpu", LIMITS[name], max(1, round(count * rate / 1000))),)
+        for name, count in REPLICAS_AT_1000.items()
+    }
+
+
+def pipeline_figures(quick: bool) -> dict[str, float]:
+    """Whole pipelines with their exact P99, everything included but making the trace and compiling."""
+    profile = profile_of(SHAPE, HOP_S)
+    hour = gamma_trace(1000, 1.0, 3600, np.random.default_rng(2))
+    found: list[float] = []
+    hour_s = cpu_s(lambda: found.append(simulate(SHAPE, allocations_at(1000), profile, hour).p99_s), 3 if quick else 7)
+    partitions = dict.fromkeys(SHAPE.stages, 24)
+
+    def partitioned() -> None:
+        found.append(
+            simulate(SHAPE, allocations_at(1300), profile, hour, queues="partitioned", partitions=partitions).p99_s
+        )
+
+    partitioned_s = cpu_s(partitioned, 3)
+    hours = 4 if quick else 24
+    day = gamma_trace(500, 1.0, hours * 3600, np.random.default_rng(3))
+    day_s = cpu_s(lambda: found.append(simulate(SHAPE, allocations_at(500), profile, day).p99_s), 1 if quick else 3)
+    assert np.isfinite(found).all()
+    return {
+        "hour_pipeline_s": hour_s,
+        "hour_partitioned_s": partitioned_s,
+        "day_pipeline_s": day_s * 24 / hours,
+        "day_hours_measured": hours,
+        "day_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+def comparison_figures(events: int) -> dict[str, float]:
+    """The same work by SimPy, by a hand-written heap and by the Estimator, one after another in one run."""
+    profile = profile_of(SHAPE, HOP_S)
+    trace = gamma_trace(1000, 1.0, events / 1000 * 1.1, np.random.default_rng(4))
+    trace = Trace(trace.arrivals_s[:events].copy())
+    workload = prepare(SHAPE, profile, trace)
+    stations = [station(profile, name, allocations_at(1000)[name]) for name in SHAPE.stages]
+    network = Network.of(workload, stations)
+    results: dict[str, np.ndarray] = {}
+
+    def by_estimator() -> None:
+        latency_s = evaluate(workload, stations).latency_s
+        assert latency_s is not None
+        results["estimator"] = latency_s
+
+    def by_heap() -> None:
+        results["heap"] = simulate_with_plain_heap(network, events)
+
+    def by_simpy() -> None:
+        results["simpy"] = simulate_with_simpy(network, events)
+
+    by_estimator()
+    seconds = {"estimator": cpu_s(by_estimator, 9), "heap": cpu_s(by_heap, 1), "simpy": cpu_s(by_simpy, 1)}
+    seconds["estimator"] = statistics.median([seconds["estimator"], cpu_s(by_estimator, 9)])
+    for name in ("heap", "simpy"):  # the same results, or the comparison would be worth nothing
+        differing = float((np.abs(results[name] - results["estimator"]) > 1e-9).mean())
+        assert differing < 0.001, f"{name}: {differing:.2%} of the latencies differ"
+    visits = sum(s.arrivals for s in evaluate(workload, stations, latencies=False).statistics.values())
+    return {
+        "simpy_ratio": seconds["simpy"] / seconds["estimator"],
+        "heap_ratio": seconds["heap"] / seconds["estimator"],
+        **{f"{name}_ns": s / visits * 1e9 for name, s in seconds.items()},
+    }
+
+
+def mismatches(pipelines: int) -> int:
+    """Random pipelines whose latencies differ in any bit from the event heap's."""
+    count = 0
+    for seed in range(50_000, 50_000 + pipelines):
+        pipeline = random_pipeline(seed)
+        found = evaluate(pipeline.workload, pipeline.stations, slice_events=16).latency_s
+        expected = simulate_with_heap(pipeline.workload, pipeline.stations).latency_s
+        count += found is None or not np.array_equal(found, expected, equal_nan=True)
+    return count
