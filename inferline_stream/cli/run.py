@@ -36,6 +36,10 @@ def run(
     policy: Annotated[
         Literal["default", "inferline"], typer.Option(help="scaling: ours, or the paper's Tuner to the letter")
     ] = "default",
+    delivery: Annotated[
+        Literal["at_least_once", "exactly_once"],
+        typer.Option(help="at_least_once may repeat results after a crash; exactly_once uses transactions"),
+    ] = "at_least_once",
     start: Annotated[
         str, typer.Option(help="where to read from: committed, earliest, latest, or an ISO time")
     ] = "committed",
@@ -63,6 +67,7 @@ def run(
             advisory=advisory,
             algorithm=algorithm,
             policy=policy,
+            delivery=delivery,
             start=start,
             prefix=prefix,
             page_port=ui_port if ui else None,

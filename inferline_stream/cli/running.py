@@ -53,6 +53,7 @@ class Wanted:
     advisory: bool
     algorithm: Literal["default", "inferline", "exact"]
     policy: Literal["default", "inferline"]
+    delivery: Literal["at_least_once", "exactly_once"]
     start: str
     prefix: str
     page_port: int | None
@@ -110,6 +111,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen) 
             prefix=wanted.prefix,
             feed=_feed(wanted, what),
             replication=REPLICATION if wanted.bootstrap_servers else 1,
+            delivery=wanted.delivery,
             start=wanted.start,
             policy=POLICIES[wanted.policy],
             advisory=wanted.advisory,

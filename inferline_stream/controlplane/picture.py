@@ -154,6 +154,7 @@ class Picture:
             limits=limits,
             events=sum(latency.counts) + lost,
             late_events=sum(latency.counts[slo + 1 :]) + lost,
+            recent=self.traffic.recent(now_s),
         )
 
     def _stage_observation(
