@@ -8,8 +8,8 @@ share the simulation of their beginning. A beginning is given up when
   fluid server keeps up with what now really arrives there (`Bounds`);
 - another option of the same or a lower price gave the very same departures.
 
-None of it assumes that more replicas help. The space searched: batch limits that were profiled and raise throughput,
-replica counts on rungs where there are partitions, and, if asked for, all mixtures of hardware kinds.
+None of it assumes that more replicas help. The space searched: one hardware kind per stage, batch limits that were
+profiled and raise throughput, replica counts on rungs where there are partitions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import Departures, fastest_rest_s, simulate_stage
-from inferline_stream.planner.bounds import slowest_rate_between
+from inferline_stream.planner.bounds import service_rate, slowest_rate_between
 from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator, Stopped
-from inferline_stream.planner.menu import every_option
+from inferline_stream.planner.menu import menu
 from inferline_stream.planner.problem import COST_EPSILON, Candidate, Option, cost_of, in_stock, price_of
 
 Upstream = tuple[dict[int, Departures], ...]
@@ -45,7 +45,8 @@ class Proof:
 
     Args:
         best: the cheapest candidate; None if none is feasible.
-        lower_bound: dollars per hour that no feasible candidate is below; the cost of ``best`` once it is proven.
+        lower_bound: dollars per hour that no feasible candidate with one kind per stage is below; the cost of ``best``
+            once it is proven.
         proven: whether the whole space was searched.
     """
 
@@ -58,7 +59,6 @@ def prove(
     evaluator: Evaluator,
     best: Candidate | None,
     *,
-    mixed: bool,
     take: Callable[[Candidate], None] = lambda _: None,
     effort: float = math.inf,
 ) -> Proof:
@@ -67,11 +67,10 @@ def prove(
     Args:
         evaluator: of the whole traces; its ``stop`` ends the search, and the gap is stated.
         best: a feasible candidate, or None.
-        mixed: whether a stage may mix hardware kinds.
         take: told every better candidate.
         effort: events to simulate, once per stage, before the search ends and states the gap.
     """
-    tree = _Tree(evaluator, best, mixed=mixed, take=take, last=evaluator.simulated_events + effort)
+    tree = _Tree(evaluator, best, take=take, last=evaluator.simulated_events + effort)
     try:
         tree.descend((), tuple({} for _ in evaluator.workloads), 0.0)
     except (Stopped, KeyboardInterrupt):
@@ -85,14 +84,12 @@ class _Tree:
         evaluator: Evaluator,
         best: Candidate | None,
         *,
-        mixed: bool,
         take: Callable[[Candidate], None],
         last: float,
     ) -> None:
         self._last = last
         self._evaluator = evaluator
         self._problem = evaluator.problem
-        self._mixed = mixed
         self._take = take
         self.best = best
         self.cost = math.inf if best is None else cost_of(evaluator.problem, best)
@@ -136,8 +133,9 @@ class _Tree:
             return
         below, above = -math.inf, least * _PORTION + COST_EPSILON
         while below < min(self.cost - others, least * _DEAREST):
-            for option in every_option(self._evaluator.bounds, stage, above, rate=rate, mixed=self._mixed):
-                if price_of(self._problem, option) > below:
+            for option in menu(self._evaluator.bounds, stage, above):
+                fast_enough = service_rate(self._problem, stage, option) > rate
+                if fast_enough and price_of(self._problem, option) > below:
                     yield option
             below, above = above, above * _PORTION
 

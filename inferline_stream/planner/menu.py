@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterator
 
 from inferline_stream.pipeline.plan import Allocation
@@ -21,8 +21,8 @@ THINNING = 10
 """A thinned menu steps by a replica up to about this many, then by a tenth."""
 
 
-def menu(bounds: Bounds, stage: int, dearest: float, *, thinned: bool = False) -> list[Option]:
-    """Options of one hardware kind whose price does not exceed a limit, cheapest first.
+def menu(bounds: Bounds, stage: int, dearest: float, *, thinned: bool = False, mixed: bool = False) -> list[Option]:
+    """Options whose price does not exceed a limit, cheapest first, of one hardware kind each.
 
     Left out are replica counts that `Bounds` rules out and those between two rungs.
 
@@ -31,11 +31,11 @@ def menu(bounds: Bounds, stage: int, dearest: float, *, thinned: bool = False) -
         stage: position of the stage.
         dearest: highest price in dollars per hour.
         thinned: leave out some of many replica counts.
+        mixed: also options that add another kind to the whole of a finite stock.
     """
     problem = bounds.problem
-    options = [
-        option for option in _options(bounds, stage, dearest, thinned=thinned) if price_of(problem, option) <= dearest
-    ]
+    every = [*_options(bounds, stage, dearest, thinned=thinned), *(topped_up(bounds, stage, dearest) if mixed else ())]
+    options = [option for option in every if price_of(problem, option) <= dearest]
     # Of one price the largest batch limit comes first: under bursts it is the likeliest to do.
     return sorted(options, key=lambda option: (price_of(problem, option), -option[0].max_batch_size))
 
@@ -61,54 +61,22 @@ def _counts(problem: Problem, name: str, kind: str, *, fewest: int, dearest: flo
             yield count
 
 
-def every_option(bounds: Bounds, stage: int, dearest: float, *, rate: float, mixed: bool) -> list[Option]:
-    """All options that serve faster than a rate and do not cost more than a limit, cheapest first.
-
-    Args:
-        bounds: of the problem.
-        stage: position of the stage.
-        dearest: highest price in dollars per hour.
-        rate: a rate of service that does not suffice.
-        mixed: also all mixtures of hardware kinds.
-    """
+def topped_up(bounds: Bounds, stage: int, dearest: float) -> list[Option]:
+    """The whole stock of one kind and some of another, for kinds whose stock is finite."""
     problem, name = bounds.problem, bounds.problem.shape.stages[stage]
-    parts: list[list[tuple[Allocation, ...]]] = []
-    for kind in hardware_kinds(problem, name):
-        price = problem.catalogue[kind].price_per_hour
-        affordable = dearest / price + 1 if price > 0 else FREE_REPLICAS
-        most = int(min(affordable, replica_cap(problem, name, kind)))
-        counts = range(1, most + 1) if mixed else replica_counts(problem, name, most)
-        limits = batch_limits(problem, name, kind)
-        parts.append([(), *((Allocation(kind, limit, n),) for n in counts for limit in limits)])
-    pure = ([part] if part else [] for kinds in parts for part in kinds)
-    chosen = _mixed(problem, parts, dearest) if mixed else ([a for p in held for a in p] for held in pure if held)
-    rungs = set(replica_counts(problem, name, problem.partitions.get(name, 0)))
-    options = [
-        option
-        for held in chosen
-        if (option := tuple(held))
-        and price_of(problem, option) <= dearest
-        and service_rate(problem, stage, option) > rate
-        and (len(option) > 1 or name not in problem.partitions or option[0].replicas in rungs)
-        and sum(a.replicas for a in option) <= problem.partitions.get(name, math.inf)
-    ]
-    return sorted(options, key=lambda option: (price_of(problem, option), -option[0].max_batch_size))
-
-
-FREE_REPLICAS = 64
-"""Most replicas that are considered of hardware without a price."""
-
-
-def _mixed(problem: Problem, parts: list[list[tuple[Allocation, ...]]], left: float) -> Iterator[list[Allocation]]:
-    """Every choice of one part per kind whose prices sum to what is left at most."""
-    if not parts:
-        yield []
-        return
-    for part in parts[0]:
-        price = price_of(problem, part)
-        if price <= left + 1e-12:
-            for rest in _mixed(problem, parts[1:], left - price):
-                yield [*part, *rest]
+    kinds = hardware_kinds(problem, name)
+    found: list[Option] = []
+    for scarce, other in itertools.permutations(kinds, 2):
+        stock = problem.catalogue[scarce].stock
+        if stock is None or stock * problem.catalogue[scarce].price_per_hour > dearest:
+            continue
+        limits = itertools.product(batch_limits(problem, name, scarce), batch_limits(problem, name, other))
+        for limit, other_limit in limits:
+            for count in _counts(problem, name, other, fewest=1, dearest=dearest, thinned=True):
+                option = combined(problem, [Allocation(scarce, limit, stock), Allocation(other, other_limit, count)])
+                if service_rate(problem, stage, option) > bounds.required_rate[stage]:
+                    found.append(option)
+    return found
 
 
 def mixtures(bounds: Bounds, stage: int, option: Option) -> list[Option]:

@@ -107,7 +107,7 @@ def provision(
         catalogue: hardware kinds with prices and stock.
         pipeline: the pipeline's name, for the plan.
         algorithm: ``"default"``; ``"inferline"``, the paper's to the letter; or ``"exact"``, which goes on until
-            no cheaper plan can exist.
+            no cheaper plan with one hardware kind per stage can exist.
         queues: ``"shared"`` is the paper's central queue, ``"partitioned"`` Kafka's; None follows from ``partitions``.
         partitions: by stage, of its input topic. Stages left out get an advised count.
         partition_shares: by stage, measured share of records of each partition.
@@ -205,7 +205,7 @@ def search(
                 found = candidate
             if algorithm == "exact" or (algorithm == "default" and len(problem.shape.stages) <= PROVEN_STAGES):
                 effort = math.inf if algorithm == "exact" else PROVEN_EFFORT
-                proof = prove(evaluator, found, mixed=mixed, take=journal.take, effort=effort)
+                proof = prove(evaluator, found, take=journal.take, effort=effort)
                 found = proof.best
                 lower_bound = proof.lower_bound
             if found is not None:
@@ -241,8 +241,8 @@ class Outcome:
     Args:
         candidate: the cheapest one found that meets the SLO on every trace.
         p99_s: its latency at the objective, the largest over the traces.
-        lower_bound_per_hour: dollars per hour below which no plan meets the target; 0 unless the search was exact. As
-            high as the candidate's cost once it is proven to be the cheapest.
+        lower_bound_per_hour: dollars per hour below which no plan with one hardware kind per stage meets the target;
+            0 unless it was looked for. As high as the candidate's cost once that is proven to be the cheapest.
         algorithm: which search found it.
         evaluations: candidates simulated.
         simulated_events: events simulated, once per stage visited.

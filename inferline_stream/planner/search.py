@@ -124,7 +124,7 @@ def _from_starts(
     """The cheapest starts, and what is known, taken down in cost on one piece of traffic."""
     problem = coarse.problem
     begun: dict[Candidate, None] = {}
-    for start in starts(coarse):
+    for start in starts(coarse, mixed=mixed):
         report("starting", None)
         begun[start] = None
     begun.update(dict.fromkeys(c for c in known if coarse.feasible(c)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from inferline_stream.estimator.evaluation import Departures, simulate_stage
 from inferline_stream.pipeline.plan import Allocation
@@ -30,11 +30,8 @@ BENDS = (1.0, 0.6, 1.5)
 DEAREST = 256
 """A stage is not looked at above this many times its least possible price."""
 
-Kinds = Callable[[int, str], bool]
-"""Whether a stage may use a kind of hardware."""
 
-
-def starts(evaluator: Evaluator) -> Iterator[Candidate]:
+def starts(evaluator: Evaluator, *, mixed: bool = True) -> Iterator[Candidate]:
     """Feasible candidates on the evaluator's first trace, different in how they divide the target."""
     problem, bounds = evaluator.problem, evaluator.bounds
     stages = range(len(problem.shape.stages))
@@ -42,7 +39,7 @@ def starts(evaluator: Evaluator) -> Iterator[Candidate]:
     seen: set[Candidate] = set()
     for weights in weightings(bounds.fastest_s, least):
         for bend in BENDS:
-            candidate = within_deadlines(evaluator, deadlines_s(problem, weights, bend))
+            candidate = within_deadlines(evaluator, deadlines_s(problem, weights, bend), mixed=mixed)
             if candidate is not None and candidate not in seen:
                 seen.add(candidate)
                 yield candidate
@@ -72,9 +69,7 @@ def deadlines_s(problem: Problem, weights: Weights, bend: float) -> list[float]:
     return [problem.target_s * share**bend - (problem.measured.hop_overhead_s if share == 1 else 0) for share in done]
 
 
-def within_deadlines(
-    evaluator: Evaluator, ages_s: Sequence[float], kinds: Kinds = lambda _stage, _kind: True
-) -> Candidate | None:
+def within_deadlines(evaluator: Evaluator, ages_s: Sequence[float], *, mixed: bool) -> Candidate | None:
     """Stage by stage in topological order, the cheapest option with which no more events than allowed are late there.
 
     Returns:
@@ -82,18 +77,27 @@ def within_deadlines(
     """
     departures: dict[int, Departures] = {}
     chosen: list[Option] = []
+    left = {name: math.inf if kind.stock is None else kind.stock for name, kind in evaluator.problem.catalogue.items()}
     for stage, age_s in enumerate(ages_s):
-        found = _cheapest(evaluator, stage, age_s, departures, kinds)
+        found = _cheapest(evaluator, stage, age_s, upstream=departures, left=left, mixed=mixed)
         if found is None:
             return None
         chosen.append(found[0])
+        for a in found[0]:
+            left[a.hardware] -= a.replicas
         departures[stage] = found[1]
     candidate = tuple(chosen)
     return candidate if in_stock(evaluator.problem, candidate) and evaluator.feasible(candidate) else None
 
 
 def _cheapest(
-    evaluator: Evaluator, stage: int, age_s: float, upstream: dict[int, Departures], kinds: Kinds
+    evaluator: Evaluator,
+    stage: int,
+    age_s: float,
+    *,
+    upstream: dict[int, Departures],
+    left: dict[str, float],
+    mixed: bool,
 ) -> tuple[Option, Departures] | None:
     workload, bounds = evaluator.workloads[0], evaluator.bounds
     least = bounds.least_stage_price(stage)
@@ -101,8 +105,8 @@ def _cheapest(
         return None
     tried: set[Option] = set()
     for dearest in (least * 2.0**i for i in range(1, DEAREST.bit_length())):
-        for option in menu(bounds, stage, dearest, thinned=True):
-            if option in tried or not kinds(stage, option[0].hardware):
+        for option in menu(bounds, stage, dearest, thinned=True, mixed=mixed):
+            if option in tried or any(a.replicas > left[a.hardware] for a in option):
                 continue
             tried.add(option)
             served = simulate_stage(

@@ -47,6 +47,9 @@ CROWDED = 3
 NEAR = 1.05
 """Options whose predicted quantile is within this ratio of a cheaper one's best are kept beside it."""
 
+FAR = 6
+"""Dearer options are proposed up to this many times a stage's least possible price."""
+
 Times = NDArray[np.float64]
 
 
@@ -239,7 +242,11 @@ class Surrogate:
         cost = cost_of(problem, base)
         prices = [price_of(problem, option) for option in base]
         saving = max(p - self._evaluator.bounds.least_stage_price(s) for s, p in enumerate(prices)) + below - cost
-        menus = [self.choices(stage, price + max(saving, 0.0)) for stage, price in enumerate(prices)]
+        least = self._evaluator.bounds.least_stage_price
+        menus = [
+            self.choices(stage, max(price, min(price + max(saving, 0.0), FAR * least(stage))))
+            for stage, price in enumerate(prices)
+        ]
         found = [*self._singles(menus, prices, below - cost, target_late)]
         found += self._pairs(menus, prices, below - cost, target_late)
         unique = {p.candidate: p for p in found if p.candidate != base}

@@ -47,7 +47,7 @@ def _brute_force(problem, most):
 @pytest.mark.parametrize("seed", range(6))
 def test_the_proof_finds_what_brute_force_finds(seed):
     problem = random_problem(seed, stages=1 + seed % 2, rate=50, duration_s=6, slack=3.0, partitions=(0, 6)[seed % 2])
-    proof = prove(Evaluator(problem), None, mixed=False)
+    proof = prove(Evaluator(problem), None)
     assert proof.proven
     assert cost_of(problem, proof.best) == pytest.approx(proof.lower_bound)
     assert cost_of(problem, proof.best) == pytest.approx(_brute_force(problem, most=6))
@@ -55,8 +55,8 @@ def test_the_proof_finds_what_brute_force_finds(seed):
 
 def test_a_proof_cut_short_states_a_bound_below_the_optimum():
     problem = random_problem(8, stages=3, rate=200, slack=3.0)
-    optimum = cost_of(problem, prove(Evaluator(problem), None, mixed=False).best)
-    short = prove(Evaluator(problem), None, mixed=False, effort=20_000)
+    optimum = cost_of(problem, prove(Evaluator(problem), None).best)
+    short = prove(Evaluator(problem), None, effort=20_000)
     assert not short.proven
     assert 0 < short.lower_bound <= optimum
 
@@ -102,7 +102,7 @@ def test_cost_never_rises_when_the_slo_is_loosened_and_earlier_plans_are_known()
 
 
 def test_stock_that_does_not_suffice_of_one_kind_is_mixed_with_another():
-    problem = random_problem(1, stages=1, rate=400, slack=6.0, catalogue=prices(fast=1, middle=2, slow=40))
+    problem = random_problem(1, stages=1, rate=900, slack=6.0, catalogue=prices(fast=1, middle=1, slow=40))
     plan = _plan(problem)
     held = plan.allocations["s0"]
     assert in_stock(problem, (held,))
