@@ -114,6 +114,7 @@ class Controller:
     _rebalanced_s: float = 0.0
     _decides_from_s: float | None = None
     _was_paused: bool = False
+    _renewals: int = 0
     _timer_s: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -252,6 +253,11 @@ class Controller:
             logger.warning("replica %s has been silent for %g s", replica, self.running.settings.dead_after_s)
             self.exits.append(f"{replica}: silent for {self.running.settings.dead_after_s:g} s")
             await self._replace(replica)
+        if self.leadership.renewals != self._renewals:  # what was told last is what the log says
+            self._renewals = self.leadership.renewals
+            self._assigning = assigning.recovered(
+                self.leadership.term, self.leadership.log.assignments, self.picture.partitions
+            )
         ended, silent = frozenset(self._ended), frozenset(self._liveness.silent)
         await self._fence((ended | silent) & self._assigning.told.keys())
         state, deal = assigning.step(

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from inferline_stream.dataplane.control import Followed, LeaderProducer, TopicFollower, Written
+from inferline_stream.dataplane.control import (
+    Followed,
+    LeaderProducer,
+    LeadershipLost,
+    TopicFollower,
+    Unsettled,
+    Written,
+)
 from inferline_stream.dataplane.protocol import Assignment, Lags, LeaderHeartbeat, decode_control, encode
 from inferline_stream.pipeline.names import Names
 
@@ -72,11 +79,19 @@ class Leadership:
 
     def __init__(self, bootstrap_servers: str, names: Names, controller: str) -> None:
         self._bootstrap_servers, self._names, self.controller = bootstrap_servers, names, controller
-        self._producer = LeaderProducer(bootstrap_servers, f"{names.prefix}{names.pipeline}-controller")
+        self._producer = self._new_producer()
+        self._broken = False
+        self._writing = asyncio.Lock()
+        self.renewals = 0
+        """How often this controller had to begin a term anew because a transaction was left unsettled."""
         self._lags_told: Mapping[str, list[int]] = {}
         self.term = 0
         self.log = Log((), None, float("inf"))
         """What the topic said when this term began."""
+
+    def _new_producer(self) -> LeaderProducer:
+        names = self._names
+        return LeaderProducer(self._bootstrap_servers, f"{names.prefix}{names.pipeline}-controller")
 
     async def __aenter__(self) -> Self:
         async with TopicFollower(self._bootstrap_servers, self._names.assignments) as follower:
@@ -126,11 +141,42 @@ class Leadership:
         records = [Written(topic, a.replica, encode(a)) for a in assignments]
         records += [Written(topic, replica, None) for replica in forgotten]
         if records:
-            await self._producer.write(records)
+            await self._write(records)
+
+    async def _write(self, records: Sequence[Written]) -> None:
+        async with self._writing:
+            if self._broken:
+                await self._renew()
+            try:
+                await self._producer.write(records)
+            except Unsettled:
+                self._broken = True
+                raise
+
+    async def _renew(self) -> None:
+        """Begin a new term where a transaction was left unsettled, unless another controller has taken over.
+
+        What the log says afterwards is what replicas have been told, whether that transaction was written or not.
+        """
+        await self._producer.__aexit__(None, None, None)
+        async with TopicFollower(self._bootstrap_servers, self._names.assignments) as follower:
+            records = await follower.read_to(await follower.end())
+            log = read_log(records, time.time())
+            if log.heartbeat is None or log.heartbeat.controller != self.controller:
+                raise LeadershipLost("another controller leads: this one stops")
+            self._producer = self._new_producer()
+            await self._producer.__aenter__()
+            records += await follower.read_to(await follower.end())
+        self.log = read_log(records, time.time())
+        self.term += 1
+        self.renewals += 1
+        self._broken = False
+        self._lags_told = {}
+        logger.warning("controller %s goes on leading in term %d", self.controller, self.term)
 
     async def write_records(self, records: Sequence[Written]) -> None:
         """Other records of the leader, e.g. decisions, in one transaction; errors as in `write`."""
-        await self._producer.write(records)
+        await self._write(records)
 
     async def heartbeat(self, lags: Mapping[str, list[int]] | None = None) -> None:
         """Tell that this controller lives, and how far each stage lags; errors as in `write`.
@@ -144,8 +190,8 @@ class Leadership:
             now_ms = int(time.time() * 1e3)
             records.append(Written(topic, LAGS_KEY, encode(Lags(self.term, now_ms, dict(lags)))))
             self._lags_told = dict(lags)
-        await self._producer.write(records)
+        await self._write(records)
 
     async def resign(self) -> None:
         """Leave in order: the next controller need not wait. Errors as in `write`."""
-        await self._producer.write([Written(self._names.assignments, LEADER_KEY, None)])
+        await self._write([Written(self._names.assignments, LEADER_KEY, None)])

@@ -20,7 +20,11 @@ _TRANSACTION_TIMEOUT_MS = 10_000  # a dead leader's open transaction hides what 
 
 
 class LeadershipLost(InferlineError):
-    """Another controller has initialised this transactional id, or Kafka has given up on it: stop leading."""
+    """Another controller has initialised this transactional id: stop leading."""
+
+
+class Unsettled(Unreachable):
+    """A transaction could be neither committed nor aborted: whether it was written is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,8 @@ class LeaderProducer:
         """All of them become visible to read_committed readers at once, or none does.
 
         Raises:
-            LeadershipLost: fenced, or the transaction could be neither committed nor aborted.
+            LeadershipLost: fenced.
+            Unsettled: the transaction could not be ended; this producer is of no more use.
             Unreachable: Kafka did not answer in time; nothing was written and it may be tried again.
         """
         async with self._one_at_a_time:
@@ -118,7 +123,7 @@ class LeaderProducer:
                 await self._producer.abort_transaction()
         except (KafkaError, TimeoutError, AssertionError) as error:
             self._forget_transaction()
-            raise LeadershipLost(f"a transaction could not be ended ({cause!r}, then {error!r})") from None
+            raise Unsettled(f"a transaction could not be ended ({cause!r}, then {error!r})") from None
 
     def _forget_transaction(self) -> None:
         """Look at the futures that aiokafka leaves failed, or asyncio complains that nobody did."""
@@ -380,8 +385,14 @@ class _translated:
 
 async def _quietly(closing: Awaitable[None], deadline_s: float) -> None:
     """Close a client whose broker may be gone."""
+    task = asyncio.current_task()
+    cancelled = task.cancelling() if task else 0
     try:
         async with asyncio.timeout(deadline_s):
             await closing
     except (KafkaError, TimeoutError, OSError):
         return
+    except asyncio.CancelledError:
+        # aiokafka awaits tasks of its own that it has cancelled; only where it is us who are, this goes on.
+        if task is not None and task.cancelling() > cancelled:
+            raise

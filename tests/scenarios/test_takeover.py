@@ -58,3 +58,20 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
     assert ledger.lost() == (0, [])
     assert (ledger.events_in, ledger.duplicated) == (ledger.events_out, 0)
     assert not second.controller.picture.decisions
+
+
+async def test_a_leader_with_an_unsettled_transaction_goes_on_in_a_new_term(
+    swing, embedded_broker: KafkaServer
+) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 6)], changes=[(3.0, {"parse": 2})])
+    async with asyncio.timeout(60), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        leadership = under_way.controller.leadership
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        await asyncio.sleep(1.0)
+        leadership._broken = True  # as after a broker that went away in the middle of a commit
+        await feeding
+        report = await under_way.report(await under_way.drain())
+    assert (leadership.renewals, leadership.term) == (1, 2)
+    assert (report.lost, report.duplicated) == (0, 0)
+    assert report.replicas_most["parse"] == 2
