@@ -221,6 +221,7 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
         for k in range(flight):
             taken[out] = bound.members[r, k]
             out += ONE
+    means = levels.size == 1
     busy_s, served_s = account.totals
     i = begin  # next arrival that is not in `waiting`
     ordered = i  # arrivals before this one, from i on, are in order of entry
@@ -295,7 +296,7 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
                     last_key[p] = rank
             ordered = i
         row = first_row + size
-        service_s = service_time(table, levels, row, head, key)
+        service_s = table[row, 0] if means else service_time(table, levels, row, head, key)
         account.batches[row] += 1
         busy_s += service_s
         served_s += service_s * np.float64(size)

@@ -37,7 +37,7 @@ Table = NDArray[np.int64]
 # Positions are unsigned: machine code then needs no check for negative indices, at half the time per event. Their
 # constants are too, because numba makes floating-point numbers of sums of signed and unsigned integers.
 Index = np.uint64
-ZERO, ONE = Index(0), Index(1)
+ZERO, ONE, EIGHT = Index(0), Index(1), Index(8)
 
 LAG_PUBLISHED_EVERY_S = 1.0
 """How old the lag may be by which records without a key choose a partition."""
@@ -395,7 +395,11 @@ def serve_by_arrival(queue: Queue, service: Service, account: Account, state: Sh
     head = Index(marks[0])
     replicas = Index(marks[1])
     i = Index(marks[2]) - base
+    mixed = limits.size > 1
+    means = levels.size == 1
     gone = ZERO
+    room = Index(out.times.size)
+    held = Index(events.size)
     busy_s, served_s = account.totals
     while i < n:
         free = ring_time[head]
@@ -411,8 +415,17 @@ def serve_by_arrival(queue: Queue, service: Service, account: Account, state: Sh
         if t >= horizon_s:
             break
         k = Index(ring_start[head]) - base
-        end = k + Index(ring_size[head])
-        while k < end:
+        end = gone + Index(ring_size[head])
+        if limit > ONE and end + EIGHT <= room and k + (end - gone) + EIGHT <= held:
+            # Eight at a time, whatever is too much is overwritten: how large a batch was cannot be predicted.
+            while gone < end:
+                for q in range(8):
+                    out.times[gone + Index(q)] = free
+                    out.events[gone + Index(q)] = events[k + Index(q)]
+                gone += EIGHT
+                k += EIGHT
+            gone = end
+        while gone < end:
             out.times[gone] = free
             out.events[gone] = events[k]
             gone += ONE
@@ -423,7 +436,7 @@ def serve_by_arrival(queue: Queue, service: Service, account: Account, state: Sh
             j += ONE
         size = j - i
         row = kind * width + size
-        service_s = service_time(table, levels, row, int(events[i]), key)
+        service_s = table[row, 0] if means else service_time(table, levels, row, int(events[i]), key)
         account.batches[row] += 1
         busy_s += service_s
         served_s += service_s * np.float64(size)
@@ -437,7 +450,8 @@ def serve_by_arrival(queue: Queue, service: Service, account: Account, state: Sh
             ring_time[to] = ring_time[slot & wrap]
             ring_start[to] = ring_start[slot & wrap]
             ring_size[to] = ring_size[slot & wrap]
-            ring_kind[to] = ring_kind[slot & wrap]
+            if mixed:
+                ring_kind[to] = ring_kind[slot & wrap]
         slot = slot & wrap
         ring_time[slot] = finish
         ring_start[slot] = np.int64(i + base)

@@ -138,37 +138,36 @@ def pipeline_figures(quick: bool) -> dict[str, float]:
 
 
 def comparison_figures(events: int) -> dict[str, float]:
-    """The same work by SimPy, by a hand-written heap and by the Estimator, one after another in one run."""
+    """CPU ns per visit of an event to a stage: SimPy and the heap on a prefix of the trace, the Estimator on all of it.
+
+    On the prefix all three have to find the same latencies.
+    """
     profile = profile_of(SHAPE, HOP_S)
-    trace = gamma_trace(1000, 1.0, events / 1000 * 1.1, np.random.default_rng(4))
-    trace = Trace(trace.arrivals_s[:events].copy())
-    workload = prepare(SHAPE, profile, trace)
+    whole = gamma_trace(1000, 1.0, 1200, np.random.default_rng(4))
+    prefix = Trace(whole.arrivals_s[:events].copy())
+    workload = prepare(SHAPE, profile, whole)
     stations = [station(profile, name, allocations_at(1000)[name]) for name in SHAPE.stages]
-    network = Network.of(workload, stations)
-    results: dict[str, np.ndarray] = {}
+    first = evaluate(prepare(SHAPE, profile, prefix), stations)
+    network = Network.of(prepare(SHAPE, profile, prefix), stations)
+    visits = evaluate(workload, stations, latencies=False).simulated_events
 
-    def by_estimator() -> None:
-        latency_s = evaluate(workload, stations).latency_s
-        assert latency_s is not None
-        results["estimator"] = latency_s
+    def by_estimator() -> float:
+        return cpu_s(lambda: evaluate(workload, stations), 5) / visits * 1e9
 
-    def by_heap() -> None:
-        results["heap"] = simulate_with_plain_heap(network, events)
-
-    def by_simpy() -> None:
-        results["simpy"] = simulate_with_simpy(network, events)
-
-    by_estimator()
-    seconds = {"estimator": cpu_s(by_estimator, 9), "heap": cpu_s(by_heap, 1), "simpy": cpu_s(by_simpy, 1)}
-    seconds["estimator"] = statistics.median([seconds["estimator"], cpu_s(by_estimator, 9)])
-    for name in ("heap", "simpy"):  # the same results, or the comparison would be worth nothing
-        differing = float((np.abs(results[name] - results["estimator"]) > 1e-9).mean())
+    ns = {"estimator": [by_estimator()]}
+    for name, simulator in (("heap", simulate_with_plain_heap), ("simpy", simulate_with_simpy)):
+        latencies: list[np.ndarray] = []
+        seconds = cpu_s(lambda run=simulator, found=latencies: found.append(run(network, events)), 1)
+        ns[name] = [seconds / first.simulated_events * 1e9]
+        ns["estimator"].append(by_estimator())
+        assert first.latency_s is not None
+        differing = float((np.abs(latencies[0] - first.latency_s) > 1e-9).mean())
         assert differing < 0.001, f"{name}: {differing:.2%} of the latencies differ"
-    visits = sum(s.arrivals for s in evaluate(workload, stations, latencies=False).statistics.values())
+    medians = {name: statistics.median(found) for name, found in ns.items()}
     return {
-        "simpy_ratio": seconds["simpy"] / seconds["estimator"],
-        "heap_ratio": seconds["heap"] / seconds["estimator"],
-        **{f"{name}_ns": s / visits * 1e9 for name, s in seconds.items()},
+        "simpy_ratio": medians["simpy"] / medians["estimator"],
+        "heap_ratio": medians["heap"] / medians["estimator"],
+        **{f"{name}_ns": found for name, found in medians.items()},
     }
 
 
