@@ -12,7 +12,7 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 HERE = Path(__file__).parent
 
 SAMPLE_RATE, SAMPLE_S = 16.0, 60.0
-LIVE_LEVELS = [(16.0, 4.0), (48.0, 7.0), (10.0, 51.0)]
+LIVE_LEVELS = [(16.0, 2.0), (48.0, 6.0), (10.0, 82.0)]
 """Events per second and for how many seconds: as planned, then a burst, then quieter than planned."""
 
 SUBJECTS = ["partition", "replica", "consumer group", "topic", "broker"]

@@ -71,7 +71,7 @@ def answer_all(findings: list[Findings]) -> list[Answer]:
     return [Answer(f.read.number, f.search or "yes", looked_up=f.search is not None) for f in findings]
 
 
-read = Stage("read", read_all, hardware=["emulated-cpu"], emulated={1: "4ms", 8: "12ms"}, max_batch_size=8)
+read = Stage("read", read_all, hardware=["emulated-cpu"], emulated={1: "20ms", 8: "120ms"}, max_batch_size=8)
 search = Stage(
     "search",
     Search,
@@ -88,13 +88,13 @@ answer = Stage(
     answer_all,
     after=[read, search],
     hardware=["emulated-cpu"],
-    emulated={1: "3ms", 8: "9ms"},
+    emulated={1: "15ms", 8: "95ms"},
     max_batch_size=8,
 )
 
 pipeline = Pipeline(
     "minimal",
-    slo="300ms",
+    slo="500ms",
     source=Topic("questions"),
     sink=Topic("answers"),
     stages=[read, search, answer],
