@@ -35,7 +35,7 @@ Upstream = tuple[dict[int, Departures], ...]
 _PORTION = 1.3
 """Options are listed up to this many times the price before, and so on."""
 
-_DEAREST = 1e6
+_DEAREST = 100
 """Without any feasible candidate, options above this many times the least price are not looked for."""
 
 

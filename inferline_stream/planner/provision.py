@@ -203,7 +203,8 @@ def search(
             for candidate in searched:
                 journal.take(candidate)
                 found = candidate
-            if algorithm == "exact" or (algorithm == "default" and len(problem.shape.stages) <= PROVEN_STAGES):
+            short = algorithm == "default" and len(problem.shape.stages) <= PROVEN_STAGES
+            if found is not None and (short or algorithm == "exact"):
                 effort = math.inf if algorithm == "exact" else PROVEN_EFFORT
                 proof = prove(evaluator, found, take=journal.take, effort=effort)
                 found = proof.best

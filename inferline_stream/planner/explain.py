@@ -1,0 +1,180 @@
+"""Why a plan is what it is: what each stage's next-cheaper choice would break, and how far from the edge it sits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from inferline_stream.errors import Infeasible
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.menu import menu
+from inferline_stream.planner.problem import Candidate, Option, Problem, in_stock, price_of, replaced
+from inferline_stream.planner.provision import candidate_of
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A cheaper choice for one stage, all others as planned, and what comes of it.
+
+    Args:
+        allocations: the stage's allocations then.
+        cost_change_per_hour: dollars per hour, below 0.
+        p99_s: latency at the objective then; None where the stage could not even keep up.
+        reason: one sentence.
+    """
+
+    allocations: tuple[Allocation, ...]
+    cost_change_per_hour: float
+    p99_s: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageExplanation:
+    """One stage of the plan.
+
+    Args:
+        stage: its name.
+        allocations: as planned.
+        cost_per_hour: of the stage.
+        utilization: ρ as planned.
+        next_cheaper: the dearest choice that is cheaper than the planned one, for each hardware kind that has one.
+    """
+
+    stage: str
+    allocations: tuple[Allocation, ...]
+    cost_per_hour: float
+    utilization: float
+    next_cheaper: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The whole plan.
+
+    Args:
+        stages: in topological order.
+        slack_s: SLO less the predicted P99.
+        binding: what keeps the plan from being cheaper, in one sentence.
+    """
+
+    stages: tuple[StageExplanation, ...]
+    slack_s: float
+    binding: str
+
+
+def explain(
+    plan: Plan,
+    shape: Shape,
+    measured: PipelineProfile,
+    trace: Trace | Sequence[Trace],
+    catalogue: Catalogue,
+    *,
+    objective: float = 0.99,
+    seed: int = 0,
+) -> Explanation:
+    """Simulate the next-cheaper choices of every stage.
+
+    Raises:
+        ValueError: a plan that is not one of this pipeline, profile and catalogue.
+    """
+    traces = (trace,) if isinstance(trace, Trace) else tuple(trace)
+    problem = Problem(
+        shape, measured, traces, plan.slo_s, catalogue, partitions=plan.partitions, objective=objective, seed=seed
+    )
+    candidate = candidate_of(problem, plan)
+    if candidate is None:
+        raise ValueError(f"the plan of {plan.pipeline!r} does not fit the stages, profile and hardware given")
+    evaluator = Evaluator(problem)
+    stages = tuple(
+        StageExplanation(
+            name,
+            candidate[s],
+            price_of(problem, candidate[s]),
+            plan.utilization.get(name, 0.0),
+            tuple(_alternatives(evaluator, candidate, s)),
+        )
+        for s, name in enumerate(shape.stages)
+    )
+    return Explanation(stages, plan.slo_s - plan.predicted_p99_s, _binding(stages, plan))
+
+
+def _alternatives(evaluator: Evaluator, candidate: Candidate, stage: int) -> list[Alternative]:
+    """For each kind the dearest cheaper option: of the batch limits at that price the one with the least latency."""
+    problem = evaluator.problem
+    now = price_of(problem, candidate[stage])
+    dearest: dict[str, list[Option]] = {}
+    for option in menu(evaluator.bounds, stage, now - 1e-9):
+        held = dearest.setdefault(option[0].hardware, [])
+        if held and price_of(problem, held[0]) < price_of(problem, option) - 1e-12:
+            held.clear()
+        held.append(option)
+    found = [
+        min((_alternative(evaluator, candidate, stage, option) for option in options), key=lambda a: a.p99_s or 0.0)
+        for options in dearest.values()
+    ]
+    return found or [_too_slow(evaluator, candidate, stage)]
+
+
+def _alternative(evaluator: Evaluator, candidate: Candidate, stage: int, option: Option) -> Alternative:
+    problem = evaluator.problem
+    changed = replaced(candidate, stage, option)
+    saved = price_of(problem, option) - price_of(problem, candidate[stage])
+    p99_s = evaluator.quantile_s(changed)
+    words = " + ".join(f"{a.replicas} × {a.hardware}, batch {a.max_batch_size}" for a in option)
+    if not in_stock(problem, changed):
+        reason = f"{words} would exceed the stock"
+    elif p99_s > problem.target_s:
+        reason = f"{words} would take P99 to {p99_s * 1000:.0f} ms, the SLO is {problem.target_s * 1000:.0f} ms"
+    else:
+        reason = f"{words} would meet the SLO at {p99_s * 1000:.0f} ms, with less margin than was asked for"
+    return Alternative(option, saved, p99_s, reason)
+
+
+def _too_slow(evaluator: Evaluator, candidate: Candidate, stage: int) -> Alternative:
+    rate = evaluator.bounds.required_rate[stage]
+    reason = f"nothing cheaper serves the {rate:.4g} events per second that its arrivals need at least"
+    return Alternative((), -price_of(evaluator.problem, candidate[stage]), None, reason)
+
+
+def _binding(stages: tuple[StageExplanation, ...], plan: Plan) -> str:
+    """The stage whose cheaper choice comes closest to being possible."""
+    near = [(a.p99_s, s.stage, a.reason) for s in stages for a in s.next_cheaper if a.p99_s is not None]
+    if not near:
+        return "throughput: no stage can be served by anything cheaper"
+    p99_s, stage, reason = min(near)
+    kind = "latency" if p99_s < 2 * plan.slo_s else "throughput"
+    return f"{kind} of stage {stage!r}: {reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One point of the cost–SLO curve; no plan where the SLO is infeasible."""
+
+    slo_s: float
+    plan: Plan | None
+
+
+def cost_curve(slos_s: Sequence[float], plan_for: Callable[[float, Sequence[Plan]], Plan]) -> tuple[CurvePoint, ...]:
+    """Plans for several SLOs, the tightest first; each is a candidate for all looser ones, so cost never rises.
+
+    Args:
+        slos_s: the SLOs in seconds.
+        plan_for: plans for an SLO, given earlier plans: `provision` with the rest of its arguments filled in.
+    """
+    known: list[Plan] = []
+    points = []
+    for slo_s in sorted(slos_s):
+        try:
+            plan: Plan | None = plan_for(slo_s, tuple(known))
+        except Infeasible:
+            plan = None
+        if plan is not None:
+            known.append(plan)
+        points.append(CurvePoint(slo_s, plan))
+    return tuple(points)

@@ -1,0 +1,152 @@
+"""The Planner: speed on an hour of traffic, savings over the paper's algorithm, and distance from the optimum.
+
+Times are CPU seconds: this machine may be shared. Every plan is verified on its whole trace by the search itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+
+import numpy as np
+
+from inferline_stream.errors import Infeasible
+from inferline_stream.estimator.compiled import compiled
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.planner.problem import cost_of
+from inferline_stream.planner.provision import provision, search
+from tests.benchmarks.instances.published import Instance, prices, published
+from tests.unit.planner.problems import random_problem
+
+Figures = dict[str, float | int | str | None]
+
+KINDS = ("t4", "a30", "a100")
+MODELS = ("bert-dist6l-ort", "tft-pytorch", "bert-dist4l-pytorch", "bert-large-trt", "bert-dist6l-pytorch", "tft-trt")
+EIGHT = (
+    (0, 1, 1.0),
+    (1, 2, 1.0),
+    (1, 3, 0.5),
+    (2, 4, 1.0),
+    (3, 4, 1.0),
+    (4, 5, 0.7),
+    (4, 6, 1.0),
+    (5, 7, 1.0),
+    (6, 7, 1.0),
+)
+SHAPES = {
+    4: ((0, 1, 1.0), (0, 2, 0.4), (1, 3, 1.0), (2, 3, 1.0)),
+    8: EIGHT,
+    16: (*EIGHT, (7, 8, 1.0), *((a + 8, b + 8, p) for a, b, p in EIGHT)),
+}
+
+
+def measure(quick: bool) -> Figures:
+    """Figures of BENCHMARKS, row planner."""
+    compiled()
+    figures: Figures = {}
+    for stages in (4,) if quick else (4, 8, 16):
+        figures |= _times(stages, duration_s=600 if quick else 3600)
+    figures |= _savings([i for i in published() if len(i.models) <= 4][:12] if quick else published())
+    figures |= _optimality(range(10 if quick else 40))
+    return figures
+
+
+def timed(stages: int, duration_s: float) -> Instance:
+    """The instance of a speed figure: 500 events per second, CV 4, three kinds, batches to 64, 24 partitions."""
+    models = tuple(MODELS[i % len(MODELS)] for i in range(stages))
+    draft = Instance(f"timed-{stages}", models, SHAPES[stages], 1.0, 500.0, 4.0, duration_s, stages, 24)
+    fastest = [
+        min(p.service_time_s(1) for (s, _), p in draft.measured.profiles.items() if s == n) for n in draft.stages
+    ]
+    return dataclasses.replace(draft, slo_s=round(4 * draft.shape.longest_path_s(fastest), 4))
+
+
+def _times(stages: int, duration_s: float) -> Figures:
+    instance, found = timed(stages, duration_s), {}
+    kinds = {k: v for k, v in prices().items() if k in KINDS}
+    for algorithm, suffix in (("default", ""), ("inferline", "_inferline")):
+        start = time.process_time()
+        plan = _plan(instance, algorithm, kinds)
+        found[f"time_{stages}{suffix}_s"] = round(time.process_time() - start, 2)
+        found[f"cost_{stages}{suffix}"] = None if plan is None else round(plan.cost_per_hour, 3)
+    return found
+
+
+def _plan(instance: Instance, algorithm, catalogue=None) -> Plan | None:
+    try:
+        return provision(
+            instance.shape,
+            instance.measured,
+            instance.trace(),
+            instance.slo_s,
+            catalogue or prices(),
+            algorithm=algorithm,
+            partitions=instance.stage_partitions,
+        )
+    except Infeasible:
+        return None
+
+
+def _savings(instances: list[Instance]) -> Figures:
+    savings, held = [], {"default": [], "inferline": []}
+    for instance in instances:
+        plans = {algorithm: _plan(instance, algorithm) for algorithm in held}
+        paper, plan = plans["inferline"], plans["default"]
+        sys.stderr.write(f"{instance.name:12} paper {_cost(paper)} default {_cost(plan)}\n")
+        if paper is None or plan is None:
+            continue
+        savings.append(1 - plan.cost_per_hour / paper.cost_per_hour)
+        for algorithm, found in plans.items():
+            held[algorithm].append(_keeps(instance, found))
+    return {
+        "instances": len(instances),
+        "instances_feasible": len(savings),
+        "dearer_than_greedy": sum(s < -1e-9 for s in savings),
+        "saving_mean": round(statistics.mean(savings), 4),
+        "saving_worst": round(min(savings), 4),
+        "saving_best": round(max(savings), 4),
+        "held_out_kept_default": round(statistics.mean(held["default"]), 3),
+        "held_out_kept_inferline": round(statistics.mean(held["inferline"]), 3),
+    }
+
+
+def _cost(plan: Plan | None) -> str:
+    return "infeasible" if plan is None else f"{plan.cost_per_hour:8.3f} $/h"
+
+
+def _keeps(instance: Instance, plan: Plan) -> float:
+    """Share of three held-out traces of the same traffic on which the plan keeps its SLO."""
+    kept = [
+        simulate(
+            instance.shape,
+            plan.allocations,
+            instance.measured,
+            instance.trace(held_out),
+            queues="partitioned" if plan.partitions else "shared",
+            partitions=plan.partitions,
+        ).p99_s
+        <= instance.slo_s
+        for held_out in (1, 2, 3)
+    ]
+    return float(np.mean(kept))
+
+
+def _optimality(seeds: range) -> Figures:
+    """Random pipelines of up to three stages: the default search against the proven optimum of the same space."""
+    gaps = []
+    for seed in seeds:
+        problem = random_problem(seed, rate=200.0, duration_s=30.0, partitions=(0, 12)[seed % 2])
+        try:
+            found = search(problem, margin=0.0, mixed=False)
+        except Infeasible:
+            continue
+        optimum = search(problem, algorithm="exact", margin=0.0, mixed=False)
+        gaps.append(cost_of(problem, found.candidate) / cost_of(problem, optimum.candidate) - 1)
+    return {
+        "exact_instances": len(gaps),
+        "exact_share": round(sum(gap < 1e-9 for gap in gaps) / len(gaps), 4),
+        "exact_gap_max": round(max(gaps), 4),
+    }
