@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from inferline_stream.pipeline.assignment import even_replicas
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.tuner.knobs import Knobs
+from inferline_stream.tuner.staffing import Staffing
 
 Replicas = Mapping[str, Mapping[str, int]]
 """Replicas wanted: stage → hardware kind → replicas."""
@@ -51,15 +54,14 @@ class StageBasis:
     visit_ratio: float
     partitions: int | None = None
 
-    @property
-    def planned(self) -> int:
-        """k⁰, replicas planned over all kinds."""
-        return sum(kind.planned for kind in self.kinds)
+    planned: int = field(init=False)
+    """k⁰, replicas planned over all kinds."""
+    supply: float = field(init=False)
+    """Σ k⁰·µ, events per second that the planned replicas give."""
 
-    @property
-    def supply(self) -> float:
-        """Σ k⁰·µ, events per second that the planned replicas give."""
-        return sum(kind.planned * kind.throughput for kind in self.kinds)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "planned", sum(kind.planned for kind in self.kinds))
+        object.__setattr__(self, "supply", sum(kind.planned * kind.throughput for kind in self.kinds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Basis:
         counts: most arrivals in each window of the sample trace.
         stages: in topological order.
         stock: most replicas by hardware kind, over all stages; a kind missing here has no limit.
+        staffing: what multiples of the sample's traffic need; None falls back on square-root staffing.
+        knobs: of the default policy.
     """
 
     slo_s: float
@@ -83,6 +87,21 @@ class Basis:
     counts: tuple[int, ...]
     stages: tuple[StageBasis, ...]
     stock: Mapping[str, int] = field(default_factory=dict)
+    staffing: Staffing | None = None
+    knobs: Knobs = field(default_factory=Knobs)
+    start_up_s: float = field(init=False)
+    """Longest start-up time of any kind, as profiled."""
+    floor: Mapping[str, float] = field(init=False)
+    """Supply by stage of the plan and of what is insured beyond it."""
+    backlog_bound: Mapping[str, float] = field(init=False)
+    """Most records by stage, those in service included, that the sample's traffic ever leaves uncommitted."""
+
+    def __post_init__(self) -> None:
+        longest_s = max((kind.start_up_s for stage in self.stages for kind in stage.kinds), default=0.0)
+        object.__setattr__(self, "start_up_s", longest_s)
+        bounds = {s.name: backlog_bound(s, self.windows_s, self.counts) for s in self.stages}
+        object.__setattr__(self, "backlog_bound", bounds)
+        object.__setattr__(self, "floor", insured(self.stages, self.knobs.insurance_share))
 
     def planned(self) -> dict[str, dict[str, int]]:
         """The plan's replicas."""
@@ -93,6 +112,54 @@ class Basis:
         return self.arrival_rate * stage.visit_ratio / stage.supply if stage.supply > 0 else math.inf
 
 
+def backlog_bound(stage: StageBasis, windows_s: tuple[float, ...], counts: tuple[int, ...]) -> float:
+    """Network calculus' bound on the records of a stage: the largest α(w) − β(w), with a batch each in service.
+
+    The sample's envelope times the visit ratio is the arrival curve, at the ends of its steps; the planned
+    replicas are a server of their supply's rate. Batches upstream bunch what arrives: a batch of every replica more.
+    """
+    waiting = max(
+        (count * stage.visit_ratio - stage.supply * w for w, count in zip(windows_s, counts, strict=True)), default=0.0
+    )
+    in_service = sum(kind.planned * kind.throughput * kind.service_time_s for kind in stage.kinds)
+    return max(waiting, 0.0) + 2 * in_service
+
+
+def insured(stages: tuple[StageBasis, ...], share: float) -> dict[str, float]:
+    """Supply by stage once a share of the plan's cost has been spent on its bottlenecks.
+
+    Traffic that outgrows the plan is held up by the stage that can carry the smallest multiple of it. As long as
+    a replica more there is within the share, it is bought: a cheap stage then never is the first bottleneck, while
+    dear ones are left to the policy. A replica that partitions would leave without work is not bought.
+    """
+    left = share * sum(kind.planned * kind.price_per_hour for stage in stages for kind in stage.kinds)
+    extra = dict.fromkeys((stage.name for stage in stages), 0)
+
+    def supply(stage: StageBasis) -> float:
+        total = stage.planned + extra[stage.name]
+        return stage.supply / stage.planned * even_replicas(stage.partitions, total) if stage.planned else 0.0
+
+    loaded = [stage for stage in stages if stage.visit_ratio > 0 and stage.planned > 0]
+    while loaded:
+        tight = min(loaded, key=lambda stage: supply(stage) / stage.visit_ratio)
+        cheapest = min(kind.price_per_hour for kind in tight.kinds if kind.planned)
+        before, count = supply(tight), 0
+        while supply(tight) <= before and tight.planned + extra[tight.name] < (tight.partitions or math.inf):
+            extra[tight.name] += 1
+            count += 1
+        if supply(tight) <= before or cheapest * count > left:
+            extra[tight.name] -= count
+            break
+        left -= cheapest * count
+        if cheapest == 0 and supply(tight) > _ENOUGH * tight.supply:
+            loaded.remove(tight)
+    return {stage.name: supply(stage) for stage in stages}
+
+
+_ENOUGH = 4.0
+"""Multiple of the plan at which even a replica that costs nothing is not insured any further."""
+
+
 def basis_of(
     plan: Plan,
     measured: PipelineProfile,
@@ -100,6 +167,8 @@ def basis_of(
     *,
     objective: float = 0.99,
     shortest_window_s: float = 0.0,
+    staffing: Staffing | None = None,
+    knobs: Knobs | None = None,
 ) -> Basis:
     """What the policy knows from a plan and the profile that it was made with.
 
@@ -109,6 +178,8 @@ def basis_of(
         catalogue: prices and stock.
         objective: share of events that must meet the SLO.
         shortest_window_s: windows below it are left out: live, those that few samples of arrivals would fill.
+        staffing: see `Basis`.
+        knobs: see `Basis`.
 
     Raises:
         ValueError: the plan has no envelope window that long, no stages, or a stage without an allocation.
@@ -144,4 +215,6 @@ def basis_of(
         counts=tuple(n for _, n in envelope),
         stages=tuple(stages),
         stock={name: stock for name in used if (stock := catalogue[name].stock) is not None},
+        staffing=staffing,
+        knobs=knobs or Knobs(),
     )

@@ -29,6 +29,8 @@ class Reason(StrEnum):
     """More events take the branch to a stage than planned."""
     THROUGHPUT_FELL = "throughput_fell"
     """Replicas of a stage are slower than profiled."""
+    INSURANCE = "insurance"
+    """What the plan was made for, and a little beyond where that is cheap, is to be had without scaling."""
     LOAD_FELL = "load_fell"
     """The load fits fewer replicas."""
     LIMIT_CHANGED = "limit_changed"

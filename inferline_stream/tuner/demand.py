@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inferline_stream.tuner.basis import Basis, StageBasis
 from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.forecast import rising_rate
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.state import TunerState
 
-SHIFT = 0.1
-"""Relative change of a visit ratio or throughput that is acted on: smaller ones are within what is measured."""
+BUSY = 0.5
+"""Utilization below which records that wait do not wait for want of replicas."""
 
-USEFUL_SUPPLY = 2.0
-"""Planned supply counts up to this multiple of the busiest window's rate: whole replicas leave some stages with far
-more, and a stage that is hardly used must not grow because its speed wobbles."""
 
-STUCK_S = 5.0
-"""A partition whose committed offset has stood still for this long, with records waiting, is stuck."""
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """How much traffic there is, in multiples of the sample's, and where that was seen."""
 
-BACKLOG_SHARE = 0.5
-"""Share of the SLO that the oldest waiting record may reach before the backlog itself asks for replicas."""
-
-DRAIN_S = 5.0
-"""Time within which a backlog is to be gone once the replicas for it are there."""
+    multiple: float
+    reason: Reason
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,88 +44,110 @@ class Demand:
     stuck: tuple[int, ...] = ()
 
 
-def demands(state: TunerState, seen: Observation) -> dict[str, Demand]:
-    """By stage, in topological order."""
-    multiple, told = traffic_multiple(state.basis, seen)
-    return {stage.name: _demand(state.basis, stage, seen, multiple, told) for stage in state.basis.stages}
+def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
+    """By stage, in topological order; and the state that remembers since when stages need less than the plan."""
+    basis = state.basis
+    traffic = traffic_of(basis, seen)
+    found: dict[str, Demand] = {}
+    below_since_s: dict[str, float] = {}
+    for stage in basis.stages:
+        demand = _demand(basis, stage, seen, traffic)
+        if demand.needed < basis.floor[stage.name]:
+            below_since_s[stage.name] = since_s = state.below_since_s.get(stage.name, seen.time_s)
+            if demand.needed < stage.supply and seen.time_s - since_s >= basis.knobs.plan_memory_s:
+                found[stage.name] = demand
+                continue
+            told = f"the plan's supply is kept for {basis.knobs.plan_memory_s / 60:.0f} min after its last use"
+            demand = replace(demand, needed=basis.floor[stage.name], reason=Reason.INSURANCE, detail=told)
+        found[stage.name] = demand
+    if below_since_s != state.below_since_s:
+        state = replace(state, below_since_s=below_since_s)
+    return state, found
 
 
-def traffic_multiple(basis: Basis, seen: Observation) -> tuple[float, str]:
-    """How many times the planned traffic is here: the largest ratio of live to planned counts over all windows."""
-    ratio, window_s, live, planned = max(
-        (live / max(planned, 1), window_s, live, planned)
-        for live, planned, window_s in zip(seen.envelope, basis.counts, basis.windows_s, strict=True)
+def traffic_of(basis: Basis, seen: Observation) -> Traffic:
+    """The larger of what the envelope shows and what the rate is rising to."""
+    multiple, detail = burst_multiple(basis, seen)
+    knobs = basis.knobs
+    lead_s = knobs.reaction_s + max(
+        (supply.start_up_s or 0.0 for stage in seen.stages.values() for supply in stage.supply.values()), default=0.0
     )
-    return ratio, f"{live} arrivals within {window_s:.3g} s, planned for {planned}"
+    lead_s = max(lead_s, basis.start_up_s + knobs.reaction_s)
+    recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
+    rate = rising_rate(recent, lead_s, confidence=knobs.forecast_confidence, limit=knobs.forecast_limit)
+    if basis.arrival_rate > 0 and rate / basis.arrival_rate > multiple:
+        told = f"{rate:.1f}/s expected within {lead_s:.1f} s, planned for {basis.arrival_rate:.1f}/s"
+        return Traffic(rate / basis.arrival_rate, Reason.RATE_RISING, told)
+    return Traffic(multiple, Reason.ENVELOPE_EXCEEDED, detail)
 
 
-def peak_rate(basis: Basis) -> float:
-    """Arrivals per second in the busiest window of the planned traffic, over all lengths."""
-    return max(count / window_s for count, window_s in zip(basis.counts, basis.windows_s, strict=True))
+def burst_multiple(basis: Basis, seen: Observation) -> tuple[float, str]:
+    """How many times the sample's rate the envelope shows: the ratio rule, deaf to bursts that waiting absorbs.
 
-
-def supply_for(load: float, slack: float, multiple: float) -> float:
-    """Supply for a multiple of the planned traffic: the load grows with it, the slack for bursts with its root.
-
-    Square-root staffing: arrivals within a time spread around their mean as the root of it, and what
-    the Planner added to the load is there for that spread.
+    An event may wait for the slack D that the SLO leaves it. A window w with q arrivals therefore needs no
+    more than the rate q/(w + D): the horizontal distance of network calculus turned around. The paper compares q/w and
+    answers to the largest of them all, which a short burst makes far too large.
     """
-    return load * multiple + slack * math.sqrt(multiple)
+    slack_s = basis.knobs.burst_slack_share * basis.slo_s
+    live = planned = 0.0
+    where = 0
+    for i, window_s in enumerate(basis.windows_s):
+        rate = seen.envelope[i] / (window_s + slack_s)
+        if rate > live:
+            live, where = rate, i
+        rate = basis.counts[i] / (window_s + slack_s)
+        planned = max(planned, rate)
+    window_s, count, expected = basis.windows_s[where], seen.envelope[where], basis.counts[where]
+    return live / max(planned, 1e-9), f"{count} arrivals within {window_s:.3g} s, planned for {expected}"
 
 
-def _demand(
-    basis: Basis,
-    stage: StageBasis,
-    seen: Observation,
-    multiple: float,
-    told: str,
-) -> Demand:
-    there = seen.stages.get(stage.name)
-    planned_load = basis.arrival_rate * stage.visit_ratio
-    useful = min(stage.supply, USEFUL_SUPPLY * peak_rate(basis) * stage.visit_ratio)
-    slack = max(useful - planned_load, 0.0)
+def supply_for(basis: Basis, stage: StageBasis, multiple: float) -> float:
+    """Supply that a stage needs for a multiple of the sample's traffic: looked up, or by square-root staffing.
+
+    Square-root staffing: the load grows with the traffic, the room above it with its root, as does the spread of the
+    arrivals within a time that the room is there for.
+    """
+    if basis.staffing is not None:
+        return basis.staffing.needed(stage.name, multiple)
+    load = basis.arrival_rate * stage.visit_ratio
+    return load * multiple + max(stage.supply - load, 0.0) * math.sqrt(multiple)
+
+
+def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic) -> Demand:
+    knobs, there = basis.knobs, seen.stages.get(stage.name)
     throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
-    needed, reason, detail = supply_for(planned_load, slack, multiple), Reason.ENVELOPE_EXCEEDED, told
+    reason, detail, multiple = traffic.reason, traffic.detail, traffic.multiple
     if there is None:
-        return Demand(needed, throughputs, reason, detail)
+        return Demand(supply_for(basis, stage, multiple), throughputs, reason, detail)
     visits = there.visit_ratio
-    if visits is not None and stage.visit_ratio > 0 and abs(visits / stage.visit_ratio - 1) > SHIFT:
-        factor = visits / stage.visit_ratio
-        needed = supply_for(planned_load, slack, multiple * factor)
-        if factor > 1:
+    if visits is not None and stage.visit_ratio > 0 and abs(visits / stage.visit_ratio - 1) > knobs.shift:
+        multiple *= visits / stage.visit_ratio
+        if visits > stage.visit_ratio:
             reason = Reason.VISIT_RATIO_SHIFTED
-            detail = f"{visits:.3g} visits per event, planned for {stage.visit_ratio:.3g}; {told}"
+            detail = f"{visits:.3g} visits per event, planned for {stage.visit_ratio:.3g}; {detail}"
+    needed = supply_for(basis, stage, multiple)
     for kind in stage.kinds:
         measured = there.supply[kind.hardware].throughput if kind.hardware in there.supply else None
-        if measured is not None and abs(measured / kind.throughput - 1) > SHIFT:
+        if measured is not None and abs(measured / kind.throughput - 1) > knobs.shift:
             throughputs[kind.hardware] = measured
-            if measured < kind.throughput and reason is Reason.ENVELOPE_EXCEEDED:
+            if measured < kind.throughput and reason is not Reason.VISIT_RATIO_SHIFTED:
                 reason = Reason.THROUGHPUT_FELL
-                detail = f"{measured:.3g}/s per replica on {kind.hardware}, profiled at {kind.throughput:.3g}/s; {told}"
-    stuck = _stuck(there)
-    backlog = _backlog(basis, there, stuck)
-    if backlog > 0:
+                detail = f"{measured:.3g}/s per replica on {kind.hardware}, profiled at {kind.throughput:.3g}/s"
+    stuck = _stuck(there, knobs.stuck_s)
+    backlog = sum([lag for p, lag in enumerate(there.partition_lags) if p not in stuck])
+    if backlog > basis.backlog_bound[stage.name]:
         arriving = seen.arrival_rate * (visits if visits is not None else stage.visit_ratio)
-        if arriving + backlog / DRAIN_S > needed:
-            needed, reason = arriving + backlog / DRAIN_S, Reason.BACKLOG
+        if arriving + backlog / knobs.drain_s > needed:
+            needed, reason = arriving + backlog / knobs.drain_s, Reason.BACKLOG
             detail = f"{backlog} records wait, the oldest for {there.oldest_lag_s:.2f} s, and {arriving:.1f}/s arrive"
     return Demand(needed, throughputs, reason, detail, stuck)
 
 
-def _stuck(there: StageObservation) -> tuple[int, ...]:
+def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:
     """Partitions that stand still although their stage works: others move on, or its replicas are not busy."""
-    idle = [p for p, since_s in enumerate(there.partition_idle_s) if since_s > STUCK_S and there.partition_lags[p] > 0]
-    moving = any(since_s <= STUCK_S for since_s in there.partition_idle_s)
+    idle = [p for p, since_s in enumerate(there.partition_idle_s) if since_s > stuck_s and there.partition_lags[p] > 0]
+    if not idle:
+        return ()
+    moving = any(since_s <= stuck_s for since_s in there.partition_idle_s)
     unused = there.utilization is not None and there.utilization < BUSY
     return tuple(idle) if moving or unused else ()
-
-
-BUSY = 0.5
-"""Utilization below which waiting records are not for want of replicas."""
-
-
-def _backlog(basis: Basis, there: StageObservation, stuck: tuple[int, ...]) -> int:
-    """Records that wait for want of replicas; 0 while they are within the SLO's means."""
-    if not there.oldest_lag_s > BACKLOG_SHARE * basis.slo_s:
-        return 0
-    return sum(lag for p, lag in enumerate(there.partition_lags) if p not in stuck)

@@ -18,12 +18,6 @@ __all__ = ["POLICIES", "Policy", "TunerState", "inferline_step", "initial_state"
 
 Policy = Callable[[TunerState, Observation], tuple[TunerState, Decision | None]]
 
-DOWN_AFTER_S = 15.0
-"""How long a stage's load must have fitted fewer replicas, and nothing have changed, before it gets them."""
-
-DOWN_MARGIN = 0.1
-"""Supply kept above what the load needs when scaling down, so that the next burst does not undo it."""
-
 _NO_LIMITS = Limits()
 
 
@@ -32,7 +26,7 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
 
     Every stage gets at once what its demand needs (`tuner.demand`); nothing is taken from one stage because
     another needs more. A stage gives replicas back when what remains carries its load with a margin, has
-    done so for `DOWN_AFTER_S`, and everything seen is fresh. Asking is idempotent: replicas that were asked
+    done so for a while, and everything seen is fresh. Asking is idempotent: replicas that were asked
     for and are not ready yet count.
 
     Args:
@@ -47,14 +41,15 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
     doubted = ((jumped,) if jumped is not None else ()) + doubts(state, seen)
     if any(doubt.where == "" for doubt in doubted):
         return _hold(replace(state, fits_since_s={}), doubted)
-    needed = demands(state, seen)
+    state, needed = demands(state, seen)
     wanted, short = _raised(state, seen, needed)
     troubles = doubted + short + _stuck(needed)
     if wanted != state.wanted:
         leading = max((n for n in state.wanted if wanted[n] != state.wanted[n]), key=lambda n: needed[n].needed)
         demand = needed[leading]
+        fits = {name: since_s for name, since_s in state.fits_since_s.items() if wanted[name] == state.wanted[name]}
         decision = Decision(wanted, Action.SCALE_UP, demand.reason, f"stage {leading!r}: {demand.detail}")
-        return replace(state, wanted=wanted, changed_s=seen.time_s, fits_since_s={}), decision
+        return replace(state, wanted=wanted, changed_s=seen.time_s, fits_since_s=fits), decision
     if doubted:
         return _hold(replace(state, fits_since_s={}), troubles)
     state, lowered = _lowered(state, seen, needed)
@@ -92,26 +87,29 @@ def _raised(
 
 def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand]) -> tuple[TunerState, Decision | None]:
     """Give back what each stage's load has fitted without for long enough."""
+    basis, knobs, now_s = state.basis, state.basis.knobs, seen.time_s
     fits_since_s: dict[str, float] = {}
-    wanted = {name: dict(by_kind) for name, by_kind in state.wanted.items()}
-    calm = seen.time_s >= state.blind_until_s and seen.watched_s >= HISTORY_S
-    for stage in state.basis.stages:
-        demand, limits = needed[stage.name], seen.limits.get(stage.name, _NO_LIMITS)
-        held, there = state.wanted[stage.name], seen.stages[stage.name]
-        settled = not any(supply.pending for supply in there.supply.values())
-        after = fewer(stage, held, demand.throughputs, demand.needed * (1 + DOWN_MARGIN), limits.minimum)
-        if not calm or not settled or after == held:
+    wanted = dict(state.wanted)
+    calm = now_s >= state.blind_until_s and seen.watched_s >= HISTORY_S
+    for stage in basis.stages if calm else ():
+        name = stage.name
+        demand, held = needed[name], state.wanted[name]
+        if any(kind.pending for kind in seen.stages[name].supply.values()):
             continue
-        fits_since_s[stage.name] = state.fits_since_s.get(stage.name, seen.time_s)
-        if seen.time_s - max(fits_since_s[stage.name], state.changed_s) >= DOWN_AFTER_S:
-            wanted[stage.name] = after
+        enough = demand.needed * (1 + knobs.down_margin)
+        after = fewer(stage, held, demand.throughputs, enough, seen.limits.get(name, _NO_LIMITS).minimum)
+        if after == held:
+            continue
+        fits_since_s[name] = state.fits_since_s.get(name, now_s)
+        if now_s - fits_since_s[name] >= knobs.down_after_s:
+            wanted[name] = after
     state = replace(state, fits_since_s=fits_since_s)
     if wanted == state.wanted:
         return state, None
     names = [name for name in wanted if wanted[name] != state.wanted[name]]
     detail = "; ".join(f"stage {name!r} needs {needed[name].needed:.1f}/s" for name in names)
     return (
-        replace(state, wanted=wanted, changed_s=seen.time_s, fits_since_s={}),
+        replace(state, wanted=wanted, changed_s=now_s),
         Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail),
     )
 

@@ -11,6 +11,8 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.tuner.basis import Basis, Replicas, basis_of
 from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.knobs import Knobs
+from inferline_stream.tuner.staffing import Staffing
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class TunerState:
         time_s: time of the last observation; None before the first.
         changed_s: time of the last change of any stage (of the first observation if none).
         fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
+        below_since_s: by stage, since when it has needed less than plan and insurance give, without a break.
         handovers: times of scale-downs that are still paid for out of the error budget.
         told: conditions that were told and still last.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
@@ -33,6 +36,7 @@ class TunerState:
     time_s: float | None = None
     changed_s: float = -math.inf
     fits_since_s: Mapping[str, float] = field(default_factory=dict)
+    below_since_s: Mapping[str, float] = field(default_factory=dict)
     handovers: tuple[float, ...] = ()
     told: frozenset[tuple[Reason, str]] = frozenset()
     blind_until_s: float = -math.inf
@@ -51,6 +55,8 @@ def initial_state(
     objective: float = 0.99,
     shortest_window_s: float = 0.0,
     held: Replicas | None = None,
+    staffing: Staffing | None = None,
+    knobs: Knobs | None = None,
 ) -> TunerState:
     """The state before the first step.
 
@@ -61,8 +67,18 @@ def initial_state(
         objective: see `basis_of`.
         shortest_window_s: see `basis_of`.
         held: replicas wanted at present, where they are not the plan's (after a restart).
+        staffing: see `Basis`.
+        knobs: see `Basis`.
     """
-    basis = basis_of(plan, measured, catalogue, objective=objective, shortest_window_s=shortest_window_s)
+    basis = basis_of(
+        plan,
+        measured,
+        catalogue,
+        objective=objective,
+        shortest_window_s=shortest_window_s,
+        staffing=staffing,
+        knobs=knobs,
+    )
     wanted = basis.planned()
     for stage, by_hardware in (held or {}).items():
         for hardware, replicas in by_hardware.items():

@@ -47,7 +47,14 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
     if 0 <= step_s <= LEAP_S:
         return state, None
     detail = f"time went from {before:.3f} s to {seen.time_s:.3f} s between two steps"
-    moved = replace(state, changed_s=seen.time_s, fits_since_s={}, handovers=(), blind_until_s=seen.time_s + HISTORY_S)
+    moved = replace(
+        state,
+        changed_s=seen.time_s,
+        fits_since_s={},
+        below_since_s={},
+        handovers=(),
+        blind_until_s=seen.time_s + HISTORY_S,
+    )
     return moved, Doubt(Reason.CLOCK_JUMPED, "", detail)
 
 

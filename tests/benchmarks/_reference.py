@@ -1,8 +1,8 @@
 """The pipeline that the paper's experiments are repeated on: preprocess → ResNet-152 → NMT for 40 % of the events.
 
 Service times S = b/µ(b) from the throughputs of the K80 table in InferLine's draft (digitised). Preprocess runs on a
-CPU with that table's column; the models run on K80. A replica on a K80 costs the GPU and one CPU. Start-up 5 s, SLO 500 ms.
-A last stage, free and next to instant, collects every event, so that those that need no NMT have a latency too.
+CPU with that table's column; the models run on K80. A replica on a K80 costs the GPU and one CPU. Start-up 5 s, SLO
+500 ms. A last stage, free and next to instant, collects every event, so that those that need no NMT have a latency too.
 """
 
 from __future__ import annotations

@@ -1,0 +1,59 @@
+"""Every number of the default policy: unit, default, reason. Each deviation from the paper can be turned off."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """Numbers of the default policy. Durations are seconds."""
+
+    burst_slack_share: float = 0.5
+    """Share of the SLO by which each window of the envelope is lengthened before rates are compared: a burst shorter
+    than the slack that events have is absorbed by waiting. 0 is the paper's comparison of bare rates."""
+
+    forecast_confidence: float = 2.5
+    """Standard errors by which a trend must exceed nothing before it counts. Infinite turns forecasting off."""
+
+    forecast_limit: float = 1.5
+    """Most that a forecast may exceed the rate seen by: no ramp is believed to go on for ever."""
+
+    reaction_s: float = 1.0
+    """Time from deciding to working beyond the start-up time: assignment, handover, the batch in flight."""
+
+    shift: float = 0.1
+    """Relative change of a visit ratio or throughput that is acted on: smaller ones are within what is measured."""
+
+    drain_s: float = 5.0
+    """Time within which a backlog is to be gone once the replicas for it are there."""
+
+    stuck_s: float = 5.0
+    """A partition whose committed offset has stood still for this long, with records waiting, is stuck."""
+
+    down_after_s: float = 60.0
+    """How long a stage must have needed fewer replicas without a break before it loses them: the envelope's span."""
+
+    down_margin: float = 0.0
+    """Supply kept above the need when scaling down, as a share of it."""
+
+    plan_memory_s: float = 1800.0
+    """How long traffic must have needed less than the plan before the plan's own replicas are given back: they were
+    bought so that the sample's traffic needs no scaling. 0 gives them back like any others."""
+
+    insurance_share: float = 0.05
+    """Share of the plan's cost that is spent beyond it on cheap stages, so that a jump of traffic does not meet its
+    first bottleneck where a replica costs next to nothing."""
+
+    handover_stall_s: float = 0.05
+    """Stall of a partition that moves, beyond the batch in flight."""
+
+    handover_budget_share: float = 0.1
+    """Share of the error budget (1 − objective) that scaling down may spend on stalls, over any hour."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if math.isnan(value) or value < 0:
+                raise ValueError(f"{name} {value} must be 0 or more")
