@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inferline_stream.estimator.kernels import (
+    EIGHT,
     ONE,
     ZERO,
     Account,
@@ -77,7 +78,7 @@ class Line(NamedTuple):
 
     Args:
         times: (capacity,) when they arrive.
-        events: (capacity,) whose they are.
+        events: (2 · capacity + replicas · most,) whose they are; behind them, what was taken in another order.
         begin: (replicas + 1,) where each replica's begin.
         replica_of: (capacity,) of the new ones.
     """
@@ -95,21 +96,17 @@ class Batches(NamedTuple):
         finish: their ends.
         start: their starts.
         size: how many events each has.
-        first: place of the first of them in ``taken``.
-        by: which replica's they are.
+        first: place of the first of them in the line's ``events``.
         begin: (replicas + 1,) where each replica's begin.
         end: (replicas,) where they end.
-        taken: (capacity + replicas · most,) events in the order in which they were taken, replica after replica.
     """
 
     finish: Floats
     start: Floats
     size: Ints
     first: Ints
-    by: Ints
     begin: Ints
     end: Ints
-    taken: Events
 
 
 class Waiting(NamedTuple):
@@ -117,7 +114,6 @@ class Waiting(NamedTuple):
 
     Args:
         keys: what they are sorted by.
-        events: whose they are.
         places: their places in the line.
         last_key: (partitions,) the latest key.
         counts: (partitions,) how many wait; all 0.
@@ -125,7 +121,6 @@ class Waiting(NamedTuple):
     """
 
     keys: Events
-    events: Events
     places: Ints
     last_key: Events
     counts: Ints
@@ -167,10 +162,15 @@ def deal(arrived: Tokens, hop_s: float, bound: Bound, line: Line) -> None:
     begin, left_begin = line.begin, bound.left_begin
     for r in range(replicas + 1):
         begin[r] = 0
-    for i in range(arrived.events.size):
-        r = bound.owner[Index(bound.partition_of[Index(arrived.events[i])])]
-        line.replica_of[i] = r
-        begin[Index(r)] += 1
+    if replicas == 1:
+        begin[0] = arrived.events.size
+        for i in range(arrived.events.size):
+            line.replica_of[i] = 0
+    else:
+        for i in range(arrived.events.size):
+            r = bound.owner[Index(bound.partition_of[Index(arrived.events[i])])]
+            line.replica_of[i] = r
+            begin[Index(r)] += 1
     at = 0
     for r in range(replicas):  # where the new ones go: behind those left
         first = left_begin[r]
@@ -198,15 +198,15 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
     limits, table, levels, _, _, key = task.service
     times, events = desk.line.times, desk.line.events
     partition_of = bound.partition_of
-    keys, waiting, places, last_key, counts, is_left = desk.waiting
-    finish, start, sizes, first_taken, by, batch_begin, batch_end, taken = desk.batches
+    keys, places, last_key, counts, is_left = desk.waiting
+    finish, start, sizes, first_taken, batch_begin, batch_end = desk.batches
     kind = bound.kind_of[r]
     first_row = Index(kind * (table.shape[0] // limits.size))
     limit = Index(limits[kind])
     begin = Index(desk.line.begin[r])
     end = Index(desk.line.begin[r + 1])
     most = Index(bound.members.shape[1])
-    out = begin + Index(r) * most  # in taken
+    out = Index(times.size) + begin + Index(r) * most  # where it lists what it takes in another order
     batch = begin + Index(r)
     batch_begin[r] = np.int64(batch)
     free_s = bound.free_s[r]
@@ -216,14 +216,13 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
         start[batch] = bound.flight_start[r]
         sizes[batch] = np.int64(flight)
         first_taken[batch] = np.int64(out)
-        by[batch] = r
         batch += ONE
         for k in range(flight):
-            taken[out] = bound.members[r, k]
+            events[out] = bound.members[r, k]
             out += ONE
     means = levels.size == 1
     busy_s, served_s = account.totals
-    i = begin  # next arrival that is not in `waiting`
+    i = begin  # next arrival that is not among the sorted ones
     ordered = i  # arrivals before this one, from i on, are in order of entry
     front = ZERO
     back = ZERO
@@ -245,10 +244,7 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
                 back = ZERO
             else:
                 size = min(limit, ordered - i)
-                head = int(events[i])
-                for k in range(size):
-                    taken[out + Index(k)] = events[i + Index(k)]
-                out += size
+                first = i
                 i += size
         else:
             t = free_s
@@ -266,19 +262,17 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
                 slot = back
                 while slot > front and keys[slot - ONE] > rank:
                     keys[slot] = keys[slot - ONE]
-                    waiting[slot] = waiting[slot - ONE]
                     places[slot] = places[slot - ONE]
                     slot -= ONE
                 keys[slot] = rank
-                waiting[slot] = event
                 places[slot] = np.int64(i)
                 back += ONE
                 i += ONE
             size = min(limit, back - front)
-            head = int(waiting[front])
+            first = out
             for k in range(size):
-                event = waiting[front + Index(k)]
-                taken[out + Index(k)] = event
+                event = events[Index(places[front + Index(k)])]
+                events[out + Index(k)] = event
                 counts[Index(partition_of[Index(event)])] -= 1
             out += size
             front += size
@@ -287,16 +281,16 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
             slot = front
             rank = np.int32(-1)
             while slot < back and keys[slot] == old:
-                rank = max(rank, waiting[slot])
+                rank = max(rank, events[Index(places[slot])])
                 keys[slot] = rank
                 slot += ONE
             if slot > front:
-                p = Index(partition_of[Index(waiting[front])])
+                p = Index(partition_of[Index(events[Index(places[front])])])
                 if last_key[p] == old:
                     last_key[p] = rank
             ordered = i
         row = first_row + size
-        service_s = table[row, 0] if means else service_time(table, levels, row, head, key)
+        service_s = table[row, 0] if means else service_time(table, levels, row, int(events[first]), key)
         account.batches[row] += 1
         busy_s += service_s
         served_s += service_s * np.float64(size)
@@ -304,8 +298,7 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
         finish[batch] = free_s
         start[batch] = t
         sizes[batch] = np.int64(size)
-        first_taken[batch] = np.int64(out - size)
-        by[batch] = r
+        first_taken[batch] = np.int64(first)
         batch += ONE
     account.totals[0] = busy_s
     account.totals[1] = served_s
@@ -318,13 +311,13 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
         bound.flight_start[r] = start[batch]
         bound.flight_size[r] = np.int64(size)
         for k in range(size):
-            bound.members[r, k] = taken[out - size + Index(k)]
+            bound.members[r, k] = events[Index(first_taken[batch]) + Index(k)]
     batch_end[r] = np.int64(batch)
     # What is left, in order of arrival.
     place = begin if front < back else i
     while front < back:
         is_left[Index(places[front])] = 1
-        counts[Index(partition_of[Index(waiting[front])])] = 0
+        counts[Index(partition_of[Index(events[Index(places[front])])])] = 0
         front += ONE
     to = Index(bound.left_begin[r])
     while place < end:
@@ -338,10 +331,8 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
 
 
 def starts_before(a: int, b: int, batches: Batches) -> bool:
-    """Whether a batch comes before another one that ends at the same instant."""
-    return bool(
-        batches.start[a] < batches.start[b] or (batches.start[a] == batches.start[b] and batches.by[a] < batches.by[b])
-    )
+    """Whether a batch comes before another one that ends at the same instant; they are listed replica by replica."""
+    return bool(batches.start[a] < batches.start[b] or (batches.start[a] == batches.start[b] and a < b))
 
 
 def sort_in_buckets(replicas: int, batches: Batches, sorting: Sorting) -> int:
@@ -451,16 +442,28 @@ def serve_bound(arrived: Tokens, task: Task, bound: Bound, desk: Desk, out: Toke
         batches = sort_in_buckets(bound.kind_of.size, desk.batches, desk.sorting)
     if batches < 0:
         batches = sort_by_tree(bound.kind_of.size, desk.batches, desk.sorting)
-    finish, _, size, first, _, _, _, taken = desk.batches
+    finish, _, size, first, _, _ = desk.batches
+    events = desk.line.events
+    room = Index(out.times.size)
+    held = Index(events.size)
     gone = ZERO
     for i in range(batches):
         batch = Index(desk.sorting.order[i])
         k = Index(first[batch])
-        end = k + Index(size[batch])
+        end = gone + Index(size[batch])
         end_s = finish[batch]
-        while k < end:
+        if end > gone + ONE and end + EIGHT <= room and k + (end - gone) + EIGHT <= held:
+            # Eight at a time, whatever is too much is overwritten: how large a batch was cannot be predicted.
+            while gone < end:
+                for q in range(8):
+                    out.times[gone + Index(q)] = end_s
+                    out.events[gone + Index(q)] = events[k + Index(q)]
+                gone += EIGHT
+                k += EIGHT
+            gone = end
+        while gone < end:
             out.times[gone] = end_s
-            out.events[gone] = taken[k]
+            out.events[gone] = events[k]
             gone += ONE
             k += ONE
     return np.int64(gone)

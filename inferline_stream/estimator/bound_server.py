@@ -99,7 +99,7 @@ def _desk(station: Station, room: int) -> Desk:
     return Desk(
         Line(
             times=np.empty(room),
-            events=np.empty(room, dtype=np.int32),
+            events=np.empty(2 * room + replicas * station.width, dtype=np.int32),
             begin=_ints(replicas + 1),
             replica_of=_ints(room),
         ),
@@ -108,14 +108,11 @@ def _desk(station: Station, room: int) -> Desk:
             start=np.empty(batches),
             size=_ints(batches),
             first=_ints(batches),
-            by=_ints(batches),
             begin=_ints(replicas + 1),
             end=_ints(replicas),
-            taken=np.empty(room + replicas * station.width, dtype=np.int32),
         ),
         Waiting(
             keys=np.empty(room, dtype=np.int32),
-            events=np.empty(room, dtype=np.int32),
             places=_ints(room),
             last_key=np.empty(partitions, dtype=np.int32),
             counts=_ints(partitions),
