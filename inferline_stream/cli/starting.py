@@ -40,7 +40,8 @@ def init(
 
 
 def _topology() -> str:
-    return resources.files("inferline_stream.cli").joinpath("starter-topology", "topology.py").read_text(encoding="utf-8")
+    starter = resources.files("inferline_stream.cli").joinpath("starter-topology", "topology.py")
+    return starter.read_text(encoding="utf-8")
 
 
 def _events() -> str:
