@@ -1,0 +1,130 @@
+"""Coarse-grained serving: the whole pipeline replicated as one unit, as InferLine's comparisons do.
+
+Sized for the mean rate (CG-Mean) or for the peak over windows of one SLO (CG-Peak), and scaled by one unit at a time in
+the manner of AutoScale (Gandhi et al., TOCS 2012): up as soon as the rate asks for it, down only after a wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from inferline_stream.baselines.seen import PipelineSeen
+from inferline_stream.calculus.envelope import trace_envelope
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One replica of every stage.
+
+    Args:
+        batch_size: the same in every stage.
+        throughput: events per second: the slowest stage's.
+        service_time_s: along the longest path.
+    """
+
+    batch_size: int
+    throughput: float
+    service_time_s: float
+
+
+def unit(shape: Shape, measured: PipelineProfile, hardware: Mapping[str, str], slo_s: float) -> Unit:
+    """The unit with the largest batch at which a batch passes the longest path within the SLO.
+
+    Batch sizes above what a stage was profiled at are its largest there. As in the paper every event is taken to
+    visit every stage.
+
+    Raises:
+        ValueError: not even single events are fast enough.
+    """
+    profiles = {name: measured.profiles[name, hardware[name]] for name in shape.stages}
+    sizes = sorted({b for profile in profiles.values() for b in profile.batch_sizes})
+    best: Unit | None = None
+    for size in sizes:
+        batch = {name: min(size, profile.batch_sizes[-1]) for name, profile in profiles.items()}
+        service_s = shape.longest_path_s({name: profiles[name].service_time_s(b) for name, b in batch.items()})
+        if service_s <= slo_s:
+            best = Unit(size, min(profiles[name].throughput(b) for name, b in batch.items()), service_s)
+    if best is None:
+        raise ValueError(f"no batch passes the pipeline within {slo_s} s; loosen the SLO")
+    return best
+
+
+def mean_rate(trace: Trace) -> float:
+    """What CG-Mean is sized for."""
+    return trace.arrival_rate
+
+
+def peak_rate(trace: Trace, slo_s: float) -> float:
+    """What CG-Peak is sized for: the largest rate of any window of one SLO."""
+    return trace_envelope(trace, (slo_s,))[0][1] / slo_s
+
+
+def units_for(rate: float, throughput: float) -> int:
+    """⌈rate / throughput⌉, at least 1."""
+    return max(1, math.ceil(rate / throughput - 1e-9))
+
+
+@dataclass(frozen=True, slots=True)
+class CoarseMemory:
+    """Arrivals of late, units, and since when fewer would do."""
+
+    arrivals: tuple[float, ...] = ()
+    units: int = 1
+    fewer_since_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Coarse:
+    """Scaling of a coarse-grained deployment.
+
+    Args:
+        throughput: of one unit.
+        stages: that a unit replicates.
+        window_s: rates are the largest of windows of this length (CG-Peak: one SLO); None takes the mean (CG-Mean).
+        span_s: how far back arrivals are looked at.
+        interval_s: how often a unit may come or go.
+        wait_s: how long fewer units must do before one goes (AutoScale's t_wait).
+        maximum: most units.
+    """
+
+    throughput: float
+    stages: tuple[str, ...]
+    window_s: float | None = None
+    span_s: float = 30.0
+    interval_s: float = 10.0
+    wait_s: float = 120.0
+    maximum: int = 100
+
+    @property
+    def period_s(self) -> float:
+        """An interval."""
+        return self.interval_s
+
+    def begin(self, replicas: Mapping[str, int]) -> CoarseMemory:
+        """As many units as the stages have replicas."""
+        return CoarseMemory(units=max(replicas[name] for name in self.stages))
+
+    def step(self, memory: CoarseMemory, seen: PipelineSeen) -> tuple[CoarseMemory, dict[str, int]]:
+        """One interval."""
+        arrivals = tuple(t for t in memory.arrivals if t > seen.time_s - self.span_s) + seen.arrivals
+        if self.window_s is None:
+            rate = len(arrivals) / min(self.span_s, max(seen.time_s, 1e-9))
+        else:
+            rate = peak_rate(Trace(np.array(arrivals)), self.window_s)
+        needed, units, since_s = units_for(rate, self.throughput), memory.units, memory.fewer_since_s
+        if needed > units:
+            units, since_s = min(units + 1, self.maximum), None
+        elif needed < units:
+            since_s = seen.time_s if since_s is None else since_s
+            if seen.time_s - since_s >= self.wait_s:
+                units, since_s = units - 1, seen.time_s
+        else:
+            since_s = None
+        return CoarseMemory(arrivals, units, since_s), dict.fromkeys(self.stages, units)
