@@ -100,6 +100,21 @@ def test_within_a_partition_the_order_of_arrival_is_kept() -> None:
     assert served_out_of_order(1, apart=False) == [0, 2, 3, 1]
 
 
+def test_a_record_that_stood_behind_a_later_one_counts_for_itself_once_that_one_is_gone() -> None:
+    """Event 2 waits behind event 10 in one partition. When 10 is served, event 5 arrives in the other partition."""
+    profile = measured(CHAIN, {"a": {1: 1.0}, "b": {1: 3.0}})
+    workloads = (prepare(CHAIN, profile, Trace(np.arange(13) * 0.01), seed=seed) for seed in range(1000))
+
+    def apart(partition_of: np.ndarray) -> bool:
+        return partition_of[2] == partition_of[10] != partition_of[5]
+
+    workload = next(w for w in workloads if apart(w.partition_of(1, 2, None)))
+    gone_a = Departures(np.array([1.0, 2.0, 2.5, 5.0]), np.array([12, 10, 2, 5], dtype=np.int32))
+    gone_b = simulate_stage(workload, 1, {0: gone_a}, station(profile, "b", allocated(), partitions=2))
+    assert gone_b is not None
+    assert gone_b.events.tolist() == [12, 10, 2, 5]
+
+
 def test_records_without_a_key_spread_better_than_keyed_ones() -> None:
     profile = measured(CHAIN, {"a": {1: 0.001}, "b": {1: 0.009}})
     allocations = {"a": allocated(4), "b": allocated(8)}
