@@ -68,7 +68,7 @@ class Observation:
 
     Args:
         time_s: now, on a clock that only goes forward (monotonic); any origin.
-        envelope: most arrivals in any window within the last 60 s, by window of `TunerState.windows_s`.
+        envelope: most arrivals in any window lately (`tuner.traffic`), by window of `TunerState.windows_s`.
         arrival_rate: arrivals per second over the last 5 s.
         peak_rate: largest rate of 5 s windows over the last 30 s.
         stages: by name; a stage missing here counts as never having reported.

@@ -12,37 +12,41 @@ RATE_WINDOW_S = 5.0
 """Window of the rates (InferLine §5)."""
 
 PEAK_SPAN_S = 30.0
-"""How far back the largest of them is looked for (InferLine §5)."""
+"""How far back the busiest of the shorter windows is looked for, and the largest of the rates (InferLine §5)."""
 
 
 class Traffic:
-    """Envelope over the last minute, rate of the last 5 s, and the largest such rate of the last 30 s.
+    """Envelope of what came lately, rate of the last 5 s, and the largest such rate of the last 30 s.
+
+    A window up to 30 s long is looked for within the last 30 s, a longer one within the last minute. Were all
+    looked for within a minute, replicas would be held twice as long after each burst, for no fewer misses.
 
     Args:
-        windows_s: windows of the envelope, those of `TunerState.windows_s`.
-        span_s: how far the envelope reaches back.
+        windows_s: windows of the envelope, ascending, those of `TunerState.windows_s`.
         kernel: see `TrafficEnvelope`.
     """
 
-    def __init__(
-        self, windows_s: Sequence[float], span_s: float = LONGEST_WINDOW_S, kernel: EnvelopeKernel | None = None
-    ) -> None:
-        self._envelope = TrafficEnvelope(windows_s, span_s, kernel)
+    def __init__(self, windows_s: Sequence[float], kernel: EnvelopeKernel | None = None) -> None:
+        by_span = {
+            PEAK_SPAN_S: [window_s for window_s in windows_s if window_s <= PEAK_SPAN_S],
+            LONGEST_WINDOW_S: [window_s for window_s in windows_s if window_s > PEAK_SPAN_S],
+        }
+        self._envelopes = [TrafficEnvelope(windows, span_s, kernel) for span_s, windows in by_span.items() if windows]
         self._peak = TrafficEnvelope((RATE_WINDOW_S,), PEAK_SPAN_S, kernel)
 
     def use(self, kernel: EnvelopeKernel) -> None:
         """Go on with another kernel; nothing is lost."""
-        self._envelope.use(kernel)
-        self._peak.use(kernel)
+        for envelope in (*self._envelopes, self._peak):
+            envelope.use(kernel)
 
     def add(self, times_s: Times) -> None:
         """Take in arrivals, ascending within the call, on the clock of the observation; late ones count."""
-        self._envelope.add(times_s)
-        self._peak.add(times_s)
+        for envelope in (*self._envelopes, self._peak):
+            envelope.add(times_s)
 
     def envelope(self, now_s: float) -> tuple[int, ...]:
         """Most arrivals in any window, by window."""
-        return tuple(self._envelope.counts(now_s).tolist())
+        return tuple(count for envelope in self._envelopes for count in envelope.counts(now_s).tolist())
 
     def arrival_rate(self, now_s: float) -> float:
         """Arrivals per second over the last 5 s."""
