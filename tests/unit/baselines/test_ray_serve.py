@@ -64,7 +64,7 @@ def python_with_ray() -> str | None:
 def test_the_rule_decides_as_rays_own_policy_code_on_a_hundred_thousand_random_steps():
     python = python_with_ray()
     if python is None:
-        pytest.skip("ray[serve] 2.60 is not installed (extra `baselines`); RAY_PYTHON may name a Python that has it")
+        pytest.skip("ray[serve] 2.60 is not installed (extra `dev`); RAY_PYTHON may name a Python that has it")
     rng = random.Random(7)
     cases = [random_case(rng) for _ in range(STEPS // 500)]
     found = subprocess.run(
