@@ -7,15 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.estimator.bound_partitions import (
-    Batches,
-    Bound,
-    Desk,
-    Line,
-    Sorting,
-    Task,
-    Waiting,
-)
+from inferline_stream.estimator.batch_order import Batches, Sorting
+from inferline_stream.estimator.bound_partitions import Bound, Desk, Line, Task, Waiting
 from inferline_stream.estimator.kernels import Account, Ints, Tokens
 from inferline_stream.estimator.merger import NONE
 from inferline_stream.estimator.server import power_of_two, service_of

@@ -1,4 +1,4 @@
-"""Machine code of `estimator.kernels`. numba is imported when first asked for, never before.
+"""Machine code of the kernels. numba is imported when first asked for, never before.
 
 The code is cached beside the package (or in numba's cache folder, if that is not writeable), keyed by the source and
 the processor: compiling takes some seconds once per installation, loading about half a second per process.
@@ -13,9 +13,9 @@ import threading
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
-from inferline_stream.estimator import bound_partitions, kernels
+from inferline_stream.estimator import batch_order, bound_partitions, kernels, partitioned_queue, shared_queue
 
-_SOURCES = (kernels, bound_partitions)
+_SOURCES = (kernels, shared_queue, partitioned_queue, batch_order, bound_partitions)
 _CALLED = ("draw", "service_time", "starts_before", "deal", "serve_replica", "sort_in_buckets", "sort_by_tree")
 _ENTERED = (
     "draw_masks",
@@ -42,13 +42,18 @@ def compiled() -> Any:
         return _compiled()
 
 
+def sources_version() -> str:
+    """Changes whenever the source of any kernel does."""
+    sources = "".join(inspect.getsource(source) for source in _SOURCES)
+    return hashlib.sha256(sources.encode()).hexdigest()[:12]
+
+
 @functools.cache
 def _compiled() -> SimpleNamespace:
     from numba import njit
 
     # numba notices changes of the file that a function is in, not of those it calls: the name tells them all.
-    sources = "".join(inspect.getsource(source) for source in _SOURCES)
-    version = hashlib.sha256(sources.encode()).hexdigest()[:12]
+    version = sources_version()
     scope = dict(vars(interpreted))
     for name in (*_CALLED, *_ENTERED):  # in this order: each finds those before it
         plain = scope[name]

@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import LAG_PUBLISHED_EVERY_S, Floats, draw
+from inferline_stream.estimator.kernels import Floats, draw
+from inferline_stream.estimator.partitioned_queue import LAG_PUBLISHED_EVERY_S
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
 

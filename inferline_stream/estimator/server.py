@@ -7,16 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.estimator import kernels
-from inferline_stream.estimator.kernels import (
-    Account,
-    EntryState,
-    PartitionState,
-    Queue,
-    Service,
-    SharedState,
-    Tokens,
-)
+from inferline_stream.estimator.kernels import Account, Ints, Queue, Service, Tokens
+from inferline_stream.estimator.partitioned_queue import LESS_LAGGED, SHARES, UNIFORM, PartitionState
+from inferline_stream.estimator.shared_queue import EntryState, SharedState
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload, partition_thresholds
 
@@ -133,7 +126,7 @@ def _partitions(workload: Workload, stage: int, station: Station, producers: int
     slots = power_of_two(replicas)
     parents = len(workload.shape.parents(stage))
     lagged = parents == 1 and not station.keyed
-    routing = kernels.LESS_LAGGED if lagged else kernels.UNIFORM if station.shares is None else kernels.SHARES
+    routing = LESS_LAGGED if lagged else UNIFORM if station.shares is None else SHARES
     owned = np.bincount(station.owners, minlength=replicas)
     return PartitionState(
         marks=_ints(6),
@@ -166,7 +159,7 @@ def _partitions(workload: Workload, stage: int, station: Station, producers: int
     )
 
 
-def _ints(size: int, value: int = 0) -> kernels.Ints:
+def _ints(size: int, value: int = 0) -> Ints:
     return np.full(size, value, dtype=np.int64)
 
 

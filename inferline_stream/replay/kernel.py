@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import inspect
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 
-from inferline_stream.estimator import kernels
-from inferline_stream.estimator.compiled import compiled
+from inferline_stream.estimator.compiled import compiled, sources_version
 from inferline_stream.estimator.kernels import (
     Account,
     Joining,
-    PartitionState,
     Queue,
     Service,
-    SharedState,
     Sources,
     Tokens,
     merge,
     record_latencies,
-    serve_by_arrival,
-    serve_partitions,
 )
+from inferline_stream.estimator.partitioned_queue import PartitionState, serve_partitions
+from inferline_stream.estimator.shared_queue import SharedState, serve_by_arrival
 from inferline_stream.replay.tables import Tables
 
 Advance = Callable[[Tables, float, float, float], None]
@@ -44,7 +39,7 @@ def advance() -> Advance:
     scope.update({name: getattr(compiled(), name) for name in _USED})
     step = FunctionType(_advance.__code__, scope, "advance")
     # numba's cache notices changes of this file alone: the name tells which kernels were compiled into it.
-    step.__qualname__ = "advance_" + hashlib.sha256(inspect.getsource(kernels).encode()).hexdigest()[:16]
+    step.__qualname__ = "advance_" + sources_version()
     step.__module__ = __name__
     compiled_step: Advance = njit(nogil=True, cache=True, error_model="numpy")(step)
     return compiled_step

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import BUSY, IDLE, WAITING, Events, Ints
+from inferline_stream.estimator.kernels import Events, Ints
+from inferline_stream.estimator.partitioned_queue import BUSY, IDLE, WAITING
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.replay.kernel import advance

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inferline_stream.estimator import kernels
+from inferline_stream.estimator import partitioned_queue
 from inferline_stream.estimator.kernels import Events, Flags, FlagTable, Floats, Ints, Masks, Members, Table
 from inferline_stream.estimator.station import service_table_s
 from inferline_stream.estimator.workload import Workload
@@ -222,7 +222,7 @@ def empty_tables(
         sent_to=ints(most_producers, most_partitions),
         thresholds=ints(most_partitions),
     )
-    tables.state[:, -1] = kernels.BUSY
+    tables.state[:, -1] = partitioned_queue.BUSY
     for s, stage in enumerate(stages):
         _fill_stage(tables, workload, measured, s, stage, keyed=keyed)
     return tables
@@ -250,6 +250,6 @@ def _fill_stage(
     tables.scalars[s] = (
         workload.key("service", s),
         workload.key("route", s) if lagged else workload.key("event id" if join else "record key"),
-        kernels.LESS_LAGGED if lagged else kernels.UNIFORM,
+        partitioned_queue.LESS_LAGGED if lagged else partitioned_queue.UNIFORM,
         stage.producers if lagged else 1,
     )
