@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from inferline_stream.cli.alerting import rules
 from inferline_stream.cli.checking import check
 from inferline_stream.cli.overriding import pause, resume, scale
 from inferline_stream.cli.planning import plan
@@ -86,5 +87,5 @@ def version() -> None:
     print(f"inferline-stream {installed('inferline-stream')}")
 
 
-for _command in (init, check, profile, plan, run, scale, pause, resume, version):
+for _command in (init, check, profile, plan, run, scale, pause, resume, rules, version):
     app.command()(_command)
