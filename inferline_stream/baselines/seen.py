@@ -15,12 +15,11 @@ class StageSeen:
         time_s: now.
         replicas: asked for, ready or not.
         ready: those that work.
-        lag: records in its topic that are not committed, those in flight included.
+        lag: records in its topic that are not committed, those being processed included.
         arrival: records per second into its topic since the last look.
         processed: records per second out of it.
         busy: share of the time in which ready replicas were busy.
         cpu: share of their CPU that they used; for stages on a GPU the busy share stands in.
-        in_flight: records being processed, part of the lag.
         partitions: of its topic; None for a queue without.
         lags: lag by partition.
         committed: committed offset by partition; empty where unknown.
@@ -34,7 +33,6 @@ class StageSeen:
     processed: float = 0.0
     busy: float = 0.0
     cpu: float = 0.0
-    in_flight: float = 0.0
     partitions: int | None = None
     lags: tuple[int, ...] = ()
     committed: tuple[int, ...] = ()

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from inferline_stream.baselines.seen import PipelineRule, PipelineSeen, StageSeen
 from inferline_stream.calculus.envelope import EnvelopeKernel
 from inferline_stream.pipeline.shape import Shape
-from inferline_stream.replay.sight import RATE_SPAN_S, Glimpse, View
+from inferline_stream.replay.sight import Glimpse, View
 from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
 from inferline_stream.tuner.state import TunerState
@@ -165,4 +166,99 @@ class Tuner:
         return ratios
 
 
-__all__ = ["LEAST_EVENTS", "RATE_SPAN_S", "Fixed", "PureStep", "Scaler", "Tuner", "Wish"]
+class Ruled:
+    """A rule of others, on the same plant and as old statistics.
+
+    Args:
+        name: of the rule.
+        rule: see `baselines.seen`.
+        shape: the pipeline's DAG.
+        replicas: by stage, to begin with.
+        hardware: by stage, what its replicas run on.
+        partitions: by stage; empty for shared queues.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rule: PipelineRule,
+        shape: Shape,
+        *,
+        replicas: Mapping[str, int],
+        hardware: Mapping[str, str],
+        partitions: Mapping[str, int] | None = None,
+    ) -> None:
+        self.name = name
+        self.period_s = rule.period_s
+        self._rule = rule
+        self._memory = rule.begin(replicas)
+        self._order = shape.stages
+        self._hardware = hardware
+        self._partitions = partitions or {}
+        self._parents = {
+            stage: tuple(shape.stages[shape.arrows[a].parent] for a in shape.parents(s))
+            for s, stage in enumerate(shape.stages)
+        }
+        self._before: tuple[Glimpse, ...] | None = None
+
+    def decide(self, view: View) -> Wish | None:
+        """One look."""
+        stages = {name: self._seen(name, s, view.time_s, view.now[s]) for s, name in enumerate(self._order)}
+        self._before = view.now
+        seen = PipelineSeen(view.time_s, stages, self._parents, tuple(view.arrivals_s.tolist()))
+        self._memory, wanted = self._rule.step(self._memory, seen)
+        changed = {name: count for name, count in wanted.items() if count != stages[name].replicas}
+        if not changed:
+            return None
+        up = all(count > stages[name].replicas for name, count in changed.items())
+        down = all(count < stages[name].replicas for name, count in changed.items())
+        return Wish(
+            {name: {self._hardware[name]: count} for name, count in changed.items()},
+            "scale_up" if up else "scale_down" if down else "scale",
+        )
+
+    def _seen(self, name: str, s: int, now_s: float, seen: Glimpse) -> StageSeen:
+        before = None if self._before is None else self._before[s]
+        since_s = seen.time_s - (0.0 if before is None else before.time_s)
+        ready, arrived, completed, busy_s = sum(seen.ready), seen.arrived, seen.completed, seen.busy_s
+        if before is not None:
+            arrived, completed, busy_s = arrived - before.arrived, completed - before.completed, busy_s - before.busy_s
+        busy = min(busy_s / (since_s * ready), 1.0) if since_s > 0 and ready else 0.0
+        return StageSeen(
+            time_s=now_s,
+            replicas=ready + sum(seen.pending),
+            ready=ready,
+            lag=float(sum(seen.lags)),
+            arrival=arrived / since_s if since_s > 0 else 0.0,
+            processed=completed / since_s if since_s > 0 else 0.0,
+            busy=busy,
+            cpu=busy,
+            partitions=self._partitions.get(name),
+            lags=seen.lags,
+        )
+
+
+class Scheduled:
+    """Replicas by the clock, known beforehand.
+
+    Args:
+        name: of the schedule.
+        steps: (time_s, stage → hardware kind → replicas), ascending.
+        period_s: how often it looks at the clock.
+    """
+
+    def __init__(
+        self, name: str, steps: Sequence[tuple[float, Mapping[str, Mapping[str, int]]]], period_s: float = 0.5
+    ) -> None:
+        self.name = name
+        self.period_s = period_s
+        self._steps = list(steps)
+        self._next = 0
+
+    def decide(self, view: View) -> Wish | None:
+        """Whatever has come due since the last look; the last one counts."""
+        due = None
+        while self._next < len(self._steps) and self._steps[self._next][0] <= view.time_s + 1e-9:
+            due = self._steps[self._next][1]
+            self._next += 1
+        return None if due is None else Wish(due, "scale", "schedule")

@@ -1,0 +1,247 @@
+"""Policies side by side on one trace: cost, misses, steps, peak, and what hindsight would have saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from inferline_stream.calculus.envelope import EnvelopeKernel
+from inferline_stream.estimator.workload import Workload, prepare
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Allocations, Plan, replicas_of
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.clairvoyant import cheapest, work_bound
+from inferline_stream.replay.conditions import Conditions
+from inferline_stream.replay.contenders import FAMILIES, Contest, Family, Setting
+from inferline_stream.replay.loop import replay
+from inferline_stream.replay.outcome import Outcome
+from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Tuner
+from inferline_stream.tuner.knobs import Knobs
+from inferline_stream.tuner.policy import POLICIES
+from inferline_stream.tuner.staffing import staffing
+from inferline_stream.tuner.state import initial_state
+
+NO_TUNER, CLAIRVOYANT, INSTANT = "no tuner", "clairvoyant", "instant clairvoyant"
+
+NAMES = (*POLICIES, NO_TUNER, *(family.name for family in FAMILIES), CLAIRVOYANT, INSTANT)
+"""Everything that can be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One policy with one setting.
+
+    Args:
+        policy: its name.
+        setting: ``default``, or the tuned values in words.
+        outcome: the replay.
+        keeps_objective: whether the share of misses is within what the objective allows.
+        regret: cost over the clairvoyant's, less 1; None without one.
+        regret_instant: the same over the instant clairvoyant's.
+    """
+
+    policy: str
+    setting: str
+    outcome: Outcome
+    keeps_objective: bool
+    regret: float | None = None
+    regret_instant: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All rows, and dollars below which no policy could have served the trace."""
+
+    rows: tuple[Row, ...]
+    work_bound: float
+
+    def row(self, policy: str, setting: str = "default") -> Row:
+        """The row of that policy and setting.
+
+        Raises:
+            KeyError: it was not compared.
+        """
+        for row in self.rows:
+            if row.policy == policy and (row.setting == "default") == (setting == "default"):
+                return row
+        raise KeyError(f"{policy} ({setting})")
+
+    def cheaper(self, policy: str = "default") -> tuple[Row, ...]:
+        """Rows of others, hindsight left out, that keep the objective for less money than this policy."""
+        ours = self.row(policy).outcome.cost
+        others = {NO_TUNER, CLAIRVOYANT, INSTANT, *POLICIES}
+        return tuple(
+            row for row in self.rows if row.policy not in others and row.keeps_objective and row.outcome.cost < ours
+        )
+
+
+def compare(
+    shape: Shape,
+    plan: Plan,
+    measured: PipelineProfile,
+    sample: Trace,
+    trace: Trace,
+    *,
+    catalogue: Catalogue,
+    policies: Collection[str] = NAMES,
+    tune: bool = True,
+    conditions: Conditions | None = None,
+    objective: float = 0.99,
+    seed: int = 0,
+    knobs: Knobs | None = None,
+    kernel: EnvelopeKernel | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Replay every policy on the trace.
+
+    Our policies run with their defaults. Each rule of others runs with its defaults, and with the setting of its
+    space that is cheapest within the objective on the *sample* (or misses least, if none keeps it): tuned as a user
+    would, on what is known beforehand.
+
+    Args:
+        shape: the DAG.
+        plan: hardware, batch limits and replicas that all begin with.
+        measured: profiles.
+        sample: what the plan was made for.
+        trace: what is judged by.
+        catalogue: prices and stock.
+        policies: names from `NAMES`.
+        tune: run the tuned settings too.
+        conditions: delays, the same for all.
+        objective: share of events that must meet the SLO.
+        seed: of the paths drawn.
+        knobs: of the default policy.
+        kernel: of the envelope.
+        progress: told what is being run.
+
+    Raises:
+        ValueError: a policy that is not in `NAMES`.
+    """
+    unknown = [name for name in policies if name not in NAMES]
+    if unknown:
+        raise ValueError(f"unknown policies {unknown}; there are {', '.join(NAMES)}")
+    prices = {name: kind.price_per_hour for name, kind in catalogue.items()}
+    table = staffing(shape, plan, measured, sample, prices, objective=objective, seed=seed)
+    arena = _Arena(shape, plan, measured, catalogue, conditions or Conditions(), seed=seed)
+    arena.judged, arena.sample = arena.workload(trace), arena.workload(sample)
+    tell = progress or (lambda _: None)
+    rows: list[Row] = []
+
+    def add(policy: str, setting: str, outcome: Outcome) -> None:
+        rows.append(Row(policy, setting, outcome, outcome.miss_rate <= 1 - objective))
+
+    for name, step in POLICIES.items():
+        if name in policies:
+            tell(name)
+            state = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs)
+            period_s = arena.conditions.step_s
+            add(name, "default", arena.run(Tuner(name, step, state, shape, period_s=period_s, kernel=kernel)))
+    if NO_TUNER in policies:
+        add(NO_TUNER, "default", arena.run(Fixed(NO_TUNER)))
+    longest_s = max(profile.start_up_s for profile in measured.profiles.values())
+    start_up_s = longest_s if arena.conditions.start_up_s is None else arena.conditions.start_up_s
+    contest = Contest(shape, plan, measured, sample, start_up_s)
+    for family in FAMILIES:
+        if family.name in policies:
+            tell(family.name)
+            add(family.name, "default", arena.rule(family, contest, {}))
+            if tune and family.space:
+                setting = arena.tuned(family, contest, 1 - objective)
+                told = ", ".join(f"{key}={value:g}" for key, value in setting.items())
+                add(family.name, told, arena.rule(family, contest, setting))
+    basis = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs).basis
+    for name, instant in ((CLAIRVOYANT, False), (INSTANT, True)):
+        if name in policies:
+            tell(name)
+            how = Conditions(start_up_s=0.0, handover_s=0.0) if instant else arena.conditions
+            add(name, "default", cheapest(basis, trace, partial(arena.run, conditions=how), instant=instant))
+    return Comparison(_with_regret(rows), arena.bound(objective))
+
+
+def _with_regret(rows: Sequence[Row]) -> tuple[Row, ...]:
+    costs = {row.policy: row.outcome.cost for row in rows if row.policy in (CLAIRVOYANT, INSTANT)}
+
+    def regret(row: Row, to: str) -> float | None:
+        return row.outcome.cost / costs[to] - 1 if costs.get(to) else None
+
+    return tuple(replace(row, regret=regret(row, CLAIRVOYANT), regret_instant=regret(row, INSTANT)) for row in rows)
+
+
+class _Arena:
+    """Where all contenders meet the same traces under the same delays."""
+
+    judged: Workload
+    sample: Workload
+
+    def __init__(
+        self,
+        shape: Shape,
+        plan: Plan,
+        measured: PipelineProfile,
+        catalogue: Catalogue,
+        conditions: Conditions,
+        *,
+        seed: int,
+    ) -> None:
+        self.conditions = conditions
+        self._shape, self._plan, self._measured, self._catalogue = shape, plan, measured, catalogue
+        self._seed = seed
+
+    def workload(self, trace: Trace) -> Workload:
+        """A trace with the paths of its events drawn."""
+        return prepare(self._shape, self._measured, trace, seed=self._seed)
+
+    def run(
+        self,
+        scaler: Scaler,
+        conditions: Conditions | None = None,
+        *,
+        allocations: Allocations | None = None,
+        on: Workload | None = None,
+    ) -> Outcome:
+        """One replay."""
+        workload = on or self.judged
+        return replay(
+            self._shape,
+            allocations or self._plan.allocations,
+            self._measured,
+            Trace(workload.entry_s),
+            scaler,
+            catalogue=self._catalogue,
+            slo_s=self._plan.slo_s,
+            partitions=dict(self._plan.partitions) or None,
+            conditions=conditions or self.conditions,
+            workload=workload,
+        )
+
+    def rule(self, family: Family, contest: Contest, setting: Setting, on: Workload | None = None) -> Outcome:
+        """One rule with one setting."""
+        allocations = family.allocations(contest) if family.allocations else self._plan.allocations
+        scaler = Ruled(
+            family.name,
+            family.make(contest, setting),
+            self._shape,
+            replicas={name: replicas_of(held) for name, held in allocations.items()},
+            hardware=contest.hardware(),
+            partitions=self._plan.partitions,
+        )
+        return self.run(scaler, allocations=allocations, on=on)
+
+    def tuned(self, family: Family, contest: Contest, allowed: float) -> dict[str, float]:
+        """The cheapest setting that keeps the objective on the sample; the one that misses least if none does."""
+
+        def rank(setting: Mapping[str, float]) -> tuple[bool, float, float]:
+            found = self.rule(family, contest, setting, self.sample)
+            kept = found.miss_rate <= allowed
+            return (not kept, 0.0 if kept else found.miss_rate, found.cost)
+
+        return min(family.settings(), key=rank)
+
+    def bound(self, objective: float) -> float:
+        """See `work_bound`."""
+        paths = self.judged
+        visits = {name: float(paths.feeds[s].visits[paths.masks].sum()) for s, name in enumerate(self._shape.stages)}
+        return work_bound(self._plan.allocations, self._measured, visits, self._catalogue, objective=objective)

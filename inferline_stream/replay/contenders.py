@@ -1,0 +1,225 @@
+"""Who competes: our policies and the rules of others, each with its defaults and with a space to be tuned in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from inferline_stream.baselines.coarse import Coarse, mean_rate, peak_rate, unit, units_for
+from inferline_stream.baselines.ds2 import Ds2
+from inferline_stream.baselines.flink import Flink
+from inferline_stream.baselines.hpa import Behavior, HpaCpu
+from inferline_stream.baselines.keda import Keda
+from inferline_stream.baselines.ray_serve import RayServe
+from inferline_stream.baselines.seen import Each, PipelineRule
+from inferline_stream.baselines.steps import Dataflow, Numaflow, Seldon
+from inferline_stream.pipeline.plan import Allocation, Allocations, Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.trace import Trace
+
+Space = Mapping[str, tuple[float, ...]]
+"""Values of each parameter that tuning tries: all their combinations."""
+
+Setting = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """What a rule is given: our hardware and batch limits, the sample, the delays.
+
+    Args:
+        shape: the DAG.
+        plan: ours.
+        measured: profiles.
+        sample: what the plan was made for; settings are tuned on it.
+        start_up_s: the longest start-up time, which some rules are told.
+    """
+
+    shape: Shape
+    plan: Plan
+    measured: PipelineProfile
+    sample: Trace
+    start_up_s: float
+
+    def batch(self, stage: str) -> int:
+        """The plan's batch limit."""
+        return self.plan.allocations[stage][0].max_batch_size
+
+    def hardware(self) -> dict[str, str]:
+        """The plan's hardware, the first kind where it mixes."""
+        return {stage: held[0].hardware for stage, held in self.plan.allocations.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A rule with its parameters.
+
+    Args:
+        name: how tables call it.
+        make: the rule for a setting; values missing from it are the rule's defaults.
+        space: what tuning tries.
+        allocations: replicas to begin with; the plan's unless given.
+    """
+
+    name: str
+    make: Callable[[Contest, Setting], PipelineRule]
+    space: Space
+    allocations: Callable[[Contest], Allocations] | None = None
+
+    def settings(self) -> Iterable[dict[str, float]]:
+        """Every setting of the space."""
+        for values in itertools.product(*self.space.values()):
+            yield dict(zip(self.space, values, strict=True))
+
+
+def _behavior(setting: Setting) -> Behavior:
+    return Behavior(down_window_s=setting.get("down_window_s", 300.0))
+
+
+def _keda(contest: Contest, setting: Setting) -> PipelineRule:
+    per_batch = setting.get("lag_per_batch")
+    if per_batch is None:
+        return Each(Keda(behavior=_behavior(setting)))
+    rules = {
+        name: Keda(lag_threshold=max(1, round(per_batch * contest.batch(name))), behavior=_behavior(setting))
+        for name in contest.shape.stages
+    }
+    return Each(next(iter(rules.values())), rules)
+
+
+def _hpa(contest: Contest, setting: Setting, *, busy: bool) -> PipelineRule:
+    return Each(HpaCpu(setting.get("target", 0.8), _behavior(setting), busy=busy))
+
+
+def _ray(contest: Contest, setting: Setting) -> PipelineRule:
+    base = RayServe(
+        upscale_delay_s=setting.get("upscale_delay_s", 30.0),
+        downscale_delay_s=setting.get("downscale_delay_s", 600.0),
+        look_back_s=setting.get("look_back_s", 30.0),
+    )
+    per_batch = setting.get("ongoing_per_batch")
+    if per_batch is None:
+        return Each(base)
+    return Each(
+        base, {name: replace(base, target_ongoing=per_batch * contest.batch(name)) for name in contest.shape.stages}
+    )
+
+
+def _flink_fast(contest: Contest, setting: Setting) -> PipelineRule:
+    return Flink(
+        interval_s=15.0,
+        stabilization_s=15.0,
+        window_s=60.0,
+        utilization=setting.get("utilization", 0.7),
+        restart_s=contest.start_up_s,
+        scale_down_s=setting.get("scale_down_s", 300.0),
+    )
+
+
+def _unit_rule(contest: Contest, setting: Setting, *, peak: bool) -> PipelineRule:
+    found = unit(contest.shape, contest.measured, contest.hardware(), contest.plan.slo_s)
+    return Coarse(
+        found.throughput,
+        _loaded(contest),
+        window_s=contest.plan.slo_s if peak else None,
+        span_s=setting.get("span_s", 30.0),
+        interval_s=setting.get("interval_s", 10.0),
+        wait_s=setting.get("wait_s", 120.0),
+    )
+
+
+def _units(contest: Contest, *, peak: bool) -> Allocations:
+    """The pipeline as so many units; a stage that costs nothing stays as planned."""
+    hardware = contest.hardware()
+    found = unit(contest.shape, contest.measured, hardware, contest.plan.slo_s)
+    rate = peak_rate(contest.sample, contest.plan.slo_s) if peak else mean_rate(contest.sample)
+    count = units_for(rate, found.throughput)
+    largest = {name: contest.measured.profiles[name, hardware[name]].batch_sizes[-1] for name in hardware}
+    loaded = _loaded(contest)
+    return {
+        name: (Allocation(hardware[name], min(found.batch_size, largest[name]), count),) if name in loaded else held
+        for name, held in contest.plan.allocations.items()
+    }
+
+
+def _loaded(contest: Contest) -> tuple[str, ...]:
+    """Stages whose replicas are a matter of throughput: one of them cannot carry a hundred times the traffic."""
+    return tuple(
+        name
+        for name in contest.shape.stages
+        if contest.measured.profiles[name, contest.hardware()[name]].throughput(contest.batch(name))
+        < 100 * contest.plan.arrival_rate
+    )
+
+
+FAMILIES = (
+    Family("keda", _keda, {"lag_per_batch": (0.5, 1.0, 2.0, 4.0), "down_window_s": (60.0, 300.0)}),
+    Family(
+        "hpa-cpu",
+        lambda contest, setting: _hpa(contest, setting, busy=False),
+        {"target": (0.3, 0.4, 0.5, 0.6, 0.7), "down_window_s": (60.0, 300.0)},
+    ),
+    Family(
+        "hpa-busy",
+        lambda contest, setting: _hpa(contest, setting, busy=True),
+        {"target": (0.3, 0.4, 0.5, 0.6, 0.7), "down_window_s": (60.0, 300.0)},
+    ),
+    Family("flink", lambda contest, setting: Flink(utilization=setting.get("utilization", 0.7)), {}),
+    Family("flink-fast", _flink_fast, {"utilization": (0.4, 0.5, 0.6, 0.7), "scale_down_s": (60.0, 300.0)}),
+    Family(
+        "ds2",
+        lambda contest, setting: Each(Ds2(headroom=setting.get("headroom", 1.0))),
+        {"headroom": (1.2, 1.4, 1.7, 2.0)},
+    ),
+    Family(
+        "ray",
+        _ray,
+        {
+            "ongoing_per_batch": (0.5, 1.0, 2.0),
+            "upscale_delay_s": (0.0, 10.0),
+            "downscale_delay_s": (60.0, 300.0),
+            "look_back_s": (5.0, 30.0),
+        },
+    ),
+    Family(
+        "dataflow",
+        lambda contest, setting: Each(
+            Dataflow(behind_s=setting.get("behind_s", 15.0), patience_s=setting.get("patience_s", 120.0))
+        ),
+        {"behind_s": (0.2, 1.0, 15.0), "patience_s": (10.0, 30.0)},
+    ),
+    Family(
+        "numaflow",
+        lambda contest, setting: Each(
+            Numaflow(
+                interval_s=setting.get("interval_s", 30.0),
+                target_s=setting.get("target_s", 20.0),
+                up_cooldown_s=setting.get("up_cooldown_s", 90.0),
+                look_back_s=setting.get("look_back_s", 120.0),
+            )
+        ),
+        {"interval_s": (10.0,), "target_s": (0.1, 0.2, 0.5), "up_cooldown_s": (10.0,), "look_back_s": (30.0, 120.0)},
+    ),
+    Family(
+        "seldon",
+        lambda contest, setting: Each(
+            Seldon(lag_threshold=setting.get("lag_threshold", 30.0), stable_s=setting.get("stable_s", 300.0))
+        ),
+        {"lag_threshold": (10.0, 20.0, 60.0), "stable_s": (60.0, 300.0)},
+    ),
+    Family(
+        "cg-mean",
+        lambda contest, setting: _unit_rule(contest, setting, peak=False),
+        {"span_s": (10.0, 30.0), "interval_s": (5.0, 10.0), "wait_s": (30.0, 120.0)},
+        lambda contest: _units(contest, peak=False),
+    ),
+    Family(
+        "cg-peak",
+        lambda contest, setting: _unit_rule(contest, setting, peak=True),
+        {"span_s": (10.0, 30.0), "interval_s": (5.0, 10.0), "wait_s": (30.0, 120.0)},
+        lambda contest: _units(contest, peak=True),
+    ),
+)
+"""Every rule of `baselines`. KEDA's and Ray's thresholds are tuned in multiples of our batch limits."""
