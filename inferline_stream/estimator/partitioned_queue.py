@@ -8,10 +8,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from inferline_stream.estimator.kernels import (
+    ONE,
+    ZERO,
     Account,
     Events,
     Floats,
+    Index,
     Ints,
     Members,
     Queue,
@@ -92,9 +97,11 @@ class PartitionState(NamedTuple):
     following: Ints
 
 
-def serve_partitions(queue: Queue, service: Service, account: Account, replicas: PartitionState, out: Tokens) -> int:
+def serve_partitions(
+    queue: Queue, service: Service, account: Account, replicas: PartitionState, out: Tokens
+) -> np.int64:
     """Records in partitions bound to replicas. Returns how many departures were written."""
-    times, events, n, base, horizon_s = queue
+    times, events, _, _, horizon_s = queue
     limits, table, levels, max_wait_s, hop_s, key = service
     (
         marks,
@@ -125,50 +132,51 @@ def serve_partitions(queue: Queue, service: Service, account: Account, replicas:
         sent,
         following,
     ) = replicas
-    wrap = ring_time.size - 1
-    width = table.shape[0] // limits.size
+    wrap = Index(ring_time.size - 1)
+    width = Index(table.shape[0] // limits.size)
     partitions = owner.size
     producers = sent.shape[0]
-    head = marks[0]
-    ring_length = marks[1]
-    i = marks[2]
-    producer = marks[4]
+    n = Index(queue.n - queue.base)
+    base = queue.base
+    head = Index(marks[0])
+    ring_length = Index(marks[1])
+    i = Index(marks[2] - base)
+    producer = Index(marks[4])
     publish_s = clock[0]
     last_sent_s = clock[1]
-    gone = 0
+    gone = ZERO
     while True:
         t = math.inf
         if i < n:
-            t = times[i - base] + hop_s
-        if ring_length > 0 and ring_time[head] < t:
+            t = times[i] + hop_s
+        if ring_length > ZERO and ring_time[head] < t:
             t = ring_time[head]
         if t >= horizon_s:
             break
         if routing == LESS_LAGGED and t >= publish_s:
-            for p in range(partitions):
-                lag[p] = outstanding[p]
-                for q in range(producers):
-                    sent[q, p] = 0
+            lag[:] = outstanding
+            sent[:] = 0
             publish_s = (math.floor(t / LAG_PUBLISHED_EVERY_S) + 1) * LAG_PUBLISHED_EVERY_S
         touches = 0
-        while ring_length > 0 and ring_time[head] == t:
-            r = ring_replica[head]
-            head = (head + 1) & wrap
-            ring_length -= 1
+        while ring_length > ZERO and ring_time[head] == t:
+            r = Index(ring_replica[head])
+            head = (head + ONE) & wrap
+            ring_length -= ONE
             if state[r] == BUSY:
-                for k in range(size_of[r]):
+                for place in range(size_of[r]):
+                    k = Index(place)
                     out.times[gone] = t
                     out.events[gone] = members[r, k]
-                    gone += 1
-                    outstanding[from_partition[r, k]] -= 1
+                    gone += ONE
+                    outstanding[Index(from_partition[r, k])] -= 1
             state[r] = IDLE
-            touched[touches] = r
+            touched[touches] = np.int64(r)
             is_touched[r] = 1
             touches += 1
-        while i < n and times[i - base] + hop_s == t:
-            event = events[i - base]
+        while i < n and times[i] + hop_s == t:
+            event = events[i]
             if routing == UNIFORM:
-                p = (draw(int(event), route_key) * partitions) >> 32
+                p = Index((draw(int(event), route_key) * partitions) >> 32)
             elif routing == SHARES:
                 bits = draw(int(event), route_key)
                 low = 0
@@ -179,101 +187,108 @@ def serve_partitions(queue: Queue, service: Service, account: Account, replicas:
                         low = middle + 1
                     else:
                         high = middle
-                p = low
+                p = Index(low)
             else:
-                if times[i - base] != last_sent_s:
-                    last_sent_s = times[i - base]
-                    producer = (draw(int(event), route_key ^ 0x2545F491) * producers) >> 32
-                p = (draw(int(event), route_key) * partitions) >> 32
+                if times[i] != last_sent_s:
+                    last_sent_s = times[i]
+                    producer = Index((draw(int(event), route_key ^ 0x2545F491) * producers) >> 32)
+                p = Index((draw(int(event), route_key) * partitions) >> 32)
                 if partitions > 1:
-                    other = (draw(int(event), route_key ^ 0x5851F42D) * (partitions - 1)) >> 32
-                    if other >= p:
-                        other += 1
-                    if lag[other] + sent[producer, other] < lag[p] + sent[producer, p]:
-                        p = other
+                    another = Index((draw(int(event), route_key ^ 0x5851F42D) * (partitions - 1)) >> 32)
+                    if another >= p:
+                        another += ONE
+                    if lag[another] + sent[producer, another] < lag[p] + sent[producer, p]:
+                        p = another
                 sent[producer, p] += 1
             outstanding[p] += 1
-            r = owner[p]
+            r = Index(owner[p])
+            position = np.int64(i) + base
             if head_of[p] < 0:
-                head_of[p] = i
-                active[region[r] + active_count[r]] = p
-                active_event[region[r] + active_count[r]] = event
+                head_of[p] = position
+                a = Index(region[r] + active_count[r])
+                active[a] = np.int64(p)
+                active_event[a] = event
                 active_count[r] += 1
             else:
-                following[tail_of[p] - base] = i
-            tail_of[p] = i
+                following[Index(tail_of[p] - base)] = position
+            tail_of[p] = position
             queued[r] += 1
             if state[r] != BUSY and is_touched[r] == 0:
-                touched[touches] = r
+                touched[touches] = np.int64(r)
                 is_touched[r] = 1
                 touches += 1
-            i += 1
-        for k in range(touches):
-            r = touched[k]
+            i += ONE
+        for place in range(touches):
+            r = Index(touched[place])
             is_touched[r] = 0
             if state[r] == BUSY or queued[r] == 0:
                 continue
-            kind = kind_of[r]
+            kind = Index(kind_of[r])
+            first = Index(region[r])
+            count = Index(active_count[r])
             if max_wait_s > 0 and queued[r] < limits[kind]:
-                oldest = n
-                for a in range(region[r], region[r] + active_count[r]):
-                    oldest = min(oldest, head_of[active[a]])
-                due = times[oldest - base] + hop_s + max_wait_s
+                oldest = head_of[Index(active[first])]
+                for more in range(active_count[r]):
+                    oldest = min(oldest, head_of[Index(active[first + Index(more)])])
+                due = times[Index(oldest - base)] + hop_s + max_wait_s
                 if due > t:
                     if state[r] == IDLE:
                         state[r] = WAITING
                         slot = head + ring_length
-                        ring_length += 1
-                        while slot > head and ring_time[(slot - 1) & wrap] > due:
-                            ring_time[slot & wrap] = ring_time[(slot - 1) & wrap]
-                            ring_replica[slot & wrap] = ring_replica[(slot - 1) & wrap]
-                            slot -= 1
+                        ring_length += ONE
+                        while slot > head and ring_time[(slot - ONE) & wrap] > due:
+                            ring_time[slot & wrap] = ring_time[(slot - ONE) & wrap]
+                            ring_replica[slot & wrap] = ring_replica[(slot - ONE) & wrap]
+                            slot -= ONE
                         ring_time[slot & wrap] = due
-                        ring_replica[slot & wrap] = r
+                        ring_replica[slot & wrap] = np.int64(r)
                     continue
             if state[r] == WAITING:
                 slot = head
-                while ring_replica[slot & wrap] != r:
-                    slot += 1
-                ring_length -= 1
+                while ring_replica[slot & wrap] != np.int64(r):
+                    slot += ONE
+                ring_length -= ONE
                 while slot < head + ring_length:
-                    ring_time[slot & wrap] = ring_time[(slot + 1) & wrap]
-                    ring_replica[slot & wrap] = ring_replica[(slot + 1) & wrap]
-                    slot += 1
-            size = 0
-            begin = region[r]
-            while size < limits[kind] and active_count[r] > 0:
-                best = begin
-                for a in range(begin + 1, begin + active_count[r]):
+                    ring_time[slot & wrap] = ring_time[(slot + ONE) & wrap]
+                    ring_replica[slot & wrap] = ring_replica[(slot + ONE) & wrap]
+                    slot += ONE
+            size = ZERO
+            limit = Index(limits[kind])
+            while size < limit and count > ZERO:
+                best = first
+                a = first + ONE
+                while a < first + count:
                     if active_event[a] < active_event[best]:
                         best = a
-                p = active[best]
+                    a += ONE
+                p = Index(active[best])
                 members[r, size] = active_event[best]
-                from_partition[r, size] = p
-                size += 1
+                from_partition[r, size] = np.int64(p)
+                size += ONE
                 if head_of[p] == tail_of[p]:
                     head_of[p] = -1
-                    active_count[r] -= 1
-                    active[best] = active[begin + active_count[r]]
-                    active_event[best] = active_event[begin + active_count[r]]
+                    count -= ONE
+                    active[best] = active[first + count]
+                    active_event[best] = active_event[first + count]
                 else:
-                    head_of[p] = following[head_of[p] - base]
-                    active_event[best] = events[head_of[p] - base]
-            queued[r] -= size
+                    head_of[p] = following[Index(head_of[p] - base)]
+                    active_event[best] = events[Index(head_of[p] - base)]
+            active_count[r] = np.int64(count)
+            queued[r] -= np.int64(size)
             row = kind * width + size
             service_s = service_time(table, levels, row, int(members[r, 0]), key)
             account.batches[row] += 1
             account.totals[0] += service_s
-            account.totals[1] += service_s * size
+            account.totals[1] += service_s * np.float64(size)
             finish = t + service_s
             state[r] = BUSY
             started[r] = t
-            size_of[r] = size
+            size_of[r] = np.int64(size)
             slot = head + ring_length
-            ring_length += 1
+            ring_length += ONE
             while slot > head:
-                before = (slot - 1) & wrap
-                other = ring_replica[before]
+                before = (slot - ONE) & wrap
+                other = Index(ring_replica[before])
                 if ring_time[before] < finish or (
                     ring_time[before] == finish
                     and state[other] == BUSY
@@ -281,19 +296,19 @@ def serve_partitions(queue: Queue, service: Service, account: Account, replicas:
                 ):
                     break
                 ring_time[slot & wrap] = ring_time[before]
-                ring_replica[slot & wrap] = other
-                slot -= 1
+                ring_replica[slot & wrap] = np.int64(other)
+                slot -= ONE
             ring_time[slot & wrap] = finish
-            ring_replica[slot & wrap] = r
-    needed = i
-    for p in range(partitions):
-        if head_of[p] >= 0:
-            needed = min(needed, head_of[p])
-    marks[0] = head
-    marks[1] = ring_length
-    marks[2] = i
+            ring_replica[slot & wrap] = np.int64(r)
+    needed = np.int64(i) + base
+    for place in range(partitions):
+        if head_of[place] >= 0:
+            needed = min(needed, head_of[place])
+    marks[0] = np.int64(head)
+    marks[1] = np.int64(ring_length)
+    marks[2] = np.int64(i) + base
     marks[3] = needed
-    marks[4] = producer
+    marks[4] = np.int64(producer)
     clock[0] = publish_s
     clock[1] = last_sent_s
-    return gone
+    return np.int64(gone)
