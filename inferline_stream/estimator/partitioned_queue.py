@@ -154,8 +154,10 @@ def serve_partitions(
         if t >= horizon_s:
             break
         if routing == LESS_LAGGED and t >= publish_s:
-            lag[:] = outstanding
-            sent[:] = 0
+            for place in range(partitions):
+                lag[place] = outstanding[place]
+                for writer in range(producers):
+                    sent[writer, place] = 0
             publish_s = (math.floor(t / LAG_PUBLISHED_EVERY_S) + 1) * LAG_PUBLISHED_EVERY_S
         touches = 0
         while ring_length > ZERO and ring_time[head] == t:

@@ -119,8 +119,8 @@ def simulate(
 
 
 def memory_needed_bytes(events: int) -> int:
-    """Upper estimate of the memory beside the trace itself: latency, path and join state of each event, the slices."""
-    return events * 12 + SLICE_EVENTS * 4096
+    """Upper estimate of the memory beside the trace itself: each event's latency, path, partitions, joins; slices."""
+    return events * 16 + SLICE_EVENTS * 4096
 
 
 def _check(shape: Shape, allocations: Allocations, queues: str, partitions: Mapping[str, int] | None) -> None:

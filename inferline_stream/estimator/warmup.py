@@ -21,11 +21,12 @@ Progress = Callable[[int, int], None]
 """(done, of how many)"""
 
 
-def compile_kernels(progress: Progress | None = None) -> None:
+def compile_kernels(progress: Progress | None = None, *, everything: bool = True) -> None:
     """Simulate a few events with each kind of queue.
 
     Args:
-        progress: told after every step; the first is slow only where nothing is cached yet.
+        progress: told after every step; they are slow only where nothing is cached yet.
+        everything: also what few plans need: records without keys, waits for fuller batches, order of entry.
     """
     shape = Shape(("a", "b", "c"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
     measured = PipelineProfile({}, independent_paths(shape, {("a", "b"): 0.5}))
@@ -36,6 +37,8 @@ def compile_kernels(progress: Progress | None = None) -> None:
         _station(owners=np.zeros(1, dtype=np.int64), keyed=False),
         _station(by_entry=True),
     ]
+    if not everything:
+        steps = steps[:2]
     workload = prepare(shape, measured, Trace(np.arange(8.0)))
     for done, station in enumerate(steps, start=1):
         evaluate(workload, [station] * 3, slo_s=1.0, allowed=8, slice_events=4)

@@ -96,7 +96,7 @@ def prepare(shape: Shape, measured: PipelineProfile, trace: Trace, *, seed: int 
         code: the kernels; the compiled ones by default.
 
     Raises:
-        ValueError: a path that takes an arrow out of a stage that it does not visit, or too many paths.
+        ValueError: a path that takes an arrow out of a stage that it does not visit, or too many paths or events.
     """
     paths = measured.paths
     for mask in paths.masks:
@@ -105,6 +105,8 @@ def prepare(shape: Shape, measured: PipelineProfile, trace: Trace, *, seed: int 
             raise ValueError(f"path {mask:b} takes an arrow out of a stage that it does not visit")
     if len(paths.masks) > np.iinfo(np.uint16).max:
         raise ValueError(f"{len(paths.masks)} different paths are more than the {np.iinfo(np.uint16).max} supported")
+    if len(trace) > np.iinfo(np.int32).max:
+        raise ValueError(f"{len(trace):,} events are more than the {np.iinfo(np.int32).max:,} supported; use a part")
     masks = np.zeros(len(trace), dtype=np.uint16)
     workload = Workload(shape, trace.arrivals_s, masks, paths.masks, feeds(shape, paths), measured.hop_overhead_s, seed)
     if len(paths.masks) > 1 and masks.size:
