@@ -61,5 +61,8 @@ def _compiled() -> SimpleNamespace:
         copy.__module__ = plain.__module__
         copy.__qualname__ = f"{name}_{version}"
         copy.__doc__ = plain.__doc__
-        scope[name] = njit(nogil=True, cache=True, error_model="numpy")(copy)
+        try:
+            scope[name] = njit(nogil=True, cache=True, error_model="numpy")(copy)
+        except RuntimeError:  # no folder to cache in, as in a read-only container: compiled in every process
+            scope[name] = njit(nogil=True, error_model="numpy")(copy)
     return SimpleNamespace(**{name: scope[name] for name in _ENTERED})

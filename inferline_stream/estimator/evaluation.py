@@ -224,7 +224,6 @@ class _Run:
         self._waits: dict[int, float] = dict.fromkeys(simulated, 0.0)
         self._ends: dict[int, float] = {}
         self._window = (-math.inf, -math.inf)
-        self._used: dict[tuple[int, bool], int] = {}
         for s in simulated:
             parents = [workload.shape.arrows[a].parent for a in workload.shape.parents(s)]
             writers = producers or sum(stations[p].replicas for p in parents if p in stations) or 1
@@ -260,16 +259,16 @@ class _Run:
 
     def window(self, stage: int) -> Tokens:
         """A kept stage's departures in the present slice."""
-        return self._cut((stage, False), Tokens(self._kept[stage].times_s, self._kept[stage].events))
+        return self._cut(Tokens(self._kept[stage].times_s, self._kept[stage].events))
 
     def _tokens(self, source: tuple[int, bool]) -> Tokens:
         stage, skips = source
         if stage not in self._kept:
             return self._skipped[stage] if skips else self.gone[stage]
         kept = self._kept[stage]
-        return self._cut(source, kept.skipped if skips else Tokens(kept.times_s, kept.events))
+        return self._cut(kept.skipped if skips else Tokens(kept.times_s, kept.events))
 
-    def _cut(self, source: tuple[int, bool], tokens: Tokens) -> Tokens:
+    def _cut(self, tokens: Tokens) -> Tokens:
         first, end = np.searchsorted(tokens.times, self._window)
         return Tokens(tokens.times[first:end], tokens.events[first:end])
 
