@@ -15,6 +15,10 @@ from inferline_stream.tuner.state import TunerState
 BUSY = 0.5
 """Utilization below which records that wait do not wait for want of replicas."""
 
+USEFUL_SUPPLY = 2.0
+"""Planned supply counts up to this multiple of the busiest window's rate: whole replicas leave some stages with far
+more, and a stage that is hardly used must not grow because its speed wobbles."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -52,13 +56,17 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     below_since_s: dict[str, float] = {}
     for stage in basis.stages:
         demand = _demand(basis, stage, seen, traffic)
-        if demand.needed < basis.floor[stage.name]:
+        profiled = {kind.hardware: kind.throughput for kind in stage.kinds}
+        slowed = min((demand.throughputs[hardware] / profiled[hardware] for hardware in profiled), default=1.0)
+        # The floor is a number of replicas, told as what they give when they are as fast as profiled: that they are
+        # slower just now is no reason to hold more of them than were bought.
+        if demand.needed / slowed < basis.floor[stage.name]:
             below_since_s[stage.name] = since_s = state.below_since_s.get(stage.name, seen.time_s)
             if demand.needed < stage.supply and seen.time_s - since_s >= basis.knobs.plan_memory_s:
                 found[stage.name] = demand
                 continue
             told = f"the plan's supply is kept for {basis.knobs.plan_memory_s / 60:.0f} min after its last use"
-            demand = replace(demand, needed=basis.floor[stage.name], reason=Reason.INSURANCE, detail=told)
+            demand = Demand(basis.floor[stage.name], profiled, Reason.INSURANCE, told, demand.stuck)
         found[stage.name] = demand
     if below_since_s != state.below_since_s:
         state = replace(state, below_since_s=below_since_s)
@@ -110,7 +118,9 @@ def supply_for(basis: Basis, stage: StageBasis, multiple: float) -> float:
     if basis.staffing is not None:
         return basis.staffing.needed(stage.name, multiple)
     load = basis.arrival_rate * stage.visit_ratio
-    return load * multiple + max(stage.supply - load, 0.0) * math.sqrt(multiple)
+    busiest = max(count / window_s for count, window_s in zip(basis.counts, basis.windows_s, strict=True))
+    useful = min(stage.supply, USEFUL_SUPPLY * busiest * stage.visit_ratio)
+    return load * multiple + max(useful - load, 0.0) * math.sqrt(multiple)
 
 
 def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic) -> Demand:

@@ -117,3 +117,13 @@ def test_stock_bounds_what_is_asked_for_and_the_shortage_is_told():
     assert sum(totals(decisions[0]).values()) == 6
     _, decision = step(tuner, seen(0.1, (900, 1800, 18000), pending=(1, 0)))
     assert (decision.action, decision.reason) == (Action.HOLD, Reason.STOCK_EXHAUSTED)
+
+
+def test_what_is_insured_is_a_number_of_replicas_however_slow_they_are_just_now():
+    quiet = seen(0.0, (30, 60, 600), peak_rate=10.0)
+    stages = {
+        name: replace(there, supply={"x": replace(there.supply["x"], throughput=0.6 * mu)})
+        for (name, there), mu in zip(quiet.stages.items(), (100.0, 50.0), strict=True)
+    }
+    slow = [replace(quiet, stages=stages, time_s=t / 10) for t in range(20)]
+    assert after(state(Knobs(insurance_share=0.0)), slow)[1] == []
