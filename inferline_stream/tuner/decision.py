@@ -41,8 +41,6 @@ class Reason(StrEnum):
     """More replicas are needed than the stage's topic has partitions."""
     PARTITION_STUCK = "partition_stuck"
     """A partition's offset stands still while its stage has capacity: replicas would not help."""
-    HANDOVER_BUDGET = "handover_budget"
-    """Scaling down waits: the handovers would cost more events than the error budget has left."""
     INPUT_STALE = "input_stale"
     """Arrivals or reports are missing or too old to decide on."""
     CLOCK_JUMPED = "clock_jumped"

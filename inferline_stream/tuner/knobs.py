@@ -47,12 +47,6 @@ class Knobs:
     """Share of the plan's cost that is spent beyond it on cheap stages, so that a jump of traffic does not meet its
     first bottleneck where a replica costs next to nothing."""
 
-    handover_stall_s: float = 0.05
-    """Stall of a partition that moves, beyond the batch in flight."""
-
-    handover_budget_share: float = 0.1
-    """Share of the error budget (1 − objective) that scaling down may spend on stalls, over any hour."""
-
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
