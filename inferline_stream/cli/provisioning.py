@@ -222,8 +222,13 @@ def planned(
     Raises:
         Infeasible: there is none.
     """
+    from rich.console import Console
+
+    from inferline_stream.estimator.warmup import compile_kernels
     from inferline_stream.planner.provision import provision
 
+    with Console(stderr=True).status("getting the estimator ready (some seconds, once per installation) …"):
+        compile_kernels(everything=False)
     pipeline = what.pipeline
     usual: Literal["shared", "partitioned"] = "shared" if algorithm == "inferline" else "partitioned"
     chosen = queues or usual

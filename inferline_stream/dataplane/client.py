@@ -227,17 +227,6 @@ class StageReader:
         found = await self._consumer.end_offsets([TopicPartition(self._topic, p) for p in partitions])
         return {tp.partition: offset for tp, offset in found.items()}
 
-    async def control_end(self) -> int:
-        """End offset of the assignments topic."""
-        found = await self._consumer.end_offsets([self._control])
-        end: int = found[self._control]
-        return end
-
-    async def control_position(self) -> int:
-        """Next offset of the assignments topic that will be read."""
-        position: int = await self._consumer.position(self._control)
-        return position
-
     def offsets_for_transaction(self, offsets: Mapping[int, tuple[int, str]]) -> dict[TopicPartition, tuple[int, str]]:
         """The same offsets as a transaction wants them."""
         return {TopicPartition(self._topic, partition): entry for partition, entry in offsets.items()}

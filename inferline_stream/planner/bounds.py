@@ -150,17 +150,6 @@ class Bounds:
             int(counts[late].sum()) <= allowed for counts, allowed in zip(self._counts, self.allowed, strict=True)
         )
 
-    def least_latency_s(self) -> float:
-        """A latency that no plan's quantile can be below: every stage at its fastest, nothing ever waiting."""
-        hop_s = self.problem.measured.hop_overhead_s
-        latency = np.array([r.latency_s(self.fastest_s, hop_s) if r.reaches_sink else -1.0 for r in self._routes])
-        order = np.argsort(latency)[::-1]
-        least = 0.0
-        for counts, allowed in zip(self._counts, self.allowed, strict=True):
-            late = np.cumsum(counts[order])
-            least = max(least, float(latency[order[np.argmax(late > allowed)]]))
-        return least
-
     def possible(self, candidate: Candidate) -> bool:
         """False if the candidate is infeasible for sure."""
         rates = (service_rate(self.problem, s, o) for s, o in enumerate(candidate))

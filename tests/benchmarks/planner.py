@@ -18,6 +18,7 @@ from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.planner.problem import cost_of
 from inferline_stream.planner.provision import provision, search
+from tests.benchmarks.instances.published import SHAPES as PUBLISHED
 from tests.benchmarks.instances.published import Instance, prices, published
 from tests.unit.planner.problems import random_problem
 
@@ -25,19 +26,9 @@ Figures = dict[str, float | int | str | None]
 
 KINDS = ("t4", "a30", "a100")
 MODELS = ("bert-dist6l-ort", "tft-pytorch", "bert-dist4l-pytorch", "bert-large-trt", "bert-dist6l-pytorch", "tft-trt")
-EIGHT = (
-    (0, 1, 1.0),
-    (1, 2, 1.0),
-    (1, 3, 0.5),
-    (2, 4, 1.0),
-    (3, 4, 1.0),
-    (4, 5, 0.7),
-    (4, 6, 1.0),
-    (5, 7, 1.0),
-    (6, 7, 1.0),
-)
+EIGHT = PUBLISHED["deep8"]
 SHAPES = {
-    4: ((0, 1, 1.0), (0, 2, 0.4), (1, 3, 1.0), (2, 3, 1.0)),
+    4: PUBLISHED["fork"],
     8: EIGHT,
     16: (*EIGHT, (7, 8, 1.0), *((a + 8, b + 8, p) for a, b, p in EIGHT)),
 }

@@ -137,7 +137,7 @@ _HEAVY = (
     "fastpitch",
     "tft-pytorch",
 )
-_SHAPES: dict[str, tuple[tuple[int, int, float], ...]] = {
+SHAPES: dict[str, tuple[tuple[int, int, float], ...]] = {
     "cascade": ((0, 1, 0.4),),
     "chain2": ((0, 1, 1.0),),
     "chain3": ((0, 1, 1.0), (1, 2, 1.0)),
@@ -162,7 +162,7 @@ _SHAPES: dict[str, tuple[tuple[int, int, float], ...]] = {
 
 def _instance(number: int, shape: str, rng: np.random.Generator) -> Instance:
     """A random instance whose busiest stage needs a handful of replicas of a middling kind."""
-    arrows = _SHAPES[shape]
+    arrows = SHAPES[shape]
     count = 1 + max((b for _, b, _ in arrows), default=0)
     models = [str(rng.choice(_HEAVY if rng.random() < 0.6 else _CHEAP)) for _ in range(count)]
     slack, cv = float(rng.choice([1.5, 2.0, 3.0, 5.0])), float(rng.choice([1.0, 4.0]))
@@ -188,7 +188,7 @@ def _instance(number: int, shape: str, rng: np.random.Generator) -> Instance:
 
 def _write() -> None:
     rng = np.random.default_rng(20201019)
-    shapes = itertools.islice(itertools.cycle(_SHAPES), 45)
+    shapes = itertools.islice(itertools.cycle(SHAPES), 45)
     rows = [asdict(_instance(number, shape, rng)) for number, shape in enumerate(shapes)]
     (HERE / "published.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
