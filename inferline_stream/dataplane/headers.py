@@ -8,13 +8,16 @@ from typing import NamedTuple
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, HEADER_PREFIX, PARENT, SKIPPED, VERSION, WIRE_VERSION
 
 DEAD = HEADER_PREFIX + "dead"
-"""Beside `SKIPPED`: the event died upstream, so a join must not run for it."""
+"""Beside `SKIPPED`: the event died upstream, so a join must not run for it. `DROPPED` or `LETTERED`."""
+
+DROPPED, LETTERED = 1, 2
+"""How an event died: nothing of it is kept, or its record is among the dead letters and may be sent again."""
 
 REASON = HEADER_PREFIX + "reason"
 """On the completed topic: why an event ended without a sink record."""
 
 REPLAY = HEADER_PREFIX + "replay"
-"""A dead letter sent again: how often so far. A join does not take it for a duplicate."""
+"""A dead letter sent again: how often so far. It travels on, so that no join takes the event for a duplicate."""
 
 _NAMING = frozenset((EVENT_ID, ENTRY_TIME, VERSION))
 
@@ -24,14 +27,17 @@ Header = tuple[str, bytes]
 
 
 class Found(NamedTuple):
-    """What a record's headers say. `onward` are those its successors carry: all but parent and skipped."""
+    """What a record's headers say. `onward` are those its successors carry: all but parent and skipped.
+
+    `dead` is how the event died upstream, 0 where it lives; `replay` counts how often it was sent again after that.
+    """
 
     event_id: bytes | None
     entry_us: int | None
     parent: str | None
     skipped: tuple[str, ...]
-    dead: bool
-    replay: bool
+    dead: int
+    replay: int
     onward: list[Header]
 
 
@@ -39,7 +45,7 @@ def read_headers(headers: Iterable[Header]) -> Found:
     """Take headers apart. An entry time that is no number counts as missing."""
     event_id = entry_us = parent = None
     skipped: tuple[str, ...] = ()
-    dead = replay = False
+    dead = replay = 0
     onward: list[Header] = []
     for header in headers:
         name, value = header
@@ -58,11 +64,13 @@ def read_headers(headers: Iterable[Header]) -> Found:
                 skipped = tuple(value.decode().split(","))
                 continue
             elif name == DEAD:
-                dead = True
+                dead = LETTERED if value == b"2" else DROPPED
                 continue
             elif name == REPLAY:
-                replay = True
-                continue
+                try:
+                    replay = int(value)
+                except (ValueError, TypeError):
+                    continue
         onward.append(header)
     return Found(event_id, entry_us, parent, skipped, dead, replay, onward)
 
@@ -87,7 +95,7 @@ def timestamp_us(headers: Iterable[Header], name: str) -> int | None:
     return None
 
 
-def join_headers(onward: list[Header], parent: str | None, skipped: Sequence[str], *, dead: bool) -> list[Header]:
+def join_headers(onward: list[Header], parent: str | None, skipped: Sequence[str], *, dead: int = 0) -> list[Header]:
     """Headers of a record to a join."""
     headers = list(onward)
     if parent is not None:
@@ -95,5 +103,5 @@ def join_headers(onward: list[Header], parent: str | None, skipped: Sequence[str
     if skipped:
         headers.append((SKIPPED, ",".join(skipped).encode()))
     if dead:
-        headers.append((DEAD, b"1"))
+        headers.append((DEAD, b"%d" % dead))
     return headers

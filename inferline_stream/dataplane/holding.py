@@ -135,6 +135,8 @@ class Event(msgspec.Struct, gc=False):
     size_bytes: int
     records: tuple[Any, ...]
     """As they were read: what a dead letter holds."""
+    replayed: bool = False
+    """Whether it died before and was sent again: its miss was counted then."""
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -143,6 +145,9 @@ class Skipped(msgspec.Struct, frozen=True):
 
 class Dead(msgspec.Struct, frozen=True):
     """Outcome of a join's event that died, and was accounted for, upstream."""
+
+    how: int
+    """`DROPPED` or `LETTERED`."""
 
 
 class Expired(msgspec.Struct, frozen=True):

@@ -68,9 +68,9 @@ class Intake:
     def _recall(self, holding: Holding, record: Any) -> None:
         """A record that was complete before: only a join's memory of finished events needs it."""
         if holding.join is not None:
-            event_id = read_headers(record.headers).event_id
-            if event_id is not None:
-                holding.join.finished(event_id, self._clock_s())
+            found = read_headers(record.headers)
+            if found.event_id is not None:
+                holding.join.finished(found.event_id, self._clock_s(), found.replay)
 
     def _event(self, holding: Holding, record: Any, found: Found) -> Event:
         wiring = self._wiring
@@ -96,6 +96,7 @@ class Intake:
             value=None,
             size_bytes=RECORD_OVERHEAD_BYTES + len(record.value or b"") + len(record.key or b""),
             records=(record,),
+            replayed=found.replay > 0,
         )
 
     def _gather(self, holding: Holding, record: Any, found: Found) -> None:
@@ -110,8 +111,6 @@ class Intake:
                 result = self._wiring.decoders[found.parent](record.value)
             except Exception as error:  # its event fails once every part is there
                 failure = Failed.of(error)
-        if found.replay:
-            holding.join.forget(found.event_id)
         parts = holding.join.add(
             found.event_id,
             record=record,
@@ -122,6 +121,7 @@ class Intake:
             skipped=found.skipped,
             dead=found.dead,
             failure=failure,
+            replay=found.replay,
         )
         if parts is Arrival.DUPLICATE:
             self.duplicates += 1
@@ -132,7 +132,7 @@ class Intake:
     def _complete(self, holding: Holding, parts: Gathered) -> None:
         event = self._joined(holding, parts)
         if parts.dead:
-            self._ended(event, Dead())
+            self._ended(event, Dead(parts.dead))
         elif parts.failure is not None:
             self._ended(event, parts.failure)
         elif not parts.results:
@@ -159,4 +159,5 @@ class Intake:
             value=None,
             size_bytes=parts.size_bytes,
             records=tuple(parts.records),
+            replayed=parts.replay > 0,
         )

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(slots=True)
@@ -20,20 +20,29 @@ class Gathered:
         first_s: when its first part arrived.
         results: by parent; parents that were skipped are missing.
         skipped: parents that the event did not visit.
-        dead: whether it died upstream; nothing is to be run then.
+        dead: how it died upstream, 0 where it did not; nothing is to be run then.
         failure: why a part is of no use, the first one if several; nothing is to be run then either.
         records: the parts as they were read, in order of arrival; their offsets are complete once the event is.
         size_bytes: sum over the parts.
+        replay: how often the event had been sent again after it died.
     """
 
     event_id: bytes
     first_s: float
     results: dict[str, Any] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
-    dead: bool = False
+    dead: int = 0
     failure: Any = None
     records: list[Any] = field(default_factory=list)
     size_bytes: int = 0
+    replay: int = 0
+
+
+class Finished(NamedTuple):
+    """An event that needs nothing more: since when, and which replay of it that was."""
+
+    at_s: float
+    replay: int
 
 
 class Arrival(Enum):
@@ -57,7 +66,7 @@ class Join:
         self._remember_s = remember_s
         self._remember_count = remember_count
         self._waiting: OrderedDict[bytes, Gathered] = OrderedDict()
-        self._finished: OrderedDict[bytes, float] = OrderedDict()
+        self._finished: OrderedDict[bytes, Finished] = OrderedDict()
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -73,16 +82,22 @@ class Join:
         parent: str | None = None,
         result: Any = None,
         skipped: Sequence[str] = (),
-        dead: bool = False,
+        dead: int = 0,
         failure: Any = None,
+        replay: int = 0,
     ) -> Gathered | Arrival:
         """Take in one part: a parent's result, parents that were skipped, or both.
+
+        An event that was finished is gathered anew by the parts of a later replay.
 
         Returns:
             The event with all its parts, once; `Arrival.DUPLICATE` where the part says nothing new.
         """
-        if event_id in self._finished:
-            return Arrival.DUPLICATE
+        finished = self._finished.get(event_id)
+        if finished is not None:
+            if replay <= finished.replay:
+                return Arrival.DUPLICATE
+            del self._finished[event_id]
         event = self._waiting.get(event_id)
         if event is None:
             event = self._waiting[event_id] = Gathered(event_id, now_s)
@@ -90,8 +105,9 @@ class Join:
         if parent is not None and parent in self._parents and parent not in event.skipped:
             event.results.setdefault(parent, result)
         event.skipped.update(name for name in skipped if name in self._parents and name not in event.results)
-        event.dead = event.dead or dead
+        event.dead = max(event.dead, dead)
         event.failure = event.failure or failure
+        event.replay = max(event.replay, replay)
         now_answered = len(event.results) + len(event.skipped)
         if now_answered == answered:
             if not event.records:
@@ -105,14 +121,11 @@ class Join:
         self._finish(event, now_s)
         return event
 
-    def finished(self, event_id: bytes, now_s: float) -> None:
+    def finished(self, event_id: bytes, now_s: float, replay: int = 0) -> None:
         """Remember an event that was finished by an earlier owner."""
-        self._finished[event_id] = now_s
+        known = self._finished.get(event_id)
+        self._finished[event_id] = Finished(now_s, max(replay, known.replay if known else 0))
         self._forget(now_s)
-
-    def forget(self, event_id: bytes) -> None:
-        """Let an event that was finished be gathered again."""
-        self._finished.pop(event_id, None)
 
     def overdue(self, older_than_s: float) -> list[Gathered]:
         """Give up on events whose first part arrived before a time; they count as finished."""
@@ -136,12 +149,12 @@ class Join:
     def _finish(self, event: Gathered, now_s: float) -> None:
         del self._waiting[event.event_id]
         self.size_bytes -= event.size_bytes
-        self._finished[event.event_id] = now_s
+        self._finished[event.event_id] = Finished(now_s, event.replay)
         self._forget(now_s)
 
     def _forget(self, now_s: float) -> None:
         finished = self._finished
         while finished and (
-            len(finished) > self._remember_count or next(iter(finished.values())) < now_s - self._remember_s
+            len(finished) > self._remember_count or next(iter(finished.values())).at_s < now_s - self._remember_s
         ):
             finished.popitem(last=False)

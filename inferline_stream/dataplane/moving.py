@@ -218,7 +218,7 @@ class Moving:
             if event.holding.state == LOST:
                 continue
             outcome: Failed | Expired
-            if event.entry_us < oldest_us:
+            if event.entry_us < oldest_us and not event.replayed:
                 outcome = Expired(self._on_expired == "dlq")
             elif event.holding.poisoned(event):
                 outcome = Failed("Poison", f"{event.holding.attempts} replicas have died with it under way", "")
@@ -231,7 +231,7 @@ class Moving:
 
     async def _run(self, stage: StageCall, batch: list[Event]) -> None:
         now_ms = time.time() * 1000
-        self._report.wait_s += sum(max(0.0, now_ms - event.entered_ms) for event in batch) / 1000
+        self._report.wait_s += sum(max(0.0, now_ms - event.entered_ms) for event in batch if not event.replayed) / 1000
         running = asyncio.get_running_loop().run_in_executor(
             self._worker, run_batch, stage, self._settled, [event.value for event in batch]
         )
@@ -323,5 +323,5 @@ class Moving:
             return
         now_us = time.time() * 1e6
         for event, outcome in finished:
-            if type(outcome) is Done:
+            if type(outcome) is Done and not event.replayed:
                 count_latency(self._report, self._bounds_s, (now_us - event.entry_us) / 1e6)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from inferline_stream.dataplane.client import MAX_RECORD_BYTES, Message
-from inferline_stream.dataplane.headers import DEAD, REASON, Header, join_headers
+from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, Header, join_headers
 from inferline_stream.dataplane.holding import Dead, Event, Expired, Skipped
 from inferline_stream.dataplane.partitioning import LessLagged, murmur2
 from inferline_stream.dataplane.protocol import ReplicaReport
 from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.dataplane.worker import Done, Failed
-from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, SKIPPED
+from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, PARENT, SKIPPED
 
 Outcome = Done | Failed | Skipped | Dead | Expired
 
@@ -71,20 +72,22 @@ class Records:
                 return
             self._forward(event, outcome)
         elif type(outcome) is Skipped:
-            self._pass_by(event, dead=False)
+            self._pass_by(event)
         elif type(outcome) is Dead:
-            self._pass_by(event, dead=True)
+            if outcome.how == LETTERED:
+                self._keep_parts(event)
+            self._pass_by(event, dead=outcome.how)
         elif type(outcome) is Failed:
             counts.dead_lettered += 1
             self._dead_letter(event, outcome)
             self._complete(event, "dead_lettered")
-            self._pass_by(event, dead=True)
+            self._pass_by(event, dead=LETTERED)
         elif type(outcome) is Expired:
             counts.expired += 1
             if outcome.to_dead_letters:
                 self._dead_letter(event, Failed("Expired", "the event was past its SLO", ""))
             self._complete(event, "expired")
-            self._pass_by(event, dead=True)
+            self._pass_by(event, dead=LETTERED if outcome.to_dead_letters else DROPPED)
 
     def _forward(self, event: Event, done: Done) -> None:
         wiring, names = self._wiring, self._counts.arrows_taken
@@ -97,7 +100,7 @@ class Records:
                 names[send.stage] = names.get(send.stage, 0) + 1
             if send.stage in wiring.joins:
                 parent = wiring.stage.name if send.result else None
-                headers = join_headers(event.headers, parent, send.skipped, dead=False)
+                headers = join_headers(event.headers, parent, send.skipped)
                 self._to_join(send.stage, event, done.value if send.result else b"", headers)
             else:
                 topic = self._topics[send.stage]
@@ -109,7 +112,7 @@ class Records:
         if follow.completed:
             self._complete(event, "skipped")
 
-    def _pass_by(self, event: Event, *, dead: bool) -> None:
+    def _pass_by(self, event: Event, *, dead: int = 0) -> None:
         """Tell every join downstream that this event will not come this way."""
         follow = self._wiring.follow(None)
         for send in follow.sends:
@@ -131,9 +134,17 @@ class Records:
         headers = [*(h for h in event.headers if h[0] not in (SKIPPED, DEAD)), (REASON, reason.encode())]
         self._put(topic, partition, event.event_id, value, headers)
 
+    def _keep_parts(self, event: Event) -> None:
+        """What other branches gave for an event that died on one: sent again with it, the join can be completed."""
+        parts = [record for record in event.records if any(name == PARENT for name, _ in record.headers)]
+        self._letters(event, parts, Failed("DiedUpstream", "the event died on another branch", ""))
+
     def _dead_letter(self, event: Event, failed: Failed) -> None:
+        self._letters(event, event.records, failed)
+
+    def _letters(self, event: Event, records: Iterable[Any], failed: Failed) -> None:
         topic = self._wiring.names.dead_letters(self._wiring.input_topic)
-        for record in event.records:
+        for record in records:
             own = {name for name, _ in record.headers}
             headers = [
                 *record.headers,

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from inferline_stream.dataplane.client import MAX_RECORD_BYTES
-from inferline_stream.dataplane.headers import DEAD, REASON
+from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, REPLAY
 from inferline_stream.dataplane.holding import Dead, Event, Expired, Holding, Skipped
 from inferline_stream.dataplane.intake import Intake
 from inferline_stream.dataplane.join import Join
@@ -131,11 +131,12 @@ def test_what_cannot_be_decoded_ends_and_the_rest_goes_on():
     assert all(isinstance(outcome, Failed) for _, outcome in taken.ended)
 
 
-def part(parent: str | None, value: bytes, *, offset: int, skipped: str = "", dead: bool = False) -> Any:
+def part(parent: str | None, value: bytes, *, offset: int, skipped: str = "", dead: int = 0, replay: int = 0) -> Any:
     headers = [(EVENT_ID, b"e"), (ENTRY_TIME, b"7")]
     headers += [(PARENT, parent.encode())] if parent else []
     headers += [(SKIPPED, skipped.encode())] if skipped else []
-    headers += [(DEAD, b"1")] if dead else []
+    headers += [(DEAD, b"%d" % dead)] if dead else []
+    headers += [(REPLAY, b"%d" % replay)] if replay else []
     return record(value, *headers, offset=offset)
 
 
@@ -152,9 +153,9 @@ def test_a_join_is_skipped_with_all_its_parents_dies_with_one_and_fails_on_a_par
     ((_, outcome),) = Taken("both")(part(None, b"", offset=0, skipped="left,right")).ended
     assert outcome == Skipped()
     ((_, outcome),) = Taken("both")(
-        part("right", b'"3"', offset=0), part(None, b"", offset=1, skipped="left", dead=True)
+        part("right", b'"3"', offset=0), part(None, b"", offset=1, skipped="left", dead=LETTERED)
     ).ended
-    assert outcome == Dead()
+    assert outcome == Dead(LETTERED)
     ((event, outcome),) = Taken("both")(part("left", b"no json", offset=0), part("right", b'"3"', offset=1)).ended
     assert isinstance(outcome, Failed)
     assert len(event.records) == 2
@@ -199,7 +200,7 @@ def test_a_dead_letter_is_the_original_record_and_every_join_downstream_hears_of
     assert (errors[ERRORS_PREFIX + "partition"], errors[ERRORS_PREFIX + "offset"]) == (b"3", b"0")
     ((marker,),) = [messages for (topic, _), messages in outgoing.items() if topic == "p.both"]
     assert dict(marker.headers)[SKIPPED] == b"left,right"
-    assert dict(marker.headers)[DEAD] == b"1"
+    assert dict(marker.headers)[DEAD] == b"2"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,27 @@ def test_the_final_stage_writes_the_sink_or_the_reason_and_a_dead_event_nothing_
     assert topics(skipped) == Counter({"p.completed": 1})
     (((told,)),) = skipped.values()
     assert dict(told.headers)[REASON] == b"skipped"
-    assert sent("both", event, Dead()) == {}
+    assert sent("both", event, Dead(DROPPED)) == {}
+
+
+def test_a_join_keeps_the_parts_of_an_event_that_died_elsewhere_where_it_may_be_sent_again():
+    given = part("right", b'"3"', offset=0), part(None, b"", offset=1, skipped="left", dead=LETTERED)
+    ((event, outcome),) = Taken("both")(*given).ended
+    ((letter,),) = sent("both", event, outcome).values()
+    assert (letter.value, dict(letter.headers)[PARENT]) == (b'"3"', b"right")
+    assert dict(letter.headers)[ERRORS_PREFIX + "type"] == b"DiedUpstream"
+    given = part("right", b'"3"', offset=0), part(None, b"", offset=1, skipped="left", dead=DROPPED)
+    ((event, outcome),) = Taken("both")(*given).ended
+    assert sent("both", event, outcome) == {}
+
+
+def test_an_event_that_is_sent_again_says_so_to_every_stage_after():
+    (event,) = Taken("ask")(record(b'{"text": "x"}', (REPLAY, b"2"), (REPLAY, b"no number"))).ready
+    assert event.replayed
+    assert (REPLAY, b"2") in event.headers
+    (joined,) = Taken("both")(part("left", b"4", offset=0, replay=1), part("right", b'"4"', offset=1, replay=1)).ready
+    assert joined.replayed
+    assert not one_event().replayed
 
 
 def test_a_stage_that_is_not_there_and_a_join_without_a_field_are_wrong_topologies():

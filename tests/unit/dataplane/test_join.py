@@ -55,7 +55,7 @@ def test_results_are_the_first_that_each_parent_gave():
 
 def test_an_event_that_died_on_one_branch_is_dead_once_every_branch_has_answered():
     join = Join(("a", "b"))
-    assert add(join, b"x", 1, skipped=["a"], dead=True) is Arrival.WAITING
+    assert add(join, b"x", 1, skipped=["a"], dead=1) is Arrival.WAITING
     gathered = add(join, b"x", 2, parent="b", result=1)
     assert isinstance(gathered, Gathered)
     assert gathered.dead
@@ -91,5 +91,18 @@ def test_an_event_recalled_from_an_earlier_owner_makes_late_parts_duplicates():
     join = Join(("a", "b"))
     join.finished(b"x", 0.0)
     assert add(join, b"x", 1, parent="a", result=1) is Arrival.DUPLICATE
-    join.forget(b"x")
-    assert add(join, b"x", 2, parent="a", result=1) is Arrival.WAITING
+
+
+def test_a_replay_of_a_finished_event_is_gathered_anew_once_and_its_own_repeats_are_duplicates():
+    join = Join(("a", "b"))
+    add(join, b"x", 0, parent="a", result=1)
+    assert isinstance(add(join, b"x", 1, skipped=["b"], dead=2), Gathered)
+    assert add(join, b"x", 2, parent="a", result=1) is Arrival.DUPLICATE
+    assert add(join, b"x", 3, parent="a", result=1, replay=1) is Arrival.WAITING
+    again = add(join, b"x", 4, parent="b", result=2, replay=1)
+    assert isinstance(again, Gathered)
+    assert (again.results, again.dead, again.replay) == ({"a": 1, "b": 2}, 0, 1)
+    assert add(join, b"x", 5, parent="b", result=2, replay=1) is Arrival.DUPLICATE
+    join.finished(b"x", 6.0)  # recalled from before: the later replay is still the one that counts
+    assert add(join, b"x", 7, parent="b", result=2, replay=1) is Arrival.DUPLICATE
+    assert add(join, b"x", 8, parent="b", result=2, replay=2) is Arrival.WAITING
