@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog_bound, curve_of_envelope
 from inferline_stream.pipeline.assignment import even_replicas
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
@@ -24,7 +25,8 @@ class Kind:
     Args:
         hardware: its name.
         planned: replicas that the plan has of it.
-        throughput: µ of one replica at the planned batch limit, as profiled.
+        max_batch_size: the planned batch limit.
+        throughput: µ of one replica at that limit, as profiled.
         service_time_s: S of a full batch.
         price_per_hour: dollars per replica and hour.
         start_up_s: from asking for a replica to its READY, as profiled.
@@ -32,6 +34,7 @@ class Kind:
 
     hardware: str
     planned: int
+    max_batch_size: int
     throughput: float
     service_time_s: float
     price_per_hour: float
@@ -99,8 +102,9 @@ class Basis:
     def __post_init__(self) -> None:
         longest_s = max((kind.start_up_s for stage in self.stages for kind in stage.kinds), default=0.0)
         object.__setattr__(self, "start_up_s", longest_s)
-        bounds = {s.name: backlog_bound(s, self.windows_s, self.counts) for s in self.stages}
-        object.__setattr__(self, "backlog_bound", bounds)
+        # What follows the longest window is left out: a plan may be all but full within the busiest minute.
+        curve = replace(curve_of_envelope(list(zip(self.windows_s, self.counts, strict=True))), window_s=math.inf)
+        object.__setattr__(self, "backlog_bound", {s.name: _backlog_bound(s, curve) for s in self.stages})
         object.__setattr__(self, "floor", insured(self.stages, self.knobs.insurance_share))
 
     def planned(self) -> dict[str, dict[str, int]]:
@@ -112,17 +116,12 @@ class Basis:
         return self.arrival_rate * stage.visit_ratio / stage.supply if stage.supply > 0 else math.inf
 
 
-def backlog_bound(stage: StageBasis, windows_s: tuple[float, ...], counts: tuple[int, ...]) -> float:
-    """Network calculus' bound on the records of a stage: the largest α(w) − β(w), with a batch each in service.
-
-    The sample's envelope times the visit ratio is the arrival curve, at the ends of its steps; the planned
-    replicas are a server of their supply's rate. Batches upstream bunch what arrives: a batch of every replica more.
-    """
-    waiting = max(
-        (count * stage.visit_ratio - stage.supply * w for w, count in zip(windows_s, counts, strict=True)), default=0.0
-    )
-    in_service = sum(kind.planned * kind.throughput * kind.service_time_s for kind in stage.kinds)
-    return max(waiting, 0.0) + 2 * in_service
+def _backlog_bound(stage: StageBasis, arrivals: ArrivalCurve) -> float:
+    """Network calculus' bound, with a batch more of every replica: batches upstream bunch what arrives."""
+    if not stage.planned or stage.visit_ratio <= 0:
+        return 0.0
+    service = ServiceCurve(tuple((k.max_batch_size, k.service_time_s, k.planned) for k in stage.kinds if k.planned))
+    return backlog_bound(arrivals.thinned(stage.visit_ratio), service) + service.in_service
 
 
 def insured(stages: tuple[StageBasis, ...], share: float) -> dict[str, float]:
@@ -199,6 +198,7 @@ def basis_of(
                 Kind(
                     hardware=allocation.hardware,
                     planned=allocation.replicas,
+                    max_batch_size=allocation.max_batch_size,
                     throughput=profile.throughput(allocation.max_batch_size),
                     service_time_s=profile.service_time_s(allocation.max_batch_size),
                     price_per_hour=catalogue[allocation.hardware].price_per_hour,
