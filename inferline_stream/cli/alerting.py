@@ -12,7 +12,8 @@ from inferline_stream.cli.checking import Topology
 
 def rules(
     topology: Topology,
-    output: Annotated[Path | None, typer.Option(help="file to write; standard output by default")] = None,
+    *,
+    save: Annotated[Path | None, typer.Option(help="file to write; standard output by default")] = None,
 ) -> None:
     """Write recording and alert rules on SLO risk, for Prometheus."""
     from inferline_stream.cli.provisioning import topology_file
@@ -23,10 +24,10 @@ def rules(
 
     pipeline = validated(load_topology(topology_file(topology)))
     text = rules_yaml(pipeline.name, pipeline.slo_s, pipeline.objective)
-    if output is None:
+    if save is None:
         print(text, end="")
         return
     try:
-        output.write_text(text, encoding="utf-8")
+        save.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"cannot write the rules to {output}: {error.strerror}; choose another --output") from None
+        raise UsageError(f"cannot write the rules to {save}: {error.strerror}; choose another --save") from None

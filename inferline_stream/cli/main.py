@@ -1,65 +1,28 @@
-"""The command line. Commands import what they need when they are called, so that `--help` answers at once."""
+"""The command line. Verbs import what they need when they are called, so that `--help` answers at once."""
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from inferline_stream.cli.alerting import rules
 from inferline_stream.cli.checking import check
+from inferline_stream.cli.frame import Verbs, add_verbs
+from inferline_stream.cli.letters import dlq
 from inferline_stream.cli.overriding import pause, resume, scale
 from inferline_stream.cli.planning import plan
 from inferline_stream.cli.profiling import profile
 from inferline_stream.cli.run import run
 from inferline_stream.cli.starting import init
-from inferline_stream.errors import InferlineError
-
-_INTERRUPTED = 130
-
-
-class _Commands(TyperGroup):
-    """Turns the errors that users can do something about into a message and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except InferlineError as error:
-            _fail(error)
-        except BaseExceptionGroup as group:
-            ours, others = group.split(InferlineError)
-            if ours is None or others is not None:
-                raise
-            _fail(_first(ours))
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise typer.Exit(_INTERRUPTED) from None
-
-
-def _fail(error: BaseException) -> None:
-    problems = getattr(error, "problems", None) or (str(error),)
-    here = f"{Path.cwd()}{os.sep}"
-    for problem in problems:
-        print(f"error: {problem.replace(here, '')}", file=sys.stderr)
-    raise typer.Exit(getattr(error, "exit_code", 1)) from None
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
-
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Verbs,
     name="inferline-stream",
     help="The cheapest plan that keeps a pipeline's P99 latency under its SLO, on Kafka, and replicas that follow it.",
-    epilog="Exit codes: 2 usage, 3 topology or file to correct, 4 no plan meets the SLO, 5 Kafka does not answer, "
-    "6 the SLO gate did not hold.",
+    epilog="Every flag may also be set in the environment: INFERLINE_BOOTSTRAP_SERVERS for --bootstrap-servers.\n\n"
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 topology or file to correct, 4 no plan meets the SLO, "
+    "5 Kafka does not answer, 6 the SLO gate did not hold, 130 interrupted, 143 terminated.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -87,5 +50,19 @@ def version() -> None:
     print(f"inferline-stream {installed('inferline-stream')}")
 
 
-for _command in (init, check, profile, plan, run, scale, pause, resume, rules, version):
-    app.command()(_command)
+add_verbs(
+    app,
+    (
+        (init, "inferline-stream init reviews"),
+        (check, "inferline-stream check reviews/topology.py"),
+        (profile, "inferline-stream profile reviews/topology.py --stage study --again"),
+        (plan, "inferline-stream plan reviews/topology.py --slo 150ms --save plan.json"),
+        (run, "inferline-stream run reviews/topology.py --bootstrap-servers localhost:9092"),
+        (scale, "inferline-stream scale reviews/topology.py study 4 --for 10m --bootstrap-servers localhost:9092"),
+        (pause, "inferline-stream pause reviews/topology.py --for 1h --bootstrap-servers localhost:9092"),
+        (resume, "inferline-stream resume reviews/topology.py --bootstrap-servers localhost:9092"),
+        (dlq, "inferline-stream dlq ls reviews/topology.py --bootstrap-servers localhost:9092"),
+        (rules, "inferline-stream rules reviews/topology.py --save rules.yml"),
+        (version, "inferline-stream version"),
+    ),
+)

@@ -38,8 +38,8 @@ def plan(
     """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO."""
     import uvloop
 
+    from inferline_stream.cli.output import console
     from inferline_stream.cli.provisioning import (
-        console,
         declared,
         existing_partitions,
         plan_table,

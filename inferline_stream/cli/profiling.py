@@ -29,7 +29,8 @@ def profile(
     """Measure service times, start-up times and paths, and keep them beside the topology."""
     import uvloop
 
-    from inferline_stream.cli.provisioning import console, declared, profiled, settings
+    from inferline_stream.cli.output import console
+    from inferline_stream.cli.provisioning import declared, profiled, settings
     from inferline_stream.errors import UsageError
     from inferline_stream.profiler.profiling import Options
 

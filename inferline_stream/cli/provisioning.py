@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from inferline_stream.cli.output import Bar, console
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.loading import load_topology
@@ -28,7 +28,6 @@ from inferline_stream.profiler.profiling import Options, Progress, profile_pipel
 from inferline_stream.settings import Settings, from_environment
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 
@@ -144,7 +143,13 @@ async def profiled(
     chosen = options or Options(broker=bootstrap_servers or "embedded")
 
     async def profile(servers: str | None) -> PipelineProfile:
-        with _Bar() as bar:
+        with Bar("profiling") as bar:
+
+            def show(progress: Progress) -> None:
+                if progress.note:
+                    bar.note(progress.note)
+                bar.show(progress.done, progress.total, progress.doing)
+
             return await profile_pipeline(
                 what.pipeline,
                 what.file,
@@ -152,7 +157,7 @@ async def profiled(
                 bootstrap_servers=servers,
                 options=chosen,
                 settings=limits,
-                progress=bar.show,
+                progress=show,
             )
 
     measured = await profile(bootstrap_servers)
@@ -161,41 +166,6 @@ async def profiled(
         async with EmbeddedBrokerProcess() as broker:
             measured = await profile(broker.bootstrap_servers)
     return measured
-
-
-class _Bar:
-    """Progress on standard error; without a terminal there, only what is worth keeping."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
-
-        self._console = Console(stderr=True)
-        columns = (TextColumn("profiling"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-        self._bar = RichProgress(*columns, console=self._console, transient=True)
-        self._task = self._bar.add_task("", visible=False)
-
-    def __enter__(self) -> _Bar:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
-
-    def show(self, progress: Progress) -> None:
-        """Show how far it is."""
-        if progress.note:
-            self._console.print(progress.note, highlight=False, markup=False, soft_wrap=True)
-        self._bar.update(
-            self._task,
-            completed=progress.done,
-            total=progress.total,
-            description=progress.doing,
-            visible=progress.total > 0,
-        )
 
 
 def planned(
@@ -222,12 +192,10 @@ def planned(
     Raises:
         Infeasible: there is none.
     """
-    from rich.console import Console
-
     from inferline_stream.estimator.warmup import compile_kernels
     from inferline_stream.planner.provision import provision
 
-    with Console(stderr=True).status("getting the estimator ready (some seconds, once per installation) …"):
+    with console(error=True).status("getting the estimator ready (some seconds, once per installation) …"):
         compile_kernels(everything=False)
     pipeline = what.pipeline
     usual: Literal["shared", "partitioned"] = "shared" if algorithm == "inferline" else "partitioned"
@@ -287,11 +255,3 @@ def plan_table(plan: Plan, pipeline: Pipeline) -> Table:
     if any(kinds[a.hardware].emulated for allocations in plan.allocations.values() for a in allocations):
         table.caption += "\nemulated hardware sleeps its declared service times and computes nothing"
     return table
-
-
-def console(*, error: bool = False) -> Console:
-    """Where people read: the terminal, or a pipe that keeps whole lines."""
-    from rich.console import Console
-
-    stream = sys.stderr if error else sys.stdout
-    return Console(stderr=error, width=None if stream.isatty() else 120, highlight=False)

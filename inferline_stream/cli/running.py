@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -17,9 +16,11 @@ import uvloop
 from rich.console import Console
 from rich.logging import RichHandler
 
+from inferline_stream.cli.frame import Terminated
+from inferline_stream.cli.logs import log_to_people
+from inferline_stream.cli.output import console
 from inferline_stream.cli.provisioning import (
     Declared,
-    console,
     declared,
     existing_partitions,
     plan_table,
@@ -67,20 +68,24 @@ def run_and_report(wanted: Wanted) -> None:
     if not wanted.speed_up > 0:
         raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
     people = console(error=wanted.as_json)
-    _log_to(people)
+    log_to_people(RichHandler(console=people, show_time=False, show_path=False, markup=False, highlighter=None))
     what = declared(wanted.topology, bootstrap_servers=wanted.bootstrap_servers, prefix=wanted.prefix)
     what = replace(what, trace=what.trace.sped_up(wanted.speed_up))
+    stopping = _Stopping()
     with Screen(people) as screen:
-        report = uvloop.run(_run(wanted, what, people, screen))
+        try:
+            report = uvloop.run(_run(wanted, what, people, screen, stopping))
+        except asyncio.CancelledError:
+            raise stopping.forced() from None
         if wanted.as_json:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
         else:
             screen.report(report)
 
 
-async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen) -> RunReport:
-    limits, stop = settings(), asyncio.Event()
-    _on_interrupt(stop)
+async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, stopping: _Stopping) -> RunReport:
+    limits = settings()
+    stopping.watch()
     async with AsyncExitStack() as stack:
         servers = wanted.bootstrap_servers
         if servers is None:
@@ -120,7 +125,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen) 
             metrics_port=wanted.metrics_port,
             settings=limits,
         )
-        return await run_to_report(run, screen, stop)
+        return await run_to_report(run, screen, stopping.stop)
 
 
 def _feed(wanted: Wanted, what: Declared) -> FeedTo | None:
@@ -158,23 +163,29 @@ def _seconds(duration: str | None) -> float | None:
         raise UsageError(f"--duration: {error}") from None
 
 
-def _on_interrupt(stop: asyncio.Event) -> None:
-    """The first Ctrl-C asks for an orderly end, the second for an end."""
-    task = asyncio.current_task()
-    assert task is not None
+class _Stopping:
+    """The first Ctrl-C or SIGTERM asks for an orderly end, the second for an end, a third gets it from the system."""
 
-    def interrupted() -> None:
-        if stop.is_set():
-            task.cancel()
-        stop.set()
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self._last = signal.SIGINT
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, interrupted)
+    def watch(self) -> None:
+        """Catch both signals for the task that runs now."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
 
+        def heard(number: signal.Signals) -> None:
+            if self.stop.is_set():
+                self._last = number
+                task.cancel()
+                for again in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(again)
+            self.stop.set()
 
-def _log_to(people: Console) -> None:
-    """Warnings go where people look, without tearing the live table."""
-    handler = RichHandler(console=people, show_time=False, show_path=False, markup=False, highlighter=None)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    for noisy in ("aiokafka", "faust", "mode"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what matters of them comes as our own errors
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, heard, number)
+
+    def forced(self) -> KeyboardInterrupt:
+        """What the command ends with after the second."""
+        return Terminated() if self._last is signal.SIGTERM else KeyboardInterrupt()

@@ -15,12 +15,12 @@ def test_rules_are_made_for_the_slo_and_objective_of_the_topology(tmp_path):
     assert f"SLO of {pipeline.slo_s:g} s" in expected
     shown = CliRunner().invoke(app, ["rules", str(MINIMAL)])
     assert (shown.exit_code, shown.stdout) == (0, expected)
-    written = CliRunner().invoke(app, ["rules", str(MINIMAL), "--output", str(tmp_path / "rules.yml")])
+    written = CliRunner().invoke(app, ["rules", str(MINIMAL), "--save", str(tmp_path / "rules.yml")])
     assert (written.exit_code, (tmp_path / "rules.yml").read_text()) == (0, expected)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    result = CliRunner().invoke(app, ["rules", str(MINIMAL), "--output", str(tmp_path / "missing" / "rules.yml")])
+    result = CliRunner().invoke(app, ["rules", str(MINIMAL), "--save", str(tmp_path / "missing" / "rules.yml")])
     assert result.exit_code == 2
     assert "missing/rules.yml" in result.output
-    assert "--output" in result.output
+    assert "--save" in result.output

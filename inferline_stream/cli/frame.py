@@ -1,0 +1,113 @@
+"""What every verb shares: options, environment variables, log format, errors as messages with an exit code."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from inferline_stream.cli.logs import log_to_stderr
+from inferline_stream.errors import InferlineError
+
+INTERRUPTED, TERMINATED = 130, 143
+
+LogFormat = Annotated[
+    Literal["text", "json"], typer.Option(help="of the lines on standard error: for people, or one JSON object each")
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"] | None,
+    typer.Option(help="least severe lines shown; warning for people, info as JSON, by default"),
+]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends what Ctrl-C would end, with an exit code of its own."""
+
+
+class Verbs(TyperGroup):
+    """Turns the errors that users can do something about into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return super().invoke(ctx)
+        except InferlineError as error:
+            _fail(error)
+        except BaseExceptionGroup as group:
+            ours, others = group.split(InferlineError)
+            if ours is None or others is not None:
+                raise
+            _fail(_first(ours))
+        except KeyboardInterrupt as error:
+            code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+            print("terminated" if code == TERMINATED else "interrupted", file=sys.stderr)
+            raise typer.Exit(code) from None
+
+
+class Verb(TyperCommand):
+    """A verb each of whose flags may also be set as ``INFERLINE_<FLAG>``."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.name and option.envvar is None:
+                option.envvar, option.show_envvar = variable(option.name), False  # said once, in `--help` of all
+
+
+def variable(flag: str) -> str:
+    """Environment variable of a flag."""
+    return f"INFERLINE_{flag.upper()}"
+
+
+def add_verbs(app: typer.Typer, verbs: Iterable[tuple[Callable[..., None], str]]) -> None:
+    """Add (function, example) pairs; each verb gets the options that all share."""
+    for function, example in verbs:
+        app.command(cls=Verb, epilog=f"Example: {example}")(_with_logs(function))
+
+
+def _with_logs(function: Callable[..., None]) -> Callable[..., None]:
+    """The verb with `--log-format` and `--log-level` added, which it need not know of."""
+
+    @functools.wraps(function)
+    def verb(*, log_format: LogFormat = "text", log_level: LogLevel = None, **given: Any) -> None:
+        log_to_stderr(log_format, log_level)
+        function(**given)
+
+    own = inspect.signature(function, eval_str=True)
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, default, annotation in (("log_format", "text", LogFormat), ("log_level", None, LogLevel))
+    ]
+    vars(verb)["__signature__"] = own.replace(parameters=[*own.parameters.values(), *extra])
+    verb.__annotations__ = {
+        **get_type_hints(function, include_extras=True),
+        **{parameter.name: parameter.annotation for parameter in extra},
+    }
+    return verb
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _fail(error: BaseException) -> None:
+    problems = getattr(error, "problems", None) or (str(error),)
+    here = f"{Path.cwd()}{os.sep}"
+    for problem in problems:
+        print(f"error: {problem.replace(here, '')}", file=sys.stderr)
+    raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

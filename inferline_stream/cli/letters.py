@@ -1,0 +1,161 @@
+"""`dlq`: events that could not be processed: list them, look at them, send them again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.overriding import Kafka, Prefix
+from inferline_stream.cli.profiling import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from inferline_stream.dataplane.dead_letters import Letter, SentAgain
+    from inferline_stream.pipeline.topology import Pipeline
+
+
+def dlq(
+    action: Annotated[Literal["ls", "show", "replay"], typer.Argument(help="list, show in full, or send again")],
+    topology: Topology,
+    letters: Annotated[
+        list[str] | None,
+        typer.Argument(help="ids of dead letters, as `dlq ls` prints them, or of events; all by default"),
+    ] = None,
+    *,
+    bootstrap_servers: Kafka,
+    stage: Annotated[str | None, typer.Option(help="only those that died at this stage")] = None,
+    again: Annotated[bool, typer.Option("--again", help="replay: also those that were sent again before")] = False,
+    prefix: Prefix = "",
+    output: Output = "table",
+) -> None:
+    """Look at events that could not be processed, and send them again once the cause is gone.
+
+    A replay puts each record back on the topic that it failed in, with its own key, headers, timestamp and event id,
+    together with the other parts of its event where a join needs them. It is noted beside the letters: a second
+    replay leaves them alone and says so.
+    """
+    import uvloop
+
+    from inferline_stream.cli.provisioning import topology_file
+    from inferline_stream.dataplane.dead_letters import chosen, dead_letters, send_again
+    from inferline_stream.dataplane.loading import load_topology
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.validation import validated
+
+    pipeline = validated(load_topology(topology_file(topology)))
+    ids, stages = letters or [], [known.name for known in pipeline.stages]
+    if stage is not None and stage not in stages:
+        raise UsageError(f"--stage {stage!r}: the pipeline has {', '.join(stages)}")
+    if action == "replay":
+        _tell(
+            uvloop.run(send_again(bootstrap_servers, pipeline, prefix, ids=ids, stage=stage, again=again)),
+            as_json=output == "json",
+        )
+        return
+    found = chosen(uvloop.run(dead_letters(bootstrap_servers, pipeline, prefix)), ids, stage)
+    if output == "json":
+        document = _in_short if action == "ls" else _in_full
+        _print_json({"letters": [document(letter, pipeline, prefix) for letter in found]})
+    elif action == "ls":
+        _list(found)
+    else:
+        for letter in found:
+            _show(letter, pipeline, prefix)
+
+
+def _tell(done: SentAgain, *, as_json: bool) -> None:
+    before = [letter for letter in done.before if letter not in done.sent]
+    if as_json:
+        _print_json({"sent": [letter.id for letter in done.sent], "left_alone": [letter.id for letter in before]})
+        return
+    for letter in done.sent:
+        earlier = f" (again: first on {_time(letter.sent_again_ms)})" if letter.sent_again_ms else ""
+        print(f"{letter.id} sent to {letter.told('topic')}{earlier}")
+    for letter in before:
+        print(f"{letter.id} left alone: it was sent on {_time(letter.sent_again_ms)}; --again sends it once more")
+    if not done.sent and not before:
+        print("no dead letters")
+
+
+def _list(letters: Sequence[Letter]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from inferline_stream.cli.output import console
+
+    table = Table(title="Dead letters", caption=f"{len(letters)} letters; `dlq show` prints them in full")
+    for name in ("letter", "died", "stage", "event", "why", "sent again"):
+        table.add_column(name, overflow="fold")
+    for letter in letters:
+        why = f"{letter.told('type')}: {letter.told('message')}"[:120]
+        cells = (letter.id, _time(letter.died_ms), letter.told("stage"), letter.event_id, why)
+        table.add_row(*map(escape, cells), _time(letter.sent_again_ms))
+    console().print(table)
+
+
+def _show(letter: Letter, pipeline: Pipeline, prefix: str) -> None:
+    import msgspec
+
+    told = _in_full(letter, pipeline, prefix)
+    headers, traceback = told.pop("headers"), told.pop("traceback")
+    for name, value in told.items():
+        if value is not None:
+            print(f"{name:<12} {value if isinstance(value, str) else msgspec.json.encode(value).decode()}")
+    for name, value in headers.items():
+        print(f"{'header':<12} {name}: {value}")
+    print(traceback)
+
+
+def _in_short(letter: Letter, pipeline: Pipeline, prefix: str) -> dict[str, Any]:
+    from inferline_stream.dataplane.dead_letters import shown_bytes
+
+    return {
+        "letter": letter.id,
+        "died": _time(letter.died_ms),
+        "stage": letter.told("stage"),
+        "event_id": letter.event_id,
+        "type": letter.told("type"),
+        "message": letter.told("message"),
+        "key": shown_bytes(letter.key),
+        "size_bytes": len(letter.value or b""),
+        "replays": letter.replays,
+        "sent_again": _time(letter.sent_again_ms) or None,
+    }
+
+
+def _in_full(letter: Letter, pipeline: Pipeline, prefix: str) -> dict[str, Any]:
+    from inferline_stream.dataplane.dead_letters import decoded, shown_bytes
+    from inferline_stream.pipeline.names import ERRORS_PREFIX
+
+    told = _in_short(letter, pipeline, prefix)
+    told["failed_in"] = "/".join(letter.told(name) for name in ("topic", "partition", "offset"))
+    told["timestamp"] = _time(letter.time_ms)
+    told["parent"] = letter.parent or None
+    try:
+        told["value"], told["undecodable"] = _printable(decoded(letter, pipeline, prefix)), None
+    except ValueError as error:
+        told["value"], told["undecodable"] = shown_bytes(letter.value), str(error)
+    told["headers"] = {name: shown_bytes(value) for name, value in letter.headers if not name.startswith(ERRORS_PREFIX)}
+    told["traceback"] = letter.told("traceback")
+    return told
+
+
+def _printable(value: Any) -> Any:
+    from inferline_stream.dataplane.dead_letters import shown_bytes
+
+    return shown_bytes(value) if isinstance(value, bytes) else value
+
+
+def _print_json(document: object) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def _time(time_ms: int | None) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds") if time_ms else ""

@@ -1,0 +1,87 @@
+"""Where verbs write: data on standard output, everything for people on standard error; bars for long work."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import sys
+from typing import TYPE_CHECKING, Self
+
+from inferline_stream.cli.logs import logs_as_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+logger = logging.getLogger(__name__)
+
+_PIPE_COLUMNS = 120
+
+
+def console(*, error: bool = False) -> Console:
+    """Where people read: the terminal, or a pipe that keeps whole lines.
+
+    NO_COLOR and COLUMNS are respected. Where standard error holds JSON log lines, what would be printed there
+    becomes lines of it.
+    """
+    from rich.console import Console
+
+    stream = sys.stderr if error else sys.stdout
+    if error and logs_as_json():
+        return Console(file=_AsLogLines(), width=10_000, highlight=False, color_system=None)
+    columns = None if stream.isatty() else shutil.get_terminal_size((_PIPE_COLUMNS, 50)).columns
+    return Console(stderr=error, width=columns, highlight=False)
+
+
+class _AsLogLines(io.StringIO):
+    """Logs what is printed to it, line by line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in filter(None, map(str.strip, lines)):
+            logger.info("%s", line)
+        return len(text)
+
+
+class Bar:
+    """Progress of long work on standard error, with the time that is left; without a terminal there, only notes.
+
+    Args:
+        label: what is being done, e.g. ``profiling``.
+    """
+
+    def __init__(self, label: str) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._console = console(error=True)
+        columns = (
+            TextColumn(label),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._bar = Progress(*columns, console=self._console, transient=True)
+        self._task = self._bar.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def show(self, done: float, total: float | None, doing: str = "") -> None:
+        """So much is done of so much; a total of None where nobody can know."""
+        visible = total is None or total > 0
+        self._bar.update(self._task, completed=done, total=total, description=doing, visible=visible)
+
+    def note(self, text: str) -> None:
+        """Something worth keeping on the screen."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
