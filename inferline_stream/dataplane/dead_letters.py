@@ -1,0 +1,267 @@
+"""Dead letters: records that could not be processed, found, decoded, and sent again to where they failed.
+
+A letter is the record as it was read, in ``<topic>.dlq``, with headers that tell why. What was sent again is noted
+in the same topic, in the transaction of the records themselves: a letter is never sent twice unless that is asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inferline_stream.dataplane.client import Message, StageSender
+from inferline_stream.dataplane.codecs import codec, codec_between
+from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
+from inferline_stream.dataplane.headers import REPLAY, Header
+from inferline_stream.dataplane.partitioning import partition_of
+from inferline_stream.dataplane.wiring import input_topic
+from inferline_stream.errors import Unreachable, UsageError
+from inferline_stream.pipeline.annotations import stage_types
+from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, HEADER_PREFIX, PARENT, Names
+from inferline_stream.pipeline.topology import Pipeline
+
+_SENT_AGAIN = HEADER_PREFIX + "sent_again"
+"""On a note beside the letters: partition and offset of a letter that was sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A record that could not be processed.
+
+    Args:
+        topic: of dead letters.
+        partition: there.
+        offset: there.
+        time_ms: the record's own timestamp.
+        key: the record's own, as all that follows.
+        value: as it was, perhaps undecodable.
+        headers: those that tell why among them.
+        sent_again_ms: when it was last sent again; None for never.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    time_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[Header]
+    sent_again_ms: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Its place: topic/partition/offset."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+    def told(self, name: str) -> str:
+        """What an error header says: stage, type, message, traceback, topic, partition, offset, time_ms."""
+        return self._header(ERRORS_PREFIX + name)
+
+    @property
+    def event_id(self) -> str:
+        """The event that it belongs to."""
+        return self._header(EVENT_ID)
+
+    @property
+    def parent(self) -> str:
+        """At a join, the parent whose result it is."""
+        return self._header(PARENT)
+
+    @property
+    def died_ms(self) -> int:
+        """When it became a dead letter."""
+        return _number(self.told("time_ms"))
+
+    @property
+    def replays(self) -> int:
+        """How often the event had been sent again before it died here."""
+        return _number(self._header(REPLAY))
+
+    def _header(self, name: str) -> str:
+        return next((value.decode("utf-8", "replace") for found, value in self.headers if found == name), "")
+
+
+async def dead_letters(bootstrap_servers: str, pipeline: Pipeline, prefix: str = "") -> list[Letter]:
+    """Every dead letter of a pipeline that Kafka still has, in the order of their deaths.
+
+    Raises:
+        Unreachable: Kafka does not answer, or has no topic of dead letters.
+    """
+    topics = _topics(pipeline, Names(pipeline.name, prefix))
+    async with OffsetReader(bootstrap_servers) as offsets:
+        partitions = await offsets.existing(topics)
+    if not partitions:
+        raise Unreachable(
+            f"Kafka at {bootstrap_servers} has none of the topics {', '.join(topics)}: "
+            "is the pipeline running there, and under this --prefix?"
+        )
+    letters: list[Letter] = []
+    for topic, count in partitions.items():
+        async with TopicFollower(bootstrap_servers, topic, partitions=count) as follower:
+            letters += _noted(topic, [record async for record in follower.until(await follower.end())])
+    return sorted(letters, key=lambda letter: (letter.died_ms, letter.id))
+
+
+def _noted(topic: str, records: Sequence[Followed]) -> Iterable[Letter]:
+    """Letters of one topic, with what the notes among its records say of them."""
+    sent_again = {
+        value.decode(): record.time_ms for record in records for name, value in record.headers if name == _SENT_AGAIN
+    }
+    for record in records:
+        headers = [(name, value or b"") for name, value in record.headers]
+        if not any(name == _SENT_AGAIN for name, _ in headers):
+            again_ms = sent_again.get(f"{record.partition}/{record.offset}")
+            yield Letter(
+                topic, record.partition, record.offset, record.time_ms, record.key, record.value, headers, again_ms
+            )
+
+
+def chosen(letters: Iterable[Letter], ids: Collection[str], stage: str | None = None) -> list[Letter]:
+    """Letters by their ids or event ids, and by the stage that they died at.
+
+    Raises:
+        UsageError: an id that no letter has.
+    """
+    known = list(letters)
+    for wanted in ids:
+        if not any(wanted in (letter.id, letter.event_id) for letter in known):
+            raise UsageError(f"no dead letter has the id or event id {wanted!r}; `dlq ls` lists them")
+    return [
+        letter
+        for letter in known
+        if (not ids or letter.id in ids or letter.event_id in ids) and stage in (None, letter.told("stage"))
+    ]
+
+
+def decoded(letter: Letter, pipeline: Pipeline, prefix: str = "") -> Any:
+    """The value as its producer meant it.
+
+    Raises:
+        ValueError: it is no such value; that may be why it died.
+    """
+    names = Names(pipeline.name, prefix)
+    name = pipeline.source.codec
+    if letter.told("topic") != names.topic(pipeline.source.name):
+        stage = pipeline.stage(letter.told("stage"))
+        parent = letter.parent or stage.after[0].parent.name
+        name = codec_between(stage_types(pipeline.stage(parent).run).returns)
+    try:
+        return codec(name).decoder(Any)(letter.value or b"")
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class SentAgain:
+    """What a replay did.
+
+    Args:
+        sent: letters that were sent again; those of an event's other branches among them.
+        before: letters that had been sent again before, and were left alone.
+    """
+
+    sent: Sequence[Letter]
+    before: Sequence[Letter]
+
+
+async def send_again(
+    bootstrap_servers: str,
+    pipeline: Pipeline,
+    prefix: str = "",
+    *,
+    ids: Collection[str] = (),
+    stage: str | None = None,
+    again: bool = False,
+    timeout_s: float = 10.0,
+) -> SentAgain:
+    """Put letters back on the topics that they failed in, with their own key, headers, timestamp and event id.
+
+    All letters of an event go together, because a join needs every part. Records and notes are one transaction: all
+    of it happened, or nothing did. Only one replay of a pipeline runs at a time; a second one ends the first.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        pipeline: whose letters.
+        prefix: of its names.
+        ids: of letters or events; all of them by default.
+        stage: only those that died there.
+        again: also those that have been sent again before.
+        timeout_s: longest wait for Kafka's first answer.
+
+    Raises:
+        UsageError: an id that no letter has.
+        Unreachable: Kafka does not answer.
+        Fenced: another replay has begun.
+    """
+    names = Names(pipeline.name, prefix)
+    sender = StageSender(bootstrap_servers, "inferline-dlq", names.transactional_id("dlq"))
+    await sender.start(timeout_s)  # first: from here on no other replay can write, and what it wrote can be read
+    try:
+        letters = await dead_letters(bootstrap_servers, pipeline, prefix)
+        wanted = chosen(letters, ids, stage)
+        events = {letter.event_id for letter in wanted if letter.event_id}
+        wanted = [letter for letter in letters if letter.event_id in events or letter in wanted]
+        sent = [letter for letter in wanted if again or letter.sent_again_ms is None]
+        if sent:
+            await _send(sender, sent, pipeline, names)
+        return SentAgain(sent, [letter for letter in wanted if letter.sent_again_ms is not None])
+    finally:
+        await sender.stop()
+
+
+async def _send(sender: StageSender, letters: Sequence[Letter], pipeline: Pipeline, names: Names) -> None:
+    replays = {letter.event_id: 0 for letter in letters}
+    for letter in letters:
+        replays[letter.event_id] = max(replays[letter.event_id], letter.replays + 1)
+    joins = {names.stage_topic(stage.name) for stage in pipeline.stages if len(stage.after) > 1}
+    partitions = {topic: await sender.partitions_of(topic) for topic in {letter.told("topic") for letter in letters}}
+    outgoing: dict[tuple[str, int], list[Message]] = {}
+    places: set[tuple[str, str, str]] = set()
+    for letter in letters:
+        topic = letter.told("topic")
+        record = (topic, letter.told("partition"), letter.told("offset"))
+        if record not in places:  # a replica that died at the wrong moment has left two letters of one record
+            partition = _partition(letter, partitions[topic], is_join=topic in joins)
+            message = _as_it_was(letter, replays[letter.event_id])
+            outgoing.setdefault((topic, partition), []).append(message)
+        places.add(record)
+        place = f"{letter.partition}/{letter.offset}".encode()
+        note = Message(letter.key, None, [(_SENT_AGAIN, place)], round(time.time() * 1000))
+        outgoing.setdefault((letter.topic, letter.partition), []).append(note)
+    await sender.begin()
+    await sender.send(outgoing)
+    await sender.commit({}, "")
+
+
+def _as_it_was(letter: Letter, replay: int) -> Message:
+    own = [(name, value) for name, value in letter.headers if not name.startswith(ERRORS_PREFIX) and name != REPLAY]
+    return Message(letter.key, letter.value, [*own, (REPLAY, b"%d" % replay)], letter.time_ms)
+
+
+def _partition(letter: Letter, partitions: int, *, is_join: bool) -> int:
+    """Where it was; where the topic was made anew with fewer partitions, what its key or event gives now."""
+    before = _number(letter.told("partition"))
+    if before < partitions:
+        return before
+    return partition_of(letter.event_id.encode() if is_join else letter.key or b"", partitions)
+
+
+def shown_bytes(data: bytes | None) -> str | None:
+    """Bytes as text where they are text, else in hexadecimal digits."""
+    if data is None:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return f"0x{data.hex()}"
+
+
+def _topics(pipeline: Pipeline, names: Names) -> list[str]:
+    inputs = dict.fromkeys(input_topic(pipeline, names, stage.name) for stage in pipeline.stages)
+    return [names.dead_letters(topic) for topic in inputs]
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0

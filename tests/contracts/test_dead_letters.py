@@ -1,0 +1,143 @@
+"""Dead letters from their death to their second life, on Apache Kafka and on the embedded broker alike."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.testing.directing import Director
+
+COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
+
+FORK = """
+from pathlib import Path
+from msgspec import Struct
+from inferline_stream import Pipeline, Stage, Topic
+
+BROKEN = Path(__file__).with_name("broken")
+
+
+class Post(Struct):
+    number: int
+
+
+class Both(Struct):
+    left: int
+    right: int
+
+
+def enter(posts: list[Post]) -> list[int]:
+    return [post.number for post in posts]
+
+
+def left(numbers: list[int]) -> list[int]:
+    return [-number for number in numbers]
+
+
+def right(numbers: list[int]) -> list[int]:
+    if BROKEN.exists() and any(number % 5 == 0 for number in numbers):
+        raise ValueError("fives are not for me")
+    return [2 * number for number in numbers]
+
+
+def both(parts: list[Both]) -> list[Both]:
+    return parts
+
+
+first = Stage("enter", enter, hardware=["cpu-1"])
+one = Stage("left", left, hardware=["cpu-1"], after=[first])
+other = Stage("right", right, hardware=["cpu-1"], after=[first])
+final = Stage("both", both, hardware=["cpu-1"], after=[one, other])
+pipeline = Pipeline("fork", slo="250ms", source=Topic("posts"), sink=Topic("out"),
+                    stages=[first, one, other, final])
+"""
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Path:
+    file = tmp_path / "topology.py"
+    file.write_text(FORK)
+    (tmp_path / "broken").touch()
+    return file
+
+
+def dlq(director: Director, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    where = ["--bootstrap-servers", director.bootstrap_servers, "--prefix", director.prefix]
+    command = [*COMMAND, "dlq", action, str(director.topology), *arguments, *where]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def answer(director: Director, action: str, *arguments: str) -> dict:
+    done = dlq(director, action, *arguments, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def header(record: object, name: str) -> bytes | None:
+    return dict(record.headers).get(f"__inferline.{name}")  # type: ignore[attr-defined]
+
+
+async def test_a_letter_is_listed_shown_and_sent_again_once_and_its_join_is_then_completed(kafka, fork):
+    async with Director(kafka.bootstrap_servers, fork, settings={"lease_s": 20.0}) as director:
+        topic = director.names.topic("posts")
+        for number in range(7):
+            await director.producer.send_and_wait(
+                topic, b'{"number": %d}' % number, key=b"k%d" % number, headers=[("shop", b"7")]
+            )
+        await director.producer.send_and_wait(topic, b"\xff no json", key=b"k7")
+        replicas = await director.start_all(max_batch_size=4)
+        await director.caught_up()
+
+        listed = answer(director, "ls")["letters"]
+        died = [letter for letter in listed if letter["type"] == "ValueError"]
+        assert sorted(letter["key"] for letter in died) == ["k0", "k5"]
+        parts = [letter for letter in listed if letter["type"] == "DiedUpstream"]
+        assert sorted(letter["event_id"] for letter in parts) == sorted(letter["event_id"] for letter in died)
+        (undecodable,) = [letter for letter in listed if letter["stage"] == "enter"]
+        shown = answer(director, "show", undecodable["letter"])["letters"][0]
+        assert (shown["value"], shown["undecodable"] is None) == ("0xff206e6f206a736f6e", False)
+        fives = answer(director, "show", "--stage", "right")["letters"]
+        assert sorted(letter["value"] for letter in fives) == [0, 5]
+        assert fives[0]["headers"]["shop"] == "7"
+        assert "fives are not for me" in dlq(director, "show", "--stage", "right").stdout
+
+        # Replicas load the stage's code once: the broken one is mended by a file.
+        (fork.parent / "broken").unlink()
+        sent = answer(director, "replay", died[0]["letter"])
+        assert len(sent["sent"]) == 2, "the letter, and what the other branch had for the join"
+        sent = answer(director, "replay", "--stage", "right")
+        assert (len(sent["sent"]), len(sent["left_alone"])) == (2, 2)
+        await director.caught_up()
+        sink = await director.read(director.names.topic("out"))
+        records = await director.read(director.names.stage_topic("right"))
+        noted = answer(director, "ls", died[0]["letter"])["letters"]
+        again = dlq(director, "replay", died[0]["letter"])
+        unknown = dlq(director, "replay", "nothing/0/0")
+        await director.drain(*replicas.values())
+
+    assert sorted(json.loads(record.value)["left"] for record in sink) == [-6, -5, -4, -3, -2, -1, 0]
+    replayed = [record for record in records if header(record, "replay")]
+    assert [record.key for record in sorted(replayed, key=lambda r: r.key)] == [b"k0", b"k5"]
+    for record in replayed:
+        first = next(r for r in records if r.key == record.key and r is not record)
+        assert (record.value, record.timestamp, record.partition) == (first.value, first.timestamp, first.partition)
+        assert {*record.headers} - {*first.headers} == {("__inferline.replay", b"1")}
+    assert noted[0]["sent_again"] is not None
+    assert again.returncode == 0
+    assert "left alone: it was sent on 20" in again.stdout
+    assert unknown.returncode == 2
+    assert "no dead letter has the id" in unknown.stderr
+
+
+def test_a_pipeline_without_topics_of_dead_letters_is_told_apart_from_one_without_letters(embedded_broker, fork):
+    command = [*COMMAND, "dlq", "ls", str(fork)]
+    done = subprocess.run(
+        [*command, "--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", "nobody."],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 5
+    assert "has none of the topics nobody.posts.dlq" in done.stderr
