@@ -14,6 +14,8 @@ import numpy as np
 
 from inferline_stream.baselines.seen import PipelineSeen
 from inferline_stream.calculus.envelope import trace_envelope
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
@@ -69,6 +71,27 @@ def peak_rate(trace: Trace, slo_s: float) -> float:
 def units_for(rate: float, throughput: float) -> int:
     """⌈rate / throughput⌉, at least 1."""
     return max(1, math.ceil(rate / throughput - 1e-9))
+
+
+def peak_cost_per_hour(
+    shape: Shape, measured: PipelineProfile, plan: Plan, catalogue: Catalogue, sample: Trace
+) -> float | None:
+    """Dollars per hour of CG-Peak on the plan's hardware for the same sample; None where no batch meets the SLO.
+
+    Args:
+        shape: the DAG.
+        measured: profiles.
+        plan: ours; of a stage that mixes hardware, the first kind.
+        catalogue: prices.
+        sample: the arrivals that the plan was made for.
+    """
+    hardware = {stage: held[0].hardware for stage, held in plan.allocations.items()}
+    try:
+        one = unit(shape, measured, hardware, plan.slo_s)
+    except ValueError:
+        return None
+    units = units_for(peak_rate(sample, plan.slo_s), one.throughput)
+    return units * sum(catalogue[kind].price_per_hour for kind in hardware.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class TunerState:
         handovers: times of scale-downs that are still paid for out of the error budget.
         told: conditions that were told and still last.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
+        handover_budget_left: share of the error budget for handovers that is left; None where none is kept.
     """
 
     basis: Basis
@@ -40,6 +41,7 @@ class TunerState:
     handovers: tuple[float, ...] = ()
     told: frozenset[tuple[Reason, str]] = frozenset()
     blind_until_s: float = -math.inf
+    handover_budget_left: float | None = None
 
     @property
     def windows_s(self) -> tuple[float, ...]:
