@@ -1,15 +1,26 @@
-"""Who holds which partition, as one pure step: revoke first, grant once nobody else may still hold it."""
+"""Who holds which partition, as one pure step: never two at once.
+
+A partition that moves is taken from its owner and granted to the next in the same breath: the new owner waits until the
+group's commit says that the old one has let it go for that very assignment, so that nobody waits for the controller.
+Where that cannot be told (its owner died, or was never heard), it is granted once nobody else may hold it any more.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from inferline_stream.dataplane.protocol import Assignment, ReplicaPhase
 from inferline_stream.pipeline.assignment import assign
 
 REBALANCE_GAIN = 0.2
 """A rebalance for load alone must lower the most loaded replica's load by this share: each move costs a stall."""
+
+
+Share = dict[int, tuple[int, int] | None]
+"""Partitions of a replica; of those that another is to let go first: term and sequence of what takes it away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,8 @@ class SeenReplica:
     """Sequence of the last assignment that it has applied."""
     held: frozenset[int]
     """Partitions not yet released."""
+    working: frozenset[int] = frozenset()
+    """Those of them that it has taken up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +60,17 @@ class StageWanted:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """The last assignment written for a replica, and every partition that it may still be working on."""
+    """The last assignment written for a replica, and every partition that it may still be working on.
+
+    Args:
+        assignment: as written.
+        may_hold: its partitions, and those taken away of which the replica has not yet reported the release.
+        taken: of the latter, term and sequence of the assignment that took them away, where that is known.
+    """
 
     assignment: Assignment
     may_hold: frozenset[int]
+    taken: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +127,15 @@ def step(
     ended: frozenset[str] = frozenset(),
     silent: frozenset[str] = frozenset(),
     draining: frozenset[str] = frozenset(),
+    aside: frozenset[str] = frozenset(),
 ) -> tuple[Assigning, Deal]:
     """Deal every stage's partitions to its ready replicas.
 
-    A partition is granted only when no other replica may still hold it: the other has reported the
-    assignment that took it away as applied and the partition as released, or has ended, or has been
-    silent for longer than its lease. A replica whose lease ran out while nobody called it silent drops
-    everything; it is told the same once more, under a new number.
+    A partition is granted when no other replica may still hold it: the other has reported the assignment
+    that took it away as applied and the partition as released, or has ended, or has been silent for longer
+    than its lease. Where one other may hold it, and it is known which assignment takes it away, it is granted
+    for when that one is committed as followed. A replica whose lease ran out while nobody called it silent
+    drops everything; it is told the same once more, under a new number.
 
     Args:
         state: what was told before.
@@ -122,28 +144,39 @@ def step(
         ended: replicas whose process is gone.
         silent: replicas whose lease has run out. One that speaks again stays silent to us: it is told to leave.
         draining: replicas that are to release everything and leave.
+        aside: replicas that hold nothing while they stand by.
     """
     told = _still_held(state.told, replicas, ended, silent)
     sequence = state.sequence
+    reserved: dict[str, int] = {}
     changed: list[Assignment] = []
 
-    def tell(replica: str, stage: str, partitions: Iterable[int], batch: int, wait_s: float, *, leave: bool) -> None:
+    def number(replica: str) -> int:
+        """Of the replica's next assignment."""
         nonlocal sequence
+        if replica in reserved:
+            return reserved.pop(replica)
+        sequence += 1
+        return sequence
+
+    def tell(replica: str, stage: str, share: Share, batch: int, wait_s: float, *, leave: bool) -> None:
         before = told.get(replica)
-        now = Assignment(replica, stage, state.term, sequence + 1, tuple(partitions), batch, wait_s, drain=leave)
-        if before is None and not partitions and not leave:
+        awaits = {partition: taken for partition, taken in share.items() if taken is not None}
+        now = Assignment(replica, stage, state.term, 0, tuple(share), batch, wait_s, leave, awaits)
+        if before is None and not share and not leave:
             return
         if before is not None and _same(before.assignment, now) and not _dropped(before, replicas.get(replica)):
             return
-        sequence += 1
+        now = msgspec.structs.replace(now, sequence=number(replica))
         changed.append(now)
-        told[replica] = Told(now, (before.may_hold if before else frozenset()) | frozenset(now.partitions))
+        old = before or Told(now, frozenset())
+        told[replica] = _told(now, old.may_hold | share.keys(), old.taken)
 
     # A silent one may only be stopped for a while: when it wakes, it reads this before anything else.
     for replica in sorted(silent - ended):
         if replica in told or replica in replicas:
             its_stage = replicas[replica].stage if replica in replicas else told[replica].assignment.stage
-            tell(replica, its_stage, (), 1, 0.0, leave=True)
+            tell(replica, its_stage, {}, 1, 0.0, leave=True)
 
     owners, members = dict(state.owners), dict(state.members)
     present: dict[str, list[SeenReplica]] = {name: [] for name in wanted}
@@ -155,28 +188,60 @@ def step(
         staying = {
             r.replica: stage.throughputs[r.hardware]
             for r in present[name]
-            if r.phase == "ready" and r.replica not in draining
+            if r.phase == "ready" and r.replica not in draining and r.replica not in aside
         }
         owners[name] = _owners(state, name, stage, staying)
         members[name] = staying
-        shares: dict[str, list[int]] = {replica: [] for replica in staying}
-        for partition in sorted(owners[name]):
-            owner = owners[name][partition]
-            if not holders.get((name, partition), frozenset()) - {owner}:
-                shares[owner].append(partition)
-        for seen in present[name]:
-            leave = seen.replica in draining
-            if seen.phase in ("starting", "ready") and (leave or seen.phase == "ready"):
-                batch = stage.max_batch_sizes[seen.hardware]
-                tell(seen.replica, name, shares.get(seen.replica, ()), batch, stage.max_wait_s, leave=leave)
+        addressed = [
+            r for r in present[name] if r.phase == "ready" or (r.phase == "starting" and r.replica in draining)
+        ]
+        # Whoever loses a partition is told so in any case: the next owner waits for that very assignment.
+        for seen in addressed:
+            before = told.get(seen.replica)
+            lost = [p for p in before.assignment.partitions if owners[name].get(p) != seen.replica] if before else []
+            if before is not None and lost:
+                reserved[seen.replica] = sequence = sequence + 1
+                taken = dict.fromkeys(lost, (state.term, sequence))
+                told[seen.replica] = replace(before, taken={**before.taken, **taken})
+        for seen in addressed:
+            own = [p for p in sorted(owners[name]) if owners[name][p] == seen.replica]
+            share = _share(seen, own, told, {p: holders.get((name, p), frozenset()) - {seen.replica} for p in own})
+            batch = stage.max_batch_sizes[seen.hardware]
+            tell(seen.replica, name, share, batch, stage.max_wait_s, leave=seen.replica in draining)
+    changed.sort(key=lambda assignment: assignment.sequence)
     forgotten = tuple(replica for replica in state.told if replica in ended)
     return Assigning(state.term, sequence, told, owners, members), Deal(tuple(changed), forgotten)
 
 
+def _share(
+    seen: SeenReplica, own: Iterable[int], told: Mapping[str, Told], others: Mapping[int, frozenset[str]]
+) -> Share:
+    """Of the partitions that are to be a replica's, those that it can be told of now."""
+    share: Share = {}
+    before = told.get(seen.replica)
+    for partition in own:
+        if before is not None and partition in before.assignment.partitions:
+            awaited = before.assignment.awaits.get(partition)
+            share[partition] = awaited if others[partition] or partition in seen.working else None
+        elif not others[partition]:
+            share[partition] = None
+        elif len(others[partition]) == 1:
+            (other,) = others[partition]
+            if (taken := told[other].taken.get(partition)) is not None:
+                share[partition] = taken
+    return share
+
+
+def _told(assignment: Assignment, may_hold: frozenset[int], taken: Mapping[int, tuple[int, int]]) -> Told:
+    left = may_hold.difference(assignment.partitions)
+    return Told(assignment, may_hold, {p: by for p, by in taken.items() if p in left})
+
+
 def _same(before: Assignment, now: Assignment) -> bool:
     """Whether they ask the same of the replica, whatever their term and number."""
-    return (before.partitions, before.max_batch_size, before.max_wait_s, before.drain) == (
+    return (before.partitions, before.awaits, before.max_batch_size, before.max_wait_s, before.drain) == (
         now.partitions,
+        now.awaits,
         now.max_batch_size,
         now.max_wait_s,
         now.drain,
@@ -205,9 +270,9 @@ def _still_held(
         if replica in silent:
             now[replica] = Told(entry.assignment, frozenset())
         elif seen is not None and seen.applied >= entry.assignment.sequence:
-            now[replica] = Told(entry.assignment, seen.held | frozenset(entry.assignment.partitions))
+            now[replica] = _told(entry.assignment, seen.held.union(entry.assignment.partitions), entry.taken)
         elif seen is not None and not seen.held <= entry.may_hold:
-            now[replica] = Told(entry.assignment, entry.may_hold | seen.held)
+            now[replica] = _told(entry.assignment, entry.may_hold | seen.held, entry.taken)
         else:
             now[replica] = entry
     return now

@@ -11,34 +11,33 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
-from inferline_stream.actuators.actuator import Actuator, ObservedReplica
-from inferline_stream.controlplane import assigning
-from inferline_stream.controlplane.assigning import Assigning, SeenReplica, StageWanted
+from inferline_stream.actuators.actuator import Actuator
+from inferline_stream.controlplane.dealing import Dealing
+from inferline_stream.controlplane.fleet import Fleet
 from inferline_stream.controlplane.keeping import Book, Ticks, flat, nested
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
-from inferline_stream.controlplane.liveness import Liveness
 from inferline_stream.controlplane.overrides import Overrides
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.records import StoredDecision, StoredPlan, decode_override
 from inferline_stream.controlplane.recovery import Found, find_arrivals
 from inferline_stream.controlplane.reports import RECENT_S
 from inferline_stream.controlplane.running import Running
-from inferline_stream.controlplane.scaling import leaving, replicas_of_plan
+from inferline_stream.controlplane.scaling import replicas_of_plan
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.controlplane.watching import LAGS_S, Watching
-from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower, fence
+from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.dataplane.protocol import ReplicaReport
 from inferline_stream.errors import Unreachable
 from inferline_stream.observability.state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.planner.document import plan_to_bytes
-from inferline_stream.tuner.decision import Action, Decision
+from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.policy import Policy, TunerState
 
 logger = logging.getLogger(__name__)
@@ -49,9 +48,8 @@ _TIMER_SILENT_S = 0.3
 
 _HOST_AGAIN_S = 30.0
 _STATE_S = 0.5
-_REBALANCE_S = 5.0
-_ANSWERED_S = 0.5
-"""Kafka counts as answering for this long after an answer."""
+_LIMITS = {Reason.PARTITIONS_EXHAUSTED: "partitions", Reason.STOCK_EXHAUSTED: "stock"}
+"""What the Tuner tells when a stage needs more than it may have, as metrics call it."""
 
 
 Host = Callable[..., AbstractAsyncContextManager[Any]]
@@ -72,7 +70,8 @@ class Controller:
         found: what earlier terms have left.
         resume: the Tuner's state for a plan and replicas that are there: after a pause, and for a new plan.
         told: called with every decision, at once.
-        wanted: replicas to ask for first; by default the plan's.
+        wanted: replicas to ask for first; by default the plan's. The newest are kept here.
+        standby: replicas that stand by, by stage.
         host: loads and returns what makes the Faust app of this term; called in a thread. None runs without one.
     """
 
@@ -86,9 +85,12 @@ class Controller:
     resume: Callable[[Plan, Mapping[str, Mapping[str, int]]], TunerState]
     told: Callable[[DecisionRecord], None] = lambda record: None
     wanted: dict[tuple[str, str], int] = field(default_factory=dict)
+    standby: Mapping[str, int] = field(default_factory=dict)
     host: Callable[[], Host] | None = None
     stock: dict[str, int] = field(default_factory=dict)
     """Most replicas of a hardware kind, where this place has fewer than the catalogue says."""
+    plan_feasible: bool = True
+    """False while the newest planning run found no plan that meets the SLO."""
     failures: int = 0
     """Steps of the loop that raised something unforeseen; each was logged."""
     held: bool = False
@@ -98,35 +100,24 @@ class Controller:
     """Newest picture for metrics and tables."""
     exits: list[str] = field(default_factory=list)
     """Replicas that ended unexpectedly, in words."""
-    started_s: dict[str, float] = field(default_factory=dict)
-    """When each replica was asked for, on the event loop's clock."""
     watching: Watching | None = None
-    _assigning: Assigning = field(init=False)
-    _liveness: Liveness = field(init=False)
+    fleet: Fleet = field(init=False)
+    dealing: Dealing = field(init=False)
     _book: Book = field(init=False)
     _ticks: Ticks = field(init=False)
-    _ended: set[str] = field(default_factory=set)
-    _draining: set[str] = field(default_factory=set)
-    _fenced: set[str] = field(default_factory=set)
     _reported: set[str] = field(default_factory=set)
-    _asked: dict[tuple[str, str], int] = field(default_factory=dict)
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _rebalanced_s: float = 0.0
     _decides_from_s: float | None = None
     _was_paused: bool = False
-    _renewals: int = 0
     _timer_s: float = float("-inf")
 
     def __post_init__(self) -> None:
-        self._assigning = assigning.recovered(
-            self.leadership.term, self.leadership.log.assignments, self.picture.partitions
-        )
-        self._liveness = Liveness(self.running.settings.dead_after_s)
+        self.dealing = Dealing(self.running, self.picture, self.leadership, self._fell_silent)
+        self.fleet = Fleet(self.actuator, self.picture, self.dealing.partitions, self.wanted, self.standby)
         self._book = Book(self.running.names.decisions, self.found.number)
         self._ticks = Ticks(self.running.names, self.running.source)
         self.overrides = self.found.overrides
         if not self.wanted:
-            self.wanted = replicas_of_plan(self.picture.plan.allocations)
+            self.wanted.update(replicas_of_plan(self.picture.plan.allocations))
 
     async def run(self) -> None:
         """Control until cancelled.
@@ -135,7 +126,7 @@ class Controller:
             LeadershipLost: another controller leads now.
         """
         running, settings = self.running, self.running.settings
-        await self._scale(dict(self.wanted))
+        await self.fleet.reconcile()
         self._keep_plan("initial", "")
         servers, names = running.bootstrap_servers, running.names
         async with (
@@ -156,7 +147,8 @@ class Controller:
                     (LAGS_S, watching.lags),
                     (0.0, lambda: watching.hear(reports)),
                     (0.0, self._mourn),
-                    (0.0, self._assign),
+                    (0.0, self._deal),
+                    (0.0, self.fleet.step),
                     (0.0, lambda: self._obey(control)),
                     (HEARTBEAT_S, self._beat),
                     (settings.tuner_step_s, self._tune),
@@ -191,20 +183,21 @@ class Controller:
     # -- what comes in -------------------------------------------------------------------------------
 
     def _heard(self, report: ReplicaReport, changed: bool) -> None:
-        if report.replica not in self._ended:
-            self._liveness.heard(report.replica)
+        if report.replica not in self.dealing.ended:
+            self.dealing.liveness.heard(report.replica)
         if report.phase in ("gone", "failed"):
             self._end(report.replica)
             if report.phase == "failed":
                 logger.warning("replica %s failed: %s", report.replica, report.reason)
         if report.phase == "ready" and report.replica not in self._reported:
             self._reported.add(report.replica)
-            asked_s = self.started_s.get(report.replica)
+            asked_s = self.fleet.started_s.get(report.replica)
             now_s = asyncio.get_running_loop().time()
             start_up_s = report.start_up_s if asked_s is None else now_s - asked_s
             self.picture.reports.started(report.stage, report.hardware, start_up_s)
+            self.fleet.changed()
         if changed:
-            self._wake.set()
+            self.dealing.changed()
 
     async def _mourn(self) -> None:
         """Wait for the next replica that ends, and let its partitions go to the living at once."""
@@ -217,11 +210,16 @@ class Controller:
             logger.warning("replica %s ended: %s; %s", exit_.replica, exit_.reason, again)
 
     def _end(self, replica: str) -> None:
-        if replica not in self._ended:
-            self._ended.add(replica)
-            self._liveness.forget(replica)
+        if replica not in self.dealing.ended:
             self.picture.reports.end(replica)
-            self._wake.set()
+            self.dealing.end(replica)
+            self.fleet.changed()
+
+    async def _fell_silent(self, replica: str) -> None:
+        silence_s = self.running.settings.dead_after_s
+        logger.warning("replica %s has been silent for %g s", replica, silence_s)
+        self.exits.append(f"{replica}: silent for {silence_s:g} s")
+        await self.fleet.replace(replica)
 
     async def _obey(self, control: TopicFollower) -> None:
         for record in await control.read(1.0):
@@ -237,78 +235,8 @@ class Controller:
         lags = {stage: list(history.lags()) for stage, history in self.picture.offsets.items()}
         await self.leadership.heartbeat(lags)
 
-    async def _assign(self) -> None:
-        """Deal partitions at once when something changed, and look for silent replicas in between."""
-        try:
-            async with asyncio.timeout(0.1):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-        self._wake.clear()
-        loop = asyncio.get_running_loop()
-        now_s = loop.time()
-        answered_s = self.watching.answered_s if self.watching is not None else -1.0
-        self._liveness.advance(now_s, answered=now_s - answered_s < _ANSWERED_S)
-        for replica in self._liveness.fell_silent():
-            logger.warning("replica %s has been silent for %g s", replica, self.running.settings.dead_after_s)
-            self.exits.append(f"{replica}: silent for {self.running.settings.dead_after_s:g} s")
-            await self._replace(replica)
-        if self.leadership.renewals != self._renewals:  # what was told last is what the log says
-            self._renewals = self.leadership.renewals
-            self._assigning = assigning.recovered(
-                self.leadership.term, self.leadership.log.assignments, self.picture.partitions
-            )
-        ended, silent = frozenset(self._ended), frozenset(self._liveness.silent)
-        await self._fence((ended | silent) & self._assigning.told.keys())
-        state, deal = assigning.step(
-            self._assigning,
-            self._seen(),
-            self._stages_wanted(now_s),
-            ended=ended,
-            silent=silent,
-            draining=frozenset(self._draining),
-        )
-        if deal.assignments or deal.forgotten:
-            try:
-                await self.leadership.write(deal.assignments, deal.forgotten)
-            except Unreachable:
-                self._wake.set()  # nothing was written: deal again from the same memory
-                raise
-        self._assigning = state
-
-    async def _fence(self, dead: Collection[str]) -> None:
-        """In exactly-once mode a dead replica's last transaction must have ended before another goes on from there."""
-        if self.running.delivery != "exactly_once":
-            return
-        for replica in set(dead) - self._fenced:
-            await fence(self.running.bootstrap_servers, self.running.names.transactional_id(replica))
-            self._fenced.add(replica)
-
-    def _seen(self) -> dict[str, SeenReplica]:
-        return {
-            name: SeenReplica(name, r.stage, r.hardware, r.phase, r.sequence, frozenset(r.held))
-            for name, told in self.picture.reports.replicas.items()
-            if name not in self._ended
-            for r in (told.newest,)
-        }
-
-    def _stages_wanted(self, now_s: float) -> dict[str, StageWanted]:
-        picture = self.picture
-        rebalance = now_s - self._rebalanced_s > _REBALANCE_S
-        if rebalance:
-            self._rebalanced_s = now_s
-        kinds = {stage: {a.hardware for a in picture.plan.allocations[stage]} for stage in picture.offsets}
-        for told in picture.reports.replicas.values():
-            kinds[told.newest.stage].add(told.newest.hardware)
-        return {
-            stage: StageWanted(
-                history.rates(now_s, RECENT_S),
-                {kind: picture.planned_throughput(stage, kind) for kind in kinds[stage]},
-                {kind: picture.batch_limit(stage, kind) for kind in kinds[stage]},
-                rebalance=rebalance,
-            )
-            for stage, history in picture.offsets.items()
-        }
+    async def _deal(self) -> None:
+        await self.dealing.step(self.fleet, self.watching.answered_s if self.watching is not None else -1.0)
 
     async def _tune(self) -> None:
         """Tune, unless the Faust app's timer does."""
@@ -384,7 +312,7 @@ class Controller:
             applied=acts,
         )
         if acts:
-            await self._scale(flat(decision.replicas))
+            await self.fleet.want(flat(decision.replicas))
         self.decided(record, decision.replicas, envelope)
 
     def decided(
@@ -411,7 +339,7 @@ class Controller:
                 envelope=[int(n) for n in envelope],
                 lags={stage: sum(history.lags()) for stage, history in self.picture.offsets.items()},
                 ready={
-                    stage: sum(self.picture.reports.ready(stage, kind) for s, kind in self.wanted if s == stage)
+                    stage: sum(self.picture.working(stage, kind) for s, kind in self.wanted if s == stage)
                     for stage in self.picture.offsets
                 },
             )
@@ -430,50 +358,24 @@ class Controller:
             await self.leadership.write_records(waiting)
             self._book.written(len(waiting))
 
-    async def _scale(self, wanted: Mapping[tuple[str, str], int]) -> None:
-        """Ask the actuator for these replicas; it is told only what changed."""
-        for key in {**self._asked, **wanted}:
-            count = wanted.get(key, 0)
-            if self._asked.get(key) == count:
-                continue
-            stage, hardware = key
-            own = [r for r in await self.actuator.observe() if (r.stage, r.hardware) == key]
-            victims = leaving(own, count, self._partitions_told(), self._draining)
-            self._draining |= set(victims)
-            await self.actuator.scale(stage, hardware, count, victims)
-            self._asked[key] = self.wanted[key] = count
-        self._remember(await self.actuator.observe())
-        self._wake.set()
-
-    async def _replace(self, replica: str) -> None:
-        """Another process in place of one that is silent: asked of whoever made it, if that was this actuator."""
-        for r in await self.actuator.observe():
-            if r.replica == replica and r.state != "retiring":
-                count = self.wanted.get((r.stage, r.hardware), 1)
-                await self.actuator.scale(r.stage, r.hardware, count - 1, (replica,))
-                await self.actuator.scale(r.stage, r.hardware, count)
-
-    def _partitions_told(self) -> dict[str, int]:
-        return {replica: len(told.assignment.partitions) for replica, told in self._assigning.told.items()}
-
-    def _remember(self, replicas: Sequence[ObservedReplica]) -> None:
-        for r in replicas:
-            if r.state != "waiting":
-                self.started_s[r.replica] = r.started_s
-
     async def _look(self) -> None:
         """One consistent picture for metrics and tables."""
         now_s = asyncio.get_running_loop().time()
-        replicas = await self.actuator.observe()
-        self._remember(replicas)
-        self.picture.held(now_s, replicas)
-        self.state = self.picture.state(
+        self.picture.held(now_s, await self.fleet.observe())
+        state = self.picture.state(
             now_s,
             time.time(),
             self.wanted,
             envelope=self.picture.traffic.envelope(now_s),
             paused=self.paused,
             term=self.leadership.term,
+            limits={stage: _LIMITS[reason] for reason, stage in self.tuner.told if reason in _LIMITS},
+        )
+        self.state = replace(
+            state,
+            plan_feasible=self.plan_feasible,
+            handover_budget_left=self.tuner.handover_budget_left,
+            failures=self.failures,
         )
 
     async def retire(self, stages: Collection[str], deadline_s: float) -> None:
@@ -482,42 +384,8 @@ class Controller:
         The loop must still be running: it writes the assignments that tell them.
         """
         self.held = True
-        replicas = self.picture.reports.replicas
-        self._draining |= {name for name, told in replicas.items() if told.newest.stage in stages} - self._ended
-        self._draining |= {r.replica for r in await self.actuator.observe() if r.stage in stages}
-        await self._scale({key: 0 if key[0] in stages else count for key, count in self.wanted.items()})
-
-        async def gone() -> bool:
-            return not any(r.stage in stages for r in await self.actuator.observe())
-
-        async def forgotten() -> bool:
-            told = self._assigning.told.values()
-            return not any(t.assignment.stage in stages and t.assignment.replica in self._ended for t in told)
-
-        if not await until(gone, deadline_s, 0.02) and set(stages) >= self.picture.offsets.keys():
-            await self.actuator.drain(0.0)
-        await until(forgotten, 2.0)  # their records in the compacted topic go with them
-
-    def stuck(self) -> str:
-        """Partitions with lag and who is to work on them, in words."""
-        now_s, found = asyncio.get_running_loop().time(), []
-        for stage, history in self.picture.offsets.items():
-            for partition, lag in enumerate(history.lags()):
-                if not lag:
-                    continue
-                owner = self._assigning.owners.get(stage, {}).get(partition, "nobody")
-                told, heard = self._assigning.told.get(owner), self.picture.reports.replicas.get(owner)
-                granted = told is not None and partition in told.assignment.partitions
-                where = f"{self.running.topic(stage)}/{partition} lags {lag}, owner {owner}"
-                where += "" if granted else ", not granted yet"
-                if heard is not None:
-                    report = heard.newest
-                    where += f" ({report.phase}, applied {report.sequence}, at {report.held.get(partition, 'none')}"
-                    where += (
-                        f", heard {now_s - heard.heard_s:.1f} s ago{', ' + report.reason if report.reason else ''})"
-                    )
-                found.append(where)
-        return "; ".join(found)
+        await self.fleet.retire(stages, deadline_s)
+        await until(lambda: self.dealing.forgotten(stages), 2.0)  # their records in the compacted topic go with them
 
     async def close_book(self) -> None:
         """The run ends in order: write down that no successor is to go on from here."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import hashlib
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,8 +22,10 @@ from inferline_stream.observability.state import (
 )
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
+from inferline_stream.planner.document import plan_to_bytes
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.traffic import Traffic
 
@@ -70,11 +73,18 @@ class Picture:
     cost: float = 0.0
     rate_per_hour: float = 0.0
     """Dollars per hour of the replicas held now."""
+    replica_seconds: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    """Held since the start, by stage and hardware kind."""
+    coarse_peak_per_hour: float | None = None
+    """What InferLine's CG-Peak would cost for the sample that the plan was made for."""
+    standbys: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By stage, READY replicas that hold no partitions on purpose: no supply."""
     reports: Reports = field(init=False)
     offsets: dict[str, OffsetHistory] = field(init=False)
     traffic: Traffic = field(init=False)
     _declared_prices: Catalogue | None = None
     _held_since_s: float | None = None
+    _held: Counter[tuple[str, str]] = field(default_factory=Counter)
     _latencies: deque[tuple[float, tuple[int, ...]]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -94,7 +104,10 @@ class Picture:
         """Replicas that exist at that time: their price counts until the next call."""
         if self._held_since_s is not None:
             self.cost += self.rate_per_hour * (time_s - self._held_since_s) / 3600
+            for key, count in self._held.items():
+                self.replica_seconds[key] += count * (time_s - self._held_since_s)
         self._held_since_s, self.rate_per_hour = time_s, cost_per_hour(replicas, self.catalogue)
+        self._held = Counter((r.stage, r.hardware) for r in replicas if r.state != "waiting")
 
     def decided(self, record: DecisionRecord) -> None:
         """A decision was made."""
@@ -164,7 +177,7 @@ class Picture:
         supply = {}
         for (name, hardware), count in wanted.items():
             if name == stage:
-                ready = self.reports.ready(stage, hardware)
+                ready = self.working(stage, hardware)
                 supply[hardware] = Supply(
                     ready,
                     max(0, count - ready),
@@ -180,6 +193,10 @@ class Picture:
             oldest_lag_s=offsets.oldest_s(now_s),
             utilization=figures.utilization,
         )
+
+    def working(self, stage: str, hardware: str) -> int:
+        """READY replicas that do not stand by."""
+        return len(self.reports.ready_names(stage, hardware) - self.standbys.get(stage, frozenset()))
 
     def batch_limit(self, stage: str, hardware: str) -> int:
         """The plan's batch limit; that of the stage's first kind for hardware that the plan does not use."""
@@ -225,9 +242,12 @@ class Picture:
         recent = self._recent(now_s, latency)
         newest_s = self.growth.newest_s
         figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
-        ages = {stage: now_s - f.newest_s for stage, f in figures.items() if f.newest_s is not None}
+        ages = {f"reports/{stage}": now_s - f.newest_s for stage, f in figures.items() if f.newest_s is not None}
         if newest_s is not None:
             ages["arrivals"] = now_s - newest_s
+        read_s = [offsets.sampled_s for offsets in self.offsets.values()]
+        if all(read_s):
+            ages["offsets"] = now_s - min(s for s in read_s if s is not None)
         return PipelineState(
             time_s=time_s,
             pipeline=self.pipeline,
@@ -257,8 +277,18 @@ class Picture:
             paused=paused,
             decision_counts=dict(self.decision_counts),
             plan_algorithm=self.plan.algorithm,
+            plan_id=hashlib.sha256(plan_to_bytes(self.plan)).hexdigest()[:8],
+            plan_cost_per_hour=plan_cost_per_hour(self.plan.allocations, self.catalogue),
+            replica_seconds=dict(self.replica_seconds),
+            prices={kind: self.catalogue[kind].price_per_hour for kind in sorted(self._kinds(wanted))},
             term=term,
+            coarse_peak_per_hour=self.coarse_peak_per_hour,
         )
+
+    def _kinds(self, wanted: Replicas) -> set[str]:
+        """Hardware kinds that anything is or was held on."""
+        kinds = {hardware for _, hardware in (*wanted, *self.replica_seconds)}
+        return kinds | {a.hardware for held in self.plan.allocations.values() for a in held}
 
     def _recent(self, now_s: float, latency: LatencyHistogram) -> LatencyHistogram:
         self._latencies.append((now_s, latency.counts))
@@ -276,9 +306,10 @@ class Picture:
         kinds = sorted({hardware for name, hardware in (*wanted, *planned) if name == stage})
         counts = []
         for hardware in kinds:
-            count, ready = wanted.get((stage, hardware), 0), self.reports.ready(stage, hardware)
+            count, ready = wanted.get((stage, hardware), 0), self.working(stage, hardware)
+            standby = self.reports.ready(stage, hardware) - ready
             counts.append(
-                ReplicaCounts(hardware, planned.get((stage, hardware), 0), count, ready, max(0, count - ready))
+                ReplicaCounts(hardware, planned.get((stage, hardware), 0), count, ready, max(0, count - ready), standby)
             )
         start_ups = [s for kind in kinds if (s := self.reports.start_up_s(stage, kind)) is not None]
         stuck = tuple(p for p, idle_s in enumerate(offsets.idle_s(now_s)) if idle_s > STUCK_AFTER_S)

@@ -112,13 +112,21 @@ class Reports:
         times = self._start_up_s.get((stage, hardware))
         return sum(times) / len(times) if times else None
 
+    def is_ready(self, replica: str) -> bool:
+        """Whether it works, or could at once."""
+        told = self.replicas.get(replica)
+        return told is not None and not told.ended and told.newest.phase == "ready"
+
     def ready(self, stage: str, hardware: str) -> int:
         """Replicas of it that are ready."""
-        return sum(
-            not told.ended
-            and told.newest.phase == "ready"
-            and (told.newest.stage, told.newest.hardware) == (stage, hardware)
-            for told in self.replicas.values()
+        return len(self.ready_names(stage, hardware))
+
+    def ready_names(self, stage: str, hardware: str) -> frozenset[str]:
+        """Their names."""
+        return frozenset(
+            name
+            for name, told in self.replicas.items()
+            if (told.newest.stage, told.newest.hardware) == (stage, hardware) and self.is_ready(name)
         )
 
     def _of(self, stage: str) -> list[Told]:

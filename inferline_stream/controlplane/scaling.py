@@ -1,8 +1,8 @@
-"""From replicas wanted to what the actuator is asked: which replicas leave, and what all of them cost. Pure."""
+"""Replicas as numbers: what a plan asks for, what a machine carries, what all of them cost. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.pipeline.hardware import Catalogue
@@ -40,25 +40,6 @@ def local_stock(allocations: Allocations, catalogue: Catalogue, cores: int) -> d
         for name, kind in catalogue.items()
         if kind.stock is None and kind.cores > 0 and not kind.gpus
     }
-
-
-def leaving(
-    replicas: Sequence[ObservedReplica], wanted: int, partitions: Mapping[str, int], draining: Collection[str]
-) -> tuple[str, ...]:
-    """Which replicas of one stage and hardware kind leave so that ``wanted`` stay.
-
-    Each partition that moves costs a handover, so those with the fewest leave first, and among equals the
-    youngest, which has done least to warm up. Waiting for a restart holds nothing and leaves before all.
-
-    Args:
-        replicas: of that stage and kind, oldest first.
-        wanted: how many stay.
-        partitions: how many each replica is to hold; a replica missing here holds none.
-        draining: replicas that leave already; they do not count.
-    """
-    staying = [r for r in replicas if r.state != "retiring" and r.replica not in draining]
-    order = sorted(staying, key=lambda r: (r.state != "waiting", partitions.get(r.replica, 0), -r.started_s))
-    return tuple(r.replica for r in order[: max(0, len(staying) - wanted)])
 
 
 def cost_per_hour(replicas: Sequence[ObservedReplica], catalogue: Catalogue) -> float:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.baselines.coarse import peak_cost_per_hour
 from inferline_stream.controlplane.controller import Controller, Host
 from inferline_stream.controlplane.keeping import nested
 from inferline_stream.controlplane.leadership import Leadership
@@ -40,6 +41,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, initial_state
 
@@ -125,6 +127,7 @@ class Run:
         metrics_port: of `/metrics`; likewise.
         faust: host the control loop's agents and timer in a Faust app as well.
         settings: periods and time limits.
+        sample: the arrivals that the plan was made for, for what others would have bought for them.
     """
 
     pipeline: Pipeline
@@ -145,6 +148,7 @@ class Run:
     metrics_port: int | None = None
     faust: bool = True
     settings: Settings = field(default_factory=Settings)
+    sample: Trace | None = None
 
     @property
     def kinds(self) -> Catalogue:
@@ -291,7 +295,7 @@ class Session:
             elif time.monotonic() - moved_s > self.run.settings.drain_timeout_s:
                 waited_s = self.run.settings.drain_timeout_s
                 logger.error(
-                    "nothing has moved for %g s, events are left behind: %s", waited_s, self.controller.stuck()
+                    "nothing has moved for %g s, events are left behind: %s", waited_s, self.controller.dealing.stuck()
                 )
                 break
             await asyncio.sleep(0.1)
@@ -390,6 +394,8 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         picture = Picture(
             pipeline.name, shape, plan, run.measured, run.kinds, pipeline.objective, partitions, tuner.windows_s
         )
+        if run.sample is not None:
+            picture.coarse_peak_per_hour = peak_cost_per_hour(shape, run.measured, plan, run.kinds, run.sample)
         controller = Controller(
             running,
             picture,

@@ -15,6 +15,8 @@ class ReplicaCounts:
     wanted: int
     ready: int
     pending: int
+    standby: int = 0
+    """Ready, and without partitions until one of the others dies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +142,21 @@ class PipelineState:
     completed_without_output: int
     duplicates: int
     input_age_s: Mapping[str, float]
-    """Age of the newest arrivals sample and of each stage's newest report."""
+    """Age of the newest value of each input: ``arrivals``, ``offsets`` (committed ones), ``reports/<stage>``."""
     paused: bool = False
     decision_counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Decisions since the start by (action, reason)."""
     plan_algorithm: str = ""
+    plan_id: str = ""
+    """First digits of the plan document's digest: another one means another plan."""
+    plan_cost_per_hour: float = 0.0
+    """What the plan's replicas would cost; `cost_per_hour` is what those held now do."""
+    replica_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """Replica-seconds held since the start by (stage, hardware kind): what `cost` is the priced sum of."""
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """Dollars per hour of a replica by hardware kind."""
+    failures: int = 0
+    """Steps of the control loop that raised something unforeseen and were logged."""
     plan_feasible: bool = True
     """False while the newest planning run found no plan that meets the SLO."""
     handover_budget_left: float | None = None

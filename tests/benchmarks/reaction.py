@@ -77,7 +77,7 @@ async def _step(bootstrap_servers: str, folder: Path) -> tuple[float, float, flo
         await under_way.fed(asyncio.Event())
         picture = under_way.controller.picture
         ups = [d for d in picture.decisions if d.action == "scale_up"]
-        asked_s = dict(under_way.controller.started_s)
+        asked_s = dict(under_way.controller.fleet.started_s)
         shift_s = time.time() - asyncio.get_running_loop().time()
         await under_way.drain()
         sent = await passed(under_way)

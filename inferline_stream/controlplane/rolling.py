@@ -1,0 +1,140 @@
+"""From the replicas that a stage has to those that it is to have: added, taken away, replaced one after another. Pure.
+
+A replica is replaced because its hardware kind is no longer wanted or because it runs older code. The new one is READY
+before the old one is asked to leave, so that supply never falls below what is wanted by replacing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+_EPSILON = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One replica of a stage that has not been asked to leave.
+
+    Args:
+        replica: its name.
+        hardware: the kind that it runs on.
+        started_s: when it was started.
+        ready: whether it works, or could.
+        fresh: whether it runs the newest code.
+        waiting: whether it has died and waits for its restart.
+        partitions: how many it is to hold.
+    """
+
+    replica: str
+    hardware: str
+    started_s: float
+    ready: bool = True
+    fresh: bool = True
+    waiting: bool = False
+    partitions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be asked of the actuator now.
+
+    Args:
+        leaving: replicas that leave.
+        counts: replicas, those that stay, by hardware kind.
+    """
+
+    leaving: tuple[str, ...]
+    counts: Mapping[str, int]
+
+
+def next_change(
+    wanted: Mapping[str, int],
+    members: Sequence[Member],
+    throughputs: Mapping[str, float],
+    *,
+    standbys: Collection[str] = (),
+    room: Mapping[str, int] | None = None,
+) -> Change:
+    """The next step towards the replicas wanted.
+
+    Where nothing is to be replaced, all that is missing is added at once, and what is too much leaves at once. Else
+    there is one replica more than wanted: one of the surplus leaves as soon as the replicas that are READY without
+    it give what all those wanted would. Where the stock of a kind has no room for one
+    more, and the stage has another replica to go on with, an old one of that kind leaves first.
+
+    Args:
+        wanted: replicas by hardware kind, standbys included; kinds left out are not wanted.
+        members: that have not been asked to leave.
+        throughputs: µ of one replica by hardware kind, of every kind wanted or held.
+        standbys: those of the members that hold nothing on purpose: they leave last.
+        room: replicas that the stock of a kind has room for beyond all that exist; a kind left out has any.
+    """
+    fresh = [m for m in members if m.fresh and wanted.get(m.hardware, 0) > 0]
+    surplus = [m for m in members if m not in fresh]
+    for kind, count in wanted.items():
+        own = [m for m in fresh if m.hardware == kind]
+        surplus += _order(own, standbys)[: max(0, len(own) - count)]
+    staying = [m for m in fresh if m not in surplus]
+    missing = {kind: count - sum(m.hardware == kind for m in staying) for kind, count in wanted.items()}
+    at_once = sum(missing.values())
+    if surplus:
+        at_once = max(sum(wanted.values()) + 1 - len(members), 0 if any(not m.ready for m in staying) else 1)
+    started: dict[str, int] = {}
+    leaving: list[str] = []
+    for kind in sorted(missing, key=lambda k: -throughputs[k]):
+        start = min(missing[kind], at_once)
+        free = start if room is None else min(start, max(0, room.get(kind, start)))
+        started[kind] = free
+        at_once -= free
+        if start > free == 0:
+            leaving += _make_room(kind, surplus, members)
+    needed = sum(count * throughputs[kind] for kind, count in wanted.items())
+    leaving += _made_up_for([m for m in surplus if m.replica not in leaving], staying, needed, throughputs)
+    kinds = dict.fromkeys([*wanted, *(m.hardware for m in members)])
+    held = {kind: sum(m.hardware == kind and m.replica not in leaving for m in members) for kind in kinds}
+    return Change(tuple(leaving), {kind: held[kind] + started.get(kind, 0) for kind in kinds})
+
+
+def _order(members: Sequence[Member], standbys: Collection[str]) -> list[Member]:
+    """Who leaves first: each partition that moves costs a handover, and the youngest has done least to warm up."""
+    return sorted(members, key=lambda m: (not m.waiting, m.replica in standbys, m.partitions, -m.started_s))
+
+
+def _made_up_for(
+    surplus: Sequence[Member], staying: Sequence[Member], needed: float, throughputs: Mapping[str, float]
+) -> list[str]:
+    """Those of the surplus that give nothing, and those without whom the READY ones give what is needed."""
+    supply = sum(throughputs[m.hardware] for m in (*surplus, *staying) if m.ready)
+    gone: list[str] = []
+    for m in sorted(surplus, key=lambda m: m.ready):  # otherwise in the order given
+        if not m.ready and (staying or not needed or len(surplus) > len(gone) + 1):
+            gone.append(m.replica)
+        elif m.ready and supply - throughputs[m.hardware] >= needed * (1 - _EPSILON):
+            gone.append(m.replica)
+            supply -= throughputs[m.hardware]
+    return gone
+
+
+def _make_room(kind: str, surplus: Sequence[Member], members: Sequence[Member]) -> list[str]:
+    """An old replica of a kind whose stock is used up, if the stage has another one that works."""
+    own = [m for m in surplus if m.hardware == kind]
+    if not own or sum(m.ready for m in members) < 2:
+        return []
+    return [min(own, key=lambda m: (m.ready, m.partitions, m.started_s)).replica]
+
+
+def set_aside(ready: Sequence[Member], active: int, standby: int) -> frozenset[str]:
+    """Which of a stage's READY replicas stand by: they hold no partitions.
+
+    Those with the fewest partitions, and among equals the youngest: whoever works goes on working. Where a working
+    replica has died or more are wanted, there are fewer to set aside, and one that stood by works at once.
+
+    Args:
+        ready: READY members.
+        active: replicas that are to work.
+        standby: replicas that are to stand by.
+    """
+    spare = min(standby, max(0, len(ready) - active))
+    order = sorted(ready, key=lambda m: (m.partitions, -m.started_s))
+    return frozenset(m.replica for m in order[:spare])
