@@ -17,6 +17,23 @@ from inferline_stream.pipeline.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Recorded:
+    """What is known of the events of a trace that ran, so that a plan can be judged on exactly those.
+
+    Partitions count where records have keys and no stage waits for full batches; elsewhere they are drawn.
+
+    Args:
+        paths: int64 (events,) arrows that each event took, as in `Paths.masks`.
+        key_hashes: int64 (events,) murmur2 of the record's key: modulo the partitions of a topic, where it is.
+        id_hashes: the same of the event's id, by which joins are partitioned.
+    """
+
+    paths: kernels.Ints
+    key_hashes: kernels.Ints
+    id_hashes: kernels.Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Workload:
     """Events that enter a pipeline, with everything about them that no plan changes.
 
@@ -28,6 +45,7 @@ class Workload:
         feeds: by stage.
         hop_s: time between two stages beyond queueing and service.
         seed: of every draw.
+        recorded: what is known of the events instead of drawn.
     """
 
     shape: Shape
@@ -37,6 +55,7 @@ class Workload:
     feeds: tuple[Feed, ...]
     hop_s: float
     seed: int
+    recorded: Recorded | None = None
     _partitions: dict[tuple[int, int, bytes], kernels.Masks] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -55,6 +74,8 @@ class Workload:
     ) -> kernels.Masks:
         """Partition of every event in a stage's input topic, uint16 (events,), drawn once and kept.
 
+        What was recorded is not drawn, and knows of no shares.
+
         Args:
             stage: position in the shape.
             partitions: of the topic.
@@ -63,7 +84,11 @@ class Workload:
         """
         key = self.partition_key(stage)
         name = key, partitions, b"" if shares is None else shares.tobytes()
-        if name not in self._partitions:
+        if name not in self._partitions and self.recorded is not None:
+            join = len(self.shape.parents(stage)) > 1
+            hashes = self.recorded.id_hashes if join else self.recorded.key_hashes
+            self._partitions[name] = (hashes % partitions).astype(np.uint16)
+        elif name not in self._partitions:
             chosen = np.empty(len(self), dtype=np.uint16)
             thresholds = partition_thresholds(partitions, shares)
             (code or compiled()).draw_partitions(key, shares is None, thresholds, chosen)
@@ -85,18 +110,28 @@ def partition_thresholds(partitions: int, shares: kernels.Floats | None) -> kern
     return thresholds
 
 
-def prepare(shape: Shape, measured: PipelineProfile, trace: Trace, *, seed: int = 0, code: Any = None) -> Workload:
-    """Draw every event's path from the joint distribution that was measured.
+def prepare(
+    shape: Shape,
+    measured: PipelineProfile,
+    trace: Trace,
+    *,
+    seed: int = 0,
+    recorded: Recorded | None = None,
+    code: Any = None,
+) -> Workload:
+    """Draw every event's path from the joint distribution that was measured, or take those that were recorded.
 
     Args:
         shape: the DAG.
         measured: its paths and the overhead of a hop.
         trace: when events enter.
         seed: the same seed gives the same draws, whatever the plan.
+        recorded: paths and keys of these very events.
         code: the kernels; the compiled ones by default.
 
     Raises:
-        ValueError: a path that takes an arrow out of a stage that it does not visit, or too many paths or events.
+        ValueError: a path that takes an arrow out of a stage that it does not visit, a recorded path that is not
+            among those measured, or too many paths or events.
     """
     paths = measured.paths
     for mask in paths.masks:
@@ -108,8 +143,15 @@ def prepare(shape: Shape, measured: PipelineProfile, trace: Trace, *, seed: int 
     if len(trace) > np.iinfo(np.int32).max:
         raise ValueError(f"{len(trace):,} events are more than the {np.iinfo(np.int32).max:,} supported; use a part")
     masks = np.zeros(len(trace), dtype=np.uint16)
-    workload = Workload(shape, trace.arrivals_s, masks, paths.masks, feeds(shape, paths), measured.hop_overhead_s, seed)
-    if len(paths.masks) > 1 and masks.size:
+    arrivals_s, hop_s = trace.arrivals_s, measured.hop_overhead_s
+    workload = Workload(shape, arrivals_s, masks, paths.masks, feeds(shape, paths), hop_s, seed, recorded)
+    if recorded is not None:
+        known = np.array(paths.masks, dtype=np.int64)
+        found = recorded.paths[:, None] == known
+        if found.shape[0] != masks.size or not found.any(axis=1).all():
+            raise ValueError(f"recorded paths must be one of {paths.masks} for each of the {masks.size} events")
+        masks[:] = found.argmax(axis=1)
+    elif len(paths.masks) > 1 and masks.size:
         thresholds = np.round(np.cumsum(paths.weights) / sum(paths.weights) * 2.0**32).astype(np.int64)
         thresholds[-1] = 2**32
         (code or compiled()).draw_masks(0, workload.key("path"), thresholds, masks)
