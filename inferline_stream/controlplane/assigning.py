@@ -190,8 +190,13 @@ def step(
             for r in present[name]
             if r.phase == "ready" and r.replica not in draining and r.replica not in aside
         }
-        owners[name] = _owners(state, name, stage, staying)
-        members[name] = staying
+        held_by = {p: holders.get((name, p), frozenset()) for p in range(len(stage.partition_rates))}
+        settling = frozenset(
+            p for p, owner in owners.get(name, {}).items() if held_by[p] > {owner} and p in _asked(told, owner)
+        )
+        owners[name] = _owners(state, name, stage, staying, settling)
+        if not settling:  # else there may be more to deal once they have arrived
+            members[name] = staying
         addressed = [
             r for r in present[name] if r.phase == "ready" or (r.phase == "starting" and r.replica in draining)
         ]
@@ -205,7 +210,7 @@ def step(
                 told[seen.replica] = replace(before, taken={**before.taken, **taken})
         for seen in addressed:
             own = [p for p in sorted(owners[name]) if owners[name][p] == seen.replica]
-            share = _share(seen, own, told, {p: holders.get((name, p), frozenset()) - {seen.replica} for p in own})
+            share = _share(seen, own, told, {p: held_by[p] - {seen.replica} for p in own})
             batch = stage.max_batch_sizes[seen.hardware]
             tell(seen.replica, name, share, batch, stage.max_wait_s, leave=seen.replica in draining)
     changed.sort(key=lambda assignment: assignment.sequence)
@@ -230,6 +235,10 @@ def _share(
             if (taken := told[other].taken.get(partition)) is not None:
                 share[partition] = taken
     return share
+
+
+def _asked(told: Mapping[str, Told], replica: str) -> tuple[int, ...]:
+    return told[replica].assignment.partitions if replica in told else ()
 
 
 def _told(assignment: Assignment, may_hold: frozenset[int], taken: Mapping[int, tuple[int, int]]) -> Told:
@@ -288,14 +297,19 @@ def _holders(told: Mapping[str, Told]) -> dict[tuple[str, int], frozenset[str]]:
     return holders
 
 
-def _owners(state: Assigning, name: str, stage: StageWanted, staying: Mapping[str, float]) -> Mapping[int, str]:
-    """Dealt anew when a replica came, went or changed its throughput; for load alone only where that pays."""
+def _owners(
+    state: Assigning, name: str, stage: StageWanted, staying: Mapping[str, float], settling: frozenset[int]
+) -> Mapping[int, str]:
+    """Dealt anew when a replica came, went or changed its throughput; for load alone only where that pays.
+
+    A partition that is on the move stays with its next owner until it has arrived.
+    """
     current = state.owners.get(name, {})
     complete = len(current) == len(stage.partition_rates) and staying.keys() >= set(current.values())
     unchanged = complete and dict(state.members.get(name, staying)) == dict(staying)
     if unchanged and not stage.rebalance:
         return current
-    better = assign(stage.partition_rates, staying, current)
+    better = assign(stage.partition_rates, staying, current, settling)
     if unchanged and better != current:
         before = _largest_load(current, stage.partition_rates, staying)
         if _largest_load(better, stage.partition_rates, staying) > before * (1 - REBALANCE_GAIN):

@@ -120,7 +120,15 @@ class Dealing:
 
     def _seen(self) -> dict[str, SeenReplica]:
         return {
-            name: SeenReplica(name, r.stage, r.hardware, r.phase, r.sequence, frozenset(r.held))
+            name: SeenReplica(
+                name,
+                r.stage,
+                r.hardware,
+                r.phase,
+                r.sequence,
+                frozenset(r.held),
+                frozenset(p for p, offset in r.held.items() if offset >= 0),
+            )
             for name, told in self.picture.reports.replicas.items()
             if name not in self.ended
             for r in (told.newest,)

@@ -45,6 +45,9 @@ STOP_TIMEOUT_S = 2.0
 ONE_BROKER_WAIT_S = 0.5
 """Longest fetch wait where every partition lives on the broker of the assignments topic: a grant ends it anyway."""
 
+HURRY_S = 0.005
+"""Longest fetch wait while a partition is about to be let go by its owner: a fetch under way cannot be joined."""
+
 
 class Fenced(InferlineError):
     """Another producer has initialised this transactional id: whatever this one does from now on is void."""
@@ -110,6 +113,7 @@ class StageReader:
         self._control = TopicPartition(assignments, 0)
         self._fetch_wait_s = fetch_wait_s
         self._held: set[int] = set()
+        self._hurried = False
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap_servers,
             group_id=group,
@@ -188,6 +192,12 @@ class StageReader:
         self._adapt_wait()
         self._consumer.resume(self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
 
+    def hurry(self, soon: bool) -> None:
+        """Whether a partition is to be taken up soon: no fetch then waits for long."""
+        if soon != self._hurried:
+            self._hurried = soon
+            self._adapt_wait()
+
     def release(self, partitions: Iterable[int]) -> None:
         """Read these partitions no more."""
         for partition in partitions:
@@ -237,6 +247,7 @@ class StageReader:
         leaders = {cluster.leader_for_partition(TopicPartition(self._topic, p)) for p in self._held}
         one_broker = leaders <= {cluster.leader_for_partition(self._control)}
         wait_s = max(self._fetch_wait_s, ONE_BROKER_WAIT_S) if one_broker else self._fetch_wait_s
+        wait_s = min(wait_s, HURRY_S) if self._hurried else wait_s
         self._consumer._fetcher._fetch_max_wait_ms = round(wait_s * 1000)
 
 

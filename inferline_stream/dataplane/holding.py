@@ -33,6 +33,8 @@ class Holding:
         owner: the name under which this replica commits; finding it again, it has only lost its lease in between.
         suspects_end: one past the last offset that the owner before may have had under way.
         join: the join's state, for a stage with several parents.
+
+    Once it is to be released, `freed` names the assignment that asked for it; the last commit then says so.
     """
 
     __slots__ = (
@@ -42,6 +44,7 @@ class Holding:
         "attempts",
         "completion",
         "confirmed",
+        "freed",
         "halted",
         "in_flight",
         "join",
@@ -63,6 +66,7 @@ class Holding:
         self.halted = ""
         self.opened = False
         self.confirmed = True
+        self.freed: tuple[int, int] | None = None
         died = found.owner not in ("", owner)
         self.attempts = found.attempts + died
         self.suspects_end = found.attempt_end or (suspects_end if died else 0)
@@ -94,8 +98,13 @@ class Holding:
     def entry(self) -> tuple[int, str]:
         """Offset and metadata as they are now."""
         attempts, attempt_end = self._mark
-        owner = self._owner if self.state == LIVE or self.in_flight else ""
-        committed = self.completion.committed(owner=owner, attempts=attempts, attempt_end=attempt_end)
+        working = self.state == LIVE or self.in_flight > 0
+        committed = self.completion.committed(
+            owner=self._owner if working else "",
+            attempts=attempts,
+            attempt_end=attempt_end,
+            freed=None if working else self.freed,
+        )
         return committed.offset, encode_metadata(committed)
 
     def to_commit(self) -> tuple[int, str] | None:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from inferline_stream.dataplane.batching import Backlog
-from inferline_stream.dataplane.client import Fetched, StageReader, StageSender
+from inferline_stream.dataplane.client import HURRY_S, Fetched, StageReader, StageSender
 from inferline_stream.dataplane.holding import LIVE, LOST, Event, Expired, Holding
 from inferline_stream.dataplane.intake import Ending, Intake
 from inferline_stream.dataplane.join import Join
@@ -102,12 +102,18 @@ class Moving:
     async def fetch(self, owning: Owning, records: Records) -> None:
         """Fetch for ever, and follow the assignments that are fetched."""
         while True:
-            fetched = await self._reader.fetch(self._full(len(owning.holdings)), 0.05 if owning.lapsed else 0.2)
+            fetched = await self._reader.fetch(self._full(len(owning.holdings)), self._fetch_s(owning))
             for record in fetched.control:
                 self._control(record, owning, records)
             self._take_in(fetched, owning)
             owning.regain()
             await owning.grant()
+
+    def _fetch_s(self, owning: Owning) -> float:
+        """Longest to wait for records, before looking at what else there is to do."""
+        if owning.awaits:
+            return HURRY_S
+        return 0.05 if owning.lapsed else 0.2
 
     def _full(self, partitions: int) -> frozenset[int]:
         """Partitions that have enough waiting."""

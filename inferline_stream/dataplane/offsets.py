@@ -33,6 +33,7 @@ class Committed:
         runs: complete offsets above it, ascending, apart from each other.
         owner: who works on the partition; said before the first batch and taken back at the release, so whoever finds
             another's name at a grant knows that the owner before died. Empty for nobody.
+        freed: term and sequence of the assignment for which its last owner let it go; None where none asked for it.
         attempts: how often in a row owners have died with the event before `attempt_end` in their batch.
         attempt_end: one past the last offset of the suspected batch that is under way.
     """
@@ -42,6 +43,7 @@ class Committed:
     owner: str = ""
     attempts: int = 0
     attempt_end: int = 0
+    freed: tuple[int, int] | None = None
 
 
 def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTES) -> str:
@@ -52,6 +54,8 @@ def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTE
     fields = [_MARK]
     if committed.owner:
         fields.append(f"o={committed.owner}")
+    if committed.freed is not None:
+        fields.append("f={},{}".format(*committed.freed))
     if committed.attempts:
         fields.append(f"a={committed.attempts},{committed.attempt_end - committed.offset}")
     if committed.runs:
@@ -68,13 +72,15 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
     found = dict(field.split("=", 1) for field in fields if "=" in field)
     try:
         attempts, length = (int(part) for part in found.get("a", "0,0").split(","))
+        term, sequence = (int(part) for part in found.get("f", "0,0").split(","))
         if "b" in found:
             runs = _from_bitmap(offset, _unarmoured(found["b"]))
         else:
             runs = _from_lengths(offset, _unarmoured(found.get("r", "")))
     except (ValueError, binascii.Error, IndexError):
         return Committed(offset)
-    return Committed(offset, runs, found.get("o", ""), attempts, offset + length if attempts else 0)
+    freed = (term, sequence) if "f" in found else None
+    return Committed(offset, runs, found.get("o", ""), attempts, offset + length if attempts else 0, freed)
 
 
 class Completion:
@@ -153,12 +159,14 @@ class Completion:
                 runs.append((previous + 1, self._position))
         return _merged(sorted(runs), self.watermark)
 
-    def committed(self, *, owner: str = "", attempts: int = 0, attempt_end: int = 0) -> Committed:
+    def committed(
+        self, *, owner: str = "", attempts: int = 0, attempt_end: int = 0, freed: tuple[int, int] | None = None
+    ) -> Committed:
         """What to commit now. An attempt that the watermark has passed is over."""
         watermark = self.watermark
         if attempt_end <= watermark:
             attempts = attempt_end = 0
-        return Committed(watermark, self.runs(), owner, attempts, attempt_end)
+        return Committed(watermark, self.runs(), owner, attempts, attempt_end, freed)
 
 
 def _merged(runs: Iterable[Run], above: int) -> tuple[Run, ...]:

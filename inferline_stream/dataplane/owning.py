@@ -103,6 +103,7 @@ class Owning:
         if self._lapsed_sequence is not None and self._lease.valid():
             self._lapsed_sequence = None  # written after the controller knew that we hold nothing
         self.reconcile()
+        self._reader.hurry(self.awaits)
         self._touch()
 
     def leave(self, why: str) -> None:
@@ -118,6 +119,11 @@ class Owning:
     def lapsed(self) -> bool:
         """Whether the lease has expired and nothing was assigned anew since."""
         return self._lapsed_sequence is not None
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a partition is to be taken up as soon as its owner lets it go."""
+        return bool((self._wanted() - self.holdings.keys()) & self.assignment.awaits.keys())
 
     def held(self) -> dict[int, int]:
         """Partition → next offset to commit, of every partition not yet released; -1 before it is known."""
@@ -139,6 +145,8 @@ class Owning:
                 self._dropped(partition)
                 holding.state = RELEASING
                 holding.confirmed = not self._exactly_once
+                if partition not in self.assignment.partitions:
+                    holding.freed = (self.assignment.term, self.assignment.sequence)
                 self.commit_wanted.set()
         self.settle()
 
@@ -162,8 +170,13 @@ class Owning:
     # Grant
 
     async def grant(self) -> None:
-        """Take up partitions that are wanted and not held, from the offsets that their group has committed."""
+        """Take up partitions that are wanted, not held, and let go by the owner before, where its offset stands."""
         new = self._wanted() - self.holdings.keys()
+        awaited = {p: freed for p, freed in self.assignment.awaits.items() if p in new}
+        if awaited:
+            found = await self._reader.committed(awaited)
+            new -= {p for p, freed in awaited.items() if not self._let_go(found.get(p), freed)}
+        self._reader.hurry(self.awaits)
         if not new:
             return
         began_s = time.monotonic()
@@ -184,6 +197,11 @@ class Owning:
         self._report.handover_stall_s += time.monotonic() - began_s
         self.commit_wanted.set()
         self._touch()
+
+    def _let_go(self, entry: tuple[int, str] | None, freed: tuple[int, int]) -> bool:
+        """Whether the last owner has let a partition go for that assignment, or it was ours already."""
+        found = decode_metadata(*(entry or (0, "")))
+        return found.freed == freed or found.owner == self._name
 
     def _recalls(self) -> bool:
         """Whether parts may arrive twice, so that a new owner must know which events were finished."""

@@ -45,8 +45,9 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment"):
     """Partitions that a replica is to hold from now on; replaces the one before. Key: the replica.
 
     A partition missing here that the replica holds is released: it stops fetching it, finishes and
-    commits the batch in flight, and reports. A partition is granted only after its last owner reported
-    its release or is known to be dead.
+    commits the batch in flight, and reports. A partition is granted once its last owner has reported its
+    release or is known to be dead; or together with the assignment that takes it from its owner, whose
+    last commit then tells the new one when to begin.
     """
 
     replica: str
@@ -59,6 +60,9 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment"):
     max_wait_s: float = 0.0
     drain: bool = False
     """Release everything, report ``gone`` and exit."""
+    awaits: dict[int, tuple[int, int]] = {}
+    """Partition → term and sequence of the assignment that takes it from its owner of now: it is to be taken up once
+    the group's commit says that it was let go for that one. Every other partition may be taken up at once."""
     version: int = WIRE_VERSION
 
 

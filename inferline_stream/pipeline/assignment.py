@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 
 def assign(
     partition_rates: Sequence[float],
     throughputs: Mapping[str, float],
     current: Mapping[int, str] | None = None,
+    settling: Collection[int] = (),
 ) -> dict[int, str]:
     """Partition → replica.
 
@@ -22,6 +23,7 @@ def assign(
         partition_rates: arrival rate of each partition, any unit; equal values where nothing is known.
         throughputs: µ of each replica that may hold partitions, in order of preference.
         current: owners so far; owners missing from ``throughputs`` have lost their partitions.
+        settling: partitions that are not to move again, because they are on the move.
 
     Returns:
         An owner for every partition; empty if there are no replicas.
@@ -47,7 +49,7 @@ def assign(
         give(partition, min(order, key=lambda r: (load[r] + rates[partition] / throughputs[r], order[r])))
     # Each move strictly lowers the larger of two loads, so this ends; the bound guards against rounding.
     for _ in range(len(rates) * len(order)):
-        move = _best_move(rates, throughputs, order, load, owner)
+        move = _best_move(rates, throughputs, order, load, {p: r for p, r in owner.items() if p not in settling})
         if move is None:
             break
         partition, target = move

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -23,9 +23,16 @@ from inferline_stream.dataplane.protocol import (
 )
 from inferline_stream.dataplane.topics import commit_start_offsets, create_topics, topics_of
 from inferline_stream.dataplane.wiring import input_topic
+from inferline_stream.isolation import bootstrap
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.isolation.names import NameService
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.names import Names
+
+TERM = 1
+"""Of the one controller there is."""
 
 
 class Director:
@@ -95,6 +102,7 @@ class Director:
         kind = self._hardware[hardware or self.pipeline.stage(stage).hardware[0]]
         replica = f"{stage}-{kind.name}-{secrets.token_hex(4)}"
         declared = emulated_s(self.pipeline.stage(stage), kind.name) if kind.emulated else None
+        isolation = isolation_of(self.pipeline.stage(stage).isolation)
         told = ReplicaSpec(
             replica=replica,
             stage=stage,
@@ -104,11 +112,20 @@ class Director:
             hardware=kind,
             emulated_s=declared,
             settings=self._settings,
-            **{"max_batch_size": 16, **self._spec, **spec},
+            **{"max_batch_size": 16, "isolation": isolation, **self._spec, **spec},
         )
+        within = confined(told.isolation, told.topology, kind, told.bootstrap_servers)
+        confinement = within if told.isolation.sandboxed else None
+        names = NameService()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "inferline_stream.dataplane.replica", stdin=asyncio.subprocess.PIPE
+            *bootstrap.command("inferline_stream.dataplane.replica", confinement=confinement),
+            str(names.theirs.fileno()),
+            stdin=asyncio.subprocess.PIPE,
+            env=bootstrap.environment(kind.cores, confinement, os.environ),
+            pass_fds=[names.theirs.fileno()],
         )
+        names.theirs.close()
+        self._stack.callback(names.close)
         assert process.stdin is not None
         process.stdin.write(encode(told) + b"\n")
         self.processes[replica] = process
@@ -131,7 +148,7 @@ class Director:
         told = Assignment(
             replica,
             stage,
-            1,
+            TERM,
             self._sequence,
             tuple(partitions),
             **{"max_batch_size": 16, **self._spec_batch(), **fields},
@@ -141,31 +158,30 @@ class Director:
         return self._sequence
 
     async def share(self, replicas: Sequence[str], **fields: Any) -> None:
-        """Share a stage's partitions evenly among replicas: revoke first, grant each once it was released."""
+        """Share a stage's partitions evenly among replicas; each waits for the owner before to let its own go.
+
+        Returns once every replica has taken up its share.
+        """
         stage = self._stage_of(replicas[0])
         wanted = {
             replica: {p for p in range(self.partitions[stage]) if p % len(replicas) == at}
             for at, replica in enumerate(replicas)
         }
         holders = {r: set(a.partitions) for r, a in self.assigned.items() if a.stage == stage and a.partitions}
+        taken: dict[int, tuple[int, int]] = {}
         for replica, held in holders.items():
             keep = held & wanted.get(replica, set())
             if keep != held:
-                await self.assign(replica, sorted(keep), **fields)
-        pending = dict(wanted)
-        while pending:
-            for replica, partitions in list(pending.items()):
-                others = [
-                    r
-                    for r, held in holders.items()
-                    if r != replica and held & partitions and not self._let_go(r, partitions)
-                ]
-                if not others:
-                    if set(self.assigned[replica].partitions if replica in self.assigned else ()) != partitions:
-                        await self.assign(replica, sorted(partitions), **fields)
-                    del pending[replica]
-            if pending:
-                await self._change()
+                sequence = await self.assign(replica, sorted(keep), **fields)
+                taken |= dict.fromkeys(held - keep, (TERM, sequence))
+        for replica, partitions in wanted.items():
+            if set(self.assigned[replica].partitions if replica in self.assigned else ()) != partitions:
+                awaits = {p: taken[p] for p in partitions if p in taken}
+                await self.assign(replica, sorted(partitions), **{**fields, "awaits": awaits})
+        await self.until(
+            lambda: all(self._holds(replica, partitions) for replica, partitions in wanted.items()),
+            f"{', '.join(replicas)} hold their shares",
+        )
 
     async def drain(self, *replicas: str) -> None:
         """Ask replicas to leave, and wait until they have."""
@@ -236,12 +252,9 @@ class Director:
     def _spec_batch(self) -> dict[str, Any]:
         return {name: self._spec[name] for name in ("max_batch_size", "max_wait_s") if name in self._spec}
 
-    def _let_go(self, replica: str, partitions: set[int]) -> bool:
+    def _holds(self, replica: str, partitions: set[int]) -> bool:
         report = self.reports.get(replica)
-        if self.processes[replica].returncode is not None:
-            return True
-        released = report is not None and report.sequence >= self.assigned[replica].sequence
-        return released and report is not None and not report.held.keys() & partitions
+        return report is not None and {p for p, offset in report.held.items() if offset >= 0} >= partitions
 
     async def _change(self) -> None:
         self._changed.clear()

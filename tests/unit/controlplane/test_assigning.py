@@ -42,22 +42,75 @@ def test_a_starting_replica_gets_nothing() -> None:
     assert step(Assigning(term=1), seen(starting), WANTED)[1].assignments == ()
 
 
-def test_a_partition_is_granted_only_after_its_owner_has_released_it() -> None:
+def test_a_partition_is_taken_and_granted_at_once_and_the_new_owner_waits_for_the_old() -> None:
     state, _ = step(Assigning(term=1), seen(ready("a")), WANTED)
     everything = set(range(PARTITIONS))
     state, deal = step(state, seen(ready("a", 1, everything), ready("b")), WANTED)
-    (revoked,) = deal.assignments
-    assert revoked.replica == "a"
+    revoked, granted = deal.assignments
+    assert (revoked.replica, granted.replica) == ("a", "b")
     assert len(revoked.partitions) == PARTITIONS // 2
     moving = everything - set(revoked.partitions)
-    # The report that has not applied the revocation changes nothing, nor does one that still holds a part.
-    state, deal = step(state, seen(ready("a", 1, everything), ready("b")), WANTED)
+    assert granted.awaits == dict.fromkeys(moving, (1, revoked.sequence)) == dict.fromkeys(granted.partitions, (1, 2))
+    # Neither the report that has not applied the revocation changes anything, nor one that still holds a part.
+    state, deal = step(state, seen(ready("a", 1, everything), ready("b", granted.sequence, moving)), WANTED)
     assert deal.assignments == ()
     still = {min(moving)}
-    state, deal = step(state, seen(ready("a", revoked.sequence, set(revoked.partitions) | still), ready("b")), WANTED)
-    assert [(a.replica, set(a.partitions)) for a in deal.assignments] == [("b", moving - still)]
-    state, deal = step(state, seen(ready("a", revoked.sequence, set(revoked.partitions)), ready("b")), WANTED)
-    assert [(a.replica, set(a.partitions)) for a in deal.assignments] == [("b", moving)]
+    kept = set(revoked.partitions)
+    state, deal = step(
+        state, seen(ready("a", 2, kept | still), replace(ready("b", 3, moving), working=frozenset(moving))), WANTED
+    )
+    assert deal.assignments == ()
+
+
+def test_a_partition_on_the_move_is_not_moved_again_before_it_has_arrived() -> None:
+    state, _ = step(Assigning(term=1), seen(ready("a")), WANTED)
+    a = ready("a", 1, set(range(PARTITIONS)))
+    state, deal = step(state, seen(a, ready("b")), WANTED)
+    moving = set(deal.assignments[1].partitions)
+    state, deal = step(state, seen(a, ready("b"), ready("c")), WANTED)
+    assert "b" not in {t.replica for t in deal.assignments}
+    left = set(next(t for t in deal.assignments if t.replica == "a").partitions)
+    b = replace(ready("b", 3, moving), working=frozenset(moving))
+    granted = set(range(PARTITIONS)) - left - moving
+    c = replace(ready("c", 5, granted), working=frozenset(granted))
+    state, deal = step(state, seen(ready("a", 4, left), b, c), WANTED)
+    shares = {t.replica: len(t.partitions) for t in deal.assignments}
+    assert shares["b"] < len(moving)  # once they have arrived, the load is evened out
+
+
+def test_a_new_owner_that_waits_in_vain_is_told_to_wait_no_more() -> None:
+    state, _ = step(Assigning(term=1), seen(ready("a")), WANTED)
+    state, deal = step(state, seen(ready("a", 1, set(range(PARTITIONS))), ready("b")), WANTED)
+    revoked, granted = deal.assignments
+    moving, kept = set(granted.partitions), set(revoked.partitions)
+    one = min(moving)
+    # The old owner has let all of it go; the new one has found that out for all but one of them.
+    now = seen(ready("a", 2, kept), replace(ready("b", 3, moving), working=frozenset(moving - {one})))
+    state, deal = step(state, now, WANTED)
+    (again,) = deal.assignments
+    assert (again.replica, set(again.partitions), again.awaits.keys()) == ("b", moving, moving - {one})
+    # The old owner dies: the rest is nobody's.
+    state, deal = step(state, now, WANTED, ended=frozenset({"a"}))
+    (again,) = deal.assignments
+    assert set(again.partitions) == set(range(PARTITIONS))
+    assert again.awaits.keys() == moving - {one}
+
+
+def test_a_partition_that_moves_twice_at_once_is_granted_when_only_one_may_hold_it() -> None:
+    state, _ = step(Assigning(term=1), seen(ready("a")), WANTED)
+    a, b, c = ready("a", 1, set(range(PARTITIONS))), ready("b"), ready("c")
+    state, deal = step(state, seen(a, b), WANTED)
+    moving = set(deal.assignments[1].partitions)
+    state, deal = step(state, seen(a, b, c), WANTED, draining=frozenset({"b"}))
+    told = {t.replica: t for t in deal.assignments}
+    assert told["b"].drain
+    assert "c" not in told  # both a and b may hold what it is to have
+    now = seen(a, replace(ready("b", told["b"].sequence), phase="draining"), c)
+    state, deal = step(state, now, WANTED, draining=frozenset({"b"}))
+    told = {t.replica: t for t in deal.assignments}
+    granted = moving & set(told["c"].partitions)
+    assert granted
+    assert {told["c"].awaits[p] for p in granted} == {(1, 2)}  # a's first revocation, still to be followed
 
 
 def test_partitions_of_a_replica_that_ended_go_at_once_to_the_living() -> None:
@@ -93,11 +146,15 @@ def test_a_draining_replica_releases_everything_and_leaves_while_others_never_st
     held = {a.replica: set(a.partitions) for a in deal.assignments}
     now = seen(ready("a", 1, held["a"]), ready("b", 2, held["b"]))
     state, deal = step(state, now, WANTED, draining=frozenset({"b"}))
-    (leave,) = deal.assignments
+    leave, granted = deal.assignments
     assert (leave.replica, leave.partitions, leave.drain) == ("b", (), True)
-    now = seen(ready("a", 1, held["a"]), replace(ready("b", leave.sequence), phase="draining"))
-    state, deal = step(state, now, WANTED, draining=frozenset({"b"}))
-    assert [(a.replica, a.partitions) for a in deal.assignments] == [("a", tuple(range(PARTITIONS)))]
+    assert (granted.replica, granted.partitions) == ("a", tuple(range(PARTITIONS)))
+    assert granted.awaits == dict.fromkeys(held["b"], (1, leave.sequence))
+    now = seen(
+        replace(ready("a", granted.sequence, set(range(PARTITIONS))), working=frozenset(range(PARTITIONS))),
+        replace(ready("b", leave.sequence), phase="draining"),
+    )
+    assert step(state, now, WANTED, draining=frozenset({"b"}))[1].assignments == ()
 
 
 def test_a_starting_replica_that_is_no_longer_wanted_is_told_to_leave() -> None:
@@ -149,15 +206,18 @@ class Worker:
     """A replica that applies assignments late, finishes a batch before it releases, and may be frozen.
 
     After it has slept over its lease it holds nothing until it is told anew: what it was told before may be another's.
+    The group's commits are in `freed`: by partition, for which assignment its last owner has let it go.
     """
 
     name: str
     born: int
+    freed: dict[int, tuple[int, int] | None]
     inbox: list[tuple[int, Assignment]] = field(default_factory=list)
     draining: bool = False
     applied: int = 0
     working: set[int] = field(default_factory=set)
-    releasing: dict[int, int] = field(default_factory=dict)
+    waiting: dict[int, tuple[int, int]] = field(default_factory=dict)
+    releasing: dict[int, tuple[int, tuple[int, int]]] = field(default_factory=dict)
     frozen_until: int = -1
     lease_until: int = 0
     gone: bool = False
@@ -168,33 +228,47 @@ class Worker:
             return None
         if now > self.lease_until:
             self.working.clear()
+            self.waiting.clear()
             self.releasing.clear()
             self.applied = max((a.sequence for _, a in self.inbox), default=self.applied)
             self.draining |= any(a.drain for _, a in self.inbox)
             self.inbox.clear()
-        arrived = [m for m in self.inbox if m[0] <= now]
-        for message in arrived:
-            self.inbox.remove(message)
-        newest = max((a for _, a in arrived), key=lambda a: a.sequence, default=None)
-        if newest is not None and newest.sequence > self.applied:
-            self.applied = newest.sequence
-            wanted = set(newest.partitions)
-            for partition in self.working - wanted:
-                self.releasing.setdefault(partition, now + rng.randint(0, 4))
-            for partition in wanted:
-                self.releasing.pop(partition, None)
-            self.working |= wanted
-            self.draining = newest.drain
-        for partition, when in list(self.releasing.items()):
+        for _, told in sorted((m for m in self.inbox if m[0] <= now), key=lambda m: m[1].sequence):
+            if told.sequence > self.applied:
+                self.follow(told, now, rng)
+        self.inbox = [m for m in self.inbox if m[0] > now]
+        for partition, (when, by) in list(self.releasing.items()):
             if when <= now:
                 del self.releasing[partition]
                 self.working.discard(partition)
+                self.freed[partition] = by
+        for partition, by in list(self.waiting.items()):
+            if self.freed.get(partition) == by and partition not in self.working:
+                self.take_up(partition)
         self.lease_until = now + 20
         phase = "starting" if now < self.born + 10 else "ready"
         if self.draining:
             self.gone = not self.working
             phase = "gone" if self.gone else "draining"
-        return SeenReplica(self.name, "s", "cpu", phase, self.applied, frozenset(self.working))
+        working = frozenset(self.working)
+        return SeenReplica(self.name, "s", "cpu", phase, self.applied, working | self.waiting.keys(), working)
+
+    def follow(self, told: Assignment, now: int, rng: random.Random) -> None:
+        self.applied = told.sequence
+        for partition in self.working - set(told.partitions):
+            self.releasing.setdefault(partition, (now + rng.randint(0, 4), (told.term, told.sequence)))
+        self.waiting = {p: by for p, by in told.awaits.items() if p not in self.working or p in self.releasing}
+        for partition in told.partitions:
+            if partition not in self.working and partition not in self.waiting:
+                self.take_up(partition)
+            elif partition in self.releasing and partition not in self.waiting:
+                self.waiting[partition] = self.releasing[partition][1]  # once the release is through
+        self.draining = told.drain
+
+    def take_up(self, partition: int) -> None:
+        self.waiting.pop(partition, None)
+        self.working.add(partition)
+        self.freed[partition] = None
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -206,6 +280,7 @@ def test_no_partition_ever_has_two_owners_and_all_are_owned_in_the_end(seed: int
     reports: list[tuple[int, SeenReplica]] = []
     replicas: dict[str, SeenReplica] = {}
     heard: dict[str, int] = {}
+    freed: dict[int, tuple[int, int] | None] = {}
     ended: set[str] = set()
     silent: set[str] = set()
     draining: set[str] = set()
@@ -215,7 +290,7 @@ def test_no_partition_ever_has_two_owners_and_all_are_owned_in_the_end(seed: int
         living = [w for w in workers.values() if not w.gone and w.name not in draining]
         if len(living) < (2 if settled else 4) and (settled or rng.random() < 0.1):
             born += 1
-            workers[f"w{born}"] = Worker(f"w{born}", now, lease_until=now + 20)
+            workers[f"w{born}"] = Worker(f"w{born}", now, freed, lease_until=now + 20)
         if not settled and living and rng.random() < 0.05:
             victim = rng.choice(living)
             fault = rng.choice(["kill", "freeze", "drain"])
