@@ -15,6 +15,7 @@ from inferline_stream.cli.planning import plan
 from inferline_stream.cli.profiling import profile
 from inferline_stream.cli.run import run
 from inferline_stream.cli.starting import init
+from inferline_stream.cli.topics import topics
 
 app = typer.Typer(
     cls=Verbs,
@@ -61,6 +62,7 @@ add_verbs(
         (scale, "inferline-stream scale reviews/topology.py study 4 --for 10m --bootstrap-servers localhost:9092"),
         (pause, "inferline-stream pause reviews/topology.py --for 1h --bootstrap-servers localhost:9092"),
         (resume, "inferline-stream resume reviews/topology.py --bootstrap-servers localhost:9092"),
+        (topics, "inferline-stream topics reviews/topology.py --print --principal User:reviews"),
         (dlq, "inferline-stream dlq ls reviews/topology.py --bootstrap-servers localhost:9092"),
         (rules, "inferline-stream rules reviews/topology.py --save rules.yml"),
         (version, "inferline-stream version"),

@@ -15,7 +15,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
 
 from inferline_stream.dataplane.wiring import input_topic
-from inferline_stream.errors import Unreachable, UsageError
+from inferline_stream.errors import InvalidTopology, Unreachable, UsageError
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline
 
@@ -91,6 +91,41 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
     return list({topic.name: topic for topic in reversed(found)}.values())[::-1]
 
 
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """Copies of a created topic, and how many of them must have a record before it counts as written."""
+
+    copies: int
+    in_sync: int
+    warning: str = ""
+
+
+def durability(replication: int, brokers: int) -> Durability:
+    """As many copies as are asked for or as there are brokers; a write survives the loss of all but one in sync.
+
+    One copy may always be missing, so that a broker can restart without stopping the pipeline.
+    """
+    copies = min(replication, brokers)
+    warning = ""
+    if copies < replication:
+        lost = "one that is lost takes events with it" if copies == 1 else "no write waits for a second copy"
+        warning = f"topics are created with replication {copies}, not {replication}, for want of brokers: {lost}"
+    return Durability(copies, max(1, min(2, copies - 1)), warning)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a topic differs from what is wanted.
+
+    Args:
+        text: what and which, in words, with the remedy.
+        blocks: whether the pipeline cannot run on it.
+    """
+
+    text: str
+    blocks: bool
+
+
 async def create_topics(
     bootstrap_servers: str, wanted: Iterable[TopicSettings], *, replication: int = REPLICATION, timeout_s: float = 10.0
 ) -> list[str]:
@@ -104,34 +139,54 @@ async def create_topics(
     """
     topics = list(wanted)
     async with _Admin(bootstrap_servers, timeout_s) as admin:
-        brokers = len(admin.client._client.cluster.brokers())
-        copies = min(replication, brokers)
-        warnings = []
+        how = durability(replication, len(admin.client._client.cluster.brokers()))
         existing = set(await admin.client.list_topics())
         missing = [topic for topic in topics if topic.name not in existing]
-        if missing and copies < replication:
-            warnings.append(
-                f"topics are created with replication {copies}, not {replication}: there are {brokers} brokers; "
-                "a broker that is lost takes events with it"
-            )
         if missing:
-            await _create(admin.client, missing, copies, timeout_s)
-        warnings += await _differences(admin.client, [topic for topic in topics if topic.name in existing])
-        return warnings
+            await _create(admin.client, missing, how, timeout_s)
+        found = await _differences(admin.client, [topic for topic in topics if topic.name in existing])
+        warned = [how.warning] if missing and how.warning else []
+        return warned + [difference.text for difference in found]
 
 
-async def verify_topics(bootstrap_servers: str, wanted: Iterable[TopicSettings], timeout_s: float = 10.0) -> list[str]:
-    """Each difference between what exists and what is wanted, in words; nothing is changed."""
+async def verify_topics(
+    bootstrap_servers: str, wanted: Iterable[TopicSettings], timeout_s: float = 10.0
+) -> list[Difference]:
+    """Each difference between what exists and what is wanted; nothing is changed.
+
+    Raises:
+        Unreachable: Kafka does not answer in time, or refuses.
+    """
     topics = list(wanted)
     async with _Admin(bootstrap_servers, timeout_s) as admin:
         existing = set(await admin.client.list_topics())
         missing = [
-            f"topic {topic.name} does not exist: create it with {topic.partitions} partitions"
-            + "".join(f", {name}={value}" for name, value in topic.settings.items())
+            Difference(
+                f"topic {topic.name} does not exist: create it with {topic.partitions} partitions"
+                + "".join(f", {name}={value}" for name, value in topic.settings.items()),
+                blocks=True,
+            )
             for topic in topics
             if topic.name not in existing
         ]
         return missing + await _differences(admin.client, [topic for topic in topics if topic.name in existing])
+
+
+async def ready_topics(
+    bootstrap_servers: str, wanted: Iterable[TopicSettings], *, create: bool, replication: int = REPLICATION
+) -> list[str]:
+    """Create what is missing, or only look; returns what people should know.
+
+    Raises:
+        InvalidTopology: without ``create``, each topic that is missing or cannot be run on.
+        Unreachable: Kafka does not answer in time, or refuses.
+    """
+    if create:
+        return await create_topics(bootstrap_servers, wanted, replication=replication)
+    differences = await verify_topics(bootstrap_servers, wanted)
+    if any(difference.blocks for difference in differences):
+        raise InvalidTopology(*(difference.text for difference in differences if difference.blocks))
+    return [difference.text for difference in differences]
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,15 +346,16 @@ async def _in_time(work: Any, timeout_s: float, undo: Any) -> Any:
         raise Unreachable(f"Kafka refuses: {error}") from error
 
 
-async def _create(admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings], copies: int, timeout_s: float) -> None:
-    in_sync = max(1, min(2, copies - 1))
+async def _create(
+    admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings], how: Durability, timeout_s: float
+) -> None:
     response = await admin.create_topics(
         [
             NewTopic(
                 topic.name,
                 topic.partitions,
-                copies,
-                topic_configs={**topic.settings, "min.insync.replicas": str(in_sync)},
+                how.copies,
+                topic_configs={**topic.settings, "min.insync.replicas": str(how.in_sync)},
             )
             for topic in topics
         ],
@@ -321,7 +377,7 @@ async def _create(admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings], c
         await asyncio.sleep(0.05)
 
 
-async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings]) -> list[str]:
+async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings]) -> list[Difference]:
     if not topics:
         return []
     described = {topic["topic"]: topic for topic in await admin.describe_topics([topic.name for topic in topics])}
@@ -330,14 +386,18 @@ async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[TopicSetting
     for topic in topics:
         partitions = len(described[topic.name]["partitions"])
         if partitions < topic.partitions and not topic.existing:
-            found.append(
+            text = (
                 f"topic {topic.name} has {partitions} partitions, {topic.partitions} are advised: "
                 "they bound how many replicas share the work"
             )
+            found.append(Difference(text, blocks=False))
         for name, value in topic.settings.items():
             actual = settings.get(topic.name, {}).get(name)
             if actual is not None and actual != value:
-                found.append(f"topic {topic.name} has {name}={actual}, {value} is advised")
+                # Assignments and decisions that a retention limit deletes would be forgotten while they still hold.
+                blocks = name == "cleanup.policy" and "compact" not in actual
+                advised = "is needed" if blocks else "is advised"
+                found.append(Difference(f"topic {topic.name} has {name}={actual}, {value} {advised}", blocks))
     return found
 
 

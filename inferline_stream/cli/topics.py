@@ -1,0 +1,109 @@
+"""`topics`: what a pipeline needs in Kafka, for teams that create it elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.overriding import Prefix
+from inferline_stream.cli.profiling import Output
+
+if TYPE_CHECKING:
+    from inferline_stream.dataplane.permissions import Permission
+    from inferline_stream.dataplane.topics import TopicSettings
+
+
+def topics(
+    topology: Topology,
+    *,
+    commands: Annotated[
+        bool, typer.Option("--print", help="print the commands that create the topics and grant the rights")
+    ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="plan whose partitions to take, as written by `plan --save`", exists=True, dir_okay=False),
+    ] = None,
+    principal: Annotated[str, typer.Option(help="whose rights they are to be")] = "User:inferline",
+    bootstrap_servers: Annotated[
+        str | None, typer.Option("--bootstrap-servers", help="Kafka whose topics to compare with these, host:port")
+    ] = None,
+    prefix: Prefix = "",
+    output: Output = "table",
+) -> None:
+    """List a pipeline's topics with their settings, and the least rights it needs; nothing is changed.
+
+    With --bootstrap-servers each difference from the topics there is named: exit code 3 if the pipeline could not run
+    on them.
+    """
+    import uvloop
+
+    from inferline_stream.cli.provisioning import topology_file
+    from inferline_stream.dataplane.loading import load_topology
+    from inferline_stream.dataplane.permissions import permission_commands, permissions, topic_commands
+    from inferline_stream.dataplane.topics import topics_of, verify_topics
+    from inferline_stream.errors import InvalidTopology
+    from inferline_stream.pipeline.validation import validated
+    from inferline_stream.planner.document import plan_from_bytes
+
+    pipeline = validated(load_topology(topology_file(topology)))
+    partitions = None if plan is None else plan_from_bytes(plan.read_bytes(), str(plan)).partitions
+    wanted, rights = topics_of(pipeline, prefix, partitions), permissions(pipeline, prefix)
+    differences = uvloop.run(verify_topics(bootstrap_servers, wanted)) if bootstrap_servers else []
+    if output == "json":
+        _print_json(wanted, rights, [difference.text for difference in differences])
+    elif commands:
+        print("\n".join([*topic_commands(wanted), *permission_commands(rights, principal)]))
+    else:
+        _table(wanted, rights)
+        for difference in differences:
+            print(difference.text)
+    if any(difference.blocks for difference in differences):
+        raise InvalidTopology(*(difference.text for difference in differences if difference.blocks))
+
+
+def _print_json(wanted: list[TopicSettings], rights: list[Permission], differences: list[str]) -> None:
+    import msgspec
+
+    from inferline_stream.dataplane.topics import REPLICATION
+
+    document = {
+        "topics": [
+            {
+                "name": topic.name,
+                "partitions": topic.partitions,
+                "replication": REPLICATION,
+                "settings": dict(topic.settings),
+                "purpose": topic.purpose,
+            }
+            for topic in wanted
+        ],
+        "permissions": [asdict(right) for right in rights],
+        "differences": differences,
+    }
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def _table(wanted: list[TopicSettings], rights: list[Permission]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from inferline_stream.cli.output import console
+
+    table = Table(title="Topics", caption="--print prints the commands that create them")
+    for name in ("topic", "partitions", "settings", "purpose"):
+        table.add_column(name, justify="right" if name == "partitions" else "left", overflow="fold")
+    for topic in wanted:
+        settings = " ".join(f"{name}={value}" for name, value in topic.settings.items())
+        table.add_row(escape(topic.name), str(topic.partitions), settings, escape(topic.purpose))
+    console().print(table)
+    table = Table(title="Least rights")
+    for name in ("of", "name", "operations", "needed by"):
+        table.add_column(name, overflow="fold")
+    for right in rights:
+        name = f"{right.name}*" if right.prefixed else right.name
+        table.add_row(right.resource, escape(name), ", ".join(right.operations), right.needed_by)
+    console().print(table)

@@ -1,0 +1,87 @@
+"""A pipeline's topics: created, or verified where another team creates them."""
+
+import json
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.topics import create_topics, durability, topics_of, verify_topics
+
+COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
+
+
+@pytest.fixture
+def starter(tmp_path: Path) -> Path:
+    subprocess.run([*COMMAND, "init", str(tmp_path)], check=True, capture_output=True, timeout=60)
+    return tmp_path / "topology.py"
+
+
+async def test_each_difference_is_named_and_what_cannot_be_run_on_is_told_apart(kafka, starter):
+    pipeline, prefix = load_topology(starter), f"{secrets.token_hex(4)}."
+    stage = next(stage.name for stage in pipeline.stages if stage.after)
+    wanted = topics_of(pipeline, prefix, {stage: 4})
+    missing = await verify_topics(kafka.bootstrap_servers, wanted)
+    assert len(missing) == len(wanted)
+    assert all(difference.blocks for difference in missing)
+
+    (short,) = [topic for topic in wanted if topic.purpose == f"input of stage {stage}"]
+    (kept,) = [topic for topic in wanted if topic.name.endswith(".assignments")]
+    async with Admin(kafka.bootstrap_servers) as admin:
+        await admin.create_topics([NewTopic(short.name, 2, 1), NewTopic(kept.name, 1, 1)])
+        await create_topics(kafka.bootstrap_servers, wanted, replication=1)
+        found = {d.text: d.blocks for d in await verify_topics(kafka.bootstrap_servers, wanted)}
+        assert found == {
+            f"topic {short.name} has 2 partitions, 4 are advised: they bound how many replicas share the work": False,
+            f"topic {short.name} has retention.ms=604800000, 86400000 is advised": False,
+            f"topic {kept.name} has cleanup.policy=delete, compact is needed": True,
+            **{
+                text: False
+                for text in found
+                if kept.name in text and ("min.cleanable.dirty.ratio" in text or "segment.ms" in text)
+            },
+        }
+
+
+async def test_topics_of_fewer_brokers_have_fewer_copies_and_a_warning(kafka, starter):
+    wanted = topics_of(load_topology(starter), f"{secrets.token_hex(4)}.")
+    (warning,) = await create_topics(kafka.bootstrap_servers, wanted)
+    assert "replication 1, not 3" in warning
+    assert await create_topics(kafka.bootstrap_servers, wanted) == []
+
+
+@pytest.mark.parametrize(
+    ("brokers", "copies", "in_sync", "warned"), [(1, 1, 1, True), (2, 2, 1, True), (3, 3, 2, False), (9, 3, 2, False)]
+)
+def test_a_write_has_as_many_copies_as_one_broker_may_be_missing_from(brokers, copies, in_sync, warned):
+    how = durability(3, brokers)
+    assert (how.copies, how.in_sync, bool(how.warning)) == (copies, in_sync, warned)
+
+
+def test_the_verb_compares_and_ends_with_3_where_the_pipeline_could_not_run(embedded_broker, starter):
+    where = ["--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", f"{secrets.token_hex(4)}."]
+    done = subprocess.run(
+        [*COMMAND, "topics", str(starter), *where, "--output", "json"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 3
+    document = json.loads(done.stdout)
+    assert len(document["differences"]) == len(document["topics"])
+    assert done.stderr.count("does not exist: create it with") == len(document["topics"])
+
+
+class Admin:
+    """An admin client that is closed again."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+
+    async def __aenter__(self) -> AIOKafkaAdminClient:
+        await self._client.start()
+        return self._client
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._client.close()
