@@ -149,6 +149,7 @@ def simulate_stage(
     station: Station,
     *,
     late_s: float = math.inf,
+    rest_s: kernels.Floats | None = None,
     allowed: int | None = None,
     producers: int = 1,
     slice_events: int = SLICE_EVENTS,
@@ -161,8 +162,9 @@ def simulate_stage(
         stage: position in the shape.
         upstream: departures of (at least) ``workload.needs(stage)``.
         station: what serves the stage.
-        late_s: age at its departure beyond which an event is late: the SLO less the fastest rest.
-        allowed: give up (None) once more events than this, of those that reach the sink, are late.
+        late_s: age at its departure, and what is left of its way, beyond which an event is late.
+        rest_s: by mask, time still to go after this stage, as `fastest_rest_s` gives it; none by default.
+        allowed: give up (None) once more events than this, of those that visit the stage and reach the sink, are late.
         producers: replicas that write to the stage's topic; matters only to records without a key.
         slice_events: changes nothing but speed.
         code: the kernels; the compiled ones by default.
@@ -170,7 +172,9 @@ def simulate_stage(
     code = code or compiled()
     run = _Run(workload, {stage: station}, [stage], kept=upstream, keep=[stage], code=code, producers=producers)
     late = _Late(workload, late_s, code=code)
-    late.watch(stage, np.where(_reaches_sink(workload), 0.0, -math.inf), settles=True)
+    awaited = _reaches_sink(workload) & workload.feeds[stage].visits
+    left_s = np.where(awaited, 0.0 if rest_s is None else rest_s, -math.inf)
+    late.watch(stage, left_s, settles=True)
     count = 0
     for first in range(0, len(workload), slice_events):
         run.advance(first, min(first + slice_events, len(workload)))
@@ -337,7 +341,10 @@ class _Late:
         count = int(self._code.count_late(gone, lateness))
         if lateness.settles and horizon_s < math.inf:
             # What has not left by the horizon leaves then at the earliest. A hair less, for the sake of rounding.
-            latest_s = horizon_s + float(lateness.rest_s.max()) - self._slo_s
+            awaited = lateness.rest_s[lateness.rest_s > -math.inf]
+            if not awaited.size:
+                return count
+            latest_s = horizon_s + float(awaited.min()) - self._slo_s
             latest_s -= 8 * math.ulp(max(abs(horizon_s), abs(latest_s)))
             end = int(np.searchsorted(self._workload.entry_s, latest_s))
             count += int(self._code.count_missing(self._overdue, end, lateness))

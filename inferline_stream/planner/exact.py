@@ -147,13 +147,13 @@ class _Tree:
             raise Stopped
         served = []
         for i, workload in enumerate(evaluator.workloads):
-            rest = self._rest_s[i][stage]
             departures = simulate_stage(
                 workload,
                 stage,
                 upstream[i],
                 evaluator.station(stage, option),
-                late_s=self._problem.target_s - _least(rest),
+                late_s=self._problem.target_s,
+                rest_s=self._rest_s[i][stage],
                 allowed=evaluator.bounds.allowed[i],
                 slice_events=SLICE_EVENTS,
             )
@@ -203,9 +203,3 @@ class _Tree:
                     more = time_s + self._fastest[arrow.parent] + hop_s
                     found[above] = max(found.get(above, 0.0), more)
         return found
-
-
-def _least(rest_s: NDArray[np.float64]) -> float:
-    """The least rest over the paths that lead to the sink; 0 if none does."""
-    reaching = rest_s[rest_s > -math.inf]
-    return float(reaching.min()) if reaching.size else 0.0

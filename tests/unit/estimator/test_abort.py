@@ -87,3 +87,40 @@ def test_one_stage_gives_up_once_more_events_are_late_than_allowed() -> None:
     assert simulate_stage(workload, 0, {}, serving, late_s=late_s, allowed=late - 1) is None
     assert simulate_stage(workload, 0, {}, serving, late_s=late_s, allowed=late) is not None
     assert count_late(workload, whole, late_s + workload.hop_s) == pytest.approx(late, abs=1)
+
+
+def test_events_that_skip_a_stage_are_never_late_there() -> None:
+    paths = Paths((C_TAKEN, C_SKIPPED), (0.3, 0.7))
+    profile = measured(DIAMOND, {s: {1: 0.002} for s in DIAMOND.stages}, paths=paths)
+    workload = prepare(DIAMOND, profile, gamma_trace(20, 1.0, 60, np.random.default_rng(0)))
+    serving = station(profile, "c", allocated())
+    entered = evaluate(workload, [serving] * 4, keep=[0], latencies=False).departures
+    at_c = simulate_stage(workload, 2, entered, serving)
+    assert at_c is not None
+    assert at_c.events.size == int((workload.masks == 0).sum())
+    ages_s = at_c.times_s - workload.entry_s[at_c.events]
+    late_s = float(np.quantile(ages_s, 0.9))
+    late = int((ages_s > late_s).sum())
+    assert late > 5
+    for slice_events in (7, 100_000):
+        asked = {"late_s": late_s, "slice_events": slice_events}
+        assert simulate_stage(workload, 2, entered, serving, allowed=late, **asked) is not None
+        assert simulate_stage(workload, 2, entered, serving, allowed=late - 1, **asked) is None
+
+
+def test_at_one_stage_an_event_is_late_once_its_age_and_the_rest_of_its_own_way_are_too_long() -> None:
+    paths = Paths((C_TAKEN, C_SKIPPED), (0.3, 0.7))
+    profile = measured(DIAMOND, {s: {1: 0.02} for s in DIAMOND.stages}, paths=paths)
+    workload = prepare(DIAMOND, profile, gamma_trace(30, 1.0, 60, np.random.default_rng(0)))
+    serving = station(profile, "a", allocated())
+    rest_s = np.array([0.5, 0.1])
+    at_a = simulate_stage(workload, 0, {}, serving)
+    assert at_a is not None
+    whole_s = at_a.times_s - workload.entry_s[at_a.events] + rest_s[workload.masks[at_a.events]]
+    for late_s in (0.15, 0.53):
+        late = int((whole_s > late_s).sum())
+        assert late > 5
+        for slice_events in (7, 100_000):
+            asked = {"late_s": late_s, "rest_s": rest_s, "slice_events": slice_events}
+            assert simulate_stage(workload, 0, {}, serving, allowed=late, **asked) is not None
+            assert simulate_stage(workload, 0, {}, serving, allowed=late - 1, **asked) is None
