@@ -1,7 +1,7 @@
 """The pipeline's state as Prometheus metrics: one scrape target per pipeline, replicas need no port.
 
 Every scrape renders the newest `PipelineState`, so a series whose partition or replica is gone vanishes
-with it. Series per pipeline: about 60 + 14 × stages + 4 × stages × hardware kinds + 2 × partitions.
+with it. METRICS.md lists them and counts the series.
 """
 
 from __future__ import annotations
@@ -130,6 +130,14 @@ def _pipeline_families(state: PipelineState) -> Iterator[Metric]:
     yield from gauge("inferline_arrival_rate_per_second", "Arrivals per second, recent mean.", state.arrival_rate)
     yield from _envelope(state)
     yield from gauge("inferline_cost_dollars_per_hour", "Catalogue price of the replicas held.", state.cost_per_hour)
+    yield from gauge(
+        "inferline_plan_cost_dollars_per_hour", "Catalogue price of the plan's replicas.", state.plan_cost_per_hour
+    )
+    yield from gauge(
+        "inferline_coarse_peak_cost_dollars_per_hour",
+        "What replicating the pipeline as one unit sized for its peak would cost (InferLine's CG-Peak).",
+        state.coarse_peak_per_hour,
+    )
     yield counter("inferline_cost_dollars", "Replica-seconds held times catalogue price.", state.cost)
     yield counter("inferline_arrivals", "Events that entered the source topic.", state.events_in)
     yield counter("inferline_events_out", "Events that reached the sink.", state.events_out)
@@ -158,9 +166,16 @@ def _pipeline_families(state: PipelineState) -> Iterator[Metric]:
     yield from gauge("inferline_plan_feasible", "0 when no plan meets the SLO.", float(state.plan_feasible))
     yield from gauge("inferline_handover_budget_left_ratio", "Handover budget left.", state.handover_budget_left)
     yield from gauge("inferline_controller_term", "Term of the leading controller.", state.term)
+    yield counter("inferline_loop_failures", "Steps of the control loop that failed and were logged.", state.failures)
     plan = InfoMetricFamily("inferline_plan", "The plan in force.", labels=["pipeline"])
-    plan.add_metric(pipeline, {"algorithm": state.plan_algorithm or "unknown"})
+    plan.add_metric(pipeline, {"algorithm": state.plan_algorithm or "unknown", "id": state.plan_id or "unknown"})
     yield plan
+    prices = GaugeMetricFamily(
+        "inferline_hardware_price_dollars_per_hour", "Catalogue price of a replica.", None, ["pipeline", "hardware"]
+    )
+    for hardware, price in sorted(state.prices.items()):
+        prices.add_metric([state.pipeline, hardware], price)
+    yield prices
 
 
 def _latency(state: PipelineState) -> Metric:
@@ -203,7 +218,6 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...]
     ("lag_seconds", "Age of the oldest record not yet committed.", lambda s: s.lag_s),
     ("start_up_seconds", "Learned time from asking for a replica to its READY.", lambda s: s.start_up_s),
     ("partitions", "Partitions of the stage's input topic.", lambda s: len(s.partition_lags)),
-    ("at_limit", "1 while partitions or stock keep the stage from growing.", lambda s: float(bool(s.limit))),
     (
         "stuck_partitions",
         "Partitions whose commits stand still although the owner is up.",
@@ -249,10 +263,21 @@ def _stage_families(state: PipelineState) -> Iterator[Metric]:
     )
     for stage in state.stages:
         for counts in stage.replicas:
-            for kind in ("planned", "wanted", "ready", "pending"):
+            for kind in ("planned", "wanted", "ready", "pending", "standby"):
                 replicas.add_metric([state.pipeline, stage.name, counts.hardware, kind], getattr(counts, kind))
         for partition, lag in enumerate(stage.partition_lags):
             lags.add_metric([state.pipeline, stage.name, str(partition)], lag)
         for partition, rate in enumerate(stage.partition_rates):
             rates.add_metric([state.pipeline, stage.name, str(partition)], rate)
-    yield from (replicas, lags, rates)
+    limits = GaugeMetricFamily(
+        "inferline_stage_at_limit", "1 while it keeps the stage from growing.", labels=[*labels, "limit"]
+    )
+    for stage in state.stages:
+        for limit in ("partitions", "stock"):
+            limits.add_metric([state.pipeline, stage.name, limit], float(stage.limit == limit))
+    held = CounterMetricFamily(
+        "inferline_replica_seconds", "Replica-seconds held; times the price, the cost.", labels=[*labels, "hardware"]
+    )
+    for (name, hardware), seconds in sorted(state.replica_seconds.items()):
+        held.add_metric([state.pipeline, name, hardware], seconds)
+    yield from (replicas, limits, held, lags, rates)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from inferline_stream.observability.buckets import bucket_label
 
 PAGE, TICKET = "page", "ticket"
 
 _BURNS = (("1h", "5m", 14.4, PAGE), ("6h", "30m", 6.0, PAGE), ("1d", "2h", 3.0, TICKET), ("3d", "6h", 1.0, TICKET))
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
 _LARGEST_RATIO = 0.9
 """A miss ratio that can really be reached: thresholds at or above 1 would never fire."""
 
@@ -55,21 +58,55 @@ class Burn:
     severity: str
 
 
-def burns(objective: float) -> tuple[Burn, ...]:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a pipeline promises, and how long its alerts look.
+
+    Args:
+        pipeline: its name.
+        slo_s: the SLO in seconds.
+        objective: share of events that must meet it.
+        faster: divides every window and hold, to rehearse in minutes what takes days; 1 in earnest.
+
+    Raises:
+        ValueError: an objective outside (0, 1), or a rehearsal slower than life.
+    """
+
+    pipeline: str
+    slo_s: float
+    objective: float
+    faster: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.objective < 1:
+            raise ValueError(f"objective {self.objective} must be between 0 and 1, e.g. 0.99")
+        if not self.faster >= 1:
+            raise ValueError(f"{self.faster:g} must be 1 or more")
+
+    @property
+    def match(self) -> str:
+        """Labels that select the pipeline's series."""
+        return f'pipeline="{self.pipeline}"'
+
+    def time(self, written: str) -> str:
+        """A window or hold, e.g. ``10m``, as this target has it."""
+        seconds = int(written[:-1]) * _SECONDS[written[-1]] / self.faster
+        if seconds and seconds < 1:
+            return f"{max(1, round(seconds * 1e3))}ms"
+        whole = round(seconds)
+        return next(f"{whole // size}{unit}" for unit, size in _SECONDS.items() if whole % size == 0)
+
+
+def burns(target: Target) -> tuple[Burn, ...]:
     """Burn-rate conditions for an objective.
 
     Where the largest factor times the error budget passes 0.9 (an objective of 90 % with factor 14.4
     would need a miss ratio of 1.44) all factors shrink together, none below 1.
-
-    Raises:
-        ValueError: an objective outside (0, 1).
     """
-    if not 0 < objective < 1:
-        raise ValueError(f"objective {objective} must be between 0 and 1, e.g. 0.99")
-    budget = 1 - objective
+    budget = 1 - target.objective
     scale = min(1.0, _LARGEST_RATIO / (_BURNS[0][2] * budget))
     return tuple(
-        Burn(long, short, float(f"{max(1.0, factor * scale) * budget:.6g}"), severity)
+        Burn(target.time(long), target.time(short), float(f"{max(1.0, factor * scale) * budget:.6g}"), severity)
         for long, short, factor, severity in _BURNS
     )
 
@@ -79,79 +116,75 @@ def miss_ratio(window: str) -> str:
     return f"inferline:slo_miss:ratio_rate{window}"
 
 
-def recordings(pipeline: str, objective: float) -> Iterator[tuple[str, str]]:
+def recordings(target: Target) -> Iterator[tuple[str, str]]:
     """(name, PromQL) of the miss ratio over each window in use."""
-    match = f'{{pipeline="{pipeline}"}}'
-    for window in dict.fromkeys(["1m", *(w for burn in burns(objective) for w in (burn.short, burn.long))]):
-        missed = f"sum by (pipeline) (rate(inferline_slo_missed_total{match}[{window}]))"
-        events = f"sum by (pipeline) (rate(inferline_slo_events_total{match}[{window}]))"
+    windows = [target.time("1m"), *(w for burn in burns(target) for w in (burn.short, burn.long))]
+    for window in dict.fromkeys(windows):
+        missed = f"sum by (pipeline) (rate(inferline_slo_missed_total{{{target.match}}}[{window}]))"
+        events = f"sum by (pipeline) (rate(inferline_slo_events_total{{{target.match}}}[{window}]))"
         yield miss_ratio(window), f"{missed} / ({events} > 0)"
 
 
-def alerts(pipeline: str, slo_s: float, objective: float) -> Iterator[Alert]:
-    """Every alert of a pipeline.
-
-    Args:
-        pipeline: the pipeline's name.
-        slo_s: the SLO in seconds.
-        objective: share of events that must meet it.
-
-    Raises:
-        ValueError: an objective outside (0, 1).
-    """
-    match = f'pipeline="{pipeline}"'
-    yield from _burn_alerts(match, slo_s, objective)
+def alerts(target: Target) -> Iterator[Alert]:
+    """Every alert of a pipeline."""
+    match, time = target.match, target.time
+    yield from _burn_alerts(target)
     yield Alert(
         "InferlineControllerDown",
         f"absent(inferline_slo_seconds{{{match}}})",
-        "30s",
+        time("30s"),
         PAGE,
-        f"No controller of {pipeline} answers its scrape",
-        "Replicas go on with the partitions they hold, but nothing scales and a dead replica is not replaced. "
-        "Start a controller: it takes up the state that Kafka holds.",
+        f"No controller of {target.pipeline} answers its scrape",
+        "Replicas on other machines go on with the partitions they hold, but nothing scales and a dead replica is not "
+        "replaced. Start a controller: it takes up the state that Kafka holds.",
     )
     yield Alert(
         "InferlineStuckPartition",
         f"inferline_stage_stuck_partitions{{{match}}} > 0",
-        "1m",
+        time("1m"),
         PAGE,
         "Stage {{ $labels.stage }}: {{ $value }} partitions stand still",
         "Records wait, their owner is up, and its commits do not move: a poison event or a hung stage, not load. "
         "More replicas will not help.",
     )
-    yield from _risk_alerts(match, slo_s)
-    yield from _stage_alerts(match, slo_s)
+    yield from _risk_alerts(target)
+    yield from _stage_alerts(target)
 
 
-def _burn_alerts(match: str, slo_s: float, objective: float) -> Iterator[Alert]:
+def _burn_alerts(target: Target) -> Iterator[Alert]:
     names = ("Fast", "Steady", "Slow", "Creeping")
-    for name, burn in zip(names, burns(objective), strict=True):
-        conditions = (f"{miss_ratio(window)}{{{match}}} > {burn.threshold}" for window in (burn.long, burn.short))
+    for name, burn in zip(names, burns(target), strict=True):
+        conditions = (
+            f"{miss_ratio(window)}{{{target.match}}} > {burn.threshold}" for window in (burn.long, burn.short)
+        )
         yield Alert(
             f"InferlineSLOBurn{name}",
             " and ".join(conditions),
             "0s",
             burn.severity,
-            f"{{{{ $value | humanizePercentage }}}} of events missed the SLO of {slo_s:g} s over {burn.long}",
+            f"{{{{ $value | humanizePercentage }}}} of events missed the SLO of {target.slo_s:g} s over {burn.long}",
             f"More than {burn.threshold:.4g} of the events missed the SLO over {burn.long} and over {burn.short}; "
-            f"the objective allows {1 - objective:.4g}.",
+            f"the objective allows {1 - target.objective:.4g}.",
         )
 
 
-def _risk_alerts(match: str, slo_s: float) -> Iterator[Alert]:
+def _risk_alerts(target: Target) -> Iterator[Alert]:
+    match, time = target.match, target.time
+    beyond = f"max by (pipeline) (inferline_envelope_excess_ratio{{{match}}}) > 1"
     behind = (
         f'sum by (pipeline) (inferline_replicas{{{match},state="wanted"}}) > '
         f'sum by (pipeline) (inferline_replicas{{{match},state="ready"}})'
     )
+    held = f"max by (pipeline) (inferline_stage_at_limit{{{match}}}) == 1 or inferline_paused{{{match}}} == 1"
     yield Alert(
         "InferlineSLOAtRisk",
-        f"(max by (pipeline) (inferline_envelope_excess_ratio{{{match}}}) > 1 and on (pipeline) ({behind})) "
+        f"({beyond} and on (pipeline) ({behind} or {held})) "
         f"or inferline_predicted_p99_seconds{{{match}}} > on (pipeline) inferline_slo_seconds{{{match}}}",
         "0s",
         TICKET,
         "The SLO is at risk before any lag exists",
-        "Traffic is beyond what the plan was made for and the replicas that would carry it are not ready, or the "
-        "plan in force is predicted to miss the SLO. See which window exceeds, and why replicas are pending.",
+        "Traffic is beyond what the plan was made for, and the replicas that would carry it are not ready, may not be "
+        "had or may not be asked for; or the plan in force is predicted to miss the SLO.",
     )
     yield Alert(
         "InferlinePlanInfeasible",
@@ -165,7 +198,7 @@ def _risk_alerts(match: str, slo_s: float) -> Iterator[Alert]:
     yield Alert(
         "InferlineInputStale",
         f"inferline_input_age_seconds{{{match}}} > 10",
-        "30s",
+        time("30s"),
         TICKET,
         "Input {{ $labels.input }} is {{ $value | humanizeDuration }} old",
         "The Tuner holds and never scales down on missing input. Look at the broker and at the replicas' reports.",
@@ -174,39 +207,49 @@ def _risk_alerts(match: str, slo_s: float) -> Iterator[Alert]:
         "InferlineModelDrift",
         f"inferline_model_drift_ratio{{{match}}} > 1.5 and on (pipeline) "
         f"inferline_recent_p99_seconds{{{match}}} > on (pipeline) inferline_slo_seconds{{{match}}} / 2",
-        "10m",
+        time("10m"),
         TICKET,
         "The observed P99 is {{ $value }} times the predicted one",
         "Profiles no longer describe the stages: another machine, a noisy neighbour, other inputs. "
         "Profile again with `inferline-stream profile`.",
     )
-    bucket = f'inferline_latency_seconds_bucket{{{match},le="{bucket_label(slo_s)}"}}'
+    bucket = f'inferline_latency_seconds_bucket{{{match},le="{bucket_label(target.slo_s)}"}}'
     yield Alert(
         "InferlineSLOBucketMissing",
         f"inferline_slo_seconds{{{match}}} unless on (pipeline) {bucket}",
-        "1m",
+        time("1m"),
         TICKET,
-        f"No latency bucket ends at the SLO of {slo_s:g} s",
+        f"No latency bucket ends at the SLO of {target.slo_s:g} s",
         "These rules were made for another SLO than the one in force: make them again with `inferline-stream rules`.",
     )
 
 
-def _stage_alerts(match: str, slo_s: float) -> Iterator[Alert]:
+def _stage_alerts(target: Target) -> Iterator[Alert]:
+    match, time = target.match, target.time
     stage = "by (pipeline, stage)"
     ready = f'sum {stage} (inferline_replicas{{{match},state="ready"}})'
     wanted = f'sum {stage} (inferline_replicas{{{match},state="wanted"}})'
     yield Alert(
         "InferlineAtLimit",
         f"inferline_stage_at_limit{{{match}}} == 1",
-        "1m",
+        time("1m"),
         TICKET,
-        "Stage {{ $labels.stage }} may not grow further",
+        "Stage {{ $labels.stage }} may not grow further: {{ $labels.limit }}",
         "The stage needs more replicas than its partitions or the hardware stock allow. Add stock, or partitions.",
+    )
+    yield Alert(
+        "InferlineReplicasMissing",
+        f"{wanted} > {ready}",
+        time("2m"),
+        TICKET,
+        "Stage {{ $labels.stage }} lacks replicas: {{ $value }} are wanted",
+        "Replicas that were asked for have not become ready for far longer than they take to start: the cluster has no "
+        "place for them, or they die as they start.",
     )
     yield Alert(
         "InferlineIdleConsumers",
         f"{ready} > on (pipeline, stage) inferline_stage_partitions{{{match}}}",
-        "5m",
+        time("5m"),
         TICKET,
         "Stage {{ $labels.stage }} has {{ $value }} replicas, more than partitions",
         "Replicas beyond the partition count cost and do nothing. Lower the stage's minimum, or add partitions.",
@@ -215,14 +258,14 @@ def _stage_alerts(match: str, slo_s: float) -> Iterator[Alert]:
         "InferlineSkew",
         f"max {stage} (inferline_partition_arrival_rate_per_second{{{match}}}) "
         f"> 3 * avg {stage} (inferline_partition_arrival_rate_per_second{{{match}}})",
-        "10m",
+        time("10m"),
         TICKET,
         "One partition of stage {{ $labels.stage }} carries more than three times the mean",
         "A hot key bounds what replicas can do: one partition is served by one replica. Spread the key.",
     )
     yield Alert(
         "InferlineHandoverStorm",
-        f"sum {stage} (increase(inferline_stage_handovers_total{{{match}}}[10m])) "
+        f"sum {stage} (increase(inferline_stage_handovers_total{{{match}}}[{time('10m')}])) "
         f"> on (pipeline, stage) (10 * inferline_stage_partitions{{{match}}})",
         "0s",
         TICKET,
@@ -231,7 +274,7 @@ def _stage_alerts(match: str, slo_s: float) -> Iterator[Alert]:
     )
     yield Alert(
         "InferlineReplicasCrash",
-        f"sum {stage} (increase(inferline_stage_restarts_total{{{match}}}[10m])) > 3",
+        f"sum {stage} (increase(inferline_stage_restarts_total{{{match}}}[{time('10m')}])) > 3",
         "0s",
         TICKET,
         "Replicas of stage {{ $labels.stage }} died {{ $value | humanize }} times in 10 minutes",
@@ -239,7 +282,7 @@ def _stage_alerts(match: str, slo_s: float) -> Iterator[Alert]:
     )
     yield Alert(
         "InferlineDeadLettersGrow",
-        f"sum {stage} (increase(inferline_stage_dead_lettered_total{{{match}}}[10m])) > 0",
+        f"sum {stage} (increase(inferline_stage_dead_lettered_total{{{match}}}[{time('10m')}])) > 0",
         "0s",
         TICKET,
         "Stage {{ $labels.stage }} sent {{ $value | humanize }} events to its dead-letter topic in 10 minutes",
@@ -247,9 +290,9 @@ def _stage_alerts(match: str, slo_s: float) -> Iterator[Alert]:
     )
     yield Alert(
         "InferlineScalingIneffective",
-        f"inferline_stage_lag_seconds{{{match}}} > {slo_s:g} and on (pipeline, stage) ({ready} >= {wanted}) "
-        f"and on (pipeline, stage) deriv(inferline_stage_lag_seconds{{{match}}}[1m]) > 0",
-        "2m",
+        f"inferline_stage_lag_seconds{{{match}}} > {target.slo_s:g} and on (pipeline, stage) ({ready} >= {wanted}) "
+        f"and on (pipeline, stage) deriv(inferline_stage_lag_seconds{{{match}}}[{time('1m')}]) > 0",
+        time("2m"),
         TICKET,
         "Stage {{ $labels.stage }} falls behind although every wanted replica is ready",
         "Records age past the SLO and replicas do not help: the stage waits for something that they share, or its "
@@ -257,25 +300,38 @@ def _stage_alerts(match: str, slo_s: float) -> Iterator[Alert]:
     )
 
 
-def rules_yaml(pipeline: str, slo_s: float, objective: float) -> str:
-    """A Prometheus rule file for one pipeline.
-
-    Raises:
-        ValueError: an objective outside (0, 1).
-    """
+def rules_document(target: Target) -> dict[str, Any]:
+    """A Prometheus rule file for one pipeline, as it is in JSON."""
+    labels = {"pipeline": target.pipeline} | ({"rehearsal": f"{target.faster:g}"} if target.faster > 1 else {})
+    recorded = [{"record": name, "expr": expr} for name, expr in recordings(target)]
+    alerting = [
+        {
+            "alert": alert.name,
+            "expr": alert.expr,
+            "for": alert.hold,
+            "labels": {"severity": alert.severity, **labels},
+            "annotations": {
+                "summary": alert.summary,
+                "description": alert.description,
+                "runbook": f"RUNBOOK.md#{alert.runbook}",
+            },
+        }
+        for alert in alerts(target)
+    ]
     # One group: its rules run in order, so alerts see the ratios of the same evaluation.
-    lines = ["groups:", f"  - name: {json.dumps(f'inferline.{pipeline}')}", "    rules:"]
-    for name, expr in recordings(pipeline, objective):
-        lines += [f"      - record: {name}", f"        expr: {json.dumps(expr)}"]
-    for alert in alerts(pipeline, slo_s, objective):
-        lines += [
-            f"      - alert: {alert.name}",
-            f"        expr: {json.dumps(alert.expr)}",
-            f"        for: {alert.hold}",
-            f"        labels: {json.dumps({'severity': alert.severity, 'pipeline': pipeline})}",
-            "        annotations:",
-            f"          summary: {json.dumps(alert.summary)}",
-            f"          description: {json.dumps(alert.description)}",
-            f"          runbook: {json.dumps(f'RUNBOOK.md#{alert.runbook}')}",
-        ]
+    return {"groups": [{"name": f"inferline.{target.pipeline}", "rules": [*recorded, *alerting]}]}
+
+
+def rules_yaml(target: Target) -> str:
+    """The same as YAML, for people to read and keep."""
+    (group,) = rules_document(target)["groups"]
+    lines = ["groups:", f"  - name: {json.dumps(group['name'])}", "    rules:"]
+    for rule in group["rules"]:
+        for at, (key, value) in enumerate(rule.items()):
+            lead = "      - " if at == 0 else "        "
+            if key == "annotations":
+                lines += [f"{lead}{key}:", *(f"          {name}: {json.dumps(text)}" for name, text in value.items())]
+            else:
+                plain = key in ("alert", "record", "for")
+                lines.append(f"{lead}{key}: {value if plain else json.dumps(value)}")
     return "\n".join(lines) + "\n"

@@ -1,13 +1,16 @@
 import math
+import re
 import shutil
 import subprocess
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from inferline_stream.errors import UsageError
+from inferline_stream.observability import metrics
 from inferline_stream.observability.buckets import bucket_label
 from inferline_stream.observability.metrics import serve_metrics
 from tests.unit.observability.states import BOUNDS_S, SLO_S, a_state
@@ -59,7 +62,7 @@ def test_series_of_a_gone_partition_and_stage_vanish(served):
     assert 'partition="3"' in scrape(port)
     states[0] = a_state(partitions=2)
     assert 'partition="3"' not in scrape(port)
-    states[0] = replace(a_state(), stages=())
+    states[0] = replace(a_state(), stages=(), replica_seconds={})
     assert 'stage="language"' not in scrape(port)
 
 
@@ -85,6 +88,36 @@ def test_a_taken_port_is_a_usage_error_that_names_the_option(served):
     _, port = served
     with pytest.raises(UsageError, match=f"{port}.*--metrics-port"):
         serve_metrics(lambda: None, port=port)
+
+
+def documented() -> dict[str, tuple[str, list[str], str]]:
+    """Metric → (type, labels, series), as METRICS.md says."""
+    text = Path(metrics.__file__).with_name("METRICS.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]*) \| ([\w +]+) \| .+ \|$", text, re.MULTILINE)
+    return {name: (kind, sorted(filter(None, labels.split(", "))), count) for name, kind, labels, count in rows}
+
+
+def test_every_metric_is_documented_with_its_type_its_labels_and_its_number_of_series(served):
+    _, port = served
+    found: dict[str, tuple[str, set[str], int]] = {}
+    for family in text_string_to_metric_families(scrape(port)):
+        ending = {"counter": "_total"}.get(family.type, "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"pipeline"}
+        found[family.name + ending] = (family.type, labels, len(family.samples))
+    sizes = {"S": 1, "H": 1, "K": 1, "P": 4, "W": 2, "D": 1}  # of the state served
+    told = documented()
+    assert found.keys() == told.keys()
+    for name, (kind, labels, count) in found.items():
+        expected_kind, expected_labels, formula = told[name]
+        expected = sum(math.prod(sizes.get(f) or int(f) for f in term.split()) for term in formula.split(" + "))
+        assert (sorted(labels), count) == (expected_labels, expected), name
+        assert kind == {"info": "gauge"}.get(expected_kind, expected_kind), name
+
+
+def test_no_figure_of_a_full_state_is_left_out(served):
+    _, port = served
+    empty = [family.name for family in text_string_to_metric_families(scrape(port)) if not family.samples]
+    assert empty == []
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus")

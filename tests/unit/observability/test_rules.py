@@ -10,7 +10,7 @@ import pytest
 
 import inferline_stream.observability as room
 from inferline_stream.observability.buckets import bucket_label, latency_bounds_s
-from inferline_stream.observability.rules import PAGE, alerts, burns, rules_yaml
+from inferline_stream.observability.rules import PAGE, Target, alerts, burns, rules_document, rules_yaml
 
 P = "moderation"
 TARGETS = [(0.25, 0.99), (1.0, 0.9), (0.005, 0.999), (60.0, 0.5)]
@@ -37,6 +37,7 @@ def healthy(slo_s: float) -> dict[str, str]:
         series("inferline_recent_p99_seconds"): f"{0.8 * slo_s}{flat}",
         series("inferline_model_drift_ratio"): f"1{flat}",
         series("inferline_plan_feasible"): f"1{flat}",
+        series("inferline_paused"): f"0{flat}",
         series("inferline_slo_events_total"): f"0+600x{MINUTES}",
         series("inferline_slo_missed_total"): f"0{flat}",
         series("inferline_envelope_excess_ratio", window_seconds="60"): f"0.9{flat}",
@@ -57,10 +58,11 @@ def healthy(slo_s: float) -> dict[str, str]:
     found |= {
         series(f"inferline_stage_{name}", **stage): f"0{flat}"
         for name in (
-            "at_limit", "stuck_partitions", "lag_seconds",
+            "stuck_partitions", "lag_seconds",
             "handovers_total", "restarts_total", "dead_lettered_total",
         )
     }  # fmt: skip
+    found |= {series("inferline_stage_at_limit", limit=limit, **stage): f"0{flat}" for limit in ("partitions", "stock")}
     return found
 
 
@@ -69,7 +71,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
     flat, stage = f"x{MINUTES}", {"stage": "toxicity"}
     ready = series("inferline_replicas", hardware="cpu-1", state="ready", **stage)
     wanted = series("inferline_replicas", hardware="cpu-1", state="wanted", **stage)
-    burn = dict(zip(("Fast", "Steady", "Slow", "Creeping"), burns(objective), strict=True))
+    burn = dict(zip(("Fast", "Steady", "Slow", "Creeping"), burns(Target(P, slo_s, objective)), strict=True))
     if alert.startswith("InferlineSLOBurn"):
         late = 600 * burn[alert.removeprefix("InferlineSLOBurn")].threshold * 1.05
         return {
@@ -87,7 +89,8 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         "InferlineInputStale": {series("inferline_input_age_seconds", input="arrivals"): f"11{flat}"},
         "InferlineModelDrift": {series("inferline_model_drift_ratio"): f"1.6{flat}"},
         "InferlineSLOBucketMissing": {series("inferline_latency_seconds_bucket", le=bucket_label(slo_s)): None},
-        "InferlineAtLimit": {series("inferline_stage_at_limit", **stage): f"1{flat}"},
+        "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1{flat}"},
+        "InferlineReplicasMissing": {wanted: f"3{flat}"},
         "InferlineIdleConsumers": {ready: f"5{flat}"},
         "InferlineSkew": {
             series("inferline_partition_arrival_rate_per_second", partition="0", **stage): f"200{flat}",
@@ -100,7 +103,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
     return cases[alert]
 
 
-NAMES = [alert.name for alert in alerts(P, *TARGETS[0])]
+NAMES = [alert.name for alert in alerts(Target(P, *TARGETS[0]))]
 BURNS = [name for name in NAMES if name.startswith("InferlineSLOBurn")]
 
 
@@ -112,7 +115,7 @@ def promtool_test(
     minutes: int = MINUTES,
 ) -> str:
     """Run (alert, series, expected firing count) cases; returns promtool's complaint, empty if all hold."""
-    (folder / "rules.yml").write_text(rules_yaml(P, slo_s, objective))
+    (folder / "rules.yml").write_text(rules_yaml(Target(P, slo_s, objective)))
     document = {
         "rule_files": ["rules.yml"],
         "evaluation_interval": "1m" if minutes == MINUTES else "30m",
@@ -154,7 +157,7 @@ def test_every_alert_fires_on_its_trouble_and_is_silent_when_all_is_well(tmp_pat
 @pytest.mark.parametrize(("slo_s", "objective"), TARGETS)
 def test_every_burn_alert_fires_above_its_threshold_and_is_silent_below(tmp_path, slo_s, objective):
     cases = []
-    for name, burn in zip(BURNS, burns(objective), strict=True):
+    for name, burn in zip(BURNS, burns(Target(P, slo_s, objective)), strict=True):
         above = broken(name, slo_s, objective)
         below = {**above, series("inferline_slo_missed_total"): f"0+{600 * burn.threshold * 0.95}x{LONG_MINUTES}"}
         cases += [(name, above, 1), (name, below, 0)]
@@ -171,14 +174,14 @@ def test_the_rule_test_itself_can_fail(tmp_path):
 @pytest.mark.parametrize(("slo_s", "objective"), TARGETS)
 def test_promtool_accepts_the_rule_file(tmp_path, slo_s, objective):
     path = tmp_path / "rules.yml"
-    path.write_text(rules_yaml(P, slo_s, objective))
+    path.write_text(rules_yaml(Target(P, slo_s, objective)))
     done = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("objective", [0.5, 0.9, 0.95, 0.99, 0.999])
 def test_every_burn_rate_can_be_reached_and_a_longer_window_never_needs_more(objective):
-    thresholds = [burn.threshold for burn in burns(objective)]
+    thresholds = [burn.threshold for burn in burns(Target(P, 0.25, objective))]
     assert all(0 < threshold < 1 for threshold in thresholds)
     assert thresholds == sorted(thresholds, reverse=True)
     assert min(thresholds) >= (1 - objective) * (1 - 1e-9)
@@ -187,11 +190,11 @@ def test_every_burn_rate_can_be_reached_and_a_longer_window_never_needs_more(obj
 @pytest.mark.parametrize("objective", [0.0, 1.0, 99.0])
 def test_an_objective_that_is_no_share_is_refused(objective):
     with pytest.raises(ValueError, match="objective"):
-        burns(objective)
+        Target(P, 0.25, objective)
 
 
 def test_only_slo_burn_controller_down_and_stuck_partition_page():
-    pages = {alert.name for alert in alerts(P, 0.25, 0.99) if alert.severity == PAGE}
+    pages = {alert.name for alert in alerts(Target(P, 0.25, 0.99)) if alert.severity == PAGE}
     assert pages == {
         "InferlineSLOBurnFast",
         "InferlineSLOBurnSteady",
@@ -203,3 +206,50 @@ def test_only_slo_burn_controller_down_and_stuck_partition_page():
 def test_every_alert_has_a_section_in_the_runbook_and_every_section_an_alert():
     text = (Path(room.__file__).parent / "RUNBOOK.md").read_text()
     assert set(re.findall(r"^## (Inferline\w+)$", text, re.MULTILINE)) == set(NAMES)
+
+
+def test_a_rule_file_is_the_same_in_yaml_and_in_json(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    target = Target(P, 0.25, 0.99)
+    assert yaml.safe_load(rules_yaml(target)) == rules_document(target)
+
+
+AT_RISK = {
+    "replicas are not ready": {
+        series("inferline_replicas", hardware="cpu-1", state="wanted", stage="toxicity"): "3",
+    },
+    "the stock is used up": {series("inferline_stage_at_limit", limit="stock", stage="toxicity"): "1"},
+    "decisions are held": {series("inferline_paused"): "1"},
+}
+
+
+@needs_promtool
+@pytest.mark.parametrize("why", AT_RISK)
+def test_traffic_beyond_the_plan_is_a_risk_only_where_something_keeps_replicas_away(tmp_path, why):
+    beyond = {series("inferline_envelope_excess_ratio", window_seconds="60"): f"1.1x{MINUTES}"}
+    because = {name: f"{value}x{MINUTES}" for name, value in AT_RISK[why].items()}
+    cases = [
+        ("InferlineSLOAtRisk", healthy(0.25) | beyond | because, 1),
+        ("InferlineSLOAtRisk", healthy(0.25) | beyond, 0),
+        ("InferlineSLOAtRisk", healthy(0.25) | because, 0),
+    ]
+    assert promtool_test(tmp_path, 0.25, 0.99, cases) == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "faster", "expected"),
+    [("3d", 1, "3d"), ("90m", 1, "90m"), ("1d", 24, "1h"), ("1h", 60, "1m"), ("5m", 20, "15s"), ("30s", 60, "500ms")],
+)
+def test_a_rehearsal_divides_every_window_and_hold(written, faster, expected):
+    assert Target(P, 0.25, 0.99, faster).time(written) == expected
+
+
+def test_a_rehearsal_differs_from_the_real_rules_in_nothing_but_time_and_a_label():
+    def without_times(target):
+        text = rules_yaml(target)
+        text = re.sub(r"(\[|for: |ratio_rate|over )\d+(ms|[smhd])", r"\1T", text)
+        return text.replace(', "rehearsal": "60"', "").splitlines()
+
+    real, rehearsed = without_times(Target(P, 0.25, 0.99)), without_times(Target(P, 0.25, 0.99, 60))
+    assert real == rehearsed
+    assert '"rehearsal": "60"' in rules_yaml(Target(P, 0.25, 0.99, 60))
