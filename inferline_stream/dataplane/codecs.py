@@ -75,8 +75,3 @@ def codec(name: str) -> Codec:
         return CODECS[name]
     except KeyError:
         raise InvalidTopology(f"codec {name!r} is unknown; use one of {', '.join(CODECS)}") from None
-
-
-def codec_between(returns: Any) -> str:
-    """Name of the codec for a stage's results on the way to the next: bytes as they are, all else JSON."""
-    return "raw" if returns is bytes else "json"

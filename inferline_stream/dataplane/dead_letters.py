@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferline_stream.dataplane.client import Message, StageSender
-from inferline_stream.dataplane.codecs import codec, codec_between
+from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
 from inferline_stream.dataplane.headers import REPLAY, Header
 from inferline_stream.dataplane.partitioning import partition_of
@@ -21,6 +21,7 @@ from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.pipeline.annotations import stage_types
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, HEADER_PREFIX, PARENT, Names
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.version import format_between
 
 _SENT_AGAIN = HEADER_PREFIX + "sent_again"
 """On a note beside the letters: partition and offset of a letter that was sent again."""
@@ -146,7 +147,7 @@ def decoded(letter: Letter, pipeline: Pipeline, prefix: str = "") -> Any:
     if letter.told("topic") != names.topic(pipeline.source.name):
         stage = pipeline.stage(letter.told("stage"))
         parent = letter.parent or stage.after[0].parent.name
-        name = codec_between(stage_types(pipeline.stage(parent).run).returns)
+        name = format_between(stage_types(pipeline.stage(parent).run).returns)
     try:
         return codec(name).decoder(Any)(letter.value or b"")
     except Exception as error:

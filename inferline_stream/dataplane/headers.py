@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, HEADER_PREFIX, PARENT, SKIPPED, VERSION, WIRE_VERSION
+from inferline_stream.pipeline.version import Structure
 
 DEAD = HEADER_PREFIX + "dead"
 """Beside `SKIPPED`: the event died upstream, so a join must not run for it. `DROPPED` or `LETTERED`."""
@@ -21,7 +22,11 @@ REPLAY = HEADER_PREFIX + "replay"
 
 _NAMING = frozenset((EVENT_ID, ENTRY_TIME, VERSION))
 
-WIRE_VERSION_VALUE = str(WIRE_VERSION).encode()
+
+def version_value(structure: Structure) -> bytes:
+    """What records carry: the version of headers and records, and that of the topology that wrote them."""
+    return f"{WIRE_VERSION}.{structure.version}".encode()
+
 
 Header = tuple[str, bytes]
 
@@ -34,6 +39,7 @@ class Found(NamedTuple):
 
     event_id: bytes | None
     entry_us: int | None
+    version: bytes | None
     parent: str | None
     skipped: tuple[str, ...]
     dead: int
@@ -43,7 +49,7 @@ class Found(NamedTuple):
 
 def read_headers(headers: Iterable[Header]) -> Found:
     """Take headers apart. An entry time that is no number counts as missing."""
-    event_id = entry_us = parent = None
+    event_id = entry_us = version = parent = None
     skipped: tuple[str, ...] = ()
     dead = replay = 0
     onward: list[Header] = []
@@ -57,6 +63,8 @@ def read_headers(headers: Iterable[Header]) -> Found:
                     entry_us = int(value)
                 except (ValueError, TypeError):
                     continue
+            elif name == VERSION:
+                version = value
             elif name == PARENT:
                 parent = value.decode()
                 continue
@@ -72,16 +80,16 @@ def read_headers(headers: Iterable[Header]) -> Found:
                 except (ValueError, TypeError):
                     continue
         onward.append(header)
-    return Found(event_id, entry_us, parent, skipped, dead, replay, onward)
+    return Found(event_id, entry_us, version, parent, skipped, dead, replay, onward)
 
 
-def entry_headers(found: Found, event_id: bytes, entry_us: int) -> list[Header]:
+def entry_headers(found: Found, event_id: bytes, entry_us: int, version: bytes) -> list[Header]:
     """Headers of an event that enters the pipeline: the user's own, and those that name it.
 
     An entry time that an earlier pipeline left on the record is replaced: this pipeline's clock starts here.
     """
     own = [header for header in found.onward if header[0] not in _NAMING]
-    return [*own, (EVENT_ID, event_id), (ENTRY_TIME, b"%d" % entry_us), (VERSION, WIRE_VERSION_VALUE)]
+    return [*own, (EVENT_ID, event_id), (ENTRY_TIME, b"%d" % entry_us), (VERSION, version)]
 
 
 def timestamp_us(headers: Iterable[Header], name: str) -> int | None:

@@ -47,6 +47,9 @@ class Intake:
             self._recall(holding, record)
             return
         found = read_headers(record.headers)
+        if found.version != self._wiring.version and self._is_foreign(found):
+            self._ended(self._event(holding, record, found), _foreign(found, self._wiring))
+            return
         if self._wiring.is_join:
             self._gather(holding, record, found)
             return
@@ -65,6 +68,10 @@ class Intake:
         error = Failed("IncompleteJoin", f"{why}; nothing was heard of {', '.join(missing)}", "")
         self._ended(self._joined(holding, parts), error)
 
+    def _is_foreign(self, found: Found) -> bool:
+        """Whether another topology wrote the record; who sends one again has decided that it is still of use."""
+        return found.version is not None and not self._wiring.is_entry and not found.replay
+
     def _recall(self, holding: Holding, record: Any) -> None:
         """A record that was complete before: only a join's memory of finished events needs it."""
         if holding.join is not None:
@@ -82,7 +89,7 @@ class Intake:
             entry_us = record.timestamp * 1000
             if wiring.entry_time_header is not None:
                 entry_us = timestamp_us(headers, wiring.entry_time_header) or entry_us
-            headers = entry_headers(found, event_id, entry_us)
+            headers = entry_headers(found, event_id, entry_us, wiring.version)
         elif entry_us is None:
             entry_us = record.timestamp * 1000
         return Event(
@@ -161,3 +168,9 @@ class Intake:
             records=tuple(parts.records),
             replayed=parts.replay > 0,
         )
+
+
+def _foreign(found: Found, wiring: Wiring) -> Failed:
+    wrote, reads = (found.version or b"").decode("utf-8", "replace"), wiring.version.decode()
+    why = f"written by version {wrote} of the pipeline, this is {reads}; send it again if it is still of use"
+    return Failed("OtherTopology", why, "")

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from inferline_stream.dataplane.client import MAX_RECORD_BYTES
-from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, REPLAY
+from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, REPLAY, version_value
 from inferline_stream.dataplane.holding import Dead, Event, Expired, Holding, Skipped
 from inferline_stream.dataplane.intake import Intake
 from inferline_stream.dataplane.join import Join
@@ -21,6 +21,7 @@ from inferline_stream.dataplane.worker import Done, Failed
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, SKIPPED, VERSION
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
+from inferline_stream.pipeline.version import structure_of
 
 
 class Post(msgspec.Struct):
@@ -67,6 +68,9 @@ def record(value: bytes | None, *headers: tuple[str, bytes], offset: int = 0, ke
     )
 
 
+THIS = version_value(structure_of(pipeline()))
+
+
 class Taken:
     """An intake and what it gave."""
 
@@ -108,7 +112,7 @@ def test_a_source_record_gets_its_place_as_id_and_its_timestamp_as_entry_time():
     assert event.value == Post("x")
     assert event.event_id == b"in/3/9"
     assert event.entry_us == 1_000_000
-    assert event.headers == [("shop", b"7"), (EVENT_ID, b"in/3/9"), (ENTRY_TIME, b"1000000"), (VERSION, b"1")]
+    assert event.headers == [("shop", b"7"), (EVENT_ID, b"in/3/9"), (ENTRY_TIME, b"1000000"), (VERSION, THIS)]
 
 
 def test_another_pipelines_entry_time_is_replaced_and_its_event_id_kept():
@@ -234,6 +238,18 @@ def test_a_join_keeps_the_parts_of_an_event_that_died_elsewhere_where_it_may_be_
     given = part("right", b'"3"', offset=0), part(None, b"", offset=1, skipped="left", dead=DROPPED)
     ((event, outcome),) = Taken("both")(*given).ended
     assert sent("both", event, outcome) == {}
+
+
+@pytest.mark.parametrize("version", [b"1.00000000", b"2" + THIS[1:]])
+def test_a_record_that_another_topology_wrote_becomes_a_dead_letter_unless_it_is_sent_again(version):
+    old = [(EVENT_ID, b"e"), (ENTRY_TIME, b"7"), (VERSION, version)]
+    ((_, outcome),) = Taken("left")(record(b"4", *old)).ended
+    assert outcome.type == "OtherTopology"
+    ((_, outcome),) = Taken("both")(record(b"4", *old, (PARENT, b"left"))).ended
+    assert outcome.type == "OtherTopology"
+    assert Taken("left")(record(b"4", *old, (REPLAY, b"1"))).ready
+    assert Taken("left")(record(b"4", *old[:2], (VERSION, THIS))).ready
+    assert Taken("ask")(record(b'{"text": "x"}', *old)).ready
 
 
 def test_an_event_that_is_sent_again_says_so_to_every_stage_after():

@@ -1,0 +1,101 @@
+"""Which topology wrote a record, and whether another one can take over what is under way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from inferline_stream.pipeline.annotations import stage_types
+from inferline_stream.pipeline.topology import Pipeline
+
+DRAIN_FIRST = (
+    "end the running pipeline first: Ctrl-C on its `run`, or SIGTERM, drains what is under way; then run the new one"
+)
+"""What to do about a change that a running pipeline cannot take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What records between stages depend on; a stage's code may change without it.
+
+    Args:
+        source: topic and codec.
+        sink: topic and codec.
+        formats: of each stage's results on the way to the next.
+        edges: by stage, its parents; whether the edge is conditional.
+    """
+
+    source: tuple[str, str]
+    sink: tuple[str, str]
+    formats: Mapping[str, str]
+    edges: Mapping[str, Mapping[str, bool]]
+
+    @property
+    def version(self) -> str:
+        """Eight digits that differ where anything of it does."""
+        canonical = json.dumps(asdict(self), sort_keys=True).encode()
+        return hashlib.blake2s(canonical, digest_size=4).hexdigest()
+
+
+def structure_of(pipeline: Pipeline) -> Structure:
+    """The structure of a valid pipeline.
+
+    Raises:
+        TypeError: a stage's annotations cannot be resolved.
+    """
+    source, sink = pipeline.source, pipeline.sink
+    return Structure(
+        source=(source.name, source.codec),
+        sink=(sink.name, sink.codec),
+        formats={stage.name: format_between(stage_types(stage.run).returns) for stage in pipeline.stages},
+        edges={
+            stage.name: {edge.parent.name: edge.condition is not None for edge in stage.after}
+            for stage in pipeline.stages
+        },
+    )
+
+
+def format_between(returns: Any) -> str:
+    """Name of the codec for a stage's results on the way to the next: bytes as they are, all else JSON."""
+    return "raw" if returns is bytes else "json"
+
+
+def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
+    """Why records that are under way in one topology cannot go on in another; none where only code has changed.
+
+    Each reason says what has changed; `DRAIN_FIRST` says what to do.
+    """
+    found = []
+    for end in ("source", "sink"):
+        before, now = getattr(running, end), getattr(wanted, end)
+        if before != now:
+            found.append(f"the {end} was topic {before[0]} ({before[1]}) and is topic {now[0]} ({now[1]})")
+    before, now = running.edges, wanted.edges
+    found += [
+        f"stage {stage} is gone: what waits for it would never be processed" for stage in before if stage not in now
+    ]
+    found += [
+        f"stage {stage} is new: events that are past its parents would miss it" for stage in now if stage not in before
+    ]
+    for stage in now:
+        if stage not in before:
+            continue
+        parents, wanted_parents = before[stage], now[stage]
+        if parents.keys() != wanted_parents.keys():
+            found.append(
+                f"stage {stage} came after {_names(parents)} and comes after {_names(wanted_parents)}: "
+                "events that are under way would wait for parents they never meet"
+            )
+        elif parents != wanted_parents:
+            changed = [parent for parent in parents if parents[parent] != wanted_parents[parent]]
+            found.append(f"the edge from {_names(changed)} to {stage} is not as conditional as it was")
+        if running.formats[stage] != wanted.formats[stage]:
+            found.append(f"results of stage {stage} were {running.formats[stage]} and are {wanted.formats[stage]}")
+    return found
+
+
+def _names(stages: Any) -> str:
+    return ", ".join(sorted(stages)) or "nothing"
