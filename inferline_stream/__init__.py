@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from inferline_stream.errors import InferlineError, InvalidTopology
     from inferline_stream.pipeline.hardware import Hardware
+    from inferline_stream.pipeline.isolation import Isolation
     from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Hardware",
     "InferlineError",
     "InvalidTopology",
+    "Isolation",
     "Pipeline",
     "Sample",
     "Stage",
@@ -29,6 +31,7 @@ _ROOMS = {
     "Hardware": "inferline_stream.pipeline.hardware",
     "InferlineError": "inferline_stream.errors",
     "InvalidTopology": "inferline_stream.errors",
+    "Isolation": "inferline_stream.pipeline.isolation",
     "Pipeline": "inferline_stream.pipeline.topology",
     "Sample": "inferline_stream.pipeline.topology",
     "Stage": "inferline_stream.pipeline.topology",

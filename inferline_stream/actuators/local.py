@@ -26,7 +26,8 @@ from inferline_stream.actuators.actuator import (
 )
 from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.dataplane.protocol import ReplicaSpec, encode
-from inferline_stream.isolation import bootstrap
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.isolation.launch import Launch
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class _Place:
     pidfd: int = -1
     cores: float = 0.0
     pinned: frozenset[int] = frozenset()
+    launch: Launch | None = None
     log: Path = Path()
     started_s: float = 0.0
     restarts: int = 0
@@ -147,22 +149,28 @@ class LocalActuator:
         place.cores = spec.hardware.cores
         taken = [(other.cores, other.pinned) for other in self._places if other.process is not None]
         place.pinned = cores_for(place.cores, self._machine, taken)
+        confinement = confined(spec.isolation, spec.topology, spec.hardware, spec.bootstrap_servers)
         try:
+            # A replica that is left alone hands over what it can, rather than die in the middle of a batch.
+            launch = place.launch = Launch(
+                self._module, confinement, cores=place.cores, pinned=place.pinned, orphaned=signal.SIGTERM
+            )
             self._log_folder.mkdir(parents=True, exist_ok=True)
             with place.log.open("ab") as log:
                 place.process = subprocess.Popen(
-                    # A replica that is left alone hands over what it can, rather than die in the middle of a batch.
-                    bootstrap.command(self._module, place.pinned, orphaned=signal.SIGTERM),
+                    launch.command,
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **bootstrap.thread_variables(place.cores)},
+                    env=launch.environment,
+                    pass_fds=launch.files,
                     start_new_session=True,  # Ctrl-C in the terminal is for the run, which drains its replicas
                 )
         except OSError as error:
             self._ended(place, 127, f"could not be started: {error}", tail="")
             return
         place.pidfd = os.pidfd_open(place.process.pid)
+        launch.started(place.process.pid)
         asyncio.get_running_loop().add_reader(place.pidfd, self._reap, place)
         # One line, far smaller than a pipe holds, so this does not wait for the child. The pipe stays open: its
         # end tells the replica that nobody looks after it any more. One that has ended already breaks it, which
@@ -211,7 +219,9 @@ class LocalActuator:
 
     def _ended(self, place: _Place, code: int, reason: str, tail: str) -> None:
         loop = asyncio.get_running_loop()
-        place.process, place.pidfd, place.pinned = None, -1, frozenset()
+        if place.launch is not None:
+            place.launch.close()
+        place.process, place.pidfd, place.pinned, place.launch = None, -1, frozenset(), None
         delay_s = None
         if not place.retiring:
             place.restarts += 1

@@ -6,7 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import WIRE_VERSION
 
 ReplicaPhase = Literal["starting", "ready", "draining", "gone", "failed"]
@@ -30,6 +32,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """On emulated hardware: service time in seconds by batch size."""
     settings: dict[str, float] = {}
     """Fields of `Settings` that differ from their defaults."""
+    isolation: Isolation = Isolation("none")
     version: int = WIRE_VERSION
 
 
@@ -129,6 +132,8 @@ class ReplicaReport(msgspec.Struct):
     handover_stall_s: float = 0.0
     reason: str = ""
     """Why the replica failed or left, in words."""
+    isolation: Enforced | None = None
+    """What keeps it in, as it found by trial; None until it is ready."""
     version: int = WIRE_VERSION
 
 

@@ -1,7 +1,8 @@
 """A replica: the process that moves one stage's records.
 
 ``python -m inferline_stream.dataplane.replica`` with a `ReplicaSpec` as one line of JSON on standard input, which
-stays open: its end means that the supervisor is gone, and the replica leaves in good order. So does SIGTERM.
+stays open: its end means that the supervisor is gone, and the replica leaves in good order. So does SIGTERM. An
+argument is the file descriptor where a sealed replica asks for addresses, see `isolation.names`.
 
 Exit codes: 0 left in good order; 3 the topology or stage cannot be loaded; 5 Kafka does not answer; 70 the stage broke
 its contract, or Kafka refuses its records; 75 it was fenced, or lost its lease where results must be exactly once.
@@ -15,6 +16,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,8 +24,11 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
+import uvloop
+
 from inferline_stream.dataplane.client import Fenced, ReportSender, StageReader, StageSender
 from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.looping import Loop
 from inferline_stream.dataplane.moving import Moving
 from inferline_stream.dataplane.owning import Owning
 from inferline_stream.dataplane.protocol import ReplicaPhase, ReplicaSpec, decode_spec
@@ -32,6 +37,9 @@ from inferline_stream.dataplane.results import Records, topics_written
 from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.dataplane.worker import StageCall
 from inferline_stream.errors import InferlineError, StageFailed
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.isolation.refusals import Refusals
+from inferline_stream.isolation.sealing import seal
 from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.settings import Settings
 
@@ -62,6 +70,8 @@ class Replica:
         names, where = wiring.names, spec.bootstrap_servers
         buckets = len(latency_bounds_s(wiring.pipeline.slo_s)) + 1
         self._report = report = new_report(spec.replica, spec.stage, spec.hardware.name, buckets)
+        self._confinement = confined(spec.isolation, spec.topology, spec.hardware, spec.bootstrap_servers)
+        self._refusals = Refusals(self._confinement)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="stage")
         self._lease = lease = Lease(settings.lease_s)
         self._reader = StageReader(
@@ -112,6 +122,7 @@ class Replica:
             stage, records = await self._get_ready()
             gc.collect()
             gc.freeze()  # what was loaded stays: no need to look at it again and again
+            self._seal()
             self._report.start_up_s = time.monotonic() - self._started_s
             if not self._owning.leaving:
                 await self._reporting.now(self._owning.held(), "ready")
@@ -133,13 +144,24 @@ class Replica:
     async def _get_ready(self) -> tuple[StageCall, Records]:
         """Build the stage and connect, beside each other."""
         building = asyncio.get_running_loop().run_in_executor(
-            self._worker, StageCall, self._wiring.stage.run, self._spec.hardware, self._spec.emulated_s
+            self._worker,
+            StageCall,
+            self._refusals.guarded(self._wiring.stage.run),
+            self._spec.hardware,
+            self._spec.emulated_s,
         )
         timeout_s = self._settings.connect_timeout_s
         await asyncio.gather(self._reader.start(timeout_s), self._sender.start(timeout_s))
         partitions = {topic: await self._sender.partitions_of(topic) for topic in topics_written(self._wiring)}
         rng = random.Random(self._spec.replica)  # noqa: S311  spreads records, hides nothing
         return await building, Records(self._wiring, partitions, rng, self._report)
+
+    def _seal(self) -> None:
+        """Give up what only a start needs, before the first record."""
+        self._report.isolation = seal(self._confinement)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        self._refusals.sealed = loop.sealed = self._report.isolation.sealed
 
     async def _work(self, reporting: asyncio.Task[None], stage: StageCall, records: Records) -> None:
         """Until everything is released, or the first step fails."""
@@ -204,15 +226,16 @@ def main() -> int:
     except InferlineError as error:
         logger.error("replica %s: %s", spec.replica, error)
         return error.exit_code
-    return _run(spec, wiring, started_s)
+    channel = socket.socket(fileno=int(sys.argv[1])) if len(sys.argv) > 1 else None
+    return _run(spec, wiring, started_s, channel)
 
 
-def _run(spec: ReplicaSpec, wiring: Wiring, started_s: float) -> int:
-    import uvloop
-
+def _run(spec: ReplicaSpec, wiring: Wiring, started_s: float, channel: socket.socket | None) -> int:
     async def live() -> int:
         replica = Replica(spec, wiring, started_s)
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        loop.channel = channel
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, replica.leave, f"{number.name} received")
         _when_closed(sys.stdin.buffer, lambda: loop.call_soon_threadsafe(replica.leave, "the supervisor is gone"))
@@ -222,7 +245,7 @@ def _run(spec: ReplicaSpec, wiring: Wiring, started_s: float) -> int:
             logger.error("replica %s: %s", spec.replica, error)
             return error.exit_code
 
-    return uvloop.run(live())
+    return uvloop.run(live(), loop_factory=Loop)
 
 
 def _when_closed(stream: IO[bytes], told: Callable[[], object]) -> None:

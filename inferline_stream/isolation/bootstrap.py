@@ -1,19 +1,22 @@
-"""First code of every process that runs users' stages: it ends with its parent and keeps to its cores.
+"""First code of every process that runs users' stages: it ends with its parent, keeps to its cores, and shuts doors.
 
-``python -m inferline_stream.isolation.bootstrap --parent PID,SIGNAL [--cores 0,1] MODULE [ARGUMENT ...]``
-restricts the process, then runs MODULE in it as ``__main__``. Nothing that starts threads is imported before.
+``python -P isolation/bootstrap.py --parent PID,SIGNAL [--cores 0,1] [--confinement JSON] MODULE [ARGUMENT ...]``
+restricts the process, then runs MODULE in it as ``__main__``. It is started by its path and imports the standard
+library alone, because Landlock binds only the thread that asks for it and those that this thread starts later: a
+library that has started a thread before would keep a way out.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import runpy
 import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-_PR_SET_PDEATHSIG = 1
+if TYPE_CHECKING:
+    from inferline_stream.isolation.confinement import Confinement
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -27,30 +30,50 @@ _THREADS = (
     "TF_NUM_INTEROP_THREADS",
 )
 
+EXIT_UNSUPPORTED = 3
 
-def command(module: str, cores: Collection[int] = (), orphaned: signal.Signals = signal.SIGKILL) -> list[str]:
+
+def command(
+    module: str,
+    cores: Collection[int] = (),
+    orphaned: signal.Signals = signal.SIGKILL,
+    confinement: Confinement | None = None,
+) -> list[str]:
     """Command line that runs a module in a restricted child of this process.
 
     Args:
         module: run as ``__main__``.
         cores: the only ones that the child may run on; empty for all.
         orphaned: what the child is sent when this process has ended, however it ended.
+        confinement: what it may touch; None for all that this process may.
     """
     pinned = ["--cores", ",".join(map(str, sorted(cores)))] if cores else []
     parent = ["--parent", f"{os.getpid()},{orphaned.value}"]
-    return [sys.executable, "-m", "inferline_stream.isolation.bootstrap", *parent, *pinned, module]
+    within = ["--confinement", confinement.encoded()] if confinement is not None else []
+    # -P: neither this file's folder nor the current one may lend modules their names.
+    return [sys.executable, "-P", os.path.abspath(__file__), *parent, *pinned, *within, module]
 
 
-def thread_variables(cores: float) -> dict[str, str]:
-    """Environment that keeps numeric libraries to whole cores: as many threads, at least one."""
+def environment(cores: float, confinement: Confinement | None, source: Mapping[str, str]) -> dict[str, str]:
+    """Environment of a child: numeric libraries keep to whole cores; nothing secret where it is confined."""
     threads = str(max(1, int(cores)))
+    given = dict(source)
+    if confinement is not None:
+        from inferline_stream.isolation.confinement import visible
+
+        given = visible(source, confinement.isolation.environment)
+        given |= {"TMPDIR": confinement.scratch} if confinement.scratch else {}
+        given |= {"UV_USE_IO_URING": "0", "JOBLIB_MULTIPROCESSING": "1" if confinement.isolation.helpers else "0"}
     # onnxruntime would otherwise look for a host to report to when it is first imported.
-    return {**dict.fromkeys(_THREADS, threads), "ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**given, **dict.fromkeys(_THREADS, threads), **quiet}
 
 
 def end_with(parent: int, number: int) -> None:
     """Have the kernel signal this process as soon as its parent is gone, however the parent ended."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    from inferline_stream.isolation import kernel
+
+    kernel.prctl(kernel.SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it was gone before the kernel knew
         os._exit(1)
 
@@ -58,6 +81,7 @@ def end_with(parent: int, number: int) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Restrict this process, then become the module."""
     rest = list(arguments)
+    confinement = None
     while rest and rest[0].startswith("--"):
         option, value, *rest = rest
         if option == "--parent":
@@ -65,13 +89,33 @@ def main(arguments: Sequence[str]) -> None:
             end_with(int(parent), int(number))
         elif option == "--cores":
             os.sched_setaffinity(0, {int(core) for core in value.split(",")})
+        elif option == "--confinement":
+            confinement = value
         else:
             sys.exit(f"unknown option {option}; {__doc__}")
     if not rest:
         sys.exit(f"no module given; {__doc__}")
+    if confinement is not None:
+        _confine(confinement)
     sys.argv = rest
     runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
 
 
+def _confine(text: str) -> None:
+    from inferline_stream.errors import InferlineError
+    from inferline_stream.isolation.confinement import decoded
+    from inferline_stream.isolation.sealing import confine
+
+    try:
+        confine(decoded(text))
+    except InferlineError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_UNSUPPORTED)
+
+
 if __name__ == "__main__":
+    # The package may be found by other means than the search path, such as an editable install's: take this very one.
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if package not in sys.path:
+        sys.path.append(package)
     main(sys.argv[1:])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.units import duration_s
 
 DEFAULT_MAX_BATCH_SIZE = 64
@@ -64,6 +65,10 @@ class Stage:
         max_batch_size: largest batch that may be profiled and planned.
         emulated: for `emulated-*` hardware, service time by batch size, for all such kinds
             (``{1: "20ms", 8: "60ms"}``) or by kind (``{"emulated-cpu": {1: "20ms"}}``).
+        standby: replicas beyond those that work, with the model loaded and nothing to do: one of them takes
+            over within 0.1 s where another has died. They cost what any replica costs.
+        isolation: how far its replicas are kept from what is not theirs: a level (``"none"``, ``"sandbox"``,
+            ``"container"``, ``"gvisor"``, ``"kata"``), or an `Isolation` that says what they may touch.
     """
 
     def __init__(
@@ -75,6 +80,8 @@ class Stage:
         after: Iterable[Stage | Edge] = (),
         max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
         emulated: Mapping[int, str] | Mapping[str, Mapping[int, str]] | None = None,
+        standby: int = 0,
+        isolation: str | Isolation = "none",
     ) -> None:
         self.name = name
         self.run = run
@@ -82,6 +89,8 @@ class Stage:
         self.after = [parent if isinstance(parent, Edge) else Edge(parent) for parent in after]
         self.max_batch_size = max_batch_size
         self.emulated = emulated
+        self.standby = standby
+        self.isolation = isolation
         self.declared = _caller()
 
     def when(self, condition: Callable[[Any], bool]) -> Edge:

@@ -21,6 +21,7 @@ from inferline_stream.pipeline.annotations import (
 from inferline_stream.pipeline.branches import maybe_missing
 from inferline_stream.pipeline.emulation import by_kind, emulated_s
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue
+from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import topological
 from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic
@@ -145,6 +146,9 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     size: Any = stage.max_batch_size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         yield f"max_batch_size {size!r} must be a whole number, 1 or more"
+    standby: Any = stage.standby
+    if isinstance(standby, bool) or not isinstance(standby, int) or standby < 0:
+        yield f"standby {standby!r} must be a whole number of replicas, 0 or more"
     try:
         stage_types(stage.run)
     except TypeError as error:
@@ -157,6 +161,11 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
         elif kind not in kinds:
             yield f"unknown hardware {kind!r}{_close(kind, kinds)}"
     yield from _of_emulation(stage, kinds)
+    isolation: Any = stage.isolation
+    if isinstance(isolation, str) and isolation not in LEVELS:
+        yield f"unknown isolation {isolation!r}{_close(isolation, LEVELS)}"
+    elif not isinstance(isolation, str | Isolation):
+        yield f"isolation {isolation!r} is neither a level ({', '.join(LEVELS)}) nor an Isolation"
 
 
 def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:

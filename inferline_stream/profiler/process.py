@@ -73,7 +73,7 @@ class WorkerProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=self._log,
-            env={**os.environ, **bootstrap.thread_variables(self._cores)},
+            env=bootstrap.environment(self._cores, None, os.environ),
             start_new_session=True,
         )
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +22,8 @@ from inferline_stream.dataplane.protocol import (
 )
 from inferline_stream.dataplane.topics import commit_start_offsets, create_topics, topics_of
 from inferline_stream.dataplane.wiring import input_topic
-from inferline_stream.isolation import bootstrap
 from inferline_stream.isolation.confinement import confined
-from inferline_stream.isolation.names import NameService
+from inferline_stream.isolation.launch import Launch
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.isolation import isolation_of
@@ -70,6 +68,7 @@ class Director:
         self._hardware = catalogue(self.pipeline.hardware)
         self._sequence = 0
         self._stack = contextlib.AsyncExitStack()
+        self._launches: list[Launch] = []
         self._changed = asyncio.Event()
         self.reports: dict[str, ReplicaReport] = {}
         self.history: list[ReplicaReport] = []
@@ -114,18 +113,13 @@ class Director:
             settings=self._settings,
             **{"max_batch_size": 16, "isolation": isolation, **self._spec, **spec},
         )
-        within = confined(told.isolation, told.topology, kind, told.bootstrap_servers)
-        confinement = within if told.isolation.sandboxed else None
-        names = NameService()
+        confinement = confined(told.isolation, told.topology, kind, told.bootstrap_servers)
+        launch = Launch("inferline_stream.dataplane.replica", confinement, cores=kind.cores)
+        self._launches.append(launch)
         process = await asyncio.create_subprocess_exec(
-            *bootstrap.command("inferline_stream.dataplane.replica", confinement=confinement),
-            str(names.theirs.fileno()),
-            stdin=asyncio.subprocess.PIPE,
-            env=bootstrap.environment(kind.cores, confinement, os.environ),
-            pass_fds=[names.theirs.fileno()],
+            *launch.command, stdin=asyncio.subprocess.PIPE, env=launch.environment, pass_fds=launch.files
         )
-        names.theirs.close()
-        self._stack.callback(names.close)
+        launch.started(process.pid)
         assert process.stdin is not None
         process.stdin.write(encode(told) + b"\n")
         self.processes[replica] = process
@@ -283,6 +277,8 @@ class Director:
             assert process.stdin is not None
             process.stdin.close()
         await asyncio.gather(*(process.wait() for process in self.processes.values()))
+        for launch in self._launches:
+            launch.close()
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

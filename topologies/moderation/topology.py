@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from inferline_stream import Pipeline, Sample, Stage, Topic
+from inferline_stream import Isolation, Pipeline, Sample, Stage, Topic
 
 HERE = Path(__file__).parent
 
@@ -110,14 +110,30 @@ def _verdict(found: Findings) -> Verdict:
     return Verdict(found.language.text, found.language.language, not reason, reason)
 
 
-language = Stage("language", Language, hardware=["cpu-0.25", "cpu-1"])
+# Replicas seal themselves before their first record: each reads the model of its own stage and no other's.
+language = Stage(
+    "language",
+    Language,
+    hardware=["cpu-0.25", "cpu-1"],
+    isolation=Isolation("sandbox", scratch=True),  # py3langid unpacks its model into a temporary file
+)
 toxicity = Stage(
-    "toxicity", Toxicity, after=[language.when(is_english)], hardware=["cpu-0.25", "cpu-1"], max_batch_size=32
+    "toxicity",
+    Toxicity,
+    after=[language.when(is_english)],
+    hardware=["cpu-0.25", "cpu-1"],
+    max_batch_size=32,
+    isolation="sandbox",  # its model lies among Python's packages
 )
 duplicate = Stage(
-    "duplicate", DuplicateSearch, after=[language], hardware=["cpu-0.25", "cpu-0.5", "cpu-1"], max_batch_size=8
+    "duplicate",
+    DuplicateSearch,
+    after=[language],
+    hardware=["cpu-0.25", "cpu-0.5", "cpu-1"],
+    max_batch_size=8,
+    isolation=Isolation("sandbox", reads=["known.npy", "vocabulary.txt"]),
 )
-verdict = Stage("verdict", decide, after=[language, toxicity, duplicate], hardware=["cpu-0.25"])
+verdict = Stage("verdict", decide, after=[language, toxicity, duplicate], hardware=["cpu-0.25"], isolation="sandbox")
 
 pipeline = Pipeline(
     "moderation",

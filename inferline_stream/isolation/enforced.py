@@ -1,0 +1,112 @@
+"""What really keeps a process in, found out by trial rather than from what was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import resource
+import socket
+from dataclasses import dataclass
+
+from inferline_stream.isolation import kernel, landlock, profiles
+from inferline_stream.isolation.confinement import Confinement
+
+_LIMITS = {"memory_bytes": resource.RLIMIT_DATA, "file_bytes": resource.RLIMIT_FSIZE, "files": resource.RLIMIT_NOFILE}
+
+
+@dataclass(frozen=True, slots=True)
+class Enforced:
+    """What holds for a replica.
+
+    Args:
+        level: declared.
+        landlock: version of Landlock that keeps it from files; 0 if nothing does.
+        ports: TCP ports that it may connect to; None if any.
+        system_calls: how many of the kernel's it can reach; None if all.
+        limits: by name, in bytes or numbers.
+        groups: controllers of its own control groups.
+        missing: what was declared and does not hold, in words.
+        sealed: whether only the system calls of moving records are left.
+        degraded: whether that is accepted: the stage said so, or its hardware cannot have more yet.
+    """
+
+    level: str = "none"
+    landlock: int = 0
+    ports: tuple[int, ...] | None = None
+    system_calls: int | None = None
+    limits: dict[str, int] = dataclasses.field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    sealed: bool = False
+    degraded: bool = False
+
+
+def look(confinement: Confinement) -> Enforced:
+    """What holds before the seal."""
+    isolation = confinement.isolation
+    if not isolation.sandboxed:
+        return Enforced()
+    missing = []
+    files = _refused_files()
+    if not files and "/" not in isolation.reads:
+        missing.append("files: every path may be opened")
+    network = _refused_port(confinement.ports)
+    if not network:
+        missing.append("network: every TCP port may be reached")
+    if int(kernel.status("CapEff") or "1", 16) or kernel.status("NoNewPrivs") != "1":
+        missing.append("capabilities: not all are given up")
+    on = profiles.machine()
+    calls = None
+    if on is not None and kernel.status("Seccomp") == "2":
+        launching = profiles.launching(os.getpid(), jit=isolation.jit, helpers=bool(isolation.helpers))
+        calls = profiles.reachable(launching, on)
+    elif confinement.gpu:
+        missing.append("system calls: what a GPU's driver needs is not known yet, so all may be made")
+    else:
+        missing.append("system calls: all may be made")
+    if isolation.seal != "off" and not confinement.gpu and on is None:
+        missing.append("system calls: no seal on this machine")
+    return Enforced(
+        isolation.level,
+        landlock.abi() if files else 0,
+        confinement.ports if network else None,
+        calls,
+        {name: soft for name, which in _LIMITS.items() if (soft := resource.getrlimit(which)[0]) >= 0},
+        _own_groups(),
+        tuple(missing),
+        degraded=isolation.on_unsupported == "degrade" or (confinement.gpu and len(missing) == 1 and calls is None),
+    )
+
+
+def look_again(before: Enforced, system_calls: int) -> Enforced:
+    """What holds after the seal: nothing more can be opened to find out."""
+    try:
+        os.getsid(0)  # harmless, allowed to a starting process, and never to a sealed one
+    except PermissionError:
+        return dataclasses.replace(before, system_calls=system_calls, sealed=True)
+    return dataclasses.replace(before, missing=(*before.missing, "system calls: the seal does not hold"))
+
+
+def _refused_files() -> bool:
+    try:
+        os.listdir("/")
+    except PermissionError:
+        return True
+    return False
+
+
+def _refused_port(allowed: tuple[int, ...]) -> bool:
+    port = next(number for number in range(1, len(allowed) + 2) if number not in allowed)
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == errno.EACCES
+
+
+def _own_groups() -> tuple[str, ...]:
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ()
+    own = [line.split(":", 2)[1] for line in lines if line.endswith(f"/inferline-{os.getpid()}")]
+    return tuple(sorted(name or "unified" for name in own))

@@ -1,0 +1,68 @@
+"""What it takes to start one process that runs a stage, and what must be kept for it until it has ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Collection
+from dataclasses import replace
+
+from inferline_stream.isolation import bootstrap, limits
+from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.isolation.names import NameService
+
+
+class Launch:
+    """One process's command line, environment and files, and its keeper: answers its questions for addresses and
+    tidies up after it. Must be made and closed within one event loop.
+
+    Args:
+        module: what it runs.
+        confinement: what it may touch.
+        cores: how many it may use; numeric libraries are told.
+        pinned: the only cores it may run on; empty for all.
+        orphaned: what it is sent when this process has ended.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        confinement: Confinement,
+        *,
+        cores: float,
+        pinned: Collection[int] = (),
+        orphaned: signal.Signals = signal.SIGKILL,
+    ) -> None:
+        self._names: NameService | None = None
+        self._scratch = ""
+        self._process = 0
+        self.files: tuple[int, ...] = ()
+        """Descriptors that it inherits."""
+        within = None
+        arguments = []
+        if confinement.isolation.sandboxed:
+            if confinement.isolation.scratch:
+                self._scratch = tempfile.mkdtemp(prefix="inferline-")
+            within = replace(confinement, scratch=self._scratch)
+            self._names = NameService()
+            self.files = (self._names.theirs.fileno(),)
+            arguments = [str(number) for number in self.files]
+        self.command = [*bootstrap.command(module, pinned, orphaned, within), *arguments]
+        self.environment = bootstrap.environment(cores, within, os.environ)
+
+    def started(self, process: int) -> None:
+        """It runs, and holds the inherited descriptors itself."""
+        self._process = process
+        if self._names is not None:
+            self._names.theirs.close()
+
+    def close(self) -> None:
+        """It has ended, or was never started."""
+        if self._names is not None:
+            self._names.close()
+        if self._process:
+            limits.leave_groups(self._process)
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)

@@ -1,0 +1,110 @@
+"""Limits that hold without control groups, and control groups where they may be used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from pathlib import Path
+
+from inferline_stream.isolation.confinement import Confinement
+
+_MIB = 1 << 20
+_OPEN_FILES = 1024
+_THREADS = 256
+"""Of one process; a stage that needs more has another problem."""
+
+
+def memory_bytes(confinement: Confinement) -> int:
+    """Most memory of a process: what is declared, else half of the machine's, so that one cannot fill it."""
+    declared = confinement.isolation.memory_mb
+    if declared is not None:
+        return declared * _MIB
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def limit(confinement: Confinement) -> None:
+    """Limit this process and all that it starts. What it allocates counts, not what it maps: libraries are free."""
+    sizes = {
+        resource.RLIMIT_CORE: 0,  # a dump would hold every secret of the process
+        resource.RLIMIT_FSIZE: confinement.isolation.file_mb * _MIB,
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+    }
+    if not confinement.gpu:  # drivers of GPUs reserve more than there is
+        sizes[resource.RLIMIT_DATA] = memory_bytes(confinement)
+    for which, size in sizes.items():
+        hard = resource.getrlimit(which)[1]
+        most = size if hard == resource.RLIM_INFINITY else min(size, hard)
+        resource.setrlimit(which, (most, most))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # of all processes, the kernel is to end this one first
+
+
+def join_groups(confinement: Confinement) -> tuple[str, ...]:
+    """Put this process into control groups of its own for the limits that its stage declares.
+
+    Cores need none: a replica is pinned to its cores, and paced where it has less than one.
+
+    Returns:
+        The controllers whose limit holds; none where control groups are not ours to make.
+    """
+    isolation = confinement.isolation
+    wanted = {}
+    if isolation.memory_mb is not None:
+        wanted["memory"] = ("memory.limit_in_bytes", "memory.max", isolation.memory_mb * _MIB)
+    if isolation.helpers:
+        wanted["pids"] = ("pids.max", "pids.max", _THREADS * (1 + isolation.helpers))
+    held = []
+    for controller, (first, second, value) in wanted.items():
+        folder, unified = own_group(controller)
+        if folder is not None and _join(folder / _name(os.getpid()), second if unified else first, value):
+            held.append(controller)
+    return tuple(held)
+
+
+def leave_groups(process: int) -> None:
+    """Remove the control groups of a process that has ended."""
+    for controller in ("memory", "pids"):
+        folder, _ = own_group(controller)
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                (folder / _name(process)).rmdir()
+
+
+def _name(process: int) -> str:
+    return f"inferline-{process}"
+
+
+def _join(group: Path, setting: str, value: int) -> bool:
+    try:
+        group.mkdir(exist_ok=True)
+        (group / setting).write_text(str(value))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    except OSError:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        return False
+    return True
+
+
+def own_group(controller: str) -> tuple[Path | None, bool]:
+    """This process's group for a controller, and whether it is version 2 of control groups; None if there is none."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None, False
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            folder = root / controller / path.lstrip("/")
+            return (folder if folder.is_dir() else None), False
+    unified = next((line.split(":", 2)[2] for line in lines if line.startswith("0::")), None)
+    if unified is None:
+        return None, False
+    folder = root / unified.lstrip("/")
+    try:
+        delegated = controller in (folder / "cgroup.subtree_control").read_text().split()
+    except OSError:
+        delegated = False
+    return (folder if delegated else None), True

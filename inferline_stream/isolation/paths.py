@@ -1,0 +1,81 @@
+"""Files that a sandboxed process may read: system libraries, Python, the topology's code, what is declared."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.isolation.landlock import Grant
+
+_SYSTEM = (
+    *("/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib", "/usr/share", "/lib", "/lib64"),
+    *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/timezone", "/etc/hosts"),
+    *("/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"),
+    *("/etc/passwd", "/etc/group", "/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/etc/os-release"),
+    *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/filesystems"),
+    *("/proc/sys/vm/overcommit_memory", "/proc/sys/kernel/osrelease", "/proc/sys/kernel/cap_last_cap"),
+    *("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage"),
+    *("/sys/fs/cgroup", "/sys/bus/pci"),
+    *("/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"),
+)
+_GPU_READS = (
+    "/proc/driver/nvidia",
+    "/proc/devices",
+    "/sys/bus/pci",
+    "/sys/devices",
+    "/sys/module/nvidia",
+    "/sys/class",
+)
+_GPU_DEVICES = ("nvidia", "dri", "kfd")
+_CODE = (".py", ".so")
+_DEEPEST = 8
+
+
+def grants(confinement: Confinement) -> Iterator[Grant]:
+    """Everything that a process may touch."""
+    isolation = confinement.isolation
+    for path in (*_SYSTEM, *_python(), *isolation.reads):
+        yield Grant(path)
+    yield Grant("/dev/null", write=True)
+    yield from _code(Path(confinement.topology).parent)
+    for path in (*isolation.writes, *filter(None, [confinement.scratch])):
+        yield Grant(path, write=True)
+    if confinement.gpu:
+        for path in _GPU_READS:
+            yield Grant(path)
+        for name in os.listdir("/dev"):
+            if name.startswith(_GPU_DEVICES):
+                yield Grant(f"/dev/{name}", write=True, device=True)
+
+
+def _python() -> Iterator[str]:
+    """The interpreter, its libraries and this package, wherever they are installed."""
+    yield from {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
+    yield os.path.dirname(os.path.realpath(sys.executable))
+    yield from (entry for entry in sys.path if entry)
+    package = Path(__file__).parents[1]
+    yield str(package)
+    yield str((package / "connectors").resolve())  # a link, in a checkout
+
+
+def _code(folder: Path) -> Iterator[Grant]:
+    """The topology's modules, at any depth. Its data is each stage's own: another stage's model stays out of reach."""
+    yield Grant(str(folder), names=True)
+    for parent, folders, files in os.walk(folder):
+        at = Path(parent)
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not (at / name / "pyvenv.cfg").exists() and name != "node_modules"
+        ]
+        if len(at.relative_to(folder).parts) >= _DEEPEST:
+            folders.clear()
+        if at.name == "__pycache__":
+            yield Grant(parent)
+            continue
+        for name in files:
+            if name.endswith(_CODE):
+                yield Grant(str(at / name))

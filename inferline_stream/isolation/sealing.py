@@ -1,0 +1,146 @@
+"""The two steps in which a replica shuts itself in: before its first import, and before its first record."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import linecache
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.isolation import enforced, kernel, landlock, limits, paths, profiles
+from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.isolation.enforced import Enforced
+from inferline_stream.pipeline.isolation import Isolation
+
+_LATE_CODECS = ("idna", "punycode", "ascii", "latin-1", "utf-16", "utf-8-sig")
+
+
+def confine(confinement: Confinement, *, forks: bool = False) -> None:
+    """First step: files, TCP ports, capabilities, limits and the system calls of a start. One thread may exist.
+
+    Args:
+        confinement: what this process may touch.
+        forks: whether it is a parent that replicas are forked from.
+
+    Raises:
+        InvalidTopology: the machine cannot do it, and the stage does not accept less.
+    """
+    isolation = confinement.isolation
+    lacking = unsupported(isolation)
+    if lacking and isolation.on_unsupported == "fail":
+        raise InvalidTopology(refusal(isolation, lacking))
+    if lacking:
+        warnings.warn(f"isolation {isolation.level!r} is not whole here: {'; '.join(lacking)}", stacklevel=2)
+    threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["1"]
+    if len(threads) > 1:
+        raise InvalidTopology(
+            f"{len(threads)} threads run before the first import, and Landlock would bind only one of them: remove the "
+            "*.pth file or sitecustomize that starts them, or run without isolation"
+        )
+    on = profiles.machine()
+    limits.join_groups(confinement)
+    limits.limit(confinement)
+    if on is None:
+        return
+    kernel.prctl(kernel.SET_NO_NEW_PRIVS, 1)
+    kernel.drop_capabilities()
+    landlock.restrict(paths.grants(confinement), confinement.ports)
+    if not confinement.gpu:
+        calls = profiles.launching(
+            os.getpid(),
+            jit=isolation.jit,
+            helpers=bool(isolation.helpers),
+            signals=landlock.abi() >= landlock.SCOPE_ABI,
+            forks=forks,
+        )
+        with _supported(isolation):
+            kernel.install_filter(profiles.program(calls, on))
+
+
+def seal(confinement: Confinement) -> Enforced:
+    """Second step: give up all but the system calls of moving records, in every thread.
+
+    Returns:
+        What holds now, by trial.
+
+    Raises:
+        InvalidTopology: it is less than declared, and the stage does not accept less.
+    """
+    isolation = confinement.isolation
+    on = profiles.machine()
+    before = enforced.look(confinement)
+    if not isolation.sandboxed or isolation.seal == "off" or on is None or confinement.gpu:
+        return _accepted(isolation, before)
+    _have_at_hand(os.path.dirname(confinement.topology))
+    calls = profiles.sealed(
+        os.getpid(),
+        imports=isolation.seal == "imports",
+        jit=isolation.jit,
+        helpers=bool(isolation.helpers),
+        signals=before.landlock >= landlock.SCOPE_ABI,
+    )
+    with _supported(isolation):
+        kernel.prctl(kernel.SET_NO_NEW_PRIVS, 1)
+        kernel.prctl(kernel.SET_DUMPABLE, 0)  # no core dump, and others of its user may not read its memory
+        kernel.install_filter(profiles.program(calls, on))
+    return _accepted(isolation, enforced.look_again(before, profiles.reachable(calls, on)))
+
+
+def _accepted(isolation: Isolation, found: Enforced) -> Enforced:
+    if found.missing and isolation.on_unsupported == "fail" and not found.degraded:
+        raise InvalidTopology(refusal(isolation, found.missing))
+    return found
+
+
+def unsupported(isolation: Isolation) -> tuple[str, ...]:
+    """What this machine lacks for an isolation level, in words; empty if nothing."""
+    if not isolation.sandboxed:
+        return ()
+    if profiles.machine() is None:
+        name = os.uname()
+        return (f"replicas are sealed on Linux x86-64 and aarch64 only, and this is {name.sysname} {name.machine}",)
+    version = landlock.abi()
+    lacking = []
+    if not version:
+        lacking.append("the kernel has no Landlock (it needs 5.13, and landlock among its security modules): no files")
+    elif version < landlock.NETWORK_ABI:
+        lacking.append(f"the kernel's Landlock has version {version}; TCP ports need 4 (Linux 6.7)")
+    if kernel.status("Seccomp") is None:
+        lacking.append("the kernel has no seccomp: no system calls")
+    return tuple(lacking)
+
+
+def refusal(isolation: Isolation, lacking: tuple[str, ...]) -> str:
+    """What to say, and to write, where a level cannot be had."""
+    return (
+        f'isolation {isolation.level!r} cannot be had here: {"; ".join(lacking)}. Write isolation="none", or '
+        f'isolation=Isolation("{isolation.level}", on_unsupported="degrade") to take what there is'
+    )
+
+
+@contextlib.contextmanager
+def _supported(isolation: Isolation) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            raise InvalidTopology("a thread has a seccomp filter of its own: the seal would not hold for it") from error
+        if isolation.on_unsupported == "fail":
+            raise InvalidTopology(refusal(isolation, (f"seccomp: {error.strerror}",))) from error
+
+
+def _have_at_hand(folder: str) -> None:
+    """Load what is otherwise looked up late: text encodings, and the sources that a traceback shows."""
+    for name in _LATE_CODECS:
+        codecs.lookup(name)
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and file.endswith(".py") and file.startswith(folder + os.sep):
+            lines = linecache.getlines(file)
+            # Without a time of change they are never compared with the file, which is out of reach by then.
+            linecache.cache[file] = (sum(map(len, lines)), None, lines, file)

@@ -1,0 +1,85 @@
+"""What a stage's replicas may touch: declared beside the stage, enforced by the room `isolation`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LEVELS = ("none", "sandbox", "container", "gvisor", "kata")
+SEALS = ("strict", "imports", "off")
+UNSUPPORTED = ("fail", "degrade")
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """How far a stage's replicas are kept from everything that is not theirs.
+
+    A sandboxed replica may read Python, its libraries and the topology's code, write nothing, reach Kafka's TCP
+    ports and nothing else; before its first record it gives up all but the few system calls that moving records takes.
+
+    Args:
+        level: ``"none"``; ``"sandbox"``, in which a replica seals itself; or ``"container"``, ``"gvisor"`` and
+            ``"kata"``, which put the sealed replica into a container with that runtime.
+        reads: files and folders it may read beside code, from the topology's folder where relative; ``~`` is home.
+        writes: files and folders it may read and write.
+        ports: TCP ports it may connect to beside Kafka's. The kernel cannot tell hosts apart.
+        environment: variables it may see beside the usual ones, such as PATH and HOME.
+        seal: ``"strict"``, no file is opened after the seal; ``"imports"``, files may be read still, for stages that
+            import late; ``"off"``, only what is set before the first import holds.
+        jit: whether it may write machine code into memory (numba, PyTorch's compiler).
+        helpers: processes it may fork for itself, sealed as it is.
+        memory_mb: most memory, in MiB; None for half of the machine's.
+        file_mb: longest file it may write, in MiB, its log included.
+        scratch: whether it has a folder of its own for temporary files (`tempfile`), removed when it has ended.
+        forked: whether replicas are forked from a parent that has imported the topology already: they start faster.
+        on_unsupported: where this cannot all be had: ``"fail"``, or ``"degrade"`` to what can, with a warning.
+        image: of containers; needs Python and this package.
+
+    Raises:
+        ValueError: a word, port or number that cannot be.
+    """
+
+    level: str = "sandbox"
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    environment: tuple[str, ...] = ()
+    seal: str = "strict"
+    jit: bool = False
+    helpers: int = 0
+    memory_mb: int | None = None
+    file_mb: int = 256
+    scratch: bool = False
+    forked: bool = False
+    on_unsupported: str = "fail"
+    image: str = "inferline-stream"
+
+    def __post_init__(self) -> None:
+        for name, known in (("level", LEVELS), ("seal", SEALS), ("on_unsupported", UNSUPPORTED)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"isolation {name} {getattr(self, name)!r} is none of {', '.join(known)}")
+        for name in ("reads", "writes", "ports", "environment"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not hasattr(given, "__iter__"):
+                raise ValueError(f"isolation {name} {given!r} must be a list, e.g. {name}=[{given!r}]")
+            object.__setattr__(self, name, tuple(given))
+        for port in self.ports:
+            if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+                raise ValueError(f"isolation port {port!r} must be a whole number from 1 to 65535")
+        for name, least in (("helpers", 0), ("file_mb", 1), ("memory_mb", 1)):
+            number = getattr(self, name)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+                raise ValueError(f"isolation {name} {number!r} must be a whole number, {least} or more")
+
+    @property
+    def sandboxed(self) -> bool:
+        """Whether a replica seals itself; it does within containers too."""
+        return self.level != "none"
+
+
+def isolation_of(declared: str | Isolation) -> Isolation:
+    """The value that a level's name stands for.
+
+    Raises:
+        ValueError: no such level.
+    """
+    return declared if isinstance(declared, Isolation) else Isolation(declared)
