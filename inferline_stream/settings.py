@@ -30,6 +30,21 @@ class Settings:
     tuner_step_s: float = 0.1
     """How often the Tuner decides."""
 
+    planner_every_s: float = 300.0
+    """How often the plan is looked at again."""
+
+    planner_beyond_s: float = 30.0
+    """How long traffic must have been beyond the plan for it to be looked at at once: longer than a burst."""
+
+    planner_recent_s: float = 3600.0
+    """How much of the recorded traffic a new plan is made for; its busiest stretch where that is many events."""
+
+    planner_saves_share: float = 0.1
+    """Share of its cost by which a new plan must be cheaper: below it, a change costs more than it brings."""
+
+    planner_effort_s: float = 60.0
+    """Longest time that one search for a plan may take."""
+
     connect_timeout_s: float = 10.0
     """Longest wait for Kafka's first answer before the command ends with exit code 5."""
 

@@ -43,6 +43,13 @@ def run(
     start: Annotated[
         str, typer.Option(help="where to read from: committed, earliest, latest, or an ISO time")
     ] = "committed",
+    create_topics: Annotated[
+        bool,
+        typer.Option(
+            "--create-topics/--no-create-topics",
+            help="create topics that are missing; or only verify them, and name each difference (see `topics`)",
+        ),
+    ] = True,
     prefix: Annotated[str, typer.Option(help="before the name of every topic and consumer group")] = "",
     ui: Annotated[bool, typer.Option("--ui/--no-ui", help="serve the live page")] = True,
     ui_port: Annotated[int, typer.Option(help="of the live page; 0 for any free one", min=0, max=65535)] = 8765,
@@ -69,6 +76,7 @@ def run(
             policy=policy,
             delivery=delivery,
             start=start,
+            create_topics=create_topics,
             prefix=prefix,
             page_port=ui_port if ui else None,
             metrics_port=metrics_port,

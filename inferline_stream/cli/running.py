@@ -56,6 +56,7 @@ class Wanted:
     policy: Literal["default", "inferline"]
     delivery: Literal["at_least_once", "exactly_once"]
     start: str
+    create_topics: bool
     prefix: str
     page_port: int | None
     metrics_port: int
@@ -118,12 +119,14 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             replication=REPLICATION if wanted.bootstrap_servers else 1,
             delivery=wanted.delivery,
             start=wanted.start,
+            create_topics=wanted.create_topics,
             policy=POLICIES[wanted.policy],
             advisory=wanted.advisory,
             duration_s=_seconds(wanted.duration),
             page_port=wanted.page_port,
             metrics_port=wanted.metrics_port,
             settings=limits,
+            sample=what.trace,
         )
         return await run_to_report(run, screen, stopping.stop)
 

@@ -23,22 +23,27 @@ from inferline_stream.controlplane.keeping import Book, Ticks, flat, nested
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
 from inferline_stream.controlplane.overrides import Overrides
 from inferline_stream.controlplane.picture import Picture
+from inferline_stream.controlplane.planning import LOOK_S, Planning
 from inferline_stream.controlplane.records import StoredDecision, StoredPlan, decode_override
 from inferline_stream.controlplane.recovery import Found, find_arrivals
+from inferline_stream.controlplane.replanning import Proposal
 from inferline_stream.controlplane.reports import RECENT_S
 from inferline_stream.controlplane.running import Running
-from inferline_stream.controlplane.scaling import replicas_of_plan
+from inferline_stream.controlplane.scaling import going_over, replicas_of_plan
+from inferline_stream.controlplane.tuning import Tuning, windows_of
 from inferline_stream.controlplane.waiting import until
+from inferline_stream.controlplane.warming import Warming
 from inferline_stream.controlplane.watching import LAGS_S, Watching
 from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.dataplane.protocol import ReplicaReport
 from inferline_stream.errors import Unreachable
 from inferline_stream.observability.state import DecisionRecord, PipelineState
-from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.document import plan_to_bytes
 from inferline_stream.tuner.decision import Action, Decision, Reason
-from inferline_stream.tuner.policy import Policy, TunerState
+from inferline_stream.tuner.policy import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +71,12 @@ class Controller:
         actuator: makes replicas.
         leadership: entered; writes assignments.
         policy: the Tuner's step.
-        tuner: its state, made for the picture's plan and the replicas wanted.
         found: what earlier terms have left.
-        resume: the Tuner's state for a plan and replicas that are there: after a pause, and for a new plan.
         told: called with every decision, at once.
         wanted: replicas to ask for first; by default the plan's. The newest are kept here.
-        standby: replicas that stand by, by stage.
+        standby: replicas that stand by, by stage, where people have not set another number.
+        max_batch_sizes: that stages declare. Given, the plan is looked at again now and then.
+        sample: traffic that the plan was made for. Given, replicas are decided on by a table simulated from it.
         host: loads and returns what makes the Faust app of this term; called in a thread. None runs without one.
     """
 
@@ -80,12 +85,12 @@ class Controller:
     actuator: Actuator
     leadership: Leadership
     policy: Policy
-    tuner: TunerState
     found: Found
-    resume: Callable[[Plan, Mapping[str, Mapping[str, int]]], TunerState]
     told: Callable[[DecisionRecord], None] = lambda record: None
     wanted: dict[tuple[str, str], int] = field(default_factory=dict)
     standby: Mapping[str, int] = field(default_factory=dict)
+    max_batch_sizes: Mapping[str, int] | None = None
+    sample: Trace | None = None
     host: Callable[[], Host] | None = None
     stock: dict[str, int] = field(default_factory=dict)
     """Most replicas of a hardware kind, where this place has fewer than the catalogue says."""
@@ -103,21 +108,30 @@ class Controller:
     watching: Watching | None = None
     fleet: Fleet = field(init=False)
     dealing: Dealing = field(init=False)
+    tuning: Tuning = field(init=False)
+    warming: Warming = field(init=False)
+    plans: list[StoredPlan] = field(default_factory=list)
+    """Every plan that came into force, as written down."""
+    stored: list[StoredDecision] = field(default_factory=list)
+    """Every decision, as written down."""
     _book: Book = field(init=False)
     _ticks: Ticks = field(init=False)
     _reported: set[str] = field(default_factory=set)
     _decides_from_s: float | None = None
     _was_paused: bool = False
+    _code_s: float = 0.0
     _timer_s: float = float("-inf")
 
     def __post_init__(self) -> None:
+        if not self.wanted:
+            self.wanted.update(replicas_of_plan(self.picture.plan.allocations))
         self.dealing = Dealing(self.running, self.picture, self.leadership, self._fell_silent)
         self.fleet = Fleet(self.actuator, self.picture, self.dealing.partitions, self.wanted, self.standby)
+        self.tuning = Tuning(self.policy, self.picture, self.running.settings, nested(self.wanted))
+        self.warming = Warming(self.picture, self.tuning, self.sample)
         self._book = Book(self.running.names.decisions, self.found.number)
         self._ticks = Ticks(self.running.names, self.running.source)
         self.overrides = self.found.overrides
-        if not self.wanted:
-            self.wanted.update(replicas_of_plan(self.picture.plan.allocations))
 
     async def run(self) -> None:
         """Control until cancelled.
@@ -126,8 +140,9 @@ class Controller:
             LeadershipLost: another controller leads now.
         """
         running, settings = self.running, self.running.settings
+        self._follow_people()
         await self.fleet.reconcile()
-        self._keep_plan("initial", "")
+        self._keep_plan(time.time(), "initial", "")
         servers, names = running.bootstrap_servers, running.names
         async with (
             OffsetReader(servers) as offsets,
@@ -139,8 +154,11 @@ class Controller:
             await watching.begin()
             times = await find_arrivals(running, offsets, watching.source_partitions, self.picture.growth)
             if times.size:
-                self.picture.traffic.add(times)
+                self.picture.arrived(times)
             self.watching = watching
+            planning = Planning(
+                running, self.picture, lambda: self.overrides, self.max_batch_sizes or {}, self._propose
+            )
             async with asyncio.TaskGroup() as tasks:
                 for period_s, step in (
                     (settings.arrivals_sample_s, watching.sample),
@@ -155,6 +173,8 @@ class Controller:
                     (_STATE_S, self._look),
                     (_KEEP_S, lambda: self._keep(arrivals)),
                     (_HOST_AGAIN_S, self._host),
+                    (0.0, self.warming.step),
+                    (LOOK_S, planning.step if self.max_batch_sizes else _never),
                 ):
                     tasks.create_task(self._every(period_s, step))
 
@@ -227,7 +247,23 @@ class Controller:
             key = (record.key or b"").decode()
             self.overrides = self.overrides.with_record(key, override)
             logger.info("override %s: %s", key, override or "taken back")
-            self.picture.prices(self.overrides.prices(time.time()))
+            self._follow_people()
+            if override is not None and override.kind == "code":
+                detail = f"given by {override.who or 'somebody'}: every replica is replaced, one after another"
+                record_ = self._record(Action.REPLACE, Reason.NEW_CODE, detail, nested(self.wanted))
+                self.decided(record_, nested(self.wanted))
+
+    def _follow_people(self) -> None:
+        """Take up what people have set now; what they set for a while lapses by this, too."""
+        now_s, loop_s = time.time(), asyncio.get_running_loop().time()
+        self.picture.prices(self.overrides.prices(now_s))
+        self.fleet.standby = {**self.standby, **self.overrides.standby(now_s)}
+        code_s = self.overrides.code_s
+        if code_s is not None and code_s > self._code_s:
+            self._code_s = code_s
+            # By the clock of whoever gave it; one that is ahead of ours means now.
+            self.fleet.newest_code_s = loop_s - max(0.0, now_s - code_s)
+            self.fleet.changed()
 
     # -- what goes out -------------------------------------------------------------------------------
 
@@ -278,9 +314,10 @@ class Controller:
             return
         if self._was_paused:  # what happened meanwhile is no history to decide on
             self._was_paused = False
-            self.tuner = self.resume(self.picture.plan, nested(self.wanted))
-        seen = self.picture.observation(loop_s, self.wanted, self.overrides.limits(now_s), self.overrides.stock(now_s))
-        self.tuner, decision = self.policy(self.tuner, seen)
+            self.tuning.again(nested(self.wanted))
+        stock = {**self.stock, **self.overrides.stock(now_s)}
+        seen = self.picture.observation(loop_s, self.wanted, self.overrides.limits(now_s), stock)
+        decision = self.tuning.step(seen)
         if decision is not None:
             await self._apply(decision, seen.envelope)
 
@@ -302,18 +339,44 @@ class Controller:
         return True
 
     async def _apply(self, decision: Decision, envelope: Sequence[int]) -> None:
-        acts = decision.action is not Action.HOLD and not self.running.advisory
-        record = DecisionRecord(
-            time.time(),
-            str(decision.action),
-            str(decision.reason),
-            decision.detail,
-            {stage: sum(kinds.values()) for stage, kinds in decision.replicas.items()},
-            applied=acts,
-        )
-        if acts:
+        record = self._record(decision.action, decision.reason, decision.detail, decision.replicas)
+        if record.applied:
             await self.fleet.want(flat(decision.replicas))
         self.decided(record, decision.replicas, envelope)
+
+    def _record(
+        self, action: Action, reason: Reason, detail: str, replicas: Mapping[str, Mapping[str, int]]
+    ) -> DecisionRecord:
+        return DecisionRecord(
+            time.time(),
+            str(action),
+            str(reason),
+            detail,
+            {stage: sum(kinds.values()) for stage, kinds in replicas.items()},
+            applied=action is not Action.HOLD and not self.running.advisory,
+        )
+
+    async def _propose(self, proposal: Proposal, measured: PipelineProfile) -> None:
+        """Take up what a planning run came to, unless people hold decisions, or the run ends."""
+        if self.held or self.paused or proposal.reason is None:
+            self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
+            return
+        replicas = nested(self.wanted)
+        if proposal.plan is None:
+            if self.plan_feasible:
+                self.plan_feasible = False
+                self.decided(self._record(Action.HOLD, proposal.reason, proposal.detail, replicas), replicas)
+            return
+        self.plan_feasible = True
+        replicas = going_over(self.wanted, proposal.plan)
+        record = self._record(Action.REPLAN, proposal.reason, proposal.detail, replicas)
+        if record.applied:
+            self.picture.adopt(proposal.plan, measured, windows_of(proposal.plan, self.running.settings))
+            self.tuning.again(replicas)
+            self.warming.planned(proposal.trace if self.sample is not None else None)
+            await self.fleet.want(flat(replicas))
+            self._keep_plan(record.time_s, record.reason, record.detail)
+        self.decided(record, replicas)
 
     def decided(
         self, record: DecisionRecord, replicas: Mapping[str, Mapping[str, int]], envelope: Sequence[int] = ()
@@ -324,7 +387,7 @@ class Controller:
         self.told(record)
         self._book.number += 1
         now_s = asyncio.get_running_loop().time()
-        self._book.decision(
+        self.stored.append(
             StoredDecision(
                 number=self._book.number,
                 controller=self.leadership.controller,
@@ -344,11 +407,13 @@ class Controller:
                 },
             )
         )
+        self._book.decision(self.stored[-1])
 
-    def _keep_plan(self, reason: str, detail: str) -> None:
+    def _keep_plan(self, time_s: float, reason: str, detail: str) -> None:
         plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(self.picture.plan))))
         controller, term = self.leadership.controller, self.leadership.term
-        self._book.plan(StoredPlan(controller, term, time.time(), reason, detail, plan))
+        self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan))
+        self._book.plan(self.plans[-1])
 
     async def _keep(self, arrivals: RecordProducer) -> None:
         """Write down ticks, plans and decisions."""
@@ -361,6 +426,7 @@ class Controller:
     async def _look(self) -> None:
         """One consistent picture for metrics and tables."""
         now_s = asyncio.get_running_loop().time()
+        self._follow_people()
         self.picture.held(now_s, await self.fleet.observe())
         state = self.picture.state(
             now_s,
@@ -369,12 +435,12 @@ class Controller:
             envelope=self.picture.traffic.envelope(now_s),
             paused=self.paused,
             term=self.leadership.term,
-            limits={stage: _LIMITS[reason] for reason, stage in self.tuner.told if reason in _LIMITS},
+            limits={stage: _LIMITS[reason] for reason, stage in self.tuning.state.told if reason in _LIMITS},
         )
         self.state = replace(
             state,
             plan_feasible=self.plan_feasible,
-            handover_budget_left=self.tuner.handover_budget_left,
+            handover_budget_left=self.tuning.state.handover_budget_left,
             failures=self.failures,
         )
 
@@ -395,3 +461,7 @@ class Controller:
             return not self._book.waiting()
 
         await until(written, 2.0)
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()

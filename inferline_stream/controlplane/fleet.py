@@ -35,8 +35,8 @@ class Fleet:
     partitions: Callable[[], Mapping[str, int]]
     wanted: dict[tuple[str, str], int]
     standby: Mapping[str, int] = field(default_factory=dict)
-    newest_code_s: dict[str, float] = field(default_factory=dict)
-    """By stage: replicas started before run older code. On the event loop's clock."""
+    newest_code_s: float = float("-inf")
+    """Replicas started before this time run older code. On the event loop's clock."""
     draining: set[str] = field(default_factory=set)
     """Replicas that were asked to leave."""
     started_s: dict[str, float] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Fleet:
             r.hardware,
             r.started_s,
             ready=r.state == "running" and reports.is_ready(r.replica),
-            fresh=r.state == "waiting" or r.started_s >= self.newest_code_s.get(r.stage, 0.0),
+            fresh=r.state == "waiting" or r.started_s >= self.newest_code_s,
             waiting=r.state == "waiting",
             partitions=self.partitions().get(r.replica, 0),
         )

@@ -1,4 +1,4 @@
-"""What people have set in place of decisions: pauses, replica counts, limits, SLO, prices, stock."""
+"""What people have set in place of decisions: pauses, replica counts, limits, SLO, prices, stock, newer code."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ class Overrides:
             if o.value is not None:
                 limits[stage] = Limits(int(o.value), int(o.value))
         return limits
+
+    def standby(self, now_s: float) -> dict[str, int]:
+        """Replicas that stand by, by stage, where it was set."""
+        return {stage: int(o.value) for stage, o in self._valid("standby", now_s).items() if o.value is not None}
+
+    @property
+    def code_s(self) -> float | None:
+        """When newer code of the stages was given last, where it was."""
+        override = self.by_key.get("code")
+        return None if override is None else override.value
 
     def stock(self, now_s: float) -> dict[str, int]:
         """Most replicas of a hardware kind, where it was set."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, EnvelopeKernel, Times
 from inferline_stream.controlplane.arrivals import LogGrowth, OffsetHistory
 from inferline_stream.controlplane.reports import RECENT_S, Reports, StageFigures
 from inferline_stream.controlplane.scaling import Replicas, cost_per_hour, replicas_of_plan
@@ -55,6 +57,7 @@ class Picture:
         objective: share of events that must meet the SLO.
         partitions: of each stage's input topic.
         windows_s: lengths of the traffic envelope's windows.
+        declared_slo_s: SLO that the topology declares; by default the plan's.
     """
 
     pipeline: str
@@ -65,6 +68,7 @@ class Picture:
     objective: float
     partitions: Mapping[str, int]
     windows_s: Sequence[float]
+    declared_slo_s: float | None = None
     growth: LogGrowth = field(default_factory=LogGrowth)
     counts: Counts = field(default_factory=Counts)
     decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
@@ -82,7 +86,12 @@ class Picture:
     reports: Reports = field(init=False)
     offsets: dict[str, OffsetHistory] = field(init=False)
     traffic: Traffic = field(init=False)
-    _declared_prices: Catalogue | None = None
+    _declared: Catalogue = field(init=False)
+    _declared_slo_s: float = field(init=False)
+    """Replicas count latencies by the SLO that the topology declares, whatever people want now."""
+    _kernel: EnvelopeKernel | None = None
+    _blocks: deque[Times] = field(default_factory=deque)
+    """Arrivals of the last minute."""
     _held_since_s: float | None = None
     _held: Counter[tuple[str, str]] = field(default_factory=Counter)
     _latencies: deque[tuple[float, tuple[int, ...]]] = field(default_factory=deque)
@@ -91,13 +100,35 @@ class Picture:
         self.reports = Reports(self.shape, self.measured)
         self.offsets = {stage: OffsetHistory(self.partitions[stage]) for stage in self.shape.stages}
         self.traffic = Traffic(self.windows_s)
+        self._declared = self.catalogue
+        self._declared_slo_s = self.declared_slo_s or self.plan.slo_s
 
     # -- what comes in -------------------------------------------------------------------------------
 
     def arrivals(self, time_s: float, ends: Sequence[int]) -> None:
         """End offsets of the source topic."""
-        times = self.growth.sample(time_s, ends)
+        self.arrived(self.growth.sample(time_s, ends))
+
+    def arrived(self, times: Times) -> None:
+        """Arrival times, ascending."""
         if times.size:
+            self.traffic.add(times)
+            self._blocks.append(times)
+            while self._blocks[0][-1] < times[-1] - LONGEST_WINDOW_S:
+                self._blocks.popleft()
+
+    def use(self, kernel: EnvelopeKernel) -> None:
+        """Count arrivals with this kernel from now on."""
+        self._kernel = kernel
+        self.traffic.use(kernel)
+
+    def adopt(self, plan: Plan, measured: PipelineProfile, windows_s: Sequence[float]) -> None:
+        """Another plan is in force; what was seen of traffic stays."""
+        self.plan, self.measured, self.windows_s = plan, measured, windows_s
+        self.reports.measured = measured
+        self._latencies.clear()  # counted by the bounds of the plan before
+        self.traffic = Traffic(windows_s, self._kernel)
+        for times in self._blocks:
             self.traffic.add(times)
 
     def held(self, time_s: float, replicas: Sequence[ObservedReplica]) -> None:
@@ -116,10 +147,9 @@ class Picture:
 
     def prices(self, prices: Mapping[str, float]) -> None:
         """Dollars per hour of hardware kinds, where people have set them."""
-        declared = self._declared_prices or self.catalogue
-        self._declared_prices = declared
         self.catalogue = {
-            name: replace(kind, price_per_hour=prices.get(name, kind.price_per_hour)) for name, kind in declared.items()
+            name: replace(kind, price_per_hour=prices.get(name, kind.price_per_hour))
+            for name, kind in self._declared.items()
         }
 
     # -- what goes out -------------------------------------------------------------------------------
@@ -130,10 +160,10 @@ class Picture:
 
     def latency(self) -> LatencyHistogram:
         """End-to-end latencies since the start, as the final stage's replicas told."""
-        bounds = latency_bounds_s(self.plan.slo_s)
+        bounds = latency_bounds_s(self._declared_slo_s)
         final = self.shape.stages[self.shape.finals()[0]]
         counts, sum_s = self.reports.latency_counts(final, len(bounds) + 1)
-        return LatencyHistogram(bounds, counts, sum_s)
+        return with_bound(LatencyHistogram(bounds, counts, sum_s), self.plan.slo_s)
 
     def observation(
         self, now_s: float, wanted: Replicas, limits: Mapping[str, Limits], stock: Mapping[str, int]
@@ -338,3 +368,21 @@ class Picture:
             stuck_partitions=stuck if sum(c.ready for c in counts) else (),
             partition_rates=rates,
         )
+
+
+def with_bound(histogram: LatencyHistogram, bound_s: float) -> LatencyHistogram:
+    """The histogram with this bound among its own: its bucket is split in proportion, rounded down.
+
+    Beyond the last bound nothing tells where latencies lie: all of them count as above a bound there.
+    """
+    bounds, counts = histogram.bounds_s, histogram.counts
+    if bound_s in bounds:
+        return histogram
+    at = bisect.bisect_left(bounds, bound_s)
+    lower = bounds[at - 1] if at else 0.0
+    below = int(counts[at] * (bound_s - lower) / (bounds[at] - lower)) if at < len(bounds) else 0
+    return LatencyHistogram(
+        (*bounds[:at], bound_s, *bounds[at:]),
+        (*counts[:at], below, counts[at] - below, *counts[at + 1 :]),
+        histogram.sum_s,
+    )

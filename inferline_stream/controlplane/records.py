@@ -70,11 +70,12 @@ class Override(msgspec.Struct, frozen=True):
     A record without a value takes the override back.
     """
 
-    kind: Literal["pause", "scale", "limits", "slo", "price", "stock"]
+    kind: Literal["pause", "scale", "limits", "standby", "slo", "price", "stock", "code"]
     subject: str = ""
-    """A stage for scale and limits, a hardware kind for price and stock."""
+    """A stage for scale, limits and standby, a hardware kind for price and stock."""
     value: float | None = None
-    """Replicas, seconds of the SLO, dollars per hour, or replicas in stock."""
+    """Replicas, seconds of the SLO, dollars per hour, replicas in stock, or when newer code was given, in seconds since
+    the epoch: replicas started before are replaced."""
     minimum: int | None = None
     maximum: int | None = None
     until_s: float | None = None

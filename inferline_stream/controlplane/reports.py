@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from inferline_stream.dataplane.protocol import BatchStats, ReplicaReport
-from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Shape
 
 RECENT_S = 10.0
@@ -71,7 +71,8 @@ class Reports:
 
     def __init__(self, shape: Shape, measured: PipelineProfile) -> None:
         self._shape = shape
-        self._measured = measured
+        self.measured = measured
+        """Profiles that measured times are compared with."""
         self.replicas: dict[str, Told] = {}
         self._start_up_s: dict[tuple[str, str], deque[float]] = {}
 
@@ -151,7 +152,7 @@ class Reports:
         busy_s = sum(last.busy_s - first.busy_s for first, last in pairs)
         wait_s = sum(last.wait_s - first.wait_s for first, last in pairs)
         watched_s = sum(t.recent[-1][0] - t.recent[0][0] for t in told if not t.ended and t.recent)
-        batches = _batches(pairs)
+        batches = batches_between(pairs)
         count = sum(b.batches for b in batches.values())
         batched = sum(size * b.batches for size, b in batches.items())
         return StageFigures(
@@ -176,16 +177,14 @@ class Reports:
         by_hardware: dict[str, list[tuple[ReplicaReport, ReplicaReport]]] = {}
         for first, last in pairs:
             by_hardware.setdefault(last.hardware, []).append((first, last))
-        slowdown = {}
+        found = {}
         for hardware, own in by_hardware.items():
-            profile = self._measured.profiles.get((stage, hardware))
-            batches = _batches(own)
-            if profile is None or sum(b.batches for b in batches.values()) < _FEWEST_BATCHES:
-                continue
-            largest = profile.batch_sizes[-1]
-            expected_s = sum(b.batches * profile.service_time_s(min(size, largest)) for size, b in batches.items())
-            slowdown[hardware] = sum(b.service_s for b in batches.values()) / expected_s
-        return slowdown
+            profile = self.measured.profiles.get((stage, hardware))
+            batches = batches_between(own)
+            factor = None if profile is None else slowdown(profile, batches, _FEWEST_BATCHES)
+            if factor is not None:
+                found[hardware] = factor
+        return found
 
     def visit_ratios(self, now_s: float) -> dict[str, float | None]:
         """Visits per event to each stage of late, along the branches taken; None where too few events were seen.
@@ -206,11 +205,11 @@ class Reports:
                 ratios[name] = 1.0
             elif len(arrows) > 1:
                 left = sum(last.events - first.events for first, last in pairs[name])
-                served = sum(size * b.batches for size, b in _batches(pairs[name]).items())
+                served = sum(size * b.batches for size, b in batches_between(pairs[name]).items())
                 ratios[name] = min(1.0, served / left) if left >= _FEWEST_EVENTS else None
             else:
                 parent = self._shape.stages[self._shape.arrows[arrows[0]].parent]
-                left = sum(size * b.batches for size, b in _batches(pairs[parent]).items())
+                left = sum(size * b.batches for size, b in batches_between(pairs[parent]).items())
                 took = sum(
                     last.arrows_taken.get(name, 0) - first.arrows_taken.get(name, 0) for first, last in pairs[parent]
                 )
@@ -219,7 +218,16 @@ class Reports:
         return ratios
 
 
-def _batches(pairs: Iterable[tuple[ReplicaReport, ReplicaReport]]) -> dict[int, BatchStats]:
+def slowdown(profile: Profile, batches: Mapping[int, BatchStats], fewest: int) -> float | None:
+    """Measured service time over the profile's, at the batch sizes that ran; None from too few batches."""
+    if sum(stats.batches for stats in batches.values()) < fewest:
+        return None
+    largest = profile.batch_sizes[-1]
+    expected_s = sum(stats.batches * profile.service_time_s(min(size, largest)) for size, stats in batches.items())
+    return sum(stats.service_s for stats in batches.values()) / expected_s
+
+
+def batches_between(pairs: Iterable[tuple[ReplicaReport, ReplicaReport]]) -> dict[int, BatchStats]:
     """Batches between two reports of each replica, by batch size."""
     total: dict[int, BatchStats] = {}
     for first, last in pairs:

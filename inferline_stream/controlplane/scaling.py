@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.pipeline.hardware import Catalogue
-from inferline_stream.pipeline.plan import Allocations
+from inferline_stream.pipeline.plan import Allocations, Plan
 
 Replicas = Mapping[tuple[str, str], int]
 """(stage, hardware kind) → replicas."""
@@ -20,6 +20,17 @@ def replicas_of_plan(allocations: Allocations) -> dict[tuple[str, str], int]:
             key = (stage, allocation.hardware)
             wanted[key] = wanted.get(key, 0) + allocation.replicas
     return wanted
+
+
+def going_over(wanted: Replicas, plan: Plan) -> dict[str, dict[str, int]]:
+    """Replicas to ask for when a plan comes into force, by stage and hardware kind.
+
+    At least the plan's, and no fewer than now of a kind that stays: the Tuner gives back what the load does not need.
+    """
+    return {
+        stage: {a.hardware: max(a.replicas, wanted.get((stage, a.hardware), 0)) for a in held}
+        for stage, held in plan.allocations.items()
+    }
 
 
 def local_stock(allocations: Allocations, catalogue: Catalogue, cores: int) -> dict[str, int]:

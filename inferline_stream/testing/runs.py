@@ -188,5 +188,6 @@ def emulated_run(
             levels_trace(list(levels), 1.0, rng), file.parent / pipeline.sample.events, folder, key_field
         ),
         "policy": Script(changes),
+        "replans": False,
     }
     return Run(**{**chosen, **more})

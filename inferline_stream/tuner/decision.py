@@ -12,6 +12,10 @@ class Action(StrEnum):
 
     SCALE_UP = "scale_up"
     SCALE_DOWN = "scale_down"
+    REPLAN = "replan"
+    """Another plan comes into force: batch limits change at once, replicas one after another."""
+    REPLACE = "replace"
+    """The same replicas, one after another, with newer code."""
     HOLD = "hold"
     """Nothing changes; told once when it begins, since someone should know why."""
 
@@ -47,6 +51,14 @@ class Reason(StrEnum):
     """Time went backwards or leapt forwards."""
     INPUT_RESTORED = "input_restored"
     """Arrivals and reports are fresh again."""
+    PLAN_SAVES = "plan_saves"
+    """A new plan costs less by more than a change is worth."""
+    PLAN_MISSES_SLO = "plan_misses_slo"
+    """The plan in force would miss the SLO on the traffic recorded of late, with what replicas measure."""
+    PLAN_INFEASIBLE = "plan_infeasible"
+    """No plan meets the SLO on the traffic recorded of late."""
+    NEW_CODE = "new_code"
+    """People gave newer code of the stages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,24 @@ def test_the_verb_compares_and_ends_with_3_where_the_pipeline_could_not_run(embe
     assert done.stderr.count("does not exist: create it with") == len(document["topics"])
 
 
+def test_a_run_that_must_not_create_topics_names_those_that_are_missing_and_creates_none(embedded_broker, starter):
+    prefix = f"{secrets.token_hex(4)}."
+    where = ["--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", prefix]
+    done = subprocess.run(
+        [*COMMAND, "run", str(starter), *where, "--no-create-topics", "--no-ui", "--metrics-port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 3, done.stderr
+    assert f"error: topic {prefix}" in done.stderr
+    listed = subprocess.run(
+        [*COMMAND, "topics", str(starter), *where, "--output", "json"], capture_output=True, text=True, timeout=60
+    )
+    document = json.loads(listed.stdout)
+    assert len(document["differences"]) == len(document["topics"])
+
+
 class Admin:
     """An admin client that is closed again."""
 

@@ -1,0 +1,133 @@
+"""Profiles and visit ratios as the running replicas show them: what the Planner is to believe instead of the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from inferline_stream.controlplane.reports import Reports, batches_between, slowdown
+from inferline_stream.dataplane.protocol import BatchStats, ReplicaReport
+from inferline_stream.pipeline.profile import PipelineProfile, Profile
+from inferline_stream.pipeline.shape import Paths, Shape, independent_paths, visited
+
+FEWEST_BATCHES = 50
+"""A service time from fewer batches would be noise."""
+
+FEWEST_RESULTS = 300
+"""A share of results from fewer would be noise."""
+
+NOISE = 0.1
+"""Relative difference from the profile that is taken for noise: one measurement of it is no better than the other."""
+
+_SWEEPS = 50
+
+Mark = Mapping[str, ReplicaReport]
+"""Each replica's report at some time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Sums over a while.
+
+    Args:
+        batches: by (stage, hardware kind) and batch size.
+        results: by stage, events that the stage was called on.
+        taken: by (parent, child), results that took that edge.
+    """
+
+    batches: Mapping[tuple[str, str], Mapping[int, BatchStats]]
+    results: Mapping[str, int]
+    taken: Mapping[tuple[str, str], int]
+
+
+def mark(reports: Reports) -> Mark:
+    """The present, to measure from."""
+    return {name: told.newest for name, told in reports.replicas.items()}
+
+
+def measured_since(reports: Reports, since: Mark) -> Measured:
+    """What replicas did since then, those that have ended included."""
+    pairs: dict[tuple[str, str], list[tuple[ReplicaReport, ReplicaReport]]] = {}
+    taken: dict[tuple[str, str], int] = {}
+    for name, told in reports.replicas.items():
+        last = told.newest
+        first = since.get(name) or ReplicaReport(name, last.stage, last.hardware, "starting", 0)
+        pairs.setdefault((last.stage, last.hardware), []).append((first, last))
+        for child, count in last.arrows_taken.items():
+            taken[last.stage, child] = taken.get((last.stage, child), 0) + count - first.arrows_taken.get(child, 0)
+    batches = {key: batches_between(own) for key, own in pairs.items()}
+    results: dict[str, int] = {}
+    for (stage, _), sizes in batches.items():
+        results[stage] = results.get(stage, 0) + sum(size * stats.batches for size, stats in sizes.items())
+    return Measured(batches, results, taken)
+
+
+def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> PipelineProfile:
+    """The profile with service times scaled to what replicas measured, and paths to the branches taken.
+
+    Of a stage on one kind of hardware all batch sizes are scaled alike: those that ran tell of those that did not.
+    Kinds that did not run keep their profile.
+    """
+    profiles = {}
+    for key, own in profile.profiles.items():
+        factor = slowdown(own, seen.batches.get(key, {}), FEWEST_BATCHES)
+        profiles[key] = own if factor is None or abs(factor - 1) <= NOISE else _scaled(own, factor)
+    shares = {}
+    for arrow in shape.arrows:
+        edge = shape.stages[arrow.parent], shape.stages[arrow.child]
+        results = seen.results.get(edge[0], 0)
+        if arrow.conditional and results >= FEWEST_RESULTS:
+            shares[edge] = min(1.0, seen.taken.get(edge, 0) / results)
+    return replace(profile, profiles=profiles, paths=_follow(shape, profile.paths, shares))
+
+
+def _scaled(profile: Profile, factor: float) -> Profile:
+    times = tuple(
+        replace(entry, mean_s=entry.mean_s * factor, quantiles_s=tuple(q * factor for q in entry.quantiles_s))
+        for entry in profile.service_times
+    )
+    return replace(profile, service_times=times)
+
+
+def _follow(shape: Shape, paths: Paths, shares: Mapping[tuple[str, str], float]) -> Paths:
+    """Paths whose conditional arrows are taken as often as seen, otherwise as they were together in the sample.
+
+    Iterative proportional fitting: weights of paths with and without an arrow are scaled to its share, arrow after
+    arrow, until all hold. Where the sample has no path to scale, arrows count as independent of each other.
+    """
+    known = _shares(shape, paths)
+    moved = {edge: share for edge, share in shares.items() if abs(share - known[edge]) > NOISE * max(known[edge], 0.01)}
+    if not moved:
+        return paths
+    weights = dict(zip(paths.masks, paths.weights, strict=True))
+    bits = {
+        (shape.stages[a.parent], shape.stages[a.child]): (bit, a.parent)
+        for bit, a in enumerate(shape.arrows)
+        if a.conditional
+    }
+    for _ in range(_SWEEPS):
+        for edge, share in shares.items():
+            bit, parent = bits[edge]
+            there = [m for m in weights if visited(shape, m)[parent]]
+            took = sum(weights[m] for m in there if m >> bit & 1)
+            left = sum(weights[m] for m in there) - took
+            if (share > 0 and took <= 0) or (share < 1 and left <= 0):
+                return independent_paths(shape, {**known, **shares})
+            for m in there:
+                goal, now = (share, took) if m >> bit & 1 else (1 - share, left)
+                weights[m] *= goal * (took + left) / now if now > 0 else 0.0
+    total = sum(weights.values())
+    kept = {m: w / total for m, w in weights.items() if w > 0}
+    return Paths(tuple(kept), tuple(kept.values()))
+
+
+def _shares(shape: Shape, paths: Paths) -> dict[tuple[str, str], float]:
+    """Share of a parent's results that take each conditional arrow."""
+    found = {}
+    for bit, arrow in enumerate(shape.arrows):
+        if arrow.conditional:
+            pairs = [(m, w) for m, w in zip(paths.masks, paths.weights, strict=True) if visited(shape, m)[arrow.parent]]
+            there = sum(w for _, w in pairs)
+            took = sum(w for m, w in pairs if m >> bit & 1)
+            found[shape.stages[arrow.parent], shape.stages[arrow.child]] = took / there if there else 0.0
+    return found

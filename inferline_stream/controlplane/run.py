@@ -1,0 +1,152 @@
+"""What a run is given: what runs, who feeds it, and who shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from inferline_stream.dataplane.protocol import ReplicaSpec
+from inferline_stream.dataplane.topics import REPLICATION
+from inferline_stream.observability.state import DecisionRecord, PipelineState
+from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.pipeline.hardware import Catalogue, catalogue
+from inferline_stream.pipeline.isolation import isolation_of
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.settings import Settings
+from inferline_stream.tuner.policy import POLICIES, Policy
+
+
+class Feed(Protocol):
+    """Whatever writes events into the source topic for the length of a run."""
+
+    async def ready(self) -> Any:
+        """Wait until it could begin."""
+
+    def start(self) -> None:
+        """Begin, now."""
+
+    def stop(self) -> None:
+        """Write nothing more."""
+
+    async def finished(self) -> Any:
+        """Wait for its end; what it tells has an ``lateness_p99_s``."""
+
+
+FeedTo = Callable[[str, str], AbstractAsyncContextManager[Feed]]
+"""(bootstrap servers, topic) → what feeds it."""
+
+
+class Watcher(Protocol):
+    """Whoever shows a run to people."""
+
+    def step(self, text: str) -> None:
+        """The run has come to its next step."""
+
+    def note(self, text: str) -> None:
+        """Something to keep on the screen: an address, a warning."""
+
+    def decided(self, record: DecisionRecord) -> None:
+        """A decision, as it is made."""
+
+    def now(self, state: PipelineState) -> None:
+        """The newest picture, about twice a second."""
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def step(self, text: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def decided(self, record: DecisionRecord) -> None:
+        """Nothing."""
+
+    def now(self, state: PipelineState) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run's inputs.
+
+    Args:
+        pipeline: what runs.
+        topology: its file, which every replica loads.
+        bootstrap_servers: of a Kafka that answers.
+        plan: replicas to begin with, batch limits, hardware.
+        measured: profiles.
+        log_folder: where replicas' output goes.
+        prefix: before every topic and group.
+        feed: writes the source topic; None if somebody else does.
+        replication: copies of each topic that has to be created.
+        create_topics: create what is missing; else only verify what is there.
+        start: where groups without an offset start.
+        policy: the Tuner's step.
+        advisory: decide without acting.
+        delivery: how results get into the sink.
+        duration_s: stop after so long; None runs to the end of the feed, or until told to stop.
+        page_port: of the live page; 0 for any free one, None for no page.
+        metrics_port: of `/metrics`; likewise.
+        faust: host the control loop's agents and timer in a Faust app as well.
+        replans: plan again now and then, from what was recorded and measured.
+        settings: periods and time limits.
+        sample: the arrivals that the plan was made for, for what others would have bought for them.
+    """
+
+    pipeline: Pipeline
+    topology: Path
+    bootstrap_servers: str
+    plan: Plan
+    measured: PipelineProfile
+    log_folder: Path
+    prefix: str = ""
+    feed: FeedTo | None = None
+    replication: int = REPLICATION
+    create_topics: bool = True
+    start: str = "committed"
+    policy: Policy = POLICIES["default"]
+    advisory: bool = False
+    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    duration_s: float | None = None
+    page_port: int | None = None
+    metrics_port: int | None = None
+    faust: bool = True
+    replans: bool = True
+    settings: Settings = field(default_factory=Settings)
+    sample: Trace | None = None
+
+    @property
+    def kinds(self) -> Catalogue:
+        """Hardware kinds known to the pipeline."""
+        return catalogue(self.pipeline.hardware)
+
+    def spec(self, stage: str, hardware: str) -> ReplicaSpec:
+        """What a new replica is told."""
+        kind = self.kinds[hardware]
+        limits = {a.hardware: a.max_batch_size for a in self.plan.allocations[stage]}
+        return ReplicaSpec(
+            replica="",
+            stage=stage,
+            topology=str(self.topology.resolve()),
+            prefix=self.prefix,
+            bootstrap_servers=self.bootstrap_servers,
+            hardware=kind,
+            max_batch_size=limits.get(hardware, 1),
+            delivery=self.delivery,
+            emulated_s=emulated_s(self.pipeline.stage(stage), hardware) if kind.emulated else None,
+            isolation=isolation_of(self.pipeline.stage(stage).isolation),
+            settings={
+                name: getattr(self.settings, name)
+                for name in self.settings.__dataclass_fields__
+                if getattr(self.settings, name) != getattr(Settings(), name)
+            },
+        )

@@ -1,0 +1,64 @@
+"""The policy's memory for the plan in force: made anew for a new plan, and after people held decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from inferline_stream.controlplane.picture import Picture
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.settings import Settings
+from inferline_stream.tuner.decision import Decision
+from inferline_stream.tuner.observation import Observation
+from inferline_stream.tuner.policy import Policy, TunerState, initial_state
+from inferline_stream.tuner.staffing import Staffing
+
+_FEWEST_TICKS = 5
+"""Samples of arrivals that the shortest window holds: a tick must not look like a burst."""
+
+
+def windows_of(plan: Plan, settings: Settings) -> tuple[float, ...]:
+    """Windows of the plan's traffic envelope that live samples of arrivals can fill."""
+    return tuple(w for w, _ in plan.envelope if w >= _FEWEST_TICKS * settings.arrivals_sample_s)
+
+
+@dataclass(slots=True)
+class Tuning:
+    """Steps a policy.
+
+    Args:
+        policy: its step.
+        picture: whose plan, profiles and prices it knows.
+        settings: how often arrivals are sampled.
+        held: replicas wanted at the start, by stage and hardware kind.
+    """
+
+    policy: Policy
+    picture: Picture
+    settings: Settings
+    held: Mapping[str, Mapping[str, int]]
+    state: TunerState = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.again(self.held)
+
+    def again(self, held: Mapping[str, Mapping[str, int]]) -> None:
+        """Begin anew from the plan in force and these replicas: what was remembered is no longer true."""
+        picture = self.picture
+        self.state = initial_state(
+            picture.plan,
+            picture.measured,
+            picture.catalogue,
+            objective=picture.objective,
+            shortest_window_s=_FEWEST_TICKS * self.settings.arrivals_sample_s,
+            held=held,
+        )
+
+    def staffed(self, staffing: Staffing) -> None:
+        """Decide by this table from now on; it was made for the plan in force."""
+        self.state = replace(self.state, basis=replace(self.state.basis, staffing=staffing))
+
+    def step(self, seen: Observation) -> Decision | None:
+        """One step of the policy."""
+        self.state, decision = self.policy(self.state, seen)
+        return decision

@@ -1,0 +1,191 @@
+"""A run under way: replicas getting ready, traffic, draining, and what it came to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass, field
+
+from inferline_stream.controlplane.controller import Controller
+from inferline_stream.controlplane.ledger import Bounds, read_ledger
+from inferline_stream.controlplane.report import RunReport, run_report
+from inferline_stream.controlplane.run import Run, Watcher
+from inferline_stream.controlplane.running import Running, drained, lags
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.control import LeadershipLost, OffsetReader
+from inferline_stream.errors import StageFailed
+
+logger = logging.getLogger(__name__)
+
+_SHOW_S = 0.5
+_HOPELESS_RESTARTS = 3
+"""So many deaths of a stage none of whose replicas was ever ready: it cannot start."""
+
+
+@dataclass(slots=True)
+class Session:
+    """A run under way. Made by `session`."""
+
+    run: Run
+    running: Running
+    controller: Controller
+    offsets: OffsetReader
+    since: Bounds
+    control: asyncio.Task[None]
+    watcher: Watcher
+    replicas_most: dict[str, int] = field(default_factory=dict)
+    started_s: float = field(default_factory=time.time)
+    lateness_p99_s: float | None = None
+
+    async def ready(self) -> None:
+        """Wait until every replica of the plan is ready.
+
+        Raises:
+            StageFailed: a stage cannot start, or takes longer than `Settings.start_timeout_s`.
+        """
+        deadline_s = time.monotonic() + self.run.settings.start_timeout_s
+        while not self._all_ready():
+            self._alive()
+            for stage in self.running_stages():
+                died = self.controller.picture.restarts[stage]
+                if died >= _HOPELESS_RESTARTS and not self.replicas_most.get(stage):
+                    why = next((text for text in reversed(self.controller.exits) if text.startswith(f"{stage}-")), "")
+                    raise StageFailed(f"stage {stage!r} cannot start: {why}")
+            if time.monotonic() > deadline_s:
+                raise StageFailed(
+                    f"replicas were not ready within {self.run.settings.start_timeout_s:g} s; "
+                    f"see what they wrote in {self.run.log_folder}"
+                )
+            await asyncio.sleep(0.05)
+
+    def running_stages(self) -> tuple[str, ...]:
+        """Stages in topological order."""
+        return self.controller.picture.shape.stages
+
+    def _all_ready(self) -> bool:
+        state = self.controller.state
+        return state is not None and all(kind.ready >= kind.wanted for stage in state.stages for kind in stage.replicas)
+
+    def _alive(self) -> None:
+        """Raise what ended the control loop, if it has ended."""
+        if self.control.done():
+            error = self.control.exception()
+            raise _only(error) if error else LeadershipLost("the control loop has ended")
+
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Show the newest picture until told to stop, or the control loop ends.
+
+        Raises:
+            LeadershipLost: another controller leads now.
+        """
+        while not stop.is_set():
+            self._alive()
+            self.look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SHOW_S):
+                    await stop.wait()
+
+    def look(self) -> None:
+        """Show the newest picture once."""
+        if (state := self.controller.state) is not None:
+            for stage in state.stages:
+                ready = sum(kind.ready for kind in stage.replicas)
+                self.replicas_most[stage.name] = max(self.replicas_most.get(stage.name, 0), ready)
+            self.watcher.now(state)
+
+    async def fed(self, stop: asyncio.Event) -> None:
+        """Let the feed write from now to its end, or until told to stop; without one, wait until told."""
+        async with contextlib.AsyncExitStack() as stack:
+            feed = None
+            if self.run.feed is not None:
+                self.watcher.step("loading the trace")
+                feed = await stack.enter_async_context(self.run.feed(self.run.bootstrap_servers, self.running.source))
+                await feed.ready()
+                feed.start()
+                self.watcher.step("replaying")
+            self.started_s = time.time()
+            ending = [asyncio.create_task(stop.wait())]
+            if feed is not None:
+                ending.append(asyncio.create_task(feed.finished()))
+            showing = asyncio.create_task(self.follow(stop))
+            try:
+                await asyncio.wait([*ending, showing], timeout=self.run.duration_s, return_when="FIRST_COMPLETED")
+                if showing.done() and not stop.is_set():
+                    showing.result()
+                if feed is not None:
+                    feed.stop()
+                    self.lateness_p99_s = (await feed.finished()).lateness_p99_s
+            finally:
+                for task in (*ending, showing):
+                    task.cancel()
+                await asyncio.gather(*ending, showing, return_exceptions=True)
+
+    async def drain(self) -> dict[str, int]:
+        """Wait until everything that was in the source topic has gone through, then let every replica leave.
+
+        Returns:
+            Records left uncommitted, by consumer group.
+        """
+        self.controller.held = True  # falling traffic at the end is no reason to scale
+        self.watcher.step("draining")
+        end = (await self.offsets.ends({self.running.source: len(self.since.source)}))[self.running.source]
+        partitions = self.controller.picture.partitions
+        left, moved_s = None, time.monotonic()
+        while not await drained(self.offsets, self.running, partitions, end):
+            self._alive()
+            self.look()
+            now = await lags(self.offsets, self.running, partitions)
+            if now != left:
+                left, moved_s = now, time.monotonic()
+            elif time.monotonic() - moved_s > self.run.settings.drain_timeout_s:
+                waited_s = self.run.settings.drain_timeout_s
+                logger.error(
+                    "nothing has moved for %g s, events are left behind: %s", waited_s, self.controller.dealing.stuck()
+                )
+                break
+            await asyncio.sleep(0.1)
+        if self.run.feed is None:  # others may go on writing: what came after is left for the next run
+            await self.controller.retire(self.running.entries, self.run.settings.drain_timeout_s)
+            rest = {stage: n for stage, n in partitions.items() if stage not in self.running.entries}
+            await until(
+                lambda: drained(self.offsets, self.running, rest, ()), self.run.settings.drain_timeout_s, every_s=0.1
+            )
+        await self.controller.retire(frozenset(partitions), self.run.settings.drain_timeout_s)
+        return await lags(self.offsets, self.running, partitions)
+
+    async def report(self, lag: dict[str, int]) -> RunReport:
+        """Account for every event and put the report together."""
+        self.watcher.step("accounting for every event")
+        state = self.controller.state
+        assert state is not None, "a drained run has been looked at"
+        ended_s = time.time()
+        ledger = await read_ledger(
+            self.offsets,
+            self.running,
+            self.since,
+            self.controller.picture.partitions,
+            to_committed=self.run.feed is None,
+        )
+        return run_report(
+            ledger,
+            state,
+            started_s=self.started_s,
+            duration_s=ended_s - self.started_s,
+            replicas_most=self.replicas_most,
+            lag=lag,
+            exits=self.controller.exits,
+            emulated=any(
+                self.run.kinds[a.hardware].emulated for kinds in self.run.plan.allocations.values() for a in kinds
+            ),
+            advisory=self.run.advisory,
+            lateness_p99_s=self.lateness_p99_s,
+        )
+
+
+def _only(error: BaseException) -> BaseException:
+    """What a task group of one cause was wrapped around."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

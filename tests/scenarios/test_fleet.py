@@ -1,0 +1,124 @@
+"""Replicas replaced, standing by and planned anew while traffic flows: real processes on the embedded broker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+from inferline_stream.controlplane.records import Override, encode
+from inferline_stream.controlplane.session import Quiet, Run, Session, session
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.settings import Settings
+from inferline_stream.testing.kafka import KafkaServer
+
+
+async def set_by_people(under_way: Session, override: Override) -> None:
+    await write_once(
+        under_way.run.bootstrap_servers,
+        Written(under_way.running.names.control, override.key, encode(override)),
+    )
+
+
+async def names(under_way: Session, stage: str) -> set[str]:
+    return {r.replica for r in await under_way.controller.actuator.observe() if r.stage == stage}
+
+
+async def test_newer_code_replaces_every_replica_without_an_event_lost_or_repeated(
+    swing, embedded_broker: KafkaServer
+) -> None:
+    run: Run = swing(
+        embedded_broker.bootstrap_servers, levels=[(40, 9)], replicas={"parse": 2, "check": 1, "decide": 1}
+    )
+    async with asyncio.timeout(60), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        await asyncio.sleep(1.0)
+        stages = under_way.running_stages()
+        before = {stage: await names(under_way, stage) for stage in stages}
+        least = dict.fromkeys(stages, 9)
+        await set_by_people(under_way, Override("code", value=time.time(), who="a test"))
+
+        async def replaced() -> bool:
+            for stage in stages:
+                least[stage] = min(least[stage], under_way.controller.picture.working(stage, "emulated-cpu"))
+            return not any([before[stage] & await names(under_way, stage) for stage in stages])
+
+        assert await until(replaced, 20.0)
+        await feeding
+        after = {stage: await names(under_way, stage) for stage in stages}
+        report = await under_way.report(await under_way.drain())
+    assert {stage: len(found) for stage, found in after.items()} == {"parse": 2, "check": 1, "decide": 1}
+    assert least == {"parse": 2, "check": 1, "decide": 1}
+    assert (report.lost, report.duplicated, report.exits) == (0, 0, [])
+    assert report.events_in == report.events_out > 250
+    assert [(d.action, d.reason) for d in report.decisions] == [("replace", "new_code")]
+
+
+async def test_a_standby_works_at_once_where_another_died_and_is_replaced(swing, embedded_broker: KafkaServer) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 7)])
+    async with asyncio.timeout(60), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        await set_by_people(under_way, Override("standby", "parse", 1))
+        picture = under_way.controller.picture
+
+        async def stands_by() -> bool:
+            return len(picture.standbys.get("parse", ())) == 1
+
+        assert await until(stands_by, 15.0)
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        await asyncio.sleep(2.0)
+        (standby,) = picture.standbys["parse"]
+        assert not picture.reports.replicas[standby].newest.held
+        assert picture.working("parse", "emulated-cpu") == 1
+        assert under_way.controller.state.stages[0].replicas[0].standby == 1
+        (working,) = [
+            r for r in await under_way.controller.actuator.observe() if r.stage == "parse" and r.replica != standby
+        ]
+        died_s = time.monotonic()
+        os.kill(working.pid, signal.SIGKILL)
+
+        async def holds_all() -> bool:
+            return len(picture.reports.replicas[standby].newest.held) == 8
+
+        assert await until(holds_all, 5.0, every_s=0.002)
+        took_s = time.monotonic() - died_s
+        assert await until(stands_by, 15.0)
+        assert standby not in picture.standbys["parse"]
+        await feeding
+        report = await under_way.report(await under_way.drain())
+    assert took_s < 0.5  # idle: below 0.1
+    assert report.lost == 0
+    assert report.events_in == report.events_out > 200
+
+
+async def test_another_slo_set_by_people_is_planned_for_and_applied_while_events_flow(
+    swing, embedded_broker: KafkaServer
+) -> None:
+    run: Run = swing(
+        embedded_broker.bootstrap_servers,
+        levels=[(100, 12)],
+        replicas={"parse": 2, "check": 2, "decide": 1},
+        replans=True,
+        settings=Settings(planner_effort_s=2.0),
+    )
+    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        await asyncio.sleep(6.5)
+        await set_by_people(under_way, Override("slo", value=0.25))
+
+        async def planned() -> bool:
+            return under_way.controller.picture.plan.slo_s == 0.25
+
+        assert await until(planned, 20.0)
+        await feeding
+        controller = under_way.controller
+        report = await under_way.report(await under_way.drain())
+    assert [(d.action, d.reason) for d in report.decisions] == [("replan", "limit_changed")]
+    assert report.slo_s == 0.25
+    assert [plan.reason for plan in controller.plans] == ["initial", "limit_changed"]
+    assert (report.lost, report.duplicated) == (0, 0)
+    assert controller.failures == 0
