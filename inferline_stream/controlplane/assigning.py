@@ -128,6 +128,7 @@ def step(
     silent: frozenset[str] = frozenset(),
     draining: frozenset[str] = frozenset(),
     aside: frozenset[str] = frozenset(),
+    patient: bool = False,
 ) -> tuple[Assigning, Deal]:
     """Deal every stage's partitions to its ready replicas.
 
@@ -145,6 +146,7 @@ def step(
         silent: replicas whose lease has run out. One that speaks again stays silent to us: it is told to leave.
         draining: replicas that are to release everything and leave.
         aside: replicas that hold nothing while they stand by.
+        patient: reports are coming in: a replica that waits for what another has just let go will find that out.
     """
     told = _still_held(state.told, replicas, ended, silent)
     sequence = state.sequence
@@ -183,6 +185,7 @@ def step(
     for seen in replicas.values():
         if seen.stage in present and seen.replica not in ended and seen.replica not in silent:
             present[seen.stage].append(seen)
+    patient = patient and not (ended | silent) & state.told.keys()
     holders = _holders(told)
     for name, stage in wanted.items():
         staying = {
@@ -210,7 +213,7 @@ def step(
                 told[seen.replica] = replace(before, taken={**before.taken, **taken})
         for seen in addressed:
             own = [p for p in sorted(owners[name]) if owners[name][p] == seen.replica]
-            share = _share(seen, own, told, {p: held_by[p] - {seen.replica} for p in own})
+            share = _share(seen, own, told, {p: held_by[p] - {seen.replica} for p in own}, patient=patient)
             batch = stage.max_batch_sizes[seen.hardware]
             tell(seen.replica, name, share, batch, stage.max_wait_s, leave=seen.replica in draining)
     changed.sort(key=lambda assignment: assignment.sequence)
@@ -219,7 +222,12 @@ def step(
 
 
 def _share(
-    seen: SeenReplica, own: Iterable[int], told: Mapping[str, Told], others: Mapping[int, frozenset[str]]
+    seen: SeenReplica,
+    own: Iterable[int],
+    told: Mapping[str, Told],
+    others: Mapping[int, frozenset[str]],
+    *,
+    patient: bool,
 ) -> Share:
     """Of the partitions that are to be a replica's, those that it can be told of now."""
     share: Share = {}
@@ -227,7 +235,7 @@ def _share(
     for partition in own:
         if before is not None and partition in before.assignment.partitions:
             awaited = before.assignment.awaits.get(partition)
-            share[partition] = awaited if others[partition] or partition in seen.working else None
+            share[partition] = awaited if patient or others[partition] or partition in seen.working else None
         elif not others[partition]:
             share[partition] = None
         elif len(others[partition]) == 1:

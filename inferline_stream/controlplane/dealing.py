@@ -78,11 +78,12 @@ class Dealing:
             fleet: knows who is to leave and who stands by.
             answered_s: when Kafka last answered, on the event loop's clock.
         """
+        quiet = False
         try:
             async with asyncio.timeout(0.1):
                 await self._wake.wait()
         except TimeoutError:
-            pass
+            quiet = True
         self._wake.clear()
         now_s = asyncio.get_running_loop().time()
         self.liveness.advance(now_s, answered=now_s - answered_s < _ANSWERED_S)
@@ -101,6 +102,7 @@ class Dealing:
             silent=silent,
             draining=frozenset(fleet.draining),
             aside=fleet.set_aside(),
+            patient=not quiet,
         )
         if deal.assignments or deal.forgotten:
             try:

@@ -143,14 +143,16 @@ class StageReader:
             raise Unreachable(
                 f"topics {self._topic} and {self._control.topic} cannot be read ({error!r}); create them first"
             ) from error
+        beginning = await self._consumer.beginning_offsets([self._control])
+        # Without a position aiokafka would look for one by itself, which takes 0.1 s: nothing is awaited in between.
         every = [TopicPartition(self._topic, partition) for partition in range(self.partitions)]
         self._consumer.assign([self._control, *every])
         for partition in every:
-            self._consumer.seek(partition, 0)  # without a position aiokafka would look for one by itself
+            self._consumer.seek(partition, 0)
         self._consumer.pause(*every)
-        beginning = await self._consumer.beginning_offsets([self._control])
         self._consumer.seek(self._control, beginning[self._control])
         self._adapt_wait()
+        await self.committed([0])  # finds the group's coordinator before the first grant
 
     async def stop(self) -> None:
         """Close the connections."""

@@ -42,6 +42,9 @@ UP_S, DOWN_S = 3.0, 8.0
 REST_AFTER_S = 2.5
 """Events count as at rest from so long after a change was done."""
 
+SETTLED_S = 3.5
+"""A change is done by then: starting a process takes a second at most."""
+
 Figures = dict[str, float | int | str | None]
 
 
@@ -116,7 +119,7 @@ async def _moving(bootstrap_servers: str, names: object, decided: list[float]) -
                 applied.setdefault((report.replica, report.sequence), record.time_ms / 1e3)
     windows = []
     for start_s, next_s in zip(decided, [*decided[1:], float("inf")], strict=True):
-        own = [(at, a) for at, a in written if start_s <= at < min(next_s, start_s + DOWN_S - UP_S)]
+        own = [(at, a) for at, a in written if start_s <= at < min(next_s, start_s + SETTLED_S)]
         ends = [applied.get((a.replica, a.sequence), at) for at, a in own]
         if own:
             windows.append((min(at for at, _ in own), max(ends) + 0.5))

@@ -86,11 +86,12 @@ def test_a_new_owner_that_waits_in_vain_is_told_to_wait_no_more() -> None:
     one = min(moving)
     # The old owner has let all of it go; the new one has found that out for all but one of them.
     now = seen(ready("a", 2, kept), replace(ready("b", 3, moving), working=frozenset(moving - {one})))
+    assert step(state, now, WANTED, patient=True)[1].assignments == ()
     state, deal = step(state, now, WANTED)
     (again,) = deal.assignments
     assert (again.replica, set(again.partitions), again.awaits.keys()) == ("b", moving, moving - {one})
     # The old owner dies: the rest is nobody's.
-    state, deal = step(state, now, WANTED, ended=frozenset({"a"}))
+    state, deal = step(state, now, WANTED, ended=frozenset({"a"}), patient=True)
     (again,) = deal.assignments
     assert set(again.partitions) == set(range(PARTITIONS))
     assert again.awaits.keys() == moving - {one}
@@ -324,6 +325,7 @@ def test_no_partition_ever_has_two_owners_and_all_are_owned_in_the_end(seed: int
             ended=frozenset(ended),
             silent=frozenset(silent),
             draining=frozenset(draining),
+            patient=rng.random() < 0.8,
         )
         for assignment in deal.assignments:
             if assignment.replica in workers:
