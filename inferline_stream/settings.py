@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from inferline_stream.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,127 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
             except ValueError:
                 raise ValueError(f"{variable}={source[variable]!r} is not a number of seconds") from None
     return Settings(**found)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class KafkaSecurity:
+    """How clients prove to Kafka who they are, and know that it is Kafka. Shown without its secrets.
+
+    Each field is a property by librdkafka's name, with underscores for dots: ``sasl.username`` is `sasl_username`. In
+    the environment it is ``INFERLINE_KAFKA_SASL_USERNAME``; in the file that ``INFERLINE_KAFKA_CONFIG`` names it is a
+    line ``sasl.username=...``. The environment wins.
+    """
+
+    security_protocol: str = ""
+    """PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL; by default what the other properties need, with TLS."""
+    sasl_mechanism: str = "PLAIN"
+    """PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER."""
+    sasl_username: str = ""
+    sasl_password: str = ""
+    sasl_oauthbearer_token_endpoint_url: str = ""
+    """Where OAUTHBEARER fetches tokens, with the client credentials that follow (OAuth 2.0, RFC 6749, 4.4)."""
+    sasl_oauthbearer_client_id: str = ""
+    sasl_oauthbearer_client_secret: str = ""
+    sasl_oauthbearer_scope: str = ""
+    ssl_ca_location: str = ""
+    """PEM file of the authorities that may have signed the broker's certificate; the system's by default."""
+    ssl_certificate_location: str = ""
+    """PEM file of the client's own certificate, where the broker asks for one."""
+    ssl_key_location: str = ""
+    ssl_key_password: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.security_protocol:
+            sasl = self.sasl_username or self.sasl_oauthbearer_token_endpoint_url
+            tls = self.ssl_ca_location or self.ssl_certificate_location
+            object.__setattr__(self, "security_protocol", "SASL_SSL" if sasl else "SSL" if tls else "PLAINTEXT")
+        self._check("security_protocol", ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"))
+        self._check("sasl_mechanism", ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"))
+        if self.sasl and self.sasl_mechanism == "OAUTHBEARER":
+            self._need("sasl_oauthbearer_token_endpoint_url", "sasl_oauthbearer_client_id")
+            if not self.sasl_oauthbearer_token_endpoint_url.startswith(("http://", "https://")):
+                raise UsageError("Kafka's sasl.oauthbearer.token.endpoint.url must begin with https:// or http://")
+        elif self.sasl:
+            self._need("sasl_username", "sasl_password")
+        for name in ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location"):
+            if (file := getattr(self, name)) and not Path(file).is_file():
+                raise UsageError(f"Kafka's {name.replace('_', '.')}: there is no file {file}")
+
+    @property
+    def sasl(self) -> bool:
+        """Whether clients say who they are."""
+        return self.security_protocol.startswith("SASL")
+
+    @property
+    def tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.security_protocol.endswith("SSL")
+
+    def __repr__(self) -> str:
+        if not self.sasl:
+            return f"KafkaSecurity({self.security_protocol})"
+        return f"KafkaSecurity({self.security_protocol}, {self.sasl_mechanism}, {self.user!r})"
+
+    @property
+    def user(self) -> str:
+        """Who a client says it is."""
+        return self.sasl_username or self.sasl_oauthbearer_client_id
+
+    def _check(self, name: str, known: Iterable[str]) -> None:
+        if (value := getattr(self, name)) not in known:
+            raise UsageError(f"Kafka's {name.replace('_', '.')}={value!r} is none of {', '.join(known)}")
+
+    def _need(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name):
+                raise UsageError(
+                    f"Kafka's {name.replace('_', '.')} is needed for {self.sasl_mechanism}: set "
+                    f"{_variable(name)}, or a line of the file that {KAFKA_CONFIG} names"
+                )
+
+
+KAFKA_CONFIG = "INFERLINE_KAFKA_CONFIG"
+
+
+def kafka_security(environment: Mapping[str, str] | None = None) -> KafkaSecurity:
+    """What the environment, and the file it names, say about TLS and SASL.
+
+    Raises:
+        UsageError: a property that is unknown, missing or impossible, or a file that cannot be read.
+    """
+    source = os.environ if environment is None else environment
+    given = _properties(source[KAFKA_CONFIG]) if source.get(KAFKA_CONFIG) else {}
+    for name in KafkaSecurity.__dataclass_fields__:
+        if value := source.get(_variable(name)):
+            given[name] = value
+    return KafkaSecurity(**given)
+
+
+def _variable(name: str) -> str:
+    return f"INFERLINE_KAFKA_{name.upper()}"
+
+
+KAFKA_VARIABLES = (KAFKA_CONFIG, *map(_variable, KafkaSecurity.__dataclass_fields__))
+"""Every variable that `kafka_security` reads."""
+
+
+def _properties(file: str) -> dict[str, str]:
+    """A file of ``name=value`` lines; lines that begin with # are comments."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UsageError(f"{KAFKA_CONFIG}={file} cannot be read: {error.strerror}") from None
+    found = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        field = name.strip().replace(".", "_")
+        if not equals or field not in KafkaSecurity.__dataclass_fields__:
+            known = ", ".join(field.replace("_", ".") for field in KafkaSecurity.__dataclass_fields__)
+            raise UsageError(f"{file}, line {number}: no property of this program; it knows {known}")
+        found[field] = value.strip()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

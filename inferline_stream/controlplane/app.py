@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import faust
 
+from inferline_stream.dataplane.connecting import ClientCredentials, hosts, security_of, tls_context
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class ControlApp:
     ) -> None:
         self._app = app = faust.App(
             f"{names.prefix}{names.pipeline}-control-{term}",
-            broker=[f"kafka://{server.strip()}" for server in bootstrap_servers.split(",")],
+            broker=[f"kafka://{server.strip()}" for server in hosts(bootstrap_servers).split(",")],
+            broker_credentials=_credentials(bootstrap_servers),
             store="memory://",
             web_enabled=False,
             datadir=str(folder),
@@ -91,3 +93,19 @@ class ControlApp:
                 await self._app.stop()
         except TimeoutError:
             logger.warning("the Faust app did not stop in time; its group ends with its session")
+
+
+def _credentials(bootstrap_servers: str) -> Any:
+    """What every other client is given, as Faust wants it."""
+    security = security_of(bootstrap_servers)
+    context = tls_context(security) if security.tls else None
+    if not security.sasl:
+        return None if context is None else faust.SSLCredentials(context)
+    if security.sasl_mechanism == "OAUTHBEARER":
+        return faust.OAuthCredentials(oauth_cb=ClientCredentials(security), ssl_context=context)
+    return faust.SASLCredentials(
+        username=security.sasl_username,
+        password=security.sasl_password,
+        ssl_context=context,
+        mechanism=security.sasl_mechanism,
+    )

@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from types import TracebackType
 from typing import Self
 
+from inferline_stream.dataplane.connecting import plaintext
 from inferline_stream.errors import Unreachable
 
 _START_TIMEOUT_S = 20.0
@@ -37,7 +38,7 @@ class EmbeddedBrokerProcess:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 line = await self._process.stdout.readline()
-            self.bootstrap_servers = json.loads(line)["bootstrap_servers"]
+            self.bootstrap_servers = plaintext(json.loads(line)["bootstrap_servers"])
         except (TimeoutError, ValueError, KeyError):
             await self.__aexit__(None, None, None)
             raise Unreachable("the embedded broker did not start; give --bootstrap-servers of a Kafka") from None

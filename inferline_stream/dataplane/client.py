@@ -24,6 +24,7 @@ from aiokafka.errors import (
     ProducerFenced,
 )
 
+from inferline_stream.dataplane.connecting import client_options, refused, unreachable
 from inferline_stream.dataplane.headers import Header
 from inferline_stream.errors import InferlineError, Unreachable
 
@@ -108,6 +109,7 @@ class StageReader:
         fetch_wait_s: float,
         partition_bytes: int = 512 * 1024,
     ) -> None:
+        self._where = bootstrap_servers
         self._topic = topic
         self._group = group
         self._control = TopicPartition(assignments, 0)
@@ -115,7 +117,7 @@ class StageReader:
         self._held: set[int] = set()
         self._hurried = False
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=bootstrap_servers,
+            **client_options(bootstrap_servers),
             group_id=group,
             client_id=f"inferline-{group}",
             enable_auto_commit=False,
@@ -133,7 +135,7 @@ class StageReader:
         Raises:
             Unreachable: no answer in time, or the topic does not exist.
         """
-        await _started(self._consumer, timeout_s)
+        await _started(self._consumer, self._where, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._consumer._client._wait_on_metadata(self._control.topic)
@@ -263,8 +265,9 @@ class StageSender:
     """
 
     def __init__(self, bootstrap_servers: str, client_id: str, transactional_id: str | None = None) -> None:
+        self._where = bootstrap_servers
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=bootstrap_servers,
+            **client_options(bootstrap_servers),
             client_id=client_id,
             acks="all",
             enable_idempotence=True,
@@ -277,7 +280,7 @@ class StageSender:
 
     async def start(self, timeout_s: float) -> None:
         """Connect; a transactional id fences whoever had it before."""
-        await _started(self._producer, timeout_s)
+        await _started(self._producer, self._where, timeout_s)
 
     async def stop(self) -> None:
         """Close the connections, what was sent first."""
@@ -329,8 +332,9 @@ class ReportSender:
     """Sends reports, one at a time; a repeated one does no harm, so it is not idempotent."""
 
     def __init__(self, bootstrap_servers: str, topic: str, key: str, timeout_s: float) -> None:
+        self._where = bootstrap_servers
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=bootstrap_servers,
+            **client_options(bootstrap_servers),
             client_id=f"inferline-report-{key}",
             acks="all",
             request_timeout_ms=round(timeout_s * 1000),
@@ -340,7 +344,7 @@ class ReportSender:
 
     async def start(self, timeout_s: float) -> None:
         """Connect."""
-        await _started(self._producer, timeout_s)
+        await _started(self._producer, self._where, timeout_s)
 
     async def stop(self) -> None:
         """Close the connection."""
@@ -376,8 +380,8 @@ async def _stopped(stopping: Awaitable[None]) -> None:
         logger.warning("a connection could not be closed in order: %r", error)
 
 
-async def _started(client: AIOKafkaConsumer | AIOKafkaProducer, timeout_s: float) -> None:
-    """Start a client, trying again until the time is up: a broker may be restarting."""
+async def _started(client: AIOKafkaConsumer | AIOKafkaProducer, bootstrap_servers: str, timeout_s: float) -> None:
+    """Start a client, trying again until the time is up: a broker may be restarting. One that turns us away is not."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while True:
@@ -385,9 +389,11 @@ async def _started(client: AIOKafkaConsumer | AIOKafkaProducer, timeout_s: float
             async with asyncio.timeout_at(deadline):
                 await client.start()
         except (KafkaConnectionError, TimeoutError) as error:
-            if loop.time() + 0.2 >= deadline:
+            if loop.time() + 0.2 >= deadline or await refused(bootstrap_servers):
                 await client.stop()
-                raise Unreachable(f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?") from error
+                raise await unreachable(
+                    bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
+                ) from error
             await asyncio.sleep(0.2)
         else:
             return

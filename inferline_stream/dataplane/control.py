@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
+from inferline_stream.dataplane.connecting import client_options, unreachable
 from inferline_stream.errors import InferlineError, Unreachable
 
 _REQUEST_TIMEOUT_MS = 5_000
@@ -65,7 +66,7 @@ class LeaderProducer:
         self._start_timeout_s = start_timeout_s
         self._one_at_a_time = asyncio.Lock()
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=bootstrap_servers,
+            **client_options(bootstrap_servers),
             transactional_id=transactional_id,
             transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
             request_timeout_ms=_REQUEST_TIMEOUT_MS,
@@ -78,8 +79,8 @@ class LeaderProducer:
                 await self._producer.start()
         except (KafkaError, TimeoutError) as error:
             await _quietly(self._producer.stop(), 1.0)
-            raise Unreachable(
-                f"Kafka at {self._where} gives no transactional producer ({error or 'no answer'})"
+            raise await unreachable(
+                self._where, f"Kafka at {self._where} gives no transactional producer ({error or 'no answer'})"
             ) from None
         return self
 
@@ -141,7 +142,7 @@ async def write_once(bootstrap_servers: str, record: Written, timeout_s: float =
     Raises:
         Unreachable: Kafka does not take it in time, or has no such topic.
     """
-    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all", request_timeout_ms=_REQUEST_TIMEOUT_MS)
+    producer = AIOKafkaProducer(**client_options(bootstrap_servers), acks="all", request_timeout_ms=_REQUEST_TIMEOUT_MS)
     try:
         async with asyncio.timeout(timeout_s):
             await producer.start()
@@ -149,9 +150,10 @@ async def write_once(bootstrap_servers: str, record: Written, timeout_s: float =
                 record.topic, record.value, key=record.key.encode(), partition=record.partition
             )
     except (KafkaError, TimeoutError, AssertionError) as error:
-        raise Unreachable(
+        raise await unreachable(
+            bootstrap_servers,
             f"Kafka at {bootstrap_servers} did not take a record for {record.topic} ({error or 'no answer'}): "
-            "is the pipeline running there, and under this --prefix?"
+            "is the pipeline running there, and under this --prefix?",
         ) from None
     finally:
         await _quietly(producer.stop(), 2.0)
@@ -195,7 +197,7 @@ class TopicFollower:
         self._where, self._topic, self._start = bootstrap_servers, topic, start
         self._tps = [TopicPartition(topic, p) for p in range(partitions)]
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=bootstrap_servers,
+            **client_options(bootstrap_servers),
             enable_auto_commit=False,
             isolation_level="read_committed" if committed_only else "read_uncommitted",
             auto_offset_reset="earliest",
@@ -213,7 +215,9 @@ class TopicFollower:
                     self._consumer.seek(tp, offset)
         except (KafkaError, TimeoutError) as error:
             await _quietly(self._consumer.stop(), 1.0)
-            raise Unreachable(f"topic {self._topic} at {self._where} cannot be read: {error!r}") from None
+            raise await unreachable(
+                self._where, f"topic {self._topic} at {self._where} cannot be read: {error!r}"
+            ) from None
         return self
 
     async def _first_offsets(self) -> Mapping[TopicPartition, int]:
@@ -284,12 +288,12 @@ class OffsetReader:
     def __init__(self, bootstrap_servers: str, start_timeout_s: float = 10.0) -> None:
         self._where, self._start_timeout_s = bootstrap_servers, start_timeout_s
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=bootstrap_servers,
+            **client_options(bootstrap_servers),
             enable_auto_commit=False,
             request_timeout_ms=_REQUEST_TIMEOUT_MS,
             retry_backoff_ms=50,
         )
-        self._admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=_REQUEST_TIMEOUT_MS)
+        self._admin = AIOKafkaAdminClient(**client_options(bootstrap_servers), request_timeout_ms=_REQUEST_TIMEOUT_MS)
         self._coordinators: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
@@ -300,7 +304,9 @@ class OffsetReader:
                 await self._admin.start()
         except (KafkaError, TimeoutError) as error:
             await self.__aexit__(None, None, None)
-            raise Unreachable(f"Kafka at {self._where} does not answer: {error or 'timed out'}") from None
+            raise await unreachable(
+                self._where, f"Kafka at {self._where} does not answer: {error or 'timed out'}"
+            ) from None
         return self
 
     async def __aexit__(

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from inferline_stream.dataplane.connecting import client_options, unreachable
 from inferline_stream.errors import Unreachable
 
 
@@ -48,7 +49,7 @@ class RecordFollower:
 
     async def __aenter__(self) -> Self:
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._bootstrap_servers,
+            **client_options(self._bootstrap_servers),
             client_id="inferline-follower",
             group_id=self._group,
             enable_auto_commit=False,
@@ -62,12 +63,9 @@ class RecordFollower:
                 self._consumer.assign([TopicPartition(self._topic, p) for p in partitions])
                 for p in partitions:
                     self._next[p] = await self._consumer.position(TopicPartition(self._topic, p))
-        except (KafkaError, OSError) as error:
+        except (KafkaError, OSError):
             await self._consumer.stop()
-            raise Unreachable(
-                f"Kafka at {self._bootstrap_servers!r} does not answer ({error or 'no answer in time'}); "
-                "start it, or give another --bootstrap-servers"
-            ) from None
+            raise await unreachable(self._bootstrap_servers) from None
         except Unreachable:
             await self._consumer.stop()
             raise
@@ -85,7 +83,7 @@ class RecordFollower:
 
     async def _partitions(self) -> list[int]:
         # The consumer itself learns of a topic's partitions only once it holds one of them.
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap_servers)
+        admin = AIOKafkaAdminClient(**client_options(self._bootstrap_servers))
         await admin.start()
         try:
             (described,) = await admin.describe_topics([self._topic])

@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from inferline_stream.dataplane.client import Message, StageReader, StageSender
+from inferline_stream.dataplane.connecting import client_options
 from inferline_stream.dataplane.headers import read_headers
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.errors import Unreachable
@@ -91,7 +92,7 @@ async def _hops_s(reader: StageReader, sender: StageSender, topic: str, clock_s:
 
 
 async def _delete(bootstrap_servers: str, topics: list[str]) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    admin = AIOKafkaAdminClient(**client_options(bootstrap_servers))
     with contextlib.suppress(KafkaError):  # an empty topic that stays behind harms nobody
         try:
             await admin.start()

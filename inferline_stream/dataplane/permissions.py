@@ -16,7 +16,7 @@ from inferline_stream.pipeline.topology import Pipeline
 
 Resource = Literal["topic", "group", "transactional-id"]
 
-_RUN, _REPLAY, _OVERRIDES = "run", "dlq replay", "scale, pause, resume"
+_RUN, _FEED, _PROFILE, _REPLAY, _OVERRIDES = "run", "run --replay", "profile", "dlq replay", "scale, pause, resume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,9 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
         Permission("group", f"{prefix}{pipeline.name}-control-", True, ("Read",)),
         Permission("transactional-id", f"{prefix}{pipeline.name}-controller", False, ("Write",)),
         Permission("transactional-id", f"{prefix}{pipeline.name}.", True, ("Write",)),  # a replica's, if exactly once
+        Permission("topic", source, False, ("Write",), _FEED),
+        Permission("topic", "inferline-hop-", True, ("Create", "Delete", "Read", "Write"), _PROFILE),
+        Permission("group", "inferline-hop-", True, ("Read",), _PROFILE),
         Permission("topic", source, False, ("Write",), _REPLAY),
         *(Permission("topic", topic, False, ("Read",), _REPLAY) for topic in sorted(letters)),
         Permission("topic", names.control, False, ("Write",), _OVERRIDES),

@@ -9,6 +9,7 @@ from typing import Self
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
+from inferline_stream.dataplane.connecting import client_options, unreachable
 from inferline_stream.errors import Unreachable
 
 _BUFFER_BYTES = 1 << 19  # per partition; a send waits only once so much is not yet on its way
@@ -37,7 +38,7 @@ class RecordProducer:
 
     async def __aenter__(self) -> Self:
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._bootstrap_servers,
+            **client_options(self._bootstrap_servers),
             client_id="inferline-producer",
             enable_idempotence=True,
             max_batch_size=_BUFFER_BYTES,
@@ -45,12 +46,9 @@ class RecordProducer:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 await self._producer.start()
-        except (KafkaError, OSError) as error:
+        except (KafkaError, OSError):
             await self._producer.stop()
-            raise Unreachable(
-                f"Kafka at {self._bootstrap_servers!r} does not answer ({error or 'no answer in time'}); "
-                "start it, or give another --bootstrap-servers"
-            ) from None
+            raise await unreachable(self._bootstrap_servers) from None
         return self
 
     async def __aexit__(

@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
 
+from inferline_stream.dataplane.connecting import client_options, unreachable
 from inferline_stream.dataplane.wiring import input_topic
 from inferline_stream.errors import InvalidTopology, Unreachable, UsageError
 from inferline_stream.pipeline.names import Names
@@ -274,18 +275,19 @@ class _Group:
     """A consumer group without members, and one topic that it reads."""
 
     def __init__(self, bootstrap_servers: str, group: str, topic: str, timeout_s: float) -> None:
+        self._where = bootstrap_servers
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=bootstrap_servers, group_id=group, enable_auto_commit=False, auto_offset_reset="none"
+            **client_options(bootstrap_servers), group_id=group, enable_auto_commit=False, auto_offset_reset="none"
         )
         self._topic = topic
         self._timeout_s = timeout_s
         self._partitions: list[TopicPartition] = []
 
     async def __aenter__(self) -> _Group:
-        await _in_time(self._consumer.start(), self._timeout_s, self._consumer.stop)
-        found = await _in_time(
-            self._consumer._client._wait_on_metadata(self._topic), self._timeout_s, self._consumer.stop
-        )
+        stop = self._consumer.stop
+        await _in_time(self._where, self._consumer.start(), self._timeout_s, stop)
+        metadata = self._consumer._client._wait_on_metadata(self._topic)
+        found = await _in_time(self._where, metadata, self._timeout_s, stop)
         self._partitions = [TopicPartition(self._topic, partition) for partition in sorted(found)]
         self._consumer.assign(self._partitions)
         for partition in self._partitions:
@@ -323,24 +325,27 @@ class _Admin:
     """An admin client that is closed again."""
 
     def __init__(self, bootstrap_servers: str, timeout_s: float) -> None:
-        self.client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=30_000)
+        self._where = bootstrap_servers
+        self.client = AIOKafkaAdminClient(**client_options(bootstrap_servers), request_timeout_ms=30_000)
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> _Admin:
-        await _in_time(self.client.start(), self._timeout_s, self.client.close)
+        await _in_time(self._where, self.client.start(), self._timeout_s, self.client.close)
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self.client.close()
 
 
-async def _in_time(work: Any, timeout_s: float, undo: Any) -> Any:
+async def _in_time(bootstrap_servers: str, work: Any, timeout_s: float, undo: Any) -> Any:
     try:
         async with asyncio.timeout(timeout_s):
             return await work
     except (KafkaConnectionError, TimeoutError) as error:
         await undo()
-        raise Unreachable(f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?") from error
+        raise await unreachable(
+            bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
+        ) from error
     except KafkaError as error:
         await undo()
         raise Unreachable(f"Kafka refuses: {error}") from error

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,7 @@ class LocalKafka:
     Args:
         settings: broker settings that override `TEST_SETTINGS`, e.g. ``{"offsets.retention.minutes": "1"}``.
         rebalance_delay_s: `group.initial.rebalance.delay.ms`. Kafka's own is 3 s: use that where groups are timed.
+        listeners: further ones, named by their security protocol (``SASL_SSL``); `ports` has their ports.
         heap: the JVM's largest heap.
         start_timeout_s: longest wait for the broker's first answer.
 
@@ -67,11 +68,13 @@ class LocalKafka:
         settings: Mapping[str, str] | None = None,
         *,
         rebalance_delay_s: float = 0.0,
+        listeners: Sequence[str] = (),
         heap: str = "512m",
         start_timeout_s: float = 180.0,
     ) -> None:
         delay = {"group.initial.rebalance.delay.ms": str(round(rebalance_delay_s * 1000))}
         self._settings = {**TEST_SETTINGS, **delay, **(settings or {})}
+        self._listeners = listeners
         self._heap = heap
         self._start_timeout_s = start_timeout_s
         self._resources = ExitStack()
@@ -81,6 +84,7 @@ class LocalKafka:
         self._classpath = ""
         self.folder = Path()
         self.port = 0
+        self.ports: dict[str, int] = {}
 
     @property
     def bootstrap_servers(self) -> str:
@@ -144,7 +148,8 @@ class LocalKafka:
                 undo.enter_context(tempfile.TemporaryDirectory(prefix="kafka-", ignore_cleanup_errors=True))
             )
             self._log = undo.enter_context(self.log.open("ab"))
-            self.port, controller_port = free_ports(2)
+            self.port, controller_port, *ports = free_ports(2 + len(self._listeners))
+            self.ports = dict(zip(self._listeners, ports, strict=True))
             self._write_properties(controller_port)
             self._format()
             self.start()
@@ -192,12 +197,17 @@ class LocalKafka:
         return ["java", f"-Xmx{heap}", *frugal, logging_level, "-cp", self._classpath, main, *arguments]
 
     def _write_properties(self, controller_port: int) -> None:
+        further = "".join(f",{name}://{HOST}:{port}" for name, port in self.ports.items())
         properties = {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@{HOST}:{controller_port}",
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{controller_port}",
+            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{controller_port}{further}",
+            "listener.security.protocol.map": ",".join(
+                f"{name}:{protocol}"
+                for name, protocol in (("CONTROLLER", "PLAINTEXT"), *((n, n) for n in ("PLAINTEXT", *self.ports)))
+            ),
             "log.dirs": str(self.folder / "data"),
             **self._settings,
         }

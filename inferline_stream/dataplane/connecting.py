@@ -1,0 +1,165 @@
+"""How clients connect to Kafka: its address, TLS and SASL, and what to say when it turns them away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.conn import create_conn
+from aiokafka.errors import KafkaError
+
+from inferline_stream.errors import Unreachable
+from inferline_stream.settings import KafkaSecurity, kafka_security
+
+logger = logging.getLogger(__name__)
+
+_PLAIN = "PLAINTEXT://"
+_TOKEN_TIMEOUT_S = 10.0
+_RENEW_BEFORE_S = 30.0
+
+
+def plaintext(bootstrap_servers: str) -> str:
+    """An address that is spoken to without TLS or SASL, whatever the environment says: the embedded broker's."""
+    return f"{_PLAIN}{bootstrap_servers.removeprefix(_PLAIN)}"
+
+
+def hosts(bootstrap_servers: str) -> str:
+    """An address as clients want it: host:port, comma separated."""
+    return bootstrap_servers.removeprefix(_PLAIN)
+
+
+def security_of(bootstrap_servers: str) -> KafkaSecurity:
+    """How to connect to an address: as the environment says, unless the address itself says plaintext.
+
+    Raises:
+        UsageError: the environment, or the file that it names, asks for what cannot be.
+    """
+    return KafkaSecurity() if bootstrap_servers.startswith(_PLAIN) else kafka_security()
+
+
+def client_options(bootstrap_servers: str) -> dict[str, Any]:
+    """What every aiokafka client of a cluster is given: where it is, TLS and SASL.
+
+    Raises:
+        UsageError: as `security_of`.
+    """
+    return {"bootstrap_servers": hosts(bootstrap_servers), **_secured(security_of(bootstrap_servers))}
+
+
+def _secured(security: KafkaSecurity) -> dict[str, Any]:
+    options: dict[str, Any] = {"security_protocol": security.security_protocol}
+    if security.tls:
+        options["ssl_context"] = tls_context(security)
+    if security.sasl:
+        options["sasl_mechanism"] = security.sasl_mechanism
+        if security.sasl_mechanism == "OAUTHBEARER":
+            options["sasl_oauth_token_provider"] = ClientCredentials(security)
+        else:
+            options["sasl_plain_username"] = security.sasl_username
+            options["sasl_plain_password"] = security.sasl_password
+    return options
+
+
+def tls_context(security: KafkaSecurity) -> ssl.SSLContext:
+    """Whom to trust, and the client's own certificate; the broker's name is checked."""
+    context = ssl.create_default_context(cafile=security.ssl_ca_location or None)
+    if security.ssl_certificate_location:
+        context.load_cert_chain(
+            security.ssl_certificate_location,
+            security.ssl_key_location or None,
+            security.ssl_key_password or None,
+        )
+    return context
+
+
+class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
+    """Access tokens from an OAuth 2.0 token endpoint (RFC 6749, section 4.4), kept until shortly before they end."""
+
+    def __init__(self, security: KafkaSecurity) -> None:
+        self._security = security
+        self._token, self._renew_at_s = "", 0.0
+        self._one_at_a_time = asyncio.Lock()
+
+    async def token(self) -> str:
+        """A token that is still good for a while.
+
+        Raises:
+            Unreachable: the endpoint gives none.
+        """
+        async with self._one_at_a_time:
+            if time.monotonic() >= self._renew_at_s:
+                began_s = time.monotonic()
+                self._token, lasts_s = await asyncio.to_thread(fetch_token, self._security)
+                self._renew_at_s = began_s + max(lasts_s / 2, lasts_s - _RENEW_BEFORE_S)
+            return self._token
+
+
+def fetch_token(security: KafkaSecurity) -> tuple[str, float]:
+    """A new access token, and for how many seconds it is good. Blocks.
+
+    Raises:
+        Unreachable: the endpoint does not answer, or gives none.
+    """
+    form = {
+        "grant_type": "client_credentials",
+        "client_id": security.sasl_oauthbearer_client_id,
+        "client_secret": security.sasl_oauthbearer_client_secret,
+        "scope": security.sasl_oauthbearer_scope,
+    }
+    url = security.sasl_oauthbearer_token_endpoint_url
+    body = urllib.parse.urlencode({name: value for name, value in form.items() if value}).encode()
+    try:
+        request = urllib.request.Request(url, body)  # noqa: S310  KafkaSecurity lets only http and https through
+        with urllib.request.urlopen(request, timeout=_TOKEN_TIMEOUT_S) as response:  # noqa: S310  likewise
+            answer = json.load(response)
+        return answer["access_token"], float(answer.get("expires_in", 300.0))
+    except (OSError, ValueError, KeyError) as error:
+        why = f"HTTP status {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
+        raise Unreachable(f"{url} gives no token for client {form['client_id']!r}: {why}") from None
+
+
+async def unreachable(bootstrap_servers: str, otherwise: str = "") -> Unreachable:
+    """The error to raise where a client cannot connect: asks the broker once more, because aiokafka only logs why.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        otherwise: what to say where no broker has turned us away.
+    """
+    silent = f"Kafka at {hosts(bootstrap_servers)} does not answer; start it, or give another --bootstrap-servers"
+    return Unreachable(await refused(bootstrap_servers) or otherwise or silent)
+
+
+async def refused(bootstrap_servers: str) -> str:
+    """Why a broker that listens turns us away, in words without secrets; empty if it does not, or nobody listens."""
+    security = security_of(bootstrap_servers)
+    where, port = hosts(bootstrap_servers).split(",")[0].rsplit(":", 1)
+    try:
+        connection = await create_conn(where.strip(), int(port), request_timeout_ms=3000, **_secured(security))
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"the certificate of Kafka at {where}:{port} is not trusted: {error.verify_message}; "
+            "give the authority that signed it as ssl.ca.location"
+        )
+    except ssl.SSLError as error:
+        return f"Kafka at {where}:{port} does not speak TLS, or asks for a certificate: {error.reason}"
+    except Unreachable as error:
+        return str(error)
+    except KafkaError as error:
+        if "auth" in type(error).__name__.lower() or "sasl" in type(error).__name__.lower():
+            return (
+                f"Kafka at {where}:{port} refuses user {security.user!r} with {security.sasl_mechanism}: check "
+                "sasl.username, sasl.password and sasl.mechanism"
+            )
+        return ""
+    except (OSError, ValueError, TimeoutError):
+        return ""
+    connection.close()
+    return ""

@@ -1,0 +1,59 @@
+import pytest
+
+from inferline_stream.dataplane.connecting import client_options, plaintext
+from inferline_stream.errors import UsageError
+from inferline_stream.settings import KafkaSecurity, kafka_security
+
+
+def test_without_a_word_connections_are_plain_and_with_a_user_they_are_encrypted():
+    assert kafka_security({}).security_protocol == "PLAINTEXT"
+    user = {"INFERLINE_KAFKA_SASL_USERNAME": "alice", "INFERLINE_KAFKA_SASL_PASSWORD": "secret"}
+    assert kafka_security(user).security_protocol == "SASL_SSL"
+
+
+def test_a_file_names_the_properties_and_the_environment_wins(tmp_path):
+    file = tmp_path / "client.properties"
+    file.write_text("# who we are\nsasl.username = alice\nsasl.password=a=b\nsasl.mechanism=SCRAM-SHA-512\n")
+    found = kafka_security({"INFERLINE_KAFKA_CONFIG": str(file), "INFERLINE_KAFKA_SASL_MECHANISM": "PLAIN"})
+    assert (found.sasl_username, found.sasl_password, found.sasl_mechanism) == ("alice", "a=b", "PLAIN")
+
+
+def test_what_is_shown_of_it_holds_no_secret():
+    found = KafkaSecurity(sasl_username="alice", sasl_password="open sesame", ssl_key_password="sesame")
+    assert "alice" in f"{found} {found!r}"
+    assert "sesame" not in f"{found} {found!r}"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"SECURITY_PROTOCOL": "TLS"}, "security.protocol='TLS' is none of PLAINTEXT, SSL"),
+        ({"SASL_USERNAME": "alice"}, "sasl.password is needed for PLAIN: set INFERLINE_KAFKA_SASL_PASSWORD"),
+        ({"SSL_CA_LOCATION": "/nowhere.pem"}, "there is no file /nowhere.pem"),
+        ({"CONFIG": "/nowhere.properties"}, "cannot be read"),
+        (
+            {"SASL_MECHANISM": "OAUTHBEARER", "SASL_OAUTHBEARER_CLIENT_ID": "a",
+             "SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL": "file:///etc/passwd"},
+            "must begin with https",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_named_with_its_remedy(given, told):
+    with pytest.raises(UsageError, match=told):
+        kafka_security({f"INFERLINE_KAFKA_{name}": value for name, value in given.items()})
+
+
+def test_an_unknown_line_of_the_file_is_named_without_its_value(tmp_path):
+    file = tmp_path / "client.properties"
+    file.write_text("sasl.username=alice\nsasl.passwort=sesame\n")
+    with pytest.raises(UsageError, match="line 2: no property") as raised:
+        kafka_security({"INFERLINE_KAFKA_CONFIG": str(file)})
+    assert "sesame" not in str(raised.value)
+
+
+def test_the_embedded_brokers_address_is_spoken_to_in_plain_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setenv("INFERLINE_KAFKA_SASL_USERNAME", "alice")
+    monkeypatch.setenv("INFERLINE_KAFKA_SASL_PASSWORD", "secret")
+    options = client_options(plaintext("127.0.0.1:9092"))
+    assert options == {"bootstrap_servers": "127.0.0.1:9092", "security_protocol": "PLAINTEXT"}
+    assert client_options("127.0.0.1:9092")["sasl_plain_username"] == "alice"
