@@ -11,6 +11,9 @@ from typing import Any
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.errors import InferlineError, InvalidTopology
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.topology import Pipeline, Sample, Stage
 from inferline_stream.profiler.process import WorkerFailed, WorkerProcess
 
@@ -61,9 +64,17 @@ async def building_problems(pipeline: Pipeline, topology: Path, start_timeout_s:
 
     async def build(stage: Stage) -> str | None:
         async with at_once:
+            kinds = catalogue(kind for kind in pipeline.hardware if isinstance(kind, Hardware))
+            gpus = max((kinds[name].gpus for name in stage.hardware if name in kinds), default=0.0)
             try:
-                async with WorkerProcess(topology, stage.name, 1, start_timeout_s=start_timeout_s, build_only=True):
+                confinement = confined(isolation_of(stage.isolation), topology, Hardware("worker", 0.0, gpus=gpus), "")
+                worker = WorkerProcess(
+                    topology, stage.name, confinement, start_timeout_s=start_timeout_s, build_only=True
+                )
+                async with worker:
                     return None
+            except ValueError:
+                return None  # an isolation that cannot be is told of as such
             except WorkerFailed as error:
                 return f"{stage.declared}: stage {stage.name!r} cannot be built in a worker process: {error}"
 

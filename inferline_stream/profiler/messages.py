@@ -21,11 +21,13 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     Args:
         topology: the file.
         stage: the stage's name.
+        confinement: what the process was told that it may touch, see `isolation.confinement`.
         build_only: whether nothing will be asked of the stage, so that the pipeline around it need not be valid.
     """
 
     topology: str
     stage: str
+    confinement: str
     build_only: bool = False
 
 

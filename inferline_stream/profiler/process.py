@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from inferline_stream.errors import StageFailed
-from inferline_stream.isolation import bootstrap
+from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.isolation.launch import Launch
 from inferline_stream.profiler.messages import (
     LENGTH_BYTES,
     Answer,
@@ -50,32 +51,44 @@ class WorkerProcess:
     Args:
         topology: the topology file.
         stage: the stage's name.
-        cores: cores that the stage may use.
+        confinement: what it may touch, as a replica of that stage may, and the cores that it may use.
         start_timeout_s: longest it may take to build the stage.
         build_only: whether nothing will be asked of it beyond being built.
     """
 
     def __init__(
-        self, topology: Path, stage: str, cores: float, *, start_timeout_s: float, build_only: bool = False
+        self,
+        topology: Path,
+        stage: str,
+        confinement: Confinement,
+        *,
+        start_timeout_s: float,
+        build_only: bool = False,
     ) -> None:
-        self._begin = Begin(str(topology), stage, build_only)
-        self._cores = cores
+        self._begin = Begin(str(topology), stage, confinement.encoded(), build_only)
+        self._confinement = confinement
         self._start_timeout_s = start_timeout_s
         self._process: asyncio.subprocess.Process | None = None
+        self._launch: Launch | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self.start_up_s = 0.0
         """From asking for the process to the stage being built."""
 
     async def __aenter__(self) -> Self:
         began_s = time.perf_counter()
+        cores = self._confinement.cores
+        pinned = _last_cores(cores, os.sched_getaffinity(0))
+        launch = self._launch = Launch(MODULE, self._confinement, cores=cores, pinned=pinned)
         self._process = await asyncio.create_subprocess_exec(
-            *bootstrap.command(MODULE, _last_cores(self._cores, os.sched_getaffinity(0))),
+            *launch.command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=self._log,
-            env=bootstrap.environment(self._cores, None, os.environ),
+            env=launch.environment,
+            pass_fds=launch.files,
             start_new_session=True,
         )
+        launch.started(self._process.pid)
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 await self.ask(self._begin, Ready)
@@ -135,6 +148,9 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()  # it holds nothing that could be lost
             await self._process.communicate()
+        if self._launch is not None:
+            self._launch.close()
+            self._launch = None
         self._log.close()
 
 

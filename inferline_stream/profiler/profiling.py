@@ -11,8 +11,10 @@ from typing import Self
 
 from inferline_stream.dataplane.hop import measure_hop_s
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
@@ -260,6 +262,11 @@ class _Session:
         key = (stage, max(1, int(cores)))
         worker = self._running.get(key)
         if worker is None or worker.ended:
-            starting = WorkerProcess(self._file, stage, cores, start_timeout_s=self._settings.start_timeout_s)
+            declared = self._pipeline.stage(stage)
+            kinds = catalogue(self._pipeline.hardware)
+            gpus = max(kinds[name].gpus for name in declared.hardware)
+            like = Hardware("worker", 0.0, cores=cores, gpus=gpus)
+            confinement = confined(isolation_of(declared.isolation), self._file, like, "")
+            starting = WorkerProcess(self._file, stage, confinement, start_timeout_s=self._settings.start_timeout_s)
             worker = self._running[key] = await self._stack.enter_async_context(starting)
         return worker

@@ -15,9 +15,10 @@ import msgspec
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.profile import PROBABILITIES, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, shape_of
-from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.code import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 
@@ -46,6 +47,7 @@ class StoredProfile(msgspec.Struct, frozen=True):
         events: digest of the sample's events.
         machine: where it was measured.
         max_batch_size: the stage's limit at that time.
+        isolation: level and kind of seal that it was measured under.
         emulated_s: declared service times, of emulated kinds.
         start_up_s: from asking for a replica to its READY.
         service_times: by ascending batch size.
@@ -61,6 +63,7 @@ class StoredProfile(msgspec.Struct, frozen=True):
     max_batch_size: int
     start_up_s: float
     service_times: list[StoredServiceTime]
+    isolation: str = "none"
     emulated_s: dict[int, float] = {}
     note: str = ""
     measured_at: str = ""
@@ -172,6 +175,7 @@ class ProfileStore:
             max_batch_size=stage.max_batch_size,
             start_up_s=_rounded(profile.start_up_s),
             service_times=[_stored(entry) for entry in profile.service_times],
+            isolation=_isolation(stage),
             emulated_s=emulated_s(stage, profile.hardware) if kind.emulated else {},
             note=note,
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -223,6 +227,8 @@ class ProfileStore:
         stage = self._pipeline.stage(stored.stage)
         if stored.code != self._code[stored.stage]:
             return "its code has changed"
+        if stored.isolation != _isolation(stage):
+            return f"its isolation has changed from {stored.isolation} to {_isolation(stage)}"
         if stored.hardware != self._kinds[stored.hardware.name]:
             return f"hardware {stored.hardware.name!r} has changed"
         if stored.hardware.emulated:
@@ -274,6 +280,12 @@ def _stored(entry: ServiceTime) -> StoredServiceTime:
 def _paths_of(stored: StoredPaths) -> Paths:
     masks = tuple(sum(1 << bit for bit in bits) for bits, _ in stored.paths)
     return Paths(masks, tuple(weight for _, weight in stored.paths))
+
+
+def _isolation(stage: Stage) -> str:
+    """As far as it bears on times: what may be read and reached does not."""
+    isolation = isolation_of(stage.isolation)
+    return f"{isolation.level}, seal {isolation.seal}" if isolation.sandboxed else "none"
 
 
 def _rounded(seconds: float) -> float:

@@ -19,6 +19,9 @@ from inferline_stream.dataplane.loading import last_line, load_topology
 from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.dataplane.worker import Calls, Done, Failed, StageCall, run_batch
 from inferline_stream.errors import InferlineError, StageFailed
+from inferline_stream.isolation.confinement import decoded
+from inferline_stream.isolation.refusals import Refusals
+from inferline_stream.isolation.sealing import seal
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.profiler.messages import (
     LENGTH_BYTES,
@@ -56,9 +59,13 @@ class StageWorker:
     def __init__(self, begin: Begin) -> None:
         pipeline = load_topology(begin.topology)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stage")
-        self._call = self._thread.submit(StageCall, pipeline.stage(begin.stage).run, _UNPACED).result()
+        confinement = decoded(begin.confinement)
+        refusals = Refusals(confinement)
+        run = refusals.guarded(pipeline.stage(begin.stage).run)
+        self._call = self._thread.submit(StageCall, run, _UNPACED).result()
         if not begin.build_only:
             self._wiring = Wiring(pipeline, begin.stage)
+        refusals.sealed = seal(confinement).sealed
 
     def run(self, inputs: list[StageInput]) -> Outcomes:
         """Run events once; one that cannot be decoded or that the stage raises on has failed."""

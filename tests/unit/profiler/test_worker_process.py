@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.dataplane.loading import load_topology
-from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.profiler.checking import building_problems
 from inferline_stream.profiler.measuring import measure
 from inferline_stream.profiler.messages import Measure, Outcomes, Run, Times
@@ -24,7 +26,8 @@ NUMBERS = [b'{"value": %d}' % number for number in range(12)]
 @asynccontextmanager
 async def start(stage: str, cores: float = 1, start_timeout_s: float = 30.0) -> AsyncIterator[WorkerProcess]:
     """A worker of an odd stage, for at most a minute."""
-    worker = WorkerProcess(TOPOLOGY, stage, cores, start_timeout_s=start_timeout_s)
+    confinement = confined(Isolation("none"), TOPOLOGY, Hardware("worker", 0.0, cores=cores), "")
+    worker = WorkerProcess(TOPOLOGY, stage, confinement, start_timeout_s=start_timeout_s)
     async with asyncio.timeout(60.0), worker:
         yield worker
 
