@@ -142,22 +142,29 @@ def encoded(program: Sequence[Instruction]) -> bytes:
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
 
 
-def verdict(program: Sequence[Instruction], audit: int, number: int, arguments: Sequence[int] = ()) -> int:
+def verdict(
+    program: Sequence[Instruction], audit: int, number: int, arguments: Sequence[int] | None = ()
+) -> int | None:
     """What the kernel does with one call, by running the filter as it would.
 
     Args:
         program: the filter.
         audit: machine that the call comes from.
         number: the call's number.
-        arguments: up to six, unsigned.
+        arguments: up to six, unsigned; None for whichever.
+
+    Returns:
+        The verdict; None if it depends on the arguments, and these are not given.
     """
-    padded = [*arguments, 0, 0, 0, 0, 0, 0][:6]
+    padded = [*(arguments or ()), 0, 0, 0, 0, 0, 0][:6]
     data = struct.pack("<IIQ6Q", number & _LOW, audit, 0, *(value & (1 << 64) - 1 for value in padded))
     accumulator = at = 0
     while True:
         code, true, false, operand = program[at]
         at += 1
         if code == _LOAD:
+            if arguments is None and operand >= _ARGUMENTS_AT:
+                return None
             (accumulator,) = struct.unpack_from("<I", data, operand)
         elif code == _AND:
             accumulator &= operand

@@ -1,0 +1,172 @@
+"""The filters, by running them over every system call with every class of argument; no kernel needed."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.isolation import bpf, profiles
+from inferline_stream.isolation.bpf import ALLOW, ALWAYS, KILL, Condition, Machine, refused
+
+X86_64, AARCH64 = profiles.MACHINES["x86_64"], profiles.MACHINES["aarch64"]
+ME = 4711
+ALL_BITS = (1 << 64) - 1
+
+NEVER_HELD = """
+    accept accept4 acct add_key bind bpf capset chroot clone3 delete_module execve execveat fanotify_init fork
+    fsopen init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_load keyctl kill listen
+    memfd_create memfd_secret mknod mount move_mount name_to_handle_at open_by_handle_at open_tree perf_event_open
+    personality pidfd_getfd pidfd_open pidfd_send_signal pivot_root pkey_mprotect process_madvise process_vm_readv
+    process_vm_writev ptrace reboot request_key rt_sigqueueinfo rt_tgsigqueueinfo setns setuid splice swapon
+    syslog tkill umount2 unshare userfaultfd vfork vmsplice
+""".split()  # noqa: SIM905
+"""Never allowed in any profile, written down apart from the profiles."""
+
+STRICT = """
+    brk clock_getres clock_gettime clock_nanosleep close connect dup epoll_create1 epoll_ctl epoll_pwait epoll_pwait2
+    epoll_wait eventfd2 exit exit_group fstat fsync futex getcpu getegid geteuid getgid getpeername getpid getppid
+    getrandom getrusage getsockname getsockopt gettid gettimeofday getuid lseek madvise mremap munmap nanosleep pipe2
+    poll ppoll pread64 pselect6 read readv recvfrom recvmsg restart_syscall rseq rt_sigaction rt_sigprocmask
+    rt_sigreturn sched_getaffinity sched_yield select set_robust_list setitimer setsockopt shutdown sigaltstack
+    sysinfo time times uname write writev
+""".split()  # noqa: SIM905
+"""Allowed whatever the arguments once sealed."""
+
+INTERESTING = (
+    *(0, 1, 2, 3, 4, 5, 6, 7, 10, 15, 16, 17, 38, 40, 44, 132, 262, 0x801, 0x80801, 0x1000, 0x5401, 0x5412, 0x541B),
+    *(0x5421, 0x5450, 0x5451, 1030, 0x3D0F00, 0x3D0F00 | 1 << 28, 0x01200011, 0x20000000, 0x20004000, 0x10000000),
+    *(ME, 0o102, 0o1101, 0o2000000, 0o20200000, 1 << 32, (1 << 32) + 2, 0xFFFFFFFF, ALL_BITS),
+)
+
+
+def checked(arguments: tuple[int, ...], name: str) -> bool:
+    """What each argument-checked call may be given once sealed, from its manual page rather than from the profile."""
+    low = [argument & 0xFFFFFFFF for argument in arguments]
+    rules: dict[str, Callable[[], bool]] = {
+        "newfstatat": lambda: bool(low[3] & 0x1000),
+        "fcntl": lambda: low[1] in (1, 2, 3, 4, 1030),
+        "ioctl": lambda: low[1] in (0x5401, 0x541B, 0x5421, 0x5450, 0x5451),
+        "mmap": lambda: not low[2] & 4,
+        "mprotect": lambda: not low[2] & 4,
+        "clone": lambda: arguments[0] == 0x3D0F00,
+        "tgkill": lambda: low[0] == ME,
+        "prctl": lambda: low[0] in (15, 16),
+        "prlimit64": lambda: low[0] == 0 and arguments[2] == 0,
+        "socket": lambda: low[0] in (2, 10) and low[1] & 0xF == 1 and low[2] in (0, 6),
+        "socketpair": lambda: low[0] == 1,
+        "sendto": lambda: not low[3] & 0x20000000,
+        "sendmsg": lambda: not low[2] & 0x20000000,
+    }
+    return rules[name]() if name in rules else name in STRICT
+
+
+def verdicts(calls: bpf.Calls, on: Machine) -> Iterator[tuple[int, str, tuple[int, ...], int]]:
+    """(number, name, arguments, verdict) for every number and class of arguments; once where they do not matter."""
+    program = profiles.program(calls, on)
+    names = {number: name for name, number in on.numbers.items()}
+    for number in range(max(names) + 100):
+        name = names.get(number, "")
+        whatever = bpf.verdict(program, on.audit, number, None)
+        for arguments in classes(name):
+            found = bpf.verdict(program, on.audit, number, arguments) if whatever is None else whatever
+            assert found is not None
+            yield number, name, arguments, found
+
+
+def classes(name: str) -> Iterator[tuple[int, ...]]:
+    """Arguments to try: every interesting value in each place beside small ones, and three places together."""
+    for at, value in itertools.product(range(6), INTERESTING):
+        for others in (0, 2, 1):
+            arguments = [others] * 6
+            arguments[at] = value
+            yield tuple(arguments)
+    if name in ("socket", "prlimit64"):
+        few = (0, 1, 2, 3, 5, 6, 10, 16, 17, 0x80801, 262, (1 << 32) + 2)
+        yield from ((*three, 0, 0, 0) for three in itertools.product(few, repeat=3))
+
+
+@pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
+def test_a_sealed_replica_may_make_exactly_the_calls_written_down_here(on: Machine) -> None:
+    for number, name, arguments, found in verdicts(profiles.sealed(ME), on):
+        assert (found == ALLOW) == checked(arguments, name), (name or number, arguments)
+
+
+@pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
+@pytest.mark.parametrize("imports", [False, True])
+@pytest.mark.parametrize("jit", [False, True])
+def test_what_no_profile_may_have_no_profile_has(on: Machine, imports: bool, jit: bool) -> None:
+    for calls in (profiles.sealed(ME, imports=imports, jit=jit), profiles.launching(ME, jit=jit)):
+        assert not {name for _, name, _, found in verdicts(calls, on) if found == ALLOW} & set(NEVER_HELD)
+
+
+def test_few_system_calls_are_left() -> None:
+    for on in (X86_64, AARCH64):
+        assert profiles.reachable(profiles.sealed(ME), on) <= 80
+        assert profiles.reachable(profiles.sealed(ME, imports=True), on) <= 90
+        assert profiles.reachable(profiles.launching(ME), on) <= 160
+
+
+@pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
+def test_what_is_counted_as_reachable_is_what_the_filter_lets_through(on: Machine) -> None:
+    for calls in (profiles.sealed(ME), profiles.sealed(ME, imports=True), profiles.launching(ME)):
+        through = {number for number, _, _, found in verdicts(calls, on) if found == ALLOW}
+        assert len(through) == profiles.reachable(calls, on)
+
+
+def test_calls_of_another_machine_and_of_x32_end_the_process() -> None:
+    program = profiles.program(profiles.sealed(ME), X86_64)
+    i386 = 0x40000003
+    for number in range(500):
+        assert bpf.verdict(program, AARCH64.audit, number) == KILL
+        assert bpf.verdict(program, i386, number) == KILL
+        assert bpf.verdict(program, X86_64.audit, 0x40000000 | number) == KILL
+
+
+@pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
+def test_calls_that_libraries_can_do_without_seem_not_to_exist(on: Machine) -> None:
+    program = profiles.program(profiles.sealed(ME), on)
+    assert bpf.verdict(program, on.audit, on.numbers["clone3"]) == refused(errno.ENOSYS)  # else no thread starts
+    assert bpf.verdict(program, on.audit, max(on.numbers.values()) + 1) == refused(errno.ENOSYS)
+    assert bpf.verdict(program, on.audit, on.numbers["execve"]) == refused(errno.EPERM)
+
+
+def test_a_verdict_that_does_not_depend_on_the_arguments_needs_none() -> None:
+    program = profiles.program(profiles.sealed(ME), X86_64)
+    assert bpf.verdict(program, X86_64.audit, X86_64.numbers["read"], None) == ALLOW
+    assert bpf.verdict(program, X86_64.audit, X86_64.numbers["mmap"], None) is None
+
+
+def test_a_name_means_the_number_of_its_machine() -> None:
+    # From the kernel's own headers, a few of each: the tables themselves cannot be their own oracle.
+    assert [X86_64.numbers[n] for n in ("read", "execve", "openat", "clone3", "io_uring_setup", "mseal")] == [
+        *(0, 59, 257, 435, 425, 462)
+    ]
+    assert [AARCH64.numbers[n] for n in ("read", "execve", "openat", "clone3", "io_uring_setup", "mseal")] == [
+        *(63, 221, 56, 435, 425, 462)
+    ]
+
+
+conditions = st.builds(
+    Condition, st.integers(0, 5), st.integers(0, ALL_BITS), st.sampled_from([0xFFFFFFFF, ALL_BITS, 6, 1 << 40])
+)
+
+
+@given(
+    st.lists(st.lists(conditions, max_size=3).map(tuple), min_size=1, max_size=4).map(tuple),
+    st.lists(st.sampled_from(INTERESTING), min_size=6, max_size=6),
+)
+def test_a_compiled_rule_is_any_of_all_of_its_conditions(alternatives: bpf.Alternatives, arguments: list[int]) -> None:
+    wanted = any(all(arguments[c.argument] & c.mask == c.value & c.mask for c in each) for each in alternatives)
+    alike = tuple(tuple(Condition(c.argument, c.value & c.mask, c.mask) for c in each) for each in alternatives)
+    program = bpf.compiled({"read": alike}, X86_64, errnos={})
+    assert (bpf.verdict(program, X86_64.audit, 0, arguments) == ALLOW) == wanted
+
+
+def test_a_filter_fits_into_the_kernels_limit() -> None:
+    for calls in (profiles.launching(ME, jit=True, helpers=True, forks=True), {"read": ALWAYS}):
+        assert len(profiles.program(calls, X86_64)) <= 4096
