@@ -1,0 +1,234 @@
+"""An operator's night: `run` on Apache Kafka, watched by Prometheus and Alertmanager, with every trouble but fire.
+
+Each test makes one kind of trouble, waits for its alert at a webhook, does what the runbook says, and waits for the
+alert to be resolved. The rules are the command's own, a rehearsal sixty times as fast as in earnest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import inferline_stream.observability as room
+from inferline_stream.errors import Unreachable
+from inferline_stream.pipeline.trace import levels_trace
+from inferline_stream.settings import surroundings
+from inferline_stream.testing.local_kafka import LocalKafka, free_ports
+from tests.integration._monitoring import Monitoring, Notice, monitoring
+
+COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
+REPLAY = [sys.executable, "-m", "inferline_stream.connectors.sources.trace_replay"]
+STEADY = 15.0
+"""Events per second, which one replica carries with ease."""
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus-alertmanager") is None, reason="apt-get install prometheus prometheus-alertmanager"
+)
+
+
+@dataclass
+class Watched:
+    """A pipeline under way, and who watches it."""
+
+    folder: Path
+    kafka: LocalKafka
+    heard: Monitoring
+    metrics_port: int
+    run: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        """Start a controller as an operator would."""
+        with (self.folder / "run.log").open("ab") as log:
+            self.run = subprocess.Popen(
+                [
+                    *COMMAND, "run", str(self.folder), "--bootstrap-servers", self.kafka.bootstrap_servers,
+                    "--no-replay", "--no-ui", "--metrics-port", str(self.metrics_port),
+                    "--log-format", "json", "--output", "json",
+                ],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def ready(self, timeout_s: float) -> None:
+        """Wait until events come out."""
+        self.until("increase(inferline_events_out_total[5s]) > 0", timeout_s)
+
+    def until(self, expr: str, timeout_s: float) -> None:
+        """Wait until Prometheus finds an expression true."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self.heard.query(expr):
+            assert self.run.poll() is None, self.log()
+            assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {expr}\n{self.log()}"
+            time.sleep(0.2)
+
+    def silent(self, alert: str) -> None:
+        """Wait until an alert does not fire, whatever happened before."""
+        self.until(f'absent(ALERTS{{alertname="{alert}",alertstate="firing"}})', 30)
+
+    @contextmanager
+    def traffic(self, levels: list[tuple[float, float]], name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Feed the source topic."""
+        trace = levels_trace(levels, 1.0, np.random.default_rng(1))
+        arrivals = self.folder / f"{name}.csv"
+        arrivals.write_text("arrival_s\n" + "".join(f"{at:.5f}\n" for at in trace.arrivals_s))
+        process = subprocess.Popen(
+            [
+                *REPLAY, "--bootstrap-servers", self.kafka.bootstrap_servers, "--topic", "questions",
+                "--arrivals", str(arrivals), "--events", str(self.folder / "questions.jsonl"),
+            ],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(timeout=10)
+
+    def log(self) -> str:
+        """The end of what the run wrote."""
+        return (self.folder / "run.log").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    folder = tmp_path_factory.mktemp("night")
+    shutil.copy(Path(__file__).parent / "watched" / "topology.py", folder)
+    (folder / "questions.jsonl").write_text("".join(f'{{"number":{n}}}\n' for n in range(100)))
+    sample = levels_trace([(STEADY, 30.0)], 1.0, np.random.default_rng(0))
+    (folder / "arrivals.csv").write_text("arrival_s\n" + "".join(f"{at:.5f}\n" for at in sample.arrivals_s))
+    rules = folder / "rules.yml"
+    subprocess.run([*COMMAND, "rules", str(folder), "--faster", "60", "--save", str(rules)], check=True, timeout=60)
+    with ExitStack() as stack:
+        try:
+            kafka = stack.enter_context(LocalKafka())
+        except Unreachable as error:
+            if surroundings().ci:
+                raise
+            pytest.skip(str(error))
+        (port,) = free_ports(1)
+        heard = stack.enter_context(monitoring(folder, rules, port))
+        night = Watched(folder, kafka, heard, port, subprocess.Popen(["true"]))
+        night.run.wait()
+        night.start()
+        stack.callback(lambda: (night.run.terminate(), night.run.wait(timeout=60)))
+        night.until("inferline_slo_seconds", 60)  # its topics are there
+        with night.traffic([(STEADY, 600.0)], "steady"):
+            night.ready(60)
+            yield night
+        assert night.run.poll() is None, night.log()
+
+
+def runbook(notice: Notice) -> str:
+    """What the runbook says on an alert."""
+    file, _, anchor = notice.annotations["runbook"].partition("#")
+    sections = re.split(r"^## ", (Path(room.__file__).parent / file).read_text(), flags=re.MULTILINE)
+    (section,) = (text for text in sections if text.split("\n", 1)[0].lower() == anchor)
+    return " ".join(section.split())
+
+
+def test_a_ramp_is_told_of_before_the_slo_is_missed_and_resolved_once_replicas_are_there(watched: Watched) -> None:
+    watched.silent("InferlineSLOAtRisk")
+    began_s = time.time()
+    (before,) = watched.heard.query("inferline_slo_missed_total")
+    ramp = [(3.0 * step, 1.5) for step in range(1, 16)]
+    with watched.traffic(ramp, "ramp") as feeding:
+        told = watched.heard.wait("InferlineSLOAtRisk", "firing", 60, began_s)
+        feeding.wait(timeout=60)
+    resolved = watched.heard.wait("InferlineSLOAtRisk", "resolved", 60, told.at_s)
+    # Misses of the last minute that the ramp brought: those of the very first events were before.
+    missed = f"(sum(inferline_slo_missed_total) - {before['value'][1]})"
+    events = "(sum(inferline_slo_events_total) - (sum(inferline_slo_events_total offset 1m) or vector(0)))"
+    rates = watched.heard.query_range(f"{missed} / {events}", began_s, resolved.at_s)
+    passed = [at_s for at_s, rate in rates if rate > 0.01]
+    assert rates
+    assert all(at_s > told.at_s for at_s in passed), f"told {told.at_s - began_s:.1f} s after it began, {rates}"
+    assert told.labels["severity"] == "ticket"
+    assert "not up yet" in runbook(told)
+    assert watched.heard.query('sum(inferline_replicas{stage="ask",state="ready"}) > 1')
+
+
+def test_a_replica_that_cannot_start_again_is_told_of_and_comes_back_once_its_model_is_there(watched: Watched) -> None:
+    watched.silent("InferlineReplicasMissing")
+    began_s = time.time()
+    (watched.folder / "broken").touch()
+    for pid in replicas_of("ask", watched):
+        os.kill(pid, signal.SIGKILL)
+    told = watched.heard.wait("InferlineReplicasMissing", "firing", 30, began_s)
+    assert told.labels["stage"] == "ask"
+    assert ".inferline/logs/<pipeline>/<replica>.log" in runbook(told)
+    logs = list((watched.folder / ".inferline" / "logs" / "watched").glob("ask-*.log"))
+    assert any("weights.bin is not where it was" in log.read_text() for log in logs)
+    (watched.folder / "broken").unlink()
+    watched.heard.wait("InferlineReplicasMissing", "resolved", 40, told.at_s)
+    watched.ready(20)
+
+
+def test_a_stuck_partition_pages_and_moves_on_once_what_the_stage_waits_for_answers(watched: Watched) -> None:
+    watched.silent("InferlineStuckPartition")
+    began_s = time.time()
+    (watched.folder / "hung").touch()
+    told = watched.heard.wait("InferlineStuckPartition", "firing", 40, began_s)
+    assert (told.labels["stage"], told.labels["severity"]) == ("ask", "page")
+    assert "mend the stage" in runbook(told)
+    (watched.folder / "hung").unlink()
+    watched.heard.wait("InferlineStuckPartition", "resolved", 30, told.at_s)
+    watched.until("sum(inferline_stage_lag_records) < 20", 30)
+
+
+def test_a_broker_that_does_not_answer_is_told_of_as_stale_input_until_it_does(watched: Watched) -> None:
+    watched.silent("InferlineInputStale")
+    began_s = time.time()
+    watched.kafka.suspend()
+    try:
+        told = watched.heard.wait("InferlineInputStale", "firing", 40, began_s)
+        assert "the broker does not answer" in runbook(told)
+    finally:
+        watched.kafka.resume()
+    watched.heard.wait("InferlineInputStale", "resolved", 40, told.at_s)
+    watched.ready(30)
+
+
+def test_a_dead_controller_pages_and_another_takes_up_where_it_was(watched: Watched) -> None:
+    watched.silent("InferlineControllerDown")
+    began_s = time.time()
+    watched.run.kill()
+    watched.run.wait()
+    told = watched.heard.wait("InferlineControllerDown", "firing", 30, began_s)
+    assert told.labels["severity"] == "page"
+    assert "Start the controller again" in runbook(told)
+    watched.start()
+    watched.heard.wait("InferlineControllerDown", "resolved", 60, told.at_s)
+    watched.ready(60)
+    assert watched.heard.query("inferline_controller_term > 1")
+
+
+def test_every_documented_metric_is_filled_by_a_live_run(watched: Watched) -> None:
+    documented = set(re.findall(r"^\| `(\w+)`", (Path(room.__file__).parent / "METRICS.md").read_text(), re.MULTILINE))
+    watched.until("inferline_recent_p99_seconds", 20)
+    found = {series["metric"]["__name__"] for series in watched.heard.query('{__name__=~"inferline_.+"}')}
+    filled = {re.sub(r"_(bucket|sum|count)$", "", name) if "latency" in name else name for name in found}
+    assert documented - filled == set()
+
+
+def test_every_rule_could_be_evaluated_all_night_long(watched: Watched) -> None:
+    assert [rule["name"] for rule in watched.heard.rules() if rule["health"] != "ok"] == []
+
+
+def replicas_of(stage: str, watched: Watched) -> list[int]:
+    """Process ids of a stage's replicas, from the run's log lines."""
+    lines = (watched.folder / "run.log").read_text().splitlines()
+    started = [json.loads(line)["message"] for line in lines if "started, process" in line]
+    pids = [int(m[1]) for line in started if (m := re.match(rf"replica {stage}-\S+ started, process (\d+)", line))]
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
