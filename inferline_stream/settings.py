@@ -229,3 +229,8 @@ def surroundings(environment: Mapping[str, str] | None = None) -> Surroundings:
         cache=Path(source.get("INFERLINE_CACHE") or caches / "inferline-stream"),
         ci=source.get("CI", "").lower() not in ("", "0", "false"),
     )
+
+
+def pod_told(name: str, spec: str) -> tuple[str, str]:
+    """What a pod's environment says in two variables: its name, and its replica's spec; empty where it says nothing."""
+    return os.environ.get(name, ""), os.environ.get(spec, "")

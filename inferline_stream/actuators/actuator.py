@@ -29,6 +29,7 @@ class ObservedReplica:
         pid: its process, where it is one and runs.
         started_s: when it was last started, on the event loop's clock.
         restarts: deaths so far.
+        pending: why it has no place to run on yet, or cannot start there, where something tells; empty if it runs.
     """
 
     replica: str
@@ -38,6 +39,7 @@ class ObservedReplica:
     pid: int | None
     started_s: float
     restarts: int
+    pending: str = ""
 
 
 @dataclass(frozen=True, slots=True)

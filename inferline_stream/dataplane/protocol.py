@@ -33,6 +33,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     settings: dict[str, float] = {}
     """Fields of `Settings` that differ from their defaults."""
     isolation: Isolation = Isolation("none")
+    ready_fd: int | None = None
+    """Inherited descriptor that is written to once the replica is ready."""
     version: int = WIRE_VERSION
 
 

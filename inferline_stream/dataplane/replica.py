@@ -126,6 +126,9 @@ class Replica:
             self._report.start_up_s = time.monotonic() - self._started_s
             if not self._owning.leaving:
                 await self._reporting.now(self._owning.held(), "ready")
+                if self._spec.ready_fd is not None:
+                    os.write(self._spec.ready_fd, b"\n")
+                    os.close(self._spec.ready_fd)
             await self._work(reporting, stage, records)
         except (Fenced, StageFailed) as error:
             return await self._failed(EXIT_FENCED if isinstance(error, Fenced) else EXIT_STAGE_FAILED, str(error))
