@@ -185,7 +185,7 @@ def step(
     for seen in replicas.values():
         if seen.stage in present and seen.replica not in ended and seen.replica not in silent:
             present[seen.stage].append(seen)
-    patient = patient and not (ended | silent) & state.told.keys()
+    patient = patient and not any(state.told[r].may_hold for r in (ended | silent) & state.told.keys())
     holders = _holders(told)
     for name, stage in wanted.items():
         staying = {
