@@ -8,6 +8,8 @@ import typer
 
 from inferline_stream.cli.alerting import rules
 from inferline_stream.cli.checking import check
+from inferline_stream.cli.deploying import deploy
+from inferline_stream.cli.explaining import explain
 from inferline_stream.cli.frame import Verbs, add_verbs
 from inferline_stream.cli.letters import dlq
 from inferline_stream.cli.overriding import pause, resume, scale
@@ -62,6 +64,8 @@ add_verbs(
         (scale, "inferline-stream scale reviews/topology.py study 4 --for 10m --bootstrap-servers localhost:9092"),
         (pause, "inferline-stream pause reviews/topology.py --for 1h --bootstrap-servers localhost:9092"),
         (resume, "inferline-stream resume reviews/topology.py --bootstrap-servers localhost:9092"),
+        (deploy, "inferline-stream deploy reviews/topology.py --bootstrap-servers localhost:9092"),
+        (explain, "inferline-stream explain reviews/topology.py --bootstrap-servers localhost:9092"),
         (topics, "inferline-stream topics reviews/topology.py --print --principal User:reviews"),
         (dlq, "inferline-stream dlq ls reviews/topology.py --bootstrap-servers localhost:9092"),
         (rules, "inferline-stream rules reviews/topology.py --save rules.yml"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +12,7 @@ from inferline_stream.cli.checking import Topology
 
 if TYPE_CHECKING:
     from inferline_stream.controlplane.records import Override
+    from inferline_stream.pipeline.topology import Pipeline
 
 Kafka = Annotated[str, typer.Option("--bootstrap-servers", help="Kafka that the pipeline runs on, host:port")]
 Prefix = Annotated[str, typer.Option(help="before the name of every topic, as given to `run`")]
@@ -18,26 +21,63 @@ For = Annotated[str | None, typer.Option("--for", help='lapses after so long, e.
 
 def scale(
     topology: Topology,
-    stage: Annotated[str, typer.Argument(help="the stage")],
-    replicas: Annotated[int, typer.Argument(help="replicas that it is to have", min=0)],
+    stage: Annotated[str | None, typer.Argument(help="the stage, for replicas, limits and standbys")] = None,
+    replicas: Annotated[int | None, typer.Argument(help="hold the stage at so many", min=0)] = None,
     *,
     bootstrap_servers: Kafka,
+    minimum: Annotated[int | None, typer.Option("--min", help="fewest replicas of the stage", min=0)] = None,
+    maximum: Annotated[int | None, typer.Option("--max", help="most replicas of the stage", min=1)] = None,
+    standby: Annotated[int | None, typer.Option(help="replicas of the stage that stand by", min=0)] = None,
+    slo: Annotated[
+        str | None, typer.Option(help='in place of the topology\'s, e.g. "150ms": planned for at once')
+    ] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=DOLLARS", help="per hour of a hardware kind; may be repeated")
+    ] = None,
+    stock: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=REPLICAS", help="most of a hardware kind; may be repeated")
+    ] = None,
     lasting: For = None,
     prefix: Prefix = "",
 ) -> None:
-    """Hold a stage at a number of replicas."""
-    from inferline_stream.controlplane.records import Override
+    """Set replicas or limits of a stage, or the SLO, prices and stock that plans are made for, while it runs."""
+    import msgspec
 
-    override = Override("scale", stage, replicas, until_s=_until_s(lasting), who=_who())
-    _send(topology, bootstrap_servers, prefix, override.key, override, stage=stage)
+    from inferline_stream.controlplane.records import Override
+    from inferline_stream.errors import UsageError
+
+    pipeline = _loaded(topology)
+    until_s = _until_s(lasting)
+    of_stage: list[Override] = []
+    if replicas is not None:
+        of_stage.append(Override("scale", stage or "", replicas))
+    if minimum is not None or maximum is not None:
+        if maximum is not None and (minimum or 0) > maximum:
+            raise UsageError(f"--min {minimum} is above --max {maximum}")
+        of_stage.append(Override("limits", stage or "", minimum=minimum, maximum=maximum))
+    if standby is not None:
+        of_stage.append(Override("standby", stage or "", standby))
+    if of_stage:
+        _known(pipeline, stage)
+    whole: list[Override] = []
+    if slo is not None:
+        whole.append(Override("slo", value=_slo_s(slo)))
+    whole += [Override("price", kind, dollars) for kind, dollars in _of_kinds(pipeline, "price", price or [])]
+    whole += [Override("stock", kind, most) for kind, most in _of_kinds(pipeline, "stock", stock or [])]
+    if not of_stage and not whole:
+        raise UsageError(
+            "nothing to set: give a stage and a number of replicas, or one of the options of `scale --help`"
+        )
+    signed = [msgspec.structs.replace(override, until_s=until_s, who=who()) for override in (*of_stage, *whole)]
+    _send(pipeline, bootstrap_servers, prefix, [(override.key, override) for override in signed])
 
 
 def pause(topology: Topology, *, bootstrap_servers: Kafka, lasting: For = None, prefix: Prefix = "") -> None:
-    """Hold scaling decisions; records keep flowing."""
+    """Hold decisions, new plans included; records keep flowing."""
     from inferline_stream.controlplane.records import Override
 
-    override = Override("pause", until_s=_until_s(lasting), who=_who())
-    _send(topology, bootstrap_servers, prefix, override.key, override)
+    override = Override("pause", until_s=_until_s(lasting), who=who())
+    _send(_loaded(topology), bootstrap_servers, prefix, [(override.key, override)])
 
 
 def resume(
@@ -45,32 +85,96 @@ def resume(
     stage: Annotated[str | None, typer.Argument(help="take back what `scale` set for this stage")] = None,
     *,
     bootstrap_servers: Kafka,
+    everything: Annotated[bool, typer.Option("--all", help="take back all that people have set")] = False,
     prefix: Prefix = "",
 ) -> None:
-    """Decide again: after `pause`, or on a stage after `scale`."""
-    key = "pause" if stage is None else f"scale/{stage}"
-    _send(topology, bootstrap_servers, prefix, key, None, stage=stage)
+    """Decide again: after `pause`, on a stage after `scale`, or on everything."""
+    pipeline = _loaded(topology)
+    keys = ["pause"]
+    if stage is not None:
+        _known(pipeline, stage)
+        keys = [f"{kind}/{stage}" for kind in ("scale", "limits", "standby")]
+    if everything:
+        keys = _set_now(pipeline, bootstrap_servers, prefix)
+    _send(pipeline, bootstrap_servers, prefix, [(key, None) for key in keys])
 
 
-def _send(
-    topology: object, servers: str, prefix: str, key: str, override: Override | None, *, stage: str | None = None
-) -> None:
+def _set_now(pipeline: Pipeline, servers: str, prefix: str) -> list[str]:
+    """Keys of everything in force but the newest code, which nobody can take back."""
     import asyncio
-    from pathlib import Path
+
+    from inferline_stream.controlplane.recovery import find
+    from inferline_stream.pipeline.names import Names
+
+    found = asyncio.run(find(servers, Names(pipeline.name, prefix)))
+    return [key for key in found.overrides.by_key if key != "code"]
+
+
+def _loaded(topology: Path) -> Pipeline:
+    from inferline_stream.cli.provisioning import topology_file
+    from inferline_stream.dataplane.loading import load_topology
+
+    return load_topology(topology_file(topology))
+
+
+def _known(pipeline: Pipeline, stage: str | None) -> None:
+    from inferline_stream.errors import UsageError
+
+    stages = [known.name for known in pipeline.stages]
+    if stage is None:
+        raise UsageError(f"name the stage: the pipeline has {', '.join(stages)}")
+    if stage not in stages:
+        raise UsageError(f"stage {stage!r}: the pipeline has {', '.join(stages)}")
+
+
+def _slo_s(slo: str) -> float:
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.units import duration_s
+
+    try:
+        seconds = duration_s(slo)
+    except ValueError as error:
+        raise UsageError(f"--slo: {error}") from None
+    if seconds <= 0:
+        raise UsageError(f"--slo: {slo!r} must be above 0")
+    return seconds
+
+
+def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tuple[str, float]]:
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.hardware import catalogue
+
+    kinds, found = catalogue(pipeline.hardware), []
+    for text in given:
+        kind, _, number = text.partition("=")
+        if kind not in kinds:
+            raise UsageError(f"--{option} {text!r}: no hardware kind {kind!r}; the catalogue has {', '.join(kinds)}")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf") or (option == "stock" and value != int(value)):
+            what = "a whole number of replicas" if option == "stock" else "dollars per hour"
+            raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 or more")
+        found.append((kind, value))
+    return found
+
+
+def _send(pipeline: Pipeline, servers: str, prefix: str, records: Sequence[tuple[str, Override | None]]) -> None:
+    import asyncio
 
     from inferline_stream.controlplane.records import encode
     from inferline_stream.dataplane.control import Written, write_once
-    from inferline_stream.dataplane.loading import load_topology
-    from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.names import Names
 
-    pipeline = load_topology(Path(str(topology)))
-    stages = [known.name for known in pipeline.stages]
-    if stage is not None and stage not in stages:
-        raise UsageError(f"stage {stage!r}: the pipeline has {', '.join(stages)}")
-    value = None if override is None else encode(override)
-    asyncio.run(write_once(servers, Written(Names(pipeline.name, prefix).control, key, value)))
-    print(f"{pipeline.name}: {key} {'taken back' if override is None else 'set'}; decisions from now on follow it")
+    async def send() -> None:
+        for key, override in records:
+            value = None if override is None else encode(override)
+            await write_once(servers, Written(Names(pipeline.name, prefix).control, key, value))
+
+    asyncio.run(send())
+    for key, override in records:
+        print(f"{pipeline.name}: {key} {'taken back' if override is None else 'set'}; decisions from now on follow it")
 
 
 def _until_s(lasting: str | None) -> float | None:
@@ -87,7 +191,8 @@ def _until_s(lasting: str | None) -> float | None:
         raise UsageError(f"--for: {error}") from None
 
 
-def _who() -> str:
+def who() -> str:
+    """The user whose name goes with what is set."""
     import getpass
 
     try:

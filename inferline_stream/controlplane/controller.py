@@ -41,6 +41,7 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.observability.state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.version import Structure
 from inferline_stream.planner.document import plan_to_bytes
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.policy import Policy
@@ -92,6 +93,8 @@ class Controller:
     max_batch_sizes: Mapping[str, int] | None = None
     sample: Trace | None = None
     host: Callable[[], Host] | None = None
+    structure: Structure | None = None
+    """Of the pipeline, for whoever asks whether another topology can go on from here."""
     stock: dict[str, int] = field(default_factory=dict)
     """Most replicas of a hardware kind, where this place has fewer than the catalogue says."""
     plan_feasible: bool = True
@@ -412,7 +415,8 @@ class Controller:
     def _keep_plan(self, time_s: float, reason: str, detail: str) -> None:
         plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(self.picture.plan))))
         controller, term = self.leadership.controller, self.leadership.term
-        self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan))
+        number = 1 + max((p.number for p in (*self.found.plans, *self.plans)), default=0)
+        self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan, number, self.structure))
         self._book.plan(self.plans[-1])
 
     async def _keep(self, arrivals: RecordProducer) -> None:

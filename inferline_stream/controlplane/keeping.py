@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from inferline_stream.controlplane.records import (
     DECISIONS_KEPT,
     PLAN_KEY,
+    PLANS_KEPT,
     WANTED_KEY,
     ArrivalTicks,
     StoredDecision,
     StoredPlan,
     decision_key,
     encode,
+    plan_key,
 )
 from inferline_stream.dataplane.control import Written
 from inferline_stream.pipeline.names import Names
@@ -78,8 +80,11 @@ class Book:
     _waiting: deque[Written] = field(default_factory=deque)
 
     def plan(self, plan: StoredPlan) -> None:
-        """A plan came into force."""
-        self._waiting.append(Written(self.topic, PLAN_KEY, encode(plan)))
+        """A plan came into force. The oldest kept makes room for it."""
+        record = encode(plan)
+        self._waiting += (Written(self.topic, PLAN_KEY, record), Written(self.topic, plan_key(plan.number), record))
+        if plan.number > PLANS_KEPT:
+            self._waiting.append(Written(self.topic, plan_key(plan.number - PLANS_KEPT), None))
 
     def decision(self, decision: StoredDecision) -> None:
         """A decision was made. The oldest kept makes room for it."""

@@ -195,3 +195,14 @@ class Leadership:
     async def resign(self) -> None:
         """Leave in order: the next controller need not wait. Errors as in `write`."""
         await self._write([Written(self._names.assignments, LEADER_KEY, None)])
+
+
+async def leads(bootstrap_servers: str, names: Names) -> bool:
+    """Whether some controller leads the pipeline at present.
+
+    Raises:
+        Unreachable: Kafka does not answer, or has no such pipeline.
+    """
+    async with TopicFollower(bootstrap_servers, names.assignments) as follower:
+        records = await follower.read_to(await follower.end())
+    return read_log(records, time.time()).heartbeat_age_s <= TAKE_OVER_AFTER_S

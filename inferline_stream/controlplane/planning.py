@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.5
 """How often to look whether there is reason to plan."""
 
+_AGAIN_S = 10.0
+"""An SLO that people want and that could not be planned for yet is tried again after so long."""
+
 _LONG_S = 5.0
 """Windows of the envelope from this length on tell of a level, shorter ones of bursts."""
 
@@ -65,6 +68,8 @@ class Planning:
         logger.info("planned again: %s (%s)", proposal.reason or "the plan stays", proposal.detail)
         if proposal.plan is not None:
             self._mark = mark(self.picture.reports)
+        elif proposal.reason is None and not self._fits_people():
+            self._due_s = now_s + _AGAIN_S
         await self.take(proposal, measured)
 
     def _fits_people(self) -> bool:

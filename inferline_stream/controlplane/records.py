@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from inferline_stream.pipeline.names import WIRE_VERSION
+from inferline_stream.pipeline.version import Structure
 
 
 class ArrivalTicks(msgspec.Struct, frozen=True):
@@ -27,7 +28,7 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
 
 
 class StoredPlan(msgspec.Struct, frozen=True):
-    """The plan in force. Key ``plan`` of the decisions topic."""
+    """A plan that came into force. Key ``plan-<n>`` of the decisions topic, and ``plan`` for the one in force."""
 
     controller: str
     term: int
@@ -37,6 +38,10 @@ class StoredPlan(msgspec.Struct, frozen=True):
     detail: str
     plan: msgspec.Raw
     """A plan document (`planner.document`)."""
+    number: int = 0
+    """Grows over all terms."""
+    structure: Structure | None = None
+    """Of the pipeline that it was made for."""
     version: int = WIRE_VERSION
 
 
@@ -92,6 +97,9 @@ class Override(msgspec.Struct, frozen=True):
 DECISIONS_KEPT = 500
 """Decisions that stay in the compacted topic; older ones are taken out as new ones come."""
 
+PLANS_KEPT = 100
+"""Plans that stay there."""
+
 PLAN_KEY = "plan"
 WANTED_KEY = "wanted"
 
@@ -99,6 +107,11 @@ WANTED_KEY = "wanted"
 def decision_key(number: int) -> str:
     """Key of a decision; a number so far back that it is no longer kept has the key that is deleted."""
     return f"decision-{number}"
+
+
+def plan_key(number: int) -> str:
+    """Key of a plan that came into force; likewise."""
+    return f"{PLAN_KEY}-{number}"
 
 
 def encode(record: ArrivalTicks | StoredPlan | StoredDecision | Override) -> bytes:

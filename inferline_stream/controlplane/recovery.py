@@ -27,6 +27,7 @@ from inferline_stream.controlplane.records import (
 )
 from inferline_stream.controlplane.running import Running
 from inferline_stream.dataplane.control import OffsetReader, TopicFollower
+from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.planner.document import plan_from_bytes
 
@@ -47,6 +48,7 @@ class Found:
 
     Args:
         plan: of the last term that wrote one; None if there is none, or none is to be followed.
+        plans: those that came into force, newest last.
         decisions: newest last.
         wanted: replicas that the last controller wanted when it fell silent; None if it left in order.
         overrides: in force.
@@ -54,6 +56,7 @@ class Found:
     """
 
     plan: StoredPlan | None
+    plans: tuple[StoredPlan, ...]
     decisions: tuple[StoredDecision, ...]
     wanted: Mapping[tuple[str, str], int] | None
     overrides: Overrides
@@ -69,7 +72,7 @@ class Found:
         return None if self.plan is None else plan_from_bytes(bytes(self.plan.plan), "the decisions topic")
 
 
-async def find(running: Running) -> Found:
+async def find(bootstrap_servers: str, names: Names) -> Found:
     """Read what earlier terms have written.
 
     Raises:
@@ -77,25 +80,31 @@ async def find(running: Running) -> Found:
     """
     plan, wanted = None, None
     decisions: dict[str, StoredDecision] = {}
-    async with TopicFollower(running.bootstrap_servers, running.names.decisions) as follower:
+    plans: dict[str, StoredPlan] = {}
+    async with TopicFollower(bootstrap_servers, names.decisions) as follower:
         for record in await follower.read_to(await follower.end()):
             key = (record.key or b"").decode()
             if key == PLAN_KEY:
                 plan = decode_plan(record.value) if record.value else None
             elif key == WANTED_KEY:
                 wanted = flat(decode_decision(record.value).replicas) if record.value else None
+            elif key.startswith(PLAN_KEY):
+                plans.pop(key, None)
+                if record.value:
+                    plans[key] = decode_plan(record.value)
             elif record.value:
                 decisions[key] = decode_decision(record.value)
             else:
                 decisions.pop(key, None)
     overrides = Overrides()
-    async with TopicFollower(running.bootstrap_servers, running.names.control) as follower:
+    async with TopicFollower(bootstrap_servers, names.control) as follower:
         for record in await follower.read_to(await follower.end()):
             override = decode_override(record.value) if record.value else None
             overrides = overrides.with_record((record.key or b"").decode(), override)
         control_offset = (await follower.position())[0]
     ordered = tuple(sorted(decisions.values(), key=lambda d: d.number))
-    return Found(plan, ordered, wanted, overrides, control_offset)
+    history = tuple(sorted(plans.values(), key=lambda p: p.number))
+    return Found(plan, history, ordered, wanted, overrides, control_offset)
 
 
 async def find_arrivals(

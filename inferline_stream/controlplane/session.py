@@ -8,7 +8,8 @@ import logging
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -23,17 +24,18 @@ from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.recovery import Found, find
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.run import Feed, FeedTo, Quiet, Run, Watcher
-from inferline_stream.controlplane.running import Running
+from inferline_stream.controlplane.running import Running, lags
 from inferline_stream.controlplane.scaling import local_stock, replicas_of_plan
 from inferline_stream.controlplane.serving import served
 from inferline_stream.controlplane.tuning import windows_of
 from inferline_stream.controlplane.underway import Session
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.topics import commit_start_offsets, ready_topics, topics_of
-from inferline_stream.errors import InferlineError
+from inferline_stream.errors import InferlineError, UsageError
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.version import DRAIN_FIRST, Structure, incompatibilities, structure_of
 from inferline_stream.tuner.policy import POLICIES
 
 __all__ = ["Feed", "FeedTo", "Quiet", "Run", "Session", "Watcher", "run_to_report", "session"]
@@ -82,7 +84,9 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         if actuator is None:
             actuator = await stack.enter_async_context(LocalActuator(run.spec, run.log_folder))
             stock = local_stock(run.plan.allocations, run.kinds, len(os.sched_getaffinity(0)))
-        found = await find(running)
+        found = await find(run.bootstrap_servers, names)
+        structure = structure_of(pipeline)
+        await _refuse_other_structure(found, structure, offsets, running, partitions)
         faust_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-faust-")))
         plan, wanted = _going_on(run, found)
 
@@ -109,6 +113,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
             found,
             told=watcher.decided,
             wanted=wanted,
+            structure=structure,
             standby={stage.name: stage.standby for stage in pipeline.stages},
             max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages} if run.replans else None,
             sample=run.sample if run.policy is POLICIES["default"] else None,
@@ -157,6 +162,25 @@ async def run_to_report(run: Run, watcher: Watcher, stop: asyncio.Event, actuato
         return await under_way.report(lag)
 
 
+async def _refuse_other_structure(
+    found: Found, wanted: Structure, offsets: OffsetReader, running: Running, partitions: Mapping[str, int]
+) -> None:
+    """What is under way between stages was made for the stages as they were.
+
+    Raises:
+        UsageError: the stages were others, and their topics hold records that were not processed.
+    """
+    before = None if found.plan is None else found.plan.structure
+    if before is None or before == wanted:
+        return
+    inner = {stage: n for stage, n in partitions.items() if stage not in running.entries}
+    left = {group: count for group, count in (await lags(offsets, running, inner)).items() if count}
+    reasons = incompatibilities(before, wanted)
+    if left and reasons:
+        under_way = ", ".join(f"{count} in {group}" for group, count in left.items())
+        raise UsageError(f"{'; '.join(reasons)}. Records are under way: {under_way}. {DRAIN_FIRST.capitalize()}")
+
+
 def _faust_app(run: Run, names: Names, term: int, folder: Path) -> Host:
     """Imports Faust, which takes a while: called in a thread."""
     from inferline_stream.controlplane.app import ControlApp
@@ -172,7 +196,8 @@ def _going_on(run: Run, found: Found) -> tuple[Plan, dict[tuple[str, str], int]]
     if (
         found.wanted is None
         or plan is None
-        or plan.slo_s != run.plan.slo_s
+        or plan.slo_s not in (run.plan.slo_s, found.overrides.slo_s(time.time()))
+        or (found.plan is not None and found.plan.structure not in (None, structure_of(run.pipeline)))
         or plan.allocations.keys() != run.plan.allocations.keys()
         or not known >= found.wanted.keys()
         or not known >= {(stage, a.hardware) for stage, kinds in plan.allocations.items() for a in kinds}

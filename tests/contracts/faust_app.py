@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import tempfile
 
 import faust
 
@@ -15,6 +16,7 @@ async def main(bootstrap_servers: str, name: str, source: str, sink: str, ticks:
         name,
         broker=f"kafka://{bootstrap_servers}",
         store="memory://",
+        datadir=tempfile.mkdtemp(prefix="faust-"),  # else a folder where it is started
         web_enabled=False,
         topic_disable_leader=True,
         topic_allow_declare=False,

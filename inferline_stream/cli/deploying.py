@@ -1,0 +1,47 @@
+"""`deploy`: newer code of the stages into a running pipeline, one replica after another."""
+
+from __future__ import annotations
+
+from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.overriding import Kafka, Prefix
+
+
+def deploy(topology: Topology, *, bootstrap_servers: Kafka, prefix: Prefix = "") -> None:
+    """Replace every replica of a running pipeline by one that runs the topology's code as it is now.
+
+    A new replica is READY before an old one leaves, and nothing is lost or repeated. What code alone cannot change,
+    e.g. a stage added, is refused with the steps to take.
+    """
+    import asyncio
+    import time
+
+    from inferline_stream.cli.overriding import who
+    from inferline_stream.cli.provisioning import topology_file
+    from inferline_stream.controlplane.leadership import leads
+    from inferline_stream.controlplane.records import Override, encode
+    from inferline_stream.controlplane.recovery import find
+    from inferline_stream.dataplane.control import Written, write_once
+    from inferline_stream.dataplane.loading import load_topology
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.names import Names
+    from inferline_stream.pipeline.validation import validated
+    from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
+
+    pipeline = validated(load_topology(topology_file(topology)))
+    names = Names(pipeline.name, prefix)
+
+    async def order() -> None:
+        if not await leads(bootstrap_servers, names):
+            raise UsageError(f"no run leads {pipeline.name!r} there: start one with `inferline-stream run`")
+        plan = (await find(bootstrap_servers, names)).plan
+        if plan is not None and plan.structure is not None:
+            reasons = incompatibilities(plan.structure, structure_of(pipeline))
+            if reasons:
+                raise UsageError(f"{'; '.join(reasons)}. {DRAIN_FIRST.capitalize()}")
+        override = Override("code", value=time.time(), who=who())
+        await write_once(bootstrap_servers, Written(names.control, override.key, encode(override)))
+
+    asyncio.run(order())
+    print(
+        f"{pipeline.name}: every replica is replaced, one after another; the new one is READY before the old one leaves"
+    )

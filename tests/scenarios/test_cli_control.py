@@ -1,0 +1,114 @@
+"""The verbs that people use on a running pipeline, each as a process: scale, resume, deploy, explain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from inferline_stream.controlplane.session import Quiet, Run, session
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.tuner.observation import Limits
+
+
+async def verb(run: Run, name: str, *more: str, topology: Path | None = None) -> tuple[int, str]:
+    """Exit code and what was said."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from inferline_stream.cli.main import app; app()",
+        name,
+        str(topology or run.topology),
+        *more,
+        "--bootstrap-servers",
+        run.bootstrap_servers,
+        "--prefix",
+        run.prefix,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_decided(
+    swing, embedded_broker: KafkaServer, tmp_path: Path
+) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3)])
+    longer = tmp_path / "topology.py"
+    source = run.topology.read_text()
+    longer.write_text(
+        source.replace("after=[parsing, checking]", "after=[parsing, checking, extra]")
+        .replace(
+            "deciding = Stage",
+            'extra = Stage("extra", parse, hardware=EMULATED, emulated={1: "1ms"})\ndeciding = Stage',
+        )
+        .replace("stages=[parsing, checking, deciding]", "stages=[parsing, checking, extra, deciding]")
+        .replace("check: int | None", "check: int | None\n    extra: int")
+    )
+    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        controller = under_way.controller
+
+        async def limited() -> bool:
+            return controller.overrides.limits(0.0).get("parse") == Limits(1, 3)
+
+        code, said = await verb(run, "scale", "parse", "--min", "1", "--max", "3", "--price", "emulated-cpu=0.5")
+        assert (code, said.count("set;")) == (0, 2)
+        assert await until(limited, 5.0)
+        assert controller.picture.catalogue["emulated-cpu"].price_per_hour == 0.5
+
+        code, said = await verb(run, "deploy", topology=longer)
+        assert code == 2
+        assert "stage extra is new" in said
+        assert "drains" in said
+
+        before = {r.replica for r in await controller.actuator.observe()}
+        code, said = await verb(run, "deploy")
+        assert (code, "one after another" in said) == (0, True)
+
+        async def replaced() -> bool:
+            return not before & {r.replica for r in await controller.actuator.observe()}
+
+        assert await until(replaced, 20.0)
+        code, said = await verb(run, "explain", "--output", "json")
+        assert code == 0
+        story = json.loads(said)
+        assert [plan["reason"] for plan in story["plans"]] == ["initial"]
+        assert [(d["action"], d["reason"]) for d in story["decisions"]] == [("replace", "new_code")]
+        assert story["overrides"]["limits/parse"]["maximum"] == 3
+        code, said = await verb(run, "explain")
+        assert "plan 1 (initial)" in said
+        assert "newer code of the stages was given" in said
+
+        assert (await verb(run, "resume", "--all"))[0] == 0
+
+        async def taken_back() -> bool:
+            return set(controller.overrides.by_key) == {"code"}
+
+        assert await until(taken_back, 5.0)
+        await under_way.fed(asyncio.Event())
+        report = await under_way.report(await under_way.drain())
+    assert (report.lost, report.duplicated) == (0, 0)
+    code, said = await verb(run, "deploy")
+    assert (code, "no run leads" in said) == (2, True)
+
+
+async def test_what_cannot_be_set_is_said_with_the_remedy(swing, embedded_broker: KafkaServer) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 1)])
+    cases = [
+        (("scale",), "nothing to set"),
+        (("scale", "pars", "3"), "the pipeline has parse, check, decide"),
+        (("scale", "--standby", "1"), "name the stage"),
+        (("scale", "parse", "--min", "4", "--max", "2"), "--min 4 is above --max 2"),
+        (("scale", "--slo", "fast"), "--slo"),
+        (("scale", "--price", "k81=1"), "no hardware kind 'k81'"),
+        (("scale", "--stock", "t4=1.5"), "a whole number"),
+    ]
+    outcomes = await asyncio.gather(*(verb(run, *given) for given, _ in cases))
+    for (given, remedy), (code, said) in zip(cases, outcomes, strict=True):
+        assert (given, code) == (given, 2)
+        assert remedy in said
