@@ -13,18 +13,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import msgspec
 
-from inferline_stream.actuators.actuator import (
-    SETTLED_S,
-    ObservedReplica,
-    ReplicaExit,
-    restart_in_s,
-    surplus,
-)
+from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
 from inferline_stream.actuators.affinity import cores_for
+from inferline_stream.actuators.places import Place, Places
 from inferline_stream.dataplane.protocol import ReplicaSpec, encode
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.launch import Launch
@@ -38,25 +33,15 @@ _TAIL_LINES = 15
 
 
 @dataclass(slots=True, eq=False)
-class _Place:
-    """One wanted replica: a process, or the wait for the next one."""
+class _Process:
+    """A replica's process, and what belongs to it."""
 
-    stage: str
-    hardware: str
-    replica: str = ""
-    process: subprocess.Popen[bytes] | None = None
-    pidfd: int = -1
-    cores: float = 0.0
-    pinned: frozenset[int] = frozenset()
-    launch: Launch | None = None
-    log: Path = Path()
-    started_s: float = 0.0
-    restarts: int = 0
-    failures: int = 0
-    """Deaths in a row, none of which came long after its start."""
-    retiring: bool = False
-    timer: asyncio.TimerHandle | None = None
-    """The restart, or the signal to one that should have ended."""
+    process: subprocess.Popen[bytes]
+    pidfd: int
+    launch: Launch
+    log: Path
+    cores: float
+    pinned: frozenset[int]
 
 
 class LocalActuator:
@@ -84,53 +69,41 @@ class LocalActuator:
     ) -> None:
         self._template = template
         self._log_folder = log_folder
-        self._drain_timeout_s = drain_timeout_s
-        self._kill_after_s = kill_after_s
         self._module = module
-        self._places: list[_Place] = []
-        self._exits: asyncio.Queue[ReplicaExit] = asyncio.Queue()
-        self._changed = asyncio.Event()
+        self._processes: dict[Place, _Process] = {}
+        self._places = Places(
+            self._start,
+            lambda place: self._signal(place, signal.SIGTERM),
+            lambda place: self._signal(place, signal.SIGKILL),
+            drain_timeout_s=drain_timeout_s,
+            kill_after_s=kill_after_s,
+        )
         self._machine = os.sched_getaffinity(0)
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`."""
-        if replicas < 0:
-            raise ValueError(f"stage {stage!r} on {hardware!r}: {replicas} replicas must be 0 or more")
-        alike = [place for place in self._places if (place.stage, place.hardware) == (stage, hardware)]
-        leaving = surplus([_observed(place) for place in alike], replicas, retiring)
-        for place in alike:
-            if place.replica in leaving:
-                self._retire(place, self._drain_timeout_s)
-        for _ in range(replicas - sum(not place.retiring for place in alike)):
-            place = _Place(stage, hardware)
-            self._places.append(place)
-            self._start(place)
+        self._places.scale(stage, hardware, replicas, retiring)
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Every replica that was asked for and is not gone, oldest first."""
-        return tuple(_observed(place) for place in self._places)
+        return self._places.observe()
 
     async def next_exit(self) -> ReplicaExit:
         """Wait for the next replica that ends."""
-        return await self._exits.get()
+        return await self._places.next_exit()
 
     async def drain(self, deadline_s: float) -> None:
         """Retire every replica and wait until all are gone."""
-        for place in list(self._places):
-            self._retire(place, deadline_s)
-        while self._places:
-            self._changed.clear()
-            await self._changed.wait()
+        await self._places.drain(deadline_s)
 
     async def aclose(self) -> None:
         """SIGTERM to every replica, SIGKILL to those that stay; none is left when this returns."""
         try:
             await self.drain(0.0)
         finally:  # also when cancelled: nothing stays behind
-            for place in list(self._places):
-                if place.process is not None:
-                    self._signal(place, signal.SIGKILL)
-                    self._reap(place)
+            for place in list(self._processes):
+                self._signal(place, signal.SIGKILL)
+                self._reap(place)
 
     async def __aenter__(self) -> Self:
         return self
@@ -140,115 +113,64 @@ class LocalActuator:
     ) -> None:
         await self.aclose()
 
-    def _start(self, place: _Place) -> None:
-        place.timer = None
+    def _start(self, place: Place) -> None:
         spec = self._template(place.stage, place.hardware)
         place.replica = f"{place.stage}-{place.hardware}-{secrets.token_hex(4)}"
-        place.started_s = asyncio.get_running_loop().time()
-        place.log = self._log_folder / f"{place.replica}.log"
-        place.cores = spec.hardware.cores
-        taken = [(other.cores, other.pinned) for other in self._places if other.process is not None]
-        place.pinned = cores_for(place.cores, self._machine, taken)
+        log = self._log_folder / f"{place.replica}.log"
+        cores = spec.hardware.cores
+        taken = [(other.cores, other.pinned) for other in self._processes.values()]
+        pinned = cores_for(cores, self._machine, taken)
         confinement = confined(spec.isolation, spec.topology, spec.hardware, spec.bootstrap_servers)
+        # A replica that is left alone hands over what it can, rather than die in the middle of a batch.
+        launch = Launch(self._module, confinement, cores=cores, pinned=pinned, orphaned=signal.SIGTERM)
         try:
-            # A replica that is left alone hands over what it can, rather than die in the middle of a batch.
-            launch = place.launch = Launch(
-                self._module, confinement, cores=place.cores, pinned=place.pinned, orphaned=signal.SIGTERM
-            )
             self._log_folder.mkdir(parents=True, exist_ok=True)
-            with place.log.open("ab") as log:
-                place.process = subprocess.Popen(
+            with log.open("ab") as file:
+                process = subprocess.Popen(
                     launch.command,
                     stdin=subprocess.PIPE,
-                    stdout=log,
+                    stdout=file,
                     stderr=subprocess.STDOUT,
                     env=launch.environment,
                     pass_fds=launch.files,
                     start_new_session=True,  # Ctrl-C in the terminal is for the run, which drains its replicas
                 )
         except OSError as error:
-            self._ended(place, 127, f"could not be started: {error}", tail="")
+            launch.close()
+            self._places.ended(place, 127, f"could not be started: {error}")
             return
-        place.pidfd = os.pidfd_open(place.process.pid)
-        launch.started(place.process.pid)
-        asyncio.get_running_loop().add_reader(place.pidfd, self._reap, place)
+        place.pid = process.pid
+        own = self._processes[place] = _Process(process, os.pidfd_open(process.pid), launch, log, cores, pinned)
+        launch.started(process.pid)
+        asyncio.get_running_loop().add_reader(own.pidfd, self._reap, place)
         # One line, far smaller than a pipe holds, so this does not wait for the child. The pipe stays open: its
         # end tells the replica that nobody looks after it any more. One that has ended already breaks it, which
         # is told as its exit.
-        assert place.process.stdin is not None
+        assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            place.process.stdin.write(encode(msgspec.structs.replace(spec, replica=place.replica)) + b"\n")
-            place.process.stdin.flush()
-        logger.info("replica %s started, process %d", place.replica, place.process.pid)
+            process.stdin.write(encode(msgspec.structs.replace(spec, replica=place.replica)) + b"\n")
+            process.stdin.flush()
+        logger.info("replica %s started, process %d", place.replica, process.pid)
 
-    def _retire(self, place: _Place, deadline_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        if place.retiring and place.timer is not None and place.timer.when() <= loop.time() + deadline_s:
-            return  # it has to be gone sooner than that
-        place.retiring = True
-        if place.timer is not None:
-            place.timer.cancel()
-        if place.process is None:
-            self._forget(place)
-        else:
-            place.timer = loop.call_later(deadline_s, self._terminate, place)
-
-    def _terminate(self, place: _Place) -> None:
-        self._signal(place, signal.SIGTERM)
-        place.timer = asyncio.get_running_loop().call_later(self._kill_after_s, self._signal, place, signal.SIGKILL)
-
-    def _signal(self, place: _Place, number: signal.Signals) -> None:
-        if place.process is not None:
+    def _signal(self, place: Place, number: signal.Signals) -> None:
+        if (own := self._processes.get(place)) is not None:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(place.pidfd, number)  # never hits another process that got the same pid
+                signal.pidfd_send_signal(own.pidfd, number)  # never hits another process that got the same pid
 
-    def _reap(self, place: _Place) -> None:
-        """The process has ended: take its exit code, tell, and fill its place again unless it was to go."""
-        assert place.process is not None
-        asyncio.get_running_loop().remove_reader(place.pidfd)
-        os.close(place.pidfd)
-        assert place.process.stdin is not None
+    def _reap(self, place: Place) -> None:
+        """The process has ended: take its exit code, and tell."""
+        own = self._processes.pop(place)
+        asyncio.get_running_loop().remove_reader(own.pidfd)
+        os.close(own.pidfd)
+        assert own.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            place.process.stdin.close()
-        code = place.process.wait()
-        if place.timer is not None:
-            place.timer.cancel()
-            place.timer = None
-        tail = "" if code == 0 else _tail(place.log)
-        self._ended(place, code, _reason(code, tail, place.log), tail)
-
-    def _ended(self, place: _Place, code: int, reason: str, tail: str) -> None:
-        loop = asyncio.get_running_loop()
-        if place.launch is not None:
-            place.launch.close()
-        place.process, place.pidfd, place.pinned, place.launch = None, -1, frozenset(), None
-        delay_s = None
-        if not place.retiring:
-            place.restarts += 1
-            place.failures = 1 if loop.time() - place.started_s >= SETTLED_S else place.failures + 1
-            delay_s = restart_in_s(place.failures)
-            logger.warning("replica %s ended: %s; restarted in %.1f s", place.replica, reason, delay_s)
-        self._exits.put_nowait(
-            ReplicaExit(place.replica, place.stage, place.hardware, code, place.retiring, reason, delay_s, tail)
-        )
-        if delay_s is None:
-            logger.info("replica %s retired: %s", place.replica, reason)
-            if code == 0 and place.log.stat().st_size == 0:
-                place.log.unlink()  # nothing to read
-            self._forget(place)
-        else:
-            place.timer = loop.call_later(delay_s, self._start, place)
-
-    def _forget(self, place: _Place) -> None:
-        self._places.remove(place)
-        self._changed.set()
-
-
-def _observed(place: _Place) -> ObservedReplica:
-    running: Literal["running", "waiting"] = "running" if place.process is not None else "waiting"
-    state = "retiring" if place.retiring else running
-    pid = place.process.pid if place.process is not None else None
-    return ObservedReplica(place.replica, place.stage, place.hardware, state, pid, place.started_s, place.restarts)
+            own.process.stdin.close()
+        code = own.process.wait()
+        own.launch.close()
+        tail = "" if code == 0 else _tail(own.log)
+        if code == 0 and own.log.stat().st_size == 0:
+            own.log.unlink()  # nothing to read
+        self._places.ended(place, code, _reason(code, tail, own.log), tail)
 
 
 def _reason(code: int, tail: str, log: Path) -> str:
