@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
+import inspect
+import itertools
 import os
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.units import duration_s
+
+CACHE = "INFERLINE_CACHE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +72,10 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
-    """Settings with `INFERLINE_<NAME>` applied, e.g. ``INFERLINE_TUNER_STEP_S=0.05``.
+    """Settings with `INFERLINE_<NAME>` applied, e.g. ``INFERLINE_TUNER_STEP_S=50ms``; a bare number is seconds.
 
     Raises:
-        ValueError: a variable that is no number.
+        UsageError: a variable that is neither a number nor, for a time, a duration.
     """
     source = os.environ if environment is None else environment
     found: dict[str, float] = {}
@@ -75,10 +83,57 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         variable = f"INFERLINE_{name.upper()}"
         if variable in source:
             try:
-                found[name] = float(source[variable])
+                found[name] = _number(source[variable], time=name.endswith("_s"))
             except ValueError:
-                raise ValueError(f"{variable}={source[variable]!r} is not a number of seconds") from None
+                what = "a number of seconds, or a duration such as 250ms" if name.endswith("_s") else "a number"
+                raise UsageError(f"{variable}={source[variable]!r} is not {what}") from None
     return Settings(**found)
+
+
+def _number(text: str, *, time: bool) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        if not time:
+            raise
+        return duration_s(text)
+
+
+def reasons() -> dict[str, str]:
+    """Why each setting is there and what it is, from the text below it."""
+    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(Settings))).body
+    assert isinstance(declared, ast.ClassDef)
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in itertools.pairwise(declared.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }  # fmt: skip
+
+
+def check_variables(flags: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
+    """Refuse variables that nothing reads: a setting that is misspelt would silently be without effect.
+
+    Args:
+        flags: variables that stand for flags of the command line.
+        environment: of the process, unless given.
+
+    Raises:
+        UsageError: a variable that begins with ``INFERLINE_`` and means nothing, with the nearest that does.
+    """
+    source = os.environ if environment is None else environment
+    settings = (f"INFERLINE_{name.upper()}" for name in Settings.__dataclass_fields__)
+    known = {*flags, *settings, *KAFKA_VARIABLES, CACHE}
+    for variable in sorted(source):
+        if variable.startswith("INFERLINE_") and variable not in known:
+            near = difflib.get_close_matches(variable, known, 1)
+            raise UsageError(f"{variable} means nothing here" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def given(variables: Iterable[str], environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Those of the variables that are set, with their values."""
+    source = os.environ if environment is None else environment
+    return {variable: source[variable] for variable in variables if variable in source}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -226,7 +281,7 @@ def surroundings(environment: Mapping[str, str] | None = None) -> Surroundings:
     return Surroundings(
         kafka_bootstrap_servers=source.get("KAFKA_BOOTSTRAP_SERVERS") or None,
         container_engine=source.get("DOCKER_HOST") or None,
-        cache=Path(source.get("INFERLINE_CACHE") or caches / "inferline-stream"),
+        cache=Path(source.get(CACHE) or caches / "inferline-stream"),
         ci=source.get("CI", "").lower() not in ("", "0", "false"),
     )
 

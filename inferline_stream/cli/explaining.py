@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.output import Output
 from inferline_stream.cli.overriding import Kafka, Prefix
-from inferline_stream.cli.profiling import Output
 
 
 def explain(

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from inferline_stream.cli.logs import log_to_stderr
 from inferline_stream.errors import InferlineError
+from inferline_stream.settings import check_variables
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -40,6 +41,7 @@ class Verbs(TyperGroup):
         """Run the verb."""
         signal.signal(signal.SIGTERM, _terminate)
         try:
+            check_variables(flag_variables(self))
             return super().invoke(ctx)
         except InferlineError as error:
             _fail(error)
@@ -62,6 +64,16 @@ class Verb(TyperCommand):
         for option in self.params:
             if isinstance(option, TyperOption) and option.name and option.envvar is None:
                 option.envvar, option.show_envvar = variable(option.name), False  # said once, in `--help` of all
+
+
+def flag_variables(verbs: Any) -> dict[str, str]:
+    """Variables of every verb's flags, with the flag."""
+    return {
+        str(option.envvar): max(option.opts, key=len)
+        for verb in verbs.commands.values()
+        for option in verb.params
+        if isinstance(option, TyperOption) and option.envvar
+    }
 
 
 def variable(flag: str) -> str:

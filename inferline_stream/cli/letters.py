@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.output import Output
 from inferline_stream.cli.overriding import Kafka, Prefix
-from inferline_stream.cli.profiling import Output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,9 @@ import io
 import logging
 import shutil
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import typer
 
 from inferline_stream.cli.logs import logs_as_json
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 logger = logging.getLogger(__name__)
+
+Output = Annotated[Literal["table", "json"], typer.Option(help="how to print the result")]
 
 _PIPE_COLUMNS = 120
 
@@ -31,6 +35,13 @@ def console(*, error: bool = False) -> Console:
         return Console(file=_AsLogLines(), width=10_000, highlight=False, color_system=None)
     columns = None if stream.isatty() else shutil.get_terminal_size((_PIPE_COLUMNS, 50)).columns
     return Console(stderr=error, width=columns, highlight=False)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 class _AsLogLines(io.StringIO):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from inferline_stream.cli.checking import Topology
-from inferline_stream.cli.profiling import Output, Servers
+from inferline_stream.cli.output import Output
+from inferline_stream.cli.profiling import Servers
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.profile import PipelineProfile

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.output import Output
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.profile import PipelineProfile
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 Servers = Annotated[
     str | None, typer.Option("--bootstrap-servers", help="Kafka, host:port; an embedded broker is started without it")
 ]
-Output = Annotated[Literal["table", "json"], typer.Option(help="how to print the result")]
 
 
 def profile(

@@ -62,15 +62,8 @@ def shown(file: Path) -> str:
 
 
 def settings() -> Settings:
-    """Settings with the environment's.
-
-    Raises:
-        UsageError: a variable that is no number.
-    """
-    try:
-        return from_environment()
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    """Settings with the environment's."""
+    return from_environment()
 
 
 def declared(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.output import Output
 from inferline_stream.cli.overriding import Prefix
-from inferline_stream.cli.profiling import Output
 
 if TYPE_CHECKING:
     from inferline_stream.dataplane.permissions import Permission

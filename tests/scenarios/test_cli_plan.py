@@ -155,7 +155,7 @@ def test_an_unknown_stage_is_a_usage_error(started: Path) -> None:
 def test_a_setting_that_is_no_number_is_a_usage_error(started: Path) -> None:
     result = call("plan", started, env={"INFERLINE_FETCH_WAIT_S": "soon"})
     assert result.exit_code == 2
-    assert "INFERLINE_FETCH_WAIT_S='soon' is not a number" in result.stderr
+    assert "INFERLINE_FETCH_WAIT_S='soon' is not a number of seconds" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["plan", "profile"])
