@@ -61,7 +61,7 @@ def environment(cores: float, confinement: Confinement | None, source: Mapping[s
     if confinement is not None:
         from inferline_stream.isolation.confinement import visible
 
-        given = visible(source, confinement.isolation.environment)
+        given = visible(source, confinement)
         given |= {"TMPDIR": confinement.scratch} if confinement.scratch else {}
         given |= {"UV_USE_IO_URING": "0", "JOBLIB_MULTIPROCESSING": "1" if confinement.isolation.helpers else "0"}
     # onnxruntime would otherwise look for a host to report to when it is first imported.

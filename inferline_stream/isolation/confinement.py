@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.settings import KAFKA_CONFIG, KAFKA_VARIABLES, KafkaSecurity, kafka_security
 
 _VISIBLE = frozenset(
     (
@@ -28,18 +30,22 @@ class Confinement:
     Args:
         isolation: as the stage declares it, paths absolute.
         topology: the topology file, absolute.
-        kafka_ports: TCP ports that Kafka is reached at.
+        kafka_ports: TCP ports that Kafka is reached at; none for a process that has nothing to do with it.
+        kafka_files: what connecting to Kafka takes: certificates, keys and properties.
         cores: of the hardware kind, for the limit where control groups are delegated; 0 for none.
         gpu: whether it needs a GPU's devices.
         scratch: folder of its own for temporary files; empty for none.
+        audit: where to tell that calls are to be looked at rather than refused, see `isolation.audit`; -1 otherwise.
     """
 
     isolation: Isolation
     topology: str
     kafka_ports: tuple[int, ...] = ()
+    kafka_files: tuple[str, ...] = ()
     cores: float = 0.0
     gpu: bool = False
     scratch: str = ""
+    audit: int = -1
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -54,8 +60,8 @@ class Confinement:
 def decoded(text: str) -> Confinement:
     """The confinement that `Confinement.encoded` wrote."""
     fields: dict[str, Any] = json.loads(text)
-    isolation = Isolation(**fields.pop("isolation"))
-    return Confinement(**{**fields, "isolation": isolation, "kafka_ports": tuple(fields["kafka_ports"])})
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return Confinement(**{**fields, **lists, "isolation": Isolation(**fields["isolation"])})
 
 
 def confined(isolation: Isolation, topology: str | Path, hardware: Hardware, bootstrap_servers: str) -> Confinement:
@@ -65,9 +71,29 @@ def confined(isolation: Isolation, topology: str | Path, hardware: Hardware, boo
     for kind in ("reads", "writes"):
         # Not resolved: rules follow links when they are made.
         fields[kind] = tuple(os.path.join(file.parent, os.path.expanduser(path)) for path in fields[kind])
+    ports, files = ports_of(bootstrap_servers), []
+    if ports and (security := security_of(bootstrap_servers)) is not None:
+        files = [os.environ.get(KAFKA_CONFIG, ""), security.ssl_ca_location]
+        files += [security.ssl_certificate_location, security.ssl_key_location]
+        endpoint = urlsplit(security.sasl_oauthbearer_token_endpoint_url)
+        ports += (endpoint.port or {"https": 443, "http": 80}[endpoint.scheme],) if endpoint.scheme else ()
     return Confinement(
-        Isolation(**fields), str(file), ports_of(bootstrap_servers), max(hardware.cores, 0.0), hardware.gpus > 0
+        Isolation(**fields),
+        str(file),
+        tuple(sorted(set(ports))),
+        tuple(os.path.abspath(name) for name in files if name),
+        cores=max(hardware.cores, 0.0),
+        gpu=hardware.gpus > 0,
     )
+
+
+def security_of(bootstrap_servers: str) -> KafkaSecurity | None:
+    """How Kafka is connected to; None for an address that says that it is plaintext.
+
+    Raises:
+        UsageError: the environment asks for what cannot be.
+    """
+    return None if bootstrap_servers.startswith("PLAINTEXT://") else kafka_security()
 
 
 def ports_of(bootstrap_servers: str) -> tuple[int, ...]:
@@ -76,8 +102,9 @@ def ports_of(bootstrap_servers: str) -> tuple[int, ...]:
     return tuple(sorted({int(port) if port.isdigit() else 9092 for port in found}))
 
 
-def visible(environment: Mapping[str, str], also: Sequence[str] = ()) -> dict[str, str]:
-    """The part of an environment that a sandboxed process may see: nothing that could be a secret."""
+def visible(environment: Mapping[str, str], confinement: Confinement) -> dict[str, str]:
+    """The part of an environment that a sandboxed process may see: no secret, but Kafka's if it needs them."""
+    also = {*confinement.isolation.environment, *(KAFKA_VARIABLES if confinement.kafka_ports else ())}
     return {
         name: value
         for name, value in environment.items()

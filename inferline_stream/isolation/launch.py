@@ -24,6 +24,7 @@ class Launch:
         cores: how many it may use; numeric libraries are told.
         pinned: the only cores it may run on; empty for all.
         orphaned: what it is sent when this process has ended.
+        files: descriptors that it inherits besides.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class Launch:
         cores: float,
         pinned: Collection[int] = (),
         orphaned: signal.Signals = signal.SIGKILL,
+        files: tuple[int, ...] = (),
     ) -> None:
         self._names: NameService | None = None
         self._scratch = ""
         self._process = 0
-        self.files: tuple[int, ...] = ()
+        self.files = files
         """Descriptors that it inherits."""
         within = None
         arguments = []
@@ -47,8 +49,8 @@ class Launch:
                 self._scratch = tempfile.mkdtemp(prefix="inferline-")
             within = replace(confinement, scratch=self._scratch)
             self._names = NameService()
-            self.files = (self._names.theirs.fileno(),)
-            arguments = [str(number) for number in self.files]
+            self.files = (*files, self._names.theirs.fileno())
+            arguments = [str(self._names.theirs.fileno())]
         self.command = [*bootstrap.command(module, pinned, orphaned, within), *arguments]
         self.environment = bootstrap.environment(cores, within, os.environ)
 

@@ -37,7 +37,7 @@ _DEEPEST = 8
 def grants(confinement: Confinement) -> Iterator[Grant]:
     """Everything that a process may touch."""
     isolation = confinement.isolation
-    for path in (*_SYSTEM, *_python(), *isolation.reads):
+    for path in (*_SYSTEM, *_python(), *confinement.kafka_files, *isolation.reads):
         yield Grant(path)
     yield Grant("/dev/null", write=True)
     yield from _code(Path(confinement.topology).parent)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from inferline_stream.errors import StageFailed
+from inferline_stream.isolation.audit import Audit
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.profiler.messages import (
@@ -53,6 +54,7 @@ class WorkerProcess:
         stage: the stage's name.
         confinement: what it may touch, as a replica of that stage may, and the cores that it may use.
         start_timeout_s: longest it may take to build the stage.
+        audit: watches it, if it is to be watched rather than confined.
         build_only: whether nothing will be asked of it beyond being built.
     """
 
@@ -63,10 +65,12 @@ class WorkerProcess:
         confinement: Confinement,
         *,
         start_timeout_s: float,
+        audit: Audit | None = None,
         build_only: bool = False,
     ) -> None:
-        self._begin = Begin(str(topology), stage, confinement.encoded(), build_only)
-        self._confinement = confinement
+        self._confinement = confinement if audit is None else audit.confinement
+        self._audit = audit
+        self._begin = Begin(str(topology), stage, self._confinement.encoded(), build_only)
         self._start_timeout_s = start_timeout_s
         self._process: asyncio.subprocess.Process | None = None
         self._launch: Launch | None = None
@@ -78,7 +82,8 @@ class WorkerProcess:
         began_s = time.perf_counter()
         cores = self._confinement.cores
         pinned = _last_cores(cores, os.sched_getaffinity(0))
-        launch = self._launch = Launch(MODULE, self._confinement, cores=cores, pinned=pinned)
+        files = () if self._audit is None else self._audit.files
+        launch = self._launch = Launch(MODULE, self._confinement, cores=cores, pinned=pinned, files=files)
         self._process = await asyncio.create_subprocess_exec(
             *launch.command,
             stdin=asyncio.subprocess.PIPE,
@@ -89,6 +94,8 @@ class WorkerProcess:
             start_new_session=True,
         )
         launch.started(self._process.pid)
+        if self._audit is not None:
+            self._audit.watch(self._process.pid)
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 await self.ask(self._begin, Ready)
@@ -151,6 +158,8 @@ class WorkerProcess:
         if self._launch is not None:
             self._launch.close()
             self._launch = None
+            if self._audit is not None:
+                self._audit.close()
         self._log.close()
 
 
