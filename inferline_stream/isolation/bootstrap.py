@@ -13,6 +13,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -114,8 +115,6 @@ def _confine(text: str) -> None:
 
 
 if __name__ == "__main__":
-    # The package may be found by other means than the search path, such as an editable install's: take this very one.
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    if package not in sys.path:
-        sys.path.append(package)
+    if find_spec("inferline_stream") is None:  # run from a checkout that is not installed
+        sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     main(sys.argv[1:])

@@ -40,7 +40,11 @@ def grants(confinement: Confinement) -> Iterator[Grant]:
     for path in (*_SYSTEM, *_python(), *confinement.kafka_files, *isolation.reads):
         yield Grant(path)
     yield Grant("/dev/null", write=True)
-    yield from _code(Path(confinement.topology).parent)
+    # Installed packages may have data beside their code; whatever else is on the search path is taken for code alone.
+    installed = tuple(f"{prefix}{os.sep}" for prefix in (sys.prefix, sys.base_prefix))
+    for entry in (str(Path(confinement.topology).parent), *sys.path):
+        if entry and not entry.startswith(installed):
+            yield from _code(Path(entry))
     for path in (*isolation.writes, *filter(None, [confinement.scratch])):
         yield Grant(path, write=True)
     if confinement.gpu:
@@ -55,7 +59,6 @@ def _python() -> Iterator[str]:
     """The interpreter, its libraries and this package, wherever they are installed."""
     yield from {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
     yield os.path.dirname(os.path.realpath(sys.executable))
-    yield from (entry for entry in sys.path if entry)
     package = Path(__file__).parents[1]
     yield str(package)
     yield str((package / "connectors").resolve())  # a link, in a checkout
@@ -63,6 +66,9 @@ def _python() -> Iterator[str]:
 
 def _code(folder: Path) -> Iterator[Grant]:
     """The topology's modules, at any depth. Its data is each stage's own: another stage's model stays out of reach."""
+    if folder.is_file():
+        yield Grant(str(folder))  # an archive of modules
+        return
     yield Grant(str(folder), names=True)
     for parent, folders, files in os.walk(folder):
         at = Path(parent)

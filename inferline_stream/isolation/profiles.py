@@ -28,6 +28,8 @@ _READ_ONLY = 0o2000000 | 0o740000 | 0o4000 | 0o400 | 0o1000000
 """Flags of open that neither write nor create: CLOEXEC, DIRECTORY, LARGEFILE, NOFOLLOW (and DIRECT; the machines
 number these four differently), NONBLOCK, NOCTTY, NOATIME."""
 
+_NOT_EXECUTABLE: Alternatives = ((Condition(2, 0, _EXEC),),)
+
 ERRNOS: Mapping[str, int] = MappingProxyType(
     # Libraries fall back to `clone`, `statx` to `fstat` and so on only if a call seems not to exist.
     dict.fromkeys(("clone3", "openat2", "faccessat2", "statx", "io_uring_setup", "rseq", "membarrier"), errno.ENOSYS)
@@ -76,8 +78,8 @@ def sealed(
         "newfstatat": ((Condition(3, _EMPTY_PATH, _EMPTY_PATH),),),
         "fcntl": _any_of(1, (1, 2, 3, 4, 1030)),  # GETFD SETFD GETFL SETFL DUPFD_CLOEXEC
         "ioctl": _any_of(1, (0x5401, 0x541B, 0x5421, 0x5450, 0x5451)),  # TCGETS FIONREAD FIONBIO FIONCLEX FIOCLEX
-        "mmap": _mappable(executable=jit),
-        "mprotect": ALWAYS if jit else ((Condition(2, 0, _EXEC),),),
+        "mmap": ALWAYS if jit else _NOT_EXECUTABLE,
+        "mprotect": ALWAYS if jit else _NOT_EXECUTABLE,
         "clone": ((Condition(0, _NEW_THREAD, _WIDE),),),
         "tgkill": ((Condition(0, process),),),
         "prctl": _any_of(0, (15, 16)),  # a thread's name
@@ -91,7 +93,7 @@ def sealed(
         calls |= {
             **_plain("stat lstat access faccessat readlink readlinkat getdents64 getcwd newfstatat"),
             "openat": ((Condition(2, 0, ~_READ_ONLY & 0xFFFFFFFF),),),
-            "mmap": ALWAYS if jit else _mappable(executable=True),
+            "mmap": ALWAYS if jit else (*_NOT_EXECUTABLE, (Condition(2, 0, _WRITE),)),
         }
     if helpers:
         calls |= _forking()
@@ -134,10 +136,6 @@ def launching(
     if forks:
         calls |= {**_forking(), **_plain("setsid landlock_create_ruleset landlock_add_rule landlock_restrict_self")}
     return MappingProxyType(calls)
-
-
-def _mappable(*, executable: bool) -> Alternatives:
-    return ((Condition(2, 0, _EXEC),), (Condition(2, 0, _WRITE),)) if executable else ((Condition(2, 0, _EXEC),),)
 
 
 def _forking() -> Calls:

@@ -1,0 +1,377 @@
+"""Real processes that shut themselves in: each way out that was once open stays closed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.isolation import bootstrap, landlock
+from inferline_stream.isolation.attempts import ATTEMPTS
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.isolation.probing import probe
+from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.isolation import Isolation
+
+pytestmark = pytest.mark.skipif(
+    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
+)
+
+PRELUDE = """
+import errno, json, os, socket, sys, threading
+from inferline_stream.isolation.confinement import decoded
+from inferline_stream.isolation.sealing import seal
+
+told = {}
+
+
+def tried(name, attempt):
+    try:
+        attempt()
+        told[name] = "done"
+    except OSError as error:
+        told[name] = errno.errorcode[error.errno]
+    except Exception as error:
+        told[name] = type(error).__name__
+
+
+CONFINEMENT = decoded(os.environ["TOLD"])
+"""
+
+
+def run(folder: Path, code: str, isolation: Isolation, user: int | None = None) -> dict[str, Any]:
+    """Run code in a process with this isolation; what it told."""
+    (folder / "topology.py").touch()
+    confinement = confined(isolation, folder / "topology.py", Hardware("cpu-1", 0.0), "127.0.0.1:9092")
+    (folder / "inside.py").write_text(
+        PRELUDE + textwrap.dedent(code) + "\nprint(json.dumps(told), flush=True)\nos._exit(0)"
+    )
+    folder.chmod(0o755)
+    environment = bootstrap.environment(1, confinement, os.environ)
+    done = subprocess.run(
+        bootstrap.command("inside", confinement=confinement),
+        env={**environment, "PYTHONPATH": str(folder), "TOLD": confinement.encoded()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        user=user,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("seal", ["strict", "imports"])
+async def test_a_sealed_process_has_no_way_out(seal: str) -> None:
+    found = await probe(Isolation(seal=seal))
+    assert [attempt for attempt in found.attempts if not attempt.blocked] == []
+    assert (len(found.attempts), found.held.missing) == (29, ())
+    assert found.held.sealed
+
+
+async def test_before_the_seal_only_names_may_be_looked_up() -> None:
+    found = await probe(Isolation(seal="off"))
+    assert [attempt.name for attempt in found.attempts if not attempt.blocked] == ["send a UDP datagram"]
+
+
+async def test_the_attempts_themselves_work_where_nothing_is_isolated() -> None:
+    found = await probe(Isolation("none"))
+    failed = {attempt.name: attempt.answer for attempt in found.attempts if attempt.answer != "succeeded"}
+    # A kernel may lack these, and another user than root may not have the others; an attempt must not fail otherwise.
+    absent = {"EAFNOSUPPORT", "EPROTONOSUPPORT", "ENODEV", "EOPNOTSUPP", "ENOSYS"}
+    privileged = {"EPERM", "EACCES"}
+    assert {answer for answer in failed.values() if answer not in absent | privileged} == set()
+    if os.geteuid() == 0:
+        assert {answer for answer in failed.values() if answer not in absent} == set()
+    assert set(ATTEMPTS) - set(failed) >= {"execute a program", "connect to another TCP port", "write a file"}
+
+
+def test_a_thread_that_a_library_starts_is_bound_too(tmp_path: Path) -> None:
+    # Landlock binds only the thread that asks and those it starts; what numpy starts must come after.
+    found = run(
+        tmp_path,
+        """
+        import numpy
+        def reach():
+            tried("port", lambda: socket.create_connection(("127.0.0.1", 9), timeout=2))
+            tried("file", lambda: open("/etc/shadow"))
+        started = threading.Thread(target=reach)
+        waiting = threading.Event()
+        def later():
+            waiting.wait()
+            tried("port after the seal", lambda: socket.create_connection(("127.0.0.1", 9), timeout=2))
+            tried("file after the seal", lambda: open("/etc/hosts"))
+        early = threading.Thread(target=later)
+        early.start()
+        started.start(); started.join()
+        seal(CONFINEMENT)
+        waiting.set(); early.join()
+        """,
+        Isolation(),
+    )
+    assert found == {
+        "port": "EACCES",
+        "file": "EACCES",
+        "port after the seal": "EACCES",
+        "file after the seal": "EPERM",
+    }
+
+
+def test_a_process_that_has_threads_before_the_bootstrap_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
+    confinement = confined(Isolation(), tmp_path / "topology.py", Hardware("cpu-1", 0.0), "")
+    done = subprocess.run(
+        bootstrap.command("this", confinement=confinement),
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == bootstrap.EXIT_UNSUPPORTED
+    assert "2 threads run before the first import" in done.stderr
+
+
+def test_tcp_cannot_be_had_by_another_door(tmp_path: Path) -> None:
+    found = run(
+        tmp_path,
+        """
+        fast = 0x20000000
+        seal(CONFINEMENT)
+        tried("allowed", lambda: socket.socket().connect(("127.0.0.1", 9092)))
+        tried("multipath", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262))
+        tried("fast open", lambda: socket.socket().sendto(b"x", fast, ("127.0.0.1", 9)))
+        tried("fast open message", lambda: socket.socket().sendmsg([b"x"], [], fast, ("127.0.0.1", 9)))
+        tried("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        tried("raw", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 6))
+        from inferline_stream.isolation import kernel
+        tried("many messages", lambda: kernel.call("sendmmsg", 1, None, 0, 0))
+        """,
+        Isolation(),
+    )
+    assert found.pop("allowed") == "ECONNREFUSED"  # nobody listens, but it was let through
+    assert set(found.values()) == {"EPERM"}
+
+
+def test_threads_start_after_the_seal_and_processes_do_not(tmp_path: Path) -> None:
+    found = run(
+        tmp_path,
+        """
+        import subprocess
+        from inferline_stream.isolation import kernel
+        seal(CONFINEMENT)
+        def start():
+            thread = threading.Thread(target=lambda: told.update(ran=True))
+            thread.start()
+            thread.join()
+        tried("thread", start)
+        tried("fork", os.fork)
+        tried("program", lambda: subprocess.run(["true"]))
+        tried("clone3", lambda: kernel.call("clone3", None, 0))
+        """,
+        Isolation(),
+    )
+    # clone3 must seem not to exist: a C library that is merely refused it starts no thread.
+    assert found == {"ran": True, "thread": "done", "fork": "EPERM", "program": "EPERM", "clone3": "ENOSYS"}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the other numbering is x86-64's")
+def test_calls_by_another_numbering_end_the_process(tmp_path: Path) -> None:
+    code = """
+        import ctypes
+        child = os.fork()
+        if child == 0:
+            ctypes.CDLL(None).syscall(ctypes.c_long(0x40000000 | 39))  # x32's getpid
+            os._exit(0)
+        told["ended by"] = os.waitpid(child, 0)[1]
+        """
+    assert run(tmp_path, code, Isolation(helpers=1))["ended by"] & 0x7F == 31  # SIGSYS
+
+
+def test_what_is_imported_late_needs_the_imports_seal(tmp_path: Path) -> None:
+    code = """
+        seal(CONFINEMENT)
+        import importlib
+        tried("import", lambda: importlib.import_module("late"))
+        tried("write", lambda: open("written", "w"))
+        """
+    (tmp_path / "late.py").touch()
+    assert run(tmp_path, code, Isolation()) == {"import": "ModuleNotFoundError", "write": "EPERM"}
+    assert run(tmp_path, code, Isolation(seal="imports")) == {"import": "done", "write": "EPERM"}
+
+
+def test_machine_code_is_written_only_where_that_is_declared(tmp_path: Path) -> None:
+    code = """
+        import mmap
+        seal(CONFINEMENT)
+        tried("both", lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC))
+        """
+    assert run(tmp_path, code, Isolation()) == {"both": "EPERM"}
+    assert run(tmp_path, code, Isolation(jit=True)) == {"both": "done"}
+
+
+def test_a_stage_may_fork_helpers_where_that_is_declared_sealed_as_it_is(tmp_path: Path) -> None:
+    found = run(
+        tmp_path,
+        """
+        seal(CONFINEMENT)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            tried("file", lambda: open("/etc/hosts"))
+            tried("other process", lambda: os.kill(os.getppid(), 0))
+            os.write(write, json.dumps(told).encode())
+            os._exit(7)
+        told["code"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        told["helper"] = json.loads(os.read(read, 1000))
+        tried("stranger", lambda: os.kill(1, 0))
+        """,
+        Isolation(helpers=1),
+    )
+    assert found["code"] == 7
+    assert found["helper"]["file"] == "EPERM"
+    assert found["stranger"] == "EPERM"
+
+
+def test_each_stage_reads_its_own_files_and_code_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("mine.bin", "theirs.bin", "module.py"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    (tmp_path / "package" / "weights.bin").write_text("")
+    (tmp_path / "out").mkdir()
+    found = run(
+        tmp_path,
+        f"""
+        at = {str(tmp_path)!r}
+        tried("mine", lambda: open(f"{{at}}/mine.bin"))
+        tried("theirs", lambda: open(f"{{at}}/theirs.bin"))
+        tried("weights", lambda: open(f"{{at}}/package/weights.bin"))
+        import module, package
+        tried("write", lambda: open(f"{{at}}/out/new", "w"))
+        tried("write beside", lambda: open(f"{{at}}/mine.bin", "a"))
+        tried("home", lambda: os.listdir(os.path.expanduser("~")))
+        tried("root", lambda: os.listdir("/"))
+        """,
+        Isolation(reads=["mine.bin"], writes=["out"]),
+    )
+    assert found == {
+        "mine": "done",
+        "theirs": "EACCES",
+        "weights": "EACCES",
+        "write": "done",
+        "write beside": "EACCES",
+        "home": "EACCES",
+        "root": "EACCES",
+    }
+
+
+def test_limits_hold_for_memory_files_and_core_dumps(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    found = run(
+        tmp_path,
+        f"""
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        tried("memory", lambda: bytearray(300 << 20))
+        def fill():
+            with open({str(tmp_path / "out" / "big")!r}, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1 << 18))
+        tried("file", fill)
+        told["core"] = resource.getrlimit(resource.RLIMIT_CORE)
+        seal(CONFINEMENT)
+        tried("memory after", lambda: bytearray(300 << 20))
+        """,
+        Isolation(memory_mb=200, file_mb=1, writes=["out"]),
+    )
+    assert found == {"memory": "MemoryError", "file": "EFBIG", "core": [0, 0], "memory after": "MemoryError"}
+    assert (tmp_path / "out" / "big").stat().st_size == 1 << 20
+
+
+def test_no_capability_is_left_and_none_comes_back(tmp_path: Path) -> None:
+    found = run(
+        tmp_path,
+        """
+        from inferline_stream.isolation import kernel
+        told["held"] = {name: int(kernel.status(name), 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")}
+        told["bounding"] = int(kernel.status("CapBnd"), 16) if os.geteuid() == 0 else 0
+        told["no new privileges"] = kernel.status("NoNewPrivs")
+        """,
+        Isolation(),
+    )
+    assert set(found["held"].values()) == {0}
+    assert (found["bounding"], found["no new privileges"]) == (0, "1")
+
+
+def test_only_the_variables_that_are_declared_or_usual_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    monkeypatch.setenv("MODEL_REGION", "eu")
+    code = """
+        told.update({name: os.environ.get(name) for name in ("AWS_SECRET_ACCESS_KEY", "MODEL_REGION", "PATH")})
+        told["kernel's"] = "hidden" in open("/proc/self/environ").read()
+        """
+    found = run(tmp_path, code, Isolation(environment=["MODEL_REGION"]))
+    assert found == {
+        "AWS_SECRET_ACCESS_KEY": None,
+        "MODEL_REGION": "eu",
+        "PATH": os.environ["PATH"],
+        "kernel's": False,
+    }
+
+
+def test_where_a_level_cannot_be_had_it_fails_or_degrades_as_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    (lacking,) = unsupported(Isolation())
+    assert "no Landlock" in lacking
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    (lacking,) = unsupported(Isolation())
+    assert "x86-64 and aarch64 only" in lacking
+    assert unsupported(Isolation("none")) == ()
+
+
+def test_the_bootstrap_imports_nothing_but_the_standard_library() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import inferline_stream.isolation.sealing; "
+        "print({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{'inferline_stream'}"
+
+
+def test_an_isolation_that_cannot_be_is_refused_at_once() -> None:
+    for wrong in (
+        {"level": "sandbax"},
+        {"seal": "loose"},
+        {"ports": [0]},
+        {"ports": [70000]},
+        {"reads": "model.bin"},
+        {"helpers": -1},
+        {"memory_mb": 0},
+        {"on_unsupported": "shrug"},
+    ):
+        with pytest.raises(ValueError, match="isolation"):
+            Isolation(**wrong)  # type: ignore[arg-type]
+
+
+async def test_a_process_that_cannot_be_isolated_says_so_rather_than_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = bootstrap.command
+    # A kernel without seccomp looks like this to the process: its bootstrap never installed a filter.
+    monkeypatch.setattr(bootstrap, "command", lambda module, *_: command(module))
+    with pytest.raises(InvalidTopology, match="files: every path may be opened"):
+        await asyncio.wait_for(probe(Isolation()), 60)
