@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,7 @@ def profile(
     again: Annotated[bool, typer.Option("--again", help="measure also what has a profile that still holds")] = False,
     seconds: Annotated[float, typer.Option(help="time for one stage on one hardware kind, about", min=0.1)] = 2.0,
     bootstrap_servers: Servers = None,
+    plot: Annotated[Path | None, typer.Option(help="also draw the profiles into this .png or .svg file")] = None,
     output: Output = "table",
 ) -> None:
     """Measure service times, start-up times and paths, and keep them beside the topology."""
@@ -34,6 +36,10 @@ def profile(
     from inferline_stream.errors import UsageError
     from inferline_stream.profiler.profiling import Options
 
+    if plot is not None:
+        from inferline_stream.observability.plots.canvas import check_file
+
+        check_file(plot)
     what = declared(topology, bootstrap_servers=bootstrap_servers)
     names = [known.name for known in what.pipeline.stages]
     unknown = [name for name in stage or () if name not in names]
@@ -46,6 +52,10 @@ def profile(
         broker=bootstrap_servers or "embedded",
     )
     measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings()))
+    if plot is not None:
+        from inferline_stream.observability.plots.profiles import draw_profiles
+
+        draw_profiles(plot, measured, names, title=f"Profiles of {what.pipeline.name}")
     if output == "json":
         typer.echo(_document(measured, names))
     else:

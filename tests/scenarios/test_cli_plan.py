@@ -176,3 +176,15 @@ def test_a_topology_without_a_sample_says_what_to_add(tmp_path: Path) -> None:
     result = call("plan", file)
     assert result.exit_code == 3
     assert "declares no sample" in result.stderr
+
+
+def test_profiles_are_drawn_and_a_bad_file_is_named_first(started: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "profiles.svg"
+    assert call("profile", started, "--plot", picture).exit_code == 0
+    stages = [
+        profile["stage"] for profile in json.loads(call("profile", started, "--output", "json").stdout)["profiles"]
+    ]
+    assert [stage for stage in stages if stage not in picture.read_text()] == []
+    refused = call("profile", started, "--plot", tmp_path / "profiles.jpg")
+    assert refused.exit_code == 2
+    assert "profiles.jpg: pictures are written as .png or .svg" in refused.stderr
