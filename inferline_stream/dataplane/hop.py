@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import secrets
 import statistics
 import time
@@ -20,9 +21,10 @@ from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 
-_RECORDS = 150
-_WARMING = 30
-_GAP_S = 0.002
+_RECORDS = 300
+_WARMING = 60
+_GAP_S = 0.004
+_PARTITIONS = 8
 _LOST_AFTER_S = 10.0
 
 
@@ -34,61 +36,84 @@ async def measure_hop_s(
     timeout_s: float = 10.0,
     clock_s: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Median time from sending a result to having decoded it, with a replica's own sender and reader.
+    """Time from finishing a result to having it decoded, with a replica's own sender and reader.
 
-    One record at a time, so that none waits for another. Uses a topic of its own, deleted again.
+    At random times over several partitions, as in a pipeline: a record that comes while Kafka still takes the one
+    before, or while the reader's fetch is on its way, waits for that. The mean of the middle half, since a machine
+    that stands still for a moment is not what a hop takes. Uses a topic of its own, deleted again.
 
     Raises:
         Unreachable: Kafka does not answer in time, or loses records.
     """
     name = f"{prefix}inferline-hop-{secrets.token_hex(4)}"
-    topics = [TopicSettings(topic, 1, "probe of the profiler") for topic in (name, f"{name}.assignments")]
+    topics = [
+        TopicSettings(name, _PARTITIONS, "probe of the profiler"),
+        TopicSettings(f"{name}.assignments", 1, "probe of the profiler"),
+    ]
     await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
     reader = StageReader(bootstrap_servers, name, name, topics[1].name, fetch_wait_s=fetch_wait_s)
     sender = StageSender(bootstrap_servers, name)
     try:
         await asyncio.gather(reader.start(timeout_s), sender.start(timeout_s))
-        reader.hold({0: 0})
-        times_s = await _hops_s(reader, sender, name, clock_s)
+        reader.hold(dict.fromkeys(range(_PARTITIONS), 0))
+        times_s = sorted((await _hops_s(reader, sender, name, clock_s))[_WARMING:])
     finally:
         await asyncio.gather(reader.stop(), sender.stop())
         await _delete(bootstrap_servers, [topic.name for topic in topics])
-    return statistics.median(times_s[_WARMING:])
+    quarter = len(times_s) // 4
+    return statistics.fmean(times_s[quarter:-quarter])
 
 
 async def _hops_s(reader: StageReader, sender: StageSender, topic: str, clock_s: Callable[[], float]) -> list[float]:
-    """Send records one after the other, each once the one before has come."""
-    arrived: asyncio.Queue[float] = asyncio.Queue()
+    """The time of every record, in the order in which they were finished."""
+    rng = random.Random(0)  # noqa: S311 - nothing to keep secret
+    finished_s: list[float] = []
+    arrived_s: dict[int, float] = {}
+    waiting: list[int] = []
+    finished = asyncio.Event()
+    headers = [(EVENT_ID, b"topic/0/0"), (ENTRY_TIME, b"1700000000000000")]
 
     async def read() -> None:
-        while True:
+        while len(arrived_s) < _RECORDS:
             fetched = await reader.fetch((), _LOST_AFTER_S)
-            for record in fetched.records.get(0, ()):
-                read_headers(record.headers)
-                msgspec.json.decode(record.value)
-                arrived.put_nowait(clock_s())
+            for records in fetched.records.values():
+                for record in records:
+                    read_headers(record.headers)
+                    arrived_s[msgspec.json.decode(record.value)["number"]] = clock_s()
 
-    headers = [(EVENT_ID, b"topic/0/0"), (ENTRY_TIME, b"1700000000000000")]
-    reading = asyncio.create_task(read())
-    times_s = []
+    async def send() -> None:
+        while True:
+            await finished.wait()
+            finished.clear()
+            outgoing: dict[tuple[str, int], list[Message]] = {}
+            for number in waiting:
+                message = Message(None, msgspec.json.encode({"number": number}), headers)
+                outgoing.setdefault((topic, rng.randrange(_PARTITIONS)), []).append(message)
+            waiting.clear()
+            await sender.send(outgoing)
+
+    async def finish() -> None:
+        for number in range(_RECORDS):
+            await asyncio.sleep(rng.expovariate(1 / _GAP_S))
+            finished_s.append(clock_s())
+            waiting.append(number)
+            finished.set()
+
+    reading, sending = asyncio.create_task(read()), asyncio.create_task(send())
     try:
-        for i in range(_RECORDS):
-            value = msgspec.json.encode({"number": i})
-            began_s = clock_s()
-            sending = asyncio.create_task(sender.send({(topic, 0): [Message(None, value, headers)]}))
-            try:
-                async with asyncio.timeout(_LOST_AFTER_S):
-                    times_s.append(await arrived.get() - began_s)
-                    await sending
-            except (TimeoutError, KafkaError) as error:
-                raise Unreachable(
-                    f"Kafka took no record, or gave none back, in {_LOST_AFTER_S:g} s ({error})"
-                ) from error
-            await asyncio.sleep(_GAP_S)
+        async with asyncio.timeout(_RECORDS * _GAP_S + _LOST_AFTER_S):
+            await finish()
+            await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
+    except TimeoutError:
+        raise Unreachable(f"Kafka took no record, or gave none back, in {_LOST_AFTER_S:g} s") from None
     finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-    return times_s
+        for task in (reading, sending):
+            task.cancel()
+        ended = await asyncio.gather(reading, sending, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):
+            raise Unreachable(f"Kafka took no record, or gave none back ({error})") from error
+    return [arrived_s[number] - at_s for number, at_s in enumerate(finished_s)]
 
 
 async def _delete(bootstrap_servers: str, topics: list[str]) -> None:
