@@ -50,14 +50,20 @@ def declared_profile(
 
 
 def plan_by_hand(
-    pipeline: Pipeline, measured: PipelineProfile, sample: Trace, replicas: Mapping[str, int], partitions: int = 8
+    pipeline: Pipeline,
+    measured: PipelineProfile,
+    sample: Trace,
+    replicas: Mapping[str, int],
+    *,
+    partitions: int = 8,
+    max_batch_sizes: Mapping[str, int] | None = None,
 ) -> Plan:
-    """A plan of so many replicas per stage on its first hardware kind, at its largest batch, for that traffic."""
+    """A plan of so many replicas per stage on its first hardware kind, for that traffic; largest batches by default."""
     shape, kinds = shape_of(pipeline), catalogue(pipeline.hardware)
     profiles = {stage.name: measured.profiles[stage.name, stage.hardware[0]] for stage in pipeline.stages}
+    limits = {name: profile.batch_sizes[-1] for name, profile in profiles.items()} | dict(max_batch_sizes or {})
     allocations = {
-        name: (Allocation(profile.hardware, profile.batch_sizes[-1], replicas[name]),)
-        for name, profile in profiles.items()
+        name: (Allocation(profile.hardware, limits[name], replicas[name]),) for name, profile in profiles.items()
     }
     ratios = visit_ratios(shape, measured.paths)
     longest_s = shape.longest_path_s({name: profile.service_time_s(1) for name, profile in profiles.items()})
@@ -71,7 +77,7 @@ def plan_by_hand(
         envelope=trace_envelope(sample, windows_s(longest_s)),
         visit_ratios=ratios,
         utilization={
-            name: sample.arrival_rate * ratios[name] / (replicas[name] * profile.throughput(profile.batch_sizes[-1]))
+            name: sample.arrival_rate * ratios[name] / (replicas[name] * profile.throughput(limits[name]))
             for name, profile in profiles.items()
         },
         partitions=dict.fromkeys(shape.stages, partitions),
@@ -179,7 +185,11 @@ def emulated_run(
         "topology": file,
         "bootstrap_servers": bootstrap_servers,
         "plan": plan_by_hand(
-            pipeline, measured, sample, replicas or {stage.name: 1 for stage in pipeline.stages}, partitions
+            pipeline,
+            measured,
+            sample,
+            replicas or {stage.name: 1 for stage in pipeline.stages},
+            partitions=partitions,
         ),
         "measured": measured,
         "log_folder": folder / "logs",
