@@ -52,7 +52,7 @@ class ControlApp:
         tune_every_s: float,
     ) -> None:
         self._app = app = faust.App(
-            f"{names.prefix}{names.pipeline}-control-{term}",
+            f"{names.control_groups}{term}",
             broker=[f"kafka://{server.strip()}" for server in hosts(bootstrap_servers).split(",")],
             broker_credentials=_credentials(bootstrap_servers),
             store="memory://",

@@ -39,6 +39,10 @@ class LogGrowth:
         """Newest end offsets; empty before the first sample."""
         return self._ends or ()
 
+    def gap(self, time_s: float) -> bool:
+        """Whether a sample at this time would come after a gap."""
+        return self._ends is not None and time_s - self._time_s > self._gap_s
+
     def skip(self, time_s: float, ends: Sequence[int]) -> None:
         """Go on from these end offsets: what came before them is known from elsewhere, without a gap."""
         before = self._ends or tuple(ends)

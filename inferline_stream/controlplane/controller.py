@@ -34,7 +34,7 @@ from inferline_stream.controlplane.tuning import Tuning, windows_of
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.controlplane.warming import Warming
 from inferline_stream.controlplane.watching import LAGS_S, Watching
-from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower
+from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower, delete_groups
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.dataplane.protocol import ReplicaReport
 from inferline_stream.errors import Unreachable
@@ -53,6 +53,9 @@ _TIMER_SILENT_S = 0.3
 """The Faust app's timer is taken for gone after so long: the loop's own goes on."""
 
 _HOST_AGAIN_S = 30.0
+_TIDY_S = 60.0
+"""How often consumer groups of ended terms are looked for: a dead controller stays a member of its own for a while."""
+
 _STATE_S = 0.5
 _LIMITS = {Reason.PARTITIONS_EXHAUSTED: "partitions", Reason.STOCK_EXHAUSTED: "stock"}
 """What the Tuner tells when a stage needs more than it may have, as metrics call it."""
@@ -176,6 +179,7 @@ class Controller:
                     (_STATE_S, self._look),
                     (_KEEP_S, lambda: self._keep(arrivals)),
                     (_HOST_AGAIN_S, self._host),
+                    (_TIDY_S, self._tidy),
                     (0.0, self.warming.step),
                     (LOOK_S, planning.step if self.max_batch_sizes else _never),
                 ):
@@ -307,6 +311,11 @@ class Controller:
             tune=self._tune_by_timer,
         ):
             await asyncio.Event().wait()
+
+    async def _tidy(self) -> None:
+        """Delete the consumer groups of ended terms."""
+        groups = self.running.names.control_groups
+        await delete_groups(self.running.bootstrap_servers, groups, keep=f"{groups}{self.leadership.term}")
 
     async def _tune_once(self) -> None:
         loop_s, now_s = asyncio.get_running_loop().time(), time.time()

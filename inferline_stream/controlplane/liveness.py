@@ -4,13 +4,20 @@ from __future__ import annotations
 
 _LONGEST_STEP_S = 0.5
 
+_DEAF_S = 1.5
+"""Replicas report twice a second each: when none of several has for so long, it is rather us who hear nothing."""
+
+DEAF_AT_MOST_S = 15.0
+"""Longest that everybody's silence is taken for our own deafness."""
+
 
 class Liveness:
     """Silence of replicas, told from our own blindness.
 
     A replica's report cannot arrive while Kafka is away or while this process is stopped. The clock on
-    which silence is measured therefore advances only in steps in which Kafka answered us, and never by
-    more than half a second at once. That errs on the late side, which never makes two owners.
+    which silence is measured therefore advances only in steps in which Kafka answered us, never by more than half a
+    second at once, and for a while not at all when every replica has fallen silent together. That errs on the late
+    side, which never makes two owners.
 
     Args:
         dead_after_s: silence after which a replica is dead for good.
@@ -21,17 +28,23 @@ class Liveness:
         self._clock_s = 0.0
         self._time_s: float | None = None
         self._heard_s: dict[str, float] = {}
+        self._anybody_s: float | None = None
         self.silent: set[str] = set()
 
     def advance(self, time_s: float, *, answered: bool) -> None:
         """Let time pass up to ``time_s``; ``answered`` tells whether Kafka answered since the last call."""
-        if self._time_s is not None and answered:
+        if self._anybody_s is None:
+            self._anybody_s = time_s
+        silence_s = time_s - self._anybody_s
+        deaf = len(self._heard_s.keys() - self.silent) > 1 and _DEAF_S < silence_s < DEAF_AT_MOST_S
+        if self._time_s is not None and answered and not deaf:
             self._clock_s += min(max(0.0, time_s - self._time_s), _LONGEST_STEP_S)
         self._time_s = time_s
 
     def heard(self, replica: str) -> None:
         """A report of it has arrived just now."""
         self._heard_s[replica] = self._clock_s
+        self._anybody_s = None  # just now
 
     def forget(self, replica: str) -> None:
         """Its process has ended."""

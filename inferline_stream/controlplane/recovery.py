@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,7 +132,7 @@ async def find_arrivals(
     last_s, known = ticks[-1]
     ends = (await offsets.ends({running.source: partitions}))[running.source]
     now_s = time.time()
-    gap = await _between(running, known, ends, last_s, now_s)
+    gap = await arrivals_between(running, known, ends, last_s, now_s)
     growth.skip(now_s + shift_s, ends)
     logger.info(
         "%d arrivals of the last %.0f s recovered, %d of them from the records of the last %.1f s, in %.2f s",
@@ -141,7 +141,9 @@ async def find_arrivals(
     return np.concatenate([*times, gap + shift_s])
 
 
-async def _between(running: Running, known: list[int], ends: tuple[int, ...], since_s: float, now_s: float) -> Times:
+async def arrivals_between(
+    running: Running, known: Sequence[int], ends: Sequence[int], since_s: float, now_s: float
+) -> Times:
     """Timestamps of the source's records between two sets of end offsets, ascending, within that time."""
     missing = sum(max(0, end - old) for end, old in zip(ends, known, strict=True))
     if not missing:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from inferline_stream.controlplane.keeping import Ticks
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.records import decode_ticks
+from inferline_stream.controlplane.recovery import arrivals_between
 from inferline_stream.controlplane.running import Running
 from inferline_stream.dataplane.control import OffsetReader, TopicFollower
 from inferline_stream.dataplane.protocol import ReplicaReport, decode_report
@@ -79,7 +80,10 @@ class Watching:
         self._samples += 1
         ends = await self.offsets.ends(self._topics if everything else {running.source: self.source_partitions})
         now_s = self.answered_s = asyncio.get_running_loop().time()
-        self.picture.arrivals(now_s, ends[running.source])
+        if self.picture.growth.gap(now_s):
+            await self._fill_gap(now_s, ends[running.source])
+        else:
+            self.picture.arrivals(now_s, ends[running.source])
         self.ticks.sampled(time.time() * 1e3, ends[running.source])
         if everything:
             for stage, history in self.picture.offsets.items():
@@ -89,6 +93,17 @@ class Watching:
                 out = sum(self.picture.latency().counts)
             self.picture.counts.events_out = out
             self.picture.counts.completed = self._since_start(running.names.completed, ends)
+
+    async def _fill_gap(self, now_s: float, ends: Sequence[int]) -> None:
+        """Nobody sampled for a while: the records themselves tell when they came."""
+        growth, shift_s = self.picture.growth, now_s - time.time()
+        since_s = (growth.newest_s or now_s) - shift_s
+        times = await arrivals_between(self.running, growth.ends, ends, since_s, now_s - shift_s)
+        growth.skip(now_s, ends)
+        self.picture.arrived(times + shift_s)
+        logger.warning(
+            "no sample of arrivals for %.1f s: %d read from the records", now_s - shift_s - since_s, times.size
+        )
 
     def _since_start(self, topic: str, ends: Mapping[str, Sequence[int]]) -> int:
         total = sum(ends[topic])

@@ -12,6 +12,7 @@ from typing import Literal, Self
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from inferline_stream.dataplane.connecting import client_options, unreachable
 from inferline_stream.errors import InferlineError, Unreachable
@@ -157,6 +158,24 @@ async def write_once(bootstrap_servers: str, record: Written, timeout_s: float =
         ) from None
     finally:
         await _quietly(producer.stop(), 2.0)
+
+
+async def delete_groups(bootstrap_servers: str, beginning: str, keep: str) -> None:
+    """Delete consumer groups whose name begins so, but for one; those that still have members stay.
+
+    Raises:
+        Unreachable: Kafka does not answer.
+    """
+    admin = AIOKafkaAdminClient(**client_options(bootstrap_servers), request_timeout_ms=_REQUEST_TIMEOUT_MS)
+    try:
+        with _translated(bootstrap_servers):
+            await admin.start()
+            groups = [name for name, *_ in await admin.list_consumer_groups()]
+            for group in groups:
+                if group.startswith(beginning) and group != keep:
+                    await admin._send_request(DeleteGroupsRequest([group]), await admin.find_coordinator(group))
+    finally:
+        await _quietly(admin.close(), 1.0)
 
 
 async def fence(bootstrap_servers: str, transactional_id: str) -> None:

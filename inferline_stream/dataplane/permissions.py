@@ -60,7 +60,7 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
     found = [Permission("topic", topic, False, tuple(sorted(operations))) for topic, operations in wanted.items()]
     found += [Permission("group", wiring.group, False, ("Read",)) for wiring in wirings]
     found += [
-        Permission("group", f"{prefix}{pipeline.name}-control-", True, ("Read",)),
+        Permission("group", names.control_groups, True, ("Read", "Delete")),
         Permission("transactional-id", f"{prefix}{pipeline.name}-controller", False, ("Write",)),
         Permission("transactional-id", f"{prefix}{pipeline.name}.", True, ("Write",)),  # a replica's, if exactly once
         Permission("topic", source, False, ("Write",), _FEED),

@@ -40,6 +40,11 @@ class Names:
         return f"{self.prefix}{self.pipeline}.{replica}"
 
     @property
+    def control_groups(self) -> str:
+        """What the name of a controller's own consumer group begins with; the number of its term follows."""
+        return f"{self.prefix}{self.pipeline}-control-"
+
+    @property
     def assignments(self) -> str:
         """Compacted topic: leadership and which replica holds which partition."""
         return f"{self.prefix}{self.pipeline}.assignments"

@@ -44,3 +44,24 @@ def test_a_silent_replica_that_speaks_again_stays_dead() -> None:
     assert liveness.silent == {"a"}
     liveness.forget("a")
     assert liveness.silent == set()
+
+
+def test_when_all_fall_silent_together_it_is_taken_for_deafness_for_a_while() -> None:
+    liveness = Liveness(3.0)
+    run(liveness, 0, 1, heard="a b c")
+    assert run(liveness, 1, 12) == set()
+    assert run(liveness, 12, 13, heard="a b c") == set()
+    assert run(liveness, 13, 40) == {"a", "b", "c"}
+
+
+def test_a_single_replica_is_believed_to_be_dead_when_it_says_nothing() -> None:
+    liveness = Liveness(3.0)
+    run(liveness, 0, 1, heard="a")
+    assert run(liveness, 1, 4.5) == {"a"}
+
+
+def test_of_two_the_dead_one_is_told_and_then_the_last_one_alone_is_believed() -> None:
+    liveness = Liveness(3.0)
+    run(liveness, 0, 1, heard="a b")
+    assert run(liveness, 1, 5, heard="b") == {"a"}
+    assert run(liveness, 5, 9) == {"b"}

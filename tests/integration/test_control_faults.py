@@ -1,0 +1,184 @@
+"""Controllers that die, a broker that pauses, statistics that stop: on Apache Kafka, with the default policy.
+
+Whatever goes wrong, nothing is lost and nobody scales down on what he cannot see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.controlplane.ledger import read_ledger
+from inferline_stream.controlplane.session import Quiet, Run, Session, session
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.testing.local_kafka import LocalKafka
+from inferline_stream.testing.runs import emulated_run
+from inferline_stream.tuner.policy import POLICIES
+
+
+@pytest.fixture
+def swing(tmp_path: Path) -> partial:
+    folder = Path(__file__).parents[1] / "scenarios" / "swing"
+    return partial(
+        emulated_run,
+        folder,
+        folder=tmp_path,
+        probability={("parse", "check"): 1 / 3},
+        key_field="number",
+        policy=POLICIES["default"],
+    )
+
+
+def downs(*sessions: Session) -> list[str]:
+    return [d.detail for s in sessions for d in s.controller.picture.decisions if d.action == "scale_down"]
+
+
+async def ready(under_way: Session, stage: str, count: int) -> bool:
+    return under_way.controller.picture.working(stage, "emulated-cpu") >= count
+
+
+async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_five_seconds(
+    swing, apache_kafka: KafkaServer
+) -> None:
+    ramp = [(30, 3), (60, 2), (90, 2), (120, 9)]
+    run: Run = swing(apache_kafka.bootstrap_servers, levels=ramp, planned_rate=30.0)
+    successor = replace(run, feed=None)
+    async with (
+        asyncio.timeout(90),
+        LocalActuator(run.spec, run.log_folder) as actuator,
+        session(run, Quiet(), actuator) as first,
+    ):
+        await first.ready()
+        async with run.feed(run.bootstrap_servers, first.running.source) as feed:
+            await feed.ready()
+            feed.start()
+            await asyncio.sleep(6.0)  # in the middle of the ramp
+            wanted = {stage: 0 for stage in first.running_stages()}
+            for (stage, _), count in first.controller.wanted.items():
+                wanted[stage] += count
+            first.control.cancel()
+            died_s, out = time.monotonic(), first.controller.picture.counts.events_out
+            async with session(successor, Quiet(), actuator) as second:
+                took_s = time.monotonic() - died_s
+                await second.ready()
+                assert second.controller.picture.growth.watched_since_s is not None
+                now_s = asyncio.get_running_loop().time()
+                assert now_s - second.controller.picture.growth.watched_since_s > took_s  # no gap in what is known
+                for (stage, _), count in second.controller.wanted.items():
+                    assert count >= wanted[stage]
+                await feed.finished()
+                ledger = await read_ledger(
+                    second.offsets, second.running, first.since, second.controller.picture.partitions
+                )
+                assert ledger.events_out > out + 60  # nobody led for seconds: events went on
+                assert await until(partial(ready, second, "parse", 2), 10.0)
+                await second.drain()
+                ledger = await read_ledger(
+                    second.offsets, second.running, first.since, second.controller.picture.partitions
+                )
+    assert took_s < 5.0
+    assert downs(first, second) == []
+    assert ledger.lost() == (0, [])
+    assert (ledger.events_in, ledger.duplicated) == (ledger.events_out, 0)
+
+
+async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing, own_apache_kafka: LocalKafka) -> None:
+    run: Run = swing(
+        own_apache_kafka.bootstrap_servers,
+        levels=[(40, 16)],
+        replicas={"parse": 2, "check": 1, "decide": 1},
+        planned_rate=60.0,
+    )
+    async with asyncio.timeout(150), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        await asyncio.sleep(4.0)
+        processes = {r.pid for r in await under_way.controller.actuator.observe()}
+        own_apache_kafka.suspend()
+        try:
+            await asyncio.sleep(5.0)  # beyond leases, and beyond what counts as death
+        finally:
+            own_apache_kafka.resume()
+        resumed_s, before = time.monotonic(), under_way.controller.picture.counts.events_out
+
+        async def going() -> bool:
+            return under_way.controller.picture.counts.events_out > before + 20
+
+        assert await until(going, 10.0)
+        recovered_s = time.monotonic() - resumed_s
+        await feeding
+        after = {r.pid for r in await under_way.controller.actuator.observe()}
+        report = await under_way.report(await under_way.drain())
+    assert report.lost == 0
+    assert report.events_in == report.events_out > 450
+    assert downs(under_way) == []
+    assert processes <= after  # nobody was taken for dead
+    assert recovered_s < 5.0
+    assert under_way.controller.picture.growth.total == report.events_in
+
+
+async def test_without_statistics_the_controller_holds_what_there_is(swing, apache_kafka: KafkaServer) -> None:
+    run: Run = swing(
+        apache_kafka.bootstrap_servers,
+        levels=[(40, 5), (8, 9)],  # falling traffic: what a blind controller would be tempted by
+        replicas={"parse": 3, "check": 2, "decide": 2},
+        planned_rate=40.0,
+    )
+    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        await asyncio.sleep(4.0)
+        before = {r.replica for r in await under_way.controller.actuator.observe()}
+        watching = under_way.controller.watching
+        told, watching.heard = watching.heard, lambda report, changed: None
+        add = under_way.controller.picture.reports.add
+        under_way.controller.picture.reports.add = lambda report, heard_s: False
+        await asyncio.sleep(6.5)
+        assert {r.replica for r in await under_way.controller.actuator.observe()} == before
+        assert [d.reason for d in under_way.controller.picture.decisions if d.action == "hold"][-1:] == ["input_stale"]
+        assert downs(under_way) == []
+        watching.heard = told
+        under_way.controller.picture.reports.add = add
+        await feeding
+        report = await under_way.report(await under_way.drain())
+    assert (report.lost, report.duplicated) == (0, 0)
+    assert report.exits == []
+
+
+async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(swing, apache_kafka: KafkaServer) -> None:
+    run: Run = swing(apache_kafka.bootstrap_servers, levels=[(60, 6)], replicas={"parse": 2, "check": 1, "decide": 1})
+    async with (
+        asyncio.timeout(90),
+        LocalActuator(run.spec, run.log_folder) as actuator,
+        session(run, Quiet(), actuator) as first,
+    ):
+        await first.ready()
+        await first.controller.fleet.want({**first.controller.wanted, ("parse", "emulated-cpu"): 3})
+        await first.fed(asyncio.Event())
+        await asyncio.sleep(1.0)
+        decided = len(first.controller.stored)
+        envelope = first.controller.picture.traffic.envelope(asyncio.get_running_loop().time())
+        first.control.cancel()
+        await actuator.aclose()  # replicas die, too: what they held is uncommitted
+        began_s = time.monotonic()
+        async with session(replace(run, feed=None), Quiet()) as second:
+            await second.ready()
+            took_s = time.monotonic() - began_s
+            controller = second.controller
+            assert len(controller.found.decisions) == decided
+            now = controller.picture.traffic.envelope(asyncio.get_running_loop().time())
+            long_windows = [i for i, w in enumerate(controller.picture.windows_s) if w > 1.0]
+            assert [now[i] for i in long_windows] == pytest.approx([envelope[i] for i in long_windows], rel=0.1)
+            await second.drain()
+            ledger = await read_ledger(second.offsets, second.running, first.since, controller.picture.partitions)
+    assert took_s < 10.0
+    assert downs(first, second) == []
+    assert ledger.lost() == (0, [])
+    assert ledger.events_in == ledger.events_out
