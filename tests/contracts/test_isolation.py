@@ -1,0 +1,159 @@
+"""Sealed replicas on Kafka: the same results as unsealed ones through everything that happens to a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import signal
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.testing.directing import Director
+
+pytestmark = pytest.mark.skipif(
+    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
+)
+
+TOPOLOGY = """
+from pathlib import Path
+
+from msgspec import Struct
+
+from inferline_stream import Isolation, Pipeline, Stage, Topic
+
+
+class Both(Struct):
+    first: int
+    third: int | None
+
+
+def first_of(numbers: list[int]) -> list[int]:
+    return numbers
+
+
+class ThirdOf:
+    def __init__(self) -> None:
+        import numpy
+
+        self.three = numpy.frombuffer(Path(__file__).with_name("three.bin").read_bytes(), numpy.uint8)[0]
+
+    def __call__(self, numbers: list[int]) -> list[int]:
+        if 42 in numbers:
+            raise ValueError("forty-two")
+        return [int(number // self.three) for number in numbers]
+
+
+def together(parts: list[Both]) -> list[Both]:
+    return parts
+
+
+def by_three(number: int) -> bool:
+    return number % 3 == 0
+
+
+sandbox = Isolation("sandbox", reads=["three.bin"])
+first = Stage("first", first_of, hardware=["cpu-1"], isolation="sandbox")
+third = Stage("third", ThirdOf, hardware=["cpu-1"], after=[first.when(by_three)], isolation=sandbox)
+last = Stage("last", together, hardware=["cpu-1"], after=[first, third], isolation="sandbox")
+pipeline = Pipeline("sealed", slo="250ms", source=Topic("in"), sink=Topic("out"), stages=[first, third, last])
+"""
+
+
+@pytest.fixture
+def topology(tmp_path: Path) -> Path:
+    (tmp_path / "three.bin").write_bytes(b"\x03")
+    file = tmp_path / "topology.py"
+    file.write_text(TOPOLOGY)
+    return file
+
+
+async def send(director: Director, numbers: range) -> None:
+    for number in numbers:
+        value = b"nothing" if number == 31 else b"%d" % number
+        await director.producer.send(director.names.topic("in"), value, key=b"%d" % (number % 11))
+    await director.producer.flush()
+
+
+async def results(director: Director) -> list[tuple[bytes, bytes]]:
+    """What came of every event, the dead letters of the source and of a later stage included."""
+    records = await director.read(director.names.topic("out"))
+    records += await director.read(director.names.dead_letters(director.names.topic("in")))
+    return sorted((record.key, record.value) for record in records)
+
+
+def sealed(director: Director, replica: str) -> bool:
+    held = director.reports[replica].isolation
+    return held is not None and held.sealed and not held.missing and bool(held.system_calls and held.system_calls <= 80)
+
+
+async def test_sealed_replicas_scale_hand_over_and_end_with_the_same_results(kafka, topology):
+    async with Director(
+        kafka.bootstrap_servers,
+        topology,
+        partitions=dict.fromkeys(("first", "third", "last"), 4),
+        isolation=Isolation("none"),
+    ) as plain:
+        await send(plain, range(120))
+        await plain.start_all()
+        await plain.caught_up()
+        wanted = await results(plain)
+    async with Director(
+        kafka.bootstrap_servers, topology, partitions=dict.fromkeys(("first", "third", "last"), 4)
+    ) as director:
+        await send(director, range(40))
+        replicas = await director.start_all()
+        assert all(sealed(director, replica) for replica in replicas.values())
+        assert director.reports[replicas["third"]].isolation.ports == (int(kafka.bootstrap_servers.rpartition(":")[2]),)
+        other = await director.start("third")
+        await director.share([replicas["third"], other])
+        await send(director, range(40, 80))
+        await director.caught_up()
+        director.kill(replicas["third"])  # crashes; the other takes over
+        await director.processes[replicas["third"]].wait()
+        director.assigned.pop(replicas["third"])
+        await director.assign(other, range(4))
+        await send(director, range(80, 120))
+        await director.caught_up()
+        director.kill(other, signal.SIGTERM)
+        assert await asyncio.wait_for(director.processes[other].wait(), 15) == 0
+        assert await results(director) == wanted
+
+
+async def test_a_sealed_replica_outlives_a_restart_of_its_broker(own_apache_kafka, topology):
+    async with Director(own_apache_kafka.bootstrap_servers, topology) as director:
+        replicas = await director.start_all()
+        await send(director, range(20))
+        await director.caught_up()
+        told = {replica: director.reports[replica].report for replica in replicas.values()}
+        await asyncio.to_thread(own_apache_kafka.restart)
+        await director.until(
+            lambda: all(director.reports[r].report > n for r, n in told.items()), "reports go on", 30.0
+        )
+        await send(director, range(20, 40))
+        await director.caught_up(60.0)
+        assert all(process.returncode is None for process in director.processes.values())
+        assert len(await results(director)) == 40
+
+
+async def test_a_refusal_names_what_is_refused_and_the_line_that_grants_it(kafka, topology):
+    async with Director(kafka.bootstrap_servers, topology) as director:
+        third = await director.start("third", ready=False, isolation=Isolation())
+        await director.until(
+            lambda: third in director.reports and director.reports[third].phase == "failed", "it fails"
+        )
+        assert "the stage may not read 'three.bin': write isolation=Isolation(\"sandbox\", reads=['three.bin'])" in (
+            director.reports[third].reason
+        )
+
+
+async def test_a_name_that_is_new_after_the_seal_is_looked_up_by_the_supervisor(kafka, topology):
+    # The first connection uses an address; the broker's own name is a host's in the records of its cluster.
+    server = kafka.bootstrap_servers.replace("127.0.0.1", "localhost")
+    async with Director(server, topology) as director:
+        await director.start_all()
+        await send(director, range(20))
+        await director.caught_up()
+        assert len(await results(director)) == 20
