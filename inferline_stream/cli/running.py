@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from inferline_stream.cli.screen import Screen
 from inferline_stream.connectors.sources.replaying import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
+from inferline_stream.controlplane.record import new_run
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
 from inferline_stream.dataplane.topics import REPLICATION
@@ -114,6 +116,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             plan=plan,
             measured=measured,
             log_folder=what.file.parent / ".inferline" / "logs" / what.pipeline.name,
+            run_folder=new_run(what.file.parent, what.pipeline.name, time.time()),
             prefix=wanted.prefix,
             feed=_feed(wanted, what),
             replication=REPLICATION if wanted.bootstrap_servers else 1,

@@ -100,6 +100,7 @@ class Run:
         replans: plan again now and then, from what was recorded and measured.
         settings: periods and time limits.
         sample: the arrivals that the plan was made for, for what others would have bought for them.
+        run_folder: where the finished run is written down, a folder that does not exist yet; None for nowhere.
     """
 
     pipeline: Pipeline
@@ -123,6 +124,7 @@ class Run:
     replans: bool = True
     settings: Settings = field(default_factory=Settings)
     sample: Trace | None = None
+    run_folder: Path | None = None
 
     @property
     def kinds(self) -> Catalogue:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.ledger import Bounds, read_ledger
+from inferline_stream.controlplane.record import Events, RunRecord, write_record
 from inferline_stream.controlplane.report import RunReport, run_report
 from inferline_stream.controlplane.run import Run, Watcher
 from inferline_stream.controlplane.running import Running, drained, lags
@@ -168,7 +169,7 @@ class Session:
             self.controller.picture.partitions,
             to_committed=self.run.feed is None,
         )
-        return run_report(
+        report = run_report(
             ledger,
             state,
             started_s=self.started_s,
@@ -181,6 +182,25 @@ class Session:
             ),
             advisory=self.run.advisory,
             lateness_p99_s=self.lateness_p99_s,
+        )
+        if self.run.run_folder is not None:
+            write_record(self.run.run_folder, self._record(report), Events.of(ledger, self.run.sample))
+            self.watcher.note(f"written down in {self.run.run_folder}; `inferline-stream report` shows it")
+        return report
+
+    def _record(self, report: RunReport) -> RunRecord:
+        measured = self.run.measured
+        return RunRecord(
+            report=report,
+            started_s=self.started_s,
+            objective=self.run.pipeline.objective,
+            shape=self.controller.picture.shape,
+            hardware=list(self.run.kinds.values()),
+            profiles=list(measured.profiles.values()),
+            paths=measured.paths,
+            hop_overhead_s=measured.hop_overhead_s,
+            plans=list(self.controller.plans),
+            decisions=list(self.controller.stored),
         )
 
 
