@@ -11,7 +11,7 @@ from inferline_stream.isolation.confinement import Confinement
 
 _MIB = 1 << 20
 _OPEN_FILES = 1024
-_THREADS = 256
+_THREADS = 64
 """Of one process; a stage that needs more has another problem."""
 
 
@@ -88,7 +88,11 @@ def _join(group: Path, setting: str, value: int) -> bool:
 
 
 def own_group(controller: str) -> tuple[Path | None, bool]:
-    """This process's group for a controller, and whether it is version 2 of control groups; None if there is none."""
+    """The group that groups for a controller may be made in, and whether control groups are of version 2.
+
+    None where none is ours: in version 2 a group says which controllers it passes on; in version 1 a group other than
+    the root is a service manager's.
+    """
     root = Path("/sys/fs/cgroup")
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -98,7 +102,7 @@ def own_group(controller: str) -> tuple[Path | None, bool]:
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             folder = root / controller / path.lstrip("/")
-            return (folder if folder.is_dir() else None), False
+            return (folder if path == "/" and folder.is_dir() else None), False
     unified = next((line.split(":", 2)[2] for line in lines if line.startswith("0::")), None)
     if unified is None:
         return None, False

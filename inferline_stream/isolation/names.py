@@ -25,7 +25,8 @@ class NameService:
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         """The replica's end; to be closed here once the replica has it."""
         self._ours.setblocking(False)
-        self._known: set[str] = set()
+        self.known: set[str] = set()
+        """Every name that was asked for."""
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop.add_reader(self._ours, self._asked)
@@ -49,13 +50,13 @@ class NameService:
             self._loop.remove_reader(self._ours)
             return
         host = data.decode("ascii", errors="replace")
-        self._known.add(host)
-        if len(data) <= _LONGEST and _HOST.fullmatch(host) and len(self._known) <= _MOST_NAMES:
+        self.known.add(host)
+        if len(data) <= _LONGEST and _HOST.fullmatch(host) and len(self.known) <= _MOST_NAMES:
             task = self._loop.create_task(self._answer(host))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         else:
-            self._known.discard(host)
+            self.known.discard(host)
             self._send(host, [])
 
     async def _answer(self, host: str) -> None:

@@ -41,9 +41,9 @@ def grants(confinement: Confinement) -> Iterator[Grant]:
         yield Grant(path)
     yield Grant("/dev/null", write=True)
     # Installed packages may have data beside their code; whatever else is on the search path is taken for code alone.
-    installed = tuple(f"{prefix}{os.sep}" for prefix in (sys.prefix, sys.base_prefix))
+    whole = tuple(f"{path}{os.sep}" for path in (sys.prefix, sys.base_prefix, *isolation.reads))
     for entry in (str(Path(confinement.topology).parent), *sys.path):
-        if entry and not entry.startswith(installed):
+        if entry and not f"{entry}{os.sep}".startswith(whole):
             yield from _code(Path(entry))
     for path in (*isolation.writes, *filter(None, [confinement.scratch])):
         yield Grant(path, write=True)

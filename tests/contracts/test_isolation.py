@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import platform
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+import inferline_stream
+from inferline_stream.isolation import bootstrap
 from inferline_stream.isolation.sealing import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.directing import Director
@@ -149,11 +156,39 @@ async def test_a_refusal_names_what_is_refused_and_the_line_that_grants_it(kafka
         )
 
 
-async def test_a_name_that_is_new_after_the_seal_is_looked_up_by_the_supervisor(kafka, topology):
-    # The first connection uses an address; the broker's own name is a host's in the records of its cluster.
-    server = kafka.bootstrap_servers.replace("127.0.0.1", "localhost")
-    async with Director(server, topology) as director:
-        await director.start_all()
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as no root already")
+async def test_replicas_of_another_user_than_root_are_sealed_as_well(embedded_broker, topology, monkeypatch):
+    python = interpreter_for_nobody()
+    if python is None:
+        pytest.skip("no Python of this version that user nobody may run")
+    topology.parent.chmod(0o755)
+    for parent in topology.parent.parents[:-2]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    packages = Path(msgspec.__file__).parents[1]
+    package = Path(inferline_stream.__file__).parents[1]
+    as_nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", python)
+    command = bootstrap.command
+    monkeypatch.setattr(bootstrap, "command", lambda *given: [*as_nobody, *command(*given)[1:]])
+    monkeypatch.setenv("PYTHONPATH", f"{packages}{os.pathsep}{package}")
+    isolation = Isolation("sandbox", reads=["three.bin", str(packages), str(package)])
+    async with Director(embedded_broker.bootstrap_servers, topology, isolation=isolation) as director:
+        replicas = await director.start_all()
+        assert all(sealed(director, replica) for replica in replicas.values())
+        for replica in replicas.values():
+            assert f"Uid:\t{NOBODY}" in Path(f"/proc/{director.processes[replica].pid}/status").read_text()
         await send(director, range(20))
         await director.caught_up()
         assert len(await results(director)) == 20
+
+
+NOBODY = 65534
+
+
+def interpreter_for_nobody() -> str | None:
+    """A Python of this version that user nobody may run: this one may lie in root's home."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run([python, "-c", "import encodings"], check=True, user=NOBODY, group=NOBODY, extra_groups=())
+            return python
+    return None

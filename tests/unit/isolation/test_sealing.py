@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.isolation import bootstrap, landlock
+from inferline_stream.isolation import bootstrap, landlock, limits
 from inferline_stream.isolation.attempts import ATTEMPTS
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.probing import probe
@@ -49,7 +49,7 @@ CONFINEMENT = decoded(os.environ["TOLD"])
 """
 
 
-def run(folder: Path, code: str, isolation: Isolation, user: int | None = None) -> dict[str, Any]:
+def run(folder: Path, code: str, isolation: Isolation) -> dict[str, Any]:
     """Run code in a process with this isolation; what it told."""
     (folder / "topology.py").touch()
     confinement = confined(isolation, folder / "topology.py", Hardware("cpu-1", 0.0), "127.0.0.1:9092")
@@ -58,17 +58,17 @@ def run(folder: Path, code: str, isolation: Isolation, user: int | None = None) 
     )
     folder.chmod(0o755)
     environment = bootstrap.environment(1, confinement, os.environ)
-    done = subprocess.run(
+    with subprocess.Popen(
         bootstrap.command("inside", confinement=confinement),
         env={**environment, "PYTHONPATH": str(folder), "TOLD": confinement.encoded()},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
-        check=False,
-        user=user,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    ) as process:
+        output, said = process.communicate(timeout=60)
+    limits.leave_groups(process.pid)
+    assert process.returncode == 0, said
+    found: dict[str, Any] = json.loads(output)
     return found
 
 
@@ -300,6 +300,36 @@ def test_limits_hold_for_memory_files_and_core_dumps(tmp_path: Path) -> None:
     )
     assert found == {"memory": "MemoryError", "file": "EFBIG", "core": [0, 0], "memory after": "MemoryError"}
     assert (tmp_path / "out" / "big").stat().st_size == 1 << 20
+
+
+@pytest.mark.skipif(
+    limits.own_group("pids")[0] is None or not os.access(limits.own_group("pids")[0] or "", os.W_OK),
+    reason="control groups of processes are not ours to make here",
+)
+def test_helpers_that_multiply_meet_their_limit_where_control_groups_are_ours(tmp_path: Path) -> None:
+    found = run(
+        tmp_path,
+        """
+        import signal, time
+        told["groups"] = seal(CONFINEMENT).groups
+        children = []
+        def multiply():
+            for _ in range(500):
+                child = os.fork()
+                if child == 0:
+                    time.sleep(30)
+                    os._exit(0)
+                children.append(child)
+        tried("fork", multiply)
+        told["forked"] = len(children)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        """,
+        Isolation(helpers=1),
+    )
+    assert (found["fork"], found["groups"]) == ("EAGAIN", ["pids"])
+    assert 100 < found["forked"] < 128
 
 
 def test_no_capability_is_left_and_none_comes_back(tmp_path: Path) -> None:
