@@ -27,6 +27,7 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.INSURANCE: "what was planned for, and a little beyond where that is cheap, is kept at hand",
         Reason.LOAD_FELL: "the load fitted fewer replicas",
         Reason.LIMIT_CHANGED: "people or the cluster set other limits",
+        Reason.HANDOVER_BUDGET: "too many events were late already to move partitions for money's sake",
         Reason.STOCK_EXHAUSTED: "more replicas were needed than there is hardware",
         Reason.PARTITIONS_EXHAUSTED: "more replicas were needed than the topic has partitions",
         Reason.PARTITION_STUCK: "a partition stood still although its stage had capacity",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog_bound, curve_of_envelope
@@ -105,7 +105,7 @@ class Basis:
         # What follows the longest window is left out: a plan may be all but full within the busiest minute.
         curve = replace(curve_of_envelope(list(zip(self.windows_s, self.counts, strict=True))), window_s=math.inf)
         object.__setattr__(self, "backlog_bound", {s.name: _backlog_bound(s, curve) for s in self.stages})
-        object.__setattr__(self, "floor", insured(self.stages, self.knobs.insurance_share))
+        object.__setattr__(self, "floor", insured(self.stages, self.arrival_rate, self.knobs.insurance))
 
     def planned(self) -> dict[str, dict[str, int]]:
         """The plan's replicas."""
@@ -124,39 +124,44 @@ def _backlog_bound(stage: StageBasis, arrivals: ArrivalCurve) -> float:
     return backlog_bound(arrivals.thinned(stage.visit_ratio), service) + service.in_service
 
 
-def insured(stages: tuple[StageBasis, ...], share: float) -> dict[str, float]:
-    """Supply by stage once a share of the plan's cost has been spent on its bottlenecks.
+def insured(
+    stages: tuple[StageBasis, ...], arrival_rate: float, layers: Sequence[tuple[float, float]]
+) -> dict[str, float]:
+    """Supply by stage once the plan's bottlenecks have been raised.
 
-    Traffic that outgrows the plan is held up by the stage that can carry the smallest multiple of it. As long as
-    a replica more there is within the share, it is bought: a cheap stage then never is the first bottleneck, while
-    dear ones are left to the policy. A replica that partitions would leave without work is not bought.
+    Traffic that outgrows the plan is held up first by the stage that can carry the smallest multiple of it.
+    Each layer buys replicas there, one after another, until every stage could carry its multiple of the planned rate
+    at full utilization, or until the next replica would exceed its share of the plan's cost. A replica that partitions
+    would leave without work is not bought.
+
+    Args:
+        stages: as planned.
+        arrival_rate: planned λ.
+        layers: (multiple, share of the plan's cost), one after another.
     """
-    left = share * sum(kind.planned * kind.price_per_hour for stage in stages for kind in stage.kinds)
-    extra = dict.fromkeys((stage.name for stage in stages), 0)
+    cost = sum(kind.planned * kind.price_per_hour for stage in stages for kind in stage.kinds)
+    total = {stage.name: stage.planned for stage in stages}
 
-    def supply(stage: StageBasis) -> float:
-        total = stage.planned + extra[stage.name]
-        return stage.supply / stage.planned * even_replicas(stage.partitions, total) if stage.planned else 0.0
+    def supply(stage: StageBasis, replicas: int) -> float:
+        return stage.supply / stage.planned * even_replicas(stage.partitions, replicas) if stage.planned else 0.0
 
-    loaded = [stage for stage in stages if stage.visit_ratio > 0 and stage.planned > 0]
-    while loaded:
-        tight = min(loaded, key=lambda stage: supply(stage) / stage.visit_ratio)
-        cheapest = min(kind.price_per_hour for kind in tight.kinds if kind.planned)
-        before, count = supply(tight), 0
-        while supply(tight) <= before and tight.planned + extra[tight.name] < (tight.partitions or math.inf):
-            extra[tight.name] += 1
-            count += 1
-        if supply(tight) <= before or cheapest * count > left:
-            extra[tight.name] -= count
-            break
-        left -= cheapest * count
-        if cheapest == 0 and supply(tight) > _ENOUGH * tight.supply:
-            loaded.remove(tight)
-    return {stage.name: supply(stage) for stage in stages}
-
-
-_ENOUGH = 4.0
-"""Multiple of the plan at which even a replica that costs nothing is not insured any further."""
+    for multiple, share in layers:
+        left = share * cost
+        open_stages = [stage for stage in stages if stage.visit_ratio > 0 and stage.planned > 0]
+        while open_stages:
+            tight = min(open_stages, key=lambda stage: supply(stage, total[stage.name]) / stage.visit_ratio)
+            before, more = supply(tight, total[tight.name]), total[tight.name] + 1
+            if before >= multiple * arrival_rate * tight.visit_ratio:
+                break
+            while supply(tight, more) <= before and more < (tight.partitions or math.inf):
+                more += 1
+            price = min(k.price_per_hour for k in tight.kinds if k.planned) * (more - total[tight.name])
+            if supply(tight, more) <= before or price > left:
+                open_stages.remove(tight)
+                continue
+            left -= price
+            total[tight.name] = more
+    return {stage.name: supply(stage, total[stage.name]) for stage in stages}
 
 
 def basis_of(

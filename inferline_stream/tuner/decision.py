@@ -39,6 +39,8 @@ class Reason(StrEnum):
     """The load fits fewer replicas."""
     LIMIT_CHANGED = "limit_changed"
     """People or the cluster set other limits."""
+    HANDOVER_BUDGET = "handover_budget"
+    """Replicas could be given back, but too many events were late already to stall more by moving partitions."""
     STOCK_EXHAUSTED = "stock_exhausted"
     """More replicas are needed than the hardware in stock can give."""
     PARTITIONS_EXHAUSTED = "partitions_exhausted"

@@ -138,9 +138,14 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
     needed = supply_for(basis, stage, multiple)
     for kind in stage.kinds:
         measured = there.supply[kind.hardware].throughput if kind.hardware in there.supply else None
-        if measured is not None and abs(measured / kind.throughput - 1) > knobs.shift:
-            throughputs[kind.hardware] = measured
-            if measured < kind.throughput and reason is not Reason.VISIT_RATIO_SHIFTED:
+        if measured is None or abs(measured / kind.throughput - 1) <= knobs.shift:
+            continue
+        throughputs[kind.hardware] = measured
+        if measured < kind.throughput:
+            # Slow replicas matter where they are what limits: up to the utilization planned for, or to one half.
+            load = basis.arrival_rate * stage.visit_ratio * multiple
+            needed = min(needed, load / max(basis.utilization(stage), BUSY))
+            if reason is not Reason.VISIT_RATIO_SHIFTED:
                 reason = Reason.THROUGHPUT_FELL
                 detail = f"{measured:.3g}/s per replica on {kind.hardware}, profiled at {kind.throughput:.3g}/s"
     stuck = _stuck(there, knobs.stuck_s)

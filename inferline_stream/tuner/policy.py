@@ -6,17 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from inferline_stream.tuner.budget import LOOK_S, ErrorBudget
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.demand import Demand, demands
-from inferline_stream.tuner.fitting import fewer, more
+from inferline_stream.tuner.fitting import fewer, more, within
 from inferline_stream.tuner.inferline import inferline_step
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.state import TunerState, initial_state
-from inferline_stream.tuner.trust import HISTORY_S, Doubt, doubts, on_this_clock
+from inferline_stream.tuner.trust import HISTORY_S, START_S, Doubt, doubts, on_this_clock
 
 __all__ = ["POLICIES", "Policy", "TunerState", "inferline_step", "initial_state", "step"]
 
 Policy = Callable[[TunerState, Observation], tuple[TunerState, Decision | None]]
+
+QUIET_S = 30.0
+"""A condition that was told is told again only after it has been away for this long."""
 
 _NO_LIMITS = Limits()
 
@@ -25,9 +29,9 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
     """One step of the default policy.
 
     Every stage gets at once what its demand needs (`tuner.demand`); nothing is taken from one stage because
-    another needs more. A stage gives replicas back when what remains carries its load with a margin, has
-    done so for a while, and everything seen is fresh. Asking is idempotent: replicas that were asked
-    for and are not ready yet count.
+    another needs more. A stage gives replicas back when what remains carries its load, has done so for a while,
+    everything seen is fresh, and the error budget is not spent. Limits that people set apply at once. Asking is
+    idempotent: replicas that were asked for and are not ready yet count.
 
     Args:
         state: from the step before, or `initial_state`.
@@ -38,60 +42,103 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
         begins or ends (`Action.HOLD`).
     """
     state, jumped = on_this_clock(state, seen)
+    state = _budgeted(state, seen)
     doubted = ((jumped,) if jumped is not None else ()) + doubts(state, seen)
     if any(doubt.where == "" for doubt in doubted):
-        return _hold(replace(state, fits_since_s={}), doubted)
+        state = replace(state, fits_since_s={})
+        starting = seen.arrivals_age_s is None and jumped is None and seen.time_s - state.changed_s < START_S
+        return (state, None) if starting else _hold(state, doubted)
     state, needed = demands(state, seen)
-    wanted, short = _raised(state, seen, needed)
+    wanted, limited, short = _raised(state, seen, needed, doubted)
     troubles = doubted + short + _stuck(needed)
     if wanted != state.wanted:
-        leading = max((n for n in state.wanted if wanted[n] != state.wanted[n]), key=lambda n: needed[n].needed)
-        demand = needed[leading]
-        fits = {name: since_s for name, since_s in state.fits_since_s.items() if wanted[name] == state.wanted[name]}
-        decision = Decision(wanted, Action.SCALE_UP, demand.reason, f"stage {leading!r}: {demand.detail}")
-        return replace(state, wanted=wanted, changed_s=seen.time_s, fits_since_s=fits), decision
+        return _changed(state, seen, wanted, limited, needed)
     if doubted:
         return _hold(replace(state, fits_since_s={}), troubles)
-    state, lowered = _lowered(state, seen, needed)
+    state, lowered, forbidden = _lowered(state, seen, needed)
     if lowered is not None:
         return state, lowered
-    return _hold(state, troubles)
+    return _hold(state, troubles + forbidden)
+
+
+def _budgeted(state: TunerState, seen: Observation) -> TunerState:
+    """The state with the error budget brought up to date, now and then."""
+    before = state.budget
+    if before is None:
+        return replace(state, budget=ErrorBudget(seen.time_s, seen.events, seen.late_events))
+    if 0 <= seen.time_s - before.time_s < LOOK_S:
+        return state
+    budget = before.after(seen.time_s, seen.events, seen.late_events)
+    left = budget.left(state.basis.objective, state.basis.arrival_rate) if budget.recent else state.handover_budget_left
+    return replace(state, budget=budget, handover_budget_left=left)
 
 
 def _raised(
-    state: TunerState, seen: Observation, needed: Mapping[str, Demand]
-) -> tuple[dict[str, dict[str, int]], tuple[Doubt, ...]]:
-    """Replicas for every demand, within stock, partitions and limits; and where they do not suffice."""
-    wanted: dict[str, dict[str, int]] = {}
-    short = []
-    held = {kind.hardware: 0 for stage in state.basis.stages for kind in stage.kinds}
-    for by_kind in state.wanted.values():
-        for hardware, replicas in by_kind.items():
-            held[hardware] += replicas
+    state: TunerState, seen: Observation, needed: Mapping[str, Demand], doubted: tuple[Doubt, ...]
+) -> tuple[Mapping[str, Mapping[str, int]], tuple[str, ...], tuple[Doubt, ...]]:
+    """Replicas for every demand within stock, partitions and limits; stages that limits decide; where it is short."""
+    wanted: dict[str, Mapping[str, int]] = {}
+    limited, short = [], []
     stock = {**state.basis.stock, **seen.stock}
-    left = {hardware: stock[hardware] - held[hardware] for hardware in held if hardware in stock}
+    left = {hardware: count - _held(state, hardware) for hardware, count in stock.items()}
     for stage in state.basis.stages:
         demand, limits = needed[stage.name], seen.limits.get(stage.name, _NO_LIMITS)
         before = state.wanted[stage.name]
         fit = more(stage, before, demand.throughputs, demand.needed, stock=left, maximum=limits.maximum)
+        now = fit.replicas
+        if limits is not _NO_LIMITS:
+            # Who is not seen is not made smaller, whoever asks for it.
+            most = None if doubted else limits.maximum
+            now = within(stage, now, demand.throughputs, minimum=limits.minimum, maximum=most, stock=left)
+            if now != fit.replicas:
+                limited.append(stage.name)
         for hardware in left:
-            left[hardware] -= fit.replicas.get(hardware, 0) - before.get(hardware, 0)
-        wanted[stage.name] = fit.replicas
+            left[hardware] -= now.get(hardware, 0) - before.get(hardware, 0)
+        wanted[stage.name] = now
         if fit.short is not None:
-            given = sum(fit.replicas.values())
+            given = sum(now.values())
             short.append(
                 Doubt(fit.short, stage.name, f"stage {stage.name!r} needs more than {given} replicas: {demand.detail}")
             )
-    return wanted, tuple(short)
+    return wanted, tuple(limited), tuple(short)
 
 
-def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand]) -> tuple[TunerState, Decision | None]:
-    """Give back what each stage's load has fitted without for long enough."""
+def _held(state: TunerState, hardware: str) -> int:
+    return sum(by_kind.get(hardware, 0) for by_kind in state.wanted.values())
+
+
+def _changed(
+    state: TunerState,
+    seen: Observation,
+    wanted: Mapping[str, Mapping[str, int]],
+    limited: tuple[str, ...],
+    needed: Mapping[str, Demand],
+) -> tuple[TunerState, Decision]:
+    """The decision that asks for other replicas at once."""
+    changed = [name for name in state.wanted if wanted[name] != state.wanted[name]]
+    leading = max(changed, key=lambda name: (name not in limited, needed[name].needed))
+    more_of = any(sum(wanted[name].values()) > sum(state.wanted[name].values()) for name in changed)
+    action = Action.SCALE_UP if more_of else Action.SCALE_DOWN
+    if leading in limited:
+        limits = seen.limits[leading]
+        most = "any number of" if limits.maximum is None else f"{limits.maximum}"
+        reason, detail = Reason.LIMIT_CHANGED, f"{limits.minimum} to {most} replicas are allowed"
+    else:
+        reason, detail = needed[leading].reason, needed[leading].detail
+    fits = {name: since_s for name, since_s in state.fits_since_s.items() if name not in changed}
+    state = replace(state, wanted=wanted, changed_s=seen.time_s, fits_since_s=fits)
+    return state, Decision(wanted, action, reason, f"stage {leading!r}: {detail}")
+
+
+def _lowered(
+    state: TunerState, seen: Observation, needed: Mapping[str, Demand]
+) -> tuple[TunerState, Decision | None, tuple[Doubt, ...]]:
+    """Give back what each stage's load has fitted without for long enough, while events are in time."""
     basis, knobs, now_s = state.basis, state.basis.knobs, seen.time_s
     fits_since_s: dict[str, float] = {}
     wanted = dict(state.wanted)
     calm = now_s >= state.blind_until_s and seen.watched_s >= HISTORY_S
-    for stage in basis.stages if calm else ():
+    for stage in basis.stages:
         name = stage.name
         demand, held = needed[name], state.wanted[name]
         if any(kind.pending for kind in seen.stages[name].supply.values()):
@@ -101,17 +148,19 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
         if after == held:
             continue
         fits_since_s[name] = state.fits_since_s.get(name, now_s)
-        if now_s - fits_since_s[name] >= knobs.down_after_s:
+        if calm and now_s - fits_since_s[name] >= knobs.down_after_s:
             wanted[name] = after
-    state = replace(state, fits_since_s=fits_since_s)
+    if fits_since_s != state.fits_since_s:
+        state = replace(state, fits_since_s=fits_since_s)
     if wanted == state.wanted:
-        return state, None
+        return state, None, ()
+    if state.handover_budget_left == 0:
+        told = f"more than {1 - basis.objective:.2%} of the events of late were late: replicas are kept for now"
+        return state, None, (Doubt(Reason.HANDOVER_BUDGET, "", told),)
     names = [name for name in wanted if wanted[name] != state.wanted[name]]
     detail = "; ".join(f"stage {name!r} needs {needed[name].needed:.1f}/s" for name in names)
-    return (
-        replace(state, wanted=wanted, changed_s=now_s),
-        Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail),
-    )
+    decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
+    return replace(state, wanted=wanted, changed_s=now_s), decision, ()
 
 
 def _stuck(needed: Mapping[str, Demand]) -> tuple[Doubt, ...]:
@@ -123,15 +172,27 @@ def _stuck(needed: Mapping[str, Demand]) -> tuple[Doubt, ...]:
 
 
 def _hold(state: TunerState, troubles: tuple[Doubt, ...]) -> tuple[TunerState, Decision | None]:
-    """Tell the first trouble that is new, or that all input is fresh again; else nothing."""
-    now = frozenset((doubt.reason, doubt.where) for doubt in troubles)
-    for doubt in troubles:
-        if (doubt.reason, doubt.where) not in state.told:
-            told = (state.told & now) | {(doubt.reason, doubt.where)}
-            return replace(state, told=told), Decision(state.wanted, Action.HOLD, doubt.reason, doubt.detail)
-    restored = any(reason is Reason.INPUT_STALE for reason, _ in state.told - now)
-    state = replace(state, told=state.told & now)
-    if restored and not any(doubt.reason is Reason.INPUT_STALE for doubt in troubles):
+    """Tell the first trouble that is new, or that all input is fresh again; else nothing.
+
+    A trouble that comes and goes is told again only once it has been away for a while.
+    """
+    if not troubles and not state.told:
+        return state, None
+    assert state.time_s is not None
+    now_s, present = state.time_s, {(doubt.reason, doubt.where) for doubt in troubles}
+    stale = any(reason is Reason.INPUT_STALE for reason, _ in present)
+    told = {
+        key: now_s if key in present else seen_s
+        for key, seen_s in state.told.items()
+        if key in present or (now_s - seen_s < QUIET_S and (stale or key[0] is not Reason.INPUT_STALE))
+    }
+    new = next((doubt for doubt in troubles if (doubt.reason, doubt.where) not in told), None)
+    if new is not None:
+        told[new.reason, new.where] = now_s
+        return replace(state, told=told), Decision(state.wanted, Action.HOLD, new.reason, new.detail)
+    restored = not stale and any(reason is Reason.INPUT_STALE for reason, _ in state.told)
+    state = replace(state, told=told)
+    if restored:
         return state, Decision(state.wanted, Action.HOLD, Reason.INPUT_RESTORED, "arrivals and reports are fresh again")
     return state, None
 

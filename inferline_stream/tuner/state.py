@@ -10,6 +10,7 @@ from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.tuner.basis import Basis, Replicas, basis_of
+from inferline_stream.tuner.budget import ErrorBudget
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.knobs import Knobs
 from inferline_stream.tuner.staffing import Staffing
@@ -26,10 +27,11 @@ class TunerState:
         changed_s: time of the last change of any stage (of the first observation if none).
         fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
         below_since_s: by stage, since when it has needed less than plan and insurance give, without a break.
-        handovers: times of scale-downs that are still paid for out of the error budget.
-        told: conditions that were told and still last.
+        told: conditions that were told, and when each was last seen.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
-        handover_budget_left: share of the error budget for handovers that is left; None where none is kept.
+        budget: events that were late of late.
+        handover_budget_left: share of the error budget that is left; None before any event has ended. Without any
+            left no replica is given back.
     """
 
     basis: Basis
@@ -38,9 +40,9 @@ class TunerState:
     changed_s: float = -math.inf
     fits_since_s: Mapping[str, float] = field(default_factory=dict)
     below_since_s: Mapping[str, float] = field(default_factory=dict)
-    handovers: tuple[float, ...] = ()
-    told: frozenset[tuple[Reason, str]] = frozenset()
+    told: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
     blind_until_s: float = -math.inf
+    budget: ErrorBudget | None = None
     handover_budget_left: float | None = None
 
     @property

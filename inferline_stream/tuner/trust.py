@@ -18,6 +18,9 @@ REPORTS_STALE_S = 3.0
 LEAP_S = 5.0
 """Longest pause between two steps after which what was seen before still counts as just before."""
 
+START_S = 1.0
+"""Within this long of the first step, arrivals that were never sampled are waited for without a word."""
+
 HISTORY_S = 60.0
 """How long traffic must have been watched without a gap before anything is scaled down: the envelope's span."""
 
@@ -52,7 +55,6 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
         changed_s=seen.time_s,
         fits_since_s={},
         below_since_s={},
-        handovers=(),
         blind_until_s=seen.time_s + HISTORY_S,
     )
     return moved, Doubt(Reason.CLOCK_JUMPED, "", detail)

@@ -12,7 +12,7 @@ from inferline_stream.tuner.knobs import Knobs
 from inferline_stream.tuner.policy import step
 from tests.unit.tuner.plans import seen, state
 
-PLAIN = Knobs(insurance_share=0.0, plan_memory_s=0.0)
+PLAIN = Knobs(insurance=(), plan_memory_s=0.0)
 """Nothing beyond the plan, and the plan's own replicas are given back like any others."""
 
 
@@ -61,16 +61,16 @@ def test_a_stage_that_is_hardly_used_does_not_grow_because_its_speed_wobbles():
 
 def test_replicas_are_given_back_after_the_load_has_fitted_fewer_for_long_enough_and_not_before():
     tuner, _ = after(state(PLAIN), [seen(0.0, (600, 1200, 12000))])
-    tuner, early = after(tuner, calm(0.1, 14.9))
+    tuner, early = after(tuner, calm(0.1, 29.9))
     assert early == []
-    _, late = after(tuner, calm(14.9, 17.0))
+    _, late = after(tuner, calm(29.9, 32.0))
     assert [d.action for d in late] == [Action.SCALE_DOWN]
     assert min(totals(late[0]).values()) >= 1
 
 
 def test_what_remains_after_scaling_down_carries_the_load():
     tuner, _ = after(state(PLAIN), [seen(0.0, (600, 1200, 12000))])
-    _, decisions = after(tuner, calm(0.1, 20.0, rate=60.0))
+    _, decisions = after(tuner, calm(0.1, 35.0, rate=60.0))
     last = totals(decisions[-1]) if decisions else {"a": 4, "b": 6}
     assert last["a"] * 100 > 60
     assert last["b"] * 50 > 60 * 0.5
@@ -126,4 +126,4 @@ def test_what_is_insured_is_a_number_of_replicas_however_slow_they_are_just_now(
         for (name, there), mu in zip(quiet.stages.items(), (100.0, 50.0), strict=True)
     }
     slow = [replace(quiet, stages=stages, time_s=t / 10) for t in range(20)]
-    assert after(state(Knobs(insurance_share=0.0)), slow)[1] == []
+    assert after(state(Knobs(insurance=())), slow)[1] == []
