@@ -41,6 +41,12 @@ def run(
         Literal["at_least_once", "exactly_once"],
         typer.Option(help="at_least_once may repeat results after a crash; exactly_once uses transactions"),
     ] = "at_least_once",
+    kafka_client: Annotated[
+        Literal["aiokafka", "confluent"],
+        typer.Option(
+            help="of replicas: pure asyncio, or librdkafka (the extra confluent), which needs less CPU per record"
+        ),
+    ] = "aiokafka",
     start: Annotated[
         str, typer.Option(help="where to read from: committed, earliest, latest, or an ISO time")
     ] = "committed",
@@ -76,6 +82,7 @@ def run(
             algorithm=algorithm,
             policy=policy,
             delivery=delivery,
+            kafka_client=kafka_client,
             start=start,
             create_topics=create_topics,
             prefix=prefix,

@@ -36,6 +36,8 @@ from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.controlplane.record import new_run
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
+from inferline_stream.dataplane.client import check_installed
+from inferline_stream.dataplane.protocol import KafkaClient
 from inferline_stream.dataplane.topics import REPLICATION
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.units import duration_s
@@ -57,6 +59,7 @@ class Wanted:
     algorithm: Literal["default", "inferline", "exact"]
     policy: Literal["default", "inferline"]
     delivery: Literal["at_least_once", "exactly_once"]
+    kafka_client: KafkaClient
     start: str
     create_topics: bool
     prefix: str
@@ -70,6 +73,7 @@ def run_and_report(wanted: Wanted) -> None:
     """Run to the end, then print the report: a table, or one JSON object on standard output."""
     if not wanted.speed_up > 0:
         raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
+    check_installed(wanted.kafka_client)
     people = console(error=wanted.as_json)
     log_to_people(RichHandler(console=people, show_time=False, show_path=False, markup=False, highlighter=None))
     what = declared(wanted.topology, bootstrap_servers=wanted.bootstrap_servers, prefix=wanted.prefix)
@@ -121,6 +125,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             feed=_feed(wanted, what),
             replication=REPLICATION if wanted.bootstrap_servers else 1,
             delivery=wanted.delivery,
+            kafka_client=wanted.kafka_client,
             start=wanted.start,
             create_topics=wanted.create_topics,
             policy=POLICIES[wanted.policy],

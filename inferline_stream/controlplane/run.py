@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from inferline_stream.dataplane.protocol import ReplicaSpec
+from inferline_stream.dataplane.protocol import KafkaClient, ReplicaSpec
 from inferline_stream.dataplane.topics import REPLICATION
 from inferline_stream.observability.state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.emulation import emulated_s
@@ -93,6 +93,7 @@ class Run:
         policy: the Tuner's step.
         advisory: decide without acting.
         delivery: how results get into the sink.
+        kafka_client: of replicas.
         duration_s: stop after so long; None runs to the end of the feed, or until told to stop.
         page_port: of the live page; 0 for any free one, None for no page.
         metrics_port: of `/metrics`; likewise.
@@ -117,6 +118,7 @@ class Run:
     policy: Policy = POLICIES["default"]
     advisory: bool = False
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    kafka_client: KafkaClient = "aiokafka"
     duration_s: float | None = None
     page_port: int | None = None
     metrics_port: int | None = None
@@ -144,6 +146,7 @@ class Run:
             hardware=kind,
             max_batch_size=limits.get(hardware, 1),
             delivery=self.delivery,
+            kafka_client=self.kafka_client,
             emulated_s=emulated_s(self.pipeline.stage(stage), hardware) if kind.emulated else None,
             isolation=isolation_of(self.pipeline.stage(stage).isolation),
             settings={

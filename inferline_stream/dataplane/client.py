@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
@@ -26,7 +27,7 @@ from aiokafka.errors import (
 
 from inferline_stream.dataplane.connecting import client_options, refused, unreachable
 from inferline_stream.dataplane.headers import Header
-from inferline_stream.errors import InferlineError, Unreachable
+from inferline_stream.errors import InferlineError, Unreachable, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,118 @@ class Fetched(NamedTuple):
     control: Sequence[Any]
     positions: Mapping[int, int]
     lost: Mapping[int, int]
+
+
+class Reader(Protocol):
+    """What reads held partitions of one topic, and the assignments topic, and commits to the stage's group."""
+
+    partitions: int
+
+    async def start(self, timeout_s: float) -> None:
+        """Connect and look at the topic; `Unreachable` without an answer in time, or without the topic."""
+
+    async def stop(self) -> None:
+        """Close the connections."""
+
+    async def fetch(self, full: Collection[int], wait_s: float) -> Fetched:
+        """Wait for records, except of partitions that are full."""
+
+    def suspend(self) -> None:
+        """Fetch nothing until `hold`, so that it need not wait for a fetch under way."""
+
+    def hold(self, positions: Mapping[int, int]) -> None:
+        """Read these partitions too, from these offsets; ends `suspend`."""
+
+    def hurry(self, soon: bool) -> None:
+        """Whether a partition is to be taken up soon: no fetch then waits for long."""
+
+    def release(self, partitions: Iterable[int]) -> None:
+        """Read these partitions no more: none of their records is returned from here on."""
+
+    async def committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
+        """Offset and metadata that the group has committed, none of them of a pending transaction."""
+
+    async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> None:
+        """Commit to the group; tries again while the error may pass; `KafkaFailed` where it cannot."""
+
+    async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Lowest offset that Kafka still has."""
+
+    async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """End offset now."""
+
+    def offsets_for_transaction(self, offsets: Mapping[int, tuple[int, str]]) -> Any:
+        """The same offsets as the `Sender` of the same client wants them; false where there are none."""
+
+
+class Sender(Protocol):
+    """What sends results with acks=all and idempotence; within transactions where it has a transactional id."""
+
+    transactional: bool
+
+    async def start(self, timeout_s: float) -> None:
+        """Connect; a transactional id fences whoever had it before."""
+
+    async def stop(self) -> None:
+        """Close the connections, what was sent first."""
+
+    async def partitions_of(self, topic: str) -> int:
+        """Partitions of a topic, which must exist."""
+
+    async def send(self, outgoing: Outgoing) -> None:
+        """Send records and wait for every acknowledgement; `Fenced`, or `KafkaFailed` where one is refused."""
+
+    async def begin(self) -> None:
+        """Begin a transaction."""
+
+    async def commit(self, offsets: Any, group: str) -> None:
+        """Make a group's offsets part of the transaction, and commit it; `Fenced` or `KafkaFailed`."""
+
+
+def stage_reader(kafka_client: str, bootstrap_servers: str, *given: Any, **named: Any) -> Reader:
+    """A reader on aiokafka or confluent-kafka; the rest as `StageReader` takes it.
+
+    Raises:
+        UsageError: confluent-kafka is not installed.
+    """
+    if kafka_client == "aiokafka":
+        return StageReader(bootstrap_servers, *given, **named)
+    reader: Reader = _librdkafka().ConfluentReader(bootstrap_servers, *given, **named)
+    return reader
+
+
+def stage_sender(
+    kafka_client: str, bootstrap_servers: str, client_id: str, transactional_id: str | None = None
+) -> Sender:
+    """A sender on aiokafka or confluent-kafka.
+
+    Raises:
+        UsageError: confluent-kafka is not installed.
+    """
+    if kafka_client == "aiokafka":
+        return StageSender(bootstrap_servers, client_id, transactional_id)
+    sender: Sender = _librdkafka().ConfluentSender(bootstrap_servers, client_id, transactional_id)
+    return sender
+
+
+def check_installed(kafka_client: str) -> None:
+    """See early that a client is there.
+
+    Raises:
+        UsageError: confluent-kafka is not installed.
+    """
+    if kafka_client != "aiokafka":
+        _librdkafka()
+
+
+def _librdkafka() -> ModuleType:
+    try:
+        from inferline_stream.dataplane import librdkafka
+    except ImportError:
+        raise UsageError(
+            "the client confluent needs confluent-kafka: pip install 'inferline-stream[confluent]'"
+        ) from None
+    return librdkafka
 
 
 class StageReader:

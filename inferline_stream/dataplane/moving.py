@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from inferline_stream.dataplane.batching import Backlog
-from inferline_stream.dataplane.client import HURRY_S, Fetched, StageReader, StageSender
+from inferline_stream.dataplane.client import HURRY_S, Fetched, Reader, Sender
 from inferline_stream.dataplane.holding import LIVE, LOST, Event, Expired, Holding
 from inferline_stream.dataplane.intake import Ending, Intake
 from inferline_stream.dataplane.join import Join
@@ -66,8 +66,8 @@ class Moving:
         spec: ReplicaSpec,
         wiring: Wiring,
         *,
-        reader: StageReader,
-        sender: StageSender,
+        reader: Reader,
+        sender: Sender,
         lease: Lease,
         report: ReplicaReport,
         settings: Settings,

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from inferline_stream.dataplane.client import StageReader
+from inferline_stream.dataplane.client import Reader
 from inferline_stream.dataplane.holding import LIVE, LOST, RELEASING, Event, Holding
 from inferline_stream.dataplane.join import Join
 from inferline_stream.dataplane.offsets import decode_metadata
@@ -54,7 +54,7 @@ class Owning:
     def __init__(
         self,
         wiring: Wiring,
-        reader: StageReader,
+        reader: Reader,
         lease: Lease,
         report: ReplicaReport,
         settings: Settings,

@@ -11,6 +11,7 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import WIRE_VERSION
 
+KafkaClient = Literal["aiokafka", "confluent"]
 ReplicaPhase = Literal["starting", "ready", "draining", "gone", "failed"]
 
 
@@ -28,6 +29,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     max_batch_size: int
     max_wait_s: float = 0.0
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    kafka_client: KafkaClient = "aiokafka"
     emulated_s: dict[int, float] | None = None
     """On emulated hardware: service time in seconds by batch size."""
     settings: dict[str, float] = {}

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import uvloop
 
-from inferline_stream.dataplane.client import Fenced, ReportSender, StageReader, StageSender
+from inferline_stream.dataplane.client import Fenced, ReportSender, stage_reader, stage_sender
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.looping import Loop
 from inferline_stream.dataplane.moving import Moving
@@ -74,11 +74,10 @@ class Replica:
         self._refusals = Refusals(self._confinement)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="stage")
         self._lease = lease = Lease(settings.lease_s)
-        self._reader = StageReader(
-            where, wiring.input_topic, wiring.group, names.assignments, fetch_wait_s=settings.fetch_wait_s
-        )
+        topic, group, client = wiring.input_topic, wiring.group, spec.kafka_client
+        self._reader = stage_reader(client, where, topic, group, names.assignments, fetch_wait_s=settings.fetch_wait_s)
         transactional_id = names.transactional_id(spec.replica) if self._exactly_once else None
-        self._sender = StageSender(where, f"inferline-{spec.replica}", transactional_id)
+        self._sender = stage_sender(client, where, f"inferline-{spec.replica}", transactional_id)
         self._reports = ReportSender(where, names.stage_stats, spec.replica, settings.lease_s)
         self._reporting = Reporting(report, self._reports.send, lease, settings.heartbeat_s)
         self._moving = Moving(

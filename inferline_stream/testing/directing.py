@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.protocol import (
     Assignment,
+    KafkaClient,
     ReplicaReport,
     ReplicaSpec,
     decode_report,
@@ -44,6 +45,9 @@ class Director:
         settings: fields of `Settings` for every replica.
         start: where entry stages begin to read; None commits no offsets at all.
     """
+
+    kafka_client: KafkaClient = "aiokafka"
+    """Of every replica that is started."""
 
     def __init__(
         self,
@@ -108,6 +112,7 @@ class Director:
             topology=str(self.topology),
             prefix=self.prefix,
             bootstrap_servers=self.bootstrap_servers,
+            kafka_client=self.kafka_client,
             hardware=kind,
             emulated_s=declared,
             settings=self._settings,

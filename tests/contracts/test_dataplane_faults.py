@@ -117,6 +117,7 @@ async def test_a_rewound_offset_is_overwritten_by_the_owner(kafka, topology):
         assert Counter(map(event_id, await sink(director))) == Counter(ids)
 
 
+@pytest.mark.both_clients
 async def test_exactly_once_survives_a_kill_without_a_duplicate(kafka, topology):
     async with Director(
         kafka.bootstrap_servers,
@@ -153,6 +154,7 @@ async def test_exactly_once_hands_over_without_a_duplicate(kafka, topology):
         await director.drain(one, two)
 
 
+@pytest.mark.both_clients
 async def test_a_suspended_replica_in_exactly_once_mode_is_fenced_and_leaves(kafka, topology):
     async with Director(
         kafka.bootstrap_servers,

@@ -1,0 +1,232 @@
+"""What the data plane asks of a Kafka client: the same of aiokafka and of confluent-kafka, on both brokers."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from inferline_stream.dataplane.client import (
+    Fenced,
+    KafkaFailed,
+    Message,
+    Reader,
+    Sender,
+    stage_reader,
+    stage_sender,
+)
+from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.errors import Unreachable
+
+HEADERS = [("shop", b"7"), ("empty", b"")]
+
+
+class Place:
+    """Topics of one test, and clients of one kind that read and write them."""
+
+    def __init__(self, kafka_client: str, bootstrap_servers: str, stack: AsyncExitStack) -> None:
+        self.client, self.servers, self._stack = kafka_client, bootstrap_servers, stack
+        name = secrets.token_hex(4)
+        self.topic, self.assignments, self.group = f"{name}.in", f"{name}.assignments", f"{name}.group"
+
+    async def create(self, **settings: str) -> None:
+        given = {"retention.ms": "-1", **{name.replace("_", "."): value for name, value in settings.items()}}
+        topics = [TopicSettings(self.topic, 3, "a test's", given), TopicSettings(self.assignments, 1, "a test's")]
+        await create_topics(self.servers, topics, replication=1)
+
+    async def reader(self) -> Reader:
+        reader = stage_reader(self.client, self.servers, self.topic, self.group, self.assignments, fetch_wait_s=0.02)
+        self._stack.push_async_callback(reader.stop)
+        await reader.start(20)
+        return reader
+
+    async def sender(self, transactional_id: str | None = None) -> Sender:
+        sender = stage_sender(self.client, self.servers, "a-test", transactional_id)
+        self._stack.push_async_callback(sender.stop)
+        await sender.start(20)
+        return sender
+
+
+@pytest.fixture(params=["aiokafka", "confluent"])
+async def place(request, kafka) -> AsyncIterator[Place]:
+    async with AsyncExitStack() as stack:
+        found = Place(request.param, kafka.bootstrap_servers, stack)
+        await found.create()
+        yield found
+
+
+def messages(*numbers: int) -> list[Message]:
+    return [Message(b"k%d" % n, b"%d" % n, HEADERS, 1_700_000_000_000 + n) for n in numbers]
+
+
+async def read(reader: Reader, count: int, full: tuple[int, ...] = ()) -> dict[int, list]:
+    """So many records by partition; fails if they do not come."""
+    found: dict[int, list] = {}
+    try:
+        async with asyncio.timeout(15):
+            while sum(map(len, found.values())) < count:
+                for partition, records in (await reader.fetch(full, 0.2)).records.items():
+                    found.setdefault(partition, []).extend(records)
+    except TimeoutError:
+        pytest.fail(f"waited 15 s in vain for {count} records; got {found}")
+    return found
+
+
+async def nothing(reader: Reader, full: tuple[int, ...] = (), for_s: float = 0.4) -> None:
+    deadline_s = time.monotonic() + for_s
+    while time.monotonic() < deadline_s:
+        fetched = await reader.fetch(full, 0.1)
+        assert not fetched.records, fetched
+
+
+def values(records: list) -> list[bytes]:
+    return [record.value for record in records]
+
+
+async def test_records_arrive_as_they_were_sent_in_the_order_of_their_partition(place):
+    sender, reader = await place.sender(), await place.reader()
+    assert (await sender.partitions_of(place.topic), reader.partitions) == (3, 3)
+    await sender.send({(place.topic, p): messages(*range(p, 300, 3)) for p in range(3)})
+    await sender.send({(place.topic, 0): [Message(None, None, [], None)], (place.assignments, 0): messages(9)})
+    reader.hold({0: 0, 1: 0, 2: 50})
+    control, found = [], {0: [], 1: [], 2: []}
+    async with asyncio.timeout(15):
+        while sum(map(len, found.values())) < 251 or not control:
+            fetched = await reader.fetch((), 0.2)
+            control += fetched.control
+            for partition, records in fetched.records.items():
+                found[partition] += records
+    assert values(found[1]) == [b"%d" % n for n in range(1, 300, 3)]
+    assert [record.offset for record in found[2]] == list(range(50, 100))
+    first, last = found[0][0], found[0][-1]
+    assert (first.topic, first.partition, first.key, first.timestamp) == (place.topic, 0, b"k0", 1_700_000_000_000)
+    assert [(name, value) for name, value in first.headers] == HEADERS
+    assert (last.key, last.value, list(last.headers)) == (None, None, [])
+    assert abs(last.timestamp / 1000 - time.time()) < 30
+    assert (control[0].key, control[0].value) == (b"k9", b"9")
+
+
+async def test_what_was_released_is_not_read_and_is_read_again_from_wherever_it_is_held(place):
+    sender, reader = await place.sender(), await place.reader()
+    await sender.send({(place.topic, 0): messages(*range(10)), (place.topic, 1): messages(*range(10))})
+    reader.hold({0: 0, 1: 0})
+    await read(reader, 20)
+    reader.release([0])
+    await sender.send({(place.topic, 0): messages(10), (place.topic, 1): messages(10)})
+    assert list(await read(reader, 1)) == [1]
+    await nothing(reader)
+    for offset in (4, 9):  # back, as a partition whose batch was never committed
+        reader.suspend()
+        reader.hold({0: offset})
+        found = await read(reader, 11 - offset)
+        assert [record.offset for record in found[0]] == list(range(offset, 11))
+        reader.release([0])
+
+
+async def test_a_release_and_a_hold_before_the_next_fetch_lose_and_repeat_nothing(place):
+    sender, reader = await place.sender(), await place.reader()
+    await sender.send({(place.topic, 0): messages(*range(200))})
+    for offset in (0, 150, 20, 100, 0):
+        reader.hold({0: offset})
+        found = await read(reader, 1)
+        while len(found[0]) < 200 - offset:
+            found[0] += (await read(reader, 1))[0]
+        assert [record.offset for record in found[0]] == list(range(offset, 200))
+        await sender.send({(place.assignments, 0): messages(offset)})
+        reader.release([0])
+
+
+async def test_a_full_partition_is_left_alone_and_goes_on_where_it_was(place):
+    sender, reader = await place.sender(), await place.reader()
+    reader.hold({0: 0, 1: 0})
+    await sender.send({(place.topic, p): messages(*range(5)) for p in (0, 1)})
+    before = await read(reader, 10)
+    await nothing(reader, full=(0,), for_s=0.1)
+    await sender.send({(place.topic, p): messages(*range(5, 8)) for p in (0, 1)})
+    meanwhile = await read(reader, 3, full=(0,))
+    await nothing(reader, full=(0,))
+    after = await read(reader, 3)
+    assert list(meanwhile) == [1]
+    assert values([*before[0], *after[0]]) == [b"%d" % n for n in range(8)]
+
+
+async def test_a_commit_keeps_offset_and_metadata_and_partitions_without_one_are_missing(place):
+    reader = await place.reader()
+    assert await reader.committed([0, 1, 2]) == {}
+    await reader.commit({0: (7, ""), 2: (9, "i1;o=me")})
+    assert await reader.committed([0, 1, 2]) == {0: (7, ""), 2: (9, "i1;o=me")}
+    assert await (await place.reader()).committed([2]) == {2: (9, "i1;o=me")}
+
+
+async def test_beginnings_and_ends_are_those_of_the_log_and_what_is_not_there_is_told(place):
+    sender, reader = await place.sender(), await place.reader()
+    await sender.send({(place.topic, 0): messages(*range(6))})
+    assert (await reader.beginnings([0, 1]), await reader.ends([0, 1])) == ({0: 0, 1: 0}, {0: 6, 1: 0})
+    reader.hold({0: 60})
+    async with asyncio.timeout(15):
+        while not (fetched := await reader.fetch((), 0.2)).lost:
+            assert not fetched.records
+    assert fetched.lost == {0: 60}
+
+
+async def test_a_transaction_is_read_whole_with_its_offsets_or_not_at_all(place):
+    sender, reader = await place.sender(f"{place.group}.one"), await place.reader()
+    reader.hold({0: 0})
+    await sender.begin()
+    await sender.send({(place.topic, 0): messages(1, 2)})
+    await nothing(reader)
+    await sender.commit(reader.offsets_for_transaction({1: (5, "i1;o=me")}), place.group)
+    found = await read(reader, 2)
+    assert values(found[0]) == [b"1", b"2"]
+    assert await reader.committed([0, 1]) == {1: (5, "i1;o=me")}
+    position = 0
+    async with asyncio.timeout(15):
+        while position < 3:  # the transaction's marker has an offset, and is no record
+            position = max(position, (await reader.fetch((), 0.2)).positions.get(0, 0))
+    assert position == 3
+    await sender.begin()
+    await sender.commit(reader.offsets_for_transaction({}), place.group)
+
+
+async def in_one_go(sender: Sender, place: Place, number: int) -> None:
+    await sender.send({(place.topic, 0): messages(number)})
+    await sender.commit(None, place.group)
+
+
+async def test_whoever_takes_a_transactional_id_fences_the_one_before(place):
+    old = await place.sender(f"{place.group}.one")
+    await old.begin()
+    await old.send({(place.topic, 0): messages(1)})
+    new = await place.sender(f"{place.group}.one")
+    with pytest.raises(Fenced):  # a producer may hear of it when it sends, or only when it commits
+        await in_one_go(old, place, 2)
+    await new.begin()
+    await new.send({(place.topic, 0): messages(3)})
+    await new.commit(None, place.group)
+    reader = await place.reader()
+    reader.hold({0: 0})
+    assert values((await read(reader, 1))[0]) == [b"3"]
+
+
+async def test_a_record_that_kafka_refuses_is_an_error_with_its_reason(place):
+    small = Place(place.client, place.servers, place._stack)
+    await small.create(max_message_bytes="1000")
+    sender = await small.sender()
+    with pytest.raises(KafkaFailed, match=r"(?i)refuses a record.*(size|large)"):
+        await sender.send({(small.topic, 0): [Message(None, b"x" * 2000, [], None)]})
+
+
+@pytest.mark.parametrize("kafka_client", ["aiokafka", "confluent"])
+async def test_where_nobody_answers_a_client_says_so_in_time(kafka_client):
+    reader = stage_reader(kafka_client, "127.0.0.1:1", "in", "group", "assignments", fetch_wait_s=0.02)
+    began_s = time.monotonic()
+    with pytest.raises(Unreachable, match="does not answer"):
+        await reader.start(1.0)
+    await reader.stop()
+    sender = stage_sender(kafka_client, "127.0.0.1:1", "a-test")
+    with pytest.raises(Unreachable, match="does not answer"):
+        await sender.start(1.0)
+    await sender.stop()
+    assert time.monotonic() - began_s < 10
