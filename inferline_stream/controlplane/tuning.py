@@ -17,9 +17,14 @@ _FEWEST_TICKS = 5
 """Samples of arrivals that the shortest window holds: a tick must not look like a burst."""
 
 
+def shortest_window_s(settings: Settings) -> float:
+    """The shortest window of a traffic envelope that live samples of arrivals can fill."""
+    return _FEWEST_TICKS * settings.arrivals_sample_s
+
+
 def windows_of(plan: Plan, settings: Settings) -> tuple[float, ...]:
     """Windows of the plan's traffic envelope that live samples of arrivals can fill."""
-    return tuple(w for w, _ in plan.envelope if w >= _FEWEST_TICKS * settings.arrivals_sample_s)
+    return tuple(w for w, _ in plan.envelope if w >= shortest_window_s(settings))
 
 
 @dataclass(slots=True)
@@ -50,7 +55,7 @@ class Tuning:
             picture.measured,
             picture.catalogue,
             objective=picture.objective,
-            shortest_window_s=_FEWEST_TICKS * self.settings.arrivals_sample_s,
+            shortest_window_s=shortest_window_s(self.settings),
             held=held,
         )
 

@@ -44,7 +44,7 @@ class Knobs:
     """How long traffic must have needed less than the plan before the plan's own replicas are given back: they were
     bought so that the sample's traffic needs no scaling. 0 gives them back like any others."""
 
-    insurance: tuple[tuple[float, float], ...] = ((1.5, 0.25), (2.5, 0.05))
+    insurance: tuple[tuple[float, float], ...] = ((1.75, 0.25), (2.5, 0.05))
     """What is held beyond the plan, since traffic grows while replicas start: (multiple of the planned rate that every
     stage shall be able to carry, largest share of the plan's cost that this may add), one layer after another. The
     second one is for stages whose replicas cost next to nothing. Empty for none."""
