@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from inferline_stream import Pipeline, Sample, Stage, Topic
+from inferline_stream import Isolation, Pipeline, Sample, Stage, Topic
 
 
 class Question(Struct):
@@ -71,7 +71,17 @@ def answer_all(findings: list[Findings]) -> list[Answer]:
     return [Answer(f.read.number, f.search or "yes", looked_up=f.search is not None) for f in findings]
 
 
-read = Stage("read", read_all, hardware=["emulated-cpu"], emulated={1: "20ms", 8: "120ms"}, max_batch_size=8)
+# Each replica seals itself before its first record; where the kernel cannot do all of it, it does what it can.
+sandbox = Isolation("sandbox", on_unsupported="degrade")
+
+read = Stage(
+    "read",
+    read_all,
+    hardware=["emulated-cpu"],
+    emulated={1: "20ms", 8: "120ms"},
+    max_batch_size=8,
+    isolation=sandbox,
+)
 search = Stage(
     "search",
     Search,
@@ -82,6 +92,7 @@ search = Stage(
         "emulated-gpu-small": {1: "25ms", 4: "34ms", 16: "70ms"},
     },
     max_batch_size=16,
+    isolation=sandbox,
 )
 answer = Stage(
     "answer",
@@ -90,6 +101,7 @@ answer = Stage(
     hardware=["emulated-cpu"],
     emulated={1: "15ms", 8: "95ms"},
     max_batch_size=8,
+    isolation=sandbox,
 )
 
 pipeline = Pipeline(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from msgspec import Struct
@@ -110,12 +111,15 @@ def _verdict(found: Findings) -> Verdict:
     return Verdict(found.language.text, found.language.language, not reason, reason)
 
 
-# Replicas seal themselves before their first record: each reads the model of its own stage and no other's.
+# Replicas seal themselves before their first record: each reads the model of its own stage and no other's. Where the
+# kernel cannot do all of it, they do what it can and say so.
+sandbox = Isolation("sandbox", on_unsupported="degrade")
+
 language = Stage(
     "language",
     Language,
     hardware=["cpu-0.25", "cpu-1"],
-    isolation=Isolation("sandbox", scratch=True),  # py3langid unpacks its model into a temporary file
+    isolation=replace(sandbox, scratch=True),  # py3langid unpacks its model into a temporary file
 )
 toxicity = Stage(
     "toxicity",
@@ -123,7 +127,7 @@ toxicity = Stage(
     after=[language.when(is_english)],
     hardware=["cpu-0.25", "cpu-1"],
     max_batch_size=32,
-    isolation="sandbox",  # its model lies among Python's packages
+    isolation=sandbox,  # its model lies among Python's packages
 )
 duplicate = Stage(
     "duplicate",
@@ -131,9 +135,9 @@ duplicate = Stage(
     after=[language],
     hardware=["cpu-0.25", "cpu-0.5", "cpu-1"],
     max_batch_size=8,
-    isolation=Isolation("sandbox", reads=["known.npy", "vocabulary.txt"]),
+    isolation=replace(sandbox, reads=("known.npy", "vocabulary.txt")),
 )
-verdict = Stage("verdict", decide, after=[language, toxicity, duplicate], hardware=["cpu-0.25"], isolation="sandbox")
+verdict = Stage("verdict", decide, after=[language, toxicity, duplicate], hardware=["cpu-0.25"], isolation=sandbox)
 
 pipeline = Pipeline(
     "moderation",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from inferline_stream import Pipeline, Sample, Stage, Topic
+from inferline_stream import Isolation, Pipeline, Sample, Stage, Topic
 
 
 class Review(Struct):
@@ -74,7 +74,20 @@ def rate(findings: list[Findings]) -> list[Rating]:
 
 # Which hardware a stage may run on. The Planner chooses kind, batch size and replicas for each stage.
 # `emulated` declares service times by batch size: here, batches of 8 take three times as long as single events.
-parse_stage = Stage("parse", parse, hardware=["emulated-cpu"], emulated={1: "3ms", 8: "9ms"}, max_batch_size=8)
+#
+# Replicas seal themselves before their first record: a stage reads its code and nothing else, writes nothing, reaches
+# Kafka alone. What else it needs is granted here, e.g. reads=["model.onnx"] or ports=[6379];
+# `inferline-stream sandbox audit topology.py` finds out. Without on_unsupported="degrade" an older kernel is an error.
+sandbox = Isolation("sandbox", on_unsupported="degrade")
+
+parse_stage = Stage(
+    "parse",
+    parse,
+    hardware=["emulated-cpu"],
+    emulated={1: "3ms", 8: "9ms"},
+    max_batch_size=8,
+    isolation=sandbox,
+)
 study_stage = Stage(
     "study",
     Study,
@@ -85,6 +98,7 @@ study_stage = Stage(
         "emulated-gpu-small": {1: "20ms", 8: "32ms", 16: "48ms"},
     },
     max_batch_size=16,
+    isolation=sandbox,
 )
 rate_stage = Stage(
     "rate",
@@ -93,6 +107,7 @@ rate_stage = Stage(
     hardware=["emulated-cpu"],
     emulated={1: "2ms", 8: "6ms"},
     max_batch_size=8,
+    isolation=sandbox,
 )
 
 pipeline = Pipeline(
