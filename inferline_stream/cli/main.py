@@ -15,9 +15,13 @@ from inferline_stream.cli.letters import dlq
 from inferline_stream.cli.overriding import pause, resume, scale
 from inferline_stream.cli.planning import plan
 from inferline_stream.cli.profiling import profile
+from inferline_stream.cli.rehearsing import compare, replay
+from inferline_stream.cli.reporting import report
 from inferline_stream.cli.run import run
+from inferline_stream.cli.sandboxing import sandbox
 from inferline_stream.cli.starting import init
 from inferline_stream.cli.topics import topics
+from inferline_stream.cli.watching import status, top
 
 app = typer.Typer(
     cls=Verbs,
@@ -61,13 +65,19 @@ add_verbs(
         (profile, "inferline-stream profile reviews/topology.py --stage study --again"),
         (plan, "inferline-stream plan reviews/topology.py --slo 150ms --save plan.json"),
         (run, "inferline-stream run reviews/topology.py --bootstrap-servers localhost:9092"),
+        (replay, "inferline-stream replay reviews/topology.py --trace day.csv --plot day.svg"),
+        (compare, "inferline-stream compare reviews/topology.py --trace day.csv --policies default,keda,hpa-busy"),
         (scale, "inferline-stream scale reviews/topology.py study 4 --for 10m --bootstrap-servers localhost:9092"),
         (pause, "inferline-stream pause reviews/topology.py --for 1h --bootstrap-servers localhost:9092"),
         (resume, "inferline-stream resume reviews/topology.py --bootstrap-servers localhost:9092"),
         (deploy, "inferline-stream deploy reviews/topology.py --bootstrap-servers localhost:9092"),
+        (status, "inferline-stream status reviews/topology.py --bootstrap-servers localhost:9092"),
+        (top, "inferline-stream top reviews/topology.py --bootstrap-servers localhost:9092"),
         (explain, "inferline-stream explain reviews/topology.py --bootstrap-servers localhost:9092"),
+        (report, "inferline-stream report reviews/topology.py --save report.html"),
         (topics, "inferline-stream topics reviews/topology.py --print --principal User:reviews"),
         (dlq, "inferline-stream dlq ls reviews/topology.py --bootstrap-servers localhost:9092"),
+        (sandbox, "inferline-stream sandbox audit reviews/topology.py --stage study"),
         (rules, "inferline-stream rules reviews/topology.py --save rules.yml"),
         (version, "inferline-stream version"),
     ),

@@ -70,10 +70,10 @@ class Screen:
             if self._live is None:
                 self._live = Live(console=self._console, auto_refresh=False, transient=True)
                 self._live.start()
-            self._live.update(Group(_headline(state, self._elapsed_s()), _stages(state)), refresh=True)
+            self._live.update(Group(headline(state, self._elapsed_s()), stages_table(state)), refresh=True)
         elif time.monotonic() - self._line_s >= _LINE_EVERY_S:
             self._line_s = time.monotonic()
-            self._say(_headline(state, self._elapsed_s()))
+            self._say(headline(state, self._elapsed_s()))
 
     def report(self, report: RunReport) -> None:
         """The end of the run."""
@@ -91,10 +91,13 @@ class Screen:
         self._console.print(text, soft_wrap=True)
 
 
-def _headline(state: PipelineState, elapsed_s: float) -> Text:
+def headline(state: PipelineState, elapsed_s: float | None = None) -> Text:
+    """The pipeline in one line, behind the time of the run where there is one."""
     replicas = " ".join(f"{s.name} {sum(k.ready for k in s.replicas)}" for s in state.stages)
     lag = sum(s.lag_records for s in state.stages)
-    line = Text(f"{elapsed_s:6.1f} s  λ {state.arrival_rate:.1f}/s  in {state.events_in}  out {state.events_out}  ")
+    line = Text(f"λ {state.arrival_rate:.1f}/s  ")
+    if elapsed_s is not None:  # only who has been there from the start can tell how many there were
+        line = Text(f"{elapsed_s:6.1f} s  {line}in {state.events_in}  out {state.events_out}  ")
     line.append(f"lag {lag}  P50 {_duration(state.recent_p50_s)}  ")
     late = state.recent_p99_s is not None and state.recent_p99_s > state.slo_s
     line.append(f"P99 {_duration(state.recent_p99_s)}", style="bold red" if late else "green")
@@ -102,7 +105,8 @@ def _headline(state: PipelineState, elapsed_s: float) -> Text:
     return line
 
 
-def _stages(state: PipelineState) -> Table:
+def stages_table(state: PipelineState) -> Table:
+    """A row for each stage and hardware kind."""
     table = Table(box=None, pad_edge=False)
     table.add_column("stage", min_width=12)
     table.add_column("hardware")

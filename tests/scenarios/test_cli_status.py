@@ -1,0 +1,67 @@
+"""`status` and `top` against a run under way: what they read from Kafka is what the controller itself knows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from inferline_stream.controlplane.session import Quiet, Run, session
+from inferline_stream.testing.kafka import KafkaServer
+
+SWING = Path(__file__).parent / "swing"
+COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
+
+
+async def call(*arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(30):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embedded_broker: KafkaServer) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 40)], changes=[(2.0, {"parse": 2})])
+    where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.prefix]
+    stop = asyncio.Event()
+    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        feeding = asyncio.create_task(under_way.fed(stop))
+        await asyncio.sleep(10.0)  # what rates and percentiles of late are taken over
+        code, out, err = await call("status", str(SWING), *where, "--output", "json")
+        told, known = json.loads(out), under_way.controller.state
+        shown = await call("status", str(SWING), *where)
+        watched = await call("top", str(SWING), *where, "--every", "200ms", "--updates", "3", "--output", "json")
+        stop.set()
+        await feeding
+        report = await under_way.report(await under_way.drain())
+    assert (code, err) == (0, "")
+    stages = {stage["name"]: stage for stage in told["stages"]}
+    for stage in known.stages:
+        assert stages[stage.name]["replicas"][0][2:4] == [stage.replicas[0].wanted, stage.replicas[0].ready]
+        assert 0.5 < stages[stage.name]["service_time_s"] / stage.service_time_s < 2.0
+    assert 0.7 < told["arrival_rate"] / known.arrival_rate < 1.4
+    assert told["envelope"][-1][1] > 0.7 * known.envelope[-1].live
+    assert 0.3 < told["recent_p99_s"] / known.recent_p99_s < 3.0
+    assert [d["replicas"]["parse"] for d in told["decisions"]] == [2]
+    assert told["input_age_s"]["controller"] < 3.0
+    assert shown[0] == 0
+    for text in ("controller in term 1", "parse", "of the plan's traffic", "scripted for 2 s"):
+        assert text in shown[1], shown
+    assert [json.loads(line)["pipeline"] for line in watched[1].splitlines()] == ["swing"] * 3
+    assert report.lost == 0
+    code, out, err = await call("status", str(SWING), *where)
+    assert (code, err) == (0, "")
+    assert "no controller" in out or "silent for" in out
+
+
+async def test_a_pipeline_that_has_never_run_there_is_named(embedded_broker: KafkaServer) -> None:
+    where = ["--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", "never."]
+    code, out, err = await call("status", str(SWING), *where)
+    assert (code, out) == (5, "")
+    assert "no pipeline 'swing' has run on Kafka" in err
+    assert "'never.'" in err
