@@ -8,6 +8,7 @@ record once, whoever brings it).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, Self
 import faust
 
 from inferline_stream.dataplane.connecting import ClientCredentials, hosts, security_of, tls_context
+from inferline_stream.dataplane.control import delete_groups
+from inferline_stream.errors import InferlineError
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
@@ -51,8 +54,9 @@ class ControlApp:
         tune: Callable[[], Awaitable[None]],
         tune_every_s: float,
     ) -> None:
+        self._bootstrap_servers, self._group = bootstrap_servers, f"{names.control_groups}{term}"
         self._app = app = faust.App(
-            f"{names.control_groups}{term}",
+            self._group,
             broker=[f"kafka://{server.strip()}" for server in hosts(bootstrap_servers).split(",")],
             broker_credentials=_credentials(bootstrap_servers),
             store="memory://",
@@ -93,6 +97,9 @@ class ControlApp:
                 await self._app.stop()
         except TimeoutError:
             logger.warning("the Faust app did not stop in time; its group ends with its session")
+        with contextlib.suppress(InferlineError, TimeoutError):  # else the next term does it
+            async with asyncio.timeout(2.0):
+                await delete_groups(self._bootstrap_servers, self._group)
 
 
 def _credentials(bootstrap_servers: str) -> Any:

@@ -160,8 +160,8 @@ async def write_once(bootstrap_servers: str, record: Written, timeout_s: float =
         await _quietly(producer.stop(), 2.0)
 
 
-async def delete_groups(bootstrap_servers: str, beginning: str, keep: str) -> None:
-    """Delete consumer groups whose name begins so, but for one; those that still have members stay.
+async def delete_groups(bootstrap_servers: str, beginning: str, keep: str = "") -> None:
+    """Delete consumer groups whose name begins so, but for the one to keep; those that still have members stay.
 
     Raises:
         Unreachable: Kafka does not answer.

@@ -6,13 +6,34 @@ import asyncio
 import secrets
 from pathlib import Path
 
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
 from inferline_stream.controlplane.app import ControlApp
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.dataplane.control import Written, delete_groups, write_once
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.testing.kafka import KafkaServer
+
+
+async def groups(servers: str, names: Names) -> list[str]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    try:
+        return sorted(name for name, *_ in await admin.list_consumer_groups() if name.startswith(names.control_groups))
+    finally:
+        await admin.close()
+
+
+async def group_of_an_ended_term(servers: str, names: Names) -> None:
+    """What a controller leaves that was killed: a group with an offset and no members."""
+    group = f"{names.control_groups}0"
+    async with AIOKafkaConsumer(bootstrap_servers=servers, group_id=group, enable_auto_commit=False) as consumer:
+        consumer.assign([TopicPartition(names.stage_stats, 0)])
+        await consumer.commit({TopicPartition(names.stage_stats, 0): 0})
+    assert await groups(servers, names) == [group]
 
 
 async def test_agents_bring_each_record_with_its_offset_and_the_timer_ticks(
@@ -41,13 +62,17 @@ async def test_agents_bring_each_record_with_its_offset_and_the_timer_ticks(
         tune=tune,
         tune_every_s=0.1,
     )
+    await group_of_an_ended_term(servers, names)
     async with asyncio.timeout(60), app:
+        await delete_groups(servers, names.control_groups, keep=f"{names.control_groups}1")
+        assert await groups(servers, names) in ([], [f"{names.control_groups}1"])
         for number in range(3):
             await write_once(servers, Written(names.stage_stats, "a", b"%d" % number))
         await write_once(servers, Written(names.arrivals, "s", b"x"))
         assert await until(heard, 20.0)
     assert reports == [(0, number, b"%d" % number) for number in range(3)]
     assert arrivals == [(0, 0, b"x")]
+    assert await groups(servers, names) == []
 
 
 async def test_a_run_hears_by_its_agents_and_goes_on_by_itself_where_there_are_none(
