@@ -1,0 +1,33 @@
+"""`report`: a finished run as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="a run's folder, or the topology whose newest run it is", exists=True)],
+    *,
+    save: Annotated[Path | None, typer.Option(help="the HTML file; report.html in the run's folder without it")] = None,
+) -> None:
+    """Write one page about a finished run: what happened, why, what it cost, and what each baseline would have cost."""
+    from rich.console import Console
+
+    from inferline_stream.cli.provisioning import topology_file
+    from inferline_stream.controlplane.record import DOCUMENT, newest_run, read_events, read_record
+    from inferline_stream.controlplane.retelling import retold
+    from inferline_stream.dataplane.loading import load_topology
+
+    folder = run
+    if not (run / DOCUMENT).exists():
+        file = topology_file(run)
+        folder = newest_run(file.parent, load_topology(file).name)
+    record, events = read_record(folder), read_events(folder)
+    with Console(stderr=True).status("replaying the recorded arrivals") as status:
+        page = retold(record, events, lambda policy: status.update(f"replaying the recorded arrivals: {policy}"))
+    target = save or folder / "report.html"
+    target.write_text(page)
+    typer.echo(f"{target}: {len(page.encode()) / 1024:.0f} KB")
