@@ -66,12 +66,14 @@ class Events:
         entries_s: float64, ascending: of events that reached the sink, when they entered.
         latency_s: float64: of the same events.
         sample_s: float64, ascending: the arrivals that the first plan was made for; empty if not known.
+        began_s: the first arrival, in seconds since the epoch.
     """
 
     arrivals_s: NDArray[np.float64]
     entries_s: NDArray[np.float64]
     latency_s: NDArray[np.float64]
     sample_s: NDArray[np.float64]
+    began_s: float
 
     @classmethod
     def of(cls, ledger: Ledger, sample: Trace | None) -> Self:
@@ -80,9 +82,9 @@ class Events:
         entries_s = np.frombuffer(ledger.entries_s, dtype=np.float64)
         latency_s = np.frombuffer(ledger.latencies_s, dtype=np.float32).astype(np.float64)
         order = np.argsort(entries_s, kind="stable")
-        first_s = min([*arrivals_s[:1], *entries_s[order[:1]]], default=0.0)
+        first_s = float(min([*arrivals_s[:1], *entries_s[order[:1]]], default=0.0))
         sample_s = np.empty(0) if sample is None else sample.arrivals_s
-        return cls(arrivals_s - first_s, entries_s[order] - first_s, latency_s[order], sample_s)
+        return cls(arrivals_s - first_s, entries_s[order] - first_s, latency_s[order], sample_s, first_s)
 
 
 def write_record(folder: Path, record: RunRecord, events: Events) -> None:
@@ -124,7 +126,8 @@ def read_events(folder: Path) -> Events:
     file = folder / ARRAYS
     try:
         with file.open("rb") as opened, np.load(opened) as arrays:
-            return Events(**{name: arrays[name] for name in Events.__slots__})
+            found = {name: arrays[name] for name in Events.__slots__}
+        return Events(**found | {"began_s": float(found["began_s"])})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InvalidTopology(f"{file}: holds no events of a run ({error}); `run` leaves them") from None
 

@@ -25,6 +25,9 @@ INK, QUIET, LINE = "#14181f", "#566070", "#dfe3ea"
 BAD = "#b3261e"
 """What is above the SLO."""
 
+Target = Path | io.BytesIO
+"""A file that ends in .png or .svg, or a buffer that takes an SVG."""
+
 WIDTH_IN = 8.0
 SUFFIXES = (".png", ".svg")
 
@@ -100,12 +103,12 @@ def check_file(file: Path) -> None:
 
 @contextmanager
 def drawing(
-    file: Path | io.BytesIO, rows: Sequence[float], *, columns: int = 1, title: str = "", share_x: bool = False
+    file: Target, rows: Sequence[float], *, columns: int = 1, title: str = "", share_x: bool = False
 ) -> Iterator[list[list[Axes]]]:
     """Axes to draw on, by row and column; the picture is written at the end of the block.
 
     Args:
-        file: ends in .png or .svg; or a buffer that takes an SVG.
+        file: where the picture goes.
         rows: height of each row in inches.
         columns: axes per row.
         title: above all of them.
@@ -148,7 +151,7 @@ def plain_log(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _write(figure: Figure, file: Path | io.BytesIO) -> None:
+def _write(figure: Figure, file: Target) -> None:
     kind = "svg" if isinstance(file, io.BytesIO) else file.suffix.lower()[1:]
     written = io.BytesIO()
     figure.savefig(written, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})

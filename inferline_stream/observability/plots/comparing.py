@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from inferline_stream.observability.plots.canvas import (
     ORANGE,
     QUIET,
     VERMILION,
+    Target,
     drawing,
     plain_log,
 )
@@ -30,11 +30,11 @@ _KINDS = {
 }
 
 
-def draw_comparison(file: Path, comparison: Comparison, *, objective: float = 0.99, title: str = "") -> None:
+def draw_comparison(file: Target, comparison: Comparison, *, objective: float = 0.99, title: str = "") -> None:
     """Cost against miss rate of every policy, numbered, with the rows that no other beats in both joined.
 
     Args:
-        file: .png or .svg.
+        file: where the picture goes.
         comparison: of the policies on one trace.
         objective: share of events that must meet the SLO.
         title: above the picture.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inferline_stream.calculus.envelope import trace_envelope
-from inferline_stream.observability.plots.canvas import BAD, BLUE, QUIET, drawing, looks, plain_log
+from inferline_stream.estimator.selection import quantile_s
+from inferline_stream.observability.plots.canvas import BAD, BLUE, QUIET, Target, drawing, looks, plain_log
 from inferline_stream.pipeline.plan import Plan, replicas_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.outcome import Outcome
@@ -23,12 +23,18 @@ _LONGEST_S = 600.0
 
 
 def draw_replay(
-    file: Path, outcome: Outcome, plan: Plan, *, objective: float = 0.99, title: str = "", bin_s: float = 15.0
+    file: Target,
+    outcome: Outcome,
+    plan: Plan,
+    *,
+    objective: float = 0.99,
+    title: str | None = None,
+    bin_s: float = 15.0,
 ) -> None:
-    """Arrivals, replicas and misses over time, and the traffic envelope against the plan's.
+    """Arrivals, replicas, latency and misses over time, and the traffic envelope against the plan's.
 
     Args:
-        file: .png or .svg.
+        file: where the picture goes.
         outcome: of the replay.
         plan: that it began with.
         objective: share of events that must meet the SLO.
@@ -38,15 +44,17 @@ def draw_replay(
     Raises:
         UsageError: see `canvas.check_file`.
     """
-    title = title or (
-        f"{outcome.policy}: ${outcome.cost_per_hour:.4g}/h, {outcome.miss_rate:.2%} above {plan.slo_s * 1e3:g} ms"
-    )
-    with drawing(file, [1.7, 1.9, 1.7, 2.4], title=title) as [[rate], [replicas], [misses], [envelope]]:
+    if title is None:
+        cost = f"${outcome.cost_per_hour:.4g}/h"
+        title = f"{outcome.policy}: {cost}, {outcome.miss_rate:.2%} above {plan.slo_s * 1e3:g} ms"
+    rows = [1.7, 1.9, 1.9, 1.7, 2.4]
+    with drawing(file, rows, title=title) as [[rate], [replicas], [latency], [misses], [envelope]]:
         scale, unit = (60.0, "min") if outcome.duration_s > _LONGEST_S else (1.0, "s")
         _arrivals(rate, outcome, plan, scale)
         _replicas(replicas, outcome, plan, scale)
+        _latencies(latency, outcome, scale)
         _misses(misses, outcome, bin_s, scale, 1 - objective)
-        for axes in (rate, replicas, misses):
+        for axes in (rate, replicas, latency, misses):
             axes.set_xlim(0, outcome.duration_s / scale)
         misses.set_xlabel(f"time [{unit}]")
         draw_envelope(envelope, plan, {"this trace": trace_envelope(Trace(outcome.entry_s), _windows(plan))})
@@ -82,6 +90,24 @@ def _replicas(axes: Axes, outcome: Outcome, plan: Plan, scale: float) -> None:
     axes.set_title("replicas wanted")
     axes.set_ylabel("replicas")
     axes.legend(loc="upper right", ncols=min(4, len(plan.allocations)))
+
+
+def _latencies(axes: Axes, outcome: Outcome, scale: float) -> None:
+    """P50 and P99 of the events that entered in each of a hundred bins; events that never ended count as late."""
+    bin_s = max(1.0, outcome.duration_s / 100)
+    known = ~np.isnan(outcome.latency_s)
+    bins, latency_s = (outcome.entry_s[known] / bin_s).astype(int), outcome.latency_s[known]
+    edges = np.searchsorted(bins, np.arange(bins.max(initial=0) + 2))
+    filled = [at for at in range(edges.size - 1) if edges[at + 1] > edges[at]]
+    middles = [(at + 0.5) * bin_s / scale for at in filled]
+    for share, look in zip((0.5, 0.99), looks(), strict=False):
+        values = [quantile_s(latency_s[edges[at] : edges[at + 1]], share) * 1e3 for at in filled]
+        axes.plot(middles, values, label=f"P{share * 100:g}", color=look.colour, linestyle=look.dashes)
+    axes.axhline(outcome.slo_s * 1e3, color=BAD, linestyle=":", label=f"SLO: {outcome.slo_s * 1e3:g} ms")
+    plain_log(axes, "y")
+    axes.set_title("latency")
+    axes.set_ylabel("latency [ms]")
+    axes.legend(loc="upper right", ncols=3)
 
 
 def _misses(axes: Axes, outcome: Outcome, bin_s: float, scale: float, allowed: float) -> None:

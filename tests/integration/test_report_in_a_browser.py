@@ -1,0 +1,80 @@
+"""The report of a run in a real Chromium: complete, from one file, without a request or a complaint."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from inferline_stream.controlplane.record import Events
+from inferline_stream.controlplane.retelling import live_outcome, retold
+from inferline_stream.pipeline.trace import gamma_trace
+from tests.unit.controlplane.test_record import RECORD
+
+CHROMIUM = shutil.which("chromium")
+BEGAN_S = RECORD.started_s + 0.5
+
+
+def events(count: int = 400) -> Events:
+    rng = np.random.default_rng(3)
+    arrivals_s = gamma_trace(15.0, 1.0, 60.0, rng).arrivals_s[:count]
+    entries_s = arrivals_s[::2]
+    latency_s = rng.uniform(0.05, 0.2, entries_s.size)
+    latency_s[-4:] = 0.4
+    return Events(arrivals_s - arrivals_s[0], entries_s - arrivals_s[0], latency_s, arrivals_s[: count // 4], BEGAN_S)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    file.write_text(retold(RECORD, events()))
+    return file
+
+
+def test_decisions_count_from_the_first_arrival() -> None:
+    outcome = live_outcome(RECORD, events())
+    assert [(step.time_s, step.action) for step in outcome.steps] == [(9.5, "scale_up")]
+    assert outcome.miss_rate == pytest.approx(4 / 200)
+
+
+def test_a_run_without_events_has_a_page_too() -> None:
+    silent = replace(RECORD.report, slo_miss_rate=None, p99_s=None, events_in=0)
+    nothing = Events(*(np.empty(0) for _ in range(4)), began_s=0.0)
+    page = retold(replace(RECORD, report=silent), nothing)
+    assert "No event came." in page
+    assert "<svg" not in page
+
+
+def test_what_came_from_users_cannot_become_markup() -> None:
+    decision = replace(RECORD.decisions[0], detail="<script>alert(1)</script>")
+    assert "<script>" not in retold(replace(RECORD, decisions=[decision]), events(10))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+def test_it_shows_everything_from_one_file_without_a_request_or_a_complaint(page: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        tab = chromium.new_page()
+        complaints: list[str] = []
+        requests: list[str] = []
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(page.as_uri())
+        text = tab.inner_text("main")
+        drawn = tab.locator("figure svg").count()
+        wide = tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        tab.set_viewport_size({"width": 390, "height": 800})
+        narrow = tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        chromium.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert (drawn, wide, narrow) == (2, True, True)
+    assert "The SLO was not kept: 50.00% of the events were done within 250ms, 99 % were asked for." in text
+    assert "more arrivals came in some window than the plan was made for: a burst" in text
+    assert re.search(r"cg-peak\s+\$0\.\d+", text)
+    assert page.stat().st_size <= 300_000
