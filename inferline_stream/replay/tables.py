@@ -245,11 +245,10 @@ def _fill_stage(
         tables.table[s, k * width : k * width + kind.max_batch_size + 1, 0] = service_table_s(
             measured.profiles[stage.name, kind.hardware], kind.max_batch_size
         )
-    join, entry = len(feed.sources) > 1, not feed.sources
-    lagged = not (keyed or join or entry)
+    lagged = not keyed and len(workload.shape.parents(s)) == 1
     tables.scalars[s] = (
         workload.key("service", s),
-        workload.key("route", s) if lagged else workload.key("event id" if join else "record key"),
+        workload.key("route", s) if lagged else workload.partition_key(s),
         partitioned_queue.LESS_LAGGED if lagged else partitioned_queue.UNIFORM,
         stage.producers if lagged else 1,
     )

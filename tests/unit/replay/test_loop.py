@@ -1,0 +1,210 @@
+"""The closed loop against the Estimator, a naive queue, and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation, cost_per_hour
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Paths, Shape, independent_paths
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.conditions import Conditions
+from inferline_stream.replay.loop import Slowdown, replay
+from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
+from inferline_stream.replay.sight import View
+from tests.unit.estimator.random_pipelines import random_shape
+
+ONE = Shape(("a",), ())
+KINDS = {"x": Hardware("x", 1.0), "y": Hardware("y", 2.0)}
+SLO_S = 0.5
+
+
+def one_stage(*times_s: float, start_up_s: float = 0.0) -> PipelineProfile:
+    """Service times of batches of 1, 2, 4 …"""
+    times = tuple(ServiceTime(2**i, t) for i, t in enumerate(times_s))
+    return PipelineProfile({("a", "x"): Profile("a", "x", times, start_up_s)}, Paths((0,), (1.0,)))
+
+
+def run(measured, held, trace, scaler=None, *, shape=ONE, partitions=None, **more):
+    return replay(
+        shape,
+        held,
+        measured,
+        trace,
+        scaler or Fixed(),
+        catalogue=KINDS,
+        slo_s=SLO_S,
+        partitions=partitions,
+        **more,
+    )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([0.1, 0.7, 60.0]))
+def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, partitioned, period_s):
+    rng = np.random.default_rng(seed)
+    shape = random_shape(rng)
+    while len(shape.finals()) > 1:
+        shape = random_shape(rng)
+    conditional = {(shape.stages[w.parent], shape.stages[w.child]): 0.6 for w in shape.arrows if w.conditional}
+    profiles, held = {}, {}
+    for stage in shape.stages:
+        kinds = ["x", "y"][: int(rng.integers(1, 3))]
+        for kind in kinds:
+            times = tuple(ServiceTime(2**i, t) for i, t in enumerate(rng.uniform(0.01, 0.2, 4)))
+            profiles[stage, kind] = Profile(stage, kind, times)
+        held[stage] = tuple(Allocation(kind, int(rng.choice([1, 2, 8])), int(rng.integers(1, 4))) for kind in kinds)
+    measured = PipelineProfile(profiles, independent_paths(shape, conditional), float(rng.choice([0.0, 0.003])))
+    trace = Trace(np.cumsum(rng.gamma(0.25, 4 * rng.choice([0.01, 0.05]), 300)))
+    partitions = {stage: int(rng.integers(6, 12)) for stage in shape.stages} if partitioned else None
+    idle = Fixed()
+    idle.period_s = period_s
+    found = run(measured, held, trace, idle, shape=shape, partitions=partitions, seed=seed)
+    queues = "partitioned" if partitioned else "shared"
+    expected = simulate(shape, held, measured, trace, queues=queues, partitions=partitions, seed=seed)
+    assert found.latency_s.tobytes() == expected.latency_s.tobytes()
+    assert found.cost == pytest.approx(cost_per_hour(held, KINDS) * float(trace.arrivals_s[-1]) / 3600)
+
+
+def naive(times_s, service_s, limit, changes):
+    """One queue and replicas that come and go, event by event. ``changes``: (time, replicas that are ready then)."""
+    free: list[float] = []
+    latency, i = np.empty(len(times_s)), 0
+    coming = list(changes)
+
+    def apply(until_s):
+        while coming and coming[0][0] <= until_s:
+            time_s, more = coming.pop(0)
+            for _ in range(more):
+                heapq.heappush(free, time_s)
+
+    while i < len(times_s):
+        apply(times_s[i])
+        start_s = max(free[0], times_s[i])
+        apply(start_s)
+        start_s = max(heapq.heappop(free), times_s[i])
+        size = 1
+        while size < limit and i + size < len(times_s) and times_s[i + size] <= start_s:
+            size += 1
+        heapq.heappush(free, start_s + service_s[size])
+        latency[i : i + size] = start_s + service_s[size] - times_s[i : i + size]
+        i += size
+    return latency
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+@pytest.mark.parametrize("start_up_s", [0.0, 2.35])
+def test_replicas_work_once_they_have_started_up_and_cost_from_the_moment_they_are_asked_for(limit, start_up_s):
+    rng = np.random.default_rng(3)
+    trace = Trace(np.sort(rng.uniform(0.0, 20.0, 600)))
+    by_size = {1: 0.05, 2: 0.06, 3: 0.07, 4: 0.08}
+    measured = one_stage(by_size[1], by_size[2], by_size[4], start_up_s=start_up_s)
+    held = {"a": (Allocation("x", limit, 1),)}
+    plan = Scheduled("steps", [(4.0, {"a": {"x": 3}}), (9.0, {"a": {"x": 4}})])
+    found = run(measured, held, trace, plan)
+    expected = naive(trace.arrivals_s, by_size, limit, [(-1.0, 1), (4.0 + start_up_s, 2), (9.0 + start_up_s, 1)])
+    assert found.latency_s == pytest.approx(expected, abs=1e-12)
+    end_s = float(trace.arrivals_s[-1])
+    assert found.replica_hours["a", "x"] == pytest.approx((end_s + 2 * (end_s - 4) + (end_s - 9)) / 3600)
+    assert (found.changes, found.peak_replicas) == (2, 4)
+
+
+def test_a_replica_that_leaves_ends_its_batch_and_takes_no_other():
+    """Two replicas of 1 s; one is given back at 0.5 s while both work. What comes later has one of them."""
+    trace = Trace(np.array([0.0, 0.0, 0.1, 0.2, 9.0]))
+    plan = Scheduled("less", [(0.5, {"a": {"x": 1}})])
+    found = run(one_stage(1.0), {"a": (Allocation("x", 1, 2),)}, trace, plan)
+    assert found.latency_s == pytest.approx([1.0, 1.0, 1.9, 2.8, 1.0])
+    assert found.replica_hours["a", "x"] == pytest.approx((9.0 + 1.0) / 3600)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_partition_that_moves_waits_for_the_batch_in_flight_and_the_handover_and_no_other_waits(seed):
+    """One replica holds two partitions; at 5 s another is ready at once and gets one of them.
+
+    Until then records are served in order of entry. What is in flight at 5 s is finished; from then on the old replica
+    serves its partition alone, and the new one the other partition, 0.05 s after the end of what was in flight.
+    """
+    service_s, moves_s, handover_s = 0.2, 5.0, 0.05
+    times_s = np.sort(np.random.default_rng(seed).uniform(0.0, 10.0, 60))
+    measured = one_stage(service_s)
+    conditions = Conditions(handover_s=handover_s, statistics_delay_s=0.0)
+    plan = Scheduled("more", [(moves_s, {"a": {"x": 2}})])
+    held = {"a": (Allocation("x", 1, 1),)}
+    found = run(measured, held, Trace(times_s), plan, partitions={"a": 2}, conditions=conditions, seed=seed)
+    partition = prepare(ONE, measured, Trace(times_s), seed=seed).partition_of(0, 2, None)
+
+    def expected(moving: int) -> np.ndarray:
+        free_s, ends_s, started = 0.0, np.zeros(times_s.size), np.zeros(times_s.size, bool)
+        for i in range(times_s.size):
+            start_s = max(free_s, times_s[i])
+            if start_s >= moves_s:
+                break
+            free_s, started[i] = start_s + service_s, True
+            ends_s[i] = free_s
+        for p, from_s in ((1 - moving, free_s), (moving, max(free_s, moves_s) + handover_s)):
+            for i in np.flatnonzero(~started & (partition == p)):
+                from_s = max(from_s, times_s[i]) + service_s
+                ends_s[i] = from_s
+        return ends_s - times_s
+
+    agrees = [np.allclose(found.latency_s, expected(moving), atol=1e-12, rtol=0) for moving in (0, 1)]
+    assert agrees.count(True) == 1
+
+
+def test_where_the_world_stops_every_partition_waits():
+    trace = Trace(np.arange(0.1, 4.0, 0.2))
+    conditions = Conditions(stop_the_world_s=0.6, handover_s=0.05, statistics_delay_s=0.0)
+    plan = Scheduled("more", [(1.0, {"a": {"x": 2}})])
+    held = {"a": (Allocation("x", 1, 1),)}
+    found = run(one_stage(0.2), held, trace, plan, partitions={"a": 2}, conditions=conditions)
+    ends_s = trace.arrivals_s + found.latency_s
+    stopped = (trace.arrivals_s > 1.0) & (trace.arrivals_s < 1.6)
+    assert stopped.sum() == 3
+    assert ends_s[stopped].min() == pytest.approx(1.8)
+
+
+@dataclass
+class Watching:
+    """Notes what it is shown."""
+
+    name: str = "watching"
+    period_s: float = 0.1
+    views: list[tuple[float, float, int, int]] = field(default_factory=list)
+
+    def decide(self, view: View) -> Wish | None:
+        stage = view.now[0]
+        self.views.append((view.time_s, stage.time_s, stage.arrived, view.entered))
+        return None
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.04, 0.5])
+def test_stages_are_seen_as_late_as_their_statistics_and_arrivals_at_once(delay_s):
+    rng = np.random.default_rng(4)
+    trace = Trace(np.sort(rng.uniform(0.0, 8.0, 400)))
+    watching = Watching()
+    conditions = Conditions(statistics_delay_s=delay_s)
+    run(one_stage(0.001), {"a": (Allocation("x", 1, 1),)}, trace, watching, conditions=conditions)
+    for now_s, seen_s, arrived, entered in watching.views:
+        assert entered == int((trace.arrivals_s < now_s).sum())
+        if now_s > delay_s + 0.1:
+            assert seen_s == pytest.approx(now_s - delay_s)
+            assert arrived == int((trace.arrivals_s < seen_s).sum())
+
+
+def test_a_stage_that_slows_down_serves_from_then_on_at_its_new_speed():
+    trace = Trace(np.arange(0.0, 10.0, 1.0))
+    found = run(
+        one_stage(0.2), {"a": (Allocation("x", 1, 1),)}, trace, slowdowns=(Slowdown(time_s=4.5, stage="a", factor=3.0),)
+    )
+    assert found.latency_s == pytest.approx([0.2] * 5 + [0.6] * 5)
+    assert found.miss_rate == pytest.approx(0.5)
