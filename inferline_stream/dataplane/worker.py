@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import bisect
 import inspect
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from inferline_stream.errors import StageFailed
 from inferline_stream.pipeline.hardware import Hardware
 
 _TRACEBACK_FRAMES = 5
+_NOT_THE_USERS = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<frozen")
 
 
 class StageCall:
@@ -38,7 +41,9 @@ class StageCall:
         try:
             self._call: Any = run() if inspect.isclass(run) else run
         except Exception as error:
-            raise StageFailed(f"{getattr(run, '__qualname__', run)} cannot be built: {_last_line(error)}") from error
+            what = f"{getattr(run, '__qualname__', run)} cannot be built: {_last_line(error)}"
+            where = where_raised(error)
+            raise StageFailed(f"{where}: {what}" if where else what) from error
         self._cores = hardware.cores if not hardware.emulated and 0 < hardware.cores < 1 else None
         self._emulated_s = dict(sorted((emulated_s or {}).items())) if hardware.emulated else {}
 
@@ -89,12 +94,27 @@ class Failed:
     type: str
     message: str
     traceback: str
+    where: str = ""
+    """``file:line in function`` of the user's own innermost frame."""
+
+    @property
+    def summary(self) -> str:
+        """The user's frame, then what was raised there."""
+        raised = f"{self.type}: {self.message}"
+        return f"{self.where}: {raised}" if self.where else raised
 
     @classmethod
     def of(cls, error: BaseException) -> Failed:
         """What is told of an error."""
         lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-_TRACEBACK_FRAMES)
-        return cls(type(error).__qualname__, str(error), "".join(lines))
+        return cls(type(error).__qualname__, str(error), "".join(lines), where_raised(error))
+
+
+def where_raised(error: BaseException) -> str:
+    """The innermost frame that is neither ours nor a library's, as ``file:line in function``; empty if none is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS) and "site-packages" not in f.filename]
+    return f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else ""
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.topology import Pipeline, Sample, Stage
-from inferline_stream.profiler.process import WorkerFailed, WorkerProcess
+from inferline_stream.profiler.process import WorkerFailed, WorkerProcess, blame
 
 _EVENTS_TRIED = 1000
 
@@ -76,7 +76,7 @@ async def building_problems(pipeline: Pipeline, topology: Path, start_timeout_s:
             except ValueError:
                 return None  # an isolation that cannot be is told of as such
             except WorkerFailed as error:
-                return f"{stage.declared}: stage {stage.name!r} cannot be built in a worker process: {error}"
+                return blame(error, stage.declared, f"stage {stage.name!r} cannot be built in a worker process")
 
     stages = [stage for stage in pipeline.stages if isinstance(stage, Stage) and isinstance(stage.name, str)]
     by_name = {stage.name: stage for stage in stages}

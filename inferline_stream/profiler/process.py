@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Collection
@@ -44,6 +45,20 @@ class WorkerFailed(StageFailed):
     def __init__(self, message: str, *, memory: bool = False) -> None:
         super().__init__(message)
         self.memory = memory
+
+
+_FRAME = re.compile(r".+:\d+ in \S+: ")
+
+
+def blame(error: WorkerFailed, declared: str, what: str) -> str:
+    """One line on a stage that failed: where the user's own code raised comes first, if it did.
+
+    Args:
+        error: what the worker said.
+        declared: ``file:line`` of the stage.
+        what: the stage, and perhaps what it could not do.
+    """
+    return f"{error}; {what}, declared at {declared}" if _FRAME.match(str(error)) else f"{declared}: {what}: {error}"
 
 
 class WorkerProcess:

@@ -22,7 +22,7 @@ from inferline_stream.pipeline.validation import validated
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.measuring import measure, measure_emulated
 from inferline_stream.profiler.messages import StageInput
-from inferline_stream.profiler.process import WorkerFailed, WorkerProcess
+from inferline_stream.profiler.process import WorkerFailed, WorkerProcess, blame
 from inferline_stream.profiler.sampling import SampleRun, run_sample
 from inferline_stream.profiler.store import Known, ProfileStore
 from inferline_stream.settings import Settings
@@ -224,13 +224,13 @@ class _Session:
             try:
                 built[name] = await self._worker(name, 1)
             except WorkerFailed as error:
-                problems.append(f"{self._pipeline.stage(name).declared}: stage {name!r}: {error}")
+                problems.append(blame(error, self._pipeline.stage(name).declared, f"stage {name!r}"))
         if problems:
             raise InvalidTopology(*problems)
         self._steps.begin("sample: running its events through the pipeline")
         run = await run_sample(shape, built, events, self._options.sample_s, self._steps.within)
         for name, (count, message) in run.failed.items():
-            self._steps.note(f"stage {name!r}: raised on {count} of {run.events} sample events, first {message}")
+            self._steps.note(f"{message}; stage {name!r} raised on {count} of {run.events} sample events")
         return run
 
     async def profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
@@ -252,7 +252,7 @@ class _Session:
                 seconds = self._options.stage_s
                 times, note = await measure(worker, kind, inputs, stage.max_batch_size, seconds=seconds, progress=told)
         except WorkerFailed as error:
-            raise InvalidTopology(f"{stage.declared}: stage {stage.name!r} on {kind.name!r}: {error}") from error
+            raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
         if note:
             self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {note}")
         return Profile(stage.name, kind.name, times, worker.start_up_s), note

@@ -89,7 +89,7 @@ async def run_sample(
     for stage in shape.stages:
         count, message = run.failed.get(stage, (0, ""))
         if count and not run.masks:
-            raise InvalidTopology(f"stage {stage!r}: raised on {count} of {run.events} sample events: {message}")
+            raise InvalidTopology(f"{message}; stage {stage!r} raised on {count} of {run.events} sample events")
     for stage in shape.stages:
         if not run.inputs[stage]:
             raise InvalidTopology(

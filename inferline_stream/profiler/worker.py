@@ -92,7 +92,7 @@ class StageWorker:
         took_s, calls = self._timed(call, [self._decoded(event) for event in itertools.islice(events, size)])
         failed = next((outcome for outcome in calls.outcomes if isinstance(outcome, Failed)), None)
         if failed is not None:
-            raise StageFailed(f"raised on an event that it had taken before: {failed.type}: {failed.message}")
+            raise StageFailed(f"raised on an event that it had taken before: {failed.summary}")
         if len(calls.calls) != 1:
             raise _TooLarge(f"raised on a batch of {size}, but not on smaller ones")
         return took_s
@@ -120,7 +120,7 @@ class StageWorker:
 def _outcome(found: Done | Failed) -> Outcome:
     if isinstance(found, Done):
         return Outcome(found.value, sorted(found.taken))
-    return Outcome(b"", [], f"{found.type}: {found.message}")
+    return Outcome(b"", [], found.summary)
 
 
 def main() -> None:

@@ -138,7 +138,8 @@ async def test_stages_that_cannot_be_built_are_told_together(topology: Path) -> 
         await profile_pipeline(load_topology(topology), topology, EVENTS, options=QUICK)
     (problem,) = raised.value.problems
     assert problem.startswith(f"{topology}:")
-    assert "stage 'slow': Slow cannot be built: ModuleNotFoundError" in problem
+    assert "in __init__: Slow cannot be built: ModuleNotFoundError" in problem
+    assert "stage 'slow', declared at" in problem
 
 
 async def test_a_broker_that_does_not_answer_is_told_before_anything_is_measured(topology: Path) -> None:

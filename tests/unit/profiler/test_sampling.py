@@ -146,5 +146,5 @@ async def test_a_stage_that_fails_on_everything_is_told_with_its_first_words() -
         raise ValueError("no model")
 
     of = {**workers(), "entry": Worker(broken)}
-    with pytest.raises(InvalidTopology, match="stage 'entry': raised on 40 of 40 sample events: no model"):
+    with pytest.raises(InvalidTopology, match="no model; stage 'entry' raised on 40 of 40 sample events"):
         await run_sample(DIAMOND, of, events(40), seconds=10)
