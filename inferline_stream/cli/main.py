@@ -12,6 +12,7 @@ from inferline_stream.cli.deploying import deploy
 from inferline_stream.cli.explaining import explain
 from inferline_stream.cli.frame import Verbs, add_verbs
 from inferline_stream.cli.letters import dlq
+from inferline_stream.cli.output import Output, print_json
 from inferline_stream.cli.overriding import pause, resume, scale
 from inferline_stream.cli.planning import plan
 from inferline_stream.cli.profiling import profile
@@ -50,11 +51,16 @@ def options(
     """What every command shares."""
 
 
-def version() -> None:
+def version(output: Output = "table") -> None:
     """Print the version."""
+    import platform
     from importlib.metadata import version as installed
 
-    print(f"inferline-stream {installed('inferline-stream')}")
+    number = installed("inferline-stream")
+    if output == "json":
+        print_json({"version": number, "python": platform.python_version()})
+    else:
+        print(f"inferline-stream {number}")
 
 
 add_verbs(

@@ -62,6 +62,9 @@ def run(
     ui_port: Annotated[int, typer.Option(help="of the live page; 0 for any free one", min=0, max=65535)] = 8765,
     metrics_port: Annotated[int, typer.Option(help="of /metrics; 0 for any free one", min=0, max=65535)] = 9464,
     seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="end with code 6 unless the objective held and no event was lost")
+    ] = False,
     output: Output = "table",
 ) -> None:
     """Profile what has no profile yet, plan, start the replicas, and scale them while traffic swings.
@@ -89,6 +92,7 @@ def run(
             page_port=ui_port if ui else None,
             metrics_port=metrics_port,
             seed=seed,
+            gate=gate,
             as_json=output == "json",
         )
     )

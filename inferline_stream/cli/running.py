@@ -39,7 +39,7 @@ from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
 from inferline_stream.dataplane.client import check_installed
 from inferline_stream.dataplane.protocol import KafkaClient
 from inferline_stream.dataplane.topics import REPLICATION
-from inferline_stream.errors import UsageError
+from inferline_stream.errors import GateFailed, UsageError
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.profiler.profiling import Options
 from inferline_stream.tuner.policy import POLICIES
@@ -66,6 +66,7 @@ class Wanted:
     page_port: int | None
     metrics_port: int
     seed: int
+    gate: bool
     as_json: bool
 
 
@@ -88,6 +89,22 @@ def run_and_report(wanted: Wanted) -> None:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
         else:
             screen.report(report)
+    if wanted.gate and (miss := gate_miss(report, what.pipeline.objective)):
+        raise GateFailed(miss)
+
+
+def gate_miss(report: RunReport, objective: float) -> str:
+    """In what the SLO gate did not hold, in words; empty if it did."""
+    if report.lost:
+        return f"the SLO gate did not hold: {report.lost} events were lost"
+    if report.slo_miss_rate is None:
+        return "the SLO gate did not hold: no event came through, so nothing is known"
+    if report.slo_miss_rate > 1 - objective + 1e-9:
+        return (
+            f"the SLO gate did not hold: {report.slo_miss_rate:.2%} of {report.events_in} events missed the SLO of "
+            f"{report.slo_s:g} s, the objective allows {1 - objective:.2%}"
+        )
+    return ""
 
 
 async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, stopping: _Stopping) -> RunReport:

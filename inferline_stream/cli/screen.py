@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from types import TracebackType
 from typing import Self
@@ -11,9 +12,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from inferline_stream.cli.logs import logs_as_json
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.observability.state import DecisionRecord, PipelineState, StageState
 from inferline_stream.pipeline.units import format_duration
+
+logger = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 5.0
 """Without a terminal, how often a line tells how the run goes."""
@@ -55,7 +59,9 @@ class Screen:
         self._say(Text(text))
 
     def decided(self, record: DecisionRecord) -> None:
-        """One line per decision."""
+        """One line per decision; the control loop logs it too, so JSON lines have it from there."""
+        if logs_as_json():
+            return
         line = Text(f"{self._elapsed_s():6.1f} s  ")
         line.append(record.action, style=_ACTION_STYLE.get(record.action, "bold"))
         if not record.applied and record.action != "hold":
@@ -73,6 +79,9 @@ class Screen:
             self._live.update(Group(headline(state, self._elapsed_s()), stages_table(state)), refresh=True)
         elif time.monotonic() - self._line_s >= _LINE_EVERY_S:
             self._line_s = time.monotonic()
+            if logs_as_json():
+                logger.info("state", extra=_as_fields(state))
+                return
             self._say(headline(state, self._elapsed_s()))
 
     def report(self, report: RunReport) -> None:
@@ -103,6 +112,20 @@ def headline(state: PipelineState, elapsed_s: float | None = None) -> Text:
     line.append(f"P99 {_duration(state.recent_p99_s)}", style="bold red" if late else "green")
     line.append(f" of {format_duration(state.slo_s)}  ${state.cost_per_hour:.4f}/h  replicas {replicas}")
     return line
+
+
+def _as_fields(state: PipelineState) -> dict[str, object]:
+    return {
+        "pipeline": state.pipeline,
+        "arrival_rate": round(state.arrival_rate, 3),
+        "events_in": state.events_in,
+        "events_out": state.events_out,
+        "lag": sum(s.lag_records for s in state.stages),
+        "p99_s": state.recent_p99_s,
+        "slo_s": state.slo_s,
+        "cost_per_hour": state.cost_per_hour,
+        "replicas": {s.name: sum(k.ready for k in s.replicas) for s in state.stages},
+    }
 
 
 def stages_table(state: PipelineState) -> Table:
