@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inferline_stream.errors import InferlineError, InvalidTopology
+    from inferline_stream.pipeline.codec import Codec
     from inferline_stream.pipeline.hardware import Hardware
     from inferline_stream.pipeline.isolation import Isolation
     from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic
 
 __all__ = [
+    "Codec",
     "Edge",
     "Hardware",
     "InferlineError",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "Codec": "inferline_stream.pipeline.codec",
     "Edge": "inferline_stream.pipeline.topology",
     "Hardware": "inferline_stream.pipeline.hardware",
     "InferlineError": "inferline_stream.errors",

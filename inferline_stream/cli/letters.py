@@ -69,14 +69,18 @@ def dlq(
 def _tell(done: SentAgain, *, as_json: bool) -> None:
     before = [letter for letter in done.before if letter not in done.sent]
     if as_json:
-        _print_json({"sent": [letter.id for letter in done.sent], "left_alone": [letter.id for letter in before]})
+        alone = [letter.id for letter in (*before, *done.cut)]
+        _print_json({"sent": [letter.id for letter in done.sent], "left_alone": alone})
         return
     for letter in done.sent:
         earlier = f" (again: first on {_time(letter.sent_again_ms)})" if letter.sent_again_ms else ""
         print(f"{letter.id} sent to {letter.told('topic')}{earlier}")
     for letter in before:
         print(f"{letter.id} left alone: it was sent on {_time(letter.sent_again_ms)}; --again sends it once more")
-    if not done.sent and not before:
+    for letter in done.cut:
+        place = "/".join(letter.told(name) for name in ("topic", "partition", "offset"))
+        print(f"{letter.id} left alone: its value was too large to be kept here; the record is {place}")
+    if not done.sent and not before and not done.cut:
         print("no dead letters")
 
 

@@ -34,9 +34,6 @@ logger = logging.getLogger(__name__)
 PRODUCE_BATCH_BYTES = 512 * 1024
 """Bytes per partition and produce request; a topic's `max.message.bytes` is 1 MiB by default."""
 
-MAX_RECORD_BYTES = 1_000_000
-"""Larger records are dead letters: Kafka refuses batches above `max.message.bytes`, 1,048,588 by default."""
-
 TRANSACTION_TIMEOUT_MS = 15_000
 """A transaction holds sends only, never the stage's work. What a dead replica left open hides what comes after it
 from readers for at most this long, if nobody fences it before."""

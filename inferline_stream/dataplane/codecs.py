@@ -1,32 +1,20 @@
 """How values become bytes and back: one seam for source, sink and the topics between stages.
 
-Another format (Avro with a schema registry, say) is one more entry in `CODECS`; neither the worker nor the loop
-that moves records knows which one it uses.
+Neither the worker nor the loop that moves records knows which format it uses; one's own is a `pipeline.codec.Codec`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.codec import Codec
 
 Encode = Callable[[Any], bytes]
 Decode = Callable[[bytes], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """A format: an encoder, and a decoder for each type of value.
-
-    Both raise `ValueError` or `TypeError` for what they cannot represent.
-    """
-
-    encode: Encode
-    decoder: Callable[[Any], Decode]
 
 
 def _builtin(value: Any) -> Any:
@@ -59,18 +47,20 @@ def _msgpack_decoder(type_: Any) -> Decode:
 
 
 CODECS: Mapping[str, Codec] = {
-    "json": Codec(msgspec.json.Encoder(enc_hook=_builtin).encode, _json_decoder),
-    "msgpack": Codec(msgspec.msgpack.Encoder(enc_hook=_builtin).encode, _msgpack_decoder),
-    "raw": Codec(_encode_raw, _raw_decoder),
+    "json": Codec("json", msgspec.json.Encoder(enc_hook=_builtin).encode, _json_decoder),
+    "msgpack": Codec("msgpack", msgspec.msgpack.Encoder(enc_hook=_builtin).encode, _msgpack_decoder),
+    "raw": Codec("raw", _encode_raw, _raw_decoder),
 }
 
 
-def codec(name: str) -> Codec:
-    """The codec of that name.
+def codec(name: str | Codec) -> Codec:
+    """The codec of that name, or the one that a topology brings itself.
 
     Raises:
         InvalidTopology: there is none.
     """
+    if isinstance(name, Codec):
+        return name
     try:
         return CODECS[name]
     except KeyError:

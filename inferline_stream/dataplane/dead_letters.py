@@ -19,6 +19,7 @@ from inferline_stream.dataplane.partitioning import partition_of
 from inferline_stream.dataplane.wiring import input_topic
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.pipeline.annotations import stage_types
+from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, HEADER_PREFIX, PARENT, Names
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.version import format_between
@@ -143,7 +144,7 @@ def decoded(letter: Letter, pipeline: Pipeline, prefix: str = "") -> Any:
         ValueError: it is no such value; that may be why it died.
     """
     names = Names(pipeline.name, prefix)
-    name = pipeline.source.codec
+    name: str | Codec = pipeline.source.codec
     if letter.told("topic") != names.topic(pipeline.source.name):
         stage = pipeline.stage(letter.told("stage"))
         parent = letter.parent or stage.after[0].parent.name
@@ -160,11 +161,13 @@ class SentAgain:
 
     Args:
         sent: letters that were sent again; those of an event's other branches among them.
-        before: letters that had been sent again before, and were left alone.
+        before: letters that had been sent again before; left alone, unless ``again`` was asked for.
+        cut: letters without their value, which was too large for the dead letters; left alone.
     """
 
     sent: Sequence[Letter]
     before: Sequence[Letter]
+    cut: Sequence[Letter]
 
 
 async def send_again(
@@ -204,10 +207,11 @@ async def send_again(
         wanted = chosen(letters, ids, stage)
         events = {letter.event_id for letter in wanted if letter.event_id}
         wanted = [letter for letter in letters if letter.event_id in events or letter in wanted]
-        sent = [letter for letter in wanted if again or letter.sent_again_ms is None]
+        cut = [letter for letter in wanted if letter.told("cut_bytes")]
+        sent = [letter for letter in wanted if letter not in cut and (again or letter.sent_again_ms is None)]
         if sent:
             await _send(sender, sent, pipeline, names)
-        return SentAgain(sent, [letter for letter in wanted if letter.sent_again_ms is not None])
+        return SentAgain(sent, [letter for letter in wanted if letter.sent_again_ms is not None], cut)
     finally:
         await sender.stop()
 

@@ -8,6 +8,7 @@ from typing import Any
 from inferline_stream.dataplane.headers import Found, entry_headers, read_headers, timestamp_us
 from inferline_stream.dataplane.holding import Dead, Event, Holding, Skipped
 from inferline_stream.dataplane.join import Arrival, Gathered
+from inferline_stream.dataplane.sizes import record_bytes
 from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.dataplane.worker import Failed
 
@@ -39,6 +40,7 @@ class Intake:
         self._ended = ended
         self._clock_s = clock_s
         self._decode = wiring.decoders.get(None)
+        self._limit_bytes = wiring.pipeline.source.max_bytes if wiring.is_entry else None
         self.duplicates = 0
 
     def take_in(self, holding: Holding, record: Any) -> None:
@@ -54,6 +56,12 @@ class Intake:
             self._gather(holding, record, found)
             return
         event = self._event(holding, record, found)
+        if self._limit_bytes is not None:
+            size_bytes = record_bytes(record.key, record.value, record.headers)
+            if size_bytes > self._limit_bytes:
+                why = f"the record has {size_bytes} bytes with its headers, {self._limit_bytes} are taken"
+                self._ended(event, Failed("Oversize", why, ""))
+                return
         try:
             assert self._decode is not None
             event.value = self._decode(record.value)

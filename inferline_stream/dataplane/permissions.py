@@ -50,7 +50,7 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
     for wiring in wirings:
         wanted[wiring.input_topic].add("Read")
         for topic in topics_written(wiring):
-            wanted[topic].add("Write")
+            wanted[topic] |= {"Write", "DescribeConfigs"}  # how large its records may be
     for topic in (sink, names.completed):  # the report accounts for every event
         wanted[topic].add("Read")
     for topic in (names.assignments, names.stage_stats, names.arrivals, names.decisions):

@@ -34,6 +34,7 @@ from inferline_stream.dataplane.owning import Owning
 from inferline_stream.dataplane.protocol import ReplicaPhase, ReplicaSpec, decode_spec
 from inferline_stream.dataplane.reporting import Lease, Reporting, new_report
 from inferline_stream.dataplane.results import Records, topics_written
+from inferline_stream.dataplane.topics import record_limits
 from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.dataplane.worker import StageCall
 from inferline_stream.errors import InferlineError, StageFailed
@@ -154,9 +155,11 @@ class Replica:
         )
         timeout_s = self._settings.connect_timeout_s
         await asyncio.gather(self._reader.start(timeout_s), self._sender.start(timeout_s))
-        partitions = {topic: await self._sender.partitions_of(topic) for topic in topics_written(self._wiring)}
+        written = topics_written(self._wiring)
+        partitions = {topic: await self._sender.partitions_of(topic) for topic in written}
+        limits = await record_limits(self._spec.bootstrap_servers, written, timeout_s)
         rng = random.Random(self._spec.replica)  # noqa: S311  spreads records, hides nothing
-        return await building, Records(self._wiring, partitions, rng, self._report)
+        return await building, Records(self._wiring, partitions, rng, self._report, limits)
 
     def _seal(self) -> None:
         """Give up what only a start needs, before the first record."""

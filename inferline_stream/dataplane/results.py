@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.dataplane.client import MAX_RECORD_BYTES, Message
+from inferline_stream.dataplane.client import Message
 from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, Header, join_headers
 from inferline_stream.dataplane.holding import Dead, Event, Expired, Skipped
 from inferline_stream.dataplane.partitioning import LessLagged, murmur2
 from inferline_stream.dataplane.protocol import ReplicaReport
+from inferline_stream.dataplane.sizes import LIMIT_BYTES, record_bytes
 from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.dataplane.worker import Done, Failed
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, PARENT, SKIPPED
@@ -31,10 +32,16 @@ class Records:
         partitions: of every topic written to.
         rng: chooses partitions for records without a key.
         counts: the replica's report, whose counters it keeps.
+        limits: `max.message.bytes` of the topics written to, where it is known.
     """
 
     def __init__(
-        self, wiring: Wiring, partitions: Mapping[str, int], rng: random.Random, counts: ReplicaReport
+        self,
+        wiring: Wiring,
+        partitions: Mapping[str, int],
+        rng: random.Random,
+        counts: ReplicaReport,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         self._wiring = wiring
         self._partitions = partitions
@@ -48,7 +55,15 @@ class Records:
             for stage, topic in self._topics.items()
             if topic in partitions and stage not in wiring.joins
         }
+        self._limits = dict(limits or {})
+        if wiring.pipeline.sink.max_bytes is not None:
+            self._limits[wiring.sink_topic] = min(self._limit(wiring.sink_topic), wiring.pipeline.sink.max_bytes)
+        results = [self._topics[arrow.child] for arrow in wiring.arrows] or [wiring.sink_topic]
+        self._result_limit = min(map(self._limit, results))
         self.outgoing: dict[tuple[str, int], list[Message]] = {}
+
+    def _limit(self, topic: str) -> int:
+        return self._limits.get(topic, LIMIT_BYTES)
 
     def lags(self, lags: Mapping[str, Sequence[int]]) -> None:
         """The control plane has published lags of stages' input topics."""
@@ -66,8 +81,10 @@ class Records:
         counts = self._counts
         counts.events += 1
         if type(outcome) is Done:
-            if len(outcome.value) + len(event.key or b"") > MAX_RECORD_BYTES:
-                self.add(event, Failed("Oversize", f"the result has {len(outcome.value)} bytes", ""))
+            size_bytes = record_bytes(event.key, outcome.value, event.headers)
+            if size_bytes > self._result_limit:
+                why = f"the result has {size_bytes} bytes with its headers, {self._result_limit} are taken"
+                self.add(event, Failed("Oversize", why, ""))
                 counts.events -= 1
                 return
             self._forward(event, outcome)
@@ -151,7 +168,19 @@ class Records:
                 *((name, value) for name, value in event.headers if name == EVENT_ID and name not in own),
                 *error_headers(self._wiring.stage.name, record, failed),
             ]
-            self._put(topic, 0, record.key, record.value, headers, timestamp_ms=record.timestamp)
+            value, headers = self._cut(topic, record.key, record.value, headers)
+            self._put(topic, 0, record.key, value, headers, timestamp_ms=record.timestamp)
+
+    def _cut(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: list[Header]
+    ) -> tuple[bytes | None, list[Header]]:
+        """A letter that its topic takes: without the traceback if need be, and without the value if it must be."""
+        if record_bytes(key, value, headers) <= self._limit(topic):
+            return value, headers
+        headers = [header for header in headers if header[0] != ERRORS_PREFIX + "traceback"]
+        if record_bytes(key, value, headers) <= self._limit(topic):
+            return value, headers
+        return None, [*headers, (ERRORS_PREFIX + "cut_bytes", b"%d" % len(value or b""))]
 
     def _sink_partition(self, event: Event) -> int:
         partitions = self._partitions[self._wiring.sink_topic]

@@ -26,6 +26,8 @@ DEFAULT_PARTITIONS = 8
 REPLICATION = 3
 """Copies of a created topic; fewer, with a warning, where there are fewer brokers."""
 
+_LARGEST = "max.message.bytes"
+_OWN_HEADERS_BYTES = 16 * 1024
 _DAY_MS = 24 * 3600 * 1000
 _CONTROL = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1", "segment.ms": "600000"}
 _TRANSIENT = {"retention.ms": str(_DAY_MS)}
@@ -66,21 +68,29 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
     inner = [stage.name for stage in pipeline.stages if stage.after]
     parents = {edge.parent.name for stage in pipeline.stages for edge in stage.after}
     final = next((stage.name for stage in pipeline.stages if stage.name not in parents), "")
+    large, sink_large = _takes(pipeline.source.max_bytes), _takes(pipeline.sink.max_bytes)
     of_source = pipeline.source.partitions or max((wanted.get(e, DEFAULT_PARTITIONS) for e in entries), default=1)
     of_final = wanted.get(final, DEFAULT_PARTITIONS)
     source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
     found = [
-        TopicSettings(source, of_source, "source: events arrive here", existing=True),
+        TopicSettings(source, of_source, "source: events arrive here", large, existing=True),
         *(
             TopicSettings(
                 names.stage_topic(stage), wanted.get(stage, DEFAULT_PARTITIONS), f"input of stage {stage}", _TRANSIENT
             )
             for stage in inner
         ),
-        TopicSettings(sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", existing=True),
+        TopicSettings(
+            sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", sink_large, existing=True
+        ),
         TopicSettings(names.completed, of_final, "events that ended without a result, with the reason", _WEEK),
         *(
-            TopicSettings(names.dead_letters(topic), 1, f"records of {topic} that could not be processed", _WEEK)
+            TopicSettings(
+                names.dead_letters(topic),
+                1,
+                f"records of {topic} that could not be processed",
+                {**_WEEK, **(large if topic == source else {})},
+            )
             for topic in (source, *map(names.stage_topic, inner))
         ),
         TopicSettings(names.assignments, 1, "leadership and which replica holds which partition", _CONTROL),
@@ -90,6 +100,11 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
         TopicSettings(names.control, 1, "overrides by people", _CONTROL),
     ]
     return list({topic.name: topic for topic in reversed(found)}.values())[::-1]
+
+
+def _takes(max_bytes: int | None) -> dict[str, str]:
+    """Setting of a topic that takes records of so many bytes, and what we add to their headers."""
+    return {} if max_bytes is None else {_LARGEST: str(max_bytes + _OWN_HEADERS_BYTES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +186,17 @@ async def verify_topics(
             if topic.name not in existing
         ]
         return missing + await _differences(admin.client, [topic for topic in topics if topic.name in existing])
+
+
+async def record_limits(bootstrap_servers: str, topics: Iterable[str], timeout_s: float = 10.0) -> dict[str, int]:
+    """`max.message.bytes` of topics; those whose settings we may not see are missing.
+
+    Raises:
+        Unreachable: Kafka does not answer in time.
+    """
+    async with _Admin(bootstrap_servers, timeout_s) as admin:
+        settings = await _settings(admin.client, list(topics))
+    return {topic: int(found[_LARGEST]) for topic, found in settings.items() if _LARGEST in found}
 
 
 async def ready_topics(
@@ -398,7 +424,8 @@ async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[TopicSetting
             found.append(Difference(text, blocks=False))
         for name, value in topic.settings.items():
             actual = settings.get(topic.name, {}).get(name)
-            if actual is not None and actual != value:
+            fits = name == _LARGEST and actual is not None and int(actual) >= int(value)
+            if actual is not None and actual != value and not fits:
                 # Assignments and decisions that a retention limit deletes would be forgotten while they still hold.
                 blocks = name == "cleanup.policy" and "compact" not in actual
                 advised = "is needed" if blocks else "is advised"

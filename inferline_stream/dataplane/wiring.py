@@ -14,6 +14,7 @@ from inferline_stream.dataplane.headers import version_value
 from inferline_stream.dataplane.routing import Follow, follow
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.annotations import join_fields, stage_types
+from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
@@ -116,7 +117,7 @@ class Wiring:
             raise TypeError(f"its input {self.takes.__qualname__} has no field for {', '.join(missing)}; add one each")
         return [(named[parent], parent) for parent in self.parents]
 
-    def _result_codec(self) -> str:
+    def _result_codec(self) -> str | Codec:
         return self.pipeline.sink.codec if self.is_final else format_between(stage_types(self.stage.run).returns)
 
     def _decoders(self) -> dict[str | None, Decode]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.units import duration_s
@@ -25,15 +26,18 @@ class Topic:
     Args:
         name: the topic's name as Kafka knows it (the pipeline's prefix is put before it).
         partitions: partitions if the topic has to be created; None takes the advised count.
-        codec: ``"json"``, ``"msgpack"`` or ``"raw"``.
+        codec: ``"json"``, ``"msgpack"`` or ``"raw"``, or a `Codec` of one's own.
         timestamp_header: a header that holds the entry time as milliseconds since the epoch, in
             place of the record's timestamp.
+        max_bytes: largest record, key and headers included; larger events and results become dead letters. By default
+            what Kafka takes (`max.message.bytes`); a topic that has to be created is made to take so much.
     """
 
     name: str
     partitions: int | None = None
-    codec: str = "json"
+    codec: str | Codec = "json"
     timestamp_header: str | None = None
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

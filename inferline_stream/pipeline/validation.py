@@ -20,6 +20,7 @@ from inferline_stream.pipeline.annotations import (
 )
 from inferline_stream.pipeline.branches import maybe_missing
 from inferline_stream.pipeline.emulation import by_kind, emulated_s
+from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.names import Names
@@ -121,8 +122,10 @@ def _of_topics(pipeline: Pipeline) -> Iterator[str]:
             yield f"{role} topic {name!r} is no name for a Kafka topic: use letters, digits, '.', '_' and '-'"
         elif name in own:
             yield f"{role} topic {name!r} is a name that the pipeline uses itself; rename it"
-        if end.codec not in CODECS:
+        if not isinstance(end.codec, Codec) and end.codec not in CODECS:
             yield f"{role} topic {name!r}: unknown codec {end.codec!r}{_close(end.codec, CODECS)}"
+        if end.max_bytes is not None and (not isinstance(end.max_bytes, int) or end.max_bytes < 1):
+            yield f"{role} topic {name!r}: max_bytes {end.max_bytes!r} must be a whole number, 1 or more"
         if end.partitions is not None and (not isinstance(end.partitions, int) or end.partitions < 1):
             yield f"{role} topic {name!r}: partitions {end.partitions!r} must be a whole number, 1 or more"
         header: Any = end.timestamp_header

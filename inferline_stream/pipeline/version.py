@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from inferline_stream.pipeline.annotations import stage_types
+from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.topology import Pipeline
 
 DRAIN_FIRST = (
@@ -48,8 +49,8 @@ def structure_of(pipeline: Pipeline) -> Structure:
     """
     source, sink = pipeline.source, pipeline.sink
     return Structure(
-        source=(source.name, source.codec),
-        sink=(sink.name, sink.codec),
+        source=(source.name, _name(source.codec)),
+        sink=(sink.name, _name(sink.codec)),
         formats={stage.name: format_between(stage_types(stage.run).returns) for stage in pipeline.stages},
         edges={
             stage.name: {edge.parent.name: edge.condition is not None for edge in stage.after}
@@ -95,6 +96,10 @@ def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
         if running.formats[stage] != wanted.formats[stage]:
             found.append(f"results of stage {stage} were {running.formats[stage]} and are {wanted.formats[stage]}")
     return found
+
+
+def _name(codec: str | Codec) -> str:
+    return codec.name if isinstance(codec, Codec) else codec
 
 
 def _names(stages: Any) -> str:

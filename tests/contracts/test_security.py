@@ -33,6 +33,13 @@ from inferline_stream.testing.local_kafka import HOST, LocalKafka
 
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
 SECRET = "open sesame"  # with a space: whoever splits a line at spaces fails
+OPERATIONS = {
+    "Create": AclOperation.CREATE,
+    "Delete": AclOperation.DELETE,
+    "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
+    "Read": AclOperation.READ,
+    "Write": AclOperation.WRITE,
+}
 LOGIN = "org.apache.kafka.common.security"
 
 
@@ -94,7 +101,7 @@ def grant(bootstrap_servers: str, topology: Path, prefix: str, *verbs: str) -> N
             ResourcePatternType.PREFIXED if right.prefixed else ResourcePatternType.LITERAL,
             "User:alice",
             "*",
-            AclOperation[operation.upper()],
+            OPERATIONS[operation],
             AclPermissionType.ALLOW,
         )
         for right in permissions(load_topology(topology), prefix)
@@ -130,24 +137,23 @@ async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints(
     grant(secured.kafka.bootstrap_servers, starter, prefix, "run", "run --replay", "profile")
     done = await asyncio.to_thread(
         run, starter, "--bootstrap-servers", secured.bootstrap_servers, "--prefix", prefix, "--no-create-topics",
-        "--replay", "--duration", "6s", "--delivery", delivery, "--kafka-client", client,
+        "--replay", "--duration", "3s", "--delivery", delivery, "--kafka-client", client,
         environment=secured.environment(mechanism),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["lost"], report["duplicated"]) == (0, 0)
-    assert report["events_in"] == report["events_out"] > 50
+    assert report["events_in"] == report["events_out"] > 20
     assert SECRET not in done.stdout + done.stderr
     written = "".join(file.read_text() for file in starter.parent.glob(".inferline/**/*.log"))
     assert SECRET not in written
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
-def test_a_wrong_password_ends_a_run_with_code_5_and_says_whom_kafka_refuses(secured, starter, mechanism):
-    wrong = secured.environment(mechanism, password="shut sesame")
+def test_a_wrong_password_ends_a_run_with_code_5_and_says_whom_kafka_refuses(secured, starter):
+    wrong = secured.environment("SCRAM-SHA-256", password="shut sesame")
     done = run(starter, "--bootstrap-servers", secured.bootstrap_servers, environment=wrong)
     assert done.returncode == 5, done.stderr
-    assert f"refuses user 'alice' with {mechanism}" in done.stderr
+    assert "refuses user 'alice' with SCRAM-SHA-256" in done.stderr
     assert "sesame" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from inferline_stream.dataplane.client import MAX_RECORD_BYTES
 from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, REPLAY, version_value
 from inferline_stream.dataplane.holding import Dead, Event, Expired, Holding, Skipped
 from inferline_stream.dataplane.intake import Intake
@@ -16,6 +15,7 @@ from inferline_stream.dataplane.join import Join
 from inferline_stream.dataplane.offsets import Committed
 from inferline_stream.dataplane.reporting import new_report
 from inferline_stream.dataplane.results import Records, topics_written
+from inferline_stream.dataplane.sizes import LIMIT_BYTES
 from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.dataplane.worker import Done, Failed
 from inferline_stream.errors import InvalidTopology
@@ -212,7 +212,7 @@ def test_a_dead_letter_is_the_original_record_and_every_join_downstream_hears_of
     [
         (Expired(to_dead_letters=False), {"p.completed": 1, "p.both": 1}),
         (Expired(to_dead_letters=True), {"in.dlq": 1, "p.completed": 1, "p.both": 1}),
-        (Done(b"x" * (MAX_RECORD_BYTES + 1), frozenset({"right"})), {"in.dlq": 1, "p.completed": 1, "p.both": 1}),
+        (Done(b"x" * LIMIT_BYTES, frozenset({"right"})), {"in.dlq": 1, "p.completed": 1, "p.both": 1}),
     ],
 )
 def test_every_other_end_of_an_event_is_told_too(outcome, expected):
@@ -276,3 +276,33 @@ def test_a_stage_that_is_not_there_and_a_join_without_a_field_are_wrong_topologi
     wrong.stage("both").run = lacking
     with pytest.raises(InvalidTopology, match="no field for right"):
         Wiring(wrong, "both")
+
+
+def of_sizes(**topics: int) -> Records:
+    wiring = Wiring(pipeline(), "ask")
+    partitions = dict.fromkeys(topics_written(wiring), 4)
+    return Records(wiring, partitions, random.Random(1), new_report("r", "ask", "cpu-1", 1), topics)
+
+
+def test_a_letter_that_is_too_large_loses_its_traceback_first_and_then_its_value():
+    event = one_event()
+    for limit, traceback, value, cut in (
+        (9_000, True, True, None),
+        (3_000, False, True, None),
+        (200, False, False, 16),
+    ):
+        records = of_sizes(**{"in.dlq": limit})
+        records.add(event, Failed("ValueError", "no", "x" * 4000))
+        (letter,) = records.take()["in.dlq", 0]
+        told = dict(letter.headers)
+        assert (ERRORS_PREFIX + "traceback" in told, letter.value is not None) == (traceback, value)
+        assert told.get(ERRORS_PREFIX + "cut_bytes") == (None if cut is None else b"%d" % cut)
+
+
+def test_a_result_is_as_large_as_the_smallest_topic_on_its_way_takes_headers_included():
+    event = one_event()
+    event.headers.append(("large", b"x" * 700))
+    for limit, fits in ((1200, True), (1000, False)):
+        records = of_sizes(**{"p.right": limit})
+        records.add(event, Done(b"x" * 50, frozenset({"right"})))
+        assert ("p.right" in {topic for topic, _ in records.take()}) is fits
