@@ -19,14 +19,14 @@ import msgspec
 
 from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
 from inferline_stream.actuators.affinity import cores_for
+from inferline_stream.actuators.parents import Forked, Parents
 from inferline_stream.actuators.places import Place, Places
+from inferline_stream.actuators.supervising import REPLICA_MODULE, reason_of
 from inferline_stream.dataplane.protocol import ReplicaSpec, encode
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.launch import Launch
 
 logger = logging.getLogger(__name__)
-
-REPLICA_MODULE = "inferline_stream.dataplane.replica"
 
 _TAIL_BYTES = 8192
 _TAIL_LINES = 15
@@ -36,7 +36,7 @@ _TAIL_LINES = 15
 class _Process:
     """A replica's process, and what belongs to it."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     pidfd: int
     launch: Launch
     log: Path
@@ -71,6 +71,7 @@ class LocalActuator:
         self._log_folder = log_folder
         self._module = module
         self._processes: dict[Place, _Process] = {}
+        self._parents = Parents()
         self._places = Places(
             self._start,
             lambda place: self._signal(place, signal.SIGTERM),
@@ -104,6 +105,7 @@ class LocalActuator:
             for place in list(self._processes):
                 self._signal(place, signal.SIGKILL)
                 self._reap(place)
+            self._parents.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -126,7 +128,7 @@ class LocalActuator:
         try:
             self._log_folder.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file:
-                process = subprocess.Popen(
+                process = self._parents.fork(spec, launch, file, pinned) or subprocess.Popen(
                     launch.command,
                     stdin=subprocess.PIPE,
                     stdout=file,
@@ -174,12 +176,10 @@ class LocalActuator:
 
 
 def _reason(code: int, tail: str, log: Path) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    if code == 0:
-        return "ended by itself"
+    if code <= 0:
+        return reason_of(code)
     said = tail.splitlines()[-1].strip() if tail else "it wrote nothing"
-    return f"exit code {code}: {said} (log: {log})"
+    return f"{reason_of(code)}: {said} (log: {log})"
 
 
 def _tail(log: Path) -> str:

@@ -42,6 +42,7 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.refusals import Refusals
 from inferline_stream.isolation.sealing import seal
 from inferline_stream.observability.buckets import latency_bounds_s
+from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -215,8 +216,13 @@ class Replica:
             await client.stop()
 
 
-def main() -> int:
-    """Run a replica to its end; returns the process's exit code."""
+def main(pipeline: Pipeline | None = None, channel: socket.socket | None = None) -> int:
+    """Run a replica to its end; returns the process's exit code.
+
+    Args:
+        pipeline: if a parent has loaded it already.
+        channel: where addresses are asked for, if not at the descriptor that is the first argument.
+    """
     started_s = time.monotonic()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
@@ -227,11 +233,12 @@ def main() -> int:
     spec = decode_spec(line)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
-        wiring = Wiring(load_topology(spec.topology), spec.stage, spec.prefix)
+        wiring = Wiring(pipeline or load_topology(spec.topology), spec.stage, spec.prefix)
     except InferlineError as error:
         logger.error("replica %s: %s", spec.replica, error)
         return error.exit_code
-    channel = socket.socket(fileno=int(sys.argv[1])) if len(sys.argv) > 1 else None
+    if channel is None and len(sys.argv) > 1:
+        channel = socket.socket(fileno=int(sys.argv[1]))
     return _run(spec, wiring, started_s, channel)
 
 

@@ -39,6 +39,8 @@ def command(
     cores: Collection[int] = (),
     orphaned: signal.Signals = signal.SIGKILL,
     confinement: Confinement | None = None,
+    *,
+    forks: bool = False,
 ) -> list[str]:
     """Command line that runs a module in a restricted child of this process.
 
@@ -47,10 +49,12 @@ def command(
         cores: the only ones that the child may run on; empty for all.
         orphaned: what the child is sent when this process has ended, however it ended.
         confinement: what it may touch; None for all that this process may.
+        forks: whether it is a parent that replicas are forked from.
     """
     pinned = ["--cores", ",".join(map(str, sorted(cores)))] if cores else []
     parent = ["--parent", f"{os.getpid()},{orphaned.value}"]
-    within = ["--confinement", confinement.encoded()] if confinement is not None else []
+    option = "--forking" if forks else "--confinement"
+    within = [option, confinement.encoded()] if confinement is not None else []
     # -P: neither this file's folder nor the current one may lend modules their names.
     return [sys.executable, "-P", os.path.abspath(__file__), *parent, *pinned, *within, module]
 
@@ -82,7 +86,7 @@ def end_with(parent: int, number: int) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Restrict this process, then become the module."""
     rest = list(arguments)
-    confinement = None
+    confinement, forks = None, False
     while rest and rest[0].startswith("--"):
         option, value, *rest = rest
         if option == "--parent":
@@ -90,25 +94,25 @@ def main(arguments: Sequence[str]) -> None:
             end_with(int(parent), int(number))
         elif option == "--cores":
             os.sched_setaffinity(0, {int(core) for core in value.split(",")})
-        elif option == "--confinement":
-            confinement = value
+        elif option in ("--confinement", "--forking"):
+            confinement, forks = value, option == "--forking"
         else:
             sys.exit(f"unknown option {option}; {__doc__}")
     if not rest:
         sys.exit(f"no module given; {__doc__}")
     if confinement is not None:
-        _confine(confinement)
+        _confine(confinement, forks=forks)
     sys.argv = rest
     runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
 
 
-def _confine(text: str) -> None:
+def _confine(text: str, *, forks: bool) -> None:
     from inferline_stream.errors import InferlineError
     from inferline_stream.isolation.confinement import decoded
     from inferline_stream.isolation.sealing import confine
 
     try:
-        confine(decoded(text))
+        confine(decoded(text), forks=forks)
     except InferlineError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_UNSUPPORTED)

@@ -25,6 +25,7 @@ class Launch:
         pinned: the only cores it may run on; empty for all.
         orphaned: what it is sent when this process has ended.
         files: descriptors that it inherits besides.
+        forks: whether it is a parent that replicas are forked from.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Launch:
         pinned: Collection[int] = (),
         orphaned: signal.Signals = signal.SIGKILL,
         files: tuple[int, ...] = (),
+        forks: bool = False,
     ) -> None:
         self._names: NameService | None = None
         self._scratch = ""
@@ -51,7 +53,9 @@ class Launch:
             self._names = NameService()
             self.files = (*files, self._names.theirs.fileno())
             arguments = [str(self._names.theirs.fileno())]
-        self.command = [*bootstrap.command(module, pinned, orphaned, within), *arguments]
+        self.confinement = confinement if within is None else within
+        """As it is told, its own folder included."""
+        self.command = [*bootstrap.command(module, pinned, orphaned, within, forks=forks), *arguments]
         self.environment = bootstrap.environment(cores, within, os.environ)
 
     def started(self, process: int) -> None:

@@ -40,8 +40,8 @@ def limit(confinement: Confinement) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")  # of all processes, the kernel is to end this one first
 
 
-def join_groups(confinement: Confinement) -> tuple[str, ...]:
-    """Put this process into control groups of its own for the limits that its stage declares.
+def join_groups(confinement: Confinement, process: int) -> tuple[str, ...]:
+    """Put a process into control groups of its own for the limits that its stage declares.
 
     Cores need none: a replica is pinned to its cores, and paced where it has less than one.
 
@@ -57,7 +57,7 @@ def join_groups(confinement: Confinement) -> tuple[str, ...]:
     held = []
     for controller, (first, second, value) in wanted.items():
         folder, unified = own_group(controller)
-        if folder is not None and _join(folder / _name(os.getpid()), second if unified else first, value):
+        if folder is not None and _join(folder / _name(process), process, second if unified else first, value):
             held.append(controller)
     return tuple(held)
 
@@ -75,11 +75,11 @@ def _name(process: int) -> str:
     return f"inferline-{process}"
 
 
-def _join(group: Path, setting: str, value: int) -> bool:
+def _join(group: Path, process: int, setting: str, value: int) -> bool:
     try:
         group.mkdir(exist_ok=True)
         (group / setting).write_text(str(value))
-        (group / "cgroup.procs").write_text(str(os.getpid()))
+        (group / "cgroup.procs").write_text(str(process))
     except OSError:
         with contextlib.suppress(OSError):
             group.rmdir()

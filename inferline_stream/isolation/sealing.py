@@ -43,7 +43,8 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
             "*.pth file or sitecustomize that starts them, or run without isolation"
         )
     on = profiles.machine()
-    limits.join_groups(confinement)
+    if not forks:
+        limits.join_groups(confinement, os.getpid())
     limits.limit(confinement)
     if on is None:
         return
@@ -53,7 +54,9 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
         os.write(confinement.audit, str(listener).encode())
         return
     kernel.drop_capabilities()
-    landlock.restrict(paths.grants(confinement), confinement.ports)
+    # A fork finds what it is told of in a folder of /proc that is not there yet; others' secrets stay closed even so.
+    processes = [landlock.Grant("/proc")] if forks else []
+    landlock.restrict((*paths.grants(confinement), *processes), confinement.ports)
     if not confinement.gpu:
         calls = profiles.launching(
             os.getpid(),
@@ -62,6 +65,18 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
             signals=landlock.abi() >= landlock.SCOPE_ABI,
             forks=forks,
         )
+        with _supported(isolation):
+            kernel.install_filter(profiles.program(calls, on))
+
+
+def confine_fork(confinement: Confinement) -> None:
+    """What a fork of a confined parent gives up in turn: other processes' folders, and forking."""
+    isolation, on = confinement.isolation, profiles.machine()
+    version = landlock.abi()
+    landlock.restrict(paths.grants(confinement), confinement.ports)
+    if on is not None:
+        signals = version >= landlock.SCOPE_ABI
+        calls = profiles.launching(os.getpid(), jit=isolation.jit, helpers=bool(isolation.helpers), signals=signals)
         with _supported(isolation):
             kernel.install_filter(profiles.program(calls, on))
 

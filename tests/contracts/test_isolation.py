@@ -168,7 +168,7 @@ async def test_replicas_of_another_user_than_root_are_sealed_as_well(embedded_br
     package = Path(inferline_stream.__file__).parents[1]
     as_nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", python)
     command = bootstrap.command
-    monkeypatch.setattr(bootstrap, "command", lambda *given: [*as_nobody, *command(*given)[1:]])
+    monkeypatch.setattr(bootstrap, "command", lambda *given, **named: [*as_nobody, *command(*given, **named)[1:]])
     monkeypatch.setenv("PYTHONPATH", f"{packages}{os.pathsep}{package}")
     isolation = Isolation("sandbox", reads=["three.bin", str(packages), str(package)])
     async with Director(embedded_broker.bootstrap_servers, topology, isolation=isolation) as director:

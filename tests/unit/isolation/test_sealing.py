@@ -402,6 +402,6 @@ def test_an_isolation_that_cannot_be_is_refused_at_once() -> None:
 async def test_a_process_that_cannot_be_isolated_says_so_rather_than_run(monkeypatch: pytest.MonkeyPatch) -> None:
     command = bootstrap.command
     # A kernel without seccomp looks like this to the process: its bootstrap never installed a filter.
-    monkeypatch.setattr(bootstrap, "command", lambda module, *_: command(module))
+    monkeypatch.setattr(bootstrap, "command", lambda module, *_, **__: command(module))
     with pytest.raises(InvalidTopology, match="files: every path may be opened"):
         await asyncio.wait_for(probe(Isolation()), 60)
