@@ -8,13 +8,18 @@ import typer
 
 from inferline_stream.cli.checking import Topology
 from inferline_stream.cli.output import Output
-from inferline_stream.cli.overriding import Kafka, Prefix
+from inferline_stream.cli.overriding import Prefix
+
+Running = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", help="Kafka that the pipeline runs on; without it, its newest finished run"),
+]
 
 
 def explain(
     topology: Topology,
     *,
-    bootstrap_servers: Kafka,
+    bootstrap_servers: Running = None,
     last: Annotated[int, typer.Option(help="so many of the newest plans and decisions", min=1)] = 10,
     prefix: Prefix = "",
     output: Output = "table",
@@ -25,14 +30,21 @@ def explain(
     import msgspec
 
     from inferline_stream.cli.provisioning import topology_file
+    from inferline_stream.controlplane.overrides import Overrides
+    from inferline_stream.controlplane.record import newest_run, read_record
     from inferline_stream.controlplane.recovery import find
     from inferline_stream.controlplane.telling import Story, document, sentences
     from inferline_stream.dataplane.loading import load_topology
     from inferline_stream.pipeline.names import Names
 
-    pipeline = load_topology(topology_file(topology))
-    found = asyncio.run(find(bootstrap_servers, Names(pipeline.name, prefix)))
-    story = Story(pipeline.name, found.plans, found.decisions, found.overrides)
+    file = topology_file(topology)
+    name = load_topology(file).name
+    if bootstrap_servers is None:
+        record = read_record(newest_run(file.parent, name))
+        story = Story(name, record.plans, record.decisions, Overrides())
+    else:
+        found = asyncio.run(find(bootstrap_servers, Names(name, prefix)))
+        story = Story(name, found.plans, found.decisions, found.overrides)
     if output == "json":
         print(msgspec.json.format(msgspec.json.encode(document(story, last)), indent=2).decode())
         return

@@ -1,4 +1,5 @@
-"""Heavy computing beside the control loop: in a child process of low priority, so that deciding never waits for it.
+"""Heavy computing beside the control loop: in a child process of the lowest priority, so that neither decisions
+nor replicas wait for it.
 
 ``python -m inferline_stream.controlplane.aside`` reads a function of this package and its arguments from standard
 input and writes what it returns, or raises, to standard output. Both ends are ours, so pickle is safe.
@@ -20,8 +21,6 @@ from inferline_stream.isolation import bootstrap
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-_NICE = 10
 
 
 async def aside(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -52,7 +51,7 @@ async def aside(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs)
 
 def main() -> None:
     """Answer one order."""
-    os.nice(_NICE)
+    os.nice(19)
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is not the answer
     module, name, args, kwargs = pickle.load(sys.stdin.buffer)  # noqa: S301  written by our own parent

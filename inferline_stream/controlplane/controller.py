@@ -9,41 +9,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
-
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.controlplane.dealing import Dealing
+from inferline_stream.controlplane.deciding import Deciding
 from inferline_stream.controlplane.fleet import Fleet
-from inferline_stream.controlplane.keeping import Book, Ticks, flat, nested
+from inferline_stream.controlplane.keeping import Ticks
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
-from inferline_stream.controlplane.overrides import Overrides
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.planning import LOOK_S, Planning
-from inferline_stream.controlplane.records import StoredDecision, StoredPlan, decode_override
+from inferline_stream.controlplane.records import decode_override
 from inferline_stream.controlplane.recovery import Found, find_arrivals
-from inferline_stream.controlplane.replanning import Proposal
 from inferline_stream.controlplane.reports import RECENT_S
 from inferline_stream.controlplane.running import Running
-from inferline_stream.controlplane.scaling import going_over, replicas_of_plan
-from inferline_stream.controlplane.tuning import Tuning, windows_of
+from inferline_stream.controlplane.scaling import replicas_of_plan
+from inferline_stream.controlplane.stamps import Stamps
 from inferline_stream.controlplane.waiting import until
-from inferline_stream.controlplane.warming import Warming
 from inferline_stream.controlplane.watching import LAGS_S, Watching
 from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower, delete_groups
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.dataplane.protocol import ReplicaReport
 from inferline_stream.errors import Unreachable
 from inferline_stream.observability.state import DecisionRecord, PipelineState
-from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.version import Structure
-from inferline_stream.planner.document import plan_to_bytes
-from inferline_stream.tuner.decision import Action, Decision, Reason
+from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -100,13 +94,8 @@ class Controller:
     """Of the pipeline, for whoever asks whether another topology can go on from here."""
     stock: dict[str, int] = field(default_factory=dict)
     """Most replicas of a hardware kind, where this place has fewer than the catalogue says."""
-    plan_feasible: bool = True
-    """False while the newest planning run found no plan that meets the SLO."""
     failures: int = 0
     """Steps of the loop that raised something unforeseen; each was logged."""
-    held: bool = False
-    """Decisions are held because the run ends."""
-    overrides: Overrides = field(init=False)
     state: PipelineState | None = None
     """Newest picture for metrics and tables."""
     exits: list[str] = field(default_factory=list)
@@ -114,18 +103,9 @@ class Controller:
     watching: Watching | None = None
     fleet: Fleet = field(init=False)
     dealing: Dealing = field(init=False)
-    tuning: Tuning = field(init=False)
-    warming: Warming = field(init=False)
-    plans: list[StoredPlan] = field(default_factory=list)
-    """Every plan that came into force, as written down."""
-    stored: list[StoredDecision] = field(default_factory=list)
-    """Every decision, as written down."""
-    _book: Book = field(init=False)
+    deciding: Deciding = field(init=False)
     _ticks: Ticks = field(init=False)
     _reported: set[str] = field(default_factory=set)
-    _decides_from_s: float | None = None
-    _was_paused: bool = False
-    _code_s: float = 0.0
     _timer_s: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -133,11 +113,20 @@ class Controller:
             self.wanted.update(replicas_of_plan(self.picture.plan.allocations))
         self.dealing = Dealing(self.running, self.picture, self.leadership, self._fell_silent)
         self.fleet = Fleet(self.actuator, self.picture, self.dealing.partitions, self.wanted, self.standby)
-        self.tuning = Tuning(self.policy, self.picture, self.running.settings, nested(self.wanted))
-        self.warming = Warming(self.picture, self.tuning, self.sample)
-        self._book = Book(self.running.names.decisions, self.found.number)
+        self.deciding = Deciding(
+            self.running,
+            self.picture,
+            self.leadership,
+            self.policy,
+            self.found,
+            self.fleet,
+            self.told,
+            declared_standby=self.standby,
+            sample=self.sample,
+            structure=self.structure,
+            stock=self.stock,
+        )
         self._ticks = Ticks(self.running.names, self.running.source)
-        self.overrides = self.found.overrides
 
     async def run(self) -> None:
         """Control until cancelled.
@@ -146,28 +135,37 @@ class Controller:
             LeadershipLost: another controller leads now.
         """
         running, settings = self.running, self.running.settings
-        self._follow_people()
+        self.deciding.follow_people()
         await self.fleet.reconcile()
-        self._keep_plan(time.time(), "initial", "")
+        self.deciding.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", "")
         servers, names = running.bootstrap_servers, running.names
         async with (
             OffsetReader(servers) as offsets,
             TopicFollower(servers, names.stage_stats, time.time() - RECENT_S, committed_only=False) as reports,
             TopicFollower(servers, names.control, {0: self.found.control_offset}) as control,
             RecordProducer(servers) as arrivals,
+            AsyncExitStack() as stack,
         ):
             watching = Watching(running, self.picture, offsets, self._ticks, self._heard)
             await watching.begin()
-            times = await find_arrivals(running, offsets, watching.source_partitions, self.picture.growth)
-            if times.size:
-                self.picture.arrived(times)
+            if running.arrivals == "timestamps":
+                watching.stamps = await stack.enter_async_context(Stamps(running, watching.source_partitions))
+            else:
+                self.picture.arrived(
+                    await find_arrivals(running, offsets, watching.source_partitions, self.picture.growth)
+                )
             self.watching = watching
             planning = Planning(
-                running, self.picture, lambda: self.overrides, self.max_batch_sizes or {}, self._propose
+                running,
+                self.picture,
+                lambda: self.deciding.overrides,
+                self.max_batch_sizes or {},
+                self.deciding.propose,
             )
             async with asyncio.TaskGroup() as tasks:
                 for period_s, step in (
                     (settings.arrivals_sample_s, watching.sample),
+                    (0.0, watching.stamped if watching.stamps is not None else _never),
                     (LAGS_S, watching.lags),
                     (0.0, lambda: watching.hear(reports)),
                     (0.0, self._mourn),
@@ -180,7 +178,7 @@ class Controller:
                     (_KEEP_S, lambda: self._keep(arrivals)),
                     (_HOST_AGAIN_S, self._host),
                     (_TIDY_S, self._tidy),
-                    (0.0, self.warming.step),
+                    (_STATE_S, self.deciding.warming.step),
                     (LOOK_S, planning.step if self.max_batch_sizes else _never),
                 ):
                     tasks.create_task(self._every(period_s, step))
@@ -251,26 +249,7 @@ class Controller:
     async def _obey(self, control: TopicFollower) -> None:
         for record in await control.read(1.0):
             override = decode_override(record.value) if record.value else None
-            key = (record.key or b"").decode()
-            self.overrides = self.overrides.with_record(key, override)
-            logger.info("override %s: %s", key, override or "taken back")
-            self._follow_people()
-            if override is not None and override.kind == "code":
-                detail = f"given by {override.who or 'somebody'}: every replica is replaced, one after another"
-                record_ = self._record(Action.REPLACE, Reason.NEW_CODE, detail, nested(self.wanted))
-                self.decided(record_, nested(self.wanted))
-
-    def _follow_people(self) -> None:
-        """Take up what people have set now; what they set for a while lapses by this, too."""
-        now_s, loop_s = time.time(), asyncio.get_running_loop().time()
-        self.picture.prices(self.overrides.prices(now_s))
-        self.fleet.standby = {**self.standby, **self.overrides.standby(now_s)}
-        code_s = self.overrides.code_s
-        if code_s is not None and code_s > self._code_s:
-            self._code_s = code_s
-            # By the clock of whoever gave it; one that is ahead of ours means now.
-            self.fleet.newest_code_s = loop_s - max(0.0, now_s - code_s)
-            self.fleet.changed()
+            self.deciding.set_by_people((record.key or b"").decode(), override)
 
     # -- what goes out -------------------------------------------------------------------------------
 
@@ -284,7 +263,7 @@ class Controller:
     async def _tune(self) -> None:
         """Tune, unless the Faust app's timer does."""
         if not self.tuned_by_timer:
-            await self._tune_once()
+            await self.deciding.step()
 
     @property
     def tuned_by_timer(self) -> bool:
@@ -294,7 +273,7 @@ class Controller:
     async def _tune_by_timer(self) -> None:
         self._timer_s = asyncio.get_running_loop().time()
         try:
-            await self._tune_once()
+            await self.deciding.step()
         except Exception:  # what a step raises must not end the app
             self.failures += 1
             logger.exception("a step of the Tuner failed")
@@ -317,143 +296,33 @@ class Controller:
         groups = self.running.names.control_groups
         await delete_groups(self.running.bootstrap_servers, groups, keep=f"{groups}{self.leadership.term}")
 
-    async def _tune_once(self) -> None:
-        loop_s, now_s = asyncio.get_running_loop().time(), time.time()
-        if self.held or not self._begun(loop_s):
-            return
-        if self.paused:
-            self._was_paused = True
-            return
-        if self._was_paused:  # what happened meanwhile is no history to decide on
-            self._was_paused = False
-            self.tuning.again(nested(self.wanted))
-        stock = {**self.stock, **self.overrides.stock(now_s)}
-        seen = self.picture.observation(loop_s, self.wanted, self.overrides.limits(now_s), stock)
-        decision = self.tuning.step(seen)
-        if decision is not None:
-            await self._apply(decision, seen.envelope)
-
-    @property
-    def paused(self) -> bool:
-        """Whether people hold decisions."""
-        return self.overrides.paused(time.time())
-
-    def _begun(self, now_s: float) -> bool:
-        """Whether there is something to decide on: the first replicas take a while to start, and nobody doubts that."""
-        if self._decides_from_s is None:
-            self._decides_from_s = now_s + self.running.settings.start_timeout_s
-        if now_s < self._decides_from_s:
-            replicas = self.picture.reports.replicas.values()
-            seen = {told.newest.stage for told in replicas if told.newest.phase == "ready"}
-            if self.picture.growth.newest_s is None or seen < self.picture.offsets.keys():
-                return False
-            self._decides_from_s = now_s
-        return True
-
-    async def _apply(self, decision: Decision, envelope: Sequence[int]) -> None:
-        record = self._record(decision.action, decision.reason, decision.detail, decision.replicas)
-        if record.applied:
-            await self.fleet.want(flat(decision.replicas))
-        self.decided(record, decision.replicas, envelope)
-
-    def _record(
-        self, action: Action, reason: Reason, detail: str, replicas: Mapping[str, Mapping[str, int]]
-    ) -> DecisionRecord:
-        return DecisionRecord(
-            time.time(),
-            str(action),
-            str(reason),
-            detail,
-            {stage: sum(kinds.values()) for stage, kinds in replicas.items()},
-            applied=action is not Action.HOLD and not self.running.advisory,
-        )
-
-    async def _propose(self, proposal: Proposal, measured: PipelineProfile) -> None:
-        """Take up what a planning run came to, unless people hold decisions, or the run ends."""
-        if self.held or self.paused or proposal.reason is None:
-            self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
-            return
-        replicas = nested(self.wanted)
-        if proposal.plan is None:
-            if self.plan_feasible:
-                self.plan_feasible = False
-                self.decided(self._record(Action.HOLD, proposal.reason, proposal.detail, replicas), replicas)
-            return
-        self.plan_feasible = True
-        replicas = going_over(self.wanted, proposal.plan)
-        record = self._record(Action.REPLAN, proposal.reason, proposal.detail, replicas)
-        if record.applied:
-            self.picture.adopt(proposal.plan, measured, windows_of(proposal.plan, self.running.settings))
-            self.tuning.again(replicas)
-            self.warming.planned(proposal.trace if self.sample is not None else None)
-            await self.fleet.want(flat(replicas))
-            self._keep_plan(record.time_s, record.reason, record.detail)
-        self.decided(record, replicas)
-
-    def decided(
-        self, record: DecisionRecord, replicas: Mapping[str, Mapping[str, int]], envelope: Sequence[int] = ()
-    ) -> None:
-        """Tell of a decision, and have it written down."""
-        self.picture.decided(record)
-        logger.info("%s (%s): %s", record.action, record.reason, record.detail)
-        self.told(record)
-        self._book.number += 1
-        now_s = asyncio.get_running_loop().time()
-        self.stored.append(
-            StoredDecision(
-                number=self._book.number,
-                controller=self.leadership.controller,
-                term=self.leadership.term,
-                time_s=record.time_s,
-                action=record.action,
-                reason=record.reason,
-                detail=record.detail,
-                replicas={stage: dict(kinds) for stage, kinds in replicas.items()},
-                applied=record.applied,
-                arrival_rate=self.picture.traffic.arrival_rate(now_s),
-                envelope=[int(n) for n in envelope],
-                lags={stage: sum(history.lags()) for stage, history in self.picture.offsets.items()},
-                ready={
-                    stage: sum(self.picture.working(stage, kind) for s, kind in self.wanted if s == stage)
-                    for stage in self.picture.offsets
-                },
-            )
-        )
-        self._book.decision(self.stored[-1])
-
-    def _keep_plan(self, time_s: float, reason: str, detail: str) -> None:
-        plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(self.picture.plan))))
-        controller, term = self.leadership.controller, self.leadership.term
-        number = 1 + max((p.number for p in (*self.found.plans, *self.plans)), default=0)
-        self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan, number, self.structure))
-        self._book.plan(self.plans[-1])
-
     async def _keep(self, arrivals: RecordProducer) -> None:
         """Write down ticks, plans and decisions."""
         if (ticks := self._ticks.take()) is not None and ticks.value is not None:
             await arrivals.send(ticks.topic, ticks.value, key=ticks.key.encode())
-        if waiting := self._book.waiting():
+        book = self.deciding.book
+        if waiting := book.waiting():
             await self.leadership.write_records(waiting)
-            self._book.written(len(waiting))
+            book.written(len(waiting))
 
     async def _look(self) -> None:
         """One consistent picture for metrics and tables."""
         now_s = asyncio.get_running_loop().time()
-        self._follow_people()
+        self.deciding.follow_people()
         self.picture.held(now_s, await self.fleet.observe())
         state = self.picture.state(
             now_s,
             time.time(),
             self.wanted,
             envelope=self.picture.traffic.envelope(now_s),
-            paused=self.paused,
+            paused=self.deciding.paused,
             term=self.leadership.term,
-            limits={stage: _LIMITS[reason] for reason, stage in self.tuning.state.told if reason in _LIMITS},
+            limits={stage: _LIMITS[reason] for reason, stage in self.deciding.tuning.state.told if reason in _LIMITS},
         )
         self.state = replace(
             state,
-            plan_feasible=self.plan_feasible,
-            handover_budget_left=self.tuning.state.handover_budget_left,
+            plan_feasible=self.deciding.plan_feasible,
+            handover_budget_left=self.deciding.tuning.state.handover_budget_left,
             failures=self.failures,
         )
 
@@ -462,18 +331,9 @@ class Controller:
 
         The loop must still be running: it writes the assignments that tell them.
         """
-        self.held = True
+        self.deciding.held = True
         await self.fleet.retire(stages, deadline_s)
         await until(lambda: self.dealing.forgotten(stages), 2.0)  # their records in the compacted topic go with them
-
-    async def close_book(self) -> None:
-        """The run ends in order: write down that no successor is to go on from here."""
-        self._book.close()
-
-        async def written() -> bool:
-            return not self._book.waiting()
-
-        await until(written, 2.0)
 
 
 async def _never() -> None:

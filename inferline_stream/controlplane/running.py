@@ -24,6 +24,7 @@ class Running:
         settings: periods and time limits.
         advisory: decide without acting.
         delivery: how results get into the sink.
+        arrivals: what tells of the source's arrivals; see `Topic`.
     """
 
     names: Names
@@ -34,6 +35,7 @@ class Running:
     settings: Settings
     advisory: bool = False
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    arrivals: str = "offsets"
 
     def topic(self, stage: str) -> str:
         """Input topic of a stage."""

@@ -67,6 +67,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         settings=run.settings,
         advisory=run.advisory,
         delivery=run.delivery,
+        arrivals=pipeline.source.arrivals,
     )
     watcher.step("creating topics" if run.create_topics else "verifying topics")
     topics = topics_of(pipeline, run.prefix, run.plan.partitions)
@@ -137,7 +138,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         finally:
             if not control.done():  # it leads still: let the next one begin at once
                 with contextlib.suppress(InferlineError):
-                    await controller.close_book()
+                    await controller.deciding.close()
                     await leadership.resign()
 
 

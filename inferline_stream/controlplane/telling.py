@@ -42,6 +42,8 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
 )
 """What a reason means, told afterwards."""
 
+_BEGINNINGS = {"initial": "the run began", "taken_over": "went on from a controller that fell silent"}
+
 
 @dataclass(frozen=True, slots=True)
 class Story:
@@ -88,8 +90,8 @@ def sentences(story: Story, last: int) -> Iterator[str]:
 
 
 def _of_plan(stored: StoredPlan, plan: Plan, before: Plan | None) -> Iterator[str]:
-    by = f"by {stored.controller}, term {stored.term}"
-    yield f"{_time(stored.time_s)} plan {stored.number} ({stored.reason}) {by}: {stored.detail or 'the run began'}"
+    by, why = f"by {stored.controller}, term {stored.term}", stored.detail or _BEGINNINGS.get(stored.reason, "")
+    yield f"{_time(stored.time_s)} plan {stored.number} ({stored.reason}) {by}: {why}"
     yield (
         f"    SLO {format_duration(plan.slo_s)}, predicted P99 {format_duration(plan.predicted_p99_s)}, "
         f"${plan.cost_per_hour:.4f}/h, made for {plan.arrival_rate:.1f} events/s"

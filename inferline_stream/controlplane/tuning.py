@@ -43,14 +43,18 @@ class Tuning:
     settings: Settings
     held: Mapping[str, Mapping[str, int]]
     state: TunerState = field(init=False)
+    _stepped: TunerState | None = None
 
     def __post_init__(self) -> None:
         self.again(self.held)
 
     def again(self, held: Mapping[str, Mapping[str, int]]) -> None:
-        """Begin anew from the plan in force and these replicas: what was remembered is no longer true."""
-        picture = self.picture
-        self.state = initial_state(
+        """Begin anew from the plan in force and these replicas.
+
+        What was remembered of loads is no longer true; what events have missed is, and so is what people were told.
+        """
+        picture, before = self.picture, self._stepped
+        state = initial_state(
             picture.plan,
             picture.measured,
             picture.catalogue,
@@ -58,6 +62,11 @@ class Tuning:
             shortest_window_s=shortest_window_s(self.settings),
             held=held,
         )
+        if before is not None:
+            state = replace(
+                state, told=before.told, budget=before.budget, handover_budget_left=before.handover_budget_left
+            )
+        self.state = state
 
     def staffed(self, staffing: Staffing) -> None:
         """Decide by this table from now on; it was made for the plan in force."""
@@ -66,4 +75,5 @@ class Tuning:
     def step(self, seen: Observation) -> Decision | None:
         """One step of the policy."""
         self.state, decision = self.policy(self.state, seen)
+        self._stepped = self.state
         return decision

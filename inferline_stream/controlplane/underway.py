@@ -129,7 +129,7 @@ class Session:
         Returns:
             Records left uncommitted, by consumer group.
         """
-        self.controller.held = True  # falling traffic at the end is no reason to scale
+        self.controller.deciding.held = True  # falling traffic at the end is no reason to scale
         self.watcher.step("draining")
         end = (await self.offsets.ends({self.running.source: len(self.since.source)}))[self.running.source]
         partitions = self.controller.picture.partitions
@@ -199,8 +199,8 @@ class Session:
             profiles=list(measured.profiles.values()),
             paths=measured.paths,
             hop_overhead_s=measured.hop_overhead_s,
-            plans=list(self.controller.plans),
-            decisions=list(self.controller.stored),
+            plans=list(self.controller.deciding.plans),
+            decisions=list(self.controller.deciding.decisions),
         )
 
 

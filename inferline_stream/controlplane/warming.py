@@ -1,10 +1,13 @@
-"""What makes deciding faster or better and takes seconds to get: made beside the loop, taken up when it is there."""
+"""What makes deciding faster or better and takes seconds to get: made beside the loop, taken up when it is there.
+
+Replicas that start and the first events of a run need the machine more: it waits for a while, and for a need.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +19,12 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.staffing import staffing
 
 logger = logging.getLogger(__name__)
+
+PATIENCE_S = 15.0
+"""Nothing is made before: on a small machine it would take from the first replicas' start and the first events."""
+
+FAST = 1000.0
+"""Arrivals per second from which the compiled kernel is worth its import: below, NumPy takes a thousandth of a core."""
 
 
 @dataclass(slots=True)
@@ -34,42 +43,42 @@ class Warming:
     compiled: bool = False
     staffed: bool = False
     """Whether the policy decides by a table made for the plan in force."""
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _began_s: float | None = None
 
     def planned(self, sample: Trace | None) -> None:
         """Another plan is in force, made for this traffic."""
         self.sample, self.staffed = sample, False
-        self._wake.set()
 
     async def step(self) -> None:
-        """Make what is missing, then wait for another plan."""
-        if not self.compiled:
+        """Make what is missing and needed by now."""
+        now_s = asyncio.get_running_loop().time()
+        if self._began_s is None:
+            self._began_s = now_s
+        if now_s - self._began_s < PATIENCE_S:
+            return
+        if not self.compiled and self.picture.traffic.arrival_rate(now_s) >= FAST:
             await aside(_compile)  # fills the cache on disk: compiling here would hold the interpreter for seconds
             self.picture.use(await asyncio.to_thread(_kernel))
             self.compiled = True
             logger.info("arrivals are counted by the compiled kernel")
-        self._wake.clear()
         if self.sample is not None and not self.staffed:
-            plan, prices = (
-                self.picture.plan,
-                {name: kind.price_per_hour for name, kind in self.picture.catalogue.items()},
-            )
-            table = await aside(
-                staffing,
-                self.picture.shape,
-                plan,
-                self.picture.measured,
-                self.sample,
-                prices,
-                objective=self.picture.objective,
-            )
-            if self.picture.plan is plan:  # else another table is on its way
-                self.tuning.staffed(table)
-                self.staffed = True
-                logger.info("replicas are decided on by the simulated table of the plan")
-                await self._wake.wait()
-        else:
-            await self._wake.wait()
+            await self._staff(self.sample)
+
+    async def _staff(self, sample: Trace) -> None:
+        plan = self.picture.plan
+        table = await aside(
+            staffing,
+            self.picture.shape,
+            plan,
+            self.picture.measured,
+            sample,
+            {name: kind.price_per_hour for name, kind in self.picture.catalogue.items()},
+            objective=self.picture.objective,
+        )
+        if self.picture.plan is plan:  # else another one is needed
+            self.tuning.staffed(table)
+            self.staffed = True
+            logger.info("replicas are decided on by the simulated table of the plan")
 
 
 def _compile() -> None:

@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from inferline_stream.controlplane.keeping import Ticks
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.records import decode_ticks
 from inferline_stream.controlplane.recovery import arrivals_between
 from inferline_stream.controlplane.running import Running
+from inferline_stream.controlplane.stamps import Stamps
 from inferline_stream.dataplane.control import OffsetReader, TopicFollower
 from inferline_stream.dataplane.protocol import ReplicaReport, decode_report
 
@@ -42,6 +45,7 @@ class Watching:
         offsets: reads them.
         ticks: told every sample of the source topic.
         heard: called with each report that is newer than those before, and whether it tells of a change.
+        stamps: tells arrivals, where the growth of the source's log does not.
     """
 
     running: Running
@@ -49,6 +53,7 @@ class Watching:
     offsets: OffsetReader
     ticks: Ticks
     heard: Callable[[ReplicaReport, bool], None]
+    stamps: Stamps | None = None
     answered_s: float = -1.0
     """When Kafka last answered, on the event loop's clock."""
     _topics: dict[str, int] = field(default_factory=dict)
@@ -80,11 +85,15 @@ class Watching:
         self._samples += 1
         ends = await self.offsets.ends(self._topics if everything else {running.source: self.source_partitions})
         now_s = self.answered_s = asyncio.get_running_loop().time()
-        if self.picture.growth.gap(now_s):
-            await self._fill_gap(now_s, ends[running.source])
+        counts: Sequence[int] = ends[running.source]
+        if self.stamps is not None:
+            counts = self.stamps.counts
+            self.picture.growth.skip(now_s, counts)
+        elif self.picture.growth.gap(now_s):
+            await self._fill_gap(now_s, counts)
         else:
-            self.picture.arrivals(now_s, ends[running.source])
-        self.ticks.sampled(time.time() * 1e3, ends[running.source])
+            self.picture.arrivals(now_s, counts)
+        self.ticks.sampled(time.time() * 1e3, counts)
         if everything:
             for stage, history in self.picture.offsets.items():
                 history.reached(now_s, ends[running.topic(stage)])
@@ -93,6 +102,13 @@ class Watching:
                 out = sum(self.picture.latency().counts)
             self.picture.counts.events_out = out
             self.picture.counts.completed = self._since_start(running.names.completed, ends)
+
+    async def stamped(self) -> None:
+        """Take in the records of the source that have come, waiting a moment for the first."""
+        assert self.stamps is not None
+        times = await self.stamps.read(0.1)
+        now_s, shift_s = asyncio.get_running_loop().time(), asyncio.get_running_loop().time() - time.time()
+        self.picture.arrived(np.minimum(times + shift_s, now_s))
 
     async def _fill_gap(self, now_s: float, ends: Sequence[int]) -> None:
         """Nobody sampled for a while: the records themselves tell when they came."""

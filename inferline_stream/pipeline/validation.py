@@ -19,8 +19,8 @@ from inferline_stream.pipeline.annotations import (
     without_none,
 )
 from inferline_stream.pipeline.branches import maybe_missing
-from inferline_stream.pipeline.emulation import by_kind, emulated_s
 from inferline_stream.pipeline.codec import Codec
+from inferline_stream.pipeline.emulation import by_kind, emulated_s
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.names import Names
@@ -128,6 +128,8 @@ def _of_topics(pipeline: Pipeline) -> Iterator[str]:
             yield f"{role} topic {name!r}: max_bytes {end.max_bytes!r} must be a whole number, 1 or more"
         if end.partitions is not None and (not isinstance(end.partitions, int) or end.partitions < 1):
             yield f"{role} topic {name!r}: partitions {end.partitions!r} must be a whole number, 1 or more"
+        if end.arrivals not in ("offsets", "timestamps"):
+            yield f"{role} topic {name!r}: arrivals {end.arrivals!r} must be 'offsets' or 'timestamps'"
         header: Any = end.timestamp_header
         if header is not None and not (isinstance(header, str) and header):
             yield f"{role} topic {name!r}: timestamp_header {header!r} must be the name of a header"

@@ -3,11 +3,14 @@
 `decision_ms`: from the first arrival of the step, by its record's timestamp, to the decision to scale up.
 `first_record_over_start_up_ms`: from there to the first result of the new replica, beyond the replica's start-up time
 (from asking for it to its READY). The median of several steps; each is a run of its own.
+`standby_ms`: from the death of the only working replica (SIGKILL) to the first result of the one that stood by.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import statistics
 import tempfile
 import time
@@ -15,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from inferline_stream.controlplane.session import Quiet, session
-from inferline_stream.dataplane.control import TopicFollower
+from inferline_stream.controlplane.records import Override, encode
+from inferline_stream.controlplane.session import Quiet, Session, session
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.control import TopicFollower, Written, write_once
 from inferline_stream.dataplane.protocol import ReplicaReport, decode_report
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.testing.kafka import find_apache_kafka
@@ -26,6 +31,7 @@ from tests.benchmarks._live import append_time_sink, one_stage, passed
 RATE = 60.0
 STEP = 3.0
 BEFORE_S, AFTER_S = 8.0, 5.0
+RATE_OF_DEATHS, DEATHS = 200.0, 3
 
 
 def measure(quick: bool) -> dict[str, float | int | str | None]:
@@ -36,6 +42,8 @@ def measure(quick: bool) -> dict[str, float | int | str | None]:
 async def _measure(bootstrap_servers: str, folder: Path, rounds: int) -> dict[str, float | int | str | None]:
     decisions, firsts, start_ups = [], [], []
     early = 0
+    standby = [s for _ in range(rounds) for s in await _deaths(bootstrap_servers, folder)]
+    taken_over = {"standby_ms": statistics.median(standby) * 1e3, "standby_ms_max": max(standby) * 1e3}
     for _ in range(rounds):
         found = await _step(bootstrap_servers, folder)
         if found is None:
@@ -46,8 +54,14 @@ async def _measure(bootstrap_servers: str, folder: Path, rounds: int) -> dict[st
         firsts.append(found[2])
     if not decisions:
         reason = f"the policy scaled up before the step in all {rounds} rounds: the machine was too noisy"
-        return {"decision_ms": None, "first_record_over_start_up_ms": None, "decision_ms_reason": reason}
+        return {
+            "decision_ms": None,
+            "first_record_over_start_up_ms": None,
+            "decision_ms_reason": reason,
+            **taken_over,
+        }
     return {
+        **taken_over,
         "decision_ms": statistics.median(decisions) * 1e3,
         "first_record_over_start_up_ms": statistics.median(firsts) * 1e3,
         "decision_ms_max": max(decisions) * 1e3,
@@ -106,6 +120,43 @@ async def _step(bootstrap_servers: str, folder: Path) -> tuple[float, float, flo
     first_s, ready_s, asked = min(firsts)
     start_up_s = ready_s - asked
     return ups[0].time_s - stepped_s, start_up_s, first_s - ups[0].time_s - start_up_s
+
+
+async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
+    """Seconds from each death of the working replica to the standby's first result, several in one run."""
+    run = one_stage(
+        bootstrap_servers,
+        folder,
+        Trace(np.arange(0.0, 3.0 + 4.0 * DEATHS, 1 / RATE_OF_DEATHS)),
+        emulated={1: "2ms", 8: "4ms"},
+        slo="250ms",
+        planned_rate=RATE_OF_DEATHS,
+    )
+    await append_time_sink(run)
+    died_s = []
+    async with session(run, Quiet()) as under_way:
+        await under_way.ready()
+        picture, actuator = under_way.controller.picture, under_way.controller.actuator
+        standby = Override("standby", "work", 1)
+        control = under_way.running.names.control
+        await write_once(bootstrap_servers, Written(control, standby.key, encode(standby)))
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        for _ in range(DEATHS):
+            assert await until(lambda: _stands_by(under_way), 30.0)
+            await asyncio.sleep(1.0)
+            (working,) = [r for r in await actuator.observe() if r.pid and r.replica not in picture.standbys["work"]]
+            died_s.append(time.time())
+            os.kill(working.pid or 0, signal.SIGKILL)
+            await asyncio.sleep(1.0)
+        await feeding
+        await under_way.drain()
+        out_s = (await passed(under_way)).out_s
+    # What the dead one had sent may be acknowledged for a moment after its death.
+    return [float(out_s[out_s > at + 0.01][0]) - at for at in died_s]
+
+
+async def _stands_by(under_way: Session) -> bool:
+    return len(under_way.controller.picture.standbys.get("work", ())) == 1
 
 
 async def _reports(bootstrap_servers: str, topic: str) -> dict[str, list[tuple[float, ReplicaReport]]]:

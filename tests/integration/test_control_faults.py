@@ -163,7 +163,7 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(swi
         await first.controller.fleet.want({**first.controller.wanted, ("parse", "emulated-cpu"): 3})
         await first.fed(asyncio.Event())
         await asyncio.sleep(1.0)
-        decided = len(first.controller.stored)
+        decided = len(first.controller.deciding.decisions)
         envelope = first.controller.picture.traffic.envelope(asyncio.get_running_loop().time())
         first.control.cancel()
         await actuator.aclose()  # replicas die, too: what they held is uncommitted

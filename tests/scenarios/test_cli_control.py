@@ -54,7 +54,7 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         controller = under_way.controller
 
         async def limited() -> bool:
-            return controller.overrides.limits(0.0).get("parse") == Limits(1, 3)
+            return controller.deciding.overrides.limits(0.0).get("parse") == Limits(1, 3)
 
         code, said = await verb(run, "scale", "parse", "--min", "1", "--max", "3", "--price", "emulated-cpu=0.5")
         assert (code, said.count("set;")) == (0, 2)
@@ -87,7 +87,7 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         assert (await verb(run, "resume", "--all"))[0] == 0
 
         async def taken_back() -> bool:
-            return set(controller.overrides.by_key) == {"code"}
+            return set(controller.deciding.overrides.by_key) == {"code"}
 
         assert await until(taken_back, 5.0)
         await under_way.fed(asyncio.Event())

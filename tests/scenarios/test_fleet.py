@@ -7,12 +7,17 @@ import os
 import signal
 import time
 
+import numpy as np
+import pytest
+
 from inferline_stream.controlplane.records import Override, encode
 from inferline_stream.controlplane.session import Quiet, Run, Session, session
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.tuner.policy import POLICIES
 
 
 async def set_by_people(under_way: Session, override: Override) -> None:
@@ -94,14 +99,17 @@ async def test_a_standby_works_at_once_where_another_died_and_is_replaced(swing,
     assert report.events_in == report.events_out > 200
 
 
-async def test_another_slo_set_by_people_is_planned_for_and_applied_while_events_flow(
+async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied_while_events_flow(
     swing, embedded_broker: KafkaServer
 ) -> None:
     run: Run = swing(
         embedded_broker.bootstrap_servers,
         levels=[(100, 12)],
         replicas={"parse": 2, "check": 2, "decide": 1},
+        planned_rate=100.0,
         replans=True,
+        sample=gamma_trace(100.0, 1.0, 30.0, np.random.default_rng(3)),
+        policy=POLICIES["default"],
         settings=Settings(planner_effort_s=2.0),
     )
     async with asyncio.timeout(90), session(run, Quiet()) as under_way:
@@ -109,16 +117,31 @@ async def test_another_slo_set_by_people_is_planned_for_and_applied_while_events
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(6.5)
         await set_by_people(under_way, Override("slo", value=0.25))
+        await set_by_people(under_way, Override("price", "emulated-cpu", 5.0))
+        controller = under_way.controller
 
         async def planned() -> bool:
-            return under_way.controller.picture.plan.slo_s == 0.25
+            (check, *others) = controller.picture.plan.allocations["check"]
+            return controller.picture.plan.slo_s == 0.25 and check.hardware == "emulated-gpu-small" and not others
+
+        async def moved() -> bool:
+            held = {r.hardware for r in await controller.actuator.observe() if r.stage == "check"}
+            return held == {"emulated-gpu-small"} and controller.picture.working("check", "emulated-gpu-small") > 0
+
+        async def staffed() -> bool:
+            return controller.deciding.warming.staffed
 
         assert await until(planned, 20.0)
+        assert await until(moved, 20.0)
+        assert await until(staffed, 20.0)
+        table = controller.deciding.tuning.state.basis.staffing
         await feeding
-        controller = under_way.controller
         report = await under_way.report(await under_way.drain())
-    assert [(d.action, d.reason) for d in report.decisions] == [("replan", "limit_changed")]
     assert report.slo_s == 0.25
-    assert [plan.reason for plan in controller.plans] == ["initial", "limit_changed"]
+    assert [plan.reason for plan in controller.deciding.plans][:2] == ["initial", "limit_changed"]
+    assert table is not None
+    planned_replicas = sum(a.replicas for a in controller.picture.plan.allocations["parse"])
+    speed = controller.picture.planned_throughput("parse", "emulated-cpu")
+    assert table.needed("parse", 1.0) == pytest.approx(planned_replicas * speed)  # at its own traffic it is the plan
     assert (report.lost, report.duplicated) == (0, 0)
     assert controller.failures == 0

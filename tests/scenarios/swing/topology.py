@@ -1,4 +1,6 @@
-"""Emulated: parse every order, check every third one, decide on both. For tests that scale it."""
+"""Emulated: parse every order, check every third one, decide on both. For tests that scale and hurt it."""
+
+import os
 
 from msgspec import Struct
 
@@ -15,6 +17,8 @@ class Decision(Struct):
 
 
 def parse(orders: list[Order]) -> list[int]:
+    if any(order.number < 0 for order in orders):
+        os._exit(1)  # poison: nobody can parse it and live
     return [order.number for order in orders]
 
 
@@ -37,8 +41,8 @@ checking = Stage(
     "check",
     check,
     after=[parsing.when(every_third)],
-    hardware=EMULATED,
-    emulated={1: "20ms", 2: "30ms"},
+    hardware=[*EMULATED, "emulated-gpu-small"],  # dearer: only another price makes it worth having
+    emulated={"emulated-cpu": {1: "20ms", 2: "30ms"}, "emulated-gpu-small": {1: "5ms", 2: "7ms"}},
     max_batch_size=2,
 )
 deciding = Stage(

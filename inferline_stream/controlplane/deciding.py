@@ -1,0 +1,231 @@
+"""What is decided: by the policy, by planning runs, by people. Told at once, and written down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from inferline_stream.controlplane.fleet import Fleet
+from inferline_stream.controlplane.keeping import Book, flat, nested
+from inferline_stream.controlplane.leadership import Leadership
+from inferline_stream.controlplane.overrides import Overrides
+from inferline_stream.controlplane.picture import Picture
+from inferline_stream.controlplane.records import Override, StoredDecision, StoredPlan
+from inferline_stream.controlplane.recovery import Found
+from inferline_stream.controlplane.replanning import Proposal
+from inferline_stream.controlplane.running import Running
+from inferline_stream.controlplane.scaling import going_over
+from inferline_stream.controlplane.tuning import Tuning, windows_of
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.controlplane.warming import Warming
+from inferline_stream.observability.state import DecisionRecord
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.version import Structure
+from inferline_stream.planner.document import plan_to_bytes
+from inferline_stream.tuner.decision import Action, Decision, Reason
+from inferline_stream.tuner.policy import Policy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Deciding:
+    """Decides, and has the fleet follow.
+
+    Args:
+        running: names and settings.
+        picture: what is known.
+        leadership: whose term it is.
+        policy: the Tuner's step.
+        found: what earlier terms have left.
+        fleet: brings about what is decided.
+        told: called with every decision, at once.
+        declared_standby: replicas that stand by, by stage, where people have not set another number.
+        sample: traffic that the plan was made for; see `Warming`.
+        structure: of the pipeline, written down with its plans.
+        stock: most replicas of a hardware kind, where this place has fewer than the catalogue says.
+    """
+
+    running: Running
+    picture: Picture
+    leadership: Leadership
+    policy: Policy
+    found: Found
+    fleet: Fleet
+    told: Callable[[DecisionRecord], None]
+    declared_standby: Mapping[str, int]
+    sample: Trace | None
+    structure: Structure | None
+    stock: Mapping[str, int]
+    held: bool = False
+    """Decisions are held because the run ends."""
+    plan_feasible: bool = True
+    """False while the newest planning run found no plan that meets the SLO."""
+    overrides: Overrides = field(init=False)
+    tuning: Tuning = field(init=False)
+    warming: Warming = field(init=False)
+    book: Book = field(init=False)
+    plans: list[StoredPlan] = field(default_factory=list)
+    """Every plan that came into force in this term, as written down."""
+    decisions: list[StoredDecision] = field(default_factory=list)
+    """Every decision of this term, as written down."""
+    _decides_from_s: float | None = None
+    _was_paused: bool = False
+    _code_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.overrides = self.found.overrides
+        self.tuning = Tuning(self.policy, self.picture, self.running.settings, nested(self.fleet.wanted))
+        self.warming = Warming(self.picture, self.tuning, self.sample)
+        self.book = Book(self.running.names.decisions, self.found.number)
+
+    def set_by_people(self, key: str, override: Override | None) -> None:
+        """A record of the control topic."""
+        self.overrides = self.overrides.with_record(key, override)
+        logger.info("override %s: %s", key, override or "taken back")
+        self.follow_people()
+        if override is not None and override.kind == "code":
+            detail = f"given by {override.who or 'somebody'}: every replica is replaced, one after another"
+            replicas = nested(self.fleet.wanted)
+            self._decided(self._record(Action.REPLACE, Reason.NEW_CODE, detail, replicas), replicas)
+
+    def follow_people(self) -> None:
+        """Take up what people have set now; what they set for a while lapses by this, too."""
+        now_s, loop_s = time.time(), asyncio.get_running_loop().time()
+        self.picture.prices(self.overrides.prices(now_s))
+        self.fleet.standby = {**self.declared_standby, **self.overrides.standby(now_s)}
+        code_s = self.overrides.code_s
+        if code_s is not None and code_s > self._code_s:
+            self._code_s = code_s
+            # By the clock of whoever gave it; one that is ahead of ours means now.
+            self.fleet.newest_code_s = loop_s - max(0.0, now_s - code_s)
+            self.fleet.changed()
+
+    async def step(self) -> None:
+        """One step of the policy, unless people hold decisions, or there is nothing yet to decide on."""
+        loop_s, now_s = asyncio.get_running_loop().time(), time.time()
+        if self.held or not self._begun(loop_s):
+            return
+        if self.paused:
+            self._was_paused = True
+            return
+        if self._was_paused:  # what happened meanwhile is no history to decide on
+            self._was_paused = False
+            self.tuning.again(nested(self.fleet.wanted))
+        stock = {**self.stock, **self.overrides.stock(now_s)}
+        seen = self.picture.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
+        decision = self.tuning.step(seen)
+        if decision is not None:
+            await self._apply(decision, seen.envelope)
+
+    @property
+    def paused(self) -> bool:
+        """Whether people hold decisions."""
+        return self.overrides.paused(time.time())
+
+    def _begun(self, now_s: float) -> bool:
+        """Whether there is something to decide on: the first replicas take a while to start, and nobody doubts that."""
+        if self._decides_from_s is None:
+            self._decides_from_s = now_s + self.running.settings.start_timeout_s
+        if now_s < self._decides_from_s:
+            replicas = self.picture.reports.replicas.values()
+            seen = {told.newest.stage for told in replicas if told.newest.phase == "ready"}
+            if self.picture.growth.newest_s is None or seen < self.picture.offsets.keys():
+                return False
+            self._decides_from_s = now_s
+        return True
+
+    async def _apply(self, decision: Decision, envelope: Sequence[int]) -> None:
+        record = self._record(decision.action, decision.reason, decision.detail, decision.replicas)
+        if record.applied:
+            await self.fleet.want(flat(decision.replicas))
+        self._decided(record, decision.replicas, envelope)
+
+    def _record(
+        self, action: Action, reason: Reason, detail: str, replicas: Mapping[str, Mapping[str, int]]
+    ) -> DecisionRecord:
+        return DecisionRecord(
+            time.time(),
+            str(action),
+            str(reason),
+            detail,
+            {stage: sum(kinds.values()) for stage, kinds in replicas.items()},
+            applied=action is not Action.HOLD and not self.running.advisory,
+        )
+
+    async def propose(self, proposal: Proposal, measured: PipelineProfile) -> None:
+        """Take up what a planning run came to, unless people hold decisions, or the run ends."""
+        if self.held or self.paused or proposal.reason is None:
+            self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
+            return
+        replicas = nested(self.fleet.wanted)
+        if proposal.plan is None:
+            if self.plan_feasible:
+                self.plan_feasible = False
+                self._decided(self._record(Action.HOLD, proposal.reason, proposal.detail, replicas), replicas)
+            return
+        self.plan_feasible = True
+        replicas = going_over(self.fleet.wanted, proposal.plan)
+        record = self._record(Action.REPLAN, proposal.reason, proposal.detail, replicas)
+        if record.applied:
+            self.picture.adopt(proposal.plan, measured, windows_of(proposal.plan, self.running.settings))
+            self.tuning.again(replicas)
+            self.warming.planned(proposal.trace if self.sample is not None else None)
+            await self.fleet.want(flat(replicas))
+            self.keep_plan(record.time_s, record.reason, record.detail)
+        self._decided(record, replicas)
+
+    def _decided(
+        self, record: DecisionRecord, replicas: Mapping[str, Mapping[str, int]], envelope: Sequence[int] = ()
+    ) -> None:
+        """Tell of a decision, and have it written down."""
+        self.picture.decided(record)
+        told = {"action": record.action, "reason": record.reason, "replicas": dict(record.replicas)}
+        logger.info("%s (%s): %s", record.action, record.reason, record.detail, extra=told)
+        self.told(record)
+        self.book.number += 1
+        now_s = asyncio.get_running_loop().time()
+        self.decisions.append(
+            StoredDecision(
+                number=self.book.number,
+                controller=self.leadership.controller,
+                term=self.leadership.term,
+                time_s=record.time_s,
+                action=record.action,
+                reason=record.reason,
+                detail=record.detail,
+                replicas={stage: dict(kinds) for stage, kinds in replicas.items()},
+                applied=record.applied,
+                arrival_rate=self.picture.traffic.arrival_rate(now_s),
+                envelope=[int(n) for n in envelope],
+                lags={stage: sum(history.lags()) for stage, history in self.picture.offsets.items()},
+                ready={
+                    stage: sum(self.picture.working(stage, kind) for s, kind in self.fleet.wanted if s == stage)
+                    for stage in self.picture.offsets
+                },
+            )
+        )
+        self.book.decision(self.decisions[-1])
+
+    def keep_plan(self, time_s: float, reason: str, detail: str) -> None:
+        """Write down the plan in force."""
+        plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(self.picture.plan))))
+        controller, term = self.leadership.controller, self.leadership.term
+        number = 1 + max((p.number for p in (*self.found.plans, *self.plans)), default=0)
+        self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan, number, self.structure))
+        self.book.plan(self.plans[-1])
+
+    async def close(self) -> None:
+        """The run ends in order: write down that no successor is to go on from here."""
+        self.book.close()
+
+        async def written() -> bool:
+            return not self.book.waiting()
+
+        await until(written, 2.0)

@@ -1,0 +1,64 @@
+"""Arrivals told by record timestamps, where producers write in transactions and log growth would count their ends."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from inferline_stream.controlplane.records import ArrivalTicks, encode
+from inferline_stream.controlplane.running import Running
+from inferline_stream.controlplane.stamps import Stamps
+from inferline_stream.dataplane.control import OffsetReader, Written, write_once
+from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.pipeline.names import Names
+from inferline_stream.settings import Settings
+from inferline_stream.testing.kafka import KafkaServer
+
+
+async def in_transactions(producer: AIOKafkaProducer, topic: str, times_ms: list[int], *, abort: bool = False) -> None:
+    for i, time_ms in enumerate(times_ms):
+        await producer.begin_transaction()
+        await (await producer.send(topic, b"x", partition=i % 2, timestamp_ms=time_ms))
+        await (producer.abort_transaction() if abort else producer.commit_transaction())
+
+
+async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_next_controller(
+    embedded_broker: KafkaServer,
+) -> None:
+    names, servers = Names(f"p{secrets.token_hex(4)}"), embedded_broker.bootstrap_servers
+    source = names.topic(f"in-{names.pipeline}")
+    await create_topics(
+        servers, [TopicSettings(source, 2, "events"), TopicSettings(names.arrivals, 1, "arrivals")], replication=1
+    )
+    running = Running(names, source, "", frozenset(), servers, Settings(), arrivals="timestamps")
+    now_ms = int(time.time() * 1e3)
+    early, late = [now_ms - 4000 + 100 * i for i in range(10)], [now_ms - 1000 + 50 * i for i in range(6)]
+    async with (
+        asyncio.timeout(30),
+        AIOKafkaProducer(bootstrap_servers=servers, transactional_id=f"t-{names.pipeline}") as producer,
+    ):
+        await in_transactions(producer, source, early)
+        await in_transactions(producer, source, [now_ms - 2000, now_ms - 1999], abort=True)
+        async with Stamps(running, 2) as stamps:
+            assert (await stamps.read(1.0)) * 1e3 == pytest.approx(early)
+            await in_transactions(producer, source, late)
+            heard: list[float] = []
+            while len(heard) < len(late):
+                heard += (await stamps.read(0.5)).tolist()
+            assert [s * 1e3 for s in sorted(heard)] == pytest.approx(late)
+            assert sum(stamps.counts) == 16
+            counts = list(stamps.counts)
+        async with OffsetReader(servers) as offsets:
+            ends = (await offsets.ends({source: 2}))[source]
+        assert sum(ends) == 2 * 18  # what log growth would have told: every record and every end of a transaction
+        # An earlier controller has written down what came before `late`; the next one counts on from there.
+        told = ArrivalTicks([float(late[0] - 1)], [[100, 50]], [100, 50], float(late[0] - 2))
+        await write_once(servers, Written(names.arrivals, source, encode(told)))
+        async with Stamps(running, 2) as successor:
+            assert (await successor.read(1.0)).size == 16
+            assert sum(successor.counts) == 150 + len(late)
+    assert counts == [8, 8]
