@@ -89,6 +89,10 @@ class LocalActuator:
         """Every replica that was asked for and is not gone, oldest first."""
         return self._places.observe()
 
+    def forks(self, stage: str, hardware: str) -> bool:
+        """Whether a parent is ready to fork the next replica."""
+        return self._parents.ready(stage, hardware)
+
     async def next_exit(self) -> ReplicaExit:
         """Wait for the next replica that ends."""
         return await self._places.next_exit()

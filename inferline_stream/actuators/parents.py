@@ -68,6 +68,11 @@ class Parents:
             return None
         return parent.fork(launch, log, cores) if parent.ready else None
 
+    def ready(self, stage: str, hardware: str) -> bool:
+        """Whether the next replica will be forked."""
+        parent = self._parents.get((stage, hardware))
+        return parent is not None and parent.ready
+
     def close(self) -> None:
         """End the parents; replicas that are left are told to leave."""
         for parent in self._parents.values():

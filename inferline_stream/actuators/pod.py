@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
 
-from inferline_stream.actuators.local import REPLICA_MODULE
 from inferline_stream.actuators.manifests import POD_VARIABLE, SPEC_VARIABLE
-from inferline_stream.dataplane.protocol import ReplicaSpec, decode_spec, encode
-from inferline_stream.isolation.confinement import confined
-from inferline_stream.isolation.launch import Launch
+from inferline_stream.actuators.supervising import supervise
+from inferline_stream.dataplane.protocol import ReplicaSpec, decode_spec
 from inferline_stream.settings import pod_told
 
 logger = logging.getLogger(__name__)
@@ -38,49 +34,16 @@ async def live(spec: ReplicaSpec, life: Path) -> int:
     Returns:
         The exit code for this process.
     """
-    loop = asyncio.get_running_loop()
-    asked_to_go = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, asked_to_go.set)
+    going = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, going.set)
     begun = life / "begun"
     if begun.exists():
         logger.warning("pod %s has had its replica; it waits to be deleted", spec.replica)
-        await asked_to_go.wait()
+        await going.wait()
         return 0
     begun.touch()
-    confinement = confined(spec.isolation, spec.topology, spec.hardware, spec.bootstrap_servers)
-    launch = Launch(REPLICA_MODULE, confinement, cores=spec.hardware.cores, orphaned=signal.SIGTERM)
-    told, tells = os.pipe()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *launch.command,
-            stdin=subprocess.PIPE,
-            env=launch.environment,
-            pass_fds=(*launch.files, tells),
-            start_new_session=True,
-        )
-        os.close(tells)
-        launch.started(process.pid)
-        loop.add_reader(told, _ready, told, life / "ready")
-        assert process.stdin is not None
-        process.stdin.write(encode(msgspec.structs.replace(spec, ready_fd=tells)) + b"\n")
-        ended = asyncio.ensure_future(process.wait())
-        going = asyncio.ensure_future(asked_to_go.wait())
-        await asyncio.wait((ended, going), return_when=asyncio.FIRST_COMPLETED)
-        going.cancel()
-        if not ended.done():
-            process.send_signal(signal.SIGTERM)
-        code = await ended
-    finally:
-        loop.remove_reader(told)
-        launch.close()
+    code = await supervise(spec, going, ready=(life / "ready").touch)
     return 128 - code if code < 0 else code
-
-
-def _ready(told: int, mark: Path) -> None:
-    if os.read(told, 1):
-        mark.touch()
-    asyncio.get_running_loop().remove_reader(told)
-    os.close(told)
 
 
 def main() -> int:

@@ -1,25 +1,27 @@
-"""What every actuator promises, on local processes, on Kubernetes' API, and on the fake alike."""
+"""What every actuator promises, on local processes, on Ray, on Kubernetes' API, and on the fake alike."""
 
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+import ray
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, ReplicaExit
 from inferline_stream.actuators.kubernetes import KubernetesActuator
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.actuators.manifests import Cluster
+from inferline_stream.actuators.ray import RayActuator
 from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.testing.actuator import FakeActuator
 from inferline_stream.testing.kube_api import KubeApi, client_of
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 KINDS = catalogue()
 
 
@@ -32,7 +34,7 @@ class Subject(Protocol):
 
     actuator: Actuator
 
-    def crash(self, replica: ObservedReplica) -> None: ...
+    async def crash(self, replica: ObservedReplica) -> None: ...
     async def finish(self, replica: ObservedReplica) -> None: ...
 
 
@@ -41,7 +43,7 @@ class Local:
         self.folder = folder
         self.actuator = LocalActuator(template, folder, drain_timeout_s=1.0, kill_after_s=0.3, module="replica_double")
 
-    def crash(self, replica: ObservedReplica) -> None:
+    async def crash(self, replica: ObservedReplica) -> None:
         os.kill(replica.pid, signal.SIGKILL)
 
     async def finish(self, replica: ObservedReplica) -> None:
@@ -52,6 +54,37 @@ class Local:
         os.kill(replica.pid, signal.SIGUSR1)
 
 
+class Ray:
+    """Actors of a cluster on this machine; their replicas are real processes."""
+
+    def __init__(self, actuator: RayActuator) -> None:
+        self.actuator = actuator
+
+    async def crash(self, replica: ObservedReplica) -> None:
+        os.kill(await self.process_of(replica), signal.SIGKILL)
+
+    async def finish(self, replica: ObservedReplica) -> None:
+        pid = await self.process_of(replica)
+        async with asyncio.timeout(DEADLINE_S):
+            while not _catches(pid, signal.SIGUSR1):
+                await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGUSR1)
+
+    async def process_of(self, replica: ObservedReplica) -> int:
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                for seen in await self.actuator.observe():
+                    if seen.replica == replica.replica and seen.pid is not None:
+                        return seen.pid
+                await asyncio.sleep(0.01)
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 class Kubernetes:
     """Pods of a fake API server; their containers end when they are told to."""
 
@@ -59,7 +92,7 @@ class Kubernetes:
         self.api = api
         self.actuator = actuator
 
-    def crash(self, replica: ObservedReplica) -> None:
+    async def crash(self, replica: ObservedReplica) -> None:
         self.api.containers[replica.replica].end.set_result(137)
 
     async def finish(self, replica: ObservedReplica) -> None:
@@ -73,14 +106,28 @@ class Fake:
     def __init__(self) -> None:
         self.actuator = FakeActuator(drain_timeout_s=1.0)
 
-    def crash(self, replica: ObservedReplica) -> None:
+    async def crash(self, replica: ObservedReplica) -> None:
         self.actuator.crash(replica.replica)
 
     async def finish(self, replica: ObservedReplica) -> None:
         self.actuator.finish(replica.replica)
 
 
-@pytest.fixture(params=["local", "kubernetes", "fake"])
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[str]:
+    """A Ray of one node on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        started = ray.init(
+            num_cpus=8, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False
+        )
+        yield started.address_info["address"]
+        ray.shutdown()
+
+
+@pytest.fixture(params=["local", "ray", "kubernetes", "fake"])
 async def subject(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Subject]:
@@ -92,6 +139,10 @@ async def subject(
             client = await stack.enter_async_context(client_of(api))
             actuator = KubernetesActuator("p", template, Cluster(api.namespace, "image"), client, drain_timeout_s=1.0)
             made = Kubernetes(api, await stack.enter_async_context(actuator))
+        elif request.param == "ray":
+            address = request.getfixturevalue("ray_cluster")
+            made = Ray(RayActuator(template, address, drain_timeout_s=1.0, kill_after_s=0.3, module="replica_double"))
+            await stack.enter_async_context(made.actuator)
         else:
             made = Local(tmp_path) if request.param == "local" else Fake()
         yield made
@@ -124,7 +175,7 @@ async def test_asking_twice_changes_nothing(subject: Subject) -> None:
 async def test_names_are_never_used_twice(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 2)
     first = await seen(subject)
-    subject.crash(first[0])
+    await subject.crash(first[0])
     await next_exit(subject)
     async with asyncio.timeout(DEADLINE_S):
         while len(await seen(subject)) < 2:
@@ -192,7 +243,7 @@ async def test_a_retiring_replica_that_stays_is_made_to_end_after_the_deadline(s
 async def test_a_dead_replica_is_told_and_restarted(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 1)
     (replica,) = await seen(subject)
-    subject.crash(replica)
+    await subject.crash(replica)
     gone = await next_exit(subject)
     assert not gone.expected
     assert gone.exit_code == -signal.SIGKILL
@@ -213,7 +264,7 @@ async def test_the_wait_doubles_from_death_to_death(subject: Subject) -> None:
         async with asyncio.timeout(DEADLINE_S):
             while not (running := await seen(subject)):
                 await asyncio.sleep(0.01)
-        subject.crash(running[0])
+        await subject.crash(running[0])
         waits_s.append((await next_exit(subject)).restart_in_s)
     assert waits_s == pytest.approx([0.1, 0.2, 0.4])
 
@@ -221,7 +272,7 @@ async def test_the_wait_doubles_from_death_to_death(subject: Subject) -> None:
 async def test_one_that_waits_for_its_restart_retires_before_those_that_run(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 2)
     oldest, youngest = await seen(subject)
-    subject.crash(oldest)
+    await subject.crash(oldest)
     await next_exit(subject)
     await subject.actuator.scale("a", "cpu-1", 1)
     assert [r.replica for r in await subject.actuator.observe()] == [youngest.replica]

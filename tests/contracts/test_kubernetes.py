@@ -13,7 +13,7 @@ from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.testing.kube_api import KubeApi, client_of
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 KINDS = catalogue([Hardware("a100-1g.10gb", 0.6, gpus=1 / 7, gpu_model="NVIDIA A100")])
 
 
