@@ -6,7 +6,7 @@ from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.problem import Candidate, Problem, fastest_path_s, fastest_s, hardware_kinds
-from inferline_stream.planner.starts import quickest
+from inferline_stream.planner.quickest import quickest
 
 
 def infeasible(problem: Problem, evaluator: Evaluator) -> Infeasible:

@@ -1,47 +1,50 @@
-"""The default search: many starts on a short piece of traffic, then the best of them on ever more of it.
+"""The default search: `Fronts` on a short piece of traffic, then its best candidates on ever more of it.
 
 Coarse to fine. Feasibility on a piece proves nothing about the whole trace: what a level finds is verified,
 repaired where it fails, and taken further down in cost on the next, and the last level is every trace in full.
+The piece is the busiest there is, so what suffices for it may be more than the whole needs: once a candidate is known
+on the whole, the piece is searched again with as many late events allowed as go with the whole's allowance.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.descent import descend, repair
 from inferline_stream.planner.evaluation import Evaluator
-from inferline_stream.planner.problem import Candidate, Problem, cost_of, in_stock
-from inferline_stream.planner.starts import quickest, starts
+from inferline_stream.planner.fronts import Fronts
+from inferline_stream.planner.problem import COST_EPSILON, Candidate, Problem, cost_of, in_stock
+from inferline_stream.planner.quickest import quickest
 from inferline_stream.planner.surrogate import Surrogate
 
-COARSE_EVENTS = 30_000
-"""Events of the shortest piece: some 300 of them may be late at P99."""
+COARSE_EVENTS = 20_000
+"""Events of the shortest piece: some 200 of them may be late at P99."""
 
-LEVEL_RATIO = 8
+LEVEL_RATIO = 10
 """How many times more events each level has than the one before."""
 
-EFFORT = 2_000_000
-"""Events simulated on the shortest piece, times the square of the number of stages, before no further start is taken
-down in cost: the cheapest starts are first. One descent of a pipeline of n stages needs about n² times half of this."""
+EFFORT = 600_000
+"""Events simulated on the shortest piece, times the square of the number of stages, before no further candidate is
+taken down in cost: the cheapest are first. One descent of a pipeline of n stages needs about n² times half of this."""
 
 CARRIED = 2
 """Candidates carried from one level to the next."""
 
+ROUNDS = 3
+"""How often at most a piece is searched anew with an allowance that goes with a longer one's."""
+
+MOST_ALLOWED = 4
+"""Late events allowed on the shortest piece at most, in multiples of what the objective allows."""
+
 TRIES = (40, 12, 8)
-"""Proposals of one round that are simulated, by level: on longer pieces each costs more and surprises less."""
+"""Candidates of one round that are simulated, by level: on longer pieces each costs more and surprises less."""
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a level of the search has: its candidates, cheapest first, feasible on its piece of traffic."""
-
-    evaluator: Evaluator
-    candidates: tuple[Candidate, ...]
+Report = Callable[[str, Candidate | None], None]
 
 
 def levels(problem: Problem) -> list[Problem]:
@@ -64,81 +67,107 @@ def busiest(trace: Trace, events: int) -> Trace:
 
 
 def refine(
-    whole: Evaluator,
-    known: Sequence[Candidate],
-    *,
-    mixed: bool,
-    stop: Callable[[], bool],
-    report: Callable[[str, Candidate | None], None],
+    whole: Evaluator, known: Sequence[Candidate], *, mixed: bool, stop: Callable[[], bool], report: Report
 ) -> Iterator[Candidate]:
     """Candidates that meet the target on the whole of every trace, each cheaper than the one before.
 
     Args:
         whole: decides on the whole traces.
-        known: candidates to look at beside the starts.
+        known: candidates to look at beside those found.
         mixed: whether a stage may mix hardware kinds.
         stop: asked before every simulation.
         report: told the phase and nothing more; results are what is yielded.
     """
     problem = whole.problem
     pieces = levels(problem)
-    coarse = whole if pieces[0] is problem else Evaluator(pieces[0], stop)
-    found = _from_starts(coarse, known, mixed=mixed, report=report)
-    best = math.inf
+    coarse = whole if len(pieces) == 1 else Evaluator(pieces[0], stop)
+    fronts = Fronts(coarse, whole.bounds, mixed=mixed)
+    found = _on_piece(coarse, fronts, known, mixed=mixed, report=report)
     if coarse is whole:
-        yield from found.candidates[:1]
+        yield from found[:1]
         return
+    reached = False
     for depth, piece in enumerate(pieces[1:], start=1):
         here = whole if piece is problem else Evaluator(piece, stop)
-        tries = TRIES[min(depth, len(TRIES) - 1)]
+        report("verifying" if here is whole else "refining", None)
         kept: list[Candidate] = []
-        for candidate in found.candidates[: CARRIED if here is not whole else None]:
-            report("verifying" if here is whole else "refining", None)
-            surrogate = Surrogate(coarse, candidate, mixed=mixed)
-            below = min((cost_of(problem, c) for c in kept), default=math.inf)
-            good = (
-                candidate if here.feasible(candidate) else repair(surrogate, here, candidate, below=below, tries=tries)
-            )
-            if good is None or (kept and good in kept):
-                continue
-            here.accept(good)
-            for lower in descend(surrogate, here, good, tries=tries):
-                good = lower
-                if here is whole and cost_of(problem, good) < best:
-                    best = cost_of(problem, good)
-                    yield good
-            kept.append(good)
+        for good in _deeper(here, fronts, found, mixed=mixed, tries=TRIES[min(depth, len(TRIES) - 1)]):
+            kept.insert(0, good)
             if here is whole:
-                break
-        if not kept and here is not whole:
-            kept = list(found.candidates)
-        found = Found(here, tuple(sorted(kept, key=lambda c: cost_of(problem, c))))
-    if math.isinf(best):
+                reached = True
+                yield good
+        found = kept[:CARRIED] or found
+    if not reached:
         report("starting over on the whole trace", None)
-        yield from _from_starts(whole, known, mixed=mixed, report=report).candidates[:1]
+        yield from _on_piece(whole, Fronts(whole, whole.bounds, mixed=mixed), known, mixed=mixed, report=report)[:1]
 
 
-def _from_starts(
-    coarse: Evaluator, known: Sequence[Candidate], *, mixed: bool, report: Callable[[str, Candidate | None], None]
-) -> Found:
-    """The cheapest starts, and what is known, taken down in cost on one piece of traffic."""
-    problem = coarse.problem
-    begun: dict[Candidate, None] = {}
-    for start in starts(coarse, mixed=mixed):
-        report("starting", None)
-        begun[start] = None
-    begun.update(dict.fromkeys(c for c in known if coarse.feasible(c)))
+def _on_piece(
+    piece: Evaluator, fronts: Fronts, known: Sequence[Candidate], *, mixed: bool, report: Report
+) -> list[Candidate]:
+    """What `Fronts` finds on a piece, and what is known, taken down in cost there; cheapest first."""
+    problem = piece.problem
+    report("searching", None)
+    begun = dict.fromkeys(c for c in (*fronts.candidates(), *known) if in_stock(problem, c) and piece.feasible(c))
     if not begun:
-        last, _ = quickest(problem, coarse)
-        begun.update(dict.fromkeys([last] if in_stock(problem, last) and coarse.feasible(last) else []))
+        last, _ = quickest(problem, piece)
+        begun = dict.fromkeys([last] if in_stock(problem, last) and piece.feasible(last) else [])
     reached: dict[Candidate, None] = {}
-    effort = EFFORT * len(problem.shape.stages) ** 2
+    effort = piece.simulated_events + EFFORT * len(problem.shape.stages) ** 2
     for start in sorted(begun, key=lambda c: cost_of(problem, c)):
-        if reached and coarse.simulated_events > effort:
+        lowest = start
+        if not reached or piece.simulated_events < effort:
+            surrogate = Surrogate(piece, fronts.bounds, start, mixed=mixed)
+            for lower in descend(surrogate, piece, start, tries=TRIES[0]):
+                report("descending", None)
+                lowest = lower
+        reached[lowest] = None
+    return sorted(reached, key=lambda c: cost_of(problem, c))
+
+
+def _deeper(
+    here: Evaluator, fronts: Fronts, candidates: Sequence[Candidate], *, mixed: bool, tries: int
+) -> Iterator[Candidate]:
+    """Ever cheaper candidates that are feasible on a longer piece, from those of a shorter one.
+
+    Args:
+        here: decides.
+        fronts: of the shortest piece.
+        candidates: cheapest first.
+        mixed: whether a stage may mix hardware kinds.
+        tries: candidates to simulate at most in each round.
+    """
+    problem, coarse = here.problem, fronts.evaluator
+    best: Candidate | None = None
+    for candidate in candidates[:tries]:
+        surrogate = Surrogate(coarse, fronts.bounds, candidate, mixed=mixed)
+        good = (
+            candidate if here.feasible(candidate) else repair(surrogate, here, candidate, below=math.inf, tries=tries)
+        )
+        if good is not None:
+            for lower in descend(surrogate, here, good, tries=tries):
+                best = lower
+                yield best
             break
-        way = [start]
-        for lower in descend(Surrogate(coarse, start, mixed=mixed), coarse, start, tries=TRIES[0]):
-            report("descending", None)
-            way.append(lower)
-        reached[way[-1]] = None
-    return Found(coarse, tuple(sorted(reached, key=lambda c: cost_of(problem, c))))
+    for _ in range(ROUNDS):
+        if best is None:
+            return
+        below = cost_of(problem, best) - COST_EPSILON
+        cheaper = fronts.candidates(allowed=_allowance(here, coarse, best), below=below)
+        good = next((c for c in cheaper[:tries] if here.feasible(c)), None)
+        if good is None:
+            return
+        for lower in descend(Surrogate(coarse, fronts.bounds, good, mixed=mixed), here, good, tries=tries):
+            best = lower
+            yield best
+
+
+def _allowance(here: Evaluator, coarse: Evaluator, candidate: Candidate) -> int:
+    """Late events on the shortest piece that go with those allowed on a longer one, as a candidate of both tells."""
+    late = here.late(candidate)
+    assert late is not None
+    latency_s = coarse.latencies_s(candidate)[0]
+    on_piece = int((latency_s > here.problem.target_s).sum())
+    allowed, own = here.bounds.allowed[0], coarse.bounds.allowed[0]
+    wanted = on_piece * allowed / max(late[0], 1)
+    return int(min(max(wanted, own / 2), own * MOST_ALLOWED))

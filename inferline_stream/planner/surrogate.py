@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.planner.bounds import service_rate
+from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.menu import combined, menu, mixtures
 from inferline_stream.planner.problem import (
@@ -76,12 +76,14 @@ class Surrogate:
 
     Args:
         evaluator: whose first workload is used.
+        bounds: of the whole traces, which options have to keep to.
         base: a candidate that is not overloaded.
         mixed: whether to propose options of several hardware kinds.
     """
 
-    def __init__(self, evaluator: Evaluator, base: Candidate, *, mixed: bool = True) -> None:
+    def __init__(self, evaluator: Evaluator, bounds: Bounds, base: Candidate, *, mixed: bool = True) -> None:
         self._evaluator = evaluator
+        self._bounds = bounds
         self._workload: Workload = evaluator.workloads[0]
         self._target_s = evaluator.problem.target_s
         self._mixed = mixed
@@ -213,10 +215,10 @@ class Surrogate:
 
     def choices(self, stage: int, dearest: float) -> list[Choice]:
         """Options of a stage that no cheaper one beats, cheapest first."""
-        options = menu(self._evaluator.bounds, stage, dearest, thinned=True)
+        options = menu(self._bounds, stage, dearest, thinned=True)
         if self._mixed:
-            options += mixtures(self._evaluator.bounds, stage, self.base[stage])
-        options += nearby(self._evaluator, stage, self.base[stage])
+            options += mixtures(self._bounds, stage, self.base[stage])
+        options += nearby(self._bounds, stage, self.base[stage])
         problem = self._evaluator.problem
         found = []
         for option in dict.fromkeys(options):
@@ -241,8 +243,8 @@ class Surrogate:
         problem, base = self._evaluator.problem, self.base
         cost = cost_of(problem, base)
         prices = [price_of(problem, option) for option in base]
-        saving = max(p - self._evaluator.bounds.least_stage_price(s) for s, p in enumerate(prices)) + below - cost
-        least = self._evaluator.bounds.least_stage_price
+        saving = max(p - self._bounds.least_stage_price(s) for s, p in enumerate(prices)) + below - cost
+        least = self._bounds.least_stage_price
         menus = [
             self.choices(stage, max(price, min(price + max(saving, 0.0), FAR * least(stage))))
             for stage, price in enumerate(prices)
@@ -287,9 +289,9 @@ class Surrogate:
                             yield Proposal(cost + dearer - saved, late, changed)
 
 
-def nearby(evaluator: Evaluator, stage: int, option: Option) -> list[Option]:
+def nearby(bounds: Bounds, stage: int, option: Option) -> list[Option]:
     """The option with up to two replicas (or rungs) less or more of one kind, at every batch limit."""
-    problem, name = evaluator.problem, evaluator.problem.shape.stages[stage]
+    problem, name = bounds.problem, bounds.problem.shape.stages[stage]
     found: list[Option] = []
     for part in option:
         others = [a for a in option if a is not part]
@@ -302,4 +304,4 @@ def nearby(evaluator: Evaluator, stage: int, option: Option) -> list[Option]:
             counts = steps[max(0, here - 2) : here + 3]
         for limit in batch_limits(problem, name, part.hardware):
             found += [combined(problem, [*others, Allocation(part.hardware, limit, n)]) for n in counts]
-    return [o for o in found if service_rate(problem, stage, o) > evaluator.bounds.required_rate[stage]]
+    return [o for o in found if service_rate(problem, stage, o) > bounds.required_rate[stage]]

@@ -1,0 +1,51 @@
+"""The candidate with the least latency: what is left when nothing else is feasible, and the smallest SLO there is."""
+
+from __future__ import annotations
+
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.problem import (
+    Candidate,
+    Option,
+    Problem,
+    batch_limits,
+    hardware_kinds,
+    in_stock,
+    replaced,
+    replica_cap,
+    replica_counts,
+)
+
+PLENTY = 64
+"""Replicas beyond which the least latency is not looked for on a shared queue without stock limits."""
+
+
+def quickest(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, float | None]:
+    """The candidate with the least latency found, stage by stage, and that latency; None if stock allows none."""
+    candidate: Candidate = tuple(
+        max((_most(problem, s, k, 1) for k in hardware_kinds(problem, s)), key=lambda o: _throughput(problem, s, o))
+        for s in problem.shape.stages
+    )
+    if not in_stock(problem, candidate):
+        return candidate, None
+    best = evaluator.quantile_s(candidate)
+    for stage, name in enumerate(problem.shape.stages):
+        for kind in hardware_kinds(problem, name):
+            for limit in batch_limits(problem, name, kind):
+                tried = replaced(candidate, stage, _most(problem, name, kind, limit))
+                if tried != candidate and in_stock(problem, tried):
+                    latency_s = evaluator.quantile_s(tried)
+                    if latency_s < best:
+                        candidate, best = tried, latency_s
+    return candidate, best
+
+
+def _most(problem: Problem, stage: str, kind: str, limit: int) -> Option:
+    """As many replicas of a kind as the stage can have."""
+    cap = replica_cap(problem, stage, kind)
+    counts = replica_counts(problem, stage, int(min(cap, max(PLENTY, problem.partitions.get(stage, 0)))))
+    return (Allocation(kind, limit, max(counts, default=1)),)
+
+
+def _throughput(problem: Problem, stage: str, option: Option) -> float:
+    return sum(a.replicas * problem.measured.profiles[stage, a.hardware].throughput(a.max_batch_size) for a in option)
