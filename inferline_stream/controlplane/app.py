@@ -86,12 +86,19 @@ class ControlApp:
         self._app.agent(records, name=f"follow-{topic}")(follow)
 
     async def __aenter__(self) -> Self:
-        await self._app.start()
+        try:
+            await self._app.start()
+        except BaseException:  # cancelled in the middle of it: its threads and tasks would stay for ever
+            await self._stop()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
         try:
             async with asyncio.timeout(5.0):
                 await self._app.stop()

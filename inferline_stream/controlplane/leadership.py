@@ -114,7 +114,10 @@ class Leadership:
         log = read_log(records, time.time())
         if log.heartbeat is None or log.heartbeat_age_s > TAKE_OVER_AFTER_S:
             return
-        logger.warning("controller %s leads %s: standing by", log.heartbeat.controller, self._names.pipeline)
+        logger.warning(
+            "controller %s leads %s: standing by until it falls silent (`deploy` brings newer code into its replicas)",
+            log.heartbeat.controller, self._names.pipeline,
+        )  # fmt: skip
         loop = asyncio.get_running_loop()
         heard_s = loop.time() - max(0.0, log.heartbeat_age_s)
         while loop.time() - heard_s <= TAKE_OVER_AFTER_S:

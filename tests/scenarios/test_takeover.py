@@ -6,10 +6,21 @@ import asyncio
 import time
 from dataclasses import replace
 
+import msgspec
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.ledger import read_ledger
+from inferline_stream.controlplane.records import StoredPlan, encode
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.dataplane.topics import commit_start_offsets, create_topics, topics_of
+from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.version import structure_of
+from inferline_stream.planner.document import plan_to_bytes
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import Script
 
@@ -75,3 +86,33 @@ async def test_a_leader_with_an_unsettled_transaction_goes_on_in_a_new_term(
     assert (leadership.renewals, leadership.term) == (1, 2)
     assert (report.lost, report.duplicated) == (0, 0)
     assert report.replicas_most["parse"] == 2
+
+
+async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_once_there_are_none(
+    swing, embedded_broker: KafkaServer
+) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 1)])
+    names, servers = Names(run.pipeline.name, run.prefix), run.bootstrap_servers
+    now = structure_of(run.pipeline)
+    other = replace(now, edges={**now.edges, "gone": {"parse": False}}, formats={**now.formats, "gone": "json"})
+    plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(run.plan))))
+    stored = StoredPlan("another", 1, time.time(), "initial", "", plan, 1, other)
+    await create_topics(servers, topics_of(run.pipeline, run.prefix, run.plan.partitions), replication=1)
+    await commit_start_offsets(servers, run.pipeline, run.prefix)
+    await write_once(servers, Written(names.decisions, "plan", encode(stored)))
+    under_way = Written(names.stage_topic("check"), "key", b"1", 3)
+    await write_once(servers, under_way)
+    with pytest.raises(UsageError) as refused:
+        async with asyncio.timeout(30), session(run, Quiet()):
+            pass
+    assert "stage gone is gone" in str(refused.value)
+    assert f"1 in {names.group('check')}" in str(refused.value)
+    assert "end the running pipeline first" in str(refused.value).lower()
+    async with AIOKafkaConsumer(
+        bootstrap_servers=servers, group_id=names.group("check"), enable_auto_commit=False
+    ) as consumer:
+        partition = TopicPartition(under_way.topic, under_way.partition)
+        consumer.assign([partition])
+        await consumer.commit({partition: 1})
+    async with asyncio.timeout(30), session(run, Quiet()) as allowed:
+        assert allowed.controller.leadership.term >= 1

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inferline_stream.controlplane.fleet import Fleet
+from inferline_stream.controlplane.picture import Picture
+from inferline_stream.dataplane.protocol import ReplicaReport
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Shape, independent_paths
+from inferline_stream.testing.actuator import FakeActuator
+
+SHAPE = Shape(("a",), ())
+
+
+def fleet(wanted: dict[str, int], standby: int = 0, stock: int | None = None) -> Fleet:
+    kinds = {"cpu": Hardware("cpu", 0.1, stock=stock), "gpu": Hardware("gpu", 1.0)}
+    speeds = {"cpu": 0.1, "gpu": 0.01}
+    measured = PipelineProfile(
+        {("a", kind): Profile("a", kind, (ServiceTime(1, s),)) for kind, s in speeds.items()},
+        independent_paths(SHAPE, {}),
+    )
+    plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 2),)}, 0.2, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5}, {})
+    picture = Picture("p", SHAPE, plan, measured, kinds, 0.99, {"a": 8}, (60.0,))
+    return Fleet(FakeActuator(), picture, dict, {("a", k): n for k, n in wanted.items()}, {"a": standby})
+
+
+async def up(held: Fleet) -> None:
+    """Every replica that runs reports that it is READY."""
+    for r in await held.actuator.observe():
+        if r.state == "running" and not held.picture.reports.is_ready(r.replica):
+            held.picture.reports.add(ReplicaReport(r.replica, r.stage, r.hardware, "ready", 1), 0.0)
+
+
+async def there(held: Fleet) -> dict[str, int]:
+    staying = [r.hardware for r in await held.actuator.observe() if r.state == "running"]
+    return {kind: staying.count(kind) for kind in set(staying)}
+
+
+async def test_what_is_wanted_is_asked_for_at_once_standbys_included() -> None:
+    held = fleet({"cpu": 2}, standby=1)
+    await held.reconcile()
+    assert await there(held) == {"cpu": 3}
+    await up(held)
+    assert len(held.set_aside()) == 1
+    await held.want({("a", "cpu"): 4})
+    assert await there(held) == {"cpu": 5}
+
+
+async def test_asking_again_changes_nothing() -> None:
+    held = fleet({"cpu": 2})
+    for _ in range(3):
+        await held.reconcile()
+    assert held.actuator.asked == [("a", "cpu", 2)]
+
+
+async def test_a_silent_replica_is_retired_and_another_takes_its_place() -> None:
+    held = fleet({"cpu": 2})
+    await held.reconcile()
+    await up(held)
+    silent, other = (r.replica for r in await held.actuator.observe())
+    await held.replace(silent)
+    await held.reconcile()
+    states = {r.replica: r.state for r in await held.actuator.observe()}
+    assert (states[silent], states[other]) == ("retiring", "running")
+    assert await there(held) == {"cpu": 2}
+
+
+async def test_other_hardware_takes_over_before_the_old_one_leaves() -> None:
+    held = fleet({"cpu": 3})
+    await held.reconcile()
+    await up(held)
+    await held.want({("a", "gpu"): 1})
+    assert await there(held) == {"cpu": 3, "gpu": 1}
+    await held.reconcile()
+    assert await there(held) == {"cpu": 3, "gpu": 1}
+    await up(held)
+    await held.reconcile()
+    assert await there(held) == {"gpu": 1}
+    assert len(held.draining) == 3
+
+
+async def test_newer_code_goes_round_one_after_another() -> None:
+    held = fleet({"cpu": 3})
+    await held.reconcile()
+    await up(held)
+    before = {r.replica for r in await held.actuator.observe()}
+    await asyncio.sleep(0.01)
+    held.newest_code_s = asyncio.get_running_loop().time()
+    most, steps = 0, 0
+    while before & {r.replica for r in await held.actuator.observe() if r.state == "running"}:
+        await held.reconcile()
+        await up(held)
+        most, steps = max(most, (await there(held))["cpu"]), steps + 1
+        assert steps < 20
+    assert (most, await there(held)) == (4, {"cpu": 3})
+
+
+async def test_a_full_stock_lets_an_old_one_leave_first_but_never_the_last() -> None:
+    held = fleet({"cpu": 2}, stock=2)
+    await held.reconcile()
+    await up(held)
+    await asyncio.sleep(0.01)
+    held.newest_code_s = asyncio.get_running_loop().time()
+    await held.reconcile()
+    assert await there(held) == {"cpu": 1}
+    leaving = next(r.replica for r in await held.actuator.observe() if r.state == "retiring")
+    await held.reconcile()
+    assert await there(held) == {"cpu": 1}  # its place is still taken
+    held.actuator.finish(leaving)
+    await held.reconcile()
+    assert await there(held) == {"cpu": 2}
+
+
+@pytest.mark.parametrize("standby", [0, 1])
+async def test_retired_stages_stay_empty(standby: int) -> None:
+    held = fleet({"cpu": 2}, standby=standby)
+    await held.reconcile()
+    await up(held)
+    retiring = asyncio.create_task(held.retire({"a"}, 1.0))
+    await asyncio.sleep(0.01)
+    for r in await held.actuator.observe():
+        held.actuator.finish(r.replica)
+    await retiring
+    await held.reconcile()
+    assert await held.actuator.observe() == ()
