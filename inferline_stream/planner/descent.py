@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.evaluation import Evaluator
-from inferline_stream.planner.problem import COST_EPSILON, Candidate, cost_of, in_stock
+from inferline_stream.planner.problem import COST_EPSILON, Candidate, batch_limits, cost_of, in_stock, replaced
 from inferline_stream.planner.surrogate import Surrogate
 
 TOLERANCE = 0.3
@@ -60,6 +61,32 @@ def repair(
         if found is not None:
             return found
     return None
+
+
+def with_largest_limits(evaluator: Evaluator, candidate: Candidate) -> Candidate:
+    """The same hardware and replicas with the largest batch limits that the evaluator still calls feasible.
+
+    A limit costs nothing, and a larger one is capacity in hand when traffic bursts beyond the sample: the Tuner can add
+    replicas, but never changes a limit. Stage by stage in topological order, each kind for itself.
+
+    Args:
+        evaluator: decides.
+        candidate: feasible to the evaluator.
+    """
+    problem = evaluator.problem
+    evaluator.accept(candidate)
+    for stage, name in enumerate(problem.shape.stages):
+        for place, part in enumerate(candidate[stage]):
+            for limit in reversed(batch_limits(problem, name, part.hardware)):
+                if limit <= part.max_batch_size:
+                    break
+                larger = Allocation(part.hardware, limit, part.replicas)
+                option = (*candidate[stage][:place], larger, *candidate[stage][place + 1 :])
+                if evaluator.feasible(changed := replaced(candidate, stage, option)):
+                    candidate = changed
+                    evaluator.accept(candidate)
+                    break
+    return candidate
 
 
 def _spare(evaluator: Evaluator, late: Sequence[int]) -> float:

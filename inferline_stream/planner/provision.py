@@ -13,6 +13,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.descent import with_largest_limits
 from inferline_stream.planner.evaluation import Evaluator, Stopped
 from inferline_stream.planner.exact import prove
 from inferline_stream.planner.infeasible import infeasible
@@ -97,7 +98,9 @@ def provision(
 ) -> Plan:
     """Find the cheapest plan that meets the SLO.
 
-    A search that is interrupted, by ``stop`` or with Ctrl-C, returns the best plan so far.
+    Of plans that cost the same it is the one with the largest batch limits that keep the SLO less the margin: they are
+    capacity in hand for bursts beyond the sample. A search that is interrupted, by ``stop`` or with Ctrl-C, returns the
+    best plan so far.
 
     Args:
         shape: the DAG.
@@ -210,6 +213,8 @@ def search(
                 found = proof.best
                 lower_bound = proof.lower_bound
             if found is not None:
+                if algorithm != "inferline":
+                    journal.best = _with_largest_limits(whole, evaluator, journal.best, found)
                 break
     except (Stopped, KeyboardInterrupt):
         if journal.best is None:
@@ -218,6 +223,15 @@ def search(
         raise infeasible(problem, Evaluator(problem))
     p99_s = Evaluator(problem, workloads=whole.workloads).quantile_s(journal.best)
     return Outcome(journal.best, p99_s, lower_bound, algorithm, journal.evaluations, journal.simulated_events)
+
+
+def _with_largest_limits(
+    whole: Evaluator, kept_free: Evaluator, cheapest: Candidate | None, found: Candidate
+) -> Candidate:
+    """What was found with the margin free, or what is cheaper without; either with the largest batch limits."""
+    if cheapest is not None and cost_of(whole.problem, cheapest) < cost_of(whole.problem, found) - COST_EPSILON:
+        return with_largest_limits(whole, cheapest)
+    return with_largest_limits(kept_free, found)
 
 
 def _paper(evaluator: Evaluator, journal: _Journal) -> Iterator[Candidate]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -241,3 +242,15 @@ def test_a_long_trace_is_planned_coarse_to_fine_and_verified_on_all_of_it():
     assert len(levels(problem)) > 1
     assert meets(problem, outcome.candidate)
     assert outcome.p99_s == p99_s(problem, outcome.candidate)
+
+
+def test_of_equal_cost_the_largest_batch_limits_that_keep_the_margin_are_planned():
+    problem = random_problem(4, rate=150, slack=6.0)
+    plan = _plan(problem)
+    kept_s = (1 - MARGIN) * problem.target_s
+    assert plan.predicted_p99_s <= kept_s
+    candidate = tuple(plan.allocations.values())
+    for stage, (part,) in enumerate(candidate):
+        for size in (s for s in SIZES if s > part.max_batch_size):
+            larger = (*candidate[:stage], (replace(part, max_batch_size=size),), *candidate[stage + 1 :])
+            assert p99_s(problem, larger) > kept_s
