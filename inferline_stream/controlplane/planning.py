@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from inferline_stream.controlplane.replanning import Inputs, Proposal, replan
 from inferline_stream.controlplane.running import Running
 from inferline_stream.dataplane.control import TopicFollower
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,50 @@ _AGAIN_S = 10.0
 
 _LONG_S = 5.0
 """Windows of the envelope from this length on tell of a level, shorter ones of bursts."""
+
+
+@dataclass(slots=True)
+class Occasions:
+    """When to plan. Times are on one clock.
+
+    Args:
+        every_s: without any other reason.
+        beyond_s: how long traffic must have been beyond the plan; twice as long each time that it still is.
+    """
+
+    every_s: float
+    beyond_s: float
+    _due_s: float | None = None
+    _beyond_since_s: float | None = None
+    _looks: int = 0
+    _wanted: object = None
+
+    def due(self, now_s: float, *, beyond: bool, wanted: object) -> bool:
+        """Whether to plan now. If so, the time until the next occasion begins.
+
+        Args:
+            now_s: now.
+            beyond: whether traffic is beyond the plan.
+            wanted: what people want of a plan; any change is an occasion.
+        """
+        if self._due_s is None:
+            self._due_s, self._wanted = now_s + self.every_s, wanted
+        if not beyond:
+            self._beyond_since_s, self._looks = None, 0
+        elif self._beyond_since_s is None:
+            self._beyond_since_s = now_s
+        since_s = self._beyond_since_s
+        long_beyond = since_s is not None and now_s - since_s >= self.beyond_s * 2**self._looks
+        if not (long_beyond or wanted != self._wanted or now_s >= self._due_s):
+            return False
+        if long_beyond:
+            self._beyond_since_s, self._looks = now_s, self._looks + 1
+        self._due_s, self._wanted = now_s + self.every_s, wanted
+        return True
+
+    def again(self, at_s: float) -> None:
+        """Plan again at that time, if not before."""
+        self._due_s = at_s
 
 
 @dataclass(slots=True)
@@ -47,19 +93,19 @@ class Planning:
     overrides: Callable[[], Overrides]
     max_batch_sizes: Mapping[str, int]
     take: Callable[[Proposal, PipelineProfile], Awaitable[None]]
+    _occasions: Occasions = field(init=False)
     _mark: Mark = field(default_factory=dict)
-    _due_s: float | None = None
-    _beyond_since_s: float | None = None
-    _wanted: tuple[object, ...] = ()
+
+    def __post_init__(self) -> None:
+        settings = self.running.settings
+        self._occasions = Occasions(settings.planner_every_s, settings.planner_beyond_s)
+        if self._slo_s() != self.picture.plan.slo_s:  # set by people before this controller led
+            self._occasions.again(0.0)
 
     async def step(self) -> None:
         """Plan, and hand over what it came to, if there is reason to plan."""
         now_s = asyncio.get_running_loop().time()
-        if self._due_s is not None and not self._due(now_s):
-            return
-        first, self._due_s = self._due_s is None, now_s + self.running.settings.planner_every_s
-        self._beyond_since_s, self._wanted = None, self._set_by_people()
-        if first and self._fits_people():
+        if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
             return
         measured = corrected(
             self.picture.measured, self.picture.shape, measured_since(self.picture.reports, self._mark)
@@ -68,38 +114,20 @@ class Planning:
         logger.info("planned again: %s (%s)", proposal.reason or "the plan stays", proposal.detail)
         if proposal.plan is not None:
             self._mark = mark(self.picture.reports)
-        elif proposal.reason is None and not self._fits_people():
-            self._due_s = now_s + _AGAIN_S
+        elif proposal.reason is None and self._slo_s() != self.picture.plan.slo_s:
+            self._occasions.again(now_s + _AGAIN_S)  # too little has been recorded yet
         await self.take(proposal, measured)
-
-    def _fits_people(self) -> bool:
-        """Whether the plan in force was made for the SLO wanted now."""
-        return self._slo_s() == self.picture.plan.slo_s
 
     def _slo_s(self) -> float:
         declared_s = self.picture.declared_slo_s or self.picture.plan.slo_s
         return self.overrides().slo_s(time.time()) or declared_s
 
-    def _due(self, now_s: float) -> bool:
-        assert self._due_s is not None
-        if self._set_by_people() != self._wanted:
-            return True
-        if not self._beyond(now_s):
-            self._beyond_since_s = None
-        elif self._beyond_since_s is None:
-            self._beyond_since_s = now_s
-        elif now_s - self._beyond_since_s >= self.running.settings.planner_beyond_s:
-            return True
-        return now_s >= self._due_s
-
     def _beyond(self, now_s: float) -> bool:
-        """Whether any of the envelope's longer windows holds more than in the trace that was planned for."""
-        planned = dict(self.picture.plan.envelope)
         live = zip(self.picture.windows_s, self.picture.traffic.envelope(now_s), strict=True)
-        return any(count > planned.get(window_s, 0) for window_s, count in live if window_s >= _LONG_S)
+        return any(count > most_planned(self.picture.plan, w) for w, count in live if w >= _LONG_S)
 
     def _set_by_people(self) -> tuple[object, ...]:
-        """SLO, prices and stock as people set them: a change calls for another look."""
+        """SLO, prices and stock as people set them."""
         now_s, overrides = time.time(), self.overrides()
         return overrides.slo_s(now_s), overrides.prices(now_s), overrides.stock(now_s)
 
@@ -125,3 +153,13 @@ class Planning:
     def _catalogue(self, now_s: float) -> dict[str, Hardware]:
         stock = self.overrides().stock(now_s)
         return {name: replace(kind, stock=stock.get(name, kind.stock)) for name, kind in self.picture.catalogue.items()}
+
+
+def most_planned(plan: Plan, window_s: float) -> float:
+    """Arrivals in a window of the plan's envelope that are within what the plan was made for.
+
+    A sample shorter than the window does not fill it: its mean rate does. Three standard deviations of a Poisson count
+    more are still the same traffic.
+    """
+    planned = max(dict(plan.envelope).get(window_s, 0), plan.arrival_rate * window_s)
+    return planned + 3 * math.sqrt(planned)
