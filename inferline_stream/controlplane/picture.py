@@ -89,6 +89,9 @@ class Picture:
     _declared: Catalogue = field(init=False)
     _declared_slo_s: float = field(init=False)
     """Replicas count latencies by the SLO that the topology declares, whatever people want now."""
+    _late_before: int = 0
+    """Events that were late by the SLO of their time, before the plan in force; and what is above its SLO of them."""
+    _above_slo_before: int = 0
     _kernel: EnvelopeKernel | None = None
     _blocks: deque[Times] = field(default_factory=deque)
     """Arrivals of the last minute."""
@@ -124,8 +127,10 @@ class Picture:
 
     def adopt(self, plan: Plan, measured: PipelineProfile, windows_s: Sequence[float]) -> None:
         """Another plan is in force; what was seen of traffic stays."""
+        late = self._late_before + self._above_slo() - self._above_slo_before
         self.plan, self.measured, self.windows_s = plan, measured, windows_s
         self.reports.measured = measured
+        self._late_before, self._above_slo_before = late, self._above_slo()
         self._latencies.clear()  # counted by the bounds of the plan before
         self.traffic = Traffic(windows_s, self._kernel)
         for times in self._blocks:
@@ -165,6 +170,11 @@ class Picture:
         counts, sum_s = self.reports.latency_counts(final, len(bounds) + 1)
         return with_bound(LatencyHistogram(bounds, counts, sum_s), self.plan.slo_s)
 
+    def _above_slo(self) -> int:
+        """Events since the start whose latency is above the SLO in force now, whatever it was then."""
+        latency = self.latency()
+        return sum(latency.counts[latency.bounds_s.index(self.plan.slo_s) + 1 :])
+
     def observation(
         self, now_s: float, wanted: Replicas, limits: Mapping[str, Limits], stock: Mapping[str, int]
     ) -> Observation:
@@ -178,7 +188,6 @@ class Picture:
         """
         ratios = self.reports.visit_ratios(now_s)
         latency = self.latency()
-        slo = latency.bounds_s.index(self.plan.slo_s)
         figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
         lost = sum(f.dead_lettered + f.expired for f in figures.values())
         newest_s, watched_s = self.growth.newest_s, self.growth.watched_since_s
@@ -196,7 +205,7 @@ class Picture:
             stock=stock,
             limits=limits,
             events=sum(latency.counts) + lost,
-            late_events=sum(latency.counts[slo + 1 :]) + lost,
+            late_events=self._late_before + self._above_slo() - self._above_slo_before + lost,
             recent=self.traffic.recent(now_s),
         )
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -60,16 +61,20 @@ def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() 
     assert seen.state(60.0, 0.0, {}, envelope=seen.traffic.envelope(60.0)).slo_s == 0.3
 
 
-def test_latencies_are_judged_by_the_slo_in_force_though_replicas_count_by_the_declared_one() -> None:
+def test_events_are_late_by_the_slo_of_their_time() -> None:
     seen = picture()
     report = ReplicaReport("r", "a", "cpu", "ready", 1)
     bounds = seen.latency().bounds_s
     report.latency_buckets = [0] * (len(bounds) + 1)
     report.latency_buckets[bounds.index(0.3)] = 100  # between 0.25 and 0.3
+    report.latency_buckets[-1] = 7  # above all
     seen.reports.add(report, 1.0)
-    assert seen.observation(1.0, {}, {}, {}).late_events == 0
+    assert seen.observation(1.0, {}, {}, {}).late_events == 7
     seen.adopt(replace(PLAN, slo_s=0.26), MEASURED, (0.1, 60.0))
-    assert seen.observation(1.0, {}, {}, {}).late_events == 80
+    assert seen.observation(1.0, {}, {}, {}).late_events == 7
+    later = msgspec.structs.replace(report, report=2, latency_buckets=[2 * n for n in report.latency_buckets])
+    seen.reports.add(later, 2.0)
+    assert seen.observation(2.0, {}, {}, {}).late_events == 7 + 7 + 80
 
 
 def test_a_replica_that_stands_by_is_no_supply() -> None:
