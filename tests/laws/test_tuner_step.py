@@ -1,0 +1,225 @@
+"""What the default policy's step never does, whatever it sees; and that it comes to rest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inferline_stream.calculus.envelope import compiled_kernel
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.replay.loop import replay
+from inferline_stream.replay.scalers import Tuner
+from inferline_stream.tuner.decision import Action, Reason
+from inferline_stream.tuner.fitting import supply
+from inferline_stream.tuner.knobs import Knobs
+from inferline_stream.tuner.observation import Limits, Observation, Supply
+from inferline_stream.tuner.policy import step
+from inferline_stream.tuner.state import TunerState
+from tests.unit.tuner.plans import CATALOGUE, SHAPE, measured, plan, seen, state
+
+THROUGHPUTS = {"a": 100.0, "b": 50.0}
+VISITS = {"a": 1.0, "b": 0.5}
+
+rates = st.floats(0.0, 2000.0)
+
+
+def traffic(time_s: float, rate: float, **more: object) -> Observation:
+    """Steady traffic of a rate, as its envelope shows it."""
+    envelope = (math.ceil(rate), math.ceil(5 * rate), math.ceil(60 * rate))
+    return seen(time_s, envelope, peak_rate=rate, recent=(int(rate),) * 30, **more)
+
+
+def totals(held) -> dict[str, int]:
+    return {stage: sum(kinds.values()) for stage, kinds in held.items()}
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(rates, min_size=1, max_size=12), st.sampled_from([None, 12, 20]))
+def test_no_stage_is_short_of_the_rate_while_stock_and_partitions_allow_it(history, stock):
+    """After every step each stage carries the rate seen, or its partitions or the stock are used up."""
+    tuner = state(Knobs(), {"x": Hardware("x", 1.0, stock=stock)})
+    for i, rate in enumerate(history):
+        tuner, _ = step(tuner, traffic(4.0 * i, rate))
+        held = totals(tuner.wanted)
+        assert stock is None or sum(held.values()) <= stock
+        for stage in ("a", "b"):
+            assert 1 <= held[stage] <= 60
+            given_rate = supply(
+                next(s for s in tuner.basis.stages if s.name == stage), tuner.wanted[stage], {"x": THROUGHPUTS[stage]}
+            )
+            if given_rate < rate * VISITS[stage]:
+                assert held[stage] == 60 or sum(held.values()) == stock
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.09])
+@pytest.mark.parametrize("rate", [0.0, 3.0, 60.0, 100.0, 140.0, 201.0, 777.0, 1999.0, 2500.0])
+def test_at_a_steady_load_it_comes_to_rest(rate, noise):
+    """Speeds wobble about one level by less than a tenth: after two minutes nothing changes any more."""
+    rng = np.random.default_rng(int(rate))
+    tuner = state(Knobs(plan_memory_s=0.0))
+    changes = []
+    for tick in range(600):
+        observation = traffic(0.5 * tick, rate, watched_s=0.5 * tick)
+        wobble = {name: mu * (1 + rng.uniform(-noise, noise)) for name, mu in THROUGHPUTS.items()}
+        stages = {
+            name: replace(there, supply={"x": Supply(totals(tuner.wanted)[name], throughput=wobble[name])})
+            for name, there in observation.stages.items()
+        }
+        tuner, decision = step(tuner, replace(observation, stages=stages))
+        if decision is not None and decision.action is not Action.HOLD:
+            changes.append(0.5 * tick)
+    assert all(time_s < 120.0 for time_s in changes)
+    assert len(changes) <= 3
+
+
+@pytest.mark.parametrize("cv", [0.0, 1.0])
+def test_in_replay_replicas_hardly_come_and_go_at_the_planned_rate(cv):
+    """Ten minutes: nothing moves where arrivals are even; where they are random, not once in two minutes."""
+    trace = gamma_trace(100.0, cv, 600.0, np.random.default_rng(5))
+    scaler = Tuner("default", step, state(), SHAPE, kernel=compiled_kernel())
+    outcome = replay(SHAPE, plan().allocations, measured(), trace, scaler, catalogue=CATALOGUE, slo_s=0.5)
+    moved = sum(s.action != "hold" for s in outcome.steps if s.time_s > 60.0)
+    assert moved <= (0 if cv == 0.0 else 5)
+
+
+blind = st.fixed_dictionaries(
+    {},
+    optional={
+        "arrivals_age_s": st.sampled_from([None, 1.5, 60.0, math.inf]),
+        "reports": st.sampled_from([None, 3.5, 100.0]),
+        "missing": st.sampled_from(["a", "b"]),
+        "envelope": st.just(()),
+        "rate": st.just(math.nan),
+    },
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(blind, st.floats(0.05, 4.0)), min_size=1, max_size=40))
+def test_what_is_missing_or_old_never_takes_a_replica_away(history):
+    tuner, _ = step(state(Knobs(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
+    time_s = 0.0
+    for fault, later_s in history:
+        time_s += later_s
+        observation = traffic(time_s, 5.0)
+        stages = dict(observation.stages)
+        if "reports" in fault:
+            stages = {name: replace(there, age_s=fault["reports"]) for name, there in stages.items()}
+        if "missing" in fault:
+            del stages[fault["missing"]]
+        changes = {key: fault[key] for key in ("arrivals_age_s", "envelope") if key in fault}
+        if "rate" in fault:
+            changes["arrival_rate"] = fault["rate"]
+        before = totals(tuner.wanted)
+        tuner, decision = step(tuner, replace(observation, stages=stages, **changes))
+        if fault:
+            assert all(totals(tuner.wanted)[name] >= count for name, count in before.items())
+            assert decision is None or decision.action is not Action.SCALE_DOWN
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([0.1, 0.1, 0.1, -3.0, 0.0, 7.0, 4000.0, -1e6]), min_size=5, max_size=60))
+def test_after_the_clock_has_jumped_nothing_is_taken_away_for_a_minute(leaps):
+    tuner, _ = step(state(Knobs(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
+    time_s, calm_s = 0.0, math.inf
+    for leap_s in leaps:
+        time_s += leap_s
+        calm_s = 0.0 if not 0 <= leap_s <= 5.0 else calm_s + leap_s
+        before = totals(tuner.wanted)
+        tuner, decision = step(tuner, traffic(time_s, 5.0))
+        if calm_s < 60.0:
+            assert totals(tuner.wanted) == before
+        if calm_s == 0.0:
+            assert (Reason.CLOCK_JUMPED, "") in tuner.told
+            assert decision is None or decision.reason is Reason.CLOCK_JUMPED
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(rates, st.integers(1, 4)), min_size=1, max_size=15))
+def test_an_observation_that_is_seen_twice_changes_nothing_the_second_time(history):
+    once = twice = state()
+    for i, (rate, times) in enumerate(history):
+        observation = traffic(0.4 * i, rate)
+        once, decision = step(once, observation)
+        for _ in range(times):
+            twice, again = step(twice, observation)
+            assert again is None or decision is not None
+        assert twice.wanted == once.wanted
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 80), st.integers(1, 80), rates)
+def test_limits_that_people_set_hold_at_once_and_as_far_as_partitions_go(low, high, rate):
+    minimum, maximum = sorted((low, high))
+    tuner, _ = step(state(), traffic(0.0, rate, limits={"a": Limits(minimum, maximum)}))
+    assert min(minimum, 60) <= totals(tuner.wanted)["a"] <= maximum
+
+
+def test_without_any_traffic_the_minimum_that_people_set_is_kept():
+    tuner = state(Knobs(insurance=(), plan_memory_s=0.0))
+    for tick in range(0, 2000):
+        tuner, _ = step(tuner, traffic(0.1 * tick, 0.0, limits={"b": Limits(2, None)}))
+    assert totals(tuner.wanted) == {"a": 1, "b": 2}
+
+
+def wavering(tuner: TunerState, seconds: float) -> list[Reason]:
+    """More is needed than partitions can give, every other step."""
+    told = []
+    for tick in range(int(seconds * 10)):
+        tuner, decision = step(tuner, traffic(0.1 * tick, 9000.0 if tick % 2 else 100.0))
+        if decision is not None and decision.action is Action.HOLD:
+            told.append(decision.reason)
+    return told
+
+
+def test_a_condition_that_comes_and_goes_is_told_once():
+    assert wavering(state(), 50.0) == [Reason.PARTITIONS_EXHAUSTED] * 2  # once for each stage
+
+
+def test_a_controller_that_has_just_begun_does_not_complain_of_arrivals_that_were_not_sampled_yet():
+    tuner = state()
+    for tick in range(9):
+        tuner, decision = step(tuner, traffic(0.1 * tick, 0.0, arrivals_age_s=None))
+        assert decision is None
+    _, decision = step(tuner, traffic(1.5, 0.0, arrivals_age_s=None))
+    assert decision is not None
+    assert decision.reason is Reason.INPUT_STALE
+
+
+@pytest.mark.parametrize(("slower", "grows"), [(0.5, False), (0.04, True)])
+def test_slow_replicas_count_where_they_limit(slower, grows):
+    """Ten a second on two replicas of 100/s each: half the speed is plenty; 4/s each is not."""
+    quiet = traffic(0.0, 10.0)
+    stages = {
+        name: replace(there, supply={"x": replace(there.supply["x"], throughput=slower * THROUGHPUTS[name])})
+        for name, there in quiet.stages.items()
+    }
+    tuner, decision = step(state(Knobs(insurance=(), plan_memory_s=0.0)), replace(quiet, stages=stages))
+    assert (totals(tuner.wanted)["a"] > 2) is grows
+    assert (decision is not None and decision.reason is Reason.THROUGHPUT_FELL) is grows
+
+
+def test_while_too_many_events_are_late_replicas_are_kept_and_that_is_told_once():
+    tuner, _ = step(state(Knobs(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
+    before, reasons, left = totals(tuner.wanted), [], []
+    for tick in range(1, 1500):
+        tuner, decision = step(tuner, traffic(0.1 * tick, 5.0, events=100 * tick, late_events=5000))
+        left.append(tuner.handover_budget_left)
+        if decision is not None:
+            reasons.append(decision.reason)
+        assert totals(tuner.wanted) == before
+    assert reasons == [Reason.HANDOVER_BUDGET]
+    assert left[-1] == 0.0
+
+
+def test_the_budget_is_what_is_left_of_the_late_events_that_the_objective_allows():
+    """60,000 events at 99 % allow 600 late ones; 150 of them leave three quarters."""
+    tuner, _ = step(state(), traffic(0.0, 100.0))
+    tuner, _ = step(tuner, traffic(1.0, 100.0, events=80_000, late_events=200))
+    assert tuner.handover_budget_left == pytest.approx(0.75)
