@@ -192,16 +192,16 @@ def test_a_controller_that_has_just_begun_does_not_complain_of_arrivals_that_wer
     assert decision.reason is Reason.INPUT_STALE
 
 
-@pytest.mark.parametrize(("slower", "grows"), [(0.5, False), (0.04, True)])
+@pytest.mark.parametrize(("slower", "grows"), [(0.8, False), (0.7, False), (0.5, True)])
 def test_slow_replicas_count_where_they_limit(slower, grows):
-    """Ten a second on two replicas of 100/s each: half the speed is plenty; 4/s each is not."""
-    quiet = traffic(0.0, 10.0)
+    """The planned traffic: 50/s for three replicas of 50/s. At 35/s each they are half used; at 25/s two thirds."""
+    usual = seen(0.0)
     stages = {
-        name: replace(there, supply={"x": replace(there.supply["x"], throughput=slower * THROUGHPUTS[name])})
-        for name, there in quiet.stages.items()
+        name: replace(there, supply={"x": replace(there.supply["x"], throughput=factor * THROUGHPUTS[name])})
+        for (name, there), factor in zip(usual.stages.items(), (1.0, slower), strict=True)
     }
-    tuner, decision = step(state(Knobs(insurance=(), plan_memory_s=0.0)), replace(quiet, stages=stages))
-    assert (totals(tuner.wanted)["a"] > 2) is grows
+    tuner, decision = step(state(Knobs(insurance=(), plan_memory_s=0.0)), replace(usual, stages=stages))
+    assert (totals(tuner.wanted)["b"] > 3) is grows
     assert (decision is not None and decision.reason is Reason.THROUGHPUT_FELL) is grows
 
 
