@@ -62,6 +62,20 @@ def run(
     ui_port: Annotated[int, typer.Option(help="of the live page; 0 for any free one", min=0, max=65535)] = 8765,
     metrics_port: Annotated[int, typer.Option(help="of /metrics; 0 for any free one", min=0, max=65535)] = 9464,
     seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
+    on: Annotated[
+        Literal["local", "ray", "kubernetes"],
+        typer.Option(help="where replicas run: processes here, actors of a Ray cluster, or pods"),
+    ] = "local",
+    ray_address: Annotated[
+        str, typer.Option(help="of the Ray cluster; the topology must lie at the same path on its nodes")
+    ] = "auto",
+    image: Annotated[
+        str, typer.Option(help="of the pods: this package, the topology at the same path, what its stages import")
+    ] = "",
+    namespace: Annotated[str, typer.Option(help="of the pods; by default that of the kubeconfig's context")] = "",
+    secret: Annotated[
+        str, typer.Option(help="name of a Secret whose keys become the pods' environment, such as Kafka's password")
+    ] = "",
     gate: Annotated[
         bool, typer.Option("--gate", help="end with code 6 unless the objective held and no event was lost")
     ] = False,
@@ -71,6 +85,7 @@ def run(
 
     Ctrl-C stops the feed, drains what has arrived and reports; a second Ctrl-C ends everything at once.
     """
+    from inferline_stream.cli.placing import Place
     from inferline_stream.cli.running import Wanted, run_and_report
 
     run_and_report(
@@ -93,6 +108,7 @@ def run(
             metrics_port=metrics_port,
             seed=seed,
             gate=gate,
+            place=Place(on, ray_address, image, namespace, secret).checked(bootstrap_servers),
             as_json=output == "json",
         )
     )

@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 from inferline_stream.cli.frame import Terminated
 from inferline_stream.cli.logs import log_to_people
 from inferline_stream.cli.output import console
+from inferline_stream.cli.placing import Place, actuator_of
 from inferline_stream.cli.provisioning import (
     Declared,
     declared,
@@ -67,6 +68,7 @@ class Wanted:
     metrics_port: int
     seed: int
     gate: bool
+    place: Place
     as_json: bool
 
 
@@ -153,7 +155,8 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             settings=limits,
             sample=what.trace,
         )
-        return await run_to_report(run, screen, stopping.stop)
+        actuator = await stack.enter_async_context(actuator_of(wanted.place, run))
+        return await run_to_report(run, screen, stopping.stop, actuator)
 
 
 def _feed(wanted: Wanted, what: Declared) -> FeedTo | None:

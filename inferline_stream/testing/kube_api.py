@@ -135,6 +135,10 @@ class KubeApi:
         """All pods, oldest first."""
         return list(self._objects["pods"].values())
 
+    def deployments(self) -> list[Json]:
+        """All Deployments."""
+        return list(self._objects["deployments"].values())
+
     def deployment(self, name: str) -> Json:
         """A Deployment as it is now."""
         return self._objects["deployments"][name]
@@ -400,18 +404,22 @@ class KubeApi:
         return _json({"metadata": {"resourceVersion": str(self._last)}, "items": items})
 
 
+def kubeconfig_of(api: KubeApi) -> Json:
+    """What leads there, as a kubeconfig file holds it."""
+    # lightkube wants a user even where nobody asks who it is.
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": api.url}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": api.namespace}}],
+        "users": [{"name": "test", "user": {}}],
+    }
+
+
 def client_of(api: KubeApi) -> AsyncClient:
     """A client of it."""
-    # lightkube wants a user even where nobody asks who it is.
-    config = KubeConfig.from_dict(
-        {
-            "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": api.url}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": api.namespace}}],
-            "users": [{"name": "test", "user": {}}],
-        }
-    )
-    return AsyncClient(config=config, field_manager="test", trust_env=False)
+    return AsyncClient(config=KubeConfig.from_dict(kubeconfig_of(api)), field_manager="test", trust_env=False)
 
 
 def _merged(current: Json, wanted: Json) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,9 @@ from inferline_stream.actuators.kubernetes import KubernetesActuator
 from inferline_stream.actuators.manifests import LIFE_FOLDER, POD_VARIABLE, READY_FILE, Cluster
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
-from inferline_stream.testing.kube_api import Container, KubeApi, client_of
+from inferline_stream.testing.kube_api import Container, KubeApi, client_of, kubeconfig_of
+
+DEADLINE_S = 90.0
 
 
 def kubelet(folder: Path) -> Callable[[Container], Awaitable[int]]:
@@ -59,7 +62,7 @@ async def test_scaling_a_lost_node_and_an_outage_of_the_api_server_lose_nothing(
     async with KubeApi(run=kubelet(tmp_path)) as api, client_of(api) as client:
         cluster = Cluster(api.namespace, "image")
         async with (
-            asyncio.timeout(90),
+            asyncio.timeout(DEADLINE_S),
             KubernetesActuator(run.pipeline.name, run.spec, cluster, client) as actuator,
             session(run, Quiet(), actuator) as under_way,
         ):
@@ -81,3 +84,30 @@ async def test_scaling_a_lost_node_and_an_outage_of_the_api_server_lose_nothing(
     assert report.replicas_most["parse"] == 4
     assert len(report.exits) == 1
     assert "node is gone" in report.exits[0]
+
+
+async def test_the_command_runs_a_pipeline_in_the_cluster_that_kubeconfig_names(
+    embedded_broker: KafkaServer, tmp_path: Path
+) -> None:
+    topology = tmp_path / "reviews/topology.py"
+    command = Path(sys.executable).with_name("inferline-stream")
+    assert (await (await asyncio.create_subprocess_exec(command, "init", topology.parent)).wait()) == 0
+    async with KubeApi(run=kubelet(tmp_path)) as api:
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(json.dumps(kubeconfig_of(api)))
+        async with asyncio.timeout(DEADLINE_S):
+            process = await asyncio.create_subprocess_exec(
+                *(command, "run", topology, "--on", "kubernetes", "--image", "reviews:1", "--replay"),
+                *("--bootstrap-servers", embedded_broker.bootstrap_servers, "--duration", "5s", "--output", "json"),
+                *("--ui-port", "0", "--metrics-port", "0"),
+                env={**os.environ, "KUBECONFIG": str(kubeconfig)},
+                stdout=asyncio.subprocess.PIPE,
+            )
+            told, _ = await process.communicate()
+        assert process.returncode == 0
+        assert api.pods() == []
+        images = {d["spec"]["template"]["spec"]["containers"][0]["image"] for d in api.deployments()}
+    report = json.loads(told)
+    assert report["lost"] == 0
+    assert report["events_in"] == report["events_out"] > 20
+    assert images == {"reviews:1"}
