@@ -40,7 +40,6 @@ class Cluster:
         namespace: of everything that is made.
         image: holds this package, the topology at the path its spec names, and what its stages import.
         service_account: of the replicas; they never speak to the API server.
-        runtime_class: the sandbox that containers run in, such as ``gvisor``; empty for the cluster's default.
         memory: limit of one replica, as Kubernetes writes it; empty for none.
         secret: name of a Secret whose keys become environment variables, such as Kafka's password; empty for none.
     """
@@ -48,7 +47,6 @@ class Cluster:
     namespace: str
     image: str
     service_account: str = "default"
-    runtime_class: str = ""
     memory: str = ""
     secret: str = ""
 
@@ -132,8 +130,8 @@ def deployment(pipeline: str, spec: ReplicaSpec, cluster: Cluster, *, grace_s: f
     }
     if selector := node_selector(hardware):
         pod["nodeSelector"] = selector
-    if cluster.runtime_class:
-        pod["runtimeClassName"] = cluster.runtime_class
+    if spec.isolation.level in ("gvisor", "kata"):
+        pod["runtimeClassName"] = spec.isolation.level
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from inferline_stream.actuators.kubernetes import KubernetesActuator
@@ -11,6 +12,7 @@ from inferline_stream.actuators.manifests import Cluster, deployment, deployment
 from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kube_api import KubeApi, client_of
 
 DEADLINE_S = 30.0
@@ -182,3 +184,10 @@ def test_a_replicas_pod_has_no_right_in_the_cluster_and_none_on_its_node() -> No
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert container["envFrom"] == [{"secretRef": {"name": "kafka"}}]
+
+
+def test_a_level_beyond_the_sandbox_is_the_clusters_runtime_of_that_name() -> None:
+    for level, runtime in (("none", None), ("sandbox", None), ("gvisor", "gvisor"), ("kata", "kata")):
+        spec = msgspec.structs.replace(template("a", "cpu-1"), isolation=Isolation(level))
+        pod = deployment("p", spec, Cluster("ns", "image"))["spec"]["template"]["spec"]
+        assert pod.get("runtimeClassName") == runtime
