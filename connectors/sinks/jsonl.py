@@ -11,12 +11,17 @@ fsynced, and only then are their offsets committed. So what is committed is on d
 disk but not yet committed when the process died is read again, recognised by its event id (the ids are
 read back from the file at the start) and dropped. A line that was torn by a crash is cut off
 at the start; its record was not committed, so it comes again. Each event is in the file exactly once.
+
+While the file takes nothing (the disk is full), nothing is committed: the sink says so once, cuts off what was torn,
+and tries the same records again each second.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import logging
 import os
 import signal
 import sys
@@ -28,11 +33,14 @@ from typing import BinaryIO, Self
 import msgspec
 
 from inferline_stream.dataplane.following import Record, RecordFollower
-from inferline_stream.errors import InferlineError, InvalidTopology
+from inferline_stream.errors import InferlineError, InvalidTopology, Unreachable
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.settings import from_environment
 
+logger = logging.getLogger(__name__)
+
 _GATHER_S = 0.2  # an fsync takes milliseconds: at most five a second
+_AGAIN_S = 1.0
 
 
 class SinkCounts(msgspec.Struct):
@@ -75,30 +83,44 @@ class JsonlFile:
         except OSError as error:
             raise InvalidTopology(f"{path}: cannot be opened ({error.strerror}); give another path") from None
         try:
-            self._seen = _seen(self._file, path)
+            self._seen, self._size_bytes = _seen(self._file, path)
         except InvalidTopology:
             self._file.close()
             raise
 
     def append(self, records: Iterable[Record], topic: str) -> None:
-        """Write the records whose events are new, and fsync."""
-        lines = []
+        """Write the records whose events are new, and fsync.
+
+        Raises:
+            OSError: not all could be written; the file is as it was before, and it may be tried again.
+        """
+        lines: dict[str, bytes] = {}
+        duplicates = undecodable = 0
         for record in records:
             event_id = _event_id(record, topic)
-            if event_id in self._seen:
-                self.counts.duplicates += 1
-                continue
-            line = _encoded(event_id, record)
-            if line is None:
-                self.counts.undecodable += 1
-                continue
-            self._seen.add(event_id)
-            lines.append(line)
+            if event_id in self._seen or event_id in lines:
+                duplicates += 1
+            elif (line := _encoded(event_id, record)) is None:
+                undecodable += 1
+            else:
+                lines[event_id] = line
         if lines:
-            self._file.write(b"".join(lines))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self.counts.written += len(lines)
+            self._write(b"".join(lines.values()))
+        self._seen.update(lines)
+        self.counts.written += len(lines)
+        self.counts.duplicates += duplicates
+        self.counts.undecodable += undecodable
+
+    def _write(self, data: bytes) -> None:
+        file, written = self._file.fileno(), 0  # not the buffer above it: that keeps what could not be written
+        try:
+            while written < len(data):
+                written += os.write(file, data[written:])
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, self._size_bytes)
+            raise
+        self._size_bytes += len(data)
 
     def close(self) -> None:
         """Close the file; everything appended is on disk already."""
@@ -121,7 +143,8 @@ def _encoded(event_id: str, record: Record) -> bytes | None:
     return msgspec.json.encode(_Line(event_id, record.timestamp_ms, raw)) + b"\n"
 
 
-def _seen(file: BinaryIO, path: Path) -> set[str]:
+def _seen(file: BinaryIO, path: Path) -> tuple[set[str], int]:
+    """Ids of the events in the file, and its size."""
     file.seek(0)
     seen = set()
     whole_bytes = 0
@@ -134,7 +157,7 @@ def _seen(file: BinaryIO, path: Path) -> set[str]:
             raise InvalidTopology(f"{path}:{number}: is no line of this sink ({error}); give another path") from None
         whole_bytes += len(line)
     file.truncate(whole_bytes)
-    return seen
+    return seen, whole_bytes
 
 
 class JsonlSink:
@@ -153,6 +176,7 @@ class JsonlSink:
 
     def __init__(self, bootstrap_servers: str, *, topic: str, path: Path, group: str) -> None:
         self._topic = topic
+        self._path = path
         self._file = JsonlFile(path)
         self._follower = RecordFollower(
             bootstrap_servers, topic, group, connect_timeout_s=from_environment().connect_timeout_s
@@ -222,11 +246,27 @@ class JsonlSink:
             while (left_s := until - loop.time()) > 0 and not self._stop.is_set():
                 records += await self._follower.batch(left_s)
             if records:
-                await asyncio.to_thread(self._file.append, records, self._topic)
+                await self._append(records)
                 await self._follower.commit()
             async with self._stored:
                 self._reached = await self._follower.positions()
                 self._stored.notify_all()
+
+    async def _append(self, records: list[Record]) -> None:
+        """Write for as long as it takes; told to stop meanwhile, the records are left uncommitted."""
+        said = False
+        while True:
+            try:
+                return await asyncio.to_thread(self._file.append, records, self._topic)
+            except OSError as error:
+                if self._stop.is_set():
+                    raise Unreachable(f"{self._path}: {len(records)} records not written: {error.strerror}") from None
+                if not said:
+                    logger.warning("%s: %s; trying again until it can be written", self._path, error.strerror)
+                said = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN_S):
+                    await self._stop.wait()
 
 
 async def _run(sink: JsonlSink) -> None:

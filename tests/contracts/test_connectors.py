@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import resource
 import signal
 import sys
 import uuid
@@ -200,3 +201,27 @@ async def test_the_sinks_command_counts_and_ends_on_sigterm(kafka, topic, tmp_pa
         output, _ = await process.communicate()
     assert process.returncode == 0
     assert json.loads(output) == {"written": 5, "duplicates": 0, "undecodable": 0}
+
+
+async def test_a_full_disk_holds_the_sink_up_and_nothing_is_lost_or_torn(kafka, topic, tmp_path):
+    path = tmp_path / "out.jsonl"
+    await send(kafka, topic, [(i, f"e{i}") for i in range(3)])
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "inferline_stream.connectors.sinks.jsonl", "--bootstrap-servers", kafka.bootstrap_servers,
+        "--topic", topic, "--path", str(path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(DEADLINE_S):
+        while not path.exists() or len(path.read_bytes().splitlines()) < 3:
+            await asyncio.sleep(0.05)
+        _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+        await send(kafka, topic, [(i, f"e{i}") for i in range(3, 9)])
+        assert b"File too large; trying again" in await process.stderr.readline()
+        assert len(path.read_bytes().splitlines()) == 3
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        while len(path.read_bytes().splitlines()) < 9:
+            await asyncio.sleep(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+        output, _ = await process.communicate()
+    assert json.loads(output) == {"written": 9, "duplicates": 0, "undecodable": 0}
+    assert sorted(json.loads(line)["event_id"] for line in path.read_text().splitlines()) == [f"e{i}" for i in range(9)]
