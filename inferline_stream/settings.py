@@ -67,6 +67,13 @@ class Settings:
     batch_deadline_s: float = 60.0
     """Longest a stage may take for one batch: a replica that hangs is given up, and says so."""
 
+    join_age_s: float = 600.0
+    """Longest that a part of a join waits for the rest; then the event becomes a dead letter. Event ids that are
+    finished are remembered for as long, and a part that comes again is dropped."""
+
+    join_bytes: float = 256.0 * 1024 * 1024
+    """Parts of joins that a replica holds; beyond it the oldest events become dead letters."""
+
     offsets_check_s: float = 5.0
     """How often a replica looks whether somebody else has overwritten its committed offsets."""
 

@@ -220,7 +220,7 @@ async def _send(sender: StageSender, letters: Sequence[Letter], pipeline: Pipeli
     replays = {letter.event_id: 0 for letter in letters}
     for letter in letters:
         replays[letter.event_id] = max(replays[letter.event_id], letter.replays + 1)
-    joins = {names.stage_topic(stage.name) for stage in pipeline.stages if len(stage.after) > 1}
+    joins = {names.stage_topic(s.name) for s in pipeline.stages if len(s.after) > 1 and not s.ordered}
     partitions = {topic: await sender.partitions_of(topic) for topic in {letter.told("topic") for letter in letters}}
     outgoing: dict[tuple[str, int], list[Message]] = {}
     places: set[tuple[str, str, str]] = set()
@@ -228,7 +228,7 @@ async def _send(sender: StageSender, letters: Sequence[Letter], pipeline: Pipeli
         topic = letter.told("topic")
         record = (topic, letter.told("partition"), letter.told("offset"))
         if record not in places:  # a replica that died at the wrong moment has left two letters of one record
-            partition = _partition(letter, partitions[topic], is_join=topic in joins)
+            partition = _partition(letter, partitions[topic], by_event=topic in joins)
             message = _as_it_was(letter, replays[letter.event_id])
             outgoing.setdefault((topic, partition), []).append(message)
         places.add(record)
@@ -245,12 +245,13 @@ def _as_it_was(letter: Letter, replay: int) -> Message:
     return Message(letter.key, letter.value, [*own, (REPLAY, b"%d" % replay)], letter.time_ms)
 
 
-def _partition(letter: Letter, partitions: int, *, is_join: bool) -> int:
+def _partition(letter: Letter, partitions: int, *, by_event: bool) -> int:
     """Where it was; where the topic was made anew with fewer partitions, what its key or event gives now."""
     before = _number(letter.told("partition"))
     if before < partitions:
         return before
-    return partition_of(letter.event_id.encode() if is_join else letter.key or b"", partitions)
+    hashed = letter.key if letter.key is not None and not by_event else letter.event_id.encode()
+    return partition_of(hashed, partitions)
 
 
 def shown_bytes(data: bytes | None) -> str | None:

@@ -75,6 +75,7 @@ class Intake:
         missing = [p for p in self._wiring.parents if p not in parts.results and p not in parts.skipped]
         error = Failed("IncompleteJoin", f"{why}; nothing was heard of {', '.join(missing)}", "")
         self._ended(self._joined(holding, parts), error)
+        self._follow(holding, parts)
 
     def _is_foreign(self, found: Found) -> bool:
         """Whether another topology wrote the record; who sends one again has decided that it is still of use."""
@@ -137,12 +138,21 @@ class Intake:
             dead=found.dead,
             failure=failure,
             replay=found.replay,
+            key=record.key,
         )
         if parts is Arrival.DUPLICATE:
             self.duplicates += 1
             holding.completion.complete(record.offset)
         elif isinstance(parts, Gathered):
             self._complete(holding, parts)
+            self._follow(holding, parts)
+
+    def _follow(self, holding: Holding, parts: Gathered) -> None:
+        """Let those go on that were complete and waited for their turn after this one."""
+        assert holding.join is not None
+        following: Gathered | None = parts
+        while following is not None and (following := holding.join.follow(following, self._clock_s())) is not None:
+            self._complete(holding, following)
 
     def _complete(self, holding: Holding, parts: Gathered) -> None:
         event = self._joined(holding, parts)

@@ -4,7 +4,7 @@ reading it again from the committed offset.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -25,6 +25,8 @@ class Gathered:
         records: the parts as they were read, in order of arrival; their offsets are complete once the event is.
         size_bytes: sum over the parts.
         replay: how often the event had been sent again after it died.
+        key: of its records, where its turn among events of that key counts.
+        complete: all its parts are there, and it waits for its turn.
     """
 
     event_id: bytes
@@ -36,6 +38,8 @@ class Gathered:
     records: list[Any] = field(default_factory=list)
     size_bytes: int = 0
     replay: int = 0
+    key: bytes | None = None
+    complete: bool = False
 
 
 class Finished(NamedTuple):
@@ -59,14 +63,25 @@ class Join:
         parents: every one of which answers for each event, with a result or by being skipped.
         remember_s: how long finished event ids are remembered, to recognise parts that arrive twice.
         remember_count: most finished ids that are remembered.
+        ordered: an event waits for those of its key whose first part came before its own. Each parent keeps the order
+            of a key, so that is the order in which they entered the pipeline.
     """
 
-    def __init__(self, parents: Sequence[str], *, remember_s: float = 600.0, remember_count: int = 100_000) -> None:
+    def __init__(
+        self,
+        parents: Sequence[str],
+        *,
+        remember_s: float = 600.0,
+        remember_count: int = 100_000,
+        ordered: bool = False,
+    ) -> None:
         self._parents = frozenset(parents)
         self._remember_s = remember_s
         self._remember_count = remember_count
         self._waiting: OrderedDict[bytes, Gathered] = OrderedDict()
         self._finished: OrderedDict[bytes, Finished] = OrderedDict()
+        self._ordered = ordered
+        self._turns: dict[bytes, deque[Gathered]] = {}
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -85,13 +100,15 @@ class Join:
         dead: int = 0,
         failure: Any = None,
         replay: int = 0,
+        key: bytes | None = None,
     ) -> Gathered | Arrival:
         """Take in one part: a parent's result, parents that were skipped, or both.
 
         An event that was finished is gathered anew by the parts of a later replay.
 
         Returns:
-            The event with all its parts, once; `Arrival.DUPLICATE` where the part says nothing new.
+            The event with all its parts, once, and once it is its turn: `follow` gives those that waited for it.
+            `Arrival.DUPLICATE` where the part says nothing new.
         """
         finished = self._finished.get(event_id)
         if finished is not None:
@@ -101,6 +118,9 @@ class Join:
         event = self._waiting.get(event_id)
         if event is None:
             event = self._waiting[event_id] = Gathered(event_id, now_s)
+            if self._ordered and key is not None:
+                event.key = key
+                self._turns.setdefault(key, deque()).append(event)
         answered = len(event.results) + len(event.skipped)
         if parent is not None and parent in self._parents and parent not in event.skipped:
             event.results.setdefault(parent, result)
@@ -112,14 +132,27 @@ class Join:
         if now_answered == answered:
             if not event.records:
                 del self._waiting[event_id]
+                self._leave(event)
             return Arrival.DUPLICATE
         event.records.append(record)
         event.size_bytes += size_bytes
         self.size_bytes += size_bytes
         if now_answered < len(self._parents):
             return Arrival.WAITING
+        if event.key is not None and self._turns[event.key][0] is not event:
+            event.complete = True
+            return Arrival.WAITING
         self._finish(event, now_s)
         return event
+
+    def follow(self, event: Gathered, now_s: float) -> Gathered | None:
+        """The next event of the key of one that was finished, if it is complete; call again with that one."""
+        turns = self._turns.get(event.key) if event.key is not None else None
+        if not turns or not turns[0].complete:
+            return None
+        following = turns[0]
+        self._finish(following, now_s)
+        return following
 
     def finished(self, event_id: bytes, now_s: float, replay: int = 0) -> None:
         """Remember an event that was finished by an earlier owner."""
@@ -127,30 +160,36 @@ class Join:
         self._finished[event_id] = Finished(now_s, max(replay, known.replay if known else 0))
         self._forget(now_s)
 
-    def overdue(self, older_than_s: float) -> list[Gathered]:
-        """Give up on events whose first part arrived before a time; they count as finished."""
-        overdue = []
-        while self._waiting and next(iter(self._waiting.values())).first_s < older_than_s:
-            overdue.append(self._give_up(older_than_s))
-        return overdue
+    def overdue(self, age_s: float, now_s: float) -> Gathered | None:
+        """Give up on the oldest event if its first part has waited for so long; it counts as finished."""
+        oldest = next(iter(self._waiting.values()), None)
+        if oldest is None or oldest.first_s >= now_s - age_s:
+            return None
+        self._finish(oldest, now_s)
+        return oldest
 
-    def over(self, limit_bytes: int, now_s: float) -> list[Gathered]:
-        """Give up on the oldest events until the rest fits; they count as finished."""
-        given_up = []
-        while self._waiting and self.size_bytes > limit_bytes:
-            given_up.append(self._give_up(now_s))
-        return given_up
-
-    def _give_up(self, now_s: float) -> Gathered:
-        event = next(iter(self._waiting.values()))
-        self._finish(event, now_s)
-        return event
+    def over(self, limit_bytes: float, now_s: float) -> Gathered | None:
+        """Give up on the oldest event if all of them do not fit; it counts as finished."""
+        if not self._waiting or self.size_bytes <= limit_bytes:
+            return None
+        oldest = next(iter(self._waiting.values()))
+        self._finish(oldest, now_s)
+        return oldest
 
     def _finish(self, event: Gathered, now_s: float) -> None:
         del self._waiting[event.event_id]
+        self._leave(event)
         self.size_bytes -= event.size_bytes
         self._finished[event.event_id] = Finished(now_s, event.replay)
         self._forget(now_s)
+
+    def _leave(self, event: Gathered) -> None:
+        """Whoever is finished is the first of its key: the oldest that waits cannot be waiting for another."""
+        if event.key is not None:
+            turns = self._turns[event.key]
+            turns.remove(event)
+            if not turns:
+                del self._turns[event.key]
 
     def _forget(self, now_s: float) -> None:
         finished = self._finished

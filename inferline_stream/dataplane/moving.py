@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 from inferline_stream.dataplane.batching import Backlog
 from inferline_stream.dataplane.client import HURRY_S, Fetched, Reader, Sender
-from inferline_stream.dataplane.holding import LIVE, LOST, Event, Expired, Holding
+from inferline_stream.dataplane.holding import LIVE, LOST, Event, Expired
 from inferline_stream.dataplane.intake import Ending, Intake
-from inferline_stream.dataplane.join import Join
-from inferline_stream.dataplane.owning import JOIN_AGE_S, Owning
+from inferline_stream.dataplane.owning import Owning
 from inferline_stream.dataplane.protocol import Assignment, Lags, ReplicaReport, ReplicaSpec, decode_control
 from inferline_stream.dataplane.reporting import Lease, count_batch, count_latency
 from inferline_stream.dataplane.results import Outcome, Records
@@ -29,9 +28,6 @@ from inferline_stream.settings import Settings
 
 PREFETCH_BYTES = 16 * 1024 * 1024
 """Decoded records that wait for the stage; beyond it nothing more is fetched."""
-
-JOIN_BYTES = 256 * 1024 * 1024
-"""Parts of joins that wait for the rest; beyond it the oldest events become dead letters."""
 
 BATCHES_AHEAD = 4
 """Finished batches that may wait to be sent; beyond it the stage waits too."""
@@ -79,6 +75,7 @@ class Moving:
         self._sender = sender
         self._lease = lease
         self._report = report
+        self._settings = settings
         self._deadline_s = settings.batch_deadline_s
         self._worker = worker
         self._slo_s = wiring.pipeline.slo_s
@@ -139,8 +136,6 @@ class Moving:
                 continue
             for record in records:
                 self._intake.take_in(holding, record)
-            if holding.join is not None:
-                self._bound(holding, holding.join, JOIN_BYTES // max(1, len(owning.holdings)))
         for partition, position in fetched.positions.items():
             holding = owning.holdings.get(partition)
             if holding is not None and holding.state == LIVE and position > holding.completion.position:
@@ -149,17 +144,29 @@ class Moving:
         for partition, offset in fetched.lost.items():
             if partition in owning.holdings:
                 owning.halt(owning.holdings[partition], f"Kafka no longer has offset {offset}")
-        if fetched.records and self._wiring.is_join:
+        if self._wiring.is_join:
+            self._bound(owning)
             self._report.duplicates = self._intake.duplicates
-            owning.commit_wanted.set()
+            if fetched.records:
+                owning.commit_wanted.set()
 
-    def _bound(self, holding: Holding, join: Join, limit_bytes: int) -> None:
+    def _bound(self, owning: Owning) -> None:
         """A join's state has bounds in age and bytes; what exceeds them becomes a dead letter."""
+        age_s, share_bytes = self._settings.join_age_s, self._settings.join_bytes / max(1, len(owning.holdings))
         now_s = time.monotonic()
-        for parts in join.overdue(now_s - JOIN_AGE_S):
-            self._intake.give_up(holding, parts, f"waited longer than {JOIN_AGE_S:g} s")
-        for parts in join.over(limit_bytes, now_s):
-            self._intake.give_up(holding, parts, f"the state of joins exceeds {JOIN_BYTES} bytes")
+        self._report.join_events = self._report.join_bytes = 0
+        for holding in owning.holdings.values():
+            join = holding.join
+            if join is None or holding.state != LIVE:
+                continue
+            while (parts := join.overdue(age_s, now_s)) is not None:
+                self._intake.give_up(holding, parts, f"waited longer than {age_s:g} s")
+            while (parts := join.over(share_bytes, now_s)) is not None:
+                self._intake.give_up(
+                    holding, parts, f"the state of joins exceeds {self._settings.join_bytes:g} bytes (join_bytes)"
+                )
+            self._report.join_events += len(join)
+            self._report.join_bytes += join.size_bytes
 
     def _waits(self, event: Event) -> None:
         if not self._backlog:

@@ -23,9 +23,6 @@ from inferline_stream.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-JOIN_AGE_S = 600.0
-"""Longest that a part of a join waits for the rest; older events become dead letters."""
-
 JOIN_RECALL_RECORDS = 1000
 """A join's new owner reads this many records before the committed offset again, to know finished events by id."""
 
@@ -209,7 +206,10 @@ class Owning:
 
     def _hold(self, partition: int, entry: tuple[int, str] | None, end: int) -> int | None:
         """Hold one partition; returns where to read on, None if that is unknown."""
-        join = Join(self._wiring.parents, remember_s=JOIN_AGE_S) if self._wiring.is_join else None
+        join = None
+        if self._wiring.is_join:
+            stage = self._wiring.stage
+            join = Join(self._wiring.parents, remember_s=self._settings.join_age_s, ordered=stage.ordered)
         found = decode_metadata(*(entry or (0, "")))
         reach = end
         if join is None:  # a join's events may be of any age

@@ -128,6 +128,10 @@ class ReplicaReport(msgspec.Struct):
     expired: int = 0
     duplicates: int = 0
     """Records dropped because their event had been seen."""
+    join_events: int = 0
+    """Events whose parts wait for the rest now."""
+    join_bytes: int = 0
+    """Size of those parts."""
     latency_buckets: list[int] = []
     """Final stage only: events per bucket of end-to-end latency (not cumulative), the last one unbounded."""
     latency_sum_s: float = 0.0

@@ -155,10 +155,13 @@ class Replica:
             self._spec.emulated_s,
         )
         timeout_s = self._settings.connect_timeout_s
-        await asyncio.gather(self._reader.start(timeout_s), self._sender.start(timeout_s))
         written = topics_written(self._wiring)
+        _, _, limits = await asyncio.gather(
+            self._reader.start(timeout_s),
+            self._sender.start(timeout_s),
+            record_limits(self._spec.bootstrap_servers, written, timeout_s),
+        )
         partitions = {topic: await self._sender.partitions_of(topic) for topic in written}
-        limits = await record_limits(self._spec.bootstrap_servers, written, timeout_s)
         rng = random.Random(self._spec.replica)  # noqa: S311  spreads records, hides nothing
         return await building, Records(self._wiring, partitions, rng, self._report, limits)
 

@@ -140,8 +140,12 @@ class Records:
 
     def _to_join(self, stage: str, event: Event, value: bytes, headers: list[Header]) -> None:
         topic = self._topics[stage]
-        partition = (murmur2(event.event_id) & 0x7FFFFFFF) % self._partitions[topic]
-        self._put(topic, partition, event.key, value, headers)
+        # Every part of an event must meet the others; where a key has an order, those of all its events.
+        if stage in self._wiring.ordered and event.key is not None:
+            hashed = self._hash(event.key)
+        else:
+            hashed = murmur2(event.event_id) & 0x7FFFFFFF
+        self._put(topic, hashed % self._partitions[topic], event.key, value, headers)
 
     def _complete(self, event: Event, reason: str) -> None:
         self._counts.completed += 1

@@ -68,6 +68,7 @@ class Wiring:
             if edge.parent is self.stage
         )
         self.is_final = not self.arrows
+        self.ordered = frozenset(stage.name for stage in pipeline.stages if stage.ordered)
         self.joins = frozenset(self.shape.stages[at] for at in self.shape.joins())
         self._follows: dict[frozenset[str] | None, Follow] = {}
         try:

@@ -72,6 +72,9 @@ class Stage:
         max_batch_size: largest batch that may be profiled and planned.
         emulated: for `emulated-*` hardware, service time by batch size, for all such kinds
             (``{1: "20ms", 8: "60ms"}``) or by kind (``{"emulated-cpu": {1: "20ms"}}``).
+        ordered: at a join, events of one key are processed in the order in which they entered the pipeline: one that
+            is complete waits for those of its key before it. Keys then decide which replica has them, as everywhere
+            before a join.
         standby: replicas beyond those that work, with the model loaded and nothing to do: one of them takes
             over within 0.1 s where another has died. They cost what any replica costs.
         isolation: how far its replicas are kept from what is not theirs: a level (``"none"``, ``"sandbox"``,
@@ -87,6 +90,7 @@ class Stage:
         after: Iterable[Stage | Edge] = (),
         max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
         emulated: Mapping[int, str] | Mapping[str, Mapping[int, str]] | None = None,
+        ordered: bool = False,
         standby: int = 0,
         isolation: str | Isolation = "none",
     ) -> None:
@@ -96,6 +100,7 @@ class Stage:
         self.after = [parent if isinstance(parent, Edge) else Edge(parent) for parent in after]
         self.max_batch_size = max_batch_size
         self.emulated = emulated
+        self.ordered = ordered
         self.standby = standby
         self.isolation = isolation
         self.declared = _caller()

@@ -151,6 +151,8 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     size: Any = stage.max_batch_size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         yield f"max_batch_size {size!r} must be a whole number, 1 or more"
+    if stage.ordered and len(stage.after) < 2:
+        yield "is ordered and no join: order of a key is lost at joins only; remove ordered=True"
     standby: Any = stage.standby
     if isinstance(standby, bool) or not isinstance(standby, int) or standby < 0:
         yield f"standby {standby!r} must be a whole number of replicas, 0 or more"

@@ -27,12 +27,14 @@ class Structure:
         sink: topic and codec.
         formats: of each stage's results on the way to the next.
         edges: by stage, its parents; whether the edge is conditional.
+        ordered: joins that keep the order of a key.
     """
 
     source: tuple[str, str]
     sink: tuple[str, str]
     formats: Mapping[str, str]
     edges: Mapping[str, Mapping[str, bool]]
+    ordered: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -56,6 +58,7 @@ def structure_of(pipeline: Pipeline) -> Structure:
             stage.name: {edge.parent.name: edge.condition is not None for edge in stage.after}
             for stage in pipeline.stages
         },
+        ordered=tuple(sorted(stage.name for stage in pipeline.stages if stage.ordered)),
     )
 
 
@@ -93,6 +96,8 @@ def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
         elif parents != wanted_parents:
             changed = [parent for parent in parents if parents[parent] != wanted_parents[parent]]
             found.append(f"the edge from {_names(changed)} to {stage} is not as conditional as it was")
+        if (stage in running.ordered) != (stage in wanted.ordered):
+            found.append(f"stage {stage} puts the parts of an event together elsewhere, ordered or not as it was")
         if running.formats[stage] != wanted.formats[stage]:
             found.append(f"results of stage {stage} were {running.formats[stage]} and are {wanted.formats[stage]}")
     return found

@@ -22,13 +22,15 @@ def positive(value: int) -> bool:
     return value > 0
 
 
-def pipeline(*, run=number, conditional=False, extra=False, join=True, sink="out", codec="json") -> Pipeline:
+def pipeline(
+    *, run=number, conditional=False, extra=False, join=True, ordered=False, sink="out", codec="json"
+) -> Pipeline:
     first = Stage("first", run, hardware="cpu-1")
     left = Stage("left", number, hardware="cpu-1", after=[first.when(positive) if conditional else first])
     stages = [first, left]
     if extra:
         stages.append(Stage("right", number, hardware="cpu-1", after=[first]))
-    last = Stage("last", number, hardware="cpu-1", after=[left, first] if join else [left])
+    last = Stage("last", number, hardware="cpu-1", after=[left, first] if join else [left], ordered=ordered)
     return Pipeline("p", slo="1s", source=Topic("in", codec=codec), sink=Topic(sink), stages=[*stages, last])
 
 
@@ -45,6 +47,7 @@ def test_another_function_of_the_same_types_is_compatible_and_has_the_same_versi
         ({"extra": True}, "stage right is new"),
         ({"conditional": True}, "edge from first to left"),
         ({"join": False}, "stage last came after first, left and comes after left"),
+        ({"ordered": True}, "stage last puts the parts of an event together elsewhere"),
         ({"run": raw}, "results of stage first were json and are raw"),
         ({"sink": "elsewhere"}, "the sink was topic out (json) and is topic elsewhere (json)"),
         ({"codec": "msgpack"}, "the source was topic in (json) and is topic in (msgpack)"),
