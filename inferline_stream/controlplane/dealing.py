@@ -92,6 +92,7 @@ class Dealing:
         if self.leadership.renewals != self._renewals:
             self._renewals = self.leadership.renewals
             self._recover()
+        self._bury()
         ended, silent = frozenset(self.ended), frozenset(self.liveness.silent)
         await self._fence((ended | silent) & self._assigning.told.keys())
         state, deal = assigning.step(
@@ -111,6 +112,14 @@ class Dealing:
                 self._wake.set()  # nothing was written: deal again from the same memory
                 raise
         self._assigning = state
+
+    def _bury(self) -> None:
+        """A replica that was told something and has no record left ended in an earlier term: reports outlive it."""
+        for name, told in self.picture.reports.replicas.items():
+            if told.newest.sequence and name not in self._assigning.told and name not in self.ended:
+                logger.info("replica %s ended before this controller led", name)
+                self.end(name)
+                self.picture.reports.end(name)
 
     async def _fence(self, dead: Collection[str]) -> None:
         """In exactly-once mode a dead replica's last transaction must have ended before another goes on from there."""

@@ -144,12 +144,14 @@ class Fleet:
 
     async def replace(self, replica: str) -> None:
         """Another one in place of one that is silent: asked of whoever made it, if that was this actuator."""
-        for r in await self.actuator.observe():
-            if r.replica == replica and r.state != "retiring":
-                self.draining.add(replica)
-                own = [o for o in await self.actuator.observe() if (o.stage, o.hardware) == (r.stage, r.hardware)]
-                count = sum(o.state != "retiring" for o in own)
-                await self.actuator.scale(r.stage, r.hardware, count - 1, (replica,))
+        async with self._one_at_a_time:
+            observed = await self.actuator.observe()
+            for r in observed:
+                if r.replica == replica and r.state != "retiring":
+                    self.draining.add(replica)
+                    alike = [o for o in observed if (o.stage, o.hardware) == (r.stage, r.hardware)]
+                    count = sum(o.state != "retiring" for o in alike)
+                    await self.actuator.scale(r.stage, r.hardware, count - 1, (replica,))
         self.changed()
 
     def _remember(self, replicas: Sequence[ObservedReplica]) -> None:
@@ -171,11 +173,11 @@ class Fleet:
         self._retired |= set(stages)
         reports = self.picture.reports.replicas
         self.draining |= {name for name, told in reports.items() if told.newest.stage in stages and not told.ended}
-        for r in await self.actuator.observe():
-            if r.stage in stages and r.state != "retiring":
-                self.draining.add(r.replica)
-        for stage, kind in {(r.stage, r.hardware) for r in await self.actuator.observe() if r.stage in stages}:
-            await self.actuator.scale(stage, kind, 0)
+        async with self._one_at_a_time:
+            observed = [r for r in await self.actuator.observe() if r.stage in stages]
+            self.draining |= {r.replica for r in observed if r.state != "retiring"}
+            for stage, kind in {(r.stage, r.hardware) for r in observed}:
+                await self.actuator.scale(stage, kind, 0)
 
         async def gone() -> bool:
             return not any(r.stage in stages for r in await self.actuator.observe())

@@ -132,7 +132,7 @@ async def find_arrivals(
     last_s, known = ticks[-1]
     ends = (await offsets.ends({running.source: partitions}))[running.source]
     now_s = time.time()
-    gap = await arrivals_between(running, known, ends, last_s, now_s)
+    gap = np.array([time_s for time_s, _ in await arrivals_between(running, known, ends, last_s, now_s)])
     growth.skip(now_s + shift_s, ends)
     logger.info(
         "%d arrivals of the last %.0f s recovered, %d of them from the records of the last %.1f s, in %.2f s",
@@ -143,15 +143,15 @@ async def find_arrivals(
 
 async def arrivals_between(
     running: Running, known: Sequence[int], ends: Sequence[int], since_s: float, now_s: float
-) -> Times:
-    """Timestamps of the source's records between two sets of end offsets, ascending, within that time."""
-    missing = sum(max(0, end - old) for end, old in zip(ends, known, strict=True))
-    if not missing:
-        return np.empty(0)
-    if missing > _MOST_IN_GAP:
-        return np.linspace(since_s, now_s, missing, endpoint=False)
+) -> list[tuple[float, int]]:
+    """Time and partition of the source's records between two sets of end offsets, ascending, within that time."""
+    missing = [max(0, end - old) for end, old in zip(ends, known, strict=True)]
+    if sum(missing) > _MOST_IN_GAP:
+        span_s = now_s - since_s
+        return sorted((since_s + span_s * (i + 0.5) / n, p) for p, n in enumerate(missing) for i in range(n))
+    if not any(missing):
+        return []
     start = dict(enumerate(known))
     async with TopicFollower(running.bootstrap_servers, running.source, start, partitions=len(known)) as follower:
         records = await follower.read_to(dict(enumerate(ends)))
-    times = np.sort(np.array([r.time_ms / 1e3 for r in records], dtype=np.float64))
-    return np.asarray(np.clip(times, since_s, now_s), dtype=np.float64)
+    return sorted((min(max(r.time_ms / 1e3, since_s), now_s), r.partition) for r in records)

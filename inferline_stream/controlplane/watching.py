@@ -114,12 +114,17 @@ class Watching:
         """Nobody sampled for a while: the records themselves tell when they came."""
         growth, shift_s = self.picture.growth, now_s - time.time()
         since_s = (growth.newest_s or now_s) - shift_s
-        times = await arrivals_between(self.running, growth.ends, ends, since_s, now_s - shift_s)
+        came = await arrivals_between(self.running, growth.ends, ends, since_s, now_s - shift_s)
+        grown, told_s = list(growth.ends), since_s
+        for time_s, partition in came:
+            if time_s >= told_s + self.running.settings.arrivals_sample_s:
+                self.ticks.sampled(time_s * 1e3, grown)
+                told_s = time_s
+            grown[partition] += 1
         growth.skip(now_s, ends)
-        self.picture.arrived(times + shift_s)
-        logger.warning(
-            "no sample of arrivals for %.1f s: %d read from the records", now_s - shift_s - since_s, times.size
-        )
+        self.picture.arrived(np.array([time_s for time_s, _ in came]) + shift_s)
+        gap_s = now_s - shift_s - since_s
+        logger.warning("no sample of arrivals for %.1f s: %d read from the records", gap_s, len(came))
 
     def _since_start(self, topic: str, ends: Mapping[str, Sequence[int]]) -> int:
         total = sum(ends[topic])
