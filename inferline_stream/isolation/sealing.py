@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
+import encodings.ascii
+import encodings.idna
+import encodings.latin_1
+import encodings.utf_8_sig
 import errno
 import linecache
 import os
@@ -17,7 +20,8 @@ from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.pipeline.isolation import Isolation
 
-_LATE_CODECS = ("idna", "punycode", "ascii", "latin-1", "utf-16", "utf-8-sig")
+_AT_HAND = (encodings.ascii, encodings.idna, encodings.latin_1, encodings.utf_8_sig)
+"""Text encodings are looked up at their first use, which may come after the seal."""
 
 
 def confine(confinement: Confinement, *, forks: bool = False) -> None:
@@ -156,9 +160,7 @@ def _supported(isolation: Isolation) -> Iterator[None]:
 
 
 def _have_at_hand(folder: str) -> None:
-    """Load what is otherwise looked up late: text encodings, and the sources that a traceback shows."""
-    for name in _LATE_CODECS:
-        codecs.lookup(name)
+    """Load what is otherwise looked up late: the sources that a traceback shows."""
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if file and file.endswith(".py") and file.startswith(folder + os.sep):
