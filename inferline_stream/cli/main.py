@@ -9,6 +9,7 @@ import typer
 from inferline_stream.cli.alerting import rules
 from inferline_stream.cli.checking import check
 from inferline_stream.cli.deploying import deploy
+from inferline_stream.cli.diffing import diff
 from inferline_stream.cli.explaining import explain
 from inferline_stream.cli.frame import Verbs, add_verbs
 from inferline_stream.cli.letters import dlq
@@ -70,6 +71,7 @@ add_verbs(
         (check, "inferline-stream check reviews/topology.py"),
         (profile, "inferline-stream profile reviews/topology.py --stage study --again"),
         (plan, "inferline-stream plan reviews/topology.py --slo 150ms --save plan.json"),
+        (diff, "inferline-stream diff plan.json newer.json"),
         (run, "inferline-stream run reviews/topology.py --bootstrap-servers localhost:9092"),
         (replay, "inferline-stream replay reviews/topology.py --trace day.csv --plot day.svg"),
         (compare, "inferline-stream compare reviews/topology.py --trace day.csv --policies default,keda,hpa-busy"),

@@ -1,9 +1,9 @@
-"""`plan`: the cheapest allocation that meets the SLO on the sample."""
+"""`plan`: the cheapest allocation that meets the SLO on the sample; why; and what other SLOs would cost."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from inferline_stream.cli.profiling import Servers
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.profile import PipelineProfile
+    from inferline_stream.pipeline.trace import Trace
 
 
 def plan(
@@ -22,21 +23,34 @@ def plan(
         Literal["default", "inferline", "exact"],
         typer.Option(help="search: ours, the paper's greedy, or exhaustive for small pipelines"),
     ] = "default",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="go on until the plan is proven; Ctrl-C ends it and states the gap")
+    ] = False,
     slo: Annotated[str | None, typer.Option(help='in place of the topology\'s, e.g. "150ms"')] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="CSV of arrivals to plan for in place of the sample's", exists=True)
+        list[str] | None,
+        typer.Option(
+            help='arrivals in place of the sample\'s: a CSV file, "gamma:rate=150,cv=4,for=10m", '
+            '"ramp:from=100,to=250,over=60s", "levels:150x60s,250x30s", or "topic", the source topic\'s last hour; '
+            "given several times, the plan meets the SLO on each"
+        ),
     ] = None,
     queues: Annotated[
         Literal["shared", "partitioned"] | None,
         typer.Option(help="one queue per stage as in the paper, or partitions as in Kafka (default)"),
     ] = None,
+    curve: Annotated[bool, typer.Option("--curve", help="also plan for tighter and looser SLOs")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
     bootstrap_servers: Servers = None,
     prefix: Annotated[str, typer.Option(help="before the name of every topic, as for `run`")] = "",
-    seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
+    seed: Annotated[int, typer.Option(help="of generated traffic and of the random branches of events")] = 0,
     output: Output = "table",
 ) -> None:
-    """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO."""
+    """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO, and say why."""
+    import msgspec
     import uvloop
 
     from inferline_stream.cli.output import console
@@ -49,9 +63,21 @@ def plan(
         settings,
         slo_s,
     )
+    from inferline_stream.cli.telling import CURVE_FACTORS, curve_document, explanation_document, show_curve, show_why
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.hardware import catalogue
+    from inferline_stream.pipeline.shape import shape_of
     from inferline_stream.planner.document import plan_to_bytes
+    from inferline_stream.planner.explain import CurvePoint, cost_curve, explain
 
-    what = declared(topology, trace, bootstrap_servers=bootstrap_servers, prefix=prefix)
+    if exact and algorithm == "inferline":
+        raise UsageError("--exact proves what our own search finds; leave out --algorithm inferline")
+    if plot is not None:
+        from inferline_stream.observability.plots.canvas import check_file
+
+        check_file(plot)
+    what = declared(topology, bootstrap_servers=bootstrap_servers, prefix=prefix)
+    traces = _traces(trace or (), what, bootstrap_servers=bootstrap_servers, prefix=prefix, seed=seed)
     seconds = slo_s(what.pipeline, slo)
     limits = settings()
 
@@ -62,11 +88,63 @@ def plan(
         return await profiled(what, bootstrap_servers=bootstrap_servers, limits=limits), existing
 
     measured, existing = uvloop.run(measure())
-    found = planned(what, measured, seconds=seconds, algorithm=algorithm, queues=queues, seed=seed, existing=existing)
-    document = plan_to_bytes(found)
+    search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "queues": queues, "seed": seed}
+    search |= {"existing": existing, "traces": traces}
+    found = planned(what, measured, seconds=seconds, **search)
+    pipeline = what.pipeline
+    kinds = catalogue(pipeline.hardware)
+    why = explain(found, shape_of(pipeline), measured, traces, kinds, objective=pipeline.objective, seed=seed)
+    points: tuple[CurvePoint, ...] = ()
+    if curve or plot is not None:
+        points = cost_curve(
+            [seconds * factor for factor in CURVE_FACTORS],
+            lambda slo_s, known: planned(what, measured, seconds=slo_s, known=known, **search),
+        )
     if save is not None:
-        save.write_bytes(document)
+        save.write_bytes(plan_to_bytes(found))
+    if plot is not None:
+        from inferline_stream.observability.plots.planning import draw_cost_curve
+
+        draw_cost_curve(plot, {pipeline.name: points}, title=f"What an SLO costs: {pipeline.name}", chosen=found)
     if output == "json":
+        curves = curve_document(points) if points else msgspec.UNSET
+        document = plan_to_bytes(found, explanation=explanation_document(why), curve=curves)
         typer.echo(document.decode(), nl=False)
-    else:
-        console().print(plan_table(found, what.pipeline))
+        return
+    people = console()
+    people.print(plan_table(found, pipeline))
+    show_why(people, found, why)
+    if points:
+        show_curve(people, points, found)
+
+
+def _traces(given: Any, what: Any, *, bootstrap_servers: str | None, prefix: str, seed: int) -> tuple[Trace, ...]:
+    """The traces to plan for: those given, or the sample's."""
+    import asyncio
+
+    import numpy as np
+
+    from inferline_stream.cli.provisioning import settings
+    from inferline_stream.dataplane.recent import recent_sample
+    from inferline_stream.dataplane.sample_files import read_arrivals
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.generated import generated_trace, is_generated
+
+    found: list[Trace] = []
+    for number, text in enumerate(given):
+        if is_generated(text):
+            try:
+                found.append(generated_trace(text, np.random.default_rng([seed, number])))
+            except ValueError as error:
+                raise UsageError(f"--trace: {error}") from None
+        elif text == "topic":
+            if bootstrap_servers is None:
+                raise UsageError("--trace topic reads the source topic; give --bootstrap-servers too")
+            timeout_s = settings().connect_timeout_s
+            recent, _ = asyncio.run(
+                recent_sample(bootstrap_servers, what.pipeline, prefix, connect_timeout_s=timeout_s)
+            )
+            found.append(recent)
+        else:
+            found.append(read_arrivals(Path(text)))
+    return tuple(found) or (what.trace,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from inferline_stream.cli.output import Bar, console
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.dataplane.control import OffsetReader
-from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.loading import file_and_name, load_topology
 from inferline_stream.dataplane.recent import recent_sample
-from inferline_stream.dataplane.sample_files import read_arrivals, read_events
+from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
@@ -21,7 +21,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.trace import Trace, simulation_bytes
 from inferline_stream.pipeline.units import duration_s, format_duration
 from inferline_stream.pipeline.validation import validated
 from inferline_stream.profiler.profiling import Options, Progress, profile_pipeline
@@ -49,8 +49,9 @@ class Declared:
 
 
 def topology_file(topology: Path) -> Path:
-    """The file meant by a path: itself, or the topology.py of a folder."""
-    return (topology / "topology.py" if topology.is_dir() else topology).resolve()
+    """The file meant by a path: itself, or the topology.py of a folder; ``:name`` stays behind it."""
+    file, variable = file_and_name(topology)
+    return file.with_name(f"{file.name}:{variable}") if variable else file
 
 
 def shown(file: Path) -> str:
@@ -170,8 +171,12 @@ def planned(
     queues: Literal["shared", "partitioned"] | None = None,
     seed: int = 0,
     existing: Mapping[str, int] | None = None,
+    traces: Sequence[Trace] = (),
+    known: Sequence[Plan] = (),
 ) -> Plan:
-    """The cheapest plan for the sample that meets an SLO of so many seconds.
+    """The cheapest plan for the sample that meets an SLO of so many seconds; its cost so far is shown on the way.
+
+    Ctrl-C ends the search with the best plan so far.
 
     Args:
         what: pipeline and sample.
@@ -181,32 +186,60 @@ def planned(
         queues: one per stage, or one per partition.
         seed: of the random branches.
         existing: partitions, by stage, of input topics that are there already and stay as they are.
+        traces: to plan for in place of the sample.
+        known: earlier plans, so that a looser SLO never costs more.
 
     Raises:
         Infeasible: there is none.
+        InvalidTopology: traces that do not fit in memory.
     """
     from inferline_stream.estimator.warmup import compile_kernels
+    from inferline_stream.planner.provision import Progress as Searching
     from inferline_stream.planner.provision import provision
 
     with console(error=True).status("getting the estimator ready (some seconds, once per installation) …"):
         compile_kernels(everything=False)
     pipeline = what.pipeline
+    traces = tuple(traces) or (what.trace,)
+    check_memory(sum(map(len, traces)), len(pipeline.stages))
     usual: Literal["shared", "partitioned"] = "shared" if algorithm == "inferline" else "partitioned"
     chosen = queues or usual
-    return provision(
-        shape_of(pipeline),
-        measured,
-        what.trace,
-        seconds,
-        catalogue(pipeline.hardware),
-        pipeline=pipeline.name,
-        algorithm=algorithm,
-        queues=chosen,
-        partitions={**_fixed_partitions(pipeline), **(existing or {})} if chosen == "partitioned" else None,
-        max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
-        objective=pipeline.objective,
-        seed=seed,
-    )
+    with Bar("planning") as bar:
+
+        def show(progress: Searching) -> None:
+            cost = "" if progress.cost_per_hour is None else f"${progress.cost_per_hour:.4f}/h so far, "
+            bar.show(0, None, f"{cost}{progress.evaluations} plans simulated, {progress.phase} (Ctrl-C takes the best)")
+
+        return provision(
+            shape_of(pipeline),
+            measured,
+            traces,
+            seconds,
+            catalogue(pipeline.hardware),
+            pipeline=pipeline.name,
+            algorithm=algorithm,
+            queues=chosen,
+            partitions={**_fixed_partitions(pipeline), **(existing or {})} if chosen == "partitioned" else None,
+            max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
+            objective=pipeline.objective,
+            known=known,
+            progress=show,
+            seed=seed,
+        )
+
+
+def check_memory(events: int, stages: int) -> None:
+    """Refuse traces whose simulation would not fit in what memory is free.
+
+    Raises:
+        InvalidTopology: says how much it would need.
+    """
+    needed, free = simulation_bytes(events, stages), free_memory_bytes()
+    if free is not None and needed > free:
+        raise InvalidTopology(
+            f"planning for {events:,} events needs about {needed / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free; give a part of the trace, such as its busiest hour"
+        )
 
 
 def _fixed_partitions(pipeline: Pipeline) -> Mapping[str, int]:

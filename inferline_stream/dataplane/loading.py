@@ -20,18 +20,17 @@ def load_topology(path: str | Path) -> Pipeline:
     topology's folder brought into this process.
 
     Args:
-        path: the file, or the folder that holds a ``topology.py``.
+        path: the file, or the folder that holds a ``topology.py``; with ``:name`` behind it, the pipeline of that name.
 
     Returns:
-        The module's ``pipeline``, or its only `Pipeline` under whatever name. It has not been validated.
+        The pipeline named, else the module's ``pipeline``, or its only `Pipeline` under whatever name. It has not been
+        validated.
 
     Raises:
         InvalidTopology: there is no such file, executing it failed (the message names file and line),
             or it declares no pipeline or several.
     """
-    file = Path(path).resolve()
-    if file.is_dir():
-        file /= "topology.py"
+    file, variable = file_and_name(Path(path))
     if file.stem in sys.stdlib_module_names or file.stem == "inferline_stream":
         raise InvalidTopology(f"{file}: would hide the module {file.stem!r}; rename the file, e.g. to topology.py")
     try:
@@ -55,7 +54,17 @@ def load_topology(path: str | Path) -> Pipeline:
     except (Exception, SystemExit) as error:
         del sys.modules[file.stem]
         raise InvalidTopology(f"{where_raised(error, file)}: {last_line(error)}") from error
-    return _pipeline_of(module, file)
+    return _pipeline_of(module, file, variable)
+
+
+def file_and_name(path: Path) -> tuple[Path, str]:
+    """The file that a path means, absolute, and the pipeline's name behind a colon, if there is one."""
+    variable = ""
+    if ":" in path.name and not path.exists():
+        stem, _, variable = path.name.rpartition(":")
+        path = path.with_name(stem)
+    path = path.resolve()
+    return (path / "topology.py" if path.is_dir() else path), variable
 
 
 def where_raised(error: BaseException, file: Path) -> str:
@@ -96,7 +105,12 @@ def _forget_namesakes(folder: Path) -> None:
                 del sys.modules[name]
 
 
-def _pipeline_of(module: ModuleType, file: Path) -> Pipeline:
+def _pipeline_of(module: ModuleType, file: Path, variable: str) -> Pipeline:
+    if variable:
+        named = getattr(module, variable, None)
+        if not isinstance(named, Pipeline):
+            raise InvalidTopology(f"{file}: declares no pipeline {variable!r}")
+        return named
     declared = getattr(module, "pipeline", None)
     if isinstance(declared, Pipeline):
         return declared
@@ -105,7 +119,10 @@ def _pipeline_of(module: ModuleType, file: Path) -> Pipeline:
         raise InvalidTopology(f"{file}: declares no pipeline; end it with `pipeline = Pipeline(...)`")
     if len(found) > 1:
         names = ", ".join(sorted(found.values()))
-        raise InvalidTopology(f"{file}: declares several pipelines ({names}); call the one to use `pipeline`")
+        raise InvalidTopology(
+            f"{file}: declares several pipelines ({names}); call the one to use `pipeline`, "
+            f"or name it: {file.name}:{min(found.values())}"
+        )
     (name,) = found.values()
     pipeline: Pipeline = getattr(module, name)
     return pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import msgspec
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.trace import Trace, trace_from_csv
 
+_BYTES_PER_LINE = 250
+"""What a line of CSV takes while it is read, about."""
+
 
 def read_arrivals(path: str | Path) -> Trace:
     """Arrivals of a CSV file of timestamps or counts (see `trace_from_csv`).
@@ -18,11 +22,26 @@ def read_arrivals(path: str | Path) -> Trace:
     Raises:
         InvalidTopology: the file cannot be read, or holds something that is no arrival.
     """
+    data = _contents(Path(path))
+    lines, free = data.count(b"\n"), free_memory_bytes()
+    if free is not None and lines * _BYTES_PER_LINE > free:
+        raise InvalidTopology(
+            f"{path}: reading {lines:,} lines needs about {lines * _BYTES_PER_LINE / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free; give a part of it, or counts per second"
+        )
     try:
-        text = _contents(Path(path)).decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidTopology(f"{path}: is no UTF-8 text ({error}); give a CSV file of arrivals") from None
     return trace_from_csv(text, str(path))
+
+
+def free_memory_bytes() -> int | None:
+    """Memory that can still be had on this machine; None where that is not told."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
 
 
 def read_events(path: str | Path) -> list[bytes]:

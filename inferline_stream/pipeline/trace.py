@@ -66,6 +66,14 @@ class Trace:
         return Trace(self.arrivals_s / factor)
 
 
+def simulation_bytes(events: int, stages: int) -> int:
+    """Memory that simulating so many events takes, about: entry, latency and path of each, and its partition and fate.
+
+    Departures that a search keeps between candidates come on top, up to a limit of their own.
+    """
+    return events * (8 + 8 + 2 + 1 + 10 * stages)
+
+
 def gamma_trace(rate: float, cv: float, duration_s: float, rng: np.random.Generator) -> Trace:
     """Gamma-distributed gaps with mean 1/rate and CV = σ²/µ² (InferLine §6: CV 1 is Poisson).
 

@@ -14,10 +14,12 @@ PLAN_VERSION = 1
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file: the plan's own fields beside the version of their meaning."""
+    """The file: the plan's own fields beside the version of their meaning, and what `plan` may tell about it."""
 
     version: int
     plan: Plan
+    explanation: Any = msgspec.UNSET
+    curve: Any = msgspec.UNSET
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -26,9 +28,16 @@ class _Versioned(msgspec.Struct, frozen=True):
     version: int
 
 
-def plan_to_bytes(plan: Plan) -> bytes:
-    """The plan as indented JSON, stages in the plan's order; the same plan gives the same bytes."""
-    return msgspec.json.format(msgspec.json.encode(_Document(PLAN_VERSION, plan)), indent=2) + b"\n"
+def plan_to_bytes(plan: Plan, *, explanation: Any = msgspec.UNSET, curve: Any = msgspec.UNSET) -> bytes:
+    """The plan as indented JSON, stages in the plan's order; the same plan gives the same bytes.
+
+    Args:
+        plan: the plan.
+        explanation: why it is what it is, for people and programs that read along; a reader of plans skips it.
+        curve: what other SLOs would cost; skipped likewise.
+    """
+    document = _Document(PLAN_VERSION, plan, explanation, curve)
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from inferline_stream.errors import Infeasible
+from inferline_stream.estimator.selection import quantile_s
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.confidence import Interval, p99_confidence
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.menu import menu
+from inferline_stream.planner.partitions import PartitionAdvice, advise_partitions
 from inferline_stream.planner.problem import Candidate, Option, Problem, in_stock, price_of, replaced
 from inferline_stream.planner.provision import candidate_of
 
@@ -44,6 +49,7 @@ class StageExplanation:
         cost_per_hour: of the stage.
         utilization: ρ as planned.
         next_cheaper: the dearest choice that is cheaper than the planned one, for each hardware kind that has one.
+        partitions: how many its input topic should have for what is planned, room to grow and even shares.
     """
 
     stage: str
@@ -51,6 +57,7 @@ class StageExplanation:
     cost_per_hour: float
     utilization: float
     next_cheaper: tuple[Alternative, ...]
+    partitions: PartitionAdvice
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,13 @@ class Explanation:
     Args:
         stages: in topological order.
         slack_s: SLO less the predicted P99.
+        p99: how sure the predicted P99 is, by bootstrap over blocks of the trace that decides it.
         binding: what keeps the plan from being cheaper, in one sentence.
     """
 
     stages: tuple[StageExplanation, ...]
     slack_s: float
+    p99: Interval
     binding: str
 
 
@@ -91,6 +100,7 @@ def explain(
     if candidate is None:
         raise ValueError(f"the plan of {plan.pipeline!r} does not fit the stages, profile and hardware given")
     evaluator = Evaluator(problem)
+    evaluator.accept(candidate)
     stages = tuple(
         StageExplanation(
             name,
@@ -98,10 +108,20 @@ def explain(
             price_of(problem, candidate[s]),
             plan.utilization.get(name, 0.0),
             tuple(_alternatives(evaluator, candidate, s)),
+            advise_partitions(sum(a.replicas for a in candidate[s])),
         )
         for s, name in enumerate(shape.stages)
     )
-    return Explanation(stages, plan.slo_s - plan.predicted_p99_s, _binding(stages, plan))
+    sure = _interval(evaluator, candidate, seed)
+    return Explanation(stages, plan.slo_s - plan.predicted_p99_s, sure, _binding(stages, plan))
+
+
+def _interval(evaluator: Evaluator, candidate: Candidate, seed: int) -> Interval:
+    objective = evaluator.problem.objective
+    latencies = evaluator.latencies_s(candidate)
+    worst = max(range(len(latencies)), key=lambda i: quantile_s(latencies[i], objective))
+    arrivals_s = evaluator.problem.traces[worst].arrivals_s
+    return p99_confidence(latencies[worst], arrivals_s, np.random.default_rng(seed), p=objective)
 
 
 def _alternatives(evaluator: Evaluator, candidate: Candidate, stage: int) -> list[Alternative]:

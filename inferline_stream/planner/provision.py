@@ -362,4 +362,5 @@ def plan_of(problem: Problem, outcome: Outcome, *, pipeline: str) -> Plan:
         utilization={s: r / m for s, r, m in zip(stages, rates, served, strict=True)},
         partitions=dict(problem.partitions),
         algorithm=outcome.algorithm,
+        lower_bound_per_hour=outcome.lower_bound_per_hour if math.isfinite(outcome.lower_bound_per_hour) else 0.0,
     )

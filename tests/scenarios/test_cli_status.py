@@ -9,6 +9,7 @@ from pathlib import Path
 
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
+from tests.scenarios.test_cli_documents import assert_documented
 
 SWING = Path(__file__).parent / "swing"
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
@@ -40,6 +41,7 @@ async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embed
         await feeding
         report = await under_way.report(await under_way.drain())
     assert (code, err) == (0, "")
+    assert_documented("status", told)
     stages = {stage["name"]: stage for stage in told["stages"]}
     for stage in known.stages:
         assert stages[stage.name]["replicas"][0][2:4] == [stage.replicas[0].wanted, stage.replicas[0].ready]

@@ -1,0 +1,113 @@
+"""A plan in words: why each stage has what it has, how sure its P99 is, and the curve of cost over SLO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.units import format_duration
+from inferline_stream.planner.explain import CurvePoint, Explanation
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CURVE_FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+"""SLOs of the curve, in multiples of the one planned for."""
+
+_BAR = 40
+
+
+def show_why(people: Console, plan: Plan, why: Explanation) -> None:
+    """What the next-cheaper choice of each stage would break, slack, and partitions worth having."""
+    interval = f"{format_duration(why.p99.low_s)} to {format_duration(why.p99.high_s)}"
+    people.print(f"Held by {why.binding}.")
+    people.print(
+        f"Slack {format_duration(max(why.slack_s, 0.0))}; on traffic like this the P99 lies between {interval} "
+        f"({why.p99.confidence:.0%} confidence)."
+    )
+    for stage in why.stages:
+        for other in stage.next_cheaper:
+            saved = f", ${-other.cost_change_per_hour:.4g}/h less" if other.p99_s is not None else ""
+            people.print(f"  {stage.stage}: {other.reason}{saved}")
+    people.print(f"Partitions advised: {', '.join(_partitions(plan, why))}.")
+    if plan.lower_bound_per_hour > 0:
+        people.print(_proof(plan))
+
+
+def _partitions(plan: Plan, why: Explanation) -> list[str]:
+    found = []
+    for stage in why.stages:
+        now = plan.partitions.get(stage.stage)
+        counted = "" if now in (None, stage.partitions.partitions) else f" (planned with {now})"
+        found.append(f"{stage.stage} {stage.partitions.partitions}{counted}")
+    return found
+
+
+def _proof(plan: Plan) -> str:
+    gap = plan.cost_per_hour / plan.lower_bound_per_hour - 1
+    if gap < 1e-6:
+        return "Proven: no plan with one hardware kind per stage costs less."
+    return (
+        f"No plan with one hardware kind per stage costs less than ${plan.lower_bound_per_hour:.4f}/h: gap {gap:.1%}."
+    )
+
+
+def show_curve(people: Console, points: Sequence[CurvePoint], chosen: Plan) -> None:
+    """Cost by SLO as a table whose bars are the plot."""
+    from rich.table import Table
+
+    dearest = max((p.plan.cost_per_hour for p in points if p.plan is not None), default=1.0) or 1.0
+    table = Table(title="What an SLO costs")
+    table.add_column("SLO", justify="right")
+    table.add_column("$/h", justify="right")
+    table.add_column("", min_width=_BAR)
+    for point in points:
+        here = "bold" if abs(point.slo_s - chosen.slo_s) < 1e-12 else ""
+        if point.plan is None:
+            table.add_row(format_duration(point.slo_s), "–", "no plan meets it", style="dim")
+        else:
+            cost = point.plan.cost_per_hour
+            table.add_row(format_duration(point.slo_s), f"{cost:.4f}", "█" * round(_BAR * cost / dearest), style=here)
+    people.print(table)
+
+
+def explanation_document(why: Explanation) -> dict[str, Any]:
+    """The explanation for JSON."""
+    return {
+        "binding": why.binding,
+        "slack_s": why.slack_s,
+        "p99_low_s": why.p99.low_s,
+        "p99_high_s": why.p99.high_s,
+        "confidence": why.p99.confidence,
+        "stages": [
+            {
+                "stage": stage.stage,
+                "cost_per_hour": stage.cost_per_hour,
+                "advised_partitions": stage.partitions.partitions,
+                "partitions_reason": stage.partitions.reason,
+                "next_cheaper": [
+                    {
+                        "allocations": list(other.allocations),
+                        "cost_change_per_hour": other.cost_change_per_hour,
+                        "p99_s": other.p99_s,
+                        "reason": other.reason,
+                    }
+                    for other in stage.next_cheaper
+                ],
+            }
+            for stage in why.stages
+        ],
+    }
+
+
+def curve_document(points: Sequence[CurvePoint]) -> list[dict[str, Any]]:
+    """The curve for JSON: cost by ascending SLO, null where no plan meets it."""
+    return [
+        {
+            "slo_s": point.slo_s,
+            "cost_per_hour": None if point.plan is None else point.plan.cost_per_hour,
+            "allocations": None if point.plan is None else point.plan.allocations,
+        }
+        for point in points
+    ]

@@ -1,0 +1,128 @@
+"""Every verb as it is installed: help, table, and the JSON document that OUTPUT.md describes field by field."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import inferline_stream.cli as room
+from inferline_stream.cli.main import app
+
+COMMAND = str(Path(sys.executable).with_name("inferline-stream"))
+VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+RUN = ["--duration", "3s", "--no-ui", "--metrics-port", "0"]
+CALLS = {
+    "check": ["check", "reviews"],
+    "check --show-config": ["check", "reviews", "--show-config"],
+    "profile": ["profile", "reviews"],
+    "plan": ["plan", "reviews"],
+    "run": ["run", "reviews", *RUN],
+    "replay": ["replay", "reviews"],
+    "compare": ["compare", "reviews", "--policies", "default,inferline"],
+    "topics": ["topics", "reviews"],
+    "rules": ["rules", "reviews"],
+    "version": ["version"],
+}
+
+
+def call(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("INFERLINE_")}
+    return subprocess.run(
+        [COMMAND, *arguments], cwd=folder, env={**clean, **environment},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter topology in `reviews`, profiled."""
+    folder = tmp_path_factory.mktemp("documents")
+    written = call(folder, "init", "reviews")
+    assert written.returncode == 0, written.stderr
+    assert "Next: inferline-stream check reviews/topology.py" in written.stdout
+    return folder
+
+
+def documented(verb: str) -> dict[str, bool]:
+    """Field → whether it may be missing, as OUTPUT.md says."""
+    text = (Path(room.__file__).parent / "OUTPUT.md").read_text()
+    (section,) = re.findall(rf"^## {re.escape(verb)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return {name: may == "may" for name, may in re.findall(r"^\| `([^`]+)` \| (may)?", section, re.MULTILINE)}
+
+
+def fields(value: object, maps: set[str], path: str = "") -> Iterator[str]:
+    """Paths of every field of a document; maps end the path."""
+    if isinstance(value, dict) and f"{path}{{}}" in maps:
+        yield f"{path}{{}}"
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from fields(inner, maps, f"{path}.{name}" if path else name)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for inner in value:
+            yield from fields(inner, maps, f"{path}[]")
+    else:
+        yield f"{path}[]" if isinstance(value, list) else path
+
+
+def assert_documented(verb: str, document: object) -> None:
+    told = documented(verb)
+    found = set(fields(document, {name for name in told if name.endswith("{}")}))
+    lists = {name.partition("[]")[0] + "[]" for name in told if "[]." in name}  # an empty list has no fields to show
+    assert found - told.keys() - lists == set()
+    assert {name for name, may in told.items() if not may} - found == set()
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_a_verb_prints_the_documented_json_and_a_table_for_people(verb: str, folder: Path) -> None:
+    done = call(folder, *CALLS[verb], "--output", "json")
+    assert done.returncode == 0, done.stderr
+    assert_documented(verb, json.loads(done.stdout))
+    if verb != "run":  # its table is the report of another run
+        shown = call(folder, *CALLS[verb], "--output", "table", NO_COLOR="1", COLUMNS="100")
+        assert (shown.returncode, shown.stdout.startswith("{")) == (0, False)
+        assert "\x1b" not in shown.stdout
+        assert all(len(line) <= 100 for line in shown.stdout.splitlines() if verb != "topics"), shown.stdout
+
+
+def test_json_log_lines_are_all_that_standard_error_holds(folder: Path) -> None:
+    done = call(folder, *CALLS["run"], "--output", "json", INFERLINE_LOG_FORMAT="json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["lost"] == 0
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in lines))
+    assert any(line["message"].startswith("replica ") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def helps(folder: Path) -> dict[str, subprocess.CompletedProcess[str]]:
+    with ThreadPoolExecutor(2) as pool:
+        done = pool.map(lambda verb: call(folder, verb, "--help", COLUMNS="100", NO_COLOR="1"), VERBS)
+        return dict(zip(VERBS, done, strict=True))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_what_a_verb_does_and_gives_one_example(verb: str, helps: dict) -> None:
+    done = helps[verb]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"inferline-stream {verb}" in done.stdout
+    example = re.search(r"Example: (inferline-stream .+)", " ".join(done.stdout.split()))
+    assert example is not None
+    assert example[1].split()[1] == verb
+    named = re.findall(r"--[a-z][a-z-]*", example[1])
+    assert [flag for flag in named if flag not in done.stdout.replace(example[1], "")] == []
+
+
+def test_every_verb_is_listed_and_a_shell_can_complete_them(folder: Path) -> None:
+    listed = call(folder, "--help").stdout
+    assert [verb for verb in VERBS if not re.search(rf"│ {verb} ", listed)] == []
+    completing = {"_INFERLINE_STREAM_COMPLETE": "complete_bash", "COMP_WORDS": "inferline-stream re", "COMP_CWORD": "1"}
+    assert sorted(call(folder, **completing).stdout.split()) == [verb for verb in VERBS if verb.startswith("re")]

@@ -1,0 +1,183 @@
+"""Bad input → message → exit code, line by line, by the installed command."""
+
+# ruff: noqa: E501 (a case a line)
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+COMMAND = str(Path(sys.executable).with_name("inferline-stream"))
+NOBODY = "127.0.0.1:1"
+QUICK = {"INFERLINE_CONNECT_TIMEOUT_S": "500ms"}
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One line of the table."""
+
+    name: str
+    arguments: str
+    code: int
+    message: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+TABLE = [
+    Bad("no verb", "", 2, "Usage"),
+    Bad("a verb that is not", "pln reviews", 2, "No such command 'pln'"),
+    Bad("a verb nearly right", "statsu reviews", 2, "Did you mean 'status'"),
+    Bad("a flag nearly right", "plan reviews --algoritm exact", 2, "--algorithm"),
+    Bad("an argument missing", "plan", 2, "Missing argument"),
+    Bad("an option missing", "status reviews", 2, "Missing option '--bootstrap-servers'"),
+    Bad("a choice that is none", "plan reviews --output xml", 2, "'xml' is not one of"),
+    Bad("a number that is none", "scale reviews parse many --bootstrap-servers x:1", 2, "'many' is not a valid"),
+    Bad("a port that is none", "run reviews --metrics-port 99999", 2, "0<=x<=65535"),
+    Bad("a setting nearly right", "check reviews", 2, "did you mean INFERLINE_TUNER_STEP_S?", {"INFERLINE_TUNER_STEPS": "1"}),
+    Bad("a flag's variable nearly right", "check reviews", 2, "did you mean INFERLINE_OUTPUT?", {"INFERLINE_OUTPTU": "json"}),
+    Bad("a flag's variable with no choice", "check reviews", 2, "'xml' is not one of", {"INFERLINE_OUTPUT": "xml"}),
+    Bad("a setting that is no time", "check reviews", 2, "'soon' is not a number of seconds, or a duration such as 250ms", {"INFERLINE_LEASE_S": "soon"}),
+    Bad("a setting in a unit that is none", "check reviews", 2, "INFERLINE_LEASE_S='2 parsecs'", {"INFERLINE_LEASE_S": "2 parsecs"}),
+    Bad("an SLO without a unit", "plan reviews --slo 150", 2, 'write a number and its unit'),
+    Bad("an SLO of nothing", "plan reviews --slo 0ms", 2, "must be above 0"),
+    Bad("a duration without a unit", "run reviews --duration soon", 2, "'soon' is not a duration"),
+    Bad("a speed of nothing", "run reviews --speed-up 0", 2, "--speed-up 0 must be above 0"),
+    Bad("an update time without a unit", f"top reviews --every 1 --bootstrap-servers {NOBODY}", 2, "--every: '1' is not a duration"),
+    Bad("a rehearsal slower than life", "rules reviews --faster 0.5", 2, "x>=1.0"),
+    Bad("a place that cannot be written", "rules reviews --save nowhere/rules.yml", 2, "another --save"),
+    Bad("a stage that is not", "scale reviews prase 2 --bootstrap-servers x:1", 2, "the pipeline has parse, study, rate"),
+    Bad("a folder that is taken", "init reviews", 2, "holds topology.py"),
+    Bad("a topology that is not there", "check nothing/topology.py", 3, "nothing/topology.py: cannot be read"),
+    Bad("a topology that is no Python", "check broken/syntax.py", 3, "broken/syntax.py:1: SyntaxError"),
+    Bad("a topology that raises", "check broken/raises.py", 3, "broken/raises.py:2: ZeroDivisionError"),
+    Bad("a topology without a pipeline", "check broken/empty.py", 3, "declares no pipeline; end it with"),
+    Bad("a name that is not in it", "check broken/empty.py:other", 3, "no pipeline 'other'"),
+    Bad("a stage that cannot be built", "check unbuilt", 3, "unbuilt/topology.py:63 in __init__: Study cannot be built: RuntimeError: no weights"),
+    Bad("a stage that raises on every event", "profile raising", 3, "raising/topology.py:49 in helper: ZeroDivisionError: by nothing; stage 'parse' raised on 20 of 20"),
+    Bad("an SLO that no plan meets", "plan reviews --slo 5ms", 4, "the smallest"),
+    Bad("a Kafka that is not there", f"run reviews --no-ui --metrics-port 0 --bootstrap-servers {NOBODY}", 5, f"Kafka at {NOBODY} does not answer", QUICK),
+    Bad("a Kafka that is not there to ask", f"status reviews --bootstrap-servers {NOBODY}", 5, f"Kafka at {NOBODY} does not answer", QUICK),
+    Bad("an SLO gate that does not hold", "run slow --duration 2s --no-ui --metrics-port 0 --gate", 6, "the SLO gate did not hold: 100.00% of"),
+]  # fmt: skip
+
+
+def edited(folder: Path, name: str, edit: Callable[[str], str]) -> None:
+    subprocess.run([COMMAND, "init", name], cwd=folder, check=True, capture_output=True)
+    topology = folder / name / "topology.py"
+    before = topology.read_text()
+    topology.write_text(edit(before))
+    assert topology.read_text() != before
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("errors")
+    subprocess.run([COMMAND, "init", "reviews"], cwd=folder, check=True, capture_output=True)
+    edited(
+        folder, "unbuilt",
+        lambda text: text.replace("def __init__(self) -> None:\n", 'def __init__(self) -> None:\n        raise RuntimeError("no weights")\n'),
+    )  # fmt: skip
+    edited(
+        folder, "raising",
+        lambda text: text.replace("def parse(", 'def helper() -> None:\n    raise ZeroDivisionError("by nothing")\n\n\ndef parse(')
+        .replace("    return [Parsed(", "    helper()\n    return [Parsed("),
+    )  # fmt: skip
+    edited(
+        folder, "slow",
+        lambda text: text.replace("    return [Parsed(", "    import time\n\n    time.sleep(0.3)\n    return [Parsed("),
+    )  # fmt: skip
+    (folder / "broken").mkdir()
+    for name, text in {"syntax": "pipeline = (", "raises": "\n1 / 0", "empty": ""}.items():
+        (folder / "broken" / f"{name}.py").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder: Path) -> dict[str, subprocess.CompletedProcess[str]]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("INFERLINE_")}
+
+    def call(bad: Bad) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [COMMAND, *bad.arguments.split()], cwd=folder, env={**clean, "COLUMNS": "200", **bad.environment},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip((bad.name for bad in TABLE), pool.map(call, TABLE), strict=True))
+
+
+@pytest.mark.parametrize("bad", TABLE, ids=lambda bad: bad.name)
+def test_bad_input_is_answered_with_what_is_wrong_and_its_exit_code(bad: Bad, outcomes: dict) -> None:
+    done = outcomes[bad.name]
+    assert done.returncode == bad.code, done.stderr
+    told = done.stdout + done.stderr if not bad.arguments else done.stderr
+    assert bad.message in " ".join(told.replace("│", " ").split())
+    assert "Traceback" not in told
+    assert bad.code == 6 or not bad.arguments or done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_verb_that_is_stopped_leaves_nothing_behind_and_says_so(
+    folder: Path, number: int, code: int, word: str
+) -> None:
+    process = subprocess.Popen(
+        [COMMAND, "profile", "reviews", "--again", "--seconds", "30"], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(lambda: len(children(process.pid)) > 0)
+        workers = children(process.pid)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (process.returncode, err.splitlines()[-1]) == (code, word)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def test_a_second_ctrl_c_ends_a_run_that_would_drain_for_long(folder: Path) -> None:
+    process = subprocess.Popen(
+        [COMMAND, "run", "slow", "--no-ui", "--metrics-port", "0"], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:  # ends with the process, whatever happens
+            if "replaying" in line:
+                break
+        time.sleep(2.0)  # more events than the stage takes in as many seconds
+        workers = children(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert any("draining" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        began_s = time.monotonic()
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (process.returncode, err.splitlines()[-1]) == (130, "interrupted")
+    assert time.monotonic() - began_s < 15
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that still run."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s"
+        time.sleep(0.05)
