@@ -1,0 +1,402 @@
+"""Faults that strike a running pipeline: processes killed and frozen, Kafka away or slow, a full disk, poison.
+
+A `Scene` is a pipeline on emulated hardware with two controllers (one leads, one stands by), a file that its sink
+topic is written to, and a Kafka of its own. `FAULTS` strike it; each returns when it ended, from where recovery counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from aiokafka import AIOKafkaProducer
+
+from inferline_stream.controlplane.ledger import Bounds, Ledger, bounds_now, read_ledger
+from inferline_stream.controlplane.running import Running, lags
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.control import OffsetReader, TopicFollower
+from inferline_stream.pipeline.names import EVENT_ID, Names
+from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.testing.controlling import Condition, Controlled
+from inferline_stream.testing.local_kafka import LocalKafka
+
+logger = logging.getLogger(__name__)
+
+CALM_S = 45.0
+"""Longest wait until a pipeline has recovered, before the next fault strikes all the same."""
+
+
+class Process:
+    """A child process that answers line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, module: str, *arguments: str, line: bytes = b"") -> Process:
+        """Start ``python -m module`` and send it a first line."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", module, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdin is not None
+        if line:
+            process.stdin.write(line + b"\n")
+        return cls(process)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone."""
+        return self._process.returncode is not None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, if it is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    async def hear(self, timeout_s: float) -> bytes:
+        """Its next line, without the line break; empty once it has ended."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(timeout_s):
+            return (await self._process.stdout.readline()).rstrip(b"\n")
+
+    async def says(self, expected: bytes, timeout_s: float) -> None:
+        """Wait for a line that is known beforehand."""
+        if (heard := await self.hear(timeout_s)) != expected:
+            raise RuntimeError(f"process {self.pid} said {heard.decode()!r} instead of {expected.decode()!r}")
+
+    async def ask(self, timeout_s: float = 10.0) -> bytes:
+        """Its answer to an empty line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        return await self.hear(timeout_s)
+
+    async def end(self, timeout_s: float = 60.0) -> int:
+        """SIGTERM, then SIGKILL where that does not help; returns its exit code."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._process.wait()
+        except TimeoutError:
+            logger.warning("process %d does not end by itself", self.pid)
+            self.signal(signal.SIGKILL)
+            return await self._process.wait()
+
+
+@dataclass(slots=True)
+class Scene:
+    """A pipeline that faults strike.
+
+    Args:
+        kafka: its own.
+        told: the pipeline, and how it runs.
+        running: its names.
+        since: where it began.
+        sink: writes the sink topic to `file`.
+        file: what a user has of it.
+        rng: chooses victims.
+        long_s: how long something stays frozen or away: beyond the lease and beyond what counts as death.
+        branch: a stage that a join waits for.
+        poison: an event that its stage does not survive.
+    """
+
+    kafka: LocalKafka
+    told: Controlled
+    running: Running
+    since: Bounds
+    partitions: dict[str, int]
+    leader: Process
+    standby: Process
+    sink: Process
+    file: Path
+    rng: random.Random
+    long_s: float
+    branch: str
+    poison: bytes
+    restarts: int = 0
+    """Of the process that writes the file."""
+    notes: list[str] = field(default_factory=list)
+    """What went otherwise than it should."""
+
+    async def condition(self) -> Condition:
+        """How the leading controller sees it."""
+        return msgspec.json.decode(await self.leader.ask(), type=Condition)
+
+    async def victim(self, stage: str | None = None) -> int:
+        """Process of some replica."""
+        running = (await self.condition()).replicas
+        return self.rng.choice([pid for _, name, pid in running if stage is None or name == stage])
+
+    async def take_over(self) -> float:
+        """Wait until the standby leads and has its replicas; start another standby. Returns since when it leads."""
+        self.leader = self.standby
+        await self.leader.says(b"leads", CALM_S)
+        leads_s = time.time()
+        await self.leader.says(b"ready", CALM_S)
+        self.standby = await _controller(self.told)
+        return leads_s
+
+    async def calm(self) -> bool:
+        """Wait until every replica is back and nothing lags behind; whether that came to be."""
+
+        async def recovered() -> bool:
+            seen = await self.condition()
+            return seen.complete and seen.lag_s is not None and seen.lag_s < 1.0
+
+        await asyncio.sleep(0.6)  # a controller's picture is made twice a second
+        return await until(recovered, CALM_S, 0.2)
+
+    async def strike(self, kind: str) -> tuple[float, float]:
+        """Strike and wait for calm; returns when the fault began and ended, seconds since the epoch."""
+        began_s = time.time()
+        try:
+            ended_s = await FAULTS[kind](self)
+            if not await self.calm():
+                self.notes.append(f"{kind}: not calm within {CALM_S:g} s")
+        except (TimeoutError, RuntimeError, ProcessLookupError, IndexError, msgspec.DecodeError) as error:
+            self.notes.append(f"{kind}: {error!r}")
+            ended_s = time.time()
+            await self._mend()
+        if self.sink.ended:
+            self.restarts += 1
+            self.sink = await _sink(self.running, self.file)
+        return began_s, ended_s
+
+    async def _mend(self) -> None:
+        """A round has misbehaved: whatever is still frozen goes on, and somebody leads."""
+        self.kafka.resume()
+        for controller in (self.leader, self.standby):
+            controller.signal(signal.SIGCONT)
+        if self.leader.ended:
+            await self.take_over()
+
+    async def drained(self, offsets: OffsetReader) -> bool:
+        """Wait until no stage has anything left to do."""
+
+        async def done() -> bool:
+            return not sum((await lags(offsets, self.running, self.partitions)).values())
+
+        return await until(done, CALM_S, 0.2)
+
+    async def ledger(self, offsets: OffsetReader) -> Ledger:
+        """What became of every event."""
+        return await read_ledger(offsets, self.running, self.since, self.partitions)
+
+    async def file_differs(self, offsets: OffsetReader) -> Counter[str]:
+        """Events that the file lacks (negative) or holds more than once (positive), once it has caught up."""
+        partitions = await offsets.partitions(self.running.sink)
+        ends = dict(enumerate((await offsets.ends({self.running.sink: partitions}))[self.running.sink]))
+        wanted: set[str] = set()
+        async with TopicFollower(self.running.bootstrap_servers, self.running.sink, partitions=partitions) as follower:
+            async for record in follower.until(ends):
+                wanted.add(dict(record.headers)[EVENT_ID].decode())
+
+        def held() -> Counter[str]:
+            return Counter(json.loads(line)["event_id"] for line in self.file.read_text().splitlines())
+
+        async def complete() -> bool:
+            return held().keys() >= wanted
+
+        await until(complete, CALM_S, 0.2)
+        differs = held()
+        differs.subtract(wanted)
+        return Counter({name: count for name, count in differs.items() if count})
+
+
+@asynccontextmanager
+async def scene(
+    kafka: LocalKafka, told: Controlled, *, seed: int, long_s: float, branch: str, poison: bytes
+) -> AsyncIterator[Scene]:
+    """A pipeline in full swing, except that nobody feeds it yet.
+
+    Args:
+        kafka: only for this.
+        told: the pipeline; its topics may exist already.
+        seed: of the choice of victims.
+        long_s: see `Scene`.
+        branch: see `Scene`.
+        poison: see `Scene`.
+    """
+    run = told.run(Path(told.folder))
+    names, shape = Names(run.pipeline.name, run.prefix), shape_of(run.pipeline)
+    running = Running(
+        names=names,
+        source=names.topic(run.pipeline.source.name),
+        sink=names.topic(run.pipeline.sink.name),
+        entries=frozenset(shape.stages[s] for s in shape.entries()),
+        bootstrap_servers=run.bootstrap_servers,
+        settings=run.settings,
+        delivery=run.delivery,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        leader = await _controller(told)
+        stack.push_async_callback(leader.end, 5.0)
+        await leader.says(b"leads", run.settings.start_timeout_s)
+        await leader.says(b"ready", run.settings.start_timeout_s)
+        async with OffsetReader(run.bootstrap_servers) as offsets:
+            partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
+            since = await bounds_now(offsets, running, partitions)
+        file = Path(told.folder) / "out.jsonl"
+        struck = Scene(
+            kafka, told, running, since, partitions, leader, await _controller(told), await _sink(running, file), file,
+            random.Random(seed), long_s, branch, poison,  # noqa: S311  chooses victims, keeps no secret
+        )  # fmt: skip
+        try:
+            yield struck
+        finally:
+            for process in (struck.standby, struck.leader, struck.sink):
+                await process.end(30.0)
+
+
+async def _controller(told: Controlled) -> Process:
+    process = await Process.start("inferline_stream.testing.controlling", line=msgspec.json.encode(told))
+    await process.says(b"started", 60.0)
+    return process
+
+
+async def _sink(running: Running, file: Path) -> Process:
+    return await Process.start(
+        "inferline_stream.connectors.sinks.jsonl",
+        *("--bootstrap-servers", running.bootstrap_servers, "--topic", running.sink, "--path", str(file)),
+    )
+
+
+# The faults
+
+
+async def kill_replica(scene: Scene) -> float:
+    """SIGKILL of some replica."""
+    _send(await scene.victim(), signal.SIGKILL)
+    return time.time()
+
+
+async def kill_join_partner(scene: Scene) -> float:
+    """SIGKILL of a replica of a stage for whose results a join waits."""
+    _send(await scene.victim(scene.branch), signal.SIGKILL)
+    return time.time()
+
+
+async def freeze_replica(scene: Scene) -> float:
+    """A replica stands still for longer than it takes to be declared dead, and wakes as a zombie."""
+    pid = await scene.victim()
+    _send(pid, signal.SIGSTOP)
+    await asyncio.sleep(scene.long_s)
+    _send(pid, signal.SIGCONT)
+    return time.time()
+
+
+async def kill_controller(scene: Scene) -> float:
+    """SIGKILL of the leading controller; its replicas, processes of its own, leave with it. Ends once another leads."""
+    scene.leader.signal(signal.SIGKILL)
+    return await scene.take_over()
+
+
+async def freeze_controller(scene: Scene) -> float:
+    """The leading controller stands still; another takes over; the first wakes and finds itself deposed."""
+    frozen = scene.leader
+    frozen.signal(signal.SIGSTOP)
+    try:
+        ended_s = await scene.take_over()
+    finally:
+        frozen.signal(signal.SIGCONT)
+    if not await frozen.end():
+        raise RuntimeError("a controller that was deposed left as if nothing had happened")
+    return ended_s
+
+
+async def restart_broker(scene: Scene) -> float:
+    """Kafka stops in good order and starts again."""
+    await asyncio.to_thread(scene.kafka.restart)
+    return time.time()
+
+
+async def kill_broker(scene: Scene) -> float:
+    """Kafka is killed and starts again."""
+    await asyncio.to_thread(scene.kafka.restart, kill=True)
+    return time.time()
+
+
+async def unreachable_broker(scene: Scene) -> float:
+    """Kafka answers nothing; connections stay open."""
+    scene.kafka.suspend()
+    await asyncio.sleep(scene.long_s)
+    scene.kafka.resume()
+    return time.time()
+
+
+async def slow_broker(scene: Scene) -> float:
+    """Kafka gets a fifth of the time."""
+    until_s = time.monotonic() + scene.long_s / 2
+    while time.monotonic() < until_s:
+        scene.kafka.suspend()
+        await asyncio.sleep(0.08)
+        scene.kafka.resume()
+        await asyncio.sleep(0.02)
+    return time.time()
+
+
+async def full_disk(scene: Scene) -> float:
+    """The file that the sink topic is written to cannot grow."""
+    _, hard = resource.prlimit(scene.sink.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(scene.sink.pid, resource.RLIMIT_FSIZE, (scene.file.stat().st_size + 100, hard))
+    await asyncio.sleep(scene.long_s / 3)
+    resource.prlimit(scene.sink.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    return time.time()
+
+
+async def poison(scene: Scene) -> float:
+    """An event that kills whoever processes it, until it is recognised and ends as a dead letter."""
+    letters = scene.running.names.dead_letters(scene.running.source)
+    async with OffsetReader(scene.kafka.bootstrap_servers) as offsets:
+        before = await offsets.ends({letters: 1})
+        async with AIOKafkaProducer(bootstrap_servers=scene.kafka.bootstrap_servers, acks="all") as producer:
+            await producer.send_and_wait(scene.running.source, scene.poison, key=b"poison")
+
+        async def recognised() -> bool:
+            return await offsets.ends({letters: 1}) != before
+
+        if not await until(recognised, CALM_S, 0.05):
+            raise RuntimeError("poison was not recognised")
+    return time.time()
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+FAULTS: dict[str, Callable[[Scene], Awaitable[float]]] = {
+    fault.__name__: fault
+    for fault in (
+        kill_replica,
+        kill_join_partner,
+        freeze_replica,
+        kill_controller,
+        freeze_controller,
+        restart_broker,
+        kill_broker,
+        unreachable_broker,
+        slow_broker,
+        full_disk,
+        poison,
+    )
+}

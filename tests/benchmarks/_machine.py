@@ -1,0 +1,51 @@
+"""What else the machine did meanwhile."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_GUEST, _IDLE = 8, (3, 4)
+
+
+class Elsewhere:
+    """Cores that processes other than this one and its descendants kept busy, since it was made.
+
+    A descendant that has ended counts with its parent, once that has waited for it.
+    """
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._all, self._own = _busy_ticks(), _own_ticks()
+
+    def cores(self) -> float:
+        """Mean number of cores."""
+        ticks = _busy_ticks() - self._all - (_own_ticks() - self._own)
+        return max(0.0, ticks / _TICKS_PER_S / (time.monotonic() - self._began_s))
+
+
+def _busy_ticks() -> int:
+    """Of all cores, time stolen by the machine's host included."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return sum(ticks for at, ticks in enumerate(fields[:_GUEST]) if at not in _IDLE)
+
+
+def _own_ticks() -> int:
+    parents, ticks = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it has ended
+                continue
+            parents[int(folder.name)] = int(fields[1])
+            ticks[int(folder.name)] = sum(map(int, fields[11:15]))
+    return sum(spent for process, spent in ticks.items() if _descends(process, parents))
+
+
+def _descends(process: int, parents: dict[int, int]) -> bool:
+    while process and process != os.getpid():
+        process = parents.get(process, 0)
+    return process == os.getpid()

@@ -1,0 +1,129 @@
+"""Pipelines of 1 to 4 stages on emulated hardware, for measurements of plans as they run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferline_stream.pipeline.shape import Shape, visited
+
+PARTITIONS = 24
+EVENTS = 1200
+"""Distinct events, each with a key of its own."""
+
+LIGHT = {1: "6ms", 2: "8ms", 4: "12ms", 8: "20ms", 16: "36ms"}
+"""At most 444 events per second and replica."""
+MIDDLE = {1: "12ms", 2: "16ms", 4: "24ms", 8: "40ms", 16: "70ms"}
+"""At most 229 events per second and replica."""
+HEAVY = {1: "25ms", 2: "32ms", 4: "45ms", 8: "70ms", 16: "120ms"}
+"""At most 133 events per second and replica."""
+
+_HEAD = """
+from __future__ import annotations
+
+from msgspec import Struct
+
+from inferline_stream import Pipeline, Sample, Stage, Topic
+
+
+class Event(Struct):
+    n: int
+    key: str
+    pad: str = ""
+
+
+def same(events: list[Event]) -> list[Event]:
+    return events
+
+
+def hard(event: Event) -> bool:
+    return event.n % 5 < 2
+
+
+def rare(event: Event) -> bool:
+    return event.n % 7 < 2
+
+
+def stage(name, table, after=(), run=same):
+    return Stage(name, run, hardware=["emulated-cpu"], emulated=table, max_batch_size=max(table), after=after)
+
+"""
+
+_TAIL = """
+pipeline = Pipeline({name!r}, slo={slo!r}, source=Topic("in", partitions={partitions}),
+                    sink=Topic("out", partitions={partitions}), stages=stages,
+                    sample=Sample(arrivals="arrivals.csv", events="events.jsonl"))
+"""
+
+_STAGES = {
+    "single": f"""
+stages = [stage("classify", {MIDDLE})]
+""",
+    "chain": f"""
+parse = stage("parse", {LIGHT})
+classify = stage("classify", {HEAVY}, [parse])
+stages = [parse, classify]
+""",
+    "conditional": f"""
+parse = stage("parse", {LIGHT})
+classify = stage("classify", {MIDDLE}, [parse])
+translate = stage("translate", {HEAVY}, [classify.when(hard)])
+stages = [parse, classify, translate]
+""",
+    "diamond": f"""
+class Found(Struct):
+    parse: Event
+    classify: Event
+    search: Event | None
+
+
+def answer(found: list[Found]) -> list[Event]:
+    return [f.parse for f in found]
+
+
+parse = stage("parse", {LIGHT})
+classify = stage("classify", {MIDDLE}, [parse])
+search = stage("search", {HEAVY}, [parse.when(rare)])
+answered = stage("answer", {LIGHT}, [parse, classify, search], answer)
+stages = [parse, classify, search, answered]
+""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A topology's file, and that of its events."""
+
+    topology: Path
+    events: Path
+
+
+def write(kind: str, folder: Path, slo: str, name: str) -> Written:
+    """Write one of the pipelines.
+
+    Args:
+        kind: ``single``, ``chain``, ``conditional`` or ``diamond``.
+        folder: a new one is made inside.
+        slo: e.g. ``"200ms"``.
+        name: of the pipeline.
+    """
+    home = folder / name
+    home.mkdir()
+    topology = home / "topology.py"
+    topology.write_text(_HEAD + _STAGES[kind] + _TAIL.format(name=name, slo=slo, partitions=PARTITIONS))
+    (home / "arrivals.csv").write_text("arrival_s\n0\n0.01\n0.02\n")
+    events = home / "events.jsonl"
+    pad = "x" * 200
+    events.write_text("".join(json.dumps({"n": n, "key": f"k{n}", "pad": pad}) + "\n" for n in range(EVENTS)))
+    return Written(topology, events)
+
+
+def mask_of(shape: Shape, n: int) -> int:
+    """The arrows that event ``n`` takes, by the conditions written above."""
+    takes = {"translate": n % 5 < 2, "search": n % 7 < 2}
+    mask = 0
+    for bit, arrow in enumerate(shape.arrows):
+        if visited(shape, mask)[arrow.parent] and (not arrow.conditional or takes[shape.stages[arrow.child]]):
+            mask |= 1 << bit
+    return mask
