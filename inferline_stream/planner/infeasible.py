@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_CEILING, Decimal
+
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.evaluation import Evaluator
@@ -25,8 +27,16 @@ def infeasible(problem: Problem, evaluator: Evaluator) -> Infeasible:
         worst = _tightest(problem, evaluator, best)
         why = f"stage {worst!r} cannot keep up: {_limits(problem, worst)}"
     smallest = None if latency_s is None else latency_s
-    hint = "" if smallest is None else f", or ask for an SLO of {smallest:.4g} s or more"
+    hint = ""
+    if smallest is not None:
+        hint = f", or ask for an SLO of {_above(smallest)} s or more, the smallest that a plan was found for"
     return Infeasible(f"no plan meets the SLO of {slo_s:.4g} s: {why}{hint}", smallest)
+
+
+def _above(seconds: float) -> str:
+    """Seconds with four digits, rounded up: an SLO that is told must be one that can be met."""
+    unit = Decimal(1).scaleb(Decimal(seconds).adjusted() - 3)
+    return f"{Decimal(seconds).quantize(unit, ROUND_CEILING).normalize():f}"
 
 
 def _rate(problem: Problem, stage: str, option: tuple[Allocation, ...]) -> float:
