@@ -419,9 +419,10 @@ class ConfluentSender:
             left = await self._run(self._producer.flush, REQUEST_S)
         except KafkaException as error:
             raise _translated(error, "a record") from error
-        except SystemError as error:  # a report was delivered while a fatal error was being raised, its cause
-            if isinstance(error.__cause__, KafkaException):
-                raise _translated(error.__cause__, "a record") from error
+        except SystemError as error:  # a fatal error met the report of a record, and one of them is the cause
+            cause = KafkaException(self._failed[0]) if self._failed else error.__cause__
+            if isinstance(cause, KafkaException):
+                raise _translated(cause, "a record") from error
             raise
         if self._failed:
             raise _translated(KafkaException(self._failed[0]), "a record")

@@ -12,6 +12,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.dataplane.protocol import Lags, encode
+from inferline_stream.pipeline.version import structure_of
 from inferline_stream.testing.directing import Director
 
 DIAMOND = """
@@ -369,7 +370,7 @@ async def test_the_users_headers_key_and_event_id_reach_the_sink(kafka, passing)
     assert (record.key, found["traceparent"], found["shop"]) == (b"k", b"00-abc-def-01", b"7")
     assert found["__inferline.event_id"] == b"mine-1"
     assert int(found["__inferline.entry_time_us"]) == sent.timestamp * 1000
-    assert found["__inferline.version"] == b"1"
+    assert found["__inferline.version"] == b"1." + structure_of(director.pipeline).version.encode()
 
 
 LINE = """
