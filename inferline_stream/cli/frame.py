@@ -39,7 +39,7 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, _Terminating())
         try:
             check_variables(flag_variables(self))
             return super().invoke(ctx)
@@ -51,9 +51,9 @@ class Verbs(TyperGroup):
                 raise
             _fail(_first(ours))
         except KeyboardInterrupt as error:
-            code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-            print("terminated" if code == TERMINATED else "interrupted", file=sys.stderr)
-            raise typer.Exit(code) from None
+            by_sigterm = terminated(error)
+            print("terminated" if by_sigterm else "interrupted", file=sys.stderr)
+            raise typer.Exit(TERMINATED if by_sigterm else INTERRUPTED) from None
 
 
 class Verb(TyperCommand):
@@ -64,6 +64,22 @@ class Verb(TyperCommand):
         for option in self.params:
             if isinstance(option, TyperOption) and option.name and option.envvar is None:
                 option.envvar, option.show_envvar = variable(option.name), False  # said once, in `--help` of all
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; a value that is refused is named."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            given = _refused(error)
+            if given and given not in error.message:
+                error.message = f"{given}: {error.message}"
+            raise
+
+
+def _refused(error: typer.BadParameter) -> str:
+    """The value that Typer's validation found wrong, as it was written; Typer keeps it in the cause alone."""
+    errors = getattr(error.__cause__, "errors", None)
+    return "" if errors is None else repr(errors()[0]["input"])
 
 
 def flag_variables(verbs: Any) -> dict[str, str]:
@@ -108,8 +124,27 @@ def _with_logs(function: Callable[..., None]) -> Callable[..., None]:
     return verb
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
+class _Terminating:
+    """SIGTERM's handler: does what Ctrl-C would, which asyncio turns into an orderly end, and remembers that it did.
+
+    An exception raised from here could come up anywhere, also where it is swallowed.
+    """
+
+    def __init__(self) -> None:
+        self.heard = False
+
+    def __call__(self, _number: int, frame: FrameType | None) -> None:
+        self.heard = True
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # ignored, as a shell has it for what runs in its background
+            raise Terminated
+        interrupt(signal.SIGINT, frame)
+
+
+def terminated(error: KeyboardInterrupt) -> bool:
+    """Whether it was SIGTERM, not Ctrl-C."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return isinstance(error, Terminated) or (isinstance(handler, _Terminating) and handler.heard)
 
 
 def _fail(error: BaseException) -> None:

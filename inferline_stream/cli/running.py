@@ -39,7 +39,7 @@ from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
 from inferline_stream.dataplane.client import check_installed
 from inferline_stream.dataplane.protocol import KafkaClient
-from inferline_stream.dataplane.topics import REPLICATION
+from inferline_stream.dataplane.topics import REPLICATION, check_start
 from inferline_stream.errors import GateFailed, UsageError
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.profiler.profiling import Options
@@ -74,9 +74,7 @@ class Wanted:
 
 def run_and_report(wanted: Wanted) -> None:
     """Run to the end, then print the report: a table, or one JSON object on standard output."""
-    if not wanted.speed_up > 0:
-        raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
-    check_installed(wanted.kafka_client)
+    _check(wanted)
     people = console(error=wanted.as_json)
     log_to_people(RichHandler(console=people, show_time=False, show_path=False, markup=False, highlighter=None))
     what = declared(wanted.topology, bootstrap_servers=wanted.bootstrap_servers, prefix=wanted.prefix)
@@ -93,6 +91,17 @@ def run_and_report(wanted: Wanted) -> None:
             screen.report(report)
     if wanted.gate and (miss := gate_miss(report, what.pipeline.objective)):
         raise GateFailed(miss)
+
+
+def _check(wanted: Wanted) -> None:
+    """Refuse what cannot be done before minutes are spent on profiles and a plan."""
+    if not wanted.speed_up > 0:
+        raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
+    if wanted.replay is False and wanted.arrivals is not None:
+        raise UsageError("--arrivals is what is replayed, and --no-replay replays nothing: leave one of them out")
+    _seconds(wanted.duration)
+    check_start(wanted.start)
+    check_installed(wanted.kafka_client)
 
 
 def gate_miss(report: RunReport, objective: float) -> str:
@@ -162,8 +171,6 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
 def _feed(wanted: Wanted, what: Declared) -> FeedTo | None:
     """The replay of the sample, unless events come from elsewhere."""
     embedded = wanted.bootstrap_servers is None
-    if wanted.replay is False and wanted.arrivals is not None:
-        raise UsageError("--arrivals is what is replayed, and --no-replay replays nothing: leave one of them out")
     if not (embedded if wanted.replay is None else wanted.replay) and wanted.arrivals is None:
         return None
     sample = what.pipeline.sample

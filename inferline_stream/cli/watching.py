@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.frame import terminated
 from inferline_stream.cli.output import Output
 from inferline_stream.cli.overriding import Kafka, Prefix
 
@@ -98,7 +99,7 @@ def top(
         else:
             asyncio.run(watch(None))
     except KeyboardInterrupt as error:
-        if type(error) is not KeyboardInterrupt:
+        if terminated(error):
             raise  # Ctrl-C is how it ends, SIGTERM is not
 
 

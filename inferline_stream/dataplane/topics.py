@@ -285,6 +285,15 @@ async def _entry_offsets(
     return {**ends, **await group.at(time_ms)}
 
 
+def check_start(start: str) -> None:
+    """Refuse a start that no group could begin at.
+
+    Raises:
+        UsageError: neither ``committed``, ``earliest``, ``latest`` nor an ISO time.
+    """
+    _start_time_ms(start)
+
+
 def _start_time_ms(start: str) -> int | None:
     if start in ("committed", "earliest", "latest"):
         return None

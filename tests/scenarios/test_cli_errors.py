@@ -40,8 +40,8 @@ TABLE = [
     Bad("an argument missing", "plan", 2, "Missing argument"),
     Bad("an option missing", "status reviews", 2, "Missing option '--bootstrap-servers'"),
     Bad("a choice that is none", "plan reviews --output xml", 2, "'xml' is not one of"),
-    Bad("a number that is none", "scale reviews parse many --bootstrap-servers x:1", 2, "'many' is not a valid"),
-    Bad("a port that is none", "run reviews --metrics-port 99999", 2, "0<=x<=65535"),
+    Bad("a number that is none", "scale reviews parse many --bootstrap-servers x:1", 2, "'many': Input should be a valid integer"),
+    Bad("a port that is none", "run reviews --metrics-port 99999", 2, "'99999': Input should be less than or equal to 65535"),
     Bad("a setting nearly right", "check reviews", 2, "did you mean INFERLINE_TUNER_STEP_S?", {"INFERLINE_TUNER_STEPS": "1"}),
     Bad("a flag's variable nearly right", "check reviews", 2, "did you mean INFERLINE_OUTPUT?", {"INFERLINE_OUTPTU": "json"}),
     Bad("a flag's variable with no choice", "check reviews", 2, "'xml' is not one of", {"INFERLINE_OUTPUT": "xml"}),
@@ -50,9 +50,11 @@ TABLE = [
     Bad("an SLO without a unit", "plan reviews --slo 150", 2, 'write a number and its unit'),
     Bad("an SLO of nothing", "plan reviews --slo 0ms", 2, "must be above 0"),
     Bad("a duration without a unit", "run reviews --duration soon", 2, "'soon' is not a duration"),
+    Bad("a start that is none", "run reviews --start yesterday", 2, "'yesterday'"),
+    Bad("arrivals that are not replayed", "run reviews --no-replay --arrivals reviews/arrivals.csv", 2, "leave one of them out"),
     Bad("a speed of nothing", "run reviews --speed-up 0", 2, "--speed-up 0 must be above 0"),
     Bad("an update time without a unit", f"top reviews --every 1 --bootstrap-servers {NOBODY}", 2, "--every: '1' is not a duration"),
-    Bad("a rehearsal slower than life", "rules reviews --faster 0.5", 2, "x>=1.0"),
+    Bad("a rehearsal slower than life", "rules reviews --faster 0.5", 2, "'0.5': Input should be greater than or equal to 1"),
     Bad("a place that cannot be written", "rules reviews --save nowhere/rules.yml", 2, "another --save"),
     Bad("a stage that is not", "scale reviews prase 2 --bootstrap-servers x:1", 2, "the pipeline has parse, study, rate"),
     Bad("a folder that is taken", "init reviews", 2, "holds topology.py"),
@@ -61,13 +63,22 @@ TABLE = [
     Bad("a topology that raises", "check broken/raises.py", 3, "broken/raises.py:2: ZeroDivisionError"),
     Bad("a topology without a pipeline", "check broken/empty.py", 3, "declares no pipeline; end it with"),
     Bad("a name that is not in it", "check broken/empty.py:other", 3, "no pipeline 'other'"),
-    Bad("a stage that cannot be built", "check unbuilt", 3, "unbuilt/topology.py:63 in __init__: Study cannot be built: RuntimeError: no weights"),
+    Bad("a stage that cannot be built", "check unbuilt", 3, "unbuilt/topology.py:62 in __init__: Study cannot be built: RuntimeError: no weights"),
     Bad("a stage that raises on every event", "profile raising", 3, "raising/topology.py:49 in helper: ZeroDivisionError: by nothing; stage 'parse' raised on 20 of 20"),
     Bad("an SLO that no plan meets", "plan reviews --slo 5ms", 4, "the smallest"),
     Bad("a Kafka that is not there", f"run reviews --no-ui --metrics-port 0 --bootstrap-servers {NOBODY}", 5, f"Kafka at {NOBODY} does not answer", QUICK),
     Bad("a Kafka that is not there to ask", f"status reviews --bootstrap-servers {NOBODY}", 5, f"Kafka at {NOBODY} does not answer", QUICK),
     Bad("an SLO gate that does not hold", "run slow --duration 2s --no-ui --metrics-port 0 --gate", 6, "the SLO gate did not hold: 100.00% of"),
 ]  # fmt: skip
+
+
+WAIT = """
+import functools, pathlib, time
+WAIT = functools.partial(time.sleep, 1.0 if pathlib.Path(__file__).with_name("slower").exists() else 0.0)
+
+
+"""
+"""Has become slower than when it was profiled, without a change of the code that profiles know it by."""
 
 
 def edited(folder: Path, name: str, edit: Callable[[str], str]) -> None:
@@ -93,8 +104,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     edited(
         folder, "slow",
-        lambda text: text.replace("    return [Parsed(", "    import time\n\n    time.sleep(0.3)\n    return [Parsed("),
+        lambda text: text.replace("def parse(", f'{WAIT}def parse(')
+        .replace("    return [Parsed(", "    WAIT()\n    return [Parsed("),
     )  # fmt: skip
+    subprocess.run([COMMAND, "profile", "slow"], cwd=folder, check=True, capture_output=True)
+    (folder / "slow" / "slower").touch()
     (folder / "broken").mkdir()
     for name, text in {"syntax": "pipeline = (", "raises": "\n1 / 0", "empty": ""}.items():
         (folder / "broken" / f"{name}.py").write_text(text)
