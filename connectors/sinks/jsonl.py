@@ -20,38 +20,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import logging
 import os
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 import msgspec
 
-from inferline_stream.dataplane.following import Record, RecordFollower
-from inferline_stream.errors import InferlineError, InvalidTopology, Unreachable
-from inferline_stream.pipeline.names import EVENT_ID
-from inferline_stream.settings import from_environment
+from inferline_stream.connectors import sealing
+from inferline_stream.connectors.sinks import following
+from inferline_stream.connectors.sinks.following import Away, Refusal, SinkCounts, TopicSink, event_id
+from inferline_stream.dataplane.following import Record
+from inferline_stream.errors import InvalidTopology
 
-logger = logging.getLogger(__name__)
-
-_GATHER_S = 0.2  # an fsync takes milliseconds: at most five a second
 _AGAIN_S = 1.0
-
-
-class SinkCounts(msgspec.Struct):
-    """What became of the topic's records."""
-
-    written: int = 0
-    """Events written by this process."""
-    duplicates: int = 0
-    """Records dropped because their event is in the file already."""
-    undecodable: int = 0
-    """Records dropped because their value is no JSON."""
 
 
 class _Line(msgspec.Struct):
@@ -97,13 +80,13 @@ class JsonlFile:
         lines: dict[str, bytes] = {}
         duplicates = undecodable = 0
         for record in records:
-            event_id = _event_id(record, topic)
-            if event_id in self._seen or event_id in lines:
+            known = event_id(record, topic)
+            if known in self._seen or known in lines:
                 duplicates += 1
-            elif (line := _encoded(event_id, record)) is None:
+            elif (line := _encoded(known, record)) is None:
                 undecodable += 1
             else:
-                lines[event_id] = line
+                lines[known] = line
         if lines:
             self._write(b"".join(lines.values()))
         self._seen.update(lines)
@@ -127,12 +110,7 @@ class JsonlFile:
         self._file.close()
 
 
-def _event_id(record: Record, topic: str) -> str:
-    given = record.headers.get(EVENT_ID, b"").decode(errors="backslashreplace")
-    return given or f"{topic}/{record.partition}/{record.offset}"
-
-
-def _encoded(event_id: str, record: Record) -> bytes | None:
+def _encoded(known: str, record: Record) -> bytes | None:
     value = b"null" if record.value is None else record.value
     try:
         msgspec.json.decode(value)
@@ -140,7 +118,7 @@ def _encoded(event_id: str, record: Record) -> bytes | None:
         return None
     # JSON may hold line breaks between its tokens, never inside a string: without them it means the same.
     raw = msgspec.Raw(value.replace(b"\r", b" ").replace(b"\n", b" "))
-    return msgspec.json.encode(_Line(event_id, record.timestamp_ms, raw)) + b"\n"
+    return msgspec.json.encode(_Line(known, record.timestamp_ms, raw)) + b"\n"
 
 
 def _seen(file: BinaryIO, path: Path) -> tuple[set[str], int]:
@@ -160,7 +138,23 @@ def _seen(file: BinaryIO, path: Path) -> tuple[set[str], int]:
     return seen, whole_bytes
 
 
-class JsonlSink:
+class _Store:
+    """A file as sinks know it."""
+
+    def __init__(self, file: JsonlFile, topic: str) -> None:
+        self.counts = file.counts
+        self._file = file
+        self._topic = topic
+
+    async def store(self, records: Sequence[Record]) -> list[Refusal]:
+        try:
+            await asyncio.to_thread(self._file.append, records, self._topic)
+        except OSError as error:
+            raise Away(error.strerror or str(error)) from None
+        return []
+
+
+class JsonlSink(TopicSink):
     """Follows a topic and appends its events to a file, in the background while entered.
 
     Args:
@@ -175,131 +169,51 @@ class JsonlSink:
     """
 
     def __init__(self, bootstrap_servers: str, *, topic: str, path: Path, group: str) -> None:
-        self._topic = topic
-        self._path = path
         self._file = JsonlFile(path)
-        self._follower = RecordFollower(
-            bootstrap_servers, topic, group, connect_timeout_s=from_environment().connect_timeout_s
+        super().__init__(
+            bootstrap_servers,
+            topic=topic,
+            store=_Store(self._file, topic),
+            what=str(path),
+            group=group,
+            again_at_most_s=_AGAIN_S,
         )
-        self._stop = asyncio.Event()
-        self._following: asyncio.Task[None] | None = None
-        self._stored = asyncio.Condition()
-        self._reached: dict[int, int] = {}  # by partition, offset below which everything is on disk and committed
 
-    @property
-    def counts(self) -> SinkCounts:
-        """What became of the records so far."""
-        return self._file.counts
-
-    async def __aenter__(self) -> Self:
+    async def connect(self) -> None:
+        """Connect to Kafka, and move nothing yet."""
         try:
-            await self._follower.__aenter__()
+            await super().connect()
         except BaseException:
             self._file.close()
             raise
-        self._following = asyncio.create_task(self._follow())
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        assert self._following is not None
-        self._stop.set()
+    async def aclose(self) -> None:
+        """Write what was read, commit it, and close both."""
         try:
-            await self._following
+            await super().aclose()
         finally:
-            await self._follower.__aexit__(kind, error, at)
             self._file.close()
-
-    async def caught_up(self) -> None:
-        """Wait until everything that is in the topic now is on disk and committed.
-
-        Raises:
-            Unreachable: Kafka failed meanwhile.
-        """
-        assert self._following is not None
-        ends = await self._follower.ends()
-        waiting = asyncio.create_task(self._until_stored(ends))
-        await asyncio.wait((waiting, self._following), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            waiting.cancel()
-            await self._following  # raises what ended it
-
-    async def failed(self) -> None:
-        """Wait until it can no longer follow the topic; raises why.
-
-        Raises:
-            Unreachable: Kafka failed.
-        """
-        assert self._following is not None
-        await asyncio.shield(self._following)
-
-    async def _until_stored(self, ends: dict[int, int]) -> None:
-        async with self._stored:
-            await self._stored.wait_for(lambda: all(self._reached.get(p, 0) >= end for p, end in ends.items()))
-
-    async def _follow(self) -> None:
-        loop = asyncio.get_running_loop()
-        while not self._stop.is_set():
-            until = loop.time() + _GATHER_S
-            records = []
-            while (left_s := until - loop.time()) > 0 and not self._stop.is_set():
-                records += await self._follower.batch(left_s)
-            if records:
-                await self._append(records)
-                await self._follower.commit()
-            async with self._stored:
-                self._reached = await self._follower.positions()
-                self._stored.notify_all()
-
-    async def _append(self, records: list[Record]) -> None:
-        """Write for as long as it takes; told to stop meanwhile, the records are left uncommitted."""
-        said = False
-        while True:
-            try:
-                return await asyncio.to_thread(self._file.append, records, self._topic)
-            except OSError as error:
-                if self._stop.is_set():
-                    raise Unreachable(f"{self._path}: {len(records)} records not written: {error.strerror}") from None
-                if not said:
-                    logger.warning("%s: %s; trying again until it can be written", self._path, error.strerror)
-                said = True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_AGAIN_S):
-                    await self._stop.wait()
-
-
-async def _run(sink: JsonlSink) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with sink:
-        stopping, failing = asyncio.create_task(stop.wait()), asyncio.create_task(sink.failed())
-        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        failing.cancel()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
+    given = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         prog="python -m inferline_stream.connectors.sinks.jsonl", description="Write a topic's events to a JSONL file."
     )
-    parser.add_argument("--bootstrap-servers", required=True, metavar="HOST:PORT")
-    parser.add_argument("--topic", required=True)
+    sealing.add_options(parser)
+    following.add_options(parser)
     parser.add_argument("--path", required=True, type=Path, help="the file; appended to if it is this sink's")
     parser.add_argument("--group", help="consumer group (default: <topic>-to-<file name>)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     group = options.group or f"{options.topic}-to-{options.path.name}"
-    try:
-        with asyncio.Runner() as runner:
-            sink = JsonlSink(options.bootstrap_servers, topic=options.topic, path=options.path, group=group)
-            runner.run(_run(sink))
-    except InferlineError as error:
-        sys.stderr.write(f"{Path(__file__).stem}: {error}\n")
-        return error.exit_code
-    sys.stdout.buffer.write(msgspec.json.encode(sink.counts) + b"\n")
-    return 0
+
+    async def work(seal: sealing.Seal) -> None:
+        sink = JsonlSink(options.bootstrap_servers, topic=options.topic, path=options.path, group=group)
+        await following.run(sink, seal)
+
+    needs = sealing.Needs(writes=(options.path,))
+    return sealing.run("inferline_stream.connectors.sinks.jsonl", given, options, needs, work)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -14,6 +15,10 @@ from aiokafka.errors import KafkaError
 
 from inferline_stream.dataplane.connecting import client_options, unreachable
 from inferline_stream.errors import Unreachable
+
+logger = logging.getLogger(__name__)
+
+_COMMIT_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +40,25 @@ class RecordFollower:
         bootstrap_servers: ``host:port``, or several of them, separated by commas.
         topic: the topic; it must exist.
         group: consumer group that holds how far it has come. The follower takes all partitions itself:
-            never run two of one group at once.
+            never run two of one group at once. None for a follower that commits nothing.
+        from_end: without a committed offset, begin with what comes from now on.
         connect_timeout_s: longest wait for Kafka's first answer.
     """
 
-    def __init__(self, bootstrap_servers: str, topic: str, group: str, *, connect_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        topic: str,
+        group: str | None,
+        *,
+        connect_timeout_s: float = 10.0,
+        from_end: bool = False,
+    ) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._topic = topic
         self._group = group
         self._connect_timeout_s = connect_timeout_s
+        self._from_end = from_end
         self._consumer: AIOKafkaConsumer | None = None
         self._next: dict[int, int] = {}
 
@@ -53,7 +68,7 @@ class RecordFollower:
             client_id="inferline-follower",
             group_id=self._group,
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="latest" if self._from_end else "earliest",
             isolation_level="read_committed",
         )
         try:
@@ -113,15 +128,22 @@ class RecordFollower:
         return records
 
     async def commit(self) -> None:
-        """Commit everything that `batch` has returned so far.
+        """Commit everything that `batch` has returned so far; while Kafka is away, wait for it.
 
         Raises:
             Unreachable: Kafka refuses the commit.
         """
-        try:
-            await self._client.commit({TopicPartition(self._topic, p): o for p, o in self._next.items()})
-        except KafkaError as error:
-            raise Unreachable(f"group {self._group!r}: cannot commit ({error})") from error
+        offsets = {TopicPartition(self._topic, p): o for p, o in self._next.items()}
+        while True:
+            try:
+                await self._client.commit(offsets)
+            except KafkaError as error:
+                if not error.retriable:
+                    raise Unreachable(f"group {self._group!r}: cannot commit ({error})") from error
+                logger.warning("group %r: cannot commit yet (%s)", self._group, error)
+            else:
+                return
+            await asyncio.sleep(_COMMIT_AGAIN_S)
 
     async def positions(self) -> dict[int, int]:
         """By partition, offset of the next record to read.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
 from inferline_stream.dataplane.connecting import client_options, unreachable
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import InferlineError, Unreachable
 
 _BUFFER_BYTES = 1 << 19  # per partition; a send waits only once so much is not yet on its way
+
+
+class RecordRefused(InferlineError):
+    """Kafka will not take this record, however often it is sent."""
 
 
 class RecordProducer:
@@ -87,6 +92,31 @@ class RecordProducer:
             self._failed(error)
         else:
             sent.add_done_callback(self._done)
+
+    async def deliver(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        timestamp_ms: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        """Send one record and wait until Kafka has it. Cancelled, the record may get there all the same.
+
+        Raises:
+            RecordRefused: it is too large, or may not be written.
+            Unreachable: Kafka did not acknowledge it in time.
+        """
+        try:
+            sent = await self._client.send(topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers)
+            await asyncio.shield(sent)
+        except KafkaError as error:
+            self._failed(error)
+            if error.retriable or isinstance(error, KafkaTimeoutError):
+                raise Unreachable(f"topic {topic!r}: not acknowledged ({error})") from None
+            raise RecordRefused(f"topic {topic!r}: Kafka refuses the record ({error})") from None
+        self.acknowledged += 1
 
     async def flush(self) -> None:
         """Wait until every record has been acknowledged or has failed."""

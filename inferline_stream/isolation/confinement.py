@@ -34,6 +34,7 @@ class Confinement:
         kafka_files: what connecting to Kafka takes: certificates, keys and properties.
         cores: of the hardware kind, for the limit where control groups are delegated; 0 for none.
         gpu: whether it needs a GPU's devices.
+        listens: TCP ports that it may be reached at; 0 for whichever is free. A stage has none.
         scratch: folder of its own for temporary files; empty for none.
         audit: where to tell that calls are to be looked at rather than refused, see `isolation.audit`; -1 otherwise.
     """
@@ -44,6 +45,7 @@ class Confinement:
     kafka_files: tuple[str, ...] = ()
     cores: float = 0.0
     gpu: bool = False
+    listens: tuple[int, ...] = ()
     scratch: str = ""
     audit: int = -1
 

@@ -53,8 +53,13 @@ def abi() -> int:
         return 0
 
 
-def restrict(grants: Iterable[Grant], ports: Collection[int]) -> int:
+def restrict(grants: Iterable[Grant], ports: Collection[int], listens: Collection[int] = ()) -> int:
     """Bind this thread, and all that it will start, to these paths and TCP ports. Paths that do not exist are skipped.
+
+    Args:
+        grants: what may be opened.
+        ports: that may be connected to.
+        listens: ports that may be listened on.
 
     Returns:
         The version that holds: 0 if the kernel has no Landlock, and nothing does.
@@ -73,8 +78,9 @@ def restrict(grants: Iterable[Grant], ports: Collection[int]) -> int:
     try:
         for grant in grants:
             _allow(ruleset, grant, rights)
-        for port in ports if network else ():
-            kernel.call("landlock_add_rule", ruleset, _PORT, struct.pack("<QQ", _CONNECT_TCP, port), 0)
+        for right, numbers in ((_CONNECT_TCP, ports), (_BIND_TCP, listens)) if network else ():
+            for port in numbers:
+                kernel.call("landlock_add_rule", ruleset, _PORT, struct.pack("<QQ", right, port), 0)
         kernel.call("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)

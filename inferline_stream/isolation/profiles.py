@@ -53,7 +53,14 @@ def _sockets(kind: int, protocols: Sequence[int]) -> Alternatives:
 
 
 def sealed(
-    process: int, *, imports: bool = False, jit: bool = False, helpers: bool = False, signals: bool = False
+    process: int,
+    *,
+    imports: bool = False,
+    jit: bool = False,
+    helpers: bool = False,
+    signals: bool = False,
+    writes: bool = False,
+    serves: bool = False,
 ) -> Calls:
     """What is left after the seal.
 
@@ -63,6 +70,8 @@ def sealed(
         jit: whether memory may be made executable.
         helpers: whether it may fork.
         signals: whether it may signal its helpers: only where Landlock keeps signals to the sandbox.
+        writes: whether it may cut off the end of files that it has opened for writing.
+        serves: whether it may accept connections at sockets that listen already.
     """
     calls = {
         **_plain(
@@ -98,11 +107,21 @@ def sealed(
     if helpers:
         calls |= _forking()
         calls |= {"kill": ALWAYS} if signals else {}
+    if writes:
+        calls |= _plain("ftruncate")
+    if serves:
+        calls |= _plain("accept4")
     return MappingProxyType(calls)
 
 
 def launching(
-    process: int, *, jit: bool = False, helpers: bool = False, signals: bool = False, forks: bool = False
+    process: int,
+    *,
+    jit: bool = False,
+    helpers: bool = False,
+    signals: bool = False,
+    serves: bool = False,
+    forks: bool = False,
 ) -> Calls:
     """What a process may do from before its first import to the seal. Files and TCP ports are Landlock's to judge.
 
@@ -111,10 +130,11 @@ def launching(
         jit: whether memory may be both written and executed.
         helpers: whether it may fork.
         signals: whether it may signal its helpers.
+        serves: whether it may listen; at which ports is Landlock's to judge.
         forks: whether it is a parent that forks replicas, hands them their files and tells how they ended.
     """
     calls = {
-        **sealed(process, imports=True, jit=jit, helpers=helpers, signals=signals),
+        **sealed(process, imports=True, jit=jit, helpers=helpers, signals=signals, serves=serves),
         **_plain(
             "open openat statx faccessat2 getdents pwrite64 preadv pwritev fadvise64 readahead sendfile ftruncate "
             "fallocate fdatasync flock unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir chmod fchmod "
@@ -133,6 +153,8 @@ def launching(
         "ioctl": ALWAYS,
         "fcntl": ALWAYS,
     }
+    if serves:
+        calls |= _plain("bind listen")
     if forks:
         calls |= {**_forking(), **_plain("setsid landlock_create_ruleset landlock_add_rule landlock_restrict_self")}
     return MappingProxyType(calls)

@@ -60,13 +60,14 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
     kernel.drop_capabilities()
     # A fork finds what it is told of in a folder of /proc that is not there yet; others' secrets stay closed even so.
     processes = [landlock.Grant("/proc")] if forks else []
-    landlock.restrict((*paths.grants(confinement), *processes), confinement.ports)
+    landlock.restrict((*paths.grants(confinement), *processes), confinement.ports, confinement.listens)
     if not confinement.gpu:
         calls = profiles.launching(
             os.getpid(),
             jit=isolation.jit,
             helpers=bool(isolation.helpers),
             signals=landlock.abi() >= landlock.SCOPE_ABI,
+            serves=bool(confinement.listens),
             forks=forks,
         )
         with _supported(isolation):
@@ -108,6 +109,8 @@ def seal(confinement: Confinement) -> Enforced:
         jit=isolation.jit,
         helpers=bool(isolation.helpers),
         signals=before.landlock >= landlock.SCOPE_ABI,
+        writes=bool(isolation.writes),
+        serves=bool(confinement.listens),
     )
     with _supported(isolation):
         kernel.prctl(kernel.SET_NO_NEW_PRIVS, 1)

@@ -156,7 +156,7 @@ def _declared(*extras: str) -> dict[str, Requirement]:
     ("folder", "extras"),
     [
         ("inferline_stream", ("kubernetes", "ray", "dev")),  # doors to optional libraries import them when used
-        ("connectors", ()),
+        ("connectors", ("postgres",)),
         ("topologies/minimal", ()),
         ("topologies/moderation", ("moderation",)),
         ("tests", ("dev", "moderation")),

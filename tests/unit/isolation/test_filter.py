@@ -104,6 +104,18 @@ def test_what_no_profile_may_have_no_profile_has(on: Machine, imports: bool, jit
         assert not {name for _, name, _, found in verdicts(calls, on) if found == ALLOW} & set(NEVER_HELD)
 
 
+@pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
+def test_a_connector_may_cut_its_file_or_accept_at_its_port_and_nothing_else_besides(on: Machine) -> None:
+    def allowed(calls: bpf.Calls) -> set[str]:
+        return {name for _, name, _, found in verdicts(calls, on) if found == ALLOW}
+
+    plain = allowed(profiles.sealed(ME))
+    assert allowed(profiles.sealed(ME, writes=True)) - plain == {"ftruncate"}
+    assert allowed(profiles.sealed(ME, serves=True)) - plain == {"accept4"}
+    starting = allowed(profiles.launching(ME))
+    assert allowed(profiles.launching(ME, serves=True)) - starting == {"bind", "listen", "accept4"}
+
+
 def test_few_system_calls_are_left() -> None:
     for on in (X86_64, AARCH64):
         assert profiles.reachable(profiles.sealed(ME), on) <= 80

@@ -1,0 +1,297 @@
+"""What every sink does: follow a topic, store its events somewhere, and only then commit."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import msgspec
+
+from inferline_stream.connectors.sealing import Seal, stopping
+from inferline_stream.dataplane.following import Record, RecordFollower
+from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.errors import InferlineError, Unreachable
+from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
+from inferline_stream.settings import from_environment
+
+logger = logging.getLogger(__name__)
+
+_GATHER_S = 0.2  # an fsync or a transaction takes milliseconds: at most five a second
+_AGAIN_S = 1.0
+_AGAIN_AT_MOST_S = 30.0
+
+
+class SinkCounts(msgspec.Struct):
+    """What became of the topic's records."""
+
+    written: int = 0
+    """Events written by this process."""
+    duplicates: int = 0
+    """Records dropped because their event is there already."""
+    undecodable: int = 0
+    """Records dropped because their value is no JSON."""
+    refused: int = 0
+    """Events that the other side will never take; they are among the dead letters."""
+
+
+class Away(Exception):
+    """The other side takes nothing now; the same records are to be tried again.
+
+    Args:
+        reason: in words.
+        after_s: not before, if the other side said so.
+    """
+
+    def __init__(self, reason: str, after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after_s = after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A record that the other side will never take, and why."""
+
+    record: Record
+    reason: str
+
+
+class Store(Protocol):
+    """Where a sink puts events."""
+
+    counts: SinkCounts
+
+    async def store(self, records: Sequence[Record]) -> list[Refusal]:
+        """Make these durable, each event once, however often a record comes; returns those that never will be.
+
+        Raises:
+            Away: not all could be stored yet; all of them will come again.
+        """
+
+
+def event_id(record: Record, topic: str) -> str:
+    """The pipeline's id of an event, from its header; ``topic/partition/offset`` of a record without one."""
+    given = record.headers.get(EVENT_ID, b"").decode(errors="backslashreplace")
+    return given or f"{topic}/{record.partition}/{record.offset}"
+
+
+class TopicSink:
+    """Follows a topic and stores its events, in the background while entered.
+
+    While the store takes nothing, nothing is committed: that is said once, and the same records are tried again,
+    at first after a second and later every half minute. While Kafka is away it is waited for.
+
+    Args:
+        bootstrap_servers: ``host:port``, or several of them, separated by commas.
+        topic: the topic as Kafka knows it; it must exist.
+        store: where to.
+        what: the store's name, for messages.
+        group: consumer group that holds how far the store has come; one group per store.
+        dead_letters: topic for refused events; without one, a refused event ends the sink.
+        again_at_most_s: longest pause between two attempts.
+
+    Raises:
+        Unreachable: on entering, Kafka does not answer or has no such topic; on leaving, it failed later.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        *,
+        topic: str,
+        store: Store,
+        what: str,
+        group: str,
+        dead_letters: str = "",
+        again_at_most_s: float = _AGAIN_AT_MOST_S,
+    ) -> None:
+        self._topic = topic
+        self._store = store
+        self._what = what
+        self._again_at_most_s = again_at_most_s
+        timeout_s = from_environment().connect_timeout_s
+        self._follower = RecordFollower(bootstrap_servers, topic, group, connect_timeout_s=timeout_s)
+        self._dead_letters = dead_letters
+        self._producer = RecordProducer(bootstrap_servers, connect_timeout_s=timeout_s) if dead_letters else None
+        self._stack = contextlib.AsyncExitStack()
+        self._stop = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        self._stored = asyncio.Condition()
+        self._reached: dict[int, int] = {}  # by partition, offset below which everything is stored and committed
+
+    @property
+    def counts(self) -> SinkCounts:
+        """What became of the records so far."""
+        return self._store.counts
+
+    async def connect(self) -> None:
+        """Connect to Kafka, and move nothing yet; entering does so where this was not called."""
+        await self._stack.enter_async_context(self._follower)
+        if self._producer is not None:
+            await self._stack.enter_async_context(self._producer)
+            await self._producer.partitions(self._dead_letters)
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Begin to move records."""
+        self._following = asyncio.create_task(self._follow())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Store what was read, commit it, and disconnect.
+
+        Raises:
+            Unreachable: Kafka failed, or what was read could not be stored.
+        """
+        self._stop.set()
+        try:
+            if self._following is not None:
+                await self._following
+        finally:
+            await self._stack.aclose()
+
+    async def caught_up(self) -> None:
+        """Wait until everything that is in the topic now is stored and committed.
+
+        Raises:
+            Unreachable: Kafka failed meanwhile.
+        """
+        assert self._following is not None
+        ends = await self._follower.ends()
+        waiting = asyncio.create_task(self._until_stored(ends))
+        await asyncio.wait((waiting, self._following), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            await self._following  # raises what ended it
+
+    async def failed(self) -> None:
+        """Wait until it can no longer follow the topic; raises why.
+
+        Raises:
+            Unreachable: Kafka failed.
+        """
+        assert self._following is not None
+        await asyncio.shield(self._following)
+
+    async def _until_stored(self, ends: dict[int, int]) -> None:
+        async with self._stored:
+            await self._stored.wait_for(lambda: all(self._reached.get(p, 0) >= end for p, end in ends.items()))
+
+    async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stop.is_set():
+            until = loop.time() + _GATHER_S
+            records = []
+            while (left_s := until - loop.time()) > 0 and not self._stop.is_set():
+                records += await self._follower.batch(left_s)
+            if records:
+                await self._refuse(await self._keep_on(records))
+                await self._commit()
+            async with self._stored:
+                self._reached = await self._follower.positions()
+                self._stored.notify_all()
+
+    async def _keep_on(self, records: list[Record]) -> list[Refusal]:
+        """Store for as long as it takes; told to stop meanwhile, the records are left uncommitted."""
+        pause_s, said = _AGAIN_S, False
+        while True:
+            try:
+                return await self._store.store(records)
+            except Away as away:
+                if self._stop.is_set():
+                    raise Unreachable(f"{self._what}: {len(records)} records not written: {away}") from None
+                if not said:
+                    logger.warning("%s: %s; trying again until it can be written", self._what, away)
+                said = True
+                again_s = min(self._again_at_most_s, max(pause_s, away.after_s))
+            pause_s *= 2
+            await self._pause(again_s * random.uniform(0.8, 1.0))  # noqa: S311  so that many do not come at once
+
+    async def _refuse(self, refusals: list[Refusal]) -> None:
+        for refusal in refusals:
+            record, reason = refusal.record, refusal.reason
+            known = event_id(record, self._topic)
+            if self._producer is None:
+                raise InferlineError(
+                    f"{self._what} refuses event {known!r}: {reason}; mend it and start again, or give --dead-letters"
+                )
+            logger.warning("%s refuses event %r: %s", self._what, known, reason)
+            headers = [*record.headers.items(), (f"{ERRORS_PREFIX}message", reason.encode("utf-8", "replace"))]
+            if EVENT_ID not in record.headers:
+                headers.append((EVENT_ID, known.encode()))
+            await self._deliver(record, headers)
+            self.counts.refused += 1
+
+    async def _deliver(self, record: Record, headers: list[tuple[str, bytes]]) -> None:
+        assert self._producer is not None
+        while not self._stop.is_set():
+            with contextlib.suppress(Unreachable):
+                return await self._producer.deliver(
+                    self._dead_letters,
+                    record.value,
+                    key=record.key,
+                    timestamp_ms=record.timestamp_ms,
+                    headers=headers,
+                )
+            await self._pause(_AGAIN_S)
+        raise Unreachable(f"topic {self._dead_letters!r}: a refused event could not be kept; it will come again")
+
+    async def _commit(self) -> None:
+        """Commit while Kafka lets us; told to stop meanwhile, what was stored will come again, and be known."""
+        committing, stopped = asyncio.create_task(self._follower.commit()), asyncio.create_task(self._stop.wait())
+        await asyncio.wait((committing, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not committing.done():
+            await asyncio.wait((committing,), timeout=_AGAIN_S)
+        if not committing.done():
+            committing.cancel()
+            raise Unreachable(f"topic {self._topic!r}: Kafka does not take the commit of what was written")
+        await committing
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every sink has beside those of a connector."""
+    parser.add_argument("--topic", required=True, help="to follow; must exist")
+    parser.add_argument("--dead-letters", default="", metavar="TOPIC", help="for events that are refused for good")
+
+
+async def run(sink: TopicSink, seal: Seal) -> None:
+    """Connect a sink, seal the process, and move records until SIGINT or SIGTERM; then print the counts as JSON.
+
+    Raises:
+        InferlineError: why it ended before.
+    """
+    stop = stopping()
+    try:
+        await sink.connect()
+        seal()
+        sink.start()
+        waiting, failing = asyncio.create_task(stop.wait()), asyncio.create_task(sink.failed())
+        await asyncio.wait((waiting, failing), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        failing.cancel()
+        await asyncio.gather(waiting, failing, return_exceptions=True)
+    finally:
+        await sink.aclose()
+    sys.stdout.buffer.write(msgspec.json.encode(sink.counts) + b"\n")
+    sys.stdout.buffer.flush()

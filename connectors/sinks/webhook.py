@@ -1,0 +1,201 @@
+"""Post a topic's events to an HTTP address, with retries.
+
+    python -m inferline_stream.connectors.sinks.webhook --bootstrap-servers 127.0.0.1:9092 \
+        --topic verdicts --url https://example.org/verdicts --token-file token
+
+Each event is one POST of its value as it stands in the topic, with ``Idempotency-Key: <event id>``: a crash, or an
+answer that was lost on the way, lets an event come again, and the receiver knows it by that key. Events of a
+partition are posted in their order, those of several partitions at once.
+
+An answer of 2xx means that the receiver has it. Where it does not answer in time, or with 408, 425, 429 or 5xx, the
+event is tried again for as long as it takes, not before ``Retry-After``. Any other answer is a refusal
+for good: the event goes to the topic ``--dead-letters``; without one the sink ends and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from inferline_stream.connectors import sealing
+from inferline_stream.connectors.sinks import following
+from inferline_stream.connectors.sinks.following import Away, Refusal, SinkCounts, TopicSink, event_id
+from inferline_stream.dataplane.following import Record
+from inferline_stream.dataplane.looping import Loop
+
+_TRY_AGAIN = frozenset((408, 425, 429))
+_REMEMBERED = 100_000
+_SHOWN = 200
+"""Characters of an answer that are told."""
+
+
+class _Addresses(AbstractResolver):
+    """Hosts as the event loop knows them: a sealed process cannot look names up itself."""
+
+    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        found = await loop.addresses(host)
+        if not found:
+            raise OSError(f"{host}: no such host was known when the sink was sealed, and none is now")
+        infos = [info for address in found for info in await loop.getaddrinfo(address, port, type=1, flags=4)]
+        return [
+            ResolveResult(hostname=host, host=str(where[0]), port=port, family=kind, proto=protocol, flags=4)
+            for kind, _, protocol, _, where in infos
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class Webhook:
+    """An HTTP address that takes one event per POST. Use as an async context manager.
+
+    Args:
+        url: where to.
+        topic: that the events are of.
+        token: sent as ``Authorization: Bearer``; empty for none.
+        timeout_s: longest wait for one answer.
+    """
+
+    def __init__(self, url: str, topic: str, *, token: str = "", timeout_s: float = 10.0) -> None:
+        self.counts = SinkCounts()
+        self._url = url
+        self._topic = topic
+        self._headers = {"Content-Type": "application/json", "User-Agent": "inferline-stream"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._taken: OrderedDict[str, tuple[int, int]] = OrderedDict()  # where each event was read; newest last
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Webhook:
+        loop = asyncio.get_running_loop()
+        resolver = _Addresses() if isinstance(loop, Loop) else None
+        if isinstance(loop, Loop):
+            with contextlib.suppress(OSError):  # it may come up later: each attempt asks again
+                await loop.addresses(str(urlsplit(self._url).hostname))
+        connector = aiohttp.TCPConnector(resolver=resolver, ttl_dns_cache=10)
+        # Whoever reads the events may not choose where they go: redirects count as refusals.
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, trust_env=False)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def store(self, records: Sequence[Record]) -> list[Refusal]:
+        """Post every event that was not posted before; see `Store.store`."""
+        by_partition: dict[int, list[Record]] = {}
+        for record in records:
+            by_partition.setdefault(record.partition, []).append(record)
+        found = await asyncio.gather(*map(self._in_turn, by_partition.values()), return_exceptions=True)
+        for failure in found:
+            if isinstance(failure, BaseException):
+                raise failure
+        refusals: list[Refusal] = []
+        for part in found:
+            assert not isinstance(part, BaseException)
+            refusals += part
+        return refusals
+
+    async def _in_turn(self, records: Sequence[Record]) -> list[Refusal]:
+        refusals = []
+        for record in records:
+            known = event_id(record, self._topic)
+            at = (record.partition, record.offset)
+            if known in self._taken:
+                self.counts.duplicates += self._taken[known] != at  # else its batch is tried again
+            elif reason := await self._post(record, known):
+                refusals.append(Refusal(record, reason))
+            else:
+                self.counts.written += 1
+                self._taken[known] = at
+                if len(self._taken) > _REMEMBERED:
+                    self._taken.popitem(last=False)
+        return refusals
+
+    async def _post(self, record: Record, known: str) -> str:
+        """Why the receiver will never take it; empty if it has."""
+        assert self._session is not None
+        value = b"null" if record.value is None else record.value
+        headers = {**self._headers, "Idempotency-Key": _header_safe(known)}
+        try:
+            async with self._session.post(self._url, data=value, headers=headers, allow_redirects=False) as answer:
+                if 200 <= answer.status < 300:
+                    return ""
+                said = (await answer.content.read(_SHOWN)).decode(errors="replace").strip()
+                if answer.status >= 500 or answer.status in _TRY_AGAIN:
+                    raise Away(f"HTTP status {answer.status}", _after_s(answer.headers.get("Retry-After", "")))
+                return f"HTTP status {answer.status}" + (f": {said}" if said else "")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Away(f"{type(error).__name__}: {error}".removesuffix(": ")) from None
+
+
+def _header_safe(known: str) -> str:
+    """An id as a header may hold it: ids come from users."""
+    return re.sub(r"[^\x21-\x7e]", lambda found: f"%{ord(found[0]):02X}", known)[:1024]
+
+
+def _after_s(header: str) -> float:
+    return float(header) if header.isdigit() else 0.0  # dates are rare, and clocks differ
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r} must begin with https:// or http:// and name a host")
+    if parts.username or parts.password:
+        raise argparse.ArgumentTypeError("a password in a URL is seen by every user: give it as --token-file")
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m inferline_stream.connectors.sinks.webhook",
+        description="Post a topic's events to an HTTP address, with retries.",
+    )
+    sealing.add_options(parser)
+    following.add_options(parser)
+    parser.add_argument("--url", required=True, type=_url)
+    parser.add_argument("--token-file", type=Path, help="its first line is sent as Authorization: Bearer")
+    parser.add_argument("--timeout-s", type=float, default=10.0, help="longest wait for one answer (default 10)")
+    parser.add_argument("--group", help="consumer group (default: <topic>-to-<host>)")
+    options = parser.parse_args(given)
+    if not options.timeout_s > 0:
+        parser.error(f"--timeout-s {options.timeout_s}: must be above 0")
+    url: Any = urlsplit(options.url)
+    files = tuple(filter(None, (options.token_file,)))
+    needs = sealing.Needs(reads=files, ports=(url.port or {"https": 443, "http": 80}[url.scheme],))
+
+    async def work(seal: sealing.Seal) -> None:
+        token = sealing.secret(options.token_file)
+        async with Webhook(options.url, options.topic, token=token, timeout_s=options.timeout_s) as store:
+            sink = TopicSink(
+                options.bootstrap_servers,
+                topic=options.topic,
+                store=store,
+                what=f"{url.scheme}://{url.netloc}",
+                group=options.group or f"{options.topic}-to-{url.hostname}",
+                dead_letters=options.dead_letters,
+            )
+            await following.run(sink, seal)
+
+    return sealing.run("inferline_stream.connectors.sinks.webhook", given, options, needs, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
