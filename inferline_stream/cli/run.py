@@ -60,6 +60,13 @@ def run(
     prefix: Annotated[str, typer.Option(help="before the name of every topic and consumer group")] = "",
     ui: Annotated[bool, typer.Option("--ui/--no-ui", help="serve the live page")] = True,
     ui_port: Annotated[int, typer.Option(help="of the live page; 0 for any free one", min=0, max=65535)] = 8765,
+    ui_token: Annotated[
+        str,
+        typer.Option(
+            help="lets whoever enters it on the page hold decisions and set replicas; 16 characters or more",
+            show_default=False,
+        ),
+    ] = "",
     metrics_port: Annotated[int, typer.Option(help="of /metrics; 0 for any free one", min=0, max=65535)] = 9464,
     seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
     on: Annotated[
@@ -105,6 +112,7 @@ def run(
             create_topics=create_topics,
             prefix=prefix,
             page_port=ui_port if ui else None,
+            page_token=ui_token,
             metrics_port=metrics_port,
             seed=seed,
             gate=gate,

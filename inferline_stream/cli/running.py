@@ -65,6 +65,7 @@ class Wanted:
     create_topics: bool
     prefix: str
     page_port: int | None
+    page_token: str
     metrics_port: int
     seed: int
     gate: bool
@@ -160,6 +161,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             advisory=wanted.advisory,
             duration_s=_seconds(wanted.duration),
             page_port=wanted.page_port,
+            page_token=wanted.page_token,
             metrics_port=wanted.metrics_port,
             settings=limits,
             sample=what.trace,

@@ -84,6 +84,8 @@ class Deciding:
         self.tuning = Tuning(self.policy, self.picture, self.running.settings, nested(self.fleet.wanted))
         self.warming = Warming(self.picture, self.tuning, self.sample)
         self.book = Book(self.running.names.decisions, self.found.number)
+        for stored in self.found.plans:
+            self.picture.planned(stored)
 
     def set_by_people(self, key: str, override: Override | None) -> None:
         """A record of the control topic."""
@@ -219,6 +221,7 @@ class Deciding:
         controller, term = self.leadership.controller, self.leadership.term
         number = 1 + max((p.number for p in (*self.found.plans, *self.plans)), default=0)
         self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan, number, self.structure))
+        self.picture.planned(self.plans[-1])
         self.book.plan(self.plans[-1])
 
     async def close(self) -> None:

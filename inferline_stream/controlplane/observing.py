@@ -112,7 +112,9 @@ class Observer:
         elif key == PLAN_KEY:
             plan = plan_from_bytes(bytes(decode_plan(value).plan), "the decisions topic")
             self.picture.adopt(plan, self.picture.measured, windows_of(plan, self.running.settings))
-        elif not key.startswith(PLAN_KEY):
+        elif key.startswith(PLAN_KEY):
+            self.picture.planned(decode_plan(value))
+        else:
             self.picture.decided(_record(decode_decision(value)))
 
     def leader(self) -> Log:
@@ -182,6 +184,8 @@ async def observing(
             windows_of(plan, settings),
             declared_slo_s=pipeline.slo_s,
         )
+        for stored in found.plans:
+            picture.planned(stored)
         for decision in found.decisions:
             picture.decided(_record(decision))
         watching = Watching(running, picture, offsets, Ticks(names, running.source), lambda report, changed: None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, EnvelopeKernel, Times
 from inferline_stream.controlplane.arrivals import LogGrowth, OffsetHistory
+from inferline_stream.controlplane.records import StoredPlan
 from inferline_stream.controlplane.reports import RECENT_S, Reports, StageFigures
 from inferline_stream.controlplane.scaling import Replicas, cost_per_hour, replicas_of_plan
 from inferline_stream.observability.buckets import latency_bounds_s
@@ -19,6 +20,7 @@ from inferline_stream.observability.state import (
     EnvelopeWindow,
     LatencyHistogram,
     PipelineState,
+    PlanRecord,
     ReplicaCounts,
     StageState,
 )
@@ -27,11 +29,12 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
-from inferline_stream.planner.document import plan_to_bytes
+from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.traffic import Traffic
 
 _DECISIONS_KEPT = 300
+_PLANS_KEPT = 100
 STUCK_AFTER_S = 10.0
 """A committed offset that stood still for this long, with lag and with its owner up, is stuck."""
 
@@ -72,6 +75,7 @@ class Picture:
     growth: LogGrowth = field(default_factory=LogGrowth)
     counts: Counts = field(default_factory=Counts)
     decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
+    plans: deque[PlanRecord] = field(default_factory=lambda: deque(maxlen=_PLANS_KEPT))
     decision_counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     restarts: Counter[str] = field(default_factory=Counter)
     cost: float = 0.0
@@ -149,6 +153,27 @@ class Picture:
         """A decision was made."""
         self.decisions.append(record)
         self.decision_counts[record.action, record.reason] += 1
+
+    def planned(self, stored: StoredPlan) -> None:
+        """A plan came into force, now or before this controller led."""
+        plan = plan_from_bytes(bytes(stored.plan), "a stored plan")
+        allocations = {
+            stage: tuple((a.hardware, a.max_batch_size, a.replicas) for a in held)
+            for stage, held in plan.allocations.items()
+        }
+        self.plans.append(
+            PlanRecord(
+                stored.number,
+                stored.time_s,
+                stored.reason,
+                stored.detail,
+                plan.slo_s,
+                plan.predicted_p99_s,
+                plan.cost_per_hour,
+                plan.arrival_rate,
+                allocations,
+            )
+        )
 
     def prices(self, prices: Mapping[str, float]) -> None:
         """Dollars per hour of hardware kinds, where people have set them."""
@@ -300,6 +325,7 @@ class Picture:
             ),
             latency=latency,
             recent_p50_s=recent.quantile_s(0.5),
+            recent_p95_s=recent.quantile_s(0.95),
             recent_p99_s=recent.quantile_s(0.99),
             stages=tuple(
                 self._stage_state(stage, now_s, figures[stage], wanted, (limits or {}).get(stage, ""))
@@ -321,6 +347,7 @@ class Picture:
             replica_seconds=dict(self.replica_seconds),
             prices={kind: self.catalogue[kind].price_per_hour for kind in sorted(self._kinds(wanted))},
             term=term,
+            plans=tuple(self.plans),
             coarse_peak_per_hour=self.coarse_peak_per_hour,
         )
 

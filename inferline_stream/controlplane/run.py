@@ -96,6 +96,7 @@ class Run:
         kafka_client: of replicas.
         duration_s: stop after so long; None runs to the end of the feed, or until told to stop.
         page_port: of the live page; 0 for any free one, None for no page.
+        page_token: who knows it may hold decisions and set replicas from the page; empty: nobody may.
         metrics_port: of `/metrics`; likewise.
         faust: host the control loop's agents and timer in a Faust app as well.
         replans: plan again now and then, from what was recorded and measured.
@@ -121,6 +122,7 @@ class Run:
     kafka_client: KafkaClient = "aiokafka"
     duration_s: float | None = None
     page_port: int | None = None
+    page_token: str = ""
     metrics_port: int | None = None
     faust: bool = True
     replans: bool = True

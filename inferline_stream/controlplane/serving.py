@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.metrics import serve_metrics
+from inferline_stream.observability.page.control import PageControl
 from inferline_stream.observability.page.server import PageServer
 from inferline_stream.observability.state import PipelineState
 from inferline_stream.pipeline.shape import Shape
@@ -25,6 +26,7 @@ def served(
     shape: Shape,
     *,
     page_port: int | None,
+    control: PageControl | None,
     metrics_port: int | None,
     note: Callable[[str], None],
 ) -> Iterator[None]:
@@ -36,6 +38,7 @@ def served(
         state: returns the newest state; called from other threads.
         shape: for the page's picture of the DAG.
         page_port: of the live page; 0 for any free one, None for no page.
+        control: what the page may have done; None for a page that is read-only.
         metrics_port: of `/metrics`; likewise.
         note: told the addresses.
 
@@ -45,7 +48,7 @@ def served(
     arrows = tuple((shape.stages[a.parent], shape.stages[a.child], a.conditional) for a in shape.arrows)
     with ExitStack() as stack:
         if page_port is not None:
-            page = _or_any(lambda port: PageServer(state, arrows, port), page_port, DEFAULT_PAGE_PORT)
+            page = _or_any(lambda port: PageServer(state, arrows, port, control=control), page_port, DEFAULT_PAGE_PORT)
             stack.enter_context(page)
             note(f"live page: {page.url}")
         if metrics_port is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.baselines.coarse import peak_cost_per_hour
+from inferline_stream.controlplane.commanding import page_control
 from inferline_stream.controlplane.controller import Controller, Host
 from inferline_stream.controlplane.leadership import Leadership
 from inferline_stream.controlplane.ledger import bounds_now
@@ -126,6 +127,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
                 lambda: controller.state,
                 shape,
                 page_port=run.page_port,
+                control=page_control(run.page_token, run.bootstrap_servers, names) if run.page_token else None,
                 metrics_port=run.metrics_port,
                 note=watcher.note,
             )

@@ -88,6 +88,25 @@ class DecisionRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """A plan that came into force, and why."""
+
+    number: int
+    """Grows over all controllers."""
+    time_s: float
+    """Seconds since the epoch."""
+    reason: str
+    detail: str
+    slo_s: float
+    predicted_p99_s: float
+    cost_per_hour: float
+    arrival_rate: float
+    """Mean of the traffic that it was made for."""
+    allocations: Mapping[str, tuple[tuple[str, int, int], ...]]
+    """By stage: hardware, batch limit, replicas."""
+
+
+@dataclass(frozen=True, slots=True)
 class LatencyHistogram:
     """End-to-end latency of events that reached the sink.
 
@@ -163,5 +182,8 @@ class PipelineState:
     """Share of the handover budget that is left; None where no budget is kept."""
     term: int = 0
     """Term of the leading controller."""
+    plans: tuple[PlanRecord, ...] = ()
+    """Those that came into force, latest last."""
+    recent_p95_s: float | None = None
     coarse_peak_per_hour: float | None = None
     """What replicating the pipeline as one unit, sized for its peak, would cost (InferLine's CG-Peak)."""

@@ -3,10 +3,15 @@
 import re
 import shutil
 import time
+import urllib.request
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from inferline_stream.observability.metrics import serve_metrics
+from inferline_stream.observability.page.control import Command, PageControl
 from inferline_stream.observability.page.server import PageServer
 from inferline_stream.observability.state import PipelineState
 from tests.unit.observability.states import a_state
@@ -18,6 +23,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+TOKEN = "a token of 24 characters"
 ARROWS = [("language", "verdict", False), ("language", "toxicity", True), ("toxicity", "verdict", False)]
 
 
@@ -48,6 +54,20 @@ def tab(browser):
     tab.close()
 
 
+def contrast(one: str, other: str) -> float:
+    """Ratio of relative luminances (WCAG 2.2)."""
+
+    def luminance(colour: str) -> float:
+        digits = colour.lstrip("#")
+        digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+        shares = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
 def open_page(tab, page: PageServer) -> None:
     tab.goto(page.url)
     tab.wait_for_selector("#dag g.stage", timeout=10_000)
@@ -61,11 +81,130 @@ def test_it_shows_the_figures_of_the_state(tab):
         assert tab.inner_text("#tile-rate .value") == "55.5/s"
         assert tab.inner_text("#tile-replicas .value") == "6 of 9"
         assert tab.inner_text("#tile-lag .value") == "18"
-        assert "The 100 ms window exceeds the plan: 12 arrivals against 8" in tab.inner_text("#envelope-note")
+        assert "The 100 ms window exceeds the plan most: 12 arrivals against 8" in tab.inner_text("#envelope-note")
         assert tab.inner_text("#verdict") == "P99 above the SLO"
         assert tab.locator("#envelope circle.over").count() == 1
         assert tab.locator("#heat td").count() == 12
         assert tab.complaints == []
+
+
+def test_every_figure_is_the_one_that_prometheus_scrapes(tab):
+    state = a_pipeline()
+    with PageServer(lambda: state, ARROWS, port=0) as page:
+        open_page(tab, page)
+        metrics = serve_metrics(lambda: state, 0)
+        with closing(metrics), urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/metrics") as answer:
+            scraped = {
+                (sample.name, tuple(sorted((k, v) for k, v in sample.labels.items() if k != "pipeline"))): sample.value
+                for family in text_string_to_metric_families(answer.read().decode())
+                for sample in family.samples
+            }
+        one = {name: value for (name, labels), value in scraped.items() if not labels}
+        notes = {name: tab.inner_text(f"#tile-{name}") for name in ("p99", "miss", "rate", "replicas", "lag", "cost")}
+        ready = sum(
+            v for (n, labels), v in scraped.items() if n == "inferline_replicas" and ("state", "ready") in labels
+        )
+        lag = sum(value for (name, _), value in scraped.items() if name == "inferline_stage_lag_records")
+        assert f"{one['inferline_recent_p99_seconds'] * 1e3:g} ms" in notes["p99"]
+        assert f"SLO {one['inferline_slo_seconds'] * 1e3:g} ms" in notes["p99"]
+        assert f"plan expects {one['inferline_predicted_p99_seconds'] * 1e3:g} ms" in notes["p99"]
+        missed = one["inferline_slo_missed_total"] / one["inferline_slo_events_total"]
+        assert f"{missed * 100:.2f} %" in notes["miss"]
+        assert f"{missed / (1 - one['inferline_slo_objective_ratio']):.3g}× spent" in notes["miss"]
+        assert f"{one['inferline_arrival_rate_per_second']:g}/s" in notes["rate"]
+        assert f"{one['inferline_arrivals_total']:g} events in" in notes["rate"]
+        assert f"{one['inferline_events_out_total']:g} out" in notes["rate"]
+        assert f"{ready:g} of" in notes["replicas"]
+        assert f"\n{lag:g}\n" in notes["lag"]
+        assert f"${one['inferline_cost_dollars_per_hour']:.3f}/h" in notes["cost"]
+        assert f"CG-Peak ${one['inferline_coarse_peak_cost_dollars_per_hour']:.3f}/h" in notes["cost"]
+        of_stage = {name: v for (name, labels), v in scraped.items() if labels == (("stage", "language"),)}
+        tab.click("#dag g.stage[data-stage=language]")
+        told = dict(
+            zip(tab.locator("#stage dt").all_inner_texts(), tab.locator("#stage dd").all_inner_texts(), strict=True)
+        )
+        assert told["utilization"] == f"{of_stage['inferline_stage_utilization_ratio'] * 100:.0f} %"
+        assert told["wait"] == f"{of_stage['inferline_stage_wait_seconds'] * 1e3:g} ms"
+        assert told["service time"] == f"{of_stage['inferline_stage_service_time_seconds'] * 1e3:g} ms"
+        assert told["batch"] == (
+            f"{of_stage['inferline_stage_batch_size']:g} of {of_stage['inferline_stage_max_batch_size']:g}"
+        )
+        assert told["lag"] == f"{of_stage['inferline_stage_lag_records']:g} records"
+        for partition, cell in enumerate(tab.locator("#heat tbody tr").first.locator("td").all_inner_texts()):
+            key = ("inferline_partition_lag_records", (("partition", str(partition)), ("stage", "language")))
+            assert float(cell) == scraped[key]
+
+
+def test_a_plan_opens_to_what_it_changed(tab):
+    with PageServer(a_pipeline, ARROWS, port=0) as page:
+        open_page(tab, page)
+        tab.locator("#plans summary").first.click()
+        text = tab.inner_text("#plans details[open]")
+        assert "plan 2" in text
+        assert "1 × cpu-1, batch 8 → 2 × cpu-1, batch 8" in text
+        assert "$0.067/h → $0.133/h" in text
+
+
+def test_a_mark_on_the_time_line_opens_its_decision(tab):
+    state = a_pipeline()
+    state = replace(state, decisions=tuple(replace(d, time_s=state.time_s - 5) for d in state.decisions))
+    with PageServer(lambda: state, ARROWS, port=0) as page:
+        open_page(tab, page)
+        assert "scale up: envelope" in tab.locator("#replicas .mark title").first.inner_html()
+        tab.locator("#replicas .mark").first.dispatch_event("pointerdown")
+        assert "0.1 s window" in tab.inner_text("#timeline details[open]")
+
+
+def test_a_stage_opens_with_the_enter_key_and_closes_with_it(tab):
+    with PageServer(a_pipeline, ARROWS, port=0) as page:
+        open_page(tab, page)
+        tab.locator("#dag g.stage").first.press("Enter")
+        assert "2 of 3 ready" in tab.inner_text("#stage")
+        assert tab.locator("#stage .controls").count() == 0  # read-only
+        tab.locator("#dag g.stage").first.press("Enter")
+        assert tab.locator("#stage").is_hidden()
+
+
+def test_who_enters_the_token_holds_decisions_and_sets_replicas(tab):
+    commands: list[Command] = []
+    with PageServer(a_pipeline, ARROWS, port=0, control=PageControl(TOKEN, commands.append)) as page:
+        open_page(tab, page)
+        tab.fill("#token", TOKEN)
+        tab.press("#token", "Enter")
+        tab.click("#pause")
+        tab.wait_for_selector("#told:has-text('pause')")
+        tab.click("#dag g.stage[data-stage=toxicity]")
+        tab.fill("#stage input", "7")
+        tab.wait_for_timeout(1200)  # updates must not take back what was typed
+        tab.click("text=Hold at")
+        tab.wait_for_selector("#told:has-text('scale toxicity')")
+    assert commands == [Command("pause"), Command("scale", "toxicity", 7)]
+    assert tab.complaints == []
+
+
+def test_a_wrong_token_is_told_and_asked_for_again(tab):
+    with PageServer(a_pipeline, ARROWS, port=0, control=PageControl(TOKEN, print)) as page:
+        open_page(tab, page)
+        tab.fill("#token", "something else")
+        tab.press("#token", "Enter")
+        tab.click("#pause")
+        tab.wait_for_selector("#told:has-text('not the token')")
+        assert tab.locator("#token").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_that_wcag_asks_for(browser, scheme):
+    tab = browser.new_page(color_scheme=scheme)
+    with PageServer(a_pipeline, ARROWS, port=0) as page:
+        open_page(tab, page)
+        colours = tab.evaluate(
+            """() => { const s = getComputedStyle(document.documentElement);
+            return Object.fromEntries(["card", "ink", "quiet", "live", "good", "warn", "bad"].map(
+              (n) => [n, s.getPropertyValue("--" + n).trim()])); }"""
+        )
+    tab.close()
+    low = {n: contrast(c, colours["card"]) for n, c in colours.items() if n != "card"}
+    assert {n: ratio for n, ratio in low.items() if ratio < 4.5} == {}
 
 
 def test_a_decision_opens_to_its_reason_and_stays_open_while_updates_arrive(tab):

@@ -1,7 +1,9 @@
-"""Serves the live page and its stream of updates from threads of its own. It is read-only."""
+"""Serves the live page and its stream of updates from threads of its own; takes commands from who knows the token."""
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
@@ -9,14 +11,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from threading import BoundedSemaphore, Event, Thread
 
-from inferline_stream.errors import UsageError
+import msgspec
+
+from inferline_stream.errors import InferlineError, UsageError
+from inferline_stream.observability.page.control import PageControl, read_command
+from inferline_stream.observability.page.history import EVERY_S, KEPT_S, Sample, keep
 from inferline_stream.observability.page.snapshot import Arrows, snapshot
 from inferline_stream.observability.state import PipelineState
+
+logger = logging.getLogger(__name__)
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/dag.js": ("dag.js", "text/javascript; charset=utf-8"),
+    "/control.js": ("control.js", "text/javascript; charset=utf-8"),
     "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
@@ -31,6 +41,11 @@ _HEADERS = {
 UPDATE_S = 0.4
 """Pause between two updates: more than two a second."""
 
+WRONG_TOKEN_S = 0.5
+"""Pause before a wrong token is answered."""
+
+_LONGEST_COMMAND_BYTES = 1000
+
 MOST_VIEWERS = 32
 """Streams at once; each holds a thread."""
 
@@ -43,16 +58,25 @@ class PageServer:
         arrows: edges of the DAG.
         port: TCP port, 0 for any free one.
         host: address to listen on.
+        control: takes commands; None for a page that is read-only.
 
     Raises:
         UsageError: the port is taken or may not be used.
     """
 
     def __init__(
-        self, state: Callable[[], PipelineState | None], arrows: Arrows, port: int, host: str = "127.0.0.1"
+        self,
+        state: Callable[[], PipelineState | None],
+        arrows: Arrows,
+        port: int,
+        host: str = "127.0.0.1",
+        *,
+        control: PageControl | None = None,
     ) -> None:
         self._closing = Event()
-        handler = _handler(state, arrows, self._closing, {host, "localhost", "127.0.0.1", "[::1]"})
+        samples: deque[Sample] = deque(maxlen=int(KEPT_S / EVERY_S))
+        hosts = {host, "localhost", "127.0.0.1", "[::1]"}
+        handler = _handler(state, arrows, samples=samples, control=control, closing=self._closing, hosts=hosts)
         try:
             self._server = ThreadingHTTPServer((host, port), handler)
         except OSError as error:
@@ -64,6 +88,8 @@ class PageServer:
         self.url = f"http://{host}:{self.port}/"
         self._thread = Thread(target=self._server.serve_forever, name="page", daemon=True)
         self._thread.start()
+        self._history = Thread(target=keep, args=(state, samples, self._closing), name="page history", daemon=True)
+        self._history.start()
 
     def __enter__(self) -> PageServer:
         return self
@@ -77,6 +103,20 @@ class PageServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        self._history.join()
+
+
+def _obeyed(control: PageControl, body: bytes, stages: frozenset[str]) -> tuple[HTTPStatus, str, bytes]:
+    try:
+        command = read_command(body, stages)
+    except ValueError as error:
+        return HTTPStatus.BAD_REQUEST, "text/plain", f"{error}\n".encode()
+    try:
+        control.obey(command)
+    except (InferlineError, TimeoutError) as error:
+        return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", f"{error or 'Kafka did not take it in time'}\n".encode()
+    logger.info("the live page asked for %s %s", command.action, command.stage)
+    return HTTPStatus.OK, "text/plain", b"written\n"
 
 
 @cache
@@ -85,7 +125,13 @@ def _file(name: str) -> bytes:
 
 
 def _handler(
-    state: Callable[[], PipelineState | None], arrows: Arrows, closing: Event, hosts: set[str]
+    state: Callable[[], PipelineState | None],
+    arrows: Arrows,
+    *,
+    samples: deque[Sample],
+    control: PageControl | None,
+    closing: Event,
+    hosts: set[str],
 ) -> type[BaseHTTPRequestHandler]:
     viewers = BoundedSemaphore(MOST_VIEWERS)
 
@@ -94,16 +140,44 @@ def _handler(
         timeout = 10
 
         def do_GET(self) -> None:
-            # A page of another site could otherwise read ours through a name that resolves to this machine.
-            if self.headers.get("Host", "").rpartition(":")[0] not in hosts:
-                self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"ask for this page by its own address\n")
-            elif self.path == "/events":
+            if not self._is_ours():
+                return
+            if self.path == "/events":
                 self._stream()
+            elif self.path == "/history":
+                known = msgspec.json.encode({"samples": list(samples), "writable": control is not None})
+                self._answer(HTTPStatus.OK, "application/json", known)
             elif self.path in _FILES:
                 name, kind = _FILES[self.path]
                 self._answer(HTTPStatus.OK, kind, _file(name))
             else:
                 self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page\n")
+
+        def do_POST(self) -> None:
+            if not self._is_ours():
+                return
+            self.close_connection = True  # what of the body has not been read must not become the next request
+            length = self.headers.get("Content-Length", "")
+            newest = state()
+            if control is None:
+                self._answer(HTTPStatus.NOT_IMPLEMENTED, "text/plain", b"read-only: run with --ui-token\n")
+            elif self.path != "/control":
+                self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page\n")
+            elif not control.allows(self.headers.get("Authorization", "")):
+                closing.wait(WRONG_TOKEN_S)
+                self._answer(HTTPStatus.UNAUTHORIZED, "text/plain", b"this is not the token of --ui-token\n")
+            elif not length.isdecimal() or int(length) > _LONGEST_COMMAND_BYTES or newest is None:
+                self._answer(HTTPStatus.BAD_REQUEST, "text/plain", b"no command\n")
+            else:
+                stages = frozenset(stage.name for stage in newest.stages)
+                self._answer(*_obeyed(control, self.rfile.read(int(length)), stages))
+
+        def _is_ours(self) -> bool:
+            # A page of another site could otherwise read ours through a name that resolves to this machine.
+            ours = self.headers.get("Host", "").rpartition(":")[0] in hosts
+            if not ours:
+                self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"ask for this page by its own address\n")
+            return ours
 
         def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
             self.send_response(status)

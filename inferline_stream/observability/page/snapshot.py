@@ -12,6 +12,7 @@ Arrows = Sequence[tuple[str, str, bool]]
 """Edges of the DAG: (parent, child, conditional)."""
 
 DECISIONS_SHOWN = 100
+PLANS_SHOWN = 20
 
 _encoder = msgspec.json.Encoder()
 
@@ -29,6 +30,7 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
             "objective": state.objective,
             "predicted_p99_s": state.predicted_p99_s,
             "recent_p50_s": state.recent_p50_s,
+            "recent_p95_s": state.recent_p95_s,
             "recent_p99_s": state.recent_p99_s,
             "p50_s": state.latency.quantile_s(0.5),
             "p95_s": state.latency.quantile_s(0.95),
@@ -44,6 +46,8 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
             "paused": state.paused,
             "plan_feasible": state.plan_feasible,
             "plan_algorithm": state.plan_algorithm,
+            "plan_id": state.plan_id,
+            "plan_cost_per_hour": state.plan_cost_per_hour,
             "input_age_s": state.input_age_s,
             "envelope": [[w.window_s, w.live, w.planned] for w in state.envelope],
             "arrows": arrows,
@@ -77,5 +81,6 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
                 }
                 for d in state.decisions[-DECISIONS_SHOWN:]
             ],
+            "plans": state.plans[-PLANS_SHOWN:],
         }
     )

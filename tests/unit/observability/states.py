@@ -6,6 +6,7 @@ from inferline_stream.observability.state import (
     EnvelopeWindow,
     LatencyHistogram,
     PipelineState,
+    PlanRecord,
     ReplicaCounts,
     StageState,
 )
@@ -66,4 +67,9 @@ def a_state(*, partitions: int = 4) -> PipelineState:
         handover_budget_left=0.75,
         term=1,
         coarse_peak_per_hour=0.5,
+        recent_p95_s=0.12,
+        plans=(
+            PlanRecord(1, 900.0, "initial", "", SLO_S, 0.21, 0.0665, 40.0, {"language": (("cpu-1", 8, 1),)}),
+            PlanRecord(2, 950.0, "plan_saves", "more came", SLO_S, 0.2, 0.133, 55.0, {"language": (("cpu-1", 8, 2),)}),
+        ),
     )
