@@ -47,6 +47,13 @@ def run(
             help="of replicas: pure asyncio, or librdkafka (the extra confluent), which needs less CPU per record"
         ),
     ] = "aiokafka",
+    tracing: Annotated[
+        str,
+        typer.Option(
+            metavar="EXPORTER",
+            help="a span per batch by OpenTelemetry (the extra tracing): otlp, console, or whichever is installed",
+        ),
+    ] = "",
     start: Annotated[
         str, typer.Option(help="where to read from: committed, earliest, latest, or an ISO time")
     ] = "committed",
@@ -108,6 +115,7 @@ def run(
             policy=policy,
             delivery=delivery,
             kafka_client=kafka_client,
+            tracing=tracing,
             start=start,
             create_topics=create_topics,
             prefix=prefix,

@@ -40,6 +40,7 @@ from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
 from inferline_stream.dataplane.client import check_installed
 from inferline_stream.dataplane.protocol import KafkaClient
 from inferline_stream.dataplane.topics import REPLICATION, check_start
+from inferline_stream.dataplane.tracing import check_exporter
 from inferline_stream.errors import GateFailed, UsageError
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.profiler.profiling import Options
@@ -61,6 +62,7 @@ class Wanted:
     policy: Literal["default", "inferline"]
     delivery: Literal["at_least_once", "exactly_once"]
     kafka_client: KafkaClient
+    tracing: str
     start: str
     create_topics: bool
     prefix: str
@@ -103,6 +105,8 @@ def _check(wanted: Wanted) -> None:
     _seconds(wanted.duration)
     check_start(wanted.start)
     check_installed(wanted.kafka_client)
+    if wanted.tracing:
+        check_exporter(wanted.tracing)
 
 
 def gate_miss(report: RunReport, objective: float) -> str:
@@ -155,6 +159,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             replication=REPLICATION if wanted.bootstrap_servers else 1,
             delivery=wanted.delivery,
             kafka_client=wanted.kafka_client,
+            tracing=wanted.tracing,
             start=wanted.start,
             create_topics=wanted.create_topics,
             policy=POLICIES[wanted.policy],

@@ -94,6 +94,7 @@ class Run:
         advisory: decide without acting.
         delivery: how results get into the sink.
         kafka_client: of replicas.
+        tracing: OpenTelemetry exporter of a span per batch; empty for none.
         duration_s: stop after so long; None runs to the end of the feed, or until told to stop.
         page_port: of the live page; 0 for any free one, None for no page.
         page_token: who knows it may hold decisions and set replicas from the page; empty: nobody may.
@@ -120,6 +121,7 @@ class Run:
     advisory: bool = False
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     kafka_client: KafkaClient = "aiokafka"
+    tracing: str = ""
     duration_s: float | None = None
     page_port: int | None = None
     page_token: str = ""
@@ -149,6 +151,7 @@ class Run:
             max_batch_size=limits.get(hardware, 1),
             delivery=self.delivery,
             kafka_client=self.kafka_client,
+            tracing=self.tracing,
             emulated_s=emulated_s(self.pipeline.stage(stage), hardware) if kind.emulated else None,
             isolation=isolation_of(self.pipeline.stage(stage).isolation),
             settings={

@@ -20,8 +20,9 @@ from inferline_stream.dataplane.owning import Owning
 from inferline_stream.dataplane.protocol import Assignment, Lags, ReplicaReport, ReplicaSpec, decode_control
 from inferline_stream.dataplane.reporting import Lease, count_batch, count_latency
 from inferline_stream.dataplane.results import Outcome, Records
+from inferline_stream.dataplane.tracing import BatchSpans
 from inferline_stream.dataplane.wiring import Wiring
-from inferline_stream.dataplane.worker import Done, Failed, StageCall, run_batch
+from inferline_stream.dataplane.worker import Calls, Done, Failed, StageCall, run_batch
 from inferline_stream.errors import StageFailed
 from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.settings import Settings
@@ -55,6 +56,7 @@ class Moving:
         report: counts are kept there.
         settings: the deadline of a batch.
         worker: one thread, where the stage was built and is called.
+        spans: one for each batch, where they are wanted.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Moving:
         report: ReplicaReport,
         settings: Settings,
         worker: ThreadPoolExecutor,
+        spans: BatchSpans | None = None,
     ) -> None:
         self._spec = spec
         self._wiring = wiring
@@ -78,6 +81,7 @@ class Moving:
         self._settings = settings
         self._deadline_s = settings.batch_deadline_s
         self._worker = worker
+        self._spans = spans
         self._slo_s = wiring.pipeline.slo_s
         self._on_expired = wiring.pipeline.on_expired
         self._bounds_s = latency_bounds_s(self._slo_s)
@@ -245,23 +249,34 @@ class Moving:
     async def _run(self, stage: StageCall, batch: list[Event]) -> None:
         now_ms = time.time() * 1000
         self._report.wait_s += sum(max(0.0, now_ms - event.entered_ms) for event in batch if not event.replayed) / 1000
-        running = asyncio.get_running_loop().run_in_executor(
-            self._worker, run_batch, stage, self._settled, [event.value for event in batch]
-        )
+        span = None if self._spans is None else self._spans.begin(batch)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                calls = await running
-        except TimeoutError:
-            raise StageFailed(
-                f"a batch of {len(batch)} has taken longer than {self._deadline_s:g} s; "
-                "if that is no hang, raise the setting batch_deadline_s"
-            ) from None
+            calls = await self._called(stage, batch)
+        except BaseException as error:
+            if self._spans is not None and span is not None:
+                self._spans.broke(span, error)
+            raise
+        if self._spans is not None and span is not None:
+            self._spans.end(span, calls.outcomes)
         self._report.busy_s += calls.busy_s
         for batch_size, service_s in calls.calls:
             count_batch(self._report, batch_size, service_s)
         self._outbox.extend(map(Finished, batch, calls.outcomes))
         self._ahead += len(batch) if self._sender.transactional else 1
         self._finished.set()
+
+    async def _called(self, stage: StageCall, batch: list[Event]) -> Calls:
+        running = asyncio.get_running_loop().run_in_executor(
+            self._worker, run_batch, stage, self._settled, [event.value for event in batch]
+        )
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await running
+        except TimeoutError:
+            raise StageFailed(
+                f"a batch of {len(batch)} has taken longer than {self._deadline_s:g} s; "
+                "if that is no hang, raise the setting batch_deadline_s"
+            ) from None
 
     def _settled(self, result: object) -> Done:
         """In the worker thread: conditions are the user's code, and a result may change once the stage runs again."""

@@ -30,6 +30,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     max_wait_s: float = 0.0
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     kafka_client: KafkaClient = "aiokafka"
+    tracing: str = ""
+    """OpenTelemetry exporter of a span per batch, e.g. ``otlp``; empty for none."""
     emulated_s: dict[int, float] | None = None
     """On emulated hardware: service time in seconds by batch size."""
     settings: dict[str, float] = {}

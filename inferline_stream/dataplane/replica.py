@@ -35,6 +35,7 @@ from inferline_stream.dataplane.protocol import ReplicaPhase, ReplicaSpec, decod
 from inferline_stream.dataplane.reporting import Lease, Reporting, new_report
 from inferline_stream.dataplane.results import Records, topics_written
 from inferline_stream.dataplane.topics import record_limits
+from inferline_stream.dataplane.tracing import batch_spans
 from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.dataplane.worker import StageCall
 from inferline_stream.errors import InferlineError, StageFailed
@@ -82,6 +83,7 @@ class Replica:
         self._sender = stage_sender(client, where, f"inferline-{spec.replica}", transactional_id)
         self._reports = ReportSender(where, names.stage_stats, spec.replica, settings.lease_s)
         self._reporting = Reporting(report, self._reports.send, lease, settings.heartbeat_s)
+        self._spans = batch_spans(spec.tracing, wiring, spec.replica, spec.hardware.name)
         self._moving = Moving(
             spec,
             wiring,
@@ -91,6 +93,7 @@ class Replica:
             report=report,
             settings=settings,
             worker=self._worker,
+            spans=self._spans,
         )
         self._owning = Owning(
             wiring,
@@ -217,6 +220,8 @@ class Replica:
         self._worker.shutdown(wait=False, cancel_futures=True)
         for client in (self._reader, self._sender, self._reports):
             await client.stop()
+        if self._spans is not None:
+            self._spans.close()
 
 
 def main(pipeline: Pipeline | None = None, channel: socket.socket | None = None) -> int:

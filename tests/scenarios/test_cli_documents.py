@@ -93,11 +93,33 @@ def test_a_verb_prints_the_documented_json_and_a_table_for_people(verb: str, fol
         assert all(len(line) <= 100 for line in shown.stdout.splitlines() if verb != "topics"), shown.stdout
 
 
-def test_json_log_lines_are_all_that_standard_error_holds(folder: Path) -> None:
-    done = call(folder, *CALLS["run"], "--output", "json", INFERLINE_LOG_FORMAT="json")
+@pytest.fixture(scope="module")
+def traced(folder: Path) -> subprocess.CompletedProcess[str]:
+    """A run that logs JSON lines, and whose replicas write a span per batch into their logs."""
+    done = call(folder, *CALLS["run"], "--output", "json", "--tracing", "console", INFERLINE_LOG_FORMAT="json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["lost"] == 0
-    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    return done
+
+
+def test_a_run_traces_each_batch_and_links_it_to_the_batches_that_caused_it(folder: Path, traced: object) -> None:
+    batches: dict[str, list[dict]] = {}
+    for log in (folder / "reviews" / ".inferline" / "logs" / "reviews").glob("*.log"):
+        spans = [json.loads(text) for text in re.findall(r"^\{$.*?^\}$", log.read_text(), re.MULTILINE | re.DOTALL)]
+        batches.setdefault(log.name.split("-")[0], []).extend(spans)
+    ids = {stage: {span["context"]["span_id"] for span in spans} for stage, spans in batches.items()}
+    causes = {
+        stage: {link["context"]["span_id"] for s in spans for link in s["links"]} for stage, spans in batches.items()
+    }
+    assert ids["parse"]
+    assert causes["parse"] == set()  # the replay does not trace
+    assert causes["study"] <= ids["parse"]
+    assert causes["rate"] & ids["parse"]
+    assert causes["rate"] <= ids["parse"] | ids["study"]
+
+
+def test_json_log_lines_are_all_that_standard_error_holds(traced: subprocess.CompletedProcess[str]) -> None:
+    lines = [json.loads(line) for line in traced.stderr.splitlines()]
     assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in lines))
     assert any(line["message"].startswith("replica ") for line in lines)
 

@@ -52,6 +52,7 @@ TABLE = [
     Bad("a duration without a unit", "run reviews --duration soon", 2, "'soon' is not a duration"),
     Bad("a start that is none", "run reviews --start yesterday", 2, "'yesterday'"),
     Bad("arrivals that are not replayed", "run reviews --no-replay --arrivals reviews/arrivals.csv", 2, "leave one of them out"),
+    Bad("an exporter that is none", "run reviews --tracing otpl", 2, "--tracing 'otpl': installed are"),
     Bad("a speed of nothing", "run reviews --speed-up 0", 2, "--speed-up 0 must be above 0"),
     Bad("an update time without a unit", f"top reviews --every 1 --bootstrap-servers {NOBODY}", 2, "--every: '1' is not a duration"),
     Bad("a rehearsal slower than life", "rules reviews --faster 0.5", 2, "'0.5': Input should be greater than or equal to 1"),

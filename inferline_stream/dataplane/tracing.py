@@ -1,0 +1,172 @@
+"""A span per batch, by OpenTelemetry's messaging conventions: the only door to opentelemetry.
+
+The span of a batch is of kind CONSUMER and links to whatever wrote each of its records: the batch of the stage before,
+or the user's producer, by the W3C ``traceparent`` header. The records that the batch causes carry the span's own
+context in its place, so the path of an event can be followed from link to link, to the sink and to whoever reads there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from inferline_stream.dataplane.headers import Header
+from inferline_stream.dataplane.holding import Event
+from inferline_stream.dataplane.wiring import Wiring
+from inferline_stream.dataplane.worker import Done, Failed
+from inferline_stream.errors import UsageError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Link, Span
+
+_CONTEXT = ("traceparent", "tracestate")
+_EXPORTERS = "opentelemetry_traces_exporter"
+
+
+def check_exporter(name: str) -> None:
+    """See early that spans can be exported so.
+
+    Raises:
+        UsageError: OpenTelemetry or the exporter is not installed.
+    """
+    try:
+        import opentelemetry.sdk.trace  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "--tracing needs OpenTelemetry: pip install 'inferline-stream[tracing]' opentelemetry-exporter-otlp"
+        ) from None
+    known = sorted(exporter.name for exporter in entry_points(group=_EXPORTERS))
+    if name not in known:
+        raise UsageError(
+            f"--tracing {name!r}: installed are {', '.join(known)}; "
+            "otlp comes with pip install opentelemetry-exporter-otlp"
+        )
+
+
+def batch_spans(exporter: str, wiring: Wiring, replica: str, hardware: str) -> BatchSpans | None:
+    """Spans that go to an exporter of that name, from a thread of its own; None without one.
+
+    Endpoints, sampling and further attributes are OpenTelemetry's: its environment variables hold, such as
+    ``OTEL_EXPORTER_OTLP_ENDPOINT``.
+
+    Raises:
+        UsageError: OpenTelemetry or the exporter is not installed.
+    """
+    if not exporter:
+        return None
+    check_exporter(exporter)
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    (found,) = entry_points(group=_EXPORTERS, name=exporter)
+    resource = Resource.create(
+        {
+            "service.namespace": f"{wiring.names.prefix}{wiring.pipeline.name}",
+            "service.name": f"{wiring.names.prefix}{wiring.pipeline.name}.{wiring.stage.name}",
+            "service.instance.id": replica,
+        }
+    )
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(BatchSpanProcessor(found.load()()))
+    return BatchSpans(provider, wiring, replica, hardware)
+
+
+class BatchSpans:
+    """Spans of the batches of one replica.
+
+    Args:
+        provider: where they end.
+        wiring: the replica's stage.
+        replica: its name.
+        hardware: the kind it runs on.
+    """
+
+    def __init__(self, provider: TracerProvider, wiring: Wiring, replica: str, hardware: str) -> None:
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("inferline_stream")
+        self._kind = SpanKind.CONSUMER
+        self._propagator = TraceContextTextMapPropagator()
+        self._name = f"process {wiring.input_topic}"
+        self._topic = wiring.input_topic
+        self._attributes = {
+            "messaging.system": "kafka",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": wiring.input_topic,
+            "messaging.consumer.group.name": wiring.group,
+            "messaging.client.id": replica,
+            "inferline.pipeline": wiring.pipeline.name,
+            "inferline.stage": wiring.stage.name,
+            "inferline.hardware": hardware,
+        }
+
+    def begin(self, batch: Sequence[Event]) -> Span:
+        """A batch begins; from here on its events carry the span's context."""
+        from opentelemetry.context import Context
+        from opentelemetry.trace import set_span_in_context
+
+        span = self._tracer.start_span(
+            self._name,
+            context=Context(),  # a batch has many causes and no parent
+            kind=self._kind,
+            attributes={**self._attributes, "messaging.batch.message_count": len(batch)},
+            links=[link for event in batch for link in self._links(event)],
+        )
+        own: dict[str, str] = {}
+        self._propagator.inject(own, set_span_in_context(span))
+        headers: list[Header] = [(name, value.encode()) for name, value in own.items()]
+        for event in batch:
+            event.headers = [*(header for header in event.headers if header[0] not in _CONTEXT), *headers]
+        return span
+
+    def end(self, span: Span, outcomes: Sequence[Done | Failed]) -> None:
+        """It is through with the stage."""
+        from opentelemetry.trace import StatusCode
+
+        failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+        for one in failed:
+            span.add_event(
+                "exception",
+                {"exception.type": one.type, "exception.message": one.message, "exception.stacktrace": one.traceback},
+            )
+        if failed:
+            kinds = {one.type for one in failed}
+            span.set_attribute("error.type", kinds.pop() if len(kinds) == 1 else "_OTHER")
+            span.set_status(StatusCode.ERROR, f"{len(failed)} of {len(outcomes)} events failed: {failed[0].summary}")
+        span.end()
+
+    def broke(self, span: Span, error: BaseException) -> None:
+        """The stage broke its contract, hung, or was stopped in the middle of the batch."""
+        from opentelemetry.trace import StatusCode
+
+        span.set_attribute("error.type", type(error).__qualname__)
+        span.set_status(StatusCode.ERROR, str(error))
+        span.end()
+
+    def close(self) -> None:
+        """Export what is left."""
+        self._provider.shutdown()
+
+    def _links(self, event: Event) -> Iterator[Link]:
+        from opentelemetry.trace import Link, get_current_span
+
+        for record in event.records:
+            carried = self._propagator.extract(_carrier(record.headers))
+            cause = get_current_span(carried).get_span_context()
+            if cause.is_valid:
+                where: Mapping[str, str | int] = {
+                    "messaging.destination.name": self._topic,
+                    "messaging.destination.partition.id": str(event.holding.partition),
+                    "messaging.kafka.offset": record.offset,
+                }
+                yield Link(cause, where)
+
+
+def _carrier(headers: Sequence[Header]) -> dict[str, str]:
+    return {name: value.decode("ascii", "replace") for name, value in headers if name in _CONTEXT and value}
