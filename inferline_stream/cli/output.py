@@ -6,6 +6,8 @@ import io
 import logging
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
@@ -58,6 +60,17 @@ class _AsLogLines(io.StringIO):
         return len(text)
 
 
+@contextmanager
+def waiting(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on standard error what is waited for, and what it has come to; nothing where that is no terminal."""
+    people = console(error=True)
+    if not people.is_terminal:
+        yield lambda _: None
+        return
+    with people.status(text) as status:
+        yield status.update
+
+
 class Bar:
     """Progress of long work on standard error, with the time that is left; without a terminal there, only notes.
 
@@ -86,7 +99,8 @@ class Bar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:  # elsewhere it would print an empty line
+            self._bar.stop()
 
     def show(self, done: float, total: float | None, doing: str = "") -> None:
         """So much is done of so much; a total of None where nobody can know."""

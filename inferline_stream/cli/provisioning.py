@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from inferline_stream.cli.output import Bar, console
+from inferline_stream.cli.output import Bar, waiting
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.loading import file_and_name, load_topology
@@ -197,7 +197,7 @@ def planned(
     from inferline_stream.planner.provision import Progress as Searching
     from inferline_stream.planner.provision import provision
 
-    with console(error=True).status("getting the estimator ready (some seconds, once per installation) …"):
+    with waiting("getting the estimator ready (some seconds, once per installation) …"):
         compile_kernels(everything=False)
     pipeline = what.pipeline
     traces = tuple(traces) or (what.trace,)

@@ -64,7 +64,7 @@ def replay(
 ) -> None:
     """Run the production policy on a trace in simulated time: cost, misses, and every step with its reason."""
     from inferline_stream.calculus.envelope import compiled_kernel
-    from inferline_stream.cli.output import console, print_json
+    from inferline_stream.cli.output import console, print_json, waiting
     from inferline_stream.cli.provisioning import settings
     from inferline_stream.controlplane.tuning import shortest_window_s
     from inferline_stream.errors import UsageError
@@ -81,7 +81,7 @@ def replay(
     conditions = _conditions(start_up)
     _check_picture(plot)
     ground = _ground(what, trace, plan, seed)
-    with console(error=True).status("replaying …"):
+    with waiting("replaying …"):
         scaler: Scaler = Fixed("none")
         if policy != "none":
             table = None

@@ -14,8 +14,7 @@ def report(
     save: Annotated[Path | None, typer.Option(help="the HTML file; report.html in the run's folder without it")] = None,
 ) -> None:
     """Write one page about a finished run: what happened, why, what it cost, and what each baseline would have cost."""
-    from rich.console import Console
-
+    from inferline_stream.cli.output import waiting
     from inferline_stream.cli.provisioning import topology_file
     from inferline_stream.controlplane.record import DOCUMENT, newest_run, read_events, read_record
     from inferline_stream.controlplane.retelling import retold
@@ -26,8 +25,8 @@ def report(
         file = topology_file(run)
         folder = newest_run(file.parent, load_topology(file).name)
     record, events = read_record(folder), read_events(folder)
-    with Console(stderr=True).status("replaying the recorded arrivals") as status:
-        page = retold(record, events, lambda policy: status.update(f"replaying the recorded arrivals: {policy}"))
+    with waiting("replaying the recorded arrivals") as now:
+        page = retold(record, events, lambda policy: now(f"replaying the recorded arrivals: {policy}"))
     target = save or folder / "report.html"
     target.write_text(page)
     typer.echo(f"{target}: {len(page.encode()) / 1024:.0f} KB")

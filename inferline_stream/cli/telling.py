@@ -23,7 +23,7 @@ def show_why(people: Console, plan: Plan, why: Explanation) -> None:
     interval = f"{format_duration(why.p99.low_s)} to {format_duration(why.p99.high_s)}"
     people.print(f"Held by {why.binding}.")
     people.print(
-        f"Slack {format_duration(max(why.slack_s, 0.0))}; on traffic like this the P99 lies between {interval} "
+        f"Slack {format_duration(max(why.slack_s, 0.0))}; on traffic like this the P99 lies within {interval} "
         f"({why.p99.confidence:.0%} confidence)."
     )
     for stage in why.stages:

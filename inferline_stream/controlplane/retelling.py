@@ -33,7 +33,7 @@ body { margin: 0 auto; max-width: 900px; padding: 24px 16px 60px; background: #f
 h1 { font-size: 22px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 34px 0 6px; } p { margin: 6px 0; }
 .quiet { color: #566070; font-size: 13.5px; }
 .verdict { font-size: 17px; font-weight: 600; } .good { color: #00785a; } .bad { color: #b3261e; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 16px 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(126px, 1fr)); gap: 10px; margin: 16px 0; }
 dl div { border: 1px solid #dfe3ea; border-radius: 8px; padding: 8px 12px; }
 dt { color: #566070; font-size: 13px; }
 dd { margin: 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -41,7 +41,7 @@ dd small { display: block; font-size: 12.5px; font-weight: 400; color: #566070; 
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: #566070; font-weight: 500; }
 th, td { padding: 4px 8px 4px 0; border-bottom: 1px solid #dfe3ea; vertical-align: top; }
-td.n, th.n { text-align: right; } tr.ours { font-weight: 600; }
+td.n, th.n { text-align: right; white-space: nowrap; padding-right: 16px; } tr.ours { font-weight: 600; }
 figure { margin: 12px 0; } figure svg { width: 100%; height: auto; } .scroll { overflow-x: auto; }
 @media print { h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
 """

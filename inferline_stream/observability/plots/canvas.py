@@ -131,6 +131,7 @@ def drawing(
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         yield [list(row) for row in axes]
+        figure.align_ylabels()
         _write(figure, file)
 
 

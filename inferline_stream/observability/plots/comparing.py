@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,9 @@ from inferline_stream.observability.plots.canvas import (
 )
 from inferline_stream.replay.compare import CLAIRVOYANT, INSTANT, NO_TUNER, Comparison, Row
 from inferline_stream.tuner.policy import POLICIES
+
+_APART = 0.15
+"""Costs this close, as a ratio, share a number."""
 
 _KINDS = {
     "ours": (BLUE, "o"),
@@ -68,11 +72,17 @@ def draw_comparison(file: Target, comparison: Comparison, *, objective: float = 
             axes.annotate(_ranges(numbers), (cost, max(floor, 100 * miss_rate)), xytext=(4, 4),
                           textcoords="offset points", fontsize=7.5)  # fmt: skip
         axes.set_ylim(floor / 2, 150)
+        costs = [comparison.work_bound, *(row.outcome.cost for row in rows)]
+        axes.set_xlim(min(costs) * 0.8, max(costs) * 1.5)  # room for the numbers
+        if any(row.outcome.miss_rate <= 0 for row in rows):  # drawn where a log axis has room for it
+            axes.text(-0.02, floor, "none", ha="right", va="center", fontsize=8, transform=axes.get_yaxis_transform())
         plain_log(axes, "x")
         plain_log(axes, "y")
         axes.set_xlabel("cost of the trace [$]")
         axes.set_ylabel("events above the SLO [%]")
-        axes.legend(loc="upper right", fontsize=7.5)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(-0.1, 1.0), ncols=3, fontsize=7.5, columnspacing=1.0, handletextpad=0.3
+        )
         _list(names, rows, objective)
 
 
@@ -96,11 +106,18 @@ def _list(axes: object, rows: Sequence[Row], objective: float) -> None:
 
 
 def _places(rows: Sequence[Row]) -> dict[tuple[float, float], list[int]]:
-    """Numbers of the rows at each (cost, miss rate), as far as one sees a difference."""
+    """Numbers of the rows at each (cost, miss rate), as far as there is room for numbers of their own."""
     places: dict[tuple[float, float], list[int]] = {}
     for n, row in enumerate(rows, start=1):
-        places.setdefault((float(f"{row.outcome.cost:.2g}"), float(f"{row.outcome.miss_rate:.1g}")), []).append(n)
-    return {(rows[ns[0] - 1].outcome.cost, rows[ns[0] - 1].outcome.miss_rate): ns for ns in places.values()}
+        here = (row.outcome.cost, row.outcome.miss_rate)
+        near = next((place for place in places if _near(place, here)), here)
+        places.setdefault(near, []).append(n)
+    return places
+
+
+def _near(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    costs, misses = math.log((one[0] + 1e-9) / (other[0] + 1e-9)), math.log((one[1] + 1e-4) / (other[1] + 1e-4))
+    return abs(costs) < _APART and abs(misses) < 2 * _APART
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -1,0 +1,225 @@
+"""A newcomer's path: install, init, edit two lines, check, profile, plan, run with the page open, a burst, the alert,
+explain, report. One script walks it; what it saw stays in tests/artifacts/newcomer, and the tests read that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inferline_stream.pipeline.trace import levels_trace
+from inferline_stream.testing.local_kafka import free_ports
+from tests.integration._monitoring import Notice, monitoring
+
+ROOT = Path(__file__).parents[2]
+ARTIFACTS = ROOT / "tests/artifacts/newcomer"
+CHROMIUM = shutil.which("chromium")
+TOKEN = "a newcomer's token"
+LEVELS = [(37.0, 8.0), (330.0, 8.0), (30.0, 14.0)]
+"""Arrivals per second, and for how long: as planned for, a burst that six partitions cannot carry, a little less."""
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or shutil.which("prometheus-alertmanager") is None,
+    reason="apt-get install chromium prometheus prometheus-alertmanager",
+)
+
+
+def installed(folder: Path) -> Path:
+    """The command as a wheel brings it: into an environment of its own, which borrows what the wheel depends on."""
+    source = folder / "source"
+    kept = shutil.ignore_patterns(".*", "__pycache__", "artifacts", "build", "*.egg-info")
+    for name in ("inferline_stream", "connectors"):
+        shutil.copytree(ROOT / name, source / name, ignore=kept)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    building = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    subprocess.run([*pip, *building], check=True, timeout=120)
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv/bin/python"
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True, timeout=120)
+    (packages,) = (folder / "venv/lib").glob("python3*/site-packages")
+    borrowed = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    return folder / "venv/bin/inferline-stream"
+
+
+class Newcomer:
+    """Runs commands in a folder, and keeps what they print."""
+
+    def __init__(self, command: Path, home: Path) -> None:
+        self.command, self.home = command, home
+        self.environment = {**os.environ, "COLUMNS": "110", "INFERLINE_UI_TOKEN": TOKEN}
+
+    def does(self, step: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [self.command, *arguments],
+            cwd=self.home, env=self.environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        (ARTIFACTS / f"{step}.txt").write_text(f"$ inferline-stream {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+        assert done.returncode == 0, f"{step}: {done.stdout}{done.stderr}"
+
+    @contextmanager
+    def runs(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        with (ARTIFACTS / "run.txt").open("wb") as log:
+            process = subprocess.Popen(
+                [self.command, "run", *arguments], cwd=self.home, env=self.environment, stdout=log, stderr=log
+            )
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+
+
+def edited(topology: Path) -> None:
+    """The two lines: a name and an SLO of one's own."""
+    text = topology.read_text()
+    assert (text.count('    "reviews",'), text.count('slo="250ms"')) == (1, 1)
+    topology.write_text(text.replace('    "reviews",', '    "shop",').replace('slo="250ms"', 'slo="300ms"'))
+
+
+def watched(tab, page: str, heard, process: subprocess.Popen[bytes]) -> Notice:
+    """Look at the page from the first events through the burst to the alert and the quiet after it."""
+    deadline_s = time.monotonic() + 90
+    while True:
+        assert process.poll() is None, (ARTIFACTS / "run.txt").read_text()
+        try:
+            tab.goto(page)
+            break
+        except Exception:
+            assert time.monotonic() < deadline_s, "no live page within 90 s"
+            time.sleep(0.5)
+    tab.wait_for_selector("#timeline details", timeout=60_000)
+    tab.screenshot(path=ARTIFACTS / "page-burst.png", full_page=True)
+    alert = heard.wait("InferlineSLOBurnFast", "firing", 60)
+    (ARTIFACTS / "alert.json").write_text(json.dumps({"labels": alert.labels, "annotations": alert.annotations}))
+    tab.click("#timeline summary >> nth=-1")
+    tab.click("#plans summary >> nth=-1")
+    tab.fill("#token", TOKEN)
+    tab.press("#token", "Enter")
+    tab.click("#pause")
+    tab.wait_for_selector("#verdict:has-text('held'), #pause:has-text('Decide again')", timeout=15_000)
+    (ARTIFACTS / "page.txt").write_text(tab.inner_text("body"))
+    tab.screenshot(path=ARTIFACTS / "page-alert.png", full_page=True)
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.wait_for_timeout(600)
+    tab.screenshot(path=ARTIFACTS / "page-phone.png")
+    tab.click("#pause")
+    tab.wait_for_selector("#pause:has-text('Hold decisions')", timeout=15_000)
+    return alert
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from playwright.sync_api import sync_playwright
+
+    shutil.rmtree(ARTIFACTS, ignore_errors=True)
+    ARTIFACTS.mkdir(parents=True)
+    folder = tmp_path_factory.mktemp("newcomer")
+    newcomer = Newcomer(installed(folder), folder)
+    newcomer.does("init", "init", "shop")
+    newcomer.home = shop = folder / "shop"
+    edited(shop / "topology.py")
+    newcomer.does("check", "check", "topology.py")
+    newcomer.does("profile", "profile", "topology.py", "--plot", str(ARTIFACTS / "profile.png"))
+    newcomer.does("plan", "plan", "topology.py", "--curve", "--plot", str(ARTIFACTS / "curve.png"))
+    newcomer.does("rules", "rules", "topology.py", "--faster", "60", "--save", "rules.yml")
+    live = levels_trace(LEVELS, 1.0, np.random.default_rng(5)).arrivals_s
+    (shop / "live.csv").write_text("arrival_s\n" + "".join(f"{arrival_s:.4f}\n" for arrival_s in live))
+    page_port, metrics_port = free_ports(2)
+    ports = ("--ui-port", str(page_port), "--metrics-port", str(metrics_port))
+    complaints: list[str] = []
+    with (
+        sync_playwright() as playwright,
+        monitoring(folder, shop / "rules.yml", metrics_port) as heard,
+        newcomer.runs("topology.py", "--arrivals", "live.csv", *ports) as process,
+    ):
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        watched(tab, f"http://127.0.0.1:{page_port}/", heard, process)
+        assert process.wait(120) == 0, (ARTIFACTS / "run.txt").read_text()
+        newcomer.does("explain", "explain", "topology.py")
+        newcomer.does("report", "report", "topology.py", "--save", str(ARTIFACTS / "report.html"))
+        tab.set_viewport_size({"width": 1000, "height": 900})
+        tab.goto((ARTIFACTS / "report.html").as_uri())
+        (ARTIFACTS / "report.txt").write_text(tab.inner_text("body"))
+        tab.screenshot(path=ARTIFACTS / "report.png", full_page=True)
+        browser.close()
+    assert complaints == []
+    return ARTIFACTS
+
+
+def test_the_starter_topology_is_sound_after_the_edit(walked: Path) -> None:
+    assert "pipeline 'shop' is sound" in (walked / "check.txt").read_text()
+
+
+def test_the_plan_tells_its_cost_its_promise_and_what_other_slos_would_cost(walked: Path) -> None:
+    text = (walked / "plan.txt").read_text()
+    assert "Plan for shop" in text
+    promised = re.search(r"SLO 300ms, predicted P99 (\d+(?:\.\d+)?)ms", text)
+    assert promised is not None
+    assert float(promised[1]) <= 300
+    assert "What an SLO costs" in text
+
+
+def test_the_page_tells_of_the_burst_as_it_happens(walked: Path) -> None:
+    text = (walked / "page.txt").read_text()
+    assert re.search(r"exceeds the plan most: \d+", text)
+    assert "scale up" in text
+    assert "envelope exceeded" in text or "rate rising" in text
+    assert re.search(r"plan 1\s+the run began", text)
+    assert "CG-Peak" in text
+    assert "Decide again" in text, "whoever knows the token has held decisions"
+
+
+def test_the_alert_names_the_pipeline_and_leads_to_its_runbook(walked: Path) -> None:
+    alert = json.loads((walked / "alert.json").read_text())
+    assert (alert["labels"]["pipeline"], alert["labels"]["severity"]) == ("shop", "page")
+    assert "runbook" in " ".join(alert["annotations"]).lower()
+
+
+def test_the_run_accounts_for_every_event(walked: Path) -> None:
+    text = (walked / "run.txt").read_text()
+    figures = {name: re.search(rf"{name}\s+│\s+(\d+)", text) for name in ("events in", "events out", "lost")}
+    assert all(figures.values()), text
+    told = {name: int(found[1]) for name, found in figures.items() if found}
+    assert told["events in"] == told["events out"] > 1500
+    assert told["lost"] == 0
+
+
+def test_explain_tells_why_replicas_were_added_and_who_held_decisions(walked: Path) -> None:
+    text = (walked / "explain.txt").read_text()
+    assert "scale_up" in text or "more arrivals came in some window than the plan was made for" in text
+
+
+def test_the_report_tells_what_it_would_have_cost_under_every_baseline(walked: Path) -> None:
+    text = (walked / "report.txt").read_text()
+    for name in ("keda", "flink", "ray", "seldon", "cg-peak"):
+        assert name in text
+
+
+@pytest.mark.parametrize("name", ["page-burst", "page-alert", "page-phone", "report", "profile", "curve"])
+def test_every_picture_is_there_and_not_blank(walked: Path, name: str) -> None:
+    data = (walked / f"{name}.png").read_bytes()
+    width, height = struct.unpack(">II", data[16:24])
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert width >= 390
+    assert height >= 400
+    assert len(data) > 15_000, "a blank picture is smaller"
