@@ -131,7 +131,7 @@ class Picture:
 
     def adopt(self, plan: Plan, measured: PipelineProfile, windows_s: Sequence[float]) -> None:
         """Another plan is in force; what was seen of traffic stays."""
-        late = self._late_before + self._above_slo() - self._above_slo_before
+        late = self._late()
         self.plan, self.measured, self.windows_s = plan, measured, windows_s
         self.reports.measured = measured
         self._late_before, self._above_slo_before = late, self._above_slo()
@@ -200,6 +200,10 @@ class Picture:
         latency = self.latency()
         return sum(latency.counts[latency.bounds_s.index(self.plan.slo_s) + 1 :])
 
+    def _late(self) -> int:
+        """Events since the start that were late by the SLO of their time."""
+        return self._late_before + self._above_slo() - self._above_slo_before
+
     def observation(
         self, now_s: float, wanted: Replicas, limits: Mapping[str, Limits], stock: Mapping[str, int]
     ) -> Observation:
@@ -230,7 +234,7 @@ class Picture:
             stock=stock,
             limits=limits,
             events=sum(latency.counts) + lost,
-            late_events=self._late_before + self._above_slo() - self._above_slo_before + lost,
+            late_events=self._late() + lost,
             recent=self.traffic.recent(now_s),
         )
 
@@ -332,6 +336,7 @@ class Picture:
                 for stage in self.shape.stages
             ),
             decisions=tuple(self.decisions),
+            late_events=self._late(),
             cost_per_hour=self.rate_per_hour,
             cost=self.cost,
             events_in=self.growth.total,

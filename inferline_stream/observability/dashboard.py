@@ -140,7 +140,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         "Control loop",
         (
             Panel("Age of inputs", "s", ((f"inferline_input_age_seconds{_P}", "{{input}}"),)),
-            Panel("Measured P99 over the predicted", "percentunit", ((f"inferline_model_drift_ratio{_P}", "drift"),)),
+            Panel("Predicted P99 over the measured", "percentunit", ((f"inferline_model_drift_ratio{_P}", "drift"),)),
             Panel("Failed steps, and terms", "none",
                   ((f"increase(inferline_loop_failures_total{_P}[$__rate_interval])", "failed"),
                    (f"inferline_controller_term{_P}", "term"))),

@@ -6,6 +6,7 @@ with it. METRICS.md lists them and counts the series.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -33,16 +34,24 @@ class StateCollector(Collector):
 
     Args:
         state: returns the newest state, or None before there is one.
+        now_s: seconds since the epoch.
     """
 
-    def __init__(self, state: Callable[[], PipelineState | None]) -> None:
+    def __init__(self, state: Callable[[], PipelineState | None], now_s: Callable[[], float] = time.time) -> None:
         self._state = state
+        self._now_s = now_s
 
     def collect(self) -> Iterator[Metric]:
         """Metric families of the newest state; only the build's information before there is one."""
         yield _info("inferline_build", "Version of inferline-stream.", {"version": _version()})
         state = self._state()
         if state is not None:
+            age = GaugeMetricFamily(
+                "inferline_state_age_seconds", "Age of all that this scrape tells: grows where the control loop hangs.",
+                labels=["pipeline"],
+            )  # fmt: skip
+            age.add_metric([state.pipeline], max(0.0, self._now_s() - state.time_s))
+            yield age
             yield from _pipeline_families(state)
             yield from _stage_families(state)
 
@@ -116,17 +125,16 @@ def _pipeline_families(state: PipelineState) -> Iterator[Metric]:
         return family
 
     yield _latency(state)
-    late = sum(state.latency.counts[state.latency.bounds_s.index(state.slo_s) + 1 :])
     lost = sum(stage.dead_lettered + stage.expired for stage in state.stages)
     yield counter("inferline_slo_events", "Events that count for the SLO.", sum(state.latency.counts) + lost)
-    yield counter("inferline_slo_missed", "Events above the SLO, dead-lettered or expired.", late + lost)
+    yield counter("inferline_slo_missed", "Events above the SLO, dead-lettered or expired.", state.late_events + lost)
     yield from gauge("inferline_slo_seconds", "Target of the end-to-end P99.", state.slo_s)
     yield from gauge("inferline_slo_objective_ratio", "Share of events that must meet the SLO.", state.objective)
     yield from gauge("inferline_predicted_p99_seconds", "P99 the plan was chosen on.", state.predicted_p99_s)
     yield from gauge("inferline_recent_p99_seconds", "P99 observed over about the last 10 s.", state.recent_p99_s)
-    if state.recent_p99_s is not None and state.predicted_p99_s > 0:
-        drift = state.recent_p99_s / state.predicted_p99_s
-        yield from gauge("inferline_model_drift_ratio", "Observed P99 over the predicted one.", drift)
+    if state.recent_p99_s:
+        drift = state.predicted_p99_s / state.recent_p99_s
+        yield from gauge("inferline_model_drift_ratio", "Predicted P99 over the observed one.", drift)
     yield from gauge("inferline_arrival_rate_per_second", "Arrivals per second, recent mean.", state.arrival_rate)
     yield from _envelope(state)
     yield from gauge("inferline_cost_dollars_per_hour", "Catalogue price of the replicas held.", state.cost_per_hour)

@@ -131,10 +131,10 @@ def alerts(target: Target) -> Iterator[Alert]:
     yield from _burn_alerts(target)
     yield Alert(
         "InferlineControllerDown",
-        f"absent(inferline_slo_seconds{{{match}}})",
+        f"absent(inferline_slo_seconds{{{match}}}) or inferline_state_age_seconds{{{match}}} > 10",
         time("30s"),
         PAGE,
-        f"No controller of {target.pipeline} answers its scrape",
+        f"No controller of {target.pipeline} answers its scrape, or its loop stands still",
         "Replicas on other machines go on with the partitions they hold, but nothing scales and a dead replica is not "
         "replaced. Start a controller: it takes up the state that Kafka holds.",
     )
@@ -205,21 +205,22 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
     )
     yield Alert(
         "InferlineModelDrift",
-        f"inferline_model_drift_ratio{{{match}}} > 1.5 and on (pipeline) "
+        f"inferline_model_drift_ratio{{{match}}} < 0.67 and on (pipeline) "
         f"inferline_recent_p99_seconds{{{match}}} > on (pipeline) inferline_slo_seconds{{{match}}} / 2",
         time("10m"),
         TICKET,
-        "The observed P99 is {{ $value }} times the predicted one",
+        "The predicted P99 is only {{ $value | humanizePercentage }} of the observed one",
         "Profiles no longer describe the stages: another machine, a noisy neighbour, other inputs. "
         "Profile again with `inferline-stream profile`.",
     )
     bucket = f'inferline_latency_seconds_bucket{{{match},le="{bucket_label(target.slo_s)}"}}'
     yield Alert(
         "InferlineSLOBucketMissing",
+        f"inferline_slo_seconds{{{match}}} != {target.slo_s!r} or "
         f"inferline_slo_seconds{{{match}}} unless on (pipeline) {bucket}",
         time("1m"),
         TICKET,
-        f"No latency bucket ends at the SLO of {target.slo_s:g} s",
+        f"The rules are for an SLO of {target.slo_s:g} s with a latency bucket there, which the pipeline does not have",
         "These rules were made for another SLO than the one in force: make them again with `inferline-stream rules`.",
     )
 
@@ -290,7 +291,8 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
     )
     yield Alert(
         "InferlineScalingIneffective",
-        f"inferline_stage_lag_seconds{{{match}}} > {target.slo_s:g} and on (pipeline, stage) ({ready} >= {wanted}) "
+        f"inferline_stage_lag_seconds{{{match}}} > on (pipeline) group_left inferline_slo_seconds{{{match}}} "
+        f"and on (pipeline, stage) ({ready} >= {wanted}) "
         f"and on (pipeline, stage) deriv(inferline_stage_lag_seconds{{{match}}}[{time('1m')}]) > 0",
         time("2m"),
         TICKET,

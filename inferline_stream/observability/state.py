@@ -153,6 +153,8 @@ class PipelineState:
     stages: tuple[StageState, ...]
     decisions: tuple[DecisionRecord, ...]
     """Latest last; the newest few hundred."""
+    late_events: int
+    """Events that reached the sink above the SLO of their time: people may change it, and what was late stays late."""
     cost_per_hour: float
     cost: float
     """Replica-seconds × catalogue price since the start."""

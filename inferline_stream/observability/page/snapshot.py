@@ -20,7 +20,6 @@ _encoder = msgspec.json.Encoder()
 def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
     """One update of the page, as JSON in one line."""
     counted = sum(state.latency.counts)
-    late = sum(state.latency.counts[state.latency.bounds_s.index(state.slo_s) + 1 :])
     lost = sum(stage.dead_lettered + stage.expired for stage in state.stages)
     return _encoder.encode(
         {
@@ -36,7 +35,7 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
             "p95_s": state.latency.quantile_s(0.95),
             "p99_s": state.latency.quantile_s(0.99),
             "slo_events": counted + lost,
-            "slo_missed": late + lost,
+            "slo_missed": state.late_events + lost,
             "arrival_rate": state.arrival_rate,
             "events_in": state.events_in,
             "events_out": state.events_out,

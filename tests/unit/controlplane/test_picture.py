@@ -75,6 +75,7 @@ def test_events_are_late_by_the_slo_of_their_time() -> None:
     later = msgspec.structs.replace(report, report=2, latency_buckets=[2 * n for n in report.latency_buckets])
     seen.reports.add(later, 2.0)
     assert seen.observation(2.0, {}, {}, {}).late_events == 7 + 7 + 80
+    assert seen.state(2.0, 0.0, {}, envelope=(0, 0)).late_events == 7 + 7 + 80  # what metrics count never falls
 
 
 def test_a_replica_that_stands_by_is_no_supply() -> None:

@@ -51,6 +51,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
             ),
         ),
         decisions=(DecisionRecord(999.0, "scale_up", "envelope", "0.1 s window", {"language": 3}),),
+        late_events=30,
         cost_per_hour=0.1995,
         cost=0.05,
         events_in=1010,

@@ -36,6 +36,7 @@ def healthy(slo_s: float) -> dict[str, str]:
         series("inferline_predicted_p99_seconds"): f"{0.8 * slo_s}{flat}",
         series("inferline_recent_p99_seconds"): f"{0.8 * slo_s}{flat}",
         series("inferline_model_drift_ratio"): f"1{flat}",
+        series("inferline_state_age_seconds"): f"0.5{flat}",
         series("inferline_plan_feasible"): f"1{flat}",
         series("inferline_paused"): f"0{flat}",
         series("inferline_slo_events_total"): f"0+600x{MINUTES}",
@@ -87,7 +88,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         },
         "InferlinePlanInfeasible": {series("inferline_plan_feasible"): f"0{flat}"},
         "InferlineInputStale": {series("inferline_input_age_seconds", input="arrivals"): f"11{flat}"},
-        "InferlineModelDrift": {series("inferline_model_drift_ratio"): f"1.6{flat}"},
+        "InferlineModelDrift": {series("inferline_model_drift_ratio"): f"0.6{flat}"},
         "InferlineSLOBucketMissing": {series("inferline_latency_seconds_bucket", le=bucket_label(slo_s)): None},
         "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1{flat}"},
         "InferlineReplicasMissing": {wanted: f"3{flat}"},
@@ -103,7 +104,37 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
     return cases[alert]
 
 
+def nearly(alert: str, slo_s: float) -> dict[str, str]:
+    """What comes close to an alert and is none: just below its bound, too short, or of no harm."""
+    flat, stage = f"x{MINUTES}", {"stage": "toxicity"}
+    ready = series("inferline_replicas", hardware="cpu-1", state="ready", **stage)
+    wanted = series("inferline_replicas", hardware="cpu-1", state="wanted", **stage)
+    age = series("inferline_input_age_seconds", input="arrivals")
+    lag = series("inferline_stage_lag_seconds", **stage)
+    half = MINUTES // 2
+    cases = {
+        "InferlineControllerDown": {series("inferline_state_age_seconds"): f"9{flat}"},
+        "InferlineStuckPartition": {series("inferline_stage_stuck_partitions", **stage): f"1x{half} 0x{half}"},
+        "InferlineInputStale": {age: f"9{flat}"},
+        "InferlineModelDrift": {
+            series("inferline_model_drift_ratio"): f"0.1{flat}",
+            series("inferline_recent_p99_seconds"): f"{0.4 * slo_s}{flat}",
+        },
+        "InferlineReplicasMissing": {wanted: f"2x{MINUTES - 2} 3x1"},
+        "InferlineIdleConsumers": {ready: f"4{flat}"},
+        "InferlineSkew": {series("inferline_partition_arrival_rate_per_second", partition="0", **stage): f"28{flat}"},
+        "InferlineHandoverStorm": {series("inferline_stage_handovers_total", **stage): f"0+3x{MINUTES}"},
+        "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+0.2x{MINUTES}"},
+        "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"5{flat}"},
+        "InferlineScalingIneffective": {lag: f"{slo_s * MINUTES}-{slo_s / 2}x{MINUTES}"},
+        "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1x{half} 0x{half}"},
+    }
+    return cases[alert]
+
+
 NAMES = [alert.name for alert in alerts(Target(P, *TARGETS[0]))]
+ALL_OR_NOTHING = ("InferlineSLOAtRisk", "InferlinePlanInfeasible", "InferlineSLOBucketMissing")
+"""Nothing comes close to them, or has a test of its own."""
 BURNS = [name for name in NAMES if name.startswith("InferlineSLOBurn")]
 
 
@@ -151,6 +182,26 @@ def test_every_alert_fires_on_its_trouble_and_is_silent_when_all_is_well(tmp_pat
         cases.append((name, healthy(slo_s), 0))
     short = [case for case in cases if case[0] not in BURNS]
     assert promtool_test(tmp_path, slo_s, objective, short) == ""
+
+
+@needs_promtool
+@pytest.mark.parametrize(("slo_s", "objective"), TARGETS)
+def test_what_comes_close_to_an_alert_does_not_fire_it(tmp_path, slo_s, objective):
+    close = [name for name in NAMES if name not in (*BURNS, *ALL_OR_NOTHING)]
+    cases = [(name, healthy(slo_s) | nearly(name, slo_s), 0) for name in close]
+    assert promtool_test(tmp_path, slo_s, objective, cases) == ""
+
+
+@needs_promtool
+def test_a_controller_whose_loop_hangs_is_down_although_it_answers(tmp_path):
+    hung = healthy(0.25) | {series("inferline_state_age_seconds"): f"0+60x{MINUTES}"}
+    assert promtool_test(tmp_path, 0.25, 0.99, [("InferlineControllerDown", hung, 1)]) == ""
+
+
+@needs_promtool
+def test_rules_for_another_slo_than_the_one_in_force_are_told_of_even_where_their_bucket_exists(tmp_path):
+    doubled = {series("inferline_slo_seconds"): f"0.5x{MINUTES}"}  # half of it is a bucket too
+    assert promtool_test(tmp_path, 0.25, 0.99, [("InferlineSLOBucketMissing", healthy(0.25) | doubled, 1)]) == ""
 
 
 @needs_promtool
