@@ -1,8 +1,8 @@
 """What being watched costs: a scrape of `/metrics`, its share of a core, and the live page of ten stages in a browser.
 
-While it is scraped, `run` carries 1,000 events/s on the embedded broker. The share is the CPU time that the controller's process
-takes more while it is scraped than while it is not, in windows by turns, for one scrape a second: it is scraped more
-often than that, so that the difference is above the clock's resolution.
+`run` carries 1,000 events/s on the embedded broker while it is scraped. The share is the CPU time that the controller's
+process takes more while it is scraped than while it is not, in windows by turns, for one scrape a second: it is scraped
+more often than that, so that the difference is above the clock's resolution.
 """
 
 from __future__ import annotations
