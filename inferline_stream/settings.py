@@ -77,6 +77,10 @@ class Settings:
     offsets_check_s: float = 5.0
     """How often a replica looks whether somebody else has overwritten its committed offsets."""
 
+    offsets_recommit_s: float = 24 * 3600.0
+    """How often a replica commits offsets that have not changed: Kafka forgets those of a group without members once
+    nobody has committed them for `offsets.retention.minutes`, 7 days unless a cluster says otherwise."""
+
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """Settings with `INFERLINE_<NAME>` applied, e.g. ``INFERLINE_TUNER_STEP_S=50ms``; a bare number is seconds.

@@ -7,6 +7,7 @@ held now. Grants happen between two fetches; a release waits for the batches in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
@@ -26,11 +27,12 @@ logger = logging.getLogger(__name__)
 JOIN_RECALL_RECORDS = 1000
 """A join's new owner reads this many records before the committed offset again, to know finished events by id."""
 
-SUSPECT_BATCHES = 6
-"""Batches that a replica may have under way: computing, waiting to be sent, being sent."""
+SUSPECT_BATCHES = 7
+"""Batches that a replica may have under way: computing, waiting to be sent, being sent, waiting for their commit."""
 
-RECOMMIT_S = 24 * 3600.0
-"""Kafka forgets offsets that no member and no commit has touched for days (`offsets.retention.minutes`)."""
+COMMIT_EVERY_S = 0.02
+"""Small batches are committed together for so long, up to the events of a full one: each commit is a request, and at a
+few hundred records a second those are a third of the work that a replica makes for itself and for the broker."""
 
 
 class Owning:
@@ -41,7 +43,7 @@ class Owning:
         reader: seeks, resumes and pauses partitions; reads and writes committed offsets.
         lease: without it nothing is begun and nothing committed.
         report: handovers are counted there.
-        settings: how long a lapse lasts, how often committed offsets are checked.
+        settings: how long a lapse lasts, how often committed offsets are checked and committed again.
         max_batch_size: until the first assignment.
         touch: called when the controller should hear of a change at once.
         dropped: called with a partition whose waiting events are to be forgotten.
@@ -82,6 +84,8 @@ class Owning:
         self.leaving = ""
         self.gone = asyncio.Event()
         self.commit_wanted = asyncio.Event()
+        self._commit_at_once = asyncio.Event()
+        self._uncommitted = 0
         self.dropped_all = asyncio.Event()
         self._committed = asyncio.Event()
         self._lapsed_sequence: int | None = None
@@ -144,7 +148,7 @@ class Owning:
                 holding.confirmed = not self._exactly_once
                 if partition not in self.assignment.partitions:
                     holding.freed = (self.assignment.term, self.assignment.sequence)
-                self.commit_wanted.set()
+                self.commit_now()
         self.settle()
 
     def settle(self) -> None:
@@ -192,7 +196,7 @@ class Owning:
         finally:
             self._reader.hold(positions)
         self._report.handover_stall_s += time.monotonic() - began_s
-        self.commit_wanted.set()
+        self.commit_now()
         self._touch()
 
     def _let_go(self, entry: tuple[int, str] | None, freed: tuple[int, int]) -> bool:
@@ -306,36 +310,54 @@ class Owning:
                 waiting.add(holding)
         while waiting:
             self._committed.clear()
-            self.commit_wanted.set()
+            self.commit_now()
             waiting = {h for h in waiting if h.state != LOST and (not h.opened or h.to_commit() is not None)}
             if waiting:
                 await self._committed.wait()
 
+    def commit_now(self) -> None:
+        """Somebody waits for the next commit."""
+        self._commit_at_once.set()
+        self.commit_wanted.set()
+
+    def finished(self, events: int) -> None:
+        """So many events more need nothing but their commit."""
+        self._uncommitted += events
+        releasing = any(holding.state == RELEASING for holding in self.holdings.values())
+        if releasing or self._uncommitted >= self.assignment.max_batch_size:
+            self._commit_at_once.set()
+        self.commit_wanted.set()
+
     async def commit(self) -> None:
         """Commit for ever, one request at a time; what completes in the meantime goes into the next one."""
-        recommit_at_s = time.monotonic() + RECOMMIT_S
+        check_at_s = time.monotonic() + self._settings.offsets_check_s
+        committed_s = 0.0
         while True:
-            try:
-                async with asyncio.timeout(self._settings.offsets_check_s):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, check_at_s - time.monotonic())):
                     await self.commit_wanted.wait()
-            except TimeoutError:
-                await self._check(everything=time.monotonic() > recommit_at_s)
-                if time.monotonic() > recommit_at_s:
-                    recommit_at_s = time.monotonic() + RECOMMIT_S
+            if time.monotonic() >= check_at_s:  # also under load: it may be an idle partition that was overwritten
+                await self._check()
+                check_at_s = time.monotonic() + self._settings.offsets_check_s
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, committed_s + COMMIT_EVERY_S - time.monotonic())):
+                    await self._commit_at_once.wait()
+            self._commit_at_once.clear()
             self.commit_wanted.clear()
+            self._uncommitted, committed_s = 0, time.monotonic()
             entries = self.to_commit()
             if entries and self._lease.valid():
                 try:
                     async with asyncio.timeout(self._lease.left_s):
                         await self._reader.commit(entries)
                 except TimeoutError:
-                    self.commit_wanted.set()
+                    self.commit_now()
                     continue
                 self.was_committed(entries)
             self.settle()
 
-    async def _check(self, *, everything: bool) -> None:
-        """Commit again what somebody else has overwritten (a zombie that woke up), and all of it now and then."""
+    async def _check(self) -> None:
+        """Commit again what somebody else has overwritten: a zombie that woke up."""
         holdings = [h for h in self.holdings.values() if h.state == LIVE and not h.halted and h.opened]
         if not holdings or not self._lease.valid():
             return
@@ -345,11 +367,19 @@ class Owning:
         except TimeoutError:
             return
         for holding in holdings:
-            if not holding.found_committed(None if everything else found.get(holding.partition)) and not everything:
+            if not holding.found_committed(found.get(holding.partition)):
                 logger.warning(
                     "%s/%d: somebody else committed %s; overwritten",
                     self._wiring.input_topic, holding.partition, found.get(holding.partition),
                 )  # fmt: skip
+
+    async def recommit(self) -> None:
+        """Commit for ever, now and then, what has not changed, too: Kafka forgets offsets that nobody commits."""
+        while True:
+            await asyncio.sleep(self._settings.offsets_recommit_s)
+            for holding in self.holdings.values():
+                holding.found_committed(None)  # as if that had happened already
+            self.commit_wanted.set()
 
     async def confirm(self) -> None:
         """After a transaction: wait until the offsets of partitions to be released can be read by others."""

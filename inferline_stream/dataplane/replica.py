@@ -182,6 +182,7 @@ class Replica:
             moving.fetch(owning, records),
             moving.compute(stage, owning),
             owning.watch_lease(),
+            owning.recommit(),
         ]
         if self._exactly_once:
             steps += [moving.transact(owning, records), self._end_with_the_lease()]
