@@ -19,6 +19,7 @@ from inferline_stream.dataplane.control import (
     Written,
 )
 from inferline_stream.dataplane.protocol import Assignment, Lags, LeaderHeartbeat, decode_control, encode
+from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,16 @@ LEADER_KEY = "leader"
 LAGS_KEY = "lags"
 HEARTBEAT_S = 1.0
 TAKE_OVER_AFTER_S = 3.0
-"""A leader that has told nothing for this long is taken over from."""
+"""A leader that has told nothing for this long, while Kafka answered, is taken over from."""
+
+LISTEN_S = 1.5
+"""Longer than between two heartbeats: however old the last one is, another is waited for. Kafka may have been away."""
+
+AFTER_OUTAGE_S = 10.0
+"""The same once Kafka was away: a leader that lives must settle the transaction that it was writing first."""
+
+SLOW_S = 1.0
+"""Kafka does not answer where looking for a heartbeat takes so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +122,33 @@ class Leadership:
 
     async def _wait_for_silence(self, follower: TopicFollower, records: list[Followed]) -> None:
         log = read_log(records, time.time())
-        if log.heartbeat is None or log.heartbeat_age_s > TAKE_OVER_AFTER_S:
+        if log.heartbeat is None:
             return
-        logger.warning(
-            "controller %s leads %s: standing by until it falls silent (`deploy` brings newer code into its replicas)",
-            log.heartbeat.controller, self._names.pipeline,
-        )  # fmt: skip
+        if log.heartbeat_age_s <= TAKE_OVER_AFTER_S:
+            logger.warning(
+                "controller %s leads %s: standing by until it falls silent "
+                "(`deploy` brings newer code into its replicas)",
+                log.heartbeat.controller, self._names.pipeline,
+            )  # fmt: skip
         loop = asyncio.get_running_loop()
-        heard_s = loop.time() - max(0.0, log.heartbeat_age_s)
-        while loop.time() - heard_s <= TAKE_OVER_AFTER_S:
-            new = await follower.read(0.2)
+        heard_s = loop.time() - min(max(0.0, log.heartbeat_age_s), TAKE_OVER_AFTER_S - LISTEN_S)
+        patience_s = TAKE_OVER_AFTER_S
+        while loop.time() - heard_s <= patience_s:
+            asked_s = loop.time()
+            try:
+                new = await follower.read(0.2)
+                await follower.end()
+            except Unreachable:
+                await asyncio.sleep(0.2)
+                heard_s, patience_s = loop.time(), AFTER_OUTAGE_S
+                continue
             records += new
             if any((r.key or b"").decode() == LEADER_KEY for r in new):
-                heard_s = loop.time()
+                heard_s, patience_s = loop.time(), TAKE_OVER_AFTER_S
                 if read_log(new, time.time()).heartbeat is None:  # it left in order
                     return
+            elif loop.time() - asked_s > SLOW_S:
+                heard_s, patience_s = loop.time(), AFTER_OUTAGE_S  # where Kafka is silent, so is a leader that lives
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

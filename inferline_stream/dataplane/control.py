@@ -273,7 +273,8 @@ class TopicFollower:
 
     async def end(self) -> dict[int, int]:
         """End offset now, by partition."""
-        ends = await self._consumer.end_offsets(self._tps)
+        with _translated(self._where):
+            ends = await self._consumer.end_offsets(self._tps)
         return {tp.partition: offset for tp, offset in ends.items()}
 
     async def until(self, end: Mapping[int, int], stalled_s: float = 10.0) -> AsyncIterator[Followed]:

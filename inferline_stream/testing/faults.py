@@ -167,6 +167,8 @@ class Scene:
 
     async def strike(self, kind: str) -> tuple[float, float]:
         """Strike and wait for calm; returns when the fault began and ended, seconds since the epoch."""
+        if self.standby.ended:  # it may have been starting while Kafka was away
+            self.standby = await _controller(self.told)
         began_s = time.time()
         try:
             ended_s = await FAULTS[kind](self)
@@ -186,16 +188,22 @@ class Scene:
         self.kafka.resume()
         for controller in (self.leader, self.standby):
             controller.signal(signal.SIGCONT)
-        if self.leader.ended:
-            await self.take_over()
+        if not self.leader.ended:
+            return
+        if self.standby.ended:
+            self.standby = await _controller(self.told)
+        await self.take_over()
 
     async def drained(self, offsets: OffsetReader) -> bool:
-        """Wait until no stage has anything left to do."""
-
-        async def done() -> bool:
-            return not sum((await lags(offsets, self.running, self.partitions)).values())
-
-        return await until(done, CALM_S, 0.2)
+        """Wait until no stage has anything left to do, or nothing moves any more."""
+        before, moved_s = -1, time.monotonic()
+        while left := sum((await lags(offsets, self.running, self.partitions)).values()):
+            if left != before:
+                before, moved_s = left, time.monotonic()
+            elif time.monotonic() - moved_s > CALM_S:
+                return False
+            await asyncio.sleep(0.2)
+        return True
 
     async def ledger(self, offsets: OffsetReader) -> Ledger:
         """What became of every event."""
@@ -274,9 +282,11 @@ async def _controller(told: Controlled) -> Process:
 
 
 async def _sink(running: Running, file: Path) -> Process:
+    # Not isolated: it is one process then, whose limits can be set from outside.
     return await Process.start(
         "inferline_stream.connectors.sinks.jsonl",
         *("--bootstrap-servers", running.bootstrap_servers, "--topic", running.sink, "--path", str(file)),
+        *("--isolation", "none"),
     )
 
 
