@@ -127,6 +127,7 @@ class ConfluentReader:
         self._failure: KafkaFailed | None = None
         # Of the polling thread alone:
         self._held: dict[int, int] = {}
+        self._at: dict[int, int] = {}
         self.partitions = 0
 
     async def start(self, timeout_s: float) -> None:
@@ -138,9 +139,23 @@ class ConfluentReader:
             await self.stop()
             raise Unreachable(f"topics {' and '.join(missing)} cannot be read; create them first")
         self.partitions = topics[self._topic]
-        first, _ = await self._run(self._offsets.get_watermark_offsets, TopicPartition(self._control, 0), REQUEST_S)
+        first = await self._first_assignment(timeout_s)
         self._commands.put(lambda: self._consumer.assign([TopicPartition(self._control, 0, first)]))
         self._thread.start()
+
+    async def _first_assignment(self, timeout_s: float) -> int:
+        """Lowest offset of the assignments topic; a topic that has just been created has no leader for a moment."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                ask = self._offsets.get_watermark_offsets
+                first, _ = await self._run(ask, TopicPartition(self._control, 0), REQUEST_S)
+            except KafkaException as error:
+                if not error.args[0].retriable() or time.monotonic() >= deadline_s:
+                    raise Unreachable(f"topic {self._control} cannot be read: {error.args[0]}") from error
+                await asyncio.sleep(0.05)
+            else:
+                return int(first)
 
     async def stop(self) -> None:
         """Close the connections."""
@@ -287,6 +302,8 @@ class ConfluentReader:
                 self._failure = KafkaFailed(f"Kafka refuses to be read: {error}")
                 self._tell()
                 return
+            if not any(polled):  # the end of a partition, again: not worth waking the event loop
+                continue
             self._taken.clear()
             self._polled = polled
             self._tell()
@@ -309,7 +326,7 @@ class ConfluentReader:
             command()
 
     def _begin(self, partition: int, offset: int, hold: int) -> None:
-        self._held[partition] = hold
+        self._held[partition], self._at[partition] = hold, offset
         self._consumer.incremental_assign([TopicPartition(self._topic, partition, offset)])
 
     def _end(self, partition: int) -> None:
@@ -338,7 +355,9 @@ class ConfluentReader:
             elif message.topic() != self._topic or partition not in self._held:
                 logger.debug("%s", error)
             elif error.code() == KafkaError._PARTITION_EOF:
-                polled.positions[partition] = (self._held[partition], message.offset())
+                if message.offset() > self._at[partition]:
+                    self._at[partition] = message.offset()
+                    polled.positions[partition] = (self._held[partition], message.offset())
             elif error.code() in _LOST:
                 polled.lost[partition] = (self._held[partition], message.offset())
             else:
@@ -346,8 +365,8 @@ class ConfluentReader:
         for partition, records in found.items():
             if partition in self._held:
                 polled.records[partition] = (self._held[partition], records)
-                hold, eof = polled.positions.get(partition, (self._held[partition], 0))
-                polled.positions[partition] = (hold, max(eof, records[-1].offset + 1))
+                self._at[partition] = max(self._at[partition], records[-1].offset + 1)
+                polled.positions[partition] = (self._held[partition], self._at[partition])
         return polled
 
 
