@@ -1,6 +1,7 @@
 """A member of a Kafka consumer group that does what an emulated replica does: take, sleep S(b), produce, commit.
 
-Protocols: ``eager`` (aiokafka), ``cooperative`` and ``kip848`` (confluent-kafka). Ends in order on SIGTERM.
+Protocols: ``eager`` (aiokafka), ``cooperative`` and ``kip848`` (confluent-kafka). Says ``loaded``, waits for a line on
+standard input, joins, says ``ready``. Ends in order on SIGTERM.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def wait_to_be_let_in() -> None:
+    """Until the parent says so."""
+    say("loaded")
+    sys.stdin.readline()
+
+
 def service_s(table: dict[int, float], batch: int) -> float:
     """S(b), linear between the sizes given."""
     sizes = sorted(table)
@@ -40,6 +47,7 @@ def named(topic: str, partition: int, offset: int, timestamp_ms: int) -> list[tu
 async def eager(servers: str, source: str, sink: str, group: str, table: dict[int, float]) -> None:
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
+    wait_to_be_let_in()
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     consumer = AIOKafkaConsumer(
@@ -75,6 +83,7 @@ async def eager(servers: str, source: str, sink: str, group: str, table: dict[in
 def confluent(protocol: str, servers: str, topics: tuple[str, str], group: str, table: dict[int, float]) -> None:
     from confluent_kafka import Consumer, KafkaException, Producer
 
+    wait_to_be_let_in()
     source, sink = topics
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: ended.append(1))

@@ -19,14 +19,15 @@ from inferline_stream.testing.runs import emulated_run, trace_feed
 PARTITIONS = 8
 
 _TOPOLOGY = """
-from inferline_stream import Pipeline, Sample, Stage, Topic
+from inferline_stream import Isolation, Pipeline, Sample, Stage, Topic
 
 
 def same(values: list[bytes]) -> list[bytes]:
     return values
 
 
-work = Stage("work", same, hardware=["emulated-cpu"], emulated={emulated!r}, max_batch_size={batch})
+work = Stage("work", same, hardware=["emulated-cpu"], emulated={emulated!r}, max_batch_size={batch},
+             isolation=Isolation(forked={forked}))
 pipeline = Pipeline("{name}", slo="{slo}", source=Topic("in", partitions={partitions}, codec="raw"),
                     sink=Topic("out", partitions={partitions}, codec="raw"), stages=[work],
                     sample=Sample(arrivals="none.csv", events="events.jsonl"))
@@ -42,14 +43,20 @@ def one_stage(
     slo: str,
     planned_rate: float,
     record_bytes: int = 1000,
+    forked: bool = False,
     **more: Any,
 ) -> Run:
-    """A run of one stage that passes records on, fed by a trace with records of that size."""
+    """A run of one stage that passes records on, fed by a trace with records of that size.
+
+    Replicas may be forked from a parent that has imported everything.
+    """
     name = f"bench{secrets.token_hex(3)}"
     folder = folder / name
     folder.mkdir()
     (folder / "topology.py").write_text(
-        _TOPOLOGY.format(name=name, emulated=emulated, batch=max(emulated), slo=slo, partitions=PARTITIONS)
+        _TOPOLOGY.format(
+            name=name, emulated=emulated, batch=max(emulated), slo=slo, partitions=PARTITIONS, forked=forked
+        )
     )
     events = folder / "events.jsonl"
     events.write_text("".join(f'{{"n":{n},"pad":"{"x" * (record_bytes - 20)}"}}\n' for n in range(50)))

@@ -6,6 +6,9 @@ core. `p99_ratio`: P99 of events that entered while partitions moved over the P9
 Partitions move between a change's first written revocation and half a second after its last grant was taken up; a
 group's windows are as long. `idle_over_batch_ms_max`: longest time that a partition had an event waiting and produced
 nothing, beyond the batch in flight at its old owner and the event's own batch.
+
+What is measured is moving, not starting: emulated replicas share the machine's cores, where real ones start on cores of
+their own. So replicas are forked from a parent that has imported everything, and a group's members wait to be let in.
 """
 
 from __future__ import annotations
@@ -71,7 +74,14 @@ async def _directed(bootstrap_servers: str, folder: Path, trace: Trace, cycles: 
         for change in ((cycle * CYCLE_S + UP_S, {"work": 4}), (cycle * CYCLE_S + DOWN_S, {"work": 1}))
     ]
     run = one_stage(
-        bootstrap_servers, folder, trace, emulated=EMULATED, slo="250ms", planned_rate=RATE, changes=changes
+        bootstrap_servers,
+        folder,
+        trace,
+        emulated=EMULATED,
+        slo="250ms",
+        planned_rate=RATE,
+        changes=changes,
+        forked=True,
     )
     await append_time_sink(run)
     async with session(run, Quiet()) as under_way:
@@ -161,9 +171,10 @@ async def _group(protocol: str, bootstrap_servers: str, folder: Path, trace: Tra
             feed.start()
             began_s = time.time()
             for cycle in range(cycles):
+                waiting = [await _member(protocol, bootstrap_servers, source, sink, name, join=False) for _ in "123"]
+                members += waiting
                 await _until(began_s + cycle * CYCLE_S + UP_S)
-                started = [asyncio.create_task(_member(protocol, bootstrap_servers, source, sink, name)) for _ in "123"]
-                members += [await start for start in started]
+                await asyncio.gather(*map(_let_in, waiting))
                 windows.append((time.time() - 0.1, time.time() + REST_AFTER_S))
                 await _until(began_s + cycle * CYCLE_S + DOWN_S)
                 windows.append((time.time(), time.time() + REST_AFTER_S))
@@ -199,13 +210,24 @@ async def _until(time_s: float) -> None:
 
 
 async def _member(
-    protocol: str, bootstrap_servers: str, source: str, sink: str, group: str
+    protocol: str, bootstrap_servers: str, source: str, sink: str, group: str, *, join: bool = True
 ) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.benchmarks._group_member", protocol, bootstrap_servers, source, sink, group,
         json.dumps(SERVICE_S),
-        cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout is not None
     await process.stdout.readline()
+    if join:
+        await _let_in(process)
     return process
+
+
+async def _let_in(member: asyncio.subprocess.Process) -> None:
+    """Returns once it has joined the group, or has at least asked to."""
+    assert member.stdin is not None
+    assert member.stdout is not None
+    member.stdin.write(b"join\n")
+    await member.stdout.readline()

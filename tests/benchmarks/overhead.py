@@ -1,13 +1,16 @@
 """What a replica costs over a bare aiokafka loop, and gains over a Faust agent: latency, throughput, CPU per record.
 
 All sides pass 1 KB of raw bytes from one topic of 8 partitions to another, with acks=all, idempotence and committed
-offsets. Throughput: each side in turn works off the same backlog, in several rounds. Latency: replica and loop read
-the very same records at the same time, so that the machine's noise meets both.
+offsets. Throughput: each side in turn works off the same backlog, in several rounds; `confluent` is the replica on
+librdkafka. Latency: replica and loop read the very same records at the same time, so that the machine's noise meets
+both. `three_stages_…_p99_ms`: from sending a record to Kafka's append of its result behind three stages of one replica
+each, at 250/s on aiokafka and at 1,000/s on librdkafka; broker, producer and replicas share the machine's cores.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import secrets
 import statistics
@@ -22,6 +25,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from inferline_stream.dataplane.protocol import KafkaClient
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.testing.directing import Director
 from inferline_stream.testing.kafka import find_apache_kafka
@@ -43,6 +47,13 @@ work = Stage("work", same, hardware=["cpu-1"])
 pipeline = Pipeline("{name}", slo="250ms", source=Topic("{source}", codec="raw"), sink=Topic("{sink}", codec="raw"),
                     stages=[work])
 """
+THREE = TOPOLOGY.replace(
+    "pipeline",
+    """more = Stage("more", same, after=[work], hardware=["cpu-1"])
+last = Stage("last", same, after=[more], hardware=["cpu-1"])
+pipeline""",
+    1,
+).replace("[work])\n", "[work, more, last])\n")
 
 
 def measure(quick: bool) -> dict[str, float | int | str | None]:
@@ -52,8 +63,11 @@ def measure(quick: bool) -> dict[str, float | int | str | None]:
 
 async def _measure(bootstrap_servers: str, folder: Path, *, quick: bool) -> dict[str, Any]:
     rounds, backlog, seconds = (2, 20_000, 8.0) if quick else (5, 60_000, 30.0)
-    rates: dict[str, list[float]] = {"replica": [], "bare": [], "faust": []}
-    cpu_s: dict[str, list[float]] = {"replica": [], "bare": [], "faust": []}
+    sides = ["replica", "bare", "faust"]
+    if librdkafka := importlib.util.find_spec("confluent_kafka") is not None:
+        sides.append("confluent")
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    cpu_s: dict[str, list[float]] = {side: [] for side in sides}
     source = await _own_topic(bootstrap_servers)
     await _fill(bootstrap_servers, source, backlog)
     for _ in range(rounds):
@@ -67,6 +81,8 @@ async def _measure(bootstrap_servers: str, folder: Path, *, quick: bool) -> dict
                 cpu_s[side].append((_cpu_s(pid) - before_s) / enough)
     latency_s = await _latency(bootstrap_servers, folder, seconds)
     replica_s, bare_s = latency_s["replica"], latency_s["bare"]
+    three_s = await _three_stages(bootstrap_servers, folder, "aiokafka", 250.0, seconds)
+    faster_s = await _three_stages(bootstrap_servers, folder, "confluent", 1000.0, seconds) if librdkafka else None
     return {
         "p50_ratio": statistics.median(replica_s) / statistics.median(bare_s),
         "throughput_ratio": _median_ratio(rates["replica"], rates["bare"]),
@@ -77,6 +93,10 @@ async def _measure(bootstrap_servers: str, folder: Path, *, quick: bool) -> dict
         "bare_p99_ms": _quantile(bare_s, 0.99) * 1e3,
         **{f"{side}_records_per_s": statistics.median(found) for side, found in rates.items()},
         **{f"{side}_cpu_us_per_record": statistics.median(found) * 1e6 for side, found in cpu_s.items()},
+        "three_stages_250_p50_ms": statistics.median(three_s) * 1e3,
+        "three_stages_250_p99_ms": _quantile(three_s, 0.99) * 1e3,
+        "three_stages_1000_confluent_p50_ms": statistics.median(faster_s) * 1e3 if faster_s else None,
+        "three_stages_1000_confluent_p99_ms": _quantile(faster_s, 0.99) * 1e3 if faster_s else None,
     }
 
 
@@ -124,12 +144,27 @@ async def _latency(bootstrap_servers: str, folder: Path, seconds: float) -> dict
     return {side: await _ages(bootstrap_servers, sink, since_ns) for side, sink in sinks.items()}
 
 
-async def _stamped(producer: AIOKafkaProducer, topic: str, seconds: float) -> int:
+async def _three_stages(
+    bootstrap_servers: str, folder: Path, client: KafkaClient, rate: float, seconds: float
+) -> list[float]:
+    """The same through three stages."""
+    source, sink = await _own_topic(bootstrap_servers), await _own_topic(bootstrap_servers)
+    director = Director(bootstrap_servers, _topology(THREE, folder, source, sink), prefix="", max_batch_size=BATCH_SIZE)
+    director.kafka_client = client
+    async with director, AIOKafkaProducer(bootstrap_servers=bootstrap_servers) as producer:
+        await director.start_all()
+        await _stamped(producer, source, 3.0, rate)
+        since_ns = await _stamped(producer, source, seconds, rate)
+        await director.caught_up()
+    return await _ages(bootstrap_servers, sink, since_ns)
+
+
+async def _stamped(producer: AIOKafkaProducer, topic: str, seconds: float, rate: float = LATENCY_RATE) -> int:
     """Send records that hold their own time, evenly spread; returns when the first was sent, in nanoseconds."""
     began_ns = time.time_ns()
     start_s = time.perf_counter()
-    for number in range(int(seconds * LATENCY_RATE)):
-        await asyncio.sleep(max(0.0, start_s + number / LATENCY_RATE - time.perf_counter()))
+    for number in range(int(seconds * rate)):
+        await asyncio.sleep(max(0.0, start_s + number / rate - time.perf_counter()))
         value = struct.pack("<q", time.time_ns()) + bytes(RECORD_BYTES - 8)
         await producer.send(topic, value, key=b"%d" % (number % 1000))
     await producer.flush()
@@ -162,17 +197,24 @@ async def _own_topic(bootstrap_servers: str) -> str:
 
 @asynccontextmanager
 async def _side(side: str, bootstrap_servers: str, folder: Path, source: str, sink: str) -> AsyncIterator[int]:
-    if side != "replica":
+    if side in ("bare", "faust"):
         async with _other(side, bootstrap_servers, source, sink) as pid:
             yield pid
         return
-    name = f"passing-{secrets.token_hex(4)}"
-    topology = folder / f"{name.replace('-', '_')}.py"
-    topology.write_text(TOPOLOGY.format(name=name, source=source, sink=sink))
-    async with Director(bootstrap_servers, topology, prefix="", max_batch_size=BATCH_SIZE) as director:
+    topology = _topology(TOPOLOGY, folder, source, sink)
+    director = Director(bootstrap_servers, topology, prefix="", max_batch_size=BATCH_SIZE)
+    director.kafka_client = "confluent" if side == "confluent" else "aiokafka"
+    async with director:
         replica = await director.start("work")
         await director.assign(replica, range(PARTITIONS))
         yield director.processes[replica].pid
+
+
+def _topology(text: str, folder: Path, source: str, sink: str) -> Path:
+    name = f"passing-{secrets.token_hex(4)}"
+    topology = folder / f"{name.replace('-', '_')}.py"
+    topology.write_text(text.format(name=name, source=source, sink=sink))
+    return topology
 
 
 @asynccontextmanager

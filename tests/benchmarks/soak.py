@@ -1,0 +1,103 @@
+"""Half an hour on Apache Kafka at 70 % utilization, scaled up or down every 20 s: what leaks, and is anything lost?
+
+A branch and a join on emulated hardware. Growth is what a process had more in the last quarter of its time than in the
+second: of the controller, and the worst of all replicas that lived for at least half of the run. Tasks of replicas are
+counted by the stages themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from inferline_stream.controlplane.session import Quiet, Session, session
+from inferline_stream.dataplane.control import TopicFollower
+from inferline_stream.testing.kafka import find_apache_kafka
+from inferline_stream.testing.runs import emulated_run
+from inferline_stream.testing.soaking import CONTROLLER, Growth, Look, growth, soak
+
+SOAKED = Path(__file__).parents[1] / "scenarios" / "soaked"
+RATE = 175.0
+"""70 % of what the fewer replicas pass."""
+
+FEW, MORE = {"parse": 2, "check": 1, "decide": 1}, {"parse": 3, "check": 2, "decide": 2}
+CHANGE_S = 20.0
+
+Figures = dict[str, float | int | str | None]
+
+
+def measure(quick: bool) -> Figures:
+    with find_apache_kafka() as kafka, tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(soaked(kafka.bootstrap_servers, Path(folder), 48.0 if quick else 1800.0))
+
+
+async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figures:
+    """The figures of a run with so many seconds of traffic; replicas write to the folder."""
+    changes_s = np.arange(CHANGE_S / 2, seconds - 5.0, CHANGE_S)
+    run = emulated_run(
+        SOAKED,
+        bootstrap_servers,
+        folder,
+        levels=[(RATE, seconds)],
+        changes=[(float(at_s), FEW if number % 2 else MORE) for number, at_s in enumerate(changes_s)],
+        replicas=FEW,
+        probability={("parse", "check"): 1 / 3},
+        planned_rate=RATE,
+        key_field="number",
+    )
+    async with session(run, Quiet()) as under_way:
+        await under_way.ready()
+        async with soak(under_way) as looks:
+            await under_way.fed(asyncio.Event())
+        report = await under_way.report(await under_way.drain())
+        tasks = await _tasks(under_way)
+    grown = {name: found for name, seen in looks.items() if (found := growth(seen)) and _lived(seen, seconds)}
+    own, replicas = grown.pop(CONTROLLER), list(grown.values())
+    return {
+        "lost": report.lost,
+        "duplicated": report.duplicated,
+        "memory_growth_mb": max((g.memory_mb for g in replicas), default=None),
+        "descriptors_growth": max((g.descriptors for g in replicas), default=None),
+        "tasks_growth": max((last - early for early, last in tasks.values()), default=None),
+        **{f"controller_{figure}": value for figure, value in _named(own).items()},
+        "controller_mb": looks[CONTROLLER][-1].memory_mb,
+        "replica_mb_max": max(seen[-1].memory_mb for seen in looks.values()),
+        "events": report.events_in,
+        "p99_ms": None if report.p99_s is None else report.p99_s * 1e3,
+        "changes": sum(decision.applied for decision in report.decisions),
+        "replicas": len(looks) - 1,
+        "lived_long": len(replicas),
+        "exits": len(report.exits),
+        "failures": under_way.controller.failures,
+    }
+
+
+def _lived(looks: list[Look], seconds: float) -> bool:
+    return looks[-1].time_s - looks[0].time_s > seconds / 2
+
+
+def _named(found: Growth) -> dict[str, float | None]:
+    return {
+        "memory_growth_mb": found.memory_mb,
+        "descriptors_growth": found.descriptors,
+        "tasks_growth": found.tasks,
+    }
+
+
+async def _tasks(under_way: Session) -> Mapping[str, tuple[int, int]]:
+    """Of each replica, by process: how many tasks it had when a quarter of its results were out, and in the end."""
+    counts: dict[str, list[int]] = {}
+    partitions = await under_way.offsets.partitions(under_way.running.sink)
+    ends = (await under_way.offsets.ends({under_way.running.sink: partitions}))[under_way.running.sink]
+    servers, sink = under_way.run.bootstrap_servers, under_way.running.sink
+    async with TopicFollower(servers, sink, partitions=partitions) as follower:
+        records = sorted(await follower.read_to(dict(enumerate(ends))), key=lambda record: record.time_ms)
+    for record in records:
+        for process, tasks in msgspec.json.decode(record.value or b"")["replicas"].items():
+            counts.setdefault(process, []).append(tasks)
+    return {process: (max(seen[: len(seen) // 4 + 1]), seen[-1]) for process, seen in counts.items()}

@@ -1,0 +1,25 @@
+"""A minute under load on Apache Kafka, scaled up and down: the short form of the benchmark `soak`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inferline_stream.testing.kafka import KafkaServer
+from tests.benchmarks.soak import soaked
+
+LEAK_MB = 16.0
+"""More than half a minute of traffic may leave behind: joins remember which events were finished."""
+
+
+async def test_a_minute_of_scaling_loses_nothing_and_leaks_neither_memory_nor_descriptors_nor_tasks(
+    apache_kafka: KafkaServer, tmp_path: Path
+) -> None:
+    figures = await soaked(apache_kafka.bootstrap_servers, tmp_path, 60.0)
+    assert (figures["lost"], figures["duplicated"], figures["exits"], figures["failures"]) == (0, 0, 0, 0)
+    assert figures["events"] > 9000
+    assert figures["changes"] == 3
+    assert figures["lived_long"] >= 2
+    for figure in ("memory_growth_mb", "controller_memory_growth_mb"):
+        assert figures[figure] < LEAK_MB, figure
+    for figure in ("descriptors_growth", "controller_descriptors_growth", "tasks_growth", "controller_tasks_growth"):
+        assert figures[figure] <= 4, figure
