@@ -170,6 +170,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             metrics_port=wanted.metrics_port,
             settings=limits,
             sample=what.trace,
+            live_since_s=time.time(),
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.place, run))
         return await run_to_report(run, screen, stopping.stop, actuator)

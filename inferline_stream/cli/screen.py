@@ -163,6 +163,9 @@ def _report(report: RunReport) -> Table:
     table.add_row("events out", str(report.events_out))
     for reason, count in sorted(report.completed.items()):
         table.add_row(f"ended without output: {reason}", str(count))
+    if report.backlog:
+        done = f"worked off after {_duration(report.backlog_done_s)}; not in the latencies below"
+        table.add_row("of them there before", f"{report.backlog}, {done}")
     table.add_row("lost", str(report.lost), style="bold red" if report.lost else "bold green")
     table.add_row("duplicated", str(report.duplicated))
     table.add_section()

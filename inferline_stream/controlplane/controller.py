@@ -106,6 +106,7 @@ class Controller:
     deciding: Deciding = field(init=False)
     _ticks: Ticks = field(init=False)
     _reported: set[str] = field(default_factory=set)
+    _halts: set[str] = field(default_factory=set)
     _timer_s: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -214,6 +215,9 @@ class Controller:
             self._end(report.replica)
             if report.phase == "failed":
                 logger.warning("replica %s failed: %s", report.replica, report.reason)
+        elif report.reason and report.reason not in self._halts:
+            self._halts.add(report.reason)
+            logger.error("replica %s: %s", report.replica, report.reason)
         if report.phase == "ready" and report.replica not in self._reported:
             self._reported.add(report.replica)
             asked_s = self.fleet.started_s.get(report.replica)

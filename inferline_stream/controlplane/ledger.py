@@ -24,11 +24,14 @@ class Ledger:
         source: full name of the source topic.
         first: first offset of each source partition that the run answers for.
         ends: end offset of each.
+        live: offset of each from which on events are live traffic. Those before were there already: they are accounted
+            for as all others, but their times say nothing of the run. By default every event is live.
     """
 
     source: str
     first: Sequence[int]
     ends: Sequence[int]
+    live: Sequence[int] = ()
     latencies_s: array[float] = field(default_factory=lambda: array("f"))
     """Of the first sink record of each event."""
     entries_s: array[float] = field(default_factory=lambda: array("d"))
@@ -37,6 +40,12 @@ class Ledger:
     """Of every record of the source topic."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Why events ended without a sink record."""
+    live_reasons: Counter[str] = field(default_factory=Counter)
+    """The same of live ones."""
+    backlog: int = 0
+    """Events that are not live."""
+    backlog_done_s: float | None = None
+    """When the last of them was done, seconds since the epoch; None before any was."""
     unknown: int = 0
     """Records in sink or completed topic of events that are not this run's."""
     _entered: list[bytearray] = field(init=False)
@@ -44,6 +53,8 @@ class Ledger:
     _ended: list[bytearray] = field(init=False)
     _named: dict[bytes, list[int]] = field(default_factory=dict)
     """Events with an id of their own → [sink records, other endings]."""
+    _old: set[bytes] = field(default_factory=set)
+    """Those of them that are not live."""
 
     def __post_init__(self) -> None:
         sizes = [max(0, end - first) for first, end in zip(self.first, self.ends, strict=True)]
@@ -51,9 +62,14 @@ class Ledger:
 
     def entered(self, record: Followed) -> None:
         """A record of the source topic."""
-        self.arrivals_s.append(record.time_ms / 1e3)
+        live = not self.live or record.offset >= self.live[record.partition]
+        if live:
+            self.arrivals_s.append(record.time_ms / 1e3)
+        else:
+            self.backlog += 1
         if (name := _header(record, EVENT_ID)) is not None:
-            self._named.setdefault(name, [0, 0])
+            if self._named.setdefault(name, [0, 0]) == [0, 0] and not live:
+                self._old.add(name)
         elif self.first[record.partition] <= record.offset < self.ends[record.partition]:
             self._entered[record.partition][record.offset - self.first[record.partition]] = 1
 
@@ -63,7 +79,9 @@ class Ledger:
         if not self._count(name, self._out, 0):
             return
         entry = _header(record, ENTRY_TIME)
-        if entry is not None:
+        if self._is_old(name):
+            self._old_done(record)
+        elif entry is not None:
             entered_s = int(entry) / 1e6
             self.entries_s.append(entered_s)
             self.latencies_s.append(record.time_ms / 1e3 - entered_s)
@@ -71,8 +89,25 @@ class Ledger:
     def ended(self, record: Followed) -> None:
         """A record of the completed topic."""
         reason = (_header(record, REASON) or b"unknown").decode()
-        if self._count(record.key or b"", self._ended, 1):
+        name = record.key or b""
+        if self._count(name, self._ended, 1):
             self.reasons[reason] += 1
+            if self._is_old(name):
+                self._old_done(record)
+            else:
+                self.live_reasons[reason] += 1
+
+    def _old_done(self, record: Followed) -> None:
+        self.backlog_done_s = max(self.backlog_done_s or 0.0, record.time_ms / 1e3)
+
+    def _is_old(self, name: bytes) -> bool:
+        """Whether an event of this run was there before it."""
+        if not self.backlog:
+            return False
+        if name in self._named:
+            return name in self._old
+        topic, _, offset = name.decode().rpartition("/")
+        return int(offset) < self.live[int(topic.rpartition("/")[2])]
 
     def _count(self, name: bytes, place: list[bytearray], column: int) -> bool:
         """Count one record; whether it is the event's first of its kind."""
@@ -132,16 +167,20 @@ class Bounds:
     source: tuple[int, ...]
     sink: tuple[int, ...]
     completed: tuple[int, ...]
+    live: tuple[int, ...]
+    """Of the source: what is before was there already."""
 
 
 async def bounds_now(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> Bounds:
     """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
+    first = await _committed(offsets, running, partitions)
     topics = {
+        running.source: len(first),
         running.sink: await offsets.partitions(running.sink),
         running.names.completed: await offsets.partitions(running.names.completed),
     }
     ends = await offsets.ends(topics)
-    return Bounds(await _committed(offsets, running, partitions), ends[running.sink], ends[running.names.completed])
+    return Bounds(first, ends[running.sink], ends[running.names.completed], ends[running.source])
 
 
 async def read_ledger(
@@ -168,7 +207,7 @@ async def read_ledger(
     )
     if to_committed:
         ends[running.source] = await _committed(offsets, running, partitions)
-    ledger = Ledger(running.source, since.source, ends[running.source])
+    ledger = Ledger(running.source, since.source, ends[running.source], since.live)
     for topic, first, take in (
         (running.source, since.source, ledger.entered),
         (running.sink, since.sink, ledger.out),

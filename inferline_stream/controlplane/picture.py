@@ -343,6 +343,7 @@ class Picture:
             events_out=self.counts.events_out,
             completed_without_output=self.counts.completed,
             duplicates=sum(f.duplicates for f in figures.values()),
+            backlog=sum(f.backlog for f in figures.values()),
             input_age_s=ages,
             paused=paused,
             decision_counts=dict(self.decision_counts),
@@ -408,6 +409,8 @@ class Picture:
             limit=limit,
             stuck_partitions=stuck if sum(c.ready for c in counts) else (),
             partition_rates=rates,
+            join_events=figures.join_events,
+            join_bytes=figures.join_bytes,
         )
 
 

@@ -64,6 +64,10 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """How late the trace replay sent, against the trace."""
     unknown: int = 0
     """Records in the sink that belong to none of the run's events."""
+    backlog: int = 0
+    """Events that were there before the run: accounted for, but neither in its latencies nor in its miss rate."""
+    backlog_done_s: float | None = None
+    """When the last of them was done, from the run's beginning; None without any."""
 
 
 def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[DecisionLine]:
@@ -75,9 +79,9 @@ def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[
 
 
 def miss_rate(ledger: Ledger, slo_s: float) -> float | None:
-    """Share of events above the SLO; lost, dead-lettered and expired ones are misses, skipped ones do not count."""
+    """Share of live events above the SLO; lost, dead-lettered and expired ones are misses, skipped ones are not."""
     lost, _ = ledger.lost()
-    failed = sum(count for reason, count in ledger.reasons.items() if reason not in _NO_OUTPUT)
+    failed = sum(count for reason, count in ledger.live_reasons.items() if reason not in _NO_OUTPUT)
     late = int(np.count_nonzero(np.frombuffer(ledger.latencies_s, dtype=np.float32) > slo_s))
     events = len(ledger.latencies_s) + lost + failed
     return (late + lost + failed) / events if events else None
@@ -144,4 +148,6 @@ def run_report(
         advisory=advisory,
         lateness_p99_s=lateness_p99_s,
         unknown=ledger.unknown,
+        backlog=ledger.backlog,
+        backlog_done_s=None if ledger.backlog_done_s is None else round(ledger.backlog_done_s - started_s, 3),
     )

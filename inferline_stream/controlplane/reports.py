@@ -46,6 +46,7 @@ class StageFigures:
     dead_lettered: int
     expired: int
     duplicates: int
+    backlog: int
     handovers: int
     handover_stall_s: float
     batches: int
@@ -56,6 +57,9 @@ class StageFigures:
     service_time_s: float | None
     mean_batch_size: float | None
     utilization: float | None
+    join_events: int
+    """That wait for parts now."""
+    join_bytes: int
     newest_s: float | None
     """When the newest report of any of its replicas was read."""
     slowdown: Mapping[str, float]
@@ -160,6 +164,7 @@ class Reports:
             dead_lettered=sum(r.dead_lettered for r in newest),
             expired=sum(r.expired for r in newest),
             duplicates=sum(r.duplicates for r in newest),
+            backlog=sum(r.backlog for r in newest),
             handovers=sum(r.handovers for r in newest),
             handover_stall_s=sum(r.handover_stall_s for r in newest),
             batches=sum(b.batches for r in newest for b in r.batch_stats.values()),
@@ -169,6 +174,8 @@ class Reports:
             service_time_s=sum(b.service_s for b in batches.values()) / count if count else None,
             mean_batch_size=batched / count if count else None,
             utilization=busy_s / watched_s if watched_s > 0 else None,
+            join_events=sum(t.newest.join_events for t in told if not t.ended),
+            join_bytes=sum(t.newest.join_bytes for t in told if not t.ended),
             newest_s=max((t.heard_s for t in told), default=None),
             slowdown=self._slowdown(name, pairs),
         )

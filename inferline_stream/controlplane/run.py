@@ -104,6 +104,7 @@ class Run:
         settings: periods and time limits.
         sample: the arrivals that the plan was made for, for what others would have bought for them.
         run_folder: where the finished run is written down, a folder that does not exist yet; None for nowhere.
+        live_since_s: seconds since the epoch; what entered before is a backlog, apart from live traffic in metrics.
     """
 
     pipeline: Pipeline
@@ -131,6 +132,7 @@ class Run:
     settings: Settings = field(default_factory=Settings)
     sample: Trace | None = None
     run_folder: Path | None = None
+    live_since_s: float = 0.0
 
     @property
     def kinds(self) -> Catalogue:
@@ -154,6 +156,7 @@ class Run:
             tracing=self.tracing,
             emulated_s=emulated_s(self.pipeline.stage(stage), hardware) if kind.emulated else None,
             isolation=isolation_of(self.pipeline.stage(stage).isolation),
+            live_since_s=self.live_since_s,
             settings={
                 name: getattr(self.settings, name)
                 for name in self.settings.__dataclass_fields__

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from inferline_stream.baselines.coarse import peak_cost_per_hour
 from inferline_stream.controlplane.commanding import page_control
 from inferline_stream.controlplane.controller import Controller, Host
 from inferline_stream.controlplane.leadership import Leadership
-from inferline_stream.controlplane.ledger import bounds_now
+from inferline_stream.controlplane.ledger import Bounds, bounds_now
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.recovery import Found, find
 from inferline_stream.controlplane.report import RunReport
@@ -75,11 +76,9 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
     replication, create = run.replication, run.create_topics
     for note in await ready_topics(run.bootstrap_servers, topics, create=create, replication=replication):
         watcher.note(note)
-    await commit_start_offsets(run.bootstrap_servers, pipeline, run.prefix, run.start)
     async with contextlib.AsyncExitStack() as stack:
         offsets = await stack.enter_async_context(OffsetReader(run.bootstrap_servers))
         partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
-        since = await bounds_now(offsets, running, partitions)
         controller_name = f"{pipeline.name}-{secrets.token_hex(4)}"
         leadership = await stack.enter_async_context(Leadership(run.bootstrap_servers, names, controller_name))
         stock: dict[str, int] = {}
@@ -87,6 +86,8 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
             actuator = await stack.enter_async_context(LocalActuator(run.spec, run.log_folder))
             stock = local_stock(run.plan.allocations, run.kinds, len(os.sched_getaffinity(0)))
         found = await find(run.bootstrap_servers, names)
+        since = await _begun(run, found, running, offsets, partitions)
+        await leadership.heartbeat()
         structure = structure_of(pipeline)
         await _refuse_other_structure(found, structure, offsets, running, partitions)
         faust_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-faust-")))
@@ -163,6 +164,23 @@ async def run_to_report(run: Run, watcher: Watcher, stop: asyncio.Event, actuato
         await under_way.fed(stop)
         lag = await under_way.drain()
         return await under_way.report(lag)
+
+
+async def _begun(
+    run: Run, found: Found, running: Running, offsets: OffsetReader, partitions: Mapping[str, int]
+) -> Bounds:
+    """Commit where groups start that do not know it; returns where the run begins."""
+    before = None if found.plan is None else found.plan.structure
+    known: set[str] = set()
+    if before is not None:
+        same_source = before.source[0] == run.pipeline.source.name
+        known = {stage for stage in before.edges if same_source or stage not in running.entries}
+    taken_over = found.wanted is not None and run.start == "committed"
+    if not taken_over:  # only a leader may: the offsets of a running pipeline are its replicas'
+        await commit_start_offsets(run.bootstrap_servers, run.pipeline, run.prefix, run.start, known=known)
+    since = await bounds_now(offsets, running, partitions)
+    # What a leader that fell silent has left is live traffic, and late by our doing.
+    return replace(since, live=since.source) if taken_over else since
 
 
 async def _refuse_other_structure(

@@ -85,6 +85,8 @@ class Moving:
         self._slo_s = wiring.pipeline.slo_s
         self._on_expired = wiring.pipeline.on_expired
         self._bounds_s = latency_bounds_s(self._slo_s)
+        # Where a header holds the entry time, it may be of any age and tells nothing of when the event came here.
+        self._live_since_us = spec.live_since_s * 1e6 if wiring.entry_time_header is None else 0.0
         self._intake = Intake(wiring, self._waits, self._ends, time.monotonic)
         self._backlog: Backlog[Event] = Backlog(lambda event: event.entry_us, lambda event: event.size_bytes)
         self._waiting_since_s = 0.0
@@ -296,7 +298,7 @@ class Moving:
                 await self._sender.send(outgoing)
             self._complete(finished)
             self._measure(finished)
-            owning.commit_wanted.set()
+            owning.finished(len(finished))
 
     async def transact(self, owning: Owning, records: Records) -> None:
         """The same in transactions that hold the offsets too."""
@@ -351,5 +353,9 @@ class Moving:
             return
         now_us = time.time() * 1e6
         for event, outcome in finished:
-            if type(outcome) is Done and not event.replayed:
+            if type(outcome) is not Done or event.replayed:
+                continue
+            if event.entry_us < self._live_since_us:
+                self._report.backlog += 1
+            else:
                 count_latency(self._report, self._bounds_s, (now_us - event.entry_us) / 1e6)

@@ -37,6 +37,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     settings: dict[str, float] = {}
     """Fields of `Settings` that differ from their defaults."""
     isolation: Isolation = Isolation("none")
+    live_since_s: float = 0.0
+    """Seconds since the epoch: events that entered before are a backlog, and their latency says nothing."""
     ready_fd: int | None = None
     """Inherited descriptor that is written to once the replica is ready."""
     version: int = WIRE_VERSION
@@ -138,6 +140,8 @@ class ReplicaReport(msgspec.Struct):
     """Final stage only: events per bucket of end-to-end latency (not cumulative), the last one unbounded."""
     latency_sum_s: float = 0.0
     latency_max_s: float = 0.0
+    backlog: int = 0
+    """Final stage only: results of events that are no live traffic; they are in no bucket."""
     handovers: int = 0
     handover_stall_s: float = 0.0
     reason: str = ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -18,7 +19,7 @@ from inferline_stream.dataplane.connecting import client_options, unreachable
 from inferline_stream.dataplane.wiring import input_topic
 from inferline_stream.errors import InvalidTopology, Unreachable, UsageError
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.topology import Pipeline, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -216,28 +217,21 @@ async def ready_topics(
     return [difference.text for difference in differences]
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where a pipeline begins to read.
-
-    Args:
-        offsets: of the source topic, by partition.
-        backlog: records that were there already and will be processed: not live traffic.
-        since_s: seconds since the epoch; what arrives later is live.
-    """
-
-    offsets: Mapping[int, int]
-    backlog: int
-    since_s: float
-
-
 async def commit_start_offsets(
-    bootstrap_servers: str, pipeline: Pipeline, prefix: str = "", start: str = "committed", timeout_s: float = 10.0
-) -> Start:
+    bootstrap_servers: str,
+    pipeline: Pipeline,
+    prefix: str = "",
+    start: str = "committed",
+    *,
+    timeout_s: float = 10.0,
+    known: Collection[str] = (),
+) -> None:
     """Commit where each stage's group starts, once before any replica is granted a partition.
 
     Entry stages start where ``start`` says; the other stages at the beginning of their topics. A partition that has a
-    committed offset keeps it unless ``start`` is a place of its own: then entry stages are moved.
+    committed offset keeps it unless ``start`` is a place of its own: then entry stages are moved. One that has none
+    although its stage has worked before stays without: its replica halts it, where going on anywhere would lose events
+    or repeat them without a word.
 
     Args:
         bootstrap_servers: of the cluster.
@@ -245,6 +239,7 @@ async def commit_start_offsets(
         prefix: of its names.
         start: ``committed`` (where there is no offset, the end), ``earliest``, ``latest``, or an ISO time.
         timeout_s: longest wait for Kafka.
+        known: stages that have worked before.
 
     Raises:
         UsageError: a start that is none of these.
@@ -252,24 +247,25 @@ async def commit_start_offsets(
     """
     time_ms = _start_time_ms(start)
     names = Names(pipeline.name, prefix)
-    source = names.topic(pipeline.source.name)
-    first: Start | None = None
-    for stage in pipeline.stages:
-        topic = input_topic(pipeline, names, stage.name)
-        async with _Group(bootstrap_servers, names.group(stage.name), topic, timeout_s) as group:
+
+    async def commit(stage: Stage) -> None:
+        topic, name = input_topic(pipeline, names, stage.name), names.group(stage.name)
+        async with _Group(bootstrap_servers, name, topic, timeout_s) as group:
             committed = await group.committed()
-            ends, begins = await group.ends(), await group.begins()
             if stage.after:
-                wanted = {p: begin for p, begin in begins.items() if p not in committed}
+                wanted = {p: begin for p, begin in (await group.begins()).items() if p not in committed}
             else:
                 wanted = await _entry_offsets(group, start, time_ms, committed)
-            await group.commit(wanted)
-            if topic == source and first is None:
-                offsets = {**committed, **wanted}
-                backlog = sum(max(0, ends[p] - offset) for p, offset in offsets.items())
-                first = Start(offsets, backlog, datetime.now(UTC).timestamp())
-    assert first is not None, "a valid pipeline has an entry stage"
-    return first
+            if start != "committed" or stage.name not in known:
+                await group.commit(wanted)
+            elif wanted:
+                logger.error(
+                    "group %s has no offset of %s/%s, which it has read before: halted. Offsets expire where a "
+                    "pipeline stood still for days; run with --start earliest, latest or a time",
+                    name, topic, ",".join(map(str, sorted(wanted))),
+                )  # fmt: skip
+
+    await asyncio.gather(*map(commit, pipeline.stages))  # a leader that is busy for long is taken for dead
 
 
 async def _entry_offsets(
@@ -368,8 +364,14 @@ class _Admin:
         await _in_time(self._where, self.client.start(), self._timeout_s, self.client.close)
         return self
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         await self.client.close()
+        if isinstance(error, KafkaError):
+            raise await unreachable(
+                self._where, f"Kafka at {self._where} does not answer ({error!r}); is it running?"
+            ) from error
 
 
 async def _in_time(bootstrap_servers: str, work: Any, timeout_s: float, undo: Any) -> Any:

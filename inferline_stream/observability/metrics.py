@@ -154,6 +154,7 @@ def _pipeline_families(state: PipelineState) -> Iterator[Metric]:
         "Events that ended without a sink record: branch not taken, dead-lettered or expired.",
         state.completed_without_output,
     )
+    yield counter("inferline_backlog_events", "Events done that had entered before the run.", state.backlog)
     yield counter("inferline_duplicates", "Records dropped because their event had been seen.", state.duplicates)
     decisions = CounterMetricFamily(
         "inferline_decisions", "Decisions of Tuner and Planner.", labels=["pipeline", "action", "reason"]
@@ -231,6 +232,8 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...]
         "Partitions whose commits stand still although the owner is up.",
         lambda s: len(s.stuck_partitions),
     ),
+    ("join_waiting_events", "Events of a join that wait for parts.", lambda s: s.join_events),
+    ("join_waiting_bytes", "Size of the parts that wait in a join.", lambda s: s.join_bytes),
 )
 
 _STAGE_COUNTERS: tuple[tuple[str, str, Callable[[StageState], float]], ...] = (

@@ -53,6 +53,10 @@ class StageState:
     """Partitions with lag whose committed offset stands still although their owner is up."""
     partition_rates: tuple[float, ...] = ()
     """Arrivals per second by partition; empty where not measured."""
+    join_events: int = 0
+    """Events that wait for parts now; 0 where the stage is no join."""
+    join_bytes: int = 0
+    """Size of those parts."""
 
     @property
     def lag_records(self) -> int:
@@ -164,6 +168,8 @@ class PipelineState:
     duplicates: int
     input_age_s: Mapping[str, float]
     """Age of the newest value of each input: ``arrivals``, ``offsets`` (committed ones), ``reports/<stage>``."""
+    backlog: int = 0
+    """Events that were in the source topic before the run and have reached the sink: in no latency."""
     paused: bool = False
     decision_counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Decisions since the start by (action, reason)."""

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferline_stream.controlplane.ledger import Ledger
+from inferline_stream.controlplane.report import miss_rate
 from inferline_stream.dataplane.control import Followed
 from inferline_stream.dataplane.headers import REASON
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
@@ -88,3 +89,31 @@ def test_every_event_is_counted_as_a_plain_list_of_ids_counts_it(
     assert ledger.duplicated == len(out) - len(set(out))
     count, _ = ledger.lost()
     assert count == len(set(ids) - set(out) - set(end))
+
+
+def test_what_was_there_before_is_accounted_for_and_tells_nothing_of_latency_and_misses() -> None:
+    ledger = Ledger("posts", (10,), (15,), live=(12,))
+    for offset in (10, 11, 12):
+        ledger.entered(source(0, offset))
+    ledger.entered(source(0, 13, name=b"mine"))
+    ledger.out(sink(b"posts/0/10", time_ms=90_000))
+    ledger.ended(completed(b"posts/0/11", b"dead_lettered"))
+    ledger.out(sink(b"posts/0/12", time_ms=1250))
+    ledger.out(sink(b"mine", time_ms=1500))
+    assert (ledger.events_in, ledger.events_out, ledger.backlog) == (4, 3, 2)
+    assert ledger.lost() == (0, [])
+    assert list(ledger.latencies_s) == [pytest.approx(0.25), pytest.approx(0.5)]
+    assert len(ledger.arrivals_s) == 2
+    assert ledger.backlog_done_s == 90.0
+    assert ledger.reasons == Counter({"dead_lettered": 1})
+    assert miss_rate(ledger, 0.3) == 0.5
+
+
+def test_a_named_event_that_was_there_before_is_told_by_its_record() -> None:
+    ledger = Ledger("posts", (0,), (2,), live=(1,))
+    ledger.entered(source(0, 0, name=b"old"))
+    ledger.entered(source(0, 1, name=b"new"))
+    ledger.out(sink(b"old", time_ms=90_000))
+    ledger.out(sink(b"new", time_ms=1250))
+    assert list(ledger.latencies_s) == [pytest.approx(0.25)]
+    assert (ledger.backlog, ledger.backlog_done_s) == (1, 90.0)

@@ -1,0 +1,58 @@
+"""Where a run begins that finds its pipeline's topics and groups as another has left them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from inferline_stream.controlplane.session import Quiet, Run, run_to_report, session
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.control import Written, delete_groups, write_once
+from inferline_stream.pipeline.names import Names
+from inferline_stream.testing.kafka import KafkaServer
+
+
+async def wait_at_the_source(run: Run, events: int) -> None:
+    source = Names(run.pipeline.name, run.prefix).topic(run.pipeline.source.name)
+    for number in range(events):
+        record = Written(source, str(number), b'{"number": %d}' % number, number % 8)
+        await write_once(run.bootstrap_servers, record)
+
+
+async def test_a_backlog_is_worked_off_and_told_apart_from_live_traffic(swing, embedded_broker: KafkaServer) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 3)])
+    async with asyncio.timeout(90):
+        first = await run_to_report(run, Quiet(), asyncio.Event())
+        await wait_at_the_source(run, 50)
+        second = await run_to_report(run, Quiet(), asyncio.Event())
+    assert (first.backlog, first.backlog_done_s) == (0, None)
+    assert (second.backlog, second.lost, second.duplicated) == (50, 0, 0)
+    assert second.events_in == second.events_out == first.events_in + 50
+    assert second.backlog_done_s is not None
+
+
+async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_people_say_where_to_go_on(
+    swing, embedded_broker: KafkaServer
+) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 1)])
+    group = Names(run.pipeline.name, run.prefix).group("parse")
+    async with asyncio.timeout(120):
+        first = await run_to_report(run, Quiet(), asyncio.Event())
+        await delete_groups(run.bootstrap_servers, group)  # as Kafka does in time
+        since = datetime.now(UTC).isoformat()
+        await wait_at_the_source(run, 20)
+        async with session(replace(run, feed=None, faust=False), Quiet()) as halted:
+            await halted.ready()
+
+            async def told() -> bool:
+                reports = halted.controller.picture.reports.replicas.values()
+                return any("halted: its group has committed no offset" in r.newest.reason for r in reports)
+
+            assert await until(told, 20.0)
+            topic = halted.running.source
+            assert await halted.offsets.committed(group, topic, 8) == (-1,) * 8
+            await halted.controller.retire(halted.running_stages(), 10.0)
+        anew = await run_to_report(replace(run, start=since), Quiet(), asyncio.Event())
+    assert (anew.backlog, anew.lost) == (20, 0)
+    assert anew.events_in == anew.events_out == first.events_in + 20
