@@ -15,6 +15,10 @@ SAMPLE_RATE, SAMPLE_S = 16.0, 60.0
 LIVE_LEVELS = [(16.0, 2.0), (48.0, 6.0), (10.0, 82.0)]
 """Events per second and for how many seconds: as planned, then a burst, then quieter than planned."""
 
+SWING_SEED = 8
+SWING = [(0, 16), (120, 16), (180, 48), (300, 48), (360, 10), (450, 10), (450, 48), (470, 48), (470, 16), (600, 16)]
+"""Seconds and events per second, straight lines between: up to three times the planned rate, a lull, a spike."""
+
 SUBJECTS = ["partition", "replica", "consumer group", "topic", "broker"]
 EASY = ["What is a {0}?", "Is a {0} cheap?", "How big is one {0}?"]
 HARD = [
@@ -34,6 +38,14 @@ def live(rng: np.random.Generator) -> Trace:
     return levels_trace(LIVE_LEVELS, 1.0, rng)
 
 
+def swing(rng: np.random.Generator) -> Trace:
+    """Poisson arrivals whose rate rises, falls and jumps, for comparisons: those of the highest rate, thinned out."""
+    times, rates = zip(*SWING, strict=True)
+    arrivals_s = np.cumsum(rng.exponential(1 / max(rates), 2 * max(rates) * times[-1]))
+    arrivals_s = arrivals_s[arrivals_s < times[-1]]
+    return Trace(arrivals_s[rng.random(arrivals_s.size) < np.interp(arrivals_s, times, rates) / max(rates)])
+
+
 def questions(rng: np.random.Generator) -> list[dict[str, int | str]]:
     """Questions, six out of ten of them hard."""
     made: list[dict[str, int | str]] = []
@@ -44,9 +56,10 @@ def questions(rng: np.random.Generator) -> list[dict[str, int | str]]:
 
 
 def main() -> None:
-    """Write the three files beside this one."""
+    """Write the four files beside this one."""
     rng = np.random.default_rng(2020)
-    for name, trace in (("arrivals.csv", arrivals(rng)), ("live.csv", live(rng))):
+    swinging = swing(np.random.default_rng(SWING_SEED))
+    for name, trace in (("arrivals.csv", arrivals(rng)), ("live.csv", live(rng)), ("swing.csv", swinging)):
         (HERE / name).write_text("arrival_s\n" + "".join(f"{t:.6f}\n" for t in trace.arrivals_s))
     (HERE / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions(rng)))
 

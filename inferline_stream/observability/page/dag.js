@@ -8,7 +8,7 @@ export const kindsOf = (stage) => stage.replicas.filter((r) => r[1] || r[2] || r
 export const batchOf = (stage) => (stage.mean_batch_size === null ? `batch ≤ ${stage.max_batch_size}` : `batch ${number(stage.mean_batch_size, 2)} of ${stage.max_batch_size}`);
 
 const HOT = 0.85;
-const LARGE = 12; // stages; more get smaller boxes
+export const LARGE = 12; // stages; more get smaller boxes
 const NARROW = 620; // pixels; on less, stages stand below each other
 const TALL = { width: 212, height: 106, gapX: 56, gapY: 22 }, SHORT = { width: 172, height: 58, gapX: 48, gapY: 10 };
 
@@ -28,7 +28,7 @@ function stageBox(stage, x, y, box, slo_s, selected) {
   const ready = replicasOf(stage, READY), wanted = replicasOf(stage, WANTED), words = wordsOf(stage);
   const hot = stage.utilization !== null && stage.utilization > HOT, small = box.height < 100;
   const foot = box.height - 17, bar = box.width - 72, letters = Math.floor((box.width - 24) / 6.5);
-  const lines = small ? [`${short(kindsOf(stage), 12)} · wait ${seconds(stage.wait_s, 2)}`] : [kindsOf(stage), `${batchOf(stage)} · ${number(stage.arrival_rate)}/s`, `wait ${seconds(stage.wait_s, 2)} · service ${seconds(stage.service_time_s, 2)}`];
+  const lines = small ? [`${short(kindsOf(stage), 9)} · ${number(stage.mean_batch_size, 2)}/${stage.max_batch_size} · ${seconds(stage.wait_s, 2)}`] : [kindsOf(stage), `${batchOf(stage)} · ${number(stage.arrival_rate)}/s`, `wait ${seconds(stage.wait_s, 2)} · service ${seconds(stage.service_time_s, 2)}`];
   return element("g", { class: `stage ${moodOf(stage, slo_s)}`, transform: `translate(${x} ${y})`, tabindex: 0, role: "button", "data-stage": stage.name, "aria-label": words, "aria-expanded": selected === stage.name },
     element("title", {}, words),
     element("rect", { class: "box", width: box.width, height: box.height, rx: 8 }),

@@ -1,7 +1,7 @@
 // The live page: follows /events and draws the newest state; /history tells what was before.
 import { ago, chart, dollars, html, number, percent, roundDollars, seconds, TIME_STEPS } from "/charts.js";
 import { showControls, stageControls } from "/control.js";
-import { batchOf, drawDag, kindsOf, PENDING, READY, replicasOf, sum, WANTED } from "/dag.js";
+import { batchOf, drawDag, LARGE, PENDING, READY, replicasOf, sum, WANTED } from "/dag.js";
 
 const KEPT_S = 600;
 const SHORTEST_S = 60;
@@ -233,6 +233,7 @@ function draw(state) {
   byId("pause").dataset.action = state.paused ? "resume" : "pause";
   tiles(state);
   drawDag(byId("dag"), state, selected);
+  if (state.stages.length > LARGE) byId("dag-note").textContent = "Each stage: replicas; hardware · batch / its limit · wait; utilization. Open one for all its figures.";
   for (const part of [stageDetails, envelope, latency, replicas, cost, heat, decisions, plans]) part(state);
 }
 
