@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from inferline_stream.controlplane.picture import Picture, with_bound
+from inferline_stream.controlplane.records import StoredPlan
 from inferline_stream.dataplane.protocol import ReplicaReport
 from inferline_stream.observability.state import LatencyHistogram
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
+from inferline_stream.planner.document import plan_to_bytes
 
 SHAPE = Shape(("a",), ())
 MEASURED = PipelineProfile(
@@ -59,6 +61,15 @@ def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() 
     seen.adopt(other, MEASURED, (0.2, 1.0, 60.0))
     assert seen.traffic.envelope(60.0) == pytest.approx((10, 50, 2999), abs=1)
     assert seen.state(60.0, 0.0, {}, envelope=seen.traffic.envelope(60.0)).slo_s == 0.3
+
+
+def test_a_plan_that_came_into_force_is_told_with_what_it_holds() -> None:
+    seen = picture()
+    seen.planned(StoredPlan("c", 1, 12.0, "initial", "", msgspec.Raw(plan_to_bytes(PLAN)), 3))
+    (told,) = seen.state(60.0, 0.0, {}, envelope=(0, 0)).plans
+    assert (told.number, told.time_s, told.reason) == (3, 12.0, "initial")
+    assert told.allocations == {"a": (("cpu", 4, 2),)}
+    assert (told.cost_per_hour, told.predicted_p99_s, told.slo_s) == (0.2, 0.4, 0.5)
 
 
 def test_events_are_late_by_the_slo_of_their_time() -> None:
