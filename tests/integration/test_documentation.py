@@ -138,9 +138,7 @@ def test_the_readme_compares_with_the_figures_that_its_command_prints(tmp_path: 
         (row["policy"], row["setting"] == "default"): row
         for row in json.loads(run(f"{command} --output json", tmp_path))["rows"]
     }
-    told = re.findall(
-        r"^\|[^|]+\| `([\w-]+)` \|([^|]*)\| \$([\d.]+) \| ([\d.]+) % \|", README.read_text(), re.MULTILINE
-    )
+    told = FIGURES.findall(README.read_text())
     assert len(told) >= 6
     for policy, setting, dollars, misses in told:
         row = printed[policy, "tuned" not in setting]
