@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferline_stream.errors import UsageError
-from inferline_stream.pipeline.units import duration_s
+from inferline_stream.pipeline.units import duration_s, size_bytes
 
 CACHE = "INFERLINE_CACHE"
 
@@ -83,10 +83,10 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
-    """Settings with `INFERLINE_<NAME>` applied, e.g. ``INFERLINE_TUNER_STEP_S=50ms``; a bare number is seconds.
+    """Settings with `INFERLINE_<NAME>` applied, as ``INFERLINE_TUNER_STEP_S=50ms``; a bare number is seconds or bytes.
 
     Raises:
-        UsageError: a variable that is neither a number nor, for a time, a duration.
+        UsageError: a variable that is neither a number nor a duration or size, whichever it is to be.
     """
     source = os.environ if environment is None else environment
     found: dict[str, float] = {}
@@ -94,20 +94,28 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         variable = f"INFERLINE_{name.upper()}"
         if variable in source:
             try:
-                found[name] = _number(source[variable], time=name.endswith("_s"))
+                found[name] = _number(source[variable], name)
             except ValueError:
-                what = "a number of seconds, or a duration such as 250ms" if name.endswith("_s") else "a number"
+                what = next((what for end, (_, what) in _UNITS.items() if name.endswith(end)), "a number")
                 raise UsageError(f"{variable}={source[variable]!r} is not {what}") from None
     return Settings(**found)
 
 
-def _number(text: str, *, time: bool) -> float:
+_UNITS = {
+    "_s": (duration_s, "a number of seconds, or a duration such as 250ms"),
+    "_bytes": (size_bytes, "a number of bytes, or a size such as 64MB"),
+}
+"""How settings whose name ends so are written with a unit."""
+
+
+def _number(text: str, name: str) -> float:
     try:
         return float(text)
     except ValueError:
-        if not time:
-            raise
-        return duration_s(text)
+        for end, (with_unit, _) in _UNITS.items():
+            if name.endswith(end):
+                return with_unit(text)
+        raise
 
 
 def reasons() -> dict[str, str]:

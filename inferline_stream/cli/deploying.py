@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.output import Output
 from inferline_stream.cli.overriding import Kafka, Prefix
 
 
-def deploy(topology: Topology, *, bootstrap_servers: Kafka, prefix: Prefix = "") -> None:
+def deploy(topology: Topology, *, bootstrap_servers: Kafka, prefix: Prefix = "", output: Output = "table") -> None:
     """Replace every replica of a running pipeline by one that runs the topology's code as it is now.
 
     A new replica is READY before an old one leaves, and nothing is lost or repeated. What code alone cannot change,
@@ -15,7 +16,8 @@ def deploy(topology: Topology, *, bootstrap_servers: Kafka, prefix: Prefix = "")
     import asyncio
     import time
 
-    from inferline_stream.cli.overriding import who
+    from inferline_stream.cli.output import print_json
+    from inferline_stream.cli.overriding import as_fields, who
     from inferline_stream.cli.provisioning import topology_file
     from inferline_stream.controlplane.leadership import leads
     from inferline_stream.controlplane.records import Override, encode
@@ -30,6 +32,8 @@ def deploy(topology: Topology, *, bootstrap_servers: Kafka, prefix: Prefix = "")
     pipeline = validated(load_topology(topology_file(topology)))
     names = Names(pipeline.name, prefix)
 
+    override = Override("code", value=time.time(), who=who())
+
     async def order() -> None:
         if not await leads(bootstrap_servers, names):
             raise UsageError(f"no run leads {pipeline.name!r} there: start one with `inferline-stream run`")
@@ -38,10 +42,12 @@ def deploy(topology: Topology, *, bootstrap_servers: Kafka, prefix: Prefix = "")
             reasons = incompatibilities(plan.structure, structure_of(pipeline))
             if reasons:
                 raise UsageError(f"{'; '.join(reasons)}. {DRAIN_FIRST.capitalize()}")
-        override = Override("code", value=time.time(), who=who())
         await write_once(bootstrap_servers, Written(names.control, override.key, encode(override)))
 
     asyncio.run(order())
+    if output == "json":
+        print_json({"pipeline": pipeline.name, "overrides": [as_fields(override.key, override)]})
+        return
     print(
         f"{pipeline.name}: every replica is replaced, one after another; the new one is READY before the old one leaves"
     )

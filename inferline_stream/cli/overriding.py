@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.output import Output
 
 if TYPE_CHECKING:
     from inferline_stream.controlplane.records import Override
@@ -39,6 +40,7 @@ def scale(
     ] = None,
     lasting: For = None,
     prefix: Prefix = "",
+    output: Output = "table",
 ) -> None:
     """Set replicas or limits of a stage, or the SLO, prices and stock that plans are made for, while it runs."""
     import msgspec
@@ -69,15 +71,17 @@ def scale(
             "nothing to set: give a stage and a number of replicas, or one of the options of `scale --help`"
         )
     signed = [msgspec.structs.replace(override, until_s=until_s, who=who()) for override in (*of_stage, *whole)]
-    _send(pipeline, bootstrap_servers, prefix, [(override.key, override) for override in signed])
+    _send(pipeline, bootstrap_servers, prefix, [(override.key, override) for override in signed], output)
 
 
-def pause(topology: Topology, *, bootstrap_servers: Kafka, lasting: For = None, prefix: Prefix = "") -> None:
+def pause(
+    topology: Topology, *, bootstrap_servers: Kafka, lasting: For = None, prefix: Prefix = "", output: Output = "table"
+) -> None:
     """Hold decisions, new plans included; records keep flowing."""
     from inferline_stream.controlplane.records import Override
 
     override = Override("pause", until_s=_until_s(lasting), who=who())
-    _send(_loaded(topology), bootstrap_servers, prefix, [(override.key, override)])
+    _send(_loaded(topology), bootstrap_servers, prefix, [(override.key, override)], output)
 
 
 def resume(
@@ -87,6 +91,7 @@ def resume(
     bootstrap_servers: Kafka,
     everything: Annotated[bool, typer.Option("--all", help="take back all that people have set")] = False,
     prefix: Prefix = "",
+    output: Output = "table",
 ) -> None:
     """Decide again: after `pause`, on a stage after `scale`, or on everything."""
     pipeline = _loaded(topology)
@@ -96,7 +101,7 @@ def resume(
         keys = [f"{kind}/{stage}" for kind in ("scale", "limits", "standby")]
     if everything:
         keys = _set_now(pipeline, bootstrap_servers, prefix)
-    _send(pipeline, bootstrap_servers, prefix, [(key, None) for key in keys])
+    _send(pipeline, bootstrap_servers, prefix, [(key, None) for key in keys], output)
 
 
 def _set_now(pipeline: Pipeline, servers: str, prefix: str) -> list[str]:
@@ -160,9 +165,12 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
     return found
 
 
-def _send(pipeline: Pipeline, servers: str, prefix: str, records: Sequence[tuple[str, Override | None]]) -> None:
+def _send(
+    pipeline: Pipeline, servers: str, prefix: str, records: Sequence[tuple[str, Override | None]], output: str
+) -> None:
     import asyncio
 
+    from inferline_stream.cli.output import print_json
     from inferline_stream.controlplane.records import encode
     from inferline_stream.dataplane.control import Written, write_once
     from inferline_stream.pipeline.names import Names
@@ -173,8 +181,18 @@ def _send(pipeline: Pipeline, servers: str, prefix: str, records: Sequence[tuple
             await write_once(servers, Written(Names(pipeline.name, prefix).control, key, value))
 
     asyncio.run(send())
+    if output == "json":
+        print_json({"pipeline": pipeline.name, "overrides": [as_fields(key, override) for key, override in records]})
+        return
     for key, override in records:
         print(f"{pipeline.name}: {key} {'taken back' if override is None else 'set'}; decisions from now on follow it")
+
+
+def as_fields(key: str, override: Override | None) -> dict[str, object]:
+    """What was set, or taken back, for JSON."""
+    if override is None:
+        return {"key": key, "set": False, "until_s": None, "who": who()}
+    return {"key": key, "set": True, "until_s": override.until_s, "who": override.who}
 
 
 def _until_s(lasting: str | None) -> float | None:

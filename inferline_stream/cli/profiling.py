@@ -23,7 +23,7 @@ def profile(
     *,
     stage: Annotated[list[str] | None, typer.Option(help="with --again: only this stage; may be repeated")] = None,
     again: Annotated[bool, typer.Option("--again", help="measure also what has a profile that still holds")] = False,
-    seconds: Annotated[float, typer.Option(help="time for one stage on one hardware kind, about", min=0.1)] = 2.0,
+    time: Annotated[str, typer.Option(help='for one stage on one hardware kind, about, e.g. "10s"')] = "2s",
     bootstrap_servers: Servers = None,
     plot: Annotated[Path | None, typer.Option(help="also draw the profiles into this .png or .svg file")] = None,
     output: Output = "table",
@@ -40,6 +40,7 @@ def profile(
         from inferline_stream.observability.plots.canvas import check_file
 
         check_file(plot)
+    stage_s = _stage_s(time)
     what = declared(topology, bootstrap_servers=bootstrap_servers)
     names = [known.name for known in what.pipeline.stages]
     unknown = [name for name in stage or () if name not in names]
@@ -48,7 +49,7 @@ def profile(
     options = Options(
         again=again,
         stages=frozenset(stage) if stage else None,
-        stage_s=seconds,
+        stage_s=stage_s,
         broker=bootstrap_servers or "embedded",
     )
     measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings()))
@@ -60,6 +61,19 @@ def profile(
         typer.echo(_document(measured, names))
     else:
         console().print(_table(measured, names))
+
+
+def _stage_s(text: str) -> float:
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.units import duration_s
+
+    try:
+        seconds = duration_s(text)
+    except ValueError as error:
+        raise UsageError(f"--time: {error}") from None
+    if seconds < 0.1:
+        raise UsageError(f"--time {text}: less than 100ms measures nothing")
+    return seconds
 
 
 def _table(measured: PipelineProfile, names: list[str]) -> object:

@@ -64,7 +64,7 @@ def replay(
 ) -> None:
     """Run the production policy on a trace in simulated time: cost, misses, and every step with its reason."""
     from inferline_stream.calculus.envelope import compiled_kernel
-    from inferline_stream.cli.output import console, print_json, waiting
+    from inferline_stream.cli.output import Bar, console, print_json
     from inferline_stream.cli.provisioning import settings
     from inferline_stream.controlplane.tuning import shortest_window_s
     from inferline_stream.errors import UsageError
@@ -81,7 +81,7 @@ def replay(
     conditions = _conditions(start_up)
     _check_picture(plot)
     ground = _ground(what, trace, plan, seed)
-    with waiting("replaying …"):
+    with Bar("replaying") as bar:
         scaler: Scaler = Fixed("none")
         if policy != "none":
             table = None
@@ -110,6 +110,7 @@ def replay(
             partitions=dict(ground.plan.partitions) or None,
             conditions=conditions,
             seed=seed,
+            progress=bar.show,
         )
     if save is not None:
         save.write_text(steps_as_csv(outcome) if save.suffix == ".csv" else steps_as_json_lines(outcome))

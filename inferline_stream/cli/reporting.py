@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
+from inferline_stream.cli.output import Output
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="a run's folder, or the topology whose newest run it is", exists=True)],
     *,
     save: Annotated[Path | None, typer.Option(help="the HTML file; report.html in the run's folder without it")] = None,
+    output: Output = "table",
 ) -> None:
     """Write one page about a finished run: what happened, why, what it cost, and what each baseline would have cost."""
-    from inferline_stream.cli.output import waiting
+    from inferline_stream.cli.output import print_json, waiting
     from inferline_stream.cli.provisioning import topology_file
     from inferline_stream.controlplane.record import DOCUMENT, newest_run, read_events, read_record
     from inferline_stream.controlplane.retelling import retold
@@ -29,4 +32,7 @@ def report(
         page = retold(record, events, lambda policy: now(f"replaying the recorded arrivals: {policy}"))
     target = save or folder / "report.html"
     target.write_text(page)
+    if output == "json":
+        print_json({"pipeline": record.report.pipeline, "file": str(target), "size_bytes": len(page.encode())})
+        return
     typer.echo(f"{target}: {len(page.encode()) / 1024:.0f} KB")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from inferline_stream.cli.output import Output, print_json
 from inferline_stream.errors import UsageError
 
 _RATES = ((30.0, 20.0), (60.0, 20.0), (25.0, 20.0))
@@ -26,6 +27,8 @@ _VERDICTS = (
 
 def init(
     folder: Annotated[Path, typer.Argument(help="where to write topology.py and its sample")] = Path(),
+    *,
+    output: Output = "table",
 ) -> None:
     """Write a starter topology: three stages on emulated hardware, with sample arrivals and events."""
     files = {"topology.py": _topology(), "events.jsonl": _events(), "arrivals.csv": _arrivals()}
@@ -36,6 +39,9 @@ def init(
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     written = folder / "topology.py"
+    if output == "json":
+        print_json({"topology": str(written), "files": [str(folder / name) for name in files]})
+        return
     print(f"Wrote {', '.join(str(folder / name) for name in files)}.\nNext: inferline-stream check {written}")
 
 

@@ -1,4 +1,4 @@
-"""Durations as people write them in a topology: a number with its unit."""
+"""Durations and sizes as people write them: a number with its unit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import re
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 
 
@@ -23,6 +25,18 @@ def duration_s(text: str) -> float:
     if not math.isfinite(seconds):
         raise ValueError(f"{text!r} is not a finite duration")
     return seconds
+
+
+def size_bytes(text: str) -> float:
+    """Bytes meant by a size such as ``"64MB"`` or ``"256MiB"``.
+
+    Raises:
+        ValueError: no number, no unit, or a unit that is none of B, kB, MB, GB, KiB, MiB, GiB.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2] not in _BYTES:
+        raise ValueError(f'{text!r} is not a size: write a number and its unit ({", ".join(_BYTES)}), e.g. "64MB"')
+    return float(match[1]) * _BYTES[match[2]]
 
 
 def format_duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,7 @@ def replay(
     most_replicas: int = 256,
     slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
+    progress: Callable[[float, float], None] | None = None,
 ) -> Outcome:
     """Run a policy on a trace.
 
@@ -69,6 +70,7 @@ def replay(
         most_replicas: of one stage at once.
         slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
+        progress: told, period by period, how much of the trace has passed: seconds of seconds.
     """
     conditions = conditions or Conditions()
     workload = workload or prepare(shape, measured, trace, seed=seed)
@@ -83,7 +85,7 @@ def replay(
         keyed=keyed,
         most_replicas=most_replicas,
     )
-    steps = loop.run(scaler, slowdowns)
+    steps = loop.run(scaler, slowdowns, progress)
     return loop.outcome(scaler.name, catalogue, steps)
 
 
@@ -124,7 +126,9 @@ class _Loop:
             self._crews.append(crew)
         self.peak = sum(crew.held for crew in self._crews)
 
-    def run(self, scaler: Scaler, slowdowns: Sequence[Slowdown]) -> tuple[Step, ...]:
+    def run(
+        self, scaler: Scaler, slowdowns: Sequence[Slowdown], progress: Callable[[float, float], None] | None = None
+    ) -> tuple[Step, ...]:
         """Decide, period by period, until the last event has entered; then let the queues run empty."""
         entry_s, delay_s, period_s = self._workload.entry_s, self._conditions.statistics_delay_s, scaler.period_s
         looks_back = round(delay_s / period_s) if delay_s >= period_s else 0
@@ -135,6 +139,8 @@ class _Loop:
         entered = 0
         for k in range(1, math.ceil(self._end_s / period_s) + 1):
             now_s = k * period_s
+            if progress is not None:
+                progress(now_s, self._end_s)
             while pending and pending[0].time_s < now_s:
                 self._advance(max(pending[0].time_s, self._plant.now_s))
                 self._plant.slow(self._shape.stages.index(pending[0].stage), pending[0].factor)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.observation import Limits
+from tests.scenarios.test_cli_documents import COMMAND, assert_documented
 
 
 async def verb(run: Run, name: str, *more: str, topology: Path | None = None) -> tuple[int, str]:
     """Exit code and what was said."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        "from inferline_stream.cli.main import app; app()",
+        COMMAND,
         name,
         str(topology or run.topology),
         *more,
@@ -67,8 +65,9 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         assert "drains" in said
 
         before = {r.replica for r in await controller.actuator.observe()}
-        code, said = await verb(run, "deploy")
-        assert (code, "one after another" in said) == (0, True)
+        code, said = await verb(run, "deploy", "--output", "json")
+        assert (code, json.loads(said)["overrides"][0]["key"]) == (0, "code")
+        assert_documented("scale, pause, resume, deploy", json.loads(said))
 
         async def replaced() -> bool:
             return not before & {r.replica for r in await controller.actuator.observe()}

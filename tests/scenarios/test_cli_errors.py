@@ -53,6 +53,8 @@ TABLE = [
     Bad("a start that is none", "run reviews --start yesterday", 2, "'yesterday'"),
     Bad("arrivals that are not replayed", "run reviews --no-replay --arrivals reviews/arrivals.csv", 2, "leave one of them out"),
     Bad("an exporter that is none", "run reviews --tracing otpl", 2, "--tracing 'otpl': installed are"),
+    Bad("a measuring time without a unit", "profile reviews --time 30", 2, "--time: '30' is not a duration"),
+    Bad("a size in a unit that is none", "check reviews", 2, "INFERLINE_JOIN_BYTES='2 pages' is not a number of bytes, or a size such as 64MB", {"INFERLINE_JOIN_BYTES": "2 pages"}),
     Bad("a speed of nothing", "run reviews --speed-up 0", 2, "--speed-up 0 must be above 0"),
     Bad("an update time without a unit", f"top reviews --every 1 --bootstrap-servers {NOBODY}", 2, "--every: '1' is not a duration"),
     Bad("a rehearsal slower than life", "rules reviews --faster 0.5", 2, "'0.5': Input should be greater than or equal to 1"),
@@ -147,7 +149,7 @@ def test_a_verb_that_is_stopped_leaves_nothing_behind_and_says_so(
     folder: Path, number: int, code: int, word: str
 ) -> None:
     process = subprocess.Popen(
-        [COMMAND, "profile", "reviews", "--again", "--seconds", "30"], cwd=folder, stderr=subprocess.PIPE, text=True
+        [COMMAND, "profile", "reviews", "--again", "--time", "30s"], cwd=folder, stderr=subprocess.PIPE, text=True
     )
     try:
         wait_for(lambda: len(children(process.pid)) > 0)

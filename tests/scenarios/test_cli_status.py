@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
-from tests.scenarios.test_cli_documents import assert_documented
+from tests.scenarios.test_cli_documents import COMMAND, assert_documented
 
 SWING = Path(__file__).parent / "swing"
-COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
+ORDERS = [
+    ("scale", str(SWING), "check", "--max", "4"),
+    ("pause", str(SWING), "--for", "1s"),
+    ("resume", str(SWING), "decide"),
+]
 
 
 async def call(*arguments: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        COMMAND, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(30):
         out, err = await process.communicate()
@@ -37,6 +40,9 @@ async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embed
         told, known = json.loads(out), under_way.controller.state
         shown = await call("status", str(SWING), *where)
         watched = await call("top", str(SWING), *where, "--every", "200ms", "--updates", "3", "--output", "json")
+        ordered = await asyncio.gather(*(call(*order, *where, "--output", "json") for order in ORDERS))
+        letters = await call("dlq", "ls", str(SWING), *where, "--output", "json")
+        story = await call("explain", str(SWING), *where, "--output", "json")
         stop.set()
         await feeding
         report = await under_way.report(await under_way.drain())
@@ -55,6 +61,14 @@ async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embed
     for text in ("controller in term 1", "parse", "of the plan's traffic", "scripted for 2 s"):
         assert text in shown[1], shown
     assert [json.loads(line)["pipeline"] for line in watched[1].splitlines()] == ["swing"] * 3
+    for (verb, *_), (code, out, err) in zip(ORDERS, ordered, strict=True):
+        assert (verb, code, err) == (verb, 0, "")
+        assert_documented("scale, pause, resume, deploy", json.loads(out))
+    assert [json.loads(out)["overrides"][0]["key"] for _, out, _ in ordered] == [
+        "limits/check", "pause", "scale/decide",
+    ]  # fmt: skip
+    assert_documented("dlq ls", json.loads(letters[1]))
+    assert_documented("explain", json.loads(story[1]))
     assert report.lost == 0
     code, out, err = await call("status", str(SWING), *where)
     assert (code, err) == (0, "")

@@ -1,10 +1,10 @@
-"""Durations as people write them."""
+"""Durations and sizes as people write them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.pipeline.units import duration_s, format_duration
+from inferline_stream.pipeline.units import duration_s, format_duration, size_bytes
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,17 @@ def test_a_duration_is_written_without_an_exponent(seconds: float) -> None:
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("512B", 512), ("4kB", 4000), ("1.5MB", 1.5e6), (" 2 GiB ", 2 * 1024**3), ("64MiB", 67108864)],
+)
+def test_a_size_and_its_unit(text: str, expected: float) -> None:
+    assert size_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "64", "MB", "-1MB", "64mb", "1 page"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        size_bytes(text)
