@@ -91,15 +91,17 @@ def plan(
     search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "queues": queues, "seed": seed}
     search |= {"existing": existing, "traces": traces}
     found = planned(what, measured, seconds=seconds, **search)
-    pipeline = what.pipeline
-    kinds = catalogue(pipeline.hardware)
-    why = explain(found, shape_of(pipeline), measured, traces, kinds, objective=pipeline.objective, seed=seed)
     points: tuple[CurvePoint, ...] = ()
     if curve or plot is not None:
         points = cost_curve(
             [seconds * factor for factor in CURVE_FACTORS],
             lambda slo_s, known: planned(what, measured, seconds=slo_s, known=known, **search),
+            known=[found],
         )
+        found = next((p.plan for p in points if p.slo_s == seconds and p.plan is not None), found)
+    pipeline = what.pipeline
+    kinds = catalogue(pipeline.hardware)
+    why = explain(found, shape_of(pipeline), measured, traces, kinds, objective=pipeline.objective, seed=seed)
     if save is not None:
         save.write_bytes(plan_to_bytes(found))
     if plot is not None:
@@ -124,17 +126,20 @@ def _traces(given: Any, what: Any, *, bootstrap_servers: str | None, prefix: str
 
     import numpy as np
 
-    from inferline_stream.cli.provisioning import settings
+    from inferline_stream.cli.provisioning import check_memory, settings
     from inferline_stream.dataplane.recent import recent_sample
     from inferline_stream.dataplane.sample_files import read_arrivals
     from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.generated import generated_trace, is_generated
 
+    def expecting(events: int) -> None:
+        check_memory(events, len(what.pipeline.stages))
+
     found: list[Trace] = []
     for number, text in enumerate(given):
         if is_generated(text):
             try:
-                found.append(generated_trace(text, np.random.default_rng([seed, number])))
+                found.append(generated_trace(text, np.random.default_rng([seed, number]), expecting))
             except ValueError as error:
                 raise UsageError(f"--trace: {error}") from None
         elif text == "topic":

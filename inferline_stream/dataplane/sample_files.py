@@ -15,6 +15,9 @@ from inferline_stream.pipeline.trace import Trace, trace_from_csv
 _BYTES_PER_LINE = 250
 """What a line of CSV takes while it is read, about."""
 
+_BYTES_PER_ARRIVAL = 24
+"""What an arrival that is only counted takes while the trace is made, about."""
+
 
 def read_arrivals(path: str | Path) -> Trace:
     """Arrivals of a CSV file of timestamps or counts (see `trace_from_csv`).
@@ -33,7 +36,17 @@ def read_arrivals(path: str | Path) -> Trace:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidTopology(f"{path}: is no UTF-8 text ({error}); give a CSV file of arrivals") from None
-    return trace_from_csv(text, str(path))
+    return trace_from_csv(text, str(path), lambda events: _check_counted(events, path))
+
+
+def _check_counted(events: int, path: str | Path) -> None:
+    """Refuse counts of more arrivals than there is memory for."""
+    needed, free = events * _BYTES_PER_ARRIVAL, free_memory_bytes()
+    if free is not None and needed > free:
+        raise InvalidTopology(
+            f"{path}: counts {events:,} arrivals, which need about {needed / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free; give a part of it, such as its busiest hour"
+        )
 
 
 def free_memory_bytes() -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.pipeline.trace import Expecting, Trace, levels_trace
 from inferline_stream.pipeline.units import duration_s
 
 FORMS = (
@@ -26,7 +26,7 @@ def is_generated(text: str) -> bool:
     return text.partition(":")[0] in _NEEDED and ":" in text
 
 
-def generated_trace(text: str, rng: np.random.Generator) -> Trace:
+def generated_trace(text: str, rng: np.random.Generator, expecting: Expecting = lambda _: None) -> Trace:
     """Arrivals as described.
 
     - ``gamma:rate=λ[,cv=σ²/µ²][,for=duration]``: gamma-distributed gaps, CV 1 (Poisson) and 10 minutes by default.
@@ -36,6 +36,7 @@ def generated_trace(text: str, rng: np.random.Generator) -> Trace:
     Args:
         text: the description.
         rng: source of randomness.
+        expecting: told about how many arrivals there will be, before memory is taken for them; may raise.
 
     Raises:
         ValueError: no such form, a missing or unknown part, or a number that cannot be; names the forms.
@@ -45,9 +46,11 @@ def generated_trace(text: str, rng: np.random.Generator) -> Trace:
         levels, given = _parts(form, rest)
         cv = _number(given["cv"], "cv", least=0.0)
         if form == "gamma":
-            trace = gamma_trace(_rate(given["rate"]), cv, _seconds(given["for"]), rng)
-        else:
-            trace = levels_trace(levels or _ramp(given), cv, rng)
+            levels = [(_rate(given["rate"]), _seconds(given["for"]))]
+        elif form == "ramp":
+            levels = _ramp(given)
+        expecting(int(min(sum(rate * lasts_s for rate, lasts_s in levels), 1e18)))
+        trace = levels_trace(levels, cv, rng)
     except ValueError as error:
         raise ValueError(f"{text!r} describes no traffic ({error}); write e.g. {' or '.join(FORMS)}") from None
     if not len(trace):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from inferline_stream.errors import InvalidTopology
 
 Seconds = NDArray[np.float64]
+
+Expecting = Callable[[int], None]
+"""Told how many arrivals a trace will have before memory is taken for them; raises if those are too many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +118,7 @@ _COUNT_COLUMNS = ("count", "requests", "events", "arrivals")
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?)(\.\d+)?\s?(Z|[+-]\d\d:?\d\d)?")
 
 
-def trace_from_csv(text: str, where: str) -> Trace:
+def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None) -> Trace:
     """Read a CSV of timestamps (one arrival a line) or of counts (period start and arrivals in the period).
 
     Timestamps are seconds, or dates such as ``2023-11-16 18:15:46.6805900``. A second column named
@@ -124,6 +128,7 @@ def trace_from_csv(text: str, where: str) -> Trace:
     Args:
         text: the file's contents.
         where: the file's name, for messages.
+        expecting: see `Expecting`.
 
     Raises:
         InvalidTopology: no rows, a missing column, or a value that is no time or count, with its line.
@@ -165,6 +170,7 @@ def trace_from_csv(text: str, where: str) -> Trace:
         )
     if not counts.any():
         raise InvalidTopology(f"{where}: every count is 0; give at least one arrival")
+    expecting(sum(map(int, counts)))
     return Trace(np.concatenate([t + period_s * (np.arange(n) + 0.5) / n for t, n in zip(times, counts, strict=True)]))
 
 

@@ -32,6 +32,9 @@ Upstream = tuple[dict[int, Departures], ...]
 """Per trace, departures of the stages decided."""
 
 
+LEAST_COUNTED = 5_000
+"""Events that each simulation counts for at least: as long as calling it takes."""
+
 _PORTION = 1.3
 """Options are listed up to this many times the price before, and so on."""
 
@@ -68,9 +71,10 @@ def prove(
         evaluator: of the whole traces; its ``stop`` ends the search, and the gap is stated.
         best: a feasible candidate, or None.
         take: told every better candidate.
-        effort: events to simulate, once per stage, before the search ends and states the gap.
+        effort: events to simulate, once per stage and no less than `LEAST_COUNTED` a time, before the search ends and
+            states the gap.
     """
-    tree = _Tree(evaluator, best, take=take, last=evaluator.simulated_events + effort)
+    tree = _Tree(evaluator, best, take=take, effort=effort)
     try:
         tree.descend((), tuple({} for _ in evaluator.workloads), 0.0)
     except (Stopped, KeyboardInterrupt):
@@ -85,9 +89,9 @@ class _Tree:
         best: Candidate | None,
         *,
         take: Callable[[Candidate], None],
-        last: float,
+        effort: float,
     ) -> None:
-        self._last = last
+        self._effort = effort
         self._evaluator = evaluator
         self._problem = evaluator.problem
         self._take = take
@@ -143,7 +147,7 @@ class _Tree:
         """Departures per trace; None when too many events are doomed."""
         evaluator = self._evaluator
         evaluator.check()
-        if evaluator.simulated_events > self._last:
+        if self._effort < 0:
             raise Stopped
         served = []
         for i, workload in enumerate(evaluator.workloads):
@@ -158,6 +162,7 @@ class _Tree:
                 slice_events=SLICE_EVENTS,
             )
             evaluator.simulated_events += len(workload)
+            self._effort -= max(len(workload), LEAST_COUNTED)
             if departures is None:
                 return None
             served.append(departures)

@@ -180,21 +180,28 @@ class CurvePoint:
     plan: Plan | None
 
 
-def cost_curve(slos_s: Sequence[float], plan_for: Callable[[float, Sequence[Plan]], Plan]) -> tuple[CurvePoint, ...]:
+def cost_curve(
+    slos_s: Sequence[float], plan_for: Callable[[float, Sequence[Plan]], Plan], known: Sequence[Plan] = ()
+) -> tuple[CurvePoint, ...]:
     """Plans for several SLOs, the tightest first; each is a candidate for all looser ones, so cost never rises.
+
+    Interrupted with Ctrl-C, the curve ends before the SLO that no plan was found for yet.
 
     Args:
         slos_s: the SLOs in seconds.
         plan_for: plans for an SLO, given earlier plans: `provision` with the rest of its arguments filled in.
+        known: plans that there are already.
     """
-    known: list[Plan] = []
+    earlier = list(known)
     points = []
     for slo_s in sorted(slos_s):
         try:
-            plan: Plan | None = plan_for(slo_s, tuple(known))
+            plan: Plan | None = plan_for(slo_s, tuple(earlier))
         except Infeasible:
             plan = None
+        except KeyboardInterrupt:
+            break
         if plan is not None:
-            known.append(plan)
+            earlier.append(plan)
         points.append(CurvePoint(slo_s, plan))
     return tuple(points)

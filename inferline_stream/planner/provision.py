@@ -55,7 +55,7 @@ class Progress:
     simulated_events: int
 
 
-MARGIN = 0.03
+MARGIN = 0.01
 """Default share of the SLO that the default search keeps free on the sample, for traffic that is not the sample.
 
 An optimal plan sits right on its target: on other traffic of the same kind half of such plans would miss the SLO. The
@@ -118,7 +118,7 @@ def provision(
         max_batch_sizes: by stage, the largest batch limit to consider.
         objective: share of events that must meet the SLO.
         margin: share of the SLO kept free on the sample; None is `MARGIN`, and none for the paper's algorithm.
-            Given up where no plan can keep it.
+            Given up where no plan can keep it, and where that would cost more than the paper's plan, which keeps none.
         known: earlier plans. Those that meet this SLO are candidates whatever their margin, so that a looser SLO
             never costs more.
         mixed: a stage may mix hardware kinds.
@@ -215,7 +215,8 @@ def search(
             if found is not None:
                 if algorithm != "inferline":
                     journal.best = _with_largest_limits(whole, evaluator, journal.best, found)
-                break
+                if evaluator is whole or not _dearer(problem, found, papers):
+                    break
     except (Stopped, KeyboardInterrupt):
         if journal.best is None:
             raise
@@ -223,6 +224,11 @@ def search(
         raise infeasible(problem, Evaluator(problem))
     p99_s = Evaluator(problem, workloads=whole.workloads).quantile_s(journal.best)
     return Outcome(journal.best, p99_s, lower_bound, algorithm, journal.evaluations, journal.simulated_events)
+
+
+def _dearer(problem: Problem, found: Candidate, papers: Sequence[Candidate]) -> bool:
+    """Whether what keeps the margin costs more than what the paper's algorithm found without one."""
+    return any(cost_of(problem, paper) < cost_of(problem, found) - COST_EPSILON for paper in papers)
 
 
 def _with_largest_limits(

@@ -48,7 +48,8 @@ NEAR = 1.05
 """Options whose predicted quantile is within this ratio of a cheaper one's best are kept beside it."""
 
 FAR = 6
-"""Dearer options are proposed up to this many times a stage's least possible price."""
+"""Dearer options are proposed up to this many times a stage's least possible price, or to half of an even share of the
+whole cost: a second saved in a stage that costs little may be worth much further down."""
 
 Times = NDArray[np.float64]
 
@@ -244,9 +245,9 @@ class Surrogate:
         cost = cost_of(problem, base)
         prices = [price_of(problem, option) for option in base]
         saving = max(p - self._bounds.least_stage_price(s) for s, p in enumerate(prices)) + below - cost
-        least = self._bounds.least_stage_price
+        least, share = self._bounds.least_stage_price, cost / (2 * len(base))
         menus = [
-            self.choices(stage, max(price, min(price + max(saving, 0.0), FAR * least(stage))))
+            self.choices(stage, max(price, min(price + max(saving, 0.0), max(FAR * least(stage), share))))
             for stage, price in enumerate(prices)
         ]
         found = [*self._singles(menus, prices, below - cost, target_late)]

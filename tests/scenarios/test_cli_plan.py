@@ -152,6 +152,45 @@ def test_a_trace_that_cannot_be_read_ends_with_exit_code_3(started: Path) -> Non
     assert "nowhere.csv: cannot be read" in result.stderr
 
 
+def test_more_events_than_fit_in_memory_are_refused_with_what_they_would_need(started: Path, tmp_path: Path) -> None:
+    counted = tmp_path / "counted.csv"
+    counted.write_text("time,count\n0,900000000000\n60,900000000000\n")
+    for trace in ("gamma:rate=1e8,for=24h", counted):
+        result = call("plan", started, "--trace", trace)
+        assert result.exit_code == 3
+        assert re.search(r"need[s]? about [0-9.]+ GB of memory, [0-9.]+ GB are free", result.stderr), result.stderr
+
+
+def test_the_curve_falls_goes_through_the_plan_and_is_drawn(started: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "curve.png"
+    result = call("plan", started, "--curve", "--plot", picture, "--output", "json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    costs = {point["slo_s"]: point["cost_per_hour"] for point in document["curve"]}
+    known = [cost for cost in costs.values() if cost is not None]
+    assert known == sorted(known, reverse=True)
+    assert costs[document["plan"]["slo_s"]] == document["plan"]["cost_per_hour"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plan_says_why_each_stage_has_what_it_has_and_the_curve_is_shown(started: Path) -> None:
+    shown = call("plan", started, "--curve")
+    assert shown.exit_code == 0, shown.stderr
+    for words in ("Held by", "Slack", "confidence", "Partitions advised: parse", "What an SLO costs", "█"):
+        assert words in shown.stdout
+
+
+def test_several_traces_are_planned_for_at_once(started: Path) -> None:
+    def cost(*traces: str) -> float:
+        options = [word for trace in traces for word in ("--trace", trace)]
+        result = call("plan", started, *options, "--output", "json")
+        assert result.exit_code == 0, result.stderr
+        return plan_from_bytes(result.stdout.encode()).cost_per_hour
+
+    calm, busy = "gamma:rate=10,for=1m", "levels:60x30s,180x30s"
+    assert cost(calm, busy) > cost(calm)
+
+
 def test_an_unknown_stage_is_a_usage_error(started: Path) -> None:
     result = call("profile", started, "--stage", "studie")
     assert result.exit_code == 2

@@ -89,19 +89,6 @@ def test_the_margin_is_kept_free_where_it_can_be():
     assert 0 < MARGIN < 0.2
 
 
-def test_cost_never_rises_when_the_slo_is_loosened_and_earlier_plans_are_known():
-    problem, known, costs = random_problem(5, stages=3, rate=150), [], []
-    for factor in (0.7, 0.8, 1.0, 1.3, 2.0, 4.0):
-        try:
-            plan = _plan(problem, problem.target_s * factor, known=known)
-        except Infeasible:
-            continue
-        known.append(plan)
-        costs.append(plan.cost_per_hour)
-    assert len(costs) > 3
-    assert costs == sorted(costs, reverse=True)
-
-
 def test_stock_that_does_not_suffice_of_one_kind_is_mixed_with_another():
     problem = random_problem(1, stages=1, rate=900, slack=6.0, catalogue=prices(fast=1, middle=1, slow=40))
     plan = _plan(problem)
