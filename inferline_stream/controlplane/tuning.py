@@ -64,13 +64,21 @@ class Tuning:
         )
         if before is not None:
             state = replace(
-                state, told=before.told, budget=before.budget, handover_budget_left=before.handover_budget_left
+                state,
+                insured_until_s=before.insured_until_s,
+                told=before.told,
+                budget=before.budget,
+                handover_budget_left=before.handover_budget_left,
             )
         self.state = state
 
     def staffed(self, staffing: Staffing) -> None:
         """Decide by this table from now on; it was made for the plan in force."""
-        self.state = replace(self.state, basis=replace(self.state.basis, staffing=staffing))
+        state = replace(self.state, basis=replace(self.state.basis, staffing=staffing))
+        if staffing.surges and state.time_s is not None:
+            until_s = max(state.insured_until_s, state.time_s + state.basis.knobs.plan_memory_s)
+            state = replace(state, insured_until_s=until_s)
+        self.state = state
 
     def step(self, seen: Observation) -> Decision | None:
         """One step of the policy."""

@@ -96,6 +96,10 @@ class Basis:
     """Longest start-up time of any kind, as profiled."""
     floor: Mapping[str, float] = field(init=False)
     """Supply by stage of the plan and of what is insured beyond it."""
+    supply: Mapping[str, float] = field(init=False)
+    """Supply by stage of the plan alone, each replica holding whole partitions."""
+    leaps: bool = field(init=False)
+    """Whether the sample's rate is known to leap."""
     backlog_bound: Mapping[str, float] = field(init=False)
     """Most records by stage, those in service included, that the sample's traffic ever leaves uncommitted."""
 
@@ -106,6 +110,8 @@ class Basis:
         curve = replace(curve_of_envelope(list(zip(self.windows_s, self.counts, strict=True))), window_s=math.inf)
         object.__setattr__(self, "backlog_bound", {s.name: _backlog_bound(s, curve) for s in self.stages})
         object.__setattr__(self, "floor", insured(self.stages, self.arrival_rate, self.knobs.insurance))
+        object.__setattr__(self, "supply", insured(self.stages, self.arrival_rate, ()))
+        object.__setattr__(self, "leaps", self.staffing is not None and self.staffing.surges)
 
     def planned(self) -> dict[str, dict[str, int]]:
         """The plan's replicas."""

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from inferline_stream.tuner.basis import Basis, StageBasis
+from inferline_stream.tuner.basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import rising_rate
+from inferline_stream.tuner.forecast import rising_rate, surged
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.state import TunerState
 
@@ -50,8 +50,12 @@ class Demand:
 
 def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
     """By stage, in topological order; and the state that remembers since when stages need less than the plan."""
-    basis = state.basis
+    basis, knobs = state.basis, state.basis.knobs
     traffic = traffic_of(basis, seen)
+    state = _insured(state, seen, traffic)
+    insured = seen.time_s < state.insured_until_s
+    floor = basis.floor if insured else basis.supply
+    memory_s = knobs.plan_memory_s if insured else min(knobs.calm_memory_s, knobs.plan_memory_s)
     found: dict[str, Demand] = {}
     below_since_s: dict[str, float] = {}
     for stage in basis.stages:
@@ -60,33 +64,53 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
         slowed = min((demand.throughputs[hardware] / profiled[hardware] for hardware in profiled), default=1.0)
         # The floor is a number of replicas, told as what they give when they are as fast as profiled: that they are
         # slower just now is no reason to hold more of them than were bought.
-        if demand.needed / slowed < basis.floor[stage.name]:
+        if demand.needed / slowed < floor[stage.name]:
             below_since_s[stage.name] = since_s = state.below_since_s.get(stage.name, seen.time_s)
-            if demand.needed < stage.supply and seen.time_s - since_s >= basis.knobs.plan_memory_s:
+            if demand.needed < stage.supply and seen.time_s - since_s >= memory_s:
                 found[stage.name] = demand
                 continue
-            told = f"the plan's supply is kept for {basis.knobs.plan_memory_s / 60:.0f} min after its last use"
-            demand = Demand(basis.floor[stage.name], profiled, Reason.INSURANCE, told, demand.stuck)
+            told = f"the plan's supply is kept for {memory_s / 60:.0f} min after its last use"
+            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, told, demand.stuck)
         found[stage.name] = demand
     if below_since_s != state.below_since_s:
         state = replace(state, below_since_s=below_since_s)
     return state, found
 
 
+def _insured(state: TunerState, seen: Observation, traffic: Traffic) -> TunerState:
+    """The state that knows until when to insure: for long after a leap, for a while after the plan was not enough.
+
+    What the sample did counts as just before, and a beginning as a time when the plan may not be enough.
+    """
+    knobs, now_s = state.basis.knobs, seen.time_s
+    begins = state.insured_until_s == -math.inf
+    leaps = (begins and state.basis.leaps) or (seen.watched_s >= len(seen.recent) and surged(seen.recent))
+    until_s = state.insured_until_s
+    if leaps:
+        until_s = max(until_s, now_s + knobs.plan_memory_s)
+    if begins or traffic.multiple > 1:
+        until_s = max(until_s, now_s + min(knobs.calm_memory_s, knobs.plan_memory_s))
+    return state if until_s == state.insured_until_s else replace(state, insured_until_s=until_s)
+
+
 def traffic_of(basis: Basis, seen: Observation) -> Traffic:
     """The larger of what the envelope shows and what the rate is rising to."""
     multiple, detail = burst_multiple(basis, seen)
     knobs = basis.knobs
-    lead_s = knobs.reaction_s + max(
-        (supply.start_up_s or 0.0 for stage in seen.stages.values() for supply in stage.supply.values()), default=0.0
-    )
-    lead_s = max(lead_s, basis.start_up_s + knobs.reaction_s)
+    lead_s = knobs.reaction_s + max(_start_up_s(kind, stage, seen) for stage in basis.stages for kind in stage.kinds)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
     rate = rising_rate(recent, lead_s, confidence=knobs.forecast_confidence, limit=knobs.forecast_limit)
     if basis.arrival_rate > 0 and rate / basis.arrival_rate > multiple:
         told = f"{rate:.1f}/s expected within {lead_s:.1f} s, planned for {basis.arrival_rate:.1f}/s"
         return Traffic(rate / basis.arrival_rate, Reason.RATE_RISING, told)
     return Traffic(multiple, Reason.ENVELOPE_EXCEEDED, detail)
+
+
+def _start_up_s(kind: Kind, stage: StageBasis, seen: Observation) -> float:
+    """As measured of late, else as profiled."""
+    there = seen.stages.get(stage.name)
+    supply = there.supply.get(kind.hardware) if there is not None else None
+    return kind.start_up_s if supply is None or supply.start_up_s is None else supply.start_up_s
 
 
 def burst_multiple(basis: Basis, seen: Observation) -> tuple[float, str]:

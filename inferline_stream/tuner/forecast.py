@@ -1,4 +1,4 @@
-"""Where the arrival rate will be once a replica that is asked for now is ready."""
+"""Where the arrival rate will be once a replica asked for now is ready, and whether it is one that leaps."""
 
 from __future__ import annotations
 
@@ -10,21 +10,38 @@ from collections.abc import Sequence
 SPANS = (1, 2, 3, 5, 8, 12, 20, 30)
 """Seconds that a level or a line is fitted to: short ones see jumps at once, long ones slow ramps through noise."""
 
+_CHANCES = {span: 2 * math.log(SPANS[-1] / span) for span in SPANS}
+"""What the square of the standard errors grows by at each span, see `rising_rate`."""
+
+_SQUARES = {span: span * (span * span - 1) / 12 for span in SPANS}
+"""Σ (t − mean t)² over the seconds of each span."""
+
 LEAST_EVENTS = 100
 """Arrivals within a span below which it tells no rate to within a tenth."""
+
+SURGE_SPAN_S = 10
+"""Two spans of this length, one after the other, are compared: about as long as a new replica takes to be of use."""
+
+SURGE_SHARE = 0.1
+"""A rise by less than this is no surge, however sure it is: the room that a plan leaves absorbs it."""
+
+SURGE_SURE = 3.5
+"""Standard errors by which a rise must exceed nothing: noise alone passes it once in an hour."""
 
 
 def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limit: float) -> float:
     """A rate that arrivals will very likely reach within ``lead_s``, per second; 0 if nothing rises for sure.
 
-    For each span the mean rate and the line of least squares through the seconds' counts are each lowered by
-    ``confidence`` standard errors of their prediction; the largest of them all counts. Counts spread as their mean
-    times the index of dispersion, estimated from differences of neighbouring seconds, which a trend hardly touches.
+    For each span the mean rate and the line of least squares through the seconds' counts are each lowered by some
+    standard errors of their prediction; the largest of them all counts. Short spans have more chances to be wrong
+    within the same time: z² grows by 2 ln(longest / span), as the largest of so many normal draws does, and all spans
+    err about as often. Counts spread as their mean times the index of dispersion, estimated from differences of
+    neighbouring seconds, which a trend hardly touches.
 
     Args:
         recent: arrivals in each of the last seconds, oldest first.
         lead_s: how far ahead.
-        confidence: standard errors to subtract.
+        confidence: standard errors to subtract at the longest span.
         limit: most that the prediction may exceed the rate of the last seconds of its span by.
     """
     if len(recent) < 2 or not math.isfinite(confidence):
@@ -44,18 +61,43 @@ def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limi
             continue
         mean = total / span
         variance = max(mean, 1.0) * dispersion
-        best = max(best, mean - confidence * math.sqrt(variance / span))
+        sure = math.sqrt(confidence * confidence + _CHANCES[span])
+        best = max(best, mean - sure * math.sqrt(variance / span))
         if span < 3:
             continue
-        squares = span * (span * span - 1) / 12
+        squares = _SQUARES[span]
         slope = (mean * span * (span - 1) / 2 - moments[span - 1]) / squares
         if slope <= 0:
             continue
         ahead_s = span / 2 + lead_s
         rate = min(mean + slope * ahead_s, (mean + slope * span / 2) * limit)
         if rate > best:
-            best = max(best, rate - confidence * math.sqrt(variance * (1 / span + ahead_s * ahead_s / squares)))
+            best = max(best, rate - sure * math.sqrt(variance * (1 / span + ahead_s * ahead_s / squares)))
     return best
+
+
+def surged(recent: Sequence[int]) -> bool:
+    """Whether the rate has just risen faster than replicas could follow.
+
+    Args:
+        recent: arrivals in each of the last seconds, oldest first.
+    """
+    if len(recent) < 2 * SURGE_SPAN_S:
+        return False
+    after, before = sum(recent[-SURGE_SPAN_S:]), sum(recent[-2 * SURGE_SPAN_S : -SURGE_SPAN_S])
+    rise = after - before
+    if before < LEAST_EVENTS or rise < SURGE_SHARE * before:
+        return False
+    return rise > SURGE_SURE * math.sqrt((after + before) * index_of_dispersion(recent[-2 * SURGE_SPAN_S :]))
+
+
+def surges(seconds: Sequence[int]) -> bool:
+    """Whether that has happened anywhere in a trace.
+
+    Args:
+        seconds: arrivals in each of its seconds.
+    """
+    return any(surged(seconds[end - 2 * SURGE_SPAN_S : end]) for end in range(2 * SURGE_SPAN_S, len(seconds) + 1))
 
 
 def index_of_dispersion(recent: Sequence[int]) -> float:

@@ -14,8 +14,9 @@ class Knobs:
     """Share of the SLO by which each window of the envelope is lengthened before rates are compared: a burst shorter
     than the slack that events have is absorbed by waiting. 0 is the paper's comparison of bare rates."""
 
-    forecast_confidence: float = 2.0
-    """Standard errors by which a trend must exceed nothing before it counts. Infinite turns forecasting off."""
+    forecast_confidence: float = 1.0
+    """Standard errors by which a rate or trend over the longest span must be exceeded before it counts; shorter spans
+    need more, see `tuner.forecast`. Infinite turns forecasting off."""
 
     forecast_limit: float = 1.5
     """Most that a forecast may exceed the rate seen by: no ramp is believed to go on for ever."""
@@ -41,13 +42,17 @@ class Knobs:
     """Supply kept above the need when scaling down, as a share of it."""
 
     plan_memory_s: float = 1800.0
-    """How long traffic must have needed less than the plan before the plan's own replicas are given back: they were
-    bought so that the sample's traffic needs no scaling. 0 gives them back like any others."""
+    """How long traffic that leaps must have needed less than the plan before the plan's own replicas are given back:
+    they were bought so that the sample's traffic needs no scaling. 0 gives them back like any others."""
+
+    calm_memory_s: float = 180.0
+    """The same for traffic that has not leapt for `plan_memory_s`: what it will need is seen in time. Also how long
+    more than the plan is held from the beginning, and after traffic that was beyond the plan."""
 
     insurance: tuple[tuple[float, float], ...] = ((1.75, 0.25), (2.5, 0.05))
-    """What is held beyond the plan, since traffic grows while replicas start: (multiple of the planned rate that every
-    stage shall be able to carry, largest share of the plan's cost that this may add), one layer after another. The
-    second one is for stages whose replicas cost next to nothing. Empty for none."""
+    """What is held beyond the plan while traffic may leap, as replicas take time to start: (multiple of the planned
+    rate that every stage shall be able to carry, largest share of the plan's cost that this may add), one layer after
+    another. The second one is for stages whose replicas cost next to nothing. Empty for none."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

@@ -12,11 +12,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.tuner.forecast import surges
 
 MULTIPLES = (
     *(0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
@@ -36,10 +39,12 @@ class Staffing:
         multiples: ascending.
         supply: by stage, events per second that the replicas found give at full batches, one per multiple,
             never falling.
+        surges: whether the sample's rate leaps (`tuner.forecast.surges`).
     """
 
     multiples: tuple[float, ...]
     supply: Mapping[str, tuple[float, ...]]
+    surges: bool = True
 
     def needed(self, stage: str, multiple: float) -> float:
         """Supply for a multiple of the traffic; beyond the table in proportion."""
@@ -63,9 +68,8 @@ def staffing(
 ) -> Staffing:
     """Simulate the sample at each multiple of its rate and take away what is not needed.
 
-    At multiple 1 it is the plan itself. Elsewhere the search starts from the plan in proportion, adds to
-    the stage that is busiest until the SLO is met, and then gives back, dearest first, whatever the SLO is
-    met without.
+    At multiple 1 it is the plan itself. From there the search goes down, giving back what the SLO is met without, and
+    up, adding what shortens the latency most for the money: no stage ever needs fewer replicas for more traffic.
 
     Args:
         shape: the DAG.
@@ -79,13 +83,18 @@ def staffing(
     """
     stretch = busiest(sample, MOST_EVENTS)
     search = _Search(shape, plan, measured, prices, objective=objective, seed=seed)
-    rows: dict[str, list[float]] = {name: [] for name in shape.stages}
-    for multiple in multiples:
-        found = search.replicas(stretch, multiple)
-        for name, replicas in found.items():
-            supply = replicas * search.throughput[name]
-            rows[name].append(max([supply, *rows[name][-1:]]))
-    return Staffing(tuple(multiples), {name: tuple(row) for name, row in rows.items()})
+    found: dict[float, dict[str, int]] = {}
+    now = search.planned
+    for multiple in sorted((m for m in multiples if m < 1), reverse=True):
+        found[multiple] = now = search.below(stretch, multiple, now)
+    now = search.planned
+    for multiple in sorted(m for m in multiples if m >= 1):
+        found[multiple] = now = now if multiple == 1 else search.above(stretch, multiple, now)
+    supply = {
+        name: tuple(found[multiple][name] * throughput for multiple in multiples)
+        for name, throughput in search.throughput.items()
+    }
+    return Staffing(tuple(multiples), supply, surges(np.bincount(sample.arrivals_s.astype(np.int64)).tolist()))
 
 
 def busiest(trace: Trace, events: int) -> Trace:
@@ -118,36 +127,64 @@ class _Search:
             supply = sum(a.replicas * measured.profiles[name, a.hardware].throughput(a.max_batch_size) for a in held)
             self.throughput[name] = supply / planned[name]
             self._price[name] = sum(a.replicas * prices[a.hardware] for a in held) / planned[name]
-        self._planned = planned
+        self.planned = planned
         self._load = {name: plan.arrival_rate * plan.visit_ratios[name] for name in shape.stages}
 
-    def replicas(self, sample: Trace, multiple: float) -> dict[str, int]:
-        """The replicas by stage for the sample at this multiple of its rate."""
-        if abs(multiple - 1) < 1e-9:
-            return dict(self._planned)
-        faster = sample.sped_up(multiple)
-        least = {
-            name: max(1, math.ceil(load * multiple / self.throughput[name] * 1.0001))
-            for name, load in self._load.items()
-        }
-        now = {name: max(least[name], math.ceil(count * multiple)) for name, count in self._planned.items()}
-        for _ in range(sum(now.values())):
-            if self._meets(faster, now):
-                break
-            busy = max(now, key=lambda n: self._load[n] / (now[n] * self.throughput[n]))
-            now[busy] += 1
+    def below(self, sample: Trace, multiple: float, enough: Mapping[str, int]) -> dict[str, int]:
+        """What the SLO is met without is given back, dearest first, from replicas that carry more traffic."""
+        faster, least, now = sample.sped_up(multiple), self._least(multiple), dict(enough)
         shrinking = [name for name in now if now[name] > least[name]]
         while shrinking:
             name = max(shrinking, key=lambda n: (self._price[n], n))
             after = {**now, name: now[name] - 1}
-            if self._meets(faster, after):
+            if self._quantile_s(faster, after) <= self._plan.slo_s:
                 now = after
                 if now[name] > least[name]:
                     continue
             shrinking.remove(name)
         return now
 
-    def _meets(self, sample: Trace, replicas: Mapping[str, int]) -> bool:
+    def above(self, sample: Trace, multiple: float, enough: Mapping[str, int]) -> dict[str, int]:
+        """Replicas that carry less traffic and those without which the SLO is not met, one after another.
+
+        Where even twice as many do not meet it (the plan did not, on this sample), the plan in proportion.
+        """
+        faster, least = sample.sped_up(multiple), self._least(multiple)
+        begun = {name: max(count, least[name]) for name, count in enough.items()}
+        now, latency_s = dict(begun), self._quantile_s(faster, begun)
+        for _ in range(sum(begun.values())):
+            if latency_s <= self._plan.slo_s:
+                return now
+            name, latency_s = self._next(faster, now, latency_s)
+            now[name] += 1
+        return {name: max(count, math.ceil(self.planned[name] * multiple)) for name, count in begun.items()}
+
+    def _next(self, faster: Trace, now: Mapping[str, int], latency_s: float) -> tuple[str, float]:
+        """The stage whose next replica meets the SLO for the least money, else shortens most for the money.
+
+        Where none shortens by a tenth of what is missing, the busiest stage's: queues of all stages may have to shrink.
+        """
+        slo_s = self._plan.slo_s
+        after_s = {name: self._quantile_s(faster, {**now, name: now[name] + 1}) for name in now}
+        meeting = [name for name, s in after_s.items() if s <= slo_s]
+        if meeting:
+            name = min(meeting, key=lambda n: (self._price[n], after_s[n]))
+            return name, after_s[name]
+        helping = [name for name, s in after_s.items() if latency_s - s > (latency_s - slo_s) / 10]
+        if helping:
+            name = max(helping, key=lambda n: (latency_s - after_s[n]) / max(self._price[n], 1e-9))
+        else:
+            name = max(now, key=lambda n: self._load[n] / (now[n] * self.throughput[n]))
+        return name, after_s[name]
+
+    def _least(self, multiple: float) -> dict[str, int]:
+        """Replicas below which a queue grows without end."""
+        return {
+            name: max(1, math.ceil(load * multiple / self.throughput[name] * 1.0001))
+            for name, load in self._load.items()
+        }
+
+    def _quantile_s(self, sample: Trace, replicas: Mapping[str, int]) -> float:
         partitions = self._plan.partitions
         if any(partitions.get(name, count) < count for name, count in replicas.items()):
             partitions = {name: max(count, partitions[name]) for name, count in replicas.items()}
@@ -160,12 +197,12 @@ class _Search:
             partitions=partitions or None,
             seed=self._seed,
         )
-        return found.quantile_s(self._objective) <= self._plan.slo_s
+        return found.quantile_s(self._objective)
 
     def _mixed(self, name: str, replicas: int) -> tuple[Allocation, ...]:
         """That many replicas in the plan's mixture of kinds."""
         held = self._plan.allocations[name]
-        shares = [replicas * a.replicas / self._planned[name] for a in held]
+        shares = [replicas * a.replicas / self.planned[name] for a in held]
         counts = [math.floor(share) for share in shares]
         for i in sorted(range(len(held)), key=lambda i: counts[i] - shares[i])[: replicas - sum(counts)]:
             counts[i] += 1

@@ -53,6 +53,7 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
     moved = replace(
         state,
         changed_s=seen.time_s,
+        insured_until_s=state.insured_until_s + step_s,
         fits_since_s={},
         below_since_s={},
         blind_until_s=seen.time_s + HISTORY_S,

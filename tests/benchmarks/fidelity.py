@@ -5,6 +5,9 @@ while that Kafka runs. Afterwards every event's entry time, key and branch are r
 plan is estimated on exactly those: the error, |estimated − measured| / measured, is what the model leaves out. A plan
 is feasible if its estimate is within its SLO. Latencies are measured from the source record's timestamp to the sink's
 append. While others keep the machine busy a plan is measured again, at most twice, and the quietest time counts.
+
+A run with the default policy under traffic that steps is replayed besides: as many decisions should be the same, at the
+same time, and as many events late.
 """
 
 from __future__ import annotations
@@ -16,20 +19,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import uvloop
 
 from inferline_stream.controlplane.run import Quiet, Run
 from inferline_stream.controlplane.session import session
-from inferline_stream.dataplane.control import TopicFollower
 from inferline_stream.dataplane.loading import load_topology
-from inferline_stream.dataplane.partitioning import murmur2
 from inferline_stream.dataplane.sample_files import read_events
 from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.selection import quantile_s
 from inferline_stream.estimator.station import station
-from inferline_stream.estimator.workload import Recorded, prepare
+from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, shape_of
@@ -39,7 +39,9 @@ from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.testing.runs import Script, plan_by_hand, trace_feed
 from tests.benchmarks._live import append_time_sink, passed
 from tests.benchmarks._machine import Elsewhere
-from tests.benchmarks._pipelines import PARTITIONS, mask_of, write
+from tests.benchmarks._pipelines import PARTITIONS, write
+from tests.benchmarks._replay_fidelity import Pair, pair
+from tests.benchmarks._sources import Source, source_of
 
 Figures = dict[str, float | int | str | None]
 
@@ -117,6 +119,7 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
     # A broker's first minute is spent on compiling itself: what runs then is not measured.
     await _once(CASES["chain"], "warm-up", bootstrap_servers, folder, WARM_UP_EVENTS)
     found = {name: await _tried(name, bootstrap_servers, folder, quick) for name in (QUICK if quick else CASES)}
+    again = await _replayed(bootstrap_servers, folder, 1 if quick else 3)
     errors = [abs(plan.error) for plan in found.values()]
     figures: Figures = {
         "p99_error_max": max(errors),
@@ -137,7 +140,26 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
             f"{name}_events": int(np.count_nonzero(~np.isnan(plan.measured_s))),
             f"{name}_elsewhere_cores": round(plan.elsewhere_cores, 2),
         }
-    return figures
+    return figures | again
+
+
+async def _replayed(bootstrap_servers: str, folder: Path, runs: int) -> Figures:
+    """Runs with the default policy beside their replays: each the quietest of a few."""
+    pairs: list[Pair] = []
+    for k in range(runs):
+        tried: list[Pair] = []
+        while len(tried) < ATTEMPTS and not any(p.elsewhere_cores <= QUIET_CORES for p in tried):
+            tried.append(await pair(bootstrap_servers, folder, f"scaled{k}{len(tried)}"))
+        pairs.append(min(tried, key=lambda p: p.elsewhere_cores))
+    apart = [s for p in pairs for s in p.apart_s]
+    return {
+        "replay_decisions": sum(len(p.live) for p in pairs),
+        "replay_decisions_different": sum(p.different for p in pairs),
+        "replay_decisions_apart_ms_median": round(statistics.median(apart) * 1e3) if apart else None,
+        "replay_decisions_apart_ms_max": round(max(apart) * 1e3) if apart else None,
+        "replay_miss_rate_apart_max": round(max(abs(p.live_miss_rate - p.replayed_miss_rate) for p in pairs), 4),
+        "replay_elsewhere_cores_max": round(max(p.elsewhere_cores for p in pairs), 2),
+    }
 
 
 async def _tried(name: str, bootstrap_servers: str, folder: Path, quick: bool) -> Found:
@@ -186,34 +208,11 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
         others = elsewhere.cores()
         await under_way.drain()
         sent = await passed(under_way)
-        source = await _source(bootstrap_servers, under_way.running.source, shape)
+        source = await source_of(bootstrap_servers, under_way.running.source, shape)
     estimated_s = estimate(shape, plan, measured, source)
     out = {(p, o): at_s for p, o, at_s in zip(sent.partition, sent.offset, sent.latency_s, strict=True)}
     measured_s = np.array([out.get(where, np.nan) for where in source.places])
     return Found(estimated_s, measured_s, replace(plan, predicted_p99_s=quantile_s(estimated_s, 0.99)), others)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What was in the source topic, in order of entry: times in seconds, (partition, offset) of each event."""
-
-    entry_s: np.ndarray
-    recorded: Recorded
-    places: list[tuple[int, int]]
-
-
-async def _source(bootstrap_servers: str, topic: str, shape: Shape) -> Source:
-    async with TopicFollower(bootstrap_servers, topic, "beginning", partitions=PARTITIONS) as follower:
-        records = await follower.read_to(await follower.end())
-    records.sort(key=lambda record: (record.time_ms, record.partition, record.offset))
-    names = [f"{topic}/{record.partition}/{record.offset}".encode() for record in records]
-    recorded = Recorded(
-        paths=np.array([mask_of(shape, msgspec.json.decode(record.value)["n"]) for record in records]),
-        key_hashes=np.array([murmur2(record.key) & 0x7FFFFFFF for record in records]),
-        id_hashes=np.array([murmur2(name) & 0x7FFFFFFF for name in names]),
-    )
-    entry_s = np.array([record.time_ms for record in records]) / 1e3
-    return Source(entry_s, recorded, [(record.partition, record.offset) for record in records])
 
 
 def estimate(shape: Shape, plan: Plan, measured: PipelineProfile, source: Source) -> np.ndarray:

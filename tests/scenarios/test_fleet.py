@@ -145,3 +145,33 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied_w
     assert table.needed("parse", 1.0) == pytest.approx(planned_replicas * speed)  # at its own traffic it is the plan
     assert (report.lost, report.duplicated) == (0, 0)
     assert controller.failures == 0
+
+
+async def test_a_plan_that_saves_enough_comes_into_force_by_itself(swing, embedded_broker: KafkaServer) -> None:
+    """Twice the replicas that the traffic needs: looked at again after ten seconds, there is a cheaper plan."""
+    run: Run = swing(
+        embedded_broker.bootstrap_servers,
+        levels=[(60, 16)],
+        replicas={"parse": 4, "check": 2, "decide": 2},
+        planned_rate=60.0,
+        replans=True,
+        sample=gamma_trace(60.0, 1.0, 30.0, np.random.default_rng(3)),
+        policy=POLICIES["default"],
+        settings=Settings(planner_every_s=10.0, planner_effort_s=2.0),
+    )
+    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        controller = under_way.controller
+        before = controller.picture.plan
+
+        async def planned() -> bool:
+            return controller.picture.plan is not before
+
+        assert await until(planned, 40.0)
+        await feeding
+        report = await under_way.report(await under_way.drain())
+    plan = controller.deciding.plans[1]
+    assert plan.reason == "plan_saves"
+    assert controller.picture.plan.cost_per_hour < 0.9 * before.cost_per_hour
+    assert (report.lost, report.duplicated, controller.failures) == (0, 0, 0)
