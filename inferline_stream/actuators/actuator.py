@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 FIRST_RESTART_S = 0.1
 """Wait before a dead replica's first restart: short, since most deaths are single ones."""
+
+PATIENCE_S = 5.0
+"""A replica that has had no place for so long says that there is none now; most get one sooner."""
+
+Way = Literal["", "present", "pull", "provision"]
+"""How a replica came to run: on a node that had its image, that had to pull it, or that had to be made; empty where
+nothing tells."""
 
 LONGEST_RESTART_S = 30.0
 """Waits double up to this: a stage that cannot start costs little, and is back soon after it is mended."""
@@ -30,6 +37,7 @@ class ObservedReplica:
         started_s: when it was last started, on the event loop's clock.
         restarts: deaths so far.
         pending: why it has no place to run on yet, or cannot start there, where something tells; empty if it runs.
+        way: how it came to run; may be learned a little later.
     """
 
     replica: str
@@ -40,6 +48,7 @@ class ObservedReplica:
     started_s: float
     restarts: int
     pending: str = ""
+    way: Way = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,12 @@ class Actuator(Protocol):
     async def next_exit(self) -> ReplicaExit:
         """Wait for the next replica that ends. Each end is told once, as soon as it is known."""
 
+    async def capacity(self) -> Mapping[str, int]:
+        """Most replicas of each hardware kind that there are places for now, those that have one included.
+
+        Kinds of which nothing is known have no limit and are left out.
+        """
+
     async def drain(self, deadline_s: float) -> None:
         """Retire every replica and wait until all are gone: by themselves, or made to after the deadline."""
 
@@ -107,6 +122,18 @@ def surplus(replicas: Sequence[ObservedReplica], wanted: int, retiring: Collecti
     youngest_first = counted[::-1]
     ordered = sorted(youngest_first, key=lambda r: (r.replica not in retiring, r.state != "waiting"))
     return tuple(replica.replica for replica in ordered[: max(0, len(counted) - wanted)])
+
+
+def placed(replicas: Iterable[ObservedReplica], now_s: float) -> dict[str, int]:
+    """Replicas that have a place, of each hardware kind of which one has waited for its own for long.
+
+    Args:
+        replicas: of all stages.
+        now_s: on the event loop's clock.
+    """
+    known = list(replicas)
+    short = {r.hardware for r in known if r.state == "running" and r.pending and now_s - r.started_s >= PATIENCE_S}
+    return {kind: sum(r.hardware == kind and not r.pending and r.state != "waiting" for r in known) for kind in short}
 
 
 def restart_in_s(failures: int) -> float:

@@ -6,23 +6,27 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 
 import httpx2
 from lightkube import ApiError, AsyncClient, KubeConfig
+from lightkube.codecs import from_dict
 from lightkube.core.exceptions import ConfigError
+from lightkube.generic_resource import create_namespaced_resource
 from lightkube.models.autoscaling_v1 import ScaleSpec
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
-from lightkube.resources.core_v1 import Pod
-from lightkube.types import PatchType
+from lightkube.resources.batch_v1 import Job
+from lightkube.resources.core_v1 import Event, Pod, ResourceQuota
+from lightkube.types import CascadeType, PatchType
 
 from inferline_stream.actuators.actuator import (
     ObservedReplica,
     ReplicaExit,
+    placed,
     surplus,
 )
 from inferline_stream.actuators.manifests import (
@@ -32,10 +36,13 @@ from inferline_stream.actuators.manifests import (
     Cluster,
     deployment,
     deployment_name,
+    left_by_quotas,
+    resources,
 )
-from inferline_stream.actuators.pods import Pods
+from inferline_stream.actuators.pods import Pods, pending_of
 from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.errors import InferlineError, Unreachable, UsageError
+from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +53,8 @@ _LONGEST_RETRY_S = 5.0
 _WATCH_S = 300
 """After so long a watch is begun anew: a connection that died silently is noticed."""
 
+_JOB_LOOK_S = 1.0
+_QUOTAS_S = 5.0
 _CREATED_WITHIN_S = 10.0
 """Until a Deployment's controller has made the pods asked for; it may be longer where the cluster is busy."""
 
@@ -87,6 +96,10 @@ class KubernetesActuator:
         self._replacing: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._scaling = asyncio.Lock()
+        self._kinds: dict[str, Hardware] = {}
+        self._quotas: list[dict[str, Any]] = []
+        self._quotas_s = float("-inf")
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`.
@@ -130,6 +143,27 @@ class KubernetesActuator:
         await self._listed.wait()
         return self._pods.observed()
 
+    async def capacity(self) -> Mapping[str, int]:
+        """Replicas that have a place, of each kind without more of them; and what the namespace's quotas leave.
+
+        What is held is counted in pods of this pipeline: others in the namespace use up its quotas all the same.
+        """
+        await self._listed.wait()
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._quotas_s >= _QUOTAS_S:
+            self._quotas_s = now_s
+            with contextlib.suppress(ApiError, httpx2.HTTPError):  # not allowed to look, or an outage: the last holds
+                found = self._client.list(ResourceQuota, namespace=self._cluster.namespace)
+                self._quotas = [_plain(quota) async for quota in found]
+        observed = self._pods.observed()
+        room = placed(observed, now_s)
+        for _, kind in self._applied:
+            held = sum(r.hardware == kind and r.state != "waiting" for r in observed)
+            wanted = resources(self._kinds[kind], self._cluster.memory)
+            for left in left_by_quotas(wanted, self._quotas):
+                room[kind] = min(room.get(kind, held + left), held + left)
+        return room
+
     async def next_exit(self) -> ReplicaExit:
         """Wait for the next replica that ends."""
         return await self._exits.get()
@@ -158,7 +192,7 @@ class KubernetesActuator:
         await self._stop_watching()
 
     async def _stop_watching(self) -> None:
-        tasks = [*self._replacing.values(), *([self._watching] if self._watching is not None else [])]
+        tasks = [*self._replacing.values(), *self._asking, *([self._watching] if self._watching is not None else [])]
         self._watching = None
         self._replacing.clear()
         for task in tasks:
@@ -181,9 +215,9 @@ class KubernetesActuator:
         """Make the Deployment, or bring it up to date; its number of replicas stays as it is, 0 for a new one."""
         await self._refuse_another_scaler(name)
         namespace = self._cluster.namespace
-        wanted = deployment(
-            self._pipeline, self._template(stage, hardware), self._cluster, grace_s=self._drain_timeout_s
-        )
+        spec = self._template(stage, hardware)
+        self._kinds[hardware] = spec.hardware
+        wanted = deployment(self._pipeline, spec, self._cluster, grace_s=self._drain_timeout_s)
         try:
             await self._client.get(Deployment, name, namespace=namespace)
         except ApiError as error:
@@ -260,8 +294,83 @@ class KubernetesActuator:
             if exit_.restart_in_s and exit_.replica in {r.replica for r in self._pods.observed()}:
                 task = asyncio.create_task(self._replace(exit_.replica, exit_.restart_in_s))
                 self._replacing[exit_.replica] = task
+        for name in self._pods.newly_running():
+            self._pods.came(name, pulled=False)  # until it is known otherwise
+            task = asyncio.create_task(self._look_how_it_came(name))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
         async with self._changed:
             self._changed.notify_all()
+
+    async def _look_how_it_came(self, pod: str) -> None:
+        """Whether its node had to pull the image is told by the kubelet's events alone."""
+        with contextlib.suppress(ApiError, httpx2.HTTPError):
+            about: dict[str, Any] = {"involvedObject.name": pod, "reason": "Pulled"}
+            events = self._client.list(Event, namespace=self._cluster.namespace, fields=about)
+            told = [event.message or "" async for event in events]
+            self._pods.came(pod, pulled=any("already present" not in message for message in told))
+
+
+async def run_job(client: AsyncClient, manifest: dict[str, Any], deadline_s: float) -> str:
+    """Run a Job to its end and return what its pod wrote; the Job is deleted, however it ended.
+
+    Raises:
+        InferlineError: it has no place within the deadline, or its image cannot be had; says why.
+        Unreachable: the API server does not answer.
+    """
+    name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+    labels: dict[str, Any] = {"job-name": name}
+    pending = "no pod was made for it"
+    with _translated():
+        await client.create(cast("Job", Job.from_dict(manifest)))
+        try:
+            async with asyncio.timeout(deadline_s):
+                while True:
+                    async for pod in client.list(Pod, namespace=namespace, labels=labels):
+                        found = _plain(pod)
+                        if found.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+                            said = client.log(found["metadata"]["name"], namespace=namespace)
+                            return "\n".join([line.rstrip("\n") async for line in said])
+                        pending = pending_of(found) or "it still runs"
+                    await asyncio.sleep(_JOB_LOOK_S)
+        except TimeoutError:
+            raise InferlineError(f"Job {name!r} had not ended after {deadline_s:g} s: {pending}") from None
+        finally:
+            with contextlib.suppress(ApiError, httpx2.HTTPError):
+                await client.delete(Job, name, namespace=namespace, cascade=CascadeType.BACKGROUND)
+
+
+async def apply(client: AsyncClient, manifests: Sequence[dict[str, Any]]) -> list[str]:
+    """Apply manifests server-side; returns in words those whose kind the cluster does not know.
+
+    Raises:
+        UsageError: the API server refuses.
+        Unreachable: it does not answer.
+    """
+    unknown = []
+    for manifest in manifests:
+        version, _, short = manifest["apiVersion"].rpartition("/")
+        with _translated():
+            try:
+                if version == "monitoring.coreos.com":
+                    create_namespaced_resource(version, short, manifest["kind"], f"{manifest['kind'].lower()}s")
+                await client.apply(from_dict(manifest), field_manager=FIELD_MANAGER, force=True)
+            except ApiError as error:
+                if error.status.code != 404 or version != "monitoring.coreos.com":
+                    raise
+                unknown.append(f"{manifest['kind']}: the cluster has no Prometheus operator")
+    return unknown
+
+
+async def controllers(client: AsyncClient, namespace: str) -> list[dict[str, Any]]:
+    """Deployments of every pipeline's controllers in a namespace.
+
+    Raises:
+        Unreachable: the API server does not answer.
+    """
+    labels: dict[str, Any] = {"app.kubernetes.io/name": FIELD_MANAGER, "app.kubernetes.io/component": "controller"}
+    with _translated():
+        return [_plain(found) async for found in client.list(Deployment, namespace=namespace, labels=labels)]
 
 
 def cluster_client() -> AsyncClient:
@@ -292,8 +401,8 @@ def _typed(manifest: dict[str, Any]) -> Deployment:
     return cast("Deployment", Deployment.from_dict(manifest))
 
 
-def _plain(pod: Pod) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(pod.to_dict(), default=str))
+def _plain(item: Pod | ResourceQuota | Deployment) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(item.to_dict(), default=str))
     return found
 
 

@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +19,15 @@ import msgspec
 
 from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
 from inferline_stream.actuators.affinity import cores_for
+from inferline_stream.actuators.devices import Device, devices_for
+from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.parents import Forked, Parents
 from inferline_stream.actuators.places import Place, Places
 from inferline_stream.actuators.supervising import REPLICA_MODULE, reason_of
 from inferline_stream.dataplane.protocol import ReplicaSpec, encode
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.launch import Launch
+from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class _Process:
     log: Path
     cores: float
     pinned: frozenset[int]
+    hardware: Hardware
+    devices: tuple[str, ...] = ()
 
 
 class LocalActuator:
@@ -56,6 +61,7 @@ class LocalActuator:
         drain_timeout_s: time a retiring replica has to end by itself before it is sent SIGTERM.
         kill_after_s: time from SIGTERM to SIGKILL.
         module: what each process runs as ``__main__``.
+        devices: GPUs that replicas may be given; by default those of this machine, looked for when one is needed.
     """
 
     def __init__(
@@ -66,7 +72,9 @@ class LocalActuator:
         drain_timeout_s: float = 30.0,
         kill_after_s: float = 5.0,
         module: str = REPLICA_MODULE,
+        devices: tuple[Device, ...] | None = None,
     ) -> None:
+        self._devices = devices
         self._template = template
         self._log_folder = log_folder
         self._module = module
@@ -92,6 +100,10 @@ class LocalActuator:
     def forks(self, stage: str, hardware: str) -> bool:
         """Whether a parent is ready to fork the next replica."""
         return self._parents.ready(stage, hardware)
+
+    async def capacity(self) -> Mapping[str, int]:
+        """Replicas that have a place, of each hardware kind that has none left."""
+        return self._places.capacity()
 
     async def next_exit(self) -> ReplicaExit:
         """Wait for the next replica that ends."""
@@ -122,6 +134,12 @@ class LocalActuator:
     def _start(self, place: Place) -> None:
         spec = self._template(place.stage, place.hardware)
         place.replica = f"{place.stage}-{place.hardware}-{secrets.token_hex(4)}"
+        devices = self._devices_for(spec.hardware)
+        if devices is None:
+            place.held_up = True
+            place.pending = f"waits for a device that is {spec.hardware.name}: {spec.hardware.gpu_model or 'a GPU'}"
+            return
+        place.held_up, place.pending = False, ""
         log = self._log_folder / f"{place.replica}.log"
         cores = spec.hardware.cores
         taken = [(other.cores, other.pinned) for other in self._processes.values()]
@@ -129,6 +147,8 @@ class LocalActuator:
         confinement = confined(spec.isolation, spec.topology, spec.hardware, spec.bootstrap_servers)
         # A replica that is left alone hands over what it can, rather than die in the middle of a batch.
         launch = Launch(self._module, confinement, cores=cores, pinned=pinned, orphaned=signal.SIGTERM)
+        # A replica sees its own devices, and one without a GPU sees none: it would else take memory on each.
+        launch.environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         try:
             self._log_folder.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file:
@@ -146,7 +166,9 @@ class LocalActuator:
             self._places.ended(place, 127, f"could not be started: {error}")
             return
         place.pid = process.pid
-        own = self._processes[place] = _Process(process, os.pidfd_open(process.pid), launch, log, cores, pinned)
+        own = self._processes[place] = _Process(
+            process, os.pidfd_open(process.pid), launch, log, cores, pinned, spec.hardware, devices
+        )
         launch.started(process.pid)
         asyncio.get_running_loop().add_reader(own.pidfd, self._reap, place)
         # One line, far smaller than a pipe holds, so this does not wait for the child. The pipe stays open: its
@@ -158,8 +180,18 @@ class LocalActuator:
             process.stdin.flush()
         logger.info("replica %s started, process %d", place.replica, process.pid)
 
+    def _devices_for(self, hardware: Hardware) -> tuple[str, ...] | None:
+        if not hardware.gpus:
+            return ()
+        if self._devices is None:
+            self._devices = machine_devices()
+        taken = [(other.hardware, other.devices) for other in self._processes.values()]
+        return devices_for(hardware, self._devices, taken)
+
     def _signal(self, place: Place, number: signal.Signals) -> None:
-        if (own := self._processes.get(place)) is not None:
+        if place.held_up:
+            self._places.ended(place, 0, "had no device yet")
+        elif (own := self._processes.get(place)) is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(own.pidfd, number)  # never hits another process that got the same pid
 
@@ -177,6 +209,9 @@ class LocalActuator:
         if code == 0 and own.log.stat().st_size == 0:
             own.log.unlink()  # nothing to read
         self._places.ended(place, code, _reason(code, tail, own.log), tail)
+        for other in self._places.all if own.devices else ():
+            if other.held_up and other.running:
+                self._start(other)
 
 
 def _reason(code: int, tail: str, log: Path) -> str:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import string
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inferline_stream.actuators.devices import slice_of
 from inferline_stream.dataplane.protocol import ReplicaSpec, encode
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.isolation import Isolation
 
 FIELD_MANAGER = "inferline-stream"
 PIPELINE_LABEL = "inferline-stream.dev/pipeline"
@@ -28,8 +32,14 @@ LIFE_FOLDER = "/run/inferline"
 
 READY_FILE = f"{LIFE_FOLDER}/ready"
 
+SECURITY: dict[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+"""Of every container."""
+
 _LONGEST_NAME = 52  # a pod's name adds two suffixes, and its host name may have 63 characters
-_MIG = re.compile(r"\d+g\.\d+gb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,11 @@ class Cluster:
 
 def deployment_name(pipeline: str, stage: str, hardware: str) -> str:
     """A DNS label for a stage on a hardware kind; a hash keeps those apart that differ in other characters only."""
-    whole = f"{pipeline}-{stage}-{hardware}"
+    return dns_label(f"{pipeline}-{stage}-{hardware}")
+
+
+def dns_label(whole: str) -> str:
+    """A name that Kubernetes takes, with a hash behind it where characters had to go."""
     plain = re.sub(r"[^a-z0-9-]+", "-", whole.lower()).strip("-")
     if plain == whole and len(plain) <= _LONGEST_NAME:
         return plain
@@ -73,17 +87,56 @@ def resources(hardware: Hardware, memory: str = "") -> dict[str, Any]:
     if memory:
         limits["memory"] = memory
     if hardware.gpus:
-        slice_ = _MIG.search(hardware.name)
-        resource = f"nvidia.com/mig-{slice_.group()}" if slice_ else "nvidia.com/gpu"
+        resource = f"nvidia.com/mig-{slice_}" if (slice_ := slice_of(hardware)) else "nvidia.com/gpu"
         limits[resource] = str(math.ceil(hardware.gpus))
     return {"requests": {"cpu": cpu, **limits}, "limits": limits} if limits else {"requests": {"cpu": cpu}}
 
 
-def node_selector(hardware: Hardware) -> dict[str, str]:
-    """Nodes that carry the kind: the label that NVIDIA's feature discovery gives to a GPU's model."""
+def left_by_quotas(wanted: Mapping[str, Mapping[str, str]], quotas: Iterable[Mapping[str, Any]]) -> list[int]:
+    """How many more replicas each quota of a namespace has room for, for each resource that it limits.
+
+    Args:
+        wanted: of one replica, as `resources` gives it.
+        quotas: ResourceQuotas as in the API server's JSON; those for some pods only are left out.
+    """
+    asked = {f"{verb}.{name}": value for verb in ("requests", "limits") for name, value in wanted.get(verb, {}).items()}
+    asked |= {name: asked[f"requests.{name}"] for name in ("cpu", "memory") if f"requests.{name}" in asked}
+    asked |= {"pods": "1"}
+    found = []
+    for quota in quotas:
+        if any(quota.get("spec", {}).get(name) for name in ("scopes", "scopeSelector")):
+            continue
+        hard, used = (quota.get("status", {}).get(name) or {} for name in ("hard", "used"))
+        for name, most in hard.items():
+            if (each := _quantity(asked.get(name, "0"))) > 0:
+                found.append(max(0, math.floor((_quantity(most) - _quantity(used.get(name, "0"))) / each + 1e-9)))
+    return found
+
+
+_SUFFIXES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+_SUFFIXES |= {f"{letter}i": 1024.0 ** (power + 1) for power, letter in enumerate("KMGTPE")}
+
+
+def _quantity(text: str) -> float:
+    """A quantity as Kubernetes writes it, e.g. ``250m`` or ``2Gi``."""
+    number = text.rstrip(string.ascii_letters)
+    suffix = text.removeprefix(number)
+    return float(number) * _SUFFIXES[suffix]
+
+
+_PRODUCTS = {
+    "Tesla V100": tuple(f"Tesla-V100-{form}" for form in ("SXM2-16GB", "SXM2-32GB", "PCIE-16GB", "PCIE-32GB")),
+    "NVIDIA A100": tuple(f"NVIDIA-A100-{form}" for form in ("SXM4-40GB", "SXM4-80GB", "PCIE-40GB", "80GB-PCIe")),
+    "NVIDIA H100": tuple(f"NVIDIA-H100-{form}" for form in ("80GB-HBM3", "PCIe", "NVL")),
+}
+"""What NVIDIA's feature discovery labels nodes with, of models that come in several forms."""
+
+
+def products(hardware: Hardware) -> tuple[str, ...]:
+    """Values of the label ``nvidia.com/gpu.product`` that nodes of the kind carry; none where any node will do."""
     if not hardware.gpus or hardware.gpu_model is None:
-        return {}
-    return {"nvidia.com/gpu.product": hardware.gpu_model.replace(" ", "-")}
+        return ()
+    return _PRODUCTS.get(hardware.gpu_model, (hardware.gpu_model.replace(" ", "-"),))
 
 
 def deployment(pipeline: str, spec: ReplicaSpec, cluster: Cluster, *, grace_s: float = 30.0) -> dict[str, Any]:
@@ -100,38 +153,14 @@ def deployment(pipeline: str, spec: ReplicaSpec, cluster: Cluster, *, grace_s: f
     """
     hardware = spec.hardware
     own = labels(pipeline, spec.stage, hardware.name)
-    container: dict[str, Any] = {
-        "name": CONTAINER,
-        "image": cluster.image,
-        "command": ["python", "-m", "inferline_stream.actuators.pod", LIFE_FOLDER],
+    container = _container(["python", "-m", "inferline_stream.actuators.pod", LIFE_FOLDER], hardware, cluster) | {
         "env": [
             {"name": POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": SPEC_VARIABLE, "value": encode(spec).decode()},
         ],
-        "resources": resources(hardware, cluster.memory),
         "readinessProbe": {"exec": {"command": ["test", "-e", READY_FILE]}, "periodSeconds": 2},
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [{"name": "life", "mountPath": LIFE_FOLDER}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
     }
-    if cluster.secret:
-        container["envFrom"] = [{"secretRef": {"name": cluster.secret}}]
-    pod: dict[str, Any] = {
-        "containers": [container],
-        "automountServiceAccountToken": False,
-        "serviceAccountName": cluster.service_account,
-        "terminationGracePeriodSeconds": math.ceil(grace_s),
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "volumes": [{"name": "life", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
-    }
-    if selector := node_selector(hardware):
-        pod["nodeSelector"] = selector
-    if spec.isolation.level in ("gvisor", "kata"):
-        pod["runtimeClassName"] = spec.isolation.level
+    pod = _pod(container, hardware, spec.isolation, cluster) | {"terminationGracePeriodSeconds": math.ceil(grace_s)}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -147,3 +176,70 @@ def deployment(pipeline: str, spec: ReplicaSpec, cluster: Cluster, *, grace_s: f
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         },
     }
+
+
+def job(
+    name: str,
+    command: Sequence[str],
+    hardware: Hardware,
+    isolation: Isolation,
+    cluster: Cluster,
+    *,
+    deadline_s: float,
+) -> dict[str, Any]:
+    """A Job that runs a command once on a hardware kind, as a replica would run there.
+
+    Args:
+        name: of the Job, see `dns_label`.
+        command: of its only container.
+        hardware: the kind.
+        isolation: of the stage that it is about.
+        cluster: where.
+        deadline_s: after so long it has failed.
+    """
+    pod = _pod(_container(command, hardware, cluster), hardware, isolation, cluster) | {"restartPolicy": "Never"}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": cluster.namespace},
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": math.ceil(deadline_s),
+            "ttlSecondsAfterFinished": 3600,
+            "template": {"metadata": {"labels": {"job-name": name}}, "spec": pod},
+        },
+    }
+
+
+def _container(command: Sequence[str], hardware: Hardware, cluster: Cluster) -> dict[str, Any]:
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": cluster.image,
+        "command": list(command),
+        "resources": resources(hardware, cluster.memory),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "life", "mountPath": LIFE_FOLDER}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+        "securityContext": dict(SECURITY),
+    }
+    return container | ({"envFrom": [{"secretRef": {"name": cluster.secret}}]} if cluster.secret else {})
+
+
+def _pod(container: dict[str, Any], hardware: Hardware, isolation: Isolation, cluster: Cluster) -> dict[str, Any]:
+    pod: dict[str, Any] = {
+        "containers": [container],
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,  # variables named after other people's services
+        "serviceAccountName": cluster.service_account,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "volumes": [{"name": "life", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+    }
+    if found := products(hardware):
+        term = {"matchExpressions": [{"key": "nvidia.com/gpu.product", "operator": "In", "values": list(found)}]}
+        required = {"nodeSelectorTerms": [term]}
+        pod["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+    if hardware.gpus:
+        # Nodes with GPUs are commonly kept free of all that needs none.
+        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    if isolation.level in ("gvisor", "kata"):
+        pod["runtimeClassName"] = isolation.level
+    return pod

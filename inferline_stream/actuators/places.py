@@ -15,6 +15,7 @@ from inferline_stream.actuators.actuator import (
     SETTLED_S,
     ObservedReplica,
     ReplicaExit,
+    placed,
     restart_in_s,
     surplus,
 )
@@ -33,6 +34,7 @@ class Place:
         running: whether it was started and has not ended.
         pid: its process, where known.
         pending: why it does not run yet although it was started; empty if it does.
+        held_up: whether nothing at all was started for it yet, and there is nothing to hand over.
         started_s: when, on the event loop's clock.
         restarts: deaths so far.
         failures: deaths in a row, none of which came long after its start.
@@ -45,6 +47,7 @@ class Place:
     running: bool = False
     pid: int | None = None
     pending: str = ""
+    held_up: bool = False
     started_s: float = 0.0
     restarts: int = 0
     failures: int = 0
@@ -110,6 +113,10 @@ class Places:
         """As `Actuator.observe`."""
         return tuple(place.observed for place in self.all)
 
+    def capacity(self) -> dict[str, int]:
+        """As `Actuator.capacity`."""
+        return placed(self.observe(), asyncio.get_running_loop().time())
+
     async def next_exit(self) -> ReplicaExit:
         """As `Actuator.next_exit`."""
         return await self._exits.get()
@@ -159,7 +166,7 @@ class Places:
         if place._timer is not None:
             place._timer.cancel()
         if place.running:
-            place._timer = loop.call_later(deadline_s, self._terminate, place)
+            place._timer = loop.call_later(0.0 if place.held_up else deadline_s, self._terminate, place)
         else:
             self._forget(place)
 

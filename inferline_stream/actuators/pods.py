@@ -10,6 +10,7 @@ from inferline_stream.actuators.actuator import (
     SETTLED_S,
     ObservedReplica,
     ReplicaExit,
+    Way,
     restart_in_s,
 )
 from inferline_stream.actuators.manifests import HARDWARE_LABEL, STAGE_LABEL
@@ -28,6 +29,9 @@ class _Known:
     expected: bool = False
     code: int = LOST
     reason: str = ""
+    running: bool = False
+    waited: bool = False
+    """No node had room for it at first."""
 
 
 @dataclass(slots=True)
@@ -72,7 +76,9 @@ class Pods:
             if known.expected:
                 self._owed[kind] -= 1
             known.seen = replace(known.seen, state="retiring")
-        known.seen = replace(known.seen, pending=_pending(pod))
+        known.seen = replace(known.seen, pending=pending_of(pod))
+        known.waited = known.waited or _unplaced(pod) is not None
+        known.running = "running" in _container(pod).get("state", {})
         ended = _ended(pod)
         if ended is None:
             return []
@@ -83,6 +89,21 @@ class Pods:
         known.failures = 1 if now_s - known.seen.started_s >= SETTLED_S else known.failures + 1
         known.seen = replace(known.seen, state="waiting", restarts=known.seen.restarts + 1, pending="")
         return [self._exit(known, restart_in_s(known.failures))]
+
+    def newly_running(self) -> list[str]:
+        """Pods whose container runs and of which it is not known yet how they came to that. See `came`."""
+        return [name for name, known in self._known.items() if known.running and not known.seen.way]
+
+    def came(self, name: str, *, pulled: bool) -> None:
+        """A pod's container runs.
+
+        Args:
+            name: of the pod.
+            pulled: whether its image had to be pulled first.
+        """
+        if (known := self._known.get(name)) is not None:
+            way: Way = "provision" if known.waited else "pull" if pulled else "present"
+            known.seen = replace(known.seen, way=way)
 
     def gone(self, name: str) -> list[ReplicaExit]:
         """A pod is no more."""
@@ -153,13 +174,19 @@ def _ended(pod: Mapping[str, Any]) -> tuple[int, str] | None:
     return None
 
 
-def _pending(pod: Mapping[str, Any]) -> str:
+def pending_of(pod: Mapping[str, Any]) -> str:
     """Why the pod has no place yet, or cannot start in it; empty where it runs."""
-    status = pod.get("status", {})
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return str(condition.get("message") or condition.get("reason") or "not scheduled yet")
+    if (why := _unplaced(pod)) is not None:
+        return why
     waiting = _container(pod).get("state", {}).get("waiting")
     if waiting and waiting.get("reason") not in ("ContainerCreating", "PodInitializing", None):
         return str(waiting.get("message") or waiting["reason"])
     return ""
+
+
+def _unplaced(pod: Mapping[str, Any]) -> str | None:
+    """Why no node has room for it; None where one has."""
+    for condition in pod.get("status", {}).get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return str(condition.get("message") or condition.get("reason") or "not scheduled yet")
+    return None

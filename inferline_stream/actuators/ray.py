@@ -6,7 +6,9 @@ import asyncio
 import logging
 import secrets
 import signal
-from collections.abc import Callable, Collection
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +20,7 @@ from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
 from inferline_stream.actuators.places import Place, Places
 from inferline_stream.actuators.supervising import REPLICA_MODULE, reason_of, supervise
 from inferline_stream.dataplane.protocol import ReplicaSpec, decode_spec, encode
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)
@@ -98,6 +100,10 @@ class RayActuator:
         """Every replica that was asked for and is not gone, oldest first."""
         return self._places.observe()
 
+    async def capacity(self) -> Mapping[str, int]:
+        """Replicas that have a place, of each hardware kind that has none left."""
+        return self._places.capacity()
+
     async def next_exit(self) -> ReplicaExit:
         """Wait for the next replica that ends."""
         return await self._places.next_exit()
@@ -118,13 +124,7 @@ class RayActuator:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
-        if not ray.is_initialized():
-            try:
-                await asyncio.to_thread(ray.init, self._address, log_to_driver=False, configure_logging=False)
-            except (ConnectionError, RayError, OSError) as error:
-                raise Unreachable(
-                    f"no Ray cluster answers at {self._address!r}: {error}; start one with `ray start --head`"
-                ) from None
+        await join(self._address)
         return self
 
     async def __aexit__(
@@ -173,6 +173,56 @@ class RayActuator:
     def _kill(self, place: Place) -> None:
         if (actor := self._actors.pop(place, None)) is not None:
             ray.kill(actor)
+
+
+def _run(command: list[str]) -> str:
+    """A command's output and errors, on the node where Ray has put this."""
+    done = subprocess.run(
+        [sys.executable, *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.stdout
+
+
+async def run_command(command: list[str], hardware: Hardware, deadline_s: float) -> str:
+    """Run Python with these arguments once on a hardware kind of the cluster that this process has joined.
+
+    Args:
+        command: the first is Python, whichever runs there.
+        hardware: the kind.
+        deadline_s: longest until it has ended.
+
+    Returns:
+        What it wrote, to standard output and standard error.
+
+    Raises:
+        InferlineError: it has no place within the deadline, or its node is gone.
+    """
+    asked = requirements(hardware)
+    task = ray.remote(_run).options(**asked, max_retries=0).remote(command)
+    try:
+        async with asyncio.timeout(deadline_s):
+            said: str = await task
+            return said
+    except TimeoutError:
+        ray.cancel(task, force=True)
+        raise InferlineError(f"not done after {deadline_s:g} s: is a node with {_words(asked)} free?") from None
+    except RayError as error:
+        raise InferlineError(f"its node is gone: {str(error).splitlines()[0]}") from error
+
+
+async def join(address: str) -> None:
+    """Join a Ray cluster, unless this process has joined one.
+
+    Raises:
+        Unreachable: none answers there.
+    """
+    if not ray.is_initialized():
+        try:
+            await asyncio.to_thread(ray.init, address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RayError, OSError) as error:
+            raise Unreachable(
+                f"no Ray cluster answers at {address!r}: {error}; start one with `ray start --head`"
+            ) from None
 
 
 async def _result(reference: Any) -> int:

@@ -44,6 +44,10 @@ def plan(
         Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
+    on: Annotated[
+        Literal["local", "ray", "kubernetes"],
+        typer.Option(help="whose profiles to plan with: this machine's, or those of `profile --on`"),
+    ] = "local",
     bootstrap_servers: Servers = None,
     prefix: Annotated[str, typer.Option(help="before the name of every topic, as for `run`")] = "",
     seed: Annotated[int, typer.Option(help="of generated traffic and of the random branches of events")] = 0,
@@ -54,6 +58,7 @@ def plan(
     import uvloop
 
     from inferline_stream.cli.output import console
+    from inferline_stream.cli.placing import Place
     from inferline_stream.cli.provisioning import (
         declared,
         existing_partitions,
@@ -85,7 +90,8 @@ def plan(
         existing = {}
         if bootstrap_servers is not None:
             existing = await existing_partitions(bootstrap_servers, what, prefix, limits.connect_timeout_s)
-        return await profiled(what, bootstrap_servers=bootstrap_servers, limits=limits), existing
+        machine = Place(on).machine
+        return await profiled(what, bootstrap_servers=bootstrap_servers, limits=limits, machine=machine), existing
 
     measured, existing = uvloop.run(measure())
     search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "queues": queues, "seed": seed}

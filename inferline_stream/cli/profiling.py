@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,6 +25,17 @@ def profile(
     again: Annotated[bool, typer.Option("--again", help="measure also what has a profile that still holds")] = False,
     time: Annotated[str, typer.Option(help='for one stage on one hardware kind, about, e.g. "10s"')] = "2s",
     bootstrap_servers: Servers = None,
+    on: Annotated[
+        Literal["local", "ray", "kubernetes"],
+        typer.Option(help="where to measure: here, or as tasks or jobs on each hardware kind of a cluster"),
+    ] = "local",
+    ray_address: Annotated[
+        str, typer.Option(help="of the Ray cluster; the topology must lie at the same path on its nodes")
+    ] = "auto",
+    image: Annotated[str, typer.Option(help="of the jobs: this package, the topology, what its stages import")] = "",
+    path: Annotated[str, typer.Option(help="of the topology file in the image; by default as here")] = "",
+    namespace: Annotated[str, typer.Option(help="of the jobs; by default that of the kubeconfig's context")] = "",
+    within: Annotated[str, typer.Option(help="longest that one job may take, its wait for a node included")] = "15m",
     plot: Annotated[Path | None, typer.Option(help="also draw the profiles into this .png or .svg file")] = None,
     output: Output = "table",
 ) -> None:
@@ -32,10 +43,14 @@ def profile(
     import uvloop
 
     from inferline_stream.cli.output import console
-    from inferline_stream.cli.provisioning import declared, profiled, settings
+    from inferline_stream.cli.placing import Place
+    from inferline_stream.cli.provisioning import declared, duration_of, profiled, profiled_at, settings
     from inferline_stream.errors import UsageError
     from inferline_stream.profiler.profiling import Options
 
+    place = Place(on, ray_address, image, namespace)
+    if on == "kubernetes" and not image:
+        raise UsageError("--on kubernetes needs --image: this package, the topology and what its stages import")
     if plot is not None:
         from inferline_stream.observability.plots.canvas import check_file
 
@@ -52,7 +67,12 @@ def profile(
         stage_s=stage_s,
         broker=bootstrap_servers or "embedded",
     )
-    measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings()))
+    if place.machine is not None:
+        uvloop.run(profiled_at(place, what, options, path=path, deadline_s=duration_of("--within", within)))
+        options = Options(broker=options.broker)
+    measured = uvloop.run(
+        profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings(), machine=place.machine)
+    )
     if plot is not None:
         from inferline_stream.observability.plots.profiles import draw_profiles
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from inferline_stream.cli.output import Bar, waiting
+from inferline_stream.cli.placing import Place, profiling_at
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.loading import file_and_name, load_topology
@@ -24,7 +26,10 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, simulation_bytes
 from inferline_stream.pipeline.units import duration_s, format_duration
 from inferline_stream.pipeline.validation import validated
+from inferline_stream.profiler.elsewhere import profile_elsewhere
+from inferline_stream.profiler.machine import Machine, this_machine
 from inferline_stream.profiler.profiling import Options, Progress, profile_pipeline
+from inferline_stream.profiler.store import ProfileStore
 from inferline_stream.settings import Settings, from_environment
 
 if TYPE_CHECKING:
@@ -116,23 +121,21 @@ def slo_s(pipeline: Pipeline, override: str | None) -> float:
     Raises:
         UsageError: no duration above 0.
     """
-    if override is None:
-        return pipeline.slo_s
-    try:
-        seconds = duration_s(override)
-    except ValueError as error:
-        raise UsageError(f"--slo: {error}") from None
-    if seconds <= 0:
-        raise UsageError(f"--slo: {override!r} must be above 0")
-    return seconds
+    return pipeline.slo_s if override is None else duration_of("--slo", override)
 
 
 async def profiled(
-    what: Declared, *, bootstrap_servers: str | None, options: Options | None = None, limits: Settings | None = None
+    what: Declared,
+    *,
+    bootstrap_servers: str | None,
+    options: Options | None = None,
+    limits: Settings | None = None,
+    machine: Machine | None = None,
 ) -> PipelineProfile:
     """Profiles of every stage, measured where missing, with a bar on standard error.
 
-    Without bootstrap servers an embedded broker is started if the time between stages is not known yet.
+    Without bootstrap servers an embedded broker is started if the time between stages is not known yet. A machine that
+    stands for a cluster has to have been profiled.
     """
     chosen = options or Options(broker=bootstrap_servers or "embedded")
 
@@ -151,6 +154,7 @@ async def profiled(
                 bootstrap_servers=servers,
                 options=chosen,
                 settings=limits,
+                machine=machine,
                 progress=show,
             )
 
@@ -160,6 +164,89 @@ async def profiled(
         async with EmbeddedBrokerProcess() as broker:
             measured = await profile(broker.bootstrap_servers)
     return measured
+
+
+async def profiled_at(place: Place, what: Declared, options: Options, *, path: str, deadline_s: float) -> None:
+    """Measure on a cluster what has no profile of it, and keep it beside the topology here.
+
+    Args:
+        place: the cluster.
+        what: the pipeline, with a declared sample: what runs there reads it there.
+        options: what, and how thoroughly.
+        path: of the topology file there; the same by default.
+        deadline_s: longest that one measurement may take.
+    """
+    if what.pipeline.sample is None:
+        raise InvalidTopology(f"{what.pipeline.declared}: profiling elsewhere needs a declared sample")
+    assert place.machine is not None
+    with Bar("profiling") as bar:
+        async with profiling_at(place, deadline_s) as run_there:
+            await profile_elsewhere(
+                what.pipeline,
+                what.file,
+                what.events,
+                place.machine,
+                run_there,
+                there=path,
+                options=options,
+                progress=lambda step: bar.show(step.done, step.total, step.doing),
+            )
+
+
+def duration_of(option: str, text: str) -> float:
+    """An option's duration in seconds.
+
+    Raises:
+        UsageError: it is none, or not above 0.
+    """
+    try:
+        seconds = duration_s(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+    if seconds <= 0:
+        raise UsageError(f"{option}: {text!r} must be above 0")
+    return seconds
+
+
+def with_stock(pipeline: Pipeline, shares: Sequence[str]) -> Pipeline:
+    """A pipeline that holds no more of a hardware kind than its share.
+
+    Args:
+        pipeline: the pipeline.
+        shares: ``kind=replicas`` each.
+
+    Raises:
+        UsageError: a kind that none of its stages runs on, or no number.
+    """
+    kinds = catalogue(pipeline.hardware)
+    used = {name for stage in pipeline.stages for name in stage.hardware}
+    shared = []
+    for share in shares:
+        name, _, count = share.partition("=")
+        if name not in used or not count.isdecimal():
+            known = ", ".join(sorted(used))
+            raise UsageError(f"--stock {share!r}: give KIND=REPLICAS, with a kind of {pipeline.name!r}: {known}")
+        shared.append(replace(kinds[name], stock=int(count)))
+    found = copy(pipeline)
+    found.hardware = (*pipeline.hardware, *shared)
+    return found
+
+
+def take_profiles(what: Declared, folder: Path, machine: Machine | None) -> None:
+    """Keep profiles that were measured elsewhere, as `deploy` ships them, as if they had been measured here.
+
+    Args:
+        what: the pipeline.
+        folder: that holds ``paths.json`` and the profiles, in a folder of their own.
+        machine: which they are profiles of; this one by default.
+    """
+    store = ProfileStore(what.pipeline, what.file.parent, what.events, machine or this_machine())
+    store.take({str(file.relative_to(folder)): file.read_text("utf-8") for file in _profile_files(folder)})
+
+
+def _profile_files(folder: Path) -> list[Path]:
+    """Files of profiles below a folder; what Kubernetes keeps beside a volume's files is none."""
+    return [file for file in sorted(folder.rglob("*.json")) if ".." not in str(file.relative_to(folder))]
 
 
 def planned(

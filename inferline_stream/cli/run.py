@@ -75,6 +75,9 @@ def run(
         ),
     ] = "",
     metrics_port: Annotated[int, typer.Option(help="of /metrics; 0 for any free one", min=0, max=65535)] = 9464,
+    metrics_host: Annotated[
+        str, typer.Option(help="address of /metrics; 0.0.0.0 for other machines to scrape it")
+    ] = "127.0.0.1",
     seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
     on: Annotated[
         Literal["local", "ray", "kubernetes"],
@@ -90,6 +93,25 @@ def run(
     secret: Annotated[
         str, typer.Option(help="name of a Secret whose keys become the pods' environment, such as Kafka's password")
     ] = "",
+    service_account: Annotated[
+        str, typer.Option(help="of the pods: they are given no token, and have no right in the cluster")
+    ] = "default",
+    stock: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=REPLICAS", help="this pipeline's share of a hardware kind; may be repeated"),
+    ] = None,
+    hand_over: Annotated[
+        bool,
+        typer.Option(
+            "--hand-over", help="on Kubernetes: at its end leave the replicas at work, for the next run to lead them"
+        ),
+    ] = False,
+    profiles: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of profiles measured elsewhere, as shipped by `deploy`", exists=True, file_okay=False
+        ),
+    ] = None,
     gate: Annotated[
         bool, typer.Option("--gate", help="end with code 6 unless the objective held and no event was lost")
     ] = False,
@@ -124,7 +146,12 @@ def run(
             metrics_port=metrics_port,
             seed=seed,
             gate=gate,
-            place=Place(on, ray_address, image, namespace, secret).checked(bootstrap_servers),
+            place=Place(on, ray_address, image, namespace, secret, service_account, hand_over).checked(
+                bootstrap_servers
+            ),
+            profiles=profiles,
+            stock=tuple(stock or ()),
+            metrics_host=metrics_host,
             as_json=output == "json",
         )
     )

@@ -29,6 +29,8 @@ from inferline_stream.cli.provisioning import (
     planned,
     profiled,
     settings,
+    take_profiles,
+    with_stock,
 )
 from inferline_stream.cli.screen import Screen
 from inferline_stream.connectors.sources.replaying import TraceReplay
@@ -36,7 +38,7 @@ from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.controlplane.record import new_run
 from inferline_stream.controlplane.report import RunReport
-from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
+from inferline_stream.controlplane.session import FeedTo, Run, run_and_hand_over, run_to_report
 from inferline_stream.dataplane.client import check_installed
 from inferline_stream.dataplane.protocol import KafkaClient
 from inferline_stream.dataplane.topics import REPLICATION, check_start
@@ -72,6 +74,9 @@ class Wanted:
     seed: int
     gate: bool
     place: Place
+    profiles: Path | None
+    stock: tuple[str, ...]
+    metrics_host: str
     as_json: bool
 
 
@@ -88,6 +93,9 @@ def run_and_report(wanted: Wanted) -> None:
             report = uvloop.run(_run(wanted, what, people, screen, stopping))
         except asyncio.CancelledError:
             raise stopping.forced() from None
+        if report is None:
+            people.print("Left the replicas at work: the next run leads them.")
+            return
         if wanted.as_json:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
         else:
@@ -123,7 +131,9 @@ def gate_miss(report: RunReport, objective: float) -> str:
     return ""
 
 
-async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, stopping: _Stopping) -> RunReport:
+async def _run(
+    wanted: Wanted, what: Declared, people: Console, screen: Screen, stopping: _Stopping
+) -> RunReport | None:
     limits = settings()
     stopping.watch()
     async with AsyncExitStack() as stack:
@@ -134,7 +144,11 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
         existing = await existing_partitions(servers, what, wanted.prefix, limits.connect_timeout_s)
         screen.step("looking at profiles")
         options = Options(broker=wanted.bootstrap_servers or "embedded")
-        measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)
+        machine = wanted.place.machine
+        if wanted.profiles is not None:
+            take_profiles(what, wanted.profiles, machine)
+        measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits, machine=machine)
+        what = replace(what, pipeline=with_stock(what.pipeline, wanted.stock))
         screen.step("planning")
         plan = await asyncio.to_thread(
             planned,
@@ -168,12 +182,18 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             page_port=wanted.page_port,
             page_token=wanted.page_token,
             metrics_port=wanted.metrics_port,
+            metrics_host=wanted.metrics_host,
             settings=limits,
             sample=what.trace,
             live_since_s=time.time(),
+            hands_over=wanted.place.hand_over,
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.place, run))
-        return await run_to_report(run, screen, stopping.stop, actuator)
+        if not run.hands_over:
+            return await run_to_report(run, screen, stopping.stop, actuator)
+        assert actuator is not None, "replicas of this machine end with this process"
+        await run_and_hand_over(run, screen, stopping.stop, actuator)
+        return None
 
 
 def _feed(wanted: Wanted, what: Declared) -> FeedTo | None:

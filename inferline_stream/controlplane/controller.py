@@ -51,6 +51,9 @@ _TIDY_S = 60.0
 """How often consumer groups of ended terms are looked for: a dead controller stays a member of its own for a while."""
 
 _STATE_S = 0.5
+_ROOM_S = 2.0
+"""How often the actuator is asked how many replicas there are places for."""
+
 _LIMITS = {Reason.PARTITIONS_EXHAUSTED: "partitions", Reason.STOCK_EXHAUSTED: "stock"}
 """What the Tuner tells when a stage needs more than it may have, as metrics call it."""
 
@@ -175,6 +178,7 @@ class Controller:
                     (0.0, lambda: self._obey(control)),
                     (HEARTBEAT_S, self._beat),
                     (settings.tuner_step_s, self._tune),
+                    (_ROOM_S, self._room),
                     (_STATE_S, self._look),
                     (_KEEP_S, lambda: self._keep(arrivals)),
                     (_HOST_AGAIN_S, self._host),
@@ -223,7 +227,8 @@ class Controller:
             asked_s = self.fleet.started_s.get(report.replica)
             now_s = asyncio.get_running_loop().time()
             start_up_s = report.start_up_s if asked_s is None else now_s - asked_s
-            self.picture.reports.started(report.stage, report.hardware, start_up_s)
+            way = self.fleet.ways.get(report.replica, "")
+            self.picture.reports.started(report.stage, report.hardware, start_up_s, way)
             self.fleet.changed()
         if changed:
             self.dealing.changed()
@@ -263,6 +268,13 @@ class Controller:
 
     async def _deal(self) -> None:
         await self.dealing.step(self.fleet, self.watching.answered_s if self.watching is not None else -1.0)
+
+    async def _room(self) -> None:
+        """What the places that replicas run at have left."""
+        room = await self.actuator.capacity()
+        if room != self.deciding.room:
+            logger.info("places for replicas: %s", ", ".join(f"{k} {n}" for k, n in room.items()) or "no limit")
+        self.deciding.room = room
 
     async def _tune(self) -> None:
         """Tune, unless the Faust app's timer does."""

@@ -19,7 +19,7 @@ from inferline_stream.controlplane.records import Override, StoredDecision, Stor
 from inferline_stream.controlplane.recovery import Found
 from inferline_stream.controlplane.replanning import Proposal
 from inferline_stream.controlplane.running import Running
-from inferline_stream.controlplane.scaling import going_over
+from inferline_stream.controlplane.scaling import going_over, within
 from inferline_stream.controlplane.tuning import Tuning, windows_of
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.controlplane.warming import Warming
@@ -63,6 +63,8 @@ class Deciding:
     sample: Trace | None
     structure: Structure | None
     stock: Mapping[str, int]
+    room: Mapping[str, int] = field(default_factory=dict)
+    """Most replicas of a hardware kind that there are places for now."""
     held: bool = False
     """Decisions are held because the run ends."""
     plan_feasible: bool = True
@@ -92,10 +94,29 @@ class Deciding:
         self.overrides = self.overrides.with_record(key, override)
         logger.info("override %s: %s", key, override or "taken back")
         self.follow_people()
+        if override is not None and override.kind in ("limits", "scale"):
+            self._warn_of_none(override)
         if override is not None and override.kind == "code":
             detail = f"given by {override.who or 'somebody'}: every replica is replaced, one after another"
             replicas = nested(self.fleet.wanted)
             self._decided(self._record(Action.REPLACE, Reason.NEW_CODE, detail, replicas), replicas)
+
+    def _warn_of_none(self, override: Override) -> None:
+        """A stage without a replica misses the SLO by the time that its first one takes to start."""
+        fewest = override.minimum if override.kind == "limits" else override.value
+        plan, reports = self.picture.plan, self.picture.reports
+        if fewest != 0 or override.subject not in plan.allocations:
+            return
+        start_up_s = min(
+            reports.start_up_s(override.subject, a.hardware)
+            or self.picture.measured.profiles[override.subject, a.hardware].start_up_s
+            for a in plan.allocations[override.subject]
+        )
+        if start_up_s > plan.slo_s:
+            logger.warning(
+                "stage %r may have no replica: an event then waits %.1f s for one to start, the SLO is %g s",
+                override.subject, start_up_s, plan.slo_s,
+            )  # fmt: skip
 
     def follow_people(self) -> None:
         """Take up what people have set now; what they set for a while lapses by this, too."""
@@ -120,7 +141,7 @@ class Deciding:
         if self._was_paused:  # what happened meanwhile is no history to decide on
             self._was_paused = False
             self.tuning.again(nested(self.fleet.wanted))
-        stock = {**self.stock, **self.overrides.stock(now_s)}
+        stock = {**within(self.stock, self.room, self.picture.catalogue), **self.overrides.stock(now_s)}
         seen = self.picture.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
         decision = self.tuning.step(seen)
         if decision is not None:
@@ -224,9 +245,10 @@ class Deciding:
         self.picture.planned(self.plans[-1])
         self.book.plan(self.plans[-1])
 
-    async def close(self) -> None:
-        """The run ends in order: write down that no successor is to go on from here."""
-        self.book.close()
+    async def close(self, *, hands_over: bool = False) -> None:
+        """The run ends in order: write down that no successor is to go on from here, unless one is to."""
+        if not hands_over:
+            self.book.close()
 
         async def written() -> bool:
             return not self.book.waiting()

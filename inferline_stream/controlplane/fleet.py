@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from inferline_stream.actuators.actuator import Actuator, ObservedReplica
+from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.rolling import Member, next_change, set_aside
 from inferline_stream.controlplane.waiting import until
@@ -41,6 +42,10 @@ class Fleet:
     """Replicas that were asked to leave."""
     started_s: dict[str, float] = field(default_factory=dict)
     """When each replica was asked for, on the event loop's clock."""
+    ways: dict[str, Way] = field(default_factory=dict)
+    """How each replica came to run, where something tells."""
+    pending: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Replicas that were asked for and have no place, by stage and hardware kind."""
     _retired: set[str] = field(default_factory=set)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -155,9 +160,11 @@ class Fleet:
         self.changed()
 
     def _remember(self, replicas: Sequence[ObservedReplica]) -> None:
+        self.pending = Counter((r.stage, r.hardware) for r in replicas if r.state == "running" and r.pending)
         for r in replicas:
             if r.state != "waiting":
                 self.started_s[r.replica] = r.started_s
+                self.ways[r.replica] = r.way
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """What there is."""

@@ -397,6 +397,12 @@ class Picture:
             partition_lags=offsets.lags(),
             lag_s=offsets.oldest_s(now_s),
             start_up_s=max(start_ups, default=None),
+            start_ups_s={
+                (kind, way): seconds
+                for kind in kinds
+                for way, seconds in self.reports.start_ups_s(stage, kind).items()
+                if way
+            },
             events=figures.events,
             dead_lettered=figures.dead_lettered,
             expired=figures.expired,

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from inferline_stream.actuators.actuator import Way
 from inferline_stream.dataplane.protocol import BatchStats, ReplicaReport
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Shape
@@ -78,7 +79,7 @@ class Reports:
         self.measured = measured
         """Profiles that measured times are compared with."""
         self.replicas: dict[str, Told] = {}
-        self._start_up_s: dict[tuple[str, str], deque[float]] = {}
+        self._start_up_s: dict[tuple[str, str], dict[Way, deque[float]]] = {}
 
     def add(self, report: ReplicaReport, heard_s: float) -> bool:
         """Take one report in; whether phase, partitions or applied assignment have changed."""
@@ -108,14 +109,23 @@ class Reports:
             told.ended = True
             told.recent.clear()
 
-    def started(self, stage: str, hardware: str, start_up_s: float) -> None:
-        """A replica became ready so long after it was asked for."""
-        self._start_up_s.setdefault((stage, hardware), deque(maxlen=_START_UPS)).append(start_up_s)
+    def started(self, stage: str, hardware: str, start_up_s: float, way: Way = "") -> None:
+        """A replica became ready so long after it was asked for, by that way."""
+        ways = self._start_up_s.setdefault((stage, hardware), {})
+        times = ways.pop(way, None) or deque(maxlen=_START_UPS)
+        times.append(start_up_s)
+        ways[way] = times  # the newest way comes last
+
+    def start_ups_s(self, stage: str, hardware: str) -> dict[Way, float]:
+        """Mean start-up time of late, by way; that of the newest start comes last."""
+        return {way: sum(t) / len(t) for way, t in self._start_up_s.get((stage, hardware), {}).items()}
 
     def start_up_s(self, stage: str, hardware: str) -> float | None:
-        """Mean start-up time of late; None before the first."""
-        times = self._start_up_s.get((stage, hardware))
-        return sum(times) / len(times) if times else None
+        """What the next replica is likely to take, None before the first: those of late that came as the newest did.
+
+        A mean over all ways would fit none: where a node had to be made, the next one is likely to need one, too.
+        """
+        return next(reversed(self.start_ups_s(stage, hardware).values()), None)
 
     def is_ready(self, replica: str) -> bool:
         """Whether it works, or could at once."""

@@ -99,8 +99,10 @@ class Run:
         page_port: of the live page; 0 for any free one, None for no page.
         page_token: who knows it may hold decisions and set replicas from the page; empty: nobody may.
         metrics_port: of `/metrics`; likewise.
+        metrics_host: address that it is served on.
         faust: host the control loop's agents and timer in a Faust app as well.
         replans: plan again now and then, from what was recorded and measured.
+        hands_over: ends without draining: replicas stay at work, and the next run leads them from where this one was.
         settings: periods and time limits.
         sample: the arrivals that the plan was made for, for what others would have bought for them.
         run_folder: where the finished run is written down, a folder that does not exist yet; None for nowhere.
@@ -127,8 +129,10 @@ class Run:
     page_port: int | None = None
     page_token: str = ""
     metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     faust: bool = True
     replans: bool = True
+    hands_over: bool = False
     settings: Settings = field(default_factory=Settings)
     sample: Trace | None = None
     run_folder: Path | None = None

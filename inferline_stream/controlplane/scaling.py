@@ -53,6 +53,21 @@ def local_stock(allocations: Allocations, catalogue: Catalogue, cores: int) -> d
     }
 
 
+def within(stock: Mapping[str, int], room: Mapping[str, int], catalogue: Catalogue) -> dict[str, int]:
+    """Most replicas of each hardware kind, by what this place carries and by what it has room for now.
+
+    Args:
+        stock: of this place, where it differs from the catalogue's.
+        room: places for replicas now, those taken included.
+        catalogue: hardware kinds.
+    """
+    found = dict(stock)
+    for kind, places in room.items():
+        limits = [stock[kind]] if kind in stock else [catalogue[kind].stock] if kind in catalogue else []
+        found[kind] = min([places, *(limit for limit in limits if limit is not None)])
+    return found
+
+
 def cost_per_hour(replicas: Sequence[ObservedReplica], catalogue: Catalogue) -> float:
     """Dollars per hour of every replica held: starting and leaving ones too, but no empty slot."""
     return sum(catalogue[r.hardware].price_per_hour for r in replicas if r.state != "waiting")

@@ -28,6 +28,7 @@ def served(
     page_port: int | None,
     control: PageControl | None,
     metrics_port: int | None,
+    metrics_host: str = "127.0.0.1",
     note: Callable[[str], None],
 ) -> Iterator[None]:
     """Serve both from entering to leaving, and tell where.
@@ -40,6 +41,7 @@ def served(
         page_port: of the live page; 0 for any free one, None for no page.
         control: what the page may have done; None for a page that is read-only.
         metrics_port: of `/metrics`; likewise.
+        metrics_host: address that it is served on.
         note: told the addresses.
 
     Raises:
@@ -52,9 +54,9 @@ def served(
             stack.enter_context(page)
             note(f"live page: {page.url}")
         if metrics_port is not None:
-            metrics = _or_any(lambda port: serve_metrics(state, port), metrics_port, DEFAULT_METRICS_PORT)
+            metrics = _or_any(lambda port: serve_metrics(state, port, metrics_host), metrics_port, DEFAULT_METRICS_PORT)
             stack.callback(metrics.close)
-            note(f"metrics: http://127.0.0.1:{metrics.port}/metrics")
+            note(f"metrics: http://{metrics_host}:{metrics.port}/metrics")
         yield
 
 

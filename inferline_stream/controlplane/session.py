@@ -40,7 +40,7 @@ from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.version import DRAIN_FIRST, Structure, incompatibilities, structure_of
 from inferline_stream.tuner.policy import POLICIES
 
-__all__ = ["Feed", "FeedTo", "Quiet", "Run", "Session", "Watcher", "run_to_report", "session"]
+__all__ = ["Feed", "FeedTo", "Quiet", "Run", "Session", "Watcher", "run_and_hand_over", "run_to_report", "session"]
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +130,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
                 page_port=run.page_port,
                 control=page_control(run.page_token, run.bootstrap_servers, names) if run.page_token else None,
                 metrics_port=run.metrics_port,
+                metrics_host=run.metrics_host,
                 note=watcher.note,
             )
         )
@@ -141,7 +142,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         finally:
             if not control.done():  # it leads still: let the next one begin at once
                 with contextlib.suppress(InferlineError):
-                    await controller.deciding.close()
+                    await controller.deciding.close(hands_over=run.hands_over)
                     await leadership.resign()
 
 
@@ -181,6 +182,41 @@ async def _begun(
     since = await bounds_now(offsets, running, partitions)
     # What a leader that fell silent has left is live traffic, and late by our doing.
     return replace(since, live=since.source) if taken_over else since
+
+
+async def run_and_hand_over(run: Run, watcher: Watcher, stop: asyncio.Event, actuator: Actuator) -> None:
+    """Lead a pipeline whose replicas are others' to end, until told to stop; whoever comes next leads them on.
+
+    Args:
+        run: what runs, and how; it has to hand over.
+        watcher: who shows it.
+        stop: set it to leave.
+        actuator: makes replicas, which outlive it.
+
+    Raises:
+        LeadershipLost: another controller leads now.
+        Unreachable: Kafka does not answer.
+    """
+    leads = asyncio.Event()
+
+    async def lead() -> None:
+        async with session(run, watcher, actuator) as under_way:
+            leads.set()
+            await under_way.fed(stop)
+
+    leading = asyncio.create_task(lead())
+    waiting = [asyncio.create_task(event.wait()) for event in (leads, stop)]
+    try:
+        await asyncio.wait([leading, *waiting], return_when=asyncio.FIRST_COMPLETED)
+        if not leads.is_set():  # another one leads still: there is nothing to hand over
+            leading.cancel()
+            await asyncio.wait([leading])
+        if not leading.cancelled():
+            await leading
+    finally:
+        for task in (leading, *waiting):
+            task.cancel()
+        await asyncio.gather(leading, *waiting, return_exceptions=True)
 
 
 async def _refuse_other_structure(

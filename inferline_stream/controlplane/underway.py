@@ -41,7 +41,7 @@ class Session:
     lateness_p99_s: float | None = None
 
     async def ready(self) -> None:
-        """Wait until every replica of the plan is ready.
+        """Wait until every replica of the plan is ready; those that have no place yet are not waited for.
 
         Raises:
             StageFailed: a stage cannot start, or takes longer than `Settings.start_timeout_s`.
@@ -54,6 +54,8 @@ class Session:
                 if died >= _HOPELESS_RESTARTS and not self.replicas_most.get(stage):
                     why = next((text for text in reversed(self.controller.exits) if text.startswith(f"{stage}-")), "")
                     raise StageFailed(f"stage {stage!r} cannot start: {why}")
+            if self.controller.fleet.pending:  # a node may have to be made, which takes what it takes
+                deadline_s = time.monotonic() + self.run.settings.start_timeout_s
             if time.monotonic() > deadline_s:
                 raise StageFailed(
                     f"replicas were not ready within {self.run.settings.start_timeout_s:g} s; "
@@ -66,8 +68,12 @@ class Session:
         return self.controller.picture.shape.stages
 
     def _all_ready(self) -> bool:
-        state = self.controller.state
-        return state is not None and all(kind.ready >= kind.wanted for stage in state.stages for kind in stage.replicas)
+        state, pending = self.controller.state, self.controller.fleet.pending
+        return state is not None and all(
+            any(kind.ready for kind in stage.replicas)
+            and all(kind.ready + pending[stage.name, kind.hardware] >= kind.wanted for kind in stage.replicas)
+            for stage in state.stages
+        )
 
     def _alive(self) -> None:
         """Raise what ended the control loop, if it has ended."""

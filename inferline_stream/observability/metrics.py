@@ -286,9 +286,17 @@ def _stage_families(state: PipelineState) -> Iterator[Metric]:
     for stage in state.stages:
         for limit in ("partitions", "stock"):
             limits.add_metric([state.pipeline, stage.name, limit], float(stage.limit == limit))
+    ways = GaugeMetricFamily(
+        "inferline_start_up_seconds",
+        "Learned time from asking for a replica to its READY, by how it came to run.",
+        labels=[*labels, "hardware", "way"],
+    )
+    for stage in state.stages:
+        for (hardware, way), seconds in sorted(stage.start_ups_s.items()):
+            ways.add_metric([state.pipeline, stage.name, hardware, way], seconds)
     held = CounterMetricFamily(
         "inferline_replica_seconds", "Replica-seconds held; times the price, the cost.", labels=[*labels, "hardware"]
     )
     for (name, hardware), seconds in sorted(state.replica_seconds.items()):
         held.add_metric([state.pipeline, name, hardware], seconds)
-    yield from (replicas, limits, held, lags, rates)
+    yield from (replicas, limits, ways, held, lags, rates)

@@ -36,6 +36,8 @@ class StageState:
     lag_s: float
     """Age of the oldest record not yet committed."""
     start_up_s: float | None = None
+    start_ups_s: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """By hardware kind and by how the replica came to run: its node had the image, pulled it, or had to be made."""
     events: int = 0
     dead_lettered: int = 0
     expired: int = 0

@@ -22,6 +22,7 @@ class ServiceTime:
         batch_size: events in the batch.
         mean_s: mean time from handing the batch to the stage to having its results.
         quantiles_s: the distribution at `PROBABILITIES`, ascending; empty means always `mean_s`.
+        device_bytes: memory of its GPU that the stage took for batches of up to this size; 0 where it has none.
 
     Raises:
         ValueError: a batch size below 1, a time that is not finite and above 0, or unordered quantiles.
@@ -30,6 +31,7 @@ class ServiceTime:
     batch_size: int
     mean_s: float
     quantiles_s: tuple[float, ...] = ()
+    device_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

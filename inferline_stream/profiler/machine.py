@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
+from inferline_stream.actuators.devices import slice_of
+from inferline_stream.actuators.nvml import devices
 from inferline_stream.pipeline.hardware import Hardware
 
 
@@ -20,15 +21,19 @@ class Machine(msgspec.Struct, frozen=True):
         cpu: the processor's model name.
         cores: cores that this process may use.
         gpus: model names, as the devices report themselves.
+        place: ``kubernetes`` or ``ray`` where it stands for a cluster's machines, whichever they are.
     """
 
     cpu: str
     cores: int
     gpus: tuple[str, ...] = ()
+    place: str = ""
 
     @property
     def folder(self) -> str:
         """A short name for files."""
+        if self.place:
+            return self.place
         words = " ".join((self.cpu, f"{self.cores} cores", *sorted(set(self.gpus))))
         return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:120]
 
@@ -36,20 +41,24 @@ class Machine(msgspec.Struct, frozen=True):
 @cache
 def this_machine() -> Machine:
     """The machine that this process runs on."""
-    return Machine(_cpu_model(), len(os.sched_getaffinity(0)), _gpu_models())
+    gpus = tuple(f"{device.model} {device.slice}".rstrip() for device in devices())
+    return Machine(_cpu_model(), len(os.sched_getaffinity(0)), gpus)
 
 
 def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
     """Why a kind cannot be measured on a machine, in words; None if it can."""
     if hardware.emulated:
         return None
+    if machine.place:
+        return f"measure it there: `inferline-stream profile TOPOLOGY --on {machine.place}`"
     if hardware.cores > machine.cores:
         return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
     if hardware.gpus > 0:
-        model = hardware.gpu_model or ""
-        if not any(gpu.lower().startswith(model.lower()) for gpu in machine.gpus):
+        model, slice_ = hardware.gpu_model or "", slice_of(hardware)
+        found = (gpu for gpu in machine.gpus if gpu.lower().startswith(model.lower()))
+        if not any((gpu.rpartition(" ")[2] == slice_) if slice_ else True for gpu in found):
             has = ", ".join(machine.gpus) if machine.gpus else "no GPU"
-            return f"this machine has {has}, {hardware.name} needs {model or 'a GPU'}"
+            return f"this machine has {has}, {hardware.name} needs {model or 'a GPU'} {slice_}".rstrip()
     return None
 
 
@@ -61,12 +70,3 @@ def _cpu_model() -> str:
     except OSError:
         pass
     return os.uname().machine
-
-
-def _gpu_models() -> tuple[str, ...]:
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):  # no driver, no GPU
-        return ()
-    return tuple(line.strip() for line in said.splitlines() if line.strip())

@@ -42,17 +42,20 @@ async def measure(
     max_batch_size: int,
     *,
     seconds: float,
+    device_bytes: Callable[[], int] = lambda: 0,
     progress: Callable[[int], None] = lambda batch_size: None,
 ) -> tuple[tuple[ServiceTime, ...], str]:
     """Service times at powers of two, and why there are none of larger batches, if so.
 
     Every size is measured twice, upwards and then downwards, so that a machine that grows slower or busier
-    meanwhile does so for all of them.
+    meanwhile does so for all of them. The memory of its devices is read on the way up: frameworks keep what they
+    took for a larger batch.
 
     Raises:
         WorkerFailed: the stage cannot even run a batch of one.
     """
     found: dict[int, list[float]] = {}
+    memory: dict[int, int] = {}
     why = ""
     sizes = powers_of_two(max_batch_size)
     share_s = seconds / (2 * len(sizes))
@@ -66,6 +69,7 @@ async def measure(
                 raise
             why = f"batches of {size}: {error}"
             break
+        memory[size] = device_bytes()
         throughput = size / float(np.mean(found[size]))
         without_gain = 0 if throughput > best * NO_GAIN else without_gain + 1
         best = max(best, throughput)
@@ -79,7 +83,7 @@ async def measure(
     except WorkerFailed as error:
         if not error.memory:  # memory may have run out for good: the first pass stands
             raise
-    return tuple(service_time(size, times_s) for size, times_s in found.items()), why
+    return tuple(service_time(size, times_s, memory[size]) for size, times_s in found.items()), why
 
 
 async def measure_emulated(
@@ -106,10 +110,10 @@ async def measure_emulated(
     )
 
 
-def service_time(batch_size: int, times_s: Sequence[float]) -> ServiceTime:
+def service_time(batch_size: int, times_s: Sequence[float], device_bytes: int = 0) -> ServiceTime:
     """Mean and distribution of measured times."""
-    quantiles = np.quantile(times_s, PROBABILITIES)
-    return ServiceTime(batch_size, float(np.mean(times_s)), tuple(float(q) for q in np.maximum.accumulate(quantiles)))
+    quantiles = np.maximum.accumulate(np.quantile(times_s, PROBABILITIES))
+    return ServiceTime(batch_size, float(np.mean(times_s)), tuple(map(float, quantiles)), device_bytes)
 
 
 async def _times_s(

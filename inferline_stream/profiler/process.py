@@ -71,6 +71,7 @@ class WorkerProcess:
         start_timeout_s: longest it may take to build the stage.
         audit: watches it, if it is to be watched rather than confined.
         build_only: whether nothing will be asked of it beyond being built.
+        devices: UUIDs of the only GPUs that it sees; None for whatever this process sees.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class WorkerProcess:
         start_timeout_s: float,
         audit: Audit | None = None,
         build_only: bool = False,
+        devices: Collection[str] | None = None,
     ) -> None:
+        self._devices = devices
         self._confinement = confinement if audit is None else audit.confinement
         self._audit = audit
         self._begin = Begin(str(topology), stage, self._confinement.encoded(), build_only)
@@ -99,6 +102,8 @@ class WorkerProcess:
         pinned = _last_cores(cores, os.sched_getaffinity(0))
         files = () if self._audit is None else self._audit.files
         launch = self._launch = Launch(MODULE, self._confinement, cores=cores, pinned=pinned, files=files)
+        if self._devices is not None:
+            launch.environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
         self._process = await asyncio.create_subprocess_exec(
             *launch.command,
             stdin=asyncio.subprocess.PIPE,

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from inferline_stream.actuators.devices import devices_for
+from inferline_stream.actuators.nvml import devices as machine_devices
+from inferline_stream.actuators.nvml import used_bytes
 from inferline_stream.dataplane.hop import measure_hop_s
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation.confinement import confined
@@ -58,6 +61,7 @@ class Options:
     Args:
         again: also what is known already.
         stages: only these; all by default.
+        kinds: only these, of the chosen stages; all by default.
         sample_s: time for running the sample once.
         stage_s: time for one stage on one kind.
         broker: what the bootstrap servers are called in the store: times between stages differ by broker.
@@ -65,6 +69,7 @@ class Options:
 
     again: bool = False
     stages: frozenset[str] | None = None
+    kinds: frozenset[str] | None = None
     sample_s: float = SAMPLE_S
     stage_s: float = STAGE_S
     broker: str = "embedded"
@@ -79,6 +84,7 @@ async def profile_pipeline(
     options: Options = Options(),
     settings: Settings | None = None,
     machine: Machine | None = None,
+    root: Path | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> PipelineProfile:
     """Everything that planning needs of a pipeline: from the store where it holds, measured where not.
@@ -91,7 +97,8 @@ async def profile_pipeline(
             measured is taken, or 0.
         options: what, and how thoroughly.
         settings: time limits.
-        machine: this machine, or what a test makes of it.
+        machine: this machine, a cluster, or what a test makes of it.
+        root: of the files; beside the topology by default.
         progress: told at each step.
 
     Raises:
@@ -103,7 +110,7 @@ async def profile_pipeline(
     file = _real(topology)
     limits = settings or Settings()
     here = machine or this_machine()
-    store = ProfileStore(pipeline, file.parent, events, here)
+    store = ProfileStore(pipeline, file.parent, events, here, root)
     known = store.load()
     pairs, notes = pairs_to_profile(pipeline, known, options, here)
     needs_run = bool(pairs) or known.paths is None
@@ -147,9 +154,14 @@ def pairs_to_profile(
     for stage in pipeline.stages:
         reasons = []
         for name in dict.fromkeys(stage.hardware):
-            why = why_not_here(kinds[name], machine)
             chosen = options.stages is None or stage.name in options.stages
+            if options.kinds is not None and not (chosen and name in options.kinds):
+                continue
+            why = why_not_here(kinds[name], machine)
             if why is not None and (stage.name, name) not in known.profiles:
+                if machine.place or options.kinds is not None:
+                    problems.append(f"{stage.declared}: stage {stage.name!r} on {name!r} has no profile: {why}")
+                    continue
                 reasons.append(why)
                 notes.append(f"stage {stage.name!r} on {name!r}: not profiled, {why}; plans leave it out")
             elif why is None and ((options.again and chosen) or (stage.name, name) not in known.profiles):
@@ -207,7 +219,7 @@ class _Session:
         self._options = options
         self._steps = steps
         self._stack = AsyncExitStack()
-        self._running: dict[tuple[str, int], WorkerProcess] = {}
+        self._running: dict[tuple[str, int, tuple[str, ...] | None], WorkerProcess] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -222,7 +234,7 @@ class _Session:
         for name in shape.stages:
             self._steps.begin(f"{name}: starting")
             try:
-                built[name] = await self._worker(name, 1)
+                built[name] = await self._worker(name, 1, None)
             except WorkerFailed as error:
                 problems.append(blame(error, self._pipeline.stage(name).declared, f"stage {name!r}"))
         if problems:
@@ -244,29 +256,44 @@ class _Session:
 
         note = ""
         try:
-            worker = await self._worker(stage.name, kind.cores)
+            devices = () if kind.emulated else devices_for(kind, machine_devices() if kind.gpus else (), ()) or ()
+            before = used_bytes(devices) if devices else 0
+            worker = await self._worker(stage.name, kind.cores, devices)
             if kind.emulated:
                 table_s = emulated_s(stage, kind.name)
                 times = await measure_emulated(worker, kind, inputs, stage.max_batch_size, table_s)
             else:
                 seconds = self._options.stage_s
-                times, note = await measure(worker, kind, inputs, stage.max_batch_size, seconds=seconds, progress=told)
+                times, note = await measure(
+                    worker,
+                    kind,
+                    inputs,
+                    stage.max_batch_size,
+                    seconds=seconds,
+                    device_bytes=lambda: max(0, used_bytes(devices) - before) if devices else 0,
+                    progress=told,
+                )
         except WorkerFailed as error:
             raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
         if note:
             self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {note}")
         return Profile(stage.name, kind.name, times, worker.start_up_s), note
 
-    async def _worker(self, stage: str, cores: float) -> WorkerProcess:
-        """The worker of a stage on so many cores. Kinds below one core are paced, not started differently."""
-        key = (stage, max(1, int(cores)))
+    async def _worker(self, stage: str, cores: float, devices: tuple[str, ...] | None) -> WorkerProcess:
+        """The worker of a stage on so many cores. Kinds below one core are paced, not started differently.
+
+        A stage that may run with and without a GPU chooses by what it sees, so it is shown what a replica would be.
+        """
+        declared = self._pipeline.stage(stage)
+        kinds = catalogue(self._pipeline.hardware)
+        gpus = max(kinds[name].gpus for name in declared.hardware)
+        key = (stage, max(1, int(cores)), devices if gpus else None)
         worker = self._running.get(key)
         if worker is None or worker.ended:
-            declared = self._pipeline.stage(stage)
-            kinds = catalogue(self._pipeline.hardware)
-            gpus = max(kinds[name].gpus for name in declared.hardware)
             like = Hardware("worker", 0.0, cores=cores, gpus=gpus)
             confinement = confined(isolation_of(declared.isolation), self._file, like, "")
-            starting = WorkerProcess(self._file, stage, confinement, start_timeout_s=self._settings.start_timeout_s)
+            starting = WorkerProcess(
+                self._file, stage, confinement, start_timeout_s=self._settings.start_timeout_s, devices=key[2]
+            )
             worker = self._running[key] = await self._stack.enter_async_context(starting)
         return worker

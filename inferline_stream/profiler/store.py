@@ -28,13 +28,14 @@ FOLDER = Path(".inferline", "profiles")
 """Beside the topology."""
 
 
-class StoredServiceTime(msgspec.Struct, frozen=True):
+class StoredServiceTime(msgspec.Struct, frozen=True, omit_defaults=True):
     """One batch size in a file; ``quantiles_s`` by probability, ``throughput`` for the reader alone."""
 
     batch_size: int
     mean_s: float
     throughput: float
     quantiles_s: dict[str, float]
+    device_bytes: int = 0
 
 
 class StoredProfile(msgspec.Struct, frozen=True):
@@ -200,6 +201,32 @@ class ProfileStore:
         _write(self._paths_file, stored)
         return self._paths_file
 
+    def files(self) -> dict[str, str]:
+        """What is kept of this machine or cluster: JSON by path within the pipeline's folder. See `take`."""
+        found = [self._paths_file, *sorted((self._root / self._machine.folder).glob("*.json"))]
+        return {str(file.relative_to(self._root)): file.read_text("utf-8") for file in found if file.exists()}
+
+    def take(self, files: Mapping[str, str]) -> None:
+        """Keep what was measured elsewhere.
+
+        Args:
+            files: as `files` gives them there; the folder's name becomes this machine's.
+
+        Raises:
+            InvalidTopology: a file that is no profile.
+        """
+        try:
+            for path, text in files.items():
+                if Path(path) != Path(self._paths_file.name):
+                    profile = msgspec.json.decode(text, type=StoredProfile)
+                    _write(self._file(self._machine.folder, profile.stage, profile.hardware.name), profile)
+                    continue
+                paths, own = msgspec.json.decode(text, type=StoredPaths), self._read(self._paths_file, StoredPaths)
+                hop_s = {**(own.hop_overhead_s if own is not None else {}), **paths.hop_overhead_s}
+                _write(self._paths_file, msgspec.structs.replace(paths, hop_overhead_s=hop_s))
+        except (msgspec.DecodeError, ValueError) as error:
+            raise InvalidTopology(f"{path}: cannot be read as a profile ({error}); profile again") from None
+
     @property
     def _paths_file(self) -> Path:
         return self._root / "paths.json"
@@ -209,7 +236,7 @@ class ProfileStore:
 
     def _look_up(self, known: Known, stage: str, kind: str) -> None:
         files = [self._file(self._machine.folder, stage, kind)]
-        if why_not_here(self._kinds[kind], self._machine) is not None:
+        if not self._machine.place and why_not_here(self._kinds[kind], self._machine) is not None:
             files += sorted(self._root.glob(f"*/{stage}.{kind}.json"))
         for file in files:
             stored = self._read(file, StoredProfile)
@@ -245,7 +272,12 @@ class ProfileStore:
         limit = self._pipeline.stage(stored.stage).max_batch_size
         try:
             times = tuple(
-                ServiceTime(entry.batch_size, entry.mean_s, tuple(entry.quantiles_s[str(p)] for p in PROBABILITIES))
+                ServiceTime(
+                    entry.batch_size,
+                    entry.mean_s,
+                    tuple(entry.quantiles_s[str(p)] for p in PROBABILITIES),
+                    entry.device_bytes,
+                )
                 for entry in stored.service_times
                 if entry.batch_size <= limit
             )
@@ -274,7 +306,8 @@ class _Versioned(msgspec.Struct):
 
 def _stored(entry: ServiceTime) -> StoredServiceTime:
     quantiles = dict(zip(map(str, PROBABILITIES), map(_rounded, entry.quantiles_s), strict=False))
-    return StoredServiceTime(entry.batch_size, _rounded(entry.mean_s), round(entry.throughput, 2), quantiles)
+    throughput = round(entry.throughput, 2)
+    return StoredServiceTime(entry.batch_size, _rounded(entry.mean_s), throughput, quantiles, entry.device_bytes)
 
 
 def _paths_of(stored: StoredPaths) -> Paths:

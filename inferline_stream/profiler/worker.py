@@ -11,9 +11,9 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from inferline_stream.dataplane.loading import last_line, load_topology
 from inferline_stream.dataplane.wiring import Wiring
@@ -40,6 +40,8 @@ from inferline_stream.profiler.messages import (
     framed,
     length_of,
 )
+
+_R = TypeVar("_R")
 
 _UNPACED = Hardware("unpaced", 0.0)
 _SAMPLE_BATCH = 16
@@ -100,7 +102,7 @@ class StageWorker:
     def _timed(self, call: StageCall, values: list[Any]) -> tuple[float, Calls]:
         """From handing a batch to the stage's thread to having its encoded results, and those."""
         began_s = time.perf_counter()
-        calls = self._thread.submit(run_batch, call, self._settled, values).result()
+        calls = self._thread.submit(until_devices_rest, run_batch, call, self._settled, values).result()
         return time.perf_counter() - began_s, calls
 
     def _settled(self, result: Any) -> Done:
@@ -115,6 +117,19 @@ class StageWorker:
             )
         except Exception as error:
             return Failed.of(error)
+
+
+def until_devices_rest(run: Callable[..., _R], *arguments: Any) -> _R:
+    """Run, and wait for what was begun on a GPU meanwhile.
+
+    Encoded results have been copied from the device. What a stage has left running behind them, a cache's update for
+    instance, occupies the device before the next batch all the same.
+    """
+    found = run(*arguments)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return found
 
 
 def _outcome(found: Done | Failed) -> Outcome:

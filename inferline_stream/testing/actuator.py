@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
 from inferline_stream.actuators.places import Place, Places
@@ -32,6 +32,8 @@ class FakeActuator:
             drain_timeout_s=drain_timeout_s,
             kill_after_s=0.0,
         )
+        self.room: dict[str, int] = {}
+        """Most replicas of a hardware kind."""
         self.asked: list[tuple[str, str, int]] = []
         """Every call of `scale`: stage, hardware, replicas."""
 
@@ -43,6 +45,10 @@ class FakeActuator:
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Every replica that was asked for and is not gone, oldest first."""
         return self._places.observe()
+
+    async def capacity(self) -> Mapping[str, int]:
+        """Replicas that have a place, of each kind that has none left; and what a test says of other kinds."""
+        return {**self.room, **self._places.capacity()}
 
     async def next_exit(self) -> ReplicaExit:
         """Wait for the next replica that ends."""

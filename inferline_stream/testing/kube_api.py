@@ -1,4 +1,4 @@
-"""A small Kubernetes API server for tests: Deployments, their scale, pods and autoscalers of one namespace, over HTTP.
+"""A small Kubernetes API server for tests: Deployments, Jobs, pods and whatever is applied, in one namespace.
 
 It keeps what an actuator relies on: resource versions, list and watch that begins where the list ended, 410 for a
 version it has forgotten, server-side apply that leaves other managers' fields alone, and the controllers behind it: a
@@ -38,6 +38,8 @@ class Container:
     """SIGTERM."""
     end: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """To be given the exit code, 128 + n for signal n."""
+    log: str = ""
+    """What it has written, for whoever asks for its pod's log."""
 
 
 @dataclass(slots=True)
@@ -62,7 +64,18 @@ class KubeApi:
     """Method and path of every request so far."""
     containers: dict[str, Container] = field(default_factory=dict)
     """Running containers by their pod's name."""
+    logs: dict[str, str] = field(default_factory=dict)
+    """What pods have written whose container has ended, by pod."""
+    quota: dict[str, str] = field(default_factory=dict)
+    """Hard limits of the namespace's ResourceQuota, e.g. ``requests.nvidia.com/gpu``; whole numbers."""
+    images: set[str] = field(default_factory=set)
+    """Images that need not be pulled any more."""
+    unknown_groups: frozenset[str] = frozenset()
+    """API groups that this server does not have, such as those of an operator that was not installed."""
+    applied: dict[tuple[str, str], Json] = field(default_factory=dict)
+    """What was applied beside Deployments, by plural and name."""
     _objects: dict[str, dict[str, Json]] = field(default_factory=lambda: {"deployments": {}, "pods": {}, "hpas": {}})
+    _pulled: dict[str, bool] = field(default_factory=dict)
     _version: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _pods_made: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _last: int = 0
@@ -93,12 +106,21 @@ class KubeApi:
                 web.get(pods, self._list_pods),
                 web.patch(pods + "/{name}", self._patch_pod),
                 web.delete(pods + "/{name}", self._delete_pod),
+                web.get(deployments, self._list_deployments),
                 web.post(deployments, self._create_deployment),
                 web.get(deployments + "/{name}", self._get_deployment),
                 web.patch(deployments + "/{name}", self._apply_deployment),
+                web.delete(deployments + "/{name}", self._delete_deployment),
                 web.get(deployments + "/{name}/scale", self._get_scale),
                 web.patch(deployments + "/{name}/scale", self._patch_scale),
                 web.get(f"/apis/autoscaling/v2/namespaces/{self.namespace}/horizontalpodautoscalers", self._list_hpas),
+                web.get(f"/api/v1/namespaces/{self.namespace}/resourcequotas", self._list_quotas),
+                web.get(f"/api/v1/namespaces/{self.namespace}/events", self._list_events),
+                web.get(pods + "/{name}/log", self._log),
+                web.post(f"/apis/batch/v1/namespaces/{self.namespace}/jobs", self._create_job),
+                web.delete(f"/apis/batch/v1/namespaces/{self.namespace}/jobs/{{name}}", self._delete_job),
+                web.patch(f"/api/v1/namespaces/{self.namespace}/{{plural}}/{{name}}", self._apply),
+                web.patch(f"/apis/{{group}}/{{version}}/namespaces/{self.namespace}/{{plural}}/{{name}}", self._apply),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -130,6 +152,11 @@ class KubeApi:
     async def lose_node_of(self, pod: str) -> None:
         """The pod's node is gone: the pod is deleted by force."""
         await self._remove(pod)
+
+    async def evict(self, pod: str) -> None:
+        """The pod is to go in its own time, as when its node is emptied."""
+        found = self._objects["pods"][pod]
+        await self._terminate(found, found["spec"].get("terminationGracePeriodSeconds", 30))
 
     def pods(self) -> list[Json]:
         """All pods, oldest first."""
@@ -174,13 +201,15 @@ class KubeApi:
         own = [p for p in self.pods() if _belongs(p, deployment) and "deletionTimestamp" not in p["metadata"]]
         wanted = deployment["spec"].get("replicas", 1)
         for _ in range(wanted - len(own)):
-            await self._make_pod(deployment)
+            name = f"{deployment['metadata']['name']}-{secrets.token_hex(5)}-{secrets.token_hex(3)}"
+            await self._make_pod(name, deployment["spec"]["template"])
         for pod in sorted(own, key=_goes_before, reverse=True)[: max(0, len(own) - wanted)]:
             await self._terminate(pod, deployment["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30))
 
-    async def _make_pod(self, deployment: Json) -> None:
-        template = copy.deepcopy(deployment["spec"]["template"])
-        name = f"{deployment['metadata']['name']}-{secrets.token_hex(5)}-{secrets.token_hex(3)}"
+    async def _make_pod(self, name: str, template: Json) -> None:
+        template = copy.deepcopy(template)
+        if any(self._used(name) + _asked(template, name) > int(most) for name, most in self.quota.items()):
+            return  # refused; its controller tries again when something else changes
         pod = {
             "metadata": {
                 "name": name,
@@ -197,9 +226,15 @@ class KubeApi:
         await self._tell("ADDED", pod)
         await self._schedule(pod)
 
+    async def look_for_places(self) -> None:
+        """The scheduler looks again at every pod that waits, as it does when a node is added."""
+        for waiting in self.pods():
+            if not _placed(waiting) and "deletionTimestamp" not in waiting["metadata"]:
+                await self._schedule(waiting)
+
     async def _schedule(self, pod: Json) -> None:
-        kind = pod["metadata"]["labels"][HARDWARE_LABEL]
-        placed = [p for p in self.pods() if p["metadata"]["labels"][HARDWARE_LABEL] == kind and _placed(p)]
+        kind = pod["metadata"]["labels"].get(HARDWARE_LABEL, "")
+        placed = [p for p in self.pods() if p["metadata"]["labels"].get(HARDWARE_LABEL) == kind and _placed(p)]
         if len(placed) >= self.places.get(kind, len(placed) + 1):
             message = f"0/1 nodes are available: 1 Insufficient {kind}."
             condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
@@ -213,17 +248,25 @@ class KubeApi:
         await asyncio.sleep(self.start_up_s)
         name, restarts, last = pod["metadata"]["name"], 0, None
         while name in self._objects["pods"] and "deletionTimestamp" not in pod["metadata"]:
+            image = pod["spec"]["containers"][0]["image"]
+            self._pulled.setdefault(name, image not in self.images)
+            self.images.add(image)
             container = Container(pod)
             self.containers[name] = container
             await self._status(pod, {"running": {}}, restarts, last)
             code = await (self.run(container) if self.run is not None else container.end)
             self.containers.pop(name, None)
+            self.logs[name] = self.logs.get(name, "") + container.log
             if name not in self._objects["pods"]:
                 return
             last = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "message": _words(code)}
             if "deletionTimestamp" in pod["metadata"]:
                 await self._status(pod, {"terminated": last}, restarts, None)
                 break
+            if pod["spec"].get("restartPolicy") == "Never":
+                await self._status(pod, {"terminated": last}, restarts, None)
+                pod["status"]["phase"] = "Failed" if code else "Succeeded"
+                return
             restarts += 1
             await self._status(pod, {"waiting": {"reason": "CrashLoopBackOff"}}, restarts, last)
             await asyncio.sleep(0.05 * 2**restarts)
@@ -280,9 +323,7 @@ class KubeApi:
         for deployment in list(self._objects["deployments"].values()):
             if _belongs(pod, deployment):
                 await self._reconcile(deployment)
-        for waiting in self.pods():
-            if not _placed(waiting) and "deletionTimestamp" not in waiting["metadata"]:
-                await self._schedule(waiting)
+        await self.look_for_places()
 
     # Requests
 
@@ -337,6 +378,12 @@ class KubeApi:
         await self._terminate(pod, grace_s)
         return _json(pod)
 
+    async def _list_deployments(self, request: web.Request) -> web.Response:
+        self._note(request)
+        selector = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
+        items = [item for item in self.deployments() if _selected(item, selector)]
+        return _json({"metadata": {"resourceVersion": str(self._last)}, "items": items})
+
     async def _create_deployment(self, request: web.Request) -> web.Response:
         self._note(request)
         wanted = await request.json()
@@ -355,6 +402,14 @@ class KubeApi:
             return _refused(404, "NotFound", f"deployments {request.match_info['name']!r} not found")
         return _json(found)
 
+    async def _delete_deployment(self, request: web.Request) -> web.Response:
+        self._note(request)
+        gone = self._objects["deployments"].pop(request.match_info["name"])
+        for pod in self.pods():
+            if _belongs(pod, gone):
+                await self._remove(pod["metadata"]["name"])
+        return _json(gone)
+
     async def _apply_deployment(self, request: web.Request) -> web.Response:
         self._note(request)
         if request.content_type != "application/apply-patch+yaml" or "fieldManager" not in request.query:
@@ -367,6 +422,63 @@ class KubeApi:
         self._objects["deployments"][name] = self._stamp(merged)
         await self._reconcile(merged)
         return _json(merged, status=201 if current is None else 200)
+
+    async def _apply(self, request: web.Request) -> web.Response:
+        self._note(request)
+        plural, name = request.match_info["plural"], request.match_info["name"]
+        if request.match_info.get("group") in self.unknown_groups:
+            return _refused(404, "NotFound", "the server could not find the requested resource")
+        if request.content_type != "application/apply-patch+yaml" or "fieldManager" not in request.query:
+            return _refused(415, "UnsupportedMediaType", "only server-side apply is understood here")
+        wanted = json.loads(await request.text())
+        current = self.applied.get((plural, name))
+        self.applied[plural, name] = self._stamp(wanted if current is None else _merged(current, wanted))
+        return _json(self.applied[plural, name], status=201 if current is None else 200)
+
+    def _used(self, name: str) -> int:
+        return sum(_asked(pod, name) for pod in self.pods())
+
+    async def _list_quotas(self, request: web.Request) -> web.Response:
+        self._note(request)
+        used = {name: str(self._used(name)) for name in self.quota}
+        quota = {
+            "metadata": {"name": "quota", "namespace": self.namespace},
+            "spec": {"hard": self.quota},
+            "status": {"hard": self.quota, "used": used},
+        }
+        return _json({"metadata": {"resourceVersion": str(self._last)}, "items": [quota] if self.quota else []})
+
+    async def _list_events(self, request: web.Request) -> web.Response:
+        self._note(request)
+        about = dict(part.split("=", 1) for part in request.query["fieldSelector"].split(","))
+        pod = about["involvedObject.name"]
+        said = {True: "Successfully pulled image in 3.1s", False: "Container image already present on machine"}
+        item = {
+            "metadata": {"name": f"{pod}.pulled", "namespace": self.namespace},
+            "involvedObject": {"kind": "Pod", "name": pod},
+            "reason": "Pulled",
+            "message": said[self._pulled.get(pod, False)],
+        }
+        items = [item] if pod in self._pulled and about["reason"] == "Pulled" else []
+        return _json({"metadata": {"resourceVersion": str(self._last)}, "items": items})
+
+    async def _log(self, request: web.Request) -> web.Response:
+        self._note(request)
+        return web.Response(text=self.logs.get(request.match_info["name"], ""))
+
+    async def _create_job(self, request: web.Request) -> web.Response:
+        self._note(request)
+        wanted = await request.json()
+        self.applied["jobs", wanted["metadata"]["name"]] = self._stamp(wanted)
+        await self._make_pod(f"{wanted['metadata']['name']}-{secrets.token_hex(3)}", wanted["spec"]["template"])
+        return _json(wanted, status=201)
+
+    async def _delete_job(self, request: web.Request) -> web.Response:
+        self._note(request)
+        for pod in self.pods():
+            if pod["metadata"]["labels"].get("job-name") == request.match_info["name"]:
+                await self._remove(pod["metadata"]["name"])
+        return _json(self.applied.pop(("jobs", request.match_info["name"])))
 
     async def _get_scale(self, request: web.Request) -> web.Response:
         self._note(request)
@@ -442,6 +554,14 @@ def _selected(item: Json, selector: Mapping[str, str]) -> bool:
 
 def _placed(pod: Json) -> bool:
     return any(c["type"] == "PodScheduled" and c["status"] == "True" for c in pod["status"]["conditions"])
+
+
+def _asked(pod: Json, name: str) -> int:
+    """Of a resource, as a quota names it, by a pod or a template of one."""
+    if name == "pods":
+        return 1
+    found = pod["spec"]["containers"][0].get("resources", {}).get("requests", {})
+    return int(found.get(name.removeprefix("requests."), "0"))
 
 
 def _goes_before(pod: Json) -> tuple[bool, bool, int, str, str]:

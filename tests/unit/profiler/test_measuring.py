@@ -1,6 +1,8 @@
 """Service time by batch size: which sizes, how often, and when to stop."""
 
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from inferline_stream.pipeline.profile import PROBABILITIES
 from inferline_stream.profiler.measuring import measure, measure_emulated, powers_of_two, service_time
 from inferline_stream.profiler.messages import Measure, Times
 from inferline_stream.profiler.process import WorkerFailed
+from inferline_stream.profiler.worker import until_devices_rest
 
 KINDS = catalogue()
 INPUTS = [b"1", b"2"]
@@ -119,3 +122,27 @@ def test_the_distribution_is_that_of_the_times(times_s: list[float]) -> None:
 @pytest.mark.parametrize(("most", "sizes"), [(1, (1,)), (2, (1, 2)), (3, (1, 2)), (64, (1, 2, 4, 8, 16, 32, 64))])
 def test_powers_of_two(most: int, sizes: tuple[int, ...]) -> None:
     assert powers_of_two(most) == sizes
+
+
+async def test_memory_of_a_gpu_is_read_after_each_size_on_the_way_up_and_running_out_caps_the_batch() -> None:
+    worker = Worker(gains, memory_for=4)
+
+    def device_bytes() -> int:
+        return 1000 + 10 * max(worker.sizes)
+
+    times, why = await measure(worker, KINDS["t4"], INPUTS, 16, seconds=1.0, device_bytes=device_bytes)
+    assert [(entry.batch_size, entry.device_bytes) for entry in times] == [(1, 1010), (2, 1020), (4, 1040)]
+    assert why == "batches of 8: out of memory"
+
+
+def test_a_batch_has_ended_when_what_it_began_on_the_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    cuda = SimpleNamespace(is_initialized=lambda: True, synchronize=lambda: done.append("the device rests"))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+
+    def run(value: int) -> int:
+        done.append("the stage returns")
+        return value + 1
+
+    assert until_devices_rest(run, 1) == 2
+    assert done == ["the stage returns", "the device rests"]
