@@ -1,0 +1,132 @@
+"""Releases side by side: each reads what the other writes, and a pipeline is upgraded under load without a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+
+import inferline_stream
+from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.controlplane.records import Override, encode
+from inferline_stream.controlplane.session import Quiet, Run, session
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.testing.runs import emulated_run
+from tests.contracts.wire import CURRENT, FILLED, FOLDER, document
+
+RELEASES = {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))}
+KINDS = {type(record).__name__: record for record in FILLED}
+SWING = Path(__file__).parents[1] / "scenarios/swing"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("release", RELEASES)
+def test_what_an_earlier_release_has_written_is_read(release: str, kind: str) -> None:
+    read = msgspec.json.decode(json.dumps(RELEASES[release][kind]["record"]), type=type(KINDS[kind]))
+    kept = json.loads(msgspec.json.encode(read))
+    assert {name: kept[name] for name in RELEASES[release][kind]["record"]} == RELEASES[release][kind]["record"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("release", RELEASES)
+def test_an_earlier_release_reads_what_is_written_now(release: str, kind: str) -> None:
+    written = json.loads(msgspec.json.encode(KINDS[kind]))
+    jsonschema.validate(written, RELEASES[release][kind]["schema"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_field_of_a_later_release_is_passed_over(kind: str) -> None:
+    written: dict[str, Any] = json.loads(msgspec.json.encode(KINDS[kind]))
+    written["added_in_the_next_release"] = {"of": ["any", "kind"]}
+    assert msgspec.json.decode(json.dumps(written), type=type(KINDS[kind])) == KINDS[kind]
+
+
+def test_a_field_that_had_to_be_there_and_is_no_longer_written_would_be_found() -> None:
+    written = json.loads(msgspec.json.encode(KINDS["Assignment"]))
+    del written["term"]
+    with pytest.raises(jsonschema.ValidationError, match="'term' is a required property"):
+        jsonschema.validate(written, RELEASES[CURRENT]["Assignment"]["schema"])
+
+
+def test_every_kind_of_record_is_filled_and_written_down_for_this_release() -> None:
+    for kind, record in KINDS.items():
+        for name, default in zip(
+            record.__struct_fields__[-len(record.__struct_defaults__) :], record.__struct_defaults__, strict=True
+        ):
+            assert name == "version" or getattr(record, name) != default, f"{kind}.{name} is not filled"
+    assert json.loads(json.dumps(document())) == RELEASES[CURRENT], "python -m tests.contracts.wire writes them down"
+
+
+def _next_release(folder: Path) -> Path:
+    """This package as a release that adds a field to every report and expects one more in every assignment."""
+    source = Path(inferline_stream.__file__).parent
+    shutil.copytree(source, folder / "inferline_stream", symlinks=False, ignore=shutil.ignore_patterns("__pycache__"))
+    protocol = folder / "inferline_stream/dataplane/protocol.py"
+    text = protocol.read_text()
+    for kind in ("class Assignment(", "class ReplicaReport("):
+        head = text.index("    version: int = WIRE_VERSION", text.index(kind))
+        text = text[:head] + '    added: str = "by the next release"\n' + text[head:]
+    protocol.write_text(text)
+    return folder
+
+
+async def test_replicas_of_the_next_release_and_of_this_one_replace_each_other_under_load(
+    embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = partial(emulated_run, SWING, folder=tmp_path, probability={("parse", "check"): 1 / 3}, key_field="number")
+    run: Run = build(
+        embedded_broker.bootstrap_servers, levels=[(40, 14)], replicas={"parse": 2, "check": 1, "decide": 1}
+    )
+    run = replace(run, faust=False)
+    later = str(_next_release(tmp_path / "next"))
+    async with (
+        asyncio.timeout(120),
+        LocalActuator(run.spec, run.log_folder) as actuator,
+        session(run, Quiet(), actuator) as under_way,
+    ):
+        await under_way.ready()
+
+        async def versions() -> dict[str, bool]:
+            """By replica, whether it runs the next release's code."""
+            told = {}
+            for r in await actuator.observe():
+                if r.state == "running" and r.pid is not None:
+                    told[r.replica] = later in Path(f"/proc/{r.pid}/environ").read_text()
+            return told
+
+        async def deploy(next_release: bool) -> None:
+            before = set(await versions())
+            if next_release:
+                monkeypatch.setenv("PYTHONPATH", later)
+            else:
+                monkeypatch.delenv("PYTHONPATH")
+            now = Override("code", value=time.time(), who="a test")
+            await write_once(run.bootstrap_servers, Written(under_way.running.names.control, now.key, encode(now)))
+
+            async def replaced() -> bool:
+                found = await versions()
+                return not before & set(found) and len(found) == 4 and set(found.values()) == {next_release}
+
+            assert await until(replaced, 40.0), f"{await versions()} are not all of the release wanted"
+
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        await asyncio.sleep(1.0)
+        assert not any((await versions()).values())
+        await deploy(True)
+        await deploy(False)
+        await feeding
+        report = await under_way.report(await under_way.drain())
+    assert (report.lost, report.duplicated) == (0, 0)
+    assert report.events_in == report.events_out > 400
+    assert report.exits == []
