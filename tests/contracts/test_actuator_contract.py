@@ -308,3 +308,8 @@ async def test_closing_leaves_nothing_behind(subject: Subject) -> None:
 async def test_fewer_than_none_is_refused(subject: Subject) -> None:
     with pytest.raises(ValueError, match="-1 replicas must be 0 or more"):
         await subject.actuator.scale("a", "cpu-1", -1)
+
+
+async def test_a_kind_whose_replicas_have_places_has_no_limit(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 2)
+    assert await subject.actuator.capacity() == {}
