@@ -185,7 +185,8 @@ async def _run(
             metrics_host=wanted.metrics_host,
             settings=limits,
             sample=what.trace,
-            live_since_s=time.time(),
+            # Replicas that outlive a controller are told nothing that the next one would tell otherwise.
+            live_since_s=0.0 if wanted.place.hand_over else time.time(),
             hands_over=wanted.place.hand_over,
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.place, run))
