@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from inferline_stream.dataplane.looping import Loop
 from inferline_stream.errors import InferlineError, InvalidTopology
 from inferline_stream.isolation import sealing
@@ -93,8 +95,10 @@ def run(
     module: str,
     arguments: Sequence[str],
     options: argparse.Namespace,
+    *,
     needs: Needs,
     work: Callable[[Seal], Awaitable[None]],
+    prepare: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a connector to its end, isolated as the options say; returns its exit status.
 
@@ -104,10 +108,13 @@ def run(
         options: as they were read from the arguments.
         needs: what it may touch.
         work: connects, calls the seal, and moves records until it is told to stop.
+        prepare: called first, before anything is isolated.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiokafka").setLevel(logging.ERROR)  # an outage is told once, by us
     try:
+        if options.channel is None:
+            prepare()
         if options.isolation == "none":
             return _working(work, Seal(None), None)
         confinement = _confinement(options, needs)
@@ -180,6 +187,12 @@ def stopping() -> asyncio.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
+
+
+def tell(counts: msgspec.Struct) -> None:
+    """Say on standard output, as a line of JSON, what became of the events."""
+    sys.stdout.buffer.write(msgspec.json.encode(counts) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def secret(file: Path | None) -> str:

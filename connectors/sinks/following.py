@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,7 +14,7 @@ from typing import Protocol, Self
 
 import msgspec
 
-from inferline_stream.connectors.sealing import Seal, stopping
+from inferline_stream.connectors.sealing import Seal, stopping, tell
 from inferline_stream.dataplane.following import Record, RecordFollower
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.errors import InferlineError, Unreachable
@@ -293,5 +292,4 @@ async def run(sink: TopicSink, seal: Seal) -> None:
         await asyncio.gather(waiting, failing, return_exceptions=True)
     finally:
         await sink.aclose()
-    sys.stdout.buffer.write(msgspec.json.encode(sink.counts) + b"\n")
-    sys.stdout.buffer.flush()
+    tell(sink.counts)

@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         await following.run(sink, seal)
 
     needs = sealing.Needs(writes=(options.path,))
-    return sealing.run("inferline_stream.connectors.sinks.jsonl", given, options, needs, work)
+    return sealing.run("inferline_stream.connectors.sinks.jsonl", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

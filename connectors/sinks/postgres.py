@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             await following.run(sink, seal)
 
-    return sealing.run("inferline_stream.connectors.sinks.postgres", given, options, needs, work)
+    return sealing.run("inferline_stream.connectors.sinks.postgres", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

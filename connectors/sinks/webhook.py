@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             await following.run(sink, seal)
 
-    return sealing.run("inferline_stream.connectors.sinks.webhook", given, options, needs, work)
+    return sealing.run("inferline_stream.connectors.sinks.webhook", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

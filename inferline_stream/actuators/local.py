@@ -25,6 +25,7 @@ from inferline_stream.actuators.parents import Forked, Parents
 from inferline_stream.actuators.places import Place, Places
 from inferline_stream.actuators.supervising import REPLICA_MODULE, reason_of
 from inferline_stream.dataplane.protocol import ReplicaSpec, encode
+from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.pipeline.hardware import Hardware
@@ -146,7 +147,11 @@ class LocalActuator:
         pinned = cores_for(cores, self._machine, taken)
         confinement = confined(spec.isolation, spec.topology, spec.hardware, spec.bootstrap_servers)
         # A replica that is left alone hands over what it can, rather than die in the middle of a batch.
-        launch = Launch(self._module, confinement, cores=cores, pinned=pinned, orphaned=signal.SIGTERM)
+        try:
+            launch = Launch(self._module, confinement, cores=cores, pinned=pinned, orphaned=signal.SIGTERM)
+        except InvalidTopology as error:
+            self._places.ended(place, error.exit_code, str(error))
+            return
         # A replica sees its own devices, and one without a GPU sees none: it would else take memory on each.
         launch.environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         try:

@@ -59,7 +59,7 @@ class Parents:
             cores: the only ones that it may run on; empty for all.
         """
         isolation = spec.isolation
-        if not (isolation.sandboxed and isolation.forked) or launch.confinement.gpu:
+        if not (isolation.level == "sandbox" and isolation.forked) or launch.confinement.gpu:
             return None
         key = (spec.stage, spec.hardware.name)
         parent = self._parents.get(key)

@@ -42,7 +42,7 @@ async def live(spec: ReplicaSpec, life: Path) -> int:
         await going.wait()
         return 0
     begun.touch()
-    code = await supervise(spec, going, ready=(life / "ready").touch)
+    code = await supervise(spec, going, ready=(life / "ready").touch, contained=True)
     return 128 - code if code < 0 else code
 
 

@@ -23,6 +23,7 @@ async def supervise(
     *,
     started: Callable[[int], None] = lambda pid: None,
     ready: Callable[[], None] = lambda: None,
+    contained: bool = False,
     module: str = REPLICA_MODULE,
 ) -> int:
     """Run a replica to its end. Must not be cancelled: it ends soon after it was asked to.
@@ -32,6 +33,7 @@ async def supervise(
         going: once set, the replica is asked to hand over and leave.
         started: told its process.
         ready: called when it is ready.
+        contained: whether this process is in the container already that its isolation may ask for.
         module: what it runs as ``__main__``.
 
     Returns:
@@ -39,7 +41,7 @@ async def supervise(
     """
     loop = asyncio.get_running_loop()
     confinement = confined(spec.isolation, spec.topology, spec.hardware, spec.bootstrap_servers)
-    launch = Launch(module, confinement, cores=spec.hardware.cores, orphaned=signal.SIGTERM)
+    launch = Launch(module, confinement, cores=spec.hardware.cores, orphaned=signal.SIGTERM, contained=contained)
     told, tells = os.pipe()
 
     def heard() -> None:

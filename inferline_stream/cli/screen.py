@@ -14,7 +14,7 @@ from rich.text import Text
 
 from inferline_stream.cli.logs import logs_as_json
 from inferline_stream.controlplane.report import RunReport
-from inferline_stream.observability.state import DecisionRecord, PipelineState, StageState
+from inferline_stream.observability.state import DecisionRecord, IsolationState, PipelineState, StageState
 from inferline_stream.pipeline.units import format_duration
 
 logger = logging.getLogger(__name__)
@@ -135,12 +135,25 @@ def stages_table(state: PipelineState) -> Table:
     table.add_column("hardware")
     for name in ("replicas", "records/s", "utilization", "batch", "service", "wait", "lag", "oldest"):
         table.add_column(name, justify="right")
+    table.add_column("isolation")
     for stage in state.stages:
         for row, kind in enumerate(stage.replicas):
             replicas = f"{kind.ready}/{kind.wanted}" if kind.ready != kind.wanted else str(kind.ready)
             figures = _figures(stage) if row == 0 else ("",) * 7
-            table.add_row(stage.name if row == 0 else "", kind.hardware, replicas, *figures)
+            held = isolation_words(stage.isolation) if row == 0 else ""
+            table.add_row(stage.name if row == 0 else "", kind.hardware, replicas, *figures, held)
     return table
+
+
+def isolation_words(held: IsolationState | None) -> str:
+    """What really keeps a stage's replicas in, in a few words."""
+    if held is None:
+        return "–"
+    if held.level == "none":
+        return "none"
+    calls = "all calls" if held.system_calls is None else f"{held.system_calls} calls"
+    words = f"sealed, {calls}" if held.sealed == held.replicas else f"{held.sealed}/{held.replicas} sealed, {calls}"
+    return f"[bold yellow]{words}: {'; '.join(held.missing)}[/]" if held.missing else words
 
 
 def _figures(stage: StageState) -> tuple[str, ...]:

@@ -417,6 +417,7 @@ class Picture:
             partition_rates=rates,
             join_events=figures.join_events,
             join_bytes=figures.join_bytes,
+            isolation=self.reports.isolation(stage),
         )
 
 

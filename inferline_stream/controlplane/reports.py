@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Way
 from inferline_stream.dataplane.protocol import BatchStats, ReplicaReport
+from inferline_stream.observability.state import IsolationState
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Shape
 
@@ -142,6 +143,29 @@ class Reports:
             name
             for name, told in self.replicas.items()
             if (told.newest.stage, told.newest.hardware) == (stage, hardware) and self.is_ready(name)
+        )
+
+    def isolation(self, stage: str) -> IsolationState | None:
+        """What keeps the replicas of a stage in that work now; None if none does."""
+        names = [told.newest.replica for told in self._of(stage) if self.is_ready(told.newest.replica)]
+        held = [own for name in names if (own := self.replicas[name].newest.isolation) is not None]
+        if not held:
+            return None
+        ports = [own.ports for own in held if own.ports is not None]
+        calls = [own.system_calls for own in held if own.system_calls is not None]
+        return IsolationState(
+            level=held[0].level,
+            replicas=len(held),
+            sealed=sum(own.sealed for own in held),
+            landlock=min(own.landlock for own in held),
+            ports=tuple(sorted({port for each in ports for port in each})) if len(ports) == len(held) else None,
+            system_calls=max(calls) if len(calls) == len(held) else None,
+            limits={
+                name: max(own.limits[name] for own in held)
+                for name in held[0].limits
+                if all(name in own.limits for own in held)
+            },
+            missing=tuple(sorted({lack for own in held for lack in own.missing})),
         )
 
     def _of(self, stage: str) -> list[Told]:

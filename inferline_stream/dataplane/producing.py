@@ -109,7 +109,7 @@ class RecordProducer:
             Unreachable: Kafka did not acknowledge it in time.
         """
         try:
-            sent = await self._client.send(topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers)
+            sent = await self._client.send(topic, value, key=key, timestamp_ms=timestamp_ms, headers=list(headers))
             await asyncio.shield(sent)
         except KafkaError as error:
             self._failed(error)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Collection
 from dataclasses import replace
 
 from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.isolation.containers import RUNTIMES, Container
 from inferline_stream.isolation.names import NameService
 
 
@@ -26,6 +29,10 @@ class Launch:
         orphaned: what it is sent when this process has ended.
         files: descriptors that it inherits besides.
         forks: whether it is a parent that replicas are forked from.
+        contained: whether this process is in the container already that the isolation asks for, as in a pod.
+
+    Raises:
+        InvalidTopology: the isolation is a container, and this machine has no engine.
     """
 
     def __init__(
@@ -38,7 +45,9 @@ class Launch:
         orphaned: signal.Signals = signal.SIGKILL,
         files: tuple[int, ...] = (),
         forks: bool = False,
+        contained: bool = False,
     ) -> None:
+        self._container: Container | None = None
         self._names: NameService | None = None
         self._scratch = ""
         self._process = 0
@@ -50,6 +59,14 @@ class Launch:
             if confinement.isolation.scratch:
                 self._scratch = tempfile.mkdtemp(prefix="inferline-")
             within = replace(confinement, scratch=self._scratch)
+        if within is not None and within.isolation.level in RUNTIMES and not contained and within.audit < 0:
+            self.confinement = within
+            environment = bootstrap.environment(cores, within, os.environ)
+            made = Container(module, within, cores=cores, pinned=pinned, environment=environment)
+            # Nothing is inherited: hosts are looked up before the seal, and the end of standard input tells the rest.
+            self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
+            return
+        if within is not None:
             self._names = NameService()
             self.files = (*files, self._names.theirs.fileno())
             arguments = [str(self._names.theirs.fileno())]
@@ -70,5 +87,10 @@ class Launch:
             self._names.close()
         if self._process:
             limits.leave_groups(self._process)
+        if self._container is not None:
+            removing = self._container.remove
+            asyncio.get_running_loop().run_in_executor(
+                None, lambda: subprocess.run(removing, check=False, capture_output=True)
+            )
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)

@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.buckets import bucket_label
-from inferline_stream.observability.state import PipelineState, StageState
+from inferline_stream.observability.state import IsolationState, PipelineState, StageState
 
 
 class StateCollector(Collector):
@@ -211,6 +211,10 @@ def _envelope(state: PipelineState) -> Iterator[Metric]:
     yield from (live, planned, excess)
 
 
+def _of_isolation(figure: Callable[[IsolationState], float | None]) -> Callable[[StageState], float | None]:
+    return lambda stage: None if stage.isolation is None else figure(stage.isolation)
+
+
 _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...] = (
     ("arrival_rate_per_second", "Records per second into the stage, recent mean.", lambda s: s.arrival_rate),
     ("utilization_ratio", "Busy share of the stage's replicas, recent mean.", lambda s: s.utilization),
@@ -234,6 +238,18 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...]
     ),
     ("join_waiting_events", "Events of a join that wait for parts.", lambda s: s.join_events),
     ("join_waiting_bytes", "Size of the parts that wait in a join.", lambda s: s.join_bytes),
+    ("sealed_replicas", "Ready replicas that are sealed, by their own trial.", _of_isolation(lambda i: i.sealed)),
+    ("landlock_version", "Landlock that keeps replicas from files; 0: none.", _of_isolation(lambda i: i.landlock)),
+    (
+        "reachable_system_calls",
+        "System calls that a replica can reach; missing where all.",
+        _of_isolation(lambda i: i.system_calls),
+    ),
+    (
+        "isolation_missing",
+        "Kinds of isolation that are declared and do not hold.",
+        _of_isolation(lambda i: len(i.missing)),
+    ),
 )
 
 _STAGE_COUNTERS: tuple[tuple[str, str, Callable[[StageState], float]], ...] = (

@@ -20,6 +20,31 @@ class ReplicaCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class IsolationState:
+    """What really keeps a stage's replicas in, as they found by trial: of each figure the worst.
+
+    Args:
+        level: declared.
+        replicas: ready replicas that told.
+        sealed: of them, those that have given up all but the system calls of moving records.
+        landlock: version of Landlock that keeps them from files; 0 if nothing does.
+        ports: TCP ports that they may connect to; None if any.
+        system_calls: how many they can reach; None if all.
+        limits: by name, in bytes or numbers; only those that every one has.
+        missing: what was declared and does not hold, in words.
+    """
+
+    level: str
+    replicas: int
+    sealed: int
+    landlock: int
+    ports: tuple[int, ...] | None
+    system_calls: int | None
+    limits: Mapping[str, int]
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StageState:
     """One stage now. Times are means over the last seconds; None where nothing was measured."""
 
@@ -59,6 +84,8 @@ class StageState:
     """Events that wait for parts now; 0 where the stage is no join."""
     join_bytes: int = 0
     """Size of those parts."""
+    isolation: IsolationState | None = None
+    """What keeps its replicas in; None before the first is ready."""
 
     @property
     def lag_records(self) -> int:

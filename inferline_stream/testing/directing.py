@@ -129,7 +129,7 @@ class Director:
         process.stdin.write(encode(told) + b"\n")
         self.processes[replica] = process
         if ready:
-            await self.until(lambda: self.phase(replica) == "ready", f"{replica} is ready")
+            await self.until(lambda: self.phase(replica) == "ready", f"{replica} is ready", 60.0)
         return replica
 
     async def start_all(self, **spec: Any) -> dict[str, str]:

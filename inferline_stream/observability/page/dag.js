@@ -14,21 +14,28 @@ const TALL = { width: 212, height: 106, gapX: 56, gapY: 22 }, SHORT = { width: 1
 
 const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
+export function isolationOf(held) {
+  if (!held) return "isolation not told yet";
+  if (held.level === "none") return "no isolation";
+  const sealed = held.sealed === held.replicas ? "sealed" : `${held.sealed} of ${held.replicas} sealed`;
+  return [sealed, held.system_calls === null ? "all system calls" : `${held.system_calls} system calls`, ...held.missing].join(", ");
+}
+
 export function wordsOf(stage) {
   const used = stage.utilization === null ? "unknown" : percent(stage.utilization, 0);
-  return `${stage.name}: ${replicasOf(stage, READY)} of ${replicasOf(stage, WANTED)} replicas ready on ${kindsOf(stage)}, ${batchOf(stage)}, utilization ${used}, wait ${seconds(stage.wait_s)}, lag ${number(sum(stage.lags))} records`;
+  return `${stage.name}: ${replicasOf(stage, READY)} of ${replicasOf(stage, WANTED)} replicas ready on ${kindsOf(stage)}, ${batchOf(stage)}, utilization ${used}, wait ${seconds(stage.wait_s)}, lag ${number(sum(stage.lags))} records, ${isolationOf(stage.isolation)}`;
 }
 
 export function moodOf(stage, slo_s) {
   if (stage.stuck.length) return "bad";
-  return stage.lag_s > slo_s || replicasOf(stage, READY) < replicasOf(stage, WANTED) || stage.limit ? "warn" : "";
+  return stage.lag_s > slo_s || replicasOf(stage, READY) < replicasOf(stage, WANTED) || stage.limit || stage.isolation?.missing.length ? "warn" : "";
 }
 
 function stageBox(stage, x, y, box, slo_s, selected) {
   const ready = replicasOf(stage, READY), wanted = replicasOf(stage, WANTED), words = wordsOf(stage);
   const hot = stage.utilization !== null && stage.utilization > HOT, small = box.height < 100;
   const foot = box.height - 17, bar = box.width - 72, letters = Math.floor((box.width - 24) / 6.5);
-  const lines = small ? [`${short(kindsOf(stage), 9)} · ${number(stage.mean_batch_size, 2)}/${stage.max_batch_size} · ${seconds(stage.wait_s, 2)}`] : [kindsOf(stage), `${batchOf(stage)} · ${number(stage.arrival_rate)}/s`, `wait ${seconds(stage.wait_s, 2)} · service ${seconds(stage.service_time_s, 2)}`];
+  const lines = small ? [`${short(kindsOf(stage), 9)} · ${number(stage.mean_batch_size, 2)}/${stage.max_batch_size} · ${seconds(stage.wait_s, 2)}`] : [stage.isolation?.sealed ? `${kindsOf(stage)} · sealed` : kindsOf(stage), `${batchOf(stage)} · ${number(stage.arrival_rate)}/s`, `wait ${seconds(stage.wait_s, 2)} · service ${seconds(stage.service_time_s, 2)}`];
   return element("g", { class: `stage ${moodOf(stage, slo_s)}`, transform: `translate(${x} ${y})`, tabindex: 0, role: "button", "data-stage": stage.name, "aria-label": words, "aria-expanded": selected === stage.name },
     element("title", {}, words),
     element("rect", { class: "box", width: box.width, height: box.height, rx: 8 }),

@@ -30,6 +30,8 @@ function verdict(state) {
   if (state.recent_p99_s !== null && state.recent_p99_s > state.slo_s) return ["bad", "P99 above the SLO"];
   if (!state.plan_feasible) return ["warn", "No plan meets the SLO on recent traffic"];
   if (state.paused) return ["warn", "Decisions are held"];
+  const open = state.stages.filter((s) => s.isolation?.missing.length).map((s) => s.name);
+  if (open.length) return ["warn", `Isolation is not whole in ${open.join(", ")}`];
   const behind = state.stages.some((s) => replicasOf(s, READY) < replicasOf(s, WANTED));
   if (exceeding(state).length && behind) return ["warn", "SLO at risk: traffic beyond the plan, replicas starting"];
   if (state.recent_p99_s === null) return ["", "No events in the last 10 s"];

@@ -66,6 +66,7 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
                     "limit": stage.limit,
                     "dead_lettered": stage.dead_lettered,
                     "restarts": stage.restarts,
+                    "isolation": stage.isolation,
                 }
                 for stage in state.stages
             ],

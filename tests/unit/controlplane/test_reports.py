@@ -4,6 +4,8 @@ import pytest
 
 from inferline_stream.controlplane.reports import Reports
 from inferline_stream.dataplane.protocol import BatchStats, ReplicaReport
+from inferline_stream.isolation.enforced import Enforced
+from inferline_stream.observability.state import IsolationState
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 
@@ -93,3 +95,21 @@ def test_latency_counts_add_up_over_replicas_that_ended_too() -> None:
     reports.end("a")
     reports.add(report("b", 1, "join", latency_buckets=[0, 1, 0], latency_sum_s=0.5), 0.0)
     assert reports.latency_counts("join", 3) == ((1, 3, 3), 2.0)
+
+
+def test_what_keeps_a_stage_in_is_told_by_its_weakest_replica() -> None:
+    reports = Reports(SHAPE, MEASURED)
+    assert reports.isolation("entry") is None
+    whole = Enforced("sandbox", 7, (9092,), 76, {"files": 1024, "memory_bytes": 5}, sealed=True)
+    lacking = Enforced("sandbox", 0, None, None, {"files": 512}, missing=("files: every path may be opened",))
+    reports.add(report("a", 1, isolation=whole), 1.0)
+    assert reports.isolation("entry") == IsolationState(
+        "sandbox", 1, 1, 7, (9092,), 76, {"files": 1024, "memory_bytes": 5}
+    )
+    reports.add(report("b", 1, isolation=lacking), 1.0)
+    assert reports.isolation("entry") == IsolationState(
+        "sandbox", 2, 1, 0, None, None, {"files": 1024}, ("files: every path may be opened",)
+    )
+    reports.end("b")
+    assert reports.isolation("entry") is not None
+    assert not reports.isolation("entry").missing

@@ -4,6 +4,7 @@ from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.observability.state import (
     DecisionRecord,
     EnvelopeWindow,
+    IsolationState,
     LatencyHistogram,
     PipelineState,
     PlanRecord,
@@ -49,6 +50,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
                 batches=500,
                 busy_total_s=10.0,
                 wait_total_s=4.0,
+                isolation=IsolationState("sandbox", 2, 2, 7, (9092,), 76, {"files": 1024}),
             ),
         ),
         decisions=(DecisionRecord(999.0, "scale_up", "envelope", "0.1 s window", {"language": 3}),),

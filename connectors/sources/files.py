@@ -1,0 +1,385 @@
+"""Send the lines of files, or of every file of a folder, into a topic: JSONL and CSV, gzipped ones too.
+
+    python -m inferline_stream.connectors.sources.files --bootstrap-servers 127.0.0.1:9092 \
+        --topic posts --path inbox/ --follow
+
+A line of JSONL is an event, byte for byte; a row of CSV is one object, its names from the first row, its values texts
+unless ``--numbers`` names their column. A row of another length than the first is sent as a list: the pipeline
+makes a dead letter of it. With ``--follow`` it waits for lines to be finished and for files to come, in the order
+of their names; without, it ends at the end.
+
+**Once.** An event's id is ``<file name>:<byte where it begins>``, the same however often it is read. Where each file
+has been read to is noted in ``--state``, after Kafka has acknowledged; after a crash the last second is sent again, by
+the same ids, which joins and sinks know. Files are known by their names and only grow: one that has become
+shorter is another one, and is read from its beginning, as ``<file name>~1:…``. To rotate, begin a new name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import csv
+import fnmatch
+import gzip
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+import msgspec
+
+from inferline_stream.connectors import sealing
+from inferline_stream.connectors.sources import delivering
+from inferline_stream.connectors.sources.delivering import Delivery, Event, key_of
+from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.settings import from_environment
+
+_PATTERNS = ("*.jsonl", "*.ndjson", "*.csv", "*.jsonl.gz", "*.ndjson.gz", "*.csv.gz")
+_LONGEST_LINE = 16 << 20
+_AT_ONCE = 500
+_LOOK_AGAIN_S = 0.5
+_NOTE_S = 1.0
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a file has been read to; a line of the state."""
+
+    file: str
+    """Its name within the folder."""
+    offset: int = 0
+    """The next byte to read, of what it holds uncompressed."""
+    generation: int = 0
+    """How often the file has begun anew."""
+
+
+class State:
+    """Where every file has been read to, noted in a file that only grows while it is used.
+
+    Args:
+        path: of the state; may be missing.
+
+    Raises:
+        InvalidTopology: it cannot be read, or is none of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.places: dict[str, Place] = {}
+        try:
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        except OSError as error:
+            raise InvalidTopology(f"{path}: cannot be read ({error.strerror}); give another --state") from None
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break  # torn by a crash; what it told is sent again
+            try:
+                place = msgspec.json.decode(line, type=Place)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                raise InvalidTopology(f"{path}:{number}: is no state of this source; give another --state") from None
+            self.places[place.file] = place
+        self._file: IO[bytes] | None = None
+
+    def shorten(self) -> None:
+        """Write it anew, a line per file; before it is opened.
+
+        Raises:
+            InvalidTopology: it cannot be written.
+        """
+        beside = self._path.with_name(f"{self._path.name}.new")
+        try:
+            with beside.open("wb") as file:
+                file.writelines(msgspec.json.encode(place) + b"\n" for place in self.places.values())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, self._path)
+        except OSError as error:
+            raise InvalidTopology(f"{self._path}: cannot be written ({error.strerror}); give another --state") from None
+
+    def open(self) -> None:
+        """Make ready to note."""
+        self._file = self._path.open("ab", buffering=0)
+
+    def close(self) -> None:
+        """All that was noted is on disk already."""
+        if self._file is not None:
+            self._file.close()
+
+    def note(self, place: Place) -> None:
+        """Keep a place, on disk once this returns.
+
+        Raises:
+            OSError: the disk does not take it; an older place holds.
+        """
+        assert self._file is not None
+        if self.places.get(place.file) != place:
+            self._file.write(msgspec.json.encode(place) + b"\n")
+            os.fsync(self._file.fileno())
+            self.places[place.file] = place
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One event of a file: where it begins, where the next one does, and its JSON."""
+
+    begin: int
+    end: int
+    value: bytes
+
+
+def lines_of(file: IO[bytes], begin: int, *, whole: bool) -> Iterator[Read]:
+    """Lines of JSONL from a byte on; empty ones are left out.
+
+    Args:
+        file: opened, seekable.
+        begin: the first byte.
+        whole: whether nothing more is to come, so that a last line may lack its end.
+
+    Raises:
+        InvalidTopology: a line without an end.
+    """
+    file.seek(begin)
+    while line := file.readline(_LONGEST_LINE):
+        if not line.endswith(b"\n"):
+            if len(line) == _LONGEST_LINE:
+                raise InvalidTopology(f"{file.name}: more than {_LONGEST_LINE >> 20} MiB from byte {begin} in one line")
+            if not whole:
+                return
+        end = begin + len(line)
+        if line.strip():
+            yield Read(begin, end, line.strip())
+        begin = end
+
+
+def rows_of(file: IO[bytes], begin: int, *, whole: bool, numbers: frozenset[str] = frozenset()) -> Iterator[Read]:
+    """Rows of CSV from a byte on, as objects; the names come from the first row.
+
+    Args:
+        file: opened, seekable.
+        begin: the first byte; 0 for the row after the first.
+        whole: whether nothing more is to come, so that a last row may lack its end.
+        numbers: names of columns that hold numbers.
+
+    Raises:
+        InvalidTopology: text that is no UTF-8 or no CSV.
+    """
+    file.seek(0)
+    at, ended = 0, False
+
+    def texts() -> Iterator[str]:
+        nonlocal at, ended
+        while line := file.readline(_LONGEST_LINE):
+            if not line.endswith(b"\n") and not whole:
+                break
+            at += len(line)
+            yield line.decode("utf-8-sig" if at == len(line) else "utf-8")
+        ended = True
+
+    try:
+        names = next(csv.reader(texts(), strict=True), None)
+        if names is None or (ended and not whole):
+            return
+        if begin > at:
+            file.seek(begin)
+            at = begin
+        rows = csv.reader(texts(), strict=True)
+        first = at
+        for row in rows:
+            if row:
+                yield Read(first, at, _row(names, row, numbers))
+            first = at
+    except UnicodeDecodeError as error:
+        raise InvalidTopology(f"{file.name}: is no UTF-8 text near byte {at} ({error.reason})") from None
+    except csv.Error as error:
+        if ended and not whole:
+            return  # within quotes: the rest of the row is still to come
+        raise InvalidTopology(f"{file.name}: is no CSV near byte {at} ({error})") from None
+
+
+def _row(names: list[str], row: list[str], numbers: frozenset[str]) -> bytes:
+    if len(row) != len(names):
+        return msgspec.json.encode(row)
+    return msgspec.json.encode(
+        {name: _number(text) if name in numbers else text for name, text in zip(names, row, strict=True)}
+    )
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+class Files:
+    """Reads what is new in files.
+
+    Args:
+        path: a file, or a folder.
+        patterns: names of the folder's files that count.
+        state: where each has been read to.
+        numbers: columns of CSV files that hold numbers.
+        key_field: field of each event that becomes its key.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        patterns: Sequence[str],
+        state: State,
+        *,
+        numbers: Sequence[str] = (),
+        key_field: str | None = None,
+    ) -> None:
+        self._path = path
+        self._patterns = patterns
+        self._state = state
+        self._numbers = frozenset(numbers)
+        self._key_field = key_field
+
+    def names(self) -> list[str]:
+        """Files that are there now, by name.
+
+        Raises:
+            InvalidTopology: the file or folder cannot be read.
+        """
+        try:
+            if not self._path.is_dir():
+                self._path.stat()
+                return [self._path.name]
+            with os.scandir(self._path) as entries:
+                return sorted(
+                    entry.name
+                    for entry in entries
+                    if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in self._patterns)
+                    and not entry.name.startswith(".")
+                    and entry.is_file(follow_symlinks=False)
+                )
+        except OSError as error:
+            raise InvalidTopology(f"{self._path}: cannot be read ({error.strerror}); give another --path") from None
+
+    def read(self, name: str, place: Place, *, whole: bool) -> tuple[list[Event], Place]:
+        """Events of a file from a place on, at most some hundreds, and the place after them.
+
+        Raises:
+            InvalidTopology: the file cannot be read.
+        """
+        path = self._path / name if self._path.is_dir() else self._path
+        events: list[Event] = []
+        try:
+            with cast("IO[bytes]", gzip.open(path)) if name.endswith(".gz") else path.open("rb") as file:
+                if not name.endswith(".gz") and os.fstat(file.fileno()).st_size < place.offset:
+                    place = Place(name, 0, place.generation + 1)
+                known = f"{name}~{place.generation}" if place.generation else name
+                for one in self._events(file, name, place.offset, whole=whole):
+                    identity = f"{known}:{one.begin}".encode()
+                    events.append(Event(identity, one.value, key_of(one.value, self._key_field)))
+                    place = Place(name, one.end, place.generation)
+                    if len(events) == _AT_ONCE:
+                        break
+        except FileNotFoundError:
+            return [], place  # it was moved away; what it held has been sent as far as we came
+        except (OSError, EOFError) as error:
+            if isinstance(error, EOFError) and not whole:
+                return events, place  # it is still being compressed
+            raise InvalidTopology(f"{path}: cannot be read ({error})") from None
+        return events, place
+
+    def _events(self, file: IO[bytes], name: str, begin: int, *, whole: bool) -> Iterator[Read]:
+        if name.removesuffix(".gz").endswith(".csv"):
+            return rows_of(file, begin, whole=whole, numbers=self._numbers)
+        return lines_of(file, begin, whole=whole)
+
+    async def send(self, delivery: Delivery, stop: asyncio.Event, *, follow: bool) -> None:
+        """Send what is new; until the end, or until told to stop.
+
+        Raises:
+            InvalidTopology: a file cannot be read.
+            Unreachable: told to stop while Kafka was away.
+        """
+        while not stop.is_set():
+            sent = 0
+            for name in await asyncio.to_thread(self.names):
+                sent += await self._send(name, delivery, stop, follow=follow)
+            if not follow:
+                return
+            if not sent:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                        await stop.wait()
+
+    async def _send(self, name: str, delivery: Delivery, stop: asyncio.Event, *, follow: bool) -> int:
+        """Send what is new in one file."""
+        sent = 0
+        place = self._state.places.get(name, Place(name))
+        noted_s = time.monotonic()
+        try:
+            while not stop.is_set():
+                events, after = await asyncio.to_thread(self.read, name, place, whole=not follow)
+                if not events:
+                    break
+                await delivery.deliver(events)
+                sent, place = sent + len(events), after
+                if time.monotonic() - noted_s > _NOTE_S:
+                    await asyncio.to_thread(self._state.note, place)
+                    noted_s = time.monotonic()
+        finally:
+            if sent:
+                self._state.note(place)
+        return sent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; runs to the end of the files, or until SIGINT or SIGTERM, then prints its counts as JSON."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m inferline_stream.connectors.sources.files",
+        description="Send the lines of files into a topic: JSONL and CSV, gzipped ones too.",
+    )
+    sealing.add_options(parser)
+    delivering.add_options(parser)
+    parser.add_argument("--path", required=True, type=Path, help="a file or a folder")
+    parser.add_argument("--pattern", action="append", help=f"of files in a folder (default {' '.join(_PATTERNS)})")
+    parser.add_argument("--follow", action="store_true", help="wait for more, rather than end")
+    parser.add_argument("--state", type=Path, help="where each file has been read to (default: beside the path)")
+    parser.add_argument("--numbers", nargs="*", default=[], metavar="COLUMN", help="columns of CSV that hold numbers")
+    parser.add_argument("--key-field", help="field of each event that becomes the record's key")
+    options = parser.parse_args(given)
+    state_file = options.state or options.path.parent / f".{options.path.name}.{options.topic}.state"
+
+    async def work(seal: sealing.Seal) -> None:
+        stop = sealing.stopping()
+        state = State(state_file)
+        files = Files(
+            options.path,
+            options.pattern or _PATTERNS,
+            state,
+            numbers=options.numbers,
+            key_field=options.key_field,
+        )
+        files.names()  # whether they can be read is said before anything is sent
+        state.open()
+        timeout_s = from_environment().connect_timeout_s
+        producing = RecordProducer(options.bootstrap_servers, connect_timeout_s=timeout_s)
+        with contextlib.closing(state):
+            async with producing as producer:
+                await producer.partitions(options.topic)
+                delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)
+                seal()
+                await files.send(delivery, stop, follow=options.follow)
+        sealing.tell(delivery.counts)
+
+    def prepare() -> None:
+        State(state_file).shorten()
+
+    needs = sealing.Needs(reads=(options.path,), writes=(state_file,), late=True)
+    module = "inferline_stream.connectors.sources.files"
+    return sealing.run(module, given, options, needs=needs, work=work, prepare=prepare)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Send the records of another topic, of this Kafka or of another one, into a pipeline's source topic.
+
+    python -m inferline_stream.connectors.sources.topic --bootstrap-servers 127.0.0.1:9092 --topic posts \
+        --from-topic raw-posts --from-bootstrap-servers PLAINTEXT://10.0.0.7:9092
+
+Values, keys and headers stay as they are. An event keeps its id; one without is known by
+``<topic>/<partition>/<offset>`` of where it was. What was read is committed only once it has been written and
+acknowledged; a crash between the two sends a record again, by the same id, which joins and sinks know.
+
+Timestamps are those of the copy, so that latency counts from there; with ``--keep-timestamps`` they are the
+original's. ``INFERLINE_KAFKA_*`` holds for both Kafkas, unless an address begins with ``PLAINTEXT://``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from inferline_stream.connectors import sealing
+from inferline_stream.connectors.sources import delivering
+from inferline_stream.connectors.sources.delivering import Delivery, Event
+from inferline_stream.dataplane.following import Record, RecordFollower
+from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.isolation.confinement import ports_of
+from inferline_stream.pipeline.names import EVENT_ID, HEADER_PREFIX
+from inferline_stream.settings import from_environment
+
+_WAIT_S = 0.2
+
+
+def event_of(record: Record, topic: str, *, keep_timestamp: bool) -> Event:
+    """A record as an event of its own: what another pipeline has noted on it stays behind, but its id."""
+    known = record.headers.get(EVENT_ID) or f"{topic}/{record.partition}/{record.offset}".encode()
+    own = tuple((name, value) for name, value in record.headers.items() if not name.startswith(HEADER_PREFIX))
+    return Event(known, record.value, record.key, own, record.timestamp_ms if keep_timestamp else None)
+
+
+async def follow(follower: RecordFollower, delivery: Delivery, stop: asyncio.Event, topic: str, *, keep: bool) -> None:
+    """Copy until told to stop.
+
+    Raises:
+        Unreachable: told to stop while Kafka was away, or it cannot be read any more.
+        RecordRefused: a record that Kafka will never take.
+    """
+    while not stop.is_set():
+        records = await follower.batch(_WAIT_S)
+        if records:
+            await delivery.deliver([event_of(record, topic, keep_timestamp=keep) for record in records])
+            await follower.commit()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m inferline_stream.connectors.sources.topic",
+        description="Send the records of another topic into a pipeline's source topic.",
+    )
+    sealing.add_options(parser)
+    delivering.add_options(parser)
+    parser.add_argument("--from-topic", required=True, help="to follow; must exist")
+    parser.add_argument("--from-bootstrap-servers", metavar="HOST:PORT", help="its Kafka, if it is another")
+    parser.add_argument("--keep-timestamps", action="store_true", help="of the records; latency counts from them")
+    parser.add_argument("--group", help="consumer group (default: <from-topic>-to-<topic>)")
+    options = parser.parse_args(given)
+    source = options.from_bootstrap_servers or options.bootstrap_servers
+    if (options.from_topic, source) == (options.topic, options.bootstrap_servers):
+        parser.error(f"--from-topic {options.from_topic}: a topic cannot be sent into itself")
+
+    async def work(seal: sealing.Seal) -> None:
+        stop, timeout_s = sealing.stopping(), from_environment().connect_timeout_s
+        group = options.group or f"{options.from_topic}-to-{options.topic}"
+        async with (
+            RecordFollower(source, options.from_topic, group, connect_timeout_s=timeout_s) as follower,
+            RecordProducer(options.bootstrap_servers, connect_timeout_s=timeout_s) as producer,
+        ):
+            await producer.partitions(options.topic)
+            delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)
+            seal()
+            await follow(follower, delivery, stop, options.from_topic, keep=options.keep_timestamps)
+        sealing.tell(delivery.counts)
+
+    needs = sealing.Needs(ports=ports_of(source))
+    return sealing.run("inferline_stream.connectors.sources.topic", given, options, needs=needs, work=work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

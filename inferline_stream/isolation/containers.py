@@ -1,0 +1,107 @@
+"""A sealed process within a container: the command line for podman or docker, nothing more."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Mapping
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.isolation.confinement import Confinement
+
+ENGINES = ("podman", "docker")
+RUNTIMES: Mapping[str, str] = {"container": "", "gvisor": "runsc", "kata": "kata"}
+"""The engine's runtime for each level that is a container; empty for its default."""
+
+_OPEN_FILES, _PROCESSES = 1024, 1024
+_THE_IMAGES = ("PATH", "HOME", "USER", "LOGNAME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+"""Variables whose values mean something on the host alone."""
+_DEVICES = "CUDA_VISIBLE_DEVICES"
+"""Set by whoever starts the process, once it knows which are free; handed on where it is."""
+_THE_ENGINES = ("DOCKER_HOST", "CONTAINER_HOST", "CONTAINERS_CONF", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
+
+
+class Container:
+    """One process's container.
+
+    Args:
+        module: what it runs.
+        confinement: what it may touch; the same seal holds within.
+        cores: how many it may use.
+        pinned: the only cores it may run on; empty for all.
+        environment: what it may see. Values stay out of command lines.
+
+    Raises:
+        InvalidTopology: this machine has no container engine.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        confinement: Confinement,
+        *,
+        cores: float,
+        pinned: Collection[int],
+        environment: Mapping[str, str],
+    ) -> None:
+        self._engine = engine(confinement.isolation.level)
+        self._name = f"inferline-{secrets.token_hex(8)}"
+        declared = confinement.isolation.environment
+        own = {name for name in environment if name not in _THE_IMAGES or name in declared} | {_DEVICES}
+        self.command = [
+            self._engine,
+            *_run(self._engine, self._name, confinement, cores, pinned),
+            *(f"--env={name}" for name in sorted(own)),
+            confinement.isolation.image,
+            *("-P", "-m", "inferline_stream.isolation.bootstrap", "--confinement", confinement.encoded(), module),
+        ]
+        """Started as it stands; its standard streams are the process's."""
+        engines = {name: os.environ[name] for name in _THE_ENGINES if name in os.environ}
+        self.environment = {**engines, **environment}
+        """Of the engine's command, which hands on what `command` names."""
+        self.remove = [self._engine, "rm", "--force", self._name]
+        """Ends whatever is left of it."""
+
+
+def engine(level: str) -> str:
+    """The container engine of this machine.
+
+    Raises:
+        InvalidTopology: there is none.
+    """
+    found = next((path for name in ENGINES if (path := shutil.which(name))), None)
+    if found is None:
+        raise InvalidTopology(
+            f"isolation {level!r} needs podman or docker on this machine, and there is neither. Install one, or write "
+            'isolation="sandbox"'
+        )
+    return found
+
+
+def _run(engine: str, name: str, confinement: Confinement, cores: float, pinned: Collection[int]) -> list[str]:
+    isolation = confinement.isolation
+    podman = os.path.basename(engine) == "podman"
+    options = [
+        *("run", "--rm", "--interactive", f"--name={name}", "--pull=never", "--entrypoint=python3"),
+        # Kafka may be on this machine; ports are the seal's to judge.
+        "--network=host",
+        *("--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--tmpfs=/tmp", "--ipc=private"),
+        *(f"--ulimit=nofile={_OPEN_FILES}:{_OPEN_FILES}", f"--ulimit=nproc={_PROCESSES}:{_PROCESSES}"),
+        # Without root's capabilities it is nobody in particular; podman without root maps its root to the caller.
+        "--user=0:0" if podman else f"--user={os.getuid()}:{os.getgid()}",
+    ]
+    if runtime := RUNTIMES[isolation.level]:
+        options.append(f"--runtime={runtime}")
+    if isolation.memory_mb is not None:
+        options.append(f"--memory={isolation.memory_mb}m")
+    if pinned:
+        options.append(f"--cpuset-cpus={','.join(map(str, sorted(pinned)))}")
+    elif cores >= 1:
+        options.append(f"--cpus={cores:g}")
+    folder = os.path.dirname(confinement.topology)
+    readable = {folder, *isolation.reads, *confinement.kafka_files}
+    writable = {*isolation.writes, *filter(None, [confinement.scratch])}
+    options += [f"--volume={path}:{path}:ro" for path in sorted(readable - writable) if os.path.exists(path)]
+    options += [f"--volume={path}:{path}" for path in sorted(writable) if os.path.exists(path)]
+    return options
