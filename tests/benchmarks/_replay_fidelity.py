@@ -45,7 +45,8 @@ STEP_S = 0.1
 
 
 Asked = dict[tuple[str, int], float]
-"""When a stage was first given so many replicas, by (stage, replicas), in seconds after the first event."""
+"""When a stage was first given so many replicas, by (stage, replicas), in seconds after the first event; without the
+one replica that each stage begins with, and without what is asked for before there is any traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +147,8 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
 
 
 def _asked(decisions: Sequence[tuple[float, Mapping[str, int]]]) -> Asked:
-    """Without those before the first event: what is insured from the beginning is where both begin."""
     found: Asked = {}
     for time_s, replicas in decisions:
         for stage, count in replicas.items():
-            found.setdefault((stage, count), time_s)
-    return {what: time_s for what, time_s in found.items() if time_s > 2 * STEP_S}
+            found.setdefault((stage, count), float(time_s))
+    return {what: time_s for what, time_s in found.items() if what[1] > 1 and time_s > 2 * STEP_S}

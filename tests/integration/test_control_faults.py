@@ -92,7 +92,7 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_fi
 async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing, own_apache_kafka: LocalKafka) -> None:
     run: Run = swing(
         own_apache_kafka.bootstrap_servers,
-        levels=[(40, 16)],
+        levels=[(40, 20)],
         replicas={"parse": 2, "check": 1, "decide": 1},
         planned_rate=60.0,
     )
@@ -103,16 +103,15 @@ async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing,
         processes = {r.pid for r in await under_way.controller.actuator.observe()}
         own_apache_kafka.suspend()
         try:
-            await asyncio.sleep(5.0)  # beyond leases, and beyond what counts as death
+            await asyncio.sleep(10.0)  # beyond leases, and beyond what counts as death
         finally:
             own_apache_kafka.resume()
-        resumed_s, before = time.monotonic(), under_way.controller.picture.counts.events_out
+        before = under_way.controller.picture.counts.events_out
 
         async def going() -> bool:
             return under_way.controller.picture.counts.events_out > before + 20
 
-        assert await until(going, 10.0)
-        recovered_s = time.monotonic() - resumed_s
+        assert await until(going, 10.0)  # `faults` measures how long it takes
         await feeding
         after = {r.pid for r in await under_way.controller.actuator.observe()}
         report = await under_way.report(await under_way.drain())
@@ -120,7 +119,6 @@ async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing,
     assert report.events_in == report.events_out > 450
     assert downs(under_way) == []
     assert processes <= after  # nobody was taken for dead
-    assert recovered_s < 5.0
     assert under_way.controller.picture.growth.total == report.events_in
 
 
