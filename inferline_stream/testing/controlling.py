@@ -2,7 +2,7 @@
 
 ``python -m inferline_stream.testing.controlling`` with a `Controlled` as one line of JSON on standard input. It says
 ``started``, ``leads`` and ``ready``, a line each, and then answers every further line with a `Condition`. Its replicas
-are processes of its own. SIGTERM: it drains the pipeline and leaves.
+are processes of its own. SIGTERM, or the end of its input: it drains the pipeline and leaves.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ async def control(told: Controlled) -> int:
             _say(b"leads")
             await under_way.ready()
             _say(b"ready")
-            answering = asyncio.create_task(_answer(asked, under_way))
+            answering = asyncio.create_task(_answer(asked, under_way, stop))
             try:
                 await under_way.follow(stop)
                 await under_way.drain()
@@ -97,9 +97,10 @@ async def control(told: Controlled) -> int:
     return 0
 
 
-async def _answer(asked: asyncio.StreamReader, under_way: Session) -> None:
+async def _answer(asked: asyncio.StreamReader, under_way: Session, stop: asyncio.Event) -> None:
     while await asked.readline():
         _say(msgspec.json.encode(await _condition(under_way)))
+    stop.set()  # whoever asked is gone
 
 
 async def _condition(under_way: Session) -> Condition:
