@@ -57,6 +57,7 @@ def kubelet(
         finally:
             if process.returncode is None:
                 process.kill()
+                await process.wait()
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
