@@ -140,6 +140,10 @@ class WorkerProcess:
         """Whether the process is gone."""
         return self._process is None or self._process.returncode is not None
 
+    async def close(self) -> None:
+        """End the process before its time."""
+        await self._end()
+
     async def ask(self, request: Request, answer: type[_A]) -> _A:
         """Send a request and wait for its answer.
 
@@ -171,6 +175,8 @@ class WorkerProcess:
         return WorkerFailed(f"its process ended with exit code {code}: {lines[-1] if lines else 'it wrote nothing'}")
 
     async def _end(self) -> None:
+        if self._log.closed:
+            return
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()  # it holds nothing that could be lost

@@ -288,6 +288,9 @@ class _Session:
         kinds = catalogue(self._pipeline.hardware)
         gpus = max(kinds[name].gpus for name in declared.hardware)
         key = (stage, max(1, int(cores)), devices if gpus else None)
+        for other, held in list(self._running.items()) if gpus else ():
+            if other[0] == stage and other != key:
+                await held.close()  # what it holds of a device's memory is not to be counted, nor to be lacking
         worker = self._running.get(key)
         if worker is None or worker.ended:
             like = Hardware("worker", 0.0, cores=cores, gpus=gpus)
