@@ -66,7 +66,7 @@ async def test_a_plan_for_a_cluster_is_made_with_profiles_of_the_cluster_or_not_
         assert "stage 'double' on 'cpu-0.5' has no profile" in said
         assert "inferline-stream profile TOPOLOGY --on kubernetes" in said
 
-        profile = (COMMAND, "profile", topology, "--on", "kubernetes", "--image", "d:1", "--seconds", "0.2")
+        profile = (COMMAND, "profile", topology, "--on", "kubernetes", "--image", "d:1", "--time", "200ms")
         code, said = await called(*profile, KUBECONFIG=str(kubeconfig))
         assert code == 0, said
         (kept,) = (topology.parent / ".inferline/profiles/doubles/kubernetes").glob("*.json")
