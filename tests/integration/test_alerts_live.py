@@ -48,6 +48,8 @@ class Watched:
     heard: Monitoring
     metrics_port: int
     run: subprocess.Popen[bytes]
+    began_s: float = 0.0
+    """When the night began: all was well."""
 
     def start(self) -> None:
         """Start a controller as an operator would."""
@@ -61,9 +63,20 @@ class Watched:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
+    def stop(self) -> None:
+        """End the run, in good order if it can."""
+        self.run.terminate()
+        try:
+            self.run.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.run.kill()
+            self.run.wait()
+            raise
+
     def ready(self, timeout_s: float) -> None:
-        """Wait until events come out."""
-        self.until("increase(inferline_events_out_total[5s]) > 0", timeout_s)
+        """Wait until events come out, and in time: those that waited for the start are through."""
+        late = "increase(inferline_slo_missed_total[5s]) == 0"
+        self.until(f"increase(inferline_events_out_total[5s]) > 0 and {late}", timeout_s)
 
     def until(self, expr: str, timeout_s: float) -> None:
         """Wait until Prometheus finds an expression true."""
@@ -122,10 +135,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         night = Watched(folder, kafka, heard, port, subprocess.Popen(["true"]))
         night.run.wait()
         night.start()
-        stack.callback(lambda: (night.run.terminate(), night.run.wait(timeout=60)))
+        stack.callback(night.stop)
         night.until("inferline_slo_seconds", 60)  # its topics are there
         with night.traffic([(STEADY, 600.0)], "steady"):
             night.ready(60)
+            night.began_s = time.time()
             yield night
         assert night.run.poll() is None, night.log()
 
@@ -224,6 +238,25 @@ def test_every_documented_metric_is_filled_by_a_live_run(watched: Watched) -> No
         "inferline_decisions_total",  # not before the first decision
         "inferline_handover_budget_left_ratio",  # not where no budget is kept
     }
+
+
+def test_the_nights_log_says_which_alert_fired_when_what_to_do_and_that_it_helped(watched: Watched) -> None:
+    log = []
+    for alert in ("SLOAtRisk", "ReplicasMissing", "StuckPartition", "InputStale", "ControllerDown"):
+        fired = watched.heard.wait(f"Inferline{alert}", "firing", 0.0)
+        mended = watched.heard.wait(f"Inferline{alert}", "resolved", 0.0, fired.at_s)
+        at = time.strftime("%H:%M:%S", time.localtime(fired.at_s))
+        log.append(f"{at} {fired.labels['severity']:<6} {fired.name}: {fired.annotations['summary']}")
+        log.append(f"{'':>16}runbook: {runbook(fired).partition(' ')[2]}")
+        log.append(f"{'':>16}mended after {mended.at_s - fired.at_s:.0f} s")
+    sys.stdout.write("\n".join(["", *log, ""]))  # what `pytest -rP` shows
+    pages = {notice.name for notice in watched.heard.notices if notice.labels["severity"] == "page"}
+    assert pages - {"InferlineSLOBurnFast", "InferlineSLOBurnSteady"} == {
+        "InferlineStuckPartition", "InferlineControllerDown",
+    }  # fmt: skip
+    down = [n for n in watched.heard.notices if (n.name, n.status) == ("InferlineControllerDown", "firing")]
+    # Neither a stuck stage nor a broker that is away is taken for it.
+    assert len([notice for notice in down if notice.at_s > watched.began_s]) == 1
 
 
 def test_every_rule_could_be_evaluated_all_night_long(watched: Watched) -> None:
