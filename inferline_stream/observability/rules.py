@@ -131,7 +131,7 @@ def alerts(target: Target) -> Iterator[Alert]:
     yield from _burn_alerts(target)
     yield Alert(
         "InferlineControllerDown",
-        f"absent(inferline_slo_seconds{{{match}}}) or inferline_state_age_seconds{{{match}}} > 10",
+        f"absent(inferline_slo_seconds{{{match}}}) or inferline_state_age_seconds{{{match}}} > 30",
         time("30s"),
         PAGE,
         f"No controller of {target.pipeline} answers its scrape, or its loop stands still",

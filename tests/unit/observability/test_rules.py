@@ -113,7 +113,7 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
     lag = series("inferline_stage_lag_seconds", **stage)
     half = MINUTES // 2
     cases = {
-        "InferlineControllerDown": {series("inferline_state_age_seconds"): f"9{flat}"},
+        "InferlineControllerDown": {series("inferline_state_age_seconds"): f"29{flat}"},
         "InferlineStuckPartition": {series("inferline_stage_stuck_partitions", **stage): f"1x{half} 0x{half}"},
         "InferlineInputStale": {age: f"9{flat}"},
         "InferlineModelDrift": {
