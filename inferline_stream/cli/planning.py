@@ -62,6 +62,7 @@ def plan(
     from inferline_stream.cli.provisioning import (
         declared,
         existing_partitions,
+        partition_shares,
         plan_table,
         planned,
         profiled,
@@ -86,16 +87,19 @@ def plan(
     seconds = slo_s(what.pipeline, slo)
     limits = settings()
 
-    async def measure() -> tuple[PipelineProfile, dict[str, int]]:
-        existing = {}
+    async def measure() -> tuple[PipelineProfile, dict[str, int], dict[str, tuple[float, ...]]]:
+        existing, shares = {}, {}
         if bootstrap_servers is not None:
-            existing = await existing_partitions(bootstrap_servers, what, prefix, limits.connect_timeout_s)
+            timeout_s = limits.connect_timeout_s
+            existing = await existing_partitions(bootstrap_servers, what, prefix, timeout_s)
+            shares = await partition_shares(bootstrap_servers, what, prefix, existing, timeout_s)
         machine = Place(on).machine
-        return await profiled(what, bootstrap_servers=bootstrap_servers, limits=limits, machine=machine), existing
+        found = await profiled(what, bootstrap_servers=bootstrap_servers, limits=limits, machine=machine)
+        return found, existing, shares
 
-    measured, existing = uvloop.run(measure())
+    measured, existing, shares = uvloop.run(measure())
     search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "queues": queues, "seed": seed}
-    search |= {"existing": existing, "traces": traces}
+    search |= {"existing": existing, "shares": shares, "traces": traces}
     found = planned(what, measured, seconds=seconds, **search)
     points: tuple[CurvePoint, ...] = ()
     if curve or plot is not None:
@@ -107,7 +111,16 @@ def plan(
         found = next((p.plan for p in points if p.slo_s == seconds and p.plan is not None), found)
     pipeline = what.pipeline
     kinds = catalogue(pipeline.hardware)
-    why = explain(found, shape_of(pipeline), measured, traces, kinds, objective=pipeline.objective, seed=seed)
+    why = explain(
+        found,
+        shape_of(pipeline),
+        measured,
+        traces,
+        kinds,
+        objective=pipeline.objective,
+        seed=seed,
+        partition_shares=shares,
+    )
     if save is not None:
         save.write_bytes(plan_to_bytes(found))
     if plot is not None:

@@ -115,6 +115,29 @@ async def existing_partitions(servers: str, what: Declared, prefix: str, timeout
     return {stage: found[topic] for stage, topic in topics.items() if topic in found}
 
 
+FEWEST_RECORDS = 1000
+"""Records in the source topic from which on their shares of its partitions say something."""
+
+
+async def partition_shares(
+    servers: str, what: Declared, prefix: str, existing: Mapping[str, int], timeout_s: float
+) -> dict[str, tuple[float, ...]]:
+    """How the source topic's records, as many as there ever were, spread over its partitions, by entry stage.
+
+    Empty where there are too few to tell.
+    """
+    entries = {stage.name: existing[stage.name] for stage in what.pipeline.stages if not stage.after and
+               stage.name in existing}  # fmt: skip
+    if not entries:
+        return {}
+    topic = Names(what.pipeline.name, prefix).topic(what.pipeline.source.name)
+    async with OffsetReader(servers, timeout_s) as offsets:
+        ends = (await offsets.ends({topic: max(entries.values())}))[topic]
+    if sum(ends) < FEWEST_RECORDS:
+        return {}
+    return dict.fromkeys(entries, tuple(end / sum(ends) for end in ends))
+
+
 def slo_s(pipeline: Pipeline, override: str | None) -> float:
     """The SLO in seconds: the pipeline's, or one given on the command line.
 
@@ -258,6 +281,7 @@ def planned(
     queues: Literal["shared", "partitioned"] | None = None,
     seed: int = 0,
     existing: Mapping[str, int] | None = None,
+    shares: Mapping[str, Sequence[float]] | None = None,
     traces: Sequence[Trace] = (),
     known: Sequence[Plan] = (),
 ) -> Plan:
@@ -273,6 +297,7 @@ def planned(
         queues: one per stage, or one per partition.
         seed: of the random branches.
         existing: partitions, by stage, of input topics that are there already and stay as they are.
+        shares: see `partition_shares`.
         traces: to plan for in place of the sample.
         known: earlier plans, so that a looser SLO never costs more.
 
@@ -307,6 +332,7 @@ def planned(
             algorithm=algorithm,
             queues=chosen,
             partitions={**_fixed_partitions(pipeline), **(existing or {})} if chosen == "partitioned" else None,
+            partition_shares=shares,
             max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
             objective=pipeline.objective,
             known=known,

@@ -31,6 +31,9 @@ def show_why(people: Console, plan: Plan, why: Explanation) -> None:
             saved = f", ${-other.cost_change_per_hour:.4g}/h less" if other.p99_s is not None else ""
             people.print(f"  {stage.stage}: {other.reason}{saved}")
     people.print(f"Partitions advised: {', '.join(_partitions(plan, why))}.")
+    for stage in why.stages:
+        if stage.partitions.useful_replicas < stage.partitions.peak_replicas:
+            people.print(f"  {stage.stage}: {stage.partitions.reason}.")
     if plan.lower_bound_per_hour > 0:
         people.print(_proof(plan))
 

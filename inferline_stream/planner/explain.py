@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,15 +86,25 @@ def explain(
     *,
     objective: float = 0.99,
     seed: int = 0,
+    partition_shares: Mapping[str, Sequence[float]] | None = None,
 ) -> Explanation:
-    """Simulate the next-cheaper choices of every stage.
+    """Simulate the next-cheaper choices of every stage, with the skew of partitions that the plan was made with.
 
     Raises:
         ValueError: a plan that is not one of this pipeline, profile and catalogue.
     """
     traces = (trace,) if isinstance(trace, Trace) else tuple(trace)
+    shares = partition_shares or {} if plan.partitions else {}
     problem = Problem(
-        shape, measured, traces, plan.slo_s, catalogue, partitions=plan.partitions, objective=objective, seed=seed
+        shape,
+        measured,
+        traces,
+        plan.slo_s,
+        catalogue,
+        partitions=plan.partitions,
+        objective=objective,
+        seed=seed,
+        partition_shares=shares,
     )
     candidate = candidate_of(problem, plan)
     if candidate is None:
@@ -108,7 +118,7 @@ def explain(
             price_of(problem, candidate[s]),
             plan.utilization.get(name, 0.0),
             tuple(_alternatives(evaluator, candidate, s)),
-            advise_partitions(sum(a.replicas for a in candidate[s])),
+            advise_partitions(sum(a.replicas for a in candidate[s]), shares=shares.get(name, ())),
         )
         for s, name in enumerate(shape.stages)
     )
