@@ -56,6 +56,8 @@ class Dealing:
         self._assigning = assigning.recovered(
             self.leadership.term, self.leadership.log.assignments, self.picture.partitions
         )
+        # Their last reports may be too old to be read, and nobody would wait for the dead to let go.
+        self.liveness.expect(self._assigning.told.keys() - self.ended)
 
     def changed(self) -> None:
         """Deal at once."""

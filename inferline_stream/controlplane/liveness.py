@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _LONGEST_STEP_S = 0.5
 
 _DEAF_S = 1.5
@@ -45,6 +47,11 @@ class Liveness:
         """A report of it has arrived just now."""
         self._heard_s[replica] = self._clock_s
         self._anybody_s = None  # just now
+
+    def expect(self, replicas: Iterable[str]) -> None:
+        """These may be at work; of one that was never heard, silence counts from now on."""
+        for replica in replicas:
+            self._heard_s.setdefault(replica, self._clock_s)
 
     def forget(self, replica: str) -> None:
         """Its process has ended."""

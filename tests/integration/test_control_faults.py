@@ -6,6 +6,8 @@ Whatever goes wrong, nothing is lost and nobody scales down on what he cannot se
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from dataclasses import replace
 from functools import partial
@@ -15,8 +17,10 @@ import pytest
 
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.ledger import read_ledger
+from inferline_stream.controlplane.reports import RECENT_S
 from inferline_stream.controlplane.session import Quiet, Run, Session, session
 from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import LocalKafka
 from inferline_stream.testing.runs import emulated_run
@@ -164,7 +168,10 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(swi
         decided = len(first.controller.deciding.decisions)
         envelope = first.controller.picture.traffic.envelope(asyncio.get_running_loop().time())
         first.control.cancel()
-        await actuator.aclose()  # replicas die, too: what they held is uncommitted
+        for replica in await actuator.observe():  # what they held is uncommitted, and nobody hears of their end
+            os.kill(replica.pid, signal.SIGKILL)
+        await actuator.aclose()
+        await asyncio.sleep(RECENT_S + 1.0)  # what they reported is past reading
         began_s = time.monotonic()
         async with session(replace(run, feed=None), Quiet()) as second:
             await second.ready()
@@ -174,6 +181,10 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(swi
             now = controller.picture.traffic.envelope(asyncio.get_running_loop().time())
             long_windows = [i for i, w in enumerate(controller.picture.windows_s) if w > 1.0]
             assert [now[i] for i in long_windows] == pytest.approx([envelope[i] for i in long_windows], rel=0.1)
+            async with RecordProducer(apache_kafka.bootstrap_servers) as producer:
+                for number in range(20):
+                    await producer.send(second.running.source, b'{"number": %d}' % number)
+                await producer.flush()
             await second.drain()
             ledger = await read_ledger(second.offsets, second.running, first.since, controller.picture.partitions)
     assert took_s < 10.0

@@ -22,6 +22,14 @@ def test_a_replica_is_dead_after_three_seconds_without_a_report_and_told_once() 
     assert liveness.silent == {"b"}
 
 
+def test_a_replica_of_an_earlier_term_that_is_never_heard_dies_of_silence_like_any_other() -> None:
+    liveness = Liveness(3.0)
+    run(liveness, 0, 1, heard="new")
+    liveness.expect(["old", "new"])
+    assert run(liveness, 1, 3.9, heard="new") == set()
+    assert run(liveness, 3.9, 4.2, heard="new") == {"old"}
+
+
 def test_nobody_dies_while_kafka_gives_no_answer() -> None:
     liveness = Liveness(3.0)
     run(liveness, 0, 1, heard="a b")
