@@ -76,7 +76,7 @@ class Watched:
     def ready(self, timeout_s: float) -> None:
         """Wait until events come out, and in time: those that waited for the start are through."""
         late = "increase(inferline_slo_missed_total[5s]) == 0"
-        self.until(f"increase(inferline_events_out_total[5s]) > 0 and {late}", timeout_s)
+        self.until(f"increase(inferline_slo_events_total[5s]) > {2 * STEADY} and {late}", timeout_s)
 
     def until(self, expr: str, timeout_s: float) -> None:
         """Wait until Prometheus finds an expression true."""
