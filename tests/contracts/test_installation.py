@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import msgspec
 import pytest
@@ -46,6 +47,7 @@ OURS = Installation(
     stock={"t4": 4},
 )
 OLDEST, NEWEST = "1.25", kubernetes_validate.latest_version()
+OPERATOR = json.loads((Path(__file__).parent / "schemas/prometheus-operator.json").read_text())
 
 
 def spec(hardware: str, level: str = "none") -> ReplicaSpec:
@@ -84,6 +86,22 @@ def test_a_field_that_kubernetes_does_not_know_would_be_found() -> None:
     controller["spec"]["template"]["spec"]["containers"][0]["imagePullPolcy"] = "Always"
     with pytest.raises(ValidationError, match="imagePullPolcy"):
         kubernetes_validate.validate(controller, NEWEST, strict=True)
+
+
+@pytest.mark.parametrize("name", ["ServiceMonitor", "PrometheusRule"])
+def test_what_the_prometheus_operator_reads_is_valid_by_its_definitions(name: str) -> None:
+    (manifest,) = kind(name)
+    jsonschema.validate(manifest, OPERATOR[name])
+
+
+def test_a_field_that_the_prometheus_operator_does_not_know_or_a_wrong_duration_would_be_found() -> None:
+    (monitor,), (rule,) = kind("ServiceMonitor"), kind("PrometheusRule")
+    monitor["spec"]["endpoints"][0]["intervall"] = "5s"
+    with pytest.raises(jsonschema.ValidationError, match="intervall"):
+        jsonschema.validate(monitor, OPERATOR["ServiceMonitor"])
+    rule["spec"]["groups"][0]["interval"] = "5 s"
+    with pytest.raises(jsonschema.ValidationError, match="'5 s' does not match"):
+        jsonschema.validate(rule, OPERATOR["PrometheusRule"])
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus")
