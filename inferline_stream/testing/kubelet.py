@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inferline_stream.testing.kube_api import Container, KubeApi
+from inferline_stream.testing.kube_api import KubeApi
+from inferline_stream.testing.kube_node import Container
 
 
 def kubelet(

@@ -25,7 +25,8 @@ from inferline_stream.actuators.kubernetes import cluster_client
 from inferline_stream.actuators.manifests import Cluster, deployment
 from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.testing.kube_api import DELETION_COST, KubeApi, client_of
+from inferline_stream.testing.kube_api import KubeApi, client_of
+from inferline_stream.testing.kube_controllers import DELETION_COST
 
 DEADLINE_S = 60.0
 KIND = catalogue()["emulated-cpu"]

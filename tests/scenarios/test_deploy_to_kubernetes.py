@@ -54,7 +54,7 @@ async def test_a_pipeline_is_installed_and_goes_on_while_its_acting_controller_i
     async with KubeApi() as api:
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(json.dumps(kubeconfig_of(api)))
-        api.run = kubelet(tmp_path / "pods", api, {"KUBECONFIG": str(kubeconfig)})
+        api.node.run = kubelet(tmp_path / "pods", api, {"KUBECONFIG": str(kubeconfig)})
         (tmp_path / "pods").mkdir()
         told = await called(
             *(COMMAND, "deploy", topology, "--target", "kubernetes", "--image", "reviews:1", "--prefix", prefix),

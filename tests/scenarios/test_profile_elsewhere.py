@@ -60,7 +60,7 @@ async def test_a_plan_for_a_cluster_is_made_with_profiles_of_the_cluster_or_not_
     async with asyncio.timeout(DEADLINE_S), KubeApi() as api:
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(json.dumps(kubeconfig_of(api)))
-        api.run = kubelet(tmp_path, api)
+        api.node.run = kubelet(tmp_path, api)
         code, said = await called(COMMAND, "plan", topology, "--on", "kubernetes")
         assert code == 3
         assert "stage 'double' on 'cpu-0.5' has no profile" in said

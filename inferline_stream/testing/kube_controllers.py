@@ -1,0 +1,163 @@
+"""What works behind a fake Kubernetes API server: pods come and go as its own controllers and scheduler would have it.
+
+A Deployment makes and ends pods in the order of Kubernetes' ReplicaSet controller; a scheduler gives them places while
+there are any; a quota refuses them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from inferline_stream.actuators.manifests import HARDWARE_LABEL
+from inferline_stream.testing.kube_node import Node
+from inferline_stream.testing.kube_store import Json, Store, belongs, placed
+
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+
+
+@dataclass(slots=True)
+class Controllers:
+    """Those of one namespace.
+
+    Args:
+        store: has Deployments and pods.
+        node: runs every pod that has a place.
+        namespace: of all.
+        places: pods of a hardware kind that find a place at once; kinds left out have no limit.
+        quota: hard limits of the namespace's ResourceQuota, e.g. ``requests.nvidia.com/gpu``; whole numbers.
+    """
+
+    store: Store
+    node: Node
+    namespace: str
+    places: dict[str, int]
+    quota: dict[str, str]
+    _pods_made: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def pods(self) -> list[Json]:
+        """All pods, oldest first."""
+        return list(self.store.of("pods").values())
+
+    def used(self, resource: str) -> int:
+        """Of what a quota limits."""
+        return sum(_asked(pod, resource) for pod in self.pods())
+
+    def reconcile_soon(self, deployment: Json) -> None:
+        """Its controller learns of a change in its own time."""
+        task = asyncio.create_task(self.reconcile(deployment))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        """Nothing is done any more."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def reconcile(self, deployment: Json) -> None:
+        """As the ReplicaSet controller does."""
+        own = [p for p in self.pods() if belongs(p, deployment) and "deletionTimestamp" not in p["metadata"]]
+        wanted = deployment["spec"].get("replicas", 1)
+        for _ in range(wanted - len(own)):
+            name = f"{deployment['metadata']['name']}-{secrets.token_hex(5)}-{secrets.token_hex(3)}"
+            await self.make_pod(name, deployment["spec"]["template"])
+        for pod in sorted(own, key=_goes_before, reverse=True)[: max(0, len(own) - wanted)]:
+            await self.terminate(pod)
+
+    async def make_pod(self, name: str, template: Json) -> None:
+        """Make one, unless the quota is used up: whoever wants it tries again when something else changes."""
+        template = copy.deepcopy(template)
+        if any(self.used(name) + _asked(template, name) > int(most) for name, most in self.quota.items()):
+            return
+        pod = {
+            "metadata": {
+                "name": name,
+                "namespace": self.namespace,
+                "uid": f"{next(self._pods_made):08d}",
+                "creationTimestamp": _now(),
+                "labels": template["metadata"]["labels"],
+                "annotations": {},
+            },
+            "spec": template["spec"],
+            "status": {"phase": "Pending", "conditions": [], "containerStatuses": []},
+        }
+        self.store.of("pods")[name] = pod
+        await self.store.tell("ADDED", pod)
+        await self._schedule(pod)
+
+    async def look_for_places(self) -> None:
+        """The scheduler looks again at every pod that waits, as it does when a node is added."""
+        for waiting in self.pods():
+            if not placed(waiting) and "deletionTimestamp" not in waiting["metadata"]:
+                await self._schedule(waiting)
+
+    async def _schedule(self, pod: Json) -> None:
+        kind = pod["metadata"]["labels"].get(HARDWARE_LABEL, "")
+        alike = [p for p in self.pods() if p["metadata"]["labels"].get(HARDWARE_LABEL) == kind and placed(p)]
+        if len(alike) >= self.places.get(kind, len(alike) + 1):
+            message = f"0/1 nodes are available: 1 Insufficient {kind}."
+            condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        else:
+            condition = {"type": "PodScheduled", "status": "True"}
+            self.node.place(pod)
+        pod["status"]["conditions"] = [condition]
+        await self.store.tell("MODIFIED", pod)
+
+    async def report(self, name: str, status: Json) -> None:
+        """What a node says of a pod."""
+        if (pod := self.store.of("pods").get(name)) is not None:
+            pod["status"].update(status)
+            await self.store.tell("MODIFIED", pod)
+
+    async def terminate(self, pod: Json, grace_s: float | None = None) -> None:
+        """A pod is deleted: at once, or within its grace period where it has a place."""
+        if grace_s is None:
+            grace_s = pod["spec"].get("terminationGracePeriodSeconds", 30)
+        if "deletionTimestamp" in pod["metadata"] and grace_s > 0:
+            return
+        name = pod["metadata"]["name"]
+        if grace_s == 0 or not placed(pod):
+            await self.remove(name)
+            return
+        pod["metadata"]["deletionTimestamp"] = _now()
+        pod["metadata"]["deletionGracePeriodSeconds"] = grace_s
+        await self.store.tell("MODIFIED", pod)
+        await self.node.terminate(name, grace_s)
+
+    async def remove(self, name: str) -> None:
+        """A pod is no more; its Deployment makes another, and its place is free."""
+        pod = self.store.of("pods").pop(name, None)
+        if pod is None:
+            return
+        self.node.lose(name)
+        await self.store.tell("DELETED", pod)
+        for deployment in list(self.store.of("deployments").values()):
+            if belongs(pod, deployment):
+                await self.reconcile(deployment)
+        await self.look_for_places()
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _asked(pod: Json, name: str) -> int:
+    """Of a resource, as a quota names it, by a pod or a template of one."""
+    if name == "pods":
+        return 1
+    found = pod["spec"]["containers"][0].get("resources", {}).get("requests", {})
+    return int(found.get(name.removeprefix("requests."), "0"))
+
+
+def _goes_before(pod: Json) -> tuple[bool, bool, int, str, str]:
+    """The greatest goes first: no place, not ready, cheapest to delete, youngest."""
+    statuses = pod["status"]["containerStatuses"]
+    ready = bool(statuses and statuses[0]["ready"])
+    cost = int(pod["metadata"]["annotations"].get(DELETION_COST, "0"))
+    return (not placed(pod), not ready, -cost, pod["metadata"]["creationTimestamp"], pod["metadata"]["uid"])
