@@ -2,14 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from inferline_stream.testing.directing import Director
-
-COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
+from tests.scenarios.test_cli_documents import COMMAND, assert_documented
 
 FORK = """
 from pathlib import Path
@@ -65,14 +63,16 @@ def fork(tmp_path: Path) -> Path:
 
 def dlq(director: Director, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     where = ["--bootstrap-servers", director.bootstrap_servers, "--prefix", director.prefix]
-    command = [*COMMAND, "dlq", action, str(director.topology), *arguments, *where]
+    command = [COMMAND, "dlq", action, str(director.topology), *arguments, *where]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def answer(director: Director, action: str, *arguments: str) -> dict:
     done = dlq(director, action, *arguments, "--output", "json")
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    document = json.loads(done.stdout)
+    assert_documented(f"dlq {action}", document)
+    return document
 
 
 def header(record: object, name: str) -> bytes | None:
@@ -132,7 +132,7 @@ async def test_a_letter_is_listed_shown_and_sent_again_once_and_its_join_is_then
 
 
 def test_a_pipeline_without_topics_of_dead_letters_is_told_apart_from_one_without_letters(embedded_broker, fork):
-    command = [*COMMAND, "dlq", "ls", str(fork)]
+    command = [COMMAND, "dlq", "ls", str(fork)]
     done = subprocess.run(
         [*command, "--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", "nobody."],
         capture_output=True,

@@ -19,19 +19,18 @@ from inferline_stream.cli.main import app
 
 COMMAND = str(Path(sys.executable).with_name("inferline-stream"))
 VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-RUN = ["--duration", "3s", "--no-ui", "--metrics-port", "0"]
 CALLS = {
     "check": ["check", "reviews"],
     "check --show-config": ["check", "reviews", "--show-config"],
     "profile": ["profile", "reviews"],
     "plan": ["plan", "reviews"],
-    "run": ["run", "reviews", *RUN],
-    "replay": ["replay", "reviews"],
-    "compare": ["compare", "reviews", "--policies", "default,inferline"],
+    "replay": ["replay", "reviews", "--plan", "plan.json"],
+    "compare": ["compare", "reviews", "--plan", "plan.json", "--policies", "default,inferline"],
     "topics": ["topics", "reviews"],
     "rules": ["rules", "reviews"],
     "diff": ["diff", "plan.json", "plan.json"],
     "sandbox check": ["sandbox", "check"],
+    "sandbox probe": ["sandbox", "probe", "--level", "strict"],
     "sandbox audit": ["sandbox", "audit", "reviews", "--stage", "rate"],
     "version": ["version"],
 }
@@ -94,9 +93,8 @@ def test_a_verb_prints_the_documented_json_and_a_table_for_people(verb: str, fol
     expected = (0, 3) if verb == "sandbox check" else (0,)  # as the kernel is
     assert done.returncode in expected, done.stderr
     assert_documented(verb, json.loads(done.stdout))
-    if verb != "run":  # its table is the report of another run
-        shown = call(folder, *CALLS[verb], "--output", "table", NO_COLOR="1", COLUMNS="100")
-        assert_for_people(shown, expected, sentences=verb in ("topics", "sandbox check", "sandbox audit"))
+    shown = call(folder, *CALLS[verb], "--output", "table", NO_COLOR="1", COLUMNS="100")
+    assert_for_people(shown, expected, sentences=verb in ("topics", "sandbox check", "sandbox audit", "sandbox probe"))
 
 
 def assert_for_people(
@@ -129,10 +127,16 @@ def test_init_tells_what_it_has_written(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def traced(folder: Path) -> subprocess.CompletedProcess[str]:
     """A run that logs JSON lines, and whose replicas write a span per batch into their logs."""
-    done = call(folder, *CALLS["run"], "--output", "json", "--tracing", "console", INFERLINE_LOG_FORMAT="json")
+    short = ["--duration", "3s", "--no-ui", "--metrics-port", "0", "--tracing", "console"]
+    done = call(folder, "run", "reviews", *short, "--output", "json", INFERLINE_LOG_FORMAT="json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["lost"] == 0
     return done
+
+
+def test_a_run_ends_with_the_documented_json(traced: subprocess.CompletedProcess[str]) -> None:
+    document = json.loads(traced.stdout)
+    assert_documented("run", document)
+    assert document["lost"] == 0
 
 
 def test_a_run_traces_each_batch_and_links_it_to_the_batches_that_caused_it(folder: Path, traced: object) -> None:
