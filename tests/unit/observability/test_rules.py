@@ -15,8 +15,8 @@ from inferline_stream.observability.rules import PAGE, Target, alerts, burns, ru
 P = "moderation"
 TARGETS = [(0.25, 0.99), (1.0, 0.9), (0.005, 0.999), (60.0, 0.5)]
 MINUTES = 30
-LONG_MINUTES = 3 * 24 * 60 + 60
-"""Long enough for the three-day window of the burn alerts."""
+LONG_MINUTES = 13 * 6 * 60
+"""Long enough for the three-day window of the burn alerts; they hold for no time, so that a look every six hours does."""
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus"
@@ -145,18 +145,18 @@ def promtool_test(
     cases: list[tuple[str, dict[str, str], int]],
     minutes: int = MINUTES,
 ) -> str:
-    """Run (alert, series, expected firing count) cases; returns promtool's complaint, empty if all hold."""
+    """Run (pattern of alerts, series, expected firing count) cases; returns promtool's complaint, empty if all hold."""
     (folder / "rules.yml").write_text(rules_yaml(Target(P, slo_s, objective)))
     document = {
         "rule_files": ["rules.yml"],
-        "evaluation_interval": "1m" if minutes == MINUTES else "30m",
+        "evaluation_interval": "1m" if minutes == MINUTES else "6h",
         "tests": [
             {
                 "interval": "1m",
                 "input_series": [{"series": name, "values": values} for name, values in found.items()],
                 "promql_expr_test": [
                     {
-                        "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})',
+                        "expr": f'count(ALERTS{{alertname=~"{alert}",alertstate="firing"}})',
                         "eval_time": f"{minutes}m",
                         "exp_samples": [{"labels": "{}", "value": firing}] if firing else [],
                     }
@@ -175,11 +175,10 @@ def promtool_test(
 @needs_promtool
 @pytest.mark.parametrize(("slo_s", "objective"), TARGETS)
 def test_every_alert_fires_on_its_trouble_and_is_silent_when_all_is_well(tmp_path, slo_s, objective):
-    cases = []
+    cases: list[tuple[str, dict[str, str], int]] = [(".+", healthy(slo_s), 0)]
     for name in NAMES:
         trouble = healthy(slo_s) | broken(name, slo_s, objective)
         cases.append((name, {key: value for key, value in trouble.items() if value is not None}, 1))
-        cases.append((name, healthy(slo_s), 0))
     short = [case for case in cases if case[0] not in BURNS]
     assert promtool_test(tmp_path, slo_s, objective, short) == ""
 
