@@ -16,7 +16,7 @@ P = "moderation"
 TARGETS = [(0.25, 0.99), (1.0, 0.9), (0.005, 0.999), (60.0, 0.5)]
 MINUTES = 30
 LONG_MINUTES = 13 * 6 * 60
-"""Long enough for the three-day window of the burn alerts; they hold for no time, so that a look every six hours does."""
+"""Long enough for the three-day window of the burn alerts. They hold for no time: a look every six hours will do."""
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus"
