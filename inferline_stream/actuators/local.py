@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 _TAIL_BYTES = 8192
 _TAIL_LINES = 15
+_LONGEST_LINE = 300
+_DEAD_LOGS = 10
+"""Of each stage: one that dies again and again would else fill the disk with its last words."""
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +84,7 @@ class LocalActuator:
         self._log_folder = log_folder
         self._module = module
         self._processes: dict[Place, _Process] = {}
+        self._dead_logs: dict[str, deque[Path]] = {}
         self._parents = Parents()
         self._places = Places(
             self._start,
@@ -213,10 +218,18 @@ class LocalActuator:
         tail = "" if code == 0 else _tail(own.log)
         if code == 0 and own.log.stat().st_size == 0:
             own.log.unlink()  # nothing to read
+        else:
+            self._keep_few(place.stage, own.log)
         self._places.ended(place, code, _reason(code, tail, own.log), tail)
         for other in self._places.all if own.devices else ():
             if other.held_up and other.running:
                 self._start(other)
+
+    def _keep_few(self, stage: str, log: Path) -> None:
+        logs = self._dead_logs.setdefault(stage, deque())
+        logs.append(log)
+        if len(logs) > _DEAD_LOGS:
+            logs.popleft().unlink(missing_ok=True)
 
 
 def _reason(code: int, tail: str, log: Path) -> str:
@@ -234,4 +247,4 @@ def _tail(log: Path) -> str:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return "\n".join([line for line in lines if line.strip()][-_TAIL_LINES:])
+    return "\n".join([line[:_LONGEST_LINE] for line in lines if line.strip()][-_TAIL_LINES:])

@@ -9,6 +9,8 @@ import time
 spec = json.loads(sys.stdin.buffer.readline())
 if spec["stage"] == "broken":
     raise RuntimeError("the model file is missing")
+if spec["stage"] == "loud":
+    sys.exit("x" * 100_000)
 if spec["stage"] == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if spec["stage"] == "telling":

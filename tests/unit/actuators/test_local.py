@@ -82,6 +82,21 @@ async def test_a_failing_replica_is_explained_by_its_last_words(tmp_path: Path) 
         assert gone.tail.startswith("Traceback (most recent call last):")
 
 
+async def test_what_a_dying_replica_prints_without_end_fills_neither_a_message_nor_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inferline_stream.actuators.local._DEAD_LOGS", 2)
+    monkeypatch.setattr("inferline_stream.actuators.places.restart_in_s", lambda failures: 0.01)
+    async with actuator(tmp_path) as local:
+        await local.scale("loud", "kind", 1)
+        async with asyncio.timeout(DEADLINE_S):
+            gone = [await local.next_exit() for _ in range(4)]
+        assert all(len(one.reason) < 500 and len(one.tail) < 5000 for one in gone)
+        logs = {path.stem for path in tmp_path.glob("loud-*.log")}
+        assert {one.replica for one in gone[-2:]} <= logs
+        assert not {one.replica for one in gone[:2]} & logs
+
+
 async def test_a_replica_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     async with actuator(tmp_path, drain_timeout_s=0.0) as local:
         await local.scale("stubborn", "kind", 1)
