@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import itertools
+import json
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from inferline_stream.actuators.manifests import HARDWARE_LABEL
 from inferline_stream.testing.kube_node import Node
-from inferline_stream.testing.kube_store import Json, Store, belongs, placed
+from inferline_stream.testing.kube_store import Json, Store, belongs, placed, ready
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+TEMPLATE_HASH = "pod-template-hash"
 
 
 @dataclass(slots=True)
@@ -61,14 +64,30 @@ class Controllers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def reconcile(self, deployment: Json) -> None:
-        """As the ReplicaSet controller does."""
-        own = [p for p in self.pods() if belongs(p, deployment) and "deletionTimestamp" not in p["metadata"]]
-        wanted = deployment["spec"].get("replicas", 1)
-        for _ in range(wanted - len(own)):
-            name = f"{deployment['metadata']['name']}-{secrets.token_hex(5)}-{secrets.token_hex(3)}"
-            await self.make_pod(name, deployment["spec"]["template"])
-        for pod in sorted(own, key=_goes_before, reverse=True)[: max(0, len(own) - wanted)]:
+        """As the Deployment and ReplicaSet controllers do; a changed template replaces pods one after another."""
+        spec = deployment["spec"]
+        wanted, template = spec.get("replicas", 1), spec["template"]
+        version = _hash(template)
+        own = self._own(deployment)
+        old = [pod for pod in own if pod["metadata"]["labels"][TEMPLATE_HASH] != version]
+        if old:
+            spare = sum(ready(pod) for pod in own) - wanted
+            going = [pod for pod in old if not ready(pod)] + [pod for pod in old if ready(pod)][: max(0, spare)]
+        else:
+            going = sorted(own, key=_goes_before, reverse=True)[: max(0, len(own) - wanted)]
+        for pod in going:
             await self.terminate(pod)
+        own = self._own(deployment)
+        new = sum(pod["metadata"]["labels"][TEMPLATE_HASH] == version for pod in own)
+        surge = spec.get("strategy", {}).get("rollingUpdate", {}).get("maxSurge", 1) if len(own) > new else 0
+        for _ in range(min(wanted - new, wanted + surge - len(own))):
+            labelled = copy.deepcopy(template)
+            labelled["metadata"]["labels"][TEMPLATE_HASH] = version
+            await self.make_pod(f"{deployment['metadata']['name']}-{version}-{secrets.token_hex(3)}", labelled)
+
+    def _own(self, deployment: Json) -> list[Json]:
+        """A Deployment's pods that are not on their way out."""
+        return [p for p in self.pods() if belongs(p, deployment) and "deletionTimestamp" not in p["metadata"]]
 
     async def make_pod(self, name: str, template: Json) -> None:
         """Make one, unless the quota is used up: whoever wants it tries again when something else changes."""
@@ -114,6 +133,8 @@ class Controllers:
         if (pod := self.store.of("pods").get(name)) is not None:
             pod["status"].update(status)
             await self.store.tell("MODIFIED", pod)
+            for deployment in self._deployments_of(pod) if ready(pod) else ():
+                await self.reconcile(deployment)
 
     async def terminate(self, pod: Json, grace_s: float | None = None) -> None:
         """A pod is deleted: at once, or within its grace period where it has a place."""
@@ -137,10 +158,16 @@ class Controllers:
             return
         self.node.lose(name)
         await self.store.tell("DELETED", pod)
-        for deployment in list(self.store.of("deployments").values()):
-            if belongs(pod, deployment):
-                await self.reconcile(deployment)
+        for deployment in self._deployments_of(pod):
+            await self.reconcile(deployment)
         await self.look_for_places()
+
+    def _deployments_of(self, pod: Json) -> list[Json]:
+        return [found for found in self.store.of("deployments").values() if belongs(pod, found)]
+
+
+def _hash(template: Json) -> str:
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _now() -> str:
@@ -157,7 +184,5 @@ def _asked(pod: Json, name: str) -> int:
 
 def _goes_before(pod: Json) -> tuple[bool, bool, int, str, str]:
     """The greatest goes first: no place, not ready, cheapest to delete, youngest."""
-    statuses = pod["status"]["containerStatuses"]
-    ready = bool(statuses and statuses[0]["ready"])
     cost = int(pod["metadata"]["annotations"].get(DELETION_COST, "0"))
-    return (not placed(pod), not ready, -cost, pod["metadata"]["creationTimestamp"], pod["metadata"]["uid"])
+    return (not placed(pod), not ready(pod), -cost, pod["metadata"]["creationTimestamp"], pod["metadata"]["uid"])

@@ -19,6 +19,8 @@ class Container:
     pod: Json
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """SIGTERM."""
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its readiness probe succeeds."""
     end: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """To be given the exit code, 128 + n for signal n."""
     log: str = ""
@@ -33,8 +35,8 @@ class Node:
         report: takes a pod's name and its new status.
         remove: takes the name of a pod that has ended as it was told to.
         start_up_s: from a pod's place to its container's start.
-        run: what a container does until it ends; returns its exit code. By default it ends when it is told to through
-            `Container.end`, or is killed when its grace period is over.
+        run: what a container does until it ends; returns its exit code, and sets `Container.ready`. By default it is
+            ready at once, and ends when it is told to through `Container.end` or its grace period is over.
     """
 
     report: Callable[[str, Json], Awaitable[None]]
@@ -100,8 +102,15 @@ class Node:
             self.pulled.setdefault(name, image not in self.images)
             self.images.add(image)
             container = self.containers[name] = Container(pod)
-            await self.report(name, _status("Running", {"running": {}}, restarts, last))
-            code = await (self.run(container) if self.run is not None else container.end)
+            if self.run is None:
+                container.ready.set()
+            await self.report(name, _status("Running", {"running": {}}, restarts, last, ready=container.ready.is_set()))
+            probing = asyncio.create_task(self._probe(container, restarts, last))
+            try:
+                code = await (self.run(container) if self.run is not None else container.end)
+            finally:
+                probing.cancel()
+                await asyncio.gather(probing, return_exceptions=True)
             self.containers.pop(name, None)
             self.logs[name] = self.logs.get(name, "") + container.log
             if name in self._gone:
@@ -121,8 +130,14 @@ class Node:
         if name not in self._gone:
             await self.remove(name)
 
+    async def _probe(self, container: Container, restarts: int, last: Json | None) -> None:
+        if not container.ready.is_set():
+            await container.ready.wait()
+            status = _status("Running", {"running": {}}, restarts, last, ready=True)
+            await self.report(container.pod["metadata"]["name"], status)
 
-def _status(phase: str, state: Json, restarts: int, last: Json | None) -> Json:
+
+def _status(phase: str, state: Json, restarts: int, last: Json | None, *, ready: bool = False) -> Json:
     return {
         "phase": phase,
         "containerStatuses": [
@@ -130,7 +145,7 @@ def _status(phase: str, state: Json, restarts: int, last: Json | None) -> Json:
                 "name": "replica",
                 "image": "",
                 "imageID": "",
-                "ready": "running" in state,
+                "ready": ready,
                 "restartCount": restarts,
                 "state": state,
                 "lastState": {"terminated": last} if last else {},

@@ -87,3 +87,8 @@ def belongs(pod: Json, deployment: Json) -> bool:
 def placed(pod: Json) -> bool:
     """Whether a node was found for a pod."""
     return any(c["type"] == "PodScheduled" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
+
+
+def ready(pod: Json) -> bool:
+    """Whether a pod's container runs and is ready."""
+    return any(status["ready"] for status in pod["status"].get("containerStatuses", ()))

@@ -12,6 +12,8 @@ from typing import Any
 from inferline_stream.testing.kube_api import KubeApi
 from inferline_stream.testing.kube_node import Container
 
+_PROBE_S = 0.1
+
 
 def kubelet(
     folder: Path, api: KubeApi | None = None, environment: Mapping[str, str] | None = None
@@ -52,7 +54,12 @@ def kubelet(
             await asyncio.shield(container.end)
             process.kill()
 
-        watching = [asyncio.create_task(stopped()), asyncio.create_task(killed())]
+        async def probed() -> None:
+            while not _is_ready(declared, mounts):  # noqa: ASYNC110  files tell nobody that they have come
+                await asyncio.sleep(_PROBE_S)
+            container.ready.set()
+
+        watching = [asyncio.create_task(work()) for work in (stopped, killed, probed)]
         try:
             code = await process.wait()
         finally:
@@ -66,6 +73,16 @@ def kubelet(
         return 128 - code if code < 0 else code
 
     return run
+
+
+def _is_ready(declared: dict[str, Any], mounts: Mapping[str, str]) -> bool:
+    """What a container's readiness probe says; ``test -e FILE`` is the only one that is understood."""
+    if (probe := declared.get("readinessProbe")) is None:
+        return True
+    test, exists, file = probe["exec"]["command"]
+    assert (test, exists) == ("test", "-e"), probe
+    (mount,) = [mount for mount in mounts if file.startswith(f"{mount}/")]
+    return Path(mounts[mount] + file.removeprefix(mount)).exists()
 
 
 def _mounts(folder: Path, spec: dict[str, Any], declared: dict[str, Any], api: KubeApi | None) -> dict[str, str]:
