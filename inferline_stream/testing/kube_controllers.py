@@ -149,7 +149,7 @@ class Controllers:
         pod["metadata"]["deletionTimestamp"] = _now()
         pod["metadata"]["deletionGracePeriodSeconds"] = grace_s
         await self.store.tell("MODIFIED", pod)
-        await self.node.terminate(name, grace_s)
+        self.node.terminate(name, grace_s)
 
     async def remove(self, name: str) -> None:
         """A pod is no more; its Deployment makes another, and its place is free."""

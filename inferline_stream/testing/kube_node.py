@@ -59,12 +59,12 @@ class Node:
         """The pod is this node's."""
         self._spawn(self._live(pod))
 
-    async def terminate(self, pod: str, grace_s: float) -> None:
+    def terminate(self, pod: str, grace_s: float) -> None:
         """The pod is to end: SIGTERM now, SIGKILL after its grace period."""
         self._ending.add(pod)
         container = self.containers.get(pod)
         if container is None:
-            await self.remove(pod)
+            self._spawn(self.remove(pod))
             return
         container.stop.set()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -12,7 +13,7 @@ import pytest
 import ray
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, ReplicaExit
-from inferline_stream.actuators.kubernetes import KubernetesActuator
+from inferline_stream.actuators.kubernetes import KubernetesActuator, cluster_client
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.actuators.manifests import Cluster
 from inferline_stream.actuators.ray import RayActuator
@@ -20,6 +21,8 @@ from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.testing.actuator import FakeActuator
 from inferline_stream.testing.kube_api import KubeApi, client_of
+from inferline_stream.testing.kube_node import Node
+from tests.contracts.cluster import controllers_client, node_without_machine
 
 DEADLINE_S = 30.0
 KINDS = catalogue()
@@ -86,20 +89,23 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 
 
 class Kubernetes:
-    """Pods of a fake API server; their containers end when they are told to."""
+    """Pods of an API server, the fake or a real one, on a node without a machine: containers end when told to."""
 
-    def __init__(self, api: KubeApi, actuator: KubernetesActuator) -> None:
-        self.api = api
+    def __init__(self, node: Node, actuator: KubernetesActuator) -> None:
+        self.node = node
         self.actuator = actuator
 
     async def crash(self, replica: ObservedReplica) -> None:
-        self.api.containers[replica.replica].end.set_result(137)
+        await self.end(replica, 137)
 
     async def finish(self, replica: ObservedReplica) -> None:
+        await self.end(replica, 0)
+
+    async def end(self, replica: ObservedReplica, code: int) -> None:
         async with asyncio.timeout(DEADLINE_S):
-            while replica.replica not in self.api.containers:
+            while replica.replica not in self.node.containers:
                 await asyncio.sleep(0.01)
-        self.api.containers[replica.replica].end.set_result(0)
+        self.node.containers[replica.replica].end.set_result(code)
 
 
 class Fake:
@@ -127,7 +133,9 @@ def ray_cluster() -> Iterator[str]:
         ray.shutdown()
 
 
-@pytest.fixture(params=["local", "ray", "kubernetes", "fake"])
+@pytest.fixture(
+    params=["local", "ray", "kubernetes", pytest.param("real-kubernetes", marks=pytest.mark.cluster), "fake"]
+)
 async def subject(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Subject]:
@@ -138,7 +146,14 @@ async def subject(
             api = await stack.enter_async_context(KubeApi())
             client = await stack.enter_async_context(client_of(api))
             actuator = KubernetesActuator("p", template, Cluster(api.namespace, "image"), client, drain_timeout_s=1.0)
-            made = Kubernetes(api, await stack.enter_async_context(actuator))
+            made = Kubernetes(api.node, await stack.enter_async_context(actuator))
+        elif request.param == "real-kubernetes":
+            client = await stack.enter_async_context(cluster_client())
+            node = await stack.enter_async_context(node_without_machine(client))
+            controller = await stack.enter_async_context(controllers_client(client))
+            name, cluster = f"contract-{secrets.token_hex(4)}", Cluster(client.namespace, "image")
+            actuator = KubernetesActuator(name, template, cluster, controller, drain_timeout_s=1.0)
+            made = Kubernetes(node, await stack.enter_async_context(actuator))
         elif request.param == "ray":
             address = request.getfixturevalue("ray_cluster")
             made = Ray(RayActuator(template, address, drain_timeout_s=1.0, kill_after_s=0.3, module="replica_double"))
@@ -279,7 +294,7 @@ async def test_one_that_waits_for_its_restart_retires_before_those_that_run(subj
     await subject.crash(oldest)
     await next_exit(subject)
     await subject.actuator.scale("a", "cpu-1", 1)
-    assert [r.replica for r in await subject.actuator.observe()] == [youngest.replica]
+    assert [r.replica for r in await subject.actuator.observe() if r.state != "retiring"] == [youngest.replica]
 
 
 async def test_drain_waits_until_every_replica_is_gone(subject: Subject) -> None:
