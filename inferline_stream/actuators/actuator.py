@@ -12,7 +12,7 @@ FIRST_RESTART_S = 0.1
 PATIENCE_S = 5.0
 """A replica that has had no place for so long says that there is none now; most get one sooner."""
 
-Way = Literal["", "present", "pull", "provision"]
+Way = Literal["", "present", "pull", "provision", "fork", "alone"]
 """How a replica came to run: on a node that had its image, that had to pull it, or that had to be made; empty where
 nothing tells."""
 

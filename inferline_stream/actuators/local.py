@@ -162,7 +162,8 @@ class LocalActuator:
         try:
             self._log_folder.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file:
-                process = self._parents.fork(spec, launch, file, pinned) or subprocess.Popen(
+                forked = self._parents.fork(spec, launch, file, pinned)
+                process = forked or subprocess.Popen(
                     launch.command,
                     stdin=subprocess.PIPE,
                     stdout=file,
@@ -176,6 +177,8 @@ class LocalActuator:
             self._places.ended(place, 127, f"could not be started: {error}")
             return
         place.pid = process.pid
+        if spec.isolation.forked:
+            place.way = "fork" if forked else "alone"
         own = self._processes[place] = _Process(
             process, os.pidfd_open(process.pid), launch, log, cores, pinned, spec.hardware, devices
         )

@@ -49,7 +49,9 @@ class Parents:
     def __init__(self) -> None:
         self._parents: dict[tuple[str, str], _Parent] = {}
 
-    def fork(self, spec: ReplicaSpec, launch: Launch, log: IO[bytes], cores: Collection[int]) -> Forked | None:
+    def fork(
+        self, spec: ReplicaSpec, launch: Launch, log: IO[bytes], cores: Collection[int], *, rehearsal: bool = False
+    ) -> Forked | None:
         """Fork a replica; None where its stage does not ask for that, or no parent is ready yet, or any more.
 
         Args:
@@ -57,6 +59,7 @@ class Parents:
             launch: what would start it otherwise, and answers its questions.
             log: takes what it prints.
             cores: the only ones that it may run on; empty for all.
+            rehearsal: whether it is to build and seal its stage, say `dataplane.parent.READY` and end.
         """
         isolation = spec.isolation
         if not (isolation.level == "sandbox" and isolation.forked) or launch.confinement.gpu:
@@ -66,12 +69,17 @@ class Parents:
         if parent is None:
             self._parents[key] = _Parent(spec, launch.confinement)
             return None
-        return parent.fork(launch, log, cores) if parent.ready else None
+        return parent.fork(launch, log, cores, rehearsal=rehearsal) if parent.ready else None
 
     def ready(self, stage: str, hardware: str) -> bool:
         """Whether the next replica will be forked."""
         parent = self._parents.get((stage, hardware))
         return parent is not None and parent.ready
+
+    def refused(self, stage: str, hardware: str) -> bool:
+        """Whether there is a parent, and replicas start by themselves all the same."""
+        parent = self._parents.get((stage, hardware))
+        return parent is not None and parent.broken
 
     def close(self) -> None:
         """End the parents; replicas that are left are told to leave."""
@@ -82,7 +90,7 @@ class Parents:
 
 class _Parent:
     def __init__(self, spec: ReplicaSpec, confinement: Confinement) -> None:
-        self.ready = False
+        self.ready = self.broken = False
         self._stage = spec.stage
         self._codes: dict[int, int] = {}
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -107,9 +115,9 @@ class _Parent:
             self._process.stdin.write(encode(spec) + b"\n")
             self._process.stdin.close()
 
-    def fork(self, launch: Launch, log: IO[bytes], cores: Collection[int]) -> Forked | None:
+    def fork(self, launch: Launch, log: IO[bytes], cores: Collection[int], *, rehearsal: bool) -> Forked | None:
         reading, writing = os.pipe()
-        told = {"cores": sorted(cores), "confinement": self._launch.confinement.encoded()}
+        told = {"cores": sorted(cores), "confinement": self._launch.confinement.encoded(), "rehearsal": rehearsal}
         try:
             files = [reading, log.fileno(), *launch.files]
             socket.send_fds(self._channel, [json.dumps(told).encode()], files)
@@ -169,6 +177,6 @@ class _Parent:
 
     def _broken(self, why: str) -> None:
         """From now on replicas start by themselves."""
-        self.ready = False
+        self.ready, self.broken = False, True
         asyncio.get_running_loop().remove_reader(self._channel)
         logger.warning("stage %s: replicas start by themselves, not from a parent: %s", self._stage, why)

@@ -15,6 +15,7 @@ from inferline_stream.actuators.actuator import (
     SETTLED_S,
     ObservedReplica,
     ReplicaExit,
+    Way,
     placed,
     restart_in_s,
     surplus,
@@ -39,6 +40,7 @@ class Place:
         restarts: deaths so far.
         failures: deaths in a row, none of which came long after its start.
         retiring: whether it was asked to go.
+        way: how it came to run, where that differs.
     """
 
     stage: str
@@ -52,6 +54,7 @@ class Place:
     restarts: int = 0
     failures: int = 0
     retiring: bool = False
+    way: Way = ""
     _timer: asyncio.TimerHandle | None = None
     """The restart, or the end of one that should have ended."""
 
@@ -61,7 +64,15 @@ class Place:
         running: Literal["running", "waiting"] = "running" if self.running else "waiting"
         state = "retiring" if self.retiring else running
         return ObservedReplica(
-            self.replica, self.stage, self.hardware, state, self.pid, self.started_s, self.restarts, self.pending
+            self.replica,
+            self.stage,
+            self.hardware,
+            state,
+            self.pid,
+            self.started_s,
+            self.restarts,
+            self.pending,
+            self.way,
         )
 
 

@@ -126,7 +126,10 @@ class Reports:
 
         A mean over all ways would fit none: where a node had to be made, the next one is likely to need one, too.
         """
-        return next(reversed(self.start_ups_s(stage, hardware).values()), None)
+        ways = self.start_ups_s(stage, hardware)
+        if ways.keys() == {"alone"}:
+            return None  # it has brought the parent that forks those to come, as they were profiled
+        return next(reversed(ways.values()), None)
 
     def is_ready(self, replica: str) -> bool:
         """Whether it works, or could at once."""

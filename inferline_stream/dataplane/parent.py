@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from inferline_stream.dataplane import replica
@@ -25,8 +26,11 @@ from inferline_stream.dataplane.protocol import ReplicaSpec, decode_spec
 from inferline_stream.dataplane.worker import StageCall
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation import kernel, sealing
-from inferline_stream.isolation.confinement import decoded
+from inferline_stream.isolation.confinement import Confinement, decoded
 from inferline_stream.pipeline.topology import Pipeline
+
+READY = b"ready\n"
+"""What a rehearsal says at its end."""
 
 _LONGEST = 65536
 _FILES = 3
@@ -128,11 +132,23 @@ def _become(told: dict[str, Any], files: list[int], pipeline: Pipeline, others: 
             os.sched_setaffinity(0, told["cores"])
         if "numpy" in sys.modules:
             importlib.import_module("numpy.random").seed()  # else every replica would draw the same numbers
-        sealing.confine_fork(decoded(told["confinement"]))
-        code = replica.main(pipeline, socket.socket(fileno=files[2]))
+        confinement = decoded(told["confinement"])
+        sealing.confine_fork(confinement)
+        channel = socket.socket(fileno=files[2])
+        code = _rehearse(pipeline, confinement) if told["rehearsal"] else replica.main(pipeline, channel)
         logging.shutdown()
     finally:
         os._exit(code)
+
+
+def _rehearse(pipeline: Pipeline, confinement: Confinement) -> int:
+    """Get as far as a replica gets without Kafka, say so, and end: so is its start-up time known beforehand."""
+    spec = decode_spec(sys.stdin.buffer.readline())
+    with ThreadPoolExecutor(1, thread_name_prefix="stage") as worker:
+        worker.submit(StageCall, pipeline.stage(spec.stage).run, spec.hardware).result()
+        sealing.seal(confinement)
+    os.write(1, READY)
+    return 0
 
 
 if __name__ == "__main__":

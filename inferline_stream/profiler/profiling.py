@@ -22,6 +22,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.validation import validated
+from inferline_stream.profiler.forking import forked_start_up_s
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.measuring import measure, measure_emulated
 from inferline_stream.profiler.messages import StageInput
@@ -65,6 +66,7 @@ class Options:
         sample_s: time for running the sample once.
         stage_s: time for one stage on one kind.
         broker: what the bootstrap servers are called in the store: times between stages differ by broker.
+        forks: whether replicas are forked where their stage asks for it, as processes of one machine are.
     """
 
     again: bool = False
@@ -73,6 +75,7 @@ class Options:
     sample_s: float = SAMPLE_S
     stage_s: float = STAGE_S
     broker: str = "embedded"
+    forks: bool = True
 
 
 async def profile_pipeline(
@@ -277,7 +280,18 @@ class _Session:
             raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
         if note:
             self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {note}")
-        return Profile(stage.name, kind.name, times, worker.start_up_s), note
+        return Profile(stage.name, kind.name, times, await self._start_up_s(stage, kind, worker)), note
+
+    async def _start_up_s(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> float:
+        """Of the next replica: forked where the stage asks for that and can be, else as the worker started."""
+        isolation = isolation_of(stage.isolation)
+        if self._options.forks and isolation.level == "sandbox" and isolation.forked:
+            confinement = confined(isolation, self._file, kind, "")
+            timeout_s = self._settings.start_timeout_s
+            forked_s = await forked_start_up_s(self._file, stage.name, kind, confinement, timeout_s=timeout_s)
+            if forked_s is not None:
+                return forked_s
+        return worker.start_up_s
 
     async def _worker(self, stage: str, cores: float, devices: tuple[str, ...] | None) -> WorkerProcess:
         """The worker of a stage on so many cores. Kinds below one core are paced, not started differently.

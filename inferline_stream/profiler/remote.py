@@ -51,7 +51,7 @@ def main(topology: str, stage: str, kind: str, seconds: str) -> int:
             raise InvalidTopology(f"{pipeline.declared}: declares no sample, which profiling elsewhere needs")
         file = Path(topology).resolve()
         events = read_events(file.parent / pipeline.sample.events)
-        options = Options(stages=frozenset((stage,)), kinds=frozenset((kind,)), stage_s=float(seconds))
+        options = Options(stages=frozenset((stage,)), kinds=frozenset((kind,)), stage_s=float(seconds), forks=False)
         with tempfile.TemporaryDirectory(prefix="inferline-profiles-") as folder:
             root = Path(folder)
             asyncio.run(

@@ -318,7 +318,9 @@ def _paths_of(stored: StoredPaths) -> Paths:
 def _isolation(stage: Stage) -> str:
     """As far as it bears on times: what may be read and reached does not."""
     isolation = isolation_of(stage.isolation)
-    return f"{isolation.level}, seal {isolation.seal}" if isolation.sandboxed else "none"
+    if not isolation.sandboxed:
+        return "none"
+    return f"{isolation.level}, seal {isolation.seal}{', forked' if isolation.forked else ''}"
 
 
 def _rounded(seconds: float) -> float:

@@ -88,6 +88,7 @@ async def test_later_replicas_are_forked_sealed_and_as_good_as_any(embedded_brok
         first, second = await ready(director, actuator, 2)
         assert await parent_of(actuator, first) == os.getpid()
         assert await parent_of(actuator, second) not in (os.getpid(), 1)
+        assert [place.way for place in await actuator.observe()] == ["alone", "fork"]
         held = director.reports[second].isolation
         assert replace(held, system_calls=None) == replace(director.reports[first].isolation, system_calls=None)
         assert (held.sealed, held.missing) == (True, ())

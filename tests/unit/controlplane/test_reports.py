@@ -113,3 +113,13 @@ def test_what_keeps_a_stage_in_is_told_by_its_weakest_replica() -> None:
     reports.end("b")
     assert reports.isolation("entry") is not None
     assert not reports.isolation("entry").missing
+
+
+def test_the_first_replica_of_a_stage_that_forks_tells_nothing_of_those_to_come() -> None:
+    reports = Reports(SHAPE, MEASURED)
+    reports.started("entry", "cpu-1", 2.0, "alone")
+    assert reports.start_up_s("entry", "cpu-1") is None
+    reports.started("entry", "cpu-1", 0.05, "fork")
+    assert reports.start_up_s("entry", "cpu-1") == 0.05
+    reports.started("entry", "cpu-1", 3.0, "alone")  # the parent is gone
+    assert reports.start_up_s("entry", "cpu-1") == 2.5

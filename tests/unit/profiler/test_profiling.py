@@ -6,7 +6,12 @@ import pytest
 
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.errors import InvalidTopology, Unreachable
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.shape import shape_of, visit_ratios
+from inferline_stream.profiler.forking import forked_start_up_s
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.profiling import Options, Progress, profile_pipeline
 from inferline_stream.settings import Settings
@@ -155,3 +160,45 @@ async def test_a_broker_that_does_not_answer_is_told_before_anything_is_measured
             progress=lambda p: doing.append(p.doing),
         )
     assert set(doing) <= {"", "time between two stages"}
+
+
+FORKED = """
+import time
+from inferline_stream import Isolation, Pipeline, Stage, Topic
+
+class Work:
+    def __init__(self) -> None:
+        import far_away  # imported once by the parent, and then by nobody
+        time.sleep(0.05)
+
+    def __call__(self, numbers: list[int]) -> list[int]:
+        return numbers
+
+work = Stage("work", Work, hardware=["cpu-1"], isolation=Isolation(FORKED), max_batch_size=1)
+pipeline = Pipeline("forks", slo="1s", source=Topic("numbers"), sink=Topic("out"), stages=[work])
+"""
+
+
+@pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+async def test_start_up_is_that_of_a_fork_where_replicas_are_forked(tmp_path: Path) -> None:
+    took_s = {}
+    (tmp_path / "far_away.py").write_text("import time; time.sleep(1.5)")
+    for declared in ("", "forked=True"):
+        file = tmp_path / "topology.py"
+        file.write_text(FORKED.replace("FORKED", declared))
+        events = [b"%d" % number for number in range(20)]
+        measured = await profile_pipeline(load_topology(file), file, events, options=QUICK, machine=WITHOUT_GPU)
+        took_s[declared] = measured.profiles["work", "cpu-1"].start_up_s
+    assert took_s[""] > 1.5
+    assert 0.05 < took_s["forked=True"] < 1.5, "the import is no part of it, building the stage is"
+
+
+@pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+async def test_where_no_parent_can_fork_start_up_is_that_of_a_process(tmp_path: Path) -> None:
+    file = tmp_path / "topology.py"
+    thread = "import threading\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+    file.write_text(FORKED.replace("FORKED", "forked=True").replace("\nclass Work", f"{thread}\nclass Work"))
+    (tmp_path / "far_away.py").touch()
+    kind = catalogue()["cpu-1"]
+    confinement = confined(Isolation(forked=True), file, kind, "")
+    assert await forked_start_up_s(file, "work", kind, confinement, timeout_s=30.0) is None
