@@ -51,6 +51,9 @@ _TIDY_S = 60.0
 """How often consumer groups of ended terms are looked for: a dead controller stays a member of its own for a while."""
 
 _STATE_S = 0.5
+_TELL_AGAIN_S = 10.0
+"""How often it is told that Kafka still does not answer."""
+
 _ROOM_S = 2.0
 """How often the actuator is asked how many replicas there are places for."""
 
@@ -174,6 +177,7 @@ class Controller:
                     (0.0, lambda: watching.hear(reports)),
                     (0.0, self._mourn),
                     (0.0, self._deal),
+                    (0.0, self.dealing.fence),
                     (0.0, self.fleet.step),
                     (0.0, lambda: self._obey(control)),
                     (HEARTBEAT_S, self._beat),
@@ -190,18 +194,18 @@ class Controller:
 
     async def _every(self, period_s: float, step: Callable[[], Awaitable[None]]) -> None:
         """Repeat a step for good. What it raises is logged and counted, and the loop goes on."""
-        loop = asyncio.get_running_loop()
-        due_s, quiet = loop.time(), True
-        while True:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        due_s, told_s = loop.time(), float("-inf")
+        while task is None or not task.cancelling():  # a client may have swallowed that
             try:
                 await step()
-                quiet = True
+                told_s = float("-inf")
             except LeadershipLost:
                 raise
             except Unreachable as error:
-                if quiet:
+                if loop.time() - told_s >= _TELL_AGAIN_S:
                     logger.warning("%s", error)
-                quiet = False
+                    told_s = loop.time()
                 await asyncio.sleep(0.1)
             except Exception:
                 self.failures += 1

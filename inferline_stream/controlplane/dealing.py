@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 _REBALANCE_S = 5.0
 
+_TELL_AGAIN_S = 10.0
+"""How often it is told that a dead replica cannot be fenced."""
+
 
 @dataclass(slots=True)
 class Dealing:
@@ -42,7 +45,9 @@ class Dealing:
     """Replicas that are gone."""
     liveness: Liveness = field(init=False)
     _assigning: Assigning = field(init=False)
+    _fencing: set[str] = field(default_factory=set)
     _fenced: set[str] = field(default_factory=set)
+    _to_fence: asyncio.Event = field(default_factory=asyncio.Event)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _rebalanced_s: float = 0.0
     _renewals: int = 0
@@ -95,11 +100,13 @@ class Dealing:
             self._renewals = self.leadership.renewals
             self._recover()
         self._bury()
-        ended, silent = frozenset(self.ended), frozenset(self.liveness.silent)
-        await self._fence((ended | silent) & self._assigning.told.keys())
+        unfenced = self._unfenced()
+        if unfenced - self._fencing:
+            self._to_fence.set()
+        ended, silent = frozenset(self.ended - unfenced), frozenset(self.liveness.silent - unfenced)
         state, deal = assigning.step(
             self._assigning,
-            self._seen(),
+            self._seen(unfenced),
             self._stages_wanted(now_s),
             ended=ended,
             silent=silent,
@@ -123,15 +130,47 @@ class Dealing:
                 self.end(name)
                 self.picture.reports.end(name)
 
-    async def _fence(self, dead: Collection[str]) -> None:
-        """In exactly-once mode a dead replica's last transaction must have ended before another goes on from there."""
-        if self.running.delivery != "exactly_once":
-            return
-        for replica in set(dead) - self._fenced:
-            await fence(self.running.bootstrap_servers, self.running.names.transactional_id(replica))
-            self._fenced.add(replica)
+    def _unfenced(self) -> set[str]:
+        """In exactly-once mode a dead replica's last transaction must have ended before another goes on from there.
 
-    def _seen(self) -> dict[str, SeenReplica]:
+        Until then, it may hold what it held, but nobody waits for anything else because of it.
+        """
+        if self.running.delivery != "exactly_once":
+            return set()
+        return ((self.ended | self.liveness.silent) & self._assigning.told.keys()) - self._fenced
+
+    async def fence(self) -> None:
+        """Fence the dead for ever, each on its own: a transaction that does not end holds up nobody else's."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._to_fence.wait()
+                self._to_fence.clear()
+                for replica in self._unfenced() - self._fencing:
+                    self._fencing.add(replica)
+                    tasks.create_task(self._fence(replica))
+
+    async def _fence(self, replica: str) -> None:
+        transactional_id, quiet_s = self.running.names.transactional_id(replica), 0.0
+        began_s = asyncio.get_running_loop().time()
+        try:
+            while True:
+                try:
+                    await fence(self.running.bootstrap_servers, transactional_id)
+                    break
+                except Unreachable as error:
+                    waited_s = asyncio.get_running_loop().time() - began_s
+                    if waited_s >= quiet_s:
+                        logger.warning(
+                            "replica %s is dead and not fenced yet, after %.0f s: %s", replica, waited_s, error
+                        )
+                        quiet_s = waited_s + _TELL_AGAIN_S
+                await asyncio.sleep(0.1)
+            self._fenced.add(replica)
+        finally:
+            self._fencing.discard(replica)
+        self._wake.set()
+
+    def _seen(self, unfenced: Collection[str]) -> dict[str, SeenReplica]:
         return {
             name: SeenReplica(
                 name,
@@ -143,7 +182,7 @@ class Dealing:
                 frozenset(p for p, offset in r.held.items() if offset >= 0),
             )
             for name, told in self.picture.reports.replicas.items()
-            if name not in self.ended
+            if name not in self.ended and name not in unfenced
             for r in (told.newest,)
         }
 

@@ -100,14 +100,14 @@ class LeaderProducer:
         """
         async with self._one_at_a_time:
             try:
-                await self._producer.begin_transaction()
-                sent = [
-                    await self._producer.send(
-                        record.topic, value=record.value, key=record.key.encode(), partition=record.partition
-                    )
-                    for record in records
-                ]
                 async with asyncio.timeout(_REQUEST_TIMEOUT_MS / 1e3 * 2):
+                    await self._producer.begin_transaction()
+                    sent = [
+                        await self._producer.send(
+                            record.topic, value=record.value, key=record.key.encode(), partition=record.partition
+                        )
+                        for record in records
+                    ]
                     for outcome in await asyncio.gather(*sent, return_exceptions=True):
                         if isinstance(outcome, BaseException):
                             raise outcome
@@ -115,7 +115,7 @@ class LeaderProducer:
             except (ProducerFenced, InvalidProducerEpoch) as error:
                 self._forget_transaction()
                 raise LeadershipLost(f"another controller leads ({type(error).__name__}): this one stops") from None
-            except (KafkaError, TimeoutError) as error:
+            except (KafkaError, TimeoutError, AssertionError) as error:  # the last where a write was cancelled before
                 await self._abort(error)
                 raise Unreachable(f"Kafka at {self._where} did not take a transaction: {error!r}") from None
 

@@ -91,9 +91,15 @@ class Holding:
         """Whether this event has killed so many owners that it is not to be tried again."""
         return self.attempts >= POISON_AFTER and event.offsets[-1] + 1 == self.suspects_end
 
-    def attempt(self, event: Event) -> None:
-        """A batch that ends with this event begins; commits tell so until it is done."""
-        self._mark = (self.attempts, event.offsets[-1] + 1)
+    def attempt(self, event: Event) -> bool:
+        """A batch that ends with this suspect begins; commits tell so until it is done. Whether that is news to them.
+
+        After one death, which mostly had another cause, all suspects are attempted at once; where they are run one at
+        a time, each is, so that the culprit can be told from the others.
+        """
+        before, end = self._mark, event.offsets[-1] + 1 if self.careful else self.suspects_end
+        self._mark = (self.attempts, end)
+        return self._mark != before
 
     def entry(self) -> tuple[int, str]:
         """Offset and metadata as they are now."""

@@ -302,12 +302,8 @@ class Owning:
         suspected: should the batch kill this replica, the next owner will know.
         """
         last = {event.holding: event for event in batch}  # partitions are in order, so the last is the highest
-        waiting = set()
-        for holding, event in last.items():
-            if holding.suspects(event):
-                holding.attempt(event)
-            if not holding.opened or holding.suspects(event):
-                waiting.add(holding)
+        news = {holding for holding, event in last.items() if holding.suspects(event) and holding.attempt(event)}
+        waiting = news | {holding for holding in last if not holding.opened}
         while waiting:
             self._committed.clear()
             self.commit_now()

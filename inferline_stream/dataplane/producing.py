@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,8 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartiti
 
 from inferline_stream.dataplane.connecting import client_options, unreachable
 from inferline_stream.errors import InferlineError, Unreachable
+
+logger = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 1 << 19  # per partition; a send waits only once so much is not yet on its way
 
@@ -59,7 +62,12 @@ class RecordProducer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        await self._client.stop()
+        """Waits a while for what is still on its way; `flush` waits for all of it."""
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await self._client.stop()
+        except TimeoutError:
+            logger.warning("Kafka at %s has not acknowledged everything that was sent", self._bootstrap_servers)
 
     @property
     def _client(self) -> AIOKafkaProducer:

@@ -51,6 +51,9 @@ logger = logging.getLogger(__name__)
 EXIT_STAGE_FAILED = 70
 EXIT_FENCED = 75
 
+_END_WITHIN_S = 15.0
+"""A replica that failed has told so, and closed its connections, long before: the kernel ends it then."""
+
 _SWITCH_INTERVAL_S = 0.001
 """A stage that holds the interpreter lets the event loop in this often; Python's own 5 ms add up over a hop."""
 
@@ -207,6 +210,7 @@ class Replica:
 
     async def _failed(self, code: int, why: str) -> int:
         logger.error("replica %s: %s", self._spec.replica, why)
+        signal.setitimer(signal.ITIMER_REAL, _END_WITHIN_S)  # whatever a client or the stage still waits for
         await self._say("failed", why)
         return code
 

@@ -70,6 +70,14 @@ def test_an_innocent_event_that_gets_through_clears_the_suspicion():
     assert found(holding).attempts == 0
 
 
+def test_after_one_death_all_suspects_are_attempted_with_one_commit():
+    holding = Holding(0, Committed(5, owner="dead"), "me", suspects_end=9)
+    assert [holding.attempt(event(holding, offset)) for offset in (5, 6, 7)] == [True, False, False]
+    assert (found(holding).attempts, found(holding).attempt_end) == (1, 9)
+    holding.completion.complete(5)
+    assert (found(holding).attempts, found(holding).attempt_end) == (1, 9)
+
+
 def test_what_somebody_else_committed_is_committed_again():
     holding = Holding(0, Committed(5), "me")
     holding.was_committed(holding.entry())
