@@ -355,8 +355,10 @@ async def apply(client: AsyncClient, manifests: Sequence[dict[str, Any]]) -> lis
                 if version == "monitoring.coreos.com":
                     create_namespaced_resource(version, short, manifest["kind"], f"{manifest['kind'].lower()}s")
                 await client.apply(from_dict(manifest), field_manager=FIELD_MANAGER, force=True)
-            except ApiError as error:
-                if error.status.code != 404 or version != "monitoring.coreos.com":
+            except (ApiError, httpx2.HTTPStatusError) as error:
+                # Of a group that it does not have, an API server says so in plain text, and lightkube does not read it.
+                code = error.status.code if isinstance(error, ApiError) else error.response.status_code
+                if code != 404 or version != "monitoring.coreos.com":
                     raise
                 unknown.append(f"{manifest['kind']}: the cluster has no Prometheus operator")
     return unknown
@@ -393,6 +395,11 @@ def _translated() -> Iterator[None]:
         if error.status.code == 403:
             raise UsageError(f"Kubernetes refuses: {error.status.message}; grant the controller's Role") from error
         raise InferlineError(f"Kubernetes refuses: {error.status.message}") from error
+    except httpx2.HTTPStatusError as error:  # not in Kubernetes' words: what it has not, or a proxy before it
+        text = f"{error.response.status_code} {error.response.reason_phrase}: {error.request.url.path}"
+        if error.response.is_server_error:
+            raise Unreachable(f"the Kubernetes API server does not answer: {text}") from error
+        raise InferlineError(f"Kubernetes refuses: {text}") from error
     except (httpx2.HTTPError, OSError) as error:
         raise Unreachable(f"the Kubernetes API server does not answer: {error or type(error).__name__}") from error
 

@@ -7,6 +7,7 @@ are what works behind it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import secrets
@@ -18,7 +19,12 @@ from lightkube import AsyncClient, KubeConfig
 
 from inferline_stream.testing.kube_controllers import Controllers
 from inferline_stream.testing.kube_node import Container, Node
-from inferline_stream.testing.kube_store import Json, Store, belongs, merged, selected
+from inferline_stream.testing.kube_store import Json, Store, belongs, merged, placed, selected
+
+POD = {"kind": "Pod", "apiVersion": "v1"}
+"""Said of one that stands alone, and not in lists."""
+
+SUCCESS = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
 
 
 class KubeApi:
@@ -153,6 +159,10 @@ class KubeApi:
     def _note(self, request: web.Request) -> None:
         self.requests.append((request.method, request.path))
 
+    def _list(self, kind: str, items: list[Json], version: str = "v1") -> web.Response:
+        metadata = {"resourceVersion": str(self._store.version)}
+        return _json({"kind": f"{kind}List", "apiVersion": version, "metadata": metadata, "items": items})
+
     async def _list_pods(self, request: web.Request) -> web.StreamResponse:
         self._note(request)
         selector = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
@@ -160,58 +170,54 @@ class KubeApi:
             return await self._watch(request, selector)
         found = sorted(self.pods(), key=lambda pod: pod["metadata"]["name"])
         items = [copy.deepcopy(pod) for pod in found if selected(pod, selector)]
-        return _json(
-            {
-                "kind": "PodList",
-                "apiVersion": "v1",
-                "metadata": {"resourceVersion": str(self._store.version)},
-                "items": items,
-            }
-        )
+        return self._list("Pod", items)
 
     async def _watch(self, request: web.Request, selector: Mapping[str, str]) -> web.StreamResponse:
         since = int(request.query.get("resourceVersion") or self._store.version)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        while (news := await self._store.after(since)) is not None:
-            since = news[-1][0]
-            for _, kind, pod in news:
-                if selected(pod, selector):
-                    await response.write(_line(kind, pod))
-        await response.write(_line("ERROR", _status(410, "Expired", "too old resource version")))
+        with contextlib.suppress(ConnectionError):  # whoever watched is gone
+            told = since
+            while (news := await self._store.after(told)) is not None:
+                told = news[-1][0]
+                for _, kind, pod in news:
+                    if selected(pod, selector):
+                        await response.write(_line(kind, POD | pod))
+            message = f"too old resource version: {since} ({self._store.version})"
+            await response.write(_line("ERROR", _status(410, "Expired", message)))
         return response
 
     async def _patch_pod(self, request: web.Request) -> web.Response:
         self._note(request)
         pod = self._store.of("pods").get(request.match_info["name"])
         if pod is None:
-            return _refused(404, "NotFound", f"pods {request.match_info['name']!r} not found")
+            return _refused(404, "NotFound", f'pods "{request.match_info["name"]}" not found')
         patch = await request.json()
         pod["metadata"].setdefault("annotations", {}).update(patch["metadata"]["annotations"])
         await self._store.tell("MODIFIED", pod)
-        return _json(pod)
+        return _json(POD | pod)
 
     async def _delete_pod(self, request: web.Request) -> web.Response:
         self._note(request)
         pod = self._store.of("pods").get(request.match_info["name"])
         if pod is None:
-            return _refused(404, "NotFound", f"pods {request.match_info['name']!r} not found")
+            return _refused(404, "NotFound", f'pods "{request.match_info["name"]}" not found')
         grace_s = float(request.query.get("gracePeriodSeconds") or (await _body(request)).get("gracePeriodSeconds", 30))
         await self._controllers.terminate(pod, grace_s)
-        return _json(pod)
+        return _json(POD | pod)
 
     async def _list_deployments(self, request: web.Request) -> web.Response:
         self._note(request)
         selector = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
         items = [item for item in self.deployments() if selected(item, selector)]
-        return _json({"metadata": {"resourceVersion": str(self._store.version)}, "items": items})
+        return self._list("Deployment", items, "apps/v1")
 
     async def _create_deployment(self, request: web.Request) -> web.Response:
         self._note(request)
         wanted = await request.json()
         name = wanted["metadata"]["name"]
         if name in self._store.of("deployments"):
-            return _refused(409, "AlreadyExists", f"deployments {name!r} already exists")
+            return _refused(409, "AlreadyExists", f'deployments.apps "{name}" already exists')
         wanted["spec"].setdefault("replicas", 1)
         self._store.of("deployments")[name] = self._store.stamp(wanted)
         await self._controllers.reconcile(wanted)
@@ -221,7 +227,7 @@ class KubeApi:
         self._note(request)
         found = self._store.of("deployments").get(request.match_info["name"])
         if found is None:
-            return _refused(404, "NotFound", f"deployments {request.match_info['name']!r} not found")
+            return _refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
         return _json(found)
 
     async def _delete_deployment(self, request: web.Request) -> web.Response:
@@ -230,12 +236,12 @@ class KubeApi:
         for pod in self.pods():
             if belongs(pod, gone):
                 await self._controllers.remove(pod["metadata"]["name"])
-        return _json(gone)
+        return _json(SUCCESS)
 
     async def _apply_deployment(self, request: web.Request) -> web.Response:
         self._note(request)
-        if request.content_type != "application/apply-patch+yaml" or "fieldManager" not in request.query:
-            return _refused(415, "UnsupportedMediaType", "only server-side apply is understood here")
+        if (refused := _not_applicable(request)) is not None:
+            return refused
         wanted = json.loads(await request.text())
         name = wanted["metadata"]["name"]
         current = self._store.of("deployments").get(name)
@@ -249,9 +255,9 @@ class KubeApi:
         self._note(request)
         plural, name = request.match_info["plural"], request.match_info["name"]
         if request.match_info.get("group") in self._unknown_groups:
-            return _refused(404, "NotFound", "the server could not find the requested resource")
-        if request.content_type != "application/apply-patch+yaml" or "fieldManager" not in request.query:
-            return _refused(415, "UnsupportedMediaType", "only server-side apply is understood here")
+            return web.Response(status=404, text="404 page not found\n")
+        if (refused := _not_applicable(request)) is not None:
+            return refused
         wanted = json.loads(await request.text())
         current = self.applied.get((plural, name))
         self.applied[plural, name] = self._store.stamp(wanted if current is None else merged(current, wanted))
@@ -281,15 +287,22 @@ class KubeApi:
             "message": said[self.node.pulled.get(pod, False)],
         }
         items = [item] if pod in self.node.pulled and about["reason"] == "Pulled" else []
-        return _json({"metadata": {"resourceVersion": str(self._store.version)}, "items": items})
+        return self._list("Event", items)
 
     async def _log(self, request: web.Request) -> web.Response:
         self._note(request)
-        return web.Response(text=self.node.logs.get(request.match_info["name"], ""))
+        name = request.match_info["name"]
+        if name not in self._store.of("pods"):
+            return _refused(404, "NotFound", f'pods "{name}" not found')
+        if not placed(self._store.of("pods")[name]):
+            return web.Response(status=204)
+        return web.Response(text=self.node.logs.get(name, ""))
 
     async def _create_job(self, request: web.Request) -> web.Response:
         self._note(request)
         wanted = await request.json()
+        if ("jobs", wanted["metadata"]["name"]) in self.applied:
+            return _refused(409, "AlreadyExists", f'jobs.batch "{wanted["metadata"]["name"]}" already exists')
         self.applied["jobs", wanted["metadata"]["name"]] = self._store.stamp(wanted)
         await self._controllers.make_pod(
             f"{wanted['metadata']['name']}-{secrets.token_hex(3)}", wanted["spec"]["template"]
@@ -301,20 +314,21 @@ class KubeApi:
         for pod in self.pods():
             if pod["metadata"]["labels"].get("job-name") == request.match_info["name"]:
                 await self._controllers.remove(pod["metadata"]["name"])
-        return _json(self.applied.pop(("jobs", request.match_info["name"])))
+        del self.applied["jobs", request.match_info["name"]]
+        return _json(SUCCESS)
 
     async def _get_scale(self, request: web.Request) -> web.Response:
         self._note(request)
         found = self._store.of("deployments").get(request.match_info["name"])
         if found is None:
-            return _refused(404, "NotFound", f"deployments {request.match_info['name']!r} not found")
+            return _refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
         return _json(self._scale_of(found))
 
     async def _patch_scale(self, request: web.Request) -> web.Response:
         self._note(request)
         found = self._store.of("deployments").get(request.match_info["name"])
         if found is None:
-            return _refused(404, "NotFound", f"deployments {request.match_info['name']!r} not found")
+            return _refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
         found["spec"]["replicas"] = (await request.json())["spec"].get("replicas", 0)
         self._store.stamp(found)
         self._controllers.reconcile_soon(found)  # its controller learns of it in its own time
@@ -336,7 +350,7 @@ class KubeApi:
     async def _list_hpas(self, request: web.Request) -> web.Response:
         self._note(request)
         items = list(self._store.of("hpas").values())
-        return _json({"metadata": {"resourceVersion": str(self._store.version)}, "items": items})
+        return self._list("HorizontalPodAutoscaler", items, "autoscaling/v2")
 
 
 def kubeconfig_of(api: KubeApi) -> Json:
@@ -365,6 +379,7 @@ def _status(code: int, reason: str, message: str) -> Json:
     return {
         "kind": "Status",
         "apiVersion": "v1",
+        "metadata": {},
         "status": "Failure",
         "code": code,
         "reason": reason,
@@ -379,6 +394,15 @@ def _json(item: Json, status: int = 200) -> web.Response:
 
 def _refused(code: int, reason: str, message: str) -> web.Response:
     return _json(_status(code, reason, message), status=code)
+
+
+def _not_applicable(request: web.Request) -> web.Response | None:
+    if request.content_type != "application/apply-patch+yaml":
+        return _refused(415, "UnsupportedMediaType", "only server-side apply is understood here")
+    if "fieldManager" not in request.query:
+        needed = "fieldManager: Required value: is required for apply patch"
+        return _refused(422, "Invalid", f'PatchOptions.meta.k8s.io "" is invalid: {needed}')
+    return None
 
 
 async def _body(request: web.Request) -> Json:

@@ -22,10 +22,10 @@ class Store:
 
     keep_events: int = 1000
     objects: dict[str, dict[str, Json]] = field(default_factory=dict)
-    version: int = 1
+    version: int = 2
     """Of the latest change."""
-    _versions: itertools.count[int] = field(default_factory=lambda: itertools.count(2))
-    _forgotten: int = 1
+    _versions: itertools.count[int] = field(default_factory=lambda: itertools.count(3))
+    _forgotten: int = 2
     _events: list[tuple[int, str, Json]] = field(default_factory=list)
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
 

@@ -7,15 +7,17 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import ray
+from lightkube import AsyncClient
+from lightkube.resources.apps_v1 import Deployment
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, ReplicaExit
 from inferline_stream.actuators.kubernetes import KubernetesActuator, cluster_client
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.actuators.manifests import Cluster
+from inferline_stream.actuators.manifests import PIPELINE_LABEL, Cluster
 from inferline_stream.actuators.ray import RayActuator
 from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.pipeline.hardware import catalogue
@@ -150,8 +152,10 @@ async def subject(
         elif request.param == "real-kubernetes":
             client = await stack.enter_async_context(cluster_client())
             node = await stack.enter_async_context(node_without_machine(client))
+            labels: dict[str, Any] = {PIPELINE_LABEL: f"contract-{secrets.token_hex(4)}"}
+            stack.push_async_callback(deployments_deleted, client, labels)
             controller = await stack.enter_async_context(controllers_client(client))
-            name, cluster = f"contract-{secrets.token_hex(4)}", Cluster(client.namespace, "image")
+            name, cluster = labels[PIPELINE_LABEL], Cluster(client.namespace, "image")
             actuator = KubernetesActuator(name, template, cluster, controller, drain_timeout_s=1.0)
             made = Kubernetes(node, await stack.enter_async_context(actuator))
         elif request.param == "ray":
@@ -163,6 +167,11 @@ async def subject(
         yield made
         async with asyncio.timeout(DEADLINE_S):
             await made.actuator.aclose()
+
+
+async def deployments_deleted(client: AsyncClient, labels: dict[str, Any]) -> None:
+    async for found in client.list(Deployment, namespace=client.namespace, labels=labels):
+        await client.delete(Deployment, found.metadata.name, namespace=client.namespace)
 
 
 async def seen(subject: Subject, state: str = "running") -> list[ObservedReplica]:

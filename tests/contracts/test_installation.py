@@ -251,7 +251,7 @@ async def test_what_is_applied_is_what_was_rendered() -> None:
 
 async def test_an_api_server_that_refuses_says_what_is_missing() -> None:
     async with KubeApi(unknown_groups=frozenset({"policy"})) as api, client_of(api) as client:
-        with pytest.raises(InferlineError, match="could not find the requested resource"):
+        with pytest.raises(InferlineError, match=r"refuses: 404 Not Found: /apis/policy"):
             await apply(client, manifests(_in(api.namespace)))
 
 

@@ -1,7 +1,8 @@
 """The exchanges that the Kubernetes actuator relies on: as the fake API server answers, so does a real one.
 
-What is expected is what Kubernetes' API reference says. ``KUBECONFIG=… python -m pytest -m cluster`` asks
-a real API server the same; it makes one Deployment in the context's namespace and deletes it. Pods need no node for it.
+What is expected is what Kubernetes' API reference says, and what real API servers answered, see `tests.contracts.kube`.
+``KUBECONFIG=… python -m pytest -m cluster`` asks a real API server the same, in the context's namespace; what is made
+there is deleted. Pods need no node for it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from lightkube import ApiError, AsyncClient
+from lightkube import ApiError, AsyncClient, KubeConfig
 from lightkube.models.autoscaling_v1 import ScaleSpec
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
-from lightkube.resources.core_v1 import Event, Pod, ResourceQuota
+from lightkube.resources.core_v1 import Event, Node, Pod, ResourceQuota
 from lightkube.types import PatchType
 
 from inferline_stream.actuators.kubernetes import cluster_client
@@ -27,8 +28,10 @@ from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.testing.kube_api import KubeApi, client_of
 from inferline_stream.testing.kube_controllers import DELETION_COST
+from tests.contracts.kube import contradictions, exchanges, faked, recorded
 
 DEADLINE_S = 60.0
+RECORDED = recorded()
 KIND = catalogue()["emulated-cpu"]
 
 
@@ -52,6 +55,33 @@ async def wanted(client: AsyncClient) -> AsyncIterator[dict[str, Any]]:
     await client.create(Deployment.from_dict(found))
     yield found
     await client.delete(Deployment, found["metadata"]["name"], namespace=client.namespace)
+
+
+@pytest.mark.parametrize("version", RECORDED)
+async def test_whatever_the_fake_says_a_real_api_server_has_said(version: str) -> None:
+    said = await faked()
+    assert said.keys() == RECORDED[version].keys()
+    assert contradictions(said, RECORDED[version]) == []
+
+
+@pytest.mark.cluster
+async def test_what_was_written_down_is_what_the_cluster_says() -> None:
+    async with cluster_client() as client:
+        if nodes := [node.metadata.name async for node in client.list(Node)]:
+            pytest.skip(f"the cluster has nodes, e.g. {nodes[0]}, and was asked without any")
+    said = await exchanges(KubeConfig.from_env().get())
+    for version, answers in RECORDED.items():
+        assert contradictions(await faked(), said) == []
+        assert said.keys() == answers.keys(), version
+
+
+def test_a_contradiction_is_found_wherever_it_is_and_saying_less_is_none() -> None:
+    real = {"status": 404, "body": {"reason": "NotFound", "items": [{"name": "a"}]}}
+    assert contradictions({"status": 404, "body": {"items": [{}]}}, real) == []
+    assert contradictions({"status": 200}, real) == [".status: 200, not 404"]
+    assert contradictions({"body": {"items": [{"name": "b"}]}}, real) == [".body.items.0.name: 'b', not 'a'"]
+    assert contradictions({"body": {"items": []}}, real) == [".body.items: [], not [{'name': 'a'}]"]
+    assert contradictions({"body": {"code": 1}}, real) == [".body.code: 1, not said"]
 
 
 async def refusal(asked: Any) -> tuple[int, str]:
