@@ -10,8 +10,13 @@ of their names; without, it ends at the end.
 
 **Once.** An event's id is ``<file name>:<byte where it begins>``, the same however often it is read. Where each file
 has been read to is noted in ``--state``, after Kafka has acknowledged; after a crash the last second is sent again, by
-the same ids, which joins and sinks know. Files are known by their names and only grow: one that has become
-shorter is another one, and is read from its beginning, as ``<file name>~1:…``. To rotate, begin a new name.
+the same ids, which joins and sinks know.
+
+**Rotation.** Files only grow. One that holds something else than what was read from it, since it was rewritten, cut
+off or replaced, is another one: a warning says so, and it is read from its beginning, as ``<file name>~1:…``. A file
+that was renamed within a folder given as ``--path`` is read on under its new name, by the ids of the old one. What was
+added to a file and cut off again before it was seen is lost, as is the rest of one that was moved away: to rotate,
+begin a new name.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import contextlib
 import csv
 import fnmatch
 import gzip
+import logging
 import os
 import sys
 import time
@@ -35,91 +41,18 @@ import msgspec
 from inferline_stream.connectors import sealing
 from inferline_stream.connectors.sources import delivering
 from inferline_stream.connectors.sources.delivering import Delivery, Event, key_of
+from inferline_stream.connectors.sources.places import Place, State
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.settings import from_environment
+
+logger = logging.getLogger(__name__)
 
 _PATTERNS = ("*.jsonl", "*.ndjson", "*.csv", "*.jsonl.gz", "*.ndjson.gz", "*.csv.gz")
 _LONGEST_LINE = 16 << 20
 _AT_ONCE = 500
 _LOOK_AGAIN_S = 0.5
 _NOTE_S = 1.0
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Where a file has been read to; a line of the state."""
-
-    file: str
-    """Its name within the folder."""
-    offset: int = 0
-    """The next byte to read, of what it holds uncompressed."""
-    generation: int = 0
-    """How often the file has begun anew."""
-
-
-class State:
-    """Where every file has been read to, noted in a file that only grows while it is used.
-
-    Args:
-        path: of the state; may be missing.
-
-    Raises:
-        InvalidTopology: it cannot be read, or is none of ours.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.places: dict[str, Place] = {}
-        try:
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        except OSError as error:
-            raise InvalidTopology(f"{path}: cannot be read ({error.strerror}); give another --state") from None
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                break  # torn by a crash; what it told is sent again
-            try:
-                place = msgspec.json.decode(line, type=Place)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                raise InvalidTopology(f"{path}:{number}: is no state of this source; give another --state") from None
-            self.places[place.file] = place
-        self._file: IO[bytes] | None = None
-
-    def shorten(self) -> None:
-        """Write it anew, a line per file; before it is opened.
-
-        Raises:
-            InvalidTopology: it cannot be written.
-        """
-        beside = self._path.with_name(f"{self._path.name}.new")
-        try:
-            with beside.open("wb") as file:
-                file.writelines(msgspec.json.encode(place) + b"\n" for place in self.places.values())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self._path)
-        except OSError as error:
-            raise InvalidTopology(f"{self._path}: cannot be written ({error.strerror}); give another --state") from None
-
-    def open(self) -> None:
-        """Make ready to note."""
-        self._file = self._path.open("ab", buffering=0)
-
-    def close(self) -> None:
-        """All that was noted is on disk already."""
-        if self._file is not None:
-            self._file.close()
-
-    def note(self, place: Place) -> None:
-        """Keep a place, on disk once this returns.
-
-        Raises:
-            OSError: the disk does not take it; an older place holds.
-        """
-        assert self._file is not None
-        if self.places.get(place.file) != place:
-            self._file.write(msgspec.json.encode(place) + b"\n")
-            os.fsync(self._file.fileno())
-            self.places[place.file] = place
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +193,8 @@ class Files:
                     and entry.is_file(follow_symlinks=False)
                 )
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and self._path.name in self._state.places:
+                return []  # about to be replaced
             raise InvalidTopology(f"{self._path}: cannot be read ({error.strerror}); give another --path") from None
 
     def read(self, name: str, place: Place, *, whole: bool) -> tuple[list[Event], Place]:
@@ -270,24 +205,51 @@ class Files:
         """
         path = self._path / name if self._path.is_dir() else self._path
         events: list[Event] = []
+        packed = name.endswith(".gz")
         try:
-            with cast("IO[bytes]", gzip.open(path)) if name.endswith(".gz") else path.open("rb") as file:
-                if not name.endswith(".gz") and os.fstat(file.fileno()).st_size < place.offset:
-                    place = Place(name, 0, place.generation + 1)
-                known = f"{name}~{place.generation}" if place.generation else name
-                for one in self._events(file, name, place.offset, whole=whole):
-                    identity = f"{known}:{one.begin}".encode()
+            with cast("IO[bytes]", gzip.open(path)) if packed else path.open("rb") as file:
+                if not packed and not place.is_of(file):
+                    logger.warning(
+                        "%s: holds something else than what was read up to byte %d (cut off, rewritten or replaced); "
+                        "it is read from its beginning, as %s", path, place.offset, place.anew().known,
+                    )  # fmt: skip
+                    place = place.anew()
+                offset = place.offset
+                for one in self._events(file, name, offset, whole=whole):
+                    identity = f"{place.known}:{one.begin}".encode()
                     events.append(Event(identity, one.value, key_of(one.value, self._key_field)))
-                    place = Place(name, one.end, place.generation)
+                    offset = one.end
                     if len(events) == _AT_ONCE:
                         break
+                if events:
+                    place = msgspec.structs.replace(place, offset=offset) if packed else place.at(offset, file)
         except FileNotFoundError:
             return [], place  # it was moved away; what it held has been sent as far as we came
         except (OSError, EOFError) as error:
             if isinstance(error, EOFError) and not whole:
-                return events, place  # it is still being compressed
+                return events, msgspec.structs.replace(place, offset=offset)  # it is still being compressed
+            if isinstance(error, PermissionError) and place.offset:
+                raise InvalidTopology(
+                    f"{path}: is another file than at the start, which the sealed process may not open; start it "
+                    f"again, or give its folder as --path and its name as --pattern"
+                ) from None
             raise InvalidTopology(f"{path}: cannot be read ({error})") from None
         return events, place
+
+    def _renamed(self) -> list[Place]:
+        """Files of the folder that were read by a name which is another file's now, or nobody's."""
+        if not self._path.is_dir():
+            return []
+        with os.scandir(self._path) as entries:
+            names = {entry.inode(): entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        found = []
+        for place in self._state.places.values():
+            name = names.get(place.inode)
+            if name is not None and name not in self._state.places and place.mark:
+                with contextlib.suppress(FileNotFoundError), (self._path / name).open("rb") as file:
+                    if place.is_of(file):  # the system gives the numbers of files that are gone to others
+                        found.append(msgspec.structs.replace(place, file=name, origin=place.origin or place.file))
+        return found
 
     def _events(self, file: IO[bytes], name: str, begin: int, *, whole: bool) -> Iterator[Read]:
         if name.removesuffix(".gz").endswith(".csv"):
@@ -303,8 +265,14 @@ class Files:
         """
         while not stop.is_set():
             sent = 0
-            for name in await asyncio.to_thread(self.names):
-                sent += await self._send(name, delivery, stop, follow=follow)
+            names = await asyncio.to_thread(self.names)
+            for place in await asyncio.to_thread(self._renamed):
+                logger.info("%s is called %s now; it is read on", place.known, place.file)
+                self._state.note(place)
+            others = [place.file for place in self._state.places.values() if place.origin and place.file not in names]
+            for name in (*others, *names):
+                place = self._state.places.get(name, Place(name))
+                sent += await self._send(place, delivery, stop, follow=follow)
             if not follow:
                 return
             if not sent:
@@ -312,14 +280,16 @@ class Files:
                     async with asyncio.timeout(_LOOK_AGAIN_S):
                         await stop.wait()
 
-    async def _send(self, name: str, delivery: Delivery, stop: asyncio.Event, *, follow: bool) -> int:
+    async def _send(self, place: Place, delivery: Delivery, stop: asyncio.Event, *, follow: bool) -> int:
         """Send what is new in one file."""
         sent = 0
-        place = self._state.places.get(name, Place(name))
         noted_s = time.monotonic()
         try:
             while not stop.is_set():
-                events, after = await asyncio.to_thread(self.read, name, place, whole=not follow)
+                events, after = await asyncio.to_thread(self.read, place.file, place, whole=not follow)
+                if after.generation != place.generation:
+                    place = place.anew()
+                    self._state.note(place)
                 if not events:
                     break
                 await delivery.deliver(events)

@@ -302,6 +302,31 @@ async def test_files_of_a_folder_are_events_once_through_a_crash_and_those_that_
     assert by_id[b"c.jsonl:0"] == b'"later"'
 
 
+async def test_a_sealed_source_follows_files_that_are_rotated_in_its_folder_and_says_where_it_cannot(
+    embedded_broker, tmp_path
+):
+    where, topic = embedded_broker.bootstrap_servers, await topic_on(embedded_broker.bootstrap_servers)
+    file = tmp_path / "in" / "a.jsonl"
+    file.parent.mkdir()
+    file.write_text("1\n")
+    options = ("--follow", "--state", str(tmp_path / "state"))
+    async with running("files", where, topic, "--path", str(file.parent), *options) as process:
+        await records_of(where, topic, 1)
+        with file.open("a") as writer:
+            file.rename(file.with_suffix(".1"))
+            file.write_text("11\n")
+            writer.write("2\n")
+        assert ids(await records_of(where, topic, 3)) == ["a.jsonl:0", "a.jsonl:2", "a.jsonl~1:0"]
+        assert await stopped(process) == {"sent": 3, "refused": 0}
+    if SEALABLE:
+        async with running("files", where, topic, "--path", str(file), *options, "--isolation", "sandbox") as process:
+            await said(process, "sealed: ")
+            (tmp_path / "other").write_text("12\n")
+            (tmp_path / "other").rename(file)
+            await said(process, "a.jsonl: is another file than at the start.*give its folder as --path")
+            assert await process.wait() == 3
+
+
 async def test_files_without_follow_are_sent_to_their_end_and_not_again(embedded_broker, tmp_path):
     where = embedded_broker.bootstrap_servers
     topic = await topic_on(where)

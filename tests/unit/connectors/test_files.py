@@ -1,5 +1,7 @@
 """Reading files: every event once, whole, and by the same id however it is read."""
 
+import asyncio
+import contextlib
 import gzip
 import io
 import json
@@ -8,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.connectors.sources.files import Files, Place, State, lines_of, rows_of
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.connectors.sources.files import Files, lines_of, rows_of
+from inferline_stream.connectors.sources.places import Place, State
+from inferline_stream.errors import InvalidTopology, Unreachable
 
 
 def files_of(path, state=None, **options):
@@ -69,7 +72,100 @@ def test_a_file_that_has_become_shorter_is_another_one_with_ids_of_its_own(tmp_p
     file = tmp_path / "a.jsonl"
     file.write_text("1\n")
     events, place = files_of(file).read("a.jsonl", Place("a.jsonl", 100), whole=True)
-    assert ([event.id for event in events], place) == ([b"a.jsonl~1:0"], Place("a.jsonl", 2, 1))
+    assert [event.id for event in events] == [b"a.jsonl~1:0"]
+    assert (place.offset, place.generation) == (2, 1)
+
+
+class Taken:
+    """Stands for Kafka: takes events, or none."""
+
+    def __init__(self):
+        self.events = []
+
+    async def deliver(self, events):
+        self.events += [(event.id.decode(), json.loads(event.value)) for event in events]
+
+    def new(self):
+        taken, self.events = self.events, []
+        return taken
+
+
+async def look(path, taken, **options):
+    """Read what is new, as after a start of the process."""
+    state = State(path.parent / "state")
+    state.open()
+    with contextlib.closing(state):
+        await files_of(path, state, **options).send(taken, asyncio.Event(), follow=False)
+    return taken.new()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_was_rewritten_is_another_one_however_long_it_is(tmp_path, caplog, replaced):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    file = folder / "a.jsonl"
+    file.write_text("1\n2\n")
+    assert await look(folder, taken) == [("a.jsonl:0", 1), ("a.jsonl:2", 2)]
+    if replaced:
+        file.unlink()
+    file.write_text("7\n8\n9\n")
+    assert await look(folder, taken) == [("a.jsonl~1:0", 7), ("a.jsonl~1:2", 8), ("a.jsonl~1:4", 9)]
+    assert "read from its beginning, as a.jsonl~1" in caplog.text
+    caplog.clear()
+    file.write_text("")
+    assert await look(folder, taken) == await look(folder, taken) == []
+    assert caplog.text.count("as a.jsonl~2") == 1, "said once"
+    file.write_text("5\n")
+    assert await look(folder, taken) == [("a.jsonl~2:0", 5)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.1", "b.jsonl", "0.jsonl"])
+async def test_a_file_that_was_renamed_loses_no_line_and_repeats_none(tmp_path, name):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    file = folder / "a.jsonl"
+    file.write_text("1\n")
+    assert await look(folder, taken) == [("a.jsonl:0", 1)]
+    with file.open("a") as writer:
+        writer.write("2\n")
+        writer.flush()
+        file.rename(folder / name)
+        file.write_text("11\n12\n")
+        expected = [("a.jsonl:2", 2), ("a.jsonl~1:0", 11), ("a.jsonl~1:3", 12)]
+        assert sorted(await look(folder, taken)) == sorted(expected)
+        writer.write("3\n")  # whoever writes may notice late
+    with file.open("a") as writer:
+        writer.write("13\n")
+    assert sorted(await look(folder, taken)) == [("a.jsonl:4", 3), ("a.jsonl~1:6", 13)]
+    (folder / name).unlink()
+    assert await look(folder, taken) == []
+
+
+async def test_a_file_put_in_place_of_one_that_it_begins_with_is_the_same_one(tmp_path):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("1\n")
+    await look(folder, taken)
+    (folder / "new").write_text("1\n2\n")
+    (folder / "new").rename(folder / "a.jsonl")
+    assert await look(folder, taken) == [("a.jsonl:2", 2)]
+
+
+async def test_what_was_not_delivered_is_not_noted(tmp_path):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(f"{n}\n" for n in range(700)))
+
+    class Half(Taken):
+        async def deliver(self, events):
+            if self.events:
+                raise Unreachable("Kafka is away")
+            await super().deliver(events)
+
+    half = Half()
+    with pytest.raises(Unreachable):
+        await look(folder, half)
+    assert [value for _, value in half.events + await look(folder, taken)] == list(range(700))
 
 
 def test_a_folders_files_come_by_name_and_hidden_ones_links_and_others_not_at_all(tmp_path):

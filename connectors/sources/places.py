@@ -1,0 +1,123 @@
+"""Where files have been read to, and whether they are still the same files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from inferline_stream.errors import InvalidTopology
+
+_MARKED = 1024
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a file has been read to; a line of the state."""
+
+    file: str
+    """Its name within the folder."""
+    offset: int = 0
+    """The next byte to read, of what it holds uncompressed."""
+    generation: int = 0
+    """How often the file has begun anew."""
+    inode: int = 0
+    """The file's, by which it is known under another name; 0 for not known."""
+    mark: str = ""
+    """Digest of what it holds just before the offset: another one there is another file. Empty for not known."""
+    origin: str = ""
+    """The name that it was first read by, if it has been renamed."""
+
+    @property
+    def known(self) -> str:
+        """What the ids of its events begin with."""
+        name = self.origin or self.file
+        return f"{name}~{self.generation}" if self.generation else name
+
+    def at(self, offset: int, file: IO[bytes]) -> Place:
+        """The same file, read up to another offset."""
+        return msgspec.structs.replace(
+            self, offset=offset, inode=os.fstat(file.fileno()).st_ino, mark=_mark(file, offset)
+        )
+
+    def is_of(self, file: IO[bytes]) -> bool:
+        """Whether an opened file is the one that was read, perhaps longer by now."""
+        if os.fstat(file.fileno()).st_size < self.offset:
+            return False
+        return not self.mark or self.mark == _mark(file, self.offset)
+
+    def anew(self) -> Place:
+        """The beginning of another file by that name."""
+        return Place(self.file, generation=self.generation + 1)
+
+
+def _mark(file: IO[bytes], offset: int) -> str:
+    file.seek(max(0, offset - _MARKED))
+    return hashlib.sha256(file.read(min(offset, _MARKED))).hexdigest()[:16] if offset else ""
+
+
+class State:
+    """Where every file has been read to, noted in a file that only grows while it is used.
+
+    Args:
+        path: of the state; may be missing.
+
+    Raises:
+        InvalidTopology: it cannot be read, or is none of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.places: dict[str, Place] = {}
+        try:
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        except OSError as error:
+            raise InvalidTopology(f"{path}: cannot be read ({error.strerror}); give another --state") from None
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break  # torn by a crash; what it told is sent again
+            try:
+                place = msgspec.json.decode(line, type=Place)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                raise InvalidTopology(f"{path}:{number}: is no state of this source; give another --state") from None
+            self.places[place.file] = place
+        self._file: IO[bytes] | None = None
+
+    def shorten(self) -> None:
+        """Write it anew, a line per file; before it is opened.
+
+        Raises:
+            InvalidTopology: it cannot be written.
+        """
+        beside = self._path.with_name(f"{self._path.name}.new")
+        try:
+            with beside.open("wb") as file:
+                file.writelines(msgspec.json.encode(place) + b"\n" for place in self.places.values())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, self._path)
+        except OSError as error:
+            raise InvalidTopology(f"{self._path}: cannot be written ({error.strerror}); give another --state") from None
+
+    def open(self) -> None:
+        """Make ready to note."""
+        self._file = self._path.open("ab", buffering=0)
+
+    def close(self) -> None:
+        """All that was noted is on disk already."""
+        if self._file is not None:
+            self._file.close()
+
+    def note(self, place: Place) -> None:
+        """Keep a place, on disk once this returns.
+
+        Raises:
+            OSError: the disk does not take it; an older place holds.
+        """
+        assert self._file is not None
+        if self.places.get(place.file) != place:
+            self._file.write(msgspec.json.encode(place) + b"\n")
+            os.fsync(self._file.fileno())
+            self.places[place.file] = place
