@@ -41,7 +41,8 @@ from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import FeedTo, Run, run_and_hand_over, run_to_report
 from inferline_stream.dataplane.client import check_installed
 from inferline_stream.dataplane.protocol import KafkaClient
-from inferline_stream.dataplane.topics import REPLICATION, check_start
+from inferline_stream.dataplane.starting import check_start
+from inferline_stream.dataplane.topics import REPLICATION
 from inferline_stream.dataplane.tracing import check_exporter
 from inferline_stream.errors import GateFailed, UsageError
 from inferline_stream.pipeline.units import duration_s

@@ -32,7 +32,8 @@ from inferline_stream.controlplane.serving import served
 from inferline_stream.controlplane.tuning import windows_of
 from inferline_stream.controlplane.underway import Session
 from inferline_stream.dataplane.control import OffsetReader
-from inferline_stream.dataplane.topics import commit_start_offsets, ready_topics, topics_of
+from inferline_stream.dataplane.starting import commit_start_offsets
+from inferline_stream.dataplane.topics import ready_topics, topics_of
 from inferline_stream.errors import InferlineError, UsageError
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan

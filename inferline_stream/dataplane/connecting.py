@@ -14,7 +14,7 @@ from typing import Any
 
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.conn import create_conn
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.settings import KafkaSecurity, kafka_security
@@ -163,3 +163,28 @@ async def refused(bootstrap_servers: str) -> str:
         return ""
     connection.close()
     return ""
+
+
+async def in_time(bootstrap_servers: str, work: Any, timeout_s: float, undo: Any) -> Any:
+    """The result of a client's start or first request; where that fails, the client is stopped again.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        work: to be awaited.
+        timeout_s: longest wait for it.
+        undo: stops the client.
+
+    Raises:
+        Unreachable: no answer in time, or a refusal.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await work
+    except (KafkaConnectionError, TimeoutError) as error:
+        await undo()
+        raise await unreachable(
+            bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
+        ) from error
+    except KafkaError as error:
+        await undo()
+        raise Unreachable(f"Kafka refuses: {error}") from error

@@ -36,6 +36,7 @@ class Committed:
         freed: term and sequence of the assignment for which its last owner let it go; None where none asked for it.
         attempts: how often in a row owners have died with the event before `attempt_end` in their batch.
         attempt_end: one past the last offset of the suspected batch that is under way.
+        anew: offsets below tell a join nothing: the source was to be read anew after them, and its events come again.
     """
 
     offset: int
@@ -44,6 +45,7 @@ class Committed:
     attempts: int = 0
     attempt_end: int = 0
     freed: tuple[int, int] | None = None
+    anew: int = 0
 
 
 def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTES) -> str:
@@ -56,6 +58,8 @@ def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTE
         fields.append(f"o={committed.owner}")
     if committed.freed is not None:
         fields.append("f={},{}".format(*committed.freed))
+    if committed.anew:
+        fields.append(f"n={committed.anew}")
     if committed.attempts:
         fields.append(f"a={committed.attempts},{committed.attempt_end - committed.offset}")
     if committed.runs:
@@ -73,6 +77,7 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
     try:
         attempts, length = (int(part) for part in found.get("a", "0,0").split(","))
         term, sequence = (int(part) for part in found.get("f", "0,0").split(","))
+        anew = int(found.get("n", "0"))
         if "b" in found:
             runs = _from_bitmap(offset, _unarmoured(found["b"]))
         else:
@@ -80,7 +85,7 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
     except (ValueError, binascii.Error, IndexError):
         return Committed(offset)
     freed = (term, sequence) if "f" in found else None
-    return Committed(offset, runs, found.get("o", ""), attempts, offset + length if attempts else 0, freed)
+    return Committed(offset, runs, found.get("o", ""), attempts, offset + length if attempts else 0, freed, anew)
 
 
 class Completion:
@@ -96,6 +101,7 @@ class Completion:
         self._inherited = deque(committed.runs)
         self._start = committed.offset
         self._position = committed.offset
+        self.anew = committed.anew
 
     @property
     def position(self) -> int:
@@ -166,7 +172,7 @@ class Completion:
         watermark = self.watermark
         if attempt_end <= watermark:
             attempts = attempt_end = 0
-        return Committed(watermark, self.runs(), owner, attempts, attempt_end, freed)
+        return Committed(watermark, self.runs(), owner, attempts, attempt_end, freed, self.anew)
 
 
 def _merged(runs: Iterable[Run], above: int) -> tuple[Run, ...]:

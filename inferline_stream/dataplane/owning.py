@@ -174,9 +174,10 @@ class Owning:
         """Take up partitions that are wanted, not held, and let go by the owner before, where its offset stands."""
         new = self._wanted() - self.holdings.keys()
         awaited = {p: freed for p, freed in self.assignment.awaits.items() if p in new}
+        committed: dict[int, tuple[int, str]] = {}
         if awaited:
-            found = await self._reader.committed(awaited)
-            new -= {p for p, freed in awaited.items() if not self._let_go(found.get(p), freed)}
+            committed = await self._reader.committed(awaited)
+            new -= {p for p, freed in awaited.items() if not self._let_go(committed.get(p), freed)}
         self._reader.hurry(self.awaits)
         if not new:
             return
@@ -184,15 +185,16 @@ class Owning:
         self._reader.suspend()
         positions: dict[int, int] = {}
         try:
-            committed = await self._reader.committed(new)
-            died = {p for p, entry in committed.items() if decode_metadata(*entry).owner not in ("", self._name)}
+            if unknown := new - awaited.keys():  # what was let go just now has told where it stands
+                committed |= await self._reader.committed(unknown)
+            died = {p for p in new & committed.keys() if decode_metadata(*committed[p]).owner not in ("", self._name)}
             ends = await self._reader.ends(died) if died else {}
             begins = await self._reader.beginnings(new) if self._recalls() else {}
             for partition in sorted(new & self._wanted()):
                 offset = self._hold(partition, committed.get(partition), ends.get(partition, 0))
                 if offset is not None:
-                    recalled = max(begins[partition], offset - JOIN_RECALL_RECORDS) if begins else offset
-                    positions[partition] = min(offset, recalled)
+                    since = max(self.holdings[partition].completion.anew, offset - JOIN_RECALL_RECORDS)
+                    positions[partition] = min(offset, max(begins[partition], since)) if begins else offset
         finally:
             self._reader.hold(positions)
         self._report.handover_stall_s += time.monotonic() - began_s

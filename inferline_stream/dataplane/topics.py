@@ -1,25 +1,21 @@
-"""Topics that a pipeline needs: their settings, creating and verifying them, and where its groups start."""
+"""Topics that a pipeline needs: their settings, creating and verifying them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from inferline_stream.dataplane.connecting import client_options, unreachable
-from inferline_stream.dataplane.wiring import input_topic
-from inferline_stream.errors import InvalidTopology, Unreachable, UsageError
+from inferline_stream.dataplane.connecting import client_options, in_time, unreachable
+from inferline_stream.errors import InvalidTopology, Unreachable
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.topology import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -217,141 +213,6 @@ async def ready_topics(
     return [difference.text for difference in differences]
 
 
-async def commit_start_offsets(
-    bootstrap_servers: str,
-    pipeline: Pipeline,
-    prefix: str = "",
-    start: str = "committed",
-    *,
-    timeout_s: float = 10.0,
-    known: Collection[str] = (),
-) -> None:
-    """Commit where each stage's group starts, once before any replica is granted a partition.
-
-    Entry stages start where ``start`` says; the other stages at the beginning of their topics. A partition that has a
-    committed offset keeps it unless ``start`` is a place of its own: then entry stages are moved. One that has none
-    although its stage has worked before stays without: its replica halts it, where going on anywhere would lose events
-    or repeat them without a word.
-
-    Args:
-        bootstrap_servers: of the cluster.
-        pipeline: whose topics exist.
-        prefix: of its names.
-        start: ``committed`` (where there is no offset, the end), ``earliest``, ``latest``, or an ISO time.
-        timeout_s: longest wait for Kafka.
-        known: stages that have worked before.
-
-    Raises:
-        UsageError: a start that is none of these.
-        Unreachable: Kafka does not answer in time.
-    """
-    time_ms = _start_time_ms(start)
-    names = Names(pipeline.name, prefix)
-
-    async def commit(stage: Stage) -> None:
-        topic, name = input_topic(pipeline, names, stage.name), names.group(stage.name)
-        async with _Group(bootstrap_servers, name, topic, timeout_s) as group:
-            committed = await group.committed()
-            if stage.after:
-                wanted = {p: begin for p, begin in (await group.begins()).items() if p not in committed}
-            else:
-                wanted = await _entry_offsets(group, start, time_ms, committed)
-            if start != "committed" or stage.name not in known:
-                await group.commit(wanted)
-            elif wanted:
-                logger.error(
-                    "group %s has no offset of %s/%s, which it has read before: halted. Offsets expire where a "
-                    "pipeline stood still for days; run with --start earliest, latest or a time",
-                    name, topic, ",".join(map(str, sorted(wanted))),
-                )  # fmt: skip
-
-    await asyncio.gather(*map(commit, pipeline.stages))  # a leader that is busy for long is taken for dead
-
-
-async def _entry_offsets(
-    group: _Group, start: str, time_ms: int | None, committed: Mapping[int, int]
-) -> dict[int, int]:
-    if start == "earliest":
-        return await group.begins()
-    ends = await group.ends()
-    if start == "latest":
-        return ends
-    if time_ms is None:
-        return {p: end for p, end in ends.items() if p not in committed}
-    return {**ends, **await group.at(time_ms)}
-
-
-def check_start(start: str) -> None:
-    """Refuse a start that no group could begin at.
-
-    Raises:
-        UsageError: neither ``committed``, ``earliest``, ``latest`` nor an ISO time.
-    """
-    _start_time_ms(start)
-
-
-def _start_time_ms(start: str) -> int | None:
-    if start in ("committed", "earliest", "latest"):
-        return None
-    try:
-        moment = datetime.fromisoformat(start)
-    except ValueError:
-        raise UsageError(
-            f"start {start!r} is none of committed, earliest, latest or a time such as 2025-11-25T08:00:00+00:00"
-        ) from None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-class _Group:
-    """A consumer group without members, and one topic that it reads."""
-
-    def __init__(self, bootstrap_servers: str, group: str, topic: str, timeout_s: float) -> None:
-        self._where = bootstrap_servers
-        self._consumer = AIOKafkaConsumer(
-            **client_options(bootstrap_servers), group_id=group, enable_auto_commit=False, auto_offset_reset="none"
-        )
-        self._topic = topic
-        self._timeout_s = timeout_s
-        self._partitions: list[TopicPartition] = []
-
-    async def __aenter__(self) -> _Group:
-        stop = self._consumer.stop
-        await _in_time(self._where, self._consumer.start(), self._timeout_s, stop)
-        metadata = self._consumer._client._wait_on_metadata(self._topic)
-        found = await _in_time(self._where, metadata, self._timeout_s, stop)
-        self._partitions = [TopicPartition(self._topic, partition) for partition in sorted(found)]
-        self._consumer.assign(self._partitions)
-        for partition in self._partitions:
-            self._consumer.seek(partition, 0)
-        self._consumer.pause(*self._partitions)
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._consumer.stop()
-
-    async def committed(self) -> dict[int, int]:
-        found = await self._consumer._coordinator.fetch_committed_offsets(self._partitions)
-        return {tp.partition: entry.offset for tp, entry in found.items()}
-
-    async def begins(self) -> dict[int, int]:
-        return _by_partition(await self._consumer.beginning_offsets(self._partitions))
-
-    async def ends(self) -> dict[int, int]:
-        return _by_partition(await self._consumer.end_offsets(self._partitions))
-
-    async def at(self, time_ms: int) -> dict[int, int]:
-        found = await self._consumer.offsets_for_times(dict.fromkeys(self._partitions, time_ms))
-        return {tp.partition: entry.offset for tp, entry in found.items() if entry is not None}
-
-    async def commit(self, offsets: Mapping[int, int]) -> None:
-        if offsets:
-            await self._consumer.commit({TopicPartition(self._topic, p): offset for p, offset in offsets.items()})
-
-
-def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
-    return {tp.partition: offset for tp, offset in offsets.items()}
-
-
 class _Admin:
     """An admin client that is closed again."""
 
@@ -361,7 +222,7 @@ class _Admin:
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> _Admin:
-        await _in_time(self._where, self.client.start(), self._timeout_s, self.client.close)
+        await in_time(self._where, self.client.start(), self._timeout_s, self.client.close)
         return self
 
     async def __aexit__(
@@ -372,20 +233,6 @@ class _Admin:
             raise await unreachable(
                 self._where, f"Kafka at {self._where} does not answer ({error!r}); is it running?"
             ) from error
-
-
-async def _in_time(bootstrap_servers: str, work: Any, timeout_s: float, undo: Any) -> Any:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except (KafkaConnectionError, TimeoutError) as error:
-        await undo()
-        raise await unreachable(
-            bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
-        ) from error
-    except KafkaError as error:
-        await undo()
-        raise Unreachable(f"Kafka refuses: {error}") from error
 
 
 async def _create(

@@ -21,7 +21,8 @@ from inferline_stream.dataplane.protocol import (
     decode_report,
     encode,
 )
-from inferline_stream.dataplane.topics import commit_start_offsets, create_topics, topics_of
+from inferline_stream.dataplane.starting import commit_start_offsets
+from inferline_stream.dataplane.topics import create_topics, topics_of
 from inferline_stream.dataplane.wiring import input_topic
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.launch import Launch

@@ -1,6 +1,7 @@
 """Order after a join, and the bounds of what waits in one; on both brokers."""
 
 import json
+import secrets
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -81,6 +82,21 @@ async def test_events_of_a_key_leave_an_ordered_join_as_they_entered_through_a_h
     assert sorted(number for numbers in found.values() for number in numbers) == list(range(90))
     assert reports[0] > 0
     assert all(numbers == sorted(numbers) for numbers in found.values()) is ordered
+
+
+async def test_events_that_are_read_anew_pass_a_join_that_had_finished_them(kafka, tmp_path):
+    file, prefix, partitions = fork(tmp_path, ordered=False), f"{secrets.token_hex(4)}-", {"both": 1}
+    for times in (1, 2):
+        async with Director(
+            kafka.bootstrap_servers, file, prefix=prefix, partitions=partitions, start="earliest"
+        ) as director:
+            replicas = await director.start_all()
+            if times == 1:
+                await put(director, range(20))
+            await director.caught_up()
+            sink = await director.read(director.names.topic("out"))
+            await director.drain(*replicas.values())
+        assert Counter(json.loads(record.value) for record in sink) == dict.fromkeys(range(20), times)
 
 
 @pytest.mark.parametrize(

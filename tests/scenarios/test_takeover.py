@@ -16,7 +16,8 @@ from inferline_stream.controlplane.records import StoredPlan, encode
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import Written, write_once
-from inferline_stream.dataplane.topics import commit_start_offsets, create_topics, topics_of
+from inferline_stream.dataplane.starting import commit_start_offsets
+from inferline_stream.dataplane.topics import create_topics, topics_of
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.version import structure_of

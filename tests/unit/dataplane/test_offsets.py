@@ -88,6 +88,11 @@ def test_the_next_owner_skips_what_was_complete_and_its_own_commits_lose_none_of
     assert second.watermark == (read[-1] + 1 if read else 0)
 
 
+def test_from_where_on_events_come_anew_is_handed_on_with_every_commit():
+    second = Completion(decode_metadata(5, encode_metadata(Committed(5, anew=9))))
+    assert second.committed(owner="me") == Committed(5, owner="me", anew=9)
+
+
 def test_offsets_below_the_committed_one_are_recalled_but_not_counted():
     completion = Completion(Committed(10))
     assert not completion.read(7)
