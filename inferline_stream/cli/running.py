@@ -39,7 +39,7 @@ from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.controlplane.record import new_run
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import FeedTo, Run, run_and_hand_over, run_to_report
-from inferline_stream.dataplane.client import check_installed
+from inferline_stream.dataplane.choosing import check_installed
 from inferline_stream.dataplane.protocol import KafkaClient
 from inferline_stream.dataplane.starting import check_start
 from inferline_stream.dataplane.topics import REPLICATION

@@ -10,8 +10,10 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Awaitable
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaConnectionError, KafkaError
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 _PLAIN = "PLAINTEXT://"
 _TOKEN_TIMEOUT_S = 10.0
 _RENEW_BEFORE_S = 30.0
+
+STOP_TIMEOUT_S = 2.0
+"""Longest wait for connections to close."""
 
 
 def plaintext(bootstrap_servers: str) -> str:
@@ -188,3 +193,31 @@ async def in_time(bootstrap_servers: str, work: Any, timeout_s: float, undo: Any
     except KafkaError as error:
         await undo()
         raise Unreachable(f"Kafka refuses: {error}") from error
+
+
+async def started(client: AIOKafkaConsumer | AIOKafkaProducer, bootstrap_servers: str, timeout_s: float) -> None:
+    """Start a client, trying again until the time is up: a broker may be restarting. One that turns us away is not."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await client.start()
+        except (KafkaConnectionError, TimeoutError) as error:
+            if loop.time() + 0.2 >= deadline or await refused(bootstrap_servers):
+                await client.stop()
+                raise await unreachable(
+                    bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
+                ) from error
+            await asyncio.sleep(0.2)
+        else:
+            return
+
+
+async def stopped(stopping: Awaitable[None]) -> None:
+    """Close a client whose broker may be gone."""
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await asyncio.gather(stopping, return_exceptions=True)  # aiokafka re-raises its own tasks' cancellation
+    except TimeoutError as error:
+        logger.warning("a connection could not be closed in order: %r", error)

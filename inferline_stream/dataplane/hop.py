@@ -14,9 +14,11 @@ import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from inferline_stream.dataplane.client import Message, StageReader, StageSender
+from inferline_stream.dataplane.client import Message
 from inferline_stream.dataplane.connecting import client_options
 from inferline_stream.dataplane.headers import read_headers
+from inferline_stream.dataplane.reading import StageReader
+from inferline_stream.dataplane.sending import StageSender
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID

@@ -26,7 +26,8 @@ from typing import IO, Any
 
 import uvloop
 
-from inferline_stream.dataplane.client import Fenced, ReportSender, stage_reader, stage_sender
+from inferline_stream.dataplane.choosing import stage_reader, stage_sender
+from inferline_stream.dataplane.client import Fenced
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.looping import Loop
 from inferline_stream.dataplane.moving import Moving
@@ -34,6 +35,7 @@ from inferline_stream.dataplane.owning import Owning
 from inferline_stream.dataplane.protocol import ReplicaPhase, ReplicaSpec, decode_spec
 from inferline_stream.dataplane.reporting import Lease, Reporting, new_report
 from inferline_stream.dataplane.results import Records, topics_written
+from inferline_stream.dataplane.sending import ReportSender
 from inferline_stream.dataplane.topics import record_limits
 from inferline_stream.dataplane.tracing import batch_spans
 from inferline_stream.dataplane.wiring import Wiring

@@ -8,15 +8,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from inferline_stream.dataplane.client import (
-    Fenced,
-    KafkaFailed,
-    Message,
-    Reader,
-    Sender,
-    stage_reader,
-    stage_sender,
-)
+from inferline_stream.dataplane.choosing import stage_reader, stage_sender
+from inferline_stream.dataplane.client import Fenced, KafkaFailed, Message, Reader, Sender
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.errors import Unreachable
 

@@ -1,0 +1,197 @@
+"""Reading on aiokafka.
+
+Assignments are manual: every partition of the stage's topic is assigned once and paused, holding one is a seek and a
+resume. The assignments topic is read by the same consumer, so that a grant ends the fetch that waits on its broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable, Mapping
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import (
+    CommitFailedError,
+    ConsumerStoppedError,
+    CorruptRecordException,
+    KafkaError,
+    OffsetOutOfRangeError,
+)
+
+from inferline_stream.dataplane.client import HURRY_S, Fetched, KafkaFailed
+from inferline_stream.dataplane.connecting import client_options, started, stopped
+from inferline_stream.errors import Unreachable
+
+logger = logging.getLogger(__name__)
+
+ONE_BROKER_WAIT_S = 0.5
+"""Longest fetch wait where every partition lives on the broker of the assignments topic: a grant ends it anyway."""
+
+
+class StageReader:
+    """Reads held partitions of one topic, and the assignments topic; commits to the stage's consumer group.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        topic: the stage's input.
+        group: the stage's consumer group.
+        assignments: the assignments topic, read from its beginning.
+        fetch_wait_s: longest wait of a fetch on brokers without the assignments topic.
+        partition_bytes: most bytes that a fetch asks of one partition.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        topic: str,
+        group: str,
+        assignments: str,
+        *,
+        fetch_wait_s: float,
+        partition_bytes: int = 512 * 1024,
+    ) -> None:
+        self._where = bootstrap_servers
+        self._topic = topic
+        self._group = group
+        self._control = TopicPartition(assignments, 0)
+        self._fetch_wait_s = fetch_wait_s
+        self._held: set[int] = set()
+        self._hurried = False
+        self._consumer = AIOKafkaConsumer(
+            **client_options(bootstrap_servers),
+            group_id=group,
+            client_id=f"inferline-{group}",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=round(fetch_wait_s * 1000),
+            max_partition_fetch_bytes=partition_bytes,
+            metadata_max_age_ms=60_000,
+        )
+        self.partitions = 0
+
+    async def start(self, timeout_s: float) -> None:
+        """Connect and look at the topic.
+
+        Raises:
+            Unreachable: no answer in time, or the topic does not exist.
+        """
+        await started(self._consumer, self._where, timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._consumer._client._wait_on_metadata(self._control.topic)
+                self.partitions = len(await self._consumer._client._wait_on_metadata(self._topic))
+        except (TimeoutError, KafkaError) as error:
+            await self.stop()
+            raise Unreachable(
+                f"topics {self._topic} and {self._control.topic} cannot be read ({error!r}); create them first"
+            ) from error
+        beginning = await self._consumer.beginning_offsets([self._control])
+        # Without a position aiokafka would look for one by itself, which takes 0.1 s: nothing is awaited in between.
+        every = [TopicPartition(self._topic, partition) for partition in range(self.partitions)]
+        self._consumer.assign([self._control, *every])
+        for partition in every:
+            self._consumer.seek(partition, 0)
+        self._consumer.pause(*every)
+        self._consumer.seek(self._control, beginning[self._control])
+        self._adapt_wait()
+        await self.committed([0])  # finds the group's coordinator before the first grant
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await stopped(self._consumer.stop())
+
+    async def fetch(self, full: Collection[int], wait_s: float) -> Fetched:
+        """Wait for records, except of partitions that are full.
+
+        Nothing is asked of Kafka between the return of this call and the next await, so a caller that first calls
+        `suspend` can change what is held without waiting for a fetch under way.
+        """
+        wanted: tuple[TopicPartition, ...] = ()
+        if full:
+            room = self._held.difference(full)
+            wanted = (self._control, *(TopicPartition(self._topic, partition) for partition in room))
+        try:
+            found = await self._consumer.getmany(*wanted, timeout_ms=round(wait_s * 1000))
+        except OffsetOutOfRangeError as error:
+            return Fetched({}, (), {}, {tp.partition: offset for tp, offset in error.args[0].items()})
+        except CorruptRecordException as error:
+            logger.warning("records are fetched again: %s", error)
+            return Fetched({}, (), {}, {})
+        except ConsumerStoppedError:
+            raise asyncio.CancelledError from None
+        control = found.pop(self._control, ())
+        states = self._consumer._subscription.subscription.assignment
+        positions = {p: states.state_value(TopicPartition(self._topic, p)).position for p in self._held}
+        return Fetched({tp.partition: records for tp, records in found.items()}, control, positions, {})
+
+    def suspend(self) -> None:
+        """Fetch nothing until `hold`."""
+        self._consumer.pause(self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
+
+    def hold(self, positions: Mapping[int, int]) -> None:
+        """Read these partitions too, from these offsets; ends `suspend`."""
+        for partition, offset in positions.items():
+            self._consumer.seek(TopicPartition(self._topic, partition), offset)
+        self._held.update(positions)
+        self._adapt_wait()
+        self._consumer.resume(self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
+
+    def hurry(self, soon: bool) -> None:
+        """Whether a partition is to be taken up soon: no fetch then waits for long."""
+        if soon != self._hurried:
+            self._hurried = soon
+            self._adapt_wait()
+
+    def release(self, partitions: Iterable[int]) -> None:
+        """Read these partitions no more."""
+        for partition in partitions:
+            if partition in self._held:
+                self._held.remove(partition)
+                self._consumer.pause(TopicPartition(self._topic, partition))
+
+    async def committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
+        """Offset and metadata that the group has committed; partitions without are missing."""
+        wanted = [TopicPartition(self._topic, partition) for partition in partitions]
+        # The public `committed` leaves the metadata out.
+        found = await self._consumer._coordinator.fetch_committed_offsets(wanted)
+        return {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
+
+    async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> None:
+        """Commit to the group; tries again for as long as the error is one that may pass.
+
+        Raises:
+            KafkaFailed: the group has live members of another kind, or refuses us.
+        """
+        try:
+            await self._consumer.commit({TopicPartition(self._topic, p): entry for p, entry in offsets.items()})
+        except CommitFailedError as error:
+            raise KafkaFailed(
+                f"group {self._group} has members that subscribe to it; they and replicas must not share a group"
+            ) from error
+        except KafkaError as error:
+            raise KafkaFailed(f"group {self._group} refuses a commit: {error!r}") from error
+
+    async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Lowest offset that Kafka still has."""
+        found = await self._consumer.beginning_offsets([TopicPartition(self._topic, p) for p in partitions])
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """End offset now."""
+        found = await self._consumer.end_offsets([TopicPartition(self._topic, p) for p in partitions])
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    def offsets_for_transaction(self, offsets: Mapping[int, tuple[int, str]]) -> dict[TopicPartition, tuple[int, str]]:
+        """The same offsets as a transaction wants them."""
+        return {TopicPartition(self._topic, partition): entry for partition, entry in offsets.items()}
+
+    def _adapt_wait(self) -> None:
+        """Where the assignments topic's broker has everything, a grant ends the wait: let idle fetches wait longer."""
+        cluster = self._consumer._client.cluster
+        leaders = {cluster.leader_for_partition(TopicPartition(self._topic, p)) for p in self._held}
+        one_broker = leaders <= {cluster.leader_for_partition(self._control)}
+        wait_s = max(self._fetch_wait_s, ONE_BROKER_WAIT_S) if one_broker else self._fetch_wait_s
+        wait_s = min(wait_s, HURRY_S) if self._hurried else wait_s
+        self._consumer._fetcher._fetch_max_wait_ms = round(wait_s * 1000)

@@ -1,0 +1,137 @@
+"""Sending on aiokafka: results, and reports."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+
+from inferline_stream.dataplane.client import (
+    PRODUCE_BATCH_BYTES,
+    TRANSACTION_TIMEOUT_MS,
+    Fenced,
+    KafkaFailed,
+    Outgoing,
+)
+from inferline_stream.dataplane.connecting import client_options, started, stopped
+
+logger = logging.getLogger(__name__)
+
+
+class StageSender:
+    """Sends results with acks=all and idempotence; within transactions where it has a transactional id.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        client_id: names the producer in Kafka's logs.
+        transactional_id: for exactly-once; used by one process only, and never again.
+    """
+
+    def __init__(self, bootstrap_servers: str, client_id: str, transactional_id: str | None = None) -> None:
+        self._where = bootstrap_servers
+        self._producer = AIOKafkaProducer(
+            **client_options(bootstrap_servers),
+            client_id=client_id,
+            acks="all",
+            enable_idempotence=True,
+            max_batch_size=PRODUCE_BATCH_BYTES,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            retry_backoff_ms=20,
+        )
+        self.transactional = transactional_id is not None
+
+    async def start(self, timeout_s: float) -> None:
+        """Connect; a transactional id fences whoever had it before."""
+        await started(self._producer, self._where, timeout_s)
+
+    async def stop(self) -> None:
+        """Close the connections, what was sent first."""
+        await stopped(self._producer.stop())
+
+    async def partitions_of(self, topic: str) -> int:
+        """Partitions of a topic, which must exist."""
+        return len(await self._producer.partitions_for(topic))
+
+    async def send(self, outgoing: Outgoing) -> None:
+        """Send records and wait until Kafka has acknowledged every one.
+
+        Raises:
+            Fenced: a successor has taken this producer's id.
+            KafkaFailed: Kafka refuses a record.
+        """
+        acknowledged = []
+        with _translated("a record"):
+            for (topic, partition), messages in outgoing.items():
+                batch = self._producer.create_batch()
+                for key, value, headers, timestamp_ms in messages:
+                    if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
+                        acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+                        batch = self._producer.create_batch()
+                        batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
+                batch.close()
+                acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+            for acknowledgement in acknowledged:
+                await acknowledgement
+
+    async def begin(self) -> None:
+        """Begin a transaction."""
+        with _translated("a transaction"):
+            await self._producer.begin_transaction()
+
+    async def commit(self, offsets: Mapping[TopicPartition, tuple[int, str]], group: str) -> None:
+        """Make a group's offsets part of the transaction, and commit it.
+
+        Raises:
+            Fenced: a successor has taken this producer's id.
+        """
+        with _translated("a transaction"):
+            if offsets:
+                await self._producer.send_offsets_to_transaction(offsets, group)
+            await self._producer.commit_transaction()
+
+
+class ReportSender:
+    """Sends reports, one at a time; a repeated one does no harm, so it is not idempotent."""
+
+    def __init__(self, bootstrap_servers: str, topic: str, key: str, timeout_s: float) -> None:
+        self._where = bootstrap_servers
+        self._producer = AIOKafkaProducer(
+            **client_options(bootstrap_servers),
+            client_id=f"inferline-report-{key}",
+            acks="all",
+            request_timeout_ms=round(timeout_s * 1000),
+        )
+        self._topic = topic
+        self._key = key.encode()
+
+    async def start(self, timeout_s: float) -> None:
+        """Connect."""
+        await started(self._producer, self._where, timeout_s)
+
+    async def stop(self) -> None:
+        """Close the connection."""
+        await stopped(self._producer.stop())
+
+    async def send(self, report: bytes) -> bool:
+        """Send one report; whether Kafka acknowledged it."""
+        try:
+            await self._producer.send_and_wait(self._topic, report, key=self._key, partition=0)
+        except KafkaError as error:
+            logger.warning("report was not acknowledged: %s", error)
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """aiokafka's errors as ours."""
+    try:
+        yield
+    except (ProducerFenced, InvalidProducerEpoch) as error:
+        raise Fenced("fenced: a successor has taken over") from error
+    except KafkaError as error:
+        raise KafkaFailed(f"Kafka refuses {what}: {error!r}") from error
