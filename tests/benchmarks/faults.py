@@ -5,10 +5,12 @@ faults of `inferline_stream.testing.faults` strike, each once in every delivery 
 the controller killed or frozen beyond their lease, a join's partner killed, the broker restarted, killed, unreachable
 and slow, the disk of the sink's file full, poison. Half of the rounds deliver at least once, half exactly once.
 
-`recovery_s_p95`: from a fault's end to the last event that was late because of it. `lost`: events that neither reached
-the sink nor ended for a recorded reason, and results that the sink's file lacks. `duplicated_exactly_once`: sink
-records beyond the first of an event, read with read_committed, in the exactly-once half. `misbehaved`: what else went
-otherwise than it should; `notes` name it.
+`recovery_s_p95`: from a fault's end to the last event that was late because of it: what had queued up meanwhile is
+worked off with the capacity that the plan leaves. `resumed_s_p95`: to the first result. `KIND_struck_s`: how long the
+fault itself lasted; a broker's restart takes what the machine gives it. `lost`: events that neither reached the sink
+nor ended for a recorded reason, and results that the sink's file lacks. `duplicated_exactly_once`: sink records beyond
+the first of an event, read with read_committed, in the exactly-once half. `misbehaved`: what else went otherwise than
+it should; `notes` name it.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ def measure(quick: bool) -> Figures:
         "recovery_s_median": statistics.median(s for s, _ in recoveries),
         "recovery_s_max": max(recoveries)[0],
         "worst_fault": max(recoveries)[1],
+        "resumed_s_p95": float(np.quantile([s for half in halves for s in half.resumed_s], 0.95, method="higher")),
         "duplicated_at_least_once": halves[0].ledger.duplicated,
         "duplicated_in_the_file": sum(n for half in halves for n in half.file_differs.values() if n > 0),
         "misbehaved": sum(len(half.notes) for half in halves),
@@ -67,6 +70,7 @@ def measure(quick: bool) -> Figures:
         "events": sum(half.ledger.events_in for half in halves),
         "unknown": sum(half.ledger.unknown for half in halves),
         **{f"{kind}_s": "/".join(f"{s:.1f}" for s, k in recoveries if k == kind) for kind in FAULTS},
+        **{f"{k}_struck_s": "/".join(f"{h.struck_s[k]:.1f}" for h in halves if k in h.struck_s) for k in FAULTS},
     }
 
 
@@ -76,6 +80,8 @@ class Half:
 
     ledger: Ledger
     recovery_s: list[tuple[float, str]]
+    resumed_s: list[float]
+    struck_s: dict[str, float]
     file_differs: Counter[str]
     notes: list[str] = field(default_factory=list)
 
@@ -124,8 +130,11 @@ async def strike(kafka: LocalKafka, told: Controlled, kinds: list[str], *, pause
             sent = await passed_through(told.bootstrap_servers, struck.running.sink, struck.running.source, offsets)
         notes = [*struck.notes, *[f"file written by another process from {kinds}"] * struck.restarts]
     late = sent.latency_s > SLO_S
-    recovery_s = []
+    recovery_s, resumed_s = [], []
     for kind, (_, end_s), (next_s, _) in zip(kinds, spans, [*spans[1:], (float("inf"), 0.0)], strict=True):
         own = late & (sent.out_s > end_s) & (sent.entry_s < next_s) & (sent.out_s < next_s)
         recovery_s.append((float(sent.out_s[own].max() - end_s) if own.any() else 0.0, kind))
-    return Half(ledger, recovery_s, differs, notes)
+        after_s = sent.out_s[(sent.out_s > end_s) & (sent.out_s < next_s)]
+        resumed_s.append(float(after_s.min() - end_s) if after_s.size else next_s - end_s)
+    struck_s = {kind: end_s - began_s for kind, (began_s, end_s) in zip(kinds, spans, strict=True)}
+    return Half(ledger, recovery_s, resumed_s, struck_s, differs, notes)
