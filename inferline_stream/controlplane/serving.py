@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from inferline_stream.errors import UsageError
+from inferline_stream.observability.metrics import serve_metrics
 from inferline_stream.observability.page.control import PageControl
 from inferline_stream.observability.page.server import PageServer
-from inferline_stream.observability.scraping import serve_metrics
 from inferline_stream.observability.state import PipelineState
 from inferline_stream.pipeline.shape import Shape
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
 
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -21,6 +25,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from inferline_stream.errors import UsageError
 from inferline_stream.observability.buckets import bucket_label
 from inferline_stream.observability.state import IsolationState, PipelineState, StageState
 
@@ -54,6 +59,43 @@ class StateCollector(Collector):
     def describe(self) -> list[Metric]:
         """Nothing beforehand: the families depend on the state."""
         return []
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsServer:
+    """A running `/metrics` endpoint."""
+
+    port: int
+    _server: WSGIServer
+    _thread: Thread
+
+    def close(self) -> None:
+        """Stop answering and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve_metrics(state: Callable[[], PipelineState | None], port: int, host: str = "127.0.0.1") -> MetricsServer:
+    """Serve `/metrics` from a thread of its own.
+
+    Args:
+        state: returns the newest state; called at each scrape, from another thread.
+        port: TCP port, 0 for any free one.
+        host: address to listen on.
+
+    Raises:
+        UsageError: the port is taken or may not be used.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StateCollector(state))
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise UsageError(
+            f"metrics cannot listen on {host}:{port} ({error.strerror}); choose another --metrics-port, 0 for any"
+        ) from None
+    return MetricsServer(server.server_port, server, thread)
 
 
 @cache

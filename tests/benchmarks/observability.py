@@ -7,7 +7,6 @@ more often than that, so that the difference is above the clock's resolution.
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import statistics
@@ -95,19 +94,16 @@ def _scrapes(metrics: str, pid: int, rounds: int, window_s: float) -> dict[str, 
     share: dict[bool, list[float]] = {True: [], False: []}
     size = 0
     before = _value(metrics, "inferline_events_out_total"), time.monotonic()
-    kept = http.client.HTTPConnection(metrics.split("/")[2], timeout=10)  # one for all scrapes, as Prometheus does
     for _ in range(rounds):
         for scraped in (True, False):
             began_s, cpu_s = time.monotonic(), _cpu_s(pid)
             while (now_s := time.monotonic()) < began_s + window_s:
                 if scraped:
                     start_s = time.perf_counter()
-                    kept.request("GET", "/metrics")
-                    size = len(kept.getresponse().read())
+                    size = len(_read(metrics))
                     took_s.append(time.perf_counter() - start_s)
                 time.sleep(max(0.0, 1 / SCRAPES_PER_S - (time.monotonic() - now_s)))
             share[scraped].append((_cpu_s(pid) - cpu_s) / (time.monotonic() - began_s))
-    kept.close()
     events = _value(metrics, "inferline_events_out_total") - before[0]
     scrapes_per_s = len(took_s) / (rounds * window_s)
     extra = [on - off for on, off in zip(share[True], share[False], strict=True)]

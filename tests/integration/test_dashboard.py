@@ -13,7 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from inferline_stream.observability.dashboard import dashboard, expressions
-from inferline_stream.observability.scraping import serve_metrics
+from inferline_stream.observability.metrics import serve_metrics
 from tests.integration._monitoring import monitoring
 from tests.unit.observability.states import a_state
 from tests.unit.observability.test_metrics import scrape

@@ -13,13 +13,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.isolation.sealing import unsupported
 from inferline_stream.observability.metrics import StateCollector
 from inferline_stream.observability.rules import Target, rules_yaml
-from inferline_stream.observability.scraping import text_of
 from inferline_stream.observability.state import PipelineState
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import KafkaServer
@@ -222,5 +222,7 @@ def stages_named_by_alerts(folder: Path, before: PipelineState, after: PipelineS
 
 
 def samples(state: PipelineState) -> dict[str, float]:
-    lines = text_of(StateCollector(lambda: state, lambda: state.time_s).collect()).decode().splitlines()
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StateCollector(lambda: state, lambda: state.time_s))
+    lines = generate_latest(registry).decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}

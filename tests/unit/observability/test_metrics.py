@@ -1,4 +1,3 @@
-import http.client
 import math
 import re
 import shutil
@@ -8,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from inferline_stream.errors import UsageError
 from inferline_stream.observability import metrics
 from inferline_stream.observability.buckets import bucket_label
-from inferline_stream.observability.scraping import serve_metrics, text_of
+from inferline_stream.observability.metrics import serve_metrics
 from tests.unit.observability.states import BOUNDS_S, SLO_S, a_state
 
 
@@ -74,34 +72,6 @@ def test_an_unmeasured_value_has_no_series_rather_than_a_zero(served):
     text = scrape(port)
     assert "inferline_recent_p99_seconds{" not in text
     assert "inferline_model_drift_ratio{" not in text
-
-
-def test_the_text_is_what_the_reference_library_writes_names_that_need_escapes_included():
-    odd = 'a "quoted" \\ name\nof two lines'
-    state = replace(a_state(), pipeline=odd, decision_counts={(odd, odd): 3})
-    collector = metrics.StateCollector(lambda: state, lambda: 7.0)
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
-    ours, reference = text_of(collector.collect()).decode(), generate_latest(registry).decode()
-    assert samples(ours) == samples(reference)
-    assert ("inferline_paused", (("pipeline", odd),)) in samples(ours)
-    ours, reference = ([line for line in text.splitlines() if line[0] == "#"] for text in (ours, reference))
-    assert ours == reference
-
-
-def test_a_connection_serves_one_scrape_after_another_and_tells_where_metrics_are(served):
-    _, port = served
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.connect()
-        ours = connection.sock.getsockname()
-        for path, status in (("/metrics", 200), ("/metrics?now", 200), ("/elsewhere", 404), ("/metrics", 200)):
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            assert (answer.status, b"/metrics" in answer.read()) == (status, status == 404)
-            assert connection.sock.getsockname() == ours
-    finally:
-        connection.close()
 
 
 def test_before_the_first_state_only_the_build_is_known():
