@@ -51,7 +51,7 @@ def run(
         str,
         typer.Option(
             metavar="EXPORTER",
-            help="a span per batch by OpenTelemetry (the extra tracing): otlp, console, or whichever is installed",
+            help="a span per batch by OpenTelemetry (the extra tracing): otlp_proto_http, console, or another",
         ),
     ] = "",
     start: Annotated[

@@ -31,7 +31,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     kafka_client: KafkaClient = "aiokafka"
     tracing: str = ""
-    """OpenTelemetry exporter of a span per batch, e.g. ``otlp``; empty for none."""
+    """OpenTelemetry exporter of a span per batch, e.g. ``otlp_proto_http``; empty for none."""
     emulated_s: dict[int, float] | None = None
     """On emulated hardware: service time in seconds by batch size."""
     settings: dict[str, float] = {}

@@ -7,6 +7,7 @@ context in its place, so the path of an event can be followed from link to link,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _CONTEXT = ("traceparent", "tracestate")
 _EXPORTERS = "opentelemetry_traces_exporter"
+_LEAVE_WITHIN_S = 2.0
+_INSTALL = "pip install 'inferline-stream[tracing]'"
 
 
 def check_exporter(name: str) -> None:
@@ -34,15 +37,10 @@ def check_exporter(name: str) -> None:
     try:
         import opentelemetry.sdk.trace  # noqa: F401
     except ImportError:
-        raise UsageError(
-            "--tracing needs OpenTelemetry: pip install 'inferline-stream[tracing]' opentelemetry-exporter-otlp"
-        ) from None
+        raise UsageError(f"--tracing needs OpenTelemetry: {_INSTALL}") from None
     known = sorted(exporter.name for exporter in entry_points(group=_EXPORTERS))
     if name not in known:
-        raise UsageError(
-            f"--tracing {name!r}: installed are {', '.join(known)}; "
-            "otlp comes with pip install opentelemetry-exporter-otlp"
-        )
+        raise UsageError(f"--tracing {name!r}: installed are {', '.join(known)}; otlp_proto_http comes with {_INSTALL}")
 
 
 def batch_spans(exporter: str, wiring: Wiring, replica: str, hardware: str) -> BatchSpans | None:
@@ -150,8 +148,10 @@ class BatchSpans:
         span.end()
 
     def close(self) -> None:
-        """Export what is left."""
-        self._provider.shutdown()
+        """Export what is left, and wait no longer for a collector than a replica that leaves may be held up."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(_LEAVE_WITHIN_S)
 
     def _links(self, event: Event) -> Iterator[Link]:
         from opentelemetry.trace import Link, get_current_span
