@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from inferline_stream.cli.output import Bar, waiting
 from inferline_stream.cli.placing import Place, profiling_at
+from inferline_stream.controlplane.arrivals import FEWEST_RECORDS
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.loading import file_and_name, load_topology
@@ -113,10 +114,6 @@ async def existing_partitions(servers: str, what: Declared, prefix: str, timeout
     async with OffsetReader(servers, timeout_s) as offsets:
         found = await offsets.existing(set(topics.values()))
     return {stage: found[topic] for stage, topic in topics.items() if topic in found}
-
-
-FEWEST_RECORDS = 1000
-"""Records in the source topic from which on their shares of its partitions say something."""
 
 
 async def partition_shares(

@@ -25,6 +25,7 @@ from inferline_stream.cli.provisioning import (
     Declared,
     declared,
     existing_partitions,
+    partition_shares,
     plan_table,
     planned,
     profiled,
@@ -143,6 +144,7 @@ async def _run(
             screen.step("starting the embedded broker: in memory, it keeps nothing")
             servers = (await stack.enter_async_context(EmbeddedBrokerProcess())).bootstrap_servers
         existing = await existing_partitions(servers, what, wanted.prefix, limits.connect_timeout_s)
+        shares = await partition_shares(servers, what, wanted.prefix, existing, limits.connect_timeout_s)
         screen.step("looking at profiles")
         options = Options(broker=wanted.bootstrap_servers or "embedded")
         machine = wanted.place.machine
@@ -159,6 +161,7 @@ async def _run(
             algorithm=wanted.algorithm,
             seed=wanted.seed,
             existing=existing,
+            shares=shares,
         )
         people.print(plan_table(plan, what.pipeline))
         run = Run(

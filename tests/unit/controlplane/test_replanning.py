@@ -34,8 +34,8 @@ def measured(slower: float = 1.0) -> PipelineProfile:
     return PipelineProfile(profiles, independent_paths(SHAPE, {}))
 
 
-def ticks(rate: float, seconds: float = 60.0, seed: int = 1) -> list[bytes]:
-    """What a controller writes that samples end offsets each 20 ms and writes each 100 ms."""
+def ticks(rate: float, seconds: float = 60.0, seed: int = 1, partitions_used: int = 12) -> list[bytes]:
+    """What a controller writes that samples end offsets each 20 ms and writes each 100 ms; records go round."""
     arrivals = gamma_trace(rate, 1.0, seconds, np.random.default_rng(seed)).arrivals_s
     edges = np.arange(0.0, seconds + 0.02, 0.02)
     ends = np.searchsorted(arrivals, edges)
@@ -43,7 +43,10 @@ def ticks(rate: float, seconds: float = 60.0, seed: int = 1) -> list[bytes]:
     for first in range(0, len(edges) - 1, 5):
         last = min(first + 5, len(edges) - 1)
         times_ms = [1e12 + 1e3 * float(t) for t in edges[first : last + 1]]
-        rows = [[int(n), 0, *[0] * 10] for n in ends[first : last + 1]]
+        rows = [
+            [(int(n) + p) // partitions_used if p < partitions_used else 0 for p in range(12)]
+            for n in ends[first : last + 1]
+        ]
         records.append(encode(ArrivalTicks(times_ms[1:], rows[1:], rows[0], times_ms[0])))
     return records
 
@@ -57,8 +60,12 @@ def inputs(rate: float, planned_rate: float, **changes: object) -> Inputs:
 
 def test_the_recorded_trace_holds_every_arrival_within_a_tick_of_its_time() -> None:
     true = gamma_trace(50, 1.0, 60.0, np.random.default_rng(1)).arrivals_s
-    found = recorded(ticks(50), 12).arrivals_s
+    trace, came = recorded(ticks(50, partitions_used=4), 12)
+    found = trace.arrivals_s
     assert len(found) == len(true)
+    assert sum(came) == len(true)
+    assert max(came[:4]) - min(came[:4]) <= 1
+    assert came[4:] == (0.0,) * 8
     assert np.abs((found - found[0]) - (true - true[0])).max() <= 0.04
 
 
@@ -93,6 +100,15 @@ def test_a_saving_below_the_threshold_changes_nothing() -> None:
 
 def test_a_stage_that_runs_slower_than_profiled_is_seen() -> None:
     assert replan(inputs(60, 60, measured=measured(slower=3.0))).reason is Reason.PLAN_MISSES_SLO
+
+
+def test_three_partitions_that_take_all_the_load_call_for_three_replicas_in_place_of_two() -> None:
+    even = inputs(100, 100, ticks=ticks(100, seed=5))
+    assert sum(a.replicas for a in even.plan.allocations["a"]) == 2
+    assert replan(even).plan is None
+    proposal = replan(replace(even, ticks=ticks(100, seed=5, partitions_used=3)))
+    assert proposal.reason is Reason.PLAN_MISSES_SLO
+    assert sum(a.replicas for a in proposal.plan.allocations["a"]) == 3
 
 
 def test_a_price_that_changes_moves_a_stage_to_other_hardware() -> None:
