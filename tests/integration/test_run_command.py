@@ -86,9 +86,12 @@ def test_ctrl_c_drains_and_reports_and_metrics_tell_the_story_meanwhile(minimal:
             if "replaying" in line:
                 break
         (address,) = re.findall(r"http://\S+/metrics", "".join(heard))
-        time.sleep(4.0)
-        with urllib.request.urlopen(address, timeout=5) as response:
-            text = response.read().decode()
+        finished = 'inferline_latency_seconds_bucket{le="0.3",pipeline="minimal"}'
+        text, deadline_s = "", time.monotonic() + 30
+        while finished not in text and time.monotonic() < deadline_s:
+            time.sleep(0.5)
+            with urllib.request.urlopen(address, timeout=20) as response:
+                text = response.read().decode()
         process.send_signal(signal.SIGINT)
         out, rest = process.communicate(timeout=40)
     finally:
@@ -97,7 +100,7 @@ def test_ctrl_c_drains_and_reports_and_metrics_tell_the_story_meanwhile(minimal:
     report = json.loads(out)
     assert report["lost"] == 0
     assert 0 < report["events_in"] == report["events_out"]
-    assert 'inferline_latency_seconds_bucket{le="0.3",pipeline="minimal"}' in text
+    assert finished in text
     arrived = re.search(r'^inferline_arrivals_total\{pipeline="minimal"\} (\S+)', text, re.MULTILINE)
     assert arrived is not None
     assert 0 < float(arrived[1]) <= report["events_in"]
