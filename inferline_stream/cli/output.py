@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
@@ -60,17 +60,6 @@ class _AsLogLines(io.StringIO):
         return len(text)
 
 
-@contextmanager
-def waiting(text: str) -> Iterator[Callable[[str], None]]:
-    """Show on standard error what is waited for, and what it has come to; nothing where that is no terminal."""
-    people = console(error=True)
-    if not people.is_terminal:
-        yield lambda _: None
-        return
-    with people.status(text) as status:
-        yield status.update
-
-
 class Bar:
     """Progress of long work on standard error, with the time that is left; without a terminal there, only notes.
 
@@ -86,12 +75,12 @@ class Bar:
             TextColumn(label),
             BarColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]}"),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
         )
         self._bar = Progress(*columns, console=self._console, transient=True)
-        self._task = self._bar.add_task("", total=None, visible=False)
+        self._task = self._bar.add_task("", total=None, visible=False, left="")
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -105,7 +94,13 @@ class Bar:
     def show(self, done: float, total: float | None, doing: str = "") -> None:
         """So much is done of so much; a total of None where nobody can know."""
         visible = total is None or total > 0
-        self._bar.update(self._task, completed=done, total=total, description=doing, visible=visible)
+        left = "" if total is None else "left"
+        self._bar.update(self._task, completed=done, total=total, description=doing, visible=visible, left=left)
+
+    def each(self, total: int) -> Callable[[str], None]:
+        """What is told each of so many steps by name, as it begins."""
+        begun = itertools.count()
+        return lambda doing: self.show(next(begun), total, doing)
 
     def note(self, text: str) -> None:
         """Something worth keeping on the screen."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from inferline_stream.cli.output import Bar, waiting
+from inferline_stream.cli.output import Bar
 from inferline_stream.cli.placing import Place, profiling_at
 from inferline_stream.controlplane.arrivals import FEWEST_RECORDS
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
@@ -306,8 +306,8 @@ def planned(
     from inferline_stream.planner.provision import Progress as Searching
     from inferline_stream.planner.provision import provision
 
-    with waiting("getting the estimator ready (some seconds, once per installation) …"):
-        compile_kernels(everything=False)
+    with Bar("getting the estimator ready, once per installation") as bar:
+        compile_kernels(bar.show, everything=False)
     pipeline = what.pipeline
     traces = tuple(traces) or (what.trace,)
     check_memory(sum(map(len, traces)), len(pipeline.stages))

@@ -161,13 +161,6 @@ def compare(
     _check_picture(plot)
     ground = _ground(what, trace, plan, seed)
     with Bar("comparing") as bar:
-        begun = 0
-
-        def show(policy: str) -> None:
-            nonlocal begun
-            bar.show(begun, len(chosen), policy)
-            begun += 1
-
         comparison = compared(
             ground.shape,
             ground.plan,
@@ -181,7 +174,7 @@ def compare(
             objective=ground.objective,
             seed=seed,
             kernel=compiled_kernel(),
-            progress=show,
+            progress=bar.each(len(chosen)),
         )
     if plot is not None:
         from inferline_stream.observability.plots.comparing import draw_comparison

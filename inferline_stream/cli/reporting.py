@@ -17,19 +17,20 @@ def report(
     output: Output = "table",
 ) -> None:
     """Write one page about a finished run: what happened, why, what it cost, and what each baseline would have cost."""
-    from inferline_stream.cli.output import print_json, waiting
+    from inferline_stream.cli.output import Bar, print_json
     from inferline_stream.cli.provisioning import topology_file
     from inferline_stream.controlplane.record import DOCUMENT, newest_run, read_events, read_record
     from inferline_stream.controlplane.retelling import retold
     from inferline_stream.dataplane.loading import load_topology
+    from inferline_stream.replay.compare import NAMES
 
     folder = run
     if not (run / DOCUMENT).exists():
         file = topology_file(run)
         folder = newest_run(file.parent, load_topology(file).name)
     record, events = read_record(folder), read_events(folder)
-    with waiting("replaying the recorded arrivals") as now:
-        page = retold(record, events, lambda policy: now(f"replaying the recorded arrivals: {policy}"))
+    with Bar("replaying the recorded arrivals") as bar:
+        page = retold(record, events, bar.each(len(NAMES)))
     target = save or folder / "report.html"
     target.write_text(page)
     if output == "json":

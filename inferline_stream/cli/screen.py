@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -44,15 +45,25 @@ class Screen:
         self.close()
 
     def close(self) -> None:
-        """Leave the last table where it is."""
+        """Take the table away."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def step(self, text: str) -> None:
         """The run has come to its next step."""
+        self.close()  # what is on the screen was of the step before
         self._step = text
         self._say(Text(f"{text} …", style="dim"))
+
+    def progress(self, done: int, of: int, left_s: float) -> None:
+        """How far the step is, and about how much longer it takes, 0 where nobody can tell."""
+        left = f", about {format_duration(math.ceil(left_s))} left" if left_s else ""
+        text = Text(f"{self._step}: {done} of {of}{left}", style="dim")
+        if self._console.is_terminal:
+            self._show(text)
+        elif self._line_is_due():
+            self._say(text)
 
     def note(self, text: str) -> None:
         """Something to keep on the screen."""
@@ -73,12 +84,8 @@ class Screen:
     def now(self, state: PipelineState) -> None:
         """The newest picture."""
         if self._console.is_terminal:
-            if self._live is None:
-                self._live = Live(console=self._console, auto_refresh=False, transient=True)
-                self._live.start()
-            self._live.update(Group(headline(state, self._elapsed_s()), stages_table(state)), refresh=True)
-        elif time.monotonic() - self._line_s >= _LINE_EVERY_S:
-            self._line_s = time.monotonic()
+            self._show(Group(headline(state, self._elapsed_s()), stages_table(state)))
+        elif self._line_is_due():
             if logs_as_json():
                 logger.info("state", extra=_as_fields(state))
                 return
@@ -92,6 +99,18 @@ class Screen:
             self._say(Text(f"replica ended: {line}", style="yellow"))
         for event in report.lost_ids:
             self._say(Text(f"lost: {event}", style="bold red"))
+
+    def _show(self, what: RenderableType) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(what, refresh=True)
+
+    def _line_is_due(self) -> bool:
+        if time.monotonic() - self._line_s < _LINE_EVERY_S:
+            return False
+        self._line_s = time.monotonic()
+        return True
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._began_s

@@ -48,6 +48,9 @@ class Watcher(Protocol):
     def step(self, text: str) -> None:
         """The run has come to its next step."""
 
+    def progress(self, done: int, of: int, left_s: float) -> None:
+        """How far that step is, and about how much longer it takes, 0 where nobody can tell; often."""
+
     def note(self, text: str) -> None:
         """Something to keep on the screen: an address, a warning."""
 
@@ -62,6 +65,9 @@ class Quiet:
     """Shows nothing."""
 
     def step(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, done: int, of: int, left_s: float) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:

@@ -46,9 +46,11 @@ class Session:
         Raises:
             StageFailed: a stage cannot start, or takes longer than `Settings.start_timeout_s`.
         """
-        deadline_s = time.monotonic() + self.run.settings.start_timeout_s
+        began_s = time.monotonic()
+        deadline_s = began_s + self.run.settings.start_timeout_s
         while not self._all_ready():
             self._alive()
+            self._tell_start(time.monotonic() - began_s)
             for stage in self.running_stages():
                 died = self.controller.picture.restarts[stage]
                 if died >= _HOPELESS_RESTARTS and not self.replicas_most.get(stage):
@@ -74,6 +76,19 @@ class Session:
             and all(kind.ready + pending[stage.name, kind.hardware] >= kind.wanted for kind in stage.replicas)
             for stage in state.stages
         )
+
+    def _tell_start(self, elapsed_s: float) -> None:
+        """How many replicas are ready, and when the last would be if each took as long as its profile says."""
+        if (state := self.controller.state) is None:
+            return
+        kinds = [(stage.name, kind) for stage in state.stages for kind in stage.replicas]
+        profiles = self.run.measured.profiles
+        longest_s = max(
+            (profiles[stage, kind.hardware].start_up_s for stage, kind in kinds if kind.ready < kind.wanted),
+            default=0.0,
+        )
+        ready = sum(min(kind.ready, kind.wanted) for _, kind in kinds)
+        self.watcher.progress(ready, sum(kind.wanted for _, kind in kinds), max(0.0, longest_s - elapsed_s))
 
     def _alive(self) -> None:
         """Raise what ended the control loop, if it has ended."""

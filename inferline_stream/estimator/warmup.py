@@ -25,7 +25,7 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
     """Simulate a few events with each kind of queue.
 
     Args:
-        progress: told after every step; they are slow only where nothing is cached yet.
+        progress: told before and after every step; they are slow only where nothing is cached yet.
         everything: also what few plans need: records without keys, waits for fuller batches, order of entry.
     """
     shape = Shape(("a", "b", "c"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
@@ -40,10 +40,11 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
     if not everything:
         steps = steps[:2]
     workload = prepare(shape, measured, Trace(np.arange(8.0)))
-    for done, station in enumerate(steps, start=1):
+    tell = progress or (lambda done, of: None)
+    for done, station in enumerate(steps):
+        tell(done, len(steps))
         evaluate(workload, [station] * 3, slo_s=1.0, allowed=8, slice_events=4)
-        if progress is not None:
-            progress(done, len(steps))
+    tell(len(steps), len(steps))
 
 
 def _station(*, owners: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None, **queue: bool) -> Station:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
+import select
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -159,6 +164,38 @@ def test_json_log_lines_are_all_that_standard_error_holds(traced: subprocess.Com
     lines = [json.loads(line) for line in traced.stderr.splitlines()]
     assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in lines))
     assert any(line["message"].startswith("replica ") for line in lines)
+
+
+def test_a_run_says_how_many_of_its_replicas_are_ready_while_they_start(
+    traced: subprocess.CompletedProcess[str],
+) -> None:
+    said = [json.loads(line)["message"] for line in traced.stderr.splitlines()]
+    assert [text for text in said if re.match(r"starting replicas: \d of 3", text)], said
+
+
+def test_long_work_shows_on_a_terminal_how_much_time_is_left_and_nothing_elsewhere(folder: Path) -> None:
+    long = [*CALLS["replay"], "--output", "json"]
+    assert call(folder, *long).stderr == ""
+    ours, theirs = pty.openpty()
+    columns = struct.pack("4H", 24, 100, 0, 0)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, columns)
+    with open(theirs, "wb", buffering=0) as terminal, open(ours, "rb", buffering=0) as screen:
+        verb = subprocess.Popen([COMMAND, *long], cwd=folder, stdout=subprocess.PIPE, stderr=terminal, text=True)
+        shown = b""
+        while verb.poll() is None or select.select([screen], [], [], 0)[0]:
+            if select.select([screen], [], [], 0.1)[0]:  # what nobody reads would hold it up
+                shown += screen.read(65536)
+        assert verb.stdout is not None
+        with verb.stdout as out:
+            assert json.loads(out.read())["pipeline"] == "reviews"
+    assert verb.returncode == 0
+    assert re.search(r"replaying [━╸╺ ]+ \d:\d\d:\d\d left \d:\d\d:\d\d", plain(shown)), plain(shown)
+    assert shown.rstrip().endswith(b"\x1b[2K"), "the bar is taken away in the end"
+
+
+def plain(shown: bytes) -> str:
+    """What a terminal was sent, without its control sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
 @pytest.fixture(scope="module")
