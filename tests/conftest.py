@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -52,4 +53,23 @@ def no_cluster() -> str:
     return "" if os.environ.get("KUBECONFIG") else "KUBECONFIG names no Kubernetes cluster"
 
 
-NEEDS = {"gpu": no_gpu, "engine": no_engine, "cluster": no_cluster}
+def memory_group() -> tuple[Path | None, bool]:
+    """A control group in which groups with a limit of memory can be made, and whether it is of version 2.
+
+    Also one that a service manager has put this process into: tests leave nothing behind in it.
+    """
+    from inferline_stream.isolation.limits import own_group
+
+    folder, unified = own_group("memory")
+    if folder is None and not unified:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        paths = [line.split(":", 2)[2] for line in lines if line.split(":")[1] == "memory"]
+        folder = Path("/sys/fs/cgroup/memory") / paths[0].lstrip("/") if paths else None
+    return (folder if folder is not None and os.access(folder, os.W_OK) else None), unified
+
+
+def no_groups() -> str:
+    return "" if memory_group()[0] else "no control group with a limit of memory can be made here"
+
+
+NEEDS = {"gpu": no_gpu, "engine": no_engine, "cluster": no_cluster, "groups": no_groups}

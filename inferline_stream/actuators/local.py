@@ -217,13 +217,14 @@ class LocalActuator:
         with contextlib.suppress(BrokenPipeError):
             own.process.stdin.close()
         code = own.process.wait()
+        overran = own.launch.overran
         own.launch.close()
         tail = "" if code == 0 else _tail(own.log)
         if code == 0 and own.log.stat().st_size == 0:
             own.log.unlink()  # nothing to read
         else:
             self._keep_few(place.stage, own.log)
-        self._places.ended(place, code, _reason(code, tail, own.log), tail)
+        self._places.ended(place, code, _reason(code, tail, overran, own.log), tail)
         for other in self._places.all if own.devices else ():
             if other.held_up and other.running:
                 self._start(other)
@@ -235,9 +236,9 @@ class LocalActuator:
             logs.popleft().unlink(missing_ok=True)
 
 
-def _reason(code: int, tail: str, log: Path) -> str:
+def _reason(code: int, tail: str, overran: str, log: Path) -> str:
     if code <= 0:
-        return reason_of(code)
+        return f"{reason_of(code)}: {overran}" if overran else reason_of(code)
     said = tail.splitlines()[-1].strip() if tail else "it wrote nothing"
     return f"{reason_of(code)}: {said} (log: {log})"
 

@@ -81,6 +81,13 @@ class Launch:
         if self._names is not None:
             self._names.theirs.close()
 
+    @property
+    def overran(self) -> str:
+        """Of a killed process, before `close`: the limit that the kernel killed it for, in words; empty if unknown."""
+        if self._process and limits.overran_memory(self._process):
+            return f"more than its {limits.memory_bytes(self.confinement) >> 20} MiB of memory"
+        return ""
+
     def close(self) -> None:
         """It has ended, or was never started."""
         if self._names is not None:

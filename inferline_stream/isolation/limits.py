@@ -62,6 +62,19 @@ def join_groups(confinement: Confinement, process: int) -> tuple[str, ...]:
     return tuple(held)
 
 
+def overran_memory(process: int) -> bool:
+    """Whether the kernel has killed in a process's own group for its limit of memory; asked before it is removed."""
+    folder, unified = own_group("memory")
+    if folder is None:
+        return False
+    told = folder / _name(process) / ("memory.events" if unified else "memory.oom_control")
+    try:
+        counts = dict(line.split() for line in told.read_text().splitlines())
+    except OSError:
+        return False
+    return int(counts.get("oom_kill", 0)) > 0
+
+
 def leave_groups(process: int) -> None:
     """Remove the control groups of a process that has ended."""
     for controller in ("memory", "pids"):

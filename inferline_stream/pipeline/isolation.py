@@ -27,7 +27,8 @@ class Isolation:
             import late; ``"off"``, only what is set before the first import holds.
         jit: whether it may write machine code into memory (numba, PyTorch's compiler).
         helpers: processes it may fork for itself, sealed as it is.
-        memory_mb: most memory, in MiB; None for half of the machine's.
+        memory_mb: most memory of a process, in MiB; None for half of the machine's. It may have no more together with
+            its helpers and what they share, where control groups are ours to make (`sandbox check` says so).
         file_mb: longest file it may write, in MiB, its log included.
         scratch: whether it has a folder of its own for temporary files (`tempfile`), removed when it has ended.
         forked: whether replicas are forked from a parent that has imported the topology already: they start faster.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,17 +15,20 @@ import pytest
 
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.dataplane.protocol import ReplicaSpec
+from inferline_stream.isolation import limits
+from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.sealing import unsupported
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.testing.directing import Director
+from tests.conftest import memory_group
 
 pytestmark = pytest.mark.skipif(
     bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
 )
 
 TOPOLOGY = '''
-import contextlib, errno, os, signal, socket, subprocess, sys, threading
+import contextlib, errno, mmap, os, signal, socket, subprocess, sys, threading
 from pathlib import Path
 
 from inferline_stream import Isolation, Pipeline, Stage, Topic
@@ -75,6 +79,12 @@ def allocate(_):
         kept.append(bytearray(16 << 20))
 
 
+def share(_):
+    shared = mmap.mmap(-1, 400 << 20)  # no process's own, so no limit of processes counts it
+    for at in range(0, len(shared), 4096):
+        shared[at] = 1
+
+
 ATTACKS = {
     "read": lambda path: Path(path).read_bytes(),
     "connect": connect,
@@ -85,6 +95,7 @@ ATTACKS = {
     "flood": flood,
     "threads": threads,
     "allocate": allocate,
+    "share": share,
 }
 
 
@@ -163,6 +174,35 @@ async def test_a_hostile_stage_harms_nobody(embedded_broker, tmp_path):
             await director.producer.send_and_wait(director.names.topic("in"), b'"fork"')
             await director.until(lambda: director.reports[good].events == len(orders) + 2, "the other goes on")
             assert director.processes[good].returncode is None
+
+
+@pytest.mark.groups
+async def test_a_replica_beyond_the_memory_of_its_control_group_is_killed_alone_and_the_reason_says_so(
+    embedded_broker, tmp_path, monkeypatch
+):
+    """The kernel's own doing, in a group that this test puts the replica into: few machines leave that to a run."""
+    (tmp_path / "good.bin").write_bytes(b"the other stage's model")
+    (tmp_path / "orders.json").write_text("[]")
+    (tmp_path / "topology.py").write_text(TOPOLOGY)
+    ours = {"memory": memory_group()}
+    monkeypatch.setattr(limits, "own_group", lambda controller: ours.get(controller, (None, False)))
+    one_each = {"good": 1, "hostile": 1}
+    async with Director(embedded_broker.bootstrap_servers, tmp_path / "topology.py", partitions=one_each) as director:
+        good = await director.start("good")
+        await director.assign(good, [0])
+        async with started(director, tmp_path) as actuator:
+            (replica,) = await actuator.observe()
+            await director.until(lambda: ready(director, replica.replica), "the hostile stage is ready", 30.0)
+            confinement = confined(Isolation("sandbox", memory_mb=300), director.topology, catalogue()["cpu-1"], "")
+            assert limits.join_groups(confinement, replica.pid) == ("memory",)
+            await director.assign(replica.replica, [0], max_batch_size=1)
+            await director.producer.send_and_wait(director.names.topic("in"), b'"share"')
+            async with asyncio.timeout(30):
+                ended = await actuator.next_exit()
+            assert ended.replica == replica.replica
+            assert ended.reason == "killed by SIGKILL: more than its 300 MiB of memory"
+        await director.producer.send_and_wait(director.names.topic("in"), b'"fork"')
+        await director.until(lambda: director.reports[good].events == 2, "the other goes on")
 
 
 @contextlib.asynccontextmanager
