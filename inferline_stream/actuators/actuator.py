@@ -38,6 +38,8 @@ class ObservedReplica:
         restarts: deaths so far.
         pending: why it has no place to run on yet, or cannot start there, where something tells; empty if it runs.
         way: how it came to run; may be learned a little later.
+        older: whether it runs what its place's makers have a newer version of, and they replace all such by themselves,
+            one after another, with one more than was asked for meanwhile.
     """
 
     replica: str
@@ -49,6 +51,7 @@ class ObservedReplica:
     restarts: int
     pending: str = ""
     way: Way = field(default="", compare=False)
+    older: bool = False
 
 
 @dataclass(frozen=True, slots=True)

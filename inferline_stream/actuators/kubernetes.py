@@ -1,27 +1,22 @@
-"""Replicas as pods, one Deployment for each stage and hardware kind. Alone knows lightkube."""
+"""Replicas as pods, one Deployment for each stage and hardware kind."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 
 import httpx2
-from lightkube import ApiError, AsyncClient, KubeConfig
-from lightkube.codecs import from_dict
-from lightkube.core.exceptions import ConfigError
-from lightkube.generic_resource import create_namespaced_resource
+from lightkube import ApiError, AsyncClient
 from lightkube.models.autoscaling_v1 import ScaleSpec
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
-from lightkube.resources.batch_v1 import Job
 from lightkube.resources.core_v1 import Event, Pod, ResourceQuota
-from lightkube.types import CascadeType, PatchType
+from lightkube.types import PatchType
 
 from inferline_stream.actuators.actuator import (
     ObservedReplica,
@@ -29,6 +24,7 @@ from inferline_stream.actuators.actuator import (
     placed,
     surplus,
 )
+from inferline_stream.actuators.api_server import plain, translated
 from inferline_stream.actuators.manifests import (
     FIELD_MANAGER,
     MANAGED_BY,
@@ -39,9 +35,9 @@ from inferline_stream.actuators.manifests import (
     left_by_quotas,
     resources,
 )
-from inferline_stream.actuators.pods import Pods, pending_of
+from inferline_stream.actuators.pods import Pods
 from inferline_stream.dataplane.protocol import ReplicaSpec
-from inferline_stream.errors import InferlineError, Unreachable, UsageError
+from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)
@@ -53,7 +49,6 @@ _LONGEST_RETRY_S = 5.0
 _WATCH_S = 300
 """After so long a watch is begun anew: a connection that died silently is noticed."""
 
-_JOB_LOOK_S = 1.0
 _QUOTAS_S = 5.0
 _CREATED_WITHIN_S = 10.0
 """Until a Deployment's controller has made the pods asked for; it may be longer where the cluster is busy."""
@@ -93,6 +88,7 @@ class KubernetesActuator:
         self._changed = asyncio.Condition()
         self._listed = asyncio.Event()
         self._applied: set[tuple[str, str]] = set()
+        self._asked: dict[tuple[str, str], int] = {}
         self._replacing: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._scaling = asyncio.Lock()
@@ -115,15 +111,16 @@ class KubernetesActuator:
         await self._listed.wait()
         async with self._scaling:
             name = deployment_name(self._pipeline, stage, hardware)
-            with _translated():
+            with translated():
                 if (stage, hardware) not in self._applied:
                     await self._apply(name, stage, hardware)
-                alike = [r for r in self._pods.observed() if (r.stage, r.hardware) == (stage, hardware)]
-                leaving = surplus(alike, replicas, retiring)
-                for replica in leaving:
-                    await self._goes_first(replica)
                 before = (await self._client.get(Deployment.Scale, name, namespace=self._cluster.namespace)).spec
                 asked = (before.replicas if before is not None else 0) or 0
+                if asked != self._asked.get((stage, hardware), asked):  # somebody has set it since
+                    await self._refuse_another_scaler(name)
+                leaving = surplus(self._alike(stage, hardware), replicas, retiring) if asked > replicas else ()
+                for replica in leaving:
+                    await self._goes_first(replica)
                 if asked != replicas:
                     self._pods.retiring(stage, hardware, max(0, asked - replicas))
                     await self._client.patch(
@@ -133,10 +130,11 @@ class KubernetesActuator:
                         namespace=self._cluster.namespace,
                         patch_type=PatchType.MERGE,
                     )
+            self._asked[stage, hardware] = replicas
             for replica in leaving:
                 if (task := self._replacing.pop(replica, None)) is not None:
                     task.cancel()
-            await self._until(lambda: self._count(stage, hardware) == replicas, _CREATED_WITHIN_S)
+            await self._until(lambda: self._has(stage, hardware, replicas), _CREATED_WITHIN_S)
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Every replica that was asked for and is not gone, oldest first."""
@@ -154,7 +152,7 @@ class KubernetesActuator:
             self._quotas_s = now_s
             with contextlib.suppress(ApiError, httpx2.HTTPError):  # not allowed to look, or an outage: the last holds
                 found = self._client.list(ResourceQuota, namespace=self._cluster.namespace)
-                self._quotas = [_plain(quota) async for quota in found]
+                self._quotas = [plain(quota) async for quota in found]
         observed = self._pods.observed()
         room = placed(observed, now_s)
         for _, kind in self._applied:
@@ -199,9 +197,13 @@ class KubernetesActuator:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _count(self, stage: str, hardware: str) -> int:
-        there = [r for r in self._pods.observed() if (r.stage, r.hardware) == (stage, hardware)]
-        return sum(r.state != "retiring" for r in there)
+    def _alike(self, stage: str, hardware: str) -> list[ObservedReplica]:
+        return [r for r in self._pods.observed() if (r.stage, r.hardware) == (stage, hardware)]
+
+    def _has(self, stage: str, hardware: str, replicas: int) -> bool:
+        """Whether there are so many; while the cluster replaces those of an older template, there is one more."""
+        there = [r for r in self._alike(stage, hardware) if r.state != "retiring"]
+        return len(there) == replicas or any(r.older for r in there)
 
     async def _until(self, holds: Callable[[], bool], deadline_s: float) -> bool:
         try:
@@ -264,7 +266,7 @@ class KubernetesActuator:
         while True:
             try:
                 pods = self._client.list(Pod, namespace=namespace, labels=labels)
-                found = [_plain(pod) async for pod in pods]
+                found = [plain(pod) async for pod in pods]
                 await self._told([*self._pods.missing(pod["metadata"]["name"] for pod in found)], found)
                 self._listed.set()
                 retry_s = _FIRST_RETRY_S
@@ -273,11 +275,11 @@ class KubernetesActuator:
                         Pod, namespace=namespace, labels=labels, resource_version=pods.resourceVersion
                     )
                     async for kind, pod in watch:
-                        plain = _plain(pod)
+                        seen = plain(pod)
                         if kind == "DELETED":
-                            await self._told(self._pods.gone(plain["metadata"]["name"]))
+                            await self._told(self._pods.gone(seen["metadata"]["name"]))
                         elif kind in ("ADDED", "MODIFIED"):
-                            await self._told([], [plain])
+                            await self._told([], [seen])
             except TimeoutError:
                 continue
             except (ApiError, httpx2.HTTPError, OSError) as error:
@@ -311,106 +313,8 @@ class KubernetesActuator:
             self._pods.came(pod, pulled=any("already present" not in message for message in told))
 
 
-async def run_job(client: AsyncClient, manifest: dict[str, Any], deadline_s: float) -> str:
-    """Run a Job to its end and return what its pod wrote; the Job is deleted, however it ended.
-
-    Raises:
-        InferlineError: it has no place within the deadline, or its image cannot be had; says why.
-        Unreachable: the API server does not answer.
-    """
-    name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
-    labels: dict[str, Any] = {"job-name": name}
-    pending = "no pod was made for it"
-    with _translated():
-        await client.create(cast("Job", Job.from_dict(manifest)))
-        try:
-            async with asyncio.timeout(deadline_s):
-                while True:
-                    async for pod in client.list(Pod, namespace=namespace, labels=labels):
-                        found = _plain(pod)
-                        if found.get("status", {}).get("phase") in ("Succeeded", "Failed"):
-                            said = client.log(found["metadata"]["name"], namespace=namespace)
-                            return "\n".join([line.rstrip("\n") async for line in said])
-                        pending = pending_of(found) or "it still runs"
-                    await asyncio.sleep(_JOB_LOOK_S)
-        except TimeoutError:
-            raise InferlineError(f"Job {name!r} had not ended after {deadline_s:g} s: {pending}") from None
-        finally:
-            with contextlib.suppress(ApiError, httpx2.HTTPError):
-                await client.delete(Job, name, namespace=namespace, cascade=CascadeType.BACKGROUND)
-
-
-async def apply(client: AsyncClient, manifests: Sequence[dict[str, Any]]) -> list[str]:
-    """Apply manifests server-side; returns in words those whose kind the cluster does not know.
-
-    Raises:
-        UsageError: the API server refuses.
-        Unreachable: it does not answer.
-    """
-    unknown = []
-    for manifest in manifests:
-        version, _, short = manifest["apiVersion"].rpartition("/")
-        with _translated():
-            try:
-                if version == "monitoring.coreos.com":
-                    create_namespaced_resource(version, short, manifest["kind"], f"{manifest['kind'].lower()}s")
-                await client.apply(from_dict(manifest), field_manager=FIELD_MANAGER, force=True)
-            except (ApiError, httpx2.HTTPStatusError) as error:
-                # Of a group that it does not have, an API server says so in plain text, and lightkube does not read it.
-                code = error.status.code if isinstance(error, ApiError) else error.response.status_code
-                if code != 404 or version != "monitoring.coreos.com":
-                    raise
-                unknown.append(f"{manifest['kind']}: the cluster has no Prometheus operator")
-    return unknown
-
-
-async def controllers(client: AsyncClient, namespace: str) -> list[dict[str, Any]]:
-    """Deployments of every pipeline's controllers in a namespace.
-
-    Raises:
-        Unreachable: the API server does not answer.
-    """
-    labels: dict[str, Any] = {"app.kubernetes.io/name": FIELD_MANAGER, "app.kubernetes.io/component": "controller"}
-    with _translated():
-        return [_plain(found) async for found in client.list(Deployment, namespace=namespace, labels=labels)]
-
-
-def cluster_client() -> AsyncClient:
-    """A client as kubectl would connect: within a cluster, by KUBECONFIG, or by ``~/.kube/config``.
-
-    Raises:
-        UsageError: none of them is there.
-    """
-    try:
-        return AsyncClient(config=KubeConfig.from_env().get(), field_manager=FIELD_MANAGER)
-    except ConfigError as error:
-        raise UsageError(f"no Kubernetes cluster is configured: {error}; set KUBECONFIG") from None
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except ApiError as error:
-        if error.status.code == 403:
-            raise UsageError(f"Kubernetes refuses: {error.status.message}; grant the controller's Role") from error
-        raise InferlineError(f"Kubernetes refuses: {error.status.message}") from error
-    except httpx2.HTTPStatusError as error:  # not in Kubernetes' words: what it has not, or a proxy before it
-        text = f"{error.response.status_code} {error.response.reason_phrase}: {error.request.url.path}"
-        if error.response.is_server_error:
-            raise Unreachable(f"the Kubernetes API server does not answer: {text}") from error
-        raise InferlineError(f"Kubernetes refuses: {text}") from error
-    except (httpx2.HTTPError, OSError) as error:
-        raise Unreachable(f"the Kubernetes API server does not answer: {error or type(error).__name__}") from error
-
-
 def _typed(manifest: dict[str, Any]) -> Deployment:
     return cast("Deployment", Deployment.from_dict(manifest))
-
-
-def _plain(item: Pod | ResourceQuota | Deployment) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(item.to_dict(), default=str))
-    return found
 
 
 def _age(pod: dict[str, Any]) -> tuple[str, str]:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from inferline_stream.actuators.devices import slice_of
 from inferline_stream.dataplane.protocol import ReplicaSpec, encode
 from inferline_stream.pipeline.hardware import Hardware
@@ -153,10 +155,12 @@ def deployment(pipeline: str, spec: ReplicaSpec, cluster: Cluster, *, grace_s: f
     """
     hardware = spec.hardware
     own = labels(pipeline, spec.stage, hardware.name)
+    # Told with the first assignment; a plan's limit here would have another plan replace every replica.
+    told = msgspec.structs.replace(spec, max_batch_size=1)
     container = _container(["python", "-m", "inferline_stream.actuators.pod", LIFE_FOLDER], hardware, cluster) | {
         "env": [
             {"name": POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-            {"name": SPEC_VARIABLE, "value": encode(spec).decode()},
+            {"name": SPEC_VARIABLE, "value": encode(told).decode()},
         ],
         "readinessProbe": {"exec": {"command": ["test", "-e", READY_FILE]}, "periodSeconds": 2},
     }

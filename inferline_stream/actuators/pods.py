@@ -15,6 +15,9 @@ from inferline_stream.actuators.actuator import (
 )
 from inferline_stream.actuators.manifests import HARDWARE_LABEL, STAGE_LABEL
 
+TEMPLATE_LABEL = "pod-template-hash"
+"""Kubernetes' own, of every pod of a Deployment."""
+
 LOST = -1
 """Exit code of a pod that vanished without telling one: deleted by force, or its node is gone."""
 
@@ -22,6 +25,8 @@ LOST = -1
 @dataclass(slots=True)
 class _Known:
     seen: ObservedReplica
+    template: str = ""
+    """Of its Deployment's versions, the one that it was made from."""
     failures: int = 0
     """Deaths in a row before this one, none of which came long after its start."""
     told: bool = False
@@ -50,7 +55,15 @@ class Pods:
 
     def observed(self) -> tuple[ObservedReplica, ...]:
         """Every replica that is not gone, oldest first."""
-        return tuple(known.seen for known in self._known.values())
+        newest = self._templates()
+        return tuple(
+            known.seen if known.template == newest[_place(known)] else replace(known.seen, older=True)
+            for known in self._known.values()
+        )
+
+    def _templates(self) -> dict[tuple[str, str], str]:
+        """The version that a Deployment makes its pods from: that of the pod made last."""
+        return {_place(known): known.template for known in self._known.values()}
 
     def retiring(self, stage: str, hardware: str, count: int) -> None:
         """So many more are asked to go; whichever pods the cluster ends then, their ends are expected."""
@@ -69,11 +82,14 @@ class Pods:
             if _finished(pod):  # before our time
                 return []
             restarts, failures = self._heirs.get(kind, [(0, 0)]).pop(0) if self._heirs.get(kind) else (0, 0)
-            known = _Known(ObservedReplica(name, *kind, "running", None, now_s, restarts), failures)
+            template = pod["metadata"]["labels"].get(TEMPLATE_LABEL, "")
+            known = _Known(ObservedReplica(name, *kind, "running", None, now_s, restarts), template, failures)
             self._known[name] = known
         if pod["metadata"].get("deletionTimestamp") and known.seen.state != "retiring":
-            known.expected = self._owed.get(kind, 0) > 0
-            if known.expected:
+            if known.template != self._templates()[kind]:
+                known.expected = True
+            elif self._owed.get(kind, 0) > 0:
+                known.expected = True
                 self._owed[kind] -= 1
             known.seen = replace(known.seen, state="retiring")
         known.seen = replace(known.seen, pending=pending_of(pod))
@@ -110,10 +126,9 @@ class Pods:
         known = self._known.pop(name, None)
         if known is None:
             return []
-        kind = (known.seen.stage, known.seen.hardware)
         if not known.expected:
             lost = 0 if known.told else 1
-            self._heirs.setdefault(kind, []).append((known.seen.restarts + lost, known.failures))
+            self._heirs.setdefault(_place(known), []).append((known.seen.restarts + lost, known.failures))
         if known.told:
             return []
         return [self._exit(known, None if known.expected else 0.0)]
@@ -147,6 +162,10 @@ class Pods:
 def _kind(pod: Mapping[str, Any]) -> tuple[str, str]:
     found = pod["metadata"]["labels"]
     return found[STAGE_LABEL], found[HARDWARE_LABEL]
+
+
+def _place(known: _Known) -> tuple[str, str]:
+    return known.seen.stage, known.seen.hardware
 
 
 def _finished(pod: Mapping[str, Any]) -> bool:

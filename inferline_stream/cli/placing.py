@@ -60,10 +60,12 @@ async def actuator_of(place: Place, run: Run) -> AsyncIterator[Actuator | None]:
         async with _ray().RayActuator(run.spec, place.ray_address) as actors:
             yield actors
     else:
-        kubernetes = kubernetes_door()
+        door = kubernetes_door()
+        from inferline_stream.actuators.kubernetes import KubernetesActuator
+
         async with (
-            kubernetes.cluster_client() as client,
-            kubernetes.KubernetesActuator(
+            door.cluster_client() as client,
+            KubernetesActuator(
                 run.pipeline.name,
                 run.spec,
                 cluster_of(place, client.namespace),
@@ -119,13 +121,13 @@ def _ray() -> Any:
 
 
 def kubernetes_door() -> Any:
-    """The module that alone knows lightkube.
+    """The module that asks an API server.
 
     Raises:
         UsageError: lightkube is not installed.
     """
     try:
-        from inferline_stream.actuators import kubernetes
+        from inferline_stream.actuators import api_server
     except ImportError as error:
         raise UsageError(f"--on kubernetes: {error}; pip install 'inferline-stream[kubernetes]'") from None
-    return kubernetes
+    return api_server

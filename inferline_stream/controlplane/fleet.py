@@ -46,6 +46,8 @@ class Fleet:
     """How each replica came to run, where something tells."""
     pending: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Replicas that were asked for and have no place, by stage and hardware kind."""
+    _asked: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Replicas that the actuator was asked for last, by stage and hardware kind."""
     _retired: set[str] = field(default_factory=set)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -82,6 +84,9 @@ class Fleet:
         own = [r for r in observed if r.state != "retiring" and r.replica not in self.draining]
         wanted = self._of_stage(stage)
         kinds = {*wanted, *(r.hardware for r in own)}
+        if any(r.older for r in own):
+            await self._ask_for_more(stage, wanted)
+            return
         change = next_change(
             wanted,
             [self._member(r) for r in own],
@@ -94,12 +99,22 @@ class Fleet:
             leaving = [r.replica for r in own if r.hardware == kind and r.replica in change.leaving]
             staying = sum(r.hardware == kind for r in own) - len(leaving)
             if leaving:
-                await self.actuator.scale(stage, kind, staying, leaving)
-            if count != staying:
-                await self.actuator.scale(stage, kind, count)
+                await self._ask(stage, kind, staying, leaving)
+            if count != staying or (stage, kind) not in self._asked:  # those there may be an earlier controller's
+                await self._ask(stage, kind, count)
         if change.leaving or change.counts != {kind: sum(r.hardware == kind for r in own) for kind in change.counts}:
             logger.info("stage %s: %s leave, %s asked for", stage, change.leaving or "none", dict(change.counts))
             self._remember(await self.actuator.observe())
+
+    async def _ask_for_more(self, stage: str, wanted: Mapping[str, int]) -> None:
+        """While others replace this stage's replicas, nobody is told to leave: there are more only until they have."""
+        for kind, count in wanted.items():
+            if count > self._asked.get((stage, kind), 0):
+                await self._ask(stage, kind, count)
+
+    async def _ask(self, stage: str, kind: str, count: int, leaving: Collection[str] = ()) -> None:
+        await self.actuator.scale(stage, kind, count, leaving)
+        self._asked[stage, kind] = count
 
     def _of_stage(self, stage: str) -> dict[str, int]:
         """Replicas by hardware kind, standbys included: those are of the fastest kind, which can stand in for any."""
@@ -156,7 +171,8 @@ class Fleet:
                     self.draining.add(replica)
                     alike = [o for o in observed if (o.stage, o.hardware) == (r.stage, r.hardware)]
                     count = sum(o.state != "retiring" for o in alike)
-                    await self.actuator.scale(r.stage, r.hardware, count - 1, (replica,))
+                    count = min(count, self._asked.get((r.stage, r.hardware), count))
+                    await self._ask(r.stage, r.hardware, count - 1, (replica,))
         self.changed()
 
     def _remember(self, replicas: Sequence[ObservedReplica]) -> None:
@@ -184,7 +200,7 @@ class Fleet:
             observed = [r for r in await self.actuator.observe() if r.stage in stages]
             self.draining |= {r.replica for r in observed if r.state != "retiring"}
             for stage, kind in {(r.stage, r.hardware) for r in observed}:
-                await self.actuator.scale(stage, kind, 0)
+                await self._ask(stage, kind, 0)
 
         async def gone() -> bool:
             return not any(r.stage in stages for r in await self.actuator.observe())

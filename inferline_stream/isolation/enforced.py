@@ -15,6 +15,13 @@ from inferline_stream.isolation.confinement import Confinement
 _LIMITS = {"memory_bytes": resource.RLIMIT_DATA, "file_bytes": resource.RLIMIT_FSIZE, "files": resource.RLIMIT_NOFILE}
 
 
+_GVISORS_BUILD = "#1 SMP Sun Jan 10 15:06:54 PST 2016"
+"""What gVisor's kernel has called itself in every release so far (google/gvisor, pkg/sentry/syscalls/linux)."""
+
+_KATAS_SHARE = "kataShared"
+"""Where the host's files come from in a guest of Kata Containers (kata-containers, mountGuestTag)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Enforced:
     """What holds for a replica.
@@ -56,6 +63,8 @@ def look(confinement: Confinement) -> Enforced:
         missing.append("network: every TCP port may be reached")
     if int(kernel.status("CapEff") or "1", 16) or kernel.status("NoNewPrivs") != "1":
         missing.append("capabilities: not all are given up")
+    if isolation.level in ("gvisor", "kata") and not under(isolation.level, os.uname().version, _mounts()):
+        missing.append(f"{isolation.level}: nothing tells of it, so the kernel may be the host's own")
     on = profiles.machine()
     calls = None
     if on is not None and kernel.status("Seccomp") == "2":
@@ -86,6 +95,27 @@ def look_again(before: Enforced, system_calls: int) -> Enforced:
     except PermissionError:
         return dataclasses.replace(before, system_calls=system_calls, sealed=True)
     return dataclasses.replace(before, missing=(*before.missing, "system calls: the seal does not hold"))
+
+
+def under(level: str, build: str, mounts: str) -> bool:
+    """Whether a process runs under that runtime, by what cannot be seen under another.
+
+    Args:
+        level: ``gvisor`` or ``kata``.
+        build: the kernel's version, as ``uname -v`` tells it.
+        mounts: the process's ``/proc/self/mountinfo``.
+    """
+    if level == "gvisor":
+        return build == _GVISORS_BUILD
+    return any(_KATAS_SHARE in line.split() for line in mounts.splitlines())
+
+
+def _mounts() -> str:
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _refused_files() -> bool:

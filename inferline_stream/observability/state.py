@@ -43,6 +43,11 @@ class IsolationState:
     limits: Mapping[str, int]
     missing: tuple[str, ...] = ()
 
+    @property
+    def lacking(self) -> frozenset[str]:
+        """The kinds of isolation that are missing, a runtime among them; what `missing` says before its colons."""
+        return frozenset(lack.partition(":")[0] for lack in self.missing)
+
 
 @dataclass(frozen=True, slots=True)
 class StageState:

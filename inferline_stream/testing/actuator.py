@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
 from inferline_stream.actuators.places import Place, Places
@@ -34,6 +35,8 @@ class FakeActuator:
         )
         self.room: dict[str, int] = {}
         """Most replicas of a hardware kind."""
+        self.older: set[str] = set()
+        """Replicas that something else is about to replace."""
         self.asked: list[tuple[str, str, int]] = []
         """Every call of `scale`: stage, hardware, replicas."""
 
@@ -44,7 +47,7 @@ class FakeActuator:
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Every replica that was asked for and is not gone, oldest first."""
-        return self._places.observe()
+        return tuple(replace(r, older=r.replica in self.older) for r in self._places.observe())
 
     async def capacity(self) -> Mapping[str, int]:
         """Replicas that have a place, of each kind that has none left; and what a test says of other kinds."""

@@ -17,14 +17,10 @@ from typing import Self
 from aiohttp import web
 from lightkube import AsyncClient, KubeConfig
 
+from inferline_stream.testing.kube_answers import POD, SUCCESS, answer, body, failure, line, not_applicable, refused
 from inferline_stream.testing.kube_controllers import Controllers
 from inferline_stream.testing.kube_node import Container, Node
 from inferline_stream.testing.kube_store import Json, Store, belongs, merged, placed, selected
-
-POD = {"kind": "Pod", "apiVersion": "v1"}
-"""Said of one that stands alone, and not in lists."""
-
-SUCCESS = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
 
 
 class KubeApi:
@@ -59,6 +55,8 @@ class KubeApi:
         """What was applied beside Deployments, by plural and name."""
         self.places = dict(places or {})
         self.quota = dict(quota or {})
+        self.mute = False
+        """Watches are told nothing, as behind a connection that died silently."""
         self._unknown_groups = unknown_groups
         self._store = Store(keep_events)
         self.node = Node(self._reported, self.lose_node_of, start_up_s, run)
@@ -161,7 +159,7 @@ class KubeApi:
 
     def _list(self, kind: str, items: list[Json], version: str = "v1") -> web.Response:
         metadata = {"resourceVersion": str(self._store.version)}
-        return _json({"kind": f"{kind}List", "apiVersion": version, "metadata": metadata, "items": items})
+        return answer({"kind": f"{kind}List", "apiVersion": version, "metadata": metadata, "items": items})
 
     async def _list_pods(self, request: web.Request) -> web.StreamResponse:
         self._note(request)
@@ -181,30 +179,30 @@ class KubeApi:
             while (news := await self._store.after(told)) is not None:
                 told = news[-1][0]
                 for _, kind, pod in news:
-                    if selected(pod, selector):
-                        await response.write(_line(kind, POD | pod))
+                    if selected(pod, selector) and not self.mute:
+                        await response.write(line(kind, POD | pod))
             message = f"too old resource version: {since} ({self._store.version})"
-            await response.write(_line("ERROR", _status(410, "Expired", message)))
+            await response.write(line("ERROR", failure(410, "Expired", message)))
         return response
 
     async def _patch_pod(self, request: web.Request) -> web.Response:
         self._note(request)
         pod = self._store.of("pods").get(request.match_info["name"])
         if pod is None:
-            return _refused(404, "NotFound", f'pods "{request.match_info["name"]}" not found')
+            return refused(404, "NotFound", f'pods "{request.match_info["name"]}" not found')
         patch = await request.json()
         pod["metadata"].setdefault("annotations", {}).update(patch["metadata"]["annotations"])
         await self._store.tell("MODIFIED", pod)
-        return _json(POD | pod)
+        return answer(POD | pod)
 
     async def _delete_pod(self, request: web.Request) -> web.Response:
         self._note(request)
         pod = self._store.of("pods").get(request.match_info["name"])
         if pod is None:
-            return _refused(404, "NotFound", f'pods "{request.match_info["name"]}" not found')
-        grace_s = float(request.query.get("gracePeriodSeconds") or (await _body(request)).get("gracePeriodSeconds", 30))
+            return refused(404, "NotFound", f'pods "{request.match_info["name"]}" not found')
+        grace_s = float(request.query.get("gracePeriodSeconds") or (await body(request)).get("gracePeriodSeconds", 30))
         await self._controllers.terminate(pod, grace_s)
-        return _json(POD | pod)
+        return answer(POD | pod)
 
     async def _list_deployments(self, request: web.Request) -> web.Response:
         self._note(request)
@@ -217,18 +215,18 @@ class KubeApi:
         wanted = await request.json()
         name = wanted["metadata"]["name"]
         if name in self._store.of("deployments"):
-            return _refused(409, "AlreadyExists", f'deployments.apps "{name}" already exists')
+            return refused(409, "AlreadyExists", f'deployments.apps "{name}" already exists')
         wanted["spec"].setdefault("replicas", 1)
         self._store.of("deployments")[name] = self._store.stamp(wanted)
         await self._controllers.reconcile(wanted)
-        return _json(wanted, status=201)
+        return answer(wanted, status=201)
 
     async def _get_deployment(self, request: web.Request) -> web.Response:
         self._note(request)
         found = self._store.of("deployments").get(request.match_info["name"])
         if found is None:
-            return _refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
-        return _json(found)
+            return refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
+        return answer(found)
 
     async def _delete_deployment(self, request: web.Request) -> web.Response:
         self._note(request)
@@ -236,12 +234,12 @@ class KubeApi:
         for pod in self.pods():
             if belongs(pod, gone):
                 await self._controllers.remove(pod["metadata"]["name"])
-        return _json(SUCCESS)
+        return answer(SUCCESS)
 
     async def _apply_deployment(self, request: web.Request) -> web.Response:
         self._note(request)
-        if (refused := _not_applicable(request)) is not None:
-            return refused
+        if (refusal := not_applicable(request)) is not None:
+            return refusal
         wanted = json.loads(await request.text())
         name = wanted["metadata"]["name"]
         current = self._store.of("deployments").get(name)
@@ -249,19 +247,19 @@ class KubeApi:
         found["spec"].setdefault("replicas", 1)
         self._store.of("deployments")[name] = self._store.stamp(found)
         await self._controllers.reconcile(found)
-        return _json(found, status=201 if current is None else 200)
+        return answer(found, status=201 if current is None else 200)
 
     async def _apply(self, request: web.Request) -> web.Response:
         self._note(request)
         plural, name = request.match_info["plural"], request.match_info["name"]
         if request.match_info.get("group") in self._unknown_groups:
             return web.Response(status=404, text="404 page not found\n")
-        if (refused := _not_applicable(request)) is not None:
-            return refused
+        if (refusal := not_applicable(request)) is not None:
+            return refusal
         wanted = json.loads(await request.text())
         current = self.applied.get((plural, name))
         self.applied[plural, name] = self._store.stamp(wanted if current is None else merged(current, wanted))
-        return _json(self.applied[plural, name], status=201 if current is None else 200)
+        return answer(self.applied[plural, name], status=201 if current is None else 200)
 
     async def _list_quotas(self, request: web.Request) -> web.Response:
         self._note(request)
@@ -271,7 +269,7 @@ class KubeApi:
             "spec": {"hard": self.quota},
             "status": {"hard": self.quota, "used": used},
         }
-        return _json(
+        return answer(
             {"metadata": {"resourceVersion": str(self._store.version)}, "items": [quota] if self.quota else []}
         )
 
@@ -293,7 +291,7 @@ class KubeApi:
         self._note(request)
         name = request.match_info["name"]
         if name not in self._store.of("pods"):
-            return _refused(404, "NotFound", f'pods "{name}" not found')
+            return refused(404, "NotFound", f'pods "{name}" not found')
         if not placed(self._store.of("pods")[name]):
             return web.Response(status=204)
         return web.Response(text=self.node.logs.get(name, ""))
@@ -302,12 +300,12 @@ class KubeApi:
         self._note(request)
         wanted = await request.json()
         if ("jobs", wanted["metadata"]["name"]) in self.applied:
-            return _refused(409, "AlreadyExists", f'jobs.batch "{wanted["metadata"]["name"]}" already exists')
+            return refused(409, "AlreadyExists", f'jobs.batch "{wanted["metadata"]["name"]}" already exists')
         self.applied["jobs", wanted["metadata"]["name"]] = self._store.stamp(wanted)
         await self._controllers.make_pod(
             f"{wanted['metadata']['name']}-{secrets.token_hex(3)}", wanted["spec"]["template"]
         )
-        return _json(wanted, status=201)
+        return answer(wanted, status=201)
 
     async def _delete_job(self, request: web.Request) -> web.Response:
         self._note(request)
@@ -315,24 +313,24 @@ class KubeApi:
             if pod["metadata"]["labels"].get("job-name") == request.match_info["name"]:
                 await self._controllers.remove(pod["metadata"]["name"])
         del self.applied["jobs", request.match_info["name"]]
-        return _json(SUCCESS)
+        return answer(SUCCESS)
 
     async def _get_scale(self, request: web.Request) -> web.Response:
         self._note(request)
         found = self._store.of("deployments").get(request.match_info["name"])
         if found is None:
-            return _refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
-        return _json(self._scale_of(found))
+            return refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
+        return answer(self._scale_of(found))
 
     async def _patch_scale(self, request: web.Request) -> web.Response:
         self._note(request)
         found = self._store.of("deployments").get(request.match_info["name"])
         if found is None:
-            return _refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
+            return refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
         found["spec"]["replicas"] = (await request.json())["spec"].get("replicas", 0)
         self._store.stamp(found)
         self._controllers.reconcile_soon(found)  # its controller learns of it in its own time
-        return _json(self._scale_of(found))
+        return answer(self._scale_of(found))
 
     def _scale_of(self, deployment: Json) -> Json:
         metadata = {key: deployment["metadata"][key] for key in ("name", "namespace", "resourceVersion")}
@@ -369,43 +367,3 @@ def kubeconfig_of(api: KubeApi) -> Json:
 def client_of(api: KubeApi) -> AsyncClient:
     """A client of it."""
     return AsyncClient(config=KubeConfig.from_dict(kubeconfig_of(api)), field_manager="test", trust_env=False)
-
-
-def _line(kind: str, item: Json) -> bytes:
-    return json.dumps({"type": kind, "object": item}).encode() + b"\n"
-
-
-def _status(code: int, reason: str, message: str) -> Json:
-    return {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Failure",
-        "code": code,
-        "reason": reason,
-        "message": message,
-    }
-
-
-def _json(item: Json, status: int = 200) -> web.Response:
-    # Without a charset, as the real one: clients look for exactly this type before they read an error's body.
-    return web.Response(body=json.dumps(item).encode(), status=status, headers={"Content-Type": "application/json"})
-
-
-def _refused(code: int, reason: str, message: str) -> web.Response:
-    return _json(_status(code, reason, message), status=code)
-
-
-def _not_applicable(request: web.Request) -> web.Response | None:
-    if request.content_type != "application/apply-patch+yaml":
-        return _refused(415, "UnsupportedMediaType", "only server-side apply is understood here")
-    if "fieldManager" not in request.query:
-        needed = "fieldManager: Required value: is required for apply patch"
-        return _refused(422, "Invalid", f'PatchOptions.meta.k8s.io "" is invalid: {needed}')
-    return None
-
-
-async def _body(request: web.Request) -> Json:
-    text = await request.text()
-    found: Json = json.loads(text) if text else {}
-    return found

@@ -16,7 +16,10 @@ _PROBE_S = 0.1
 
 
 def kubelet(
-    folder: Path, api: KubeApi | None = None, environment: Mapping[str, str] | None = None
+    folder: Path,
+    api: KubeApi | None = None,
+    environment: Mapping[str, str] | None = None,
+    images: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Callable[[Container], Awaitable[int]]:
     """Runs a container as a process of this machine: SIGTERM when its pod is to go, SIGKILL when it is overdue.
 
@@ -26,6 +29,7 @@ def kubelet(
         folder: for volumes and logs, by pod.
         api: has the ConfigMaps; none are needed without.
         environment: variables that every container has besides its own.
+        images: and those that an image's containers have, such as where to find other code.
     """
 
     async def run(container: Container) -> int:
@@ -40,7 +44,7 @@ def kubelet(
             process = await asyncio.create_subprocess_exec(
                 program,
                 *command[1:],
-                env={**os.environ, **(environment or {}), **told},
+                env={**os.environ, **(environment or {}), **(images or {}).get(declared["image"], {}), **told},
                 stdout=written,
                 stderr=written,
                 start_new_session=True,

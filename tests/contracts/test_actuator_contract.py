@@ -15,7 +15,8 @@ from lightkube import AsyncClient
 from lightkube.resources.apps_v1 import Deployment
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, ReplicaExit
-from inferline_stream.actuators.kubernetes import KubernetesActuator, cluster_client
+from inferline_stream.actuators.api_server import cluster_client
+from inferline_stream.actuators.kubernetes import KubernetesActuator
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.actuators.manifests import PIPELINE_LABEL, Cluster
 from inferline_stream.actuators.ray import RayActuator

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from kubernetes_validate import ValidationError
 
+from inferline_stream.actuators.api_server import apply, controllers
 from inferline_stream.actuators.installation import (
     PROFILES_FOLDER,
     RIGHTS,
@@ -27,7 +28,7 @@ from inferline_stream.actuators.installation import (
     manifests,
     overcommitted,
 )
-from inferline_stream.actuators.kubernetes import KubernetesActuator, apply, controllers
+from inferline_stream.actuators.kubernetes import KubernetesActuator
 from inferline_stream.actuators.manifests import Cluster, deployment, job
 from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.errors import InferlineError

@@ -22,7 +22,7 @@ from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
 from lightkube.resources.core_v1 import Event, Node, Pod, ResourceQuota
 from lightkube.types import PatchType
 
-from inferline_stream.actuators.kubernetes import cluster_client
+from inferline_stream.actuators.api_server import cluster_client
 from inferline_stream.actuators.manifests import Cluster, deployment
 from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.pipeline.hardware import catalogue

@@ -31,10 +31,10 @@ def template(stage: str, hardware: str) -> ReplicaSpec:
 
 
 @asynccontextmanager
-async def acting(api: KubeApi) -> AsyncIterator[KubernetesActuator]:
+async def acting(api: KubeApi, image: str = "image") -> AsyncIterator[KubernetesActuator]:
     async with (
         client_of(api) as client,
-        KubernetesActuator("p", template, Cluster(api.namespace, "image"), client, drain_timeout_s=1.0) as actuator,
+        KubernetesActuator("p", template, Cluster(api.namespace, image), client, drain_timeout_s=1.0) as actuator,
     ):
         yield actuator
 
@@ -79,6 +79,17 @@ async def test_a_watch_that_the_server_has_forgotten_begins_with_a_new_list() ->
         async with asyncio.timeout(DEADLINE_S):
             while {r.replica for r in await actuator.observe()} != names:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_watch_that_tells_nothing_any_more_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inferline_stream.actuators.kubernetes._WATCH_S", 0.2)
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 2)
+        api.mute = True
+        lost = (await actuator.observe())[0].replica
+        await api.lose_node_of(lost)
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await actuator.next_exit()).replica == lost
 
 
 async def test_pods_of_a_lost_node_are_told_and_their_places_filled() -> None:
@@ -181,6 +192,16 @@ async def test_a_deployment_that_something_else_scales_is_left_alone() -> None:
         assert api.pods() == []
 
 
+async def test_an_autoscaler_that_comes_later_is_noticed_by_what_it_does() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 2)
+        api.autoscaler("p-a-cpu-1")
+        await actuator.scale("a", "cpu-1", 3)  # it has done nothing yet
+        api.deployment("p-a-cpu-1")["spec"]["replicas"] = 9
+        with pytest.raises(UsageError, match="'p-a-cpu-1-hpa' scales Deployment 'p-a-cpu-1' too"):
+            await actuator.scale("a", "cpu-1", 2)
+
+
 async def test_another_controller_finds_the_replicas_of_the_one_before() -> None:
     async with KubeApi() as api:
         async with acting(api) as first:
@@ -191,6 +212,43 @@ async def test_another_controller_finds_the_replicas_of_the_one_before() -> None
             assert {r.replica for r in after} == {r.replica for r in before}
             await second.scale("a", "cpu-1", 2)
             assert len(api.pods()) == 2
+
+
+async def test_a_newer_image_replaces_every_replica_and_their_ends_are_expected() -> None:
+    async with KubeApi() as api:
+        async with acting(api) as first:
+            await first.scale("a", "cpu-1", 3)
+            before = {r.replica for r in await first.observe()}
+        async with acting(api, "image:2") as second:
+            assert not any(r.older for r in await second.observe())
+            await second.scale("a", "cpu-1", 3)
+            async with asyncio.timeout(DEADLINE_S):
+                while not any(r.older for r in await second.observe()):
+                    await asyncio.sleep(0.01)
+            for _ in before:
+                await second.scale("a", "cpu-1", 3)  # changes nothing, and does not wait for the cluster
+                async with asyncio.timeout(DEADLINE_S):
+                    gone = await second.next_exit()
+                assert (gone.replica in before, gone.expected, gone.restart_in_s) == (True, True, None)
+            after = await second.observe()
+            assert [(r.state, r.older, r.restarts) for r in after] == [("running", False, 0)] * 3
+        assert {pod["spec"]["containers"][0]["image"] for pod in api.pods()} == {"image:2"}
+
+
+async def test_another_plan_of_the_same_code_replaces_nobody() -> None:
+    def planned(stage: str, hardware: str) -> ReplicaSpec:
+        return msgspec.structs.replace(template(stage, hardware), max_batch_size=8)
+
+    async with KubeApi() as api:
+        async with acting(api) as first:
+            await first.scale("a", "cpu-1", 2)
+            before = await first.observe()
+        async with (
+            client_of(api) as client,
+            KubernetesActuator("p", planned, Cluster(api.namespace, "image"), client, drain_timeout_s=1.0) as second,
+        ):
+            await second.scale("a", "cpu-1", 2)
+            assert {r.replica for r in await second.observe()} == {r.replica for r in before}
 
 
 async def test_two_controllers_that_ask_for_the_same_make_it_once() -> None:

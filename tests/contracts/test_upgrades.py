@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,6 @@ import jsonschema
 import msgspec
 import pytest
 
-import inferline_stream
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.records import Override, encode
 from inferline_stream.controlplane.session import Quiet, Run, session
@@ -23,7 +21,7 @@ from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import Written, write_once
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import emulated_run
-from tests.contracts.wire import CURRENT, FILLED, FOLDER, document
+from tests.contracts.wire import CURRENT, FILLED, FOLDER, document, next_release
 
 RELEASES = {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))}
 KINDS = {type(record).__name__: record for record in FILLED}
@@ -68,19 +66,6 @@ def test_every_kind_of_record_is_filled_and_written_down_for_this_release() -> N
     assert json.loads(json.dumps(document())) == RELEASES[CURRENT], "python -m tests.contracts.wire writes them down"
 
 
-def _next_release(folder: Path) -> Path:
-    """This package as a release that adds a field to every report and expects one more in every assignment."""
-    source = Path(inferline_stream.__file__).parent
-    shutil.copytree(source, folder / "inferline_stream", symlinks=False, ignore=shutil.ignore_patterns("__pycache__"))
-    protocol = folder / "inferline_stream/dataplane/protocol.py"
-    text = protocol.read_text()
-    for kind in ("class Assignment(", "class ReplicaReport("):
-        head = text.index("    version: int = WIRE_VERSION", text.index(kind))
-        text = text[:head] + '    added: str = "by the next release"\n' + text[head:]
-    protocol.write_text(text)
-    return folder
-
-
 async def test_replicas_of_the_next_release_and_of_this_one_replace_each_other_under_load(
     embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +74,7 @@ async def test_replicas_of_the_next_release_and_of_this_one_replace_each_other_u
         embedded_broker.bootstrap_servers, levels=[(40, 14)], replicas={"parse": 2, "check": 1, "decide": 1}
     )
     run = replace(run, faust=False)
-    later = str(_next_release(tmp_path / "next"))
+    later = str(next_release(tmp_path / "next"))
     async with (
         asyncio.timeout(120),
         LocalActuator(run.spec, run.log_folder) as actuator,

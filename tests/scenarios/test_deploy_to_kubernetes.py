@@ -13,12 +13,14 @@ import pytest
 
 from inferline_stream.actuators.manifests import MANAGED_BY, STAGE_LABEL
 from inferline_stream.controlplane.leadership import leads
-from inferline_stream.dataplane.control import OffsetReader
+from inferline_stream.dataplane.control import OffsetReader, TopicFollower
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import Names
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.kube_api import KubeApi, kubeconfig_of
+from inferline_stream.testing.kube_store import Json, ready
 from inferline_stream.testing.kubelet import kubelet
+from tests.contracts.wire import next_release
 
 DEADLINE_S = 180.0
 COMMAND = Path(sys.executable).with_name("inferline-stream")
@@ -45,23 +47,36 @@ async def until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
         pytest.fail(f"waited {DEADLINE_S:.0f} s for {what}")
 
 
-async def test_a_pipeline_is_installed_and_goes_on_while_its_acting_controller_is_replaced(
+async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and_is_upgraded_under_load(
     embedded_broker: KafkaServer, tmp_path: Path
 ) -> None:
     topology, servers = tmp_path / "reviews/topology.py", embedded_broker.bootstrap_servers
     prefix = "deployed."
+    names = Names("reviews", prefix)
     await called(COMMAND, "init", topology.parent)
     async with KubeApi() as api:
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(json.dumps(kubeconfig_of(api)))
-        api.node.run = kubelet(tmp_path / "pods", api, {"KUBECONFIG": str(kubeconfig)})
+        later = {"reviews:2": {"PYTHONPATH": str(next_release(tmp_path / "next"))}}
+        api.node.run = kubelet(tmp_path / "pods", api, {"KUBECONFIG": str(kubeconfig)}, later)
         (tmp_path / "pods").mkdir()
-        told = await called(
-            *(COMMAND, "deploy", topology, "--target", "kubernetes", "--image", "reviews:1", "--prefix", prefix),
-            *("--bootstrap-servers", servers),
-            KUBECONFIG=str(kubeconfig),
-        )
-        assert "applied to namespace test" in told
+
+        async def deployed(image: str) -> None:
+            told = await called(
+                *(COMMAND, "deploy", topology, "--target", "kubernetes", "--image", image, "--prefix", prefix),
+                *("--bootstrap-servers", servers),
+                KUBECONFIG=str(kubeconfig),
+            )
+            assert "applied to namespace test" in told
+
+        async def fed(seconds: int) -> None:
+            await called(
+                *(sys.executable, "-m", "inferline_stream.connectors.sources.trace_replay"),
+                *("--bootstrap-servers", servers, "--topic", f"{prefix}reviews-in", "--duration-s", seconds),
+                *("--arrivals", topology.with_name("arrivals.csv"), "--events", topology.with_name("events.jsonl")),
+            )
+
+        await deployed("reviews:1")
 
         def log_of(pod: str) -> str:
             file = tmp_path / "pods" / f"{pod}.log"
@@ -72,9 +87,11 @@ async def test_a_pipeline_is_installed_and_goes_on_while_its_acting_controller_i
             since = {name: log_of(name).rpartition("looking at profiles")[2] for name in api.containers}
             return [name for name, text in since.items() if "starting replicas" in text]
 
+        def is_replica(pod: Json) -> bool:
+            return pod["metadata"]["labels"].items() >= MANAGED_BY.items()
+
         def replicas() -> set[str]:
-            found = [pod["metadata"] for pod in api.pods()]
-            return {own["name"] for own in found if own["labels"].items() >= MANAGED_BY.items()}
+            return {pod["metadata"]["name"] for pod in api.pods() if is_replica(pod)}
 
         def at_work() -> bool:
             stages = {p["metadata"]["labels"].get(STAGE_LABEL) for p in api.pods()} - {None}
@@ -83,19 +100,13 @@ async def test_a_pipeline_is_installed_and_goes_on_while_its_acting_controller_i
 
         async def served() -> bool:
             try:
-                return await leads(servers, Names("reviews", prefix)) and len(acting()) == 1 and at_work()
+                return await leads(servers, names) and len(acting()) == 1 and at_work()
             except Unreachable:  # its topics are not there yet
                 return False
 
         await until(served, f"replicas of every stage to be ready; a controller said {[*map(log_of, api.containers)]}")
         (first,), before = acting(), replicas()
-        feed = asyncio.create_task(
-            called(
-                *(sys.executable, "-m", "inferline_stream.connectors.sources.trace_replay"),
-                *("--bootstrap-servers", servers, "--topic", f"{prefix}reviews-in", "--duration-s", "14"),
-                *("--arrivals", topology.with_name("arrivals.csv"), "--events", topology.with_name("events.jsonl")),
-            )
-        )
+        feed = asyncio.create_task(fed(8))
         await asyncio.sleep(2.0)
         await api.evict(first)
 
@@ -107,6 +118,24 @@ async def test_a_pipeline_is_installed_and_goes_on_while_its_acting_controller_i
         assert "Left the replicas at work" in log_of(first) or "another controller leads" in log_of(first)
         assert before <= replicas()
         await feed
+
+        feed = asyncio.create_task(fed(14))
+        await deployed("reviews:2")
+
+        async def upgraded() -> bool:
+            served = {p["metadata"]["labels"][STAGE_LABEL] for p in api.pods() if ready(p) and is_replica(p)}
+            assert len(served) == 3, f"only {served} have a replica that is READY"
+            images = {pod["spec"]["containers"][0]["image"] for pod in api.pods()}
+            return images == {"reviews:2"} and len(acting()) == 1 and at_work()
+
+        await until(upgraded, f"every pod to be of the newer image; a controller said {[*map(log_of, api.containers)]}")
+        assert not before & replicas()
+        assert len(replicas()) == len(before)
+        assert not any("ended: " in log_of(pod) for pod in api.containers), "the cluster's own doing is told as a death"
+        await feed
+        async with TopicFollower(servers, names.assignments) as assignments:
+            told = [record.value or b"" for record in await assignments.read_to(await assignments.end())]
+        assert any(b"by the next release" in text for text in told), "no controller of the next release has dealt"
 
         async with OffsetReader(servers) as offsets:
             topics = [f"{prefix}reviews-in", f"{prefix}ratings"]

@@ -7,12 +7,14 @@ What earlier releases have written down is never changed: it is what is still ou
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+import inferline_stream
 from inferline_stream.controlplane.records import ArrivalTicks, Override, StoredDecision, StoredPlan
 from inferline_stream.dataplane.protocol import (
     Assignment,
@@ -105,3 +107,16 @@ def document() -> dict[str, Any]:
         type(record).__name__: {"record": written(record), "schema": msgspec.json.schema(type(record))}
         for record in FILLED
     }
+
+
+def next_release(folder: Path) -> Path:
+    """This package as a release that adds a field to every report and expects one more in every assignment."""
+    source = Path(inferline_stream.__file__).parent
+    shutil.copytree(source, folder / "inferline_stream", symlinks=False, ignore=shutil.ignore_patterns("__pycache__"))
+    protocol = folder / "inferline_stream/dataplane/protocol.py"
+    text = protocol.read_text()
+    for kind in ("class Assignment(", "class ReplicaReport("):
+        head = text.index("    version: int = WIRE_VERSION", text.index(kind))
+        text = text[:head] + '    added: str = "by the next release"\n' + text[head:]
+    protocol.write_text(text)
+    return folder

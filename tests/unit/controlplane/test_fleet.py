@@ -69,6 +69,42 @@ async def test_a_silent_replica_is_retired_and_another_takes_its_place() -> None
     assert await there(held) == {"cpu": 2}
 
 
+async def test_replicas_that_were_there_before_are_asked_for_once_too() -> None:
+    held = fleet({"cpu": 2})
+    await held.actuator.scale("a", "cpu", 2)
+    await held.reconcile()
+    await held.reconcile()
+    assert held.actuator.asked == [("a", "cpu", 2)] * 2
+
+
+async def test_while_a_cluster_replaces_replicas_nobody_is_told_to_leave_and_more_are_still_asked_for() -> None:
+    held = fleet({"cpu": 2})
+    await held.reconcile()
+    await up(held)
+    held.actuator.older = {r.replica for r in await held.actuator.observe()}
+    await held.actuator.scale("a", "cpu", 3)  # the cluster's own surplus
+    await held.reconcile()
+    await held.want({("a", "cpu"): 1})
+    assert (await there(held), held.draining) == ({"cpu": 3}, set())
+    await held.want({("a", "cpu"): 4})
+    assert await there(held) == {"cpu": 4}
+    held.actuator.older = set()
+    await up(held)
+    await held.want({("a", "cpu"): 1})
+    assert await there(held) == {"cpu": 1}
+
+
+async def test_a_silent_replica_is_retired_while_a_cluster_replaces_others() -> None:
+    held = fleet({"cpu": 2})
+    await held.reconcile()
+    await up(held)
+    silent, other = (r.replica for r in await held.actuator.observe())
+    held.actuator.older = {silent, other}
+    await held.actuator.scale("a", "cpu", 3)
+    await held.replace(silent)
+    assert held.actuator.asked[-1] == ("a", "cpu", 1)
+
+
 async def test_other_hardware_takes_over_before_the_old_one_leaves() -> None:
     held = fleet({"cpu": 3})
     await held.reconcile()

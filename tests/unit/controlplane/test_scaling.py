@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.controlplane.scaling import cost_per_hour, local_stock, replicas_of_plan
+from inferline_stream.controlplane.scaling import cost_per_hour, local_stock, replicas_of_plan, within
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.plan import Allocation
 
@@ -25,3 +25,11 @@ def test_a_machine_carries_as_many_replicas_as_it_has_cores_and_never_fewer_than
     assert (stock["cpu-1"], stock["cpu-0.5"], stock["cpu-4"]) == (5, 4, 0)
     assert "emulated-cpu" not in stock
     assert "t4" not in stock
+
+
+def test_places_that_there_are_now_limit_a_kind_further_than_its_stock_and_never_less() -> None:
+    kinds = catalogue([Hardware("gpu-a", 1.0, stock=3), Hardware("gpu-b", 1.0)])
+    assert within({}, {"gpu-a": 2, "gpu-b": 5}, kinds) == {"gpu-a": 2, "gpu-b": 5}
+    assert within({}, {"gpu-a": 9}, kinds) == {"gpu-a": 3}
+    assert within({"gpu-a": 1}, {"gpu-a": 2}, kinds) == {"gpu-a": 1}
+    assert within({"gpu-b": 4}, {}, kinds) == {"gpu-b": 4}
