@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from inferline_stream.pipeline.topology import Pipeline, Stage
@@ -47,6 +47,14 @@ class Shape:
     def children(self, stage: int) -> tuple[int, ...]:
         """Positions of the arrows out of a stage."""
         return tuple(i for i, arrow in enumerate(self.arrows) if arrow.parent == stage)
+
+    def upstream(self, stages: Collection[str]) -> tuple[str, ...]:
+        """These stages and all that come before them, in topological order."""
+        wanted = {at for at, stage in enumerate(self.stages) if stage in stages}
+        for at in reversed(range(len(self.stages))):
+            if at in wanted:
+                wanted |= {self.arrows[bit].parent for bit in self.parents(at)}
+        return tuple(self.stages[at] for at in sorted(wanted))
 
     def entries(self) -> tuple[int, ...]:
         """Stages without a parent: they read the source topic."""

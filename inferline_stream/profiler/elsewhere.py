@@ -67,9 +67,11 @@ async def profile_elsewhere(
         and (options.kinds is None or name in options.kinds)
         and (options.again or (stage.name, name) not in known.profiles)
     ]
+    paths_known = known.paths is not None and not options.again
     for done, (stage, kind) in enumerate(pairs):
         progress(Progress(done, len(pairs), f"{stage.name} on {kind.name}, in {machine.place}"))
-        line = command(there or str(topology), stage.name, kind.name, options.stage_s)
+        whole = not paths_known and done == 0  # the others need no more than what leads to their stage
+        line = command(there or str(topology), stage.name, kind.name, options.stage_s, whole=whole)
         try:
             store.take(measured(await run_there(stage, kind, line)))
         except InferlineError as error:

@@ -19,7 +19,7 @@ from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
-from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.validation import validated
 from inferline_stream.profiler.forking import forked_start_up_s
@@ -67,6 +67,7 @@ class Options:
         stage_s: time for one stage on one kind.
         broker: what the bootstrap servers are called in the store: times between stages differ by broker.
         forks: whether replicas are forked where their stage asks for it, as processes of one machine are.
+        upstream: build and run the chosen stages and what leads to them alone; the paths of events are not kept then.
     """
 
     again: bool = False
@@ -76,6 +77,7 @@ class Options:
     stage_s: float = STAGE_S
     broker: str = "embedded"
     forks: bool = True
+    upstream: bool = False
 
 
 async def profile_pipeline(
@@ -118,7 +120,9 @@ async def profile_pipeline(
     pairs, notes = pairs_to_profile(pipeline, known, options, here)
     needs_run = bool(pairs) or known.paths is None
     needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_overhead_s)
-    steps = _Steps(progress, (len(pipeline.stages) + 1 + len(pairs) if needs_run else 0) + needs_hop)
+    shape = shape_of(pipeline)
+    built = shape.upstream(options.stages) if options.upstream and options.stages is not None else shape.stages
+    steps = _Steps(progress, (len(built) + 1 + len(pairs) if needs_run else 0) + needs_hop)
     for note in notes:
         steps.note(note)
     if needs_hop:  # first: a broker that does not answer is told at once
@@ -129,10 +133,11 @@ async def profile_pipeline(
         )
     if needs_run:
         async with _Session(pipeline, file, limits, options, steps) as session:
-            run = await session.sample(events)
+            run = await session.sample(shape, built, events)
             known.paths = run.paths
             known.failed = {stage: count for stage, (count, _) in run.failed.items()}
-            store.save_paths(known.paths, known.failed, known.hop_overhead_s)
+            if built == shape.stages:
+                store.save_paths(known.paths, known.failed, known.hop_overhead_s)
             for stage, kind in pairs:
                 profile, note = await session.profile(stage, kind, run.inputs[stage.name])
                 known.profiles[stage.name, kind.name] = profile
@@ -230,11 +235,10 @@ class _Session:
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    async def sample(self, events: Sequence[bytes]) -> SampleRun:
-        """Build every stage, one after the other since that is timed, and run the sample through them."""
-        shape = shape_of(self._pipeline)
+    async def sample(self, shape: Shape, stages: Sequence[str], events: Sequence[bytes]) -> SampleRun:
+        """Build these stages, one after the other since that is timed, and run the sample through them."""
         built, problems = {}, []
-        for name in shape.stages:
+        for name in stages:
             self._steps.begin(f"{name}: starting")
             try:
                 built[name] = await self._worker(name, 1, None)

@@ -1,7 +1,7 @@
 """Profiles one stage on one hardware kind where this process runs, a pod or a Ray node, and prints what it found.
 
-``python -m inferline_stream.profiler.remote TOPOLOGY STAGE KIND SECONDS``. What is measured goes to standard output as
-one line after `MARK`, since a pod's log holds whatever else was written.
+``python -m inferline_stream.profiler.remote TOPOLOGY STAGE KIND SECONDS whole|upstream``. What is measured goes to
+standard output as one line after `MARK`, since a pod's log holds whatever else was written.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from inferline_stream.settings import from_environment
 MARK = "inferline-stream profiled: "
 
 
-def command(topology: str, stage: str, kind: str, seconds: float) -> list[str]:
-    """Command line that profiles there."""
-    return ["python", "-m", __name__, topology, stage, kind, f"{seconds:g}"]
+def command(topology: str, stage: str, kind: str, seconds: float, *, whole: bool) -> list[str]:
+    """Command line that profiles there; ``whole`` builds every stage, which tells the paths of events, too."""
+    return ["python", "-m", __name__, topology, stage, kind, f"{seconds:g}", "whole" if whole else "upstream"]
 
 
 def measured(said: str) -> dict[str, str]:
@@ -43,7 +43,7 @@ def measured(said: str) -> dict[str, str]:
     raise InvalidTopology(next((line for line in reversed(lines) if line.strip()), "it wrote nothing"))
 
 
-def main(topology: str, stage: str, kind: str, seconds: str) -> int:
+def main(topology: str, stage: str, kind: str, seconds: str, built: str) -> int:
     """Profile, print, and return the exit code."""
     try:
         pipeline = validated(load_topology(topology))
@@ -51,7 +51,13 @@ def main(topology: str, stage: str, kind: str, seconds: str) -> int:
             raise InvalidTopology(f"{pipeline.declared}: declares no sample, which profiling elsewhere needs")
         file = Path(topology).resolve()
         events = read_events(file.parent / pipeline.sample.events)
-        options = Options(stages=frozenset((stage,)), kinds=frozenset((kind,)), stage_s=float(seconds), forks=False)
+        options = Options(
+            stages=frozenset((stage,)),
+            kinds=frozenset((kind,)),
+            stage_s=float(seconds),
+            forks=False,
+            upstream=built == "upstream",
+        )
         with tempfile.TemporaryDirectory(prefix="inferline-profiles-") as folder:
             root = Path(folder)
             asyncio.run(

@@ -160,3 +160,10 @@ def test_independent_paths_are_all_outcomes_with_their_probabilities(shape: Shap
 def test_paths_are_a_distribution(masks: tuple[int, ...], weights: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"need as many|not shares"):
         Paths(masks, weights)
+
+
+def test_what_leads_to_a_stage_is_all_that_an_arrow_comes_from_and_nothing_beside_it() -> None:
+    shape = Shape(("a", "b", "c", "d"), (Arrow(0, 1), Arrow(0, 2), Arrow(1, 3)))
+    assert shape.upstream({"d"}) == ("a", "b", "d")
+    assert shape.upstream({"c"}) == ("a", "c")
+    assert shape.upstream({"a"}) == ("a",)

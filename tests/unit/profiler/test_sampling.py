@@ -56,6 +56,13 @@ def events(count: int) -> list[bytes]:
     return [b"%d" % number for number in range(count)]
 
 
+async def test_stages_without_a_worker_are_left_out_and_the_others_are_given_the_same() -> None:
+    whole = await run_sample(DIAMOND, workers(), events(100), seconds=10)
+    part = {name: worker for name, worker in workers().items() if name in ("entry", "third")}
+    run = await run_sample(DIAMOND, part, events(100), seconds=10)
+    assert run.inputs == {**whole.inputs, "odd": [], "join": []}
+
+
 async def test_paths_are_those_that_each_event_takes_alone() -> None:
     run = await run_sample(DIAMOND, workers(), events(100), seconds=10)
     expected: Counter[int] = Counter()
