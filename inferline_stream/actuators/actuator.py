@@ -38,8 +38,8 @@ class ObservedReplica:
         restarts: deaths so far.
         pending: why it has no place to run on yet, or cannot start there, where something tells; empty if it runs.
         way: how it came to run; may be learned a little later.
-        older: whether it runs what its place's makers have a newer version of, and they replace all such by themselves,
-            one after another, with one more than was asked for meanwhile.
+        older: whether its cluster is about to replace it by one of a newer image; it does so by itself, one after
+            another, and holds one more than was asked for meanwhile.
     """
 
     replica: str
