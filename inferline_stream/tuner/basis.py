@@ -100,12 +100,17 @@ class Basis:
     """Supply by stage of the plan alone, each replica holding whole partitions."""
     leaps: bool = field(init=False)
     """Whether the sample's rate is known to leap."""
+    busiest_rate: float = field(init=False)
+    """Largest rate of any window of the sample, lengthened by the slack of events (`Knobs.burst_slack_share`)."""
     backlog_bound: Mapping[str, float] = field(init=False)
     """Most records by stage, those in service included, that the sample's traffic ever leaves uncommitted."""
 
     def __post_init__(self) -> None:
         longest_s = max((kind.start_up_s for stage in self.stages for kind in stage.kinds), default=0.0)
         object.__setattr__(self, "start_up_s", longest_s)
+        slack_s = self.knobs.burst_slack_share * self.slo_s
+        rates = [count / (window_s + slack_s) for window_s, count in zip(self.windows_s, self.counts, strict=True)]
+        object.__setattr__(self, "busiest_rate", max(rates, default=0.0))
         # What follows the longest window is left out: a plan may be all but full within the busiest minute.
         curve = replace(curve_of_envelope(list(zip(self.windows_s, self.counts, strict=True))), window_s=math.inf)
         object.__setattr__(self, "backlog_bound", {s.name: _backlog_bound(s, curve) for s in self.stages})

@@ -22,11 +22,19 @@ more, and a stage that is hardly used must not grow because its speed wobbles.""
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """How much traffic there is, in multiples of the sample's, and where that was seen."""
+    """How much traffic there is, in multiples of the sample's, and where that was seen.
+
+    Args:
+        multiple: of the sample's traffic, forecast included.
+        reason: what the multiple was seen in.
+        detail: in words.
+        outgrown: whether what arrived, without any forecast, was beyond the plan.
+    """
 
     multiple: float
     reason: Reason
     detail: str
+    outgrown: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,8 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
 def _insured(state: TunerState, seen: Observation, traffic: Traffic) -> TunerState:
     """The state that knows until when to insure: for long after a leap, for a while after the plan was not enough.
 
-    What the sample did counts as just before, and a beginning as a time when the plan may not be enough.
+    What the sample did counts as just before, and a beginning as a time when the plan may not be enough. Only arrivals
+    tell that it was not: a forecast is answered by the replicas that it asks for, and is often wrong about noise.
     """
     knobs, now_s = state.basis.knobs, seen.time_s
     begins = state.insured_until_s == -math.inf
@@ -88,22 +97,31 @@ def _insured(state: TunerState, seen: Observation, traffic: Traffic) -> TunerSta
     until_s = state.insured_until_s
     if leaps:
         until_s = max(until_s, now_s + knobs.plan_memory_s)
-    if begins or traffic.multiple > 1:
+    if begins or traffic.outgrown:
         until_s = max(until_s, now_s + min(knobs.calm_memory_s, knobs.plan_memory_s))
     return state if until_s == state.insured_until_s else replace(state, insured_until_s=until_s)
 
 
 def traffic_of(basis: Basis, seen: Observation) -> Traffic:
-    """The larger of what the envelope shows and what the rate is rising to."""
+    """The larger of what the envelope shows and what the rate is rising to.
+
+    A forecast is of a rate: it is held against that of the stretch of the sample which the table was made from, since
+    the sample's mean is lower than the traffic that its plan carries.
+    """
     multiple, detail = burst_multiple(basis, seen)
+    outgrown = multiple > 1
+    planned_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.arrival_rate
     knobs = basis.knobs
     lead_s = knobs.reaction_s + max(_start_up_s(kind, stage, seen) for stage in basis.stages for kind in stage.kinds)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
-    rate = rising_rate(recent, lead_s, confidence=knobs.forecast_confidence, limit=knobs.forecast_limit)
-    if basis.arrival_rate > 0 and rate / basis.arrival_rate > multiple:
-        told = f"{rate:.1f}/s expected within {lead_s:.1f} s, planned for {basis.arrival_rate:.1f}/s"
-        return Traffic(rate / basis.arrival_rate, Reason.RATE_RISING, told)
-    return Traffic(multiple, Reason.ENVELOPE_EXCEEDED, detail)
+    seen_rate = multiple * planned_rate
+    rate = rising_rate(
+        recent, lead_s, confidence=knobs.forecast_confidence, limit=knobs.forecast_limit, above=seen_rate
+    )
+    if planned_rate > 0 and rate > seen_rate:
+        told = f"{rate:.1f}/s expected within {lead_s:.1f} s, planned for {planned_rate:.1f}/s"
+        return Traffic(rate / planned_rate, Reason.RATE_RISING, told, outgrown)
+    return Traffic(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown)
 
 
 def _start_up_s(kind: Kind, stage: StageBasis, seen: Observation) -> float:
@@ -121,16 +139,14 @@ def burst_multiple(basis: Basis, seen: Observation) -> tuple[float, str]:
     answers to the largest of them all, which a short burst makes far too large.
     """
     slack_s = basis.knobs.burst_slack_share * basis.slo_s
-    live = planned = 0.0
+    live = 0.0
     where = 0
     for i, window_s in enumerate(basis.windows_s):
         rate = seen.envelope[i] / (window_s + slack_s)
         if rate > live:
             live, where = rate, i
-        rate = basis.counts[i] / (window_s + slack_s)
-        planned = max(planned, rate)
     window_s, count, expected = basis.windows_s[where], seen.envelope[where], basis.counts[where]
-    return live / max(planned, 1e-9), f"{count} arrivals within {window_s:.3g} s, planned for {expected}"
+    return live / max(basis.busiest_rate, 1e-9), f"{count} arrivals within {window_s:.3g} s, planned for {expected}"
 
 
 def supply_for(basis: Basis, stage: StageBasis, multiple: float) -> float:

@@ -29,8 +29,8 @@ SURGE_SURE = 3.5
 """Standard errors by which a rise must exceed nothing: noise alone passes it once in an hour."""
 
 
-def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limit: float) -> float:
-    """A rate that arrivals will very likely reach within ``lead_s``, per second; 0 if nothing rises for sure.
+def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limit: float, above: float = 0.0) -> float:
+    """A rate that arrivals will very likely reach within ``lead_s``, per second; ``above`` if none is larger.
 
     For each span the mean rate and the line of least squares through the seconds' counts are each lowered by some
     standard errors of their prediction; the largest of them all counts. Short spans have more chances to be wrong
@@ -43,16 +43,17 @@ def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limi
         lead_s: how far ahead.
         confidence: standard errors to subtract at the longest span.
         limit: most that the prediction may exceed the rate of the last seconds of its span by.
+        above: rates up to this one are of no interest.
     """
     if len(recent) < 2 or not math.isfinite(confidence):
-        return 0.0
+        return above
     newest_first = recent[::-1]
     totals = list(itertools.accumulate(newest_first))
     if totals[-1] < LEAST_EVENTS:
-        return 0.0
+        return above
     moments = list(itertools.accumulate(map(operator.mul, newest_first, range(len(recent)))))
     dispersion = index_of_dispersion(recent)
-    best = 0.0
+    best = above
     for span in SPANS:
         if span > len(recent):
             break
@@ -62,7 +63,8 @@ def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limi
         mean = total / span
         variance = max(mean, 1.0) * dispersion
         sure = math.sqrt(confidence * confidence + _CHANCES[span])
-        best = max(best, mean - sure * math.sqrt(variance / span))
+        if mean > best:
+            best = max(best, mean - sure * math.sqrt(variance / span))
         if span < 3:
             continue
         squares = _SQUARES[span]

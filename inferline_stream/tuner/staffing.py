@@ -39,11 +39,13 @@ class Staffing:
         multiples: ascending.
         supply: by stage, events per second that the replicas found give at full batches, one per multiple,
             never falling.
+        arrival_rate: of the stretch of the sample that was simulated, events per second: multiple 1.
         surges: whether the sample's rate leaps (`tuner.forecast.surges`).
     """
 
     multiples: tuple[float, ...]
     supply: Mapping[str, tuple[float, ...]]
+    arrival_rate: float
     surges: bool = True
 
     def needed(self, stage: str, multiple: float) -> float:
@@ -94,7 +96,8 @@ def staffing(
         name: tuple(found[multiple][name] * throughput for multiple in multiples)
         for name, throughput in search.throughput.items()
     }
-    return Staffing(tuple(multiples), supply, surges(np.bincount(sample.arrivals_s.astype(np.int64)).tolist()))
+    leaps = surges(np.bincount(sample.arrivals_s.astype(np.int64)).tolist())
+    return Staffing(tuple(multiples), supply, stretch.arrival_rate, leaps)
 
 
 def busiest(trace: Trace, events: int) -> Trace:

@@ -74,8 +74,8 @@ def doubts(state: TunerState, seen: Observation) -> tuple[Doubt, ...]:
         there = seen.stages.get(stage.name)
         if there is None:
             found.append(Doubt(Reason.INPUT_STALE, stage.name, f"nothing is known of stage {stage.name!r}"))
-        elif any(supply.ready for supply in there.supply.values()) and (
-            there.age_s is None or not there.age_s <= REPORTS_STALE_S
+        elif (there.age_s is None or not there.age_s <= REPORTS_STALE_S) and any(
+            supply.ready for supply in there.supply.values()
         ):
             told = "have never reported" if there.age_s is None else f"last reported {there.age_s:.1f} s ago"
             found.append(Doubt(Reason.INPUT_STALE, stage.name, f"replicas of stage {stage.name!r} {told}"))

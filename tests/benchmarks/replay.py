@@ -150,6 +150,7 @@ def spike(seeds: int) -> Figures:
     figures.update(spread("big_spike_cost_ratio", ratio))
     figures["big_spike_cost_ratio_clairvoyant"] = round(statistics.mean(bound), 2)
     figures["big_spike_cost_ratio_bound"] = round(statistics.mean(least), 2)
+    figures["big_spike_cost_ratio_plan_alone"] = round(statistics.mean(alone), 2)
     if statistics.mean(ratio) < 4:
         known, work, held = (f"1/{statistics.mean(ratios):.1f}" for ratios in (bound, least, alone))
         figures["big_spike_cost_ratio_reason"] = (

@@ -9,6 +9,7 @@ import pytest
 
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.tuner.decision import Action
+from inferline_stream.tuner.demand import traffic_of
 from inferline_stream.tuner.forecast import surged, surges
 from inferline_stream.tuner.knobs import Knobs
 from inferline_stream.tuner.policy import step
@@ -41,7 +42,7 @@ def test_a_handful_of_events_or_of_seconds_tells_of_none():
 
 def totals(*, leaps: bool, minutes: float) -> tuple[int, list[Action]]:
     """Replicas after so many minutes at the planned rate, and what was done."""
-    table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, leaps)
+    table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, 100.0, leaps)
     tuner = state(Knobs(insurance=((2.5, 0.25),)))
     tuner = replace(tuner, basis=replace(tuner.basis, staffing=table))
     done = []
@@ -57,6 +58,34 @@ def test_what_is_insured_beyond_the_plan_is_held_while_traffic_leaps_and_given_b
     assert totals(leaps=True, minutes=32) == (5, [Action.SCALE_UP, Action.SCALE_DOWN])
 
 
-def test_traffic_that_does_not_leap_is_insured_for_a_beginning_of_three_minutes():
-    assert totals(leaps=False, minutes=2.9) == (6, [Action.SCALE_UP])
-    assert totals(leaps=False, minutes=4) == (5, [Action.SCALE_UP, Action.SCALE_DOWN])
+def test_traffic_that_does_not_leap_is_insured_for_a_beginning_of_a_minute():
+    assert totals(leaps=False, minutes=0.9) == (6, [Action.SCALE_UP])
+    assert totals(leaps=False, minutes=2) == (5, [Action.SCALE_UP, Action.SCALE_DOWN])
+
+
+def insured_s(envelope: tuple[int, int, int], recent: tuple[int, ...]) -> float:
+    """For how long more than the plan is held after traffic like this at the end of the calm beginning."""
+    table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, 100.0, surges=False)
+    tuner = state(Knobs(insurance=((2.5, 0.25),)))
+    tuner = replace(tuner, basis=replace(tuner.basis, staffing=table))
+    for tick in range(2 * round(tuner.basis.knobs.calm_memory_s)):
+        tuner, _ = step(tuner, seen(tick / 2, recent=(100,) * 30, watched_s=tick / 2))
+    now_s = tuner.basis.knobs.calm_memory_s
+    tuner, decision = step(tuner, seen(now_s, envelope, recent=recent, watched_s=now_s))
+    assert decision is not None
+    assert decision.action is Action.SCALE_UP
+    return max(tuner.insured_until_s - now_s, 0.0)
+
+
+def test_arrivals_beyond_the_plan_are_insured_after_and_a_forecast_is_not():
+    rising = tuple(range(85, 115))
+    assert insured_s((290, 590, 5900), rising) == 0.0
+    assert insured_s((400, 800, 8000), (100,) * 30) == Knobs().calm_memory_s
+
+
+def test_a_forecast_is_held_against_the_stretch_that_the_table_was_made_from():
+    """Not against the mean of a sample whose busiest stretch came twice as fast: the plan carries that, too."""
+    table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, 200.0, surges=False)
+    basis = replace(state().basis, staffing=table)
+    assert traffic_of(basis, seen(60.0, recent=(150,) * 30, watched_s=60.0)).multiple < 1
+    assert traffic_of(state().basis, seen(60.0, recent=(150,) * 30, watched_s=60.0)).multiple > 1
