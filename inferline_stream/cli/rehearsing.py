@@ -227,7 +227,7 @@ def _ground(what: Path, trace: Path | None, plan: Path | None, seed: int) -> _Gr
             record.report.pipeline,
             record.shape,
             given or plan_from_bytes(bytes(record.plans[0].plan), "the run's plan"),
-            record.measured,
+            record.as_it_ran,
             Trace(events.sample_s) if events.sample_s.size else arrivals,
             arrivals,
             record.kinds,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -43,6 +43,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     plans: list[StoredPlan]
     """That came into force, the first at the start."""
     decisions: list[StoredDecision]
+    start_up_s: dict[str, dict[str, float]] = {}
+    """Stage → hardware kind → what replicas took to start of late; kinds that none was started of are missing."""
     version: int = RECORD_VERSION
 
     @property
@@ -50,6 +52,17 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         """The profiles as planning takes them."""
         profiles = {(profile.stage, profile.hardware): profile for profile in self.profiles}
         return PipelineProfile(profiles, self.paths, self.hop_overhead_s)
+
+    @property
+    def as_it_ran(self) -> PipelineProfile:
+        """The profiles with the start-up times that the run's own replicas had: what a replay of it takes."""
+        profiles = {
+            (stage, hardware): replace(
+                profile, start_up_s=self.start_up_s.get(stage, {}).get(hardware, profile.start_up_s)
+            )
+            for (stage, hardware), profile in self.measured.profiles.items()
+        }
+        return replace(self.measured, profiles=profiles)
 
     @property
     def kinds(self) -> Catalogue:

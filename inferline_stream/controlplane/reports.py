@@ -131,6 +131,14 @@ class Reports:
             return None  # it has brought the parent that forks those to come, as they were profiled
         return next(reversed(ways.values()), None)
 
+    def every_start_up_s(self) -> dict[str, dict[str, float]]:
+        """The same by stage and hardware kind, where there is any."""
+        found: dict[str, dict[str, float]] = {}
+        for stage, hardware in self._start_up_s:
+            if (start_up_s := self.start_up_s(stage, hardware)) is not None:
+                found.setdefault(stage, {})[hardware] = start_up_s
+        return found
+
     def is_ready(self, replica: str) -> bool:
         """Whether it works, or could at once."""
         told = self.replicas.get(replica)

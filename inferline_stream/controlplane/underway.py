@@ -222,6 +222,7 @@ class Session:
             hop_overhead_s=measured.hop_overhead_s,
             plans=list(self.controller.deciding.plans),
             decisions=list(self.controller.deciding.decisions),
+            start_up_s=self.controller.picture.reports.every_start_up_s(),
         )
 
 

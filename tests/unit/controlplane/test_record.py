@@ -86,6 +86,13 @@ def test_what_is_written_down_is_read_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(read_events(folder), name), getattr(events, name))
 
 
+def test_a_replay_of_a_run_takes_the_start_up_times_that_its_replicas_had() -> None:
+    ran = msgspec.structs.replace(RECORD, start_up_s={"read": {"cpu": 0.3}}).as_it_ran
+    assert ran.profiles["read", "cpu"].start_up_s == 0.3
+    assert ran.profiles["judge", "cpu"].start_up_s == 1.0
+    assert RECORD.measured.profiles["read", "cpu"].start_up_s == 1.0
+
+
 def test_events_are_in_order_of_entry_and_count_from_the_first_arrival() -> None:
     events = Events.of(ledger_of_two(), None)
     assert events.arrivals_s.tolist() == [0.0, 1.0, 2.0]

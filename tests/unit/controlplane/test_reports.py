@@ -123,3 +123,4 @@ def test_the_first_replica_of_a_stage_that_forks_tells_nothing_of_those_to_come(
     assert reports.start_up_s("entry", "cpu-1") == 0.05
     reports.started("entry", "cpu-1", 3.0, "alone")  # the parent is gone
     assert reports.start_up_s("entry", "cpu-1") == 2.5
+    assert reports.every_start_up_s() == {"entry": {"cpu-1": 2.5}}
