@@ -83,10 +83,14 @@ async def test_a_leader_with_an_unsettled_transaction_goes_on_in_a_new_term(
         await asyncio.sleep(1.0)
         leadership._broken = True  # as after a broker that went away in the middle of a commit
         await feeding
+
+        async def two_work() -> bool:
+            return under_way.controller.picture.reports.ready("parse", "emulated-cpu") == 2
+
+        assert await until(two_work, 30.0), "the new term did not scale"
         report = await under_way.report(await under_way.drain())
     assert (leadership.renewals, leadership.term) == (1, 2)
     assert (report.lost, report.duplicated) == (0, 0)
-    assert report.replicas_most["parse"] == 2
 
 
 async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_once_there_are_none(
