@@ -118,6 +118,10 @@ def traffic_of(basis: Basis, seen: Observation) -> Traffic:
     rate = rising_rate(
         recent, lead_s, confidence=knobs.forecast_confidence, limit=knobs.forecast_limit, above=seen_rate
     )
+    if seen_rate < rate <= planned_rate:
+        rate = rising_rate(
+            recent, lead_s, confidence=knobs.inner_confidence, limit=knobs.forecast_limit, above=seen_rate
+        )
     if planned_rate > 0 and rate > seen_rate:
         told = f"{rate:.1f}/s expected within {lead_s:.1f} s, planned for {planned_rate:.1f}/s"
         return Traffic(rate / planned_rate, Reason.RATE_RISING, told, outgrown)

@@ -18,6 +18,10 @@ class Knobs:
     """Standard errors by which a rate or trend over the longest span must be exceeded before it counts; shorter spans
     need more, see `tuner.forecast`. Infinite turns forecasting off."""
 
+    inner_confidence: float = 2.0
+    """The same for rates that the plan carries: what such a forecast may cost by being late is known to end there. At
+    1.0 traffic that drifts within the plan costs 3 % more."""
+
     forecast_limit: float = 1.5
     """Most that a forecast may exceed the rate seen by: no ramp is believed to go on for ever."""
 

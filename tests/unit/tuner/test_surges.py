@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.tuner.decision import Action
+from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.demand import traffic_of
 from inferline_stream.tuner.forecast import surged, surges
 from inferline_stream.tuner.knobs import Knobs
@@ -89,3 +89,17 @@ def test_a_forecast_is_held_against_the_stretch_that_the_table_was_made_from():
     basis = replace(state().basis, staffing=table)
     assert traffic_of(basis, seen(60.0, recent=(150,) * 30, watched_s=60.0)).multiple < 1
     assert traffic_of(state().basis, seen(60.0, recent=(150,) * 30, watched_s=60.0)).multiple > 1
+
+
+def test_a_rise_within_the_plan_has_to_be_surer_than_one_beyond_it():
+    """To 114/s, or 106/s if it is to be surer: more than a plan for 100/s; about the 110/s seen in one for 200/s."""
+    rising = tuple(100 + max(0, second - 24) * 5 for second in range(30))
+    busy = (100, 300, 7950)
+
+    def reason(planned_rate: float) -> Reason:
+        table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, planned_rate, surges=False)
+        basis = replace(state().basis, staffing=table)
+        return traffic_of(basis, seen(60.0, busy, recent=rising, watched_s=60.0)).reason
+
+    assert reason(100.0) is Reason.RATE_RISING
+    assert reason(200.0) is Reason.ENVELOPE_EXCEEDED
