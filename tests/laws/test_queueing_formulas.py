@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from inferline_stream.estimator.evaluation import StageStatistics, evaluate
-from inferline_stream.estimator.station import Station
+from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import prepare
-from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
 
@@ -105,3 +106,19 @@ def test_deterministic_gaps_and_service_never_wait_below_full_utilization() -> N
     found = evaluate(workload, [serving]).latency_s
     assert found is not None
     assert np.allclose(found, 0.999)
+
+
+@pytest.mark.parametrize("partitions", [None, 64])
+@pytest.mark.parametrize("replicas", [1, 2, 7, 64])
+def test_so_many_replicas_serve_so_many_times_what_one_does(replicas: int, partitions: int | None) -> None:
+    """k·µ(b) within 5 %, counted while every replica has a batch's worth waiting."""
+    batch_size, service_time_s, events = 8, 0.1, 40_000
+    measured = PipelineProfile({("a", "gpu"): Profile("a", "gpu", tuple(
+        ServiceTime(b, service_time_s) for b in (1, batch_size)
+    ))}, Paths((0,), (1.0,)))  # fmt: skip
+    serving = station(measured, "a", (Allocation("gpu", batch_size, replicas),), partitions=partitions)
+    workload = prepare(Shape(("a",), ()), measured, Trace(np.zeros(events)), seed=1)
+    left_s = evaluate(workload, [serving], keep=(0,)).departures[0].times_s
+    busy_s = events / 2 / (replicas * batch_size / service_time_s)
+    throughput = np.count_nonzero(left_s <= busy_s) / busy_s
+    assert throughput == pytest.approx(replicas * measured.profiles["a", "gpu"].throughput(batch_size), rel=0.05)
