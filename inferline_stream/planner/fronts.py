@@ -221,8 +221,11 @@ class Fronts:
                     kept += options
                 if late_s < best * BETTER:
                     best, price_of_best = late_s, price
-                idle_of[kinds] = 0 if late_s < best_of.get(kinds, math.inf) * BETTER else idle_of.get(kinds, 0) + 1
-                best_of[kinds] = min(late_s, best_of.get(kinds, math.inf))
+                best_of_kinds = best_of.get(kinds, math.inf)
+                # Too few replicas to be in time at all say nothing of more.
+                helped = late_s < best_of_kinds * BETTER or math.isinf(best_of_kinds)
+                idle_of[kinds] = 0 if helped else idle_of.get(kinds, 0) + 1
+                best_of[kinds] = min(late_s, best_of_kinds)
             above = dearest
             idle = idle + 1 if kept and best > before * BETTER else 0
             if idle == 2:

@@ -41,8 +41,12 @@ ROUNDS = 3
 MOST_ALLOWED = 4
 """Late events allowed on the shortest piece at most, in multiples of what the objective allows."""
 
-TRIES = (40, 12, 8)
-"""Candidates of one round that are simulated, by level: on longer pieces each costs more and surprises less."""
+TRIES, LEAST_TRIES, MOST_TRIES = 40, 8, 100
+"""Candidates of one round that are simulated on the shortest piece, and on any: on longer ones each costs more."""
+
+TRIED_EVENTS = 60_000_000
+"""Events, once per stage, that the candidates of one round may take on the whole traces: many of them where traces are
+short."""
 
 Report = Callable[[str, Candidate | None], None]
 
@@ -87,11 +91,11 @@ def refine(
         yield from found[:1]
         return
     reached = False
-    for depth, piece in enumerate(pieces[1:], start=1):
+    for piece in pieces[1:]:
         here = whole if piece is problem else Evaluator(piece, stop)
         report("verifying" if here is whole else "refining", None)
         kept: list[Candidate] = []
-        for good in _deeper(here, fronts, found, mixed=mixed, tries=TRIES[min(depth, len(TRIES) - 1)]):
+        for good in _deeper(here, fronts, found, mixed=mixed, tries=_tries(here)):
             kept.insert(0, good)
             if here is whole:
                 reached = True
@@ -100,6 +104,11 @@ def refine(
     if not reached:
         report("starting over on the whole trace", None)
         yield from _on_piece(whole, Fronts(whole, whole.bounds, mixed=mixed), known, mixed=mixed, report=report)[:1]
+
+
+def _tries(piece: Evaluator) -> int:
+    work = sum(len(trace) for trace in piece.problem.traces) * len(piece.problem.shape.stages)
+    return max(LEAST_TRIES, min(TRIED_EVENTS // work, MOST_TRIES))
 
 
 def _on_piece(
@@ -118,7 +127,7 @@ def _on_piece(
         lowest = start
         if not reached or piece.simulated_events < effort:
             surrogate = Surrogate(piece, fronts.bounds, start, mixed=mixed)
-            for lower in descend(surrogate, piece, start, tries=TRIES[0]):
+            for lower in descend(surrogate, piece, start, tries=TRIES):
                 report("descending", None)
                 lowest = lower
         reached[lowest] = None

@@ -54,6 +54,12 @@ def test_a_measured_share_that_is_too_much_for_one_replica_makes_it_fall_behind(
     assert uneven.p99_s > 1.0
 
 
+def test_a_partition_that_carries_half_of_the_records_has_a_replica_of_its_own() -> None:
+    owners = station(PROFILE, "a", allocated(2, 8), partitions=6, partition_shares=(0.5, *[0.1] * 5)).owners
+    assert owners is not None
+    assert np.flatnonzero(owners == owners[0]).tolist() == [0]
+
+
 def test_partitions_follow_the_shares() -> None:
     workload = prepare(ONE, PROFILE, Trace(np.arange(200_000.0)))
     shares = np.array([0.5, 0.0, 0.3, 0.2])

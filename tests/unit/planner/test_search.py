@@ -10,8 +10,10 @@ import pytest
 from inferline_stream.errors import Infeasible, InvalidTopology
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.planner.descent import with_largest_limits
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.exact import prove
+from inferline_stream.planner.fronts import Fronts
 from inferline_stream.planner.partitions import rungs
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 from inferline_stream.planner.provision import MARGIN, provision, search
@@ -81,12 +83,27 @@ def test_the_default_plan_of_a_small_pipeline_is_the_cheapest_there_is(seed):
     assert plan.cost_per_hour == pytest.approx(_plan(problem, margin=0.0, mixed=False, algorithm="exact").cost_per_hour)
 
 
-def test_the_margin_is_kept_free_where_it_can_be():
-    problem = random_problem(2, slack=4.0)
+@pytest.mark.parametrize("seed", [5, 6])
+def test_the_margin_is_kept_free_where_it_can_be(seed):
+    problem = random_problem(seed, slack=3.0)
     plan = _plan(problem, margin=0.2)
-    paper = _plan(problem, algorithm="inferline")
-    assert plan.predicted_p99_s <= 0.8 * plan.slo_s or plan.cost_per_hour == paper.cost_per_hour
+    assert plan.predicted_p99_s <= 0.8 * plan.slo_s < 0.9 * plan.slo_s < _plan(problem, margin=0.0).predicted_p99_s
+    assert plan.cost_per_hour < _plan(problem, algorithm="inferline").cost_per_hour
     assert 0 < MARGIN < 0.2
+
+
+@pytest.mark.parametrize("seed", [8, 9])
+def test_a_margin_that_would_cost_more_than_the_paper_s_plan_is_given_up(seed):
+    problem = random_problem(seed, slack=3.0)
+    paper = _plan(problem, algorithm="inferline")
+    assert _plan(problem, margin=0.1).cost_per_hour <= paper.cost_per_hour + 1e-9
+
+
+def test_an_earlier_plan_that_meets_the_slo_is_taken_whatever_its_margin():
+    problem = random_problem(6, slack=3.0)
+    earlier = _plan(problem, margin=0.0)
+    assert _plan(problem, margin=0.1).cost_per_hour > earlier.cost_per_hour
+    assert _plan(problem, margin=0.1, known=[earlier]).cost_per_hour == earlier.cost_per_hour
 
 
 def test_stock_that_does_not_suffice_of_one_kind_is_mixed_with_another():
@@ -241,3 +258,21 @@ def test_of_equal_cost_the_largest_batch_limits_that_keep_the_margin_are_planned
         for size in (s for s in SIZES if s > part.max_batch_size):
             larger = (*candidate[:stage], (replace(part, max_batch_size=size),), *candidate[stage + 1 :])
             assert p99_s(problem, larger) > kept_s
+
+
+@pytest.mark.parametrize("seed", FEASIBLE_SEEDS)
+def test_limits_are_raised_as_far_as_the_target_allows_and_no_further(seed):
+    problem = random_problem(seed, stages=1, rate=150, slack=4.0)
+    evaluator = Evaluator(problem)
+    meeting = ((Allocation("fast", 1, n),) for n in range(1, 64) if meets(problem, ((Allocation("fast", 1, n),),)))
+    (small,) = option = next(meeting)
+    largest = max(size for size in SIZES if meets(problem, ((replace(small, max_batch_size=size),),)))
+    assert with_largest_limits(evaluator, (option,)) == ((replace(small, max_batch_size=largest),),)
+
+
+def test_hardware_of_which_the_first_counts_are_far_too_few_is_searched_all_the_same():
+    problem = random_problem(0, stages=1, rate=2000, cv=4.0, slack=1.5)
+    evaluator = Evaluator(problem)
+    optimum = cost_of(problem, prove(evaluator, None).best)
+    begun = Fronts(evaluator, evaluator.bounds, mixed=False).candidates()
+    assert cost_of(problem, begun[0]) <= 1.1 * optimum
