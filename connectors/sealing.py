@@ -14,6 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -187,6 +188,20 @@ def stopping() -> asyncio.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
+
+
+async def done_in_time(work: asyncio.Future[Any], stop: asyncio.Event, leave_s: float) -> bool:
+    """Wait for work; once told to stop, it has so much time left and is then cancelled. Whether it is done."""
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not work.done():
+        await asyncio.wait((work,), timeout=leave_s)
+    if not work.done():
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return False
+    return True
 
 
 def tell(counts: msgspec.Struct) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 
 import msgspec
 
-from inferline_stream.connectors.sealing import Seal, stopping, tell
+from inferline_stream.connectors.sealing import Seal, done_in_time, stopping, tell
 from inferline_stream.dataplane.following import Record, RecordFollower
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.errors import InferlineError, Unreachable
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _GATHER_S = 0.2  # an fsync or a transaction takes milliseconds: at most five a second
 _AGAIN_S = 1.0
 _AGAIN_AT_MOST_S = 30.0
+_LEAVE_S = 5.0
 
 
 class SinkCounts(msgspec.Struct):
@@ -63,7 +64,7 @@ class Refusal:
 
 
 class Store(Protocol):
-    """Where a sink puts events."""
+    """Where a sink puts events. Storing may be cancelled."""
 
     counts: SinkCounts
 
@@ -85,7 +86,8 @@ class TopicSink:
     """Follows a topic and stores its events, in the background while entered.
 
     While the store takes nothing, nothing is committed: that is said once, and the same records are tried again,
-    at first after a second and later every half minute. While Kafka is away it is waited for.
+    at first after a second and later every half minute. While Kafka is away it is waited for. Told to leave, it gives
+    the store five seconds more; what is not stored by then is not committed and comes again.
 
     Args:
         bootstrap_servers: ``host:port``, or several of them, separated by commas.
@@ -209,8 +211,11 @@ class TopicSink:
         """Store for as long as it takes; told to stop meanwhile, the records are left uncommitted."""
         pause_s, said = _AGAIN_S, False
         while True:
+            storing = asyncio.create_task(self._store.store(records))
+            if not await done_in_time(storing, self._stop, _LEAVE_S):
+                raise Unreachable(f"{self._what}: {len(records)} records not written in time; they come again")
             try:
-                return await self._store.store(records)
+                return storing.result()
             except Away as away:
                 if self._stop.is_set():
                     raise Unreachable(f"{self._what}: {len(records)} records not written: {away}") from None
@@ -252,15 +257,10 @@ class TopicSink:
 
     async def _commit(self) -> None:
         """Commit while Kafka lets us; told to stop meanwhile, what was stored will come again, and be known."""
-        committing, stopped = asyncio.create_task(self._follower.commit()), asyncio.create_task(self._stop.wait())
-        await asyncio.wait((committing, stopped), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not committing.done():
-            await asyncio.wait((committing,), timeout=_AGAIN_S)
-        if not committing.done():
-            committing.cancel()
+        committing = asyncio.create_task(self._follower.commit())
+        if not await done_in_time(committing, self._stop, _AGAIN_S):
             raise Unreachable(f"topic {self._topic!r}: Kafka does not take the commit of what was written")
-        await committing
+        committing.result()
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

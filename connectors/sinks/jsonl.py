@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -61,6 +62,7 @@ class JsonlFile:
 
     def __init__(self, path: Path) -> None:
         self.counts = SinkCounts()
+        self._writing = threading.Lock()
         try:
             self._file = path.open("a+b")
         except OSError as error:
@@ -88,7 +90,8 @@ class JsonlFile:
             else:
                 lines[known] = line
         if lines:
-            self._write(b"".join(lines.values()))
+            with self._writing:
+                self._write(b"".join(lines.values()))
         self._seen.update(lines)
         self.counts.written += len(lines)
         self.counts.duplicates += duplicates
@@ -106,8 +109,9 @@ class JsonlFile:
         self._size_bytes += len(data)
 
     def close(self) -> None:
-        """Close the file; everything appended is on disk already."""
-        self._file.close()
+        """Close the file; everything appended is on disk already, but for what is being written: it is waited for."""
+        with self._writing:
+            self._file.close()
 
 
 def _encoded(known: str, record: Record) -> bytes | None:

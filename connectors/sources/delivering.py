@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from inferline_stream.connectors.sealing import done_in_time
 from inferline_stream.dataplane.producing import RecordProducer, RecordRefused
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import EVENT_ID
@@ -76,7 +77,7 @@ class Delivery:
         waiting, said = list(events), False
         while waiting:
             sending = asyncio.gather(*map(self._send, waiting), return_exceptions=True)
-            if not await self._unless_stopped(sending):
+            if not await done_in_time(sending, self._stop, _LEAVE_S):
                 raise Unreachable(f"topic {self._topic!r}: Kafka has not taken {len(waiting)} events; they come again")
             again = []
             for event, outcome in zip(waiting, sending.result(), strict=True):
@@ -102,19 +103,6 @@ class Delivery:
         await self._producer.deliver(
             self._topic, event.value, key=event.key, timestamp_ms=event.timestamp_ms, headers=headers
         )
-
-    async def _unless_stopped(self, sending: asyncio.Future[list[BaseException | None]]) -> bool:
-        """Whether it is done; once told to stop, it has a few seconds left."""
-        stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait((sending, stopped), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not sending.done():
-            await asyncio.wait((sending,), timeout=_LEAVE_S)
-        if not sending.done():
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            return False
-        return True
 
     def _refused(self, event: Event, refusal: RecordRefused) -> None:
         if not self._skip_refused:

@@ -29,291 +29,24 @@ import logging
 import socket
 import ssl
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
 from aiohttp import web
 
 from inferline_stream.connectors import sealing
-from inferline_stream.connectors.sources.admitting import Bucket, Refused, Tokens, event_id_of, wait_s_of
-from inferline_stream.connectors.sources.delivering import key_of
+from inferline_stream.connectors.sources.admitting import Tokens
+from inferline_stream.connectors.sources.ingest import LOOK_AGAIN_S, HttpCounts, Ingest, Limits, Results
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.following import RecordFollower
-from inferline_stream.dataplane.producing import RecordProducer, RecordRefused
+from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.errors import InvalidTopology, Unreachable, UsageError
-from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-    "Server": "inferline-stream",
-}
-_BODY_S = 10.0
 _LEAVE_S = 15.0
-_LOOK_AGAIN_S = 0.5
-_AGAIN_AFTER_S = 1
 _KEEP_ALIVE_S = 30.0
-_OWN_NAMES = frozenset(("localhost", "127.0.0.1", "[::1]"))
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class HttpCounts(msgspec.Struct):
-    """What became of the requests."""
-
-    accepted: int = 0
-    """Events that are in Kafka."""
-    answered: int = 0
-    """Of them, those whose result was waited for and came in time."""
-    refused: int = 0
-    """Requests that were wrong, or nobody's who may send."""
-    held_off: int = 0
-    """Requests that were told to come again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much is taken.
-
-    Args:
-        body_bytes: the largest event.
-        pending: most events at once that wait for Kafka or for a result.
-        rate: events per second; 0 for any.
-        behind: most events that the pipeline may be behind; 0 for any.
-        acknowledge_s: longest wait for Kafka.
-        wait_s: longest that a client may wait for a result.
-    """
-
-    body_bytes: int = 1 << 20
-    pending: int = 1000
-    rate: float = 0.0
-    behind: int = 0
-    acknowledge_s: float = 10.0
-    wait_s: float = 60.0
-
-
-class Results:
-    """Results of events as they come to a pipeline's sink topic, for those who wait for them."""
-
-    def __init__(self, follower: RecordFollower) -> None:
-        self._follower = follower
-        self._waiting: dict[bytes, set[asyncio.Future[bytes]]] = {}
-
-    @contextlib.contextmanager
-    def expected(self, event_id: bytes) -> Iterator[asyncio.Future[bytes]]:
-        """The event's result, once it is there; ask before the event is sent."""
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(event_id, set()).add(future)
-        try:
-            yield future
-        finally:
-            future.cancel()
-            waiting = self._waiting[event_id]
-            waiting.discard(future)
-            if not waiting:
-                del self._waiting[event_id]
-
-    async def follow(self) -> None:
-        """Hand out results for ever.
-
-        Raises:
-            Unreachable: the topic cannot be read.
-        """
-        while True:
-            for record in await self._follower.batch(_LOOK_AGAIN_S):
-                for future in self._waiting.get(record.headers.get(EVENT_ID, b""), ()):
-                    if not future.done():
-                        future.set_result(b"null" if record.value is None else record.value)
-
-
-class Ingest:
-    """The HTTP application.
-
-    Args:
-        producer: connected.
-        topic: to send into.
-        tokens: who may send; None for everybody who asks for this machine by its own name.
-        limits: how much.
-        key_field: field of each event that becomes its record's key.
-        results: where results come from; None if nobody may wait.
-    """
-
-    def __init__(
-        self,
-        producer: RecordProducer,
-        topic: str,
-        tokens: Tokens | None,
-        limits: Limits,
-        *,
-        key_field: str | None = None,
-        results: Results | None = None,
-    ) -> None:
-        self.counts = HttpCounts()
-        self.open = False
-        """Whether events are taken: after the seal, and until told to leave."""
-        self.behind = 0
-        """Events that the pipeline is behind."""
-        self._producer = producer
-        self._topic = topic
-        self._tokens = tokens
-        self._limits = limits
-        self._key_field = key_field
-        self._results = results
-        self._bucket = Bucket(limits.rate) if limits.rate else None
-        self._pending = 0
-
-    def application(self) -> web.Application:
-        """Its routes."""
-        found = web.Application(client_max_size=self._limits.body_bytes, middlewares=[_answered])
-        found.router.add_post("/events", self._take)
-        found.router.add_get("/health", self._health)
-        found.on_response_prepare.append(_safe)
-        return found
-
-    async def _health(self, _: web.Request) -> web.Response:
-        return _json({"open": self.open, "pending": self._pending, "behind": self.behind}, 200 if self.open else 503)
-
-    async def _take(self, request: web.Request) -> web.Response:
-        arrived_ms = time.time_ns() // 1_000_000
-        refusal = self._refusal(request)
-        if refusal is None:
-            event_id = event_id_of(request.headers.get("Idempotency-Key"))
-            refusal = event_id if isinstance(event_id, Refused) else None
-        if refusal is not None:
-            return self._refused(refusal)
-        assert isinstance(event_id, str)
-        self._pending += 1
-        try:
-            body = await _body(request, self._limits.body_bytes)
-            if isinstance(body, Refused):
-                return self._refused(body)
-            wait_s = wait_s_of(request.headers.get("Prefer", ""), self._limits.wait_s) if self._results else 0.0
-            if not wait_s or self._results is None:
-                return self._refused(no) if (no := await self._send(event_id, body, arrived_ms)) else _taken(event_id)
-            with self._results.expected(event_id.encode()) as result:
-                if no := await self._send(event_id, body, arrived_ms):
-                    return self._refused(no)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait_s):
-                        value = await result
-                    self.counts.answered += 1
-                    return _result(event_id, value)
-            return _taken(event_id)
-        finally:
-            self._pending -= 1
-
-    def _refusal(self, request: web.Request) -> Refused | None:
-        """Before the body is read: who it is, and whether there is room."""
-        if self._tokens is not None:
-            refusal = self._tokens.refusal(request.headers.get("Authorization", ""))
-            if refusal is not None:
-                return refusal
-        elif request.headers.get("Host", "").rpartition(":")[0] not in _OWN_NAMES:
-            # A page of another site could otherwise send through a name of its own that resolves to this machine.
-            return Refused(421, "without --token-file events are taken only by this machine's own name")
-        if request.content_type != "application/json":  # which no page of another site can send without asking
-            return Refused(415, "send Content-Type: application/json")
-        if not self.open:
-            return Refused(503, "no events are taken now", _AGAIN_AFTER_S)
-        if self._pending >= self._limits.pending:
-            return Refused(429, f"{self._pending} events wait already", _AGAIN_AFTER_S)
-        if self._limits.behind and self.behind > self._limits.behind:
-            return Refused(429, f"the pipeline is {self.behind} events behind", _AGAIN_AFTER_S)
-        if self._bucket is not None and not self._bucket.take(time.monotonic()):
-            return Refused(429, f"more than {self._limits.rate:g} events a second", _AGAIN_AFTER_S)
-        return None
-
-    async def _send(self, event_id: str, body: bytes, arrived_ms: int) -> Refused | None:
-        """Send an event; returns once Kafka has it, or with what to answer instead."""
-        try:
-            async with asyncio.timeout(self._limits.acknowledge_s):
-                await self._producer.deliver(
-                    self._topic,
-                    body,
-                    key=key_of(body, self._key_field),
-                    timestamp_ms=arrived_ms,
-                    headers=[(EVENT_ID, event_id.encode())],
-                )
-        except RecordRefused:
-            return Refused(413, "Kafka refuses the event: it is too large for the topic")
-        except (Unreachable, TimeoutError):
-            return Refused(503, "Kafka has not acknowledged; send it again by the same Idempotency-Key", _AGAIN_AFTER_S)
-        self.counts.accepted += 1
-        return None
-
-    def _refused(self, refusal: Refused) -> web.Response:
-        if refusal.again_after_s is None:
-            self.counts.refused += 1
-        else:
-            self.counts.held_off += 1
-        return _no(refusal)
-
-
-async def _body(request: web.Request, most_bytes: int) -> bytes | Refused:
-    """The body, if it is one JSON value."""
-    try:
-        async with asyncio.timeout(_BODY_S):
-            body = await request.read()
-    except TimeoutError:
-        return Refused(408, f"the body did not come within {_BODY_S:g} s")
-    except web.HTTPRequestEntityTooLarge:
-        return Refused(413, f"an event may have {most_bytes} bytes")
-    try:
-        msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return Refused(400, f"the body is no JSON: {error}")
-    return body
-
-
-def _json(told: object, status: int, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(told) + b"\n", status=status, headers=headers, content_type="application/json"
-    )
-
-
-def _taken(event_id: str) -> web.Response:
-    return _json({"event_id": event_id}, 202)
-
-
-def _result(event_id: str, value: bytes) -> web.Response:
-    try:
-        msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _taken(event_id)  # the sink has another format, which we do not know
-    return _json({"event_id": event_id, "result": msgspec.Raw(value)}, 200, {"Preference-Applied": "wait"})
-
-
-def _no(refusal: Refused) -> web.Response:
-    headers = {}
-    if refusal.again_after_s is not None:
-        headers["Retry-After"] = str(refusal.again_after_s)
-    if refusal.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return _json({"error": refusal.message}, refusal.status, headers)
-
-
-async def _safe(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_HEADERS)
-
-
-@web.middleware
-async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors as JSON too; what went wrong in here is for the log alone."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        return _json({"error": error.reason}, error.status)
-    except Exception:
-        logger.exception("a request failed")
-        return _json({"error": "it is our fault; see the log"}, 500)
 
 
 async def _look_behind(ingest: Ingest, offsets: OffsetReader, group: str, topic: str) -> None:
@@ -324,7 +57,7 @@ async def _look_behind(ingest: Ingest, offsets: OffsetReader, group: str, topic:
             ends = (await offsets.ends({topic: partitions}))[topic]
             done = await offsets.committed(group, topic, partitions)
             ingest.behind = sum(max(0, end - max(0, at)) for end, at in zip(ends, done, strict=True))
-        await asyncio.sleep(_LOOK_AGAIN_S)
+        await asyncio.sleep(LOOK_AGAIN_S)
 
 
 async def serve(options: argparse.Namespace, seal: sealing.Seal) -> HttpCounts:

@@ -38,11 +38,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from inferline_stream.connectors.sealing import done_in_time
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.errors import InferlineError, InvalidTopology, UsageError
 from inferline_stream.pipeline.trace import Seconds
 from inferline_stream.settings import from_environment
+
+_LEAVE_S = 5.0
 
 
 class ReplaySpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,7 +195,9 @@ class _Outbox:
 
 
 async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = False) -> ReplayReport:
-    """Replay one trace; returns once every event has been acknowledged or has failed.
+    """Replay one trace; returns once every event has been acknowledged or has failed, however long Kafka is away.
+
+    Told to stop, it sends nothing more, and gives Kafka a few seconds to acknowledge what was sent.
 
     Args:
         spec: what and where to.
@@ -231,11 +236,17 @@ async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = Fa
             await asyncio.wait((pacing, stopping), return_when=asyncio.FIRST_COMPLETED)
             pacing.cancel()
             stopping.cancel()
-            await outbox.emptied()
+            delivering = tasks.create_task(_delivered(outbox, producer))
+            if not await done_in_time(delivering, stop, _LEAVE_S):
+                producer.last_error = producer.last_error or "told to stop, and Kafka had not acknowledged everything"
             for task in background:
                 task.cancel()
-        await producer.flush()
         return _report(due_s, lateness_s, outbox, producer)
+
+
+async def _delivered(outbox: _Outbox, producer: RecordProducer) -> None:
+    await outbox.emptied()
+    await producer.flush()
 
 
 def _report(due_s: Seconds, lateness_s: list[float], outbox: _Outbox, producer: RecordProducer) -> ReplayReport:

@@ -214,10 +214,10 @@ async def started(client: AIOKafkaConsumer | AIOKafkaProducer, bootstrap_servers
             return
 
 
-async def stopped(stopping: Awaitable[None]) -> None:
+async def stopped(stopping: Awaitable[None], within_s: float = STOP_TIMEOUT_S) -> None:
     """Close a client whose broker may be gone."""
     try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
+        async with asyncio.timeout(within_s):
             await asyncio.gather(stopping, return_exceptions=True)  # aiokafka re-raises its own tasks' cancellation
     except TimeoutError as error:
         logger.warning("a connection could not be closed in order: %r", error)

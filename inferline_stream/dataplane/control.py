@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
-from inferline_stream.dataplane.connecting import client_options, unreachable
+from inferline_stream.dataplane.connecting import client_options, stopped, unreachable
 from inferline_stream.errors import InferlineError, Unreachable
 
 _REQUEST_TIMEOUT_MS = 5_000
@@ -79,7 +79,7 @@ class LeaderProducer:
             async with asyncio.timeout(self._start_timeout_s):
                 await self._producer.start()
         except (KafkaError, TimeoutError) as error:
-            await _quietly(self._producer.stop(), 1.0)
+            await stopped(self._producer.stop(), within_s=1.0)
             raise await unreachable(
                 self._where, f"Kafka at {self._where} gives no transactional producer ({error or 'no answer'})"
             ) from None
@@ -88,7 +88,7 @@ class LeaderProducer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _quietly(self._producer.stop(), 2.0)
+        await stopped(self._producer.stop())
 
     async def write(self, records: Iterable[Written]) -> None:
         """All of them become visible to read_committed readers at once, or none does.
@@ -157,7 +157,7 @@ async def write_once(bootstrap_servers: str, record: Written, timeout_s: float =
             "is the pipeline running there, and under this --prefix?",
         ) from None
     finally:
-        await _quietly(producer.stop(), 2.0)
+        await stopped(producer.stop())
 
 
 async def delete_groups(bootstrap_servers: str, beginning: str, keep: str = "") -> None:
@@ -175,7 +175,7 @@ async def delete_groups(bootstrap_servers: str, beginning: str, keep: str = "") 
                 if group.startswith(beginning) and group != keep:
                     await admin._send_request(DeleteGroupsRequest([group]), await admin.find_coordinator(group))
     finally:
-        await _quietly(admin.close(), 1.0)
+        await stopped(admin.close(), within_s=1.0)
 
 
 async def fence(bootstrap_servers: str, transactional_id: str) -> None:
@@ -233,7 +233,7 @@ class TopicFollower:
                 for tp, offset in (await self._first_offsets()).items():
                     self._consumer.seek(tp, offset)
         except (KafkaError, TimeoutError) as error:
-            await _quietly(self._consumer.stop(), 1.0)
+            await stopped(self._consumer.stop(), within_s=1.0)
             raise await unreachable(
                 self._where, f"topic {self._topic} at {self._where} cannot be read: {error!r}"
             ) from None
@@ -253,7 +253,7 @@ class TopicFollower:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _quietly(self._consumer.stop(), 2.0)
+        await stopped(self._consumer.stop())
 
     async def read(self, timeout_s: float = 1.0, most: int | None = None) -> list[Followed]:
         """Records that came since the last call, waiting up to ``timeout_s`` for the first; maybe none."""
@@ -332,8 +332,8 @@ class OffsetReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _quietly(self._consumer.stop(), 1.0)
-        await _quietly(self._admin.close(), 1.0)
+        await stopped(self._consumer.stop(), within_s=1.0)
+        await stopped(self._admin.close(), within_s=1.0)
 
     async def partitions(self, topic: str) -> int:
         """Partitions that a topic has.
@@ -407,18 +407,3 @@ class _translated:
     ) -> None:
         if isinstance(error, KafkaError | TimeoutError | OSError):
             raise Unreachable(f"Kafka at {self._where} does not answer: {error!r}") from None
-
-
-async def _quietly(closing: Awaitable[None], deadline_s: float) -> None:
-    """Close a client whose broker may be gone."""
-    task = asyncio.current_task()
-    cancelled = task.cancelling() if task else 0
-    try:
-        async with asyncio.timeout(deadline_s):
-            await closing
-    except (KafkaError, TimeoutError, OSError):
-        return
-    except asyncio.CancelledError:
-        # aiokafka awaits tasks of its own that it has cancelled; only where it is us who are, this goes on.
-        if task is not None and task.cancelling() > cancelled:
-            raise

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from inferline_stream.dataplane.connecting import client_options, unreachable
+from inferline_stream.dataplane.connecting import client_options, stopped, unreachable
 from inferline_stream.errors import Unreachable
 
 logger = logging.getLogger(__name__)
@@ -79,17 +79,17 @@ class RecordFollower:
                 for p in partitions:
                     self._next[p] = await self._consumer.position(TopicPartition(self._topic, p))
         except (KafkaError, OSError):
-            await self._consumer.stop()
+            await stopped(self._consumer.stop())
             raise await unreachable(self._bootstrap_servers) from None
         except Unreachable:
-            await self._consumer.stop()
+            await stopped(self._consumer.stop())
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        await self._client.stop()
+        await stopped(self._client.stop())
 
     @property
     def _client(self) -> AIOKafkaConsumer:

@@ -20,12 +20,17 @@ from inferline_stream.connectors.sources.replaying import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.errors import InvalidTopology, Unreachable
 from inferline_stream.pipeline.names import EVENT_ID
+from inferline_stream.testing.kafka import EmbeddedKafka
 
 DEADLINE_S = 30.0
 
 
 @pytest.fixture
 async def topic(kafka):
+    return await topic_on(kafka)
+
+
+async def topic_on(kafka):
     name = f"connectors-{uuid.uuid4().hex[:8]}"
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
     await admin.start()
@@ -117,6 +122,26 @@ async def test_a_replay_that_is_stopped_reports_exactly_what_is_in_kafka(kafka, 
     assert report.stopped
     assert 0 < report.sent < 100
     assert report.acknowledged == report.sent == len(await everything_in(kafka, topic))
+
+
+async def test_a_replay_that_is_stopped_while_kafka_is_gone_ends_and_says_so(files, monkeypatch):
+    folder, _ = files
+    monkeypatch.setenv("INFERLINE_CONNECT_TIMEOUT_S", "1")
+    with EmbeddedKafka() as kafka:
+        name = await topic_on(kafka)
+        async with asyncio.timeout(DEADLINE_S), TraceReplay(spec_of(kafka, name, folder)) as replay:
+            await replay.ready()
+            replay.start()
+            while not replay.acknowledged:
+                await asyncio.sleep(0.05)
+            kafka.process.kill()
+            while replay.sent == replay.acknowledged:
+                await asyncio.sleep(0.05)
+            replay.stop()
+            report = await replay.finished()
+    assert report.stopped
+    assert 0 < report.acknowledged < report.sent
+    assert "Kafka had not acknowledged everything" in report.last_error
 
 
 async def test_a_replay_that_was_not_started_sends_nothing(kafka, topic, files):

@@ -21,6 +21,7 @@ from inferline_stream.dataplane.following import RecordFollower
 from inferline_stream.isolation.sealing import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import EVENT_ID
+from inferline_stream.testing.kafka import EmbeddedKafka
 from inferline_stream.testing.local_postgres import LocalPostgres
 
 asyncpg = pytest.importorskip("asyncpg", reason="the PostgreSQL sink's client is not installed")
@@ -82,7 +83,7 @@ class Command:
 @contextlib.asynccontextmanager
 async def running(kind: str, bootstrap_servers: str, topic: str, *options: str) -> AsyncIterator[Command]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", f"inferline_stream.connectors.sinks.{kind}",
+        sys.executable, "-m", f"inferline_stream.connectors.{kind}",
         "--bootstrap-servers", bootstrap_servers, "--topic", topic, *options,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
@@ -110,6 +111,8 @@ class Receiver:
     def __init__(self) -> None:
         self.posts: list[tuple[str, bytes, str]] = []
         self.answers: list[web.Response] = []
+        self.answering = asyncio.Event()
+        self.answering.set()
         self.port = 0
 
     @property
@@ -139,6 +142,7 @@ class Receiver:
             return self.answers.pop(0)
         told = request.headers
         self.posts.append((told["Idempotency-Key"], await request.read(), told.get("Authorization", "")))
+        await self.answering.wait()
         return web.Response()
 
 
@@ -156,13 +160,13 @@ async def test_a_webhook_gets_every_event_with_its_id_and_the_token_that_no_comm
     await send(kafka.bootstrap_servers, topic, numbered(range(20)))
     async with receiver.up():
         options = ("--url", receiver.url, "--token-file", str(token))
-        async with running("webhook", kafka.bootstrap_servers, topic, *options) as sink:
+        async with running("sinks.webhook", kafka.bootstrap_servers, topic, *options) as sink:
             await until(lambda: len(receiver.posts) == 20, "20 posts")
             for process in (sink.process.pid, sink.worker()) if SEALABLE else (sink.process.pid,):
                 assert b"s3cret" not in Path(f"/proc/{process}/cmdline").read_bytes()
                 assert b"s3cret" not in Path(f"/proc/{process}/environ").read_bytes()
             assert await sink.stopped() == {"written": 20, "duplicates": 0, "undecodable": 0, "refused": 0}
-        async with running("webhook", kafka.bootstrap_servers, topic, *options) as sink:
+        async with running("sinks.webhook", kafka.bootstrap_servers, topic, *options) as sink:
             await send(kafka.bootstrap_servers, topic, numbered(range(20, 21)))
             await until(lambda: len(receiver.posts) == 21, "one more post")
             assert (await sink.stopped())["written"] == 1
@@ -176,7 +180,7 @@ async def test_a_sink_is_sealed_before_its_first_record(embedded_broker, receive
     async with (
         receiver.up(),
         running(
-            "webhook", embedded_broker.bootstrap_servers, topic, "--url", receiver.url, "--isolation", "sandbox"
+            "sinks.webhook", embedded_broker.bootstrap_servers, topic, "--url", receiver.url, "--isolation", "sandbox"
         ) as sink,
     ):
         await until(lambda: receiver.posts, "a post")
@@ -191,7 +195,7 @@ async def test_a_webhook_that_is_away_or_busy_loses_nothing_and_keeps_the_order(
     async with receiver.up():
         pass  # it has a port now, where nobody listens
     await send(embedded_broker.bootstrap_servers, topic, numbered(range(5)))
-    async with running("webhook", embedded_broker.bootstrap_servers, topic, "--url", receiver.url) as sink:
+    async with running("sinks.webhook", embedded_broker.bootstrap_servers, topic, "--url", receiver.url) as sink:
         line = b""
         while b"trying again" not in line:
             line = await sink.process.stderr.readline()
@@ -201,11 +205,62 @@ async def test_a_webhook_that_is_away_or_busy_loses_nothing_and_keeps_the_order(
             assert receiver.keys == [f"e{n}" for n in range(5)]
             os.kill(sink.worker() if SEALABLE else sink.process.pid, signal.SIGKILL)
             await sink.process.wait()
-            async with running("webhook", embedded_broker.bootstrap_servers, topic, "--url", receiver.url) as again:
+            async with running(
+                "sinks.webhook", embedded_broker.bootstrap_servers, topic, "--url", receiver.url
+            ) as again:
                 await send(embedded_broker.bootstrap_servers, topic, numbered(range(5, 6)))
                 await until(lambda: "e5" in receiver.keys, "the next event")
                 await again.stopped()
     assert set(receiver.keys) == {f"e{n}" for n in range(6)}
+
+
+async def test_a_sink_told_to_end_leaves_a_silent_receiver_and_what_that_has_not_taken_comes_again(
+    embedded_broker, receiver
+):
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where)
+    await send(where, topic, numbered(range(20)))
+    receiver.answering.clear()
+    async with receiver.up():
+        async with running("sinks.webhook", where, topic, "--url", receiver.url, "--timeout-s", "600") as sink:
+            await until(lambda: receiver.posts, "the first event is posted")
+            sink.process.send_signal(signal.SIGTERM)
+            _, said = await sink.process.communicate()
+        assert sink.process.returncode == 5
+        assert b"not written in time; they come again" in said
+        receiver.answering.set()
+        async with running("sinks.webhook", where, topic, "--url", receiver.url) as sink:
+            await until(lambda: len(set(receiver.keys)) == 20, "every event is posted")
+            assert (await sink.stopped())["written"] == 20
+
+
+async def test_sinks_and_sources_whose_kafka_is_gone_end_in_order(receiver, tmp_path):
+    with EmbeddedKafka() as kafka:
+        where = kafka.bootstrap_servers
+        topic, other = await topic_on(where), await topic_on(where)
+        await send(where, topic, numbered(range(20)))
+        written = tmp_path / "written.jsonl"
+        async with (
+            receiver.up(),
+            running("sinks.webhook", where, topic, "--url", receiver.url) as posting,
+            running("sinks.jsonl", where, topic, "--path", str(written)) as writing,
+            running("sources.topic", where, other, "--from-topic", topic) as copying,
+        ):
+            await until(lambda: len(receiver.posts) == 20, "every event is posted")
+            await until(lambda: written.exists() and written.read_bytes().count(b"\n") == 20, "all are written")
+            await copied(where, other, 20)
+            kafka.process.kill()
+            kafka.process.wait()
+            ends = await asyncio.gather(posting.stopped(), writing.stopped(), copying.stopped())
+    assert [counts.get("written", counts.get("sent")) for counts in ends] == [20, 20, 20]
+
+
+async def copied(bootstrap_servers: str, topic: str, count: int) -> None:
+    async with RecordFollower(bootstrap_servers, topic, None) as follower:
+        found = 0
+        async with asyncio.timeout(DEADLINE_S):
+            while found < count:
+                found += len(await follower.batch(0.5))
 
 
 async def test_what_a_webhook_refuses_for_good_is_a_dead_letter_and_without_one_ends_the_sink(
@@ -216,12 +271,14 @@ async def test_what_a_webhook_refuses_for_good_is_a_dead_letter_and_without_one_
     await send(where, topic, numbered(range(3)))
     receiver.answers = [web.Response(status=422, text="no such verdict")]
     async with receiver.up():
-        async with running("webhook", where, topic, "--url", receiver.url) as sink:
+        async with running("sinks.webhook", where, topic, "--url", receiver.url) as sink:
             _, said = await sink.process.communicate()
             assert sink.process.returncode == 1
             assert b"refuses event 'e0': HTTP status 422: no such verdict" in said
         receiver.answers = [web.Response(status=422, text="no such verdict")]
-        async with running("webhook", where, topic, "--url", receiver.url, "--dead-letters", f"{topic}.dlq") as sink:
+        async with running(
+            "sinks.webhook", where, topic, "--url", receiver.url, "--dead-letters", f"{topic}.dlq"
+        ) as sink:
             await until(lambda: "e2" in receiver.keys[2:], "the others are posted again")
             assert (await sink.stopped())["refused"] == 1
     async with RecordFollower(where, f"{topic}.dlq", None) as letters:
@@ -266,7 +323,7 @@ async def test_a_table_holds_every_event_once_through_an_outage_of_the_database_
     table = f"verdicts_{uuid.uuid4().hex[:8]}"
     options = ("--database", postgres.url, "--table", table, "--password-file", str(password))
     await send(kafka.bootstrap_servers, topic, [*numbered(range(10)), ("e3", b'{"n": 33}')])
-    async with running("postgres", kafka.bootstrap_servers, topic, *options) as sink:
+    async with running("sinks.postgres", kafka.bootstrap_servers, topic, *options) as sink:
         await until_rows(postgres, table, 10)
         postgres.stop()
         await send(kafka.bootstrap_servers, topic, numbered(range(10, 20)))
@@ -278,7 +335,7 @@ async def test_a_table_holds_every_event_once_through_an_outage_of_the_database_
         os.kill(sink.worker() if SEALABLE else sink.process.pid, signal.SIGKILL)
         assert await sink.process.wait() != 0
     await send(kafka.bootstrap_servers, topic, numbered(range(20, 25)))
-    async with running("postgres", kafka.bootstrap_servers, topic, *options) as sink:
+    async with running("sinks.postgres", kafka.bootstrap_servers, topic, *options) as sink:
         found = await until_rows(postgres, table, 25)
         await sink.stopped()
     assert found.pop("e3") in ({"n": 3}, {"n": 33})  # whichever came last; two partitions have no order
@@ -292,7 +349,7 @@ async def test_values_that_a_table_can_never_take_are_dead_letters(embedded_brok
     await send(where, topic, events)
     table = f"public.letters_{uuid.uuid4().hex[:8]}"
     async with running(
-        "postgres", where, topic, "--database", postgres.url, "--table", table, "--password-file", str(password),
+        "sinks.postgres", where, topic, "--database", postgres.url, "--table", table, "--password-file", str(password),
         "--dead-letters", f"{topic}.dlq",
     ) as sink:  # fmt: skip
         assert await until_rows(postgres, table, 2) == {"a": 1, "d": None}
@@ -316,7 +373,7 @@ async def test_values_that_a_table_can_never_take_are_dead_letters(embedded_brok
 )
 async def test_what_cannot_be_or_would_show_a_secret_is_refused_before_anything_starts(options, said):
     kind, *others = options
-    async with running(kind, "127.0.0.1:9", "t", *others) as sink:
+    async with running(f"sinks.{kind}", "127.0.0.1:9", "t", *others) as sink:
         _, error = await sink.process.communicate()
     assert sink.process.returncode == 2
     assert said in error.decode()
@@ -326,7 +383,7 @@ async def test_a_password_that_is_wrong_is_said_at_once(embedded_broker, postgre
     topic = await topic_on(embedded_broker.bootstrap_servers)
     (tmp_path / "wrong").write_text("wrong")
     async with running(
-        "postgres", embedded_broker.bootstrap_servers, topic, "--database", postgres.url, "--table", "t",
+        "sinks.postgres", embedded_broker.bootstrap_servers, topic, "--database", postgres.url, "--table", "t",
         "--password-file", str(tmp_path / "wrong"),
     ) as sink:  # fmt: skip
         _, error = await sink.process.communicate()

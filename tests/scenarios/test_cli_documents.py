@@ -15,6 +15,7 @@ import termios
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import typer.main
@@ -176,26 +177,31 @@ def test_a_run_says_how_many_of_its_replicas_are_ready_while_they_start(
 def test_long_work_shows_on_a_terminal_how_much_time_is_left_and_nothing_elsewhere(folder: Path) -> None:
     long = [*CALLS["replay"], "--output", "json"]
     assert call(folder, *long).stderr == ""
+    code, out, shown = on_a_terminal(folder, "stderr", *long)
+    assert (code, json.loads(out)["pipeline"]) == (0, "reviews")
+    assert re.search(r"replaying [━╸╺ ]+ \d:\d\d:\d\d left \d:\d\d:\d\d", plain(shown)), plain(shown)
+    assert shown.rstrip().endswith("\x1b[2K"), "the bar is taken away in the end"
+
+
+def on_a_terminal(folder: Path, stream: Literal["stdout", "stderr"], *arguments: str) -> tuple[int, str, str]:
+    """Run a verb one of whose streams is a terminal of 100 columns: exit code, the other stream, what was shown."""
     ours, theirs = pty.openpty()
-    columns = struct.pack("4H", 24, 100, 0, 0)
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, columns)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))
+    other = "stderr" if stream == "stdout" else "stdout"
     with open(theirs, "wb", buffering=0) as terminal, open(ours, "rb", buffering=0) as screen:
-        verb = subprocess.Popen([COMMAND, *long], cwd=folder, stdout=subprocess.PIPE, stderr=terminal, text=True)
+        streams: dict[str, Any] = {stream: terminal, other: subprocess.PIPE}
+        verb = subprocess.Popen([COMMAND, *arguments], cwd=folder, text=True, **streams)
         shown = b""
         while verb.poll() is None or select.select([screen], [], [], 0)[0]:
             if select.select([screen], [], [], 0.1)[0]:  # what nobody reads would hold it up
                 shown += screen.read(65536)
-        assert verb.stdout is not None
-        with verb.stdout as out:
-            assert json.loads(out.read())["pipeline"] == "reviews"
-    assert verb.returncode == 0
-    assert re.search(r"replaying [━╸╺ ]+ \d:\d\d:\d\d left \d:\d\d:\d\d", plain(shown)), plain(shown)
-    assert shown.rstrip().endswith(b"\x1b[2K"), "the bar is taken away in the end"
+        said, _ = verb.communicate() if stream == "stderr" else verb.communicate()[::-1]
+    return verb.returncode, said, shown.decode()
 
 
-def plain(shown: bytes) -> str:
+def plain(shown: str) -> str:
     """What a terminal was sent, without its control sequences."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
-from tests.scenarios.test_cli_documents import COMMAND, assert_documented
+from tests.scenarios.test_cli_documents import COMMAND, assert_documented, on_a_terminal, plain
 
 SWING = Path(__file__).parent / "swing"
 ORDERS = [
@@ -40,6 +40,9 @@ async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embed
         told, known = json.loads(out), under_way.controller.state
         shown = await call("status", str(SWING), *where)
         watched = await call("top", str(SWING), *where, "--every", "200ms", "--updates", "3", "--output", "json")
+        on_screen = await asyncio.to_thread(
+            on_a_terminal, SWING, "stdout", "top", str(SWING), *where, "--every", "200ms", "--updates", "2"
+        )
         ordered = await asyncio.gather(*(call(*order, *where, "--output", "json") for order in ORDERS))
         letters = await call("dlq", "ls", str(SWING), *where, "--output", "json")
         story = await call("explain", str(SWING), *where, "--output", "json")
@@ -61,6 +64,9 @@ async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embed
     for text in ("controller in term 1", "parse", "of the plan's traffic", "scripted for 2 s"):
         assert text in shown[1], shown
     assert [json.loads(line)["pipeline"] for line in watched[1].splitlines()] == ["swing"] * 3
+    assert on_screen[:2] == (0, "")
+    for text in ("controller in term 1", "parse", "of the plan's traffic"):
+        assert plain(on_screen[2]).count(text) >= 2, "shown anew at each update"
     for (verb, *_), (code, out, err) in zip(ORDERS, ordered, strict=True):
         assert (verb, code, err) == (verb, 0, "")
         assert_documented("scale, pause, resume, deploy", json.loads(out))
