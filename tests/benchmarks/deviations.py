@@ -1,0 +1,135 @@
+"""What each deviation of the default policy from the paper's Tuner is worth: each switched off alone.
+
+On the reference pipeline, as `replay`: the mean over seeds of the worst bin of 15 s on ramps and rising bursts, when
+every event comes to need NMT, and when ResNet-152 slows down; misses and dollars per hour on Big Spike, and on a
+night of the World Cup, whose traffic leaps nowhere.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from inferline_stream.calculus.envelope import compiled_kernel
+from inferline_stream.estimator.workload import Recorded, Workload, prepare
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.replay.loop import Slowdown, replay
+from inferline_stream.replay.outcome import Outcome
+from inferline_stream.replay.scalers import Tuner
+from inferline_stream.tuner.knobs import Knobs
+from inferline_stream.tuner.policy import POLICIES, initial_state
+from inferline_stream.tuner.staffing import Staffing, staffing
+from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
+from tests.benchmarks._workloads import BASE_RATE, big_spike, burst, ramp, world_cup
+from tests.benchmarks.replay import MEASURED, PRICES, WINDOWS, planned, quarters, steady
+
+Figures = dict[str, float | int | str | None]
+
+OFF = MappingProxyType(
+    {
+        "default": Knobs(),
+        "burst_slack": Knobs(burst_slack_share=0.0),
+        "forecast": Knobs(forecast_confidence=float("inf")),
+        "surer_within": Knobs(inner_confidence=Knobs().forecast_confidence),
+        "staffing_table": Knobs(),
+        "shifts": Knobs(shift=float("inf")),
+        "backlog": Knobs(drain_s=float("inf")),
+        "plan_memory": Knobs(plan_memory_s=0.0),
+        "insurance": Knobs(insurance=()),
+        "calm": Knobs(calm_memory_s=Knobs().plan_memory_s),
+        "patience": Knobs(down_after_s=0.0),
+        "inferline": Knobs(),
+    }
+)
+"""What is switched off → how (``staffing_table``: no table is given).
+
+``default`` switches nothing off; ``inferline`` is the paper's Tuner.
+"""
+
+SHIFT_S = 60.0
+"""When branching or speed shifts."""
+
+NIGHT_MINUTES = 20
+BIN_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A trace, the plan of the sample before it, and the table; what happens to the stages meanwhile."""
+
+    trace: Trace
+    plan: Plan
+    table: Staffing
+    slowdowns: tuple[Slowdown, ...] = ()
+    workload: Workload | None = None
+
+    def without(self, name: str) -> Outcome:
+        """The trace under the default policy less that, or under the paper's."""
+        policy = "inferline" if name == "inferline" else "default"
+        table = None if name == "staffing_table" else self.table
+        state = initial_state(self.plan, MEASURED, CATALOGUE, staffing=table, knobs=OFF[name])
+        return replay(
+            SHAPE,
+            self.plan.allocations,
+            MEASURED,
+            self.trace,
+            Tuner(policy, POLICIES[policy], state, SHAPE, kernel=compiled_kernel()),
+            catalogue=CATALOGUE,
+            slo_s=SLO_S,
+            slowdowns=self.slowdowns,
+            workload=self.workload,
+        )
+
+
+def case(sample: Trace, trace: Trace, plan: Plan | None = None) -> Case:
+    plan = plan or planned(sample)
+    return Case(trace, plan, staffing(SHAPE, plan, MEASURED, sample, PRICES))
+
+
+def slower(rng: np.random.Generator) -> Case:
+    """The base rate, at which ResNet-152 comes to take half as long again."""
+    sample, trace = (gamma_trace(BASE_RATE, 1.0, 300.0, rng) for _ in range(2))
+    return replace(case(sample, trace), slowdowns=(Slowdown(SHIFT_S, "resnet152", 1.5),))
+
+
+def branching(rng: np.random.Generator) -> Case:
+    """Three times the base rate, at which one replica has done for NMT, until every event needs it."""
+    sample, trace = (gamma_trace(3 * BASE_RATE, 1.0, 300.0, rng) for _ in range(2))
+    before, after = (prepare(SHAPE, paths, trace) for paths in (MEASURED, profile(1.0)))
+    drawn = (np.array(w.path_masks)[w.masks] for w in (before, after))
+    paths = np.where(trace.arrivals_s < SHIFT_S, *drawn)
+    unused = np.zeros_like(paths)  # hashes place records in partitions; the queues are shared
+    workload = prepare(SHAPE, MEASURED, trace, recorded=Recorded(paths, unused, unused))
+    return replace(case(sample, trace), workload=workload)
+
+
+def cases(name: str, seed: int) -> Case:
+    rng = np.random.default_rng([seed, *name.encode()])
+    if name in ("ramp_30", "burst"):
+        sample, plan = steady(seed)
+        _, trace = ramp(30.0, rng) if name == "ramp_30" else burst(rng)
+        return case(sample, trace, plan)
+    if name == "big_spike":
+        return case(*big_spike(rng))
+    if name == "night":
+        start, _ = WINDOWS["worldcup_night"]
+        return case(*quarters(world_cup(start, NIGHT_MINUTES, rng)))
+    return slower(rng) if name == "slower" else branching(rng)
+
+
+def measure(quick: bool) -> Figures:
+    """By what is switched off: worst bins, and miss rate and cost where traffic goes on for long."""
+    figures: Figures = {}
+    for name in ("ramp_30", "burst", "slower", "branching", "big_spike", "night"):
+        held = [cases(name, seed) for seed in range(1 if quick else 3)]
+        for off in OFF:
+            outcomes = [one.without(off) for one in held]
+            worst = statistics.mean(outcome.worst_miss_rate(BIN_S) for outcome in outcomes)
+            figures[f"{off}_{name}_worst"] = round(worst, 4)
+            figures[f"{off}_{name}_cost_per_hour"] = round(statistics.mean(o.cost_per_hour for o in outcomes), 2)
+            figures[f"{off}_{name}_miss_rate"] = round(statistics.mean(o.miss_rate for o in outcomes), 5)
+    return figures
