@@ -26,9 +26,9 @@ def warped(rate: Callable[[np.ndarray], np.ndarray], cv: float, duration_s: floa
     return Trace(np.interp(unit.arrivals_s, passed, clock_s))
 
 
-def ramp(over_s: float, rng: Seeded) -> tuple[Trace, Trace]:
-    """150 → 250 → 150 events per second, each way within ``over_s``, CV 1."""
-    corners_s = np.cumsum([0.0, 60.0, over_s, 60.0, over_s, 60.0])
+def ramp(over_s: float, rng: Seeded, calm_s: float = 60.0) -> tuple[Trace, Trace]:
+    """150 → 250 → 150 events per second, each way within ``over_s``, CV 1, after ``calm_s`` at 150."""
+    corners_s = np.cumsum([0.0, calm_s, over_s, 60.0, over_s, 60.0])
     rates = [BASE_RATE, BASE_RATE, PEAK_RATE, PEAK_RATE, BASE_RATE, BASE_RATE]
     sample = gamma_trace(BASE_RATE, 1.0, SAMPLE_S, rng)
     return sample, warped(lambda t: np.interp(t, corners_s, rates), 1.0, float(corners_s[-1]), rng)

@@ -244,6 +244,7 @@ def measure(quick: bool) -> Figures:
         **spike(seeds),
         **experiment("ramp_60", lambda rng: ramp(60.0, rng), seeds),
         **experiment("ramp_30", lambda rng: ramp(30.0, rng), seeds),
+        **experiment("ramp_30_after_calm", lambda rng: ramp(30.0, rng, calm_s=600.0), seeds),
         **({} if quick else experiment("ramp_10", lambda rng: ramp(10.0, rng), seeds)),
         **experiment("burst", burst, seeds),
         **contest(quick),
