@@ -69,7 +69,7 @@ async def test_a_replica_of_a_lost_node_is_told_and_starts_again_where_there_is_
 
 async def test_a_stage_is_profiled_on_a_node_of_the_cluster(cluster: Cluster) -> None:
     await join(cluster.address)
-    line = command(str(SWING / "topology.py"), "parse", "emulated-cpu", 0.1)
+    line = command(str(SWING / "topology.py"), "parse", "emulated-cpu", 0.1, whole=True)
     async with asyncio.timeout(4 * DEADLINE_S):
         files = measured(await run_command(line, KINDS["emulated-cpu"], 4 * DEADLINE_S))
     assert {Path(name).name for name in files} == {"paths.json", "parse.emulated-cpu.json"}
