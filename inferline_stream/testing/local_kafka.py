@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import socket
@@ -125,8 +126,10 @@ class LocalKafka:
         self._end(signal.SIGKILL, timeout_s=10.0)
 
     def suspend(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
-        self._running().send_signal(signal.SIGSTOP)
+        """SIGSTOP: connections stay open and nothing answers, from when this returns."""
+        process = self._running()
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # threads at work stop a moment later
 
     def resume(self) -> None:
         """SIGCONT, after `suspend`."""
