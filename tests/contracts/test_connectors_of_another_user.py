@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import aiohttp
@@ -20,11 +20,11 @@ import inferline_stream
 from inferline_stream.isolation.sealing import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import KafkaServer
+from tests.contracts.commands import command
 from tests.contracts.test_isolation import NOBODY, interpreter_for_nobody
 from tests.contracts.test_sources import isolated_part_of, said, topic_on
 
 pytestmark = pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
-DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +47,12 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-@contextlib.asynccontextmanager
-async def running(user: tuple[str, ...], module: str, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
+def running(
+    user: tuple[str, ...], module: str, *options: str
+) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
     places = (Path(msgspec.__file__).parents[1], Path(inferline_stream.__file__).parents[1])
-    process = await asyncio.create_subprocess_exec(
-        *user, "-m", f"inferline_stream.connectors.{module}", *options, cwd="/",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places)), "HOME": "/"},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places)), "HOME": "/"}
+    return command(*user, "-m", f"inferline_stream.connectors.{module}", *options, cwd="/", env=env)
 
 
 async def test_sources_and_sinks_of_another_user_than_root_are_sealed_as_well(

@@ -22,14 +22,16 @@ from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.testing.directing import Director
 from tests.conftest import memory_group
+from tests.contracts.hostile import ATTACKS
 
 pytestmark = pytest.mark.skipif(
     bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
 )
 
-TOPOLOGY = '''
-import contextlib, errno, mmap, os, signal, socket, subprocess, sys, threading
-from pathlib import Path
+TOPOLOGY = (
+    ATTACKS
+    + '''
+import errno, json
 
 from inferline_stream import Isolation, Pipeline, Stage, Topic
 
@@ -44,59 +46,6 @@ class Good:
 
     def __call__(self, orders: list[str]) -> list[str]:
         return orders
-
-
-def connect(port):
-    with socket.create_connection(("127.0.0.1", int(port)), timeout=2) as opened:
-        opened.send(b"everything it knows")
-
-
-def fill(folder):
-    for number in range(100):
-        with open(f"{folder}/{number}", "wb") as file:
-            file.write(bytes(1 << 20))
-
-
-def flood(_):
-    while True:
-        print("x" * 65536, flush=True)
-
-
-def threads(_):
-    stop = threading.Event()
-    started = []
-    try:
-        while len(started) < 5000:
-            started.append(threading.Thread(target=stop.wait, daemon=True))
-            started[-1].start()
-    finally:
-        stop.set()
-
-
-def allocate(_):
-    kept = []
-    while True:
-        kept.append(bytearray(16 << 20))
-
-
-def share(_):
-    shared = mmap.mmap(-1, 400 << 20)  # no process's own, so no limit of processes counts it
-    for at in range(0, len(shared), 4096):
-        shared[at] = 1
-
-
-ATTACKS = {
-    "read": lambda path: Path(path).read_bytes(),
-    "connect": connect,
-    "shell": lambda command: subprocess.run(command, shell=True, check=True),
-    "kill": lambda process: os.kill(int(process), signal.SIGKILL),
-    "fork": lambda _: [os.fork() for _ in range(3)],
-    "fill": fill,
-    "flood": flood,
-    "threads": threads,
-    "allocate": allocate,
-    "share": share,
-}
 
 
 class Hostile:
@@ -121,13 +70,12 @@ class Hostile:
         return [[order, self.at_start.get(order, "not tried"), self.attempt(order)] for order in orders]
 
 
-import json
-
 good = Stage("good", Good, hardware=["cpu-1"], isolation=Isolation("sandbox", reads=["good.bin"]))
 hostile = Stage("hostile", Hostile, hardware=["cpu-1"], after=[good],
                 isolation=Isolation("sandbox", reads=["orders.json"], memory_mb=300, file_mb=2))
 pipeline = Pipeline("attacked", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[good, hostile])
 '''
+)
 
 
 async def test_a_hostile_stage_harms_nobody(embedded_broker, tmp_path):

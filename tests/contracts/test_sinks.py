@@ -23,10 +23,10 @@ from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
 from inferline_stream.testing.local_postgres import LocalPostgres
+from tests.contracts.commands import DEADLINE_S, command
 
 asyncpg = pytest.importorskip("asyncpg", reason="the PostgreSQL sink's client is not installed")
 
-DEADLINE_S = 60.0
 SEALABLE = not unsupported(Isolation())
 
 
@@ -82,18 +82,10 @@ class Command:
 
 @contextlib.asynccontextmanager
 async def running(kind: str, bootstrap_servers: str, topic: str, *options: str) -> AsyncIterator[Command]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", f"inferline_stream.connectors.{kind}",
-        "--bootstrap-servers", bootstrap_servers, "--topic", topic, *options,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            yield Command(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    module = f"inferline_stream.connectors.{kind}"
+    to = ("--bootstrap-servers", bootstrap_servers, "--topic", topic)
+    async with command(sys.executable, "-m", module, *to, *options) as process:
+        yield Command(process)
 
 
 async def until(condition, what: str) -> None:

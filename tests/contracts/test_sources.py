@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import aiohttp
@@ -23,8 +24,8 @@ from inferline_stream.dataplane.following import Record, RecordFollower
 from inferline_stream.isolation.sealing import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import EVENT_ID
+from tests.contracts.commands import DEADLINE_S, command
 
-DEADLINE_S = 60.0
 SEALABLE = not unsupported(Isolation())
 TOKEN = "a-token-of-this-test-alone"
 
@@ -54,22 +55,12 @@ def ids(records: list[Record]) -> list[str]:
     return sorted(record.headers[EVENT_ID].decode() for record in records)
 
 
-@contextlib.asynccontextmanager
-async def running(
+def running(
     kind: str, bootstrap_servers: str, topic: str, *options: str
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", f"inferline_stream.connectors.sources.{kind}",
-        "--bootstrap-servers", bootstrap_servers, "--topic", topic, *options,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    module = f"inferline_stream.connectors.sources.{kind}"
+    to = ("--bootstrap-servers", bootstrap_servers, "--topic", topic)
+    return command(sys.executable, "-m", module, *to, *options)
 
 
 async def stopped(process: asyncio.subprocess.Process) -> dict[str, int]:

@@ -24,6 +24,7 @@ from inferline_stream.observability.state import PipelineState
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import emulated_run
+from tests.contracts.hostile import ATTACKS
 
 pytestmark = [
     pytest.mark.skipif(
@@ -34,10 +35,9 @@ pytestmark = [
     ),
 ]
 
-TOPOLOGY = """
-import os, signal, socket, subprocess, threading
-from pathlib import Path
-
+TOPOLOGY = (
+    ATTACKS
+    + """
 from msgspec import Struct
 
 from inferline_stream import Isolation, Pipeline, Sample, Stage, Topic
@@ -52,51 +52,6 @@ class Order(Struct):
 class Both(Struct):
     enter: Order
     hostile: int | None
-
-
-def connect(port):
-    with socket.create_connection(("127.0.0.1", int(port)), timeout=2) as opened:
-        opened.send(b"everything it knows")
-
-
-def fill(folder):
-    for number in range(100):
-        with open(f"{folder}/{number}", "wb") as file:
-            file.write(bytes(1 << 20))
-
-
-def flood(_):
-    while True:
-        print("x" * 65536, flush=True)
-
-
-def threads(_):
-    stop, started = threading.Event(), []
-    try:
-        while len(started) < 5000:
-            started.append(threading.Thread(target=stop.wait, daemon=True))
-            started[-1].start()
-    finally:
-        stop.set()
-
-
-def allocate(_):
-    kept = []
-    while True:
-        kept.append(bytearray(16 << 20))
-
-
-ATTACKS = {
-    "read": lambda path: Path(path).read_bytes(),
-    "connect": connect,
-    "shell": lambda command: subprocess.run(command, shell=True, check=True),
-    "kill": lambda process: os.kill(int(process), signal.SIGKILL),
-    "fork": lambda _: [os.fork() for _ in range(3)],
-    "fill": fill,
-    "flood": flood,
-    "threads": threads,
-    "allocate": allocate,
-}
 
 
 def enter(orders: list[Order]) -> list[Order]:
@@ -121,6 +76,7 @@ ending = Stage("last", last, after=[entering, attacking], **EMULATED)
 pipeline = Pipeline("attacked", slo="5s", source=Topic("in"), sink=Topic("out"), stages=[entering, attacking, ending],
                     sample=Sample(arrivals="arrivals.csv", events="orders.jsonl"))
 """
+)
 
 HARMLESS = 29
 """Events before each attack; what the run sends comes to every attack once, and to the first ones again."""

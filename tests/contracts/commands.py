@@ -1,0 +1,25 @@
+"""Commands that tests run as processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+DEADLINE_S = 60.0
+
+
+@contextlib.asynccontextmanager
+async def command(*line: str, **given: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A command while it is needed, for `DEADLINE_S` at most; one that still runs at the end is killed."""
+    process = await asyncio.create_subprocess_exec(
+        *line, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, **given
+    )
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
