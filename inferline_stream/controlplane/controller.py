@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inferline_stream.actuators.actuator import Actuator
-from inferline_stream.controlplane.dealing import Dealing
+from inferline_stream.controlplane.dealing import TELL_AGAIN_S, Dealing
 from inferline_stream.controlplane.deciding import Deciding
 from inferline_stream.controlplane.fleet import Fleet
 from inferline_stream.controlplane.keeping import Ticks
@@ -51,9 +51,6 @@ _TIDY_S = 60.0
 """How often consumer groups of ended terms are looked for: a dead controller stays a member of its own for a while."""
 
 _STATE_S = 0.5
-_TELL_AGAIN_S = 10.0
-"""How often it is told that Kafka still does not answer."""
-
 _ROOM_S = 2.0
 """How often the actuator is asked how many replicas there are places for."""
 
@@ -203,7 +200,7 @@ class Controller:
             except LeadershipLost:
                 raise
             except Unreachable as error:
-                if loop.time() - told_s >= _TELL_AGAIN_S:
+                if loop.time() - told_s >= TELL_AGAIN_S:
                     logger.warning("%s", error)
                     told_s = loop.time()
                 await asyncio.sleep(0.1)

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 _REBALANCE_S = 5.0
 
-_TELL_AGAIN_S = 10.0
-"""How often it is told that a dead replica cannot be fenced."""
+TELL_AGAIN_S = 10.0
+"""How often it is told that Kafka still does not answer, or does not let a dead replica be fenced."""
 
 
 @dataclass(slots=True)
@@ -163,7 +163,7 @@ class Dealing:
                         logger.warning(
                             "replica %s is dead and not fenced yet, after %.0f s: %s", replica, waited_s, error
                         )
-                        quiet_s = waited_s + _TELL_AGAIN_S
+                        quiet_s = waited_s + TELL_AGAIN_S
                 await asyncio.sleep(0.1)
             self._fenced.add(replica)
         finally:
