@@ -29,6 +29,7 @@ _HEADERS = {
     "Server": "inferline-stream",
 }
 LOOK_AGAIN_S = 0.5
+"""How often results, and how far the pipeline is behind, are looked at, s."""
 _AGAIN_AFTER_S = 1
 _OWN_NAMES = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
