@@ -52,8 +52,7 @@ class Knobs:
     calm_memory_s: float = 60.0
     """The same for traffic that has not leapt for `plan_memory_s`: what it will need is seen in time. Also how long
     more than the plan is held from the beginning, and after arrivals beyond the plan: until the envelope, whose longest
-    window is as long, tells what the traffic is. Three minutes cost 4 % more on the World Cup's afternoon, for 0.02 %
-    of its events late in place of 0.06 %."""
+    window is as long, tells what the traffic is."""
 
     insurance: tuple[tuple[float, float], ...] = ((1.75, 0.25), (2.5, 0.05))
     """What is held beyond the plan while traffic may leap, as replicas take time to start: (multiple of the planned
