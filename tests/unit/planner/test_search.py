@@ -56,12 +56,31 @@ def test_the_proof_finds_what_brute_force_finds(seed):
     assert cost_of(problem, proof.best) == pytest.approx(_brute_force(problem, most=6))
 
 
-def test_a_proof_cut_short_states_a_bound_below_the_optimum():
+@pytest.mark.parametrize("seed", [0, 2, 3, 4, 5])
+def test_wherever_a_proof_is_cut_short_the_optimum_lies_between_its_bound_and_its_best(seed):
+    problem = random_problem(seed, stages=1 + seed % 2, rate=50, duration_s=6, slack=3.0, partitions=(0, 6)[seed // 3])
+    optimum = _brute_force(problem, most=6)
+    evaluator, bounds = Evaluator(problem), [0.0]
+    while not (proof := prove(_interrupted_after(problem, len(bounds), evaluator.workloads), None)).proven:
+        cost = math.inf if proof.best is None else cost_of(problem, proof.best)
+        assert bounds[-1] <= proof.lower_bound <= optimum + 1e-9
+        assert optimum <= cost + 1e-9
+        bounds.append(proof.lower_bound)
+    assert optimum / 2 < bounds[-1]
+    assert proof.lower_bound == pytest.approx(optimum)
+
+
+def _interrupted_after(problem, simulations, workloads):
+    left = iter(range(simulations))
+    return Evaluator(problem, lambda: next(left, None) is None, workloads)
+
+
+def test_a_proof_ends_with_its_effort():
     problem = random_problem(8, stages=3, rate=200, slack=3.0)
-    optimum = cost_of(problem, prove(Evaluator(problem), None).best)
-    short = prove(Evaluator(problem), None, effort=20_000)
+    evaluator = Evaluator(problem)
+    short = prove(evaluator, None, effort=20_000)
     assert not short.proven
-    assert 0 < short.lower_bound <= optimum
+    assert 0 < evaluator.simulated_events < 20_000 + len(problem.traces[0])
 
 
 @pytest.mark.parametrize("seed", FEASIBLE_SEEDS)

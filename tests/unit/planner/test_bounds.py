@@ -1,0 +1,84 @@
+"""Bounds prune what cannot be, and nothing else: cases in which one is attained, or nearly."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Arrow, Paths, Shape
+from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.planner.bounds import slowest_rate_between
+from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.problem import Problem
+from tests.unit.planner.problems import meets, p99_s
+
+SERVICE_S = 0.02
+
+
+def _one_server(trace, objective=1.0, hop_s=0.003):
+    """A single replica without batches, and the latency that it just attains: the fluid server is that replica."""
+    shape = Shape(("s",), ())
+    profile = Profile("s", "k", (ServiceTime(1, SERVICE_S),))
+    measured = PipelineProfile({("s", "k"): profile}, Paths((0,), (1.0,)), hop_s)
+    problem = Problem(shape, measured, (trace,), 1.0, {"k": Hardware("k", 1.0)}, objective=objective)
+    candidate = ((Allocation("k", 1, 1),),)
+    return replace(problem, target_s=p99_s(problem, candidate)), candidate
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_server_that_just_meets_the_target_is_not_ruled_out_and_a_slower_one_is(seed):
+    problem, candidate = _one_server(gamma_trace(40, 4.0, 30, np.random.default_rng(seed)))
+    evaluator = Evaluator(problem)
+    assert evaluator.feasible(candidate)
+    assert evaluator.bounds.fewest_replicas(0, "k") == 1
+    assert evaluator.bounds.least_stage_price(0) == 1.0
+    assert 1 / SERVICE_S / 1.02 < evaluator.bounds.required_rate[0] < 1 / SERVICE_S
+
+
+def test_of_several_traces_the_one_that_asks_most_decides_what_is_required_and_what_is_met():
+    rng = np.random.default_rng(0)
+    calm, stormy = (gamma_trace(rate, 4.0, 30, rng) for rate in (10, 40))
+    problem, candidate = _one_server(stormy)
+    for traces in ((calm, stormy), (stormy, calm)):
+        both = Evaluator(replace(problem, traces=traces))
+        assert both.bounds.required_rate == Evaluator(problem).bounds.required_rate
+        assert both.feasible(candidate)
+        tighter = Evaluator(replace(problem, traces=traces, target_s=problem.target_s * (1 - 1e-6)))
+        assert not tighter.feasible(candidate)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_between_two_times_of_its_own_every_event_is_finished_by_a_server_that_needs_them_and_by_no_slower_one(seed):
+    rng = np.random.default_rng(seed)
+    opens_s = np.sort(rng.uniform(0, 10, 400))
+    closes_s, free_s = np.empty(400), -math.inf
+    for i, open_s in enumerate(opens_s):
+        closes_s[i] = free_s = max(free_s, open_s) + SERVICE_S
+    found = slowest_rate_between(opens_s, closes_s + 1e-12, 0, 0.0)
+    assert 1 / SERVICE_S / 1.02 < found < 1 / SERVICE_S
+    # One event that cannot be in time at all: no rate does without an allowance, with one the rest decides.
+    closes_s[0] = opens_s[0] - 1
+    assert slowest_rate_between(opens_s, closes_s + 1e-12, 0, 0.0) == math.inf
+    assert slowest_rate_between(opens_s, closes_s + 1e-12, 1, 0.0) < 1 / SERVICE_S
+
+
+@pytest.mark.parametrize("spare", [-1, 0, 1])
+def test_events_whose_path_is_too_long_count_against_the_allowance_and_no_more(spare):
+    shape = Shape(("a", "b", "c"), (Arrow(0, 1, True), Arrow(0, 2), Arrow(1, 2)))
+    profiles = {(s, "k"): Profile(s, "k", (ServiceTime(1, t),)) for s, t in (("a", 0.01), ("b", 0.09), ("c", 0.01))}
+    measured = PipelineProfile(profiles, Paths((0b111, 0b010), (0.1, 0.9)))
+    problem = Problem(shape, measured, (Trace(np.arange(100.0)),), 0.1, {"k": Hardware("k", 1.0)})
+    slow = int((Evaluator(problem).workloads[0].masks == 0).sum())
+    assert 1 < slow < 50
+    problem = replace(problem, objective=1 - (slow + spare) / 100)
+    evaluator = Evaluator(problem)
+    candidate = tuple((Allocation("k", 1, 1),) for _ in shape.stages)
+    assert evaluator.bounds.allowed == (slow + spare,)
+    assert evaluator.bounds.latency_possible(candidate) == (spare >= 0)
+    assert evaluator.feasible(candidate) == (spare >= 0) == meets(problem, candidate)
+    just_enough = Evaluator(replace(problem, target_s=0.11 + 1e-9, objective=1.0))
+    assert just_enough.feasible(candidate)
