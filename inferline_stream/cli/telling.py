@@ -50,9 +50,10 @@ def _partitions(plan: Plan, why: Explanation) -> list[str]:
 def _proof(plan: Plan) -> str:
     gap = plan.cost_per_hour / plan.lower_bound_per_hour - 1
     if gap < 1e-6:
-        return "Proven: no plan with one hardware kind per stage costs less."
+        return "Proven: no plan with one hardware kind per stage that keeps the margin free costs less."
     return (
-        f"No plan with one hardware kind per stage costs less than ${plan.lower_bound_per_hour:.4f}/h: gap {gap:.1%}."
+        "No plan with one hardware kind per stage that keeps the margin free costs less than "
+        f"${plan.lower_bound_per_hour:.4f}/h: gap {gap:.1%}."
     )
 
 

@@ -7,7 +7,7 @@ topological order, goes as far as its arrivals are known. Any stage whose depart
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +153,7 @@ def simulate_stage(
     allowed: int | None = None,
     producers: int = 1,
     slice_events: int = SLICE_EVENTS,
+    report: Callable[[int], None] = lambda _: None,
     code: Any = None,
 ) -> Departures | None:
     """Departures of one stage, given those of the stages before it.
@@ -167,6 +168,7 @@ def simulate_stage(
         allowed: give up (None) once more events than this, of those that visit the stage and reach the sink, are late.
         producers: replicas that write to the stage's topic; matters only to records without a key.
         slice_events: changes nothing but speed.
+        report: told how many events have come to the stage when it ends, or is given up.
         code: the kernels; the compiled ones by default.
     """
     code = code or compiled()
@@ -181,8 +183,9 @@ def simulate_stage(
         if allowed is not None:
             count += late.count(stage, run.gone[stage], run.known[stage])
             if count > allowed:
-                return None
-    return run.departures()[stage]
+                break
+    report(run.servers[stage].arrivals)
+    return None if allowed is not None and count > allowed else run.departures()[stage]
 
 
 def latencies_s(workload: Workload, departures: Departures, *, code: Any = None) -> kernels.Floats:

@@ -32,7 +32,7 @@ Upstream = tuple[dict[int, Departures], ...]
 """Per trace, departures of the stages decided."""
 
 
-LEAST_COUNTED = 5_000
+LEAST_COUNTED = 20_000
 """Events that each simulation counts for at least: as long as calling it takes."""
 
 _PORTION = 1.3
@@ -72,7 +72,7 @@ def prove(
         best: a feasible candidate, or None.
         take: told every better candidate.
         effort: events to simulate, once per stage and no less than `LEAST_COUNTED` a time, before the search ends and
-            states the gap.
+            states the gap. Of a simulation that is given up only those that came to the stage until then count.
     """
     tree = _Tree(evaluator, best, take=take, effort=effort)
     try:
@@ -160,13 +160,16 @@ class _Tree:
                 rest_s=self._rest_s[i][stage],
                 allowed=evaluator.bounds.allowed[i],
                 slice_events=SLICE_EVENTS,
+                report=self._count,
             )
-            evaluator.simulated_events += len(workload)
-            self._effort -= max(len(workload), LEAST_COUNTED)
             if departures is None:
                 return None
             served.append(departures)
         return tuple(served)
+
+    def _count(self, events: int) -> None:
+        self._evaluator.simulated_events += events
+        self._effort -= max(events, LEAST_COUNTED)
 
     def _rates(self, stage: int, upstream: Upstream) -> list[float]:
         """Per remaining stage, a rate of service at or below which it cannot keep up with what arrives."""

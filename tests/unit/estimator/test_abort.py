@@ -54,9 +54,14 @@ def test_a_hopeless_plan_is_given_up_after_a_small_part_of_the_trace() -> None:
     profile = measured(ONE, {"a": {1: 0.1}})
     workload = prepare(ONE, profile, gamma_trace(100, 1.0, 1000, np.random.default_rng(0)))
     overloaded = [station(profile, "a", allocated())]
-    found = evaluate(workload, overloaded, slo_s=0.5, allowed=len(workload) // 100, slice_events=1000)
+    allowed, served = len(workload) // 100, list[int]()
+    found = evaluate(workload, overloaded, slo_s=0.5, allowed=allowed, slice_events=1000)
     assert found.aborted
     assert found.simulated_events < len(workload) // 20
+    asked = {"late_s": 0.5, "slice_events": 1000, "report": served.append}
+    assert simulate_stage(workload, 0, {}, overloaded[0], allowed=allowed, **asked) is None
+    assert simulate_stage(workload, 0, {}, overloaded[0], allowed=len(workload), **asked) is not None
+    assert served == [found.simulated_events, len(workload)]
 
 
 def test_events_are_doomed_before_the_last_stage_when_the_rest_cannot_be_fast_enough() -> None:

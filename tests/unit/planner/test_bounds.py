@@ -1,5 +1,6 @@
 """Bounds prune what cannot be, and nothing else: cases in which one is attained, or nearly."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -11,15 +12,15 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.bounds import slowest_rate_between
+from inferline_stream.planner.bounds import service_rate, slowest_rate_between
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.problem import Problem
-from tests.unit.planner.problems import meets, p99_s
+from tests.unit.planner.problems import meets, p99_s, prices, random_problem
 
 SERVICE_S = 0.02
 
 
-def _one_server(trace, objective=1.0, hop_s=0.003):
+def _one_server(trace, objective=1.0, hop_s=0.5):
     """A single replica without batches, and the latency that it just attains: the fluid server is that replica."""
     shape = Shape(("s",), ())
     profile = Profile("s", "k", (ServiceTime(1, SERVICE_S),))
@@ -82,3 +83,16 @@ def test_events_whose_path_is_too_long_count_against_the_allowance_and_no_more(s
     assert evaluator.feasible(candidate) == (spare >= 0) == meets(problem, candidate)
     just_enough = Evaluator(replace(problem, target_s=0.11 + 1e-9, objective=1.0))
     assert just_enough.feasible(candidate)
+
+
+@pytest.mark.parametrize("stock", [None, 2])
+@pytest.mark.parametrize("rate", [30.0, 90.0, 170.0])
+def test_the_least_price_of_a_stage_is_that_of_the_cheapest_mixture_faster_than_what_does_not_suffice(rate, stock):
+    problem = random_problem(3, stages=1, catalogue=prices(slow=stock, middle=stock))
+    bounds = Evaluator(problem).bounds
+    kinds = [Allocation(kind, 8, 1) for kind in problem.catalogue]
+    rates = [service_rate(problem, 0, (one,)) for one in kinds]
+    costs = [problem.catalogue[one.hardware].price_per_hour for one in kinds]
+    counts = [range((problem.catalogue[one.hardware].stock or 20) + 1) for one in kinds]
+    enough = [held for held in itertools.product(*counts) if np.dot(held, rates) > rate]
+    assert bounds.least_stage_price(0, rate) == pytest.approx(min(np.dot(held, costs) for held in enough))
