@@ -33,6 +33,7 @@ class Alert:
         severity: `page` or `ticket`.
         summary: what is wrong, one line, may use labels.
         description: what follows and what to look at.
+        keep: how long it goes on firing once the trouble is away: trouble that comes back within that time is the same.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Alert:
     severity: str
     summary: str
     description: str
+    keep: str = "0s"
 
     @property
     def runbook(self) -> str:
@@ -129,14 +131,17 @@ def alerts(target: Target) -> Iterator[Alert]:
     """Every alert of a pipeline."""
     match, time = target.match, target.time
     yield from _burn_alerts(target)
+    # One set of labels whichever of the two is the case: a loop that hangs and is then ended is one outage. One fresh
+    # state is enough: a controller that was taken over from may answer for a while yet.
     yield Alert(
         "InferlineControllerDown",
-        f"absent(inferline_slo_seconds{{{match}}}) or inferline_state_age_seconds{{{match}}} > 30",
+        f"absent(inferline_slo_seconds{{{match}}}) or min by (pipeline) (inferline_state_age_seconds{{{match}}}) > 30",
         time("30s"),
         PAGE,
         f"No controller of {target.pipeline} answers its scrape, or its loop stands still",
         "Replicas on other machines go on with the partitions they hold, but nothing scales and a dead replica is not "
         "replaced. Start a controller: it takes up the state that Kafka holds.",
+        keep=time("5m"),  # one that comes up misses scrapes while it imports, and one that crashes is started again
     )
     yield Alert(
         "InferlineStuckPartition",
@@ -311,6 +316,7 @@ def rules_document(target: Target) -> dict[str, Any]:
             "alert": alert.name,
             "expr": alert.expr,
             "for": alert.hold,
+            **({} if alert.keep == "0s" else {"keep_firing_for": alert.keep}),
             "labels": {"severity": alert.severity, **labels},
             "annotations": {
                 "summary": alert.summary,
@@ -334,6 +340,6 @@ def rules_yaml(target: Target) -> str:
             if key == "annotations":
                 lines += [f"{lead}{key}:", *(f"          {name}: {json.dumps(text)}" for name, text in value.items())]
             else:
-                plain = key in ("alert", "record", "for")
+                plain = key in ("alert", "record", "for", "keep_firing_for")
                 lines.append(f"{lead}{key}: {value if plain else json.dumps(value)}")
     return "\n".join(lines) + "\n"

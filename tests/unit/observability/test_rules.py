@@ -146,25 +146,27 @@ def promtool_test(
     minutes: int = MINUTES,
 ) -> str:
     """Run (pattern of alerts, series, expected firing count) cases; returns promtool's complaint, empty if all hold."""
-    (folder / "rules.yml").write_text(rules_yaml(Target(P, slo_s, objective)))
-    document = {
-        "rule_files": ["rules.yml"],
-        "evaluation_interval": "1m" if minutes == MINUTES else "6h",
-        "tests": [
-            {
-                "interval": "1m",
-                "input_series": [{"series": name, "values": values} for name, values in found.items()],
-                "promql_expr_test": [
-                    {
-                        "expr": f'count(ALERTS{{alertname=~"{alert}",alertstate="firing"}})',
-                        "eval_time": f"{minutes}m",
-                        "exp_samples": [{"labels": "{}", "value": firing}] if firing else [],
-                    }
-                ],
-            }
-            for alert, found, firing in cases
-        ],
-    }
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": values} for name, values in found.items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname=~"{alert}",alertstate="firing"}})',
+                    "eval_time": f"{minutes}m",
+                    "exp_samples": [{"labels": "{}", "value": firing}] if firing else [],
+                }
+            ],
+        }
+        for alert, found, firing in cases
+    ]
+    return complaint(folder, Target(P, slo_s, objective), "1m" if minutes == MINUTES else "6h", tests)
+
+
+def complaint(folder: Path, target: Target, every: str, tests: list[dict]) -> str:
+    """Run promtool's own tests on the rules, evaluated that often; returns what it says, empty if all hold."""
+    (folder / "rules.yml").write_text(rules_yaml(target))
+    document = {"rule_files": ["rules.yml"], "evaluation_interval": every, "tests": tests}
     (folder / "test.yml").write_text(json.dumps(document))
     done = subprocess.run(
         ["promtool", "test", "rules", "test.yml"], cwd=folder, capture_output=True, text=True, timeout=300, check=False
@@ -195,6 +197,51 @@ def test_what_comes_close_to_an_alert_does_not_fire_it(tmp_path, slo_s, objectiv
 def test_a_controller_whose_loop_hangs_is_down_although_it_answers(tmp_path):
     hung = healthy(0.25) | {series("inferline_state_age_seconds"): f"0+60x{MINUTES}"}
     assert promtool_test(tmp_path, 0.25, 0.99, [("InferlineControllerDown", hung, 1)]) == ""
+
+
+def controller(instance: str, slo: str, age: str = "") -> dict[str, str]:
+    """What one controller's endpoint tells, sample by sample, where it answers."""
+    found = {series("inferline_slo_seconds", instance=instance): slo}
+    return found | ({series("inferline_state_age_seconds", instance=instance): age} if age else {})
+
+
+OUTAGES = {
+    "the next one misses scrapes as it comes up": (controller("a", "0.25x10 stale _x10 0.25x4 stale _x4 0.25x130"), 1),
+    "it dies again as it comes up": (
+        controller("a", "0.25x10 stale _x10 0.25x8 stale _x8 0.25x8 stale _x8 0.25x130"),
+        1,
+    ),
+    "its loop hangs, then it is ended": (
+        controller("a", "0.25x40 stale _x10 0.25x130", "0x10 0+15x29 stale _x10 0x130"),
+        1,
+    ),
+    "another has taken over, and it still answers": (
+        controller("a", "0.25x130", "0x10 0+15x119") | controller("b", "_x11 0.25x118", "_x11 0x118"),
+        0,
+    ),
+}
+"""What is seen of controllers, a sample every 15 s, and how often anybody should be called."""
+
+
+@needs_promtool
+@pytest.mark.parametrize("what", OUTAGES)
+def test_one_outage_of_the_controller_is_one_alert(tmp_path, what):
+    seen, calls = OUTAGES[what]
+    firing = 'ALERTS{alertname="InferlineControllerDown",alertstate="firing"}'
+    looks = [
+        {
+            "expr": f"sum(count_over_time(({firing} unless {firing} offset 15s)[30m:15s]))",
+            "eval_time": "30m",
+            "exp_samples": [{"labels": "{}", "value": calls}] if calls else [],
+        },
+        {"expr": firing, "eval_time": "30m", "exp_samples": []},
+    ]
+    test = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": values} for name, values in seen.items()],
+        "promql_expr_test": looks,
+    }
+    assert complaint(tmp_path, Target(P, 0.25, 0.99), "15s", [test]) == ""
 
 
 @needs_promtool
