@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -11,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, EnvelopeKernel, Times
 from inferline_stream.controlplane.arrivals import LogGrowth, OffsetHistory
+from inferline_stream.controlplane.latencies import Latencies
 from inferline_stream.controlplane.records import StoredPlan
 from inferline_stream.controlplane.reports import RECENT_S, Reports, StageFigures
 from inferline_stream.controlplane.scaling import Replicas, cost_per_hour, replicas_of_plan
-from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.observability.state import (
     DecisionRecord,
     EnvelopeWindow,
-    LatencyHistogram,
     PipelineState,
     PlanRecord,
     ReplicaCounts,
@@ -90,25 +88,21 @@ class Picture:
     reports: Reports = field(init=False)
     offsets: dict[str, OffsetHistory] = field(init=False)
     traffic: Traffic = field(init=False)
+    latencies: Latencies = field(init=False)
     _declared: Catalogue = field(init=False)
-    _declared_slo_s: float = field(init=False)
-    """Replicas count latencies by the SLO that the topology declares, whatever people want now."""
-    _late_before: int = 0
-    """Events that were late by the SLO of their time, before the plan in force; and what is above its SLO of them."""
-    _above_slo_before: int = 0
     _kernel: EnvelopeKernel | None = None
     _blocks: deque[Times] = field(default_factory=deque)
     """Arrivals of the last minute."""
     _held_since_s: float | None = None
     _held: Counter[tuple[str, str]] = field(default_factory=Counter)
-    _latencies: deque[tuple[float, tuple[int, ...]]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.reports = Reports(self.shape, self.measured)
         self.offsets = {stage: OffsetHistory(self.partitions[stage]) for stage in self.shape.stages}
         self.traffic = Traffic(self.windows_s)
         self._declared = self.catalogue
-        self._declared_slo_s = self.declared_slo_s or self.plan.slo_s
+        final, slo_s = self.shape.stages[self.shape.finals()[0]], self.plan.slo_s
+        self.latencies = Latencies(self.reports, final, self.declared_slo_s or slo_s, slo_s)
 
     # -- what comes in -------------------------------------------------------------------------------
 
@@ -131,11 +125,9 @@ class Picture:
 
     def adopt(self, plan: Plan, measured: PipelineProfile, windows_s: Sequence[float]) -> None:
         """Another plan is in force; what was seen of traffic stays."""
-        late = self._late()
         self.plan, self.measured, self.windows_s = plan, measured, windows_s
         self.reports.measured = measured
-        self._late_before, self._above_slo_before = late, self._above_slo()
-        self._latencies.clear()  # counted by the bounds of the plan before
+        self.latencies.judge_by(plan.slo_s)
         self.traffic = Traffic(windows_s, self._kernel)
         for times in self._blocks:
             self.traffic.add(times)
@@ -188,22 +180,6 @@ class Picture:
         """Whether every stage's group has committed all that its topic holds, as last sampled."""
         return all(not any(history.lags()) for history in self.offsets.values())
 
-    def latency(self) -> LatencyHistogram:
-        """End-to-end latencies since the start, as the final stage's replicas told."""
-        bounds = latency_bounds_s(self._declared_slo_s)
-        final = self.shape.stages[self.shape.finals()[0]]
-        counts, sum_s = self.reports.latency_counts(final, len(bounds) + 1)
-        return with_bound(LatencyHistogram(bounds, counts, sum_s), self.plan.slo_s)
-
-    def _above_slo(self) -> int:
-        """Events since the start whose latency is above the SLO in force now, whatever it was then."""
-        latency = self.latency()
-        return sum(latency.counts[latency.bounds_s.index(self.plan.slo_s) + 1 :])
-
-    def _late(self) -> int:
-        """Events since the start that were late by the SLO of their time."""
-        return self._late_before + self._above_slo() - self._above_slo_before
-
     def observation(
         self, now_s: float, wanted: Replicas, limits: Mapping[str, Limits], stock: Mapping[str, int]
     ) -> Observation:
@@ -216,7 +192,6 @@ class Picture:
             stock: most replicas of a hardware kind, where it differs from the catalogue's.
         """
         ratios = self.reports.visit_ratios(now_s)
-        latency = self.latency()
         figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
         lost = sum(f.dead_lettered + f.expired for f in figures.values())
         newest_s, watched_s = self.growth.newest_s, self.growth.watched_since_s
@@ -233,8 +208,8 @@ class Picture:
             watched_s=0.0 if watched_s is None else now_s - watched_s,
             stock=stock,
             limits=limits,
-            events=sum(latency.counts) + lost,
-            late_events=self._late() + lost,
+            events=sum(self.latencies.histogram().counts) + lost,
+            late_events=self.latencies.late() + lost,
             recent=self.traffic.recent(now_s),
         )
 
@@ -306,8 +281,7 @@ class Picture:
             term: of this controller.
             limits: what keeps a stage from growing, by stage.
         """
-        latency = self.latency()
-        recent = self._recent(now_s, latency)
+        recent = self.latencies.recent(now_s)
         newest_s = self.growth.newest_s
         figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
         ages = {f"reports/{stage}": now_s - f.newest_s for stage, f in figures.items() if f.newest_s is not None}
@@ -327,7 +301,7 @@ class Picture:
                 EnvelopeWindow(w, live, dict(self.plan.envelope).get(w, 0))
                 for w, live in zip(self.windows_s, envelope, strict=True)
             ),
-            latency=latency,
+            latency=self.latencies.histogram(),
             recent_p50_s=recent.quantile_s(0.5),
             recent_p95_s=recent.quantile_s(0.95),
             recent_p99_s=recent.quantile_s(0.99),
@@ -336,7 +310,7 @@ class Picture:
                 for stage in self.shape.stages
             ),
             decisions=tuple(self.decisions),
-            late_events=self._late(),
+            late_events=self.latencies.late(),
             cost_per_hour=self.rate_per_hour,
             cost=self.cost,
             events_in=self.growth.total,
@@ -361,15 +335,6 @@ class Picture:
         """Hardware kinds that anything is or was held on."""
         kinds = {hardware for _, hardware in (*wanted, *self.replica_seconds)}
         return kinds | {a.hardware for held in self.plan.allocations.values() for a in held}
-
-    def _recent(self, now_s: float, latency: LatencyHistogram) -> LatencyHistogram:
-        self._latencies.append((now_s, latency.counts))
-        while len(self._latencies) > 2 and self._latencies[1][0] <= now_s - RECENT_S:
-            self._latencies.popleft()
-        before = self._latencies[0][1] if len(self._latencies) > 1 else (0,) * len(latency.counts)
-        return LatencyHistogram(
-            latency.bounds_s, tuple(max(0, a - b) for a, b in zip(latency.counts, before, strict=True)), 0.0
-        )
 
     def _stage_state(self, stage: str, now_s: float, figures: StageFigures, wanted: Replicas, limit: str) -> StageState:
         offsets = self.offsets[stage]
@@ -419,21 +384,3 @@ class Picture:
             join_bytes=figures.join_bytes,
             isolation=self.reports.isolation(stage),
         )
-
-
-def with_bound(histogram: LatencyHistogram, bound_s: float) -> LatencyHistogram:
-    """The histogram with this bound among its own: its bucket is split in proportion, rounded down.
-
-    Beyond the last bound nothing tells where latencies lie: all of them count as above a bound there.
-    """
-    bounds, counts = histogram.bounds_s, histogram.counts
-    if bound_s in bounds:
-        return histogram
-    at = bisect.bisect_left(bounds, bound_s)
-    lower = bounds[at - 1] if at else 0.0
-    below = int(counts[at] * (bound_s - lower) / (bounds[at] - lower)) if at < len(bounds) else 0
-    return LatencyHistogram(
-        (*bounds[:at], bound_s, *bounds[at:]),
-        (*counts[:at], below, counts[at] - below, *counts[at + 1 :]),
-        histogram.sum_s,
-    )

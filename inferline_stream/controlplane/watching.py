@@ -99,7 +99,7 @@ class Watching:
                 history.reached(now_s, ends[running.topic(stage)])
             out = self._since_start(running.sink, ends)
             if running.delivery == "exactly_once":  # the log also holds each transaction's end
-                out = sum(self.picture.latency().counts)
+                out = sum(self.picture.latencies.histogram().counts)
             self.picture.counts.events_out = out
             self.picture.counts.completed = self._since_start(running.names.completed, ends)
 

@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.picture import Picture, with_bound
+from inferline_stream.controlplane.latencies import with_bound
+from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.records import StoredPlan
 from inferline_stream.dataplane.protocol import ReplicaReport
 from inferline_stream.observability.state import LatencyHistogram
@@ -75,7 +76,7 @@ def test_a_plan_that_came_into_force_is_told_with_what_it_holds() -> None:
 def test_events_are_late_by_the_slo_of_their_time() -> None:
     seen = picture()
     report = ReplicaReport("r", "a", "cpu", "ready", 1)
-    bounds = seen.latency().bounds_s
+    bounds = seen.latencies.histogram().bounds_s
     report.latency_buckets = [0] * (len(bounds) + 1)
     report.latency_buckets[bounds.index(0.3)] = 100  # between 0.25 and 0.3
     report.latency_buckets[-1] = 7  # above all
