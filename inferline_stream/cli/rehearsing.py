@@ -48,6 +48,8 @@ class _Ground:
     trace: Trace
     kinds: Catalogue
     objective: float
+    quiet_s: tuple[float, float] = (0.0, 0.0)
+    """See `RunRecord.quiet_s`."""
 
 
 def replay(
@@ -81,6 +83,7 @@ def replay(
     conditions = _conditions(start_up)
     _check_picture(plot)
     ground = _ground(what, trace, plan, seed)
+    quiet_s, watched_s = ground.quiet_s
     with Bar("replaying") as bar:
         scaler: Scaler = Fixed("none")
         if policy != "none":
@@ -98,7 +101,7 @@ def replay(
                 shortest_window_s=shortest_window_s(settings()),
                 staffing=table,
             )
-            scaler = Tuner(policy, POLICIES[policy], state, ground.shape, kernel=compiled_kernel())
+            scaler = Tuner(policy, POLICIES[policy], state, ground.shape, watched_s=watched_s, kernel=compiled_kernel())
         outcome = replayed(
             ground.shape,
             ground.plan.allocations,
@@ -110,6 +113,7 @@ def replay(
             partitions=dict(ground.plan.partitions) or None,
             conditions=conditions,
             seed=seed,
+            quiet_s=quiet_s,
             progress=bar.show,
         )
     if save is not None:
@@ -232,6 +236,7 @@ def _ground(what: Path, trace: Path | None, plan: Path | None, seed: int) -> _Gr
             arrivals,
             record.kinds,
             record.objective,
+            record.quiet_s(events.began_s) if trace is None else (0.0, 0.0),
         )
     declaration = declared(what)
     pipeline = declaration.pipeline

@@ -77,6 +77,9 @@ class Deciding:
     """Every plan that came into force in this term, as written down."""
     decisions: list[StoredDecision] = field(default_factory=list)
     """Every decision of this term, as written down."""
+    began_s: float | None = None
+    """When the policy was first asked, in seconds since the epoch; and how long arrivals had been watched by then."""
+    watched_s: float = 0.0
     _decides_from_s: float | None = None
     _was_paused: bool = False
     _code_s: float = 0.0
@@ -143,6 +146,8 @@ class Deciding:
             self.tuning.again(nested(self.fleet.wanted))
         stock = {**within(self.stock, self.room, self.picture.catalogue), **self.overrides.stock(now_s)}
         seen = self.picture.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
+        if self.began_s is None:
+            self.began_s, self.watched_s = now_s, seen.watched_s
         decision = self.tuning.step(seen)
         if decision is not None:
             await self._apply(decision, seen.envelope)

@@ -223,6 +223,8 @@ class Session:
             plans=list(self.controller.deciding.plans),
             decisions=list(self.controller.deciding.decisions),
             start_up_s=self.controller.picture.reports.every_start_up_s(),
+            decides_from_s=self.controller.deciding.began_s,
+            watched_s=self.controller.deciding.watched_s,
         )
 
 

@@ -48,11 +48,12 @@ def replay(
     most_replicas: int = 256,
     slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
+    quiet_s: float = 0.0,
     progress: Callable[[float, float], None] | None = None,
 ) -> Outcome:
     """Run a policy on a trace.
 
-    Time 0 is the trace's; the plan's replicas are ready then and hold their partitions. Once the last event
+    Time 0 is the trace's; the plan's replicas are ready by then and hold their partitions. Once the last event
     has entered nothing more is decided, and what is queued is served by the replicas that are there.
 
     Args:
@@ -70,6 +71,8 @@ def replay(
         most_replicas: of one stage at once.
         slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
+        quiet_s: how long before time 0 the first decision is made; by default it is one period after. Costs count
+            from time 0.
         progress: told, period by period, how much of the trace has passed: seconds of seconds.
     """
     conditions = conditions or Conditions()
@@ -85,7 +88,7 @@ def replay(
         keyed=keyed,
         most_replicas=most_replicas,
     )
-    steps = loop.run(scaler, slowdowns, progress)
+    steps = loop.run(scaler, slowdowns, quiet_s, progress)
     return loop.outcome(scaler.name, catalogue, steps)
 
 
@@ -127,7 +130,11 @@ class _Loop:
         self.peak = sum(crew.held for crew in self._crews)
 
     def run(
-        self, scaler: Scaler, slowdowns: Sequence[Slowdown], progress: Callable[[float, float], None] | None = None
+        self,
+        scaler: Scaler,
+        slowdowns: Sequence[Slowdown],
+        quiet_s: float,
+        progress: Callable[[float, float], None] | None,
     ) -> tuple[Step, ...]:
         """Decide, period by period, until the last event has entered; then let the queues run empty."""
         entry_s, delay_s, period_s = self._workload.entry_s, self._conditions.statistics_delay_s, scaler.period_s
@@ -137,10 +144,10 @@ class _Loop:
         pending = sorted(slowdowns, key=lambda change: change.time_s)
         steps: list[Step] = []
         entered = 0
-        for k in range(1, math.ceil(self._end_s / period_s) + 1):
-            now_s = k * period_s
+        for k in range(0 if quiet_s else 1, math.ceil((quiet_s + self._end_s) / period_s) + 1):
+            now_s = k * period_s - quiet_s
             if progress is not None:
-                progress(now_s, self._end_s)
+                progress(quiet_s + now_s, quiet_s + self._end_s)
             while pending and pending[0].time_s < now_s:
                 self._advance(max(pending[0].time_s, self._plant.now_s))
                 self._plant.slow(self._shape.stages.index(pending[0].stage), pending[0].factor)
@@ -195,7 +202,7 @@ class _Loop:
             for replica in (*crew.gone, *crew.present.values()):
                 left_s = self._end_s if replica.left_s is None else min(replica.left_s, self._end_s)
                 key = (setup.name, setup.kinds[replica.kind].hardware)
-                hours[key] = hours.get(key, 0.0) + max(left_s - replica.asked_s, 0.0) / 3600
+                hours[key] = hours.get(key, 0.0) + max(left_s - max(replica.asked_s, 0.0), 0.0) / 3600
         latency_s = self._plant.tables.latency_s
         finals = self._shape.finals()
         reaches = np.max([self._workload.feeds[s].visits for s in finals], axis=0)[self._workload.masks] > 0

@@ -70,6 +70,7 @@ class Tuner:
         state: `initial_state` of the plan.
         shape: the pipeline's DAG.
         period_s: how often it decides.
+        watched_s: how long arrivals had been watched before the first decision, without any.
         kernel: of the envelope.
     """
 
@@ -81,11 +82,13 @@ class Tuner:
         shape: Shape,
         *,
         period_s: float = 0.1,
+        watched_s: float = 0.0,
         kernel: EnvelopeKernel | None = None,
     ) -> None:
         self.name = name
         self.period_s = period_s
         self.state = state
+        self._watched_s = watched_s
         self._step = step
         self._traffic = Traffic(state.windows_s, kernel=kernel)
         self._hardware = {s.name: tuple(kind.hardware for kind in s.kinds) for s in state.basis.stages}
@@ -113,7 +116,7 @@ class Tuner:
             peak_rate=self._traffic.peak_rate(now_s),
             stages=self._stages(view),
             arrivals_age_s=0.0,
-            watched_s=now_s - began_s,
+            watched_s=self._watched_s + now_s - began_s,
             events=view.ended[0],
             late_events=view.ended[1],
             recent=self._traffic.recent(now_s),

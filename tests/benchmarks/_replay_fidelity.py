@@ -1,8 +1,8 @@
 """A live run on Apache Kafka with the default policy, and its replay: the same decisions, the same misses.
 
 Traffic steps up, climbs and falls. Afterwards every event's entry, path and key are read back from the source topic and
-replayed with the plan, the profiles and the policy that ran, the start-up times that were measured, and the delays that
-`replay` has by default.
+replayed with the plan, the profiles and the policy that ran, the start-up times that were measured, from when on it
+decided and watched arrivals, and the delays that `replay` has by default.
 """
 
 from __future__ import annotations
@@ -117,6 +117,8 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
         sent = await passed(under_way)
         source = await source_of(bootstrap_servers, under_way.running.source, shape)
         settings = under_way.running.settings
+        deciding = controller.deciding
+    assert deciding.began_s is not None
     trace = Trace(source.entry_s - source.entry_s[0])
     profiles = {key: replace(p, start_up_s=statistics.median(start_up_s)) for key, p in measured.profiles.items()}
     started = replace(measured, profiles=profiles)
@@ -128,12 +130,13 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
         plan.allocations,
         started,
         trace,
-        Tuner("default", POLICIES["default"], state, shape, period_s=STEP_S),
+        Tuner("default", POLICIES["default"], state, shape, period_s=STEP_S, watched_s=deciding.watched_s),
         catalogue=kinds,
         slo_s=plan.slo_s,
         partitions=dict(plan.partitions),
         conditions=Conditions(step_s=STEP_S),
         workload=prepare(shape, started, trace, recorded=source.recorded),
+        quiet_s=source.entry_s[0] - deciding.began_s,
     )
     live = [(d.time_s - source.entry_s[0], d.replicas) for d in decisions]
     stepped = [

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from dataclasses import replace
+from pathlib import Path
 
+from inferline_stream.controlplane.record import read_events, read_record
 from inferline_stream.controlplane.records import Override, encode
 from inferline_stream.controlplane.session import Quiet, Run, run_to_report, session
 from inferline_stream.controlplane.waiting import until
@@ -74,6 +77,19 @@ async def test_an_advisory_run_decides_without_acting(swing, embedded_broker: Ka
     assert [(d.applied, d.replicas["parse"]) for d in report.decisions] == [(False, 3)]
     assert report.replicas_most["parse"] == 1
     assert report.lost == 0
+
+
+async def test_a_runs_record_tells_from_when_on_it_decided_and_watched(
+    swing, embedded_broker: KafkaServer, tmp_path: Path
+) -> None:
+    began_s = time.time()
+    run: Run = replace(swing(embedded_broker.bootstrap_servers, levels=[(30, 2)]), run_folder=tmp_path / "run")
+    async with asyncio.timeout(60):
+        await run_to_report(run, Quiet(), asyncio.Event())
+    first_s = read_events(tmp_path / "run").began_s
+    decided_s, watched_s = read_record(tmp_path / "run").quiet_s(first_s)
+    assert 0 < decided_s < first_s - began_s
+    assert 0 <= watched_s < first_s - decided_s - began_s
 
 
 async def test_a_person_holds_a_stage_at_a_number_and_pauses_decisions(swing, embedded_broker: KafkaServer) -> None:
