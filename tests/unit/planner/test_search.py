@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from inferline_stream.planner.descent import with_largest_limits
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.exact import prove
 from inferline_stream.planner.fronts import Fronts
+from inferline_stream.planner.menu import menu
 from inferline_stream.planner.partitions import rungs
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 from inferline_stream.planner.provision import MARGIN, provision, search
@@ -135,6 +137,35 @@ def test_stock_that_does_not_suffice_of_one_kind_is_mixed_with_another():
     assert meets(problem, (held,))
     alone = [(Allocation(kind, size, problem.catalogue[kind].stock),) for kind in ("fast", "middle") for size in SIZES]
     assert not any(meets(problem, (option,)) for option in alone)
+
+
+def _held(candidate):
+    return sum((Counter({a.hardware: a.replicas}) for option in candidate for a in option), Counter())
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_stock_one_short_of_what_the_cheapest_plan_takes_is_not_overdrawn_and_the_next_cheapest_is_found(seed):
+    problem = random_problem(seed, stages=2, rate=50, duration_s=6, slack=3.0)
+    kind, wanted = _held(prove(Evaluator(problem), None).best).most_common(1)[0]
+    short = replace(problem, catalogue=prices(**{kind: wanted - 1}))
+    found = {a: search(short, algorithm=a, margin=0.0, mixed=False).candidate for a in ("default", "exact")}
+    assert all(_held(candidate)[kind] < wanted and meets(short, candidate) for candidate in found.values())
+    assert cost_of(short, found["exact"]) == pytest.approx(_brute_force(short, most=6))
+
+
+def test_stock_is_that_of_all_stages_together_and_partitions_that_of_each():
+    problem = random_problem(1, stages=2, catalogue=prices(fast=3), partitions=4)
+    for first, second, kept in ((1, 2, True), (2, 2, False), (3, 1, False), (4, 0, False)):
+        held = [(Allocation("fast", 1, n),) if n else (Allocation("slow", 1, 4),) for n in (first, second)]
+        assert in_stock(problem, tuple(held)) == kept
+    assert not in_stock(problem, ((Allocation("slow", 1, 4),), (Allocation("slow", 1, 5),)))
+
+
+def test_a_menu_reaches_to_the_last_partition_and_to_the_whole_stock():
+    problem = random_problem(1, stages=1, rate=5, slack=20.0, catalogue=prices(fast=3), partitions=6)
+    options = menu(Evaluator(problem).bounds, 0, math.inf)
+    most = {kind: max(a.replicas for (a,) in options if a.hardware == kind) for kind in problem.catalogue}
+    assert most == {"slow": 6, "middle": 6, "fast": 3}
 
 
 def test_on_partitions_replica_counts_of_one_kind_lie_on_rungs():
@@ -267,6 +298,17 @@ def test_a_long_trace_is_planned_coarse_to_fine_and_verified_on_all_of_it():
     assert len(levels(problem)) > 1
     assert meets(problem, outcome.candidate)
     assert outcome.p99_s == p99_s(problem, outcome.candidate)
+
+
+def test_where_the_busiest_piece_is_not_the_hardest_the_plan_meets_the_slo_on_the_whole_all_the_same():
+    problem = random_problem(2, stages=2, slack=4.0)
+    even_s, clumps_s = np.arange(25_000) / 400, np.repeat(np.arange(750) / 9, 40)
+    trace = Trace(np.concatenate((even_s, even_s[-1] + 1 + clumps_s)))
+    problem = replace(problem, traces=(trace,))
+    coarse = levels(problem)[0]
+    assert coarse.traces[0].arrival_rate == pytest.approx(400, rel=0.01)
+    assert cost_of(problem, search(coarse).candidate) < cost_of(problem, (found := search(problem)).candidate)
+    assert meets(problem, found.candidate)
 
 
 def test_of_equal_cost_the_largest_batch_limits_that_keep_the_margin_are_planned():
