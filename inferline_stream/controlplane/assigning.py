@@ -161,10 +161,12 @@ def step(
         sequence += 1
         return sequence
 
-    def tell(replica: str, stage: str, share: Share, batch: int, wait_s: float, *, leave: bool) -> None:
+    def tell(
+        replica: str, stage: str, share: Share, batch: int, wait_s: float, *, leave: bool, heirs: dict[int, str]
+    ) -> None:
         before = told.get(replica)
         awaits = {partition: taken for partition, taken in share.items() if taken is not None}
-        now = Assignment(replica, stage, state.term, 0, tuple(share), batch, wait_s, leave, awaits)
+        now = Assignment(replica, stage, state.term, 0, tuple(share), batch, wait_s, leave, awaits, heirs)
         if before is None and not share and not leave:
             return
         if before is not None and _same(before.assignment, now) and not _dropped(before, replicas.get(replica)):
@@ -178,7 +180,7 @@ def step(
     for replica in sorted(silent - ended):
         if replica in told or replica in replicas:
             its_stage = replicas[replica].stage if replica in replicas else told[replica].assignment.stage
-            tell(replica, its_stage, {}, 1, 0.0, leave=True)
+            tell(replica, its_stage, {}, 1, 0.0, leave=True, heirs={})
 
     owners, members = dict(state.owners), dict(state.members)
     present: dict[str, list[SeenReplica]] = {name: [] for name in wanted}
@@ -204,6 +206,7 @@ def step(
             r for r in present[name] if r.phase == "ready" or (r.phase == "starting" and r.replica in draining)
         ]
         # Whoever loses a partition is told so in any case: the next owner waits for that very assignment.
+        heirs: dict[str, dict[int, str]] = {}
         for seen in addressed:
             before = told.get(seen.replica)
             lost = [p for p in before.assignment.partitions if owners[name].get(p) != seen.replica] if before else []
@@ -211,11 +214,14 @@ def step(
                 reserved[seen.replica] = sequence = sequence + 1
                 taken = dict.fromkeys(lost, (state.term, sequence))
                 told[seen.replica] = replace(before, taken={**before.taken, **taken})
+                alone = [p for p in lost if p in owners[name] and held_by[p] == {seen.replica}]
+                heirs[seen.replica] = {p: owners[name][p] for p in alone}
         for seen in addressed:
             own = [p for p in sorted(owners[name]) if owners[name][p] == seen.replica]
             share = _share(seen, own, told, {p: held_by[p] - {seen.replica} for p in own}, patient=patient)
             batch = stage.max_batch_sizes[seen.hardware]
-            tell(seen.replica, name, share, batch, stage.max_wait_s, leave=seen.replica in draining)
+            leave, own_heirs = seen.replica in draining, heirs.get(seen.replica, {})
+            tell(seen.replica, name, share, batch, stage.max_wait_s, leave=leave, heirs=own_heirs)
     changed.sort(key=lambda assignment: assignment.sequence)
     forgotten = tuple(replica for replica in state.told if replica in ended)
     return Assigning(state.term, sequence, told, owners, members), Deal(tuple(changed), forgotten)

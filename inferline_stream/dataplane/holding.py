@@ -34,7 +34,8 @@ class Holding:
         suspects_end: one past the last offset that the owner before may have had under way.
         join: the join's state, for a stage with several parents.
 
-    Once it is to be released, `freed` names the assignment that asked for it; the last commit then says so.
+    Once it is to be released, `freed` names the assignment that asked for it, and `heir` who owns it next; the last
+    commit then says so.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Holding:
         "confirmed",
         "freed",
         "halted",
+        "heir",
         "in_flight",
         "join",
         "opened",
@@ -64,14 +66,15 @@ class Holding:
         self.in_flight = 0
         self.state = LIVE
         self.halted = ""
-        self.opened = False
+        self.opened = found.owner == owner
         self.confirmed = True
         self.freed: tuple[int, int] | None = None
+        self.heir = ""
         died = found.owner not in ("", owner)
         self.attempts = found.attempts + died
         self.suspects_end = found.attempt_end or (suspects_end if died else 0)
         self._mark = (found.attempts, found.attempt_end)
-        self._committed: tuple[int, str] | None = None  # whoever owned it, we say first that we do now
+        self._committed: tuple[int, str] | None = None  # so the next commit tells that nothing of it is freed any more
 
     @property
     def suspected(self) -> bool:
@@ -106,7 +109,7 @@ class Holding:
         attempts, attempt_end = self._mark
         working = self.state == LIVE or self.in_flight > 0
         committed = self.completion.committed(
-            owner=self._owner if working else "",
+            owner=self._owner if working else self.heir,
             attempts=attempts,
             attempt_end=attempt_end,
             freed=None if working else self.freed,

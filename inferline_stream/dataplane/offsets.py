@@ -31,8 +31,8 @@ class Committed:
     Args:
         offset: lowest offset that is not complete.
         runs: complete offsets above it, ascending, apart from each other.
-        owner: who works on the partition; said before the first batch and taken back at the release, so whoever finds
-            another's name at a grant knows that the owner before died. Empty for nobody.
+        owner: who works on the partition; said before the first batch, and at the release changed to who is to own it
+            next, so whoever finds another's name at a grant knows that the owner before died. Empty for nobody.
         freed: term and sequence of the assignment for which its last owner let it go; None where none asked for it.
         attempts: how often in a row owners have died with the event before `attempt_end` in their batch.
         attempt_end: one past the last offset of the suspected batch that is under way.

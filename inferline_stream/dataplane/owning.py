@@ -71,7 +71,7 @@ class Owning:
         self._touch = touch
         self._dropped = dropped
         self._exactly_once = exactly_once
-        self._name = hashlib.blake2s(report.replica.encode(), digest_size=6).hexdigest()  # fits where space is short
+        self._name = _owner_name(report.replica)
         self.assignment = Assignment(
             replica=report.replica,
             stage=report.stage,
@@ -148,6 +148,8 @@ class Owning:
                 holding.confirmed = not self._exactly_once
                 if partition not in self.assignment.partitions:
                     holding.freed = (self.assignment.term, self.assignment.sequence)
+                    if heir := self.assignment.heirs.get(partition):
+                        holding.heir = _owner_name(heir)
                 self.commit_now()
         self.settle()
 
@@ -390,3 +392,8 @@ class Owning:
                 await asyncio.sleep(0.002)
             holding.confirmed = True
         self.settle()
+
+
+def _owner_name(replica: str) -> str:
+    """What a commit's metadata calls a replica: space is short there."""
+    return hashlib.blake2s(replica.encode(), digest_size=6).hexdigest()

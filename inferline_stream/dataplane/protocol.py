@@ -74,6 +74,9 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment"):
     awaits: dict[int, tuple[int, int]] = {}
     """Partition → term and sequence of the assignment that takes it from its owner of now: it is to be taken up once
     the group's commit says that it was let go for that one. Every other partition may be taken up at once."""
+    heirs: dict[int, str] = {}
+    """Partition that this takes away → replica that takes it up: the last commit names it as owner, so that it need not
+    say so itself before its first batch."""
     version: int = WIRE_VERSION
 
 

@@ -168,11 +168,13 @@ class Director:
             for at, replica in enumerate(replicas)
         }
         holders = {r: set(a.partitions) for r, a in self.assigned.items() if a.stage == stage and a.partitions}
+        heirs = {p: replica for replica, partitions in wanted.items() for p in partitions}
         taken: dict[int, tuple[int, int]] = {}
         for replica, held in holders.items():
             keep = held & wanted.get(replica, set())
             if keep != held:
-                sequence = await self.assign(replica, sorted(keep), **fields)
+                lost = {p: heirs[p] for p in held - keep}
+                sequence = await self.assign(replica, sorted(keep), **{**fields, "heirs": lost})
                 taken |= dict.fromkeys(held - keep, (TERM, sequence))
         for replica, partitions in wanted.items():
             if set(self.assigned[replica].partitions if replica in self.assigned else ()) != partitions:
