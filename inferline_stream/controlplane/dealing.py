@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from inferline_stream.controlplane import assigning
@@ -21,6 +21,10 @@ from inferline_stream.errors import Unreachable
 logger = logging.getLogger(__name__)
 
 _REBALANCE_S = 5.0
+
+TOGETHER_S = 0.1
+"""Longest that a new replica waits for others that are to be ready about now, so that a partition moves once, to where
+it stays, and not on with each of them."""
 
 TELL_AGAIN_S = 10.0
 """How often it is told that Kafka still does not answer, or does not let a dead replica be fenced."""
@@ -49,6 +53,7 @@ class Dealing:
     _fenced: set[str] = field(default_factory=set)
     _to_fence: asyncio.Event = field(default_factory=asyncio.Event)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _ready_s: dict[str, float] = field(default_factory=dict)
     _rebalanced_s: float = 0.0
     _renewals: int = 0
 
@@ -71,6 +76,7 @@ class Dealing:
     def end(self, replica: str) -> None:
         """This replica is gone: its partitions go to the living."""
         self.ended.add(replica)
+        self._ready_s.pop(replica, None)
         self.liveness.forget(replica)
         self._wake.set()
 
@@ -104,6 +110,7 @@ class Dealing:
         if unfenced - self._fencing:
             self._to_fence.set()
         ended, silent = frozenset(self.ended - unfenced), frozenset(self.liveness.silent - unfenced)
+        early = self._early(fleet, now_s)
         state, deal = assigning.step(
             self._assigning,
             self._seen(unfenced),
@@ -111,7 +118,7 @@ class Dealing:
             ended=ended,
             silent=silent,
             draining=frozenset(fleet.draining),
-            aside=fleet.set_aside(),
+            aside=fleet.set_aside() | early,
             patient=not quiet,
         )
         if deal.assignments or deal.forgotten:
@@ -121,6 +128,25 @@ class Dealing:
                 self._wake.set()  # nothing was written: deal again from the same memory
                 raise
         self._assigning = state
+
+    def _early(self, fleet: Fleet, now_s: float) -> frozenset[str]:
+        """New replicas that wait for others, where all of their stage's partitions are worked on meanwhile."""
+        early, dealt = set(), self.partitions()
+        for name, told in self.picture.reports.replicas.items():
+            stage = told.newest.stage
+            if told.newest.phase != "ready" or name in self.ended or dealt.get(name):
+                continue
+            if name not in self._ready_s:
+                self._ready_s[name] = now_s
+                asyncio.get_running_loop().call_later(TOGETHER_S, self._wake.set)
+            owners = self._assigning.owners.get(stage, {})
+            worked_on = owners.keys() >= set(range(self.picture.partitions[stage])) and self._living(owners.values())
+            if now_s < self._ready_s[name] + TOGETHER_S and worked_on and fleet.awaited(stage):
+                early.add(name)
+        return frozenset(early)
+
+    def _living(self, replicas: Iterable[str]) -> bool:
+        return self.ended.union(self.liveness.silent).isdisjoint(replicas)
 
     def _bury(self) -> None:
         """A replica that was told something and has no record left ended in an earlier term: reports outlive it."""

@@ -148,6 +148,12 @@ class Fleet:
             if kind.stock is not None
         }
 
+    def awaited(self, stage: str) -> bool:
+        """Whether replicas of a stage that are wanted are not ready yet."""
+        reports = self.picture.reports
+        there = [n for n, told in reports.replicas.items() if told.newest.stage == stage and n not in self.draining]
+        return sum(map(reports.is_ready, there)) < sum(self._of_stage(stage).values())
+
     def set_aside(self) -> frozenset[str]:
         """Replicas that stand by now: READY, and without partitions."""
         partitions, aside = self.partitions(), {}
