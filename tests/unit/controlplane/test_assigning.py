@@ -51,6 +51,8 @@ def test_a_partition_is_taken_and_granted_at_once_and_the_new_owner_waits_for_th
     assert len(revoked.partitions) == PARTITIONS // 2
     moving = everything - set(revoked.partitions)
     assert granted.awaits == dict.fromkeys(moving, (1, revoked.sequence)) == dict.fromkeys(granted.partitions, (1, 2))
+    assert revoked.heirs == dict.fromkeys(moving, "b")
+    assert not granted.heirs
     # Neither the report that has not applied the revocation changes anything, nor one that still holds a part.
     state, deal = step(state, seen(ready("a", 1, everything), ready("b", granted.sequence, moving)), WANTED)
     assert deal.assignments == ()

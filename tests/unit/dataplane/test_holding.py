@@ -17,6 +17,7 @@ def found(holding: Holding) -> Committed:
 def test_a_grant_is_committed_even_where_nothing_else_changed():
     same = Holding(0, Committed(5, owner="me"), "me")
     assert same.to_commit() == same.entry()
+    assert not Holding(0, Committed(5), "me").opened
     same.was_committed(same.entry())
     assert same.to_commit() is None
     assert same.opened
@@ -30,6 +31,18 @@ def test_an_owner_names_itself_while_it_works_and_takes_its_name_back_at_the_rel
     assert found(holding).owner == "me"
     holding.in_flight = 0
     assert found(holding) == Committed(5)
+
+
+def test_a_release_for_an_assignment_names_the_heir_who_need_not_say_so_again_and_whose_death_is_noticed():
+    holding = Holding(0, Committed(5), "me")
+    holding.freed, holding.heir = (1, 2), "heir"
+    holding.state = RELEASING
+    left = found(holding)
+    assert left == Committed(5, owner="heir", freed=(1, 2))
+    assert Holding(0, left, "heir").opened
+    assert not Holding(0, left, "heir").attempts
+    other = Holding(0, left, "other", suspects_end=9)
+    assert (other.opened, other.attempts, other.suspected) == (False, 1, True)
 
 
 def test_finding_ones_own_name_is_no_death():
