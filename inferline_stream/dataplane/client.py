@@ -19,9 +19,6 @@ TRANSACTION_TIMEOUT_MS = 15_000
 """A transaction holds sends only, never the stage's work. What a dead replica left open hides what comes after it
 from readers for at most this long, if nobody fences it before."""
 
-HURRY_S = 0.005
-"""Longest fetch wait while a partition is about to be let go by its owner: a fetch under way cannot be joined."""
-
 
 class Fenced(InferlineError):
     """Another producer has initialised this transactional id: whatever this one does from now on is void."""
@@ -79,9 +76,6 @@ class Reader(Protocol):
 
     def hold(self, positions: Mapping[int, int]) -> None:
         """Read these partitions too, from these offsets; ends `suspend`."""
-
-    def hurry(self, soon: bool) -> None:
-        """Whether a partition is to be taken up soon: no fetch then waits for long."""
 
     def release(self, partitions: Iterable[int]) -> None:
         """Read these partitions no more: none of their records is returned from here on."""

@@ -178,9 +178,6 @@ class ConfluentReader:
     def suspend(self) -> None:
         """Nothing to do: what is fetched of partitions that are let go in the meantime is never returned."""
 
-    def hurry(self, soon: bool) -> None:
-        """Nothing to do: fetches wait for the same short time always."""
-
     def hold(self, positions: Mapping[int, int]) -> None:
         """Read these partitions too, from these offsets."""
         for partition, offset in positions.items():

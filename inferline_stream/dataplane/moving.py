@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from inferline_stream.dataplane.batching import Backlog
-from inferline_stream.dataplane.client import HURRY_S, Fetched, Reader, Sender
-from inferline_stream.dataplane.holding import LIVE, LOST, Event, Expired
+from inferline_stream.dataplane.client import Fetched, Reader, Sender
+from inferline_stream.dataplane.holding import LIVE, LOST, Event, Expired, Holding
 from inferline_stream.dataplane.intake import Ending, Intake
 from inferline_stream.dataplane.owning import Owning
 from inferline_stream.dataplane.protocol import Assignment, Lags, ReplicaReport, ReplicaSpec, decode_control
@@ -105,24 +106,24 @@ class Moving:
     async def fetch(self, owning: Owning, records: Records) -> None:
         """Fetch for ever, and follow the assignments that are fetched."""
         while True:
-            fetched = await self._reader.fetch(self._full(len(owning.holdings)), self._fetch_s(owning))
+            fetched = await self._reader.fetch(self._full(owning), 0.05 if owning.lapsed else 0.2)
             for record in fetched.control:
                 self._control(record, owning, records)
             self._take_in(fetched, owning)
             owning.regain()
             await owning.grant()
 
-    def _fetch_s(self, owning: Owning) -> float:
-        """Longest to wait for records, before looking at what else there is to do."""
-        if owning.awaits:
-            return HURRY_S
-        return 0.05 if owning.lapsed else 0.2
-
-    def _full(self, partitions: int) -> frozenset[int]:
+    def _full(self, owning: Owning) -> frozenset[int]:
         """Partitions that have enough waiting."""
-        if self._backlog.size_bytes < PREFETCH_BYTES:
-            return frozenset()
-        return self._backlog.larger_than(PREFETCH_BYTES / max(1, partitions) / 2)
+        full = owning.ahead.full()
+        if self._backlog.size_bytes >= PREFETCH_BYTES:
+            full |= self._backlog.larger_than(PREFETCH_BYTES / max(1, len(owning.holdings)) / 2)
+        return full
+
+    def begin(self, holding: Holding, records: Sequence[Any]) -> None:
+        """Take in what was read of a partition before it was held."""
+        for record in records:
+            self._intake.take_in(holding, record)
 
     def _control(self, record: object, owning: Owning, records: Records) -> None:
         key, value = getattr(record, "key", None), getattr(record, "value", None)
@@ -138,17 +139,19 @@ class Moving:
     def _take_in(self, fetched: Fetched, owning: Owning) -> None:
         for partition, records in fetched.records.items():
             holding = owning.holdings.get(partition)
-            if holding is None or holding.state != LIVE or holding.halted:
-                continue
-            for record in records:
-                self._intake.take_in(holding, record)
+            if partition in owning.ahead:
+                owning.ahead.add(partition, records)
+            elif holding is not None and holding.state == LIVE and not holding.halted:
+                self.begin(holding, records)
         for partition, position in fetched.positions.items():
             holding = owning.holdings.get(partition)
             if holding is not None and holding.state == LIVE and position > holding.completion.position:
                 holding.completion.read_to(position)
                 owning.commit_wanted.set()
         for partition, offset in fetched.lost.items():
-            if partition in owning.holdings:
+            if partition in owning.ahead:
+                owning.ahead.stop(partition)
+            elif partition in owning.holdings:
                 owning.halt(owning.holdings[partition], f"Kafka no longer has offset {offset}")
         if self._wiring.is_join:
             self._bound(owning)

@@ -1,7 +1,8 @@
 """Which partitions a replica holds: granted, released, dropped when the lease expires, committed.
 
 Everything is level-triggered: an assignment says all that is to be held, and every step compares that with what is
-held now. Grants happen between two fetches; a release waits for the batches in flight, then for their commit.
+held now. Grants happen between two fetches; what its owner has yet to let go is read ahead, and taken up when it has.
+A release waits for the batches in flight, then for their commit.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+from inferline_stream.dataplane.ahead import Ahead
 from inferline_stream.dataplane.client import Reader
 from inferline_stream.dataplane.holding import LIVE, LOST, RELEASING, Event, Holding
 from inferline_stream.dataplane.join import Join
@@ -29,6 +32,13 @@ JOIN_RECALL_RECORDS = 1000
 
 SUSPECT_BATCHES = 7
 """Batches that a replica may have under way: computing, waiting to be sent, being sent, waiting for their commit."""
+
+RELEASE_TOGETHER_S = 0.01
+"""How long the commit of what is released waits for a batch under way: brokers keep each commit for about as long, to
+write it with others, and take a replica's next one only then."""
+
+AWAIT_S = 0.001
+"""Shortest wait between two looks at whether a partition was let go."""
 
 COMMIT_EVERY_S = 0.02
 """Small batches are committed together for so long, up to the events of a full one: each commit is a request, and at a
@@ -47,6 +57,7 @@ class Owning:
         max_batch_size: until the first assignment.
         touch: called when the controller should hear of a change at once.
         dropped: called with a partition whose waiting events are to be forgotten.
+        begun: called with what was read of a partition before it was held.
         exactly_once: commits are made in the sender's transactions, not here.
     """
 
@@ -61,6 +72,7 @@ class Owning:
         max_batch_size: int,
         touch: Callable[[], None],
         dropped: Callable[[int], object],
+        begun: Callable[[Holding, Sequence[Any]], None],
         exactly_once: bool,
     ) -> None:
         self._wiring = wiring
@@ -70,6 +82,7 @@ class Owning:
         self._settings = settings
         self._touch = touch
         self._dropped = dropped
+        self._begun = begun
         self._exactly_once = exactly_once
         self._name = _owner_name(report.replica)
         self.assignment = Assignment(
@@ -81,6 +94,8 @@ class Owning:
             max_batch_size=max_batch_size,
         )
         self.holdings: dict[int, Holding] = {}
+        self.ahead = Ahead(reader)
+        self._awaits = asyncio.Event()
         self.leaving = ""
         self.gone = asyncio.Event()
         self.commit_wanted = asyncio.Event()
@@ -104,7 +119,6 @@ class Owning:
         if self._lapsed_sequence is not None and self._lease.valid():
             self._lapsed_sequence = None  # written after the controller knew that we hold nothing
         self.reconcile()
-        self._reader.hurry(self.awaits)
         self._touch()
 
     def leave(self, why: str) -> None:
@@ -121,11 +135,6 @@ class Owning:
         """Whether the lease has expired and nothing was assigned anew since."""
         return self._lapsed_sequence is not None
 
-    @property
-    def awaits(self) -> bool:
-        """Whether a partition is to be taken up as soon as its owner lets it go."""
-        return bool((self._wanted() - self.holdings.keys()) & self.assignment.awaits.keys())
-
     def held(self) -> dict[int, int]:
         """Partition → next offset to commit, of every partition not yet released; -1 before it is known."""
         held = dict.fromkeys(self._wanted(), -1)
@@ -139,7 +148,8 @@ class Owning:
 
     def reconcile(self) -> None:
         """Stop reading what is not wanted any more."""
-        wanted = self._wanted()
+        wanted, releasing = self._wanted(), False
+        self.ahead.drop(p for p in self.ahead if p not in wanted or p not in self.assignment.awaits)
         for partition, holding in self.holdings.items():
             if partition not in wanted and holding.state == LIVE:
                 self._reader.release([partition])
@@ -150,8 +160,18 @@ class Owning:
                     holding.freed = (self.assignment.term, self.assignment.sequence)
                     if heir := self.assignment.heirs.get(partition):
                         holding.heir = _owner_name(heir)
-                self.commit_now()
+                releasing = True
+        if releasing:
+            self._commit_release(RELEASE_TOGETHER_S)
         self.settle()
+
+    def _commit_release(self, wait_s: float = 0.0) -> None:
+        """Commit what is released; where a batch is under way, it may be a moment later, in one commit for all."""
+        if any(holding.state == RELEASING and holding.in_flight for holding in self.holdings.values()):
+            if wait_s:
+                asyncio.get_running_loop().call_later(wait_s, self.commit_now)
+        else:
+            self.commit_now()
 
     def settle(self) -> None:
         """Let go of partitions whose last batch is committed."""
@@ -173,47 +193,79 @@ class Owning:
     # Grant
 
     async def grant(self) -> None:
-        """Take up partitions that are wanted, not held, and let go by the owner before, where its offset stands."""
-        new = self._wanted() - self.holdings.keys()
-        awaited = {p: freed for p, freed in self.assignment.awaits.items() if p in new}
-        committed: dict[int, tuple[int, str]] = {}
-        if awaited:
-            committed = await self._reader.committed(awaited)
-            new -= {p for p, freed in awaited.items() if not self._let_go(committed.get(p), freed)}
-        self._reader.hurry(self.awaits)
+        """Take up partitions that are wanted and not held, where the offset of the owner before stands.
+
+        Where that one has yet to let a partition go, it is read ahead from the offset that is committed now.
+        """
+        new = self._wanted() - self.holdings.keys() - frozenset(self.ahead)
         if not new:
             return
         began_s = time.monotonic()
         self._reader.suspend()
         positions: dict[int, int] = {}
+        awaited: list[int] = []
         try:
-            if unknown := new - awaited.keys():  # what was let go just now has told where it stands
-                committed |= await self._reader.committed(unknown)
+            committed = await self._reader.committed(new)
             died = {p for p in new & committed.keys() if decode_metadata(*committed[p]).owner not in ("", self._name)}
+            died -= self.assignment.awaits.keys()
             ends = await self._reader.ends(died) if died else {}
             begins = await self._reader.beginnings(new) if self._recalls() else {}
             for partition in sorted(new & self._wanted()):
-                offset = self._hold(partition, committed.get(partition), ends.get(partition, 0))
-                if offset is not None:
-                    since = max(self.holdings[partition].completion.anew, offset - JOIN_RECALL_RECORDS)
-                    positions[partition] = min(offset, max(begins[partition], since)) if begins else offset
+                entry = committed.get(partition)
+                if self._let_go(partition, entry):
+                    self._hold(partition, entry, ends.get(partition, 0))
+                else:
+                    awaited.append(partition)
+                if entry is not None:
+                    positions[partition] = self._read_from(entry, begins.get(partition))
+            self.ahead.begin(positions.keys() & awaited)
         finally:
             self._reader.hold(positions)
         self._report.handover_stall_s += time.monotonic() - began_s
-        self.commit_now()
-        self._touch()
+        if positions:
+            self._awaits.set()
+            self.commit_now()
+            self._touch()
 
-    def _let_go(self, entry: tuple[int, str] | None, freed: tuple[int, int]) -> bool:
-        """Whether the last owner has let a partition go for that assignment, or it was ours already."""
+    def _read_from(self, entry: tuple[int, str], begin: int | None) -> int:
+        """Where to read a partition from; for a join from a while before, if its topic still has that."""
+        found = decode_metadata(*entry)
+        if begin is None:
+            return found.offset
+        return min(found.offset, max(begin, found.anew, found.offset - JOIN_RECALL_RECORDS))
+
+    async def take_up(self) -> None:
+        """Take up what is read ahead, for ever, as soon as its owner has let it go."""
+        while True:
+            await self._awaits.wait()
+            began_s = time.monotonic()
+            while self.ahead:
+                committed = await self._reader.committed(self.ahead)
+                free = [p for p in self.ahead if self._let_go(p, committed.get(p))]
+                for partition in free:
+                    records = self.ahead.take(partition)
+                    if records is not None:  # else it is granted like any other
+                        self._begun(self._hold(partition, committed[partition], 0), records)
+                if free:
+                    self.commit_wanted.set()
+                    self._touch()
+                # It may be a long batch that is waited for.
+                await asyncio.sleep(max(AWAIT_S, (time.monotonic() - began_s) / 20))
+            self._awaits.clear()
+
+    def _let_go(self, partition: int, entry: tuple[int, str] | None) -> bool:
+        """Whether nobody else works on a partition that is to be taken up: its last owner has let it go for the
+        assignment that tells so, or it was ours already."""
+        freed = self.assignment.awaits.get(partition)
         found = decode_metadata(*(entry or (0, "")))
-        return found.freed == freed or found.owner == self._name
+        return freed is None or found.freed == freed or found.owner == self._name
 
     def _recalls(self) -> bool:
         """Whether parts may arrive twice, so that a new owner must know which events were finished."""
         return self._wiring.is_join and not self._exactly_once
 
-    def _hold(self, partition: int, entry: tuple[int, str] | None, end: int) -> int | None:
-        """Hold one partition; returns where to read on, None if that is unknown."""
+    def _hold(self, partition: int, entry: tuple[int, str] | None, end: int) -> Holding:
+        """Hold one partition from what its group has committed."""
         join = None
         if self._wiring.is_join:
             stage = self._wiring.stage
@@ -225,13 +277,12 @@ class Owning:
         holding = self.holdings[partition] = Holding(partition, found, self._name, reach, join)
         if entry is None:
             self.halt(holding, "its group has committed no offset")
-            return None
         if holding.suspected:
             logger.warning(
                 "the last owner of %s/%d died; its last batch is suspected (%d deaths so far)",
                 self._wiring.input_topic, partition, holding.attempts,
             )  # fmt: skip
-        return found.offset
+        return holding
 
     def halt(self, holding: Holding, why: str) -> None:
         """Stop reading a partition: reading on anywhere else would lose events silently."""
@@ -261,6 +312,7 @@ class Owning:
             return
         self._lapsed_sequence, self._regain_at_s = self.assignment.sequence, 0.0
         logger.warning("replica %s: lease expired, %d partitions dropped", self._report.replica, len(self.holdings))
+        self.ahead.drop(self.ahead)
         self._reader.release(list(self.holdings))
         for partition, holding in self.holdings.items():
             holding.state = LOST
@@ -323,8 +375,9 @@ class Owning:
     def finished(self, events: int) -> None:
         """So many events more need nothing but their commit."""
         self._uncommitted += events
-        releasing = any(holding.state == RELEASING for holding in self.holdings.values())
-        if releasing or self._uncommitted >= self.assignment.max_batch_size:
+        if any(holding.state == RELEASING for holding in self.holdings.values()):
+            self._commit_release()
+        if self._uncommitted >= self.assignment.max_batch_size:
             self._commit_at_once.set()
         self.commit_wanted.set()
 

@@ -19,7 +19,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
 )
 
-from inferline_stream.dataplane.client import HURRY_S, Fetched, KafkaFailed
+from inferline_stream.dataplane.client import Fetched, KafkaFailed
 from inferline_stream.dataplane.connecting import client_options, started, stopped
 from inferline_stream.errors import Unreachable
 
@@ -57,7 +57,6 @@ class StageReader:
         self._control = TopicPartition(assignments, 0)
         self._fetch_wait_s = fetch_wait_s
         self._held: set[int] = set()
-        self._hurried = False
         self._consumer = AIOKafkaConsumer(
             **client_options(bootstrap_servers),
             group_id=group,
@@ -138,12 +137,6 @@ class StageReader:
         self._adapt_wait()
         self._consumer.resume(self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
 
-    def hurry(self, soon: bool) -> None:
-        """Whether a partition is to be taken up soon: no fetch then waits for long."""
-        if soon != self._hurried:
-            self._hurried = soon
-            self._adapt_wait()
-
     def release(self, partitions: Iterable[int]) -> None:
         """Read these partitions no more."""
         for partition in partitions:
@@ -193,5 +186,4 @@ class StageReader:
         leaders = {cluster.leader_for_partition(TopicPartition(self._topic, p)) for p in self._held}
         one_broker = leaders <= {cluster.leader_for_partition(self._control)}
         wait_s = max(self._fetch_wait_s, ONE_BROKER_WAIT_S) if one_broker else self._fetch_wait_s
-        wait_s = min(wait_s, HURRY_S) if self._hurried else wait_s
         self._consumer._fetcher._fetch_max_wait_ms = round(wait_s * 1000)

@@ -109,6 +109,7 @@ class Replica:
             max_batch_size=spec.max_batch_size,
             touch=self._reporting.touch,
             dropped=self._moving.drop,
+            begun=self._moving.begin,
             exactly_once=self._exactly_once,
         )
 
@@ -186,6 +187,7 @@ class Replica:
         steps: list[Coroutine[Any, Any, None]] = [
             moving.fetch(owning, records),
             moving.compute(stage, owning),
+            owning.take_up(),
             owning.watch_lease(),
             owning.recommit(),
         ]
