@@ -2,7 +2,7 @@
 
 Three things go on at once, joined by bounded queues: records are fetched and decoded ahead; one worker thread runs the
 stage; finished batches are sent and acknowledged. While one batch is computed the one before is being sent, and all
-that has finished in the meantime is sent together. Committing goes on beside them (`owning`).
+that has finished in the meantime is sent together. Committing goes on beside them (`committing`).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Moving:
             holding = owning.holdings.get(partition)
             if holding is not None and holding.state == LIVE and position > holding.completion.position:
                 holding.completion.read_to(position)
-                owning.commit_wanted.set()
+                owning.commits.wanted.set()
         for partition, offset in fetched.lost.items():
             if partition in owning.ahead:
                 owning.ahead.stop(partition)
@@ -157,7 +157,7 @@ class Moving:
             self._bound(owning)
             self._report.duplicates = self._intake.duplicates
             if fetched.records:
-                owning.commit_wanted.set()
+                owning.commits.wanted.set()
 
     def _bound(self, owning: Owning) -> None:
         """A join's state has bounds in age and bytes; what exceeds them becomes a dead letter."""
@@ -202,7 +202,7 @@ class Moving:
             self._waiting_since_s = time.monotonic()
             for event in batch:
                 event.holding.in_flight += 1
-            await owning.durable(batch)
+            await owning.commits.durable(batch)
             if not self._lease.valid():
                 owning.lapse()
             wanted = self._wanted(batch)
@@ -301,15 +301,15 @@ class Moving:
                 await self._sender.send(outgoing)
             self._complete(finished)
             self._measure(finished)
-            owning.finished(len(finished))
+            owning.commits.finished(len(finished), owning.assignment.max_batch_size)
 
     async def transact(self, owning: Owning, records: Records) -> None:
         """The same in transactions that hold the offsets too."""
-        waits = [asyncio.create_task(self._finished.wait()), asyncio.create_task(owning.commit_wanted.wait())]
+        waits = [asyncio.create_task(self._finished.wait()), asyncio.create_task(owning.commits.wanted.wait())]
         try:
             while True:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for at, (event, task) in enumerate(zip((self._finished, owning.commit_wanted), waits, strict=True)):
+                for at, (event, task) in enumerate(zip((self._finished, owning.commits.wanted), waits, strict=True)):
                     if task.done():
                         event.clear()
                         waits[at] = asyncio.create_task(event.wait())
@@ -321,14 +321,14 @@ class Moving:
     async def _transaction(self, owning: Owning, records: Records) -> None:
         finished = self._collected(owning, records)
         outgoing = records.take()
-        if outgoing or finished or owning.to_commit():
+        if outgoing or finished or owning.commits.to_commit():
             await self._sender.begin()
             if outgoing:
                 await self._sender.send(outgoing)
             self._complete(finished)
-            entries = owning.to_commit()
+            entries = owning.commits.to_commit()
             await self._sender.commit(self._reader.offsets_for_transaction(entries), self._wiring.group)
-            owning.was_committed(entries)
+            owning.commits.note(entries)
             self._measure(finished)
         await owning.confirm()
 

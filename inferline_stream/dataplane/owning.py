@@ -1,4 +1,4 @@
-"""Which partitions a replica holds: granted, released, dropped when the lease expires, committed.
+"""Which partitions a replica holds: granted, released, dropped when the lease expires.
 
 Everything is level-triggered: an assignment says all that is to be held, and every step compares that with what is
 held now. Grants happen between two fetches; what its owner has yet to let go is read ahead, and taken up when it has.
@@ -8,16 +8,16 @@ A release waits for the batches in flight, then for their commit.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from inferline_stream.dataplane.ahead import Ahead
 from inferline_stream.dataplane.client import Reader
-from inferline_stream.dataplane.holding import LIVE, LOST, RELEASING, Event, Holding
+from inferline_stream.dataplane.committing import Committing
+from inferline_stream.dataplane.holding import LIVE, LOST, RELEASING, Holding
 from inferline_stream.dataplane.join import Join
 from inferline_stream.dataplane.offsets import decode_metadata
 from inferline_stream.dataplane.protocol import Assignment, ReplicaReport
@@ -33,16 +33,8 @@ JOIN_RECALL_RECORDS = 1000
 SUSPECT_BATCHES = 7
 """Batches that a replica may have under way: computing, waiting to be sent, being sent, waiting for their commit."""
 
-RELEASE_TOGETHER_S = 0.01
-"""How long the commit of what is released waits for a batch under way: brokers keep each commit for about as long, to
-write it with others, and take a replica's next one only then."""
-
 AWAIT_S = 0.001
 """Shortest wait between two looks at whether a partition was let go."""
-
-COMMIT_EVERY_S = 0.02
-"""Small batches are committed together for so long, up to the events of a full one: each commit is a request, and at a
-few hundred records a second those are a third of the work that a replica makes for itself and for the broker."""
 
 
 class Owning:
@@ -94,15 +86,12 @@ class Owning:
             max_batch_size=max_batch_size,
         )
         self.holdings: dict[int, Holding] = {}
+        self.commits = Committing(wiring, self.holdings, reader, lease, settings, committed=self.settle)
         self.ahead = Ahead(reader)
         self._awaits = asyncio.Event()
         self.leaving = ""
         self.gone = asyncio.Event()
-        self.commit_wanted = asyncio.Event()
-        self._commit_at_once = asyncio.Event()
-        self._uncommitted = 0
         self.dropped_all = asyncio.Event()
-        self._committed = asyncio.Event()
         self._lapsed_sequence: int | None = None
         self._regain_at_s = 0.0
 
@@ -162,16 +151,8 @@ class Owning:
                         holding.heir = _owner_name(heir)
                 releasing = True
         if releasing:
-            self._commit_release(RELEASE_TOGETHER_S)
+            self.commits.release()
         self.settle()
-
-    def _commit_release(self, wait_s: float = 0.0) -> None:
-        """Commit what is released; where a batch is under way, it may be a moment later, in one commit for all."""
-        if any(holding.state == RELEASING and holding.in_flight for holding in self.holdings.values()):
-            if wait_s:
-                asyncio.get_running_loop().call_later(wait_s, self.commit_now)
-        else:
-            self.commit_now()
 
     def settle(self) -> None:
         """Let go of partitions whose last batch is committed."""
@@ -224,7 +205,7 @@ class Owning:
         self._report.handover_stall_s += time.monotonic() - began_s
         if positions:
             self._awaits.set()
-            self.commit_now()
+            self.commits.now()
             self._touch()
 
     def _read_from(self, entry: tuple[int, str], begin: int | None) -> int:
@@ -247,7 +228,7 @@ class Owning:
                     if records is not None:  # else it is granted like any other
                         self._begun(self._hold(partition, committed[partition], 0), records)
                 if free:
-                    self.commit_wanted.set()
+                    self.commits.wanted.set()
                     self._touch()
                 # It may be a long batch that is waited for.
                 await asyncio.sleep(max(AWAIT_S, (time.monotonic() - began_s) / 20))
@@ -319,7 +300,7 @@ class Owning:
             self._dropped(partition)
         self.holdings.clear()
         self.dropped_all.set()
-        self._committed.set()
+        self.commits.lapse()
         self.settle()
 
     def regain(self) -> None:
@@ -338,101 +319,6 @@ class Owning:
             logger.warning("replica %s: no controller answers, its old assignment stands", self._report.replica)
             self._lapsed_sequence = None
             self._touch()
-
-    # Commit
-
-    def to_commit(self) -> dict[int, tuple[int, str]]:
-        """Offset and metadata of every partition whose group does not know them yet."""
-        holdings = self.holdings.values()
-        return {h.partition: entry for h in holdings if not h.halted and (entry := h.to_commit()) is not None}
-
-    def was_committed(self, entries: dict[int, tuple[int, str]]) -> None:
-        """Kafka has acknowledged a commit."""
-        for partition, entry in entries.items():
-            if partition in self.holdings:
-                self.holdings[partition].was_committed(entry)
-        self._committed.set()
-
-    async def durable(self, batch: Iterable[Event]) -> None:
-        """Wait until the group knows that somebody works on these partitions, and what is attempted if they are
-        suspected: should the batch kill this replica, the next owner will know.
-        """
-        last = {event.holding: event for event in batch}  # partitions are in order, so the last is the highest
-        news = {holding for holding, event in last.items() if holding.suspects(event) and holding.attempt(event)}
-        waiting = news | {holding for holding in last if not holding.opened}
-        while waiting:
-            self._committed.clear()
-            self.commit_now()
-            waiting = {h for h in waiting if h.state != LOST and (not h.opened or h.to_commit() is not None)}
-            if waiting:
-                await self._committed.wait()
-
-    def commit_now(self) -> None:
-        """Somebody waits for the next commit."""
-        self._commit_at_once.set()
-        self.commit_wanted.set()
-
-    def finished(self, events: int) -> None:
-        """So many events more need nothing but their commit."""
-        self._uncommitted += events
-        if any(holding.state == RELEASING for holding in self.holdings.values()):
-            self._commit_release()
-        if self._uncommitted >= self.assignment.max_batch_size:
-            self._commit_at_once.set()
-        self.commit_wanted.set()
-
-    async def commit(self) -> None:
-        """Commit for ever, one request at a time; what completes in the meantime goes into the next one."""
-        check_at_s = time.monotonic() + self._settings.offsets_check_s
-        committed_s = 0.0
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, check_at_s - time.monotonic())):
-                    await self.commit_wanted.wait()
-            if time.monotonic() >= check_at_s:  # also under load: it may be an idle partition that was overwritten
-                await self._check()
-                check_at_s = time.monotonic() + self._settings.offsets_check_s
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, committed_s + COMMIT_EVERY_S - time.monotonic())):
-                    await self._commit_at_once.wait()
-            self._commit_at_once.clear()
-            self.commit_wanted.clear()
-            self._uncommitted, committed_s = 0, time.monotonic()
-            entries = self.to_commit()
-            if entries and self._lease.valid():
-                try:
-                    async with asyncio.timeout(self._lease.left_s):
-                        await self._reader.commit(entries)
-                except TimeoutError:
-                    self.commit_now()
-                    continue
-                self.was_committed(entries)
-            self.settle()
-
-    async def _check(self) -> None:
-        """Commit again what somebody else has overwritten: a zombie that woke up."""
-        holdings = [h for h in self.holdings.values() if h.state == LIVE and not h.halted and h.opened]
-        if not holdings or not self._lease.valid():
-            return
-        try:
-            async with asyncio.timeout(self._lease.left_s):
-                found = await self._reader.committed(h.partition for h in holdings)
-        except TimeoutError:
-            return
-        for holding in holdings:
-            if not holding.found_committed(found.get(holding.partition)):
-                logger.warning(
-                    "%s/%d: somebody else committed %s; overwritten",
-                    self._wiring.input_topic, holding.partition, found.get(holding.partition),
-                )  # fmt: skip
-
-    async def recommit(self) -> None:
-        """Commit for ever, now and then, what has not changed, too: Kafka forgets offsets that nobody commits."""
-        while True:
-            await asyncio.sleep(self._settings.offsets_recommit_s)
-            for holding in self.holdings.values():
-                holding.found_committed(None)  # as if that had happened already
-            self.commit_wanted.set()
 
     async def confirm(self) -> None:
         """After a transaction: wait until the offsets of partitions to be released can be read by others."""

@@ -189,12 +189,12 @@ class Replica:
             moving.compute(stage, owning),
             owning.take_up(),
             owning.watch_lease(),
-            owning.recommit(),
+            owning.commits.recommit(),
         ]
         if self._exactly_once:
             steps += [moving.transact(owning, records), self._end_with_the_lease()]
         else:
-            steps += [moving.send(owning, records), owning.commit()]
+            steps += [moving.send(owning, records), owning.commits.run()]
         gone = asyncio.create_task(owning.gone.wait())
         tasks: list[asyncio.Task[Any]] = [reporting, gone, *map(asyncio.create_task, steps)]
         owning.reconcile()
