@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,11 @@ pytest_plugins = ["inferline_stream.testing.fixtures"]
 # The same examples on every run, and no deadline: machines are noisy, and a test that fails must fail again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in its background
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # commands that tests start and interrupt would inherit that
 
 ELSEWHERE = pytest.StashKey[dict[str, int]]()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import time
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_uint, c_ulonglong, c_void_p
 from pathlib import Path
@@ -205,8 +206,10 @@ async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(
         return ReplicaSpec("", stage, "/nowhere/topology.py", "", "127.0.0.1:1", kinds[hardware], 1)
 
     def sees(pid: int | None) -> str:
-        told = dict(line.split("=", 1) for line in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in line)
-        return told["CUDA_VISIBLE_DEVICES"]
+        deadline_s, environ = time.monotonic() + 5, ""
+        while not environ and time.monotonic() < deadline_s:  # empty while the kernel sets a new program up
+            environ = Path(f"/proc/{pid}/environ").read_text()
+        return dict(line.split("=", 1) for line in environ.split("\0") if "=" in line)["CUDA_VISIBLE_DEVICES"]
 
     two = (Device("GPU-a", "Tesla T4"), Device("GPU-b", "Tesla T4"))
     async with LocalActuator(
