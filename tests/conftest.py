@@ -11,10 +11,9 @@ pytest_plugins = ["inferline_stream.testing.fixtures"]
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in its background
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # commands that tests start and interrupt would inherit that
+# A shell has what runs in its background ignore Ctrl-C, and commands that tests start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ELSEWHERE = pytest.StashKey[dict[str, int]]()
 
