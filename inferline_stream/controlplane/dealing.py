@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
 from inferline_stream.controlplane import assigning
@@ -139,14 +139,15 @@ class Dealing:
             if name not in self._ready_s:
                 self._ready_s[name] = now_s
                 asyncio.get_running_loop().call_later(TOGETHER_S, self._wake.set)
-            owners = self._assigning.owners.get(stage, {})
-            worked_on = owners.keys() >= set(range(self.picture.partitions[stage])) and self._living(owners.values())
-            if now_s < self._ready_s[name] + TOGETHER_S and worked_on and fleet.awaited(stage):
+            if now_s < self._ready_s[name] + TOGETHER_S and self._worked_on(stage) and fleet.awaited(stage):
                 early.add(name)
         return frozenset(early)
 
-    def _living(self, replicas: Iterable[str]) -> bool:
-        return self.ended.union(self.liveness.silent).isdisjoint(replicas)
+    def _worked_on(self, stage: str) -> bool:
+        """Whether every partition of a stage has an owner that lives."""
+        owners = self._assigning.owners.get(stage, {})
+        dead = self.ended.union(self.liveness.silent)
+        return len(owners) == self.picture.partitions[stage] and dead.isdisjoint(owners.values())
 
     def _bury(self) -> None:
         """A replica that was told something and has no record left ended in an earlier term: reports outlive it."""
