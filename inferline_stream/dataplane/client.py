@@ -46,7 +46,7 @@ class Fetched(NamedTuple):
 
     Args:
         records: by partition.
-        control: records of the assignments topic.
+        control: records of the assignments topic, and of the handovers topic.
         positions: next offset of each held partition; beyond its last record where transaction markers follow it.
         lost: partitions out of range, and the offset that Kafka no longer has.
     """
@@ -58,7 +58,7 @@ class Fetched(NamedTuple):
 
 
 class Reader(Protocol):
-    """What reads held partitions of one topic, and the assignments topic, and commits to the stage's group."""
+    """What reads held partitions of one topic, and assignments and handovers, and commits to the stage's group."""
 
     partitions: int
 

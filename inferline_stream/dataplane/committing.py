@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from inferline_stream.dataplane.client import Reader
-from inferline_stream.dataplane.holding import LIVE, LOST, RELEASING, Event, Holding
+from inferline_stream.dataplane.holding import LIVE, LOST, Event, Holding
 from inferline_stream.dataplane.reporting import Lease
 from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.settings import Settings
@@ -19,10 +19,6 @@ logger = logging.getLogger(__name__)
 COMMIT_EVERY_S = 0.02
 """Small batches are committed together for so long, up to the events of a full one: each commit is a request, and at a
 few hundred records a second those are a third of the work that a replica makes for itself and for the broker."""
-
-RELEASE_TOGETHER_S = 0.01
-"""How long the commit of what is released waits for a batch under way: brokers keep each commit for about as long, to
-write it with others, and take a replica's next one only then."""
 
 
 class Committing:
@@ -89,21 +85,10 @@ class Committing:
         self._at_once.set()
         self.wanted.set()
 
-    def release(self) -> None:
-        """Commit what is released; where a batch of it is under way, a moment later, in one commit for all."""
-        if self._releasing_in_flight():
-            asyncio.get_running_loop().call_later(RELEASE_TOGETHER_S, self.now)
-        else:
-            self.now()
-
-    def _releasing_in_flight(self) -> bool:
-        return any(holding.state == RELEASING and holding.in_flight for holding in self._holdings.values())
-
     def finished(self, events: int, full: int) -> None:
         """So many events more need nothing but their commit, for which as many as ``full`` do not wait."""
         self._uncommitted += events
-        releasing = any(holding.state == RELEASING for holding in self._holdings.values())
-        if self._uncommitted >= full or (releasing and not self._releasing_in_flight()):
+        if self._uncommitted >= full:
             self._at_once.set()
         self.wanted.set()
 

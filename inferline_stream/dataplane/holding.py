@@ -28,14 +28,15 @@ class Holding:
 
     Args:
         partition: of the stage's input topic.
-        found: what the group knew at the grant. Where the owner before died, its last batch is suspected: offsets
-            below `suspects_end`.
+        found: what the group knew at the grant, or was about to be told. Where the owner before died, its last batch is
+            suspected: offsets below `suspects_end`.
         owner: the name under which this replica commits; finding it again, it has only lost its lease in between.
         suspects_end: one past the last offset that the owner before may have had under way.
         join: the join's state, for a stage with several parents.
 
-    Once it is to be released, `freed` names the assignment that asked for it, and `heir` who owns it next; the last
-    commit then says so.
+    Once it is to be released, `freed` names the assignment that asked for it, and `heir` who owns it next, for whom it
+    goes on until `heir_by_s`; the last commit then says so, and the heir is told before. One that is begun `early`, at
+    such a word, commits nothing until that commit is seen, lest it come after ours.
     """
 
     __slots__ = (
@@ -45,15 +46,18 @@ class Holding:
         "attempts",
         "completion",
         "confirmed",
+        "early",
         "freed",
         "halted",
         "heir",
+        "heir_by_s",
         "in_flight",
         "join",
         "opened",
         "partition",
         "state",
         "suspects_end",
+        "told",
     )
 
     def __init__(
@@ -70,6 +74,9 @@ class Holding:
         self.confirmed = True
         self.freed: tuple[int, int] | None = None
         self.heir = ""
+        self.heir_by_s = 0.0
+        self.told = False
+        self.early = False
         died = found.owner not in ("", owner)
         self.attempts = found.attempts + died
         self.suspects_end = found.attempt_end or (suspects_end if died else 0)
@@ -117,9 +124,16 @@ class Holding:
         return committed.offset, encode_metadata(committed)
 
     def to_commit(self) -> tuple[int, str] | None:
-        """Offset and metadata to commit; None where the group knows them already."""
+        """Offset and metadata to commit; None where the group knows them already, or is not to be told yet."""
+        if self.early:
+            return None
         entry = self.entry()
         return None if entry == self._committed else entry
+
+    @property
+    def settled(self) -> bool:
+        """Whether the group knows all that there is to know."""
+        return not self.early and self.to_commit() is None
 
     def was_committed(self, entry: tuple[int, str]) -> None:
         """Kafka has acknowledged a commit."""
@@ -128,7 +142,7 @@ class Holding:
 
     def found_committed(self, entry: tuple[int, str] | None) -> bool:
         """Compare with what the group says; where it differs, somebody else wrote, and we commit again."""
-        if entry == self._committed:
+        if self._committed is None or entry == self._committed:
             return True
         self._committed = None
         return False

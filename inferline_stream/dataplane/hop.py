@@ -50,10 +50,10 @@ async def measure_hop_s(
     name = f"{prefix}inferline-hop-{secrets.token_hex(4)}"
     topics = [
         TopicSettings(name, _PARTITIONS, "probe of the profiler"),
-        TopicSettings(f"{name}.assignments", 1, "probe of the profiler"),
+        *(TopicSettings(f"{name}.{control}", 1, "probe of the profiler") for control in ("assignments", "handovers")),
     ]
     await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
-    reader = StageReader(bootstrap_servers, name, name, topics[1].name, fetch_wait_s=fetch_wait_s)
+    reader = StageReader(bootstrap_servers, name, name, topics[1].name, topics[2].name, fetch_wait_s=fetch_wait_s)
     sender = StageSender(bootstrap_servers, name)
     try:
         await asyncio.gather(reader.start(timeout_s), sender.start(timeout_s))

@@ -60,7 +60,7 @@ class _Polled(NamedTuple):
 
 
 class ConfluentReader:
-    """Reads held partitions of one topic, and the assignments topic; see `client.Reader`.
+    """Reads held partitions of one topic, and assignments and handovers; see `client.Reader`.
 
     A fetch under way cannot be joined, so every fetch waits for no longer than ``fetch_wait_s``.
     """
@@ -71,12 +71,13 @@ class ConfluentReader:
         topic: str,
         group: str,
         assignments: str,
+        handovers: str,
         *,
         fetch_wait_s: float,
         partition_bytes: int = 512 * 1024,
     ) -> None:
         self._where = bootstrap_servers
-        self._topic, self._group, self._control = topic, group, assignments
+        self._topic, self._group, self._assignments, self._handovers = topic, group, assignments, handovers
         settings = {
             **common(bootstrap_servers),
             "group.id": group,
@@ -115,28 +116,30 @@ class ConfluentReader:
         """Connect and look at the topic; see `client.Reader.start`."""
         self._loop = asyncio.get_running_loop()
         topics = await topics_known(self._offsets, self._where, timeout_s, self._run)
-        missing = [topic for topic in (self._topic, self._control) if topic not in topics]
+        missing = [topic for topic in (self._topic, self._assignments, self._handovers) if topic not in topics]
         if missing:
             await self.stop()
             raise Unreachable(f"topics {' and '.join(missing)} cannot be read; create them first")
         self.partitions = topics[self._topic]
-        first = await self._first_assignment(timeout_s)
-        self._commands.put(lambda: self._consumer.assign([TopicPartition(self._control, 0, first)]))
+        first, _ = await self._bounds(self._assignments, timeout_s)
+        _, next_handover = await self._bounds(self._handovers, timeout_s)
+        control = [TopicPartition(self._assignments, 0, first), TopicPartition(self._handovers, 0, next_handover)]
+        self._commands.put(lambda: self._consumer.assign(control))
         self._thread.start()
 
-    async def _first_assignment(self, timeout_s: float) -> int:
-        """Lowest offset of the assignments topic; a topic that has just been created has no leader for a moment."""
+    async def _bounds(self, topic: str, timeout_s: float) -> tuple[int, int]:
+        """Lowest and next offset; a topic that has just been created has no leader for a moment."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             try:
                 ask = self._offsets.get_watermark_offsets
-                first, _ = await self._run(ask, TopicPartition(self._control, 0), REQUEST_S)
+                bounds: tuple[int, int] = await self._run(ask, TopicPartition(topic, 0), REQUEST_S)
             except KafkaException as error:
                 if not error.args[0].retriable() or time.monotonic() >= deadline_s:
-                    raise Unreachable(f"topic {self._control} cannot be read: {error.args[0]}") from error
+                    raise Unreachable(f"topic {topic} cannot be read: {error.args[0]}") from error
                 await asyncio.sleep(0.05)
             else:
-                return int(first)
+                return bounds
 
     async def stop(self) -> None:
         """Close the connections."""

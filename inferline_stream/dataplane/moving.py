@@ -18,7 +18,13 @@ from inferline_stream.dataplane.client import Fetched, Reader, Sender
 from inferline_stream.dataplane.holding import LIVE, LOST, Event, Expired, Holding
 from inferline_stream.dataplane.intake import Ending, Intake
 from inferline_stream.dataplane.owning import Owning
-from inferline_stream.dataplane.protocol import Assignment, Lags, ReplicaReport, ReplicaSpec, decode_control
+from inferline_stream.dataplane.protocol import (
+    Assignment,
+    Lags,
+    ReplicaReport,
+    ReplicaSpec,
+    decode_control,
+)
 from inferline_stream.dataplane.reporting import Lease, count_batch, count_latency
 from inferline_stream.dataplane.results import Outcome, Records
 from inferline_stream.dataplane.tracing import BatchSpans
@@ -125,8 +131,11 @@ class Moving:
         for record in records:
             self._intake.take_in(holding, record)
 
-    def _control(self, record: object, owning: Owning, records: Records) -> None:
-        key, value = getattr(record, "key", None), getattr(record, "value", None)
+    def _control(self, record: Any, owning: Owning, records: Records) -> None:
+        if record.topic == self._wiring.names.handovers:
+            owning.hear(record.value)
+            return
+        key, value = record.key, record.value
         if not value or key not in (self._spec.replica.encode(), b"lags"):
             return
         told = decode_control(value)
@@ -301,7 +310,7 @@ class Moving:
                 await self._sender.send(outgoing)
             self._complete(finished)
             self._measure(finished)
-            owning.commits.finished(len(finished), owning.assignment.max_batch_size)
+            owning.finished(len(finished))
 
     async def transact(self, owning: Owning, records: Records) -> None:
         """The same in transactions that hold the offsets too."""

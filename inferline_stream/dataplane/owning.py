@@ -2,7 +2,8 @@
 
 Everything is level-triggered: an assignment says all that is to be held, and every step compares that with what is
 held now. Grants happen between two fetches; what its owner has yet to let go is read ahead, and taken up when it has.
-A release waits for the batches in flight, then for their commit.
+A release waits until its heir reads ahead, and for the batches in flight; then the heir is told and begins, while their
+commit is under way.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from inferline_stream.dataplane.ahead import Ahead
 from inferline_stream.dataplane.client import Reader
 from inferline_stream.dataplane.committing import Committing
+from inferline_stream.dataplane.handovers import Handovers
 from inferline_stream.dataplane.holding import LIVE, LOST, RELEASING, Holding
 from inferline_stream.dataplane.join import Join
 from inferline_stream.dataplane.offsets import decode_metadata
@@ -33,7 +35,10 @@ JOIN_RECALL_RECORDS = 1000
 SUSPECT_BATCHES = 7
 """Batches that a replica may have under way: computing, waiting to be sent, being sent, waiting for their commit."""
 
-AWAIT_S = 0.001
+HEIR_WITHIN_S = 1.0
+"""How long an owner goes on with a partition that is to move, for an heir of which nothing is heard."""
+
+AWAIT_S = 0.003
 """Shortest wait between two looks at whether a partition was let go."""
 
 
@@ -50,6 +55,7 @@ class Owning:
         touch: called when the controller should hear of a change at once.
         dropped: called with a partition whose waiting events are to be forgotten.
         begun: called with what was read of a partition before it was held.
+        handovers: what the stage's replicas tell each other.
         exactly_once: commits are made in the sender's transactions, not here.
     """
 
@@ -65,6 +71,7 @@ class Owning:
         touch: Callable[[], None],
         dropped: Callable[[int], object],
         begun: Callable[[Holding, Sequence[Any]], None],
+        handovers: Handovers,
         exactly_once: bool,
     ) -> None:
         self._wiring = wiring
@@ -75,8 +82,10 @@ class Owning:
         self._touch = touch
         self._dropped = dropped
         self._begun = begun
+        self._handovers = handovers
+        self._early: dict[int, tuple[Holding, tuple[int, str], float]] = {}
         self._exactly_once = exactly_once
-        self._name = _owner_name(report.replica)
+        self._name = owner_name(report.replica)
         self.assignment = Assignment(
             replica=report.replica,
             stage=report.stage,
@@ -140,19 +149,55 @@ class Owning:
         wanted, releasing = self._wanted(), False
         self.ahead.drop(p for p in self.ahead if p not in wanted or p not in self.assignment.awaits)
         for partition, holding in self.holdings.items():
-            if partition not in wanted and holding.state == LIVE:
+            if holding.state != LIVE:
+                continue
+            if partition in wanted:
+                holding.freed, holding.heir = None, ""
+                continue
+            if holding.freed is None and partition not in self.assignment.partitions:
+                self._take_from(holding)
+            if not self._heir_is_late(holding):
                 self._reader.release([partition])
                 self._dropped(partition)
                 holding.state = RELEASING
                 holding.confirmed = not self._exactly_once
-                if partition not in self.assignment.partitions:
-                    holding.freed = (self.assignment.term, self.assignment.sequence)
-                    if heir := self.assignment.heirs.get(partition):
-                        holding.heir = _owner_name(heir)
                 releasing = True
         if releasing:
-            self.commits.release()
+            self._tell_heirs()
+            self.commits.now()
         self.settle()
+
+    def _take_from(self, holding: Holding) -> None:
+        """The assignment takes a partition from us."""
+        holding.freed = (self.assignment.term, self.assignment.sequence)
+        if heir := self.assignment.heirs.get(holding.partition):
+            holding.heir = owner_name(heir)
+            holding.heir_by_s = time.monotonic() + HEIR_WITHIN_S
+            asyncio.get_running_loop().call_later(HEIR_WITHIN_S + 0.01, self.reconcile)
+
+    def _heir_is_late(self, holding: Holding) -> bool:
+        """Whether there is an heir that does not read ahead yet."""
+        if not holding.heir or holding.freed is None or time.monotonic() >= holding.heir_by_s:
+            return False
+        return not self._handovers.is_read_ahead(holding.partition, holding.freed)
+
+    def finished(self, events: int) -> None:
+        """So many events more need nothing but their commit."""
+        if any(holding.state == RELEASING for holding in self.holdings.values()):
+            self._tell_heirs()
+            self.commits.now()
+        self.commits.finished(events, self.assignment.max_batch_size)
+
+    def _tell_heirs(self) -> None:
+        """Let those begin that own a partition next; in exactly-once mode not before the transaction has ended."""
+        offsets = {}
+        for partition, holding in self.holdings.items():
+            free = holding.state == RELEASING and not holding.in_flight and not holding.halted
+            if free and holding.heir and not holding.told and not self._exactly_once:
+                holding.told = True
+                offsets[partition] = holding.entry()
+        if offsets:
+            self._handovers.tell_released(offsets)
 
     def settle(self) -> None:
         """Let go of partitions whose last batch is committed."""
@@ -161,7 +206,7 @@ class Owning:
             for partition, holding in self.holdings.items()
             if holding.state == RELEASING
             and not holding.in_flight
-            and (holding.halted or (holding.confirmed and holding.to_commit() is None))
+            and (holding.halted or (holding.confirmed and holding.settled))
         ]
         for partition in done:
             self.holdings.pop(partition).state = LOST
@@ -204,6 +249,9 @@ class Owning:
             self._reader.hold(positions)
         self._report.handover_stall_s += time.monotonic() - began_s
         if positions:
+            if self.ahead:
+                self._handovers.tell_read_ahead(self.assignment.awaits, self.ahead)
+            self._begin_told()
             self._awaits.set()
             self.commits.now()
             self._touch()
@@ -215,24 +263,53 @@ class Owning:
             return found.offset
         return min(found.offset, max(begin, found.anew, found.offset - JOIN_RECALL_RECORDS))
 
+    def hear(self, told: bytes) -> None:
+        """Another replica has told something of partitions that move."""
+        self._handovers.hear(told)
+        self.reconcile()
+        self._begin_told()
+
+    def _begin_told(self) -> None:
+        """Take up what is read ahead and was let go to us."""
+        for partition in self.ahead:
+            entry = self._handovers.released(partition, self.assignment.awaits[partition], self._name)
+            if entry is not None:
+                self._begin(partition, entry, early=True)
+
+    def _begin(self, partition: int, entry: tuple[int, str], *, early: bool) -> None:
+        """Hold what was read ahead."""
+        records = self.ahead.take(partition)
+        if records is None:  # it is granted like any other
+            return
+        holding = self._hold(partition, entry, 0)
+        if early:  # after so long the owner before has committed, or lost its lease
+            holding.early = True
+            self._early[partition] = holding, entry, self._lease.now_s() + self._settings.lease_s
+        self._begun(holding, records)
+        self.commits.wanted.set()
+        self._touch()
+
     async def take_up(self) -> None:
-        """Take up what is read ahead, for ever, as soon as its owner has let it go."""
+        """Take up what is read ahead, for ever, once the group knows that its owner has let it go; where we began
+        before that, commit from then on.
+        """
         while True:
             await self._awaits.wait()
+            self._awaits.clear()
             began_s = time.monotonic()
-            while self.ahead:
-                committed = await self._reader.committed(self.ahead)
-                free = [p for p in self.ahead if self._let_go(p, committed.get(p))]
-                for partition in free:
-                    records = self.ahead.take(partition)
-                    if records is not None:  # else it is granted like any other
-                        self._begun(self._hold(partition, committed[partition], 0), records)
-                if free:
-                    self.commits.wanted.set()
-                    self._touch()
+            while waiting := {*self.ahead, *self._early}:
+                committed = await self._reader.committed(waiting)
+                for partition in waiting.intersection(self.ahead):
+                    if self._let_go(partition, committed.get(partition)):
+                        self._begin(partition, committed[partition], early=False)
+                for partition in waiting.intersection(self._early):
+                    holding, entry, until_s = self._early[partition]
+                    if committed.get(partition) == entry or self._lease.now_s() >= until_s:
+                        del self._early[partition]
+                        holding.early = False
+                        self.commits.now()
                 # It may be a long batch that is waited for.
                 await asyncio.sleep(max(AWAIT_S, (time.monotonic() - began_s) / 20))
-            self._awaits.clear()
 
     def _let_go(self, partition: int, entry: tuple[int, str] | None) -> bool:
         """Whether nobody else works on a partition that is to be taken up: its last owner has let it go for the
@@ -299,6 +376,7 @@ class Owning:
             holding.state = LOST
             self._dropped(partition)
         self.holdings.clear()
+        self._early.clear()
         self.dropped_all.set()
         self.commits.lapse()
         self.settle()
@@ -333,6 +411,6 @@ class Owning:
         self.settle()
 
 
-def _owner_name(replica: str) -> str:
+def owner_name(replica: str) -> str:
     """What a commit's metadata calls a replica: space is short there."""
     return hashlib.blake2s(replica.encode(), digest_size=6).hexdigest()

@@ -53,7 +53,7 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
             wanted[topic] |= {"Write", "DescribeConfigs"}  # how large its records may be
     for topic in (sink, names.completed):  # the report accounts for every event
         wanted[topic].add("Read")
-    for topic in (names.assignments, names.stage_stats, names.arrivals, names.decisions):
+    for topic in (names.assignments, names.handovers, names.stage_stats, names.arrivals, names.decisions):
         wanted[topic] |= {"Read", "Write"}
     wanted[names.control].add("Read")
     letters = {names.dead_letters(wiring.input_topic) for wiring in wirings}

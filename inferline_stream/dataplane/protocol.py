@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -57,8 +58,8 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment"):
 
     A partition missing here that the replica holds is released: it stops fetching it, finishes and
     commits the batch in flight, and reports. A partition is granted once its last owner has reported its
-    release or is known to be dead; or together with the assignment that takes it from its owner, whose
-    last commit then tells the new one when to begin.
+    release or is known to be dead; or together with the assignment that takes it from its owner, who
+    then tells the new one when to begin.
     """
 
     replica: str
@@ -73,7 +74,7 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment"):
     """Release everything, report ``gone`` and exit."""
     awaits: dict[int, tuple[int, int]] = {}
     """Partition → term and sequence of the assignment that takes it from its owner of now: it is to be taken up once
-    the group's commit says that it was let go for that one. Every other partition may be taken up at once."""
+    that one, or its commit, says that it was let go for that one. Every other partition may be taken up at once."""
     heirs: dict[int, str] = {}
     """Partition that this takes away → replica that takes it up: the last commit names it as owner, so that it need not
     say so itself before its first batch."""
@@ -90,6 +91,26 @@ class Lags(msgspec.Struct, frozen=True, tag="lags"):
     term: int
     time_ms: int
     lags: dict[str, list[int]]
+    version: int = WIRE_VERSION
+
+
+class ReadAhead(msgspec.Struct, frozen=True, tag="read_ahead"):
+    """Partitions that a replica has begun to read ahead: their owners may let them go. Key: the replica."""
+
+    stage: str
+    awaits: dict[int, tuple[int, int]]
+    """As in its assignment."""
+    version: int = WIRE_VERSION
+
+
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """Partitions that a replica has let go to the one that an assignment names as their next owner, who may begin: the
+    results of everything before have been acknowledged. The commit follows, and takes longer. Key: the replica.
+    """
+
+    stage: str
+    offsets: dict[int, tuple[int, str]]
+    """Partition → offset and metadata of that commit."""
     version: int = WIRE_VERSION
 
 
@@ -154,11 +175,12 @@ class ReplicaReport(msgspec.Struct):
     version: int = WIRE_VERSION
 
 
-def encode(record: ControlRecord | ReplicaReport | ReplicaSpec) -> bytes:
+def encode(record: ControlRecord | ReadAhead | Release | ReplicaReport | ReplicaSpec) -> bytes:
     """One record as JSON."""
     return msgspec.json.encode(record)
 
 
 decode_control = msgspec.json.Decoder(ControlRecord).decode
+decode_handover: Callable[[bytes], ReadAhead | Release] = msgspec.json.Decoder(ReadAhead | Release).decode
 decode_report = msgspec.json.Decoder(ReplicaReport).decode
 decode_spec = msgspec.json.Decoder(ReplicaSpec).decode

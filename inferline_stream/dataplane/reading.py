@@ -1,7 +1,7 @@
 """Reading on aiokafka.
 
 Assignments are manual: every partition of the stage's topic is assigned once and paused, holding one is a seek and a
-resume. The assignments topic is read by the same consumer, so that a grant ends the fetch that waits on its broker.
+resume. Assignments and handovers are read by the same consumer, so that they end the fetch that waits on their broker.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ ONE_BROKER_WAIT_S = 0.5
 
 
 class StageReader:
-    """Reads held partitions of one topic, and the assignments topic; commits to the stage's consumer group.
+    """Reads held partitions of one topic, and assignments and handovers; commits to the stage's consumer group.
 
     Args:
         bootstrap_servers: of the cluster.
         topic: the stage's input.
         group: the stage's consumer group.
         assignments: the assignments topic, read from its beginning.
+        handovers: the handovers topic, read from its end: no partition can have moved to or from this replica before.
         fetch_wait_s: longest wait of a fetch on brokers without the assignments topic.
         partition_bytes: most bytes that a fetch asks of one partition.
     """
@@ -47,6 +48,7 @@ class StageReader:
         topic: str,
         group: str,
         assignments: str,
+        handovers: str,
         *,
         fetch_wait_s: float,
         partition_bytes: int = 512 * 1024,
@@ -54,7 +56,7 @@ class StageReader:
         self._where = bootstrap_servers
         self._topic = topic
         self._group = group
-        self._control = TopicPartition(assignments, 0)
+        self._control = (TopicPartition(assignments, 0), TopicPartition(handovers, 0))
         self._fetch_wait_s = fetch_wait_s
         self._held: set[int] = set()
         self._consumer = AIOKafkaConsumer(
@@ -79,21 +81,26 @@ class StageReader:
         await started(self._consumer, self._where, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                await self._consumer._client._wait_on_metadata(self._control.topic)
+                for control in self._control:
+                    await self._consumer._client._wait_on_metadata(control.topic)
                 self.partitions = len(await self._consumer._client._wait_on_metadata(self._topic))
         except (TimeoutError, KafkaError) as error:
             await self.stop()
             raise Unreachable(
-                f"topics {self._topic} and {self._control.topic} cannot be read ({error!r}); create them first"
+                f"topics {self._topic}, {self._control[0].topic} and {self._control[1].topic} cannot be read "
+                f"({error!r}); create them first"
             ) from error
-        beginning = await self._consumer.beginning_offsets([self._control])
+        assignments, handovers = self._control
+        began = await self._consumer.beginning_offsets([assignments])
+        began |= await self._consumer.end_offsets([handovers])
         # Without a position aiokafka would look for one by itself, which takes 0.1 s: nothing is awaited in between.
         every = [TopicPartition(self._topic, partition) for partition in range(self.partitions)]
-        self._consumer.assign([self._control, *every])
+        self._consumer.assign([*self._control, *every])
         for partition in every:
             self._consumer.seek(partition, 0)
         self._consumer.pause(*every)
-        self._consumer.seek(self._control, beginning[self._control])
+        for control, offset in began.items():
+            self._consumer.seek(control, offset)
         self._adapt_wait()
         await self.committed([0])  # finds the group's coordinator before the first grant
 
@@ -110,7 +117,7 @@ class StageReader:
         wanted: tuple[TopicPartition, ...] = ()
         if full:
             room = self._held.difference(full)
-            wanted = (self._control, *(TopicPartition(self._topic, partition) for partition in room))
+            wanted = (*self._control, *(TopicPartition(self._topic, partition) for partition in room))
         try:
             found = await self._consumer.getmany(*wanted, timeout_ms=round(wait_s * 1000))
         except OffsetOutOfRangeError as error:
@@ -120,14 +127,14 @@ class StageReader:
             return Fetched({}, (), {}, {})
         except ConsumerStoppedError:
             raise asyncio.CancelledError from None
-        control = found.pop(self._control, ())
+        control = [record for topic in self._control for record in found.pop(topic, ())]
         states = self._consumer._subscription.subscription.assignment
         positions = {p: states.state_value(TopicPartition(self._topic, p)).position for p in self._held}
         return Fetched({tp.partition: records for tp, records in found.items()}, control, positions, {})
 
     def suspend(self) -> None:
         """Fetch nothing until `hold`."""
-        self._consumer.pause(self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
+        self._consumer.pause(*self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
 
     def hold(self, positions: Mapping[int, int]) -> None:
         """Read these partitions too, from these offsets; ends `suspend`."""
@@ -135,7 +142,7 @@ class StageReader:
             self._consumer.seek(TopicPartition(self._topic, partition), offset)
         self._held.update(positions)
         self._adapt_wait()
-        self._consumer.resume(self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
+        self._consumer.resume(*self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
 
     def release(self, partitions: Iterable[int]) -> None:
         """Read these partitions no more."""
@@ -182,8 +189,9 @@ class StageReader:
 
     def _adapt_wait(self) -> None:
         """Where the assignments topic's broker has everything, a grant ends the wait: let idle fetches wait longer."""
+        assignments, handovers = self._control
         cluster = self._consumer._client.cluster
-        leaders = {cluster.leader_for_partition(TopicPartition(self._topic, p)) for p in self._held}
-        one_broker = leaders <= {cluster.leader_for_partition(self._control)}
+        read = [handovers, *(TopicPartition(self._topic, partition) for partition in self._held)]
+        one_broker = {cluster.leader_for_partition(tp) for tp in read} == {cluster.leader_for_partition(assignments)}
         wait_s = max(self._fetch_wait_s, ONE_BROKER_WAIT_S) if one_broker else self._fetch_wait_s
         self._consumer._fetcher._fetch_max_wait_ms = round(wait_s * 1000)

@@ -11,6 +11,7 @@ its contract, or Kafka refuses its records; 75 it was fenced, or lost its lease 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import os
@@ -28,6 +29,7 @@ import uvloop
 
 from inferline_stream.dataplane.choosing import stage_reader, stage_sender
 from inferline_stream.dataplane.client import Fenced
+from inferline_stream.dataplane.handovers import Handovers
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.looping import Loop
 from inferline_stream.dataplane.moving import Moving
@@ -35,7 +37,7 @@ from inferline_stream.dataplane.owning import Owning
 from inferline_stream.dataplane.protocol import ReplicaPhase, ReplicaSpec, decode_spec
 from inferline_stream.dataplane.reporting import Lease, Reporting, new_report
 from inferline_stream.dataplane.results import Records, topics_written
-from inferline_stream.dataplane.sending import ReportSender
+from inferline_stream.dataplane.sending import TellingSender
 from inferline_stream.dataplane.topics import record_limits
 from inferline_stream.dataplane.tracing import batch_spans
 from inferline_stream.dataplane.wiring import Wiring
@@ -82,12 +84,14 @@ class Replica:
         self._refusals = Refusals(self._confinement)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="stage")
         self._lease = lease = Lease(settings.lease_s)
-        topic, group, client = wiring.input_topic, wiring.group, spec.kafka_client
-        self._reader = stage_reader(client, where, topic, group, names.assignments, fetch_wait_s=settings.fetch_wait_s)
+        read = (wiring.input_topic, wiring.group, names.assignments, names.handovers)
+        client = spec.kafka_client
+        self._reader = stage_reader(client, where, *read, fetch_wait_s=settings.fetch_wait_s)
         transactional_id = names.transactional_id(spec.replica) if self._exactly_once else None
         self._sender = stage_sender(client, where, f"inferline-{spec.replica}", transactional_id)
-        self._reports = ReportSender(where, names.stage_stats, spec.replica, settings.lease_s)
-        self._reporting = Reporting(report, self._reports.send, lease, settings.heartbeat_s)
+        self._telling = TellingSender(where, spec.replica, settings.lease_s)
+        send_report = functools.partial(self._telling.send, names.stage_stats)
+        self._reporting = Reporting(report, send_report, lease, settings.heartbeat_s)
         self._spans = batch_spans(spec.tracing, wiring, spec.replica, spec.hardware.name)
         self._moving = Moving(
             spec,
@@ -110,6 +114,7 @@ class Replica:
             touch=self._reporting.touch,
             dropped=self._moving.drop,
             begun=self._moving.begin,
+            handovers=Handovers(spec.stage, functools.partial(self._telling.send, names.handovers)),
             exactly_once=self._exactly_once,
         )
 
@@ -125,7 +130,7 @@ class Replica:
         Raises:
             Unreachable: Kafka does not answer.
         """
-        await self._reports.start(self._settings.connect_timeout_s)
+        await self._telling.start(self._settings.connect_timeout_s)
         reporting = asyncio.create_task(self._reporting.run(self._owning.held))
         self._reporting.touch()
         try:
@@ -227,7 +232,7 @@ class Replica:
 
     async def _close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
-        for client in (self._reader, self._sender, self._reports):
+        for client in (self._reader, self._sender, self._telling):
             await client.stop()
         if self._spans is not None:
             self._spans.close()

@@ -1,4 +1,4 @@
-"""Sending on aiokafka: results, and reports."""
+"""Sending on aiokafka: results, and what a replica tells."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ class StageSender:
             await self._producer.commit_transaction()
 
 
-class ReportSender:
-    """Sends reports, one at a time; a repeated one does no harm, so it is not idempotent."""
+class TellingSender:
+    """Sends what a replica tells of itself; repeated, it does no harm, so this is not idempotent."""
 
-    def __init__(self, bootstrap_servers: str, topic: str, key: str, timeout_s: float) -> None:
+    def __init__(self, bootstrap_servers: str, key: str, timeout_s: float) -> None:
         self._where = bootstrap_servers
         self._producer = AIOKafkaProducer(
             **client_options(bootstrap_servers),
@@ -105,7 +105,6 @@ class ReportSender:
             acks="all",
             request_timeout_ms=round(timeout_s * 1000),
         )
-        self._topic = topic
         self._key = key.encode()
 
     async def start(self, timeout_s: float) -> None:
@@ -116,12 +115,12 @@ class ReportSender:
         """Close the connection."""
         await stopped(self._producer.stop())
 
-    async def send(self, report: bytes) -> bool:
-        """Send one report; whether Kafka acknowledged it."""
+    async def send(self, topic: str, told: bytes) -> bool:
+        """Send one record; whether Kafka acknowledged it."""
         try:
-            await self._producer.send_and_wait(self._topic, report, key=self._key, partition=0)
+            await self._producer.send_and_wait(topic, told, key=self._key, partition=0)
         except KafkaError as error:
-            logger.warning("report was not acknowledged: %s", error)
+            logger.warning("a record of %s was not acknowledged: %s", topic, error)
             return False
         return True
 

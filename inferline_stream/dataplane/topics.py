@@ -27,6 +27,7 @@ _LARGEST = "max.message.bytes"
 _OWN_HEADERS_BYTES = 16 * 1024
 _DAY_MS = 24 * 3600 * 1000
 _CONTROL = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1", "segment.ms": "600000"}
+_HOUR = {"retention.ms": str(3600 * 1000)}
 _TRANSIENT = {"retention.ms": str(_DAY_MS)}
 _WEEK = {"retention.ms": str(7 * _DAY_MS)}
 
@@ -91,7 +92,8 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
             for topic in (source, *map(names.stage_topic, inner))
         ),
         TopicSettings(names.assignments, 1, "leadership and which replica holds which partition", _CONTROL),
-        TopicSettings(names.stage_stats, 1, "what replicas report", {"retention.ms": str(3600 * 1000)}),
+        TopicSettings(names.handovers, 1, "what replicas tell each other of partitions that move", _HOUR),
+        TopicSettings(names.stage_stats, 1, "what replicas report", _HOUR),
         TopicSettings(names.arrivals, 1, "log growth of the source topic", _TRANSIENT),
         TopicSettings(names.decisions, 1, "plans and decisions", _CONTROL),
         TopicSettings(names.control, 1, "overrides by people", _CONTROL),

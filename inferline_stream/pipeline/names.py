@@ -50,6 +50,11 @@ class Names:
         return f"{self.prefix}{self.pipeline}.assignments"
 
     @property
+    def handovers(self) -> str:
+        """What replicas tell each other of partitions that move."""
+        return f"{self.prefix}{self.pipeline}.handovers"
+
+    @property
     def stage_stats(self) -> str:
         """What replicas report."""
         return f"{self.prefix}{self.pipeline}.stage-stats"
@@ -73,6 +78,12 @@ class Names:
     def completed(self) -> str:
         """Events that ended without a sink record, each with its reason."""
         return f"{self.prefix}{self.pipeline}.completed"
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Topics of which there is one in each pipeline, and that nothing else may write to."""
+        control = {self.assignments, self.handovers, self.decisions, self.control}
+        return frozenset(control | {self.stage_stats, self.arrivals, self.completed})
 
     @staticmethod
     def dead_letters(topic: str) -> str:

@@ -110,8 +110,7 @@ def _of_stage_list(stages: Sequence[Any]) -> Iterator[str]:
 
 def _of_topics(pipeline: Pipeline) -> Iterator[str]:
     names = Names(str(pipeline.name))
-    own = {names.assignments, names.stage_stats, names.arrivals, names.decisions, names.control, names.completed}
-    own |= {names.stage_topic(str(getattr(stage, "name", ""))) for stage in pipeline.stages}
+    own = names.own | {names.stage_topic(str(getattr(stage, "name", ""))) for stage in pipeline.stages}
     end: Any
     for role, end in (("source", pipeline.source), ("sink", pipeline.sink)):
         if not isinstance(end, Topic):
@@ -202,9 +201,8 @@ def _of_name(name: Any, what: str) -> Iterator[str]:
             f"'_' and '-', at most {_LONGEST_NAME}"
         )
     elif what == "stage":
-        taken = Names("").stage_topic(name)
-        own = Names("")
-        if taken in (own.assignments, own.stage_stats, own.arrivals, own.decisions, own.control, own.completed):
+        names = Names("")
+        if names.stage_topic(name) in names.own:
             yield f"stage name {name!r} is the name of one of the pipeline's own topics; rename the stage"
 
 

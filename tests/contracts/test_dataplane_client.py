@@ -22,15 +22,18 @@ class Place:
     def __init__(self, kafka_client: str, bootstrap_servers: str, stack: AsyncExitStack) -> None:
         self.client, self.servers, self._stack = kafka_client, bootstrap_servers, stack
         name = secrets.token_hex(4)
-        self.topic, self.assignments, self.group = f"{name}.in", f"{name}.assignments", f"{name}.group"
+        self.topic, self.group = f"{name}.in", f"{name}.group"
+        self.assignments, self.handovers = f"{name}.assignments", f"{name}.handovers"
 
     async def create(self, **settings: str) -> None:
         given = {"retention.ms": "-1", **{name.replace("_", "."): value for name, value in settings.items()}}
-        topics = [TopicSettings(self.topic, 3, "a test's", given), TopicSettings(self.assignments, 1, "a test's")]
+        topics = [TopicSettings(self.topic, 3, "a test's", given)]
+        topics += [TopicSettings(control, 1, "a test's") for control in (self.assignments, self.handovers)]
         await create_topics(self.servers, topics, replication=1)
 
     async def reader(self) -> Reader:
-        reader = stage_reader(self.client, self.servers, self.topic, self.group, self.assignments, fetch_wait_s=0.02)
+        names = (self.topic, self.group, self.assignments, self.handovers)
+        reader = stage_reader(self.client, self.servers, *names, fetch_wait_s=0.02)
         self._stack.push_async_callback(reader.stop)
         await reader.start(20)
         return reader
@@ -79,14 +82,17 @@ def values(records: list) -> list[bytes]:
 
 
 async def test_records_arrive_as_they_were_sent_in_the_order_of_their_partition(place):
-    sender, reader = await place.sender(), await place.reader()
+    sender = await place.sender()
+    await sender.send({(place.handovers, 0): messages(7)})  # of a time before the reader's
+    reader = await place.reader()
     assert (await sender.partitions_of(place.topic), reader.partitions) == (3, 3)
     await sender.send({(place.topic, p): messages(*range(p, 300, 3)) for p in range(3)})
     await sender.send({(place.topic, 0): [Message(None, None, [], None)], (place.assignments, 0): messages(9)})
+    await sender.send({(place.handovers, 0): messages(8)})
     reader.hold({0: 0, 1: 0, 2: 50})
     control, found = [], {0: [], 1: [], 2: []}
     async with asyncio.timeout(15):
-        while sum(map(len, found.values())) < 251 or not control:
+        while sum(map(len, found.values())) < 251 or len(control) < 2:
             fetched = await reader.fetch((), 0.2)
             control += fetched.control
             for partition, records in fetched.records.items():
@@ -98,7 +104,8 @@ async def test_records_arrive_as_they_were_sent_in_the_order_of_their_partition(
     assert [(name, value) for name, value in first.headers] == HEADERS
     assert (last.key, last.value, list(last.headers)) == (None, None, [])
     assert abs(last.timestamp / 1000 - time.time()) < 30
-    assert (control[0].key, control[0].value) == (b"k9", b"9")
+    told = {(record.topic, record.key, record.value) for record in control}
+    assert told == {(place.assignments, b"k9", b"9"), (place.handovers, b"k8", b"8")}
 
 
 async def test_what_was_released_is_not_read_and_is_read_again_from_wherever_it_is_held(place):
@@ -213,7 +220,7 @@ async def test_a_record_that_kafka_refuses_is_an_error_with_its_reason(place):
 
 @pytest.mark.parametrize("kafka_client", ["aiokafka", "confluent"])
 async def test_where_nobody_answers_a_client_says_so_in_time(kafka_client):
-    reader = stage_reader(kafka_client, "127.0.0.1:1", "in", "group", "assignments", fetch_wait_s=0.02)
+    reader = stage_reader(kafka_client, "127.0.0.1:1", "in", "group", "assignments", "handovers", fetch_wait_s=0.02)
     began_s = time.monotonic()
     with pytest.raises(Unreachable, match="does not answer"):
         await reader.start(1.0)
