@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.controlplane import controller as controlling
 from inferline_stream.controlplane.ledger import read_ledger
-from inferline_stream.controlplane.reports import RECENT_S
 from inferline_stream.controlplane.session import Quiet, Run, Session, session
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.producing import RecordProducer
@@ -77,17 +77,21 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_fi
                 assert now_s - second.controller.picture.growth.watched_since_s > took_s  # no gap in what is known
                 for (stage, _), count in second.controller.wanted.items():
                     assert count >= wanted[stage]
+                assert await until(partial(ready, second, "parse", 2), 10.0)
+                feed.stop()
                 await feed.finished()
                 ledger = await read_ledger(
                     second.offsets, second.running, first.since, second.controller.picture.partitions
                 )
                 assert ledger.events_out > out + 60  # nobody led for seconds: events went on
-                assert await until(partial(ready, second, "parse", 2), 10.0)
                 await second.drain()
                 ledger = await read_ledger(
                     second.offsets, second.running, first.since, second.controller.picture.partitions
                 )
     assert took_s < 5.0
+    ups = [d for s in (first, second) for d in s.controller.picture.decisions if d.action == "scale_up"]
+    assert ups
+    assert all(d.reason and d.detail for d in ups)
     assert downs(first, second) == []
     assert ledger.lost() == (0, [])
     assert (ledger.events_in, ledger.duplicated) == (ledger.events_out, 0)
@@ -96,7 +100,7 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_fi
 async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing, own_apache_kafka: LocalKafka) -> None:
     run: Run = swing(
         own_apache_kafka.bootstrap_servers,
-        levels=[(40, 20)],
+        levels=[(40, 16)],
         replicas={"parse": 2, "check": 1, "decide": 1},
         planned_rate=60.0,
     )
@@ -107,7 +111,7 @@ async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing,
         processes = {r.pid for r in await under_way.controller.actuator.observe()}
         own_apache_kafka.suspend()
         try:
-            await asyncio.sleep(10.0)  # beyond leases, and beyond what counts as death
+            await asyncio.sleep(6.0)  # beyond leases, and twice what counts as death
         finally:
             own_apache_kafka.resume()
         before = under_way.controller.picture.counts.events_out
@@ -154,7 +158,10 @@ async def test_without_statistics_the_controller_holds_what_there_is(swing, apac
     assert report.exits == []
 
 
-async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(swing, apache_kafka: KafkaServer) -> None:
+async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(
+    swing, apache_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controlling, "RECENT_S", 3.0)  # so that the past is soon
     run: Run = swing(apache_kafka.bootstrap_servers, levels=[(60, 6)], replicas={"parse": 2, "check": 1, "decide": 1})
     async with (
         asyncio.timeout(90),
@@ -171,7 +178,7 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(swi
         for replica in await actuator.observe():  # what they held is uncommitted, and nobody hears of their end
             os.kill(replica.pid, signal.SIGKILL)
         await actuator.aclose()
-        await asyncio.sleep(RECENT_S + 1.0)  # what they reported is past reading
+        await asyncio.sleep(controlling.RECENT_S + 1.0)  # what they reported is past reading
         began_s = time.monotonic()
         async with session(replace(run, feed=None), Quiet()) as second:
             await second.ready()

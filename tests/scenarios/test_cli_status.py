@@ -38,14 +38,17 @@ async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embed
         await asyncio.sleep(10.0)  # what rates and percentiles of late are taken over
         code, out, err = await call("status", str(SWING), *where, "--output", "json")
         told, known = json.loads(out), under_way.controller.state
-        shown = await call("status", str(SWING), *where)
-        watched = await call("top", str(SWING), *where, "--every", "200ms", "--updates", "3", "--output", "json")
-        on_screen = await asyncio.to_thread(
-            on_a_terminal, SWING, "stdout", "top", str(SWING), *where, "--every", "200ms", "--updates", "2"
+        shown, watched, on_screen = await asyncio.gather(
+            call("status", str(SWING), *where),
+            call("top", str(SWING), *where, "--every", "200ms", "--updates", "3", "--output", "json"),
+            asyncio.to_thread(
+                on_a_terminal, SWING, "stdout", "top", str(SWING), *where, "--every", "200ms", "--updates", "2"
+            ),
         )
         ordered = await asyncio.gather(*(call(*order, *where, "--output", "json") for order in ORDERS))
-        letters = await call("dlq", "ls", str(SWING), *where, "--output", "json")
-        story = await call("explain", str(SWING), *where, "--output", "json")
+        letters, story = await asyncio.gather(
+            *(call(*verb, str(SWING), *where, "--output", "json") for verb in (("dlq", "ls"), ("explain",)))
+        )
         stop.set()
         await feeding
         report = await under_way.report(await under_way.drain())

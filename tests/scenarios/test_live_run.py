@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,45 +16,6 @@ from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.policy import TunerState
-
-
-async def test_scaling_up_and_down_under_load_loses_and_repeats_nothing(swing, embedded_broker: KafkaServer) -> None:
-    run: Run = swing(
-        embedded_broker.bootstrap_servers,
-        levels=[(60, 9)],
-        changes=[(2.0, {"parse": 3, "check": 2}), (5.0, {"parse": 1, "check": 1, "decide": 2})],
-    )
-    async with asyncio.timeout(60):
-        report = await run_to_report(run, Quiet(), asyncio.Event())
-    assert (report.lost, report.duplicated, report.unknown) == (0, 0, 0)
-    assert report.events_in == report.events_out > 400
-    assert report.replicas_most == {"parse": 3, "check": 2, "decide": 2}
-    assert [d.action for d in report.decisions] == ["scale_up", "scale_up"]
-    assert set(report.lag.values()) == {0}
-    assert report.exits == []
-
-
-async def test_a_killed_replica_comes_back_and_nothing_is_lost(swing, embedded_broker: KafkaServer) -> None:
-    run: Run = swing(
-        embedded_broker.bootstrap_servers, levels=[(50, 8)], replicas={"parse": 2, "check": 1, "decide": 1}
-    )
-    async with asyncio.timeout(60), session(run, Quiet()) as under_way:
-        await under_way.ready()
-        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
-        await asyncio.sleep(3.0)
-        before = {r.replica: r.pid for r in await under_way.controller.actuator.observe() if r.stage == "parse"}
-        victim = next(iter(before))
-        os.kill(before[victim], signal.SIGKILL)
-        await feeding
-        after = {r.replica for r in await under_way.controller.actuator.observe() if r.stage == "parse"}
-        report = await under_way.report(await under_way.drain())
-    assert report.lost == 0
-    assert report.events_in == report.events_out > 300
-    assert victim not in after
-    assert len(after) == 2
-    assert len(report.exits) == 1
-    assert "SIGKILL" in report.exits[0]
-    assert set(report.lag.values()) == {0}
 
 
 async def test_a_stopped_run_drains_what_has_arrived(swing, embedded_broker: KafkaServer) -> None:

@@ -60,6 +60,7 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
                     now_s - second.controller.picture.growth.watched_since_s > took_s
                 )  # no gap: also what came meanwhile
                 assert {r.pid for r in await actuator.observe()} == processes
+                feed.stop()
                 await feed.finished()
                 await second.drain()
                 ledger = await read_ledger(
