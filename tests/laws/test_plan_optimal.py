@@ -82,7 +82,7 @@ def cheapest(problem: Problem) -> Candidate | None:
 def _many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces this short would fit in one slice: verdicts given before the trace ends would not be met."""
     for room in (evaluation, exact, fronts, surrogate):
-        monkeypatch.setattr(room, "SLICE_EVENTS", 16)
+        monkeypatch.setattr(room, "SLICE_EVENTS", 32)
 
 
 @pytest.mark.parametrize("shape_name", SHAPES)

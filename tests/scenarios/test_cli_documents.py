@@ -93,13 +93,30 @@ def assert_documented(verb: str, document: object) -> None:
     assert {name for name, may in told.items() if not may} - found == set()
 
 
+Printed = dict[str, tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]]
+"""By verb: JSON, and what is for people."""
+
+
+def printed(folder: Path, calls: dict[str, list[str]]) -> Printed:
+    def both(arguments: list[str]) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
+        told = call(folder, *arguments, "--output", "json")
+        return told, call(folder, *arguments, "--output", "table", NO_COLOR="1", COLUMNS="100")
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(calls, pool.map(both, calls.values()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def verbs(folder: Path) -> Printed:
+    return printed(folder, CALLS)
+
+
 @pytest.mark.parametrize("verb", CALLS)
-def test_a_verb_prints_the_documented_json_and_a_table_for_people(verb: str, folder: Path) -> None:
-    done = call(folder, *CALLS[verb], "--output", "json")
+def test_a_verb_prints_the_documented_json_and_a_table_for_people(verb: str, verbs: Printed) -> None:
+    done, shown = verbs[verb]
     expected = (0, 3) if verb == "sandbox check" else (0,)  # as the kernel is
     assert done.returncode in expected, done.stderr
     assert_documented(verb, json.loads(done.stdout))
-    shown = call(folder, *CALLS[verb], "--output", "table", NO_COLOR="1", COLUMNS="100")
     assert_for_people(shown, expected, sentences=verb in ("topics", "sandbox check", "sandbox audit", "sandbox probe"))
 
 
@@ -113,14 +130,16 @@ def assert_for_people(
     assert sentences or all(len(line) <= 100 for line in shown.stdout.splitlines()), shown.stdout
 
 
+@pytest.fixture(scope="module")
+def afterwards(folder: Path, traced: object) -> Printed:
+    return printed(folder, OF_A_FINISHED_RUN)
+
+
 @pytest.mark.parametrize("verb", OF_A_FINISHED_RUN)
-def test_a_finished_run_is_told_of_in_the_documented_json_and_for_people(
-    verb: str, folder: Path, traced: object
-) -> None:
-    done = call(folder, *OF_A_FINISHED_RUN[verb], "--output", "json")
+def test_a_finished_run_is_told_of_in_the_documented_json_and_for_people(verb: str, afterwards: Printed) -> None:
+    done, shown = afterwards[verb]
     assert done.returncode == 0, done.stderr
     assert_documented(verb, json.loads(done.stdout))
-    shown = call(folder, *OF_A_FINISHED_RUN[verb], NO_COLOR="1", COLUMNS="100")
     assert_for_people(shown, sentences=True)
 
 
