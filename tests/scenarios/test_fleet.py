@@ -148,7 +148,7 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied_w
 
 
 async def test_a_plan_that_saves_enough_comes_into_force_by_itself(swing, embedded_broker: KafkaServer) -> None:
-    """Twice the replicas that the traffic needs: looked at again after ten seconds, there is a cheaper plan."""
+    """Twice the replicas that the traffic needs: looked at again after five seconds, there is a cheaper plan."""
     run: Run = swing(
         embedded_broker.bootstrap_servers,
         levels=[(60, 16)],
@@ -157,11 +157,12 @@ async def test_a_plan_that_saves_enough_comes_into_force_by_itself(swing, embedd
         replans=True,
         sample=gamma_trace(60.0, 1.0, 30.0, np.random.default_rng(3)),
         policy=POLICIES["default"],
-        settings=Settings(planner_every_s=10.0, planner_effort_s=2.0),
+        settings=Settings(planner_every_s=5.0, planner_effort_s=2.0),
     )
     async with asyncio.timeout(90), session(run, Quiet()) as under_way:
         await under_way.ready()
-        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        stop = asyncio.Event()
+        feeding = asyncio.create_task(under_way.fed(stop))
         controller = under_way.controller
         before = controller.picture.plan
 
@@ -169,6 +170,7 @@ async def test_a_plan_that_saves_enough_comes_into_force_by_itself(swing, embedd
             return controller.picture.plan is not before
 
         assert await until(planned, 40.0)
+        stop.set()
         await feeding
         report = await under_way.report(await under_way.drain())
     plan = controller.deciding.plans[1]
