@@ -91,14 +91,21 @@ def under_way(folder: Path, servers: str) -> Iterator[None]:
                 started.kill()
 
 
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter topology, profiled."""
+    folder = tmp_path_factory.mktemp("starter")
+    run("inferline-stream init here && inferline-stream profile here", folder)
+    return folder / "here"
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=name_of)
-def test_every_command_of_a_page_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
+def test_every_command_of_a_page_runs_as_it_stands(page: Path, tmp_path: Path, starter: Path) -> None:
     commands = commands_of(page)
     folder = tmp_path
     shutil.copytree(ROOT / "topologies/minimal", tmp_path / "topologies/minimal", ignore=shutil.ignore_patterns(".*"))
     if page != README:  # what README.md runs, it makes before
-        run("inferline-stream init here", tmp_path)
-        folder = tmp_path / "here"
+        folder = shutil.copytree(starter, tmp_path / "here")
         if whole := [code for code in blocks(page, "python") if code.startswith("from ")]:
             (folder / "topology.py").write_text(whole[0])
     with ExitStack() as stack:
