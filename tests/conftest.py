@@ -15,6 +15,9 @@ settings.load_profile("repeatable")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests start hundreds of processes: each would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 ELSEWHERE = pytest.StashKey[dict[str, int]]()
 
 
