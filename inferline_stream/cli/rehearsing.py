@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.trace import Trace
     from inferline_stream.replay.compare import Comparison
     from inferline_stream.replay.conditions import Conditions
+    from inferline_stream.replay.looks import Looks
     from inferline_stream.replay.outcome import Outcome
+    from inferline_stream.replay.scalers import Tuner
 
 What = Annotated[
     Path, typer.Argument(help="the topology, or the folder of a finished run: its plan, profiles and arrivals")
@@ -48,8 +51,8 @@ class _Ground:
     trace: Trace
     kinds: Catalogue
     objective: float
-    quiet_s: tuple[float, float] = (0.0, 0.0)
-    """See `RunRecord.quiet_s`."""
+    looks: Looks | None = None
+    """Of the run's own policy."""
 
 
 def replay(
@@ -65,16 +68,12 @@ def replay(
     output: Output = "table",
 ) -> None:
     """Run the production policy on a trace in simulated time: cost, misses, and every step with its reason."""
-    from inferline_stream.calculus.envelope import compiled_kernel
     from inferline_stream.cli.output import Bar, console, print_json
-    from inferline_stream.cli.provisioning import settings
-    from inferline_stream.controlplane.tuning import shortest_window_s
     from inferline_stream.errors import UsageError
     from inferline_stream.replay.document import steps, steps_as_csv, steps_as_json_lines, summary
     from inferline_stream.replay.loop import replay as replayed
-    from inferline_stream.replay.scalers import Fixed, Scaler, Tuner
-    from inferline_stream.tuner.policy import POLICIES, initial_state
-    from inferline_stream.tuner.staffing import staffing
+    from inferline_stream.replay.scalers import Fixed, Scaler
+    from inferline_stream.tuner.policy import POLICIES
 
     if policy != "none" and policy not in POLICIES:
         raise UsageError(f"--policy {policy!r}: there are {', '.join(POLICIES)} and none; `compare` knows others")
@@ -83,25 +82,8 @@ def replay(
     conditions = _conditions(start_up)
     _check_picture(plot)
     ground = _ground(what, trace, plan, seed)
-    quiet_s, watched_s = ground.quiet_s
     with Bar("replaying") as bar:
-        scaler: Scaler = Fixed("none")
-        if policy != "none":
-            table = None
-            if policy == "default":
-                prices = {name: kind.price_per_hour for name, kind in ground.kinds.items()}
-                table = staffing(
-                    ground.shape, ground.plan, ground.measured, ground.sample, prices, objective=ground.objective
-                )
-            state = initial_state(
-                ground.plan,
-                ground.measured,
-                ground.kinds,
-                objective=ground.objective,
-                shortest_window_s=shortest_window_s(settings()),
-                staffing=table,
-            )
-            scaler = Tuner(policy, POLICIES[policy], state, ground.shape, watched_s=watched_s, kernel=compiled_kernel())
+        scaler: Scaler = Fixed("none") if policy == "none" else _tuner(policy, ground)
         outcome = replayed(
             ground.shape,
             ground.plan.allocations,
@@ -113,7 +95,7 @@ def replay(
             partitions=dict(ground.plan.partitions) or None,
             conditions=conditions,
             seed=seed,
-            quiet_s=quiet_s,
+            looks=ground.looks,
             progress=bar.show,
         )
     if save is not None:
@@ -190,6 +172,29 @@ def compare(
         console().print(_rows_table(comparison))
 
 
+def _tuner(policy: str, ground: _Ground) -> Tuner:
+    from inferline_stream.calculus.envelope import compiled_kernel
+    from inferline_stream.cli.provisioning import settings
+    from inferline_stream.controlplane.tuning import shortest_window_s
+    from inferline_stream.replay.scalers import Tuner
+    from inferline_stream.tuner.policy import POLICIES, initial_state
+    from inferline_stream.tuner.staffing import staffing
+
+    state = initial_state(
+        ground.plan,
+        ground.measured,
+        ground.kinds,
+        objective=ground.objective,
+        shortest_window_s=shortest_window_s(settings()),
+    )
+    later, staffed_s = None, -math.inf if ground.looks is None else ground.looks.staffed_s
+    if policy == "default" and not math.isnan(staffed_s):
+        prices = {name: kind.price_per_hour for name, kind in ground.kinds.items()}
+        table = staffing(ground.shape, ground.plan, ground.measured, ground.sample, prices, objective=ground.objective)
+        later = staffed_s, table
+    return Tuner(policy, POLICIES[policy], state, ground.shape, later=later, kernel=compiled_kernel())
+
+
 def _conditions(start_up: str | None) -> Conditions:
     from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.units import duration_s
@@ -213,6 +218,7 @@ def _ground(what: Path, trace: Path | None, plan: Path | None, seed: int) -> _Gr
     import uvloop
 
     from inferline_stream.cli.provisioning import declared, planned, profiled
+    from inferline_stream.controlplane.looking import read_looks
     from inferline_stream.controlplane.record import DOCUMENT, read_events, read_record
     from inferline_stream.dataplane.sample_files import read_arrivals
     from inferline_stream.errors import UsageError
@@ -236,7 +242,7 @@ def _ground(what: Path, trace: Path | None, plan: Path | None, seed: int) -> _Gr
             arrivals,
             record.kinds,
             record.objective,
-            record.quiet_s(events.began_s) if trace is None else (0.0, 0.0),
+            read_looks(what) if trace is None else None,
         )
     declaration = declared(what)
     pipeline = declaration.pipeline

@@ -117,6 +117,7 @@ class Controller:
             self.wanted.update(replicas_of_plan(self.picture.plan.allocations))
         self.dealing = Dealing(self.running, self.picture, self.leadership, self._fell_silent)
         self.fleet = Fleet(self.actuator, self.picture, self.dealing.partitions, self.wanted, self.standby)
+        self._ticks = Ticks(self.running.names, self.running.source)
         self.deciding = Deciding(
             self.running,
             self.picture,
@@ -125,12 +126,12 @@ class Controller:
             self.found,
             self.fleet,
             self.told,
+            self._ticks.asked,
             declared_standby=self.standby,
             sample=self.sample,
             structure=self.structure,
             stock=self.stock,
         )
-        self._ticks = Ticks(self.running.names, self.running.source)
 
     async def run(self) -> None:
         """Control until cancelled.

@@ -28,6 +28,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.version import Structure
 from inferline_stream.planner.document import plan_to_bytes
+from inferline_stream.replay.looks import Told, told_of
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.policy import Policy
 
@@ -46,6 +47,7 @@ class Deciding:
         found: what earlier terms have left.
         fleet: brings about what is decided.
         told: called with every decision, at once.
+        asked: called whenever the policy is asked: seconds since the epoch, and what it is told.
         declared_standby: replicas that stand by, by stage, where people have not set another number.
         sample: traffic that the plan was made for; see `Warming`.
         structure: of the pipeline, written down with its plans.
@@ -59,6 +61,7 @@ class Deciding:
     found: Found
     fleet: Fleet
     told: Callable[[DecisionRecord], None]
+    asked: Callable[[float, Told], None]
     declared_standby: Mapping[str, int]
     sample: Trace | None
     structure: Structure | None
@@ -148,6 +151,7 @@ class Deciding:
         seen = self.picture.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
         if self.began_s is None:
             self.began_s, self.watched_s = now_s, seen.watched_s
+        self.asked(now_s, told_of(seen))
         decision = self.tuning.step(seen)
         if decision is not None:
             await self._apply(decision, seen.envelope)

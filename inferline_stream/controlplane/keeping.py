@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,13 @@ from inferline_stream.controlplane.records import (
 )
 from inferline_stream.dataplane.control import Written
 from inferline_stream.pipeline.names import Names
+from inferline_stream.replay.looks import Told
 
 _IDLE_MS = 1000.0
 """A log that does not grow is told once a second, so that a reader sees that somebody watched."""
+
+_MOVES = 1e-3
+"""A figure that has moved by a smaller share is not kept again."""
 
 
 class Ticks:
@@ -38,6 +43,17 @@ class Ticks:
         self._told: tuple[float, list[int]] | None = None
         self._last: tuple[float, list[int]] = (0.0, [])
         self._waiting: list[tuple[float, list[int]]] = []
+        self._asked: list[float] = []
+        self._figures: dict[str, float | None] = {}
+        self._new: list[tuple[float, str, float | None]] = []
+
+    def asked(self, time_s: float, told: Told) -> None:
+        """The policy is asked, seconds since the epoch, and told these figures. It is kept with the next tick."""
+        self._asked.append(time_s * 1e3)
+        for key, figure in told.items():
+            if key not in self._figures or not _close(figure, self._figures[key]):
+                self._figures[key] = figure
+                self._new.append((time_s * 1e3, key, figure))
 
     def sampled(self, time_ms: float, ends: Sequence[int]) -> None:
         """End offsets at that time, milliseconds since the epoch."""
@@ -61,9 +77,18 @@ class Ticks:
         if not self._waiting or self._told is None:
             return None
         ticks, self._waiting = self._waiting, []
-        record = ArrivalTicks([t for t, _ in ticks], [e for _, e in ticks], self._told[1], self._told[0])
+        asked, self._asked = self._asked, []
+        new, self._new = self._new, []
+        record = ArrivalTicks([t for t, _ in ticks], [e for _, e in ticks], self._told[1], self._told[0], asked, new)
         self._told = ticks[-1]
         return Written(self._topic, self._source, encode(record))
+
+
+def _close(figure: float | None, before: float | None) -> bool:
+    """Whether nobody would decide otherwise: decisions turn on tenths, and a measured figure never rests."""
+    if figure is None or before is None:
+        return figure is before
+    return math.isclose(figure, before, rel_tol=_MOVES)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """What a finished run leaves behind: its report, plans and decisions, and when each event came and was done.
 
-A folder of two files: ``run.json`` for people and programs, ``events.npz`` for the arrays.
+A folder: ``run.json`` for people and programs, ``events.npz`` for the arrays; `looking` adds ``looks.npz``.
 """
 
 from __future__ import annotations
@@ -45,10 +45,6 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     decisions: list[StoredDecision]
     start_up_s: dict[str, dict[str, float]] = {}
     """Stage → hardware kind → what replicas took to start of late; kinds that none was started of are missing."""
-    decides_from_s: float | None = None
-    """When the policy was first asked; not known of runs of earlier releases."""
-    watched_s: float = 0.0
-    """How long arrivals had been watched by then."""
     version: int = RECORD_VERSION
 
     @property
@@ -67,19 +63,6 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
             for (stage, hardware), profile in self.measured.profiles.items()
         }
         return replace(self.measured, profiles=profiles)
-
-    def quiet_s(self, began_s: float) -> tuple[float, float]:
-        """How long the policy decided before the first arrival, and arrivals had been watched before it decided.
-
-        Zeros say a good deal of traffic that then sets in. Neither is known of a record of an earlier release, nor of
-        a run that took over while traffic was there: both are 0 then.
-
-        Args:
-            began_s: `Events.began_s`.
-        """
-        if self.decides_from_s is None or self.decides_from_s > began_s:
-            return 0.0, 0.0
-        return began_s - self.decides_from_s, self.watched_s
 
     @property
     def kinds(self) -> Catalogue:

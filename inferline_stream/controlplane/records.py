@@ -24,6 +24,10 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
     previous: list[int]
     """End offsets at the tick before the first."""
     previous_ms: float
+    asked_ms: list[float] = []
+    """When the policy was asked since the record before, likewise."""
+    told: list[tuple[float, str, float | None]] = []
+    """What it was told then for the first time, (milliseconds since the epoch, name, figure); see `replay.looks`."""
     version: int = WIRE_VERSION
 
 
@@ -141,12 +145,13 @@ def merged(records: Iterable[ArrivalTicks]) -> list[tuple[float, list[int]]]:
         if not grown:
             grown.append((time_s, ends))
         elif time_s > grown[-1][0]:
-            grown.append((time_s, _highest(grown[-1][1], ends)))
+            grown.append((time_s, highest(grown[-1][1], ends)))
         else:
-            grown[-1] = (time_s, _highest(grown[-1][1], ends))
+            grown[-1] = (time_s, highest(grown[-1][1], ends))
     return grown
 
 
-def _highest(a: Sequence[int], b: Sequence[int]) -> list[int]:
+def highest(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    """The larger end offset of each partition, in whichever it is known."""
     longest = max(len(a), len(b))
     return [max(a[p] if p < len(a) else 0, b[p] if p < len(b) else 0) for p in range(longest)]

@@ -12,6 +12,7 @@ from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import Policy, TunerState, initial_state
 from inferline_stream.tuner.staffing import Staffing
+from inferline_stream.tuner.state import staffed
 
 _FEWEST_TICKS = 5
 """Samples of arrivals that the shortest window holds: a tick must not look like a burst."""
@@ -74,11 +75,7 @@ class Tuning:
 
     def staffed(self, staffing: Staffing) -> None:
         """Decide by this table from now on; it was made for the plan in force."""
-        state = replace(self.state, basis=replace(self.state.basis, staffing=staffing))
-        if staffing.surges and state.time_s is not None:
-            until_s = max(state.insured_until_s, state.time_s + state.basis.knobs.plan_memory_s)
-            state = replace(state, insured_until_s=until_s)
-        self.state = state
+        self.state = staffed(self.state, staffing)
 
     def step(self, seen: Observation) -> Decision | None:
         """One step of the policy."""

@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.ledger import Bounds, read_ledger
+from inferline_stream.controlplane.looking import read_notes, write_looks
 from inferline_stream.controlplane.record import Events, RunRecord, write_record
 from inferline_stream.controlplane.report import RunReport, run_report
 from inferline_stream.controlplane.run import Run, Watcher
@@ -17,6 +20,7 @@ from inferline_stream.controlplane.running import Running, drained, lags
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import LeadershipLost, OffsetReader
 from inferline_stream.errors import StageFailed
+from inferline_stream.replay.looks import Looks
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +209,10 @@ class Session:
             lateness_p99_s=self.lateness_p99_s,
         )
         if self.run.run_folder is not None:
-            write_record(self.run.run_folder, self._record(report), Events.of(ledger, self.run.sample))
+            events = Events.of(ledger, self.run.sample)
+            write_record(self.run.run_folder, self._record(report), events)
+            if (looks := await self._looks(events.began_s)) is not None:
+                write_looks(self.run.run_folder, looks)
             self.watcher.note(f"written down in {self.run.run_folder}; `inferline-stream report` shows it")
         return report
 
@@ -223,9 +230,19 @@ class Session:
             plans=list(self.controller.deciding.plans),
             decisions=list(self.controller.deciding.decisions),
             start_up_s=self.controller.picture.reports.every_start_up_s(),
-            decides_from_s=self.controller.deciding.began_s,
-            watched_s=self.controller.deciding.watched_s,
         )
+
+    async def _looks(self, origin_s: float) -> Looks | None:
+        deciding = self.controller.deciding
+        if deciding.began_s is None:
+            return None
+        notes = await read_notes(self.running, deciding.began_s)
+        looks = notes.looks(
+            origin_s, deciding.began_s, watched_s=deciding.watched_s, staffed_s=deciding.warming.staffed_s
+        )
+        if looks is not None and self.running.arrivals == "timestamps":  # each was told with its own time
+            return replace(looks, ticks_s=np.empty(0), grown=np.empty(0, np.int64))
+        return looks
 
 
 def _only(error: BaseException) -> BaseException:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,8 @@ class Warming:
     compiled: bool = False
     staffed: bool = False
     """Whether the policy decides by a table made for the plan in force."""
+    staffed_s: float | None = None
+    """Since when it decides by a table at all, in seconds since the epoch."""
     _began_s: float | None = None
 
     def planned(self, sample: Trace | None) -> None:
@@ -78,6 +81,7 @@ class Warming:
         if self.picture.plan is plan:  # else another one is needed
             self.tuning.staffed(table)
             self.staffed = True
+            self.staffed_s = self.staffed_s or time.time()
             logger.info("replicas are decided on by the simulated table of the plan")
 
 

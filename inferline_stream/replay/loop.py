@@ -16,6 +16,7 @@ from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.crew import Crew
+from inferline_stream.replay.looks import Looks
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.scalers import Scaler, Wish
@@ -48,7 +49,7 @@ def replay(
     most_replicas: int = 256,
     slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
-    quiet_s: float = 0.0,
+    looks: Looks | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> Outcome:
     """Run a policy on a trace.
@@ -71,8 +72,9 @@ def replay(
         most_replicas: of one stage at once.
         slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
-        quiet_s: how long before time 0 the first decision is made; by default it is one period after. Costs count
-            from time 0.
+        looks: when a live policy was asked and what it was told, on the trace's clock: the same is done here. By
+            default the first decision is made one period after time 0, and arrivals are told at once. Costs count from
+            time 0.
         progress: told, period by period, how much of the trace has passed: seconds of seconds.
     """
     conditions = conditions or Conditions()
@@ -88,7 +90,7 @@ def replay(
         keyed=keyed,
         most_replicas=most_replicas,
     )
-    steps = loop.run(scaler, slowdowns, quiet_s, progress)
+    steps = loop.run(scaler, slowdowns, looks, progress)
     return loop.outcome(scaler.name, catalogue, steps)
 
 
@@ -133,21 +135,27 @@ class _Loop:
         self,
         scaler: Scaler,
         slowdowns: Sequence[Slowdown],
-        quiet_s: float,
+        looks: Looks | None,
         progress: Callable[[float, float], None] | None,
     ) -> tuple[Step, ...]:
-        """Decide, period by period, until the last event has entered; then let the queues run empty."""
+        """Decide, step by step, until the last event has entered; then let the queues run empty."""
         entry_s, delay_s, period_s = self._workload.entry_s, self._conditions.statistics_delay_s, scaler.period_s
         looks_back = round(delay_s / period_s) if delay_s >= period_s else 0
         sight = Sight(self._plant, self._crews, looks_back)
         sight_s = 0.0 if looks_back else delay_s
         pending = sorted(slowdowns, key=lambda change: change.time_s)
+        if looks is None:
+            asked_s = period_s * np.arange(1, math.ceil(self._end_s / period_s) + 1)
+        else:
+            asked_s = looks.asked_s[looks.asked_s <= self._end_s]
+        seen_s, told_s = looks.arrivals() if looks is not None and looks.ticks_s.size else (entry_s, entry_s)
+        figures: dict[str, float | None] = {}
+        before_s = -math.inf
         steps: list[Step] = []
-        entered = 0
-        for k in range(0 if quiet_s else 1, math.ceil((quiet_s + self._end_s) / period_s) + 1):
-            now_s = k * period_s - quiet_s
+        told = 0
+        for now_s in asked_s.tolist():
             if progress is not None:
-                progress(quiet_s + now_s, quiet_s + self._end_s)
+                progress(now_s - asked_s[0], self._end_s - asked_s[0])
             while pending and pending[0].time_s < now_s:
                 self._advance(max(pending[0].time_s, self._plant.now_s))
                 self._plant.slow(self._shape.stages.index(pending[0].stage), pending[0].factor)
@@ -156,17 +164,21 @@ class _Loop:
             sight.look()
             if sight_s:
                 self._advance(now_s)
-            known = int(np.searchsorted(entry_s, now_s, side="left"))
+            if looks is not None:
+                figures |= looks.told_between(before_s, now_s)
+            known = int(np.searchsorted(told_s, now_s, side="left"))
             ended = self._plant.tables.ended
             view = View(
                 now_s,
-                entry_s[entered:known],
-                known,
+                seen_s[told:known],
+                int(np.searchsorted(entry_s, now_s, side="left")),
                 (int(ended[0]), int(ended[1])),
                 sight.reported,
                 sight.earlier,
+                now_s - asked_s[0] + (0.0 if looks is None else looks.watched_s),
+                figures,
             )
-            entered = known
+            told, before_s = known, now_s
             wish = scaler.decide(view)
             if wish is not None:
                 self._apply(wish)

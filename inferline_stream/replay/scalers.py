@@ -9,10 +9,12 @@ from typing import Protocol
 from inferline_stream.baselines.seen import PipelineRule, PipelineSeen, StageSeen
 from inferline_stream.calculus.envelope import EnvelopeKernel
 from inferline_stream.pipeline.shape import Shape
+from inferline_stream.replay.looks import as_told
 from inferline_stream.replay.sight import Glimpse, View
 from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
-from inferline_stream.tuner.state import TunerState
+from inferline_stream.tuner.staffing import Staffing
+from inferline_stream.tuner.state import TunerState, staffed
 from inferline_stream.tuner.traffic import Traffic
 
 LEAST_EVENTS = 200
@@ -70,7 +72,7 @@ class Tuner:
         state: `initial_state` of the plan.
         shape: the pipeline's DAG.
         period_s: how often it decides.
-        watched_s: how long arrivals had been watched before the first decision, without any.
+        later: from when on it decides by which table of staffing, where not from the beginning.
         kernel: of the envelope.
     """
 
@@ -82,25 +84,26 @@ class Tuner:
         shape: Shape,
         *,
         period_s: float = 0.1,
-        watched_s: float = 0.0,
+        later: tuple[float, Staffing] | None = None,
         kernel: EnvelopeKernel | None = None,
     ) -> None:
         self.name = name
         self.period_s = period_s
         self.state = state
-        self._watched_s = watched_s
+        self._later = later
         self._step = step
         self._traffic = Traffic(state.windows_s, kernel=kernel)
         self._hardware = {s.name: tuple(kind.hardware for kind in s.kinds) for s in state.basis.stages}
         self._planned = {s.name: {kind.hardware: kind.throughput for kind in s.kinds} for s in state.basis.stages}
         self._order = shape.stages
         self._parents = [tuple(shape.arrows[a].parent for a in shape.parents(s)) for s in range(len(shape.stages))]
-        self._began_s: float | None = None
 
     def decide(self, view: View) -> Wish | None:
         """One step of the policy."""
+        if self._later is not None and view.time_s >= self._later[0]:
+            self.state, self._later = staffed(self.state, self._later[1]), None
         self._traffic.add(view.arrivals_s)
-        self.state, decision = self._step(self.state, self.observation(view))
+        self.state, decision = self._step(self.state, as_told(self.observation(view), view.told))
         if decision is None:
             return None
         return Wish(decision.replicas, decision.action.value, decision.reason.value, decision.detail)
@@ -108,7 +111,6 @@ class Tuner:
     def observation(self, view: View) -> Observation:
         """What the control plane would see."""
         now_s = view.time_s
-        began_s = self._began_s = now_s if self._began_s is None else self._began_s
         return Observation(
             time_s=now_s,
             envelope=self._traffic.envelope(now_s),
@@ -116,7 +118,7 @@ class Tuner:
             peak_rate=self._traffic.peak_rate(now_s),
             stages=self._stages(view),
             arrivals_age_s=0.0,
-            watched_s=self._watched_s + now_s - began_s,
+            watched_s=view.watched_s,
             events=view.ended[0],
             late_events=view.ended[1],
             recent=self._traffic.recent(now_s),
@@ -124,14 +126,10 @@ class Tuner:
 
     def _stages(self, view: View) -> dict[str, StageObservation]:
         ratios = self._visit_ratios(view.now, view.earlier)
-        return {
-            name: self._stage(name, view.time_s, view.now[s], view.earlier[s], ratios[s])
-            for s, name in enumerate(self._order)
-        }
+        return {name: self._stage(view, s, ratios[s]) for s, name in enumerate(self._order)}
 
-    def _stage(
-        self, name: str, now_s: float, seen: Glimpse, before: Glimpse, visit_ratio: float | None
-    ) -> StageObservation:
+    def _stage(self, view: View, s: int, visit_ratio: float | None) -> StageObservation:
+        name, seen, before = self._order[s], view.now[s], view.earlier[s]
         span_s, ready = seen.time_s - before.time_s, sum(seen.ready)
         busy_s = seen.busy_s - before.busy_s
         drift = (seen.nominal_s - before.nominal_s) / busy_s if busy_s > 0 else 1.0
@@ -139,10 +137,14 @@ class Tuner:
         planned = self._planned[name]
         return StageObservation(
             {
-                hardware: Supply(ready_k, pending_k, planned[hardware] * drift if measured else None)
+                hardware: Supply(
+                    ready_k,
+                    pending_k,
+                    planned[hardware] * drift if measured else None,
+                )
                 for hardware, ready_k, pending_k in zip(self._hardware[name], seen.ready, seen.pending, strict=True)
             },
-            now_s - seen.time_s,
+            view.time_s - seen.time_s,
             visit_ratio,
             seen.lags,
             (),

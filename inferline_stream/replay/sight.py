@@ -1,4 +1,4 @@
-"""What a policy sees of the plant: arrivals at once, stages as old as their statistics are."""
+"""What a policy sees: arrivals at once, or as a live one was told them; stages as old as their statistics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.replay.crew import Crew
+from inferline_stream.replay.looks import Told
 from inferline_stream.replay.plant import Plant
 
 RATE_SPAN_S = 10.0
@@ -47,11 +48,13 @@ class View:
 
     Args:
         time_s: now.
-        arrivals_s: entry times of the events since the last decision.
+        arrivals_s: times of the arrivals told since the last decision.
         entered: events so far.
         ended: events that have reached the sink so far, and those of them that were late.
         now: every stage as last reported.
         earlier: the same about `RATE_SPAN_S` before.
+        watched_s: how long arrivals have been watched.
+        told: figures that a live policy was told instead of what is seen here.
     """
 
     time_s: float
@@ -60,6 +63,8 @@ class View:
     ended: tuple[int, int]
     now: tuple[Glimpse, ...]
     earlier: tuple[Glimpse, ...]
+    watched_s: float
+    told: Told
 
 
 class Sight:

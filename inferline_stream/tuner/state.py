@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
@@ -51,6 +51,15 @@ class TunerState:
     def windows_s(self) -> tuple[float, ...]:
         """Windows that the envelope of an observation must have."""
         return self.basis.windows_s
+
+
+def staffed(state: TunerState, staffing: Staffing) -> TunerState:
+    """The state that decides by this table from now on; it was made for the plan in force."""
+    state = replace(state, basis=replace(state.basis, staffing=staffing))
+    if staffing.surges and state.time_s is not None:
+        until_s = max(state.insured_until_s, state.time_s + state.basis.knobs.plan_memory_s)
+        state = replace(state, insured_until_s=until_s)
+    return state
 
 
 def initial_state(

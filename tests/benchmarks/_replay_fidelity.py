@@ -1,39 +1,34 @@
 """A live run on Apache Kafka with the default policy, and its replay: the same decisions, the same misses.
 
-Traffic steps up, climbs and falls. Afterwards every event's entry, path and key are read back from the source topic and
-replayed with the plan, the profiles and the policy that ran, the start-up times that were measured, from when on it
-decided and watched arrivals, and the delays that `replay` has by default.
+Traffic steps up, climbs and falls. Afterwards `inferline-stream replay` is given the folder that the run has left;
+which branches its events took and which keys they had is not in there: they are drawn.
 """
 
 from __future__ import annotations
 
 import asyncio
-import statistics
+import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from inferline_stream.controlplane.record import read_events, read_record
 from inferline_stream.controlplane.run import Quiet, Run
 from inferline_stream.controlplane.session import session
-from inferline_stream.controlplane.tuning import shortest_window_s
 from inferline_stream.dataplane.loading import load_topology
-from inferline_stream.dataplane.sample_files import read_events
-from inferline_stream.estimator.workload import prepare
-from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.dataplane.sample_files import read_events as read_sample
 from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.pipeline.trace import gamma_trace, levels_trace
 from inferline_stream.profiler.profiling import Options, profile_pipeline
-from inferline_stream.replay.conditions import Conditions
-from inferline_stream.replay.loop import replay
-from inferline_stream.replay.scalers import Tuner
 from inferline_stream.testing.runs import plan_by_hand, trace_feed
-from inferline_stream.tuner.policy import POLICIES, initial_state
-from tests.benchmarks._live import append_time_sink, passed
+from inferline_stream.tuner.policy import POLICIES
+from tests.benchmarks._live import append_time_sink
 from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._pipelines import PARTITIONS, write
-from tests.benchmarks._sources import source_of
 
 LEVELS = ((25.0, 8.0), (60.0, 8.0), (80.0, 4.0), (100.0, 8.0), (40.0, 6.0))
 """Events per second, and for how many seconds."""
@@ -42,7 +37,7 @@ LIMITS = {"parse": 1, "classify": 2, "translate": 1}
 """Batch limits: at 166, 125 and 40 events per second and replica all stages have to grow, and no core is short."""
 
 STEP_S = 0.1
-
+SCALES = ("scale_up", "scale_down")
 
 Asked = dict[tuple[str, int], float]
 """When a stage was first given so many replicas, by (stage, replicas), in seconds after the first event; without the
@@ -75,11 +70,11 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
     """One run and its replay."""
     written = write("conditional", folder, "300ms", name)
     pipeline = load_topology(written.topology)
-    shape, kinds = shape_of(pipeline), catalogue(pipeline.hardware)
+    shape = shape_of(pipeline)
     measured = await profile_pipeline(
         pipeline,
         written.topology,
-        read_events(written.events),
+        read_sample(written.events),
         bootstrap_servers=bootstrap_servers,
         options=Options(broker=bootstrap_servers, sample_s=0.5),
     )
@@ -99,6 +94,8 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
         feed=trace_feed(levels_trace(list(LEVELS), 1.0, rng), written.events, folder / name, "key"),
         policy=POLICIES["default"],
         replans=False,
+        sample=sample,
+        run_folder=folder / name / "run",
     )
     await append_time_sink(run)
     async with session(run, Quiet()) as under_way:
@@ -106,52 +103,28 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
         elsewhere = Elsewhere()
         await under_way.fed(asyncio.Event())
         others = elsewhere.cores()
-        controller = under_way.controller
-        decisions = [d for d in controller.picture.decisions if d.action in ("scale_up", "scale_down")]
-        start_up_s = [
-            found
-            for stage in shape.stages
-            if (found := controller.picture.reports.start_up_s(stage, "emulated-cpu")) is not None
-        ]
-        await under_way.drain()
-        sent = await passed(under_way)
-        source = await source_of(bootstrap_servers, under_way.running.source, shape)
-        settings = under_way.running.settings
-        deciding = controller.deciding
-    assert deciding.began_s is not None
-    trace = Trace(source.entry_s - source.entry_s[0])
-    profiles = {key: replace(p, start_up_s=statistics.median(start_up_s)) for key, p in measured.profiles.items()}
-    started = replace(measured, profiles=profiles)
-    state = initial_state(
-        plan, started, kinds, objective=pipeline.objective, shortest_window_s=shortest_window_s(settings)
-    )
-    outcome = replay(
-        shape,
-        plan.allocations,
-        started,
-        trace,
-        Tuner("default", POLICIES["default"], state, shape, period_s=STEP_S, watched_s=deciding.watched_s),
-        catalogue=kinds,
-        slo_s=plan.slo_s,
-        partitions=dict(plan.partitions),
-        conditions=Conditions(step_s=STEP_S),
-        workload=prepare(shape, started, trace, recorded=source.recorded),
-        quiet_s=source.entry_s[0] - deciding.began_s,
-    )
-    live = [(d.time_s - source.entry_s[0], d.replicas) for d in decisions]
-    stepped = [
-        (step.time_s, {stage: sum(by_kind.values()) for stage, by_kind in step.replicas.items()})
-        for step in outcome.steps
-        if step.action in ("scale_up", "scale_down")
-    ]
-    reached = int(np.count_nonzero(~np.isnan(outcome.latency_s)))  # the others end before the sink
-    late = int(np.count_nonzero(sent.latency_s > plan.slo_s)) + reached - len(sent.latency_s)
-    return Pair(_asked(live), _asked(stepped), late / reached, outcome.miss_rate, others)
+        report = await under_way.report(await under_way.drain())
+    record, events = read_record(folder / name / "run"), read_events(folder / name / "run")
+    live = [(d.time_s - events.began_s, d.replicas) for d in record.decisions if d.action in SCALES]
+    late = int(np.count_nonzero(events.latency_s > report.slo_s)) + report.lost
+    replayed = await _replayed(folder / name / "run")
+    steps = [(step["time_s"], step["replicas"]) for step in replayed["steps"] if step["action"] in SCALES]
+    miss_rate = late / (events.latency_s.size + report.lost)
+    return Pair(_asked(live), _asked(steps), miss_rate, replayed["miss_rate"], others)
 
 
-def _asked(decisions: Sequence[tuple[float, Mapping[str, int]]]) -> Asked:
+async def _replayed(run: Path) -> dict[str, Any]:
+    """What the command tells of a run's record."""
+    command = (sys.executable, "-c", "from inferline_stream.cli.main import app; app()", "replay", str(run))
+    replay = await asyncio.create_subprocess_exec(*command, "--output", "json", stdout=asyncio.subprocess.PIPE)
+    told, _ = await replay.communicate()
+    found: dict[str, Any] = json.loads(told)
+    return found
+
+
+def _asked(decisions: Sequence[tuple[float, Mapping[str, Mapping[str, int]]]]) -> Asked:
     found: Asked = {}
     for time_s, replicas in decisions:
-        for stage, count in replicas.items():
-            found.setdefault((stage, count), float(time_s))
+        for stage, kinds in replicas.items():
+            found.setdefault((stage, sum(kinds.values())), float(time_s))
     return {what: time_s for what, time_s in found.items() if what[1] > 1 and time_s > 2 * STEP_S}

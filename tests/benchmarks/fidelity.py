@@ -40,7 +40,7 @@ from inferline_stream.testing.runs import Script, plan_by_hand, trace_feed
 from tests.benchmarks._live import append_time_sink, passed
 from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._pipelines import PARTITIONS, write
-from tests.benchmarks._replay_fidelity import Pair, pair
+from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair
 from tests.benchmarks._sources import Source, source_of
 
 Figures = dict[str, float | int | str | None]
@@ -155,6 +155,7 @@ async def _replayed(bootstrap_servers: str, folder: Path, runs: int) -> Figures:
     return {
         "replay_decisions": sum(len(p.live) for p in pairs),
         "replay_decisions_different": sum(p.different for p in pairs),
+        "replay_decisions_within_a_step": sum(s <= STEP_S for s in apart),
         "replay_decisions_apart_ms_median": round(statistics.median(apart) * 1e3) if apart else None,
         "replay_decisions_apart_ms_max": round(max(apart) * 1e3) if apart else None,
         "replay_miss_rate_apart_max": round(max(abs(p.live_miss_rate - p.replayed_miss_rate) for p in pairs), 4),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from inferline_stream.cli.main import app
 from inferline_stream.controlplane.record import read_events, read_record
 from inferline_stream.controlplane.records import Override, encode
 from inferline_stream.controlplane.session import Quiet, Run, run_to_report, session
@@ -15,7 +19,7 @@ from inferline_stream.dataplane.control import Written, write_once
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Limits, Observation
-from inferline_stream.tuner.policy import TunerState
+from inferline_stream.tuner.policy import POLICIES, TunerState
 
 
 async def test_a_stopped_run_drains_what_has_arrived(swing, embedded_broker: KafkaServer) -> None:
@@ -38,17 +42,23 @@ async def test_an_advisory_run_decides_without_acting(swing, embedded_broker: Ka
     assert report.lost == 0
 
 
-async def test_a_runs_record_tells_from_when_on_it_decided_and_watched(
+async def test_a_record_replays_to_the_decisions_of_its_run_each_within_a_step(
     swing, embedded_broker: KafkaServer, tmp_path: Path
 ) -> None:
-    began_s = time.time()
-    run: Run = replace(swing(embedded_broker.bootstrap_servers, levels=[(30, 2)]), run_folder=tmp_path / "run")
+    run: Run = replace(
+        swing(embedded_broker.bootstrap_servers, levels=[(20, 3), (90, 3), (160, 3)], policy=POLICIES["default"]),
+        run_folder=tmp_path / "run",
+    )
     async with asyncio.timeout(60):
         await run_to_report(run, Quiet(), asyncio.Event())
-    first_s = read_events(tmp_path / "run").began_s
-    decided_s, watched_s = read_record(tmp_path / "run").quiet_s(first_s)
-    assert 0 < decided_s < first_s - began_s
-    assert 0 <= watched_s < first_s - decided_s - began_s
+    record, events = read_record(tmp_path / "run"), read_events(tmp_path / "run")
+    live = [(d.time_s - events.began_s, d.replicas) for d in record.decisions if d.action == "scale_up"]
+    told = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--output", "json"])
+    assert told.exit_code == 0, told.output + repr(told.exception)
+    replayed = [step for step in json.loads(told.stdout)["steps"] if step["action"] == "scale_up"]
+    assert len(live) >= 2
+    assert [step["replicas"] for step in replayed] == [replicas for _, replicas in live]
+    assert [step["time_s"] for step in replayed] == pytest.approx([time_s for time_s, _ in live], abs=0.1)
 
 
 async def test_a_person_holds_a_stage_at_a_number_and_pauses_decisions(swing, embedded_broker: KafkaServer) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,24 @@ def test_a_log_that_stands_still_is_told_once_a_second() -> None:
     for tick in range(126):
         ticks.sampled(tick * 20.0, [5])
     assert decode_ticks(ticks.take().value).times_ms == [1000.0, 2000.0]
+
+
+def test_when_the_policy_was_asked_is_told_with_the_next_tick_and_its_figures_once_they_have_moved() -> None:
+    ticks = Ticks(NAMES, "posts")
+    ticks.sampled(0.0, [5])
+    figures = [("a", 2.0), ("a", 2.001), ("a", 2.1), ("a", None), ("a", None), ("b", 1.0)]
+    for step, (key, figure) in enumerate(figures, start=1):
+        ticks.asked(0.1 * step, {key: figure})
+    assert ticks.take() is None
+    ticks.sampled(700.0, [6])
+    record = decode_ticks(ticks.take().value)
+    assert record.asked_ms == pytest.approx([100.0, 200.0, 300.0, 400.0, 500.0, 600.0])
+    times, keys, told = zip(*record.told, strict=True)
+    assert times == pytest.approx((100.0, 300.0, 400.0, 600.0))
+    assert (keys, told) == (("a", "a", "a", "b"), (2.0, 2.1, None, 1.0))
+    ticks.sampled(720.0, [7])
+    record = decode_ticks(ticks.take().value)
+    assert (record.asked_ms, record.told) == ([], [])
 
 
 def test_a_second_writer_and_a_second_reading_add_nothing() -> None:

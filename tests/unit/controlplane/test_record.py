@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.controlplane.ledger import Ledger
+from inferline_stream.controlplane.looking import read_looks
 from inferline_stream.controlplane.record import (
     Events,
     RunRecord,
@@ -93,19 +94,13 @@ def test_a_replay_of_a_run_takes_the_start_up_times_that_its_replicas_had() -> N
     assert RECORD.measured.profiles["read", "cpu"].start_up_s == 1.0
 
 
-@pytest.mark.parametrize(("decides_from_s", "expected"), [(90.0, (10.0, 3.0)), (None, (0.0, 0.0)), (101.0, (0.0, 0.0))])
-def test_a_replay_of_a_run_begins_when_its_policy_did_unless_traffic_was_there_before(decides_from_s, expected) -> None:
-    record = msgspec.structs.replace(RECORD, decides_from_s=decides_from_s, watched_s=3.0)
-    assert record.quiet_s(100.0) == expected
-
-
 def test_a_record_of_an_earlier_release_is_read(tmp_path: Path) -> None:
     write_record(tmp_path / "run", RECORD, Events.of(ledger_of_two(), None))
     document = msgspec.json.decode((tmp_path / "run" / "run.json").read_bytes())
-    for later in ("start_up_s", "decides_from_s", "watched_s"):
-        del document[later]
+    del document["start_up_s"]
     (tmp_path / "run" / "run.json").write_bytes(msgspec.json.encode(document))
-    assert read_record(tmp_path / "run").quiet_s(100.0) == (0.0, 0.0)
+    assert read_record(tmp_path / "run").as_it_ran == RECORD.measured
+    assert read_looks(tmp_path / "run") is None
 
 
 def test_events_are_in_order_of_entry_and_count_from_the_first_arrival() -> None:

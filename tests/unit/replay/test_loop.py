@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
+from inferline_stream.pipeline.plan import Allocation, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.loop import Slowdown, replay
-from inferline_stream.replay.scalers import Fixed, Scheduled, Tuner, Wish
+from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
 from inferline_stream.replay.sight import View
-from inferline_stream.tuner.policy import initial_state
 from tests.unit.estimator.random_pipelines import random_shape
 
 ONE = Shape(("a",), ())
@@ -200,35 +199,6 @@ def test_stages_are_seen_as_late_as_their_statistics_and_arrivals_at_once(delay_
         if now_s > delay_s + 0.1:
             assert seen_s == pytest.approx(now_s - delay_s)
             assert arrived == int((trace.arrivals_s < seen_s).sum())
-
-
-@pytest.mark.parametrize("quiet_s", [0.25, 7.0])
-def test_a_policy_that_decides_before_traffic_does_so_from_then_on_and_costs_what_it_holds_from_time_0(quiet_s):
-    trace = Trace(np.arange(0.0, 4.0, 0.1))
-    watching, held = Watching(), {"a": (Allocation("x", 1, 1),)}
-    run(one_stage(0.01), held, trace, watching, quiet_s=quiet_s)
-    assert watching.views[0][0] == -quiet_s
-    assert all(entered == int((trace.arrivals_s < now_s).sum()) for now_s, _, _, entered in watching.views)
-    more = run(one_stage(0.01), held, trace, Scheduled("early", [(-0.2, {"a": {"x": 2}})], 0.1), quiet_s=quiet_s)
-    assert more.replica_hours["a", "x"] * 3600 == pytest.approx(2 * 3.9)
-    assert more.steps[0].time_s < 0
-
-
-def test_a_policy_is_told_how_long_arrivals_were_watched_before_it_decided():
-    told = []
-
-    def step(state, seen):
-        told.append((seen.time_s, seen.watched_s))
-        return state, None
-
-    plan = Plan(
-        pipeline="p", slo_s=SLO_S, allocations={"a": (Allocation("x", 1, 1),)}, cost_per_hour=1.0, predicted_p99_s=0.1,
-        arrival_rate=1.0, envelope=((1.0, 1),), visit_ratios={"a": 1.0}, utilization={"a": 0.1}, partitions={},
-    )  # fmt: skip
-    measured = one_stage(0.01)
-    scaler = Tuner("told", step, initial_state(plan, measured, KINDS), ONE, watched_s=5.0)
-    run(measured, plan.allocations, Trace(np.arange(0.0, 2.0, 0.5)), scaler, quiet_s=3.0)
-    assert [watched_s - time_s for time_s, watched_s in told] == pytest.approx([8.0] * len(told))
 
 
 def test_a_stage_that_slows_down_serves_from_then_on_at_its_new_speed():
