@@ -88,7 +88,7 @@ FILLED: tuple[Any, ...] = (
         reason="why",
         isolation=Enforced("sandbox"),
     ),
-    ArrivalTicks([1.5], [[4, 5]], [1, 2], 0.5),
+    ArrivalTicks([1.5], [[4, 5]], [1, 2], 0.5, [1.25], [(1.25, "a visit_ratio", 0.5)]),
     StoredPlan(
         "p-0", 3, 1.0, "initial", "why", msgspec.Raw(b"{}"), 2, Structure(("in", ""), ("out", ""), {"a": ""}, {"a": {}})
     ),
