@@ -24,7 +24,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from inferline_stream import Pipeline, Sample, Stage, Topic
+from inferline_stream import Isolation, Pipeline, Sample, Stage, Topic
+
+ISOLATION = Isolation(forked=FORKED)
 
 
 class Event(Struct):
@@ -46,7 +48,8 @@ def rare(event: Event) -> bool:
 
 
 def stage(name, table, after=(), run=same):
-    return Stage(name, run, hardware=["emulated-cpu"], emulated=table, max_batch_size=max(table), after=after)
+    return Stage(name, run, hardware=["emulated-cpu"], emulated=table, max_batch_size=max(table), after=after,
+                 isolation=ISOLATION)
 
 """
 
@@ -99,7 +102,7 @@ class Written:
     events: Path
 
 
-def write(kind: str, folder: Path, slo: str, name: str) -> Written:
+def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False) -> Written:
     """Write one of the pipelines.
 
     Args:
@@ -107,11 +110,13 @@ def write(kind: str, folder: Path, slo: str, name: str) -> Written:
         folder: a new one is made inside.
         slo: e.g. ``"200ms"``.
         name: of the pipeline.
+        forked: whether replicas are forked from a parent that has imported everything.
     """
     home = folder / name
     home.mkdir()
     topology = home / "topology.py"
-    topology.write_text(_HEAD + _STAGES[kind] + _TAIL.format(name=name, slo=slo, partitions=PARTITIONS))
+    head = _HEAD.replace("FORKED", repr(forked))
+    topology.write_text(head + _STAGES[kind] + _TAIL.format(name=name, slo=slo, partitions=PARTITIONS))
     (home / "arrivals.csv").write_text("arrival_s\n0\n0.01\n0.02\n")
     events = home / "events.jsonl"
     pad = "x" * 200

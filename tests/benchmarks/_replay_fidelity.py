@@ -68,7 +68,8 @@ class Pair:
 
 async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
     """One run and its replay."""
-    written = write("conditional", folder, "300ms", name)
+    # A process that starts anew takes a core for half a second: on a small machine it is that of replicas at work.
+    written = write("conditional", folder, "300ms", name, forked=True)
     pipeline = load_topology(written.topology)
     shape = shape_of(pipeline)
     measured = await profile_pipeline(
