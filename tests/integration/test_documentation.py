@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands_of(page: Path) -> list[str]:
     return blocks(page, "sh")[BY_CI if page == README else 0 :]
+
+
+WITH_COMMANDS = [page for page in PAGES if commands_of(page)]
 
 
 def environment() -> dict[str, str]:
@@ -99,13 +103,12 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "here"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=name_of)
-def test_every_command_of_a_page_runs_as_it_stands(page: Path, tmp_path: Path, starter: Path) -> None:
+def follow(page: Path, folder: Path, starter: Path) -> None:
+    """Run a page's commands in a folder, one after the other."""
     commands = commands_of(page)
-    folder = tmp_path
-    shutil.copytree(ROOT / "topologies/minimal", tmp_path / "topologies/minimal", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(ROOT / "topologies/minimal", folder / "topologies/minimal", ignore=shutil.ignore_patterns(".*"))
     if page != README:  # what README.md runs, it makes before
-        folder = shutil.copytree(starter, tmp_path / "here")
+        folder = shutil.copytree(starter, folder / "here")
         if whole := [code for code in blocks(page, "python") if code.startswith("from ")]:
             (folder / "topology.py").write_text(whole[0])
     with ExitStack() as stack:
@@ -117,6 +120,18 @@ def test_every_command_of_a_page_runs_as_it_stands(page: Path, tmp_path: Path, s
         for text in commands:
             if " compare " not in text:  # whose figures have a test of their own
                 run(text, folder)
+
+
+@pytest.fixture(scope="module")
+def followed(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Future[None]]:
+    """What became of each page's commands: two pages at a time, since commands wait more than they work."""
+    with ThreadPoolExecutor(2) as pool:
+        return {page: pool.submit(follow, page, tmp_path_factory.mktemp("page"), starter) for page in WITH_COMMANDS}
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
+def test_every_command_of_a_page_runs_as_it_stands(page: Path, followed: dict[Path, Future[None]]) -> None:
+    followed[page].result()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
