@@ -1,9 +1,6 @@
-"""The moderation example: its models do what its README says, and a short run loses nothing."""
+"""The moderation example: its models do what its README says."""
 
 import json
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +12,6 @@ from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 
 EXAMPLE = Path(__file__).parents[2] / "topologies/moderation"
-COMMAND = [str(Path(sys.executable).with_name("inferline-stream"))]
 
 
 @pytest.fixture(scope="module")
@@ -145,21 +141,3 @@ def test_the_live_arrivals_pass_those_that_the_planner_knows():
         return max(len(trace.window(t, t + 20)) for t in np.arange(0, trace.duration_s, 5))
 
     assert busiest(live) > 1.25 * busiest(planned)
-
-
-def test_a_short_run_on_real_text_loses_nothing(tmp_path):
-    example = shutil.copytree(EXAMPLE, tmp_path / "mine", ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    for arguments in (
-        ["profile", "mine", "--time", "500ms"],  # a plan for so short a run may be a rough one
-        ["run", "mine", "--duration", "12s", "--output", "json", "--no-ui", "--metrics-port", "0"],
-    ):
-        done = subprocess.run(
-            [*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
-        )
-        assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["events_in"] > 300
-    assert report["events_out"] == report["events_in"]
-    assert (report["lost"], report["duplicated"]) == (0, 0)
-    assert set(report["lag"].values()) == {0}
-    assert (Path(example) / ".inferline").is_dir(), "profiles are kept beside the topology"
