@@ -37,6 +37,9 @@ from inferline_stream.settings import Settings
 PREFETCH_BYTES = 16 * 1024 * 1024
 """Decoded records that wait for the stage; beyond it nothing more is fetched."""
 
+FULL_WAIT_S = 0.01
+"""Longest fetch where some partitions have enough waiting: others may bring nothing while the stage gets through."""
+
 BATCHES_AHEAD = 4
 """Finished batches that may wait to be sent; beyond it the stage waits too."""
 
@@ -112,7 +115,8 @@ class Moving:
     async def fetch(self, owning: Owning, records: Records) -> None:
         """Fetch for ever, and follow the assignments that are fetched."""
         while True:
-            fetched = await self._reader.fetch(self._full(owning), 0.05 if owning.lapsed else 0.2)
+            full = self._full(owning)
+            fetched = await self._reader.fetch(full, FULL_WAIT_S if full else 0.05 if owning.lapsed else 0.2)
             for record in fetched.control:
                 self._control(record, owning, records)
             self._take_in(fetched, owning)
