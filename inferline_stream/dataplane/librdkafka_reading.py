@@ -93,6 +93,7 @@ class ConfluentReader:
             "fetch.message.max.bytes": partition_bytes,
             "fetch.error.backoff.ms": 20,
             "queued.max.messages.kbytes": PREFETCH_KBYTES,
+            "fetch.queue.backoff.ms": 10,  # by default it stands still for a second once it has that much
         }
         self._consumer = Consumer({**settings, **reading}, logger=logger)
         self._offsets = Consumer(settings, logger=logger)
