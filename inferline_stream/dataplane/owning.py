@@ -38,8 +38,8 @@ SUSPECT_BATCHES = 7
 HEIR_WITHIN_S = 1.0
 """How long an owner goes on with a partition that is to move, for an heir of which nothing is heard."""
 
-AWAIT_S = 0.003
-"""Shortest wait between two looks at whether a partition was let go."""
+AWAIT_S = 0.02
+"""Shortest wait between two looks at what the group knows of partitions that are let go to us."""
 
 
 class Owning:
@@ -189,11 +189,11 @@ class Owning:
         self.commits.finished(events, self.assignment.max_batch_size)
 
     def _tell_heirs(self) -> None:
-        """Let those begin that own a partition next; in exactly-once mode not before the transaction has ended."""
+        """Let those begin that own a partition next; in exactly-once mode once the transaction has ended."""
         offsets = {}
         for partition, holding in self.holdings.items():
-            free = holding.state == RELEASING and not holding.in_flight and not holding.halted
-            if free and holding.heir and not holding.told and not self._exactly_once:
+            free = holding.state == RELEASING and not holding.in_flight and not holding.halted and holding.confirmed
+            if free and holding.heir and not holding.told:
                 holding.told = True
                 offsets[partition] = holding.entry()
         if offsets:
@@ -251,10 +251,11 @@ class Owning:
         if positions:
             if self.ahead:
                 self._handovers.tell_read_ahead(self.assignment.awaits, self.ahead)
+            if positions.keys() - frozenset(self.ahead):
+                self._touch()
             self._begin_told()
             self._awaits.set()
             self.commits.now()
-            self._touch()
 
     def _read_from(self, entry: tuple[int, str], begin: int | None) -> int:
         """Where to read a partition from; for a join from a while before, if its topic still has that."""
@@ -274,7 +275,7 @@ class Owning:
         for partition in self.ahead:
             entry = self._handovers.released(partition, self.assignment.awaits[partition], self._name)
             if entry is not None:
-                self._begin(partition, entry, early=True)
+                self._begin(partition, entry, early=not self._exactly_once)
 
     def _begin(self, partition: int, entry: tuple[int, str], *, early: bool) -> None:
         """Hold what was read ahead."""
@@ -408,6 +409,7 @@ class Owning:
             while await self._reader.committed([holding.partition]) != expected:  # noqa: ASYNC110  no event tells
                 await asyncio.sleep(0.002)
             holding.confirmed = True
+        self._tell_heirs()
         self.settle()
 
 
