@@ -184,8 +184,9 @@ class Session:
     async def report(self, lag: dict[str, int]) -> RunReport:
         """Account for every event and put the report together."""
         self.watcher.step("accounting for every event")
-        state = self.controller.state
-        assert state is not None, "a drained run has been looked at"
+        assert self.controller.state is not None, "a drained run has been looked at"
+        # A decision may be newer than the last look.
+        state = replace(self.controller.state, decisions=tuple(self.controller.picture.decisions))
         ended_s = time.time()
         ledger = await read_ledger(
             self.offsets,
