@@ -130,7 +130,12 @@ def ray_cluster() -> Iterator[str]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         started = ray.init(
-            num_cpus=8, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False
+            "local",  # not one that a killed run has left behind
+            num_cpus=8,
+            num_gpus=1,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
         )
         yield started.address_info["address"]
         ray.shutdown()
