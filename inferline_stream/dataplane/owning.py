@@ -176,8 +176,11 @@ class Owning:
             asyncio.get_running_loop().call_later(HEIR_WITHIN_S + 0.01, self.reconcile)
 
     def _heir_is_late(self, holding: Holding) -> bool:
-        """Whether there is an heir that does not read ahead yet."""
-        if not holding.heir or holding.freed is None or time.monotonic() >= holding.heir_by_s:
+        """Whether there is an heir that does not read ahead yet.
+
+        In exactly-once mode it cannot while we go on: it would ask for offsets that our transactions keep unsettled.
+        """
+        if self._exactly_once or not holding.heir or holding.freed is None or time.monotonic() >= holding.heir_by_s:
             return False
         return not self._handovers.is_read_ahead(holding.partition, holding.freed)
 

@@ -98,7 +98,8 @@ async def test_owner_and_heir_say_when_a_partition_moves(kafka, topology, delive
         await director.share([first])
         await director.share([first, second])
         said = [decode_handover(record.value) for record in await director.read(director.names.handovers)]
-        assert [sorted(told.awaits) for told in said if isinstance(told, ReadAhead)] == [[1, 3]]
+        if delivery == "at_least_once":  # else they may have been let go before the heir asks
+            assert [sorted(told.awaits) for told in said if isinstance(told, ReadAhead)] == [[1, 3]]
         let_go = sorted(partition for told in said if isinstance(told, Release) for partition in told.offsets)
         assert let_go == [1, 3]
 
