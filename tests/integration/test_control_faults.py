@@ -100,7 +100,7 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_fi
 async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing, own_apache_kafka: LocalKafka) -> None:
     run: Run = swing(
         own_apache_kafka.bootstrap_servers,
-        levels=[(40, 16)],
+        levels=[(40, 20)],
         replicas={"parse": 2, "check": 1, "decide": 1},
         planned_rate=60.0,
     )
@@ -111,7 +111,7 @@ async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing,
         processes = {r.pid for r in await under_way.controller.actuator.observe()}
         own_apache_kafka.suspend()
         try:
-            await asyncio.sleep(6.0)  # beyond leases, and twice what counts as death
+            await asyncio.sleep(10.0)  # beyond leases, and beyond what counts as death
         finally:
             own_apache_kafka.resume()
         before = under_way.controller.picture.counts.events_out
