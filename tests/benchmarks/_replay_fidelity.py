@@ -115,10 +115,16 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
 
 
 async def _replayed(run: Path) -> dict[str, Any]:
-    """What the command tells of a run's record."""
+    """What the command tells of a run's record.
+
+    Raises:
+        RuntimeError: it fails; what it says is on standard error.
+    """
     command = (sys.executable, "-c", "from inferline_stream.cli.main import app; app()", "replay", str(run))
     replay = await asyncio.create_subprocess_exec(*command, "--output", "json", stdout=asyncio.subprocess.PIPE)
     told, _ = await replay.communicate()
+    if replay.returncode:
+        raise RuntimeError(f"`inferline-stream replay {run}` ended with {replay.returncode}")
     found: dict[str, Any] = json.loads(told)
     return found
 
