@@ -57,7 +57,13 @@ class Notes:
             self._told.append(math.nan if figure is None else figure)
 
     def looks(
-        self, origin_s: float, asked_from_s: float, *, watched_s: float = 0.0, staffed_s: float | None = None
+        self,
+        origin_s: float,
+        asked_from_s: float,
+        *,
+        watched_s: float = 0.0,
+        staffed_s: float | None = None,
+        sampled: bool = True,
     ) -> Looks | None:
         """What they come to; None where the first look is not among them.
 
@@ -66,6 +72,7 @@ class Notes:
             asked_from_s: when the policy was first asked; what was before was another controller's.
             watched_s: see `Looks`.
             staffed_s: see `Looks`.
+            sampled: whether arrivals were told by the log's growth, and not each with its own time.
         """
         asked_s = np.sort(np.array(self._asked_s))
         asked_s = asked_s[asked_s > asked_from_s - _SAME_S]
@@ -76,8 +83,8 @@ class Notes:
         order = order[told_s[order] > asked_from_s - _SAME_S]
         return Looks(
             asked_s=_whole(asked_s - origin_s),
-            ticks_s=_whole(np.array(self._ticks_s) - origin_s),
-            grown=np.array(self._grown),
+            ticks_s=_whole(np.array(self._ticks_s) - origin_s) if sampled else np.empty(0),
+            grown=np.array(self._grown) if sampled else np.empty(0, np.int64),
             told_s=_whole(told_s[order] - origin_s),
             told_key=np.array(self._told_key)[order],
             told=np.array(self._told)[order],

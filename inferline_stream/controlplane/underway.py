@@ -8,8 +8,6 @@ import logging
 import time
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.ledger import Bounds, read_ledger
 from inferline_stream.controlplane.looking import read_notes, write_looks
@@ -238,12 +236,13 @@ class Session:
         if deciding.began_s is None:
             return None
         notes = await read_notes(self.running, deciding.began_s)
-        looks = notes.looks(
-            origin_s, deciding.began_s, watched_s=deciding.watched_s, staffed_s=deciding.warming.staffed_s
+        return notes.looks(
+            origin_s,
+            deciding.began_s,
+            watched_s=deciding.watched_s,
+            staffed_s=deciding.warming.staffed_s,
+            sampled=self.running.arrivals != "timestamps",
         )
-        if looks is not None and self.running.arrivals == "timestamps":  # each was told with its own time
-            return replace(looks, ticks_s=np.empty(0), grown=np.empty(0, np.int64))
-        return looks
 
 
 def _only(error: BaseException) -> BaseException:
