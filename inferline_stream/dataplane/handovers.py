@@ -32,19 +32,19 @@ class Handovers:
         self._read_ahead: dict[int, Taken] = {}
         self._released: dict[int, tuple[int, str]] = {}
 
-    def tell(self, told: ReadAhead | Release) -> None:
+    def tell_read_ahead(self, awaits: Mapping[int, Taken], partitions: Iterable[int]) -> None:
+        """The owners of these partitions may let them go."""
+        self._tell(ReadAhead(self._stage, {partition: awaits[partition] for partition in partitions}))
+
+    def tell_released(self, offsets: dict[int, tuple[int, str]]) -> None:
+        """The heirs of these partitions may begin: this is about to be committed."""
+        self._tell(Release(self._stage, offsets))
+
+    def _tell(self, told: ReadAhead | Release) -> None:
         """Send, and do not wait for it."""
         task = asyncio.create_task(self._send(encode(told)))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
-
-    def tell_read_ahead(self, awaits: Mapping[int, Taken], partitions: Iterable[int]) -> None:
-        """The owners of these partitions may let them go."""
-        self.tell(ReadAhead(self._stage, {partition: awaits[partition] for partition in partitions}))
-
-    def tell_released(self, offsets: dict[int, tuple[int, str]]) -> None:
-        """The heirs of these partitions may begin: this is about to be committed."""
-        self.tell(Release(self._stage, offsets))
 
     def hear(self, value: bytes) -> None:
         """Take note of what a replica tells."""

@@ -53,7 +53,8 @@ async def measure_hop_s(
         *(TopicSettings(f"{name}.{control}", 1, "probe of the profiler") for control in ("assignments", "handovers")),
     ]
     await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
-    reader = StageReader(bootstrap_servers, name, name, topics[1].name, topics[2].name, fetch_wait_s=fetch_wait_s)
+    control = (topic.name for topic in topics[1:])
+    reader = StageReader(bootstrap_servers, name, name, *control, fetch_wait_s=fetch_wait_s)
     sender = StageSender(bootstrap_servers, name)
     try:
         await asyncio.gather(reader.start(timeout_s), sender.start(timeout_s))

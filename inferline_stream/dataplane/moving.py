@@ -18,13 +18,7 @@ from inferline_stream.dataplane.client import Fetched, Reader, Sender
 from inferline_stream.dataplane.holding import LIVE, LOST, Event, Expired, Holding
 from inferline_stream.dataplane.intake import Ending, Intake
 from inferline_stream.dataplane.owning import Owning
-from inferline_stream.dataplane.protocol import (
-    Assignment,
-    Lags,
-    ReplicaReport,
-    ReplicaSpec,
-    decode_control,
-)
+from inferline_stream.dataplane.protocol import Assignment, Lags, ReplicaReport, ReplicaSpec, decode_control
 from inferline_stream.dataplane.reporting import Lease, count_batch, count_latency
 from inferline_stream.dataplane.results import Outcome, Records
 from inferline_stream.dataplane.tracing import BatchSpans

@@ -173,6 +173,7 @@ class Owning:
         if heir := self.assignment.heirs.get(holding.partition):
             holding.heir = owner_name(heir)
             holding.heir_by_s = time.monotonic() + HEIR_WITHIN_S
+            # The event loop's clock is coarser: a timer may be a little early.
             asyncio.get_running_loop().call_later(HEIR_WITHIN_S + 0.01, self.reconcile)
 
     def _heir_is_late(self, holding: Holding) -> bool:
