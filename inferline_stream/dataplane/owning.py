@@ -163,7 +163,6 @@ class Owning:
                 holding.confirmed = not self._exactly_once
                 releasing = True
         if releasing:
-            self._tell_heirs()
             self.commits.now()
         self.settle()
 
@@ -204,7 +203,8 @@ class Owning:
             self._handovers.tell_released(offsets)
 
     def settle(self) -> None:
-        """Let go of partitions whose last batch is committed."""
+        """Let go of partitions whose last batch is committed; whatever the way to here, their heirs are told before."""
+        self._tell_heirs()
         done = [
             partition
             for partition, holding in self.holdings.items()
@@ -413,7 +413,6 @@ class Owning:
             while await self._reader.committed([holding.partition]) != expected:  # noqa: ASYNC110  no event tells
                 await asyncio.sleep(0.002)
             holding.confirmed = True
-        self._tell_heirs()
         self.settle()
 
 
