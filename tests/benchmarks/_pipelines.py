@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,11 +125,15 @@ def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False)
     return Written(topology, events)
 
 
-def mask_of(shape: Shape, n: int) -> int:
-    """The arrows that event ``n`` takes, by the conditions written above."""
-    takes = {"translate": n % 5 < 2, "search": n % 7 < 2}
+def taken(n: int) -> Mapping[str, bool]:
+    """Whether event ``n`` goes to the stages that not all go to, by the conditions written above."""
+    return {"translate": n % 5 < 2, "search": n % 7 < 2}
+
+
+def mask_of(shape: Shape, goes_to: Mapping[str, bool]) -> int:
+    """The arrows that an event takes, given which of the stages behind a condition it goes to."""
     mask = 0
     for bit, arrow in enumerate(shape.arrows):
-        if visited(shape, mask)[arrow.parent] and (not arrow.conditional or takes[shape.stages[arrow.child]]):
+        if visited(shape, mask)[arrow.parent] and (not arrow.conditional or goes_to[shape.stages[arrow.child]]):
             mask |= 1 << bit
     return mask

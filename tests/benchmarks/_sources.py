@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,7 +13,7 @@ from inferline_stream.dataplane.control import TopicFollower
 from inferline_stream.dataplane.partitioning import murmur2
 from inferline_stream.estimator.workload import Recorded
 from inferline_stream.pipeline.shape import Shape
-from tests.benchmarks._pipelines import PARTITIONS, mask_of
+from tests.benchmarks._pipelines import mask_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +25,24 @@ class Source:
     places: list[tuple[int, int]]
 
 
-async def source_of(bootstrap_servers: str, topic: str, shape: Shape) -> Source:
-    """Everything that a pipeline of `_pipelines` was fed."""
-    async with TopicFollower(bootstrap_servers, topic, "beginning", partitions=PARTITIONS) as follower:
+async def source_of(
+    bootstrap_servers: str, topic: str, partitions: int, shape: Shape, taken: Callable[[Any], Mapping[str, bool]]
+) -> Source:
+    """Everything that a pipeline was fed.
+
+    Args:
+        bootstrap_servers: of the Kafka.
+        topic: the source topic.
+        partitions: how many it has.
+        shape: the pipeline's.
+        taken: of an event: whether it goes to the stages behind a condition, by name.
+    """
+    async with TopicFollower(bootstrap_servers, topic, "beginning", partitions=partitions) as follower:
         records = await follower.read_to(await follower.end())
     records.sort(key=lambda record: (record.time_ms, record.partition, record.offset))
     names = [f"{topic}/{record.partition}/{record.offset}".encode() for record in records]
     recorded = Recorded(
-        paths=np.array([mask_of(shape, msgspec.json.decode(record.value)["n"]) for record in records]),
+        paths=np.array([mask_of(shape, taken(msgspec.json.decode(record.value))) for record in records]),
         key_hashes=np.array([murmur2(record.key) & 0x7FFFFFFF for record in records]),
         id_hashes=np.array([murmur2(name) & 0x7FFFFFFF for name in names]),
     )

@@ -6,6 +6,9 @@ plan is estimated on exactly those: the error, |estimated − measured| / measur
 is feasible if its estimate is within its SLO. Latencies are measured from the source record's timestamp to the sink's
 append. While others keep the machine busy a plan is measured again, at most twice, and the quietest time counts.
 
+The moderation example runs beside them, with real models on real cores and the plan that the Planner gives it: its
+figures are printed and belong to none of those above. It is left out with --quick.
+
 A run with the default policy under traffic that steps is replayed besides: as many decisions should be the same, at the
 same time, and as many events late.
 """
@@ -15,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvloop
@@ -25,21 +29,23 @@ import uvloop
 from inferline_stream.controlplane.run import Quiet, Run
 from inferline_stream.controlplane.session import session
 from inferline_stream.dataplane.loading import load_topology
-from inferline_stream.dataplane.sample_files import read_events
+from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.selection import quantile_s
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.profiling import Options, profile_pipeline
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.testing.runs import Script, plan_by_hand, trace_feed
 from tests.benchmarks._live import append_time_sink, passed
 from tests.benchmarks._machine import Elsewhere
-from tests.benchmarks._pipelines import PARTITIONS, write
+from tests.benchmarks._pipelines import PARTITIONS, taken, write
 from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair
 from tests.benchmarks._sources import Source, source_of
 
@@ -47,6 +53,8 @@ Figures = dict[str, float | int | str | None]
 
 QUIET_CORES = 0.15
 """Others that take more than this of the machine disturb a measurement."""
+
+MODERATION = Path(__file__).parents[2] / "topologies/moderation/topology.py"
 
 ATTEMPTS = 3
 WARM_UP_EVENTS = 600
@@ -119,6 +127,7 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
     # A broker's first minute is spent on compiling itself: what runs then is not measured.
     await _once(CASES["chain"], "warm-up", bootstrap_servers, folder, WARM_UP_EVENTS)
     found = {name: await _tried(name, bootstrap_servers, folder, quick) for name in (QUICK if quick else CASES)}
+    example = {} if quick else {"moderation": await _moderation(bootstrap_servers, folder)}
     again = await _replayed(bootstrap_servers, folder, 1 if quick else 3)
     errors = [abs(plan.error) for plan in found.values()]
     figures: Figures = {
@@ -129,7 +138,7 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
         "plans_called_feasible": sum(p.p99_s[0] <= p.plan.slo_s for p in found.values()),
         "plans_disturbed": sum(p.elsewhere_cores > QUIET_CORES for p in found.values()),
     }
-    for name, plan in found.items():
+    for name, plan in (found | example).items():
         estimated_s, measured_s = plan.p99_s
         figures |= {
             f"{name}_p99_error": round(plan.error, 3),
@@ -173,9 +182,9 @@ async def _tried(name: str, bootstrap_servers: str, folder: Path, quick: bool) -
 
 
 async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, events: int) -> Found:
+    """A plan by hand for emulated hardware."""
     written = write(case.pipeline, folder, case.slo, name)
     pipeline = load_topology(written.topology)
-    shape = shape_of(pipeline)
     measured = await profile_pipeline(
         pipeline,
         written.topology,
@@ -201,6 +210,61 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
         policy=Script(()),
         replans=False,
     )
+    return await _compared(run, lambda event: taken(event["n"]))
+
+
+async def _moderation(bootstrap_servers: str, folder: Path) -> Found:
+    """The example as a user has it: profiled and planned for its own sample, then fed with that."""
+    from py3langid import classify
+
+    home = folder / "moderation"
+    home.mkdir()
+    pipeline = load_topology(MODERATION)
+    assert pipeline.sample is not None, "the example has one"
+    events = MODERATION.parent / pipeline.sample.events
+    shape = shape_of(pipeline)
+    measured = await profile_pipeline(
+        pipeline,
+        MODERATION,
+        read_events(events),
+        bootstrap_servers=bootstrap_servers,
+        options=Options(broker=bootstrap_servers),
+        root=home,
+    )
+    trace = read_arrivals(MODERATION.parent / pipeline.sample.arrivals)
+    plan = provision(
+        shape,
+        measured,
+        trace,
+        pipeline.slo_s,
+        catalogue(pipeline.hardware),
+        pipeline=pipeline.name,
+        partitions={},
+        max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
+    )
+    run = Run(
+        pipeline=pipeline,
+        topology=MODERATION,
+        bootstrap_servers=bootstrap_servers,
+        plan=plan,
+        measured=measured,
+        log_folder=home / "logs",
+        prefix="moderation-",
+        feed=trace_feed(trace, events, home, "text"),
+        policy=Script(()),
+        replans=False,
+    )
+    return await _compared(run, lambda post: {"toxicity": classify(post["text"])[0] == "en"})
+
+
+async def _compared(run: Run, taken: Callable[[Any], Mapping[str, bool]]) -> Found:
+    """Run a plan to the end of its traffic, then estimate it on what was in the source topic.
+
+    Args:
+        run: of the plan.
+        taken: of an event: whether it goes to the stages behind a condition, by name.
+    """
+    shape = shape_of(run.pipeline)
     await append_time_sink(run)
     async with session(run, Quiet()) as under_way:
         await under_way.ready()
@@ -209,11 +273,13 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
         others = elsewhere.cores()
         await under_way.drain()
         sent = await passed(under_way)
-        source = await source_of(bootstrap_servers, under_way.running.source, shape)
-    estimated_s = estimate(shape, plan, measured, source)
+        (entry,) = shape.entries()
+        partitions = run.plan.partitions[shape.stages[entry]]
+        source = await source_of(run.bootstrap_servers, under_way.running.source, partitions, shape, taken)
+    estimated_s = estimate(shape, run.plan, run.measured, source)
     out = {(p, o): at_s for p, o, at_s in zip(sent.partition, sent.offset, sent.latency_s, strict=True)}
     measured_s = np.array([out.get(where, np.nan) for where in source.places])
-    return Found(estimated_s, measured_s, replace(plan, predicted_p99_s=quantile_s(estimated_s, 0.99)), others)
+    return Found(estimated_s, measured_s, replace(run.plan, predicted_p99_s=quantile_s(estimated_s, 0.99)), others)
 
 
 def estimate(shape: Shape, plan: Plan, measured: PipelineProfile, source: Source) -> np.ndarray:
