@@ -10,11 +10,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
@@ -29,6 +31,8 @@ _RENEW_BEFORE_S = 30.0
 
 STOP_TIMEOUT_S = 2.0
 """Longest wait for connections to close."""
+
+AiokafkaClient: TypeAlias = AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient
 
 
 def plaintext(bootstrap_servers: str) -> str:
@@ -170,54 +174,72 @@ async def refused(bootstrap_servers: str) -> str:
     return ""
 
 
-async def in_time(bootstrap_servers: str, work: Any, timeout_s: float, undo: Any) -> Any:
-    """The result of a client's start or first request; where that fails, the client is stopped again.
+async def in_time(bootstrap_servers: str, work: Any, timeout_s: float, client: AiokafkaClient) -> Any:
+    """The result of a client's start or first request; where that fails, the client is closed.
 
     Args:
         bootstrap_servers: of the cluster.
         work: to be awaited.
         timeout_s: longest wait for it.
-        undo: stops the client.
+        client: whose work it is.
 
     Raises:
         Unreachable: no answer in time, or a refusal.
     """
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except (KafkaConnectionError, TimeoutError) as error:
-        await undo()
-        raise await unreachable(
-            bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
-        ) from error
-    except KafkaError as error:
-        await undo()
-        raise Unreachable(f"Kafka refuses: {error}") from error
+    async with closed_on_failure(client):
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await work
+        except (KafkaConnectionError, TimeoutError) as error:
+            raise await unreachable(
+                bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
+            ) from error
+        except KafkaError as error:
+            raise Unreachable(f"Kafka refuses: {error}") from error
 
 
 async def started(client: AIOKafkaConsumer | AIOKafkaProducer, bootstrap_servers: str, timeout_s: float) -> None:
     """Start a client, trying again until the time is up: a broker may be restarting. One that turns us away is not."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await client.start()
-        except (KafkaConnectionError, TimeoutError) as error:
-            if loop.time() + 0.2 >= deadline or await refused(bootstrap_servers):
-                await client.stop()
-                raise await unreachable(
-                    bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
-                ) from error
-            await asyncio.sleep(0.2)
-        else:
-            return
+    async with closed_on_failure(client):
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await client.start()
+            except (KafkaConnectionError, TimeoutError) as error:
+                if loop.time() + 0.2 >= deadline or await refused(bootstrap_servers):
+                    raise await unreachable(
+                        bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
+                    ) from error
+                await asyncio.sleep(0.2)
+            else:
+                return
 
 
-async def stopped(stopping: Awaitable[None], within_s: float = STOP_TIMEOUT_S) -> None:
-    """Close a client whose broker may be gone."""
+@asynccontextmanager
+async def closed_on_failure(*clients: AiokafkaClient) -> AsyncIterator[None]:
+    """Close clients if what is done here fails or is cancelled: nobody else knows them yet."""
+    try:
+        yield
+    except BaseException:
+        await asyncio.gather(*(closed(client, within_s=1.0) for client in clients))
+        raise
+
+
+async def closed(client: AiokafkaClient, within_s: float = STOP_TIMEOUT_S) -> None:
+    """Close a client whose broker may be gone: in order if that ends in time, and its connections in any case."""
+    stop = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
+    network = client.client if isinstance(client, AIOKafkaProducer) else client._client
     try:
         async with asyncio.timeout(within_s):
-            await asyncio.gather(stopping, return_exceptions=True)  # aiokafka re-raises its own tasks' cancellation
+            # aiokafka may re-raise the cancellation of a task of its own there, and leaves the rest as it is.
+            await asyncio.gather(stop(), return_exceptions=True)
+            await network.close()
     except TimeoutError as error:
         logger.warning("a connection could not be closed in order: %r", error)
+    finally:
+        if network._sync_task is not None:
+            network._sync_task.cancel()
+        for connection in tuple(network._conns.values()):
+            connection.close()

@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
-from inferline_stream.dataplane.connecting import client_options, stopped, unreachable
+from inferline_stream.dataplane.connecting import client_options, closed, closed_on_failure, unreachable
 from inferline_stream.errors import InferlineError, Unreachable
 
 _REQUEST_TIMEOUT_MS = 5_000
@@ -75,20 +75,20 @@ class LeaderProducer:
         )
 
     async def __aenter__(self) -> Self:
-        try:
-            async with asyncio.timeout(self._start_timeout_s):
-                await self._producer.start()
-        except (KafkaError, TimeoutError) as error:
-            await stopped(self._producer.stop(), within_s=1.0)
-            raise await unreachable(
-                self._where, f"Kafka at {self._where} gives no transactional producer ({error or 'no answer'})"
-            ) from None
+        async with closed_on_failure(self._producer):
+            try:
+                async with asyncio.timeout(self._start_timeout_s):
+                    await self._producer.start()
+            except (KafkaError, TimeoutError) as error:
+                raise await unreachable(
+                    self._where, f"Kafka at {self._where} gives no transactional producer ({error or 'no answer'})"
+                ) from None
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await stopped(self._producer.stop())
+        await closed(self._producer)
 
     async def write(self, records: Iterable[Written]) -> None:
         """All of them become visible to read_committed readers at once, or none does.
@@ -157,7 +157,7 @@ async def write_once(bootstrap_servers: str, record: Written, timeout_s: float =
             "is the pipeline running there, and under this --prefix?",
         ) from None
     finally:
-        await stopped(producer.stop())
+        await closed(producer)
 
 
 async def delete_groups(bootstrap_servers: str, beginning: str, keep: str = "") -> None:
@@ -175,7 +175,7 @@ async def delete_groups(bootstrap_servers: str, beginning: str, keep: str = "") 
                 if group.startswith(beginning) and group != keep:
                     await admin._send_request(DeleteGroupsRequest([group]), await admin.find_coordinator(group))
     finally:
-        await stopped(admin.close(), within_s=1.0)
+        await closed(admin, within_s=1.0)
 
 
 async def fence(bootstrap_servers: str, transactional_id: str) -> None:
@@ -225,18 +225,17 @@ class TopicFollower:
         )
 
     async def __aenter__(self) -> Self:
-        try:
-            async with asyncio.timeout(_REQUEST_TIMEOUT_MS / 1e3 * 2):
-                await self._consumer.start()
-                await asyncio.sleep(0)  # stopped before its own tasks have begun, aiokafka leaves connections open
-                self._consumer.assign(self._tps)
-                for tp, offset in (await self._first_offsets()).items():
-                    self._consumer.seek(tp, offset)
-        except (KafkaError, TimeoutError) as error:
-            await stopped(self._consumer.stop(), within_s=1.0)
-            raise await unreachable(
-                self._where, f"topic {self._topic} at {self._where} cannot be read: {error!r}"
-            ) from None
+        async with closed_on_failure(self._consumer):
+            try:
+                async with asyncio.timeout(_REQUEST_TIMEOUT_MS / 1e3 * 2):
+                    await self._consumer.start()
+                    self._consumer.assign(self._tps)
+                    for tp, offset in (await self._first_offsets()).items():
+                        self._consumer.seek(tp, offset)
+            except (KafkaError, TimeoutError) as error:
+                raise await unreachable(
+                    self._where, f"topic {self._topic} at {self._where} cannot be read: {error!r}"
+                ) from None
         return self
 
     async def _first_offsets(self) -> Mapping[TopicPartition, int]:
@@ -253,7 +252,7 @@ class TopicFollower:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await stopped(self._consumer.stop())
+        await closed(self._consumer)
 
     async def read(self, timeout_s: float = 1.0, most: int | None = None) -> list[Followed]:
         """Records that came since the last call, waiting up to ``timeout_s`` for the first; maybe none."""
@@ -317,23 +316,21 @@ class OffsetReader:
         self._coordinators: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
-        try:
-            async with asyncio.timeout(self._start_timeout_s):
-                await self._consumer.start()
-                await asyncio.sleep(0)  # stopped before its own tasks have begun, aiokafka leaves connections open
-                await self._admin.start()
-        except (KafkaError, TimeoutError) as error:
-            await self.__aexit__(None, None, None)
-            raise await unreachable(
-                self._where, f"Kafka at {self._where} does not answer: {error or 'timed out'}"
-            ) from None
+        async with closed_on_failure(self._consumer, self._admin):
+            try:
+                async with asyncio.timeout(self._start_timeout_s):
+                    await self._consumer.start()
+                    await self._admin.start()
+            except (KafkaError, TimeoutError) as error:
+                raise await unreachable(
+                    self._where, f"Kafka at {self._where} does not answer: {error or 'timed out'}"
+                ) from None
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await stopped(self._consumer.stop(), within_s=1.0)
-        await stopped(self._admin.close(), within_s=1.0)
+        await asyncio.gather(closed(self._consumer, within_s=1.0), closed(self._admin, within_s=1.0))
 
     async def partitions(self, topic: str) -> int:
         """Partitions that a topic has.

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from inferline_stream.dataplane.connecting import client_options, stopped, unreachable
+from inferline_stream.dataplane.connecting import client_options, closed, closed_on_failure, unreachable
 from inferline_stream.errors import Unreachable
 
 logger = logging.getLogger(__name__)
@@ -71,25 +71,22 @@ class RecordFollower:
             auto_offset_reset="latest" if self._from_end else "earliest",
             isolation_level="read_committed",
         )
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                await self._consumer.start()
-                partitions = await self._partitions()
-                self._consumer.assign([TopicPartition(self._topic, p) for p in partitions])
-                for p in partitions:
-                    self._next[p] = await self._consumer.position(TopicPartition(self._topic, p))
-        except (KafkaError, OSError):
-            await stopped(self._consumer.stop())
-            raise await unreachable(self._bootstrap_servers) from None
-        except Unreachable:
-            await stopped(self._consumer.stop())
-            raise
+        async with closed_on_failure(self._consumer):
+            try:
+                async with asyncio.timeout(self._connect_timeout_s):
+                    await self._consumer.start()
+                    partitions = await self._partitions()
+                    self._consumer.assign([TopicPartition(self._topic, p) for p in partitions])
+                    for p in partitions:
+                        self._next[p] = await self._consumer.position(TopicPartition(self._topic, p))
+            except (KafkaError, OSError):
+                raise await unreachable(self._bootstrap_servers) from None
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        await stopped(self._client.stop())
+        await closed(self._client)
 
     @property
     def _client(self) -> AIOKafkaConsumer:
@@ -99,11 +96,11 @@ class RecordFollower:
     async def _partitions(self) -> list[int]:
         # The consumer itself learns of a topic's partitions only once it holds one of them.
         admin = AIOKafkaAdminClient(**client_options(self._bootstrap_servers))
-        await admin.start()
         try:
+            await admin.start()
             (described,) = await admin.describe_topics([self._topic])
         finally:
-            await admin.close()
+            await closed(admin)
         if described["error_code"]:
             raise Unreachable(f"topic {self._topic!r}: Kafka has no such topic; create it first")
         return sorted(partition["partition"] for partition in described["partitions"])

@@ -17,6 +17,27 @@ logger = logging.getLogger(__name__)
 REQUEST_S = 10.0
 """Longest wait for one answer."""
 
+_PASSING = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._WAIT_COORD,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+        KafkaError.KAFKA_STORAGE_ERROR,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.REQUEST_TIMED_OUT,
+    }
+)
+
 _FENCED = (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED)
 
 
@@ -52,6 +73,11 @@ def common(bootstrap_servers: str) -> dict[str, Any]:
 def _told(error: KafkaError) -> None:
     """What the client tells of itself; whatever it means for a call is that call's error."""
     logger.debug("%s", error)
+
+
+def may_pass(error: KafkaError) -> bool:
+    """Whether the next try may succeed. librdkafka itself marks only errors of transactions as such."""
+    return bool(error.retriable()) or error.code() in _PASSING
 
 
 def translated(error: KafkaException, what: str) -> Fenced | KafkaFailed:

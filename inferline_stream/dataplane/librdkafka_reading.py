@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from inferline_stream.dataplane.client import Fetched, KafkaFailed
 from inferline_stream.dataplane.headers import Header
-from inferline_stream.dataplane.librdkafka import REQUEST_S, TransactionOffsets, common, topics_known
+from inferline_stream.dataplane.librdkafka import REQUEST_S, TransactionOffsets, common, may_pass, topics_known
 from inferline_stream.errors import Unreachable
 
 logger = logging.getLogger(__name__)
@@ -122,25 +122,14 @@ class ConfluentReader:
             await self.stop()
             raise Unreachable(f"topics {' and '.join(missing)} cannot be read; create them first")
         self.partitions = topics[self._topic]
-        first, _ = await self._bounds(self._assignments, timeout_s)
-        _, next_handover = await self._bounds(self._handovers, timeout_s)
+        try:
+            first, _ = (await self._watermarks(self._assignments, [0], timeout_s))[0]
+            _, next_handover = (await self._watermarks(self._handovers, [0], timeout_s))[0]
+        except KafkaFailed as error:
+            raise Unreachable(str(error)) from error
         control = [TopicPartition(self._assignments, 0, first), TopicPartition(self._handovers, 0, next_handover)]
         self._commands.put(lambda: self._consumer.assign(control))
         self._thread.start()
-
-    async def _bounds(self, topic: str, timeout_s: float) -> tuple[int, int]:
-        """Lowest and next offset; a topic that has just been created has no leader for a moment."""
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            try:
-                ask = self._offsets.get_watermark_offsets
-                bounds: tuple[int, int] = await self._run(ask, TopicPartition(topic, 0), REQUEST_S)
-            except KafkaException as error:
-                if not error.args[0].retriable() or time.monotonic() >= deadline_s:
-                    raise Unreachable(f"topic {topic} cannot be read: {error.args[0]}") from error
-                await asyncio.sleep(0.05)
-            else:
-                return bounds
 
     async def stop(self) -> None:
         """Close the connections."""
@@ -228,27 +217,36 @@ class ConfluentReader:
             raise KafkaFailed(
                 f"group {self._group} has members that subscribe to it; they and replicas must not share a group"
             ) from error
-        passing = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._WAIT_COORD)
-        if not (reason.retriable() or reason.code() in (*passing, KafkaError.NOT_COORDINATOR)):
+        if not may_pass(reason):
             raise KafkaFailed(f"group {self._group} refuses {what}: {reason}") from error
         await asyncio.sleep(0.05)
 
     async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
         """Lowest offset that Kafka still has."""
-        return {p: low for p, (low, _) in (await self._watermarks(partitions)).items()}
+        return {p: low for p, (low, _) in (await self._watermarks(self._topic, partitions)).items()}
 
     async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
         """End offset now."""
-        return {p: high for p, (_, high) in (await self._watermarks(partitions)).items()}
+        return {p: high for p, (_, high) in (await self._watermarks(self._topic, partitions)).items()}
 
-    async def _watermarks(self, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
-        def ask(wanted: list[int]) -> dict[int, tuple[int, int]]:
-            return {p: self._offsets.get_watermark_offsets(TopicPartition(self._topic, p), REQUEST_S) for p in wanted}
+    async def _watermarks(
+        self, topic: str, partitions: Iterable[int], timeout_s: float = REQUEST_S
+    ) -> dict[int, tuple[int, int]]:
+        """Lowest and next offset; a topic that has just been created has no leader for a moment."""
 
-        try:
-            return await self._run(ask, list(partitions))
-        except KafkaException as error:
-            raise KafkaFailed(f"offsets of topic {self._topic} cannot be read: {error.args[0]}") from error
+        wanted = tuple(partitions)
+
+        def ask() -> dict[int, tuple[int, int]]:
+            return {p: self._offsets.get_watermark_offsets(TopicPartition(topic, p), REQUEST_S) for p in wanted}
+
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                return await self._run(ask)
+            except KafkaException as error:
+                if not may_pass(error.args[0]) or time.monotonic() >= deadline_s:
+                    raise KafkaFailed(f"offsets of topic {topic} cannot be read: {error.args[0]}") from error
+                await asyncio.sleep(0.05)
 
     def offsets_for_transaction(self, offsets: Mapping[int, tuple[int, str]]) -> TransactionOffsets | None:
         """The same offsets as a transaction wants them; None where there are none."""

@@ -11,7 +11,7 @@ from typing import Self
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
-from inferline_stream.dataplane.connecting import client_options, unreachable
+from inferline_stream.dataplane.connecting import client_options, closed_on_failure, unreachable
 from inferline_stream.errors import InferlineError, Unreachable
 
 logger = logging.getLogger(__name__)
@@ -51,12 +51,12 @@ class RecordProducer:
             enable_idempotence=True,
             max_batch_size=_BUFFER_BYTES,
         )
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                await self._producer.start()
-        except (KafkaError, OSError):
-            await self._producer.stop()
-            raise await unreachable(self._bootstrap_servers) from None
+        async with closed_on_failure(self._producer):
+            try:
+                async with asyncio.timeout(self._connect_timeout_s):
+                    await self._producer.start()
+            except (KafkaError, OSError):
+                raise await unreachable(self._bootstrap_servers) from None
         return self
 
     async def __aexit__(

@@ -20,7 +20,7 @@ from aiokafka.errors import (
 )
 
 from inferline_stream.dataplane.client import Fetched, KafkaFailed
-from inferline_stream.dataplane.connecting import client_options, started, stopped
+from inferline_stream.dataplane.connecting import client_options, closed, started
 from inferline_stream.errors import Unreachable
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class StageReader:
 
     async def stop(self) -> None:
         """Close the connections."""
-        await stopped(self._consumer.stop())
+        await closed(self._consumer)
 
     async def fetch(self, full: Collection[int], wait_s: float) -> Fetched:
         """Wait for records, except of partitions that are full.

@@ -16,7 +16,7 @@ from inferline_stream.dataplane.client import (
     KafkaFailed,
     Outgoing,
 )
-from inferline_stream.dataplane.connecting import client_options, started, stopped
+from inferline_stream.dataplane.connecting import client_options, closed, started
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class StageSender:
 
     async def stop(self) -> None:
         """Close the connections, what was sent first."""
-        await stopped(self._producer.stop())
+        await closed(self._producer)
 
     async def partitions_of(self, topic: str) -> int:
         """Partitions of a topic, which must exist."""
@@ -113,7 +113,7 @@ class TellingSender:
 
     async def stop(self) -> None:
         """Close the connection."""
-        await stopped(self._producer.stop())
+        await closed(self._producer)
 
     async def send(self, topic: str, told: bytes) -> bool:
         """Send one record; whether Kafka acknowledged it."""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from inferline_stream.dataplane.connecting import client_options, in_time
+from inferline_stream.dataplane.connecting import client_options, closed, in_time
 from inferline_stream.dataplane.offsets import decode_metadata, encode_metadata
 from inferline_stream.dataplane.wiring import input_topic
 from inferline_stream.errors import UsageError
@@ -131,10 +131,9 @@ class _Group:
         self._partitions: list[TopicPartition] = []
 
     async def __aenter__(self) -> _Group:
-        stop = self._consumer.stop
-        await in_time(self._where, self._consumer.start(), self._timeout_s, stop)
+        await in_time(self._where, self._consumer.start(), self._timeout_s, self._consumer)
         metadata = self._consumer._client._wait_on_metadata(self._topic)
-        found = await in_time(self._where, metadata, self._timeout_s, stop)
+        found = await in_time(self._where, metadata, self._timeout_s, self._consumer)
         self._partitions = [TopicPartition(self._topic, partition) for partition in sorted(found)]
         self._consumer.assign(self._partitions)
         for partition in self._partitions:
@@ -143,7 +142,7 @@ class _Group:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._consumer.stop()
+        await closed(self._consumer)
 
     async def committed(self) -> dict[int, Entry]:
         found = await self._consumer._coordinator.fetch_committed_offsets(self._partitions)

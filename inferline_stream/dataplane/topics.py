@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from inferline_stream.dataplane.connecting import client_options, in_time, unreachable
+from inferline_stream.dataplane.connecting import client_options, closed, in_time, unreachable
 from inferline_stream.errors import InvalidTopology, Unreachable
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline
@@ -224,13 +224,13 @@ class _Admin:
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> _Admin:
-        await in_time(self._where, self.client.start(), self._timeout_s, self.client.close)
+        await in_time(self._where, self.client.start(), self._timeout_s, self.client)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        await self.client.close()
+        await closed(self.client)
         if isinstance(error, KafkaError):
             raise await unreachable(
                 self._where, f"Kafka at {self._where} does not answer ({error!r}); is it running?"

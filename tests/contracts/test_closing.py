@@ -1,0 +1,63 @@
+"""Clients are closed to their last connection, however their own way of stopping ends."""
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from inferline_stream.dataplane.connecting import client_options, closed
+from inferline_stream.dataplane.control import TopicFollower
+from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.testing.kafka import KafkaServer
+
+
+async def ends_early() -> None:
+    raise asyncio.CancelledError  # what aiokafka raises where a task of its own was cancelled
+
+
+async def never_ends() -> None:
+    await asyncio.Event().wait()
+
+
+def network_of(client: AIOKafkaConsumer | AIOKafkaProducer):
+    return client.client if isinstance(client, AIOKafkaProducer) else client._client
+
+
+def connections(client: AIOKafkaConsumer | AIOKafkaProducer) -> Iterator[bool]:
+    return (connection.connected() for connection in network_of(client)._conns.values())
+
+
+@pytest.mark.parametrize("stop", [ends_early, never_ends])
+@pytest.mark.parametrize("kind", [AIOKafkaConsumer, AIOKafkaProducer])
+async def test_no_connection_is_left_open(kind, stop, embedded_broker: KafkaServer) -> None:
+    client = kind(**client_options(embedded_broker.bootstrap_servers))
+    await client.start()
+    await network_of(client).ready(network_of(client).get_random_node())
+    properly, client.stop = client.stop, stop
+    assert any(connections(client))
+    await closed(client, within_s=0.1)
+    assert not any(connections(client))
+    await properly()
+
+
+async def test_a_reader_that_is_cancelled_while_it_is_entered_is_closed(embedded_broker: KafkaServer) -> None:
+    topic = secrets.token_hex(4)
+    await create_topics(embedded_broker.bootstrap_servers, [TopicSettings(topic, 1, "a test's")])
+    follower = TopicFollower(embedded_broker.bootstrap_servers, topic)
+    asked, properly = asyncio.Event(), follower._first_offsets
+
+    async def first_offsets() -> None:
+        await properly()
+        asked.set()
+        await never_ends()
+
+    follower._first_offsets = first_offsets
+    entering = asyncio.create_task(follower.__aenter__())
+    await asked.wait()
+    assert any(connections(follower._consumer))
+    entering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    assert not any(connections(follower._consumer))
