@@ -6,7 +6,7 @@ share the simulation of their beginning. A beginning is given up when
 - too many events are doomed: later, with the fastest possible rest, than the target allows;
 - it cannot become cheaper than the best plan so far: each remaining stage needs at least the price at which a
   fluid server keeps up with what now really arrives there (`Bounds`);
-- another option of the same or a lower price gave the very same departures.
+- another option of the same or a lower price gave the very same departures, and took no scarce kind in its stead.
 
 None of it assumes that more replicas help. The space searched: one hardware kind per stage, batch limits that were
 profiled and raise throughput, replica counts on rungs where there are partitions.
@@ -114,7 +114,7 @@ class _Tree:
         bounds = self._evaluator.bounds
         least = [bounds.least_stage_price(stage + i, rate) for i, rate in enumerate(rates)]
         rest = sum(least[1:])
-        seen: set[bytes] = set()
+        seen: set[tuple[bytes, str | None]] = set()
         for option in self._options(stage, least[0], rates[0], spent + rest):
             price = price_of(self._problem, option)
             if spent + price + rest >= self.cost - COST_EPSILON:
@@ -125,9 +125,12 @@ class _Tree:
             if served is None:
                 continue
             mark = hashlib.sha256(b"".join(d.times_s.tobytes() + d.events.tobytes() for d in served)).digest()
-            if mark in seen:
+            # What a scarce kind spares in price may be missing below, so it stands in for none but itself.
+            kind = option[0].hardware
+            scarce = None if self._problem.catalogue[kind].stock is None else kind
+            if not seen.isdisjoint({(mark, None), (mark, scarce)}):
                 continue
-            seen.add(mark)
+            seen.add((mark, scarce))
             below = tuple({**u, stage: d} for u, d in zip(upstream, served, strict=True))
             self.descend((*chosen, option), below, spent + price)
 

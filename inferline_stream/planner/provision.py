@@ -183,6 +183,7 @@ def search(
     lower_bound = 0.0
     papers: list[Candidate] = []
     work = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
+    scarce = any(hardware.stock is not None for hardware in problem.catalogue.values())
     journal = _Journal(problem, progress)
     whole = Evaluator(problem, stop)
     journal.watch(whole)
@@ -207,11 +208,12 @@ def search(
                 journal.take(candidate)
                 found = candidate
             short = algorithm == "default" and len(problem.shape.stages) <= PROVEN_STAGES
-            if found is not None and (short or algorithm == "exact"):
+            # Where kinds are scarce a plan may exist although nothing that was looked at fits into the stock.
+            if (found is not None or scarce) and (short or algorithm == "exact"):
                 effort = math.inf if algorithm == "exact" else PROVEN_EFFORT
                 proof = prove(evaluator, found, take=journal.take, effort=effort)
                 found = proof.best
-                lower_bound = proof.lower_bound
+                lower_bound = lower_bound if found is None else proof.lower_bound
             if found is not None:
                 if algorithm != "inferline":
                     journal.best = _with_largest_limits(whole, evaluator, journal.best, found)

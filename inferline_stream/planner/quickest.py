@@ -21,7 +21,10 @@ PLENTY = 64
 
 
 def quickest(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, float | None]:
-    """The candidate with the least latency found, stage by stage, and that latency; None if stock allows none."""
+    """The candidate with the least latency found, stage by stage, and that latency.
+
+    None for the latency if the stock does not suffice for the most that each stage alone could have.
+    """
     candidate: Candidate = tuple(
         max((_most(problem, s, k, 1) for k in hardware_kinds(problem, s)), key=lambda o: _throughput(problem, s, o))
         for s in problem.shape.stages

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
-from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
-from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner.problem import Problem
+from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
+from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.planner.partitions import rungs
+from inferline_stream.planner.problem import Problem, cost_of, in_stock
 
 SIZES = (1, 2, 4, 8)
 
@@ -54,6 +57,50 @@ def random_problem(seed, stages=None, *, rate=60.0, duration_s=20.0, cv=None, pa
         catalogue or prices(),
         partitions=dict.fromkeys(names, partitions) if partitions else {},
     )
+
+
+def plain_problem(times_s, arrivals_s, target_s, catalogue, *, arrows=None, paths=None, hop_s=0.0, **more):
+    """A problem of given service times, by stage and kind, without batches; a chain unless arrows are given.
+
+    Args:
+        times_s: by stage, by kind.
+        arrivals_s: of the events, of one trace.
+        target_s: as in `Problem`.
+        catalogue: the kinds.
+        arrows: of the shape.
+        paths: share of events by set of arrows taken; all take all of them by default.
+        hop_s: overhead of a hop.
+        more: further fields of `Problem`.
+    """
+    names = tuple(times_s)
+    shape = Shape(names, tuple(Arrow(i, i + 1) for i in range(len(names) - 1)) if arrows is None else arrows)
+    paths = paths or {2 ** len(shape.arrows) - 1: 1.0}
+    profiles = {(s, k): Profile(s, k, (ServiceTime(1, t),)) for s, kinds in times_s.items() for k, t in kinds.items()}
+    measured = PipelineProfile(profiles, Paths(tuple(paths), tuple(paths.values())), hop_s)
+    return Problem(shape, measured, (Trace(np.sort(arrivals_s)),), target_s, catalogue, **more)
+
+
+def options(problem, stage, most):
+    """Every kind, profiled batch size and replica count up to a limit, on partitions those on rungs; one kind each."""
+    counts = rungs(problem.partitions[stage]) if problem.partitions else range(1, most + 1)
+    return [
+        (Allocation(kind, size, count),)
+        for kind in problem.measured.hardware_of(stage)
+        for size in problem.measured.profiles[stage, kind].batch_sizes
+        for count in counts
+        if count <= most
+    ]
+
+
+def candidates(problem, most):
+    """All combinations of `options` that stock allows, cheapest first."""
+    every = itertools.product(*(options(problem, stage, most) for stage in problem.shape.stages))
+    return sorted((c for c in every if in_stock(problem, c)), key=lambda c: cost_of(problem, c))
+
+
+def least_cost(problem, most):
+    """The cost of the first of all `candidates` that meets the target; infinite if none does."""
+    return next((cost_of(problem, c) for c in candidates(problem, most) if meets(problem, c)), math.inf)
 
 
 def p99_s(problem, candidate, trace=None):

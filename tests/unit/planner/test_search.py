@@ -1,6 +1,5 @@
 """The default search and the proof, against brute force and against the paper's algorithm."""
 
-import itertools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.errors import Infeasible, InvalidTopology
+from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.planner.descent import with_largest_limits
@@ -20,7 +20,7 @@ from inferline_stream.planner.partitions import rungs
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 from inferline_stream.planner.provision import MARGIN, provision, search
 from inferline_stream.planner.search import busiest, levels
-from tests.unit.planner.problems import SIZES, meets, p99_s, prices, random_problem
+from tests.unit.planner.problems import SIZES, least_cost, meets, p99_s, plain_problem, prices, random_problem
 
 FEASIBLE_SEEDS = (0, 1, 2, 4, 5, 6, 8)
 
@@ -37,31 +37,19 @@ def _plan(problem, slo_s=None, **more):
     )
 
 
-def _brute_force(problem, most):
-    """The least cost over every kind, profiled batch size and replica count up to a limit, one kind per stage."""
-    counts = rungs(problem.partitions["s0"]) if problem.partitions else range(1, most + 1)
-    options = [
-        (Allocation(kind, size, count),)
-        for kind, size, count in itertools.product(problem.catalogue, SIZES, counts)
-        if count <= most
-    ]
-    candidates = sorted(itertools.product(options, repeat=len(problem.shape.stages)), key=lambda c: cost_of(problem, c))
-    return next((cost_of(problem, c) for c in candidates if in_stock(problem, c) and meets(problem, c)), math.inf)
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_the_proof_finds_what_brute_force_finds(seed):
     problem = random_problem(seed, stages=1 + seed % 2, rate=50, duration_s=6, slack=3.0, partitions=(0, 6)[seed % 2])
     proof = prove(Evaluator(problem), None)
     assert proof.proven
     assert cost_of(problem, proof.best) == pytest.approx(proof.lower_bound)
-    assert cost_of(problem, proof.best) == pytest.approx(_brute_force(problem, most=6))
+    assert cost_of(problem, proof.best) == pytest.approx(least_cost(problem, most=6))
 
 
 @pytest.mark.parametrize("seed", [0, 2, 3, 4, 5])
 def test_wherever_a_proof_is_cut_short_the_optimum_lies_between_its_bound_and_its_best(seed):
     problem = random_problem(seed, stages=1 + seed % 2, rate=50, duration_s=6, slack=3.0, partitions=(0, 6)[seed // 3])
-    optimum = _brute_force(problem, most=6)
+    optimum = least_cost(problem, most=6)
     evaluator, bounds = Evaluator(problem), [0.0]
     while not (proof := prove(_interrupted_after(problem, len(bounds), evaluator.workloads), None)).proven:
         cost = math.inf if proof.best is None else cost_of(problem, proof.best)
@@ -129,6 +117,21 @@ def test_an_earlier_plan_that_meets_the_slo_is_taken_whatever_its_margin():
     assert plan.cost_per_hour == earlier.cost_per_hour >= plan.lower_bound_per_hour > 0
 
 
+@pytest.mark.parametrize("algorithm", ["default", "inferline", "exact"])
+def test_an_earlier_plan_wins_if_it_is_cheaper_and_never_where_it_misses_the_slo_or_overdraws_the_stock(algorithm):
+    times_s = {"a": {"slow": 0.03, "middle": 0.01}, "b": {"slow": 0.02}}
+    problem = plain_problem(times_s, np.repeat(np.arange(20.0), 2), 0.06, prices())
+    late, best = (((Allocation("slow", 1, n),),) * 2 for n in (1, 2))
+    assert not meets(problem, late)
+    assert cost_of(problem, best) == pytest.approx(least_cost(problem, most=3))
+    assert search(problem, algorithm=algorithm, margin=0.0, known=[late, best]).candidate == best
+    for asked, known in ((problem, late), (replace(problem, catalogue=prices(slow=1)), best)):
+        found = search(asked, algorithm=algorithm, margin=0.0, known=[known]).candidate
+        assert cost_of(asked, found) > cost_of(asked, known)
+        assert in_stock(asked, found)
+        assert meets(asked, found)
+
+
 def test_stock_that_does_not_suffice_of_one_kind_is_mixed_with_another():
     problem = random_problem(1, stages=1, rate=900, slack=6.0, catalogue=prices(fast=1, middle=1, slow=40))
     plan = _plan(problem)
@@ -150,7 +153,20 @@ def test_stock_one_short_of_what_the_cheapest_plan_takes_is_not_overdrawn_and_th
     short = replace(problem, catalogue=prices(**{kind: wanted - 1}))
     found = {a: search(short, algorithm=a, margin=0.0, mixed=False).candidate for a in ("default", "exact")}
     assert all(_held(candidate)[kind] < wanted and meets(short, candidate) for candidate in found.values())
-    assert cost_of(short, found["exact"]) == pytest.approx(_brute_force(short, most=6))
+    assert cost_of(short, found["exact"]) == pytest.approx(least_cost(short, most=6))
+
+
+@pytest.mark.parametrize("algorithm", ["default", "exact"])
+def test_a_scarce_kind_that_every_stage_would_take_goes_to_those_that_have_no_other(algorithm):
+    catalogue = {"scarce": Hardware("scarce", 1.0, stock=2), "dear": Hardware("dear", 2.0)}
+    times_s = {"a": {"scarce": 0.01, "dear": 0.01}, "b": {"scarce": 0.01}, "c": {"scarce": 0.01}}
+    problem = plain_problem(times_s, np.arange(20.0), 0.1, catalogue)
+    found = search(problem, algorithm=algorithm)
+    assert cost_of(problem, found.candidate) == found.lower_bound_per_hour == least_cost(problem, most=2) == 4.0
+    with pytest.raises(Infeasible):
+        search(
+            replace(problem, catalogue=catalogue | {"scarce": Hardware("scarce", 1.0, stock=1)}), algorithm=algorithm
+        )
 
 
 def test_stock_is_that_of_all_stages_together_and_partitions_that_of_each():
@@ -331,6 +347,15 @@ def test_limits_are_raised_as_far_as_the_target_allows_and_no_further(seed):
     (small,) = option = next(meeting)
     largest = max(size for size in SIZES if meets(problem, ((replace(small, max_batch_size=size),),)))
     assert with_largest_limits(evaluator, (option,)) == ((replace(small, max_batch_size=largest),),)
+
+
+def test_of_every_stage_and_kind_the_limit_is_raised_and_no_replica_is_lost():
+    problem = random_problem(1, stages=2, rate=20, duration_s=5, slack=20.0)
+    mixed = (Allocation("slow", 1, 3), Allocation("middle", 2, 2), Allocation("fast", SIZES[-1], 1))
+    candidate = (mixed, (Allocation("slow", 4, 3),))
+    largest = tuple(tuple(replace(part, max_batch_size=SIZES[-1]) for part in option) for option in candidate)
+    assert meets(problem, largest)
+    assert with_largest_limits(Evaluator(problem), candidate) == largest
 
 
 def test_hardware_of_which_the_first_counts_are_far_too_few_is_searched_all_the_same():
