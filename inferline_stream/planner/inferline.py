@@ -76,19 +76,30 @@ def initialise(search: Search) -> Candidate | None:
     candidate = fastest_start(problem)
     if candidate is None or fastest_path_s(problem) > problem.target_s:
         return None
+    ended: set[int] = set()
     while not search.feasible(candidate):
-        larger = next(
-            (
-                grown
-                for stage in by_bottleneck(problem, candidate)
-                if (grown := with_replica_added(problem, candidate, stage)) is not None
-            ),
-            None,
-        )
+        larger = None
+        for stage in by_bottleneck(problem, candidate):
+            larger = with_replica_added(problem, candidate, stage)
+            if larger is not None:
+                break
+            if stage not in ended:  # the others might grow for ever and not help
+                ended.add(stage)
+                if not search.feasible(_with_most(search, candidate)):
+                    return None
         if larger is None:
             return None
         candidate = larger
         search.report("initialise", None)
+    return candidate
+
+
+def _with_most(search: Search, candidate: Candidate) -> Candidate:
+    """The candidate with all replicas that can be busy wherever another can be had, as if each had the stock alone."""
+    for stage, (held,) in enumerate(candidate):
+        if with_replica_added(search.problem, candidate, stage) is not None:
+            most = max(held.replicas, search.most_busy(candidate, stage, held.hardware))
+            candidate = replaced(candidate, stage, _with_replicas(held, most))
     return candidate
 
 

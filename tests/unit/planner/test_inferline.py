@@ -1,8 +1,10 @@
 """The paper's Planner: Algorithms 1 and 2, step by step against literal readings."""
 
+import dataclasses
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from inferline_stream.pipeline.hardware import catalogue
@@ -20,7 +22,7 @@ from inferline_stream.planner.inferline import (
     with_replica_removed,
 )
 from inferline_stream.planner.problem import arrival_rates, cost_of, fastest_path_s, in_stock, replaced
-from tests.unit.planner.problems import meets, p99_s, prices, random_problem
+from tests.unit.planner.problems import meets, p99_s, plain_problem, prices, random_problem
 
 SEEDS = range(8)
 
@@ -184,6 +186,17 @@ def test_stock_is_never_overdrawn():
     start = initialise(search)
     if start is not None:
         assert in_stock(problem, minimise_cost(search, start))
+
+
+@pytest.mark.parametrize(("target_s", "clump"), [(0.025, 1), (0.1, 40)])
+def test_where_scarce_hardware_makes_it_infeasible_no_other_stage_grows_for_ever(target_s, clump):
+    times_s = {"a": {"fast": 0.01}, "b": {"fast": 0.01, "middle": 0.02}}
+    problem = plain_problem(times_s, np.repeat(np.arange(5.0), clump), target_s, prices(fast=1))
+    left = iter(range(clump + 10))
+    search = dataclasses.replace(_search(problem), report=lambda *_: next(left))
+    assert initialise(search) is None
+    plenty = dataclasses.replace(problem, catalogue=prices(fast=99))
+    assert initialise(_search(plenty)) is not None
 
 
 def test_ten_gpu_and_three_cpu_replicas_cost_what_the_paper_says():
