@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from inferline_stream.estimator.selection import quantile_s
 from inferline_stream.planner.confidence import p99_confidence
 
 
@@ -23,6 +24,20 @@ def test_of_independent_latencies_about_nineteen_in_twenty_intervals_hold_the_tr
         found = _interval(np.random.default_rng(seed).exponential(size=12_000), seed=seed)
         held += found.low_s <= truth <= found.high_s
     assert 0.87 <= held / 200 <= 0.99
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.99, 1.0])
+def test_a_single_block_is_the_trace_itself_and_its_quantile_certain(p):
+    latency = np.random.default_rng(3).geometric(0.02, 1000) * 1.0
+    found = _interval(latency, p=p, blocks=1)
+    assert (found.low_s, found.high_s) == (quantile_s(latency, p),) * 2
+
+
+def test_of_two_blocks_the_slower_decides_unless_it_is_never_drawn():
+    # Half of the draws hold either block once and a quarter the faster one twice: P60 is 1, 2 or, mixed, 2.
+    latency = np.repeat([1.0, 2.0], 500)
+    assert [_interval(latency, p=0.6, blocks=2, confidence=c).low_s for c in (0.4, 0.6)] == [2.0, 1.0]
+    assert [_interval(latency, p=0.4, blocks=2, confidence=c).high_s for c in (0.4, 0.6)] == [1.0, 2.0]
 
 
 def test_latencies_that_come_in_bursts_make_the_interval_wider_than_the_same_ones_shuffled():
