@@ -44,6 +44,9 @@ TEST_SETTINGS: Mapping[str, str] = {
     # Compaction at once, in 16 MiB instead of 128 MiB.
     "log.cleaner.backoff.ms": "250",
     "log.cleaner.dedupe.buffer.size": "16777216",
+    # Each partition's first record touches two index files, 10 MiB each by default. Where a disk reads that far ahead,
+    # Linux fills all of it with zeros: 8 ms per partition, seconds at the beginning of a run.
+    "log.index.size.max.bytes": "262144",
 }
 """Broker settings of every Kafka that is started here. The rebalance delay is a parameter of its own."""
 
