@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -239,7 +239,17 @@ async def closed(client: AiokafkaClient, within_s: float = STOP_TIMEOUT_S) -> No
     except TimeoutError as error:
         logger.warning("a connection could not be closed in order: %r", error)
     finally:
-        if network._sync_task is not None:
-            network._sync_task.cancel()
+        for task in (network._sync_task, *_background(client)):
+            if task is not None:
+                task.cancel()  # it would connect again
         for connection in tuple(network._conns.values()):
             connection.close()
+
+
+def _background(client: AiokafkaClient) -> Iterator[asyncio.Task[Any] | None]:
+    """Tasks of a client that use its connections, as far as a stop that ended early may have left them."""
+    if isinstance(client, AIOKafkaProducer):
+        yield client._sender.sender_task
+    elif isinstance(client, AIOKafkaConsumer) and client._fetcher is not None:
+        yield client._fetcher._fetch_task
+        yield from tuple(client._fetcher._pending_tasks)

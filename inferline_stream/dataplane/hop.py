@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from inferline_stream.dataplane.client import Message
-from inferline_stream.dataplane.connecting import client_options
+from inferline_stream.dataplane.connecting import client_options, closed
 from inferline_stream.dataplane.headers import read_headers
 from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.sending import StageSender
@@ -126,4 +126,4 @@ async def _delete(bootstrap_servers: str, topics: list[str]) -> None:
             await admin.start()
             await admin.delete_topics(topics)
         finally:
-            await admin.close()
+            await closed(admin)

@@ -30,7 +30,7 @@ POLL_S = 0.005
 """Longest wait for a record before commands are looked at: it bounds how late a grant or a release begins."""
 
 PREFETCH_KBYTES = 8192
-"""Records that librdkafka keeps ahead of us; as much again may wait to be taken."""
+"""Records that librdkafka keeps ahead of us at most; as much again may wait to be taken."""
 
 _RECORDS = 1000
 _LOST = (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET)
@@ -93,8 +93,8 @@ class ConfluentReader:
             "fetch.message.max.bytes": partition_bytes,
             "fetch.error.backoff.ms": 20,
             "queued.max.messages.kbytes": PREFETCH_KBYTES,
-            # While records of a partition wait to be taken, the next are asked for a moment later and come together:
-            # a request for each costs the broker and us more than all else. It waits as long once it keeps that much.
+            # While records wait to be taken, the next are asked for a moment later and come together: a request for
+            # each costs the broker and us more than all else.
             "queued.min.messages": 1,
             "fetch.queue.backoff.ms": 2,
         }
@@ -238,11 +238,12 @@ class ConfluentReader:
         """Lowest and next offset; a topic that has just been created has no leader for a moment."""
 
         wanted = tuple(partitions)
+        deadline_s = time.monotonic() + timeout_s
 
         def ask() -> dict[int, tuple[int, int]]:
-            return {p: self._offsets.get_watermark_offsets(TopicPartition(topic, p), REQUEST_S) for p in wanted}
+            left_s = max(0.1, min(REQUEST_S, deadline_s - time.monotonic()))
+            return {p: self._offsets.get_watermark_offsets(TopicPartition(topic, p), left_s) for p in wanted}
 
-        deadline_s = time.monotonic() + timeout_s
         while True:
             try:
                 return await self._run(ask)

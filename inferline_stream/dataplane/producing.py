@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -11,10 +10,8 @@ from typing import Self
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
-from inferline_stream.dataplane.connecting import client_options, closed_on_failure, unreachable
+from inferline_stream.dataplane.connecting import client_options, closed, closed_on_failure, unreachable
 from inferline_stream.errors import InferlineError, Unreachable
-
-logger = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 1 << 19  # per partition; a send waits only once so much is not yet on its way
 
@@ -63,11 +60,7 @@ class RecordProducer:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         """Waits a while for what is still on its way; `flush` waits for all of it."""
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                await self._client.stop()
-        except TimeoutError:
-            logger.warning("Kafka at %s has not acknowledged everything that was sent", self._bootstrap_servers)
+        await closed(self._client, within_s=self._connect_timeout_s)
 
     @property
     def _client(self) -> AIOKafkaProducer:

@@ -170,10 +170,11 @@ class Replica:
         )
         timeout_s = self._settings.connect_timeout_s
         written = topics_written(self._wiring)
-        _, _, limits = await asyncio.gather(
+        limits, *_ = await asyncio.gather(
+            record_limits(self._spec.bootstrap_servers, written, timeout_s),
             self._reader.start(timeout_s),
             self._sender.start(timeout_s),
-            record_limits(self._spec.bootstrap_servers, written, timeout_s),
+            self._telling.look_for(self._wiring.names.handovers),  # else the first handover waits for it
         )
         partitions = {topic: await self._sender.partitions_of(topic) for topic in written}
         rng = random.Random(self._spec.replica)  # noqa: S311  spreads records, hides nothing

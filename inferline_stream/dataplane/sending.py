@@ -111,6 +111,11 @@ class TellingSender:
         """Connect."""
         await started(self._producer, self._where, timeout_s)
 
+    async def look_for(self, topic: str) -> None:
+        """Find out where a topic is, so that what is told there later does not wait for it."""
+        with contextlib.suppress(KafkaError):  # then sending says so
+            await self._producer.partitions_for(topic)
+
     async def stop(self) -> None:
         """Close the connection."""
         await closed(self._producer)

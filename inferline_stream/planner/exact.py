@@ -106,7 +106,7 @@ class _Tree:
         """Search all candidates that begin with what is chosen."""
         stage = len(chosen)
         if stage == len(self._problem.shape.stages):
-            if in_stock(self._problem, chosen) and self._evaluator.feasible(chosen):
+            if self._evaluator.feasible(chosen):
                 self.best, self.cost = chosen, spent
                 self._take(chosen)
             return
@@ -121,6 +121,8 @@ class _Tree:
                 break
             if stage == 0:
                 self.reached = price + rest
+            if not in_stock(self._problem, (*chosen, option)):
+                continue
             served = self._served(stage, option, upstream)
             if served is None:
                 continue

@@ -1,8 +1,9 @@
 """InferLine's Planner to the letter: Algorithm 1 (initialise) and Algorithm 2 (minimise cost), SoCC 2020 §4.3.
 
-Two readings where the paper leaves room. On partitioned queues "add a replica" means the next rung of the
+Three readings where the paper leaves room. On partitioned queues "add a replica" means the next rung of the
 partition count, "remove a replica" the one below. A kind whose stock is used up, or a stage whose partitions
-are, is passed over for the next bottleneck.
+are, is passed over for the next bottleneck. Where more of all that can be had would still miss the SLO, Algorithm 1
+ends, instead of adding for ever to stages that have enough.
 
 Nothing is skipped that could change the outcome: an action is left unsimulated only when its cost alone, or
 `bounds`, already rules it out.
@@ -70,7 +71,8 @@ def initialise(search: Search) -> Candidate | None:
 
     Returns:
         The first feasible candidate, or None: T_s exceeds the SLO (the paper's comparison is printed the
-        wrong way round), or partitions and stock are used up.
+        wrong way round), partitions and stock are used up, or one stage's are and all that the others could
+        have would not do.
     """
     problem = search.problem
     candidate = fastest_start(problem)
@@ -83,7 +85,7 @@ def initialise(search: Search) -> Candidate | None:
             larger = with_replica_added(problem, candidate, stage)
             if larger is not None:
                 break
-            if stage not in ended:  # the others might grow for ever and not help
+            if stage not in ended:  # asked once of each: else the others might grow for ever and not help
                 ended.add(stage)
                 if not search.feasible(_with_most(search, candidate)):
                     return None
@@ -96,11 +98,12 @@ def initialise(search: Search) -> Candidate | None:
 
 def _with_most(search: Search, candidate: Candidate) -> Candidate:
     """The candidate with all replicas that can be busy wherever another can be had, as if each had the stock alone."""
+    largest = candidate
     for stage, (held,) in enumerate(candidate):
         if with_replica_added(search.problem, candidate, stage) is not None:
-            most = max(held.replicas, search.most_busy(candidate, stage, held.hardware))
-            candidate = replaced(candidate, stage, _with_replicas(held, most))
-    return candidate
+            most = max(held.replicas, search.most_busy(largest, stage, held.hardware))
+            largest = replaced(largest, stage, _with_replicas(held, most))
+    return largest
 
 
 def fastest_start(problem: Problem) -> Candidate | None:

@@ -124,9 +124,12 @@ def cost_of(problem: Problem, candidate: Candidate) -> float:
 
 
 def in_stock(problem: Problem, candidate: Candidate) -> bool:
-    """Whether the stock of every kind suffices for all stages together, and no stage has idle replicas by design."""
+    """Whether the stock of every kind suffices for all stages together, and no stage has idle replicas by design.
+
+    Of the beginning of a candidate, too: then for its stages.
+    """
     held: dict[str, int] = {}
-    for stage, option in zip(problem.shape.stages, candidate, strict=True):
+    for stage, option in zip(problem.shape.stages, candidate, strict=False):
         if sum(a.replicas for a in option) > problem.partitions.get(stage, math.inf):
             return False
         for a in option:

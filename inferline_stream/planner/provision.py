@@ -183,7 +183,8 @@ def search(
     lower_bound = 0.0
     papers: list[Candidate] = []
     work = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
-    scarce = any(hardware.stock is not None for hardware in problem.catalogue.values())
+    kinds = {kind for stage in problem.shape.stages for kind in hardware_kinds(problem, stage)}
+    scarce = any(problem.catalogue[kind].stock is not None for kind in kinds)
     journal = _Journal(problem, progress)
     whole = Evaluator(problem, stop)
     journal.watch(whole)
@@ -212,6 +213,8 @@ def search(
             if (found is not None or scarce) and (short or algorithm == "exact"):
                 effort = math.inf if algorithm == "exact" else PROVEN_EFFORT
                 proof = prove(evaluator, found, take=journal.take, effort=effort)
+                if algorithm == "exact" and proof.best is None and not proof.proven:
+                    raise Stopped
                 found = proof.best
                 lower_bound = lower_bound if found is None else proof.lower_bound
             if found is not None:

@@ -26,7 +26,7 @@ class Source:
 
 
 async def source_of(
-    bootstrap_servers: str, topic: str, partitions: int, shape: Shape, taken: Callable[[Any], Mapping[str, bool]]
+    bootstrap_servers: str, topic: str, partitions: int, shape: Shape, goes_to: Callable[[Any], Mapping[str, bool]]
 ) -> Source:
     """Everything that a pipeline was fed.
 
@@ -35,14 +35,14 @@ async def source_of(
         topic: the source topic.
         partitions: how many it has.
         shape: the pipeline's.
-        taken: of an event: whether it goes to the stages behind a condition, by name.
+        goes_to: of an event: whether it goes to the stages behind a condition, by name.
     """
     async with TopicFollower(bootstrap_servers, topic, "beginning", partitions=partitions) as follower:
         records = await follower.read_to(await follower.end())
     records.sort(key=lambda record: (record.time_ms, record.partition, record.offset))
     names = [f"{topic}/{record.partition}/{record.offset}".encode() for record in records]
     recorded = Recorded(
-        paths=np.array([mask_of(shape, taken(msgspec.json.decode(record.value))) for record in records]),
+        paths=np.array([mask_of(shape, goes_to(msgspec.json.decode(record.value))) for record in records]),
         key_hashes=np.array([murmur2(record.key) & 0x7FFFFFFF for record in records]),
         id_hashes=np.array([murmur2(name) & 0x7FFFFFFF for name in names]),
     )

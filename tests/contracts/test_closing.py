@@ -37,7 +37,11 @@ async def test_no_connection_is_left_open(kind, stop, embedded_broker: KafkaServ
     await network_of(client).ready(network_of(client).get_random_node())
     properly, client.stop = client.stop, stop
     assert any(connections(client))
+    working = client._sender.sender_task if kind is AIOKafkaProducer else client._fetcher._fetch_task
+    assert not working.done()
     await closed(client, within_s=0.1)
+    await asyncio.wait([working], timeout=5.0)
+    assert working.done(), "it would connect again"
     assert not any(connections(client))
     await properly()
 
@@ -55,7 +59,8 @@ async def test_a_reader_that_is_cancelled_while_it_is_entered_is_closed(embedded
 
     follower._first_offsets = first_offsets
     entering = asyncio.create_task(follower.__aenter__())
-    await asked.wait()
+    async with asyncio.timeout(20):
+        await asked.wait()
     assert any(connections(follower._consumer))
     entering.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -9,6 +9,7 @@ import pytest
 
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour
+from inferline_stream.pipeline.shape import Arrow
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.inferline import (
     Search,
@@ -197,6 +198,22 @@ def test_where_scarce_hardware_makes_it_infeasible_no_other_stage_grows_for_ever
     assert initialise(search) is None
     plenty = dataclasses.replace(problem, catalogue=prices(fast=99))
     assert initialise(_search(plenty)) is not None
+
+
+def test_stages_that_share_a_scarce_kind_grow_beside_one_that_cannot():
+    times_s = {
+        "in": {"slow": 1e-4},
+        "a": {"fast": 0.01},
+        "b": {"fast": 0.01},
+        "c": {"middle": 0.0105},
+        "out": {"slow": 1e-4},
+    }
+    arrows = (Arrow(0, 1), Arrow(1, 2), Arrow(0, 3), Arrow(2, 4), Arrow(3, 4))
+    scarce = prices(fast=10, middle=1)
+    problem = plain_problem(times_s, np.repeat(np.arange(50.0), 2), 0.026, scarce, arrows=arrows)
+    found = initialise(_search(problem))
+    assert found is not None
+    assert [option[0].replicas for option in found] == [1, 2, 2, 1, 1]
 
 
 def test_ten_gpu_and_three_cpu_replicas_cost_what_the_paper_says():
