@@ -236,8 +236,13 @@ async def closed(client: AiokafkaClient, within_s: float = STOP_TIMEOUT_S) -> No
             # aiokafka may re-raise the cancellation of a task of its own there, and leaves the rest as it is.
             await asyncio.gather(stop(), return_exceptions=True)
             await network.close()
-    except TimeoutError as error:
-        logger.warning("a connection could not be closed in order: %r", error)
+    except TimeoutError:
+        where = ",".join(f"{host}:{port}" for host, port, _ in network.hosts)
+        logger.warning(
+            "Kafka at %s did not answer within %g s: a client was cut off, and what it sent last may be missing; "
+            "see whether that broker runs",
+            where, within_s,
+        )  # fmt: skip
     finally:
         for task in (network._sync_task, *_background(client)):
             if task is not None:

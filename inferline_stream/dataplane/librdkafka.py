@@ -37,6 +37,7 @@ _PASSING = frozenset(
         KafkaError.REQUEST_TIMED_OUT,
     }
 )
+"""What a cluster says while it settles: a topic was just created, a broker or a group's coordinator comes and goes."""
 
 _FENCED = (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED)
 

@@ -51,11 +51,13 @@ class Proof:
         lower_bound: dollars per hour that no feasible candidate with one kind per stage is below; the cost of ``best``
             once it is proven.
         proven: whether the whole space was searched.
+        stopped: whether the caller ended the search, rather than its effort.
     """
 
     best: Candidate | None
     lower_bound: float
     proven: bool
+    stopped: bool = False
 
 
 def prove(
@@ -78,7 +80,7 @@ def prove(
     try:
         tree.descend((), tuple({} for _ in evaluator.workloads), 0.0)
     except (Stopped, KeyboardInterrupt):
-        return Proof(tree.best, min(tree.reached, tree.cost), False)
+        return Proof(tree.best, min(tree.reached, tree.cost), False, stopped=not tree.spent)
     return Proof(tree.best, tree.cost, True)
 
 
@@ -136,6 +138,11 @@ class _Tree:
             below = tuple({**u, stage: d} for u, d in zip(upstream, served, strict=True))
             self.descend((*chosen, option), below, spent + price)
 
+    @property
+    def spent(self) -> bool:
+        """Whether the effort is used up."""
+        return self._effort < 0
+
     def _options(self, stage: int, least: float, rate: float, others: float) -> Iterator[Option]:
         """Options from the least price upward, in portions, for the best cost falls while they are tried."""
         if math.isinf(least):
@@ -152,7 +159,7 @@ class _Tree:
         """Departures per trace; None when too many events are doomed."""
         evaluator = self._evaluator
         evaluator.check()
-        if self._effort < 0:
+        if self.spent:
             raise Stopped
         served = []
         for i, workload in enumerate(evaluator.workloads):

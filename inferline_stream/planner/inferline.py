@@ -5,7 +5,7 @@ partition count, "remove a replica" the one below. A kind whose stock is used up
 are, is passed over for the next bottleneck. Where more of all that can be had would still miss the SLO, Algorithm 1
 ends, instead of adding for ever to stages that have enough.
 
-Nothing is skipped that could change the outcome: an action is left unsimulated only when its cost alone, or
+Nothing else is skipped that could change the outcome: an action is left unsimulated only when its cost alone, or
 `bounds`, already rules it out.
 """
 
@@ -80,18 +80,17 @@ def initialise(search: Search) -> Candidate | None:
         return None
     ended: set[int] = set()
     while not search.feasible(candidate):
-        larger = None
         for stage in by_bottleneck(problem, candidate):
             larger = with_replica_added(problem, candidate, stage)
             if larger is not None:
+                candidate = larger
                 break
-            if stage not in ended:  # asked once of each: else the others might grow for ever and not help
-                ended.add(stage)
-                if not search.feasible(_with_most(search, candidate)):
-                    return None
-        if larger is None:
+            # Asked once of each stage that cannot grow: else the others might grow for ever and not help.
+            if stage not in ended and not search.feasible(_with_most(search, candidate)):
+                return None
+            ended.add(stage)
+        else:
             return None
-        candidate = larger
         search.report("initialise", None)
     return candidate
 

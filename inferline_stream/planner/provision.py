@@ -213,10 +213,10 @@ def search(
             if (found is not None or scarce) and (short or algorithm == "exact"):
                 effort = math.inf if algorithm == "exact" else PROVEN_EFFORT
                 proof = prove(evaluator, found, take=journal.take, effort=effort)
-                if algorithm == "exact" and proof.best is None and not proof.proven:
+                if proof.best is not None:
+                    found, lower_bound = proof.best, proof.lower_bound
+                elif proof.stopped:  # not infeasible: nobody knows yet
                     raise Stopped
-                found = proof.best
-                lower_bound = lower_bound if found is None else proof.lower_bound
             if found is not None:
                 if algorithm != "inferline":
                     journal.best = _with_largest_limits(whole, evaluator, journal.best, found)

@@ -1,5 +1,6 @@
 """The default search and the proof, against brute force and against the paper's algorithm."""
 
+import itertools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +13,7 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.planner.descent import with_largest_limits
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluation import Evaluator, Stopped
 from inferline_stream.planner.exact import prove
 from inferline_stream.planner.fronts import Fronts
 from inferline_stream.planner.menu import menu
@@ -167,6 +168,22 @@ def test_a_scarce_kind_that_every_stage_would_take_goes_to_those_that_have_no_ot
         search(
             replace(problem, catalogue=catalogue | {"scarce": Hardware("scarce", 1.0, stock=1)}), algorithm=algorithm
         )
+
+
+@pytest.mark.parametrize("algorithm", ["default", "exact"])
+def test_a_search_that_is_stopped_before_it_has_found_anything_does_not_call_the_problem_infeasible(algorithm):
+    catalogue = {"scarce": Hardware("scarce", 1.0, stock=2), "dear": Hardware("dear", 2.0)}
+    times_s = {"a": {"scarce": 0.01, "dear": 0.01}, "b": {"scarce": 0.01}, "c": {"scarce": 0.01}}
+    problem = plain_problem(times_s, np.arange(20.0), 0.1, catalogue)
+    for patience in itertools.count(1):
+        left = iter(range(patience))
+        try:
+            found = search(problem, algorithm=algorithm, margin=0.0, stop=lambda left=left: next(left, None) is None)
+        except Stopped:
+            continue
+        assert cost_of(problem, found.candidate) >= 4.0
+        break
+    assert patience > 3
 
 
 def test_stock_is_that_of_all_stages_together_and_partitions_that_of_each():
