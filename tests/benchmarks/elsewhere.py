@@ -22,17 +22,15 @@ from inferline_stream.actuators.manifests import Cluster
 from inferline_stream.actuators.ray import RayActuator
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import Quiet, Run, session
-from inferline_stream.dataplane.loading import load_topology
-from inferline_stream.dataplane.sample_files import read_events
 from inferline_stream.pipeline.trace import gamma_trace, levels_trace
-from inferline_stream.profiler.profiling import Options, profile_pipeline
+from inferline_stream.profiler.profiling import Options
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.testing.kube_api import KubeApi, client_of
 from inferline_stream.testing.kubelet import kubelet
 from inferline_stream.testing.runs import Script, plan_by_hand, trace_feed
+from tests.benchmarks._moderation import TOPOLOGY, profiled
 
-TOPOLOGY = Path(__file__).parents[2] / "topologies/moderation/topology.py"
 RATE, STAGE, MOST = 6.0, "language", 4
 
 Fails = Callable[[Actuator], Awaitable[None]]
@@ -79,24 +77,21 @@ async def in_ray(run: Run, folder: Path) -> AsyncIterator[tuple[Actuator, Fails]
 
 async def measured_run(servers: str, folder: Path, seconds: float) -> Run:
     """The moderation pipeline, one replica of each stage."""
-    pipeline = load_topology(TOPOLOGY)
-    assert pipeline.sample is not None
-    events = TOPOLOGY.parent / pipeline.sample.events
-    rng = np.random.default_rng(5)
-    measured = await profile_pipeline(
-        pipeline, TOPOLOGY, read_events(events), bootstrap_servers=servers, options=Options(stage_s=0.5), root=folder
-    )
+    example = await profiled(servers, folder, Options(stage_s=0.5))
+    pipeline, rng = example.pipeline, np.random.default_rng(5)
     sample = gamma_trace(RATE, 1.0, 30.0, rng)
     most = {stage.name: min(stage.max_batch_size, 4) for stage in pipeline.stages}
-    plan = plan_by_hand(pipeline, measured, sample, {stage.name: 1 for stage in pipeline.stages}, max_batch_sizes=most)
+    plan = plan_by_hand(
+        pipeline, example.measured, sample, {stage.name: 1 for stage in pipeline.stages}, max_batch_sizes=most
+    )
     return Run(
         pipeline=pipeline,
         topology=TOPOLOGY,
         bootstrap_servers=servers,
         plan=plan,
-        measured=measured,
+        measured=example.measured,
         log_folder=folder / "logs",
-        feed=trace_feed(levels_trace([(RATE, seconds)], 1.0, rng), events, folder),
+        feed=trace_feed(levels_trace([(RATE, seconds)], 1.0, rng), example.events, folder),
         replication=1,
         policy=Script([(0.1 * seconds, {STAGE: MOST}), (0.7 * seconds, {STAGE: 1})]),
         replans=False,

@@ -45,6 +45,7 @@ from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.profiling import Options, profile_pipeline
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.testing.runs import Script, plan_by_hand, trace_feed
+from tests.benchmarks import _moderation
 from tests.benchmarks._live import append_time_sink, passed
 from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._pipelines import PARTITIONS, taken, write
@@ -55,8 +56,6 @@ Figures = dict[str, float | int | str | None]
 
 QUIET_CORES = 0.15
 """Others that take more than this of the machine disturb a measurement."""
-
-MODERATION = Path(__file__).parents[2] / "topologies/moderation/topology.py"
 
 ATTEMPTS = 3
 WARM_UP_EVENTS = 600
@@ -133,7 +132,7 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
     example: dict[str, Found] = {}
     if not quick:
         try:
-            example["moderation"] = await _moderation(bootstrap_servers, folder)
+            example["moderation"] = await _example(bootstrap_servers, folder)
         except InferlineError as error:  # real models on a slow machine are no reason to lose the rest
             sys.stderr.write(f"moderation: {error}\n")
     errors = [abs(plan.error) for plan in found.values()]
@@ -220,28 +219,17 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
     return await _compared(run, lambda event: taken(event["n"]))
 
 
-async def _moderation(bootstrap_servers: str, folder: Path) -> Found:
+async def _example(bootstrap_servers: str, folder: Path) -> Found:
     """The example as a user has it: profiled and planned for its own sample, then fed with that."""
     from py3langid import classify
 
     home = folder / "moderation"
     home.mkdir()
-    pipeline = load_topology(MODERATION)
-    assert pipeline.sample is not None, "the example has one"
-    events = MODERATION.parent / pipeline.sample.events
-    shape = shape_of(pipeline)
-    measured = await profile_pipeline(
-        pipeline,
-        MODERATION,
-        read_events(events),
-        bootstrap_servers=bootstrap_servers,
-        options=Options(broker=bootstrap_servers),
-        root=home,
-    )
-    trace = read_arrivals(MODERATION.parent / pipeline.sample.arrivals)
+    example = await _moderation.profiled(bootstrap_servers, home, Options(broker=bootstrap_servers))
+    pipeline, trace = example.pipeline, read_arrivals(_moderation.TOPOLOGY.parent / example.sample.arrivals)
     plan = provision(
-        shape,
-        measured,
+        shape_of(pipeline),
+        example.measured,
         trace,
         pipeline.slo_s,
         catalogue(pipeline.hardware),
@@ -251,13 +239,13 @@ async def _moderation(bootstrap_servers: str, folder: Path) -> Found:
     )
     run = Run(
         pipeline=pipeline,
-        topology=MODERATION,
+        topology=_moderation.TOPOLOGY,
         bootstrap_servers=bootstrap_servers,
         plan=plan,
-        measured=measured,
+        measured=example.measured,
         log_folder=home / "logs",
         prefix="moderation-",
-        feed=trace_feed(trace, events, home, "text"),
+        feed=trace_feed(trace, example.events, home, "text"),
         policy=Script(()),
         replans=False,
     )

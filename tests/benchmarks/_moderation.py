@@ -1,0 +1,35 @@
+"""The moderation example, profiled on this machine for measurements of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.sample_files import read_events
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.topology import Pipeline, Sample
+from inferline_stream.profiler.profiling import Options, profile_pipeline
+
+TOPOLOGY = Path(__file__).parents[2] / "topologies/moderation/topology.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """The pipeline, its sample, the file with its events, and its profiles."""
+
+    pipeline: Pipeline
+    sample: Sample
+    events: Path
+    measured: PipelineProfile
+
+
+async def profiled(bootstrap_servers: str, folder: Path, options: Options) -> Example:
+    """Load and profile it; profiles are kept in the folder."""
+    pipeline = load_topology(TOPOLOGY)
+    assert pipeline.sample is not None, "the example has one"
+    events = TOPOLOGY.parent / pipeline.sample.events
+    measured = await profile_pipeline(
+        pipeline, TOPOLOGY, read_events(events), bootstrap_servers=bootstrap_servers, options=options, root=folder
+    )
+    return Example(pipeline, pipeline.sample, events, measured)
