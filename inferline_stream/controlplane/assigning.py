@@ -148,39 +148,12 @@ def step(
         aside: replicas that hold nothing while they stand by.
         patient: reports are coming in: a replica that waits for what another has just let go will find that out.
     """
-    told = _still_held(state.told, replicas, ended, silent)
-    sequence = state.sequence
-    reserved: dict[str, int] = {}
-    changed: list[Assignment] = []
-
-    def number(replica: str) -> int:
-        """Of the replica's next assignment."""
-        nonlocal sequence
-        if replica in reserved:
-            return reserved.pop(replica)
-        sequence += 1
-        return sequence
-
-    def tell(
-        replica: str, stage: str, share: Share, batch: int, wait_s: float, *, leave: bool, heirs: dict[int, str]
-    ) -> None:
-        before = told.get(replica)
-        awaits = {partition: taken for partition, taken in share.items() if taken is not None}
-        now = Assignment(replica, stage, state.term, 0, tuple(share), batch, wait_s, leave, awaits, heirs)
-        if before is None and not share and not leave:
-            return
-        if before is not None and _same(before.assignment, now) and not _dropped(before, replicas.get(replica)):
-            return
-        now = msgspec.structs.replace(now, sequence=number(replica))
-        changed.append(now)
-        old = before or Told(now, frozenset())
-        told[replica] = _told(now, old.may_hold | share.keys(), old.taken)
-
+    dealing = _Dealing(state, replicas, _still_held(state.told, replicas, ended, silent))
     # A silent one may only be stopped for a while: when it wakes, it reads this before anything else.
     for replica in sorted(silent - ended):
-        if replica in told or replica in replicas:
-            its_stage = replicas[replica].stage if replica in replicas else told[replica].assignment.stage
-            tell(replica, its_stage, {}, 1, 0.0, leave=True, heirs={})
+        if replica in dealing.told or replica in replicas:
+            its_stage = replicas[replica].stage if replica in replicas else dealing.told[replica].assignment.stage
+            dealing.tell(replica, its_stage, {}, 1, 0.0, leave=True, heirs={})
 
     owners, members = dict(state.owners), dict(state.members)
     present: dict[str, list[SeenReplica]] = {name: [] for name in wanted}
@@ -188,7 +161,7 @@ def step(
         if seen.stage in present and seen.replica not in ended and seen.replica not in silent:
             present[seen.stage].append(seen)
     patient = patient and not any(state.told[r].may_hold for r in (ended | silent) & state.told.keys())
-    holders = _holders(told)
+    holders = _holders(dealing.told)
     for name, stage in wanted.items():
         staying = {
             r.replica: stage.throughputs[r.hardware]
@@ -197,7 +170,7 @@ def step(
         }
         held_by = {p: holders.get((name, p), frozenset()) for p in range(len(stage.partition_rates))}
         settling = frozenset(
-            p for p, owner in owners.get(name, {}).items() if held_by[p] > {owner} and p in _asked(told, owner)
+            p for p, owner in owners.get(name, {}).items() if held_by[p] > {owner} and p in _asked(dealing.told, owner)
         )
         owners[name] = _owners(state, name, stage, staying, settling)
         if not settling:  # else there may be more to deal once they have arrived
@@ -206,25 +179,73 @@ def step(
             r for r in present[name] if r.phase == "ready" or (r.phase == "starting" and r.replica in draining)
         ]
         # Whoever loses a partition is told so in any case: the next owner waits for that very assignment.
-        heirs: dict[str, dict[int, str]] = {}
-        for seen in addressed:
-            before = told.get(seen.replica)
-            lost = [p for p in before.assignment.partitions if owners[name].get(p) != seen.replica] if before else []
-            if before is not None and lost:
-                reserved[seen.replica] = sequence = sequence + 1
-                taken = dict.fromkeys(lost, (state.term, sequence))
-                told[seen.replica] = replace(before, taken={**before.taken, **taken})
-                alone = [p for p in lost if p in owners[name] and held_by[p] == {seen.replica}]
-                heirs[seen.replica] = {p: owners[name][p] for p in alone}
+        heirs = {seen.replica: dealing.take(seen.replica, owners[name], held_by) for seen in addressed}
         for seen in addressed:
             own = [p for p in sorted(owners[name]) if owners[name][p] == seen.replica]
-            share = _share(seen, own, told, {p: held_by[p] - {seen.replica} for p in own}, patient=patient)
-            batch = stage.max_batch_sizes[seen.hardware]
-            leave, own_heirs = seen.replica in draining, heirs.get(seen.replica, {})
-            tell(seen.replica, name, share, batch, stage.max_wait_s, leave=leave, heirs=own_heirs)
-    changed.sort(key=lambda assignment: assignment.sequence)
+            others = {p: held_by[p] - {seen.replica} for p in own}
+            share = _share(seen, own, dealing.told, others, patient=patient)
+            batch, leave = stage.max_batch_sizes[seen.hardware], seen.replica in draining
+            dealing.tell(seen.replica, name, share, batch, stage.max_wait_s, leave=leave, heirs=heirs[seen.replica])
+    changed = sorted(dealing.changed, key=lambda assignment: assignment.sequence)
     forgotten = tuple(replica for replica in state.told if replica in ended)
-    return Assigning(state.term, sequence, told, owners, members), Deal(tuple(changed), forgotten)
+    return Assigning(state.term, dealing.sequence, dealing.told, owners, members), Deal(tuple(changed), forgotten)
+
+
+class _Dealing:
+    """What is told within one step.
+
+    Args:
+        state: what was told before.
+        replicas: newest report of each replica.
+        told: of the former, what still counts; kept up to date here.
+    """
+
+    def __init__(self, state: Assigning, replicas: Mapping[str, SeenReplica], told: dict[str, Told]) -> None:
+        self.told = told
+        self.sequence = state.sequence
+        self.changed: list[Assignment] = []
+        self._term = state.term
+        self._replicas = replicas
+        self._reserved: dict[str, int] = {}
+
+    def take(self, replica: str, owners: Mapping[int, str], held_by: Mapping[int, frozenset[str]]) -> dict[int, str]:
+        """Take from a replica what is no longer to be its own, by the assignment that it will be told next.
+
+        Returns:
+            By partition, the heir of those that nobody else may hold.
+        """
+        before = self.told.get(replica)
+        lost = [p for p in before.assignment.partitions if owners.get(p) != replica] if before else []
+        if before is None or not lost:
+            return {}
+        self.sequence += 1
+        self._reserved[replica] = self.sequence
+        taken = dict.fromkeys(lost, (self._term, self.sequence))
+        self.told[replica] = replace(before, taken={**before.taken, **taken})
+        return {p: owners[p] for p in lost if p in owners and held_by[p] == {replica}}
+
+    def tell(
+        self, replica: str, stage: str, share: Share, batch: int, wait_s: float, *, leave: bool, heirs: dict[int, str]
+    ) -> None:
+        """Write an assignment down, unless the replica has been told the same."""
+        before = self.told.get(replica)
+        awaits = {partition: taken for partition, taken in share.items() if taken is not None}
+        now = Assignment(replica, stage, self._term, 0, tuple(share), batch, wait_s, leave, awaits, heirs)
+        if before is None and not share and not leave:
+            return
+        if before is not None and _same(before.assignment, now) and not _dropped(before, self._replicas.get(replica)):
+            return
+        now = msgspec.structs.replace(now, sequence=self._number(replica))
+        self.changed.append(now)
+        old = before or Told(now, frozenset())
+        self.told[replica] = _told(now, old.may_hold | share.keys(), old.taken)
+
+    def _number(self, replica: str) -> int:
+        """Of the replica's next assignment."""
+        if replica in self._reserved:
+            return self._reserved.pop(replica)
+        self.sequence += 1
+        return self.sequence
 
 
 def _share(
