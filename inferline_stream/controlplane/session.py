@@ -60,18 +60,8 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         UsageError: a port is taken.
     """
     pipeline, shape = run.pipeline, shape_of(run.pipeline)
-    names = Names(pipeline.name, run.prefix)
-    running = Running(
-        names=names,
-        source=names.topic(pipeline.source.name),
-        sink=names.topic(pipeline.sink.name),
-        entries=frozenset(shape.stages[s] for s in shape.entries()),
-        bootstrap_servers=run.bootstrap_servers,
-        settings=run.settings,
-        advisory=run.advisory,
-        delivery=run.delivery,
-        arrivals=pipeline.source.arrivals,
-    )
+    running = _running(run)
+    names = running.names
     watcher.step("creating topics" if run.create_topics else "verifying topics")
     topics = topics_of(pipeline, run.prefix, run.plan.partitions)
     replication, create = run.replication, run.create_topics
@@ -93,24 +83,9 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         await _refuse_other_structure(found, structure, offsets, running, partitions)
         faust_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-faust-")))
         plan, wanted = _going_on(run, found)
-
-        windows_s = windows_of(plan, run.settings)
-        picture = Picture(
-            pipeline.name,
-            shape,
-            plan,
-            run.measured,
-            run.kinds,
-            pipeline.objective,
-            partitions,
-            windows_s,
-            declared_slo_s=pipeline.slo_s,
-        )
-        if run.sample is not None:
-            picture.coarse_peak_per_hour = peak_cost_per_hour(shape, run.measured, plan, run.kinds, run.sample)
         controller = Controller(
             running,
-            picture,
+            _picture(run, plan, partitions),
             actuator,
             leadership,
             run.policy,
@@ -145,6 +120,42 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
                 with contextlib.suppress(InferlineError):
                     await controller.deciding.close(hands_over=run.hands_over)
                     await leadership.resign()
+
+
+def _running(run: Run) -> Running:
+    """What is under way, by its names in Kafka."""
+    pipeline, shape = run.pipeline, shape_of(run.pipeline)
+    names = Names(pipeline.name, run.prefix)
+    return Running(
+        names=names,
+        source=names.topic(pipeline.source.name),
+        sink=names.topic(pipeline.sink.name),
+        entries=frozenset(shape.stages[s] for s in shape.entries()),
+        bootstrap_servers=run.bootstrap_servers,
+        settings=run.settings,
+        advisory=run.advisory,
+        delivery=run.delivery,
+        arrivals=pipeline.source.arrivals,
+    )
+
+
+def _picture(run: Run, plan: Plan, partitions: Mapping[str, int]) -> Picture:
+    """What a controller knows before it has read anything."""
+    pipeline, shape = run.pipeline, shape_of(run.pipeline)
+    picture = Picture(
+        pipeline.name,
+        shape,
+        plan,
+        run.measured,
+        run.kinds,
+        pipeline.objective,
+        partitions,
+        windows_of(plan, run.settings),
+        declared_slo_s=pipeline.slo_s,
+    )
+    if run.sample is not None:
+        picture.coarse_peak_per_hour = peak_cost_per_hour(shape, run.measured, plan, run.kinds, run.sample)
+    return picture
 
 
 async def run_to_report(run: Run, watcher: Watcher, stop: asyncio.Event, actuator: Actuator | None = None) -> RunReport:
