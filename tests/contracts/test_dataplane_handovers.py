@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from inferline_stream.dataplane.offsets import Committed, encode_metadata
 from inferline_stream.dataplane.owning import HEIR_WITHIN_S, owner_name
 from inferline_stream.dataplane.protocol import ReadAhead, Release, decode_handover, encode
+from inferline_stream.dataplane.sending import TellingSender
 from inferline_stream.testing.directing import TERM, Director
 
 TOPOLOGY = """
@@ -124,3 +125,16 @@ async def test_an_owner_goes_on_until_its_heir_reads_ahead_or_is_not_heard_of(ka
         assert time.monotonic() - told_s >= HEIR_WITHIN_S
         said = [decode_handover(record.value) for record in await director.read(director.names.handovers)]
         assert [list(told.offsets) for told in said if isinstance(told, Release)] == [[0], [1]]
+
+
+async def test_where_handovers_are_told_is_known_before_the_first(kafka, topology):
+    async with Director(kafka.bootstrap_servers, topology) as director:
+        topic = director.names.handovers
+        sender = TellingSender(kafka.bootstrap_servers, "a test's", 5.0)
+        try:
+            await sender.start(20)
+            assert sender._producer.client.cluster.partitions_for_topic(topic) is None
+            await sender.look_for(topic)
+            assert sender._producer.client.cluster.partitions_for_topic(topic) == {0}
+        finally:
+            await sender.stop()
