@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from inferline_stream.dataplane.connecting import closed
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.protocol import (
     Assignment,
@@ -271,12 +272,15 @@ class Director:
             auto_offset_reset="earliest",
             fetch_max_wait_ms=20,
         )
-        async with consumer:
+        try:
+            await consumer.start()
             async for record in consumer:
                 report = decode_report(record.value)
                 self.reports[report.replica] = report
                 self.history.append(report)
                 self._changed.set()
+        finally:
+            await closed(consumer)  # also where it was cancelled before it had begun
 
     async def _kill_all(self) -> None:
         for process in self.processes.values():

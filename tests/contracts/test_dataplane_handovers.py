@@ -1,6 +1,7 @@
 """A partition moves at the words of its owner and its heir; commits follow, and stand in for words not heard."""
 
 import asyncio
+import secrets
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from inferline_stream.dataplane.offsets import Committed, encode_metadata
 from inferline_stream.dataplane.owning import HEIR_WITHIN_S, owner_name
 from inferline_stream.dataplane.protocol import ReadAhead, Release, decode_handover, encode
 from inferline_stream.dataplane.sending import TellingSender
+from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.testing.directing import TERM, Director
 
 TOPOLOGY = """
@@ -127,14 +129,14 @@ async def test_an_owner_goes_on_until_its_heir_reads_ahead_or_is_not_heard_of(ka
         assert [list(told.offsets) for told in said if isinstance(told, Release)] == [[0], [1]]
 
 
-async def test_where_handovers_are_told_is_known_before_the_first(kafka, topology):
-    async with Director(kafka.bootstrap_servers, topology) as director:
-        topic = director.names.handovers
-        sender = TellingSender(kafka.bootstrap_servers, "a test's", 5.0)
-        try:
-            await sender.start(20)
-            assert sender._producer.client.cluster.partitions_for_topic(topic) is None
-            await sender.look_for(topic)
-            assert sender._producer.client.cluster.partitions_for_topic(topic) == {0}
-        finally:
-            await sender.stop()
+async def test_where_handovers_are_told_is_known_before_the_first(kafka):
+    topic = f"{secrets.token_hex(4)}.handovers"
+    await create_topics(kafka.bootstrap_servers, [TopicSettings(topic, 1, "a test's")], replication=1)
+    sender = TellingSender(kafka.bootstrap_servers, "a test's", 5.0)
+    try:
+        await sender.start(20)
+        assert sender._producer.client.cluster.partitions_for_topic(topic) is None
+        await sender.look_for(topic)
+        assert sender._producer.client.cluster.partitions_for_topic(topic) == {0}
+    finally:
+        await sender.stop()
