@@ -56,19 +56,32 @@ def windows_s(shortest_s: float, longest_s: float = LONGEST_WINDOW_S) -> tuple[f
 def trace_envelope(trace: Trace, windows: Sequence[float]) -> tuple[tuple[float, int], ...]:
     """(window_s, most arrivals in any such window of the whole trace), in the order of ``windows``."""
     times = trace.arrivals_s
-    return tuple((w, _most_in_window(times, w)) for w in windows)
+    counts: dict[float, int] = {}
+    shorter_s, least, most = 0.0, min(1, times.size), int(times.size)
+    for window_s in sorted(windows):
+        # A window holds what a shorter one does, and no more than as many of those as cover it (one for rounding).
+        at_most = min(most, (math.ceil(window_s / shorter_s) + 1) * least) if shorter_s else most
+        least = counts[window_s] = _most_in_window(times, window_s, least, at_most)
+        shorter_s = window_s
+    return tuple((w, counts[w]) for w in windows)
 
 
-def _most_in_window(times: Times, window_s: float) -> int:
-    """Largest count by bisecting on it: counts above m exist iff some t[k] − t[k − m] < w."""
-    low, high = min(1, times.size), int(times.size)
-    while low < high:
-        middle = (low + high) // 2
-        if bool((times[middle:] - times[:-middle] < window_s).any()):
-            low = middle + 1
+def _most_in_window(times: Times, window_s: float, least: int, most: int) -> int:
+    """Largest count by bisecting on it: counts above m exist iff some t[k] − t[k − m] < w, and only at such k."""
+    ends: Counts | None = None
+    while least < most:
+        middle = min((least + most) // 2, 2 * least)
+        if ends is None:
+            short = np.flatnonzero(times[middle:] - times[:-middle] < window_s) + middle
         else:
-            high = middle
-    return low
+            short = ends[ends >= middle]
+            short = short[times[short] - times[short - middle] < window_s]
+        if short.size:
+            least = middle + 1
+            ends = short if short.size < times.size // 16 else None  # many are looked at faster one after another
+        else:
+            most = middle
+    return least
 
 
 class EnvelopeState(NamedTuple):

@@ -7,7 +7,7 @@ topological order, goes as far as its arrivals are known. Any stage whose depart
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,12 @@ class StageStatistics:
         count = int(self.batches.sum())
         return self.arrivals / count if count else math.nan
 
+    @property
+    def largest_batch(self) -> int:
+        """Events in the largest batch; 0 without any."""
+        sizes = np.flatnonzero(self.batches)
+        return int(sizes[-1]) if sizes.size else 0
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
@@ -74,8 +80,8 @@ class Evaluation:
         late: events with a sink record and a latency above the SLO, as far as known; 0 without an SLO.
         aborted: ended early because more events than allowed are late.
         simulated_events: visits to stages that were simulated: the work done.
-        departures: of the stages that were to be kept.
-        statistics: by position of the stages simulated.
+        departures: of the stages that were to be kept; put together when they are asked for.
+        statistics: by position of the stages simulated, as far as they went.
     """
 
     latency_s: kernels.Floats | None
@@ -138,7 +144,7 @@ def evaluate(
         aborted=aborted,
         simulated_events=sum(server.arrivals for server in run.servers.values()),
         departures={} if aborted else run.departures(),
-        statistics={} if aborted else run.statistics(),
+        statistics=run.statistics(),
     )
 
 
@@ -279,9 +285,9 @@ class _Run:
         first, end = np.searchsorted(tokens.times, self._window)
         return Tokens(tokens.times[first:end], tokens.events[first:end])
 
-    def departures(self) -> dict[int, Departures]:
+    def departures(self) -> Mapping[int, Departures]:
         """Of the stages to keep."""
-        return {s: _joined(parts) for s, parts in self._keep.items()}
+        return _Kept(self._keep)
 
     def statistics(self) -> dict[int, StageStatistics]:
         """Of the stages simulated."""
@@ -299,6 +305,26 @@ class _Run:
             service_time_s=served_s / n if n else math.nan,
             utilization=busy_s / (span_s * station.replicas) if n else 0.0,
         )
+
+
+class _Kept(Mapping[int, Departures]):
+    """Departures from their slices. Most plans are never built upon: theirs are not put together."""
+
+    def __init__(self, parts: dict[int, list[tuple[Tokens, Tokens]]]) -> None:
+        self._parts = parts
+        self._joined: dict[int, Departures] = {}
+
+    def __getitem__(self, stage: int) -> Departures:
+        if stage not in self._joined:
+            self._joined[stage] = _joined(self._parts[stage])
+            self._parts[stage] = []
+        return self._joined[stage]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
 
 def _copy(tokens: Tokens) -> Tokens:

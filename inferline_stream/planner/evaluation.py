@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds
-from inferline_stream.planner.problem import Candidate, Option, Problem, replica_cap, replica_counts
+from inferline_stream.planner.problem import Candidate, Option, Problem, replaced, replica_cap, replica_counts
 
 KEPT_BYTES = 1_500_000_000
 """Most memory for departures of the accepted candidate; longer traces are simulated whole every time."""
@@ -59,12 +59,13 @@ class Evaluator:
         """Events simulated, once per stage."""
         self._stop = stop
         self._late: dict[Candidate, tuple[int, ...] | None] = {}
+        self._unreached: dict[Hashable, tuple[int, Candidate]] = {}
         self._stations: dict[tuple[int, Option], Station] = {}
         self.above = _ancestors(problem)
         events = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
         self._keeps = events * _BYTES_PER_DEPARTURE <= KEPT_BYTES
         self._base: tuple[Candidate, list[Mapping[int, Departures]]] | None = None
-        self._last: tuple[Candidate, list[Mapping[int, Departures]]] | None = None
+        self._last: tuple[Candidate, list[tuple[Mapping[int, Departures], Mapping[int, Departures]]]] | None = None
 
     def feasible(self, candidate: Candidate) -> bool:
         """Whether the candidate meets the target on every trace."""
@@ -73,17 +74,23 @@ class Evaluator:
     def late(self, candidate: Candidate) -> tuple[int, ...] | None:
         """Per trace, how many events are late; None for an infeasible candidate."""
         if candidate not in self._late:
-            self._late[candidate] = self._simulated(candidate) if self.bounds.possible(candidate) else None
+            alike = self._alike(candidate)
+            if alike in self._late:
+                self._late[candidate] = self._late[alike]
+            else:
+                self._late[candidate] = self._simulated(candidate) if self.bounds.possible(candidate) else None
         return self._late[candidate]
 
     def accept(self, candidate: Candidate) -> None:
         """Make the candidate the base that others are compared with."""
-        if self._last is not None and self._last[0] == candidate:
-            self._base = self._last
-        elif self._base is None or self._base[0] != candidate:
-            self._base = None
-            if self._simulated(candidate) is not None:
-                self._base = self._last
+        if self._base is not None and self._base[0] == candidate:
+            return
+        if self._last is None or self._last[0] not in (candidate, self._alike(candidate)):
+            self._last = None
+            self._simulated(candidate)
+        self._base = None
+        if self._last is not None:
+            self._base = (candidate, [{**kept, **new} for kept, new in self._last[1]])
 
     def most_busy(self, candidate: Candidate, stage: int, kind: str) -> int:
         """A count of replicas of one kind, batch 1, beyond which more change nothing: none would ever be busy.
@@ -153,12 +160,21 @@ class Evaluator:
             self._stations[stage, option] = found
         return found
 
+    def _alike(self, candidate: Candidate) -> Candidate:
+        """One simulated before that differs only in a batch limit that no batch reaches: all else is the same."""
+        for stage, option in enumerate(candidate):
+            largest, alike = self._unreached.get(_without_limit(candidate, stage), (math.inf, candidate))
+            if option[-1].max_batch_size > largest:
+                return alike
+        return candidate
+
     def _simulated(self, candidate: Candidate) -> tuple[int, ...] | None:
         self.check()
         self.evaluations += 1
         stages = frozenset(range(len(candidate)))
-        departures: list[Mapping[int, Departures]] = []
-        late = []
+        departures: list[tuple[Mapping[int, Departures], Mapping[int, Departures]]] = []
+        late: list[int] = []
+        largest: dict[int, int] = {}
         for i, workload in enumerate(self.workloads):
             kept = self._kept(i, candidate)
             evaluation = evaluate(
@@ -172,10 +188,17 @@ class Evaluator:
                 slice_events=min(max(SLICE_EVENTS, len(workload) // 32), ESTIMATOR_SLICE),
             )
             self.simulated_events += evaluation.simulated_events
+            for stage, statistics in evaluation.statistics.items():
+                largest[stage] = max(largest.get(stage, 0), statistics.largest_batch)
             if evaluation.aborted or evaluation.late > self.bounds.allowed[i]:
-                return None
+                break
             late.append(evaluation.late)
-            departures.append({**kept, **evaluation.departures})
+            departures.append((kept, evaluation.departures))
+        for stage, size in largest.items():
+            if len(candidate[stage]) == 1 and size < candidate[stage][0].max_batch_size:
+                self._unreached[_without_limit(candidate, stage)] = (size, candidate)
+        if len(late) < len(self.workloads):
+            return None
         if self._keeps:
             self._last = (candidate, departures)
         return tuple(late)
@@ -187,6 +210,12 @@ class Evaluator:
         base, departures = self._base
         same = [a == b for a, b in zip(base, candidate, strict=True)]
         return {s: d for s, d in departures[trace].items() if all(same[a] for a in self.above[s])}
+
+
+def _without_limit(candidate: Candidate, stage: int) -> Hashable:
+    """What is left of a candidate without a stage's batch limit."""
+    *others, last = candidate[stage]
+    return replaced(candidate, stage, tuple(others)), stage, last.hardware, last.replicas
 
 
 def _ancestors(problem: Problem) -> list[frozenset[int]]:

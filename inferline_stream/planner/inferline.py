@@ -245,10 +245,14 @@ def downgrade(search: Search, candidate: Candidate, stage: int) -> Candidate | N
     return local if cost_of(problem, local) < cost_of(problem, candidate) - COST_EPSILON else None
 
 
+MANY_COUNTS = 8
+"""Replica counts that are tried before it is asked whether any could do."""
+
+
 def _first_feasible(search: Search, candidate: Candidate, stage: int, kind: str) -> Candidate | None:
     """Algorithm 1 on one stage: batch 1, replicas from one up until the whole pipeline meets the SLO.
 
-    Given up at once where even more replicas than the stage could ever have busy would not do.
+    Given up after `MANY_COUNTS` where even more replicas than the stage could ever have busy would not do.
     """
     problem = search.problem
 
@@ -258,10 +262,12 @@ def _first_feasible(search: Search, candidate: Candidate, stage: int, kind: str)
     if not search.bounds.latency_possible(with_count(1)):
         return None
     most = search.most_busy(candidate, stage, kind)
-    if not search.feasible(with_count(most)):
-        return None
-    counts = replica_counts(problem, problem.shape.stages[stage], most)
-    return next((c for n in counts if in_stock(problem, c := with_count(n)) and search.feasible(c)), None)
+    for tried, count in enumerate(replica_counts(problem, problem.shape.stages[stage], most)):
+        if tried == MANY_COUNTS and not search.feasible(with_count(most)):
+            return None
+        if in_stock(problem, larger := with_count(count)) and search.feasible(larger):
+            return larger
+    return None
 
 
 def _with_replicas(allocation: Allocation, count: int) -> Option:

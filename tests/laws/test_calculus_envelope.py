@@ -71,6 +71,18 @@ def check(kernel, parts, wait_s):
     assert watched.counts(now + wait_s).tolist() == brute_force(seen, WINDOWS, SPAN_S, now + wait_s)
 
 
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.lists(gaps, max_size=40),
+    st.sampled_from([0.0, 1.7e9]),
+    st.lists(st.sampled_from(WINDOWS) | st.floats(0.01, 60.0), min_size=1, max_size=6),
+)
+def test_the_envelope_of_a_trace_equals_brute_force_whatever_the_windows_and_their_order(steps, began_s, windows):
+    times = began_s + np.cumsum(np.array(steps, dtype=float))
+    expected = brute_force(times.tolist(), windows, float("inf"), began_s)
+    assert trace_envelope(Trace(times), windows) == tuple(zip(windows, expected, strict=True))
+
+
 @pytest.mark.parametrize("rate", [3.0, 100.0, 3000.0])
 def test_both_kernels_agree_with_the_whole_trace_bisection_over_many_blocks(rate):
     rng = np.random.default_rng(int(rate))

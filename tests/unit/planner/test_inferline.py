@@ -216,6 +216,24 @@ def test_stages_that_share_a_scarce_kind_grow_beside_one_that_cannot():
     assert [option[0].replicas for option in found] == [1, 2, 2, 1, 1]
 
 
+@pytest.mark.parametrize(("least", "most"), [(2, 2), (6, 6), (20, 50), (51, 60)])
+def test_cheaper_hardware_is_tried_from_one_replica_up_and_given_up_once_none_will_do(least, most):
+    problem = plain_problem({"a": {"fast": 0.1, "slow": 0.1}}, np.arange(10.0), 1.0, prices())
+    asked = []
+
+    def feasible(candidate):
+        asked.append(candidate[0][0].replicas)
+        return least <= candidate[0][0].replicas <= most
+
+    search = Search(problem, Evaluator(problem).bounds, feasible, lambda *_: 50, lambda *_: None)
+    found = downgrade(search, ((Allocation("fast", 1, 9),),), 0)
+    if least <= 50:
+        assert found == ((Allocation("slow", 1, least),),)
+    else:
+        assert found is None
+        assert asked == [1, 2, 3, 4, 5, 6, 7, 8, 50]
+
+
 def test_ten_gpu_and_three_cpu_replicas_cost_what_the_paper_says():
     held = {"resnet": (Allocation("k80", 8, 10),), "preprocess": (Allocation("cpu-1", 1, 3),)}
     assert cost_per_hour(held, catalogue()) == pytest.approx(7.2045)
