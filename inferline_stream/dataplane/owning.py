@@ -52,7 +52,7 @@ class Owning:
         report: handovers are counted there.
         settings: how long a lapse lasts, how often committed offsets are checked and committed again.
         max_batch_size: until the first assignment.
-        touch: called when the controller should hear of a change at once.
+        touch: called when the controller should hear of a change soon.
         dropped: called with a partition whose waiting events are to be forgotten.
         begun: called with what was read of a partition before it was held.
         handovers: what the stage's replicas tell each other.

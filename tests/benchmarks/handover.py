@@ -31,6 +31,7 @@ from inferline_stream.controlplane.ledger import read_ledger
 from inferline_stream.controlplane.session import Quiet, session
 from inferline_stream.dataplane.control import OffsetReader, TopicFollower
 from inferline_stream.dataplane.protocol import Assignment, decode_control, decode_report
+from inferline_stream.dataplane.reporting import GATHER_S
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.testing.kafka import find_apache_kafka
@@ -117,7 +118,10 @@ async def _directed(bootstrap_servers: str, folder: Path, trace: Trace, cycles: 
 
 
 async def _moving(bootstrap_servers: str, names: object, decided: list[float]) -> list[tuple[float, float]]:
-    """For each decision: from the first assignment written for it to half a second after the last was applied."""
+    """For each decision: from the first assignment written for it to half a second after the last was applied.
+
+    A replica tells of it after `GATHER_S`.
+    """
     written: list[tuple[float, Assignment]] = []
     async with TopicFollower(bootstrap_servers, names.assignments) as follower:
         for record in await follower.read_to(await follower.end()):
@@ -135,7 +139,7 @@ async def _moving(bootstrap_servers: str, names: object, decided: list[float]) -
         own = [(at, a) for at, a in written if start_s <= at < min(next_s, start_s + SETTLED_S)]
         ends = [applied.get((a.replica, a.sequence), at) for at, a in own]
         if own:
-            windows.append((min(at for at, _ in own), max(ends) + 0.5))
+            windows.append((min(at for at, _ in own), max(ends) + 0.5 - GATHER_S))
     return windows
 
 
