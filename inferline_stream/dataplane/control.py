@@ -11,7 +11,15 @@ from typing import Literal, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
+    InvalidTxnState,
+    KafkaError,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+    UnknownProducerId,
+)
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from inferline_stream.dataplane.connecting import client_options, closed, closed_on_failure, unreachable
@@ -21,12 +29,16 @@ _REQUEST_TIMEOUT_MS = 5_000
 _TRANSACTION_TIMEOUT_MS = 10_000  # a dead leader's open transaction hides what follows it for at most this long
 
 
+_OUT_OF_STEP = (OutOfOrderSequenceNumber, InvalidTxnState, InvalidProducerIdMapping, UnknownProducerId)
+"""Kafka and the producer disagree on what was written: it would refuse whatever this producer writes from now on."""
+
+
 class LeadershipLost(InferlineError):
     """Another controller has initialised this transactional id: stop leading."""
 
 
 class Unsettled(Unreachable):
-    """A transaction could be neither committed nor aborted: whether it was written is not known."""
+    """The producer is of no more use: whether a transaction was written is not known, or no other would be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +107,7 @@ class LeaderProducer:
 
         Raises:
             LeadershipLost: fenced.
-            Unsettled: the transaction could not be ended; this producer is of no more use.
+            Unsettled: the transaction could not be ended, or no other can be; this producer is of no more use.
             Unreachable: Kafka did not answer in time; nothing was written and it may be tried again.
         """
         async with self._one_at_a_time:
@@ -117,7 +129,8 @@ class LeaderProducer:
                 raise LeadershipLost(f"another controller leads ({type(error).__name__}): this one stops") from None
             except (KafkaError, TimeoutError, AssertionError) as error:  # the last where a write was cancelled before
                 await self._abort(error)
-                raise Unreachable(f"Kafka at {self._where} did not take a transaction: {error!r}") from None
+                failed = Unsettled if isinstance(error, _OUT_OF_STEP) else Unreachable
+                raise failed(f"Kafka at {self._where} did not take a transaction: {error!r}") from None
 
     async def _abort(self, cause: BaseException) -> None:
         try:

@@ -59,6 +59,7 @@ class Evaluator:
         """Events simulated, once per stage."""
         self._stop = stop
         self._late: dict[Candidate, tuple[int, ...] | None] = {}
+        # By candidate without one stage's limit: the largest batch there, and the candidate as it was simulated.
         self._unreached: dict[Hashable, tuple[int, Candidate]] = {}
         self._stations: dict[tuple[int, Option], Station] = {}
         self.above = _ancestors(problem)

@@ -7,7 +7,10 @@ is feasible if its estimate is within its SLO. Latencies are measured from the s
 append. While others keep the machine busy a plan is measured again, at most twice, and the quietest time counts.
 
 The moderation example runs beside them, with real models on real cores and the plan that the Planner gives it: its
-figures are printed and belong to none of those above. It is measured once, and left out with --quick.
+figures are printed and belong to none of those above. It is measured once, and left out with --quick. Its replicas
+share this machine's cores with each other and with Kafka, which no profile of a stage alone knows: `_slowdown_max` is
+the most that any stage's batches took over its profile, and `_live_profile_p99_error` the error with profiles corrected
+by that, as the periodic planner does.
 
 A run with the default policy under traffic that steps is replayed besides: as many decisions should be the same, at the
 same time, and as many events late.
@@ -27,6 +30,8 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from inferline_stream.controlplane.measuring import corrected, measured_since
+from inferline_stream.controlplane.reports import slowdown
 from inferline_stream.controlplane.run import Quiet, Run
 from inferline_stream.controlplane.session import session
 from inferline_stream.dataplane.loading import load_topology
@@ -101,12 +106,17 @@ QUICK = ("single", "chain", "diamond")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Seconds, over the events that reached the sink; cores that others took meanwhile."""
+    """Seconds, over the events that reached the sink; cores that others took meanwhile.
+
+    `live_profile_s` is estimated with profiles corrected by what the replicas measured, `slowdown_max` over those.
+    """
 
     estimated_s: np.ndarray
     measured_s: np.ndarray
     plan: Plan
     elsewhere_cores: float
+    live_profile_s: np.ndarray
+    slowdown_max: float
 
     @property
     def p99_s(self) -> tuple[float, float]:
@@ -117,6 +127,11 @@ class Found:
     def error(self) -> float:
         estimated_s, measured_s = self.p99_s
         return estimated_s / measured_s - 1
+
+    @property
+    def live_profile_error(self) -> float:
+        """The same with corrected profiles."""
+        return quantile_s(self.live_profile_s, 0.99) / self.p99_s[1] - 1
 
 
 def measure(quick: bool) -> Figures:
@@ -154,6 +169,8 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
             f"{name}_utilization": round(max(plan.plan.utilization.values()), 2),
             f"{name}_events": int(np.count_nonzero(~np.isnan(plan.measured_s))),
             f"{name}_elsewhere_cores": round(plan.elsewhere_cores, 2),
+            f"{name}_live_profile_p99_error": round(plan.live_profile_error, 3),
+            f"{name}_slowdown_max": round(plan.slowdown_max, 2),
         }
     return figures | again
 
@@ -271,10 +288,20 @@ async def _compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> F
         (entry,) = shape.entries()
         partitions = run.plan.partitions[shape.stages[entry]]
         source = await source_of(run.bootstrap_servers, under_way.running.source, partitions, shape, goes_to)
+        seen = measured_since(under_way.controller.picture.reports, {})
     estimated_s = estimate(shape, run.plan, run.measured, source)
+    live_profile_s = estimate(shape, run.plan, corrected(run.measured, shape, seen), source)
+    slowdowns = [slowdown(run.measured.profiles[key], batches, 1) for key, batches in seen.batches.items()]
     out = {(p, o): at_s for p, o, at_s in zip(sent.partition, sent.offset, sent.latency_s, strict=True)}
     measured_s = np.array([out.get(where, np.nan) for where in source.places])
-    return Found(estimated_s, measured_s, replace(run.plan, predicted_p99_s=quantile_s(estimated_s, 0.99)), others)
+    return Found(
+        estimated_s,
+        measured_s,
+        replace(run.plan, predicted_p99_s=quantile_s(estimated_s, 0.99)),
+        others,
+        live_profile_s,
+        max(factor for factor in slowdowns if factor is not None),
+    )
 
 
 def estimate(shape: Shape, plan: Plan, measured: PipelineProfile, source: Source) -> np.ndarray:
