@@ -109,9 +109,12 @@ def recovered(term: int, assignments: Iterable[Assignment], partitions: Mapping[
     """Memory of a new term, from the newest assignment of each replica.
 
     Compaction may have dropped a grant that its replica has not yet released, so a replica may hold
-    any partition of its stage until it reports the newest sequence as applied.
+    any partition of its stage until it reports the newest sequence as applied; unless its lease had run out.
     """
-    told = {a.replica: Told(a, frozenset(range(partitions.get(a.stage, 0)))) for a in assignments}
+    told = {
+        a.replica: Told(a, frozenset() if a.lapsed else frozenset(range(partitions.get(a.stage, 0))))
+        for a in assignments
+    }
     owners: dict[str, dict[int, str]] = {}
     for entry in told.values():
         for partition in entry.assignment.partitions:
@@ -153,7 +156,7 @@ def step(
     for replica in sorted(silent - ended):
         if replica in dealing.told or replica in replicas:
             its_stage = replicas[replica].stage if replica in replicas else dealing.told[replica].assignment.stage
-            dealing.tell(replica, its_stage, {}, 1, 0.0, leave=True, heirs={})
+            dealing.tell(replica, its_stage, {}, 1, 0.0, leave=True, heirs={}, lapsed=True)
 
     owners, members = dict(state.owners), dict(state.members)
     present: dict[str, list[SeenReplica]] = {name: [] for name in wanted}
@@ -225,12 +228,21 @@ class _Dealing:
         return {p: owners[p] for p in lost if p in owners and held_by[p] == {replica}}
 
     def tell(
-        self, replica: str, stage: str, share: Share, batch: int, wait_s: float, *, leave: bool, heirs: dict[int, str]
+        self,
+        replica: str,
+        stage: str,
+        share: Share,
+        batch: int,
+        wait_s: float,
+        *,
+        leave: bool,
+        heirs: dict[int, str],
+        lapsed: bool = False,
     ) -> None:
         """Write an assignment down, unless the replica has been told the same."""
         before = self.told.get(replica)
         awaits = {partition: taken for partition, taken in share.items() if taken is not None}
-        now = Assignment(replica, stage, self._term, 0, tuple(share), batch, wait_s, leave, awaits, heirs)
+        now = Assignment(replica, stage, self._term, 0, tuple(share), batch, wait_s, leave, awaits, heirs, lapsed)
         if before is None and not share and not leave:
             return
         if before is not None and _same(before.assignment, now) and not _dropped(before, self._replicas.get(replica)):
@@ -283,12 +295,9 @@ def _told(assignment: Assignment, may_hold: frozenset[int], taken: Mapping[int, 
 
 def _same(before: Assignment, now: Assignment) -> bool:
     """Whether they ask the same of the replica, whatever their term and number."""
-    return (before.partitions, before.awaits, before.max_batch_size, before.max_wait_s, before.drain) == (
-        now.partitions,
-        now.awaits,
-        now.max_batch_size,
-        now.max_wait_s,
-        now.drain,
+    return all(
+        getattr(before, name) == getattr(now, name)
+        for name in ("partitions", "awaits", "max_batch_size", "max_wait_s", "drain", "lapsed")
     )
 
 

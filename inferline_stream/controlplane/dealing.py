@@ -67,7 +67,8 @@ class Dealing:
             self.leadership.term, self.leadership.log.assignments, self.picture.partitions
         )
         # Their last reports may be too old to be read, and nobody would wait for the dead to let go.
-        self.liveness.expect(self._assigning.told.keys() - self.ended)
+        may_hold = {replica for replica, told in self._assigning.told.items() if told.may_hold}
+        self.liveness.expect(may_hold - self.ended)
 
     def changed(self) -> None:
         """Deal at once."""

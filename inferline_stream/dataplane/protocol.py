@@ -78,6 +78,8 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment"):
     heirs: dict[int, str] = {}
     """Partition that this takes away → replica that takes it up: the last commit names it as owner, so that it need not
     say so itself before its first batch."""
+    lapsed: bool = False
+    """Its lease had run out, and it held nothing any more, when this was written: no later term waits for it."""
     version: int = WIRE_VERSION
 
 

@@ -55,7 +55,7 @@ FILLED: tuple[Any, ...] = (
         ready_fd=7,
     ),
     LeaderHeartbeat(3, "p-0"),
-    Assignment("a-cpu-1-0", "a", 3, 9, (0, 2), 8, 0.01, True, {2: (3, 8)}, {1: "a-cpu-1-1"}),
+    Assignment("a-cpu-1-0", "a", 3, 9, (0, 2), 8, 0.01, True, {2: (3, 8)}, {1: "a-cpu-1-1"}, True),
     Lags(3, 1_700_000_000_000, {"a": [1, 0]}),
     ReadAhead("a", {2: (3, 8)}),
     Release("a", {2: (12, "i1;o=6f2d;f=3,9")}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import pytest
 
 from inferline_stream.controlplane.assigning import (
@@ -135,6 +136,25 @@ def test_a_silent_replica_is_told_to_leave_before_its_partitions_are_granted() -
     ]
     # It wakes and reports what it held; it stays told to leave and nothing is taken from the new owner.
     assert step(state, both, WANTED, silent=frozenset({"a"}))[1].assignments == ()
+
+
+def test_a_later_term_does_not_wait_for_one_whose_lease_had_run_out() -> None:
+    state, _ = step(Assigning(term=1), seen(ready("a")), WANTED)
+    _, deal = step(state, seen(ready("a", 1, set(range(PARTITIONS)))), WANTED, silent=frozenset({"a"}))
+    (lapsed,) = deal.assignments
+    assert lapsed.lapsed
+    for last, granted in ((lapsed, tuple(range(PARTITIONS))), (msgspec.structs.replace(lapsed, lapsed=False), ())):
+        later = recovered(2, [last], {"s": PARTITIONS})
+        later, deal = step(later, seen(ready("b")), WANTED)
+        assert [a.partitions for a in deal.assignments if a.replica == "b"] == ([granted] if granted else [])
+    # One that was told to leave and then fell silent is written down anew.
+    state, _ = step(Assigning(term=1), seen(ready("a")), WANTED)
+    held = seen(ready("a", 1, set(range(PARTITIONS))))
+    state, deal = step(state, held, WANTED, draining=frozenset({"a"}))
+    (leaving,) = deal.assignments
+    assert (leaving.drain, leaving.lapsed) == (True, False)
+    (written,) = step(state, held, WANTED, silent=frozenset({"a"}))[1].assignments
+    assert (written.drain, written.lapsed) == (True, True)
 
 
 def test_a_replica_that_dropped_everything_is_told_once_more_under_a_new_number() -> None:

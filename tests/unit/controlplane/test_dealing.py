@@ -27,7 +27,7 @@ PARTITIONS = 8
 class Crew:
     """Replicas of one stage that apply what they are told at once, and who deals to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Sequence[Assignment] = ()) -> None:
         profile = PipelineProfile(
             {("a", "cpu"): Profile("a", "cpu", (ServiceTime(1, 0.1),))}, independent_paths(SHAPE, {})
         )
@@ -36,7 +36,7 @@ class Crew:
         )
         picture = Picture("p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": PARTITIONS}, (60.0,))
         self.written: list[Assignment] = []
-        leadership = SimpleNamespace(term=1, log=SimpleNamespace(assignments=[]), renewals=0, write=self._write)
+        leadership = SimpleNamespace(term=1, log=SimpleNamespace(assignments=log), renewals=0, write=self._write)
         running = SimpleNamespace(settings=Settings(), delivery="at_least_once")
         self.dealing = Dealing(running, picture, leadership, self._silent)  # type: ignore[arg-type]
         self.fleet = Fleet(FakeActuator(), picture, self.dealing.partitions, {("a", "cpu"): 1})
@@ -111,3 +111,14 @@ async def test_partitions_of_a_dead_replica_wait_for_nobody(crew: Crew) -> None:
 async def test_a_replica_that_holds_partitions_keeps_them_whoever_is_to_come(crew: Crew) -> None:
     crew.fleet.wanted[("a", "cpu")] = 5
     assert await crew.deal() == []
+
+
+async def test_a_new_term_listens_for_those_that_may_hold_something_and_for_no_others() -> None:
+    leaving = Assignment("gone", "a", 1, 1, (), 1, drain=True, lapsed=True)
+    log = [leaving, Assignment("slow", "a", 1, 2, (), 1, drain=True), Assignment("working", "a", 1, 3, (0, 1), 1)]
+    liveness = Crew(log).dealing.liveness
+    silent: set[str] = set()
+    for step in range(600):  # a minute
+        liveness.advance(step * 0.1, answered=True)
+        silent |= liveness.fell_silent()
+    assert silent == {"slow", "working"}
