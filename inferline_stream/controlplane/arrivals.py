@@ -103,8 +103,10 @@ class OffsetHistory:
                 samples.popleft()
 
     def committed(self, time_s: float, offsets: Sequence[int]) -> None:
-        """The group's committed offsets at that time; -1 for none."""
+        """The group's committed offsets at that time; -1 for none, not believed where there was one before."""
         for p, offset in enumerate(offsets):
+            if offset < 0 <= self._committed[p]:
+                continue
             if offset != self._committed[p] or not self._lag(p):
                 self._moved_s[p] = time_s
             self._committed[p] = offset

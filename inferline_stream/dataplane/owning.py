@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from inferline_stream.dataplane.ahead import Ahead
+from inferline_stream.dataplane.asking import surely_committed
 from inferline_stream.dataplane.client import Reader
 from inferline_stream.dataplane.committing import Committing
 from inferline_stream.dataplane.handovers import Handovers
@@ -235,7 +236,7 @@ class Owning:
         positions: dict[int, int] = {}
         awaited: list[int] = []
         try:
-            committed = await self._reader.committed(new)
+            committed = await surely_committed(self._reader.committed, new)
             died = {p for p in new & committed.keys() if decode_metadata(*committed[p]).owner not in ("", self._name)}
             died -= self.assignment.awaits.keys()
             ends = await self._reader.ends(died) if died else {}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from inferline_stream.dataplane.asking import surely_committed
 from inferline_stream.dataplane.connecting import client_options, closed, in_time
 from inferline_stream.dataplane.offsets import decode_metadata, encode_metadata
 from inferline_stream.dataplane.wiring import input_topic
@@ -58,7 +60,8 @@ async def commit_start_offsets(
     async def commit(stage: Stage) -> None:
         topic, name = input_topic(pipeline, names, stage.name), names.group(stage.name)
         async with _Group(bootstrap_servers, name, topic, timeout_s) as group:
-            committed = await group.committed()
+            ask = partial(surely_committed, group.committed) if stage.name in known else group.committed
+            committed = await ask(group.partitions)
             if len(stage.after) > 1 and start != "committed":
                 wanted = await _forgetful(group, committed)
             elif stage.after:
@@ -144,8 +147,13 @@ class _Group:
     async def __aexit__(self, *error: object) -> None:
         await closed(self._consumer)
 
-    async def committed(self) -> dict[int, Entry]:
-        found = await self._consumer._coordinator.fetch_committed_offsets(self._partitions)
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        return tuple(tp.partition for tp in self._partitions)
+
+    async def committed(self, partitions: Iterable[int]) -> Mapping[int, Entry]:
+        wanted = [TopicPartition(self._topic, partition) for partition in partitions]
+        found = await self._consumer._coordinator.fetch_committed_offsets(wanted)
         return {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
 
     async def begins(self) -> dict[int, int]:

@@ -70,6 +70,16 @@ def test_lag_counts_from_zero_where_nothing_was_committed() -> None:
     assert history.lags() == (4, 1)
 
 
+def test_offsets_that_seem_to_be_gone_make_no_backlog() -> None:
+    history = OffsetHistory(2)
+    history.reached(0.0, (400, 6))
+    history.committed(0.0, (390, 5))
+    history.committed(0.5, (-1, 6))
+    assert history.lags() == (10, 0)
+    history.committed(1.0, (395, 6))
+    assert history.lags() == (5, 0)
+
+
 def test_the_oldest_record_is_as_old_as_the_sample_that_first_saw_it() -> None:
     history = OffsetHistory(2)
     for tick in range(10):
