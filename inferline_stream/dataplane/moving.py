@@ -217,14 +217,13 @@ class Moving:
                 await self._run(stage, wanted)
 
     def _limit(self, owning: Owning) -> int:
-        careful = any(holding.careful for holding in owning.holdings.values())
-        return 1 if careful else owning.assignment.max_batch_size
+        return 1 if _careful(owning) else owning.assignment.max_batch_size
 
     async def _due(self, owning: Owning) -> None:
         """Wait until a batch is to begin: eagerly, or once it is full or its oldest event has waited enough."""
         most_ahead = EVENTS_AHEAD if self._sender.transactional else BATCHES_AHEAD
         while True:
-            if self._ahead >= most_ahead:
+            if self._ahead >= most_ahead or (_careful(owning) and _under_way(owning)):
                 self._sent.clear()
                 await self._sent.wait()
                 continue
@@ -356,6 +355,7 @@ class Moving:
             holding.in_flight -= 1
             for offset in event.offsets:
                 holding.completion.complete(offset)
+        self._sent.set()
 
     def _measure(self, finished: list[Finished]) -> None:
         """End-to-end latency, once Kafka has the result."""
@@ -369,3 +369,13 @@ class Moving:
                 self._report.backlog += 1
             else:
                 count_latency(self._report, self._bounds_s, (now_us - event.entry_us) / 1e6)
+
+
+def _careful(owning: Owning) -> bool:
+    """Whether events are run one at a time, because one of them may kill."""
+    return any(holding.careful for holding in owning.holdings.values())
+
+
+def _under_way(owning: Owning) -> bool:
+    """Whether an event was begun and is not sent yet: it would be found guilty of what the next one does."""
+    return any(holding.in_flight for holding in owning.holdings.values())

@@ -61,20 +61,21 @@ async def fenced_off(director: Director, replica: str) -> None:
     await producer.stop()
 
 
-async def test_an_event_that_kills_every_replica_is_recognised_and_all_others_get_through(kafka, topology):
-    async with Director(kafka.bootstrap_servers, topology, partitions={"work": 1}) as director:
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_an_event_that_kills_every_replica_is_recognised_and_all_others_get_through(kafka, topology, partitions):
+    async with Director(kafka.bootstrap_servers, topology, partitions={"work": partitions}) as director:
         replica = await director.start("work")
         ids = await put(director, [b"%d" % number for number in range(40)])
         (culprit,) = await put(director, [b"kill"])
         ids += await put(director, [b"%d" % number for number in range(40)])
         deaths = 0
-        await director.assign(replica, [0])
+        await director.assign(replica, range(partitions))
         async with asyncio.timeout(30):
             while await director.lag():
                 if director.processes[replica].returncode is not None:
                     deaths += 1
                     replica = await director.start("work")
-                    await director.assign(replica, [0])
+                    await director.assign(replica, range(partitions))
                 await asyncio.sleep(0.02)
         letters = await director.read(director.names.dead_letters(director.names.topic("in")))
         completed = await director.read(director.names.completed)
