@@ -236,6 +236,7 @@ class Owning:
         positions: dict[int, int] = {}
         awaited: list[int] = []
         try:
+            # Where an offset is missing for good, what is held already waits as long, once, before the alert.
             committed = await surely_committed(self._reader.committed, new)
             died = {p for p in new & committed.keys() if decode_metadata(*committed[p]).owner not in ("", self._name)}
             died -= self.assignment.awaits.keys()

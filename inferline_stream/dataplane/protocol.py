@@ -79,7 +79,7 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment"):
     """Partition that this takes away → replica that takes it up: the last commit names it as owner, so that it need not
     say so itself before its first batch."""
     lapsed: bool = False
-    """Its lease had run out, and it held nothing any more, when this was written: no later term waits for it."""
+    """Its lease had run out when this was written, so that it begins nothing any more: no later term waits for it."""
     version: int = WIRE_VERSION
 
 

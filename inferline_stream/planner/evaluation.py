@@ -26,6 +26,10 @@ SLICE_EVENTS = 1 << 13
 _BYTES_PER_DEPARTURE = 12
 
 
+_Departed = Mapping[int, Departures]
+"""By stage."""
+
+
 class Stopped(Exception):
     """The caller wants no further simulation."""
 
@@ -65,8 +69,9 @@ class Evaluator:
         self.above = _ancestors(problem)
         events = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
         self._keeps = events * _BYTES_PER_DEPARTURE <= KEPT_BYTES
-        self._base: tuple[Candidate, list[Mapping[int, Departures]]] | None = None
-        self._last: tuple[Candidate, list[tuple[Mapping[int, Departures], Mapping[int, Departures]]]] | None = None
+        self._base: tuple[Candidate, list[_Departed]] | None = None
+        # Per trace, what was kept of the base and what was simulated: put together only where it becomes the base.
+        self._last: tuple[Candidate, list[tuple[_Departed, _Departed]]] | None = None
 
     def feasible(self, candidate: Candidate) -> bool:
         """Whether the candidate meets the target on every trace."""
@@ -173,7 +178,7 @@ class Evaluator:
         self.check()
         self.evaluations += 1
         stages = frozenset(range(len(candidate)))
-        departures: list[tuple[Mapping[int, Departures], Mapping[int, Departures]]] = []
+        departures: list[tuple[_Departed, _Departed]] = []
         late: list[int] = []
         largest: dict[int, int] = {}
         for i, workload in enumerate(self.workloads):
@@ -204,7 +209,7 @@ class Evaluator:
             self._last = (candidate, departures)
         return tuple(late)
 
-    def _kept(self, trace: int, candidate: Candidate) -> Mapping[int, Departures]:
+    def _kept(self, trace: int, candidate: Candidate) -> _Departed:
         """Departures of the base at stages where neither they nor their ancestors differ from it."""
         if self._base is None:
             return {}

@@ -31,8 +31,8 @@ LIVE_S = (1480.0, 2480.0)
 TWEETS, SPANISH = 2400, 1000
 LONGEST = 200
 KNOWN_EVERY = 5
-HEADLINE = "CEO"
-"""Posts with this word are news of companies: nothing to moderate."""
+HEADLINES = ("Winner Profiles", "resigns as")
+"""Posts with these words are news of companies: nothing to moderate."""
 SPANISH_FILES = ("refranes.fortunes", "proverbios.fortunes", "amistad.fortunes", "sabiduria.fortunes")
 
 
@@ -78,7 +78,7 @@ def main(azure: str, tweets_file: str, spanish: str, irish: str) -> None:
     posts += short(fortunes([Path(spanish) / name for name in SPANISH_FILES]), SPANISH)
     posts += short(fortunes([Path(irish) / "proverbs"]), 100)
     random.Random(2014).shuffle(posts)  # noqa: S311
-    posts = [text for text in posts if HEADLINE not in text]
+    posts = [text for text in posts if not any(words in text for words in HEADLINES)]
     (HERE / "posts.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in posts))
 
     known = SentenceEncoder()(posts[::KNOWN_EVERY])
