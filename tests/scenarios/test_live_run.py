@@ -16,6 +16,7 @@ from inferline_stream.controlplane.records import Override, encode
 from inferline_stream.controlplane.session import Quiet, Run, run_to_report, session
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Limits, Observation
@@ -43,12 +44,13 @@ async def test_an_advisory_run_decides_without_acting(swing, embedded_broker: Ka
 
 
 async def test_a_record_replays_to_the_decisions_of_its_run_each_within_a_step(
-    swing, embedded_broker: KafkaServer, tmp_path: Path
+    swing, embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run: Run = replace(
-        swing(embedded_broker.bootstrap_servers, levels=[(20, 3), (90, 3), (160, 3)], policy=POLICIES["default"]),
-        run_folder=tmp_path / "run",
-    )
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3), (90, 3), (160, 3)], policy=POLICIES["default"])
+    # An interpreter that starts would take cores from the replicas at work, which no replay knows: they are forked.
+    for stage in run.pipeline.stages:
+        monkeypatch.setattr(stage, "isolation", Isolation(forked=True))
+    run = replace(run, run_folder=tmp_path / "run")
     async with asyncio.timeout(60):
         await run_to_report(run, Quiet(), asyncio.Event())
     record, events = read_record(tmp_path / "run"), read_events(tmp_path / "run")
