@@ -14,7 +14,7 @@ from inferline_stream.dataplane.protocol import ReplicaSpec, encode
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.launch import Launch
 
-REPLICA_MODULE = "inferline_stream.dataplane.replica"
+REPLICA_MODULE = "inferline_stream.dataplane.bound_replica"
 
 
 async def supervise(

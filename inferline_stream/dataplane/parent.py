@@ -20,7 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from inferline_stream.dataplane import replica
+from inferline_stream.dataplane import bound_replica
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.protocol import ReplicaSpec, decode_spec
 from inferline_stream.dataplane.worker import StageCall
@@ -135,7 +135,7 @@ def _become(told: dict[str, Any], files: list[int], pipeline: Pipeline, others: 
         confinement = decoded(told["confinement"])
         sealing.confine_fork(confinement)
         channel = socket.socket(fileno=files[2])
-        code = _rehearse(pipeline, confinement) if told["rehearsal"] else replica.main(pipeline, channel)
+        code = _rehearse(pipeline, confinement) if told["rehearsal"] else bound_replica.main(pipeline, channel)
         logging.shutdown()
     finally:
         os._exit(code)

@@ -166,11 +166,11 @@ def _import_replica() -> None:
     """What a replica imports belongs to its start-up time."""
     import uvloop
 
-    from inferline_stream.dataplane import moving, replica
+    from inferline_stream.dataplane import bound_replica, moving
 
     assert uvloop
     assert moving
-    assert replica
+    assert bound_replica
 
 
 def _read(requests: BinaryIO) -> Request | None:

@@ -121,7 +121,7 @@ class Director:
             **{"max_batch_size": 16, "isolation": isolation, **self._spec, **spec},
         )
         confinement = confined(told.isolation, told.topology, kind, told.bootstrap_servers)
-        launch = Launch("inferline_stream.dataplane.replica", confinement, cores=kind.cores)
+        launch = Launch("inferline_stream.dataplane.bound_replica", confinement, cores=kind.cores)
         self._launches.append(launch)
         process = await asyncio.create_subprocess_exec(
             *launch.command, stdin=asyncio.subprocess.PIPE, env=launch.environment, pass_fds=launch.files

@@ -1,6 +1,6 @@
 """A replica: the process that moves one stage's records.
 
-``python -m inferline_stream.dataplane.replica`` with a `ReplicaSpec` as one line of JSON on standard input, which
+``python -m inferline_stream.dataplane.bound_replica`` with a `ReplicaSpec` as one line of JSON on standard input, which
 stays open: its end means that the supervisor is gone, and the replica leaves in good order. So does SIGTERM. An
 argument is the file descriptor where a sealed replica asks for addresses, see `isolation.names`.
 

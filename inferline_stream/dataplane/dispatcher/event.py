@@ -1,0 +1,34 @@
+"""An event while a dispatcher has it: from its records to the acknowledgement of what it caused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.dataplane.headers import Header
+
+
+class Event(msgspec.Struct, gc=False, eq=False):
+    """An event that waits for the stage or is in a replica's hand."""
+
+    partition: int
+    offsets: tuple[int, ...]
+    """Of its record; of every part, for a join, in order of arrival."""
+    event_id: bytes
+    entry_us: int
+    """When it entered the pipeline, µs since the epoch."""
+    arrived_ms: int
+    """When it, or its last part, entered the stage's topic, ms since the epoch."""
+    key: bytes | None
+    headers: list[Header]
+    """What its successors carry."""
+    payload: StageInput
+    size_bytes: int
+    records: tuple[Any, ...]
+    """As they were read: what a dead letter holds."""
+    replayed: bool = False
+    """Whether it died before and was sent again: its miss was counted then."""
+    kills: int = 0
+    """Replicas that died, hung or broke their contract while they had it in hand alone."""

@@ -1,0 +1,72 @@
+"""Who may serve a slot: written by the leading controller to the compacted assignments topic, followed by dispatchers.
+
+A slot is one of a stage's dispatcher positions: it owns every partition whose number is its own modulo the number of
+slots. Its partitions move only when a dispatcher is replaced or the number of slots changes, never when replicas do.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.pipeline.names import WIRE_VERSION
+
+
+class LeaderHeartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
+    """The leading controller lives. Key ``leader``."""
+
+    term: int
+    controller: str
+    version: int = WIRE_VERSION
+
+
+class Grant(msgspec.Struct, frozen=True, tag="grant"):
+    """Which dispatcher serves a slot from now on; replaces the one before. Key: `grant_key`.
+
+    A dispatcher serves while the newest grant of its slot names it and says that it may begin. Once that names another
+    one, or none, it finishes the batches that replicas have in hand, produces, commits, reports ``gone`` and exits.
+    The controller lets the next one begin once the last one has reported that, has ended, or has been silent for
+    longer than its lease.
+    """
+
+    stage: str
+    slot: int
+    slots: int
+    """D, the number of slots that the stage's partitions are dealt to."""
+    dispatcher: str
+    """Name of the dispatcher; empty for none."""
+    term: int
+    number: int
+    """Grows with every grant of a term; (term, number) orders grants."""
+    begins: bool = True
+    """False: connect and wait, another one may still serve."""
+    max_batch_sizes: dict[str, int] = {}
+    """The plan's batch limit by hardware kind."""
+    hold_s: float = 0.0
+    """How long after the oldest eligible event reached the stage a free replica waits for a fuller batch."""
+    service_s: dict[str, dict[int, float]] = {}
+    """Profiled service time by hardware kind and batch size: for deadlines, and for who is likely to finish first."""
+    sample: StageInput | None = None
+    """An event that the stage is known to process: a fresh replica must pass it before another event is blamed."""
+    version: int = WIRE_VERSION
+
+
+def grant_key(stage: str, slot: int) -> str:
+    """Key of a slot's grants in the compacted topic."""
+    return f"{stage}/{slot}"
+
+
+def partitions_of(slot: int, slots: int, partitions: int) -> range:
+    """Partitions that a slot owns, of a topic with so many."""
+    return range(slot, partitions, slots)
+
+
+ControlRecord = LeaderHeartbeat | Grant
+
+
+def encode_control(record: ControlRecord) -> bytes:
+    """One record as JSON."""
+    return msgspec.json.encode(record)
+
+
+decode_control = msgspec.json.Decoder(ControlRecord).decode

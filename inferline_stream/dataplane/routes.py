@@ -1,0 +1,180 @@
+"""What a dispatcher knows of the pipeline around its stage: names, edges and limits, and nothing of the users' code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Literal
+
+import msgspec
+
+from inferline_stream.dataplane.headers import version_value
+from inferline_stream.dataplane.routing import Follow, follow
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.shape import Arrow, Shape, shape_of
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.version import structure_of
+
+OnExpired = Literal["process", "drop", "dlq"]
+
+
+class Routes(msgspec.Struct, frozen=True, dict=True):
+    """A stage's place in its pipeline, as JSON carries it. Made by `routes_of`.
+
+    Args:
+        pipeline: the pipeline's name.
+        prefix: of every topic and group.
+        stage: the stage's name.
+        source: the source topic's name, without prefix.
+        sink: the sink topic's name, without prefix.
+        stages: every stage in topological order.
+        arrows: (parent, child, conditional) by position in ``stages``, as in `Shape`.
+        ordered: joins that keep the order of a key.
+        keys_in_order: whether events of one key are computed in their order and never in two batches at once.
+        slo_s: the declared SLO.
+        on_expired: what becomes of an event that is past it before its batch begins.
+        version: of the topology, as records carry it.
+        entry_time_header: at an entry stage, a header that holds the entry time.
+        source_max_bytes: largest record taken from the source; None for what Kafka takes.
+        sink_max_bytes: largest result; None for what Kafka takes.
+    """
+
+    pipeline: str
+    prefix: str
+    stage: str
+    source: str
+    sink: str
+    stages: tuple[str, ...]
+    arrows: tuple[tuple[int, int, bool], ...]
+    ordered: tuple[str, ...]
+    keys_in_order: bool
+    slo_s: float
+    on_expired: OnExpired
+    version: bytes
+    entry_time_header: str | None = None
+    source_max_bytes: int | None = None
+    sink_max_bytes: int | None = None
+
+    @cached_property
+    def names(self) -> Names:
+        """Names in Kafka."""
+        return Names(self.pipeline, self.prefix)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The pipeline's DAG."""
+        return Shape(self.stages, tuple(Arrow(*arrow) for arrow in self.arrows))
+
+    @cached_property
+    def parents(self) -> tuple[str, ...]:
+        """The stage's parents, in the order of their edges."""
+        at = self.stages.index(self.stage)
+        return tuple(self.stages[parent] for parent, child, _ in self.arrows if child == at)
+
+    @cached_property
+    def children(self) -> tuple[str, ...]:
+        """The stage's children in topological order; an edge's position here is its bit in `frames.Done.edges`."""
+        at = self.stages.index(self.stage)
+        return tuple(self.stages[child] for parent, child, _ in self.arrows if parent == at)
+
+    @cached_property
+    def is_entry(self) -> bool:
+        """Whether the stage reads the source topic."""
+        return not self.parents
+
+    @cached_property
+    def is_join(self) -> bool:
+        """Whether the stage has several parents."""
+        return len(self.parents) > 1
+
+    @cached_property
+    def is_final(self) -> bool:
+        """Whether the stage's results are the pipeline's."""
+        return not self.children
+
+    @cached_property
+    def joins(self) -> frozenset[str]:
+        """Stages with several parents."""
+        return frozenset(self.stages[at] for at in self.shape.joins())
+
+    @cached_property
+    def group(self) -> str:
+        """The stage's consumer group."""
+        return self.names.group(self.stage)
+
+    @cached_property
+    def input_topic(self) -> str:
+        """The topic that the stage reads."""
+        return self.topic_of(self.stage)
+
+    @cached_property
+    def sink_topic(self) -> str:
+        """The sink topic's full name."""
+        return self.names.topic(self.sink)
+
+    def topic_of(self, stage: str) -> str:
+        """The topic that a stage reads: the source for entry stages, its own for all others."""
+        at = self.stages.index(stage)
+        entry = all(child != at for _, child, _ in self.arrows)
+        return self.names.topic(self.source) if entry else self.names.stage_topic(stage)
+
+    @cached_property
+    def _follows(self) -> dict[int | None, Follow]:
+        return {}
+
+    def follow(self, edges: int | None) -> Follow:
+        """What follows from a result that takes these edges (a bit each), or from having no result."""
+        found = self._follows.get(edges)
+        if found is None:
+            taken = None if edges is None else [c for bit, c in enumerate(self.children) if edges >> bit & 1]
+            found = self._follows[edges] = follow(self.shape, self.stage, taken)
+        return found
+
+    @cached_property
+    def topics_written(self) -> tuple[str, ...]:
+        """Every topic that the stage's dispatcher may write to, control topics aside."""
+        stages = {*self.children, *(send.stage for send in self.follow(None).sends)}
+        topics = {self.topic_of(stage) for stage in stages} | ({self.sink_topic} if self.is_final else set())
+        return (*sorted(topics), self.names.completed, self.names.dead_letters(self.input_topic))
+
+
+def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
+    """The routes of one stage of a valid pipeline.
+
+    Raises:
+        InvalidTopology: the pipeline has no such stage, or annotations cannot be resolved.
+    """
+    shape = shape_of(pipeline)
+    declared = {each.name: each for each in pipeline.stages}
+    if stage not in declared:
+        raise InvalidTopology(f"pipeline {pipeline.name!r} has no stage {stage!r}; it has {', '.join(declared)}")
+    if pipeline.on_expired not in ("process", "drop", "dlq"):
+        raise InvalidTopology(f"on_expired={pipeline.on_expired!r}: use process, drop or dlq")
+    try:
+        version = version_value(structure_of(pipeline))
+    except TypeError as error:
+        raise InvalidTopology(f"stage {stage!r}: {error}") from error
+    own = declared[stage]
+    return Routes(
+        pipeline=pipeline.name,
+        prefix=prefix,
+        stage=stage,
+        source=pipeline.source.name,
+        sink=pipeline.sink.name,
+        stages=shape.stages,
+        arrows=tuple((arrow.parent, arrow.child, arrow.conditional) for arrow in shape.arrows),
+        ordered=tuple(each.name for each in pipeline.stages if len(each.after) > 1 and each.ordered),
+        keys_in_order=own.ordered is not False if len(own.after) < 2 else bool(own.ordered),
+        slo_s=pipeline.slo_s,
+        on_expired=pipeline.on_expired,
+        version=version,
+        entry_time_header=pipeline.source.timestamp_header if not own.after else None,
+        source_max_bytes=pipeline.source.max_bytes if not own.after else None,
+        sink_max_bytes=pipeline.sink.max_bytes,
+    )
+
+
+def every_route(pipeline: Pipeline, prefix: str = "") -> Mapping[str, Routes]:
+    """The routes of every stage of a valid pipeline."""
+    return {stage.name: routes_of(pipeline, stage.name, prefix) for stage in pipeline.stages}
