@@ -1,10 +1,12 @@
-"""What the control plane asks of whatever makes replicas appear and vanish."""
+"""What the control plane asks of an actuator, which starts and stops replicas and dispatchers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 
 FIRST_RESTART_S = 0.1
 """Wait before a dead replica's first restart: short, since most deaths are single ones."""
@@ -79,38 +81,114 @@ class ReplicaExit:
     tail: str = ""
 
 
+DispatcherState = Literal["running", "stopping"]
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedDispatcher:
+    """One dispatcher that runs, or that is started again at once.
+
+    Args:
+        dispatcher: its name, kept across restarts.
+        stage: the stage it serves.
+        slot: of the stage.
+        incarnation: how often it was started, from 1.
+        pid: its process; None while it is started again.
+        state: ``stopping`` once it was sent `attachments.Stop`.
+        started_s: when it was last started, on the event loop's clock.
+    """
+
+    dispatcher: str
+    stage: str
+    slot: int
+    incarnation: int
+    pid: int | None
+    state: DispatcherState
+    started_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherExit:
+    """A dispatcher's process that ended.
+
+    Args:
+        dispatcher: its name.
+        stage: the stage it served.
+        slot: of the stage.
+        incarnation: of the process that ended.
+        exit_code: as the system reports it; negative for a signal.
+        expected: whether it was asked to stop, or left in order.
+        reason: in words, with the last line that it wrote if it failed.
+        restarted: whether the same dispatcher is started again with the next incarnation.
+        tail: the last lines that it wrote, if it failed.
+    """
+
+    dispatcher: str
+    stage: str
+    slot: int
+    incarnation: int
+    exit_code: int
+    expected: bool
+    reason: str
+    restarted: bool
+    tail: str = ""
+
+
 class Actuator(Protocol):
-    """Makes replicas appear and vanish."""
+    """Starts and stops replicas and dispatchers."""
+
+    async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
+        """Set the template of every replica to come, by stage and hardware kind; its ``replica`` is replaced.
+
+        Called before the first `scale`, and again when something in a template has changed. Running replicas stay.
+        """
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; asking twice changes nothing.
 
         Retiring replicas do not count. Where there are too many, those named in ``retiring`` retire first,
-        then those that wait for a restart, then the youngest. One that retires is expected to end by
-        itself, once it has handed everything over; it is made to after a deadline. There is no way back
-        from retiring: a later scale-up starts another one.
+        then those that wait for a restart, then the youngest. One that retires finishes its batch and ends by
+        itself; after a deadline it is killed. There is no way back from retiring: a later scale-up starts
+        another one.
 
         Raises:
-            ValueError: fewer than 0 replicas.
+            ValueError: fewer than 0 replicas, or a stage and hardware kind without a template.
         """
 
-    async def observe(self) -> tuple[ObservedReplica, ...]:
-        """Every replica that was asked for and is not gone, oldest first."""
+    async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
+        """Ask for exactly these dispatchers for a stage, by name; asking twice changes nothing.
 
-    async def next_exit(self) -> ReplicaExit:
-        """Wait for the next replica that ends. Each end is told once, as soon as it is known."""
+        One that is no longer listed is sent `attachments.Stop` and killed after the drain deadline. A dispatcher that
+        dies is started again at once under its name, with the next ``incarnation``; not so one that left in order
+        (0) or was fenced (75).
+        """
+
+    async def replace_dispatcher(self, dispatcher: str) -> None:
+        """Kill a dispatcher now, because it is silent, and start it again under its name; an unknown one is ignored."""
+
+    async def observe(self) -> tuple[ObservedReplica, ...]:
+        """Return every replica that was asked for and is not gone, oldest first."""
+
+    async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
+        """Return every dispatcher that was asked for and is not gone, oldest first."""
+
+    async def next_exit(self) -> ReplicaExit | DispatcherExit:
+        """Wait for the next process that ends. Each end is reported once, as soon as it is known."""
 
     async def capacity(self) -> Mapping[str, int]:
-        """Most replicas of each hardware kind that there are places for now, those that have one included.
+        """Return how many replicas of each hardware kind there are places for now, those that run included.
 
         Kinds of which nothing is known have no limit and are left out.
         """
 
     async def drain(self, deadline_s: float) -> None:
-        """Retire every replica and wait until all are gone: by themselves, or made to after the deadline."""
+        """Stop every dispatcher and retire every replica; wait until all are gone, killed after the deadline if need be.
+
+        Dispatchers stop first, since they finish what replicas have in hand.
+        """
 
     async def aclose(self) -> None:
-        """End every replica now; none is left when this returns."""
+        """End everything now; no process is left when this returns."""
 
 
 def surplus(replicas: Sequence[ObservedReplica], wanted: int, retiring: Collection[str]) -> tuple[str, ...]:
