@@ -19,7 +19,7 @@ from inferline_stream.dataplane.partitioning import partition_of
 from inferline_stream.dataplane.sending import StageSender
 from inferline_stream.dataplane.wiring import input_topic
 from inferline_stream.errors import Unreachable, UsageError
-from inferline_stream.pipeline.annotations import stage_types
+from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, HEADER_PREFIX, PARENT, Names
 from inferline_stream.pipeline.topology import Pipeline
@@ -149,7 +149,7 @@ def decoded(letter: Letter, pipeline: Pipeline, prefix: str = "") -> Any:
     if letter.told("topic") != names.topic(pipeline.source.name):
         stage = pipeline.stage(letter.told("stage"))
         parent = letter.parent or stage.after[0].parent.name
-        name = format_between(stage_types(pipeline.stage(parent).run).returns)
+        name = format_between(types_of(pipeline.stage(parent)).returns)
     try:
         return codec(name).decoder(Any)(letter.value or b"")
     except Exception as error:

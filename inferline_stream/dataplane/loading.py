@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import sysconfig
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.annotations import check_code_name
 from inferline_stream.pipeline.topology import Pipeline
 
 
@@ -42,9 +45,7 @@ def load_topology(path: str | Path) -> Pipeline:
     except (SyntaxError, ValueError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise InvalidTopology(f"{file}{line}: {type(error).__name__}: {getattr(error, 'msg', error)}") from error
-    folder = str(file.parent)
-    if sys.path[:1] != [folder]:
-        sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
+    _put_first(file.parent)
     _forget_namesakes(file.parent)
     module = ModuleType(file.stem)
     module.__file__ = str(file)
@@ -55,6 +56,36 @@ def load_topology(path: str | Path) -> Pipeline:
         del sys.modules[file.stem]
         raise InvalidTopology(f"{where_raised(error, file)}: {last_line(error)}") from error
     return _pipeline_of(module, file, variable)
+
+
+def load_code(name: str, folder: str | Path) -> Any:
+    """Import the code that a topology gives by name.
+
+    Args:
+        name: ``module:name``, e.g. ``models.score:Score``.
+        folder: the topology's; modules in it win over installed ones.
+
+    Raises:
+        InvalidTopology: the name has another form, its module cannot be imported, or lacks what is named.
+    """
+    try:
+        check_code_name(name)
+    except TypeError as error:
+        raise InvalidTopology(str(error)) from None
+    folder = Path(folder).resolve()
+    module, _, inner = name.partition(":")
+    _put_first(folder)
+    _forget_namesakes(folder)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in inner.split("."):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:
+        at = where_raised(error, folder / "topology.py")
+        where = "" if at.endswith("topology.py") else f"{at}: "
+        remedy = f"give a module in {folder} or an installed one, and a name that it defines"
+        raise InvalidTopology(f"{where}code {name!r} cannot be loaded ({last_line(error)}); {remedy}") from error
+    return found
 
 
 def file_and_name(path: Path) -> tuple[Path, str]:
@@ -80,6 +111,11 @@ def where_raised(error: BaseException, file: Path) -> str:
 def last_line(error: BaseException) -> str:
     """The last line of the error's traceback, e.g. ``ModuleNotFoundError: No module named 'torch'``."""
     return traceback.format_exception_only(error)[-1].strip()
+
+
+def _put_first(folder: Path) -> None:
+    if sys.path[:1] != [str(folder)]:
+        sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
 
 
 def _forget_namesakes(folder: Path) -> None:

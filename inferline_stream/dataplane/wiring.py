@@ -13,7 +13,7 @@ from inferline_stream.dataplane.codecs import Decode, Encode, codec
 from inferline_stream.dataplane.headers import version_value
 from inferline_stream.dataplane.routing import Follow, follow
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.pipeline.annotations import join_fields, stage_types
+from inferline_stream.pipeline.annotations import join_fields, types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import Shape, shape_of
@@ -72,7 +72,7 @@ class Wiring:
         self.joins = frozenset(self.shape.stages[at] for at in self.shape.joins())
         self._follows: dict[frozenset[str] | None, Follow] = {}
         try:
-            self.takes = stage_types(self.stage.run).takes
+            self.takes = types_of(self.stage).takes
             self.encode: Encode = codec(self._result_codec()).encode
             self.decoders: Mapping[str | None, Decode] = self._decoders()
             self.version = version_value(structure_of(pipeline))
@@ -119,14 +119,14 @@ class Wiring:
         return [(named[parent], parent) for parent in self.parents]
 
     def _result_codec(self) -> str | Codec:
-        return self.pipeline.sink.codec if self.is_final else format_between(stage_types(self.stage.run).returns)
+        return self.pipeline.sink.codec if self.is_final else format_between(types_of(self.stage).returns)
 
     def _decoders(self) -> dict[str | None, Decode]:
         """By parent; the only decoder of a stage that is no join has key None."""
         if self.is_entry:
             return {None: codec(self.pipeline.source.codec).decoder(self.takes)}
         formats = {
-            edge.parent.name: codec(format_between(stage_types(edge.parent.run).returns)) for edge in self.stage.after
+            edge.parent.name: codec(format_between(types_of(edge.parent).returns)) for edge in self.stage.after
         }
         if not self.is_join:
             return {None: formats[self.parents[0]].decoder(self.takes)}

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
+
+if TYPE_CHECKING:
+    from inferline_stream.pipeline.topology import Stage
+
+_CODE_NAME = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+(\.(?!\d)\w+)*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +24,28 @@ class StageTypes:
 
     takes: Any
     returns: Any
+
+
+def types_of(stage: Stage) -> StageTypes:
+    """Return the types of a stage's events and results, without loading code that is given by name.
+
+    Raises:
+        TypeError: as `stage_types` and `check_code_name` do.
+    """
+    if not isinstance(stage.run, str):
+        return stage_types(stage.run)
+    check_code_name(stage.run)
+    return StageTypes(*(Any if each is None else each for each in (stage.takes, stage.returns)))
+
+
+def check_code_name(name: str) -> None:
+    """Check that a name of code has the form ``module:name``.
+
+    Raises:
+        TypeError: it has another form; the message says which form is needed.
+    """
+    if not _CODE_NAME.fullmatch(name):
+        raise TypeError(f'{name!r} does not name code; write "module:name", e.g. "models.score:Score"')
 
 
 def stage_types(run: Callable[..., Any]) -> StageTypes:
@@ -38,12 +66,15 @@ def stage_types(run: Callable[..., Any]) -> StageTypes:
     )
 
 
-def condition_type(condition: Callable[[Any], bool]) -> Any:
-    """Type of the result that a condition judges; `Any` where it is not annotated.
+def condition_type(condition: Callable[[Any], bool] | str) -> Any:
+    """Type of the result that a condition judges; `Any` where it is not annotated, or given by name.
 
     Raises:
         TypeError: it is no importable plain function of one result that returns a bool.
     """
+    if isinstance(condition, str):
+        check_code_name(condition)
+        return Any
     name = getattr(condition, "__qualname__", repr(condition))
     if not (inspect.isfunction(condition) or inspect.isbuiltin(condition)):
         raise TypeError(f"condition {name} is not a function; write `def` at the top of the file")

@@ -7,7 +7,7 @@ from typing import Any
 
 from inferline_stream.pipeline.topology import Edge, Stage
 
-_Condition = tuple[int, Callable[[Any], bool]]
+_Condition = tuple[int, Callable[[Any], bool] | str]
 _Ways = frozenset[frozenset[_Condition]]
 
 _MOST_WAYS = 2000

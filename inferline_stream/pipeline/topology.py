@@ -65,34 +65,41 @@ class Stage:
     Args:
         name: unique in the pipeline; names the stage's topic, consumer group and metrics.
         run: a function ``list[X] -> list[Y]``, or a class whose construction loads the model once
-            per replica and whose instances are such functions.
+            per replica and whose instances are such functions. Or its name, ``"module:name"``: then only replicas
+            of this stage import the module, which lies beside the topology or is installed.
         hardware: names of the hardware kinds that it may run on.
         after: parents, or their conditional edges (`Stage.when`); none for an entry stage, two or
             more make a join.
         max_batch_size: largest batch that may be profiled and planned.
         emulated: for `emulated-*` hardware, service time by batch size, for all such kinds
             (``{1: "20ms", 8: "60ms"}``) or by kind (``{"emulated-cpu": {1: "20ms"}}``).
-        ordered: at a join, events of one key are processed in the order in which they entered the pipeline: one that
-            is complete waits for those of its key before it. Keys then decide which replica has them, as everywhere
-            before a join.
+        ordered: whether events of one key are processed in order. By default plain stages keep the order in which
+            they read a key's events, and joins do not. False lifts it at a plain stage. True at a join: events of
+            one key are processed in the order in which they entered the pipeline, so that a complete one waits for
+            those of its key before it.
         standby: replicas beyond those that work, with the model loaded and nothing to do: one of them takes
             over within 0.1 s where another has died. They cost what any replica costs.
         isolation: how far its replicas are kept from what is not theirs: a level (``"none"``, ``"sandbox"``,
             ``"container"``, ``"gvisor"``, ``"kata"``), or an `Isolation` that says what they may touch.
+        takes: type of an event, for a stage given by name; others have it from their annotations. By default the
+            plain values of the JSON: dicts, lists, strings, numbers; at a join a dict with one entry per parent.
+        returns: type of a result, for a stage given by name.
     """
 
     def __init__(
         self,
         name: str,
-        run: Callable[..., Any],
+        run: Callable[..., Any] | str,
         *,
         hardware: Iterable[str],
         after: Iterable[Stage | Edge] = (),
         max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
         emulated: Mapping[int, str] | Mapping[str, Mapping[int, str]] | None = None,
-        ordered: bool = False,
+        ordered: bool | None = None,
         standby: int = 0,
         isolation: str | Isolation = "none",
+        takes: Any = None,
+        returns: Any = None,
     ) -> None:
         self.name = name
         self.run = run
@@ -103,10 +110,17 @@ class Stage:
         self.ordered = ordered
         self.standby = standby
         self.isolation = isolation
+        self.takes = takes
+        self.returns = returns
         self.declared = _caller()
 
-    def when(self, condition: Callable[[Any], bool]) -> Edge:
-        """The edge out of this stage that is taken by results for which ``condition`` holds."""
+    def when(self, condition: Callable[[Any], bool] | str) -> Edge:
+        """Return the edge out of this stage that results take for which the condition holds.
+
+        Args:
+            condition: a function of one result, or its name, ``"module:function"``, which only replicas of this stage
+                import.
+        """
         return Edge(self, condition)
 
     def __repr__(self) -> str:
@@ -124,7 +138,7 @@ class Edge:
     """The arrow from a parent; taken always, or when the condition holds for the parent's result."""
 
     parent: Stage
-    condition: Callable[[Any], bool] | None = None
+    condition: Callable[[Any], bool] | str | None = None
 
 
 class Pipeline:

@@ -15,7 +15,7 @@ from inferline_stream.pipeline.annotations import (
     condition_type,
     describe,
     join_fields,
-    stage_types,
+    types_of,
     without_none,
 )
 from inferline_stream.pipeline.branches import maybe_missing
@@ -150,15 +150,17 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     size: Any = stage.max_batch_size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         yield f"max_batch_size {size!r} must be a whole number, 1 or more"
-    if stage.ordered and len(stage.after) < 2:
-        yield "is ordered and no join: order of a key is lost at joins only; remove ordered=True"
+    if stage.ordered not in (None, True, False):
+        yield f"ordered {stage.ordered!r} must be True, False or None"
     standby: Any = stage.standby
     if isinstance(standby, bool) or not isinstance(standby, int) or standby < 0:
         yield f"standby {standby!r} must be a whole number of replicas, 0 or more"
     try:
-        stage_types(stage.run)
+        types_of(stage)
     except TypeError as error:
         yield str(error)
+    if not isinstance(stage.run, str) and (stage.takes is not None or stage.returns is not None):
+        yield "takes= and returns= are for code given by name; annotate the function, remove them here"
     if not stage.hardware:
         yield 'has no hardware; name at least one kind, e.g. hardware=["cpu-1"]'
     for kind in stage.hardware:
@@ -228,7 +230,7 @@ def _of_parents(stage: Stage, listed: dict[int, Stage]) -> Iterator[str]:
             yield from _of_condition(parent, edge.condition)
 
 
-def _of_condition(parent: Stage, condition: Callable[[Any], bool]) -> Iterator[str]:
+def _of_condition(parent: Stage, condition: Callable[[Any], bool] | str) -> Iterator[str]:
     try:
         judged = condition_type(condition)
     except TypeError as error:
@@ -267,6 +269,8 @@ def _of_input(stage: Stage, order: Sequence[Stage]) -> Iterator[str]:
 
 
 def _of_join(stage: Stage, parents: Sequence[Stage], takes: Any, order: Sequence[Stage]) -> Iterator[str]:
+    if isinstance(stage.run, str) and takes is Any:
+        return
     fields = join_fields(takes)
     if fields is None:
         names = ", ".join(parent.name for parent in parents)
@@ -312,7 +316,7 @@ def _of_raw(stage: Stage, stages: Sequence[Stage], pipeline: Pipeline) -> Iterat
 def _types(stage: Stage) -> StageTypes:
     """What a stage takes and returns; unknown where its annotations are a problem told elsewhere."""
     try:
-        return stage_types(stage.run)
+        return types_of(stage)
     except TypeError:
         return StageTypes(Any, Any)
 

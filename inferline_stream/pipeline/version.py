@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from inferline_stream.pipeline.annotations import stage_types
+from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.topology import Pipeline
 
@@ -53,12 +53,12 @@ def structure_of(pipeline: Pipeline) -> Structure:
     return Structure(
         source=(source.name, _name(source.codec)),
         sink=(sink.name, _name(sink.codec)),
-        formats={stage.name: format_between(stage_types(stage.run).returns) for stage in pipeline.stages},
+        formats={stage.name: format_between(types_of(stage).returns) for stage in pipeline.stages},
         edges={
             stage.name: {edge.parent.name: edge.condition is not None for edge in stage.after}
             for stage in pipeline.stages
         },
-        ordered=tuple(sorted(stage.name for stage in pipeline.stages if stage.ordered)),
+        ordered=tuple(sorted(stage.name for stage in pipeline.stages if stage.ordered and len(stage.after) > 1)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import inspect
@@ -16,17 +17,44 @@ import msgspec
 _PLAIN = (str, bytes, int, float, type(None), tuple, frozenset, list, dict, set)
 
 
-def code_digest(run: Callable[..., Any], folder: Path) -> str:
+def code_digest(run: Callable[..., Any] | str, folder: Path) -> str:
     """SHA-256 of a stage's source and, in turn, of what it names: functions, classes, constants, modules.
 
     Only what lies in the topology's folder counts; a change of the topology around the stage does not
-    change it.
+    change it. Code given by name is not imported: the source of its module counts, and of what that imports.
     """
     digest = hashlib.sha256()
-    for part in sorted(_parts(run, folder)):
+    for part in sorted(_sources(run, folder) if isinstance(run, str) else _parts(run, folder)):
         digest.update(part.encode())
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def _sources(name: str, folder: Path) -> Iterator[str]:
+    """The name of code, and every file of the folder that importing it would read."""
+    yield name
+    waiting, seen = [name.partition(":")[0]], set[Path]()
+    while waiting:
+        parts = waiting.pop().split(".")
+        stems = [folder.joinpath(*parts[: i + 1]) for i in range(len(parts))]
+        for file in (file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py")):
+            if file in seen or not file.is_file():
+                continue
+            seen.add(file)
+            yield f"file {file.relative_to(folder)} {_contents(file)}"
+            with contextlib.suppress(SyntaxError):
+                waiting += _imports(ast.parse(_contents(file)), file.relative_to(folder).parent.parts)
+
+
+def _imports(tree: ast.AST, package: tuple[str, ...]) -> Iterator[str]:
+    """Modules that code of a package may import; names that it takes from a module may be modules, too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            base = [*above, *([node.module] if node.module else [])]
+            yield from (".".join([*base, alias.name]) for alias in node.names if alias.name != "*" or base)
 
 
 def _parts(run: Callable[..., Any], folder: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.loading import load_code, load_topology
 from inferline_stream.errors import InvalidTopology
 
 SOUND = """
@@ -119,3 +119,34 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_name_that_would_hide_a_library_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidTopology, match="would hide the module 'json'; rename the file"):
         load_topology(write(tmp_path, SOUND, "json.py"))
+
+
+def test_code_given_by_name_is_imported_when_it_is_loaded_and_not_before(tmp_path: Path) -> None:
+    write(tmp_path, "class Outer:\n    class Inner:\n        pass\n", "models_of_ours/scoring.py")
+    named = SOUND.replace('Stage("a", run', 'Stage("a", "models_of_ours.scoring:Outer.Inner"')
+    (stage,) = load_topology(write(tmp_path, named)).stages
+    assert not [name for name in sys.modules if name.startswith("models_of_ours")]
+    assert load_code(str(stage.run), tmp_path).__qualname__ == "Outer.Inner"
+
+
+def test_a_module_beside_the_topology_wins_over_one_of_another_folder(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write(tmp_path / folder, f"NAME = {folder!r}", "named_twice.py")
+    assert [load_code("named_twice:NAME", tmp_path / folder) for folder in ("one", "two")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("scoring", "'scoring' does not name code; write \"module:name\""),
+        ("nowhere_at_all:run", "code 'nowhere_at_all:run' cannot be loaded (ModuleNotFoundError: No module named"),
+        ("half_written:run", "cannot be loaded (AttributeError: module 'half_written' has no attribute 'run'); give a"),
+        ("half_broken:run", "half_broken.py:2: code 'half_broken:run' cannot be loaded (ZeroDivisionError"),
+    ],
+)
+def test_code_that_cannot_be_loaded_is_told_with_its_name_and_the_remedy(tmp_path: Path, name: str, said: str) -> None:
+    write(tmp_path, "x = 1\n", "half_written.py")
+    write(tmp_path, "x = 1\ny = 1 / 0\n", "half_broken.py")
+    with pytest.raises(InvalidTopology) as raised:
+        load_code(name, tmp_path)
+    assert said in str(raised.value)

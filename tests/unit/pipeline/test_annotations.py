@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
+from inferline_stream import Stage
 from inferline_stream.pipeline.annotations import (
     StageTypes,
     accepts,
@@ -18,6 +19,7 @@ from inferline_stream.pipeline.annotations import (
     describe,
     join_fields,
     stage_types,
+    types_of,
     without_none,
 )
 
@@ -255,3 +257,17 @@ def test_join_fields_go_by_their_encoded_names() -> None:
 )
 def test_types_are_written_as_their_author_would(kind: Any, words: str) -> None:
     assert describe(kind) == words
+
+
+@pytest.mark.parametrize("name", ["score:Score", "models.score:Score.inner", "_m:_f"])
+def test_code_given_by_name_has_the_types_that_its_stage_declares(name: str) -> None:
+    assert types_of(Stage("a", name, hardware="cpu-1")) == StageTypes(Any, Any)
+    assert types_of(Stage("a", name, hardware="cpu-1", takes=Point, returns=bytes)) == StageTypes(Point, bytes)
+    assert condition_type(name) is Any
+
+
+@pytest.mark.parametrize("name", ["", "score", "score:", ":Score", "a b:c", "a:b:c", "../a:b", "a.:b", "1a:b", "a:b()"])
+def test_a_name_of_code_that_has_another_form_is_told_with_the_remedy(name: str) -> None:
+    for judge in (lambda: types_of(Stage("a", name, hardware="cpu-1")), lambda: condition_type(name)):
+        with pytest.raises(TypeError, match='does not name code; write "module:name"'):
+            judge()

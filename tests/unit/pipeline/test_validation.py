@@ -216,3 +216,47 @@ def test_emulated_times_for_another_kind_are_told_with_the_nearest() -> None:
 
 def test_emulated_times_without_emulated_hardware_are_found() -> None:
     assert "starts with 'emulated-'" in only_problem(line(pass_on, emulated={1: "20ms"}))
+
+
+@pytest.mark.parametrize("ordered", [None, True, False])
+def test_a_stage_may_keep_or_lift_the_order_of_keys(ordered: bool | None) -> None:
+    stage = Stage("only", pass_on, hardware=["cpu-1"], ordered=ordered)
+    assert problems(Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])) == ()
+
+
+def test_an_order_is_a_truth_value() -> None:
+    stage = Stage("only", pass_on, hardware=["cpu-1"], ordered="yes")  # type: ignore[arg-type]
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
+    assert "ordered 'yes' must be True, False or None" in only_problem(pipeline)
+
+
+def named(**given: Any) -> Pipeline:
+    """A pipeline whose stages and condition are named, and whose modules are nowhere."""
+    first = Stage("first", given.get("run", "nowhere:run"), hardware=["cpu-1"], returns=given.get("returns"))
+    left = Stage("left", "nowhere:run", after=[first.when(given.get("when", "nowhere:holds"))], hardware=["cpu-1"])
+    join = Stage("join", "nowhere:Join", after=[first, left], hardware=["cpu-1"], takes=given.get("takes"))
+    return Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[first, left, join])
+
+
+def test_code_given_by_name_is_judged_without_being_imported() -> None:
+    assert problems(named()) == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"run": "nowhere"}, "'nowhere' does not name code; write \"module:name\""),
+        ({"when": "nowhere.holds"}, "edge from 'first': 'nowhere.holds' does not name code"),
+        ({"takes": int}, "joins 2 parents and takes list[int]"),
+        ({"run": pass_on, "returns": int}, "takes= and returns= are for code given by name; annotate the function"),
+    ],
+)
+def test_a_mistake_in_code_given_by_name_is_told(given: dict[str, Any], said: str) -> None:
+    assert said in only_problem(named(**given))
+
+
+def test_types_declared_for_named_code_are_compared_along_an_edge() -> None:
+    first = Stage("first", "nowhere:run", hardware=["cpu-1"], returns=int)
+    second = Stage("second", "nowhere:run", after=[first], hardware=["cpu-1"], takes=str)
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[first, second])
+    assert "takes list[str], but its parent 'first' returns list[int]" in only_problem(pipeline)

@@ -59,3 +59,15 @@ def test_a_change_that_records_under_way_would_notice_is_named_and_changes_the_v
     assert running.version != wanted.version
     if "extra" in change:
         assert "stage right is gone" in incompatibilities(wanted, running)[0]
+
+
+def test_an_order_of_keys_that_is_lifted_is_no_other_structure():
+    kept, lifted = structure_of(pipeline(join=False)), structure_of(pipeline(join=False, ordered=True))
+    assert kept == lifted
+    assert structure_of(pipeline(ordered=None)) == structure_of(pipeline(ordered=False))
+
+
+def test_the_format_of_results_is_known_of_code_that_is_given_by_name():
+    named = Stage("first", "models.elsewhere:run", hardware="cpu-1", returns=bytes)
+    found = structure_of(Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[named]))
+    assert found.formats == {"first": "raw"}

@@ -291,3 +291,15 @@ def test_which_kinds_a_machine_can_stand_for(kind: str, machine: Machine, why: s
     from inferline_stream.pipeline.hardware import catalogue
 
     assert why_not_here(catalogue()[kind], machine) == why
+
+
+def test_named_code_counts_with_what_it_imports_and_is_not_imported_itself(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for name, text in {"score": "from . import words\nraise RuntimeError", "words": "A = 1", "other": "B = 1"}.items():
+        (tmp_path / "models" / f"{name}.py").write_text(text)
+    before = code_digest("models.score:Score", tmp_path)
+    (tmp_path / "models" / "other.py").write_text("B = 2")
+    assert code_digest("models.score:Score", tmp_path) == before
+    assert code_digest("models.score:Other", tmp_path) != before
+    (tmp_path / "models" / "words.py").write_text("A = 2")
+    assert code_digest("models.score:Score", tmp_path) != before
