@@ -182,7 +182,7 @@ class Actuator(Protocol):
         """
 
     async def drain(self, deadline_s: float) -> None:
-        """Stop every dispatcher and retire every replica; wait until all are gone, killed after the deadline if need be.
+        """Stop every dispatcher, retire every replica and wait until all are gone; kill them after the deadline.
 
         Dispatchers stop first, since they finish what replicas have in hand.
         """
