@@ -57,10 +57,6 @@ def no_engine() -> str:
     return "" if container_engine(surroundings()) else "no Docker or podman socket answers here"
 
 
-def no_cluster() -> str:
-    return "" if os.environ.get("KUBECONFIG") else "KUBECONFIG names no Kubernetes cluster"
-
-
 def memory_group() -> tuple[Path | None, bool]:
     """A control group in which groups with a limit of memory can be made, and whether it is of version 2.
 
@@ -80,4 +76,4 @@ def no_groups() -> str:
     return "" if memory_group()[0] else "no control group with a limit of memory can be made here"
 
 
-NEEDS = {"gpu": no_gpu, "engine": no_engine, "cluster": no_cluster, "groups": no_groups}
+NEEDS = {"gpu": no_gpu, "engine": no_engine, "groups": no_groups}

@@ -9,7 +9,7 @@ import typer
 
 from inferline_stream.cli.checking import Topology
 from inferline_stream.cli.output import Output
-from inferline_stream.cli.profiling import Servers
+from inferline_stream.cli.profiling import On, Servers, refuse_cluster
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.profile import PipelineProfile
@@ -44,21 +44,19 @@ def plan(
         Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
-    on: Annotated[
-        Literal["local", "ray", "kubernetes"],
-        typer.Option(help="whose profiles to plan with: this machine's, or those of `profile --on`"),
-    ] = "local",
+    on: On = "local",
     bootstrap_servers: Servers = None,
     prefix: Annotated[str, typer.Option(help="before the name of every topic, as for `run`")] = "",
     seed: Annotated[int, typer.Option(help="of generated traffic and of the random branches of events")] = 0,
     output: Output = "table",
 ) -> None:
     """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO, and say why."""
+    refuse_cluster("--on", on)
+
     import msgspec
     import uvloop
 
     from inferline_stream.cli.output import console
-    from inferline_stream.cli.placing import Place
     from inferline_stream.cli.provisioning import (
         declared,
         existing_partitions,
@@ -93,8 +91,7 @@ def plan(
             timeout_s = limits.connect_timeout_s
             existing = await existing_partitions(bootstrap_servers, what, prefix, timeout_s)
             shares = await partition_shares(bootstrap_servers, what, prefix, existing, timeout_s)
-        machine = Place(on).machine
-        found = await profiled(what, bootstrap_servers=bootstrap_servers, limits=limits, machine=machine)
+        found = await profiled(what, bootstrap_servers=bootstrap_servers, limits=limits)
         return found, existing, shares
 
     measured, existing, shares = uvloop.run(measure())

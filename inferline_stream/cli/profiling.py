@@ -16,6 +16,26 @@ if TYPE_CHECKING:
 Servers = Annotated[
     str | None, typer.Option("--bootstrap-servers", help="Kafka, host:port; an embedded broker is started without it")
 ]
+On = Annotated[
+    Literal["local", "ray", "kubernetes"],
+    typer.Option(help="where: local is this machine; ray and kubernetes return with remote pools"),
+]
+
+
+def refuse_cluster(option: str, place: str) -> None:
+    """Refuse to use a cluster.
+
+    Raises:
+        UsageError: the place is a cluster.
+    """
+    from inferline_stream.errors import UsageError
+
+    if place in ("kubernetes", "ray"):
+        name = place.capitalize()
+        raise UsageError(
+            f"{option} {place}: pools run on one machine in this release; {name} returns with remote pools. "
+            f"Leave out {option}, and start the command on the machine that has the hardware"
+        )
 
 
 def profile(
@@ -25,32 +45,20 @@ def profile(
     again: Annotated[bool, typer.Option("--again", help="measure also what has a profile that still holds")] = False,
     time: Annotated[str, typer.Option(help='for one stage on one hardware kind, about, e.g. "10s"')] = "2s",
     bootstrap_servers: Servers = None,
-    on: Annotated[
-        Literal["local", "ray", "kubernetes"],
-        typer.Option(help="where to measure: here, or as tasks or jobs on each hardware kind of a cluster"),
-    ] = "local",
-    ray_address: Annotated[
-        str, typer.Option(help="of the Ray cluster; the topology must lie at the same path on its nodes")
-    ] = "auto",
-    image: Annotated[str, typer.Option(help="of the jobs: this package, the topology, what its stages import")] = "",
-    path: Annotated[str, typer.Option(help="of the topology file in the image; by default as here")] = "",
-    namespace: Annotated[str, typer.Option(help="of the jobs; by default that of the kubeconfig's context")] = "",
-    within: Annotated[str, typer.Option(help="longest that one job may take, its wait for a node included")] = "15m",
+    on: On = "local",
     plot: Annotated[Path | None, typer.Option(help="also draw the profiles into this .png or .svg file")] = None,
     output: Output = "table",
 ) -> None:
     """Measure service times, start-up times and paths, and keep them beside the topology."""
+    refuse_cluster("--on", on)
+
     import uvloop
 
     from inferline_stream.cli.output import console
-    from inferline_stream.cli.placing import Place
-    from inferline_stream.cli.provisioning import declared, duration_of, profiled, profiled_at, settings
+    from inferline_stream.cli.provisioning import declared, profiled, settings
     from inferline_stream.errors import UsageError
     from inferline_stream.profiler.profiling import Options
 
-    place = Place(on, ray_address, image, namespace)
-    if on == "kubernetes" and not image:
-        raise UsageError("--on kubernetes needs --image: this package, the topology and what its stages import")
     if plot is not None:
         from inferline_stream.observability.plots.canvas import check_file
 
@@ -67,12 +75,7 @@ def profile(
         stage_s=stage_s,
         broker=bootstrap_servers or "embedded",
     )
-    if place.machine is not None:
-        uvloop.run(profiled_at(place, what, options, path=path, deadline_s=duration_of("--within", within)))
-        options = Options(broker=options.broker)
-    measured = uvloop.run(
-        profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings(), machine=place.machine)
-    )
+    measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings()))
     if plot is not None:
         from inferline_stream.observability.plots.profiles import draw_profiles
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from inferline_stream.cli.output import Bar
-from inferline_stream.cli.placing import Place, profiling_at
 from inferline_stream.controlplane.arrivals import FEWEST_RECORDS
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.dataplane.control import OffsetReader
@@ -27,8 +26,7 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, simulation_bytes
 from inferline_stream.pipeline.units import duration_s, format_duration
 from inferline_stream.pipeline.validation import validated
-from inferline_stream.profiler.elsewhere import profile_elsewhere
-from inferline_stream.profiler.machine import Machine, this_machine
+from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.profiling import Options, Progress, profile_pipeline
 from inferline_stream.profiler.store import ProfileStore
 from inferline_stream.settings import Settings, from_environment
@@ -150,12 +148,10 @@ async def profiled(
     bootstrap_servers: str | None,
     options: Options | None = None,
     limits: Settings | None = None,
-    machine: Machine | None = None,
 ) -> PipelineProfile:
     """Profiles of every stage, measured where missing, with a bar on standard error.
 
-    Without bootstrap servers an embedded broker is started if the time between stages is not known yet. A machine that
-    stands for a cluster has to have been profiled.
+    Without bootstrap servers an embedded broker is started if the time between stages is not known yet.
     """
     chosen = options or Options(broker=bootstrap_servers or "embedded")
 
@@ -174,7 +170,6 @@ async def profiled(
                 bootstrap_servers=servers,
                 options=chosen,
                 settings=limits,
-                machine=machine,
                 progress=show,
             )
 
@@ -184,33 +179,6 @@ async def profiled(
         async with EmbeddedBrokerProcess() as broker:
             measured = await profile(broker.bootstrap_servers)
     return measured
-
-
-async def profiled_at(place: Place, what: Declared, options: Options, *, path: str, deadline_s: float) -> None:
-    """Measure on a cluster what has no profile of it, and keep it beside the topology here.
-
-    Args:
-        place: the cluster.
-        what: the pipeline, with a declared sample: what runs there reads it there.
-        options: what, and how thoroughly.
-        path: of the topology file there; the same by default.
-        deadline_s: longest that one measurement may take.
-    """
-    if what.pipeline.sample is None:
-        raise InvalidTopology(f"{what.pipeline.declared}: profiling elsewhere needs a declared sample")
-    assert place.machine is not None
-    with Bar("profiling") as bar:
-        async with profiling_at(place, deadline_s) as run_there:
-            await profile_elsewhere(
-                what.pipeline,
-                what.file,
-                what.events,
-                place.machine,
-                run_there,
-                there=path,
-                options=options,
-                progress=lambda step: bar.show(step.done, step.total, step.doing),
-            )
 
 
 def duration_of(option: str, text: str) -> float:
@@ -252,15 +220,14 @@ def with_stock(pipeline: Pipeline, shares: Sequence[str]) -> Pipeline:
     return found
 
 
-def take_profiles(what: Declared, folder: Path, machine: Machine | None) -> None:
-    """Keep profiles that were measured elsewhere, as `deploy` ships them, as if they had been measured here.
+def take_profiles(what: Declared, folder: Path) -> None:
+    """Keep profiles that were measured on another machine, as if they had been measured on this one.
 
     Args:
         what: the pipeline.
         folder: that holds ``paths.json`` and the profiles, in a folder of their own.
-        machine: which they are profiles of; this one by default.
     """
-    store = ProfileStore(what.pipeline, what.file.parent, what.events, machine or this_machine())
+    store = ProfileStore(what.pipeline, what.file.parent, what.events, this_machine())
     store.take({str(file.relative_to(folder)): file.read_text("utf-8") for file in _profile_files(folder)})
 
 

@@ -9,7 +9,7 @@ import typer
 
 from inferline_stream.cli.checking import Topology
 from inferline_stream.cli.output import Output
-from inferline_stream.cli.profiling import Servers
+from inferline_stream.cli.profiling import On, Servers, refuse_cluster
 
 
 def run(
@@ -41,12 +41,6 @@ def run(
         Literal["at_least_once", "exactly_once"],
         typer.Option(help="at_least_once may repeat results after a crash; exactly_once uses transactions"),
     ] = "at_least_once",
-    kafka_client: Annotated[
-        Literal["aiokafka", "confluent"],
-        typer.Option(
-            help="of replicas: pure asyncio, or librdkafka (the extra confluent), which needs less CPU per record"
-        ),
-    ] = "aiokafka",
     tracing: Annotated[
         str,
         typer.Option(
@@ -79,37 +73,15 @@ def run(
         str, typer.Option(help="address of /metrics; 0.0.0.0 for other machines to scrape it")
     ] = "127.0.0.1",
     seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
-    on: Annotated[
-        Literal["local", "ray", "kubernetes"],
-        typer.Option(help="where replicas run: processes here, actors of a Ray cluster, or pods"),
-    ] = "local",
-    ray_address: Annotated[
-        str, typer.Option(help="of the Ray cluster; the topology must lie at the same path on its nodes")
-    ] = "auto",
-    image: Annotated[
-        str, typer.Option(help="of the pods: this package, the topology at the same path, what its stages import")
-    ] = "",
-    namespace: Annotated[str, typer.Option(help="of the pods; by default that of the kubeconfig's context")] = "",
-    secret: Annotated[
-        str, typer.Option(help="name of a Secret whose keys become the pods' environment, such as Kafka's password")
-    ] = "",
-    service_account: Annotated[
-        str, typer.Option(help="of the pods: they are given no token, and have no right in the cluster")
-    ] = "default",
+    on: On = "local",
     stock: Annotated[
         list[str] | None,
         typer.Option(metavar="KIND=REPLICAS", help="this pipeline's share of a hardware kind; may be repeated"),
     ] = None,
-    hand_over: Annotated[
-        bool,
-        typer.Option(
-            "--hand-over", help="on Kubernetes: at its end leave the replicas at work, for the next run to lead them"
-        ),
-    ] = False,
     profiles: Annotated[
         Path | None,
         typer.Option(
-            help="folder of profiles measured elsewhere, as shipped by `deploy`", exists=True, file_okay=False
+            help="folder of profiles that were measured on another machine like this one", exists=True, file_okay=False
         ),
     ] = None,
     gate: Annotated[
@@ -121,7 +93,8 @@ def run(
 
     Ctrl-C stops the feed, drains what has arrived and reports; a second Ctrl-C ends everything at once.
     """
-    from inferline_stream.cli.placing import Place
+    refuse_cluster("--on", on)
+
     from inferline_stream.cli.running import Wanted, run_and_report
 
     run_and_report(
@@ -136,7 +109,6 @@ def run(
             algorithm=algorithm,
             policy=policy,
             delivery=delivery,
-            kafka_client=kafka_client,
             tracing=tracing,
             start=start,
             create_topics=create_topics,
@@ -146,9 +118,6 @@ def run(
             metrics_port=metrics_port,
             seed=seed,
             gate=gate,
-            place=Place(on, ray_address, image, namespace, secret, service_account, hand_over).checked(
-                bootstrap_servers
-            ),
             profiles=profiles,
             stock=tuple(stock or ()),
             metrics_host=metrics_host,

@@ -20,7 +20,6 @@ from rich.logging import RichHandler
 from inferline_stream.cli.frame import Terminated
 from inferline_stream.cli.logs import log_to_people
 from inferline_stream.cli.output import console
-from inferline_stream.cli.placing import Place, actuator_of
 from inferline_stream.cli.provisioning import (
     Declared,
     declared,
@@ -39,13 +38,11 @@ from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.controlplane.record import new_run
 from inferline_stream.controlplane.report import RunReport
-from inferline_stream.controlplane.session import FeedTo, Run, run_and_hand_over, run_to_report
-from inferline_stream.dataplane.choosing import check_installed
-from inferline_stream.dataplane.protocol import KafkaClient
+from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
 from inferline_stream.dataplane.starting import check_start
 from inferline_stream.dataplane.topics import REPLICATION
 from inferline_stream.dataplane.tracing import check_exporter
-from inferline_stream.errors import GateFailed, UsageError
+from inferline_stream.errors import GateFailed, InferlineError, UsageError
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.profiler.profiling import Options
 from inferline_stream.tuner.policy import POLICIES
@@ -65,7 +62,6 @@ class Wanted:
     algorithm: Literal["default", "inferline", "exact"]
     policy: Literal["default", "inferline"]
     delivery: Literal["at_least_once", "exactly_once"]
-    kafka_client: KafkaClient
     tracing: str
     start: str
     create_topics: bool
@@ -75,7 +71,6 @@ class Wanted:
     metrics_port: int
     seed: int
     gate: bool
-    place: Place
     profiles: Path | None
     stock: tuple[str, ...]
     metrics_host: str
@@ -95,15 +90,17 @@ def run_and_report(wanted: Wanted) -> None:
             report = uvloop.run(_run(wanted, what, people, screen, stopping))
         except asyncio.CancelledError:
             raise stopping.forced() from None
-        if report is None:
-            people.print("Left the replicas at work: the next run leads them.")
-            return
         if wanted.as_json:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
         else:
             screen.report(report)
     if wanted.gate and (miss := gate_miss(report, what.pipeline.objective)):
         raise GateFailed(miss)
+    if report.lost:
+        raise InferlineError(
+            f"{report.lost} events were lost: they have neither a result nor a reason why there is none. "
+            f"See what replicas and dispatchers wrote in {_logs(what)}"
+        )
 
 
 def _check(wanted: Wanted) -> None:
@@ -114,7 +111,6 @@ def _check(wanted: Wanted) -> None:
         raise UsageError("--arrivals is what is replayed, and --no-replay replays nothing: leave one of them out")
     _seconds(wanted.duration)
     check_start(wanted.start)
-    check_installed(wanted.kafka_client)
     if wanted.tracing:
         check_exporter(wanted.tracing)
 
@@ -133,9 +129,7 @@ def gate_miss(report: RunReport, objective: float) -> str:
     return ""
 
 
-async def _run(
-    wanted: Wanted, what: Declared, people: Console, screen: Screen, stopping: _Stopping
-) -> RunReport | None:
+async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, stopping: _Stopping) -> RunReport:
     limits = settings()
     stopping.watch()
     async with AsyncExitStack() as stack:
@@ -147,10 +141,9 @@ async def _run(
         shares = await partition_shares(servers, what, wanted.prefix, existing, limits.connect_timeout_s)
         screen.step("looking at profiles")
         options = Options(broker=wanted.bootstrap_servers or "embedded")
-        machine = wanted.place.machine
         if wanted.profiles is not None:
-            take_profiles(what, wanted.profiles, machine)
-        measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits, machine=machine)
+            take_profiles(what, wanted.profiles)
+        measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)
         what = replace(what, pipeline=with_stock(what.pipeline, wanted.stock))
         screen.step("planning")
         plan = await asyncio.to_thread(
@@ -170,13 +163,12 @@ async def _run(
             bootstrap_servers=servers,
             plan=plan,
             measured=measured,
-            log_folder=what.file.parent / ".inferline" / "logs" / what.pipeline.name,
+            log_folder=_logs(what),
             run_folder=new_run(what.file.parent, what.pipeline.name, time.time()),
             prefix=wanted.prefix,
             feed=_feed(wanted, what),
             replication=REPLICATION if wanted.bootstrap_servers else 1,
             delivery=wanted.delivery,
-            kafka_client=wanted.kafka_client,
             tracing=wanted.tracing,
             start=wanted.start,
             create_topics=wanted.create_topics,
@@ -189,16 +181,14 @@ async def _run(
             metrics_host=wanted.metrics_host,
             settings=limits,
             sample=what.trace,
-            # Replicas that outlive a controller are told nothing that the next one would tell otherwise.
-            live_since_s=0.0 if wanted.place.hand_over else time.time(),
-            hands_over=wanted.place.hand_over,
+            live_since_s=time.time(),
         )
-        actuator = await stack.enter_async_context(actuator_of(wanted.place, run))
-        if not run.hands_over:
-            return await run_to_report(run, screen, stopping.stop, actuator)
-        assert actuator is not None, "replicas of this machine end with this process"
-        await run_and_hand_over(run, screen, stopping.stop, actuator)
-        return None
+        return await run_to_report(run, screen, stopping.stop)
+
+
+def _logs(what: Declared) -> Path:
+    """Where the run's processes write."""
+    return what.file.parent / ".inferline" / "logs" / what.pipeline.name
 
 
 def _feed(wanted: Wanted, what: Declared) -> FeedTo | None:

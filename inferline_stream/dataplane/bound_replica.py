@@ -27,7 +27,6 @@ from typing import IO, Any
 
 import uvloop
 
-from inferline_stream.dataplane.choosing import stage_reader, stage_sender
 from inferline_stream.dataplane.client import Fenced
 from inferline_stream.dataplane.handovers import Handovers
 from inferline_stream.dataplane.loading import load_topology
@@ -35,9 +34,10 @@ from inferline_stream.dataplane.looping import Loop
 from inferline_stream.dataplane.moving import Moving
 from inferline_stream.dataplane.owning import Owning
 from inferline_stream.dataplane.protocol import ReplicaPhase, ReplicaSpec, decode_spec
+from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.reporting import Lease, Reporting, new_report
 from inferline_stream.dataplane.results import Records, topics_written
-from inferline_stream.dataplane.sending import TellingSender
+from inferline_stream.dataplane.sending import StageSender, TellingSender
 from inferline_stream.dataplane.topics import record_limits
 from inferline_stream.dataplane.tracing import batch_spans
 from inferline_stream.dataplane.wiring import Wiring
@@ -85,10 +85,9 @@ class Replica:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="stage")
         self._lease = lease = Lease(settings.lease_s)
         read = (wiring.input_topic, wiring.group, names.assignments, names.handovers)
-        client = spec.kafka_client
-        self._reader = stage_reader(client, where, *read, fetch_wait_s=settings.fetch_wait_s)
+        self._reader = StageReader(where, *read, fetch_wait_s=settings.fetch_wait_s)
         transactional_id = names.transactional_id(spec.replica) if self._exactly_once else None
-        self._sender = stage_sender(client, where, f"inferline-{spec.replica}", transactional_id)
+        self._sender = StageSender(where, f"inferline-{spec.replica}", transactional_id)
         self._telling = TellingSender(where, spec.replica, settings.lease_s)
         send_report = functools.partial(self._telling.send, names.stage_stats)
         self._reporting = Reporting(report, send_report, lease, settings.heartbeat_s)

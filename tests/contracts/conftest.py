@@ -15,7 +15,6 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.api import Request
 
-from inferline_stream.testing.directing import Director
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import LocalKafka
 
@@ -146,19 +145,3 @@ async def own_clients(own_apache_kafka: LocalKafka) -> AsyncIterator[Clients]:
     """Clients of an Apache Kafka that no other test uses."""
     async with AsyncExitStack() as stack:
         yield Clients(own_apache_kafka.bootstrap_servers, stack)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "both_clients: runs twice, with replicas on aiokafka and on confluent-kafka")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.definition.get_closest_marker("both_clients"):
-        metafunc.fixturenames.append("replicas_client")
-        metafunc.parametrize("replicas_client", ["aiokafka", "confluent"], indirect=True)
-
-
-@pytest.fixture
-def replicas_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas that a `Director` starts use this client."""
-    monkeypatch.setattr(Director, "kafka_client", request.param)

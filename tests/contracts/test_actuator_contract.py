@@ -1,31 +1,19 @@
-"""What every actuator promises, on local processes, on Ray, on Kubernetes' API, and on the fake alike."""
+"""What every actuator promises, on local processes and on the fake alike."""
 
 import asyncio
 import os
-import secrets
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
-import ray
-from lightkube import AsyncClient
-from lightkube.resources.apps_v1 import Deployment
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, ReplicaExit
-from inferline_stream.actuators.api_server import cluster_client
-from inferline_stream.actuators.kubernetes import KubernetesActuator
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.actuators.manifests import PIPELINE_LABEL, Cluster
-from inferline_stream.actuators.ray import RayActuator
 from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.testing.actuator import FakeActuator
-from inferline_stream.testing.kube_api import KubeApi, client_of
-from inferline_stream.testing.kube_node import Node
-from tests.contracts.cluster import controllers_client, node_without_machine
 
 DEADLINE_S = 30.0
 KINDS = catalogue()
@@ -60,57 +48,6 @@ class Local:
         os.kill(replica.pid, signal.SIGUSR1)
 
 
-class Ray:
-    """Actors of a cluster on this machine; their replicas are real processes."""
-
-    def __init__(self, actuator: RayActuator) -> None:
-        self.actuator = actuator
-
-    async def crash(self, replica: ObservedReplica) -> None:
-        os.kill(await self.process_of(replica), signal.SIGKILL)
-
-    async def finish(self, replica: ObservedReplica) -> None:
-        pid = await self.process_of(replica)
-        async with asyncio.timeout(DEADLINE_S):
-            while not _catches(pid, signal.SIGUSR1):
-                await asyncio.sleep(0.01)
-        os.kill(pid, signal.SIGUSR1)
-
-    async def process_of(self, replica: ObservedReplica) -> int:
-        async with asyncio.timeout(DEADLINE_S):
-            while True:
-                for seen in await self.actuator.observe():
-                    if seen.replica == replica.replica and seen.pid is not None:
-                        return seen.pid
-                await asyncio.sleep(0.01)
-
-
-def _catches(pid: int, number: signal.Signals) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
-    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
-
-
-class Kubernetes:
-    """Pods of an API server, the fake or a real one, on a node without a machine: containers end when told to."""
-
-    def __init__(self, node: Node, actuator: KubernetesActuator) -> None:
-        self.node = node
-        self.actuator = actuator
-
-    async def crash(self, replica: ObservedReplica) -> None:
-        await self.end(replica, 137)
-
-    async def finish(self, replica: ObservedReplica) -> None:
-        await self.end(replica, 0)
-
-    async def end(self, replica: ObservedReplica, code: int) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while replica.replica not in self.node.containers:
-                await asyncio.sleep(0.01)
-        self.node.containers[replica.replica].end.set_result(code)
-
-
 class Fake:
     def __init__(self) -> None:
         self.actuator = FakeActuator(drain_timeout_s=1.0)
@@ -122,62 +59,15 @@ class Fake:
         self.actuator.finish(replica.replica)
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[str]:
-    """A Ray of one node on this machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        started = ray.init(
-            "local",  # not one that a killed run has left behind
-            num_cpus=8,
-            num_gpus=1,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-        )
-        yield started.address_info["address"]
-        ray.shutdown()
-
-
-@pytest.fixture(
-    params=["local", "ray", "kubernetes", pytest.param("real-kubernetes", marks=pytest.mark.cluster), "fake"]
-)
+@pytest.fixture(params=["local", "fake"])
 async def subject(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Subject]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    async with AsyncExitStack() as stack:
-        made: Subject
-        if request.param == "kubernetes":
-            api = await stack.enter_async_context(KubeApi())
-            client = await stack.enter_async_context(client_of(api))
-            actuator = KubernetesActuator("p", template, Cluster(api.namespace, "image"), client, drain_timeout_s=1.0)
-            made = Kubernetes(api.node, await stack.enter_async_context(actuator))
-        elif request.param == "real-kubernetes":
-            client = await stack.enter_async_context(cluster_client())
-            node = await stack.enter_async_context(node_without_machine(client))
-            labels: dict[str, Any] = {PIPELINE_LABEL: f"contract-{secrets.token_hex(4)}"}
-            stack.push_async_callback(deployments_deleted, client, labels)
-            controller = await stack.enter_async_context(controllers_client(client))
-            name, cluster = labels[PIPELINE_LABEL], Cluster(client.namespace, "image")
-            actuator = KubernetesActuator(name, template, cluster, controller, drain_timeout_s=1.0)
-            made = Kubernetes(node, await stack.enter_async_context(actuator))
-        elif request.param == "ray":
-            address = request.getfixturevalue("ray_cluster")
-            made = Ray(RayActuator(template, address, drain_timeout_s=1.0, kill_after_s=0.3, module="replica_double"))
-            await stack.enter_async_context(made.actuator)
-        else:
-            made = Local(tmp_path) if request.param == "local" else Fake()
-        yield made
-        async with asyncio.timeout(DEADLINE_S):
-            await made.actuator.aclose()
-
-
-async def deployments_deleted(client: AsyncClient, labels: dict[str, Any]) -> None:
-    async for found in client.list(Deployment, namespace=client.namespace, labels=labels):
-        await client.delete(Deployment, found.metadata.name, namespace=client.namespace)
+    made: Subject = Local(tmp_path) if request.param == "local" else Fake()
+    yield made
+    async with asyncio.timeout(DEADLINE_S):
+        await made.actuator.aclose()
 
 
 async def seen(subject: Subject, state: str = "running") -> list[ObservedReplica]:
@@ -240,8 +130,6 @@ async def test_a_name_retires_nobody_while_none_is_too_many(subject: Subject) ->
 async def test_a_retired_replica_ends_as_expected_and_stays_away(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 1)
     (replica,) = await seen(subject)
-    if isinstance(subject, Ray):  # its actor may take longer to start than a retiring one is given
-        await subject.process_of(replica)
     await subject.actuator.scale("a", "cpu-1", 0)
     await subject.finish(replica)
     gone = await next_exit(subject)
@@ -290,8 +178,7 @@ async def test_a_dead_replica_is_told_and_restarted(subject: Subject) -> None:
 
 
 async def test_the_wait_doubles_from_death_to_death(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in ("places", "pods"):  # an actor of a busy machine starts slowly, and that is no life of its own
-        monkeypatch.setattr(f"inferline_stream.actuators.{room}.SETTLED_S", DEADLINE_S)
+    monkeypatch.setattr("inferline_stream.actuators.places.SETTLED_S", DEADLINE_S)
     await subject.actuator.scale("a", "cpu-1", 1)
     waits_s = []
     for _ in range(3):

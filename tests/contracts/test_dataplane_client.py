@@ -1,4 +1,4 @@
-"""What the data plane asks of a Kafka client: the same of aiokafka and of confluent-kafka, on both brokers."""
+"""What the data plane asks of its Kafka client, on both brokers."""
 
 import asyncio
 import secrets
@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from inferline_stream.dataplane.choosing import stage_reader, stage_sender
-from inferline_stream.dataplane.client import Fenced, KafkaFailed, Message, Reader, Sender
+from inferline_stream.dataplane.client import Fenced, KafkaFailed, Message
+from inferline_stream.dataplane.reading import StageReader
+from inferline_stream.dataplane.sending import StageSender
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.errors import Unreachable
 
@@ -19,8 +20,8 @@ HEADERS = [("shop", b"7"), ("empty", b"")]
 class Place:
     """Topics of one test, and clients of one kind that read and write them."""
 
-    def __init__(self, kafka_client: str, bootstrap_servers: str, stack: AsyncExitStack) -> None:
-        self.client, self.servers, self._stack = kafka_client, bootstrap_servers, stack
+    def __init__(self, bootstrap_servers: str, stack: AsyncExitStack) -> None:
+        self.servers, self._stack = bootstrap_servers, stack
         name = secrets.token_hex(4)
         self.topic, self.group = f"{name}.in", f"{name}.group"
         self.assignments, self.handovers = f"{name}.assignments", f"{name}.handovers"
@@ -31,24 +32,24 @@ class Place:
         topics += [TopicSettings(control, 1, "a test's") for control in (self.assignments, self.handovers)]
         await create_topics(self.servers, topics, replication=1)
 
-    async def reader(self) -> Reader:
+    async def reader(self) -> StageReader:
         names = (self.topic, self.group, self.assignments, self.handovers)
-        reader = stage_reader(self.client, self.servers, *names, fetch_wait_s=0.02)
+        reader = StageReader(self.servers, *names, fetch_wait_s=0.02)
         self._stack.push_async_callback(reader.stop)
         await reader.start(20)
         return reader
 
-    async def sender(self, transactional_id: str | None = None) -> Sender:
-        sender = stage_sender(self.client, self.servers, "a-test", transactional_id)
+    async def sender(self, transactional_id: str | None = None) -> StageSender:
+        sender = StageSender(self.servers, "a-test", transactional_id)
         self._stack.push_async_callback(sender.stop)
         await sender.start(20)
         return sender
 
 
-@pytest.fixture(params=["aiokafka", "confluent"])
-async def place(request, kafka) -> AsyncIterator[Place]:
+@pytest.fixture
+async def place(kafka) -> AsyncIterator[Place]:
     async with AsyncExitStack() as stack:
-        found = Place(request.param, kafka.bootstrap_servers, stack)
+        found = Place(kafka.bootstrap_servers, stack)
         await found.create()
         yield found
 
@@ -57,7 +58,7 @@ def messages(*numbers: int) -> list[Message]:
     return [Message(b"k%d" % n, b"%d" % n, HEADERS, 1_700_000_000_000 + n) for n in numbers]
 
 
-async def read(reader: Reader, count: int, full: tuple[int, ...] = ()) -> dict[int, list]:
+async def read(reader: StageReader, count: int, full: tuple[int, ...] = ()) -> dict[int, list]:
     """So many records by partition; fails if they do not come."""
     found: dict[int, list] = {}
     try:
@@ -70,7 +71,7 @@ async def read(reader: Reader, count: int, full: tuple[int, ...] = ()) -> dict[i
     return found
 
 
-async def nothing(reader: Reader, full: tuple[int, ...] = (), for_s: float = 0.4) -> None:
+async def nothing(reader: StageReader, full: tuple[int, ...] = (), for_s: float = 0.4) -> None:
     deadline_s = time.monotonic() + for_s
     while time.monotonic() < deadline_s:
         fetched = await reader.fetch(full, 0.1)
@@ -190,7 +191,7 @@ async def test_a_transaction_is_read_whole_with_its_offsets_or_not_at_all(place)
     await sender.commit(reader.offsets_for_transaction({}), place.group)
 
 
-async def in_one_go(sender: Sender, place: Place, number: int) -> None:
+async def in_one_go(sender: StageSender, place: Place, number: int) -> None:
     await sender.send({(place.topic, 0): messages(number)})
     await sender.commit(None, place.group)
 
@@ -218,14 +219,13 @@ async def test_a_record_that_kafka_refuses_is_an_error_with_its_reason(place):
         await sender.send({(small.topic, 0): [Message(None, b"x" * 2000, [], None)]})
 
 
-@pytest.mark.parametrize("kafka_client", ["aiokafka", "confluent"])
-async def test_where_nobody_answers_a_client_says_so_in_time(kafka_client):
-    reader = stage_reader(kafka_client, "127.0.0.1:1", "in", "group", "assignments", "handovers", fetch_wait_s=0.02)
+async def test_where_nobody_answers_a_client_says_so_in_time():
+    reader = StageReader("127.0.0.1:1", "in", "group", "assignments", "handovers", fetch_wait_s=0.02)
     began_s = time.monotonic()
     with pytest.raises(Unreachable, match="does not answer"):
         await reader.start(1.0)
     await reader.stop()
-    sender = stage_sender(kafka_client, "127.0.0.1:1", "a-test")
+    sender = StageSender("127.0.0.1:1", "a-test")
     with pytest.raises(Unreachable, match="does not answer"):
         await sender.start(1.0)
     await sender.stop()

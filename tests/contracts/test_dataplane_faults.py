@@ -151,7 +151,6 @@ async def test_offsets_that_do_not_change_are_committed_again_before_kafka_forge
         await director.caught_up(timeout_s=10)
 
 
-@pytest.mark.both_clients
 async def test_exactly_once_survives_a_kill_without_a_duplicate(kafka, topology):
     async with Director(
         kafka.bootstrap_servers,
@@ -188,7 +187,6 @@ async def test_exactly_once_hands_over_without_a_duplicate(kafka, topology):
         await director.drain(one, two)
 
 
-@pytest.mark.both_clients
 async def test_a_suspended_replica_in_exactly_once_mode_is_fenced_and_leaves(kafka, topology):
     async with Director(
         kafka.bootstrap_servers,

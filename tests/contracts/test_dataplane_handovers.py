@@ -59,7 +59,6 @@ async def results(director: Director) -> list[int]:
     return sorted(int(record.value) for record in await director.read(director.names.topic("out")))
 
 
-@pytest.mark.both_clients
 async def test_an_heir_begins_at_the_word_and_commits_after_its_last_owner(kafka, topology):
     settings = {"lease_s": 20.0, "dead_after_s": 30.0}
     async with Director(kafka.bootstrap_servers, topology, partitions={"work": 1}, settings=settings) as director:
@@ -81,7 +80,6 @@ async def test_an_heir_begins_at_the_word_and_commits_after_its_last_owner(kafka
         assert await results(director) == [6, 7, 8, 9]
 
 
-@pytest.mark.both_clients
 async def test_an_heir_whose_last_owner_dies_before_its_commit_commits_after_that_ones_lease(kafka, topology):
     settings = {"lease_s": 1.5}
     async with Director(kafka.bootstrap_servers, topology, partitions={"work": 1}, settings=settings) as director:
@@ -93,7 +91,6 @@ async def test_an_heir_whose_last_owner_dies_before_its_commit_commits_after_tha
         assert await results(director) == [6, 7, 8, 9]
 
 
-@pytest.mark.both_clients
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 async def test_owner_and_heir_say_when_a_partition_moves(kafka, topology, delivery):
     async with Director(kafka.bootstrap_servers, topology, partitions={"work": 4}, delivery=delivery) as director:
@@ -107,7 +104,6 @@ async def test_owner_and_heir_say_when_a_partition_moves(kafka, topology, delive
         assert let_go == [1, 3]
 
 
-@pytest.mark.both_clients
 async def test_an_owner_goes_on_until_its_heir_reads_ahead_or_is_not_heard_of(kafka, topology):
     async with Director(kafka.bootstrap_servers, topology, partitions={"work": 2}) as director:
         source = director.names.topic("in")

@@ -113,7 +113,6 @@ async def results(director: Director) -> list:
     return await director.read(director.names.topic(director.pipeline.sink.name))
 
 
-@pytest.mark.both_clients
 async def test_branches_and_a_join_give_every_event_its_result_or_its_reason_exactly_once(kafka, diamond):
     stages = dict.fromkeys(("parity", "odd", "twice", "final"), 3)
     async with Director(kafka.bootstrap_servers, diamond, partitions=stages) as director:
@@ -152,7 +151,6 @@ async def test_branches_and_a_join_give_every_event_its_result_or_its_reason_exa
     assert sum(size * stats.batches for size, stats in reports["twice"].batch_stats.items()) == 100
 
 
-@pytest.mark.both_clients
 async def test_branches_and_a_join_in_transactions_leave_no_lag_and_no_duplicate(kafka, diamond):
     stages = dict.fromkeys(("parity", "odd", "twice", "final"), 2)
     async with Director(kafka.bootstrap_servers, diamond, partitions=stages, delivery="exactly_once") as director:
@@ -164,7 +162,6 @@ async def test_branches_and_a_join_in_transactions_leave_no_lag_and_no_duplicate
     assert Counter(ended) == Counter(ids)
 
 
-@pytest.mark.both_clients
 async def test_scaling_one_to_three_to_one_under_load_loses_nothing_and_repeats_nothing(kafka, passing):
     async with Director(kafka.bootstrap_servers, passing, partitions={"work": 8}) as director:
         replicas = [await director.start("work")]
@@ -199,7 +196,6 @@ async def test_scaling_one_to_three_to_one_under_load_loses_nothing_and_repeats_
     assert {replica for replica in replicas if director.reports[replica].events > 0} == set(replicas)
 
 
-@pytest.mark.both_clients
 async def test_a_join_hands_over_the_events_that_wait_for_a_part(kafka, diamond):
     stages = dict.fromkeys(("parity", "odd", "twice", "final"), 2)
     async with Director(kafka.bootstrap_servers, diamond, partitions=stages) as director:
@@ -269,7 +265,6 @@ async def test_a_suspended_replica_wakes_without_its_lease_and_adds_at_most_what
         assert await director.lag() == 0
 
 
-@pytest.mark.both_clients
 async def test_a_lapsed_lease_is_regained_without_a_controller(kafka, passing):
     short = {"lease_s": 0.4, "heartbeat_s": 0.1, "dead_after_s": 0.6}
     async with Director(kafka.bootstrap_servers, passing, partitions={"work": 2}, settings=short) as director:

@@ -1,9 +1,0 @@
-"""See the package."""
-
-import asyncio
-import sys
-
-from tests.contracts.kube import record
-
-if __name__ == "__main__":
-    sys.stdout.write(f"{asyncio.run(record())}\n")
