@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from inferline_stream.dataplane.results import topics_written
+from inferline_stream.dataplane.routes import every_route
 from inferline_stream.dataplane.topics import REPLICATION, TopicSettings, durability
-from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline
 
@@ -41,28 +40,31 @@ class Permission:
 def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
     """The least rights that let a pipeline run where its topics exist, and those of the verbs beside it.
 
+    The controller and the dispatchers use them; replicas have no Kafka client.
+
     Creating topics (`run` without ``--no-create-topics``) takes Create and DescribeConfigs on them as well.
     """
     names = Names(pipeline.name, prefix)
-    wirings = [Wiring(pipeline, stage.name, prefix) for stage in pipeline.stages]
+    routes = every_route(pipeline, prefix)
     source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
     wanted: dict[str, set[str]] = defaultdict(set)
-    for wiring in wirings:
-        wanted[wiring.input_topic].add("Read")
-        for topic in topics_written(wiring):
+    for route in routes.values():
+        wanted[route.input_topic].add("Read")
+        for topic in route.topics_written:
             wanted[topic] |= {"Write", "DescribeConfigs"}  # how large its records may be
     for topic in (sink, names.completed):  # the report accounts for every event
         wanted[topic].add("Read")
-    for topic in (names.assignments, names.handovers, names.stage_stats, names.arrivals, names.decisions):
+    for topic in (names.assignments, names.stage_stats, names.arrivals, names.decisions):
         wanted[topic] |= {"Read", "Write"}
     wanted[names.control].add("Read")
-    letters = {names.dead_letters(wiring.input_topic) for wiring in wirings}
+    letters = {names.dead_letters(route.input_topic) for route in routes.values()}
     found = [Permission("topic", topic, False, tuple(sorted(operations))) for topic, operations in wanted.items()]
-    found += [Permission("group", wiring.group, False, ("Read",)) for wiring in wirings]
+    found += [Permission("group", route.group, False, ("Read",)) for route in routes.values()]
+    slots = [names.transactional_id(f"{stage}-") for stage in routes]  # exactly once
     found += [
         Permission("group", names.control_groups, True, ("Read", "Delete")),
         Permission("transactional-id", f"{prefix}{pipeline.name}-controller", False, ("Write",)),
-        Permission("transactional-id", f"{prefix}{pipeline.name}.", True, ("Write",)),  # a replica's, if exactly once
+        *(Permission("transactional-id", slot, True, ("Write",)) for slot in slots),
         Permission("topic", source, False, ("Write",), _FEED),
         Permission("topic", "inferline-hop-", True, ("Create", "Delete", "Read", "Write"), _PROFILE),
         Permission("group", "inferline-hop-", True, ("Read",), _PROFILE),

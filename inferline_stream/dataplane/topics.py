@@ -38,17 +38,15 @@ class TopicSettings:
 
     Args:
         name: prefix included.
-        partitions: at least so many; None takes what there is.
+        partitions: of a topic that has to be created; one that exists may have any number.
         purpose: what it is for, in words.
         settings: the topic's own, by Kafka's names.
-        existing: whether it is the user's and only created where it is missing.
     """
 
     name: str
     partitions: int
     purpose: str
     settings: Mapping[str, str] = field(default_factory=dict)
-    existing: bool = False
 
 
 def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int] | None = None) -> list[TopicSettings]:
@@ -71,16 +69,14 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
     of_final = wanted.get(final, DEFAULT_PARTITIONS)
     source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
     found = [
-        TopicSettings(source, of_source, "source: events arrive here", large, existing=True),
+        TopicSettings(source, of_source, "source: events arrive here", large),
         *(
             TopicSettings(
                 names.stage_topic(stage), wanted.get(stage, DEFAULT_PARTITIONS), f"input of stage {stage}", _TRANSIENT
             )
             for stage in inner
         ),
-        TopicSettings(
-            sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", sink_large, existing=True
-        ),
+        TopicSettings(sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", sink_large),
         TopicSettings(names.completed, of_final, "events that ended without a result, with the reason", _WEEK),
         *(
             TopicSettings(
@@ -91,9 +87,8 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
             )
             for topic in (source, *map(names.stage_topic, inner))
         ),
-        TopicSettings(names.assignments, 1, "leadership and which replica holds which partition", _CONTROL),
-        TopicSettings(names.handovers, 1, "what replicas tell each other of partitions that move", _HOUR),
-        TopicSettings(names.stage_stats, 1, "what replicas report", _HOUR),
+        TopicSettings(names.assignments, 1, "leadership and which dispatcher serves which slot", _CONTROL),
+        TopicSettings(names.stage_stats, 1, "what dispatchers report", _HOUR),
         TopicSettings(names.arrivals, 1, "log growth of the source topic", _TRANSIENT),
         TopicSettings(names.decisions, 1, "plans and decisions", _CONTROL),
         TopicSettings(names.control, 1, "overrides by people", _CONTROL),
@@ -271,17 +266,9 @@ async def _create(
 async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings]) -> list[Difference]:
     if not topics:
         return []
-    described = {topic["topic"]: topic for topic in await admin.describe_topics([topic.name for topic in topics])}
     settings = await _settings(admin, [topic.name for topic in topics if topic.settings])
     found = []
     for topic in topics:
-        partitions = len(described[topic.name]["partitions"])
-        if partitions < topic.partitions and not topic.existing:
-            text = (
-                f"topic {topic.name} has {partitions} partitions, {topic.partitions} are advised: "
-                "they bound how many replicas share the work"
-            )
-            found.append(Difference(text, blocks=False))
         for name, value in topic.settings.items():
             actual = settings.get(topic.name, {}).get(name)
             fits = name == _LARGEST and actual is not None and int(actual) >= int(value)

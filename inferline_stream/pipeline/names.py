@@ -35,9 +35,15 @@ class Names:
         """Consumer group of a stage."""
         return f"{self.prefix}{self.pipeline}.{stage}"
 
-    def transactional_id(self, replica: str) -> str:
-        """Of a replica's producer where results are exactly once; whoever initialises it fences the replica."""
-        return f"{self.prefix}{self.pipeline}.{replica}"
+    def transactional_id(self, slot: str) -> str:
+        """Return the transactional id of a slot's producer, where results are exactly once.
+
+        The dispatcher that initialises it fences the one before.
+
+        Args:
+            slot: ``<stage>-<number>``.
+        """
+        return f"{self.prefix}{self.pipeline}.{slot}"
 
     @property
     def control_groups(self) -> str:
@@ -46,17 +52,12 @@ class Names:
 
     @property
     def assignments(self) -> str:
-        """Compacted topic: leadership and which replica holds which partition."""
+        """Compacted topic: leadership and which dispatcher serves which slot."""
         return f"{self.prefix}{self.pipeline}.assignments"
 
     @property
-    def handovers(self) -> str:
-        """What replicas tell each other of partitions that move."""
-        return f"{self.prefix}{self.pipeline}.handovers"
-
-    @property
     def stage_stats(self) -> str:
-        """What replicas report."""
+        """What dispatchers report."""
         return f"{self.prefix}{self.pipeline}.stage-stats"
 
     @property
@@ -82,7 +83,7 @@ class Names:
     @property
     def own(self) -> frozenset[str]:
         """Topics of which there is one in each pipeline, and that nothing else may write to."""
-        control = {self.assignments, self.handovers, self.decisions, self.control}
+        control = {self.assignments, self.decisions, self.control}
         return frozenset(control | {self.stage_stats, self.arrivals, self.completed})
 
     @staticmethod

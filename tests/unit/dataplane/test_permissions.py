@@ -33,6 +33,8 @@ def test_a_pipeline_may_read_what_it_reads_and_write_what_it_writes():
     run = [found for found in permissions(pipeline(), "x.") if found.needed_by == "run"]
     groups = {(found.name, found.prefixed) for found in run if found.resource == "group"}
     assert groups == {("x.p.first", False), ("x.p.last", False), ("x.p-control-", True)}
+    transactions = {(found.name, found.prefixed) for found in run if found.resource == "transactional-id"}
+    assert transactions == {("x.p.first-", True), ("x.p.last-", True), ("x.p-controller", False)}
 
 
 def test_every_topic_of_the_pipeline_is_created_with_its_settings_and_granted():
