@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 _LINE_EVERY_S = 5.0
 """Without a terminal, how often a line tells how the run goes."""
 
+_FIGURES = ("records/s", "queued", "wait", "batch", "service", "utilization", "dispatcher", "lag")
+"""Columns of a stage's pool. Batch is the mean over the limit; utilization is the replicas'."""
+
 _ACTION_STYLE = {"scale_up": "bold yellow", "scale_down": "bold green", "hold": "dim"}
 
 
@@ -96,7 +99,7 @@ class Screen:
         self.close()
         self._console.print(_report(report))
         for line in report.exits:
-            self._say(Text(f"replica ended: {line}", style="yellow"))
+            self._say(Text(f"process ended: {line}", style="yellow"))
         for event in report.lost_ids:
             self._say(Text(f"lost: {event}", style="bold red"))
 
@@ -152,15 +155,18 @@ def stages_table(state: PipelineState) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("stage", min_width=12)
     table.add_column("hardware")
-    for name in ("replicas", "records/s", "utilization", "batch", "service", "wait", "lag", "oldest"):
+    for name in ("replicas", *_FIGURES):
         table.add_column(name, justify="right")
     table.add_column("isolation")
     for stage in state.stages:
         for row, kind in enumerate(stage.replicas):
             replicas = f"{kind.ready}/{kind.wanted}" if kind.ready != kind.wanted else str(kind.ready)
-            figures = _figures(stage) if row == 0 else ("",) * 7
+            figures = _figures(stage) if row == 0 else ("",) * len(_FIGURES)
             held = isolation_words(stage.isolation) if row == 0 else ""
             table.add_row(stage.name if row == 0 else "", kind.hardware, replicas, *figures, held)
+    troubles = [f"{stage.name}: {stage.trouble}" for stage in state.stages if stage.trouble]
+    if troubles:
+        table.caption = Text("\n".join(troubles), style="bold yellow", justify="left")
     return table
 
 
@@ -180,12 +186,13 @@ def isolation_words(held: IsolationState | None) -> str:
 def _figures(stage: StageState) -> tuple[str, ...]:
     return (
         f"{stage.arrival_rate:.1f}",
-        "–" if stage.utilization is None else f"{stage.utilization:.0%}",
+        str(stage.queued),
+        _duration(stage.wait_s),
         "–" if stage.mean_batch_size is None else f"{stage.mean_batch_size:.1f}/{stage.max_batch_size}",
         _duration(stage.service_time_s),
-        _duration(stage.wait_s),
+        _share(stage.utilization),
+        _share(stage.dispatcher_utilization),
         str(stage.lag_records),
-        _duration(stage.lag_s) if stage.lag_records else "–",
     )
 
 
@@ -219,6 +226,10 @@ def _report(report: RunReport) -> Table:
     if report.emulated:
         table.caption = "emulated hardware slept its declared service times and computed nothing"
     return table
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
 
 
 def _duration(seconds: float | None) -> str:

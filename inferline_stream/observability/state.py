@@ -16,7 +16,7 @@ class ReplicaCounts:
     ready: int
     pending: int
     standby: int = 0
-    """Ready, and without partitions until one of the others dies."""
+    """Ready, and given no batch until one of the others dies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,19 @@ class StageState:
     """Size of those parts."""
     isolation: IsolationState | None = None
     """What keeps its replicas in; None before the first is ready."""
+    queued: int = 0
+    """Events that its dispatchers hold and that wait for a replica now."""
+    dispatcher_utilization: float | None = None
+    """CPU seconds per second of its busiest dispatcher; 1 is a whole core, and the most that a slot can use."""
+    suspects: int = 0
+    """Events that run alone now, because one of them may have killed a replica."""
+    trouble: str = ""
+    """What is wrong with its pool, in words; empty if nothing is."""
+
+    @property
+    def batch_fill(self) -> float | None:
+        """Mean batch over the largest that is allowed."""
+        return None if self.mean_batch_size is None else self.mean_batch_size / self.max_batch_size
 
     @property
     def lag_records(self) -> int:

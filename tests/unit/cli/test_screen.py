@@ -1,7 +1,11 @@
 from dataclasses import replace
+from io import StringIO
 
-from inferline_stream.cli.screen import isolation_words
+from rich.console import Console
+
+from inferline_stream.cli.screen import isolation_words, stages_table
 from inferline_stream.observability.state import IsolationState
+from tests.unit.observability.states import a_state
 
 SEALED = IsolationState("sandbox", 2, 2, 7, (9092,), 76, {})
 
@@ -11,3 +15,17 @@ def test_isolation_is_told_in_words_with_the_runtime_around_the_seal_where_it_is
     assert isolation_words(replace(SEALED, level="kata", sealed=1)) == "1/2 sealed within kata, 76 calls"
     absent = replace(SEALED, level="gvisor", missing=("gvisor: nothing tells of it",))
     assert isolation_words(absent) == "[bold yellow]sealed, 76 calls: gvisor: nothing tells of it[/]"
+
+
+def test_a_stage_shows_its_pool_what_waits_for_it_and_what_is_wrong_with_it() -> None:
+    state = a_state()
+    stage = replace(state.stages[0], queued=17, dispatcher_utilization=0.25, trouble="the sample event fails")
+    console = Console(width=200, file=StringIO())
+    console.print(stages_table(replace(state, stages=(stage,))))
+    names, figures, trouble = (line.split() for line in console.file.getvalue().splitlines())
+    shown = dict(zip(names, figures, strict=False))
+    assert shown | {
+        "hardware": "cpu-1", "replicas": "2/3", "queued": "17", "wait": "4ms", "batch": "2.0/8", "service": "20ms",
+        "utilization": "70%", "dispatcher": "25%", "lag": "6",
+    } == shown  # fmt: skip
+    assert " ".join(trouble) == "language: the sample event fails"
