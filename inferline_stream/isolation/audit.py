@@ -55,7 +55,7 @@ class Finding:
 
 def program(on: bpf.Machine) -> tuple[bpf.Instruction, ...]:
     """The filter of an audited process: whatever the seal would not simply allow is looked at."""
-    calls = {name: when for name, when in profiles.sealed(0).items() if when == bpf.ALWAYS and name != "connect"}
+    calls = {name: when for name, when in profiles.sealed(0).items() if when == bpf.ALWAYS}
     return profiles.program(calls, on, otherwise=bpf.NOTIFY)
 
 
@@ -84,7 +84,8 @@ class Audit:
         """The process was started."""
         os.close(self.files[0])
         isolation = self.confinement.isolation
-        options = {"jit": isolation.jit, "helpers": bool(isolation.helpers)}
+        # A stage that connects is one whose ports are to be declared, and it may make sockets then.
+        options = {"network": True, "jit": isolation.jit, "helpers": bool(isolation.helpers)}
         imports = isolation.seal != "strict"
         self._programs = [
             profiles.program(profiles.launching(process, **options), self._on),

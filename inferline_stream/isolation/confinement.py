@@ -29,7 +29,7 @@ class Confinement:
 
     Args:
         isolation: as the stage declares it, paths absolute.
-        topology: the topology file, absolute.
+        topology: the topology file, absolute; empty for a dispatcher, which runs none of its code.
         kafka_ports: TCP ports that Kafka is reached at; none for a process that has nothing to do with it.
         kafka_files: what connecting to Kafka takes: certificates, keys and properties.
         cores: of the hardware kind, for the limit where control groups are delegated; 0 for none.
@@ -54,6 +54,11 @@ class Confinement:
         """TCP ports that it may connect to."""
         return tuple(sorted({*self.kafka_ports, *self.isolation.ports}))
 
+    @property
+    def network(self) -> bool:
+        """Whether it may make sockets at all."""
+        return bool(self.ports or self.listens)
+
     def encoded(self) -> str:
         """As one argument of a command line. It holds no secret."""
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -66,27 +71,57 @@ def decoded(text: str) -> Confinement:
     return Confinement(**{**fields, **lists, "isolation": Isolation(**fields["isolation"])})
 
 
-def confined(isolation: Isolation, topology: str | Path, hardware: Hardware, bootstrap_servers: str) -> Confinement:
-    """The isolation of a replica of a stage on a kind of hardware."""
+def confined(
+    isolation: Isolation, topology: str | Path, hardware: Hardware, bootstrap_servers: str = ""
+) -> Confinement:
+    """Return the isolation of a process that runs users' code on a kind of hardware.
+
+    Args:
+        isolation: as declared.
+        topology: the topology file.
+        hardware: the kind.
+        bootstrap_servers: of Kafka, for a process that connects to it; a replica does not.
+    """
     file = Path(topology).resolve()
     fields = asdict(isolation)
     for kind in ("reads", "writes"):
         # Not resolved: rules follow links when they are made.
         fields[kind] = tuple(os.path.join(file.parent, os.path.expanduser(path)) for path in fields[kind])
+    ports, files = _kafka(bootstrap_servers)
+    return Confinement(
+        Isolation(**fields), str(file), ports, files, cores=max(hardware.cores, 0.0), gpu=hardware.gpus > 0
+    )
+
+
+def dispatcher_confinement(bootstrap_servers: str, tracing: str = "") -> Confinement:
+    """Return the isolation of a dispatcher: Kafka's ports, and where spans go; no file of a topology.
+
+    Args:
+        bootstrap_servers: of Kafka.
+        tracing: OpenTelemetry exporter; empty for none.
+    """
+    ports, files = _kafka(bootstrap_servers)
+    told = tuple(sorted(name for name in os.environ if name.startswith("OTEL_"))) if tracing else ()
+    spans = (_span_port(tracing),) if tracing.startswith("otlp") else ()
+    return Confinement(Isolation("sandbox", ports=spans, environment=told, on_unsupported="degrade"), "", ports, files)
+
+
+def _kafka(bootstrap_servers: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Ports and files that connecting to Kafka takes."""
     ports, files = ports_of(bootstrap_servers), []
     if ports and (security := security_of(bootstrap_servers)) is not None:
         files = [os.environ.get(KAFKA_CONFIG, ""), security.ssl_ca_location]
         files += [security.ssl_certificate_location, security.ssl_key_location]
         endpoint = urlsplit(security.sasl_oauthbearer_token_endpoint_url)
         ports += (endpoint.port or {"https": 443, "http": 80}[endpoint.scheme],) if endpoint.scheme else ()
-    return Confinement(
-        Isolation(**fields),
-        str(file),
-        tuple(sorted(set(ports))),
-        tuple(os.path.abspath(name) for name in files if name),
-        cores=max(hardware.cores, 0.0),
-        gpu=hardware.gpus > 0,
-    )
+    return tuple(sorted(set(ports))), tuple(os.path.abspath(name) for name in files if name)
+
+
+def _span_port(tracing: str) -> int:
+    named = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    endpoint = urlsplit(next((os.environ[name] for name in named if os.environ.get(name)), ""))
+    usual = {"https": 443, "http": 80}.get(endpoint.scheme, 4317 if "grpc" in tracing else 4318)
+    return endpoint.port or usual
 
 
 def security_of(bootstrap_servers: str) -> KafkaSecurity | None:

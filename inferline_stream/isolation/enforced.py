@@ -68,7 +68,9 @@ def look(confinement: Confinement) -> Enforced:
     on = profiles.machine()
     calls = None
     if on is not None and kernel.status("Seccomp") == "2":
-        launching = profiles.launching(os.getpid(), jit=isolation.jit, helpers=bool(isolation.helpers))
+        launching = profiles.launching(
+            os.getpid(), network=confinement.network, jit=isolation.jit, helpers=bool(isolation.helpers)
+        )
         calls = profiles.reachable(launching, on)
     elif confinement.gpu:
         missing.append("system calls: what a GPU's driver needs is not known yet, so all may be made")
@@ -128,8 +130,11 @@ def _refused_files() -> bool:
 
 def _refused_port(allowed: tuple[int, ...]) -> bool:
     port = next(number for number in range(1, len(allowed) + 2) if number not in allowed)
-    with socket.socket() as trial:
-        return trial.connect_ex(("127.0.0.1", port)) == errno.EACCES
+    try:
+        with socket.socket() as trial:
+            return trial.connect_ex(("127.0.0.1", port)) == errno.EACCES
+    except PermissionError:
+        return True  # not even a socket can be made
 
 
 def _own_groups() -> tuple[str, ...]:

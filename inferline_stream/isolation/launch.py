@@ -29,7 +29,6 @@ class Launch:
         orphaned: what it is sent when this process has ended.
         files: descriptors that it inherits besides.
         forks: whether it is a parent that replicas are forked from.
-        contained: whether this process is in the container already that the isolation asks for, as in a pod.
 
     Raises:
         InvalidTopology: the isolation is a container, and this machine has no engine.
@@ -45,7 +44,6 @@ class Launch:
         orphaned: signal.Signals = signal.SIGKILL,
         files: tuple[int, ...] = (),
         forks: bool = False,
-        contained: bool = False,
     ) -> None:
         self._container: Container | None = None
         self._names: NameService | None = None
@@ -59,14 +57,14 @@ class Launch:
             if confinement.isolation.scratch:
                 self._scratch = tempfile.mkdtemp(prefix="inferline-")
             within = replace(confinement, scratch=self._scratch)
-        if within is not None and within.isolation.level in RUNTIMES and not contained and within.audit < 0:
+        if within is not None and within.isolation.level in RUNTIMES and within.audit < 0:
             self.confinement = within
             environment = bootstrap.environment(cores, within, os.environ)
             made = Container(module, within, cores=cores, pinned=pinned, environment=environment)
             # Nothing is inherited: hosts are looked up before the seal, and the end of standard input tells the rest.
             self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
             return
-        if within is not None:
+        if within is not None and within.kafka_ports:  # whoever may connect to nothing needs no addresses
             self._names = NameService()
             self.files = (*files, self._names.theirs.fileno())
             arguments = [str(self._names.theirs.fileno())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ _SYSTEM = (
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/timezone", "/etc/hosts"),
     *("/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services", "/etc/mime.types"),
     *("/etc/passwd", "/etc/group", "/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/etc/os-release"),
-    *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/filesystems"),
+    *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/filesystems"),
     *("/proc/sys/vm/overcommit_memory", "/proc/sys/kernel/osrelease", "/proc/sys/kernel/cap_last_cap"),
     *("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage"),
     *("/sys/fs/cgroup", "/sys/bus/pci"),
@@ -32,19 +33,24 @@ _GPU_READS = (
 _GPU_DEVICES = ("nvidia", "dri", "kfd")
 _CODE = (".py", ".so")
 _DEEPEST = 8
+_NOT_ITS_OWN = ("net", "task", "root", "cwd", "map_files")
 
 
 def grants(confinement: Confinement) -> Iterator[Grant]:
     """Everything that a process may touch."""
     isolation = confinement.isolation
-    for path in (*_SYSTEM, *_python(), *confinement.kafka_files, *isolation.reads):
+    for path in (*_SYSTEM, *_python(), *_own_process(), *confinement.kafka_files, *isolation.reads):
         yield Grant(path)
+    for folder in ("/proc/self", "/proc/self/task"):
+        yield Grant(folder, names=True)
     yield Grant("/dev/null", write=True)
     # Installed packages may have data beside their code; whatever else is on the search path is taken for code alone.
     whole = tuple(f"{path}{os.sep}" for path in (sys.prefix, sys.base_prefix, *isolation.reads))
-    for entry in (str(Path(confinement.topology).parent), *sys.path):
+    code = [str(Path(confinement.topology).parent)] if confinement.topology else []
+    for entry in (*code, *sys.path):
         if entry and not f"{entry}{os.sep}".startswith(whole):
-            yield from _code(Path(entry))
+            # A dispatcher runs no code of users, and only finds its own package by its name.
+            yield from _code(Path(entry)) if confinement.topology else [Grant(entry, names=True)]
     for path in (*isolation.writes, *filter(None, [confinement.scratch])):
         yield Grant(path, write=True)
     if confinement.gpu:
@@ -53,6 +59,12 @@ def grants(confinement: Confinement) -> Iterator[Grant]:
         for name in os.listdir("/dev"):
             if name.startswith(_GPU_DEVICES):
                 yield Grant(f"/dev/{name}", write=True, device=True)
+
+
+def _own_process() -> Iterator[str]:
+    """What the kernel tells a process about itself; ``net`` would tell it who is connected to whom on this host."""
+    with contextlib.suppress(OSError):
+        yield from (f"/proc/self/{name}" for name in os.listdir("/proc/self") if name not in _NOT_ITS_OWN)
 
 
 def _python() -> Iterator[str]:

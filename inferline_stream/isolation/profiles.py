@@ -16,7 +16,7 @@ MACHINES: Mapping[str, bpf.Machine] = MappingProxyType(
 )
 
 _WIDE = (1 << 64) - 1
-_INET, _INET6, _UNIX, _STREAM, _DGRAM = 2, 10, 1, 1, 2
+_INET, _INET6, _UNIX, _STREAM, _DGRAM, _SEQPACKET = 2, 10, 1, 1, 2, 5
 _KIND = 0xF  # of a socket type, without SOCK_NONBLOCK and SOCK_CLOEXEC
 _TCP, _UDP = 6, 17
 _FASTOPEN = 0x20000000
@@ -55,6 +55,7 @@ def _sockets(kind: int, protocols: Sequence[int]) -> Alternatives:
 def sealed(
     process: int,
     *,
+    network: bool = False,
     imports: bool = False,
     jit: bool = False,
     helpers: bool = False,
@@ -66,6 +67,7 @@ def sealed(
 
     Args:
         process: the process's own id: the only one it may signal.
+        network: whether it may make TCP sockets and connect them; otherwise it has the sockets that it was given.
         imports: whether files may be read still.
         jit: whether memory may be made executable.
         helpers: whether it may fork.
@@ -81,7 +83,7 @@ def sealed(
             "exit exit_group futex set_robust_list rseq gettid getpid sched_yield sched_getaffinity getcpu "
             "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall "
             "clock_gettime clock_getres gettimeofday time nanosleep clock_nanosleep setitimer times getrusage "
-            "connect getsockopt setsockopt getsockname getpeername recvfrom recvmsg shutdown "
+            "getsockopt setsockopt getsockname getpeername recvfrom recvmsg shutdown "
             "uname getuid geteuid getgid getegid getppid getrandom sysinfo"
         ),
         "newfstatat": ((Condition(3, _EMPTY_PATH, _EMPTY_PATH),),),
@@ -93,11 +95,17 @@ def sealed(
         "tgkill": ((Condition(0, process),),),
         "prctl": _any_of(0, (15, 16)),  # a thread's name
         "prlimit64": ((Condition(0, 0), Condition(2, 0, _WIDE)),),
-        "socket": _sockets(_STREAM, (0, _TCP)),
-        "socketpair": ((Condition(0, _UNIX),),),
-        "sendto": ((Condition(3, 0, _FASTOPEN),),),
+        # A pair of datagram sockets could be turned to another process's socket by its path.
+        "socketpair": tuple((Condition(0, _UNIX), Condition(1, kind, _KIND)) for kind in (_STREAM, _SEQPACKET)),
+        "sendto": ((Condition(3, 0, _FASTOPEN), Condition(4, 0, _WIDE)),),
         "sendmsg": ((Condition(2, 0, _FASTOPEN),),),
     }
+    if network:
+        calls |= {
+            **_plain("connect"),
+            "socket": _sockets(_STREAM, (0, _TCP)),
+            "sendto": ((Condition(3, 0, _FASTOPEN),),),
+        }
     if imports:
         calls |= {
             **_plain("stat lstat access faccessat readlink readlinkat getdents64 getcwd newfstatat"),
@@ -117,6 +125,7 @@ def sealed(
 def launching(
     process: int,
     *,
+    network: bool = False,
     jit: bool = False,
     helpers: bool = False,
     signals: bool = False,
@@ -127,6 +136,7 @@ def launching(
 
     Args:
         process: the process's own id.
+        network: whether it may make sockets and look names up.
         jit: whether memory may be both written and executed.
         helpers: whether it may fork.
         signals: whether it may signal its helpers.
@@ -134,7 +144,7 @@ def launching(
         forks: whether it is a parent that forks replicas, hands them their files and tells how they ended.
     """
     calls = {
-        **sealed(process, imports=True, jit=jit, helpers=helpers, signals=signals, serves=serves),
+        **sealed(process, network=network, imports=True, jit=jit, helpers=helpers, signals=signals, serves=serves),
         **_plain(
             "open openat statx faccessat2 getdents pwrite64 preadv pwritev fadvise64 readahead sendfile ftruncate "
             "fallocate fdatasync flock unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir chmod fchmod "
@@ -147,12 +157,13 @@ def launching(
             "seccomp prctl"
         ),
         "prlimit64": ((Condition(0, 0),),),
-        "socket": (*_sockets(_STREAM, (0, _TCP)), *_sockets(_DGRAM, (0, _UDP))),  # names are looked up over UDP
         "landlock_create_ruleset": ((Condition(2, 1),),),  # asks for the version
         "sendmmsg": ((Condition(3, 0, _FASTOPEN),),),
         "ioctl": ALWAYS,
         "fcntl": ALWAYS,
     }
+    if network:  # names are looked up over UDP
+        calls["socket"] = (*_sockets(_STREAM, (0, _TCP)), *_sockets(_DGRAM, (0, _UDP)))
     if serves:
         calls |= _plain("bind listen")
     if forks:

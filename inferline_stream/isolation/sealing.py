@@ -10,9 +10,11 @@ import encodings.utf_8_sig
 import errno
 import linecache
 import os
+import socket
+import stat
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation import audit, enforced, kernel, landlock, limits, paths, profiles
@@ -64,6 +66,7 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
     if not confinement.gpu:
         calls = profiles.launching(
             os.getpid(),
+            network=confinement.network,
             jit=isolation.jit,
             helpers=bool(isolation.helpers),
             signals=landlock.abi() >= landlock.SCOPE_ABI,
@@ -81,13 +84,23 @@ def confine_fork(confinement: Confinement) -> None:
     landlock.restrict(paths.grants(confinement), confinement.ports)
     if on is not None:
         signals = version >= landlock.SCOPE_ABI
-        calls = profiles.launching(os.getpid(), jit=isolation.jit, helpers=bool(isolation.helpers), signals=signals)
+        calls = profiles.launching(
+            os.getpid(),
+            network=confinement.network,
+            jit=isolation.jit,
+            helpers=bool(isolation.helpers),
+            signals=signals,
+        )
         with _supported(isolation):
             kernel.install_filter(profiles.program(calls, on))
 
 
-def seal(confinement: Confinement) -> Enforced:
+def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
     """Second step: give up all but the system calls of moving records, in every thread.
+
+    Args:
+        confinement: what this process may touch.
+        keep: descriptors of sockets that stay. Where users' code runs, others that lead out of this process are closed.
 
     Returns:
         What holds now, by trial.
@@ -100,11 +113,15 @@ def seal(confinement: Confinement) -> Enforced:
     if confinement.audit >= 0:
         return enforced.look_again(Enforced(isolation.level), 0)
     before = enforced.look(confinement)
+    if isolation.sandboxed and not confinement.kafka_ports:
+        _close_sockets(confinement, keep)
     if not isolation.sandboxed or isolation.seal == "off" or on is None or confinement.gpu:
         return _accepted(isolation, before)
-    _have_at_hand(os.path.dirname(confinement.topology))
+    if confinement.topology:
+        _have_at_hand(os.path.dirname(confinement.topology))
     calls = profiles.sealed(
         os.getpid(),
+        network=confinement.network,
         imports=isolation.seal == "imports",
         jit=isolation.jit,
         helpers=bool(isolation.helpers),
@@ -117,6 +134,31 @@ def seal(confinement: Confinement) -> Enforced:
         kernel.prctl(kernel.SET_DUMPABLE, 0)  # no core dump, and others of its user may not read its memory
         kernel.install_filter(profiles.program(calls, on))
     return _accepted(isolation, enforced.look_again(before, profiles.reachable(calls, on)))
+
+
+def _close_sockets(confinement: Confinement, keep: Collection[int]) -> None:
+    """Close sockets that lead out of this process, such as a UDP socket: what is open needs no further permission.
+
+    Pairs stay, as event loops have them: nothing but this process, or a helper that it has forked, is at their end.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for file in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # it was the listing's own
+            if file not in keep and stat.S_ISSOCK(os.fstat(file).st_mode) and not _stays(file, confinement):
+                os.dup2(nothing, file)  # the number stays taken: whatever holds it must not close another's file
+    os.close(nothing)
+
+
+def _stays(file: int, confinement: Confinement) -> bool:
+    opened = socket.socket(fileno=os.dup(file))
+    with opened:
+        if opened.family == socket.AF_UNIX:
+            return opened.getsockname() == opened.getpeername() == ""
+        try:
+            port = opened.getpeername()[1]
+        except OSError:
+            return False
+        return opened.type == socket.SOCK_STREAM and port in confinement.isolation.ports
 
 
 def _accepted(isolation: Isolation, found: Enforced) -> Enforced:

@@ -1,0 +1,201 @@
+"""A replica: the process that runs one stage's code on the batches that its dispatcher sends.
+
+It has one thread, and nothing else in it has to run while the stage does: a stage that holds the interpreter for long
+is only late. Its channel to the supervisor (SOCK_SEQPACKET) brings the `ReplicaSpec` first, then connections to
+dispatchers, one after another; ``{"type":"leave"}`` or the channel's end ends the process. In a container the spec and
+the frames come over standard input, and results go to standard output.
+
+Exit codes: 0 left in good order; 3 the topology or the stage cannot be loaded, or the isolation does not hold; 70 the
+stage broke its contract.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from inferline_stream.dataplane.frames import (
+    Batch,
+    Broken,
+    Call,
+    Done,
+    Failed,
+    FrameError,
+    Leave,
+    Ready,
+    Results,
+    StageInput,
+    ToDispatcher,
+    encode_frame,
+    to_replica,
+)
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.replica.link import Link, StandardStreams
+from inferline_stream.dataplane.replica.stage_call import OutOfMemory, StageCall
+from inferline_stream.dataplane.replica.stage_code import StageCode
+from inferline_stream.dataplane.specs import ReplicaSpec, decode_replica_spec
+from inferline_stream.errors import InferlineError, StageFailed
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.isolation.enforced import Enforced
+from inferline_stream.isolation.refusals import Refusals
+from inferline_stream.isolation.sealing import seal
+from inferline_stream.pipeline.topology import Pipeline
+
+logger = logging.getLogger(__name__)
+
+EXIT_USAGE = 2
+EXIT_CANNOT_LOAD = 3
+EXIT_STAGE_FAILED = 70
+LEAVE = b'{"type":"leave"}'
+"""Supervisor to replica: end once no batch is in hand."""
+
+MAX_DATAGRAM_BYTES = 65536
+_CHUNK_BYTES = 1 << 18
+
+Process = Callable[[Sequence[StageInput]], tuple[list[Done | Failed], list[Call]]]
+
+
+def main(channel: socket.socket | None, pipeline: Pipeline | None = None) -> int:
+    """Run a replica to its end; returns the process's exit code.
+
+    Args:
+        channel: to the supervisor; None for a replica that is served over standard input and output.
+        pipeline: if the process was forked from one that has loaded it.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    streams = StandardStreams() if channel is None else None
+    line = channel.recv(MAX_DATAGRAM_BYTES) if channel is not None else streams.read_line() if streams else b""
+    if not line.strip():
+        sys.stderr.write("a replica is started with its ReplicaSpec as JSON, and none came\n")
+        return EXIT_USAGE
+    spec, started_s = decode_replica_spec(line), _started_s()
+    try:
+        process, held = _load(spec, pipeline, (channel or streams or sys.stdin).fileno())
+    except InferlineError as error:
+        logger.error("replica %s: %s", spec.replica, error)
+        return EXIT_CANNOT_LOAD
+    ready = Ready(spec.replica, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, held)
+    logger.info("replica %s is ready after %.2f s", spec.replica, ready.start_up_s)
+    return _Server(process, ready, channel, streams).run()
+
+
+def _load(spec: ReplicaSpec, pipeline: Pipeline | None, keep: int) -> tuple[Process, Enforced]:
+    """Load the stage and seal the process; what is returned runs batches."""
+    code = StageCode(pipeline or load_topology(spec.topology), spec.stage, spec.topology)
+    confinement = confined(spec.isolation, spec.topology, spec.hardware)
+    refusals = Refusals(confinement)
+    call = StageCall(refusals.guarded(code.run), spec.hardware, spec.emulated_s)
+    gc.collect()
+    gc.freeze()  # what was loaded stays: the collector need not look at it again
+    held = seal(confinement, keep=(keep,))
+    refusals.sealed = held.sealed
+    return (lambda inputs: code.process(call, inputs)), held
+
+
+class _Server:
+    """Answers batches, from one dispatcher at a time."""
+
+    def __init__(self, process: Process, ready: Ready, channel: socket.socket | None, link: Link | None) -> None:
+        self._process = process
+        self._ready = ready
+        self._channel = channel
+        self._link: Link | None = None
+        self._frames = to_replica()
+        self._poll = select.poll()
+        if channel is not None:
+            self._poll.register(channel, select.POLLIN)
+        if link is not None:
+            self._connect(link)
+
+    def run(self) -> int:
+        """Serve until told to leave; returns the exit code."""
+        while True:
+            if self._channel is None and self._link is None:
+                return 0  # standard input has ended
+            for file, _ in self._poll.poll():
+                if self._channel is not None and file == self._channel.fileno():
+                    code = self._hear(self._channel)
+                elif self._link is not None and file == self._link.fileno():
+                    code = self._receive(self._link)
+                else:
+                    continue  # replaced since the poll
+                if code is not None:
+                    return code
+
+    def _hear(self, channel: socket.socket) -> int | None:
+        """Take one message of the supervisor's."""
+        try:
+            data, files, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, 1)
+        except ConnectionError:
+            data, files = b"", []
+        if files:
+            self._connect(socket.socket(fileno=files[0]))
+            return None
+        return 0 if not data or json.loads(data).get("type") == "leave" else None
+
+    def _connect(self, link: Link) -> None:
+        """Serve another dispatcher from now on."""
+        self._disconnect()
+        self._link, self._frames = link, to_replica()
+        self._poll.register(link, select.POLLIN)
+        self._send(self._ready)
+
+    def _disconnect(self) -> None:
+        if self._link is not None:
+            self._poll.unregister(self._link)
+            self._link.close()
+            self._link = None
+
+    def _receive(self, link: Link) -> int | None:
+        try:
+            data = link.recv(_CHUNK_BYTES)
+            if not data:
+                raise ConnectionError("the dispatcher is gone")
+            for frame in self._frames.feed(data):
+                code = 0 if isinstance(frame, Leave) else self._run(frame)
+                if code is not None:
+                    return code
+                if self._link is not link:
+                    break
+        except (OSError, FrameError) as error:
+            logger.info("the connection to the dispatcher ended: %s", error)
+            self._disconnect()
+        return None
+
+    def _run(self, batch: Batch) -> int | None:
+        began_s = time.perf_counter()
+        try:
+            outcomes, calls = self._process(batch.inputs)
+        except StageFailed as error:
+            logger.error("replica %s: %s", self._ready.replica, error)
+            self._send(Broken(batch.epoch, batch.batch, str(error), isinstance(error, OutOfMemory)))
+            return EXIT_STAGE_FAILED
+        self._send(Results(batch.epoch, batch.batch, outcomes, calls, time.perf_counter() - began_s))
+        return None
+
+    def _send(self, frame: ToDispatcher) -> None:
+        """Send a frame; a dispatcher that is gone does not get it, and the next one asks again."""
+        if self._link is None:
+            return
+        try:
+            self._link.sendall(encode_frame(frame))
+        except OSError as error:
+            logger.info("the dispatcher is gone: %s", error)
+            self._disconnect()
+
+
+def _started_s() -> float:
+    """Return when this process was made, or forked, in seconds since the machine's start."""
+    try:
+        with open("/proc/self/stat", encoding="ascii") as file:
+            started = int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, ValueError):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return started / os.sysconf("SC_CLK_TCK")

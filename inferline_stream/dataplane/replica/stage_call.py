@@ -1,0 +1,165 @@
+"""Calls a stage with batches: paced to a share of a core, or emulated, where the hardware asks for that."""
+
+from __future__ import annotations
+
+import bisect
+import inspect
+import sysconfig
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from inferline_stream.dataplane.frames import Call, Done, Failed
+from inferline_stream.errors import StageFailed
+from inferline_stream.pipeline.hardware import Hardware
+
+Result = TypeVar("Result")
+
+_TRACEBACK_FRAMES = 5
+_NOT_THE_USERS = (str(Path(__file__).parents[2]), sysconfig.get_path("stdlib"), "<frozen")
+
+
+class OutOfMemory(StageFailed):
+    """Memory ran out on a batch: a smaller one may pass."""
+
+
+class StageCall:
+    """A stage as it runs on one kind of hardware.
+
+    On kinds with less than one core it is paced: after using c seconds of CPU in w seconds it sleeps until c/cores
+    have passed, so that a quarter-core replica really is one, without control groups. On emulated kinds it sleeps
+    until the service time of the batch has passed, and uses no core.
+
+    Args:
+        run: the stage's function, or the class to build once.
+        hardware: where it runs.
+        emulated_s: service time in seconds by batch size, on emulated hardware.
+
+    Raises:
+        StageFailed: building the class raised.
+    """
+
+    def __init__(
+        self, run: Callable[..., Any], hardware: Hardware, emulated_s: Mapping[int, float] | None = None
+    ) -> None:
+        try:
+            self._call: Any = run() if inspect.isclass(run) else run
+        except Exception as error:
+            last = traceback.format_exception_only(error)[-1].strip()
+            what = f"{getattr(run, '__qualname__', run)} cannot be built: {last}"
+            where = where_raised(error)
+            raise StageFailed(f"{where}: {what}" if where else what) from error
+        self._cores = hardware.cores if not hardware.emulated and 0 < hardware.cores < 1 else None
+        self._emulated_s = dict(sorted((emulated_s or {}).items())) if hardware.emulated else {}
+
+    def __call__(self, values: list[Any]) -> Any:
+        """Return the stage's results for one batch. An error that the stage raises is passed on."""
+        if self._emulated_s:
+            began_s = time.perf_counter()
+            results = self._call(values)
+            _sleep_until(began_s + emulated_service_s(self._emulated_s, len(values)))
+            return results
+        if self._cores is None:
+            return self._call(values)
+        began_s, began_cpu_s = time.perf_counter(), time.thread_time()
+        results = self._call(values)
+        _sleep_until(began_s + (time.thread_time() - began_cpu_s) / self._cores)
+        return results
+
+
+def emulated_service_s(service_s: Mapping[int, float], batch_size: int) -> float:
+    """Return S(b): linear between the batch sizes given, of constant throughput beyond the largest.
+
+    Args:
+        service_s: seconds by batch size, ascending, starting at 1.
+        batch_size: b.
+    """
+    sizes = list(service_s)
+    at = bisect.bisect_left(sizes, batch_size)
+    if at == len(sizes):
+        return service_s[sizes[-1]] * batch_size / sizes[-1]
+    if sizes[at] == batch_size or at == 0:
+        return service_s[sizes[at]]
+    share = (batch_size - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
+    return service_s[sizes[at - 1]] + share * (service_s[sizes[at]] - service_s[sizes[at - 1]])
+
+
+def failed(error: BaseException) -> Failed:
+    """Return what is reported of an error that one event caused."""
+    lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-_TRACEBACK_FRAMES)
+    return Failed(type(error).__qualname__, str(error), "".join(lines), where_raised(error))
+
+
+def where_raised(error: BaseException) -> str:
+    """Return the innermost frame of the user's own code as ``file:line in function``; empty if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS) and "site-packages" not in f.filename]
+    return f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else ""
+
+
+def attempt(apply: Callable[[Any], Result], value: Any) -> Result | Failed:
+    """Return what a function makes of one event, or why it fails on it.
+
+    Raises:
+        OutOfMemory: memory ran out, which no single event is to blame for.
+    """
+    try:
+        return apply(value)
+    except MemoryError as error:
+        raise OutOfMemory("out of memory while decoding or encoding an event") from error
+    except Exception as error:
+        return failed(error)
+
+
+def run_batch(
+    call: Callable[[list[Any]], Any], settle: Callable[[Any], Done], values: Sequence[Any]
+) -> tuple[list[Done | Failed], list[Call]]:
+    """Call the stage; where it raises, halve the batch until the culprits are alone.
+
+    Args:
+        call: the stage.
+        settle: encodes a result and judges its conditions.
+        values: the batch.
+
+    Returns:
+        An outcome per value, in order, and the calls that succeeded.
+
+    Raises:
+        StageFailed: the stage returned another number of results than it was given events.
+        OutOfMemory: memory ran out.
+    """
+    outcomes: list[Done | Failed] = []
+    calls: list[Call] = []
+    waiting = [list(values)]
+    while waiting:
+        batch = waiting.pop()
+        began_s = time.perf_counter()
+        try:
+            results = call(batch)
+        except MemoryError as error:
+            raise OutOfMemory(f"out of memory on a batch of {len(batch)}; use smaller batches") from error
+        except Exception as error:
+            half = len(batch) // 2
+            if half:
+                waiting += [batch[half:], batch[:half]]
+            else:
+                outcomes.append(failed(error))
+            continue
+        calls.append(Call(len(batch), time.perf_counter() - began_s))
+        try:
+            count = len(results)
+        except TypeError:
+            name = type(results).__qualname__
+            raise StageFailed(f"returned {name}; return a list, one result per event") from None
+        if count != len(batch):
+            raise StageFailed(f"returned {count} results for a batch of {len(batch)}; return one per event")
+        outcomes += [attempt(settle, result) for result in results]
+    return outcomes, calls
+
+
+def _sleep_until(moment_s: float) -> None:
+    left_s = moment_s - time.perf_counter()
+    if left_s > 0:
+        time.sleep(left_s)

@@ -1,0 +1,110 @@
+"""The code of one stage: decode an event, call the stage, judge conditions, encode the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from inferline_stream.dataplane.codecs import Decode, codec
+from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
+from inferline_stream.dataplane.loading import load_code
+from inferline_stream.dataplane.replica.stage_call import attempt, run_batch
+from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.annotations import join_fields, types_of
+from inferline_stream.pipeline.codec import Codec
+from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.version import format_between
+
+
+class StageCode:
+    """What a replica knows of its stage: how events are decoded and results encoded, and which edges they take.
+
+    Args:
+        pipeline: a valid pipeline.
+        stage: the stage's name.
+        topology: path of the topology file; code and conditions given by name are imported from its folder.
+
+    Raises:
+        InvalidTopology: there is no such stage, its code cannot be loaded, or a codec or an annotation is wrong.
+    """
+
+    def __init__(self, pipeline: Pipeline, stage: str, topology: str) -> None:
+        routes = routes_of(pipeline, stage)
+        folder = os.path.dirname(os.path.abspath(topology))
+        own = pipeline.stage(stage)
+        self.run: Callable[..., Any] = load_code(own.run, folder) if isinstance(own.run, str) else own.run
+        conditions = {
+            child.name: load_code(edge.condition, folder) if isinstance(edge.condition, str) else edge.condition
+            for child in pipeline.stages
+            for edge in child.after
+            if edge.parent is own
+        }
+        bits = [(1 << bit, conditions[child]) for bit, child in enumerate(routes.children)]
+        self._always = sum(bit for bit, condition in bits if condition is None)
+        self._conditions = [(bit, condition) for bit, condition in bits if condition is not None]
+        try:
+            types = types_of(own)
+            self._encode = codec(pipeline.sink.codec if routes.is_final else format_between(types.returns)).encode
+            self._decode = _join_decoder(own, types.takes) if routes.is_join else _decoder(pipeline, own, types.takes)
+        except TypeError as error:
+            raise InvalidTopology(f"stage {stage!r}: {error}") from error
+
+    def process(
+        self, call: Callable[[list[Any]], Any], inputs: Sequence[StageInput]
+    ) -> tuple[list[Done | Failed], list[Call]]:
+        """Run a batch from encoded inputs to encoded results: an outcome per input, in order, and the calls made.
+
+        Raises:
+            StageFailed: see `run_batch`.
+        """
+        decoded = [attempt(self._decode, each) for each in inputs]
+        values = [value for value in decoded if not isinstance(value, Failed)]
+        outcomes, calls = run_batch(call, self.settle, values) if values else ([], [])
+        if len(values) == len(decoded):
+            return outcomes, calls
+        following = iter(outcomes)
+        return [value if isinstance(value, Failed) else next(following) for value in decoded], calls
+
+    def settle(self, result: Any) -> Done:
+        """Return a result encoded, with the edges that it takes. What conditions and the encoder raise is passed on."""
+        edges = self._always
+        for bit, condition in self._conditions:
+            if condition(result):
+                edges |= bit
+        return Done(self._encode(result), edges)
+
+
+def _decoder(pipeline: Pipeline, stage: Stage, takes: Any) -> Decode:
+    format_ = _format_from(stage.after[0].parent) if stage.after else pipeline.source.codec
+    return codec(format_).decoder(takes)
+
+
+def _join_decoder(stage: Stage, takes: Any) -> Callable[[Mapping[str, bytes]], Any]:
+    """A join's event has one field per parent, None where the branch was not taken."""
+    fields = join_fields(takes) if takes is not Any else {}
+    if fields is None:
+        raise TypeError("a join's input must be a msgspec Struct with one field per parent")
+    named = {field.encode_name: field.name for field in msgspec.structs.fields(takes)} if takes is not Any else {}
+    decoders = {}
+    for parent in (edge.parent for edge in stage.after):
+        if takes is not Any and parent.name not in named:
+            raise TypeError(f"its input {takes.__qualname__} has no field for {parent.name}; add one each")
+        name = named.get(parent.name, parent.name)
+        decoders[parent.name] = name, codec(_format_from(parent)).decoder(fields.get(parent.name, Any))
+
+    def decode(parts: Mapping[str, bytes]) -> Any:
+        values = {
+            name: decode_part(parts[parent]) if parent in parts else None
+            for parent, (name, decode_part) in decoders.items()
+        }
+        return values if takes is Any else takes(**values)
+
+    return decode
+
+
+def _format_from(parent: Stage) -> str | Codec:
+    return format_between(types_of(parent).returns)

@@ -1,0 +1,190 @@
+"""A real replica process, driven by frames."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Ready, Results
+from inferline_stream.dataplane.replica.replica import LEAVE
+from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.pipeline.isolation import Isolation
+from tests.unit.dataplane.replica.replica_process import replica
+
+TOPOLOGY = """
+import ctypes, os, time
+from inferline_stream import Pipeline, Stage, Topic
+
+def small(result: int) -> bool:
+    return result < 10
+
+class Work:
+    def __init__(self) -> None:
+        {init}
+
+    def __call__(self, numbers: list[int]) -> list[int]:
+        if 13 in numbers:
+            raise ValueError("thirteen")
+        if 14 in numbers:
+            return []
+        if 15 in numbers:
+            raise MemoryError
+        if 16 in numbers:
+            print("the stage prints", flush=True)
+        return [number + 1 for number in numbers]
+
+def rest(numbers: list[int]) -> list[int]:
+    return numbers
+
+def hold(seconds):
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # with the interpreter's lock
+
+work = Stage("work", Work, hardware=["cpu-1"])
+a = Stage("a", rest, hardware=["cpu-1"], after=[work.when(small)])
+b = Stage("b", rest, hardware=["cpu-1"], after=[work])
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[b, work, a])
+"""
+PLAIN = TOPOLOGY.replace("{init}", "pass")
+
+levels = pytest.mark.parametrize(
+    "isolation",
+    [
+        Isolation("none"),
+        pytest.param(
+            Isolation("sandbox"),
+            marks=pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine"),
+        ),
+    ],
+    ids=["plain", "sealed"],
+)
+
+
+@levels
+def test_a_batch_comes_back_as_an_outcome_per_event_in_order(tmp_path: Path, isolation: Isolation) -> None:
+    with replica(tmp_path, PLAIN, isolation=isolation) as running:
+        dispatcher = running.attach()
+        ready = dispatcher.receive()
+        assert isinstance(ready, Ready)
+        assert ready.isolation is not None
+        assert ready.isolation.sealed == (isolation.level == "sandbox")
+        assert 0 < ready.start_up_s < 60
+        dispatcher.send(Batch(7, 1, [b"1", b"no number", b"13", b"9", b"16"]))
+        results = dispatcher.receive()
+        assert isinstance(results, Results)
+        assert (results.epoch, results.batch) == (7, 1)
+        one, unreadable, thirteen, nine, sixteen = results.outcomes
+        children = ["b", "a"]  # in topological order, which is the order of declaration between equals
+        assert one == Done(b"2", 1 << children.index("b") | 1 << children.index("a"))
+        assert (nine, sixteen) == (Done(b"10", 1 << children.index("b")), Done(b"17", 1 << children.index("b")))
+        assert isinstance(unreadable, Failed)
+        assert isinstance(thirteen, Failed)
+        assert thirteen.summary.endswith("in __call__: ValueError: thirteen")
+        assert sum(call.batch_size for call in results.calls) == 3
+        dispatcher.send(Leave())
+        code, said = running.wait()
+    assert code == 0
+    assert "the stage prints" in said
+
+
+@pytest.mark.parametrize(
+    ("event", "reason", "memory"),
+    [(b"14", "returned 0 results for a batch of 2; return one per event", False), (b"15", "out of memory", True)],
+)
+def test_a_stage_that_breaks_its_contract_ends_its_replica(
+    tmp_path: Path, event: bytes, reason: str, memory: bool
+) -> None:
+    with replica(tmp_path, PLAIN) as running:
+        dispatcher = running.attach()
+        dispatcher.receive()
+        dispatcher.send(Batch(1, 1, [b"1", event]))
+        broken = dispatcher.receive()
+        assert isinstance(broken, Broken)
+        assert (broken.memory, reason in broken.reason) == (memory, True)
+        assert running.wait()[0] == 70
+
+
+def test_a_new_dispatcher_finds_the_same_process(tmp_path: Path) -> None:
+    with replica(tmp_path, PLAIN) as running:
+        first = running.attach()
+        first.receive()
+        first.send(Batch(1, 1, [b"1"]))
+        first.receive()
+        first.socket.close()
+        second, third = running.attach(), running.attach()
+        second.receive()
+        assert second.receive() is None  # replaced by the third
+        assert isinstance(third.receive(), Ready)
+        third.send(Batch(2, 1, [b"1"]))
+        assert isinstance(third.receive(), Results)
+        running.channel.send(LEAVE)
+        assert running.wait()[0] == 0
+
+
+def test_a_replica_without_a_supervisor_ends(tmp_path: Path) -> None:
+    with replica(tmp_path, PLAIN) as running:
+        running.attach().receive()
+        running.channel.shutdown(socket.SHUT_RDWR)
+        assert running.wait()[0] == 0
+
+
+def test_damaged_frames_cost_the_connection_and_not_the_replica(tmp_path: Path) -> None:
+    with replica(tmp_path, PLAIN) as running:
+        first = running.attach()
+        first.receive()
+        first.socket.sendall(b"no frame at all")
+        assert first.receive() is None
+        assert isinstance(running.attach().receive(), Ready)
+
+
+def test_a_constructor_that_holds_the_interpreter_is_only_late(tmp_path: Path) -> None:
+    with replica(tmp_path, TOPOLOGY.replace("{init}", "hold(3)")) as running:
+        dispatcher = running.attach()
+        ready = dispatcher.receive()
+        assert isinstance(ready, Ready)
+        assert ready.start_up_s >= 3
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (TOPOLOGY.replace("{init}", "open('/nowhere/model')"), "cannot be built"),
+        ("pipeline = 3", "declares no pipeline"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+    ],
+)
+def test_a_stage_that_cannot_be_loaded_says_why_in_one_line(tmp_path: Path, code: str, reason: str) -> None:
+    with replica(tmp_path, code) as running:
+        status, said = running.wait()
+    assert status == 3
+    assert reason in said.strip().splitlines()[-1]
+
+
+@pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+def test_no_socket_survives_the_seal_but_pairs(tmp_path: Path) -> None:
+    init = """import socket
+        try:
+            self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        except PermissionError:
+            self.udp = None
+        self.pair = socket.socketpair()
+        assert self.udp is {udp}, self.udp"""
+    for ports, udp in (((), "None"), ((9,), "not None")):
+        code = TOPOLOGY.replace("{init}", init.replace("is {udp}", "is " + udp)).replace(
+            "if 13 in numbers:",
+            "self.pair[0].send(b'x'); assert self.pair[1].recv(1) == b'x'\n"
+            "        if self.udp and numbers: self.udp.sendto(b'x', ('127.0.0.1', 9))\n"
+            "        if 13 in numbers:",
+        )
+        with replica(tmp_path, code, isolation=Isolation(ports=ports)) as running:
+            dispatcher = running.attach()
+            ready = dispatcher.receive()
+            assert isinstance(ready, Ready), running.wait()
+            dispatcher.send(Batch(1, 1, [b"1"]))
+            results = dispatcher.receive()
+            assert isinstance(results, Results)
+            (outcome,) = results.outcomes
+            if ports:
+                assert isinstance(outcome, Failed)
+                assert "Socket operation on non-socket" in outcome.message
+            else:
+                assert isinstance(outcome, Done)
