@@ -21,19 +21,15 @@ class Machine(msgspec.Struct, frozen=True):
         cpu: the processor's model name.
         cores: cores that this process may use.
         gpus: model names, as the devices report themselves.
-        place: ``kubernetes`` or ``ray`` where it stands for a cluster's machines, whichever they are.
     """
 
     cpu: str
     cores: int
     gpus: tuple[str, ...] = ()
-    place: str = ""
 
     @property
     def folder(self) -> str:
         """A short name for files."""
-        if self.place:
-            return self.place
         words = " ".join((self.cpu, f"{self.cores} cores", *sorted(set(self.gpus))))
         return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:120]
 
@@ -49,8 +45,6 @@ def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
     """Why a kind cannot be measured on a machine, in words; None if it can."""
     if hardware.emulated:
         return None
-    if machine.place:
-        return f"measure it there: `inferline-stream profile TOPOLOGY --on {machine.place}`"
     if hardware.cores > machine.cores:
         return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
     if hardware.gpus > 0:

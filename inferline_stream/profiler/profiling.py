@@ -62,22 +62,16 @@ class Options:
     Args:
         again: also what is known already.
         stages: only these; all by default.
-        kinds: only these, of the chosen stages; all by default.
         sample_s: time for running the sample once.
         stage_s: time for one stage on one kind.
         broker: what the bootstrap servers are called in the store: times between stages differ by broker.
-        forks: whether replicas are forked where their stage asks for it, as processes of one machine are.
-        upstream: build and run the chosen stages and what leads to them alone; the paths of events are not kept then.
     """
 
     again: bool = False
     stages: frozenset[str] | None = None
-    kinds: frozenset[str] | None = None
     sample_s: float = SAMPLE_S
     stage_s: float = STAGE_S
     broker: str = "embedded"
-    forks: bool = True
-    upstream: bool = False
 
 
 async def profile_pipeline(
@@ -121,8 +115,7 @@ async def profile_pipeline(
     needs_run = bool(pairs) or known.paths is None
     needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_overhead_s)
     shape = shape_of(pipeline)
-    built = shape.upstream(options.stages) if options.upstream and options.stages is not None else shape.stages
-    steps = _Steps(progress, (len(built) + 1 + len(pairs) if needs_run else 0) + needs_hop)
+    steps = _Steps(progress, (len(shape.stages) + 1 + len(pairs) if needs_run else 0) + needs_hop)
     for note in notes:
         steps.note(note)
     if needs_hop:  # first: a broker that does not answer is told at once
@@ -133,11 +126,10 @@ async def profile_pipeline(
         )
     if needs_run:
         async with _Session(pipeline, file, limits, options, steps) as session:
-            run = await session.sample(shape, built, events)
+            run = await session.sample(shape, events)
             known.paths = run.paths
             known.failed = {stage: count for stage, (count, _) in run.failed.items()}
-            if built == shape.stages:
-                store.save_paths(known.paths, known.failed, known.hop_overhead_s)
+            store.save_paths(known.paths, known.failed, known.hop_overhead_s)
             for stage, kind in pairs:
                 profile, note = await session.profile(stage, kind, run.inputs[stage.name])
                 known.profiles[stage.name, kind.name] = profile
@@ -163,13 +155,8 @@ def pairs_to_profile(
         reasons = []
         for name in dict.fromkeys(stage.hardware):
             chosen = options.stages is None or stage.name in options.stages
-            if options.kinds is not None and not (chosen and name in options.kinds):
-                continue
             why = why_not_here(kinds[name], machine)
             if why is not None and (stage.name, name) not in known.profiles:
-                if machine.place or options.kinds is not None:
-                    problems.append(f"{stage.declared}: stage {stage.name!r} on {name!r} has no profile: {why}")
-                    continue
                 reasons.append(why)
                 notes.append(f"stage {stage.name!r} on {name!r}: not profiled, {why}; plans leave it out")
             elif why is None and ((options.again and chosen) or (stage.name, name) not in known.profiles):
@@ -235,10 +222,10 @@ class _Session:
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    async def sample(self, shape: Shape, stages: Sequence[str], events: Sequence[bytes]) -> SampleRun:
-        """Build these stages, one after the other since that is timed, and run the sample through them."""
+    async def sample(self, shape: Shape, events: Sequence[bytes]) -> SampleRun:
+        """Build every stage, one after the other since that is timed, and run the sample through them."""
         built, problems = {}, []
-        for name in stages:
+        for name in shape.stages:
             self._steps.begin(f"{name}: starting")
             try:
                 built[name] = await self._worker(name, 1, None)
@@ -289,7 +276,7 @@ class _Session:
     async def _start_up_s(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> float:
         """Of the next replica: forked where the stage asks for that and can be, else as the worker started."""
         isolation = isolation_of(stage.isolation)
-        if self._options.forks and isolation.level == "sandbox" and isolation.forked:
+        if isolation.level == "sandbox" and isolation.forked:
             confinement = confined(isolation, self._file, kind, "")
             timeout_s = self._settings.start_timeout_s
             forked_s = await forked_start_up_s(self._file, stage.name, kind, confinement, timeout_s=timeout_s)

@@ -201,16 +201,11 @@ class ProfileStore:
         _write(self._paths_file, stored)
         return self._paths_file
 
-    def files(self) -> dict[str, str]:
-        """What is kept of this machine or cluster: JSON by path within the pipeline's folder. See `take`."""
-        found = [self._paths_file, *sorted((self._root / self._machine.folder).glob("*.json"))]
-        return {str(file.relative_to(self._root)): file.read_text("utf-8") for file in found if file.exists()}
-
     def take(self, files: Mapping[str, str]) -> None:
         """Keep what was measured elsewhere.
 
         Args:
-            files: as `files` gives them there; the folder's name becomes this machine's.
+            files: JSON by path within the pipeline's folder there; the folder's name becomes this machine's.
 
         Raises:
             InvalidTopology: a file that is no profile.
@@ -236,7 +231,7 @@ class ProfileStore:
 
     def _look_up(self, known: Known, stage: str, kind: str) -> None:
         files = [self._file(self._machine.folder, stage, kind)]
-        if not self._machine.place and why_not_here(self._kinds[kind], self._machine) is not None:
+        if why_not_here(self._kinds[kind], self._machine) is not None:
             files += sorted(self._root.glob(f"*/{stage}.{kind}.json"))
         for file in files:
             stored = self._read(file, StoredProfile)

@@ -1,6 +1,5 @@
 """A whole pipeline profiled: real worker processes, a real broker, and the store in between."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,26 +104,6 @@ async def test_a_pipeline_is_measured_once_and_then_known(topology: Path, embedd
             measured.profiles[key].service_times[0].mean_s, rel=1e-3
         )
     assert again.hop_overhead_s == pytest.approx(measured.hop_overhead_s, rel=1e-3)
-
-
-async def test_one_stage_is_measured_where_no_more_is_built_than_what_leads_to_it(topology: Path) -> None:
-    absent = """class Absent:
-    def __init__(self) -> None:
-        raise RuntimeError("no model here")
-
-    def __call__(self, sums: list[Sums]) -> list[int]:
-        return []
-
-first = Stage("""
-    topology.write_text(TOPOLOGY.replace("first = Stage(", absent).replace('Stage("add", add', 'Stage("add", Absent'))
-    pipeline = load_topology(topology)
-    only = replace(QUICK, stages=frozenset({"read"}), kinds=frozenset({"cpu-1"}), forks=False)
-    with pytest.raises(InvalidTopology, match="no model here"):
-        await profile_pipeline(pipeline, topology, EVENTS, options=only, machine=WITHOUT_GPU)
-    only = replace(only, upstream=True)
-    measured = await profile_pipeline(pipeline, topology, EVENTS, options=only, machine=WITHOUT_GPU)
-    assert measured.profiles.keys() == {("read", "cpu-1")}
-    assert not list(topology.parent.rglob("paths.json")), "paths of a part were kept for the whole"
 
 
 async def test_the_time_between_stages_is_measured_for_each_broker(
