@@ -16,8 +16,8 @@ from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
 from inferline_stream.dataplane.headers import REPLAY, Header
 from inferline_stream.dataplane.partitioning import partition_of
+from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.dataplane.sending import StageSender
-from inferline_stream.dataplane.wiring import input_topic
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec

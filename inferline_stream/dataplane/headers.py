@@ -66,10 +66,10 @@ def read_headers(headers: Iterable[Header]) -> Found:
             elif name == VERSION:
                 version = value
             elif name == PARENT:
-                parent = value.decode()
+                parent = (value or b"").decode("utf-8", "replace")
                 continue
             elif name == SKIPPED:
-                skipped = tuple(value.decode().split(","))
+                skipped = tuple((value or b"").decode("utf-8", "replace").split(","))
                 continue
             elif name == DEAD:
                 dead = LETTERED if value == b"2" else DROPPED
@@ -98,7 +98,7 @@ def timestamp_us(headers: Iterable[Header], name: str) -> int | None:
         if found == name:
             try:
                 return int(float(value) * 1000)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 return None
     return None
 

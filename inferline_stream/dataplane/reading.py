@@ -1,14 +1,15 @@
-"""Reading on aiokafka.
+"""Reading on aiokafka: a slot's partitions of one topic, and the assignments topic, by one consumer.
 
-Assignments are manual: every partition of the stage's topic is assigned once and paused, holding one is a seek and a
-resume. Assignments and handovers are read by the same consumer, so that they end the fetch that waits on their broker.
+Partitions are assigned by hand: all of a slot's are assigned and paused at the start, holding one is a seek and a
+resume. Grants are read by the same consumer, so that one ends a fetch that waits on its broker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import (
@@ -19,7 +20,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
 )
 
-from inferline_stream.dataplane.client import Fetched, KafkaFailed
+from inferline_stream.dataplane.client import KafkaFailed
 from inferline_stream.dataplane.connecting import client_options, closed, started
 from inferline_stream.errors import Unreachable
 
@@ -29,15 +30,33 @@ ONE_BROKER_WAIT_S = 0.5
 """Longest fetch wait where every partition lives on the broker of the assignments topic: a grant ends it anyway."""
 
 
+class Fetched(NamedTuple):
+    """What one fetch brought.
+
+    Args:
+        records: by partition.
+        control: records of the assignments topic.
+        positions: next offset of each held partition; beyond its last record where transaction markers follow it.
+        lost: partitions out of range, and the offset that Kafka no longer has.
+    """
+
+    records: Mapping[int, Sequence[Any]]
+    control: Sequence[Any]
+    positions: Mapping[int, int]
+    lost: Mapping[int, int]
+
+
+_NOTHING = Fetched({}, (), {}, {})
+
+
 class StageReader:
-    """Reads held partitions of one topic, and assignments and handovers; commits to the stage's consumer group.
+    """Reads held partitions of one topic, and the assignments topic; commits to the stage's consumer group.
 
     Args:
         bootstrap_servers: of the cluster.
         topic: the stage's input.
         group: the stage's consumer group.
         assignments: the assignments topic, read from its beginning.
-        handovers: the handovers topic, read from its end: no partition can have moved to or from this replica before.
         fetch_wait_s: longest wait of a fetch on brokers without the assignments topic.
         partition_bytes: most bytes that a fetch asks of one partition.
     """
@@ -48,7 +67,6 @@ class StageReader:
         topic: str,
         group: str,
         assignments: str,
-        handovers: str,
         *,
         fetch_wait_s: float,
         partition_bytes: int = 512 * 1024,
@@ -56,7 +74,8 @@ class StageReader:
         self._where = bootstrap_servers
         self._topic = topic
         self._group = group
-        self._control = (TopicPartition(assignments, 0), TopicPartition(handovers, 0))
+        self._control = TopicPartition(assignments, 0)
+        self._control_end = 0
         self._fetch_wait_s = fetch_wait_s
         self._held: set[int] = set()
         self._consumer = AIOKafkaConsumer(
@@ -71,36 +90,33 @@ class StageReader:
             metadata_max_age_ms=60_000,
         )
         self.partitions = 0
+        """Of the topic, once started."""
 
     async def start(self, timeout_s: float) -> None:
         """Connect and look at the topic.
 
         Raises:
-            Unreachable: no answer in time, or the topic does not exist.
+            Unreachable: no answer in time, or a topic does not exist.
         """
         await started(self._consumer, self._where, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                for control in self._control:
-                    await self._consumer._client._wait_on_metadata(control.topic)
+                await self._consumer._client._wait_on_metadata(self._control.topic)
                 self.partitions = len(await self._consumer._client._wait_on_metadata(self._topic))
         except (TimeoutError, KafkaError) as error:
             await self.stop()
             raise Unreachable(
-                f"topics {self._topic}, {self._control[0].topic} and {self._control[1].topic} cannot be read "
-                f"({error!r}); create them first"
+                f"topics {self._topic} and {self._control.topic} cannot be read ({error!r}); create them first"
             ) from error
-        assignments, handovers = self._control
-        began = await self._consumer.beginning_offsets([assignments])
-        began |= await self._consumer.end_offsets([handovers])
+        began = await self._consumer.beginning_offsets([self._control])
+        await self.look_for_grants()
         # Without a position aiokafka would look for one by itself, which takes 0.1 s: nothing is awaited in between.
         every = [TopicPartition(self._topic, partition) for partition in range(self.partitions)]
-        self._consumer.assign([*self._control, *every])
+        self._consumer.assign([self._control, *every])
         for partition in every:
             self._consumer.seek(partition, 0)
         self._consumer.pause(*every)
-        for control, offset in began.items():
-            self._consumer.seek(control, offset)
+        self._consumer.seek(self._control, began[self._control])
         self._adapt_wait()
         await self.committed([0])  # finds the group's coordinator before the first grant
 
@@ -108,51 +124,52 @@ class StageReader:
         """Close the connections."""
         await closed(self._consumer)
 
-    async def fetch(self, full: Collection[int], wait_s: float) -> Fetched:
-        """Wait for records, except of partitions that are full.
+    async def look_for_grants(self) -> None:
+        """Find out where the assignments topic ends now; `caught_up` is about that end."""
+        self._control_end = (await self._consumer.end_offsets([self._control]))[self._control]
 
-        Nothing is asked of Kafka between the return of this call and the next await, so a caller that first calls
-        `suspend` can change what is held without waiting for a fetch under way.
-        """
+    def caught_up(self) -> bool:
+        """Whether every grant up to the last `look_for_grants` has been fetched."""
+        position = self._consumer._subscription.subscription.assignment.state_value(self._control).position
+        return position is not None and position >= self._control_end
+
+    async def fetch(self, full: Collection[int], wait_s: float) -> Fetched:
+        """Wait for records, except of partitions that are full."""
         wanted: tuple[TopicPartition, ...] = ()
         if full:
             room = self._held.difference(full)
-            wanted = (*self._control, *(TopicPartition(self._topic, partition) for partition in room))
+            wanted = (self._control, *(TopicPartition(self._topic, partition) for partition in room))
         try:
             found = await self._consumer.getmany(*wanted, timeout_ms=round(wait_s * 1000))
         except OffsetOutOfRangeError as error:
             return Fetched({}, (), {}, {tp.partition: offset for tp, offset in error.args[0].items()})
         except CorruptRecordException as error:
             logger.warning("records are fetched again: %s", error)
-            return Fetched({}, (), {}, {})
+            return _NOTHING
         except ConsumerStoppedError:
             raise asyncio.CancelledError from None
-        control = [record for topic in self._control for record in found.pop(topic, ())]
+        control = found.pop(self._control, ())
         states = self._consumer._subscription.subscription.assignment
         positions = {p: states.state_value(TopicPartition(self._topic, p)).position for p in self._held}
         return Fetched({tp.partition: records for tp, records in found.items()}, control, positions, {})
 
-    def suspend(self) -> None:
-        """Fetch nothing until `hold`."""
-        self._consumer.pause(*self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
-
     def hold(self, positions: Mapping[int, int]) -> None:
-        """Read these partitions too, from these offsets; ends `suspend`."""
+        """Read these partitions too, from these offsets."""
         for partition, offset in positions.items():
             self._consumer.seek(TopicPartition(self._topic, partition), offset)
         self._held.update(positions)
         self._adapt_wait()
-        self._consumer.resume(*self._control, *(TopicPartition(self._topic, partition) for partition in self._held))
+        self._consumer.resume(*(TopicPartition(self._topic, partition) for partition in positions))
 
     def release(self, partitions: Iterable[int]) -> None:
-        """Read these partitions no more."""
+        """Read these partitions no more: none of their records is returned from here on."""
         for partition in partitions:
             if partition in self._held:
                 self._held.remove(partition)
                 self._consumer.pause(TopicPartition(self._topic, partition))
 
     async def committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
-        """Offset and metadata that the group has committed; partitions without are missing."""
+        """Return offset and metadata that the group has committed; partitions without are missing."""
         wanted = [TopicPartition(self._topic, partition) for partition in partitions]
         # The public `committed` leaves the metadata out.
         found = await self._consumer._coordinator.fetch_committed_offsets(wanted)
@@ -165,33 +182,27 @@ class StageReader:
             KafkaFailed: the group has live members of another kind, or refuses us.
         """
         try:
-            await self._consumer.commit({TopicPartition(self._topic, p): entry for p, entry in offsets.items()})
+            await self._consumer.commit(self.offsets_for_transaction(offsets))
         except CommitFailedError as error:
             raise KafkaFailed(
-                f"group {self._group} has members that subscribe to it; they and replicas must not share a group"
+                f"group {self._group} has members that subscribe to it; they and dispatchers must not share a group"
             ) from error
         except KafkaError as error:
             raise KafkaFailed(f"group {self._group} refuses a commit: {error!r}") from error
 
     async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Lowest offset that Kafka still has."""
+        """Return the lowest offsets that Kafka still has."""
         found = await self._consumer.beginning_offsets([TopicPartition(self._topic, p) for p in partitions])
         return {tp.partition: offset for tp, offset in found.items()}
 
-    async def ends(self, partitions: Iterable[int]) -> dict[int, int]:
-        """End offset now."""
-        found = await self._consumer.end_offsets([TopicPartition(self._topic, p) for p in partitions])
-        return {tp.partition: offset for tp, offset in found.items()}
-
     def offsets_for_transaction(self, offsets: Mapping[int, tuple[int, str]]) -> dict[TopicPartition, tuple[int, str]]:
-        """The same offsets as a transaction wants them."""
+        """Return the same offsets as a transaction wants them."""
         return {TopicPartition(self._topic, partition): entry for partition, entry in offsets.items()}
 
     def _adapt_wait(self) -> None:
         """Where the assignments topic's broker has everything, a grant ends the wait: let idle fetches wait longer."""
-        assignments, handovers = self._control
         cluster = self._consumer._client.cluster
-        read = [handovers, *(TopicPartition(self._topic, partition) for partition in self._held)]
-        one_broker = {cluster.leader_for_partition(tp) for tp in read} == {cluster.leader_for_partition(assignments)}
+        read = [TopicPartition(self._topic, partition) for partition in self._held]
+        one_broker = {cluster.leader_for_partition(tp) for tp in read} <= {cluster.leader_for_partition(self._control)}
         wait_s = max(self._fetch_wait_s, ONE_BROKER_WAIT_S) if one_broker else self._fetch_wait_s
         self._consumer._fetcher._fetch_max_wait_ms = round(wait_s * 1000)

@@ -178,3 +178,8 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
 def every_route(pipeline: Pipeline, prefix: str = "") -> Mapping[str, Routes]:
     """The routes of every stage of a valid pipeline."""
     return {stage.name: routes_of(pipeline, stage.name, prefix) for stage in pipeline.stages}
+
+
+def input_topic(pipeline: Pipeline, names: Names, stage: str) -> str:
+    """Return the topic that a stage reads: the source for entry stages, its own for all others."""
+    return names.stage_topic(stage) if pipeline.stage(stage).after else names.topic(pipeline.source.name)

@@ -1,4 +1,4 @@
-"""Sending on aiokafka: results, and what a replica tells."""
+"""Sending on aiokafka: results and reports."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class StageSender:
             await self._producer.commit_transaction()
 
 
-class TellingSender:
-    """Sends what a replica tells of itself; repeated, it does no harm, so this is not idempotent."""
+class ReportSender:
+    """Sends reports; a repeated one does no harm, so this is not idempotent."""
 
     def __init__(self, bootstrap_servers: str, key: str, timeout_s: float) -> None:
         self._where = bootstrap_servers
@@ -111,19 +111,14 @@ class TellingSender:
         """Connect."""
         await started(self._producer, self._where, timeout_s)
 
-    async def look_for(self, topic: str) -> None:
-        """Find out where a topic is, so that what is told there later does not wait for it."""
-        with contextlib.suppress(KafkaError):  # then sending says so
-            await self._producer.partitions_for(topic)
-
     async def stop(self) -> None:
         """Close the connection."""
         await closed(self._producer)
 
-    async def send(self, topic: str, told: bytes) -> bool:
-        """Send one record; whether Kafka acknowledged it."""
+    async def send(self, topic: str, report: bytes) -> bool:
+        """Send one record, and return whether Kafka acknowledged it."""
         try:
-            await self._producer.send_and_wait(topic, told, key=self._key, partition=0)
+            await self._producer.send_and_wait(topic, report, key=self._key, partition=0)
         except KafkaError as error:
             logger.warning("a record of %s was not acknowledged: %s", topic, error)
             return False

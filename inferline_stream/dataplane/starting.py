@@ -13,8 +13,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.dataplane.asking import surely_committed
 from inferline_stream.dataplane.connecting import client_options, closed, in_time
-from inferline_stream.dataplane.offsets import decode_metadata, encode_metadata
-from inferline_stream.dataplane.wiring import input_topic
+from inferline_stream.dataplane.dispatcher.completion import decode_metadata, encode_metadata
+from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage

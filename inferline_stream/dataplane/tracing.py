@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import Header
-from inferline_stream.dataplane.holding import Event
-from inferline_stream.dataplane.wiring import Wiring
-from inferline_stream.dataplane.worker import Done, Failed
+from inferline_stream.dataplane.routes import Routes
 from inferline_stream.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def check_exporter(name: str) -> None:
         raise UsageError(f"--tracing {name!r}: installed are {', '.join(known)}; otlp_proto_http comes with {_INSTALL}")
 
 
-def batch_spans(exporter: str, wiring: Wiring, replica: str, hardware: str) -> BatchSpans | None:
-    """Spans that go to an exporter of that name, from a thread of its own; None without one.
+def batch_spans(exporter: str, routes: Routes, dispatcher: str) -> BatchSpans | None:
+    """Return spans that go to an exporter of that name, from a thread of its own; None without one.
 
     Endpoints, sampling and further attributes are OpenTelemetry's: its environment variables hold, such as
     ``OTEL_EXPORTER_OTLP_ENDPOINT``.
@@ -62,27 +62,25 @@ def batch_spans(exporter: str, wiring: Wiring, replica: str, hardware: str) -> B
     (found,) = entry_points(group=_EXPORTERS, name=exporter)
     resource = Resource.create(
         {
-            "service.namespace": f"{wiring.names.prefix}{wiring.pipeline.name}",
-            "service.name": f"{wiring.names.prefix}{wiring.pipeline.name}.{wiring.stage.name}",
-            "service.instance.id": replica,
+            "service.namespace": f"{routes.prefix}{routes.pipeline}",
+            "service.name": f"{routes.prefix}{routes.pipeline}.{routes.stage}",
+            "service.instance.id": dispatcher,
         }
     )
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(found.load()()))
-    return BatchSpans(provider, wiring, replica, hardware)
+    return BatchSpans(provider, routes)
 
 
 class BatchSpans:
-    """Spans of the batches of one replica.
+    """Spans of the batches of one dispatcher.
 
     Args:
         provider: where they end.
-        wiring: the replica's stage.
-        replica: its name.
-        hardware: the kind it runs on.
+        routes: of the stage.
     """
 
-    def __init__(self, provider: TracerProvider, wiring: Wiring, replica: str, hardware: str) -> None:
+    def __init__(self, provider: TracerProvider, routes: Routes) -> None:
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -90,22 +88,20 @@ class BatchSpans:
         self._tracer = provider.get_tracer("inferline_stream")
         self._kind = SpanKind.CONSUMER
         self._propagator = TraceContextTextMapPropagator()
-        self._name = f"process {wiring.input_topic}"
-        self._topic = wiring.input_topic
+        self._name = f"process {routes.input_topic}"
+        self._topic = routes.input_topic
         self._attributes = {
             "messaging.system": "kafka",
             "messaging.operation.name": "process",
             "messaging.operation.type": "process",
-            "messaging.destination.name": wiring.input_topic,
-            "messaging.consumer.group.name": wiring.group,
-            "messaging.client.id": replica,
-            "inferline.pipeline": wiring.pipeline.name,
-            "inferline.stage": wiring.stage.name,
-            "inferline.hardware": hardware,
+            "messaging.destination.name": routes.input_topic,
+            "messaging.consumer.group.name": routes.group,
+            "inferline.pipeline": routes.pipeline,
+            "inferline.stage": routes.stage,
         }
 
-    def begin(self, batch: Sequence[Event]) -> Span:
-        """A batch begins; from here on its events carry the span's context."""
+    def begin(self, batch: Sequence[Event], replica: str, hardware: str) -> Span:
+        """Begin the span of a batch; from here on its events carry the span's context."""
         from opentelemetry.context import Context
         from opentelemetry.trace import set_span_in_context
 
@@ -113,7 +109,12 @@ class BatchSpans:
             self._name,
             context=Context(),  # a batch has many causes and no parent
             kind=self._kind,
-            attributes={**self._attributes, "messaging.batch.message_count": len(batch)},
+            attributes={
+                **self._attributes,
+                "messaging.client.id": replica,
+                "inferline.hardware": hardware,
+                "messaging.batch.message_count": len(batch),
+            },
             links=[link for event in batch for link in self._links(event)],
         )
         own: dict[str, str] = {}
@@ -124,7 +125,7 @@ class BatchSpans:
         return span
 
     def end(self, span: Span, outcomes: Sequence[Done | Failed]) -> None:
-        """It is through with the stage."""
+        """End the span of a batch that has its outcomes."""
         from opentelemetry.trace import StatusCode
 
         failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
@@ -139,12 +140,12 @@ class BatchSpans:
             span.set_status(StatusCode.ERROR, f"{len(failed)} of {len(outcomes)} events failed: {failed[0].summary}")
         span.end()
 
-    def broke(self, span: Span, error: BaseException) -> None:
-        """The stage broke its contract, hung, or was stopped in the middle of the batch."""
+    def broke(self, span: Span, why: str) -> None:
+        """End the span of a batch that was lost with its replica."""
         from opentelemetry.trace import StatusCode
 
-        span.set_attribute("error.type", type(error).__qualname__)
-        span.set_status(StatusCode.ERROR, str(error))
+        span.set_attribute("error.type", "ReplicaLost")
+        span.set_status(StatusCode.ERROR, why)
         span.end()
 
     def close(self) -> None:
@@ -162,7 +163,7 @@ class BatchSpans:
             if cause.is_valid:
                 where: Mapping[str, str | int] = {
                     "messaging.destination.name": self._topic,
-                    "messaging.destination.partition.id": str(event.holding.partition),
+                    "messaging.destination.partition.id": str(event.partition),
                     "messaging.kafka.offset": record.offset,
                 }
                 yield Link(cause, where)

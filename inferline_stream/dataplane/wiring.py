@@ -125,9 +125,7 @@ class Wiring:
         """By parent; the only decoder of a stage that is no join has key None."""
         if self.is_entry:
             return {None: codec(self.pipeline.source.codec).decoder(self.takes)}
-        formats = {
-            edge.parent.name: codec(format_between(types_of(edge.parent).returns)) for edge in self.stage.after
-        }
+        formats = {edge.parent.name: codec(format_between(types_of(edge.parent).returns)) for edge in self.stage.after}
         if not self.is_join:
             return {None: formats[self.parents[0]].decoder(self.takes)}
         fields = join_fields(self.takes) if self.takes is not Any else {}

@@ -46,7 +46,6 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.isolation.refusals import Refusals
 from inferline_stream.isolation.sealing import seal
-from inferline_stream.pipeline.topology import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +61,12 @@ _CHUNK_BYTES = 1 << 18
 Process = Callable[[Sequence[StageInput]], tuple[list[Done | Failed], list[Call]]]
 
 
-def main(channel: socket.socket | None, pipeline: Pipeline | None = None) -> int:
+def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
     """Run a replica to its end; returns the process's exit code.
 
     Args:
         channel: to the supervisor; None for a replica that is served over standard input and output.
-        pipeline: if the process was forked from one that has loaded it.
+        code: of the stage, if the process was forked from one that has loaded it.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     streams = StandardStreams() if channel is None else None
@@ -77,7 +76,7 @@ def main(channel: socket.socket | None, pipeline: Pipeline | None = None) -> int
         return EXIT_USAGE
     spec, started_s = decode_replica_spec(line), _started_s()
     try:
-        process, held = _load(spec, pipeline, (channel or streams or sys.stdin).fileno())
+        process, held = _load(spec, code, (channel or streams or sys.stdin).fileno())
     except InferlineError as error:
         logger.error("replica %s: %s", spec.replica, error)
         return EXIT_CANNOT_LOAD
@@ -86,9 +85,9 @@ def main(channel: socket.socket | None, pipeline: Pipeline | None = None) -> int
     return _Server(process, ready, channel, streams).run()
 
 
-def _load(spec: ReplicaSpec, pipeline: Pipeline | None, keep: int) -> tuple[Process, Enforced]:
+def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[Process, Enforced]:
     """Load the stage and seal the process; what is returned runs batches."""
-    code = StageCode(pipeline or load_topology(spec.topology), spec.stage, spec.topology)
+    code = code or StageCode(load_topology(spec.topology), spec.stage, spec.topology)
     confinement = confined(spec.isolation, spec.topology, spec.hardware)
     refusals = Refusals(confinement)
     call = StageCall(refusals.guarded(code.run), spec.hardware, spec.emulated_s)

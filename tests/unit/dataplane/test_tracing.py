@@ -6,20 +6,21 @@ from typing import Any
 
 import msgspec
 import pytest
+from inferline_stream.dataplane.dispatcher.completion import Committed
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from inferline_stream.dataplane.holding import Event, Holding
-from inferline_stream.dataplane.intake import Intake
-from inferline_stream.dataplane.join import Join
-from inferline_stream.dataplane.offsets import Committed
-from inferline_stream.dataplane.reporting import new_report
-from inferline_stream.dataplane.results import Records, topics_written
+from inferline_stream.dataplane.dispatcher.emitter import Emitter
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.intake import Intake
+from inferline_stream.dataplane.dispatcher.join import Join
+from inferline_stream.dataplane.dispatcher.lease import new_report
+from inferline_stream.dataplane.dispatcher.partition import Partition
+from inferline_stream.dataplane.frames import Done, Failed
+from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.tracing import BatchSpans, batch_spans
-from inferline_stream.dataplane.wiring import Wiring
-from inferline_stream.dataplane.worker import Done, Failed
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
@@ -52,28 +53,29 @@ class Traced:
     """One stage whose batches are traced."""
 
     def __init__(self, stage: str) -> None:
-        self.wiring = Wiring(pipeline(), stage)
+        self.routes = routes_of(pipeline(), stage)
         self.ended = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.ended))
-        self.spans = BatchSpans(provider, self.wiring, f"{stage}-cpu-1-ab", "cpu-1")
-        self._holding = Holding(3, Committed(0), "me", join=Join(("left", "right")) if stage == "both" else None)
+        self.spans = BatchSpans(provider, self.routes)
+        self._partition = Partition(3, Committed(0), "me", Join(("left", "right")) if stage == "both" else None)
+        self._replica = f"{stage}-cpu-1-ab"
 
     def events(self, *records: Any) -> list[Event]:
         ready: list[Event] = []
-        intake = Intake(self.wiring, ready.append, lambda event, outcome: pytest.fail(str(outcome)), lambda: 0.0)
+        intake = Intake(self.routes, ready.append, lambda event, outcome: pytest.fail(str(outcome)), lambda: 0.0)
         for given in records:
-            intake.take_in(self._holding, given)
+            intake.take_in(self._partition, given)
         return ready
 
     def batch(self, *records: Any, outcome: Done | Failed | None = None) -> list[Any]:
         """Trace one batch; returns the messages it causes."""
         events = self.events(*records)
-        span = self.spans.begin(events)
-        outcome = outcome or Done(b"1", self.wiring.taken(1))
+        span = self.spans.begin(events, self._replica, "cpu-1")
+        outcome = outcome or Done(b"1", (1 << len(self.routes.children)) - 1)
         self.spans.end(span, [outcome] * len(events))
-        partitions = dict.fromkeys([*topics_written(self.wiring), "out", "p.both"], 4)
-        made = Records(self.wiring, partitions, random.Random(1), new_report("r", "left", "cpu-1", 1))
+        partitions = dict.fromkeys([*self.routes.topics_written, "out", "p.both"], 4)
+        made = Emitter(self.routes, partitions, random.Random(1), new_report("d", 1, "left", 0, 1))
         for event in events:
             made.add(event, outcome)
         return [message for messages in made.take().values() for message in messages]
@@ -151,7 +153,7 @@ def test_a_join_links_to_the_batches_of_all_its_parents():
         (message,) = parent.batch(record(b"1", (EVENT_ID, b"e")))
         parts.append(record(message.value, *message.headers, offset=offset))
     join = Traced("both")
-    join.batch(*parts, outcome=Done(b"{}", frozenset()))
+    join.batch(*parts, outcome=Done(b"{}", 0))
     linked = {link.context.span_id for link in join.span.links}
     assert linked == {parent.span.get_span_context().span_id for parent in parents}
 
@@ -160,7 +162,7 @@ def test_failed_events_are_told_with_the_frame_that_raised():
     stage = Traced("left")
     events = stage.events(record(b"1"), record(b"2", offset=1))
     failed = Failed("ValueError", "sevens are not for me", "a traceback", "topology.py:9 in odd")
-    stage.spans.end(stage.spans.begin(events), [Done(b"1", frozenset()), failed])
+    stage.spans.end(stage.spans.begin(events, "r", "cpu-1"), [Done(b"1", 0), failed])
     span = stage.span
     assert span.status.status_code is StatusCode.ERROR
     assert span.status.description == (
@@ -177,12 +179,12 @@ def test_failed_events_are_told_with_the_frame_that_raised():
 
 def test_a_batch_that_is_broken_off_has_a_span_that_says_why():
     stage = Traced("left")
-    stage.spans.broke(stage.spans.begin(stage.events(record(b"1"))), TimeoutError("it hangs"))
-    assert (stage.span.status.status_code, stage.span.status.description) == (StatusCode.ERROR, "it hangs")
+    stage.spans.broke(stage.spans.begin(stage.events(record(b"1")), "r", "cpu-1"), "killed by SIGKILL")
+    assert (stage.span.status.status_code, stage.span.status.description) == (StatusCode.ERROR, "killed by SIGKILL")
 
 
 def test_without_an_exporter_there_are_no_spans_and_an_unknown_one_is_refused_by_name():
-    wiring = Wiring(pipeline(), "left")
-    assert batch_spans("", wiring, "r", "cpu-1") is None
+    routes = routes_of(pipeline(), "left")
+    assert batch_spans("", routes, "d") is None
     with pytest.raises(UsageError, match=r"--tracing 'otpl': installed are .*console"):
-        batch_spans("otpl", wiring, "r", "cpu-1")
+        batch_spans("otpl", routes, "d")

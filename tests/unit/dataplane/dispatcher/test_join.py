@@ -3,7 +3,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.dataplane.join import Arrival, Gathered, Join
+from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered, Join
 
 PARENTS = ("a", "b", "c")
 

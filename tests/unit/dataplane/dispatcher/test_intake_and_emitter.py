@@ -1,4 +1,4 @@
-"""Records in, records out: a stage's intake and its results, without Kafka."""
+"""Records in, records out: a dispatcher's intake and its emitter, without Kafka."""
 
 import random
 from collections import Counter
@@ -7,17 +7,19 @@ from typing import Any
 
 import msgspec
 import pytest
+from inferline_stream.dataplane.dispatcher.completion import Committed
 
+from inferline_stream.dataplane.dispatcher.emitter import Emitter
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.intake import Intake
+from inferline_stream.dataplane.dispatcher.join import Join
+from inferline_stream.dataplane.dispatcher.lease import new_report
+from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Skipped
+from inferline_stream.dataplane.dispatcher.partition import Partition
+from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, REPLAY, version_value
-from inferline_stream.dataplane.holding import Dead, Event, Expired, Holding, Skipped
-from inferline_stream.dataplane.intake import Intake
-from inferline_stream.dataplane.join import Join
-from inferline_stream.dataplane.offsets import Committed
-from inferline_stream.dataplane.reporting import new_report
-from inferline_stream.dataplane.results import Records, topics_written
+from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.dataplane.sizes import LIMIT_BYTES
-from inferline_stream.dataplane.wiring import Wiring
-from inferline_stream.dataplane.worker import Done, Failed
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, SKIPPED, VERSION
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
@@ -75,26 +77,35 @@ class Taken:
     """An intake and what it gave."""
 
     def __init__(self, stage: str, **of_pipeline: Any) -> None:
-        self.wiring = Wiring(pipeline(**of_pipeline), stage)
-        self.holding = Holding(3, Committed(0), "me", join=Join(("left", "right")) if stage == "both" else None)
+        self.routes = routes_of(pipeline(**of_pipeline), stage)
+        self.partition = Partition(3, Committed(0), "me", Join(("left", "right")) if stage == "both" else None)
         self.ready: list[Event] = []
         self.ended: list[tuple[Event, Any]] = []
         self.intake = Intake(
-            self.wiring, self.ready.append, lambda event, outcome: self.ended.append((event, outcome)), lambda: 0.0
+            self.routes, self.ready.append, lambda event, outcome: self.ended.append((event, outcome)), lambda: 0.0
         )
 
     def __call__(self, *records: Any) -> "Taken":
         for given in records:
-            self.intake.take_in(self.holding, given)
+            self.intake.take_in(self.partition, given)
         return self
 
 
 def sent(stage: str, event: Event, outcome: Any) -> dict[tuple[str, int], list[Any]]:
-    wiring = Wiring(pipeline(), stage)
-    partitions = dict.fromkeys([*topics_written(wiring), "out", "p.both"], 4)
-    records = Records(wiring, partitions, random.Random(1), new_report("r", stage, "cpu-1", 1))
-    records.add(event, outcome)
-    return records.take()
+    routes = routes_of(pipeline(), stage)
+    emitter = Emitter(routes, partitions_of(routes), random.Random(1), new_report("d", 1, stage, 0, 1))
+    emitter.add(event, outcome)
+    return emitter.take()
+
+
+def partitions_of(routes: Routes) -> dict[str, int]:
+    return dict.fromkeys([*routes.topics_written, "out", "p.both"], 4)
+
+
+def taking(stage: str, *children: str) -> int:
+    """Edges, a bit each, to these children."""
+    known = routes_of(pipeline(), stage).children
+    return sum(1 << known.index(child) for child in children)
 
 
 def topics(outgoing: dict[tuple[str, int], list[Any]]) -> Counter[str]:
@@ -109,7 +120,7 @@ def one_event(stage: str = "ask") -> Event:
 
 def test_a_source_record_gets_its_place_as_id_and_its_timestamp_as_entry_time():
     (event,) = Taken("ask")(record(b'{"text": "x"}', ("shop", b"7"), offset=9)).ready
-    assert event.value == Post("x")
+    assert event.payload == b'{"text": "x"}'
     assert event.event_id == b"in/3/9"
     assert event.entry_us == 1_000_000
     assert event.headers == [("shop", b"7"), (EVENT_ID, b"in/3/9"), (ENTRY_TIME, b"1000000"), (VERSION, THIS)]
@@ -128,11 +139,25 @@ def test_a_named_header_holds_the_entry_time_where_it_is_a_number(header, expect
     assert event.entry_us == expected_us
 
 
-def test_what_cannot_be_decoded_ends_and_the_rest_goes_on():
-    taken = Taken("ask")(record(b"no json"), record(None, offset=1), record(b'{"text": "x"}', offset=2))
-    assert [event.offsets for event in taken.ready] == [(2,)]
-    assert [event.offsets for event, _ in taken.ended] == [(0,), (1,)]
-    assert all(isinstance(outcome, Failed) for _, outcome in taken.ended)
+def test_a_payload_is_not_looked_at_and_a_record_without_a_value_is_empty():
+    taken = Taken("ask")(record(b"no json"), record(None, offset=1))
+    assert [event.payload for event in taken.ready] == [b"no json", b""]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [(PARENT, b"\xff"), (PARENT, None), (SKIPPED, None), (SKIPPED, b"\xfe,"), (DEAD, None), (ENTRY_TIME, None)],
+)
+@pytest.mark.parametrize("stage", ["ask", "left", "both"])
+def test_no_header_however_wrong_raises_or_hides_the_next_record(stage, header):
+    taken = Taken(stage)(record(b"1", (EVENT_ID, b"e"), header), record(b"2", (EVENT_ID, b"f"), offset=1))
+    assert taken.partition.completion.position == 2
+
+
+@pytest.mark.parametrize("header", [b"inf", b"nan", b"1e400", None])
+def test_an_entry_time_header_that_is_no_time_counts_as_missing(header):
+    (event,) = Taken("ask", timestamp_header="at")(record(b"1", ("at", header))).ready
+    assert event.entry_us == 1_000_000
 
 
 def part(parent: str | None, value: bytes, *, offset: int, skipped: str = "", dead: int = 0, replay: int = 0) -> Any:
@@ -146,37 +171,32 @@ def part(parent: str | None, value: bytes, *, offset: int, skipped: str = "", de
 
 def test_a_joins_event_holds_one_field_per_parent_and_none_for_a_branch_not_taken():
     (event,) = Taken("both")(part("left", b"4", offset=0), part("right", b'"4"', offset=5)).ready
-    assert event.value == Both(4, "4")
+    assert event.payload == {"left": b"4", "right": b'"4"'}
     assert event.offsets == (0, 5)
     (event,) = Taken("both")(part(None, b"", offset=0, skipped="left"), part("right", b'"3"', offset=5)).ready
-    assert event.value == Both(None, "3")
+    assert event.payload == {"right": b'"3"'}
     assert PARENT not in dict(event.headers)
 
 
-def test_a_join_is_skipped_with_all_its_parents_dies_with_one_and_fails_on_a_part_it_cannot_read():
+def test_a_join_is_skipped_with_all_its_parents_and_dies_with_one():
     ((_, outcome),) = Taken("both")(part(None, b"", offset=0, skipped="left,right")).ended
     assert outcome == Skipped()
     ((_, outcome),) = Taken("both")(
         part("right", b'"3"', offset=0), part(None, b"", offset=1, skipped="left", dead=LETTERED)
     ).ended
     assert outcome == Dead(LETTERED)
-    ((event, outcome),) = Taken("both")(part("left", b"no json", offset=0), part("right", b'"3"', offset=1)).ended
-    assert isinstance(outcome, Failed)
-    assert len(event.records) == 2
 
 
 def test_a_part_that_arrives_twice_is_complete_at_once():
     taken = Taken("both")(part("left", b"4", offset=0), part("left", b"4", offset=1))
     assert taken.intake.duplicates == 1
-    assert taken.holding.completion.open_count == 1
+    assert taken.partition.completion.open_count == 1
 
 
 def test_a_result_goes_along_the_arrows_that_its_conditions_take():
-    taken = Wiring(pipeline(), "ask").taken
-    assert (taken(4), taken(3)) == ({"left", "right"}, {"right"})
-    even_number = sent("ask", one_event(), Done(b"4", frozenset({"left", "right"})))
+    even_number = sent("ask", one_event(), Done(b"4", taking("ask", "left", "right")))
     assert topics(even_number) == Counter({"p.left": 1, "p.right": 1})
-    odd_number = sent("ask", one_event(), Done(b"3", frozenset({"right"})))
+    odd_number = sent("ask", one_event(), Done(b"3", taking("ask", "right")))
     assert topics(odd_number) == Counter({"p.right": 1, "p.both": 1})
     ((marker,),) = [messages for (topic, _), messages in odd_number.items() if topic == "p.both"]
     assert dict(marker.headers)[SKIPPED] == b"left"
@@ -185,12 +205,12 @@ def test_a_result_goes_along_the_arrows_that_its_conditions_take():
 
 def test_equal_keys_go_to_equal_partitions_and_joins_go_by_event_id():
     event = one_event()
-    (to_right,) = sent("ask", event, Done(b"4", frozenset({"right"}))).keys() & {("p.right", n) for n in range(4)}
+    (to_right,) = sent("ask", event, Done(b"4", taking("ask", "right"))).keys() & {("p.right", n) for n in range(4)}
     for _ in range(3):
-        assert to_right in sent("ask", event, Done(b"4", frozenset({"right"})))
-    from_left = {place for place in sent("left", event, Done(b"4", frozenset({"both"}))) if place[0] == "p.both"}
+        assert to_right in sent("ask", event, Done(b"4", taking("ask", "right")))
+    from_left = {place for place in sent("left", event, Done(b"4", taking("left", "both"))) if place[0] == "p.both"}
     event.key = b"another key"
-    assert from_left == {place for place in sent("right", event, Done(b"4", frozenset({"both"})))}
+    assert from_left == {place for place in sent("right", event, Done(b"4", taking("right", "both")))}
 
 
 def test_a_dead_letter_is_the_original_record_and_every_join_downstream_hears_of_it():
@@ -212,20 +232,20 @@ def test_a_dead_letter_is_the_original_record_and_every_join_downstream_hears_of
     [
         (Expired(to_dead_letters=False), {"p.completed": 1, "p.both": 1}),
         (Expired(to_dead_letters=True), {"in.dlq": 1, "p.completed": 1, "p.both": 1}),
-        (Done(b"x" * LIMIT_BYTES, frozenset({"right"})), {"in.dlq": 1, "p.completed": 1, "p.both": 1}),
+        (Done(b"x" * LIMIT_BYTES, taking("ask", "right")), {"in.dlq": 1, "p.completed": 1, "p.both": 1}),
     ],
 )
-def test_every_other_end_of_an_event_is_told_too(outcome, expected):
+def test_every_other_end_of_an_event_is_recorded(outcome, expected):
     assert topics(sent("ask", one_event(), outcome)) == Counter(expected)
 
 
 def test_the_final_stage_writes_the_sink_or_the_reason_and_a_dead_event_nothing_more():
     event = one_event()
-    assert topics(sent("both", event, Done(b"{}", frozenset()))) == Counter({"out": 1})
+    assert topics(sent("both", event, Done(b"{}", 0))) == Counter({"out": 1})
     skipped = sent("both", event, Skipped())
     assert topics(skipped) == Counter({"p.completed": 1})
-    (((told,)),) = skipped.values()
-    assert dict(told.headers)[REASON] == b"skipped"
+    (((ended,)),) = skipped.values()
+    assert dict(ended.headers)[REASON] == b"skipped"
     assert sent("both", event, Dead(DROPPED)) == {}
 
 
@@ -261,27 +281,14 @@ def test_an_event_that_is_sent_again_says_so_to_every_stage_after():
     assert not one_event().replayed
 
 
-def test_a_stage_that_is_not_there_and_a_join_without_a_field_are_wrong_topologies():
+def test_a_stage_that_is_not_there_is_a_wrong_topology():
     with pytest.raises(InvalidTopology, match="no stage 'nobody'; it has ask, left, right, both"):
-        Wiring(pipeline(), "nobody")
-
-    class One(msgspec.Struct):
-        left: int | None
-
-    def lacking(parts: list[One]) -> list[One]:
-        return parts
-
-    lacking.__annotations__ = {"parts": list[One], "return": list[One]}
-    wrong = pipeline()
-    wrong.stage("both").run = lacking
-    with pytest.raises(InvalidTopology, match="no field for right"):
-        Wiring(wrong, "both")
+        routes_of(pipeline(), "nobody")
 
 
-def of_sizes(**topics: int) -> Records:
-    wiring = Wiring(pipeline(), "ask")
-    partitions = dict.fromkeys(topics_written(wiring), 4)
-    return Records(wiring, partitions, random.Random(1), new_report("r", "ask", "cpu-1", 1), topics)
+def of_sizes(**topics: int) -> Emitter:
+    routes = routes_of(pipeline(), "ask")
+    return Emitter(routes, partitions_of(routes), random.Random(1), new_report("d", 1, "ask", 0, 1), topics)
 
 
 def test_a_letter_that_is_too_large_loses_its_traceback_first_and_then_its_value():
@@ -291,18 +298,18 @@ def test_a_letter_that_is_too_large_loses_its_traceback_first_and_then_its_value
         (3_000, False, True, None),
         (200, False, False, 16),
     ):
-        records = of_sizes(**{"in.dlq": limit})
-        records.add(event, Failed("ValueError", "no", "x" * 4000))
-        (letter,) = records.take()["in.dlq", 0]
-        told = dict(letter.headers)
-        assert (ERRORS_PREFIX + "traceback" in told, letter.value is not None) == (traceback, value)
-        assert told.get(ERRORS_PREFIX + "cut_bytes") == (None if cut is None else b"%d" % cut)
+        emitter = of_sizes(**{"in.dlq": limit})
+        emitter.add(event, Failed("ValueError", "no", "x" * 4000))
+        (letter,) = emitter.take()["in.dlq", 0]
+        errors = dict(letter.headers)
+        assert (ERRORS_PREFIX + "traceback" in errors, letter.value is not None) == (traceback, value)
+        assert errors.get(ERRORS_PREFIX + "cut_bytes") == (None if cut is None else b"%d" % cut)
 
 
 def test_a_result_is_as_large_as_the_smallest_topic_on_its_way_takes_headers_included():
     event = one_event()
     event.headers.append(("large", b"x" * 700))
     for limit, fits in ((1200, True), (1000, False)):
-        records = of_sizes(**{"p.right": limit})
-        records.add(event, Done(b"x" * 50, frozenset({"right"})))
-        assert ("p.right" in {topic for topic, _ in records.take()}) is fits
+        emitter = of_sizes(**{"p.right": limit})
+        emitter.add(event, Done(b"x" * 50, taking("ask", "right")))
+        assert ("p.right" in {topic for topic, _ in emitter.take()}) is fits

@@ -21,7 +21,6 @@ class Gathered:
         results: by parent; parents that were skipped are missing.
         skipped: parents that the event did not visit.
         dead: how it died upstream, 0 where it did not; nothing is to be run then.
-        failure: why a part is of no use, the first one if several; nothing is to be run then either.
         records: the parts as they were read, in order of arrival; their offsets are complete once the event is.
         size_bytes: sum over the parts.
         replay: how often the event had been sent again after it died.
@@ -34,7 +33,6 @@ class Gathered:
     results: dict[str, Any] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
     dead: int = 0
-    failure: Any = None
     records: list[Any] = field(default_factory=list)
     size_bytes: int = 0
     replay: int = 0
@@ -98,7 +96,6 @@ class Join:
         result: Any = None,
         skipped: Sequence[str] = (),
         dead: int = 0,
-        failure: Any = None,
         replay: int = 0,
         key: bytes | None = None,
     ) -> Gathered | Arrival:
@@ -126,7 +123,6 @@ class Join:
             event.results.setdefault(parent, result)
         event.skipped.update(name for name in skipped if name in self._parents and name not in event.results)
         event.dead = max(event.dead, dead)
-        event.failure = event.failure or failure
         event.replay = max(event.replay, replay)
         now_answered = len(event.results) + len(event.skipped)
         if now_answered == answered:

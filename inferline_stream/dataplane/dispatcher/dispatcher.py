@@ -1,0 +1,434 @@
+"""The dispatcher's process from its start to its end: connect, follow grants, serve the slot, report."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+import random
+import socket
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+from inferline_stream.dataplane.asking import surely_committed
+from inferline_stream.dataplane.attachments import (
+    MAX_DATAGRAM_BYTES,
+    Attach,
+    Replace,
+    Retire,
+    Serving,
+    decode_from_supervisor,
+    encode_attachment,
+)
+from inferline_stream.dataplane.client import Fenced, KafkaFailed
+from inferline_stream.dataplane.dispatcher.emitter import Emitter
+from inferline_stream.dataplane.dispatcher.feeder import Feeder
+from inferline_stream.dataplane.dispatcher.lease import Lease, Reporter, new_report
+from inferline_stream.dataplane.dispatcher.partition import Entry
+from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, LeaseExpired, Session
+from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
+from inferline_stream.dataplane.reading import StageReader
+from inferline_stream.dataplane.reports import PoolReport
+from inferline_stream.dataplane.sending import ReportSender, StageSender
+from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.dataplane.topics import record_limits
+from inferline_stream.dataplane.tracing import batch_spans
+from inferline_stream.errors import InferlineError
+from inferline_stream.observability.buckets import latency_bounds_s
+from inferline_stream.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 70
+EXIT_FENCED = 75
+"""Not started again by the supervisor: another dispatcher serves the slot."""
+
+FETCH_WAIT_S = 0.2
+_STABLE_S = 0.03
+_STRAGGLERS_EVERY_S = 1.0
+
+
+class Dispatcher:
+    """Serves one slot of a stage for as long as the slot's grant names it.
+
+    Args:
+        spec: what the process was given.
+        channel: to the supervisor.
+    """
+
+    def __init__(self, spec: DispatcherSpec, channel: socket.socket) -> None:
+        self._spec = spec
+        self._channel = channel
+        self._routes = routes = spec.routes
+        self._settings = settings = Settings(**spec.settings)
+        self._bounds_s = latency_bounds_s(routes.slo_s)
+        self._report = report = new_report(
+            spec.dispatcher, spec.incarnation, routes.stage, spec.slot, len(self._bounds_s) + 1
+        )
+        self._lease = Lease(settings.lease_s)
+        servers, names = spec.bootstrap_servers, routes.names
+        self._reader = StageReader(
+            servers, routes.input_topic, routes.group, names.assignments, fetch_wait_s=settings.fetch_wait_s
+        )
+        self._sender = self._new_sender()
+        self._reports = ReportSender(servers, spec.dispatcher, settings.lease_s)
+        send = functools.partial(self._reports.send, names.stage_stats)
+        self._reporter = Reporter(report, send, self._lease, settings.heartbeat_s, self._fill)
+        self._pool = Pool(settings.batch_deadline_s)
+        self._spans = batch_spans(spec.tracing, routes, spec.dispatcher)
+        self._feeder = Feeder(
+            self._pool, report, changed=self._reporter.touch, replace=self._ask_to_replace, spans=self._spans
+        )
+        self._grant: Grant | None = None
+        self._grant_changed = asyncio.Event()
+        self._leaving = ""
+        self._partitions: dict[str, int] = {}
+        self._limits: dict[str, int] = {}
+        self._session: Session | None = None
+        self._ready_s = 0.0
+        self._filled_s = time.monotonic()
+
+    def leave(self, why: str) -> None:
+        """Drain and exit."""
+        if not self._leaving:
+            logger.info("dispatcher %s leaves: %s", self._spec.dispatcher, why)
+            self._leaving = why
+            self._grant_changed.set()
+
+    async def run(self) -> int:
+        """Serve until another one is to, and return the exit code.
+
+        Raises:
+            Unreachable: Kafka does not answer.
+        """
+        loop = asyncio.get_running_loop()
+        timeout_s = self._settings.connect_timeout_s
+        await self._reports.start(timeout_s)
+        reporting = asyncio.create_task(self._reporter.run())
+        self._reporter.touch()
+        try:
+            written = self._routes.topics_written
+            self._limits, *_ = await asyncio.gather(
+                record_limits(self._spec.bootstrap_servers, written, timeout_s),
+                self._reader.start(timeout_s),
+                self._sender.start(timeout_s),
+            )
+            self._partitions = {topic: await self._sender.partitions_of(topic) for topic in written}
+            self._seal()
+            self._channel.setblocking(False)
+            loop.add_reader(self._channel, self._attachments)
+            await self._reporter.now("standby")
+            await self._while(reporting, self._fetch(), self._serve(), self._look_for_stragglers())
+        except Fenced as error:
+            return await self._failed(EXIT_FENCED, str(error))
+        except InferlineError as error:
+            return await self._failed(error.exit_code if error.exit_code != 1 else EXIT_FAILED, str(error))
+        except Exception as error:
+            logger.exception("dispatcher %s", self._spec.dispatcher)
+            return await self._failed(EXIT_FAILED, f"{type(error).__name__}: {error}")
+        else:
+            await self._say("gone", self._leaving)
+            return 0
+        finally:
+            reporting.cancel()
+            loop.remove_reader(self._channel)
+            self._feeder.close()
+            for client in (self._reader, self._sender, self._reports):
+                await client.stop()
+            if self._spans is not None:
+                self._spans.close()
+
+    def _seal(self) -> None:
+        """Give up what only the start needs, before the first record."""
+
+    async def _while(self, reporting: asyncio.Task[None], *steps: Coroutine[Any, Any, None]) -> None:
+        """Run until the first step ends or fails."""
+        tasks = [reporting, *map(asyncio.create_task, steps)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks[1:]:
+                task.cancel()
+            await asyncio.gather(*tasks[1:], return_exceptions=True)
+        for task in done:
+            task.result()
+
+    # Supervisor
+
+    def _attachments(self) -> None:
+        """Read what the supervisor sends."""
+        while True:
+            try:
+                data, files, _, _ = socket.recv_fds(self._channel, MAX_DATAGRAM_BYTES, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, files = b"", []
+            if not data:
+                asyncio.get_running_loop().remove_reader(self._channel)
+                self.leave("the supervisor is gone")
+                return
+            message = decode_from_supervisor(data)
+            if isinstance(message, Attach):
+                self._feeder.attach(socket.socket(fileno=files[0]), message.replica, message.hardware, message.number)
+            elif isinstance(message, Retire):
+                self._feeder.retire(message.replica)
+            else:
+                self.leave("stopped")
+
+    def _ask_to_replace(self, replica: str, reason: str) -> None:
+        self._say_to_supervisor(Replace(replica, reason))
+
+    def _say_to_supervisor(self, message: Serving | Replace) -> None:
+        try:
+            self._channel.send(encode_attachment(message))
+        except OSError as error:
+            logger.warning("the supervisor does not take a message: %s", error)
+
+    # Grants
+
+    async def _fetch(self) -> None:
+        """Fetch for ever: grants, and the records of whatever session there is."""
+        while True:
+            session = self._session
+            full = session.full() if session is not None else frozenset()
+            fetched = await self._reader.fetch(full, FULL_WAIT_S if full else FETCH_WAIT_S)
+            for record in fetched.control:
+                self._follow(record.key, record.value)
+            if session is not None and session is self._session:
+                session.take_in(fetched)
+            if self._grant is None and self._reader.caught_up():
+                self._grant_changed.set()
+
+    def _follow(self, key: bytes | None, value: bytes | None) -> None:
+        if key != grant_key(self._routes.stage, self._spec.slot).encode() or not value:
+            return
+        try:
+            grant = decode_control(value)
+        except msgspec.MsgspecError as error:
+            logger.error("a grant cannot be read and is skipped: %s", error)
+            return
+        if not isinstance(grant, Grant):
+            return
+        known = self._grant
+        if known is not None and (grant.term, grant.number) <= (known.term, known.number):
+            return
+        self._grant = grant
+        self._report.term, self._report.number = grant.term, grant.number
+        self._pool.configure(grant.max_batch_sizes, grant.service_s)
+        self._feeder.hold_s = grant.hold_s
+        if self._session is not None and grant.sample is not None:
+            self._session.suspects.learn(grant.sample)
+        self._grant_changed.set()
+        self._reporter.touch()
+        self._feeder.kick()
+
+    def _is_granted(self) -> bool:
+        grant = self._grant
+        return (
+            not self._leaving
+            and grant is not None
+            and grant.dispatcher == self._spec.dispatcher
+            and grant.begins
+            and self._reader.caught_up()
+        )
+
+    def _is_superseded(self) -> bool:
+        grant = self._grant
+        return grant is not None and self._reader.caught_up() and grant.dispatcher != self._spec.dispatcher
+
+    # Serve
+
+    async def _serve(self) -> None:
+        """Serve whenever the slot is ours and the lease is valid; return once it is another's."""
+        while True:
+            while not (self._is_granted() and self._lease.valid()):
+                if self._leaving or (self._is_superseded() and self._has_served):
+                    return
+                self._grant_changed.clear()
+                try:
+                    async with asyncio.timeout(0.1):
+                        await self._grant_changed.wait()
+                except TimeoutError:
+                    continue
+            if not await self._serve_once():
+                return
+
+    _has_served = False
+
+    async def _serve_once(self) -> bool:
+        """Own the slot's partitions until it is another's (False) or the lease has expired (True)."""
+        grant = self._grant
+        assert grant is not None
+        self._has_served = True
+        numbers = partitions_of(self._spec.slot, grant.slots, self._reader.partitions)
+        session = await self._begin(numbers)
+        self._session = session
+        self._report.phase = "serving"
+        self._say_to_supervisor(Serving())
+        self._feeder.serve(session)
+        await self._reporter.now()
+        working = asyncio.create_task(session.run())
+        watching = asyncio.create_task(self._watch(grant.slots))
+        try:
+            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done() and watching.result():
+                return await self._drain(session, working)
+            if working.done():
+                _only(working)
+            raise LeaseExpired
+        except LeaseExpired:
+            logger.warning("dispatcher %s: its lease has expired, the session is dropped", self._spec.dispatcher)
+            session.drop()
+            self._end_session("standby")
+            await self._regain()
+            return True
+        finally:
+            for task in (working, watching):
+                task.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def _begin(self, numbers: range) -> Session:
+        committed = dict(await surely_committed(self._reader.committed, numbers))
+        if self._sender.transactional:
+            committed = await self._stable(numbers, committed)
+        emitter = Emitter(
+            self._routes,
+            self._partitions,
+            random.Random(self._spec.dispatcher),  # noqa: S311  spreads records, hides nothing
+            self._report,
+            self._limits,
+        )
+        session = Session(
+            self._routes,
+            reader=self._reader,
+            sender=self._sender,
+            emitter=emitter,
+            lease=self._lease,
+            report=self._report,
+            settings=self._settings,
+            owner=owner_name(self._spec),
+            live_since_us=self._spec.live_since_s * 1e6,
+            kick=self._feeder.kick,
+        )
+        if self._grant is not None and self._grant.sample is not None:
+            session.suspects.learn(self._grant.sample)
+        await session.begin(numbers, committed)
+        return session
+
+    async def _stable(self, numbers: range, committed: dict[int, Entry]) -> dict[int, Entry]:
+        """Return committed offsets once two looks agree: those of a transaction show a moment after its end."""
+        while True:
+            await asyncio.sleep(_STABLE_S)
+            again = await self._reader.committed(numbers)
+            if again == committed:
+                return committed
+            committed = again
+
+    async def _watch(self, slots: int) -> bool:
+        """Wait until the slot is another's (True) or the lease has expired (False)."""
+        while self._lease.valid():
+            grant = self._grant
+            if not self._is_granted() or (grant is not None and grant.slots != slots):
+                return True
+            self._grant_changed.clear()
+            try:
+                async with asyncio.timeout(max(0.05, self._lease.left_s)):
+                    await self._grant_changed.wait()
+            except TimeoutError:
+                continue
+        return False
+
+    async def _drain(self, session: Session, working: asyncio.Task[None]) -> bool:
+        """Finish what replicas have in hand, send and commit it."""
+        self._report.phase = "draining"
+        self._reporter.touch()
+        draining = asyncio.create_task(session.drain())
+        try:
+            await asyncio.wait((draining, working), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                _only(working)
+        finally:
+            draining.cancel()
+        self._end_session("draining")
+        return False
+
+    def _end_session(self, phase: str) -> None:
+        self._session = None
+        self._feeder.serve(None)
+        self._report.phase = phase  # type: ignore[assignment]
+        self._report.held.clear()
+        self._reporter.touch()
+
+    async def _regain(self) -> None:
+        """After a lapse: wait for the lease, then read every grant that was written meanwhile."""
+        if self._sender.transactional:  # what was under way may yet be committed: a new producer id settles it
+            await self._sender.stop()
+            self._sender = self._new_sender()
+            await self._sender.start(self._settings.connect_timeout_s)
+        while not self._lease.valid():  # noqa: ASYNC110  nothing tells when a clock will have passed
+            await asyncio.sleep(0.05)
+        await self._reader.look_for_grants()
+        while not self._reader.caught_up():  # noqa: ASYNC110  the fetching task brings it about
+            await asyncio.sleep(0.01)
+
+    def _new_sender(self) -> StageSender:
+        spec, names = self._spec, self._routes.names
+        exactly_once = spec.delivery == "exactly_once"
+        transactional_id = names.transactional_id(f"{self._routes.stage}-{spec.slot}") if exactly_once else None
+        return StageSender(spec.bootstrap_servers, f"inferline-{spec.dispatcher}", transactional_id)
+
+    # Report
+
+    def _fill(self, report: PoolReport) -> None:
+        """Complete a report with what is only known now."""
+        now_s = time.monotonic()
+        ready = sum(status.phase != "starting" for status in self._feeder.statuses())
+        report.replica_s += ready * (now_s - self._filled_s)
+        self._filled_s = now_s
+        report.cpu_s = time.process_time()
+        report.replicas = self._feeder.statuses()
+        session = self._session
+        if session is not None:
+            report.held = {number: p.completion.watermark for number, p in session.partitions.items()}
+            report.queued, report.queued_bytes = len(session.queue), session.queue.size_bytes
+            report.suspects = len(session.suspects)
+        else:
+            report.queued = report.queued_bytes = report.suspects = 0
+
+    async def _look_for_stragglers(self) -> None:
+        while True:
+            await asyncio.sleep(_STRAGGLERS_EVERY_S)
+            self._feeder.check_stragglers()
+
+    async def _failed(self, code: int, why: str) -> int:
+        logger.error("dispatcher %s: %s", self._spec.dispatcher, why)
+        await self._say("failed", why)
+        return code
+
+    async def _say(self, phase: Any, why: str) -> None:
+        try:
+            async with asyncio.timeout(self._settings.lease_s):
+                await self._reporter.now(phase, why)
+        except TimeoutError:
+            logger.warning("dispatcher %s could not report that it is %s", self._spec.dispatcher, phase)
+
+
+def owner_name(spec: DispatcherSpec) -> str:
+    """Return what a commit's metadata calls a dispatcher process: space is short there."""
+    return hashlib.blake2s(f"{spec.dispatcher}/{spec.incarnation}".encode(), digest_size=6).hexdigest()
+
+
+def _only(task: asyncio.Task[None]) -> None:
+    """Raise what ended a task, out of the task groups around it."""
+    error = task.exception()
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if error is not None:
+        raise error
+    raise KafkaFailed("a session ended by itself")

@@ -1,0 +1,372 @@
+"""Feeds the replicas of a pool: hands out batches, takes results, and decides what follows when a batch is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inferline_stream.dataplane.dispatcher.connection import ReplicaConnection
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.lease import count_calls
+from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
+from inferline_stream.dataplane.dispatcher.session import Session
+from inferline_stream.dataplane.dispatcher.suspects import Lost, Probe
+from inferline_stream.dataplane.frames import Batch, Broken, Failed, Leave, Ready, Results
+from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
+from inferline_stream.dataplane.tracing import BatchSpans
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Hand:
+    """A batch that a replica has in hand."""
+
+    epoch: int
+    batch: int
+    events: Sequence[Event]
+    """Empty for a probe, and once the events are no longer this replica's: its late result is dropped."""
+    alone: bool = False
+    probe: bool = False
+    span: Any = None
+    """OpenTelemetry's, which only `tracing` imports."""
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A replica, its connection, and what it has in hand."""
+
+    replica: PooledReplica
+    connection: ReplicaConnection
+    hand: Hand | None = None
+    start_up_s: float = 0.0
+    status: ReplicaStatus | None = None
+
+
+class Feeder:
+    """Owns the connections to a pool's replicas. Lives as long as the process; sessions come and go.
+
+    Args:
+        pool: who gets the next batch.
+        report: counts are kept there.
+        changed: called when the controller needs to know of a change soon.
+        replace: asks the supervisor to kill a replica and to start another one, with the reason.
+        spans: one for each batch, where they are wanted.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        report: PoolReport,
+        *,
+        changed: Callable[[], None],
+        replace: Callable[[str, str], None],
+        spans: BatchSpans | None = None,
+    ) -> None:
+        self._pool = pool
+        self._report = report
+        self._changed = changed
+        self._replace = replace
+        self._spans = spans
+        self._members: dict[str, _Member] = {}
+        self._numbers = itertools.count(1)
+        self._again: deque[Sequence[Event]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
+        self._loop = asyncio.get_running_loop()
+        self.session: Session | None = None
+        self.hold_s = 0.0
+
+    # The pool
+
+    def attach(self, sock: socket.socket, name: str, hardware: str, number: int) -> None:
+        """Take a replica into the pool; it gets work once it says that it is ready."""
+        replica = self._pool.attach(name, hardware, number, self._loop.time())
+        connection = ReplicaConnection(
+            sock, lambda frame: self._heard(name, frame), lambda why: self._ended(name, why or "its connection ended")
+        )
+        self._members[name] = _Member(replica, connection, status=ReplicaStatus(name, hardware, "starting"))
+        self._changed()
+
+    def retire(self, name: str) -> None:
+        """Let a replica finish its batch, and then leave."""
+        member = self._members.get(name)
+        if member is None:
+            return
+        self._pool.retire(name)
+        if member.status is not None:
+            member.status.phase = "leaving"
+        if member.hand is None:
+            self._leave(name)
+        self._changed()
+
+    def close(self) -> None:
+        """Close every connection; replicas wait for the next dispatcher."""
+        for member in self._members.values():
+            member.connection.close()
+        self._members.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def statuses(self) -> list[ReplicaStatus]:
+        """Return what is to be reported of each replica."""
+        found = []
+        for member in self._members.values():
+            if member.status is not None:
+                member.status.quarantined = member.replica.quarantined
+                found.append(member.status)
+        return found
+
+    def serve(self, session: Session | None) -> None:
+        """Hand out this session's events from now on; what is in hand of an earlier one is worth nothing."""
+        self.session = session
+        self._again.clear()
+        for member in self._members.values():
+            member.replica.quarantined = False
+            if member.hand is not None and (session is None or member.hand.epoch != session.epoch):
+                member.hand.events = ()
+        if session is not None:
+            self.kick()
+
+    def _leave(self, name: str) -> None:
+        member = self._members.pop(name)
+        self._pool.detach(name)
+        member.connection.send(Leave())
+        # Closed a little later, so that the frame is read before the end of the connection.
+        self._loop.call_later(0.1, member.connection.close)
+        self._changed()
+
+    # Hand out
+
+    def kick(self) -> None:
+        """Hand out what can be handed out now."""
+        session = self.session
+        if session is None or not session.open():
+            return
+        now_s = self._loop.time()
+        if len(session.suspects):
+            self._feed_quarantine(session, now_s)
+        pool, queue = self._pool, session.queue
+        while self._again and (replica := pool.choose(now_s, len(self._again[0]))) is not None:
+            self._hand(replica, self._again.popleft(), now_s)
+        while (eligible := queue.eligible) and session.open():
+            replica = pool.choose(now_s, eligible)
+            if replica is None:
+                break
+            limit = pool.limit(replica.hardware)
+            if self.hold_s and eligible < limit and self._holds(session, now_s):
+                break
+            events = session.take(limit)
+            if events:
+                self._hand(replica, events, now_s)
+        self._set_timer(now_s)
+
+    def _holds(self, session: Session, now_s: float) -> bool:
+        """Return whether a batch that is not full waits for more."""
+        oldest_ms = session.queue.oldest_ms()
+        if oldest_ms is None:
+            return False
+        left_s = oldest_ms / 1e3 + self.hold_s - time.time()
+        if left_s <= 0:
+            return False
+        self._wake_at(now_s + left_s)
+        return True
+
+    def _hand(
+        self,
+        replica: PooledReplica,
+        events: Sequence[Event],
+        now_s: float,
+        *,
+        alone: bool = False,
+        sample: Probe | None = None,
+    ) -> None:
+        session, member = self.session, self._members[replica.replica]
+        assert session is not None
+        payloads = [sample.input] if sample is not None else [event.payload for event in events]
+        span = (
+            None
+            if self._spans is None or sample is not None
+            else self._spans.begin(events, replica.replica, replica.hardware)
+        )
+        member.hand = Hand(session.epoch, next(self._numbers), events, alone, sample is not None, span)
+        self._pool.begin(replica, len(payloads), now_s)
+        session.handed(events)
+        now_ms = time.time() * 1e3
+        waited_ms = 0.0
+        for event in events:
+            if not event.replayed:
+                waited_ms += max(0.0, now_ms - event.arrived_ms)
+        self._report.wait_s += waited_ms / 1e3
+        member.connection.send(Batch(session.epoch, member.hand.batch, payloads))
+
+    def _feed_quarantine(self, session: Session, now_s: float) -> None:
+        """Run the next suspect alone, on the one replica that runs suspects."""
+        members = self._members.values()
+        quarantined = next((member for member in members if member.replica.quarantined), None)
+        if quarantined is None:
+            free = [m for m in members if m.hand is None and m.replica.ready and not m.replica.leaving]
+            if not free:
+                return
+            quarantined = max(free, key=lambda m: m.replica.number)
+            quarantined.replica.quarantined = True
+        replica = quarantined.replica
+        if quarantined.hand is not None or not replica.ready:
+            return
+        task = session.suspects.next(replica.passed, now_s)
+        if isinstance(task, Probe):
+            self._hand(replica, (), now_s, sample=task)
+        elif task is not None:
+            self._hand(replica, (task,), now_s, alone=True)
+        else:
+            # Back-off, or nothing left to run: it serves like the others meanwhile.
+            replica.quarantined = False
+            if len(session.suspects):
+                self._wake_at(session.suspects.blocked_until_s)
+
+    # Results
+
+    def _heard(self, name: str, frame: Ready | Results | Broken) -> None:
+        member = self._members.get(name)
+        if member is None:
+            return
+        now_s = self._loop.time()
+        if type(frame) is Results:
+            self._results(member, frame, now_s)
+        elif type(frame) is Ready:
+            self._pool.ready(name, now_s)
+            if member.status is not None:
+                member.status.phase = "leaving" if member.replica.leaving else "ready"
+                member.status.start_up_s, member.status.isolation = frame.start_up_s, frame.isolation
+            self._changed()
+        elif type(frame) is Broken:
+            self._end(member, frame.reason, memory=frame.memory)
+            return
+        self.kick()
+
+    def _results(self, member: _Member, frame: Results, now_s: float) -> None:
+        hand, session = member.hand, self.session
+        if hand is None or (hand.epoch, hand.batch) != (frame.epoch, frame.batch):
+            return  # of another dispatcher's time
+        if hand.events and len(frame.outcomes) != len(hand.events):
+            self._end(member, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
+            return
+        member.hand = None
+        replica = member.replica
+        self._report.busy_s += max(0.0, now_s - replica.began_s)
+        self._pool.finish(replica, frame.calls, now_s)
+        count_calls(self._report, replica.hardware, frame.calls)
+        if hand.span is not None and self._spans is not None:
+            self._spans.end(hand.span, frame.outcomes)
+        if session is not None and hand.epoch == session.epoch:
+            if hand.probe:
+                session.suspects.probe_passed()
+            elif hand.events:
+                if hand.alone:
+                    session.suspects.passed(hand.events[0])
+                session.suspects.learn(hand.events[0].payload)
+                session.finished(hand.events, frame.outcomes)
+                session.returned(hand.events)
+        if replica.leaving:
+            self._leave(replica.replica)
+
+    # Losses
+
+    def _ended(self, name: str, why: str) -> None:
+        member = self._members.get(name)
+        if member is not None:
+            self._end(member, why)
+
+    def _end(self, member: _Member, why: str, *, memory: bool = False) -> None:
+        """A replica is gone, or is given up; what it had in hand is to be run again."""
+        replica = member.replica
+        self._members.pop(replica.replica, None)
+        member.connection.close()
+        self._pool.detach(replica.replica)
+        hand, session = member.hand, self.session
+        member.hand = None
+        if hand is not None:
+            if hand.span is not None and self._spans is not None:
+                self._spans.broke(hand.span, why)
+            logger.warning("replica %s: %s, with %d events in hand", replica.replica, why, len(hand.events))
+            if session is not None and hand.epoch == session.epoch and (hand.events or hand.probe):
+                self._report.batches_lost += 1
+                self._judge(session, hand, replica, memory=memory)
+        self._changed()
+        self.kick()
+
+    def _judge(self, session: Session, hand: Hand, replica: PooledReplica, *, memory: bool) -> None:
+        now_s = self._loop.time()
+        if hand.probe:
+            self._report.reason = session.suspects.probe_killed(now_s)
+            logger.error("%s", self._report.reason)
+            return
+        session.returned(hand.events)
+        lost = session.suspects.lost(hand.events, alone=hand.alone, memory=memory, passed=replica.passed, now_s=now_s)
+        self._follow(session, lost)
+
+    def _follow(self, session: Session, lost: Lost) -> None:
+        self._again.extend(lost.again)
+        for event, reason in lost.condemned:
+            logger.error("an event of %s/%d is condemned: %s", self._report.stage, event.partition, reason)
+            session.finished((event,), (Failed("Poison", reason, ""),))
+        if session.suspects.reason:
+            self._report.reason = session.suspects.reason
+            logger.error("%s", self._report.reason)
+
+    # Time
+
+    def _set_timer(self, now_s: float) -> None:
+        deadline_s = self._pool.next_deadline_s
+        if deadline_s is not None:
+            self._wake_at(max(deadline_s, now_s))
+
+    def _wake_at(self, at_s: float) -> None:
+        if self._timer is not None:
+            if self._timer_s <= at_s:
+                return
+            self._timer.cancel()
+        self._timer_s = at_s
+        self._timer = self._loop.call_at(at_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        now_s = self._loop.time()
+        for replica, hard in list(self._pool.overdue(now_s)):
+            self._overdue(self._members[replica.replica], hard=hard)
+        self.kick()
+        self._set_timer(now_s)
+
+    def _overdue(self, member: _Member, *, hard: bool) -> None:
+        replica, hand, session = member.replica, member.hand, self.session
+        if hand is None:
+            return
+        if hard:
+            self._replace(replica.replica, "a batch took longer than ten times its deadline")
+            self._end(member, "a batch took longer than ten times its deadline")
+            return
+        if session is None or hand.epoch != session.epoch or not hand.events or hand.alone:
+            return
+        others = any(m is not member and m.replica.ready and not m.replica.leaving for m in self._members.values())
+        if not others:
+            return
+        logger.warning("replica %s is late with %d events: they run elsewhere", replica.replica, len(hand.events))
+        events, hand.events = hand.events, ()
+        session.returned(events)
+        self._report.batches_lost += 1
+        self._follow(session, session.suspects.late(events))
+
+    def check_stragglers(self) -> None:
+        """Have replicas replaced that stay far behind their kind."""
+        for name, reason in self._pool.stragglers(self._loop.time()):
+            if len(self._members) > 1:
+                logger.warning("replica %s is replaced: %s", name, reason)
+                self._report.reason = f"replica {name} is replaced: {reason}"
+                self._replace(name, reason)

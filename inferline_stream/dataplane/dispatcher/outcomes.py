@@ -1,0 +1,27 @@
+"""What becomes of an event at a stage, beside a result or a failure that a replica reports (`frames`)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from inferline_stream.dataplane.frames import Done, Failed
+
+
+class Skipped(msgspec.Struct, frozen=True):
+    """A join's event none of whose parents was visited."""
+
+
+class Dead(msgspec.Struct, frozen=True):
+    """A join's event that died, and was accounted for, upstream."""
+
+    how: int
+    """`headers.DROPPED` or `headers.LETTERED`."""
+
+
+class Expired(msgspec.Struct, frozen=True):
+    """An event that is past its SLO and not worth processing any more."""
+
+    to_dead_letters: bool
+
+
+Outcome = Done | Failed | Skipped | Dead | Expired

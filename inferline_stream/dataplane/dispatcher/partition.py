@@ -1,0 +1,53 @@
+"""One partition of a stage's input while a dispatcher owns it."""
+
+from __future__ import annotations
+
+from inferline_stream.dataplane.dispatcher.completion import Committed, Completion, encode_metadata
+from inferline_stream.dataplane.dispatcher.join import Join
+
+Entry = tuple[int, str]
+"""Offset and metadata of a commit."""
+
+
+class Partition:
+    """What is complete of a partition, and what the group knows of that.
+
+    Args:
+        number: of the partition.
+        found: what the group had committed.
+        owner: name under which this dispatcher commits.
+        join: the join's state, for a stage with several parents.
+    """
+
+    __slots__ = ("_committed", "_owner", "completion", "halted", "join", "number")
+
+    def __init__(self, number: int, found: Committed, owner: str, join: Join | None = None) -> None:
+        self.number = number
+        self._owner = owner
+        self.completion = Completion(found)
+        self.join = join
+        self.halted = ""
+        self._committed: Entry | None = None
+
+    def entry(self) -> Entry:
+        """Return offset and metadata as they are now."""
+        committed = self.completion.committed(owner=self._owner)
+        return committed.offset, encode_metadata(committed)
+
+    def to_commit(self) -> Entry | None:
+        """Return what to commit; None where the group knows it already, or nothing is certain any more."""
+        if self.halted:
+            return None
+        entry = self.entry()
+        return None if entry == self._committed else entry
+
+    def was_committed(self, entry: Entry) -> None:
+        """Take note that Kafka has acknowledged a commit."""
+        self._committed = entry
+
+    def found_committed(self, entry: Entry | None) -> bool:
+        """Compare with what the group has; where it differs, somebody else wrote it, and it is committed again."""
+        if self._committed is None or entry == self._committed:
+            return True
+        self._committed = None
+        return False

@@ -1,0 +1,46 @@
+"""The dispatcher's process: its event loop, signals and exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+
+import uvloop
+
+from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
+from inferline_stream.dataplane.looping import Loop
+from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.errors import InferlineError
+
+logger = logging.getLogger(__name__)
+
+
+def main(channel: socket.socket, spec: DispatcherSpec, names: socket.socket | None = None) -> int:
+    """Run a dispatcher to its end and return the exit code.
+
+    Args:
+        channel: to the supervisor, SOCK_SEQPACKET.
+        spec: what it serves.
+        names: where addresses of hosts are asked for once it is sealed; see `isolation.names`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    gc.freeze()
+
+    async def live() -> int:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        loop.channel = names
+        dispatcher = Dispatcher(spec, channel)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, dispatcher.leave, f"{number.name} received")
+        try:
+            return await dispatcher.run()
+        except InferlineError as error:
+            logger.error("dispatcher %s: %s", spec.dispatcher, error)
+            return error.exit_code
+
+    return uvloop.run(live(), loop_factory=Loop)

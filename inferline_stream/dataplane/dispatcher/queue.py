@@ -1,0 +1,266 @@
+"""The stage's queue: events that wait for a replica, in the order in which they are served, with lanes for keys."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from inferline_stream.dataplane.dispatcher.event import Event
+
+
+class _Lane:
+    """Events of one key that wait, as (rank, sequence, event) in the order in which they were added."""
+
+    __slots__ = ("in_hand", "low", "place", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, int, Event]] = []
+        self.low: list[int] | None = None
+        """Ranks that no event behind undercuts, ascending; None while those of all waiting events ascend."""
+        self.in_hand = 0
+        self.place = 0
+        """Sequence number of the lane's entry in the heap; an entry with another one is out of date."""
+
+    @property
+    def rank(self) -> int:
+        """The lowest rank of a waiting event."""
+        return self.low[0] if self.low else self.waiting[0][0]
+
+    def append(self, rank: int, sequence: int, event: Event) -> bool:
+        """Add an event; return whether that lowers the lane's rank."""
+        waiting, low = self.waiting, self.low
+        lowers = not waiting
+        if waiting and (low is not None or rank < waiting[-1][0]):
+            if low is None:
+                low = self.low = [each for each, _, _ in waiting]
+            while low and low[-1] > rank:
+                low.pop()
+            lowers = not low
+            low.append(rank)
+        waiting.append((rank, sequence, event))
+        return lowers
+
+    def prepend(self, rank: int, sequence: int, event: Event) -> None:
+        """Put an event before the others."""
+        if self.waiting and self.low is None and rank > self.waiting[0][0]:
+            self.low = [each for each, _, _ in self.waiting]
+        if self.low is not None and rank <= self.low[0]:
+            self.low.insert(0, rank)
+        self.waiting.insert(0, (rank, sequence, event))
+
+    def pop(self, count: int) -> list[Event]:
+        """Remove and return the first events."""
+        taken = self.waiting[:count]
+        del self.waiting[:count]
+        if not self.waiting:
+            self.low = None
+        elif self.low is not None:
+            passed = 0
+            for rank, _, _ in taken:
+                passed += self.low[passed] == rank
+            del self.low[:passed]
+        return [event for _, _, event in taken]
+
+
+class StageQueue:
+    """Events ordered by max(entry, arrival at the stage − SLO), so that neither a backfill nor a wrong clock starves
+    live events; ties by arrival.
+
+    With `keys_in_order`, events of one key leave in the order in which they were added. `take` puts as many of them
+    into one batch as it holds; the rest waits until `release` or `put_back` of every event that was taken. A key ranks
+    as its waiting event of lowest rank does, so that an event with a wrong clock holds back nothing behind it.
+
+    Args:
+        slo_us: the SLO in µs.
+        keys_in_order: whether events of one key keep their order. Events without a key never have one.
+    """
+
+    def __init__(self, slo_us: int, *, keys_in_order: bool) -> None:
+        self.size_bytes = 0
+        self.eligible = 0
+        """Events that `take` could return now."""
+        self._slo_us = slo_us
+        self._keyed = keys_in_order
+        self._heap: list[tuple[int, int, Event | _Lane]] = []
+        self._lanes: dict[bytes, _Lane] = {}
+        """Of keys that have events waiting or in hand."""
+        self._bytes: dict[int, int] = {}
+        self._limits: dict[Event, int] = {}
+        """Largest batches of events that came back from one that was too large, until their release."""
+        self._length = 0
+        self._sequence = 0
+        self._front = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def bytes_of(self, partition: int) -> int:
+        """Return the size of a partition's waiting events."""
+        return self._bytes.get(partition, 0)
+
+    def oldest_ms(self) -> int | None:
+        """Return the smallest `arrived_ms` of an eligible event. Looks at each one: ask only while they are few."""
+        oldest: int | None = None
+        for _, place, item in self._heap:
+            if type(item) is not _Lane:
+                arrived_ms = item.arrived_ms
+            elif item.place == place:
+                arrived_ms = min(event.arrived_ms for _, _, event in item.waiting)
+            else:
+                continue
+            if oldest is None or arrived_ms < oldest:
+                oldest = arrived_ms
+        return oldest
+
+    def add(self, event: Event) -> None:
+        """Add an event that was read."""
+        rank = event.arrived_ms * 1000 - self._slo_us
+        if event.entry_us > rank:  # noqa: PLR1730  a call of max takes longer
+            rank = event.entry_us
+        self._sequence = sequence = self._sequence + 1
+        size, partition = event.size_bytes, event.partition
+        self.size_bytes += size
+        self._bytes[partition] = self._bytes.get(partition, 0) + size
+        self._length += 1
+        key = event.key
+        if key is None or not self._keyed:
+            self.eligible += 1
+            heapq.heappush(self._heap, (rank, sequence, event))
+            return
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane()
+        lowers = lane.append(rank, sequence, event)
+        if not lane.in_hand:
+            self.eligible += 1
+            if lowers:
+                lane.place = sequence
+                heapq.heappush(self._heap, (rank, sequence, lane))
+
+    def take(self, limit: int) -> list[Event]:
+        """Remove and return the next batch: at most `limit` events, none where none is eligible."""
+        heap, limits, sizes = self._heap, self._limits, self._bytes
+        batch: list[Event] = []
+        while heap and len(batch) < limit:
+            entry = heapq.heappop(heap)
+            item = entry[2]
+            if type(item) is not _Lane:
+                if limits:
+                    limit = min(limit, limits.get(item, limit))
+                    if len(batch) >= limit:
+                        heapq.heappush(heap, entry)
+                        break
+                self.eligible -= 1
+                batch.append(item)
+                continue
+            if item.place != entry[1]:
+                continue
+            waiting, before = item.waiting, len(batch)
+            count = min(len(waiting), limit - before)
+            if limits:
+                for at in range(count):
+                    limit = min(limit, limits.get(waiting[at][2], limit))
+                    if before + at >= limit:
+                        count = at
+                        break
+                if not count:
+                    heapq.heappush(heap, entry)
+                    break
+            self.eligible -= len(waiting)
+            item.in_hand, item.place = count, 0
+            if len(waiting) == 1:
+                item.low = None
+                batch.append(waiting.pop()[2])
+            else:
+                batch += item.pop(count)
+        self._length -= len(batch)
+        total = 0
+        for event in batch:
+            size = event.size_bytes
+            total += size
+            sizes[event.partition] -= size
+        self.size_bytes -= total
+        return batch
+
+    def put_back(self, events: Sequence[Event], limit: int = 0) -> None:
+        """Return events that `take` gave and that no replica ran: they wait before everything of their key.
+
+        Of a key, events that are put back by several calls must come latest first.
+
+        Args:
+            events: in the order in which they were taken.
+            limit: of every later batch that holds one of them, until they are released; 0 for none.
+        """
+        for event in reversed(events):
+            if limit:
+                self._limits[event] = min(limit, self._limits.get(event, limit))
+            self._front -= 1
+            self._length += 1
+            self.size_bytes += event.size_bytes
+            self._bytes[event.partition] += event.size_bytes
+            rank = max(event.entry_us, event.arrived_ms * 1000 - self._slo_us)
+            if event.key is None or not self._keyed:
+                self.eligible += 1
+                heapq.heappush(self._heap, (rank, self._front, event))
+                continue
+            lane = self._lanes[event.key]
+            lane.prepend(rank, self._front, event)
+            lane.in_hand -= 1
+            if not lane.in_hand:
+                self._place(lane)
+
+    def release(self, events: Sequence[Event]) -> None:
+        """Free the keys of events that `take` gave: their results were handed over, in order."""
+        if self._limits:
+            for event in events:
+                self._limits.pop(event, None)
+        if not self._keyed:
+            return
+        lanes = self._lanes
+        for event in events:
+            key = event.key
+            if key is None:
+                continue
+            lane = lanes[key]
+            lane.in_hand -= 1
+            if not lane.in_hand:
+                if lane.waiting:
+                    self._place(lane)
+                else:
+                    del lanes[key]
+
+    def drop(self, partition: int) -> list[Event]:
+        """Remove and return a partition's waiting events. Those in hand are still to be released."""
+        dropped, heap = [], []
+        for entry in self._heap:
+            if type(entry[2]) is not _Lane:
+                if entry[2].partition == partition:
+                    dropped.append(entry[2])
+                else:
+                    heap.append(entry)
+        self._heap = heap
+        self.eligible = len(heap)
+        for key, lane in list(self._lanes.items()):
+            waiting, lane.waiting, lane.low = lane.waiting, [], None
+            for rank, sequence, event in waiting:
+                if event.partition == partition:
+                    dropped.append(event)
+                else:
+                    lane.append(rank, sequence, event)
+            if not lane.in_hand:
+                if lane.waiting:
+                    self._place(lane)
+                else:
+                    del self._lanes[key]
+        heapq.heapify(heap)
+        for event in dropped:
+            self._limits.pop(event, None)
+        self._length -= len(dropped)
+        self.size_bytes -= self._bytes.pop(partition, 0)
+        return dropped
+
+    def _place(self, lane: _Lane) -> None:
+        """Make a lane eligible, whose events are all waiting."""
+        lane.place = lane.waiting[0][1]
+        self.eligible += len(lane.waiting)
+        heapq.heappush(self._heap, (lane.rank, lane.place, lane))

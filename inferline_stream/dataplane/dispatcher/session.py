@@ -1,0 +1,456 @@
+"""A dispatcher's time with a slot: fetch, queue, send and commit, from the first fetch to the last commit.
+
+A session ends in order, when another dispatcher is to serve the slot, or is dropped, when the lease has expired: what
+it had queued or in hand is then worth nothing, and the next session reads it again from the committed offsets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from inferline_stream.dataplane.client import Outgoing
+from inferline_stream.dataplane.dispatcher.completion import decode_metadata
+from inferline_stream.dataplane.dispatcher.emitter import Emitter
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.intake import Ending, Intake
+from inferline_stream.dataplane.dispatcher.join import Join
+from inferline_stream.dataplane.dispatcher.lease import Lease, count_latency
+from inferline_stream.dataplane.dispatcher.outcomes import Expired, Outcome
+from inferline_stream.dataplane.dispatcher.partition import Entry, Partition
+from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.dataplane.dispatcher.suspects import Suspects
+from inferline_stream.dataplane.frames import Done
+from inferline_stream.dataplane.reading import Fetched, StageReader
+from inferline_stream.dataplane.reports import PoolReport
+from inferline_stream.dataplane.routes import Routes
+from inferline_stream.observability.buckets import latency_bounds_s
+from inferline_stream.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+QUEUE_BYTES = 16 * 1024 * 1024
+"""Events that wait for replicas; beyond it only partitions with little of their own waiting are fetched."""
+
+UNSENT_BYTES = 16 * 1024 * 1024
+"""Results that are not acknowledged yet; beyond it no batch is handed out."""
+
+FULL_WAIT_S = 0.01
+"""Longest fetch where some partitions have enough waiting: the others may bring nothing meanwhile."""
+
+COMMIT_EVERY_S = 0.02
+"""Small batches are committed together for so long: at a few hundred records a second, commits are a third of all
+requests."""
+
+COMMIT_EVENTS = 512
+"""So many events that wait for their commit do not wait any longer."""
+
+JOIN_RECALL_RECORDS = 1000
+"""A join's new owner reads this many records before the committed offset again, to know finished events by id."""
+
+
+class Sender(Protocol):
+    """What a session needs of a producer; `sending.StageSender`, or a fake."""
+
+    transactional: bool
+
+    async def send(self, outgoing: Outgoing) -> None:
+        """Send records and wait until Kafka has acknowledged every one."""
+
+    async def begin(self) -> None:
+        """Begin a transaction."""
+
+    async def commit(self, offsets: Mapping[object, Entry], group: str) -> None:
+        """Make a group's offsets part of the transaction, and commit it."""
+
+
+class Session:
+    """Moves the records of a slot's partitions through the stage.
+
+    Args:
+        routes: of the stage.
+        reader: fetches records and commits offsets.
+        sender: sends results.
+        emitter: collects them.
+        lease: without it nothing is sent or committed.
+        report: counts are kept there.
+        settings: bounds of joins, how often offsets are checked.
+        owner: name under which offsets are committed.
+        live_since_us: events that entered before are a backlog.
+        kick: called when there may be something to hand to a replica.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        *,
+        reader: StageReader,
+        sender: Sender,
+        emitter: Emitter,
+        lease: Lease,
+        report: PoolReport,
+        settings: Settings,
+        owner: str,
+        live_since_us: float,
+        kick: Callable[[], None],
+    ) -> None:
+        self._routes = routes
+        self._reader = reader
+        self._sender = sender
+        self._emitter = emitter
+        self._lease = lease
+        self._report = report
+        self._settings = settings
+        self._owner = owner
+        self._live_since_us = live_since_us
+        self._kick = kick
+        self._bounds_s = latency_bounds_s(routes.slo_s)
+        self._slo_us = routes.slo_s * 1e6
+        self.epoch = time.time_ns()
+        self.queue = StageQueue(round(self._slo_us), keys_in_order=routes.keys_in_order)
+        self.suspects = Suspects()
+        self.partitions: dict[int, Partition] = {}
+        self._intake = Intake(routes, self._waits, self._ends, time.monotonic)
+        self._finished: list[tuple[Event, Outcome]] = []
+        self._finished_bytes = 0
+        self._sending_bytes = 0
+        self._has_finished = asyncio.Event()
+        self._commit_wanted = asyncio.Event()
+        self._commit_now = asyncio.Event()
+        self._uncommitted = 0
+        self._in_hand = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+
+    # Begin and end
+
+    async def begin(self, partitions: Iterable[int], committed: Mapping[int, Entry]) -> None:
+        """Own these partitions from the offsets that the group has committed."""
+        recalls = self._routes.is_join and not self._sender.transactional
+        begins = await self._reader.beginnings(partitions) if recalls else {}
+        positions = {}
+        for number in partitions:
+            entry = committed.get(number)
+            found = decode_metadata(*(entry or (0, "")))
+            join = None
+            if self._routes.is_join:
+                ordered = self._routes.stage in self._routes.ordered
+                join = Join(self._routes.parents, remember_s=self._settings.join_age_s, ordered=ordered)
+            partition = self.partitions[number] = Partition(number, found, self._owner, join)
+            if entry is None:
+                self._halt(partition, "its group has committed no offset")
+                continue
+            positions[number] = found.offset
+            if recalls:
+                again = max(begins.get(number, 0), found.anew, found.offset - JOIN_RECALL_RECORDS)
+                positions[number] = min(found.offset, again)
+        self._reader.hold(positions)
+        self._commit_wanted.set()
+
+    async def run(self) -> None:
+        """Send and commit until cancelled. `take_in` feeds it.
+
+        Raises:
+            Fenced: another producer has the slot's transactional id.
+            KafkaFailed: Kafka refuses a record or a commit.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            if self._sender.transactional:
+                tasks.create_task(self._transact())
+            else:
+                tasks.create_task(self._send())
+                tasks.create_task(self._commit())
+            tasks.create_task(self._recommit())
+
+    async def drain(self) -> None:
+        """Hand out nothing more, and wait until what replicas had in hand is sent and committed."""
+        self._draining = True
+        self._reader.release(list(self.partitions))
+        for number in self.partitions:
+            self.queue.drop(number)
+        self.suspects.drop()
+        while not self._is_idle():
+            self._idle.clear()
+            self._commit_now.set()
+            self._commit_wanted.set()
+            await self._idle.wait()
+        await self._confirm()
+
+    def drop(self) -> None:
+        """Forget everything: another dispatcher may own the partitions by now."""
+        self._draining = True
+        self._reader.release(list(self.partitions))
+
+    def _is_idle(self) -> bool:
+        nothing_left = not (self._in_hand or self._finished or self._sending_bytes)
+        return nothing_left and all(p.to_commit() is None for p in self.partitions.values())
+
+    async def _confirm(self) -> None:
+        """Wait until the offsets of a transaction can be read by others."""
+        expected = {p.number: p.entry() for p in self.partitions.values() if not p.halted}
+        if not self._sender.transactional:
+            return
+        while await self._reader.committed(expected) != expected:  # noqa: ASYNC110  Kafka tells nobody
+            await asyncio.sleep(0.005)
+
+    # Take in
+
+    def full(self) -> frozenset[int]:
+        """Return the partitions that are not to be fetched now."""
+        full = set()
+        if self.queue.size_bytes >= QUEUE_BYTES:
+            share = QUEUE_BYTES / max(1, len(self.partitions)) / 2
+            full = {number for number in self.partitions if self.queue.bytes_of(number) > share}
+        if not self._routes.is_join:  # a join's parts may wait for those that come after them
+            full |= {number for number, partition in self.partitions.items() if partition.completion.crowded}
+        return frozenset(full)
+
+    def take_in(self, fetched: Fetched) -> None:
+        """Take in what a fetch has brought."""
+        for number, records in fetched.records.items():
+            partition = self.partitions.get(number)
+            if partition is not None and not partition.halted:
+                for record in records:
+                    self._intake.take_in(partition, record)
+        for number, position in fetched.positions.items():
+            partition = self.partitions.get(number)
+            if partition is not None and position is not None and position > partition.completion.position:
+                partition.completion.read_to(position)
+                self._commit_wanted.set()
+        for number, offset in fetched.lost.items():
+            if number in self.partitions:
+                self._halt(self.partitions[number], f"Kafka no longer has offset {offset}")
+        if self._routes.is_join:
+            self._bound_joins()
+            self._report.duplicates = self._intake.duplicates
+            if fetched.records:
+                self._commit_wanted.set()
+        if fetched.records:
+            self._kick()
+
+    def _waits(self, event: Event) -> None:
+        self.queue.add(event)
+
+    def _ends(self, event: Event, outcome: Ending | Expired) -> None:
+        self._finished.append((event, outcome))
+        self._has_finished.set()
+
+    def _bound_joins(self) -> None:
+        """A join's state has bounds in age and bytes; what exceeds them becomes a dead letter."""
+        age_s, share_bytes = self._settings.join_age_s, self._settings.join_bytes / max(1, len(self.partitions))
+        now_s = time.monotonic()
+        self._report.join_events = self._report.join_bytes = 0
+        for partition in self.partitions.values():
+            join = partition.join
+            if join is None:
+                continue
+            while (parts := join.overdue(age_s, now_s)) is not None:
+                self._intake.give_up(partition, parts, f"waited longer than {age_s:g} s")
+            while (parts := join.over(share_bytes, now_s)) is not None:
+                why = f"the state of joins exceeds {self._settings.join_bytes:g} bytes (join_bytes)"
+                self._intake.give_up(partition, parts, why)
+            self._report.join_events += len(join)
+            self._report.join_bytes += join.size_bytes
+
+    def _halt(self, partition: Partition, why: str) -> None:
+        """Stop reading a partition: reading on anywhere else would lose events silently."""
+        partition.halted = why
+        self._reader.release([partition.number])
+        self.queue.drop(partition.number)
+        self._report.halted[partition.number] = why
+        self._report.reason = (
+            f"{self._routes.input_topic}/{partition.number} is halted: {why}; "
+            f"set an offset of group {self._routes.group} and restart"
+        )
+        logger.error("%s", self._report.reason)
+
+    # Hand out
+
+    def open(self) -> bool:
+        """Return whether batches may be handed out now."""
+        return not self._draining and self._finished_bytes + self._sending_bytes < UNSENT_BYTES
+
+    def take(self, limit: int) -> list[Event]:
+        """Take the next batch from the queue; events that are past the SLO may end here instead."""
+        batch = self.queue.take(limit)
+        if self._routes.on_expired != "process":
+            oldest_us = time.time() * 1e6 - self._slo_us
+            late = [event for event in batch if event.entry_us < oldest_us and not event.replayed]
+            if late:
+                self.queue.release(late)
+                for event in late:
+                    self._ends(event, Expired(self._routes.on_expired == "dlq"))
+                batch = [event for event in batch if event not in late]
+        return batch
+
+    def handed(self, events: Sequence[Event]) -> None:
+        """Replicas have these events in hand now."""
+        self._in_hand += len(events)
+
+    def returned(self, events: Sequence[Event]) -> None:
+        """Replicas no longer have them in hand."""
+        self._in_hand -= len(events)
+        if self._draining:
+            self._idle.set()
+
+    def finished(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
+        """Take the outcomes of events, in their order."""
+        self.queue.release(events)
+        self._finished.extend(zip(events, outcomes, strict=True))
+        size_bytes = 0
+        for event in events:
+            size_bytes += event.size_bytes
+        self._finished_bytes += size_bytes
+        self._has_finished.set()
+
+    # Send
+
+    async def _send(self) -> None:
+        """Send what is finished, for ever; whatever finishes in the meantime is sent together."""
+        while True:
+            await self._has_finished.wait()
+            finished = self._collect()
+            outgoing = self._emitter.take()
+            if outgoing:
+                await self._sender.send(outgoing)
+            self._complete(finished)
+            self._uncommitted += len(finished)
+            if self._uncommitted >= COMMIT_EVENTS:
+                self._commit_now.set()
+            self._commit_wanted.set()
+
+    def _collect(self) -> list[tuple[Event, Outcome]]:
+        self._has_finished.clear()
+        finished, self._finished = self._finished, []
+        self._sending_bytes, self._finished_bytes = self._finished_bytes + bool(finished), 0
+        if not self._lease.valid():
+            raise LeaseExpired
+        add = self._emitter.add
+        for event, outcome in finished:
+            add(event, outcome)
+        return finished
+
+    def _complete(self, finished: list[tuple[Event, Outcome]]) -> None:
+        partitions = self.partitions
+        for event, _ in finished:
+            completion = partitions[event.partition].completion
+            for offset in event.offsets:
+                completion.complete(offset)
+        was_full = not self.open()
+        self._sending_bytes = 0
+        self._measure(finished)
+        if self._draining:
+            self._idle.set()
+        elif was_full:
+            self._kick()
+
+    def _measure(self, finished: list[tuple[Event, Outcome]]) -> None:
+        """Count end-to-end latencies, once Kafka has the results."""
+        if not self._routes.is_final:
+            return
+        now_us = time.time() * 1e6
+        # Where a header holds the entry time, it may be of any age and says nothing of when the event came here.
+        live_since_us = self._live_since_us if self._routes.entry_time_header is None else 0.0
+        for event, outcome in finished:
+            if type(outcome) is not Done or event.replayed:
+                continue
+            if event.entry_us < live_since_us:
+                self._report.backlog += 1
+            else:
+                count_latency(self._report, self._bounds_s, (now_us - event.entry_us) / 1e6)
+
+    async def _transact(self) -> None:
+        """Send what is finished and commit what is complete in one transaction after the other, for ever."""
+        waits = [asyncio.create_task(event.wait()) for event in (self._has_finished, self._commit_wanted)]
+        try:
+            while True:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for at, event in enumerate((self._has_finished, self._commit_wanted)):
+                    if waits[at].done():
+                        event.clear()
+                        waits[at] = asyncio.create_task(event.wait())
+                await self._transaction()
+        finally:
+            for task in waits:
+                task.cancel()
+
+    async def _transaction(self) -> None:
+        finished = self._collect()
+        outgoing = self._emitter.take()
+        if outgoing or finished or self._to_commit():
+            await self._sender.begin()
+            if outgoing:
+                await self._sender.send(outgoing)
+            completions = [(self.partitions[event.partition].completion, event.offsets) for event, _ in finished]
+            for completion, offsets in completions:
+                for offset in offsets:
+                    completion.complete(offset)
+            entries = self._to_commit()
+            await self._sender.commit(self._reader.offsets_for_transaction(entries), self._routes.group)
+            self._note(entries)
+        self._complete([])
+        self._measure(finished)
+
+    # Commit
+
+    def _to_commit(self) -> dict[int, Entry]:
+        """Return offset and metadata of every partition whose group does not know them yet."""
+        return {p.number: entry for p in self.partitions.values() if (entry := p.to_commit()) is not None}
+
+    def _note(self, entries: Mapping[int, Entry]) -> None:
+        for number, entry in entries.items():
+            self.partitions[number].was_committed(entry)
+        if self._draining:
+            self._idle.set()
+
+    async def _commit(self) -> None:
+        """Commit for ever, one request at a time; what completes in the meantime goes into the next one."""
+        check_at_s = time.monotonic() + self._settings.offsets_check_s
+        committed_s = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, check_at_s - time.monotonic())):
+                    await self._commit_wanted.wait()
+            if time.monotonic() >= check_at_s:  # also under load: it may be an idle partition that was overwritten
+                await self._check()
+                check_at_s = time.monotonic() + self._settings.offsets_check_s
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, committed_s + COMMIT_EVERY_S - time.monotonic())):
+                    await self._commit_now.wait()
+            self._commit_now.clear()
+            self._commit_wanted.clear()
+            self._uncommitted, committed_s = 0, time.monotonic()
+            entries = self._to_commit()
+            if not entries:
+                continue
+            if not self._lease.valid():
+                raise LeaseExpired
+            await self._reader.commit(entries)
+            self._note(entries)
+
+    async def _check(self) -> None:
+        """Commit again what somebody else has overwritten: a dispatcher that had been suspended and woke up."""
+        found = await self._reader.committed(p.number for p in self.partitions.values() if not p.halted)
+        for partition in self.partitions.values():
+            if not partition.halted and not partition.found_committed(found.get(partition.number)):
+                logger.warning(
+                    "%s/%d: somebody else committed %s; committed again",
+                    self._routes.input_topic, partition.number, found.get(partition.number),
+                )  # fmt: skip
+                self._commit_wanted.set()
+
+    async def _recommit(self) -> None:
+        """Now and then commit what has not changed, too: Kafka forgets offsets that nobody commits."""
+        while True:
+            await asyncio.sleep(self._settings.offsets_recommit_s)
+            for partition in self.partitions.values():
+                partition.found_committed(None)
+            self._commit_wanted.set()
+
+
+class LeaseExpired(Exception):
+    """The dispatcher's reports are not acknowledged: its slot may be another's. The session is to be dropped."""
