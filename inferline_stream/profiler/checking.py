@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
-from inferline_stream.dataplane.wiring import Wiring
 from inferline_stream.errors import InferlineError, InvalidTopology
 from inferline_stream.isolation.confinement import confined
+from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.topology import Pipeline, Sample, Stage
@@ -41,7 +42,7 @@ def event_problems(pipeline: Pipeline, folder: Path) -> list[str]:
     found = []
     for stage in pipeline.stages:
         if not stage.after:
-            decode = Wiring(pipeline, stage.name).decoders[None]
+            decode = codec(pipeline.source.codec).decoder(types_of(stage).takes)
             for event in events[:_EVENTS_TRIED]:
                 try:
                     decode(event)

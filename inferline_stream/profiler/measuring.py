@@ -7,10 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
+from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.worker import emulated_service_s
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.profile import PROBABILITIES, ServiceTime
-from inferline_stream.profiler.messages import Measure, StageInput, Times
+from inferline_stream.profiler.messages import Measure, Times
 from inferline_stream.profiler.process import WorkerFailed
 
 FEWEST_BATCHES, MOST_BATCHES = 2, 200

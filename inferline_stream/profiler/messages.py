@@ -7,12 +7,10 @@ from typing import Any
 
 import msgspec
 
+from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.pipeline.hardware import Hardware
 
 _LENGTH = struct.Struct("<I")
-
-StageInput = bytes | dict[str, bytes]
-"""One event as it stands in the stage's topic; for a join by parent, those skipped left out."""
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):

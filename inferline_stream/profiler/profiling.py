@@ -12,6 +12,7 @@ from typing import Self
 from inferline_stream.actuators.devices import devices_for
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.nvml import used_bytes
+from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.hop import measure_hop_s
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation.confinement import confined
@@ -25,7 +26,6 @@ from inferline_stream.pipeline.validation import validated
 from inferline_stream.profiler.forking import forked_start_up_s
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.measuring import measure, measure_emulated
-from inferline_stream.profiler.messages import StageInput
 from inferline_stream.profiler.process import WorkerFailed, WorkerProcess, blame
 from inferline_stream.profiler.sampling import SampleRun, run_sample
 from inferline_stream.profiler.store import Known, ProfileStore

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.shape import Paths, Shape
-from inferline_stream.profiler.messages import Outcome, Outcomes, Run, StageInput
+from inferline_stream.profiler.messages import Outcome, Outcomes, Run
 
 MOST_EVENTS = 4000
 """Enough for a share of 1 % to be known within a third of itself."""

@@ -12,17 +12,21 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from inferline_stream.dataplane.loading import last_line, load_topology
-from inferline_stream.dataplane.wiring import Wiring
-from inferline_stream.dataplane.worker import Calls, Done, Failed, StageCall, run_batch
+from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
+from inferline_stream.dataplane.loading import last_line, load_code, load_topology
+from inferline_stream.dataplane.replica.stage_call import StageCall
+from inferline_stream.dataplane.replica.stage_code import StageCode
+from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.errors import InferlineError, StageFailed
 from inferline_stream.isolation.confinement import decoded
 from inferline_stream.isolation.refusals import Refusals
 from inferline_stream.isolation.sealing import seal
+from inferline_stream.pipeline.annotations import condition_type, stage_types
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.messages import (
     LENGTH_BYTES,
     Answer,
@@ -34,7 +38,6 @@ from inferline_stream.profiler.messages import (
     Ready,
     Request,
     Run,
-    StageInput,
     Times,
     decode_request,
     framed,
@@ -52,35 +55,36 @@ class _TooLarge(Exception):
 
 
 class StageWorker:
-    """One stage, built in the thread that will call it, as in a replica.
+    """One stage, built as in a replica.
 
     Raises:
         InferlineError: the topology or the stage cannot be loaded.
+        TypeError: what a name gives is no stage, or no condition.
     """
 
     def __init__(self, begin: Begin) -> None:
         pipeline = load_topology(begin.topology)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="stage")
         confinement = decoded(begin.confinement)
         refusals = Refusals(confinement)
-        run = refusals.guarded(pipeline.stage(begin.stage).run)
-        self._call = self._thread.submit(StageCall, run, _UNPACED).result()
-        if not begin.build_only:
-            self._wiring = Wiring(pipeline, begin.stage)
+        if begin.build_only:
+            run = _named_code(pipeline.stage(begin.stage), pipeline, Path(begin.topology).parent)
+        else:
+            self._code = StageCode(pipeline, begin.stage, begin.topology)
+            self._children = routes_of(pipeline, begin.stage).children
+            run = self._code.run
+        self._call = StageCall(refusals.guarded(run), _UNPACED)
         refusals.sealed = seal(confinement).sealed
 
     def run(self, inputs: list[StageInput]) -> Outcomes:
         """Run events once; one that cannot be decoded or that the stage raises on has failed."""
         outcomes: list[Outcome] = []
         for start in range(0, len(inputs), _SAMPLE_BATCH):
-            decoded = [self._decoded(event) for event in inputs[start : start + _SAMPLE_BATCH]]
-            values = [value for value in decoded if not isinstance(value, Failed)]
-            found = iter(self._timed(self._call, values)[1].outcomes if values else ())
-            outcomes += [_outcome(value if isinstance(value, Failed) else next(found)) for value in decoded]
+            found, _ = self._process(self._call, inputs[start : start + _SAMPLE_BATCH])
+            outcomes += map(self._outcome, found)
         return Outcomes(outcomes)
 
     def measure(self, order: Measure) -> Times:
-        """Time batches of one size. Decoding is left out, which a replica does while the stage runs."""
+        """Time batches of one size, from encoded events to encoded results, as a replica's dispatcher sees them."""
         call = StageCall(self._call, order.hardware, order.emulated_s)
         events = itertools.cycle(order.inputs)
         self._time_batch(call, events, order.batch_size)  # the first of a size allocates and compiles
@@ -91,32 +95,38 @@ class StageWorker:
         return Times(service_s)
 
     def _time_batch(self, call: StageCall, events: Iterator[StageInput], size: int) -> float:
-        took_s, calls = self._timed(call, [self._decoded(event) for event in itertools.islice(events, size)])
-        failed = next((outcome for outcome in calls.outcomes if isinstance(outcome, Failed)), None)
+        inputs = list(itertools.islice(events, size))
+        began_s = time.perf_counter()
+        outcomes, calls = self._process(call, inputs)
+        took_s = time.perf_counter() - began_s
+        failed = next((outcome for outcome in outcomes if isinstance(outcome, Failed)), None)
         if failed is not None:
             raise StageFailed(f"raised on an event that it had taken before: {failed.summary}")
-        if len(calls.calls) != 1:
+        if len(calls) != 1:
             raise _TooLarge(f"raised on a batch of {size}, but not on smaller ones")
         return took_s
 
-    def _timed(self, call: StageCall, values: list[Any]) -> tuple[float, Calls]:
-        """From handing a batch to the stage's thread to having its encoded results, and those."""
-        began_s = time.perf_counter()
-        calls = self._thread.submit(until_devices_rest, run_batch, call, self._settled, values).result()
-        return time.perf_counter() - began_s, calls
+    def _process(self, call: StageCall, inputs: list[StageInput]) -> tuple[list[Done | Failed], list[Call]]:
+        return until_devices_rest(self._code.process, call, inputs)
 
-    def _settled(self, result: Any) -> Done:
-        return Done(self._wiring.encode(result), self._wiring.taken(result))
+    def _outcome(self, found: Done | Failed) -> Outcome:
+        if isinstance(found, Failed):
+            return Outcome(b"", [], found.summary)
+        taken = [child for bit, child in enumerate(self._children) if found.edges >> bit & 1]
+        return Outcome(found.value, sorted(taken))
 
-    def _decoded(self, event: StageInput) -> Any:
-        try:
-            if isinstance(event, bytes):
-                return self._wiring.decoders[None](event)
-            return self._wiring.join_input(
-                {parent: self._wiring.decoders[parent](value) for parent, value in event.items()}
-            )
-        except Exception as error:
-            return Failed.of(error)
+
+def _named_code(stage: Stage, pipeline: Pipeline, folder: Path) -> Callable[..., Any]:
+    """Return a stage's code; what it and its conditions name is loaded and judged, which nothing else does before."""
+    run = stage.run
+    if isinstance(run, str):
+        run = load_code(run, folder)
+        stage_types(run)
+    for edge in (edge for child in pipeline.stages for edge in child.after if edge.parent is stage):
+        if isinstance(edge.condition, str):
+            condition_type(load_code(edge.condition, folder))
+    found: Callable[..., Any] = run
+    return found
 
 
 def until_devices_rest(run: Callable[..., _R], *arguments: Any) -> _R:
@@ -130,12 +140,6 @@ def until_devices_rest(run: Callable[..., _R], *arguments: Any) -> _R:
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return found
-
-
-def _outcome(found: Done | Failed) -> Outcome:
-    if isinstance(found, Done):
-        return Outcome(found.value, sorted(found.taken))
-    return Outcome(b"", [], found.summary)
 
 
 def main() -> None:
@@ -164,13 +168,9 @@ def main() -> None:
 
 def _import_replica() -> None:
     """What a replica imports belongs to its start-up time."""
-    import uvloop
+    from inferline_stream.dataplane.replica import replica
 
-    from inferline_stream.dataplane import bound_replica, moving
-
-    assert uvloop
-    assert moving
-    assert bound_replica
+    assert replica
 
 
 def _read(requests: BinaryIO) -> Request | None:
