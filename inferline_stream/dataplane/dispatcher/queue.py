@@ -256,7 +256,8 @@ class StageQueue:
         for event in dropped:
             self._limits.pop(event, None)
         self._length -= len(dropped)
-        self.size_bytes -= self._bytes.pop(partition, 0)
+        self.size_bytes -= self._bytes.get(partition, 0)
+        self._bytes[partition] = 0
         return dropped
 
     def _place(self, lane: _Lane) -> None:
