@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,11 +22,7 @@ def topics(
     commands: Annotated[
         bool, typer.Option("--print", help="print the commands that create the topics and grant the rights")
     ] = False,
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="plan whose partitions to take, as written by `plan --save`", exists=True, dir_okay=False),
-    ] = None,
-    principal: Annotated[str, typer.Option(help="whose rights they are to be")] = "User:inferline",
+    principal: Annotated[str, typer.Option(help="Kafka user who gets the rights")] = "User:inferline",
     bootstrap_servers: Annotated[
         str | None, typer.Option("--bootstrap-servers", help="Kafka whose topics to compare with these, host:port")
     ] = None,
@@ -36,7 +31,7 @@ def topics(
 ) -> None:
     """List a pipeline's topics with their settings, and the least rights it needs; nothing is changed.
 
-    With --bootstrap-servers each difference from the topics there is named: exit code 3 if the pipeline could not run
+    With --bootstrap-servers it names each difference from the topics there: exit code 3 if the pipeline could not run
     on them.
     """
     import uvloop
@@ -47,11 +42,9 @@ def topics(
     from inferline_stream.dataplane.topics import topics_of, verify_topics
     from inferline_stream.errors import InvalidTopology
     from inferline_stream.pipeline.validation import validated
-    from inferline_stream.planner.document import plan_from_bytes
 
     pipeline = validated(load_topology(topology_file(topology)))
-    partitions = None if plan is None else plan_from_bytes(plan.read_bytes(), str(plan)).partitions
-    wanted, rights = topics_of(pipeline, prefix, partitions), permissions(pipeline, prefix)
+    wanted, rights = topics_of(pipeline, prefix), permissions(pipeline, prefix)
     differences = uvloop.run(verify_topics(bootstrap_servers, wanted)) if bootstrap_servers else []
     if output == "json":
         _print_json(wanted, rights, [difference.text for difference in differences])

@@ -20,6 +20,8 @@ from inferline_stream.pipeline.topology import Pipeline
 logger = logging.getLogger(__name__)
 
 DEFAULT_PARTITIONS = 8
+"""They bound how many slots a stage can have, not how many replicas."""
+
 REPLICATION = 3
 """Copies of a created topic; fewer, with a warning, where there are fewer brokers."""
 
@@ -55,8 +57,8 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
     Args:
         pipeline: a valid pipeline.
         prefix: before each name.
-        partitions: by stage, for the stages' input topics (`advise_partitions` of the planner); entry stages give
-            the source topic's, the final stage the sink's and the completed topic's. `Topic.partitions` wins.
+        partitions: by stage, of the topics that have to be created; entry stages give the source topic's, the final
+            stage the sink's and the completed topic's. `Topic.partitions` wins, `DEFAULT_PARTITIONS` is for the rest.
     """
     names = Names(pipeline.name, prefix)
     wanted = dict(partitions or {})
