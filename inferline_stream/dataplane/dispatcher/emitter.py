@@ -11,7 +11,7 @@ import msgspec
 
 from inferline_stream.dataplane.client import Message
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Outcome, Skipped
+from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Expired, Outcome, Skipped
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, Header, join_headers
 from inferline_stream.dataplane.partitioning import murmur2
@@ -99,11 +99,11 @@ class Emitter:
                 self._letters(event, event.records, Failed("Expired", "the event was past its SLO", ""))
             self._complete(event, "expired")
             self._pass_by(event, dead=LETTERED if outcome.to_dead_letters else DROPPED)
-
-    def append_again(self, records: Iterable[Any]) -> None:
-        """Put a join's parts at the end of its topic again: what they wait for may come much later."""
-        for record in records:
-            self._put(self._routes.input_topic, record.partition, record.key, record.value, list(record.headers))
+        elif isinstance(outcome, Again):
+            report.events -= 1
+            for record in event.records:
+                headers, topic = list(record.headers), self._routes.input_topic
+                self._put(topic, record.partition, record.key, record.value, headers, timestamp_ms=record.timestamp)
 
     def _forward(self, event: Event, value: bytes, edges: int) -> None:
         routes = self._routes

@@ -7,7 +7,7 @@ from typing import Any
 
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
-from inferline_stream.dataplane.dispatcher.outcomes import Dead, Skipped
+from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Skipped
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import Found, entry_headers, read_headers, timestamp_us
@@ -17,7 +17,7 @@ from inferline_stream.dataplane.sizes import record_bytes
 RECORD_OVERHEAD_BYTES = 600
 """What a record costs in memory beyond key, value and headers; above what Kafka adds to it, too."""
 
-Ending = Failed | Skipped | Dead
+Ending = Failed | Skipped | Dead | Again
 
 
 class Intake:
@@ -73,6 +73,21 @@ class Intake:
         error = Failed("IncompleteJoin", f"{why}; nothing came from {', '.join(missing)}", "")
         self._ended(self._joined(partition, parts), error)
         self._follow(partition, parts)
+
+    def move_to_end(self, partition: Partition) -> None:
+        """Have the parts that hold up a join's partition appended at its end again, so that its offset can advance.
+
+        Where keys keep their order that would change it: there the event is given up.
+        """
+        assert partition.join is not None
+        offset = partition.completion.watermark
+        if self._routes.stage not in self._routes.ordered:
+            parts = partition.join.withdraw(offset)
+            if parts is not None:
+                self._ended(self._joined(partition, parts), Again())
+        elif (parts := partition.join.waiting_at(offset)) is not None:
+            partition.join.give_up(parts, self._clock_s())
+            self.give_up(partition, parts, "so many later events are complete that a commit cannot hold them all")
 
     def _is_foreign(self, found: Found) -> bool:
         """Whether another topology wrote the record; who sends one again has decided that it is still of use."""

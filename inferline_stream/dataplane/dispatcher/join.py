@@ -80,6 +80,7 @@ class Join:
         self._finished: OrderedDict[bytes, Finished] = OrderedDict()
         self._ordered = ordered
         self._turns: dict[bytes, deque[Gathered]] = {}
+        self._since_s: dict[bytes, float] = {}
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -114,7 +115,7 @@ class Join:
             del self._finished[event_id]
         event = self._waiting.get(event_id)
         if event is None:
-            event = self._waiting[event_id] = Gathered(event_id, now_s)
+            event = self._waiting[event_id] = Gathered(event_id, self._since_s.pop(event_id, now_s))
             if self._ordered and key is not None:
                 event.key = key
                 self._turns.setdefault(key, deque()).append(event)
@@ -156,9 +157,37 @@ class Join:
         self._finished[event_id] = Finished(now_s, max(replay, known.replay if known else 0))
         self._forget(now_s)
 
+    def waiting_at(self, offset: int) -> Gathered | None:
+        """Return the waiting event that has a part at this offset."""
+        for event in self._waiting.values():
+            if any(record.offset == offset for record in event.records):
+                return event
+        return None
+
+    def withdraw(self, offset: int) -> Gathered | None:
+        """Forget the waiting event that has a part at this offset, as if none of its parts had come; None if none has.
+
+        Its parts are to be appended again. Its age goes on from its first part.
+        """
+        event = self.waiting_at(offset)
+        if event is not None:
+            del self._waiting[event.event_id]
+            self._leave(event)
+            self.size_bytes -= event.size_bytes
+            self._since_s[event.event_id] = event.first_s
+        return event
+
+    def give_up(self, event: Gathered, now_s: float) -> None:
+        """Count a waiting event as finished."""
+        self._finish(event, now_s)
+
     def overdue(self, age_s: float, now_s: float) -> Gathered | None:
         """Give up on the oldest event if its first part has waited for so long; it counts as finished."""
-        oldest = next(iter(self._waiting.values()), None)
+        oldest = (
+            min(self._waiting.values(), key=_age, default=None)
+            if self._since_s
+            else next(iter(self._waiting.values()), None)
+        )
         if oldest is None or oldest.first_s >= now_s - age_s:
             return None
         self._finish(oldest, now_s)
@@ -193,3 +222,7 @@ class Join:
             len(finished) > self._remember_count or next(iter(finished.values())).at_s < now_s - self._remember_s
         ):
             finished.popitem(last=False)
+
+
+def _age(event: Gathered) -> float:
+    return event.first_s

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from typing import final
 
 from inferline_stream.dataplane.dispatcher.event import Event
 
 
+@final
 class _Lane:
     """Events of one key that wait, as (rank, sequence, event) in the order in which they were added."""
 
@@ -231,13 +233,14 @@ class StageQueue:
 
     def drop(self, partition: int) -> list[Event]:
         """Remove and return a partition's waiting events. Those in hand are still to be released."""
-        dropped, heap = [], []
-        for entry in self._heap:
-            if type(entry[2]) is not _Lane:
-                if entry[2].partition == partition:
-                    dropped.append(entry[2])
+        dropped: list[Event] = []
+        heap: list[tuple[int, int, Event | _Lane]] = []
+        for rank, sequence, item in self._heap:
+            if type(item) is not _Lane:
+                if item.partition == partition:
+                    dropped.append(item)
                 else:
-                    heap.append(entry)
+                    heap.append((rank, sequence, item))
         self._heap = heap
         self.eligible = len(heap)
         for key, lane in list(self._lanes.items()):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from inferline_stream.dataplane.client import Outgoing
-from inferline_stream.dataplane.dispatcher.completion import decode_metadata
+from inferline_stream.dataplane.dispatcher.completion import CROWDED_BYTES, decode_metadata
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Ending, Intake
@@ -253,6 +253,8 @@ class Session:
             while (parts := join.over(share_bytes, now_s)) is not None:
                 why = f"the state of joins exceeds {self._settings.join_bytes:g} bytes (join_bytes)"
                 self._intake.give_up(partition, parts, why)
+            if partition.completion.crowded and not partition.completion.fits(CROWDED_BYTES):
+                self._intake.move_to_end(partition)
             self._report.join_events += len(join)
             self._report.join_bytes += join.size_bytes
 

@@ -307,8 +307,7 @@ def test_a_letter_that_is_too_large_loses_its_traceback_first_and_then_its_value
 
 
 def test_a_result_is_as_large_as_the_smallest_topic_on_its_way_takes_headers_included():
-    event = one_event()
-    event.headers.append(("large", b"x" * 700))
+    event = Taken("ask")(record(b"x", ("large", b"x" * 700))).ready[0]
     for limit, fits in ((1200, True), (1000, False)):
         emitter = of_sizes(**{"p.right": limit})
         emitter.add(event, Done(b"x" * 50, taking("ask", "right")))
