@@ -1,0 +1,216 @@
+import base64
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.dataplane.dispatcher.completion import (
+    METADATA_LIMIT_BYTES,
+    Committed,
+    Completion,
+    decode_metadata,
+    encode_metadata,
+)
+
+offsets = st.lists(st.integers(0, 400), unique=True, max_size=60).map(sorted)
+steps = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), max_size=40)
+
+
+def runs_of(offset, steps):
+    runs = []
+    for gap, length in steps:
+        runs.append((offset + gap, offset + gap + length))
+        offset += gap + length
+    return tuple(runs)
+
+
+def complete_offsets(committed: Committed, end: int) -> set[int]:
+    """What a commit says, offset by offset."""
+    below = set(range(committed.offset))
+    return below | {offset for first, last in committed.runs for offset in range(first, min(last, end))}
+
+
+@given(st.integers(0, 10**12), steps, st.sampled_from(["", "rank-0-a1"]), st.integers(0, 2**63 - 1))
+def test_metadata_says_again_what_was_encoded(offset, steps, owner, anew):
+    committed = Committed(offset, runs_of(offset, steps), owner, anew)
+    assert decode_metadata(offset, encode_metadata(committed)) == committed
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3000), st.integers(10, 4096))
+def test_metadata_never_exceeds_its_limit_and_keeps_the_lowest_runs(steps, limit):
+    runs = runs_of(7, steps)
+    metadata = encode_metadata(Committed(7, runs), limit)
+    assert len(metadata) <= max(limit, len("i1;r="))
+    kept = decode_metadata(7, metadata).runs
+    assert kept == runs[: len(kept)]
+
+
+def test_every_second_offset_of_24000_fits_as_a_bitmap():
+    runs = tuple((offset, offset + 1) for offset in range(1, 24_000, 2))
+    metadata = encode_metadata(Committed(0, runs))
+    assert len(metadata) <= METADATA_LIMIT_BYTES
+    assert decode_metadata(0, metadata).runs == runs
+
+
+@given(offsets, st.randoms(use_true_random=False))
+def test_a_commit_says_exactly_which_offsets_are_complete_in_any_order_of_completion(read, rng):
+    completion = Completion(Committed(0))
+    done: set[int] = set()
+    order = list(read)
+    for offset in read:
+        assert completion.read(offset)
+    rng.shuffle(order)
+    for offset in order:
+        completion.complete(offset)
+        done.add(offset)
+        committed = completion.committed()
+        said = complete_offsets(committed, 401)
+        assert said.isdisjoint(set(read) - done)
+        assert done <= said
+        assert committed.offset == min(set(read) - done, default=read[-1] + 1)
+
+
+@given(offsets, st.data())
+def test_the_next_owner_skips_what_was_complete_and_its_own_commits_lose_none_of_it(read, data):
+    first = Completion(Committed(0))
+    for offset in read:
+        first.read(offset)
+    done = set(data.draw(st.lists(st.sampled_from(read), unique=True))) if read else set()
+    for offset in done:
+        first.complete(offset)
+    handed = decode_metadata(first.committed().offset, encode_metadata(first.committed()))
+    second = Completion(handed)
+    for offset in (o for o in read if o >= handed.offset):
+        assert second.read(offset) == (offset not in done)
+        said = complete_offsets(second.committed(), 401)
+        assert done <= said
+        assert said.isdisjoint(set(read) - done)
+    for offset in sorted(set(read) - done):
+        second.complete(offset)
+        assert complete_offsets(second.committed(), 401) >= done
+    assert second.watermark == (read[-1] + 1 if read else 0)
+
+
+def test_where_a_source_begins_again_is_handed_on_with_every_commit():
+    second = Completion(decode_metadata(5, encode_metadata(Committed(5, anew=9))))
+    assert second.committed(owner="me") == Committed(5, owner="me", anew=9)
+
+
+def test_offsets_below_the_committed_one_are_skipped_and_not_counted():
+    completion = Completion(Committed(10))
+    assert not completion.read(7)
+    assert completion.watermark == 10
+    assert completion.read(10)
+    assert completion.open_count == 1
+
+
+def test_offsets_that_complete_in_order_leave_nothing_behind():
+    completion = Completion(Committed(0))
+    for offset in range(100_000):
+        completion.read(offset)
+        completion.complete(offset)
+    assert completion.committed() == Committed(100_000)
+    assert completion.open_count == 0
+
+
+def test_a_full_bitmap_of_the_owner_before_is_skipped_offset_by_offset():
+    completion = Completion(Committed(0, tuple((offset, offset + 1) for offset in range(1, 24_000, 2))))
+    read = [offset for offset in range(24_000) if completion.read(offset)]
+    assert read == list(range(0, 24_000, 2))
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    ["", "hello", "i1;r=%%%", "i2;r=AAEC", "i1;r=gIA", "i1;n=x", "i1;n=-4", "i1;n=" + "9" * 5000, "i1;r=é"]
+    + ["i1;r=" + base64.b64encode(bytes([0xFF] * 12 + [1, 1])).decode().rstrip("="), "i1;b=" + "/" * 20_000],
+)
+def test_foreign_broken_or_hostile_metadata_counts_as_none(foreign):
+    assert decode_metadata(5, foreign) == Committed(5)
+
+
+@given(st.text(), st.sampled_from("rbnofa"), st.binary(max_size=60), st.integers(0, 2**63 - 1))
+def test_no_metadata_makes_the_decoder_or_the_completion_fail(text, field, data, offset):
+    for body in (text, base64.b64encode(data).decode().rstrip("=")):
+        found = decode_metadata(offset, f"i1;{field}={body}")
+        assert found.offset == offset
+        assert all(a < b for run in zip(found.runs, found.runs[1:], strict=False) for a, b in [(run[0][1], run[1][0])])
+        assert all(offset <= first < end for first, end in found.runs)
+        completion = Completion(found)
+        completion.read(offset)
+        assert completion.committed().offset >= offset
+
+
+@given(
+    st.integers(0, 10**12),
+    steps,
+    st.lists(st.integers(1, 40_000), max_size=400),
+    st.randoms(use_true_random=False),
+    st.sampled_from([1, 2, 30]),
+)
+def test_no_order_of_completion_makes_the_runs_larger_than_their_bound(start, steps, gaps, rng, spread):
+    completion = Completion(Committed(start, runs_of(start, steps[:5])))
+    offset, read = start, []
+    for gap in gaps:
+        offset += max(1, gap // 1000 if spread == 1 else gap % spread)
+        if completion.read(offset):
+            read.append(offset)
+    bound = completion.most_bytes()
+    rng.shuffle(read)
+    for offset in read:
+        completion.complete(offset)
+        committed = completion.committed()
+        assert len(encode_metadata(committed, 10**9)) <= len("i1;r=") + completion.most_bytes()
+        assert completion.most_bytes() <= bound
+        bound = completion.most_bytes()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("step", [1, 5, 300])
+@pytest.mark.parametrize("read", [0, 400, 900])
+def test_whatever_is_read_within_the_room_always_fits_a_commit(read, step, seed):
+    rng = random.Random(seed)
+    completion = Completion(Committed(0))
+    for offset in range(0, read * step, step):
+        completion.read(offset)
+    end = completion.position
+    for offset in range(end, end + completion.room):
+        completion.read(offset)
+    still_open = list(completion._open)
+    for offset in rng.sample(still_open, len(still_open) // 2):
+        completion.complete(offset)
+    assert completion.fits(owner="a-dispatcher-of-a-stage-with-a-long-name-0-12345")
+
+
+def test_a_partition_is_crowded_before_its_runs_would_not_fit_and_until_half_of_that_is_free():
+    completion = Completion(Committed(0))
+    offset = 0
+    while not completion.crowded:
+        completion.read(offset)
+        offset += 1
+    assert completion.fits()
+    for done in range(1, offset):
+        completion.complete(done)
+        if not completion.crowded:
+            break
+    assert completion.most_bytes() < METADATA_LIMIT_BYTES / 4 + 2
+    assert not completion.crowded
+
+
+def test_one_stuck_event_never_crowds_a_partition_whose_other_events_complete():
+    completion = Completion(Committed(0))
+    completion.read(0)
+    for offset in range(1, 2_000_000, 7):
+        completion.read(offset)
+        completion.complete(offset)
+    assert not completion.crowded
+    assert completion.fits()
+
+
+def test_runs_that_do_not_fit_are_seen():
+    completion = Completion(Committed(0))
+    for offset in range(0, 60_000):
+        completion.read(offset)
+    for offset in range(1, 60_000, 2):
+        completion.complete(offset)
+    assert not completion.fits()
