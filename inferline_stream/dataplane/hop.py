@@ -1,4 +1,4 @@
-"""Time that a record spends between two stages beyond queueing and service: produce, fetch, decode."""
+"""Time that a record spends between two stages beyond queueing and service: produce and fetch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def measure_hop_s(
     timeout_s: float = 10.0,
     clock_s: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Time from finishing a result to having it decoded, with a replica's own sender and reader.
+    """Time from finishing a result to having its record, with a dispatcher's own sender and reader.
 
     At random times over several partitions, as in a pipeline: a record that comes while Kafka still takes the one
     before, or while the reader's fetch is on its way, waits for that. The mean of the middle half, since a machine
@@ -48,13 +48,10 @@ async def measure_hop_s(
         Unreachable: Kafka does not answer in time, or loses records.
     """
     name = f"{prefix}inferline-hop-{secrets.token_hex(4)}"
-    topics = [
-        TopicSettings(name, _PARTITIONS, "probe of the profiler"),
-        *(TopicSettings(f"{name}.{control}", 1, "probe of the profiler") for control in ("assignments", "handovers")),
-    ]
+    wanted = {name: _PARTITIONS, f"{name}.assignments": 1}
+    topics = [TopicSettings(topic, partitions, "probe of the profiler") for topic, partitions in wanted.items()]
     await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
-    control = (topic.name for topic in topics[1:])
-    reader = StageReader(bootstrap_servers, name, name, *control, fetch_wait_s=fetch_wait_s)
+    reader = StageReader(bootstrap_servers, name, name, f"{name}.assignments", fetch_wait_s=fetch_wait_s)
     sender = StageSender(bootstrap_servers, name)
     try:
         await asyncio.gather(reader.start(timeout_s), sender.start(timeout_s))
@@ -62,7 +59,7 @@ async def measure_hop_s(
         times_s = sorted((await _hops_s(reader, sender, name, clock_s))[_WARMING:])
     finally:
         await asyncio.gather(reader.stop(), sender.stop())
-        await _delete(bootstrap_servers, [topic.name for topic in topics])
+        await _delete(bootstrap_servers, list(wanted))
     quarter = len(times_s) // 4
     return statistics.fmean(times_s[quarter:-quarter])
 
