@@ -23,8 +23,6 @@ from inferline_stream.cli.output import console
 from inferline_stream.cli.provisioning import (
     Declared,
     declared,
-    existing_partitions,
-    partition_shares,
     plan_table,
     planned,
     profiled,
@@ -94,12 +92,27 @@ def run_and_report(wanted: Wanted) -> None:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
         else:
             screen.report(report)
-    if wanted.gate and (miss := gate_miss(report, what.pipeline.objective)):
+    judge(report, what.pipeline.objective if wanted.gate else None, _logs(what))
+
+
+def judge(report: RunReport, objective: float | None, logs: Path) -> None:
+    """Fail a run that is no success although it came to its end.
+
+    Args:
+        report: of the run.
+        objective: share of events that must meet the SLO; None where no gate was asked for.
+        logs: where its processes wrote.
+
+    Raises:
+        GateFailed: the objective did not hold, or events were lost.
+        InferlineError: events were lost, and no gate was asked for.
+    """
+    if objective is not None and (miss := gate_miss(report, objective)):
         raise GateFailed(miss)
     if report.lost:
         raise InferlineError(
             f"{report.lost} events were lost: they have neither a result nor a reason why there is none. "
-            f"See what replicas and dispatchers wrote in {_logs(what)}"
+            f"See what dispatchers and replicas wrote in {logs}"
         )
 
 
@@ -137,8 +150,6 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
         if servers is None:
             screen.step("starting the embedded broker: in memory, it keeps nothing")
             servers = (await stack.enter_async_context(EmbeddedBrokerProcess())).bootstrap_servers
-        existing = await existing_partitions(servers, what, wanted.prefix, limits.connect_timeout_s)
-        shares = await partition_shares(servers, what, wanted.prefix, existing, limits.connect_timeout_s)
         screen.step("looking at profiles")
         options = Options(broker=wanted.bootstrap_servers or "embedded")
         if wanted.profiles is not None:
@@ -153,8 +164,6 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             seconds=what.pipeline.slo_s,
             algorithm=wanted.algorithm,
             seed=wanted.seed,
-            existing=existing,
-            shares=shares,
         )
         people.print(plan_table(plan, what.pipeline))
         run = Run(
