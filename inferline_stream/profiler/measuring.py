@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.dataplane.worker import emulated_service_s
+from inferline_stream.dataplane.replica.stage_call import emulated_service_s
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.profile import PROBABILITIES, ServiceTime
 from inferline_stream.profiler.messages import Measure, Times

@@ -122,8 +122,11 @@ def test_a_full_bitmap_of_the_owner_before_is_skipped_offset_by_offset():
 
 @pytest.mark.parametrize(
     "foreign",
-    ["", "hello", "i1;r=%%%", "i2;r=AAEC", "i1;r=gIA", "i1;n=x", "i1;n=-4", "i1;n=" + "9" * 5000, "i1;r=é"]
-    + ["i1;r=" + base64.b64encode(bytes([0xFF] * 12 + [1, 1])).decode().rstrip("="), "i1;b=" + "/" * 20_000],
+    [
+        *("", "hello", "i1;r=%%%", "i2;r=AAEC", "i1;r=gIA", "i1;n=x", "i1;n=-4", "i1;n=" + "9" * 5000, "i1;r=é"),
+        "i1;r=" + base64.b64encode(bytes([0xFF] * 12 + [1, 1])).decode().rstrip("="),
+        "i1;b=" + "/" * 20_000,
+    ],
 )
 def test_foreign_broken_or_hostile_metadata_counts_as_none(foreign):
     assert decode_metadata(5, foreign) == Committed(5)
