@@ -1,0 +1,307 @@
+import math
+import random
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.frames import Call
+
+PROFILE = {1: 0.010, 4: 0.016, 8: 0.024}
+
+
+def pool_of(*kinds, limit=8, service_s=None, limits=None, ready_s=0.0):
+    """A pool whose replicas r0, r1, … have these kinds of hardware."""
+    pool = Pool()
+    pool.configure(limits or dict.fromkeys(kinds, limit), {"cpu": PROFILE} if service_s is None else service_s)
+    for number, kind in enumerate(kinds):
+        pool.attach(f"r{number}", kind, number, ready_s)
+        pool.ready(f"r{number}", ready_s)
+    return pool
+
+
+def replica(pool, number):
+    return pool.replicas[f"r{number}"]
+
+
+def run(pool, number, now_s, factor=1.0, size=8):
+    """One batch, `factor` times as long as profiled; returns when it was finished."""
+    each = replica(pool, number)
+    pool.begin(each, size, now_s)
+    took_s = factor * pool._kinds[each.hardware].service_s(size) or factor * 0.024
+    pool.finish(each, [Call(size, took_s)], now_s + took_s)
+    return now_s + took_s
+
+
+def set_pace(pool, number, pace):
+    replica(pool, number).slowdown = replica(pool, number).pace = pace
+    pool._compare()
+
+
+def chosen(pool, now_s=0.0, queued=1):
+    found = pool.choose(now_s, queued)
+    return None if found is None else found.number
+
+
+# Expected times
+
+
+@pytest.mark.parametrize(("size", "expected_s"), [(1, 0.010), (2, 0.012), (4, 0.016), (8, 0.024), (16, 0.040)])
+def test_service_times_are_linear_between_profiled_batch_sizes_and_beyond_them(size, expected_s):
+    pool = pool_of("cpu")
+    assert pool.expected_s(replica(pool, 0), size) == pytest.approx(expected_s)
+
+
+def test_nothing_is_expected_of_a_kind_without_a_profile():
+    pool = pool_of("tpu")
+    assert pool.expected_s(replica(pool, 0), 4) == 0.0
+
+
+def test_a_new_grant_changes_limits_and_service_times():
+    pool = pool_of("cpu")
+    pool.configure({"cpu": 3}, {"cpu": {1: 1.0}})
+    assert (pool.limit("cpu"), pool.limit("gpu"), pool.expected_s(replica(pool, 0), 1)) == (3, 1, 1.0)
+
+
+# Choice
+
+
+def test_the_lowest_number_gets_the_batch_so_that_idle_replicas_stay_idle():
+    pool = pool_of("cpu", "cpu", "cpu")
+    pool.begin(replica(pool, 0), 8, 0.0)
+    pool.begin(replica(pool, 1), 8, 0.0)
+    pool.finish(replica(pool, 0), [Call(8, 0.024)], 0.024)
+    assert chosen(pool, 0.024) == 0
+
+
+@pytest.mark.parametrize("make", ["leaving", "quarantined", "busy", "detached", "starting"])
+def test_only_a_free_ready_replica_that_stays_is_chosen(make):
+    pool = pool_of("cpu", "cpu")
+    if make == "leaving":
+        pool.retire("r0")
+    elif make == "quarantined":
+        replica(pool, 0).quarantined = True
+    elif make == "busy":
+        pool.begin(replica(pool, 0), 1, 0.0)
+    else:
+        pool.detach("r0")
+        if make == "starting":
+            pool.attach("r0", "cpu", 0, 0.0)
+    assert chosen(pool) == 1
+
+
+def test_a_replica_that_leaves_while_busy_gets_nothing_more():
+    pool = pool_of("cpu")
+    pool.begin(replica(pool, 0), 1, 0.0)
+    pool.retire("r0")
+    pool.finish(replica(pool, 0), [Call(1, 0.01)], 0.01)
+    assert chosen(pool, 0.01) is None
+
+
+def test_fresh_replicas_wait_while_fresh_ones_are_under_suspicion():
+    pool = pool_of("cpu", "cpu")
+    run(pool, 1, 0.0)
+    pool.fresh_after_s = 5.0
+    assert (chosen(pool, 4.9), chosen(pool, 5.0)) == (1, 0)
+
+
+def test_the_fastest_free_replica_gets_the_batch():
+    pool = pool_of("cpu", "gpu", "gpu", service_s={"cpu": PROFILE, "gpu": {1: 0.001, 8: 0.002}})
+    assert chosen(pool, queued=8) == 1
+
+
+def test_noise_within_a_third_changes_no_choice():
+    pool = pool_of("cpu", "cpu")
+    now_s = 0.0
+    rng = random.Random(1)
+    for _ in range(300):
+        now_s = run(pool, 0, now_s, rng.uniform(0.9, 1.5))
+    assert chosen(pool, now_s) == 0
+
+
+def test_a_slow_free_replica_leaves_a_short_queue_to_a_faster_busy_one_and_helps_with_a_long_one():
+    pool = pool_of("cpu", "cpu")
+    set_pace(pool, 1, 3.5)
+    pool.begin(replica(pool, 0), 8, 0.0)
+    assert [chosen(pool, 0.012, queued) for queued in (1, 8, 16, 24, 32)] == [None, None, None, 1, 1]
+
+
+def test_a_slow_free_replica_does_not_wait_for_ever_for_a_fast_one_that_hangs():
+    pool = pool_of("cpu", "cpu")
+    set_pace(pool, 1, 3.0)
+    pool.begin(replica(pool, 0), 8, 0.0)
+    now_s, asked = 0.010, 0
+    while chosen(pool, now_s, 8) is None:
+        asked += 1
+        assert pool.next_deadline_s > now_s
+        now_s = pool.next_deadline_s
+        assert list(pool.overdue(now_s)) == []
+    assert now_s < 0.024 + 3 * 0.024
+    assert asked < 20
+
+
+def test_a_replica_that_was_slow_is_tried_again_after_a_while_and_believed_once_it_is_fast():
+    pool = pool_of("cpu", "cpu")
+    now_s = 0.0
+    for _ in range(20):
+        now_s = run(pool, 0, now_s, 5.0)
+    assert chosen(pool, now_s) == 1
+    assert chosen(pool, now_s + 11) == 0
+    assert chosen(pool, run(pool, 0, now_s + 11)) == 0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([1.0, 1.5, 3.0, 9.0]), st.none() | st.floats(0.1, 30)), min_size=1, max_size=6),
+    st.integers(1, 30),
+)
+def test_the_best_free_replica_gets_a_batch_if_it_gets_any_where_each_is_dealt_to_who_finishes_it_first(members, batches):
+    """By brute force: deal batch after batch, over free and busy replicas, until the queue is dealt out."""
+    service_s = 1.0
+    pool = pool_of(*["cpu"] * len(members), limit=1, service_s={"cpu": {1: service_s}})
+    free_s = []
+    for number, (pace, busy_s) in enumerate(members):
+        set_pace(pool, number, pace)
+        if busy_s is not None:
+            pool.begin(replica(pool, number), 1, 0.0)
+            replica(pool, number).due_s = busy_s
+        free_s.append(busy_s or 0.0)
+    free = {number for number, (_, busy_s) in enumerate(members) if busy_s is None}
+    dealt = None
+    for _ in range(batches):
+        finish_s = [at_s + pace * service_s for at_s, (pace, _) in zip(free_s, members, strict=True)]
+        first = min(range(len(members)), key=lambda number: (finish_s[number], number))
+        close = [number for number in range(len(members)) if finish_s[number] < finish_s[first] * 1.03]
+        assume(len({number in free for number in close}) == 1)
+        if first in free:
+            dealt = first
+            break
+        free_s[first] = finish_s[first]
+    assert chosen(pool, 0.0, batches) == dealt
+
+
+# Deadlines
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "deadline_s"),
+    [("cpu", 1, 0.3), ("gpu", 1, 5.0), ("gpu", 2, 10.0), ("gpu", 40, 60.0), ("tpu", 1, 60.0)],
+)
+def test_a_batch_is_late_after_ten_times_its_profile_within_bounds_and_overdue_after_ten_times_that(
+    kind, size, deadline_s
+):
+    pool = pool_of(kind, service_s={"cpu": PROFILE, "gpu": {1: 0.5, 2: 1.0}})
+    each = replica(pool, 0)
+    set_pace(pool, 0, 2.0)
+    pool.begin(each, size, 100.0)
+    assert list(pool.overdue(100 + deadline_s * 0.99)) == []
+    assert list(pool.overdue(100 + deadline_s * 1.001)) == [(each, False)]
+    assert list(pool.overdue(100 + deadline_s * 9.9)) == []
+    assert pool.next_deadline_s == pytest.approx(100 + deadline_s * 10, rel=1e-3)
+    assert list(pool.overdue(pool.next_deadline_s)) == [(each, True)]
+    assert pool.next_deadline_s is None
+
+
+def test_a_batch_that_is_finished_is_never_overdue():
+    pool = pool_of("cpu", "cpu")
+    pool.begin(replica(pool, 0), 1, 0.0)
+    pool.begin(replica(pool, 1), 1, 0.2)
+    pool.finish(replica(pool, 0), [Call(1, 0.01)], 0.01)
+    assert list(pool.overdue(0.3)) == []
+    assert pool.next_deadline_s == 0.5
+
+
+def test_a_late_replica_is_free_again_after_its_late_result():
+    pool = pool_of("cpu")
+    pool.begin(replica(pool, 0), 1, 0.0)
+    assert list(pool.overdue(0.3)) == [(replica(pool, 0), False)]
+    pool.finish(replica(pool, 0), [Call(1, 0.4)], 0.4)
+    assert (chosen(pool, 0.4), replica(pool, 0).late, replica(pool, 0).passed) == (0, False, True)
+
+
+def test_a_dispatcher_that_was_held_up_itself_blames_no_replica():
+    pool = pool_of("cpu")
+    pool.begin(replica(pool, 0), 1, 0.0)
+    assert list(pool.overdue(10.0)) == []
+    pool.finish(replica(pool, 0), [Call(1, 0.01)], 10.01)
+    assert list(pool.overdue(10.3)) == []
+
+
+# Stragglers
+
+
+def run_peers(pool, until_s, factors, now_s=0.0):
+    """Each replica runs batch after batch, `factors` times as long as profiled; returns all that was reported."""
+    found = []
+    next_s = dict.fromkeys(range(len(factors)), now_s)
+    while (now_s := min(next_s.values())) < until_s:
+        number = min(next_s, key=next_s.get)
+        next_s[number] = run(pool, number, now_s, factors[number])
+        found += pool.stragglers(now_s)
+    return found
+
+
+@pytest.mark.parametrize("service_s", [{"cpu": PROFILE}, {}], ids=["profile", "none"])
+def test_a_replica_that_stays_behind_its_kind_is_reported_once_with_a_reason(service_s):
+    found = run_peers(pool_of("cpu", "cpu", "cpu", service_s=service_s), 20, [1.0, 3.0, 1.1])
+    assert [name for name, _ in found] == ["r1"]
+    assert "times slower than the median of 3 replicas on 'cpu'" in found[0][1]
+
+
+@pytest.mark.parametrize("factors", [[1, 1.8, 1], [3, 3, 3], [1, 3]], ids=["a little", "all of them", "of two"])
+def test_a_replica_is_no_straggler(factors):
+    assert run_peers(pool_of(*["cpu"] * len(factors)), 20, factors) == []
+
+
+def test_a_replica_of_another_kind_is_no_peer():
+    pool = pool_of("cpu", "cpu", "gpu", service_s={"cpu": PROFILE, "gpu": PROFILE})
+    assert run_peers(pool, 20, [1, 1, 5]) == []
+
+
+def test_a_replica_that_recovers_within_five_seconds_is_no_straggler():
+    pool = pool_of("cpu", "cpu", "cpu")
+    assert run_peers(pool, 4, [1, 1, 4]) == []
+    assert run_peers(pool, 20, [1, 1, 1], 4.5) == []
+
+
+# Quarantine
+
+
+def test_the_free_replica_of_the_highest_number_is_quarantined_and_stays_so():
+    pool = pool_of("cpu", "cpu", "cpu")
+    pool.begin(replica(pool, 2), 1, 0.0)
+    assert pool.quarantine() is replica(pool, 1)
+    pool.finish(replica(pool, 2), [], 0.1)
+    assert pool.quarantine() is replica(pool, 1)
+    pool.begin(replica(pool, 1), 1, 0.1)
+    assert pool.quarantine() is None
+
+
+def test_a_replica_that_has_passed_is_preferred_while_fresh_ones_are_under_suspicion():
+    pool = pool_of("cpu", "cpu", "cpu")
+    run(pool, 0, 0.0)
+    assert pool.quarantine(passed_first=True) is replica(pool, 0)
+
+
+def test_a_replica_that_was_quarantined_serves_again_once_that_is_lifted():
+    pool = pool_of("cpu")
+    assert pool.single
+    pool.quarantine()
+    assert chosen(pool) is None
+    pool.lift_quarantine()
+    assert chosen(pool) == 0
+
+
+# What replicas claim
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [[], [Call(0, 1.0)], [Call(-3, 1.0)], [Call(10**18, 1.0)], [Call(1, math.nan)], [Call(1, math.inf)], [Call(1, -1)]],
+)
+def test_no_claim_of_a_replica_damages_what_is_known_of_its_kind(calls):
+    pool = pool_of("cpu", "cpu")
+    for _ in range(10):
+        pool.begin(replica(pool, 0), 1, 0.0)
+        pool.finish(replica(pool, 0), calls, 0.01)
+    assert (replica(pool, 0).slowdown, chosen(pool, 0.01)) == (1.0, 0)
