@@ -14,9 +14,8 @@ FIRST_RESTART_S = 0.1
 PATIENCE_S = 5.0
 """A replica that has had no place for so long says that there is none now; most get one sooner."""
 
-Way = Literal["", "present", "pull", "provision", "fork", "alone"]
-"""How a replica came to run: on a node that had its image, that had to pull it, or that had to be made; empty where
-nothing tells."""
+Way = Literal["", "fork", "alone"]
+"""How a replica that may be forked came to run: forked by a fork server, or started by itself; empty for others."""
 
 LONGEST_RESTART_S = 30.0
 """Waits double up to this: a stage that cannot start costs little, and is back soon after it is mended."""
@@ -40,8 +39,6 @@ class ObservedReplica:
         restarts: deaths so far.
         pending: why it has no place to run on yet, or cannot start there, where something tells; empty if it runs.
         way: how it came to run; may be learned a little later.
-        older: whether its cluster is about to replace it by one of a newer image; it does so by itself, one after
-            another, and holds one more than was asked for meanwhile.
     """
 
     replica: str
@@ -53,7 +50,6 @@ class ObservedReplica:
     restarts: int
     pending: str = ""
     way: Way = field(default="", compare=False)
-    older: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,133 +1,181 @@
-"""Replicas as processes of this machine, one each."""
+"""Replicas and dispatchers as processes of this machine, children of a supervisor that outlives the controller."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
-import os
-import secrets
-import signal
+import socket
 import subprocess
-from collections import deque
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
-from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
-from inferline_stream.actuators.affinity import cores_for
-from inferline_stream.actuators.devices import Device, devices_for
-from inferline_stream.actuators.nvml import devices as machine_devices
-from inferline_stream.actuators.parents import Forked, Parents
-from inferline_stream.actuators.places import Place, Places
-from inferline_stream.actuators.supervising import REPLICA_MODULE, reason_of
-from inferline_stream.dataplane.protocol import ReplicaSpec, encode
-from inferline_stream.errors import InvalidTopology
-from inferline_stream.isolation.confinement import confined
-from inferline_stream.isolation.launch import Launch
-from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.actuators.actuator import (
+    SETTLED_S,
+    DispatcherExit,
+    ObservedDispatcher,
+    ObservedReplica,
+    ReplicaExit,
+    restart_in_s,
+)
+from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
+from inferline_stream.actuators.devices import Device
+from inferline_stream.actuators.supervisor_calls import (
+    LONGEST_LINE_BYTES,
+    Call,
+    Capacity,
+    Close,
+    Dispatch,
+    Dispatchers,
+    Drain,
+    Ended,
+    Hello,
+    Know,
+    Observe,
+    ReplaceDispatcher,
+    Reply,
+    Request,
+    Scale,
+    decode_from_supervisor,
+    encode_line,
+)
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 
 logger = logging.getLogger(__name__)
 
-_TAIL_BYTES = 8192
-_TAIL_LINES = 15
-_LONGEST_LINE = 300
-_DEAD_LOGS = 10
-"""Of each stage: one that dies again and again would else fill the disk with its last words."""
-
-
-@dataclass(slots=True, eq=False)
-class _Process:
-    """A replica's process, and what belongs to it."""
-
-    process: subprocess.Popen[bytes] | Forked
-    pidfd: int
-    launch: Launch
-    log: Path
-    cores: float
-    pinned: frozenset[int]
-    hardware: Hardware
-    devices: tuple[str, ...] = ()
+_SUPERVISOR_MODULE = "inferline_stream.actuators.supervisor_process"
+_SOCKET = "supervisor.sock"
+_LOST = "the supervisor has ended, and every process with it"
 
 
 class LocalActuator:
-    """One process per replica, told its `ReplicaSpec` on standard input.
+    """A client of this machine's supervisor, which it starts with the first call.
 
-    Processes end with this one, however it ends. What they print goes to one file each. Must be used and
-    closed within one event loop; `async with` closes it.
+    A supervisor that dies takes its children with it: each is reported as an exit, and all that was asked for is
+    started again by a new one. Must be used and closed within one event loop; `async with` closes it.
 
     Args:
-        template: the spec of a replica of that stage and hardware kind; its ``replica`` is replaced.
-        log_folder: where the files go that hold what replicas print.
-        drain_timeout_s: time a retiring replica has to end by itself before it is sent SIGTERM.
-        kill_after_s: time from SIGTERM to SIGKILL.
-        module: what each process runs as ``__main__``.
-        devices: GPUs that replicas may be given; by default those of this machine, looked for when one is needed.
+        log_folder: where the files go that hold what processes print.
+        drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
+        kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
+        folder: private folder of the supervisor's socket, at which the next controller finds it; None for a
+            supervisor that no other controller can find.
+        identity: what a controller must have in common with the one before to take over its processes.
+        orphan_s: how long the supervisor goes on after this process has died.
+        devices: GPUs that replicas may be given; by default those of this machine.
+        replica_module: what each replica's process runs as ``__main__``.
+        dispatcher_module: likewise.
     """
 
     def __init__(
         self,
-        template: Callable[[str, str], ReplicaSpec],
         log_folder: Path,
         *,
         drain_timeout_s: float = 30.0,
         kill_after_s: float = 5.0,
-        module: str = REPLICA_MODULE,
+        folder: Path | None = None,
+        identity: str = "",
+        orphan_s: float = 60.0,
         devices: tuple[Device, ...] | None = None,
+        replica_module: str = REPLICA_MODULE,
+        dispatcher_module: str = DISPATCHER_MODULE,
     ) -> None:
-        self._devices = devices
-        self._template = template
         self._log_folder = log_folder
-        self._module = module
-        self._processes: dict[Place, _Process] = {}
-        self._dead_logs: dict[str, deque[Path]] = {}
-        self._parents = Parents()
-        self._places = Places(
-            self._start,
-            lambda place: self._signal(place, signal.SIGTERM),
-            lambda place: self._signal(place, signal.SIGKILL),
-            drain_timeout_s=drain_timeout_s,
-            kill_after_s=kill_after_s,
+        self._socket = "" if folder is None else str(folder.absolute() / _SOCKET)
+        self._hello = Hello(
+            identity,
+            str(log_folder.absolute()),
+            drain_timeout_s,
+            kill_after_s,
+            orphan_s,
+            self._socket,
+            devices,
+            replica_module,
+            dispatcher_module,
         )
-        self._machine = os.sched_getaffinity(0)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._connecting = asyncio.Lock()
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
+        self._specs: dict[tuple[str, str], ReplicaSpec] = {}
+        self._scaled: dict[tuple[str, str], int] = {}
+        self._dispatched: dict[str, list[DispatcherSpec]] = {}
+        self._incarnations: dict[str, int] = {}
+        self._replicas: tuple[ObservedReplica, ...] = ()
+        self._failures = 0
+        self._closed = False
+        self.supervisor_pid: int | None = None
+        """Process of the supervisor, once there is one."""
+
+    async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
+        """Set the templates of replicas; see `Actuator.know`."""
+        self._specs = dict(specs)
+        await self._call(Know([(*key, spec) for key, spec in specs.items()]))
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`."""
-        self._places.scale(stage, hardware, replicas, retiring)
+        await self._call(Scale(stage, hardware, replicas, list(retiring)))
+        self._scaled[stage, hardware] = replicas
+
+    async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
+        """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
+        self._dispatched[stage] = list(dispatchers)
+        for spec in dispatchers:
+            self._incarnations.setdefault(spec.dispatcher, spec.incarnation)
+        await self._call(Dispatch(stage, list(dispatchers)))
+
+    async def replace_dispatcher(self, dispatcher: str) -> None:
+        """Kill a silent dispatcher and start it again; see `Actuator.replace_dispatcher`."""
+        await self._call(ReplaceDispatcher(dispatcher))
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
-        """Every replica that was asked for and is not gone, oldest first."""
-        return self._places.observe()
+        """Return every replica that was asked for and is not gone, oldest first."""
+        found = await self._call(Observe())
+        self._replicas = msgspec.convert(found, tuple[ObservedReplica, ...])
+        return self._replicas
 
-    def forks(self, stage: str, hardware: str) -> bool:
-        """Whether a parent is ready to fork the next replica."""
-        return self._parents.ready(stage, hardware)
+    async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
+        """Return every dispatcher that was asked for and is not gone, oldest first."""
+        found = msgspec.convert(await self._call(Dispatchers()), tuple[ObservedDispatcher, ...])
+        self._incarnations |= {seen.dispatcher: seen.incarnation for seen in found}
+        return found
+
+    async def next_exit(self) -> ReplicaExit | DispatcherExit:
+        """Wait for the next process that ends."""
+        return await self._exits.get()
 
     async def capacity(self) -> Mapping[str, int]:
-        """Replicas that have a place, of each hardware kind that has none left."""
-        return self._places.capacity()
-
-    async def next_exit(self) -> ReplicaExit:
-        """Wait for the next replica that ends."""
-        return await self._places.next_exit()
+        """Return the replicas that have a place, of each hardware kind that has none left."""
+        return msgspec.convert(await self._call(Capacity()), dict[str, int])
 
     async def drain(self, deadline_s: float) -> None:
-        """Retire every replica and wait until all are gone."""
-        await self._places.drain(deadline_s)
+        """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
+        self._scaled.clear()
+        self._dispatched.clear()
+        await self._call(Drain(deadline_s))
 
     async def aclose(self) -> None:
-        """SIGTERM to every replica, SIGKILL to those that stay; none is left when this returns."""
-        try:
-            await self.drain(0.0)
-        finally:  # also when cancelled: nothing stays behind
-            for place in list(self._processes):
-                self._signal(place, signal.SIGKILL)
-                self._reap(place)
-            self._parents.close()
+        """End every process now, and the supervisor; none is left when this returns."""
+        if self._closed:
+            return
+        async with self._connecting:
+            self._closed = True
+        if self._writer is not None:
+            with contextlib.suppress(ConnectionError):
+                await self._ask(self._writer, Close())
+        if self._reading is not None:
+            await asyncio.gather(self._reading, return_exceptions=True)
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
 
     async def __aenter__(self) -> Self:
         return self
@@ -137,118 +185,141 @@ class LocalActuator:
     ) -> None:
         await self.aclose()
 
-    def _start(self, place: Place) -> None:
-        spec = self._template(place.stage, place.hardware)
-        place.replica = f"{place.stage}-{place.hardware}-{secrets.token_hex(4)}"
-        devices = self._devices_for(spec.hardware)
-        if devices is None:
-            place.held_up = True
-            place.pending = f"waits for a device that is {spec.hardware.name}: {spec.hardware.gpu_model or 'a GPU'}"
-            return
-        place.held_up, place.pending = False, ""
-        log = self._log_folder / f"{place.replica}.log"
-        cores = spec.hardware.cores
-        taken = [(other.cores, other.pinned) for other in self._processes.values()]
-        pinned = cores_for(cores, self._machine, taken)
-        confinement = confined(spec.isolation, spec.topology, spec.hardware, spec.bootstrap_servers)
-        # A replica that is left alone hands over what it can, rather than die in the middle of a batch.
+    async def _call(self, call: Call) -> Any:
+        if self._closed:
+            return () if isinstance(call, Observe | Dispatchers) else {}
         try:
-            launch = Launch(self._module, confinement, cores=cores, pinned=pinned, orphaned=signal.SIGTERM)
-        except InvalidTopology as error:
-            self._places.ended(place, error.exit_code, str(error))
-            return
-        # A replica sees its own devices, and one without a GPU sees none: it would else take memory on each.
-        launch.environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+            return await self._ask(await self._connected(), call)
+        except ConnectionError:  # what was asked for before is asked again of the next supervisor
+            return await self._ask(await self._connected(), call)
+
+    async def _ask(self, writer: asyncio.StreamWriter, call: Call) -> Any:
+        number = next(self._numbers)
+        answered = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
-            self._log_folder.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as file:
-                forked = self._parents.fork(spec, launch, file, pinned)
-                process = forked or subprocess.Popen(
-                    launch.command,
-                    stdin=subprocess.PIPE,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env=launch.environment,
-                    pass_fds=launch.files,
-                    start_new_session=True,  # Ctrl-C in the terminal is for the run, which drains its replicas
+            writer.write(encode_line(Request(number, call)))
+            return await answered
+        finally:
+            self._asked.pop(number, None)
+
+    async def _connected(self) -> asyncio.StreamWriter:
+        async with self._connecting:
+            if self._writer is None:
+                reader, writer = await self._adopted() or await self._started()
+                self._writer = writer
+                self._reading = asyncio.create_task(self._read(reader, writer))
+                await self._ask_again(writer)
+            return self._writer
+
+    async def _adopted(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Connect to a supervisor that an earlier controller has left; None where there is none of ours."""
+        if not self._socket:
+            return None
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._socket, limit=LONGEST_LINE_BYTES)
+        except OSError:
+            return None
+        return await self._greeted(reader, writer)
+
+    async def _started(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_unix_connection(sock=self._start(), limit=LONGEST_LINE_BYTES)
+        greeted = await self._greeted(reader, writer)
+        if greeted is None:
+            raise RuntimeError(f"the supervisor could not be started; see {self._log_folder / 'supervisor.log'}")
+        return greeted
+
+    def _start(self) -> socket.socket:
+        """Start a supervisor; returns the connection to it."""
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        if self._socket:
+            folder = Path(self._socket).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+            Path(self._socket).unlink(missing_ok=True)  # of a supervisor that was killed
+        ours, theirs = socket.socketpair()
+        with theirs, (self._log_folder / "supervisor.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", _SUPERVISOR_MODULE, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # it outlives this process, and Ctrl-C in the terminal is for that one
+            )
+        return ours
+
+    async def _greeted(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        with contextlib.suppress(ConnectionError):
+            writer.write(encode_line(self._hello))
+            line = await reader.readline()
+            reply = decode_from_supervisor(line) if line else Reply(0, error="it has ended")
+            if isinstance(reply, Reply) and not reply.error:
+                self.supervisor_pid = reply.result
+                return reader, writer
+        writer.close()
+        return None
+
+    async def _ask_again(self, writer: asyncio.StreamWriter) -> None:
+        """Ask a new supervisor for all that the last one was asked for."""
+        calls: list[Call] = [Know([(*key, spec) for key, spec in self._specs.items()])] if self._specs else []
+        calls += [Scale(*key, replicas) for key, replicas in self._scaled.items()]
+        for stage, specs in self._dispatched.items():
+            again = [msgspec.structs.replace(s, incarnation=self._incarnations[s.dispatcher]) for s in specs]
+            calls.append(Dispatch(stage, again))
+        for call in calls:
+            await self._ask(writer, call)
+
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        began_s = asyncio.get_running_loop().time()
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                message = decode_from_supervisor(line)
+                if isinstance(message, Ended):
+                    self._report(message)
+                elif (answered := self._asked.get(message.number)) is not None and not answered.done():
+                    if message.error:
+                        answered.set_exception(ValueError(message.error))
+                    else:
+                        answered.set_result(message.result)
+        writer.close()
+        self._writer = None
+        for answered in self._asked.values():
+            if not answered.done():
+                answered.set_exception(ConnectionResetError(_LOST))
+        if self._closed:
+            return
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
+        lived = asyncio.get_running_loop().time() - began_s >= SETTLED_S
+        self._failures = 1 if lived else self._failures + 1
+        self._report_all_lost()
+        await asyncio.sleep(0.0 if self._failures == 1 else restart_in_s(self._failures - 1))
+        if not self._closed:
+            try:
+                await self._connected()
+            except (OSError, RuntimeError):  # the next call tries again, and raises
+                logger.exception("no supervisor could be started")
+
+    def _report(self, ended: Ended) -> None:
+        gone = ended.replica or ended.dispatcher
+        assert gone is not None
+        name = gone.replica if isinstance(gone, ReplicaExit) else gone.dispatcher
+        if isinstance(gone, DispatcherExit):
+            self._incarnations[name] = gone.incarnation + 1
+        logger.log(logging.INFO if gone.expected else logging.WARNING, "%s ended: %s", name, gone.reason)
+        self._exits.put_nowait(gone)
+
+    def _report_all_lost(self) -> None:
+        logger.error("%s", _LOST)
+        for seen in self._replicas:
+            self._exits.put_nowait(ReplicaExit(seen.replica, seen.stage, seen.hardware, -9, False, _LOST, 0.0))
+        self._replicas = ()
+        for specs in self._dispatched.values():
+            for spec in specs:
+                name, incarnation = spec.dispatcher, self._incarnations[spec.dispatcher]
+                self._exits.put_nowait(
+                    DispatcherExit(name, spec.routes.stage, spec.slot, incarnation, -9, False, _LOST, restarted=True)
                 )
-        except OSError as error:
-            launch.close()
-            self._places.ended(place, 127, f"could not be started: {error}")
-            return
-        place.pid = process.pid
-        if spec.isolation.forked:
-            place.way = "fork" if forked else "alone"
-        own = self._processes[place] = _Process(
-            process, os.pidfd_open(process.pid), launch, log, cores, pinned, spec.hardware, devices
-        )
-        launch.started(process.pid)
-        asyncio.get_running_loop().add_reader(own.pidfd, self._reap, place)
-        # One line, far smaller than a pipe holds, so this does not wait for the child. The pipe stays open: its
-        # end tells the replica that nobody looks after it any more. One that has ended already breaks it, which
-        # is told as its exit.
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(encode(msgspec.structs.replace(spec, replica=place.replica)) + b"\n")
-            process.stdin.flush()
-        logger.info("replica %s started, process %d", place.replica, process.pid)
-
-    def _devices_for(self, hardware: Hardware) -> tuple[str, ...] | None:
-        if not hardware.gpus:
-            return ()
-        if self._devices is None:
-            self._devices = machine_devices()
-        taken = [(other.hardware, other.devices) for other in self._processes.values()]
-        return devices_for(hardware, self._devices, taken)
-
-    def _signal(self, place: Place, number: signal.Signals) -> None:
-        if place.held_up:
-            self._places.ended(place, 0, "had no device yet")
-        elif (own := self._processes.get(place)) is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(own.pidfd, number)  # never hits another process that got the same pid
-
-    def _reap(self, place: Place) -> None:
-        """The process has ended: take its exit code, and tell."""
-        own = self._processes.pop(place)
-        asyncio.get_running_loop().remove_reader(own.pidfd)
-        os.close(own.pidfd)
-        assert own.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            own.process.stdin.close()
-        code = own.process.wait()
-        overran = own.launch.overran
-        own.launch.close()
-        tail = "" if code == 0 else _tail(own.log)
-        if code == 0 and own.log.stat().st_size == 0:
-            own.log.unlink()  # nothing to read
-        else:
-            self._keep_few(place.stage, own.log)
-        self._places.ended(place, code, _reason(code, tail, overran, own.log), tail)
-        for other in self._places.all if own.devices else ():
-            if other.held_up and other.running:
-                self._start(other)
-
-    def _keep_few(self, stage: str, log: Path) -> None:
-        logs = self._dead_logs.setdefault(stage, deque())
-        logs.append(log)
-        if len(logs) > _DEAD_LOGS:
-            logs.popleft().unlink(missing_ok=True)
-
-
-def _reason(code: int, tail: str, overran: str, log: Path) -> str:
-    if code <= 0:
-        return f"{reason_of(code)}: {overran}" if overran else reason_of(code)
-    said = tail.splitlines()[-1].strip() if tail else "it wrote nothing"
-    return f"{reason_of(code)}: {said} (log: {log})"
-
-
-def _tail(log: Path) -> str:
-    """The last lines of a log that are not empty."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join([line[:_LONGEST_LINE] for line in lines if line.strip()][-_TAIL_LINES:])
+                self._incarnations[name] = incarnation + 1

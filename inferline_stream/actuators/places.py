@@ -1,7 +1,4 @@
-"""The places that replicas fill: who is wanted, who retires, and when a dead one is started again.
-
-What a replica is, a process, an actor or nothing at all, is the business of whoever uses this.
-"""
+"""The places that replicas fill: which are wanted, which retire, and when a dead one is started again."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import Literal
 
 from inferline_stream.actuators.actuator import (
     SETTLED_S,
+    DispatcherExit,
     ObservedReplica,
     ReplicaExit,
     Way,
@@ -31,7 +29,7 @@ class Place:
     Args:
         stage: it runs.
         hardware: it runs on.
-        replica: its name; given anew at each start.
+        replica: its name, a new one at each start.
         running: whether it was started and has not ended.
         pid: its process, where known.
         pending: why it does not run yet although it was started; empty if it does.
@@ -77,10 +75,12 @@ class Place:
 
 
 class Places:
-    """What every actuator on this side of a cluster's own does with places; see `Actuator` for the promises.
+    """Keeps the places of an actuator; see `Actuator` for the promises.
 
     Args:
+        exits: takes the exits.
         start: called with a place to fill: names the replica, and later calls `ended`, perhaps at once.
+        leave: asks a running replica to finish its batch and end.
         terminate: asks a running replica to end; it is given ``kill_after_s``.
         kill: ends one at once. Both must lead to `ended`.
         drain_timeout_s: time a retiring replica has to end by itself.
@@ -89,19 +89,22 @@ class Places:
 
     def __init__(
         self,
+        exits: asyncio.Queue[ReplicaExit | DispatcherExit],
         start: Callable[[Place], None],
+        leave: Callable[[Place], None],
         terminate: Callable[[Place], None],
         kill: Callable[[Place], None],
         *,
         drain_timeout_s: float,
         kill_after_s: float,
     ) -> None:
+        self._exits = exits
         self._begin = start
+        self._ask_to_leave = leave
         self._ask_to_end = terminate
         self._kill = kill
         self._drain_timeout_s = drain_timeout_s
         self._kill_after_s = kill_after_s
-        self._exits: asyncio.Queue[ReplicaExit] = asyncio.Queue()
         self._changed = asyncio.Event()
         self.all: list[Place] = []
         """Oldest first."""
@@ -128,10 +131,6 @@ class Places:
         """As `Actuator.capacity`."""
         return placed(self.observe(), asyncio.get_running_loop().time())
 
-    async def next_exit(self) -> ReplicaExit:
-        """As `Actuator.next_exit`."""
-        return await self._exits.get()
-
     async def drain(self, deadline_s: float) -> None:
         """As `Actuator.drain`."""
         for place in list(self.all):
@@ -140,8 +139,16 @@ class Places:
             self._changed.clear()
             await self._changed.wait()
 
-    def ended(self, place: Place, code: int, reason: str, tail: str = "") -> None:
-        """A replica has ended: tell, and fill its place again unless it was to go."""
+    def ended(self, place: Place, code: int, reason: str, tail: str = "", *, at_once: bool = False) -> None:
+        """Report that a replica has ended, and fill its place again unless it was to go.
+
+        Args:
+            place: of the replica.
+            code: its exit code.
+            reason: in words.
+            tail: the last lines that it wrote.
+            at_once: whether to start the next one without a wait, unless this one did not live long either.
+        """
         loop = asyncio.get_running_loop()
         if place._timer is not None:
             place._timer.cancel()
@@ -153,7 +160,7 @@ class Places:
         else:
             place.restarts += 1
             place.failures = 1 if loop.time() - place.started_s >= SETTLED_S else place.failures + 1
-            delay_s = restart_in_s(place.failures)
+            delay_s = 0.0 if at_once and place.failures == 1 else restart_in_s(place.failures)
             logger.warning("replica %s ended: %s; restarted in %.1f s", place.replica, reason, delay_s)
         self._exits.put_nowait(
             ReplicaExit(place.replica, place.stage, place.hardware, code, place.retiring, reason, delay_s, tail)
@@ -173,11 +180,13 @@ class Places:
         loop = asyncio.get_running_loop()
         if place.retiring and place._timer is not None and place._timer.when() <= loop.time() + deadline_s:
             return  # it has to be gone sooner than that
-        place.retiring = True
+        already, place.retiring = place.retiring, True
         if place._timer is not None:
             place._timer.cancel()
         if place.running:
             place._timer = loop.call_later(0.0 if place.held_up else deadline_s, self._terminate, place)
+            if not already:
+                self._ask_to_leave(place)
         else:
             self._forget(place)
 

@@ -1,12 +1,14 @@
-"""Stands in for a replica: its stage's name says how it behaves. SIGUSR1 is the end of a drain."""
+"""Stands in for a replica: its stage's name says how it behaves. SIGUSR1 is the end of its last batch."""
 
 import json
 import os
 import signal
+import socket
 import sys
 import time
 
-spec = json.loads(sys.stdin.buffer.readline())
+channel = socket.socket(fileno=int(sys.argv[-1]))
+spec = json.loads(channel.recv(65536))
 if spec["stage"] == "broken":
     raise RuntimeError("the model file is missing")
 if spec["stage"] == "loud":

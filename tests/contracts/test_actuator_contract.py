@@ -9,9 +9,10 @@ from typing import Protocol
 
 import pytest
 
-from inferline_stream.actuators.actuator import Actuator, ObservedReplica, ReplicaExit
+from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedReplica, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.dataplane.protocol import ReplicaSpec
+from inferline_stream.dataplane.routes import Routes
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.testing.actuator import FakeActuator
 
@@ -19,8 +20,17 @@ DEADLINE_S = 30.0
 KINDS = catalogue()
 
 
-def template(stage: str, hardware: str) -> ReplicaSpec:
-    return ReplicaSpec("", stage, "/nowhere/topology.py", "", "127.0.0.1:1", KINDS[hardware], 1)
+SPECS = {
+    (stage, hardware): ReplicaSpec("", stage, "/nowhere/topology.py", KINDS[hardware])
+    for stage in ("a", "b", "stubborn")
+    for hardware in ("cpu-1", "emulated-cpu")
+}
+
+
+def dispatcher(name: str, slot: int = 0) -> DispatcherSpec:
+    stage = name.split("-", maxsplit=1)[0]
+    routes = Routes("p", "", stage, "in", "out", (stage,), (), (), True, 1.0, "process", b"1")
+    return DispatcherSpec(name, slot, routes, "127.0.0.1:1")
 
 
 class Subject(Protocol):
@@ -35,7 +45,13 @@ class Subject(Protocol):
 class Local:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.actuator = LocalActuator(template, folder, drain_timeout_s=1.0, kill_after_s=0.3, module="replica_double")
+        self.actuator = LocalActuator(
+            folder,
+            drain_timeout_s=1.0,
+            kill_after_s=0.3,
+            replica_module="replica_double",
+            dispatcher_module="inferline_stream.testing.dispatcher",
+        )
 
     async def crash(self, replica: ObservedReplica) -> None:
         os.kill(replica.pid, signal.SIGKILL)
@@ -65,6 +81,7 @@ async def subject(
 ) -> AsyncIterator[Subject]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     made: Subject = Local(tmp_path) if request.param == "local" else Fake()
+    await made.actuator.know(SPECS)
     yield made
     async with asyncio.timeout(DEADLINE_S):
         await made.actuator.aclose()
@@ -76,7 +93,16 @@ async def seen(subject: Subject, state: str = "running") -> list[ObservedReplica
 
 async def next_exit(subject: Subject) -> ReplicaExit:
     async with asyncio.timeout(DEADLINE_S):
-        return await subject.actuator.next_exit()
+        gone = await subject.actuator.next_exit()
+    assert isinstance(gone, ReplicaExit)
+    return gone
+
+
+async def next_dispatcher_exit(subject: Subject) -> DispatcherExit:
+    async with asyncio.timeout(DEADLINE_S):
+        gone = await subject.actuator.next_exit()
+    assert isinstance(gone, DispatcherExit)
+    return gone
 
 
 async def test_scale_starts_exactly_the_replicas_asked_for(subject: Subject) -> None:
@@ -230,3 +256,59 @@ async def test_fewer_than_none_is_refused(subject: Subject) -> None:
 async def test_a_kind_whose_replicas_have_places_has_no_limit(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 2)
     assert await subject.actuator.capacity() == {}
+
+
+async def test_exactly_the_dispatchers_that_are_listed_run(subject: Subject) -> None:
+    await subject.actuator.dispatch("a", [dispatcher("a-0-x"), dispatcher("a-1-x", 1)])
+    await subject.actuator.dispatch("b", [dispatcher("b-0-x")])
+    before = await subject.actuator.dispatchers()
+    assert [(d.dispatcher, d.stage, d.slot, d.incarnation, d.state) for d in before] == [
+        ("a-0-x", "a", 0, 1, "running"),
+        ("a-1-x", "a", 1, 1, "running"),
+        ("b-0-x", "b", 0, 1, "running"),
+    ]
+    await subject.actuator.dispatch("a", [dispatcher("a-0-x"), dispatcher("a-1-x", 1)])
+    assert await subject.actuator.dispatchers() == before
+
+
+async def test_a_dispatcher_that_is_listed_no_longer_ends_and_its_name_is_not_used_again(subject: Subject) -> None:
+    await subject.actuator.dispatch("a", [dispatcher("a-0-x")])
+    await subject.actuator.dispatch("a", [])
+    gone = await next_dispatcher_exit(subject)
+    assert (gone.dispatcher, gone.expected, gone.restarted) == ("a-0-x", True, False)
+    await subject.actuator.dispatch("a", [dispatcher("a-0-x")])
+    assert await subject.actuator.dispatchers() == ()
+
+
+async def test_a_replaced_dispatcher_is_started_again_under_its_name(subject: Subject) -> None:
+    await subject.actuator.dispatch("a", [dispatcher("a-0-x")])
+    await subject.actuator.replace_dispatcher("never-heard-of")
+    await subject.actuator.replace_dispatcher("a-0-x")
+    gone = await next_dispatcher_exit(subject)
+    assert (gone.incarnation, gone.expected, gone.restarted) == (1, False, True)
+    async with asyncio.timeout(DEADLINE_S):
+        while [d.incarnation for d in await subject.actuator.dispatchers() if d.pid] != [2]:
+            await asyncio.sleep(0.01)
+
+
+async def test_drain_stops_dispatchers_before_it_retires_replicas(subject: Subject) -> None:
+    await subject.actuator.scale("a", "cpu-1", 1)
+    await subject.actuator.dispatch("a", [dispatcher("a-0-x")])
+    (replica,) = await seen(subject)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(subject.actuator.drain(DEADLINE_S))
+        await asyncio.sleep(0)
+        if isinstance(subject, Fake):
+            subject.actuator.finish("a-0-x")
+        assert (await next_dispatcher_exit(subject)).expected
+        async with asyncio.timeout(DEADLINE_S):
+            while not await seen(subject, "retiring"):
+                await asyncio.sleep(0.01)
+        await subject.finish(replica)
+        assert (await next_exit(subject)).expected
+    assert await subject.actuator.observe() == ()
+
+
+async def test_a_stage_and_kind_that_is_not_known_is_refused(subject: Subject) -> None:
+    with pytest.raises(ValueError, match="no replica is known"):
+        await subject.actuator.scale("a", "gpu-t4", 1)

@@ -200,10 +200,7 @@ async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
-    kinds = {"t4": T4, "cpu-1": CPU}
-
-    def template(stage: str, hardware: str) -> ReplicaSpec:
-        return ReplicaSpec("", stage, "/nowhere/topology.py", "", "127.0.0.1:1", kinds[hardware], 1)
+    kinds = {("a", "t4"): T4, ("b", "cpu-1"): CPU}
 
     def sees(pid: int | None) -> str:
         deadline_s, environ = time.monotonic() + 5, ""
@@ -213,8 +210,9 @@ async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(
 
     two = (Device("GPU-a", "Tesla T4"), Device("GPU-b", "Tesla T4"))
     async with LocalActuator(
-        template, tmp_path, drain_timeout_s=0.0, kill_after_s=0.3, module="replica_double", devices=two
+        tmp_path, drain_timeout_s=0.0, kill_after_s=0.3, replica_module="replica_double", devices=two
     ) as actuator:
+        await actuator.know({key: ReplicaSpec("", key[0], "/nowhere/topology.py", kind) for key, kind in kinds.items()})
         await actuator.scale("a", "t4", 3)
         await actuator.scale("b", "cpu-1", 1)
         first, second, third, other = await actuator.observe()
@@ -229,10 +227,8 @@ async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(
 
 
 async def test_one_that_still_waits_for_a_gpu_leaves_at_once(tmp_path: Path) -> None:
-    def template(stage: str, hardware: str) -> ReplicaSpec:
-        return ReplicaSpec("", stage, "/nowhere/topology.py", "", "127.0.0.1:1", T4, 1)
-
-    async with asyncio.timeout(DEADLINE_S), LocalActuator(template, tmp_path, devices=()) as actuator:
+    async with asyncio.timeout(DEADLINE_S), LocalActuator(tmp_path, devices=()) as actuator:
+        await actuator.know({("a", "t4"): ReplicaSpec("", "a", "/nowhere/topology.py", T4)})
         await actuator.scale("a", "t4", 1)
         await actuator.scale("a", "t4", 0)
         gone = await actuator.next_exit()

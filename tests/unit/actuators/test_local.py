@@ -1,67 +1,102 @@
-"""Local processes: how they are started, what they are told, and that none is left behind."""
+"""The local actuator's supervisor: it outlives its controller, and nothing outlives it."""
+
+from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.dataplane.protocol import ReplicaSpec
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation import bootstrap
 from inferline_stream.pipeline.hardware import Hardware
 
 DOUBLES = Path(__file__).parents[2] / "contracts"
-DEADLINE_S = 10.0
+DEADLINE_S = 20.0
+TOPOLOGY = """
+from inferline_stream import Pipeline, Stage, Topic
+
+def work(numbers: list[int]) -> list[int]:
+    return numbers
+
+stage = Stage("work", work, hardware=["kind"])
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
+"""
 
 
-def actuator(folder: Path, cores: float = 1.0, **arguments: float) -> LocalActuator:
-    def template(stage: str, hardware: str) -> ReplicaSpec:
-        kind = Hardware(hardware, 0.1, cores=cores)
-        return ReplicaSpec("", stage, "/nowhere/topology.py", "", "127.0.0.1:1", kind, 4)
-
-    return LocalActuator(template, folder, kill_after_s=0.3, module="replica_double", **arguments)
+def spec(topology: str = "/nowhere/topology.py", stage: str = "patient", cores: float = 1.0) -> ReplicaSpec:
+    return ReplicaSpec("", stage, topology, Hardware("kind", 0.1, cores=cores))
 
 
-@pytest.fixture(autouse=True)
-def doubles_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+@asynccontextmanager
+async def doubles(
+    folder: Path, *stages: str, cores: float = 1.0, monkeypatch: pytest.MonkeyPatch, **arguments: Any
+) -> AsyncIterator[LocalActuator]:
+    """An actuator whose replicas are doubles that behave as their stage's name says."""
     monkeypatch.setenv("PYTHONPATH", str(DOUBLES))
+    actuator = LocalActuator(folder, kill_after_s=0.3, replica_module="replica_double", **arguments)
+    async with actuator:
+        await actuator.know({(stage, "kind"): spec(stage=stage, cores=cores) for stage in stages})
+        yield actuator
 
 
-async def told(folder: Path, replica: str) -> dict[str, object]:
+async def until(holds: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not holds():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not in {DEADLINE_S} s: {what}") from None
+
+
+async def told(folder: Path, replica: str) -> dict[str, Any]:
+    log = folder / f"{replica}.log"
+    await until(lambda: log.exists() and log.read_text().endswith("\n"), f"{replica} has said something")
+    answer: dict[str, Any] = eval(log.read_text(), {"true": True, "false": False})
+    return answer
+
+
+async def next_exit(actuator: LocalActuator) -> ReplicaExit | DispatcherExit:
     async with asyncio.timeout(DEADLINE_S):
-        while not (log := folder / f"{replica}.log").exists() or not log.read_text().endswith("\n"):
-            await asyncio.sleep(0.01)
-    result: dict[str, object] = json.loads(log.read_text())
-    return result
+        return await actuator.next_exit()
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(0.25, "1"), (1.0, "1"), (2.0, "2")])
-async def test_a_replica_is_told_its_name_and_kept_to_its_threads(tmp_path: Path, cores: float, threads: str) -> None:
-    async with actuator(tmp_path, cores) as local:
+async def test_a_replica_is_told_its_name_and_kept_to_its_threads(
+    tmp_path: Path, cores: float, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with doubles(tmp_path, "telling", cores=cores, monkeypatch=monkeypatch) as local:
         await local.scale("telling", "kind", 1)
         (seen,) = await local.observe()
         answer = await told(tmp_path, seen.replica)
-    assert answer["replica"] == seen.replica
-    assert answer["threads"] == threads
-    assert answer["parent"] == os.getpid()
+        assert answer["parent"] == local.supervisor_pid
+    assert (answer["replica"], answer["threads"], answer["session"]) == (seen.replica, threads, True)
 
 
-async def test_ctrl_c_in_the_terminal_does_not_reach_replicas(tmp_path: Path) -> None:
-    async with actuator(tmp_path) as local:
-        await local.scale("telling", "kind", 1)
-        (seen,) = await local.observe()
-        assert (await told(tmp_path, seen.replica))["session"] is True
-
-
-async def test_replicas_of_one_core_get_different_cores_while_there_are_enough(tmp_path: Path) -> None:
+async def test_replicas_of_one_core_get_different_cores_while_there_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = os.sched_getaffinity(0)
-    async with actuator(tmp_path) as local:
+    async with doubles(tmp_path, "telling", monkeypatch=monkeypatch) as local:
         await local.scale("telling", "kind", len(machine))
         answers = [await told(tmp_path, seen.replica) for seen in await local.observe()]
         assert sorted(core for answer in answers for core in answer["cores"]) == sorted(machine)
@@ -70,98 +105,134 @@ async def test_replicas_of_one_core_get_different_cores_while_there_are_enough(t
         assert oversubscribed["cores"] == sorted(machine)
 
 
-async def test_a_failing_replica_is_explained_by_its_last_words(tmp_path: Path) -> None:
-    async with actuator(tmp_path) as local:
-        await local.scale("broken", "kind", 1)
-        async with asyncio.timeout(DEADLINE_S):
-            gone = await local.next_exit()
-        assert gone.exit_code == 1
-        assert gone.reason == (
-            f"exit code 1: RuntimeError: the model file is missing (log: {tmp_path / gone.replica}.log)"
-        )
-        assert gone.tail.startswith("Traceback (most recent call last):")
-
-
-async def test_what_a_dying_replica_prints_without_end_fills_neither_a_message_nor_the_folder(
+async def test_a_failing_replica_is_explained_by_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inferline_stream.actuators.local._DEAD_LOGS", 2)
-    monkeypatch.setattr("inferline_stream.actuators.places.restart_in_s", lambda failures: 0.01)
-    async with actuator(tmp_path) as local:
+    async with doubles(tmp_path, "broken", monkeypatch=monkeypatch) as local:
+        await local.scale("broken", "kind", 1)
+        gone = await next_exit(local)
+    assert isinstance(gone, ReplicaExit)
+    assert gone.exit_code == 1
+    assert gone.reason == f"exit code 1: RuntimeError: the model file is missing (log: {tmp_path / gone.replica}.log)"
+    assert gone.tail.startswith("Traceback (most recent call last):")
+
+
+async def test_what_a_dying_replica_prints_without_end_does_not_fill_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with doubles(tmp_path, "loud", monkeypatch=monkeypatch) as local:
         await local.scale("loud", "kind", 1)
-        async with asyncio.timeout(DEADLINE_S):
-            gone = [await local.next_exit() for _ in range(4)]
-        assert all(len(one.reason) < 500 and len(one.tail) < 5000 for one in gone)
-        logs = {path.stem for path in tmp_path.glob("loud-*.log")}
-        assert {one.replica for one in gone[-2:]} <= logs
-        assert not {one.replica for one in gone[:2]} & logs
+        gone = await next_exit(local)
+    assert len(gone.reason) < 500
+    assert len(gone.tail) < 5000
 
 
-async def test_a_replica_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    async with actuator(tmp_path, drain_timeout_s=0.0) as local:
+async def test_a_replica_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with doubles(tmp_path, "stubborn", monkeypatch=monkeypatch, drain_timeout_s=0.0) as local:
         await local.scale("stubborn", "kind", 1)
         (seen,) = await local.observe()
-        async with asyncio.timeout(DEADLINE_S):
-            while not (tmp_path / f"{seen.replica}.log").read_text():
-                await asyncio.sleep(0.01)
-            await local.scale("stubborn", "kind", 0)
-            assert (await local.next_exit()).exit_code == -signal.SIGKILL
+        log = tmp_path / f"{seen.replica}.log"
+        await until(lambda: log.exists() and bool(log.read_text()), "the replica is up")
+        await local.scale("stubborn", "kind", 0)
+        assert (await next_exit(local)).exit_code == -signal.SIGKILL
 
 
-async def test_a_module_that_is_missing_is_told_and_tried_again(tmp_path: Path) -> None:
-    local = actuator(tmp_path)
-    local._module = "no_such_module"
-    async with local, asyncio.timeout(DEADLINE_S):
-        await local.scale("a", "kind", 1)
-        gone = await local.next_exit()
-    assert "No module named no_such_module" in gone.reason
-    assert gone.restart_in_s == pytest.approx(0.1)
+async def test_a_stage_that_nobody_has_described_is_refused(tmp_path: Path) -> None:
+    async with LocalActuator(tmp_path) as local:
+        with pytest.raises(ValueError, match="call know"):
+            await local.scale("a", "kind", 1)
 
 
-SUPERVISOR = """
+async def pool(root: Path, **arguments: Any) -> tuple[LocalActuator, str]:
+    """An actuator with a stand-in for a dispatcher and a real replica that has answered it."""
+    topology = root / "topology.py"
+    topology.write_text(TOPOLOGY)
+    local = LocalActuator(
+        root / "logs", drain_timeout_s=5.0, dispatcher_module="inferline_stream.testing.dispatcher", **arguments
+    )
+    routes = routes_of(load_topology(topology), "work")
+    await local.know({("work", "kind"): spec(str(topology), "work", cores=0)})
+    await local.dispatch("work", [DispatcherSpec("work-0-a", 0, routes, "127.0.0.1:9")])
+    await local.scale("work", "kind", 1)
+    await answered(root, 1)
+    (seen,) = await local.observe()
+    return local, seen.replica
+
+
+async def answered(folder: Path, times: int) -> None:
+    log = folder / "logs" / "work-0-a.log"
+    await until(lambda: log.exists() and log.read_text().count("results") >= times, f"{times} batches were run")
+
+
+async def pids_of(local: LocalActuator) -> list[int]:
+    seen = [*(await local.observe()), *(await local.dispatchers())]
+    return [each.pid for each in seen if each.pid is not None]
+
+
+async def test_nothing_outlives_a_killed_supervisor_and_all_is_started_again(tmp_path: Path) -> None:
+    local, replica = await pool(tmp_path)
+    async with local:
+        pids = await pids_of(local)
+        assert local.supervisor_pid is not None
+        os.kill(local.supervisor_pid, signal.SIGKILL)
+        first, second = await next_exit(local), await next_exit(local)
+        assert isinstance(first, ReplicaExit)
+        assert isinstance(second, DispatcherExit)
+        assert (first.replica, second.dispatcher, second.incarnation) == (replica, "work-0-a", 1)
+        await until(lambda: not any(map(alive, pids)), f"none of {pids} lives")
+        await answered(tmp_path, 2)
+        (dispatcher,) = await local.dispatchers()
+        assert dispatcher.incarnation == 2
+
+
+CONTROLLER = """
 import asyncio, sys
 from pathlib import Path
-from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.dataplane.protocol import ReplicaSpec
-from inferline_stream.pipeline.hardware import Hardware
-
-def template(stage, hardware):
-    return ReplicaSpec("", stage, "/nowhere/topology.py", "", "127.0.0.1:1", Hardware(hardware, 0.1), 4)
+from tests.unit.actuators.test_local import pids_of, pool
 
 async def main():
-    local = LocalActuator(template, Path(sys.argv[1]), module="replica_double")
-    await local.scale("patient", "kind", 2)
-    print(*[seen.pid for seen in await local.observe()], flush=True)
-    await asyncio.sleep(60)
+    folder = Path(sys.argv[1])
+    local, _ = await pool(folder, folder=folder / "run", identity="one", orphan_s=float(sys.argv[2]))
+    print(local.supervisor_pid, *await pids_of(local), flush=True)
+    await asyncio.sleep(600)
 
 asyncio.run(main())
 """
 
 
-def test_no_replica_outlives_a_killed_supervisor(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SUPERVISOR, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
-        assert supervisor.stdout is not None
-        pids = [int(pid) for pid in supervisor.stdout.readline().split()]
-        assert len(pids) == 2
-        deadline_s = time.monotonic() + DEADLINE_S
-        while sum(log.read_text() == "up\n" for log in tmp_path.glob("*.log")) < 2:
-            assert time.monotonic() < deadline_s, "the replicas did not come up"
-            time.sleep(0.02)
-        assert all(alive(pid) for pid in pids)
-        supervisor.kill()
-    deadline_s = time.monotonic() + DEADLINE_S
-    while any(alive(pid) for pid in pids):
-        assert time.monotonic() < deadline_s, f"one of {pids} outlived its supervisor"
-        time.sleep(0.02)
+def killed_controller(folder: Path, orphan_s: float) -> list[int]:
+    """Processes that a controller has left that was killed: the supervisor's, then its children's."""
+    command = [sys.executable, "-c", CONTROLLER, str(folder), str(orphan_s)]
+    root = str(Path(__file__).parents[3])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as controller:
+        assert controller.stdout is not None
+        pids = [int(pid) for pid in controller.stdout.readline().split()]
+        controller.kill()
+    return pids
 
 
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that is only waiting to be reaped by init does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+async def test_a_supervisor_without_a_controller_drains_and_ends(tmp_path: Path) -> None:
+    pids = await asyncio.to_thread(killed_controller, tmp_path, 0.1)
+    assert len(pids) == 3
+    await until(lambda: not any(map(alive, pids)), f"none of {pids} lives")
+    assert "stopped" in (tmp_path / "logs" / "work-0-a.log").read_text()
+
+
+async def test_the_next_controller_adopts_what_the_last_one_has_left(tmp_path: Path) -> None:
+    supervisor, *pids = await asyncio.to_thread(killed_controller, tmp_path, 60.0)
+    async with LocalActuator(tmp_path / "logs", folder=tmp_path / "run", identity="one") as local:
+        assert sorted(await pids_of(local)) == sorted(pids)
+        assert local.supervisor_pid == supervisor
+    await until(lambda: not any(map(alive, [supervisor, *pids])), "closing ends what was adopted")
+
+
+async def test_a_controller_of_another_kind_gets_a_supervisor_of_its_own(tmp_path: Path) -> None:
+    supervisor, *pids = await asyncio.to_thread(killed_controller, tmp_path, 60.0)
+    async with LocalActuator(tmp_path / "logs", folder=tmp_path / "run", identity="two") as local:
+        assert await pids_of(local) == []
+        assert local.supervisor_pid != supervisor
+        await until(lambda: not any(map(alive, [supervisor, *pids])), "the old one has drained")
+        assert (tmp_path / "run" / "supervisor.sock").exists()
 
 
 def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:

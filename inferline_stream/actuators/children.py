@@ -1,0 +1,301 @@
+"""The supervisor's child processes: how they are started, watched by pidfd, and what is kept for each until it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferline_stream.actuators.affinity import cores_for
+from inferline_stream.actuators.devices import Device, devices_for
+from inferline_stream.actuators.fork_servers import Forked, ForkServers
+from inferline_stream.actuators.nvml import devices as machine_devices
+from inferline_stream.actuators.relay import Relay
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec, encode_spec
+from inferline_stream.isolation.confinement import confined, dispatcher_confinement
+from inferline_stream.isolation.containers import RUNTIMES
+from inferline_stream.isolation.launch import Launch
+from inferline_stream.pipeline.hardware import Hardware
+
+logger = logging.getLogger(__name__)
+
+REPLICA_MODULE = "inferline_stream.dataplane.replica"
+DISPATCHER_MODULE = "inferline_stream.dataplane.dispatcher"
+
+_TAIL_BYTES = 8192
+_TAIL_LINES = 15
+_LONGEST_LINE = 300
+_DEAD_LOGS = 10
+"""Of each stage: one that dies again and again would otherwise fill the disk with its last words."""
+
+
+class NoDevice(Exception):
+    """Every device of the kind is taken."""
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """A replica's or dispatcher's process, and what belongs to it."""
+
+    name: str
+    stage: str
+    process: subprocess.Popen[bytes] | Forked
+    pidfd: int
+    launch: Launch
+    log: Path
+    log_start: int
+    """Size of its log when it was started."""
+    channel: socket.socket | None = None
+    """To the process, SOCK_SEQPACKET; a replica in a container has none."""
+    relay: Relay | None = None
+    """Of a replica in a container."""
+    cores: float = 0.0
+    pinned: frozenset[int] = frozenset()
+    hardware: Hardware | None = None
+    devices: tuple[str, ...] = ()
+
+    @property
+    def forked(self) -> bool:
+        """Whether it was forked by a fork server."""
+        return isinstance(self.process, Forked)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal it; never another process that was given the same number."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def send(self, data: bytes, *files: int) -> None:
+        """Send a datagram over its channel; a child that has stopped reading is killed."""
+        if self.channel is None:
+            return
+        try:
+            socket.send_fds(self.channel, [data], files)
+        except BlockingIOError:
+            logger.warning("%s does not read its channel: killed", self.name)
+            self.signal(signal.SIGKILL)
+        except OSError:
+            pass  # it has ended, which its pidfd says
+
+
+class Children:
+    """Starts processes and reports their ends. Must be used and closed within one event loop.
+
+    Args:
+        log_folder: for the files that hold what they print.
+        ended: called with each child that has ended, its exit code, a reason in words and its last lines.
+        devices: GPUs that replicas may be given; by default those of this machine, looked for when one is needed.
+        replica_module: what a replica's process runs as ``__main__``.
+        dispatcher_module: likewise.
+    """
+
+    def __init__(
+        self,
+        log_folder: Path,
+        ended: Callable[[Child, int, str, str], None],
+        *,
+        devices: tuple[Device, ...] | None = None,
+        replica_module: str = REPLICA_MODULE,
+        dispatcher_module: str = DISPATCHER_MODULE,
+    ) -> None:
+        self.all: list[Child] = []
+        self._log_folder = log_folder
+        self._ended = ended
+        self._devices = devices
+        self._modules = (replica_module, dispatcher_module)
+        self._fork_servers = ForkServers()
+        self._dead_logs: dict[str, deque[Path]] = {}
+        self._machine = os.sched_getaffinity(0)
+
+    def start_replica(self, spec: ReplicaSpec) -> Child:
+        """Start a replica.
+
+        Raises:
+            NoDevice: its GPU is not free.
+            InvalidTopology: its isolation needs what this machine does not have.
+            OSError: the process could not be started.
+        """
+        devices = self._devices_for(spec.hardware)
+        cores = spec.hardware.cores
+        pinned = cores_for(cores, self._machine, [(other.cores, other.pinned) for other in self.all])
+        launch = Launch(
+            self._modules[0], confined(spec.isolation, spec.topology, spec.hardware), cores=cores, pinned=pinned
+        )
+        # A replica sees its own devices, and one without a GPU sees none: it would otherwise take memory on each.
+        launch.environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        if spec.isolation.level in RUNTIMES:
+            child = self._contained(spec, launch)
+        else:
+            child = self._started(
+                spec.replica,
+                spec.stage,
+                launch,
+                encode_spec(spec),
+                lambda channel, log: self._fork_servers.fork_replica(spec, launch, channel, log, pinned),
+            )
+        child.cores, child.pinned, child.hardware, child.devices = cores, pinned, spec.hardware, devices
+        return child
+
+    def start_dispatcher(self, spec: DispatcherSpec) -> Child:
+        """Start a dispatcher.
+
+        Raises:
+            OSError: the process could not be started.
+        """
+        launch = Launch(self._modules[1], dispatcher_confinement(spec.bootstrap_servers, spec.tracing), cores=1)
+        launch.environment["CUDA_VISIBLE_DEVICES"] = ""
+        own = self._modules[1] == DISPATCHER_MODULE
+        return self._started(
+            spec.dispatcher,
+            spec.routes.stage,
+            launch,
+            encode_spec(spec),
+            lambda channel, log: self._fork_servers.fork_dispatcher(launch, channel, log) if own else None,
+        )
+
+    def close(self) -> None:
+        """Kill every child and the fork servers; none is left when this returns, and their ends are not reported."""
+        self._ended = lambda *_: None
+        for child in list(self.all):
+            child.signal(signal.SIGKILL)
+            self._reap(child)
+        self._fork_servers.close()
+
+    def _started(
+        self, name: str, stage: str, launch: Launch, spec: bytes, fork: Callable[[int, object], Forked | None]
+    ) -> Child:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        try:
+            log, log_start = self._log(name)
+            with log.open("ab") as file:
+                process = fork(theirs.fileno(), file) or subprocess.Popen(
+                    [*launch.command, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=launch.environment,
+                    pass_fds=(*launch.files, theirs.fileno()),
+                    start_new_session=True,  # Ctrl-C in the terminal is for the run, which drains its children
+                )
+            child = self._watched(Child(name, stage, process, -1, launch, log, log_start, ours))
+        except OSError:
+            launch.close()
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        child.send(spec)
+        return child
+
+    def _contained(self, spec: ReplicaSpec, launch: Launch) -> Child:
+        ours, theirs = socket.socketpair()
+        try:
+            log, log_start = self._log(spec.replica)
+            with log.open("ab") as file:
+                process = subprocess.Popen(
+                    launch.command,
+                    stdin=theirs,
+                    stdout=theirs,
+                    stderr=file,
+                    env=launch.environment,
+                    start_new_session=True,
+                )
+            return self._watched(
+                Child(
+                    spec.replica,
+                    spec.stage,
+                    process,
+                    -1,
+                    launch,
+                    log,
+                    log_start,
+                    relay=Relay(ours, encode_spec(spec)),
+                )
+            )
+        except OSError:
+            launch.close()
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+
+    def _log(self, name: str) -> tuple[Path, int]:
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        log = self._log_folder / f"{name}.log"
+        return log, log.stat().st_size if log.exists() else 0
+
+    def _watched(self, child: Child) -> Child:
+        child.pidfd = os.pidfd_open(child.process.pid)
+        child.launch.started(child.process.pid)
+        self.all.append(child)
+        asyncio.get_running_loop().add_reader(child.pidfd, self._reap, child)
+        logger.info("%s started, process %d", child.name, child.process.pid)
+        return child
+
+    def _devices_for(self, hardware: Hardware) -> tuple[str, ...]:
+        if not hardware.gpus:
+            return ()
+        if self._devices is None:
+            self._devices = machine_devices()
+        taken = [(other.hardware, other.devices) for other in self.all if other.hardware is not None]
+        found = devices_for(hardware, self._devices, taken)
+        if found is None:
+            raise NoDevice(f"waits for a device that is {hardware.name}: {hardware.gpu_model or 'a GPU'}")
+        return found
+
+    def _reap(self, child: Child) -> None:
+        """Take the exit code of a child that has ended, and report it."""
+        self.all.remove(child)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(child.pidfd)
+        code = child.process.wait()
+        os.close(child.pidfd)
+        if child.channel is not None:
+            loop.remove_reader(child.channel)
+            child.channel.close()
+        if child.relay is not None:
+            child.relay.close()
+        overran = child.launch.overran
+        child.launch.close()
+        tail = "" if code == 0 else _tail(child.log, child.log_start)
+        if code == 0 and child.log.stat().st_size == 0:
+            child.log.unlink()  # nothing to read
+        else:
+            self._keep_few(child.stage, child.log)
+        self._ended(child, code, _reason(code, tail, overran, child.log), tail)
+
+    def _keep_few(self, stage: str, log: Path) -> None:
+        logs = self._dead_logs.setdefault(stage, deque())
+        if log not in logs:
+            logs.append(log)
+        if len(logs) > _DEAD_LOGS:
+            logs.popleft().unlink(missing_ok=True)
+
+
+def _reason(code: int, tail: str, overran: str, log: Path) -> str:
+    if code < 0:
+        killed = f"killed by {signal.Signals(-code).name}"
+        return f"{killed}: {overran}" if overran else killed
+    if code == 0:
+        return "ended by itself"
+    said = tail.splitlines()[-1].strip() if tail else "it wrote nothing"
+    return f"exit code {code}: {said} (log: {log})"
+
+
+def _tail(log: Path, start: int) -> str:
+    """Return the last lines of a log, from a position, that are not empty."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join([line[:_LONGEST_LINE] for line in lines if line.strip()][-_TAIL_LINES:])

@@ -1,0 +1,65 @@
+"""Which slot and number each replica of a stage has. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Member:
+    """One replica of a stage.
+
+    Args:
+        replica: its name.
+        number: its position in the pool, the smallest free one when it started.
+        slot: that it is dealt to; None while the stage has no dispatcher.
+    """
+
+    replica: str
+    number: int
+    slot: int | None = None
+
+
+class StagePool:
+    """Deals a stage's replicas evenly to its slots, and moves as few as that takes."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self._slots: tuple[int, ...] = ()
+
+    def add(self, replica: str) -> Member:
+        """Give a new replica the smallest free number, and the slot that has the fewest."""
+        taken = {member.number for member in self.members.values()}
+        member = Member(replica, next(number for number in itertools.count() if number not in taken))
+        member.slot = min(self._slots, key=lambda slot: (len(self.of(slot)), slot), default=None)
+        self.members[replica] = member
+        return member
+
+    def remove(self, replica: str) -> None:
+        """Forget a replica that has ended."""
+        self.members.pop(replica, None)
+
+    def of(self, slot: int) -> list[Member]:
+        """Return the members of a slot, lowest numbers first."""
+        return sorted((m for m in self.members.values() if m.slot == slot), key=lambda m: m.number)
+
+    def deal(self, slots: Iterable[int]) -> list[Member]:
+        """Deal the replicas to these slots; return those whose slot has changed."""
+        self._slots = tuple(sorted(set(slots)))
+        if not self._slots:
+            return []
+        size, larger = divmod(len(self.members), len(self._slots))
+        room = dict.fromkeys(self._slots, size)
+        moved = []
+        for member in sorted(self.members.values(), key=lambda m: m.number):
+            if member.slot in room and (room[member.slot] > 0 or (room[member.slot] == 0 and larger > 0)):
+                larger -= room[member.slot] == 0
+                room[member.slot] -= 1
+            else:
+                moved.append(member)
+        for member in moved:
+            member.slot = max(self._slots, key=lambda slot: (room[slot], -slot))
+            room[member.slot] -= 1
+        return moved

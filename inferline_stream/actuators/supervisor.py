@@ -1,0 +1,295 @@
+"""The supervisor: parent of a host's dispatchers and replicas. It judges by their exits, and by nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import socket
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from inferline_stream.actuators.actuator import (
+    DispatcherExit,
+    ObservedDispatcher,
+    ObservedReplica,
+    ReplicaExit,
+)
+from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE, Child, Children, NoDevice
+from inferline_stream.actuators.devices import Device
+from inferline_stream.actuators.places import Place, Places
+from inferline_stream.actuators.pool import Member, StagePool
+from inferline_stream.actuators.posts import Post, Posts
+from inferline_stream.dataplane.attachments import (
+    MAX_DATAGRAM_BYTES,
+    Attach,
+    FromSupervisor,
+    Replace,
+    Retire,
+    Serving,
+    Stop,
+    decode_from_dispatcher,
+    encode_attachment,
+)
+from inferline_stream.dataplane.replica.replica import LEAVE
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.errors import InvalidTopology
+
+logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Starts and stops this host's dispatchers and replicas, and connects them: `Actuator` within one process.
+
+    Must be used and closed within one event loop; `async with` closes it.
+
+    Args:
+        log_folder: where the files go that hold what children print.
+        drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
+        kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
+        devices: GPUs that replicas may be given; by default those of this machine.
+        replica_module: what each replica's process runs as ``__main__``.
+        dispatcher_module: likewise.
+    """
+
+    def __init__(
+        self,
+        log_folder: Path,
+        *,
+        drain_timeout_s: float = 30.0,
+        kill_after_s: float = 5.0,
+        devices: tuple[Device, ...] | None = None,
+        replica_module: str = REPLICA_MODULE,
+        dispatcher_module: str = DISPATCHER_MODULE,
+    ) -> None:
+        self._specs: dict[tuple[str, str], ReplicaSpec] = {}
+        self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
+        self._children = Children(
+            log_folder,
+            self._ended,
+            devices=devices,
+            replica_module=replica_module,
+            dispatcher_module=dispatcher_module,
+        )
+        self._places = Places(
+            self._exits,
+            self._start_replica,
+            self._leave,
+            lambda place: self._signal(place, signal.SIGTERM),
+            lambda place: self._signal(place, signal.SIGKILL),
+            drain_timeout_s=drain_timeout_s,
+            kill_after_s=kill_after_s,
+        )
+        self._posts = Posts(
+            self._exits,
+            self._start_dispatcher,
+            lambda post: self._tell(post, Stop()),
+            self._kill_dispatcher,
+            self._deal,
+            drain_timeout_s=drain_timeout_s,
+        )
+        self._replicas: dict[Child, Place] = {}
+        self._dispatchers: dict[Post, Child] = {}
+        self._pools: defaultdict[str, StagePool] = defaultdict(StagePool)
+        self._serving: dict[tuple[str, int], Child] = {}
+        self._attached: dict[str, Child] = {}
+        """Replica → the dispatcher that it is attached to."""
+        self._replaced: dict[str, str] = {}
+        """Replica → why its dispatcher wants another one."""
+
+    async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
+        """Set the templates of replicas; see `Actuator.know`."""
+        self._specs = dict(specs)
+
+    async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
+        """Ask for exactly this many replicas; see `Actuator.scale`."""
+        if replicas > 0 and (stage, hardware) not in self._specs:
+            raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
+        self._places.scale(stage, hardware, replicas, retiring)
+
+    async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
+        """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
+        self._posts.dispatch(stage, dispatchers)
+
+    async def replace_dispatcher(self, dispatcher: str) -> None:
+        """Kill a silent dispatcher and start it again; see `Actuator.replace_dispatcher`."""
+        self._posts.replace(dispatcher)
+
+    async def observe(self) -> tuple[ObservedReplica, ...]:
+        """Return every replica that was asked for and is not gone, oldest first."""
+        return self._places.observe()
+
+    async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
+        """Return every dispatcher that was asked for and is not gone, oldest first."""
+        return self._posts.observe()
+
+    async def next_exit(self) -> ReplicaExit | DispatcherExit:
+        """Wait for the next process that ends."""
+        return await self._exits.get()
+
+    async def capacity(self) -> Mapping[str, int]:
+        """Return the replicas that have a place, of each hardware kind that has none left."""
+        return self._places.capacity()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + deadline_s
+        await self._posts.drain(deadline_s)
+        await self._places.drain(max(0.0, until_s - loop.time()))
+
+    async def aclose(self) -> None:
+        """End everything now: SIGTERM, and SIGKILL to what stays; no process is left when this returns."""
+        try:
+            await self.drain(0.0)
+        finally:  # also when cancelled: nothing stays behind
+            self._children.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _start_replica(self, place: Place) -> None:
+        place.replica = f"{place.stage}-{place.hardware}-{secrets.token_hex(4)}"
+        spec = msgspec.structs.replace(self._specs[place.stage, place.hardware], replica=place.replica)
+        place.held_up, place.pending = False, ""
+        try:
+            child = self._children.start_replica(spec)
+        except NoDevice as error:
+            place.held_up, place.pending = True, str(error)
+            return
+        except InvalidTopology as error:
+            self._places.ended(place, error.exit_code, str(error))
+            return
+        except OSError as error:
+            self._places.ended(place, 127, f"could not be started: {error}")
+            return
+        place.pid = child.process.pid
+        if spec.isolation.forked:
+            place.way = "fork" if child.forked else "alone"
+        self._replicas[child] = place
+        self._attach(place.stage, self._pools[place.stage].add(place.replica))
+
+    def _start_dispatcher(self, post: Post) -> None:
+        try:
+            child = self._children.start_dispatcher(post.spec)
+        except OSError as error:
+            self._posts.ended(post, 127, f"could not be started: {error}")
+            return
+        post.pid = child.process.pid
+        self._dispatchers[post] = child
+        assert child.channel is not None
+        asyncio.get_running_loop().add_reader(child.channel, self._hear, post, child)
+
+    def _kill_dispatcher(self, post: Post) -> None:
+        self._dispatchers[post].signal(signal.SIGKILL)
+
+    def _tell(self, post: Post, message: FromSupervisor) -> None:
+        self._dispatchers[post].send(encode_attachment(message))
+
+    def _hear(self, post: Post, child: Child) -> None:
+        """Take one message of a dispatcher's."""
+        assert child.channel is not None
+        try:
+            data = child.channel.recv(MAX_DATAGRAM_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(child.channel)
+            return  # it ends, which its pidfd says
+        message = decode_from_dispatcher(data)
+        if isinstance(message, Serving):
+            self._serving[post.stage, post.spec.slot] = child
+            for member in self._pools[post.stage].of(post.spec.slot):
+                self._attach(post.stage, member)
+        elif isinstance(message, Replace):
+            self._replace(child, message)
+
+    def _replace(self, dispatcher: Child, message: Replace) -> None:
+        for child in self._replicas:
+            if child.name == message.replica and self._attached.get(child.name) is dispatcher:
+                self._replaced[child.name] = message.reason
+                child.signal(signal.SIGKILL)
+
+    def _attach(self, stage: str, member: Member) -> None:
+        """Connect a replica with the dispatcher that serves its slot, if one does, by a fresh pair of sockets."""
+        dispatcher = self._serving.get((stage, member.slot)) if member.slot is not None else None
+        replica = next((child for child in self._replicas if child.name == member.replica), None)
+        if dispatcher is None or replica is None or self._attached.get(member.replica) is dispatcher:
+            return
+        self._attached[member.replica] = dispatcher
+        ours, theirs = socket.socketpair()
+        with ours:
+            attach = Attach(member.replica, self._replicas[replica].hardware, member.number)
+            dispatcher.send(encode_attachment(attach), ours.fileno())
+        if replica.relay is not None:
+            replica.relay.connect(theirs)
+        else:
+            with theirs:
+                replica.send(b'{"type":"attach"}', theirs.fileno())
+        if self._replicas[replica].retiring:
+            self._leave(self._replicas[replica])
+
+    def _leave(self, place: Place) -> None:
+        """Have a replica finish its batch and end: by its dispatcher, which may have sent it one, or by itself."""
+        dispatcher = self._attached.get(place.replica)
+        if dispatcher is not None:
+            dispatcher.send(encode_attachment(Retire(place.replica)))
+            return
+        for child, held in self._replicas.items():
+            if held is place:
+                child.send(LEAVE)
+                if child.relay is not None:
+                    child.relay.leave()
+
+    def _deal(self, stage: str) -> None:
+        """Deal a stage's replicas to the slots that it has now."""
+        slots = self._posts.slots(stage)
+        if slots:  # one that stops, and has no successor, keeps its replicas to its end
+            for member in self._pools[stage].deal(slots):
+                self._attach(stage, member)
+
+    def _signal(self, place: Place, number: signal.Signals) -> None:
+        if place.held_up:
+            self._places.ended(place, 0, "had no device yet")
+        for child, held in self._replicas.items():
+            if held is place:
+                child.signal(number)
+
+    def _ended(self, child: Child, code: int, reason: str, tail: str) -> None:
+        place = self._replicas.pop(child, None)
+        if place is not None:
+            self._replica_ended(child, place, code, reason, tail)
+            return
+        post = next(post for post, each in self._dispatchers.items() if each is child)
+        del self._dispatchers[post]
+        if self._serving.get((post.stage, post.spec.slot)) is child:
+            del self._serving[post.stage, post.spec.slot]
+        orphans = {replica for replica, dispatcher in self._attached.items() if dispatcher is child}
+        for replica in orphans:
+            del self._attached[replica]
+        for held in self._replicas.values():
+            if held.retiring and held.replica in orphans:
+                self._leave(held)
+        self._posts.ended(post, code, reason, tail)
+
+    def _replica_ended(self, child: Child, place: Place, code: int, reason: str, tail: str) -> None:
+        self._pools[place.stage].remove(child.name)
+        self._attached.pop(child.name, None)
+        why = self._replaced.pop(child.name, "")
+        self._places.ended(place, code, why or reason, tail, at_once=bool(why))
+        for other in list(self._places.all) if child.devices else ():
+            if other.held_up and other.running:
+                self._start_replica(other)

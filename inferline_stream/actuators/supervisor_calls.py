@@ -1,0 +1,117 @@
+"""What a controller and its host's supervisor say to each other: JSON lines over a Unix socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
+from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
+from inferline_stream.actuators.devices import Device
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+
+LONGEST_LINE_BYTES = 1 << 26
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First line of a controller. A supervisor that has begun takes its identity from it and ignores the rest."""
+
+    identity: str
+    """What both must agree on; a supervisor that has another one drains and ends."""
+    log_folder: str
+    drain_timeout_s: float
+    kill_after_s: float
+    orphan_s: float
+    """How long the supervisor goes on without a controller."""
+    listen: str = ""
+    """Path of a Unix socket at which a later controller may come; empty for none."""
+    devices: tuple[Device, ...] | None = None
+    replica_module: str = REPLICA_MODULE
+    dispatcher_module: str = DISPATCHER_MODULE
+
+
+class Know(msgspec.Struct, frozen=True, tag="know"):
+    """`Actuator.know`."""
+
+    specs: list[tuple[str, str, ReplicaSpec]]
+
+
+class Scale(msgspec.Struct, frozen=True, tag="scale"):
+    """`Actuator.scale`."""
+
+    stage: str
+    hardware: str
+    replicas: int
+    retiring: list[str] = []
+
+
+class Dispatch(msgspec.Struct, frozen=True, tag="dispatch"):
+    """`Actuator.dispatch`."""
+
+    stage: str
+    dispatchers: list[DispatcherSpec]
+
+
+class ReplaceDispatcher(msgspec.Struct, frozen=True, tag="replace_dispatcher"):
+    """`Actuator.replace_dispatcher`."""
+
+    dispatcher: str
+
+
+class Observe(msgspec.Struct, frozen=True, tag="observe"):
+    """`Actuator.observe`."""
+
+
+class Dispatchers(msgspec.Struct, frozen=True, tag="dispatchers"):
+    """`Actuator.dispatchers`."""
+
+
+class Capacity(msgspec.Struct, frozen=True, tag="capacity"):
+    """`Actuator.capacity`."""
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """`Actuator.drain`."""
+
+    deadline_s: float
+
+
+class Close(msgspec.Struct, frozen=True, tag="close"):
+    """`Actuator.aclose`; the supervisor ends after its answer."""
+
+
+Call = Know | Scale | Dispatch | ReplaceDispatcher | Observe | Dispatchers | Capacity | Drain | Close
+
+
+class Request(msgspec.Struct, frozen=True, tag="request"):
+    """A call, with a number that its answer carries."""
+
+    number: int
+    call: Call
+
+
+class Reply(msgspec.Struct, frozen=True, tag="reply"):
+    """The answer to a request, or, with number 0, to `Hello`."""
+
+    number: int
+    result: Any = None
+    error: str = ""
+    """A ValueError's message, or why a hello is refused."""
+
+
+class Ended(msgspec.Struct, frozen=True, tag="ended"):
+    """One process has ended."""
+
+    replica: ReplicaExit | None = None
+    dispatcher: DispatcherExit | None = None
+
+
+decode_from_controller = msgspec.json.Decoder(Hello | Request).decode
+decode_from_supervisor = msgspec.json.Decoder(Reply | Ended).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_line(message: Hello | Request | Reply | Ended) -> bytes:
+    """One message as a line."""
+    return _encode(message) + b"\n"

@@ -1,0 +1,189 @@
+"""``python -m inferline_stream.actuators.supervisor_process FD``: the supervisor, with its first controller at FD.
+
+It serves one controller at a time, the one that came last. A controller that dies leaves it alone; without another one
+it drains and ends after a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from inferline_stream.actuators.actuator import ReplicaExit
+from inferline_stream.actuators.supervisor import Supervisor
+from inferline_stream.actuators.supervisor_calls import (
+    LONGEST_LINE_BYTES,
+    Call,
+    Capacity,
+    Close,
+    Dispatch,
+    Dispatchers,
+    Drain,
+    Ended,
+    Hello,
+    Know,
+    Observe,
+    ReplaceDispatcher,
+    Reply,
+    Request,
+    Scale,
+    decode_from_controller,
+    encode_line,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class _Process:
+    """Serves controllers until one closes it, or none comes any more."""
+
+    def __init__(self, hello: Hello) -> None:
+        self._hello = hello
+        self.supervisor = Supervisor(
+            Path(hello.log_folder),
+            drain_timeout_s=hello.drain_timeout_s,
+            kill_after_s=hello.kill_after_s,
+            devices=hello.devices,
+            replica_module=hello.replica_module,
+            dispatcher_module=hello.dispatcher_module,
+        )
+        self._listed = bool(hello.listen)
+        self._writer: asyncio.StreamWriter | None = None
+        """To the controller that came last."""
+        self._unsent: list[Ended] = []
+        self._orphaned: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.over = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a controller to the end of its connection."""
+        if self._writer is not None:
+            logger.info("another controller has come")
+            self._writer.close()
+        if self._orphaned is not None:
+            self._orphaned.cancel()
+            self._orphaned = None
+        self._writer = writer
+        writer.write(encode_line(Reply(0, os.getpid())))
+        for ended in self._unsent:
+            writer.write(encode_line(ended))
+        self._unsent.clear()
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                request = decode_from_controller(line)
+                if isinstance(request, Request):
+                    self._keep(self._answer(request, writer))
+        writer.close()
+        if self._writer is writer:
+            self._writer = None
+            logger.info("the controller is gone; without another one, all ends in %.0f s", self._hello.orphan_s)
+            loop = asyncio.get_running_loop()
+            self._orphaned = loop.call_later(self._hello.orphan_s, self.end)
+
+    async def adopt(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a controller that has come later, if it is one of ours; otherwise make room for its supervisor."""
+        hello = decode_from_controller(await reader.readline() or b'{"type":"hello"}')
+        if isinstance(hello, Hello) and hello.identity == self._hello.identity and self._ending is None:
+            await self.serve(reader, writer)
+            return
+        logger.info("a controller with another identity has come: this one drains")
+        writer.write(encode_line(Reply(0, error="another identity")))
+        writer.close()
+        self.end()
+
+    async def report(self) -> None:
+        """Report each exit to the controller, or keep it for the next one."""
+        while True:
+            gone = await self.supervisor.next_exit()
+            ended = Ended(replica=gone) if isinstance(gone, ReplicaExit) else Ended(dispatcher=gone)
+            if self._writer is None or self._writer.is_closing():
+                self._unsent.append(ended)
+            else:
+                self._writer.write(encode_line(ended))
+
+    def end(self) -> None:
+        """Drain, and end."""
+        if self._ending is None:
+            self.unlist()
+            self._ending = asyncio.create_task(self._drained())
+
+    def unlist(self) -> None:
+        """Remove the socket at which later controllers come; only once, since the next supervisor makes its own."""
+        if self._listed:
+            self._listed = False
+            Path(self._hello.listen).unlink(missing_ok=True)
+
+    async def _drained(self) -> None:
+        await self.supervisor.drain(self._hello.drain_timeout_s)
+        self.over.set()
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        try:
+            reply = Reply(request.number, await self._call(request.call))
+        except ValueError as error:
+            reply = Reply(request.number, error=str(error))
+        with contextlib.suppress(ConnectionError):
+            writer.write(encode_line(reply))
+            await writer.drain()
+        if isinstance(request.call, Close):
+            self.over.set()
+
+    async def _call(self, call: Call) -> Any:
+        supervisor = self.supervisor
+        match call:
+            case Know(specs):
+                return await supervisor.know({(stage, hardware): spec for stage, hardware, spec in specs})
+            case Scale(stage, hardware, replicas, retiring):
+                return await supervisor.scale(stage, hardware, replicas, retiring)
+            case Dispatch(stage, dispatchers):
+                return await supervisor.dispatch(stage, dispatchers)
+            case ReplaceDispatcher(dispatcher):
+                return await supervisor.replace_dispatcher(dispatcher)
+            case Observe():
+                return await supervisor.observe()
+            case Dispatchers():
+                return await supervisor.dispatchers()
+            case Capacity():
+                return await supervisor.capacity()
+            case Drain(deadline_s):
+                return await supervisor.drain(deadline_s)
+            case Close():
+                return await supervisor.aclose()
+
+
+async def _main(first: socket.socket) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=first, limit=LONGEST_LINE_BYTES)
+    hello = decode_from_controller(await reader.readline())
+    assert isinstance(hello, Hello)
+    process = _Process(hello)
+    async with process.supervisor:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.end)
+        server = None
+        if hello.listen:
+            server = await asyncio.start_unix_server(process.adopt, hello.listen, limit=LONGEST_LINE_BYTES)
+        working = [asyncio.create_task(process.report()), asyncio.create_task(process.serve(reader, writer))]
+        await process.over.wait()
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+        if server is not None:
+            server.close()
+            process.unlist()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run(_main(socket.socket(fileno=int(sys.argv[1]))))

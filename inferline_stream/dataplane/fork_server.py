@@ -1,0 +1,172 @@
+"""A process that has imported what its children need, and forks them: they start in a fraction of the time.
+
+It serves one stage's replicas, for which it has imported the topology, or dispatchers, for which it has imported their
+modules and nothing of any user's. It imports and nothing else: no event loop, no thread and no model is made before the
+fork, since none survives one. It is confined as its children are, and each of them is confined again.
+
+Its last argument is the descriptor of a channel (SOCK_SEQPACKET). The first datagram is a stage's `ReplicaSpec`, or
+`DISPATCHERS`; the answer is ``{}``, or ``{"refused": why}``. Each later one asks for a child and carries its channel,
+its log and, for a dispatcher, its name service; see `actuators.fork_servers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.replica import replica
+from inferline_stream.dataplane.replica.stage_call import StageCall
+from inferline_stream.dataplane.replica.stage_code import StageCode
+from inferline_stream.dataplane.specs import ReplicaSpec, decode_dispatcher_spec, decode_replica_spec
+from inferline_stream.errors import InferlineError
+from inferline_stream.isolation import kernel, sealing
+from inferline_stream.isolation.confinement import decoded
+
+DISPATCHERS = b"dispatchers"
+"""In place of a spec: serve dispatchers."""
+
+MAX_DATAGRAM_BYTES = 65536
+_FILES = 3
+_FIRST_OWN = 3
+
+Live = Callable[[socket.socket, socket.socket | None], int]
+"""A child's life: its channel and its name service in, its exit code out."""
+
+
+def main() -> int:
+    """Import, then fork on request until the channel ends; returns the exit code."""
+    channel = socket.socket(fileno=int(sys.argv[-1]))
+    asked = channel.recv(MAX_DATAGRAM_BYTES)
+    try:
+        live = _dispatchers() if asked == DISPATCHERS else _replicas(decode_replica_spec(asked))
+    except InferlineError as error:
+        return _refuse(channel, str(error))
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        return _refuse(channel, f"importing its code started {threads - 1} threads, which no fork would have")
+    gc.collect()
+    gc.freeze()  # pages that the collector does not touch stay shared
+    channel.send(b"{}")
+    return _serve(channel, live)
+
+
+def _refuse(channel: socket.socket, why: str) -> int:
+    channel.send(json.dumps({"refused": why}).encode())
+    return 1
+
+
+def _dispatchers() -> Live:
+    process: Any = importlib.import_module("inferline_stream.dataplane.dispatcher.process")
+
+    def live(channel: socket.socket, names: socket.socket | None) -> int:
+        code: int = process.main(channel, decode_dispatcher_spec(channel.recv(MAX_DATAGRAM_BYTES)), names)
+        return code
+
+    return live
+
+
+def _replicas(spec: ReplicaSpec) -> Live:
+    """Raises: InvalidTopology: as `load_topology` and `StageCode` do."""
+    code = StageCode(load_topology(spec.topology), spec.stage, spec.topology)
+    for name in _learned(spec, code):
+        with contextlib.suppress(Exception):  # the replica reports it
+            importlib.import_module(name)
+    return lambda channel, _: replica.main(channel, code)
+
+
+def _learned(spec: ReplicaSpec, code: StageCode) -> list[str]:
+    """Return the modules that building the stage imports, by building it in a process that is thrown away."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            known = set(sys.modules)
+            StageCall(code.run, spec.hardware)
+            os.write(writing, json.dumps([name for name in sys.modules if name not in known]).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        said = answer.read()
+    os.waitpid(child, 0)
+    try:
+        names: list[str] = json.loads(said)
+    except ValueError:  # it could not be built: its replica reports why
+        return []
+    return names
+
+
+def _serve(channel: socket.socket, live: Live) -> int:
+    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakes)
+    waiting = select.poll()
+    for file in (channel.fileno(), woken):
+        waiting.register(file, select.POLLIN)
+    while True:
+        for file, _ in waiting.poll():
+            if file == woken:
+                os.read(woken, 4096)
+                _report_ends(channel)
+                continue
+            data, files, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, _FILES)
+            if not data:
+                return 0
+            child = os.fork()
+            if child == 0:
+                _become(json.loads(data), files, live)
+            for number in files:
+                os.close(number)
+            channel.send(json.dumps({"pid": child}).encode())
+
+
+def _report_ends(channel: socket.socket) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            process, status = os.waitpid(-1, os.WNOHANG)
+            if process == 0:
+                return
+            channel.send(json.dumps({"ended": process, "code": os.waitstatus_to_exitcode(status)}).encode())
+
+
+def _become(told: dict[str, Any], files: list[int], live: Live) -> None:
+    """Be a replica or a dispatcher to its end, in a process that was just forked."""
+    code = 70
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        kernel.prctl(kernel.SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()
+        own, log, *names = (os.dup(number) for number in files)
+        for at, number in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
+            os.dup2(number, at)
+        kept = [own, *names]
+        for file in map(int, os.listdir("/proc/self/fd")):
+            if file >= _FIRST_OWN and file not in kept:
+                with contextlib.suppress(OSError):
+                    os.close(file)
+        if told["cores"]:
+            os.sched_setaffinity(0, told["cores"])
+        if "numpy" in sys.modules:
+            importlib.import_module("numpy.random").seed()  # else every replica would draw the same numbers
+        sealing.confine_fork(decoded(told["confinement"]))
+        code = live(socket.socket(fileno=own), socket.socket(fileno=names[0]) if names else None)
+        logging.shutdown()
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
