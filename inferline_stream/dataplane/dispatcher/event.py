@@ -32,3 +32,5 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """Whether it died before and was sent again: its miss was counted then."""
     kills: int = 0
     """Replicas that died, hung or broke their contract while they had it in hand alone."""
+    late: bool = False
+    """Whether a batch that held it has passed its deadline."""

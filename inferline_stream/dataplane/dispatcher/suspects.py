@@ -1,0 +1,239 @@
+"""Which event of a lost batch is to blame, found by running the suspects one by one.
+
+A batch is lost when its replica dies, hangs to its hard deadline, breaks the contract or runs out of memory.
+
+| what was lost                        | then                                                              |
+|--------------------------------------|-------------------------------------------------------------------|
+| several events, memory               | they run again as normal batches of half the size                 |
+| several events, anything else        | each is a suspect                                                 |
+| one event, its first kill            | it is a suspect and runs again on the next replica                |
+| one event, its second kill           | condemned, if the replica had passed something before             |
+| one event of a batch with a culprit  | condemned at its first kill, if the replica had passed something  |
+| one event, the replica passed nothing, and it was the second kill or no sample is known | back-off             |
+| a sample                             | the replica, device or host is the suspect: back-off, kills start again at 0 |
+
+So b events that all kill take b + 2 replicas, and a single culprit takes 3. A replica that has passed nothing since it
+was attached runs a sample first where its death would condemn an event. Without a sample no event can be condemned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.frames import StageInput
+
+KILLS = 2
+"""Replicas that an event must kill alone to be condemned; one where another event of its lost batch was."""
+
+MIN_BACK_OFF_S, MAX_BACK_OFF_S = 0.1, 30.0
+"""First and longest time for which a replica that has passed nothing runs no suspect, while replicas are suspected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A sample event that the stage is known to process; its result is dropped."""
+
+    input: StageInput
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What becomes of a lost batch. Events that it names nowhere are suspects now; their keys stay taken."""
+
+    again: list[list[Event]] = field(default_factory=list)
+    """To be put back into the queue, the last one first, and run in normal batches of at most `limit` events."""
+    limit: int = 0
+    """0 for none."""
+    condemned: list[tuple[Event, str]] = field(default_factory=list)
+    """To be dead-lettered, with the reason."""
+
+
+@dataclass(slots=True, eq=False)
+class _Case:
+    """A lost batch."""
+
+    convicted: bool = False
+    """Whether one of its events was condemned."""
+
+
+@dataclass(slots=True, eq=False)
+class _Suspect:
+    event: Event
+    case: _Case
+    dropped: bool = False
+
+
+class Suspects:
+    """Suspects in the order in which they run, on one replica at a time, while other replicas serve the queue.
+
+    Ask `next` what the quarantined replica runs, then report `passed` or `lost`, `probe_passed` or `probe_killed`.
+    """
+
+    def __init__(self) -> None:
+        self.blocked_until_s = 0.0
+        """Until then `next` gives nothing to a replica that has passed nothing. Such a replica should get no other
+        batch either, so that a broken device ends few of them."""
+        self.reason = ""
+        """Why replicas are under suspicion themselves; empty where they are not."""
+        self._sample: StageInput | None = None
+        self._suspects: list[_Suspect] = []
+        self._running: _Suspect | None = None
+        self._probing = False
+        self._fresh = False
+        """Whether what runs now is the first thing that its replica runs."""
+        self._level = 0
+        """Back-offs in a row."""
+        self._yielded = True
+
+    def __len__(self) -> int:
+        return len(self._suspects)
+
+    def learn(self, sample: StageInput | None) -> None:
+        """Remember an event that a replica has processed, as the sample for the next probes."""
+        if sample is not None:
+            self._sample = sample
+
+    def lost(
+        self, events: Sequence[Event], *, alone: bool, memory: bool, passed: bool, now_s: float, cause: str = ""
+    ) -> Lost:
+        """Return what becomes of a batch whose replica is gone.
+
+        Args:
+            events: of the batch, in its order.
+            alone: whether `next` gave it.
+            memory: whether memory ran out.
+            passed: whether the replica had finished a batch or a probe since it was attached.
+            now_s: by the clock of `next`.
+            cause: how the replica ended, for the reason of a verdict.
+        """
+        if memory and len(events) > 1:
+            limit = (len(events) + 1) // 2
+            return Lost([list(events[:limit]), list(events[limit:])], limit)
+        suspect = self._running if alone else None
+        if suspect is not None:
+            self._running = None
+            if suspect.dropped:
+                return Lost()
+        elif len(events) == 1:
+            suspect = _Suspect(events[0], _Case())
+            self._suspects.append(suspect)
+        else:
+            case = _Case()
+            self._suspects += [_Suspect(event, case) for event in events]
+            if self._suspicious(now_s) and not passed:
+                self._back_off(now_s, "replicas end before they finish anything")
+            return Lost()
+        event, case = suspect.event, suspect.case
+        event.kills += 1
+        if passed and (event.kills >= KILLS or case.convicted):
+            self._suspects.remove(suspect)
+            case.convicted = True
+            return Lost(condemned=[(event, _verdict(event.kills, cause))])
+        if not passed and (event.kills >= KILLS or self._sample is None or self._suspicious(now_s)):
+            unknown = "" if self._sample is not None else ", and no event is known that the stage processes"
+            self._back_off(now_s, f"replicas end before they finish anything{unknown}")
+        return Lost()
+
+    def late(self, events: Sequence[Event]) -> Lost:
+        """Return what becomes of a batch that passed its first deadline while other replicas serve.
+
+        It runs again elsewhere. If it holds an event that was late before, its events are suspects instead, so that an
+        event that hangs takes two replicas out of service at most.
+        """
+        if any(event.late for event in events):
+            case = _Case()
+            self._suspects += [_Suspect(event, case) for event in events]
+            return Lost()
+        for event in events:
+            event.late = True
+        return Lost([list(events)])
+
+    def next(self, replica_passed: bool, now_s: float, *, yields: bool = False) -> Event | Probe | None:
+        """Return what the quarantined replica runs now; None while it runs something, or should serve the queue.
+
+        Args:
+            replica_passed: whether it has finished a batch or a probe since it was attached.
+            now_s: by a monotonic clock.
+            yields: whether it is the only replica and the queue holds events: they get every second turn while
+                replicas are under suspicion, since no sample can be trusted for ever.
+        """
+        if not self._suspects or self._running is not None or self._probing:
+            return None
+        if not replica_passed:
+            if now_s < self.blocked_until_s:
+                return None
+            if yields and not self._yielded:
+                self._yielded = True
+                return None
+        first = self._suspects[0]
+        self._fresh = not replica_passed
+        if self._fresh and self._sample is not None:
+            if self._level or first.event.kills or first.case.convicted:
+                self._probing = True
+                return Probe(self._sample)
+        elif self._fresh:
+            first = self._least_suspected()
+        self._running = first
+        return first.event
+
+    def passed(self, event: Event) -> bool:
+        """Note that what `next` gave has its result; return whether the event was a suspect, so that it counts."""
+        suspect, self._running = self._running, None
+        if suspect is None or suspect.event is not event or suspect.dropped:
+            return False
+        self._suspects.remove(suspect)
+        self._sample = event.payload
+        if self._fresh:
+            self._trust()
+        return True
+
+    def probe_passed(self) -> None:
+        """Note that a replica has processed the sample: it has passed."""
+        self._probing = False
+        self._trust()
+
+    def probe_killed(self, now_s: float) -> str:
+        """Note that a replica ended on the sample; return the reason for report and alert."""
+        self._probing = False
+        for suspect in self._suspects:
+            suspect.event.kills = 0
+            suspect.case.convicted = False
+        self._back_off(now_s, "a replica ended on an event that the stage is known to process")
+        return self.reason
+
+    def drop(self, partition: int | None = None) -> list[Event]:
+        """Remove and return the suspects of a partition, or all; what is running counts no more."""
+        dropped = [each for each in self._suspects if partition is None or each.event.partition == partition]
+        self._suspects = [each for each in self._suspects if each not in dropped]
+        for each in dropped:
+            each.dropped = True
+        return [each.event for each in dropped]
+
+    def _least_suspected(self) -> _Suspect:
+        """Without a sample another suspect has to show what the stage processes, each key's events in their order."""
+        firsts: dict[bytes, _Suspect] = {}
+        free = [s for s in self._suspects if s.event.key is None or firsts.setdefault(s.event.key, s) is s]
+        return min(free, key=lambda suspect: suspect.event.kills)
+
+    def _suspicious(self, now_s: float) -> bool:
+        """Whether replicas are under suspicion; not for ever, since what passes the queue's events is not seen here."""
+        if self._level and now_s > self.blocked_until_s + 2 * MAX_BACK_OFF_S:
+            self._trust()
+        return self._level > 0
+
+    def _trust(self) -> None:
+        self._level, self.blocked_until_s, self.reason, self._yielded = 0, 0.0, "", True
+
+    def _back_off(self, now_s: float, why: str) -> None:
+        wait_s = min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2**self._level)
+        self._level = min(self._level + 1, 16)
+        self.blocked_until_s = now_s + wait_s
+        self._yielded = False
+        self.reason = f"{why}: the replica, its device or its host may be at fault; next attempt in {wait_s:g} s"
+
+
+def _verdict(kills: int, cause: str) -> str:
+    replicas = "1 replica" if kills == 1 else f"{kills} replicas"
+    return f"{replicas} ended while running this event alone" + (f": {cause}" if cause else "")
