@@ -19,11 +19,20 @@ from inferline_stream.controlplane.records import Override, encode
 from inferline_stream.controlplane.session import Quiet, Run, session
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.dataplane.frames import (
+    FORMAT,
+    FrameError,
+    ToDispatcher,
+    ToReplica,
+    encode_frame,
+    to_dispatcher,
+    to_replica,
+)
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import emulated_run
-from tests.contracts.wire import CURRENT, FILLED, FOLDER, document, next_release
+from tests.contracts.wire import CURRENT, FILLED, FOLDER, FRAMES, document, frames, next_release
 
-RELEASES = {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))}
+RELEASES = {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("[0-9]*.json"))}
 KINDS = {type(record).__name__: record for record in FILLED}
 SWING = Path(__file__).parents[1] / "scenarios/swing"
 
@@ -51,20 +60,34 @@ def test_a_field_of_a_later_release_is_passed_over(kind: str) -> None:
 
 
 def test_a_field_that_had_to_be_there_and_is_no_longer_written_would_be_found() -> None:
-    written = json.loads(msgspec.json.encode(KINDS["Assignment"]))
+    written = json.loads(msgspec.json.encode(KINDS["Grant"]))
     del written["term"]
     with pytest.raises(jsonschema.ValidationError, match="'term' is a required property"):
-        jsonschema.validate(written, RELEASES[CURRENT]["Assignment"]["schema"])
+        jsonschema.validate(written, RELEASES[CURRENT]["Grant"]["schema"])
 
 
 def test_every_kind_of_record_is_filled_and_written_down_for_this_release() -> None:
     for kind, record in KINDS.items():
-        for name, default in zip(
-            record.__struct_fields__[-len(record.__struct_defaults__) :], record.__struct_defaults__, strict=True
-        ):
+        defaults = record.__struct_defaults__
+        names = record.__struct_fields__[len(record.__struct_fields__) - len(defaults) :]
+        for name, default in zip(names, defaults, strict=True):
             unfilled = default.factory() if hasattr(default, "factory") else default
             assert name == "version" or getattr(record, name) != unfilled, f"{kind}.{name} is not filled"
     assert json.loads(json.dumps(document())) == RELEASES[CURRENT], "python -m tests.contracts.wire writes them down"
+
+
+def test_the_bytes_of_a_frame_change_only_with_its_format() -> None:
+    known = json.loads((FOLDER / f"frames-{FORMAT}.json").read_text())
+    assert frames() == known, "raise frames.FORMAT, then python -m tests.contracts.wire"
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=lambda frame: type(frame).__name__)
+def test_a_frame_is_read_as_it_was_written_and_of_another_format_it_is_refused(frame: ToReplica | ToDispatcher) -> None:
+    data = bytes(encode_frame(frame))
+    buffer = to_replica if isinstance(frame, ToReplica) else to_dispatcher
+    assert list(buffer().feed(data)) == [frame]
+    with pytest.raises(FrameError, match=f"format {FORMAT + 1}"):
+        list(buffer().feed(bytes([FORMAT + 1]) + data[1:]))
 
 
 async def test_replicas_of_the_next_release_and_of_this_one_replace_each_other_under_load(

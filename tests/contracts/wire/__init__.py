@@ -1,7 +1,7 @@
-"""What releases say to each other through Kafka: one filled record of each kind, and the schema that it is read by.
+"""What releases write for each other: one filled record of each kind, the schema that it is read by, and frames.
 
 ``python -m tests.contracts.wire`` writes both down for the version in pyproject.toml, until that version is released.
-What earlier releases have written down is never changed: it is what is still out there.
+What earlier releases have written down is never changed: it is still in use.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ import msgspec
 
 import inferline_stream
 from inferline_stream.controlplane.records import ArrivalTicks, Override, StoredDecision, StoredPlan
-from inferline_stream.dataplane.protocol import (
-    Assignment,
-    BatchStats,
-    Lags,
-    LeaderHeartbeat,
-    ReadAhead,
-    Release,
-    ReplicaReport,
-    ReplicaSpec,
+from inferline_stream.dataplane.attachments import Attach, Replace, Retire, Serving, Stop
+from inferline_stream.dataplane.frames import (
+    Batch,
+    Broken,
+    Call,
+    Done,
+    Failed,
+    Leave,
+    Ready,
+    Results,
+    ToDispatcher,
+    ToReplica,
+    encode_frame,
 )
+from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat
+from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus
+from inferline_stream.dataplane.routes import Routes
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
@@ -35,59 +43,98 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
 CURRENT: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
+ROUTES = Routes(
+    pipeline="p",
+    prefix="team.",
+    stage="a",
+    source="in",
+    sink="out",
+    stages=("a", "b"),
+    arrows=((0, 1, True),),
+    ordered=("b",),
+    keys_in_order=True,
+    slo_s=0.25,
+    on_expired="dlq",
+    version=b"1.5a",
+    entry_time_header="sent",
+    source_max_bytes=4000,
+    sink_max_bytes=5000,
+)
+
 FILLED: tuple[Any, ...] = (
     ReplicaSpec(
         replica="a-cpu-1-0",
         stage="a",
         topology="/srv/topology.py",
-        prefix="team.",
-        bootstrap_servers="kafka:9092",
         hardware=Hardware("cpu-1", 0.1, 1.0, 0.0, None, 4),
-        max_batch_size=8,
-        max_wait_s=0.01,
-        delivery="exactly_once",
-        kafka_client="confluent",
-        tracing="http://collector:4318",
         emulated_s={1: 0.02},
-        settings={"lease_s": 3.0},
         isolation=Isolation("sandbox", scratch=True),
+    ),
+    DispatcherSpec(
+        dispatcher="a-0-5f",
+        slot=0,
+        routes=ROUTES,
+        bootstrap_servers="kafka:9092",
+        delivery="exactly_once",
+        tracing="otlp_proto_http",
+        settings={"lease_s": 3.0},
         live_since_s=1.5,
-        ready_fd=7,
+        incarnation=2,
     ),
     LeaderHeartbeat(3, "p-0"),
-    Assignment("a-cpu-1-0", "a", 3, 9, (0, 2), 8, 0.01, True, {2: (3, 8)}, {1: "a-cpu-1-1"}, True),
-    Lags(3, 1_700_000_000_000, {"a": [1, 0]}),
-    ReadAhead("a", {2: (3, 8)}),
-    Release("a", {2: (12, "i1;o=6f2d;f=3,9")}),
-    ReplicaReport(
-        replica="a-cpu-1-0",
+    Grant(
         stage="a",
-        hardware="cpu-1",
-        phase="ready",
+        slot=0,
+        slots=1,
+        dispatcher="a-0-5f",
+        term=3,
+        number=9,
+        begins=False,
+        max_batch_sizes={"cpu-1": 8},
+        hold_s=0.01,
+        service_s={"cpu-1": {1: 0.02}},
+        sample=b"an event",
+    ),
+    PoolReport(
+        dispatcher="a-0-5f",
+        incarnation=2,
+        stage="a",
+        slot=0,
+        phase="serving",
         report=5,
-        sequence=9,
+        term=3,
+        number=9,
         held={0: 12},
-        start_up_s=1.5,
+        halted={1: "why"},
+        replicas=[ReplicaStatus("a-cpu-1-0", "cpu-1", "ready", 1.5, Enforced("sandbox"), True)],
         events=40,
         busy_s=2.0,
+        replica_s=3.0,
         wait_s=0.5,
-        batch_stats={4: BatchStats(10, 2.0)},
-        arrows_taken={"b": 30},
+        cpu_s=0.2,
+        batch_stats={"cpu-1": {4: BatchStats(10, 2.0)}},
+        edges_taken={"b": 30},
         completed=10,
         dead_lettered=1,
         expired=2,
         duplicates=3,
+        queued=7,
+        queued_bytes=8,
         join_events=4,
         join_bytes=5,
         latency_buckets=[1, 2, 3],
         latency_sum_s=0.5,
         latency_max_s=0.1,
         backlog=6,
-        handovers=2,
-        handover_stall_s=0.05,
+        batches_lost=2,
+        suspects=1,
         reason="why",
-        isolation=Enforced("sandbox"),
     ),
+    Attach("a-cpu-1-0", "cpu-1", 1),
+    Retire("a-cpu-1-0"),
+    Stop(),
+    Serving(),
+    Replace("a-cpu-1-0", "why"),
     ArrivalTicks([1.5], [[4, 5]], [1, 2], 0.5, [1.25], [(1.25, "a visit_ratio", 0.5)]),
     StoredPlan(
         "p-0", 3, 1.0, "initial", "why", msgspec.Raw(b"{}"), 2, Structure(("in", ""), ("out", ""), {"a": ""}, {"a": {}})
@@ -99,8 +146,23 @@ FILLED: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+FRAMES: tuple[ToReplica | ToDispatcher, ...] = (
+    Batch(7, 3, [b"an event", {"left": b"1", "right": b"2"}]),
+    Leave(),
+    Ready("a-cpu-1-0", 1.5, Enforced("sandbox")),
+    Results(
+        7,
+        3,
+        [Done(b"a result", 5), Failed("ValueError", "what was wrong", "Traceback", "score.py:3 in score")],
+        [Call(2, 0.02)],
+        0.03,
+    ),
+    Broken(7, 3, "why", memory=True),
+)
+
+
 def written(record: Any) -> dict[str, Any]:
-    """A record as it stands in a topic."""
+    """A record as it stands in a topic or on a channel."""
     found: dict[str, Any] = json.loads(msgspec.json.encode(record))
     return found
 
@@ -113,14 +175,19 @@ def document() -> dict[str, Any]:
     }
 
 
+def frames() -> dict[str, str]:
+    """Frames of this format, by kind, as hexadecimal bytes."""
+    return {type(frame).__name__: encode_frame(frame).hex() for frame in FRAMES}
+
+
 def next_release(folder: Path) -> Path:
-    """This package as a release that adds a field to every report and expects one more in every assignment."""
-    source = Path(inferline_stream.__file__).parent
-    shutil.copytree(source, folder / "inferline_stream", symlinks=False, ignore=shutil.ignore_patterns("__pycache__"))
-    protocol = folder / "inferline_stream/dataplane/protocol.py"
-    text = protocol.read_text()
-    for kind in ("class Assignment(", "class ReplicaReport("):
+    """This package as a release that adds a field to every report and expects one more in every grant."""
+    package = folder / "inferline_stream"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(inferline_stream.__file__).parent, package, symlinks=False, ignore=ignored)
+    for module, kind in (("grants", "class Grant("), ("reports", "class PoolReport(")):
+        file = package / f"dataplane/{module}.py"
+        text = file.read_text()
         head = text.index("    version: int = WIRE_VERSION", text.index(kind))
-        text = text[:head] + '    added: str = "by the next release"\n' + text[head:]
-    protocol.write_text(text)
+        file.write_text(text[:head] + '    added: str = "by the next release"\n' + text[head:])
     return folder

@@ -1,7 +1,8 @@
 import msgspec
 
-from tests.contracts.wire import CURRENT, FOLDER, document
+from inferline_stream.dataplane.frames import FORMAT
+from tests.contracts.wire import CURRENT, FOLDER, document, frames
 
 if __name__ == "__main__":
-    file = FOLDER / f"{CURRENT}.json"
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(document()), indent=1) + b"\n")
+    for name, found in ((CURRENT, document()), (f"frames-{FORMAT}", frames())):
+        (FOLDER / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")

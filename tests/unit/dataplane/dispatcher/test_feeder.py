@@ -1,0 +1,211 @@
+"""A feeder hands batches to replicas and takes their results; over socket pairs, without processes and Kafka."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from inferline_stream.dataplane.dispatcher.feeder import Feeder
+from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Leave, Results
+from tests.unit.dataplane.dispatcher.doubles import Replica, Slot, until
+
+KIND = "cpu-1"
+
+
+class Fed:
+    """A slot with a feeder and its pool."""
+
+    def __init__(self, limit: int = 4, batch_deadline_s: float = 60.0) -> None:
+        self.pool = Pool(batch_deadline_s)
+        self.pool.configure({KIND: limit}, {})
+        self.slot = Slot(kick=lambda: self.feeder.kick())
+        self.replaced: list[str] = []
+        self.feeder = Feeder(
+            self.pool,
+            self.slot.report,
+            changed=lambda: None,
+            replace=lambda replica, reason: self.replaced.append(replica),
+        )
+        self._number = 0
+        self.replicas: list[Replica] = []
+
+    async def attached(self, *, ready: bool = True) -> Replica:
+        """Attach another replica, and wait until it is known to be ready."""
+        ours, theirs = socket.socketpair()
+        name = f"r{self._number}"
+        self.feeder.attach(ours, name, KIND, self._number)
+        self._number += 1
+        replica = Replica(name, theirs)
+        self.replicas.append(replica)
+        if ready:
+            replica.ready()
+            await until(lambda: self.phases().get(name) == "ready", f"{name} is ready")
+        return replica
+
+    def phases(self) -> dict[str, str]:
+        """Return the phase of each replica, as reported."""
+        return {status.replica: status.phase for status in self.feeder.statuses()}
+
+
+@contextlib.asynccontextmanager
+async def fed(**how: float) -> AsyncIterator[Fed]:
+    """A feeder that serves a running session."""
+    found = Fed(**how)  # type: ignore[arg-type]
+    async with found.slot.running() as session:
+        found.feeder.serve(session)
+        try:
+            yield found
+        finally:
+            found.feeder.close()
+            for replica in found.replicas:
+                replica.die()
+
+
+async def test_a_replica_gets_what_waits_up_to_the_limit_and_the_next_batch_with_its_answer():
+    async with fed(limit=4) as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(*[b"%d" % number for number in range(6)])
+        first = await replica.batch()
+        assert first.inputs == [b"0", b"1", b"2", b"3"]
+        assert replica.idle()
+        replica.answer(first)
+        second = await replica.batch()
+        assert second.inputs == [b"4", b"5"]
+        replica.answer(second)
+        await until(lambda: pool.slot.offset() == 6, "all are committed")
+        assert pool.slot.sender.sent == [b"%d" % number for number in range(6)]
+
+
+async def test_a_replica_gets_nothing_before_it_is_ready():
+    async with fed() as pool:
+        replica = await pool.attached(ready=False)
+        pool.slot.fetched(b"x")
+        assert replica.idle()
+        replica.ready()
+        assert (await replica.batch()).inputs == [b"x"]
+
+
+async def test_a_batch_waits_to_be_full_for_as_long_as_it_is_to_be_held():
+    async with fed(limit=4) as pool:
+        replica = await pool.attached()
+        pool.feeder.hold_s = 3600.0
+        pool.slot.fetched(b"0", b"1", b"2")
+        assert replica.idle()
+        pool.slot.fetched(b"3", first=3)
+        batch = await replica.batch()
+        assert len(batch.inputs) == 4
+        replica.answer(batch)
+        pool.feeder.hold_s = 0.02
+        pool.slot.fetched(b"4", first=4)
+        assert (await replica.batch()).inputs == [b"4"]
+
+
+async def test_events_of_one_key_are_never_in_two_batches_at_once():
+    async with fed(limit=2) as pool:
+        replicas = [await pool.attached() for _ in range(2)]
+        pool.slot.fetched(b"1", b"2", b"3", key=b"a")
+        first = await replicas[0].batch()
+        assert (first.inputs, replicas[1].idle()) == ([b"1", b"2"], True)
+        pool.slot.fetched(b"other", first=3, key=b"b")
+        assert (await replicas[1].batch()).inputs == [b"other"]
+        replicas[0].answer(first)
+        assert (await replicas[0].batch()).inputs == [b"3"]
+
+
+async def test_a_retired_replica_finishes_its_batch_before_it_is_sent_away():
+    async with fed() as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(b"x")
+        batch = await replica.batch()
+        pool.feeder.retire(replica.name)
+        assert (pool.phases(), replica.idle()) == ({replica.name: "leaving"}, True)
+        pool.slot.fetched(b"y", first=1)
+        replica.answer(batch)
+        assert isinstance(await replica.next(), Leave)
+        await until(lambda: pool.slot.offset() == 1, "its result is committed")
+        assert pool.phases() == {}
+
+
+async def test_results_of_a_session_that_was_dropped_are_worth_nothing():
+    async with fed() as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(b"x")
+        late = await replica.batch()
+        pool.slot.session.drop()
+        pool.feeder.serve(None)
+        pool.slot.session = pool.slot.new_session()
+        async with pool.slot.running() as session:
+            pool.feeder.serve(session)
+            pool.slot.fetched(b"x", b"y")
+            replica.answer(late)
+            again = await replica.batch()
+            assert (again.epoch, again.inputs) == (session.epoch, [b"x", b"y"])
+            assert pool.slot.sender.sent == []
+            replica.answer(again)
+            await until(lambda: pool.slot.offset() == 2, "both are committed")
+            assert pool.slot.sender.sent == [b"x", b"y"]
+
+
+async def test_a_result_that_answers_another_batch_is_dropped():
+    async with fed() as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(b"x")
+        batch = await replica.batch()
+        replica.answer(Batch(batch.epoch, batch.batch + 1, batch.inputs))
+        replica.answer(Batch(batch.epoch - 1, batch.batch, batch.inputs))
+        replica.answer(batch)
+        await until(lambda: pool.slot.offset() == 1, "it is committed")
+        assert pool.slot.sender.sent == [b"x"]
+
+
+def broken(replica: Replica, batch: Batch) -> None:
+    replica.say(Broken(batch.epoch, batch.batch, "returned 1 results for a batch of 2"))
+
+
+def miscounted(replica: Replica, batch: Batch) -> None:
+    replica.say(Results(batch.epoch, batch.batch, [Done(b"", 0)], [Call(2, 0.01)], 0.01))
+
+
+@pytest.mark.parametrize("fails", [lambda replica, batch: replica.die(), broken, miscounted])
+async def test_a_batch_whose_replica_is_lost_runs_again_and_its_events_get_through(fails):
+    async with fed() as pool:
+        victim, other = await pool.attached(), await pool.attached()
+        pool.slot.session.suspects.learn(b"a sample")
+        pool.slot.fetched(b"x", b"y")
+        fails(victim, await victim.batch())
+        answered: list[bytes] = []
+        while len(answered) < 2:
+            batch = await other.batch()
+            answered += [each for each in batch.inputs if isinstance(each, bytes) and each != b"a sample"]
+            other.answer(batch)
+        await until(lambda: pool.slot.offset() == 2, "both are committed")
+        assert sorted(filter(None, pool.slot.sender.sent)) == [b"x", b"y"]
+        assert (pool.slot.report.batches_lost, set(pool.phases())) == (1, {other.name})
+
+
+async def test_a_batch_beyond_its_deadline_runs_elsewhere_and_the_late_result_is_dropped():
+    async with fed(batch_deadline_s=0.05) as pool:
+        slow, other = await pool.attached(), await pool.attached()
+        pool.slot.fetched(b"x")
+        late = await slow.batch()
+        again = await other.batch()
+        assert again.inputs == late.inputs
+        slow.answer(late)
+        other.answer(again)
+        await until(lambda: pool.slot.offset() == 1, "it is committed")
+        assert pool.slot.sender.sent == [b"x"]
+        pool.slot.fetched(b"y", first=1)
+        assert (await slow.batch()).inputs == [b"y"], "it serves again once it has answered"
+
+
+async def test_a_replica_beyond_its_last_deadline_is_replaced():
+    async with fed(batch_deadline_s=0.02) as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(b"x")
+        await replica.batch()
+        await until(lambda: pool.replaced == [replica.name], "it is replaced")
+        assert pool.phases() == {}
