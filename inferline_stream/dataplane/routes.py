@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -167,7 +167,7 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         ordered=tuple(each.name for each in pipeline.stages if len(each.after) > 1 and each.ordered),
         keys_in_order=own.ordered is not False if len(own.after) < 2 else bool(own.ordered),
         slo_s=pipeline.slo_s,
-        on_expired=pipeline.on_expired,
+        on_expired=cast("OnExpired", pipeline.on_expired),
         version=version,
         entry_time_header=pipeline.source.timestamp_header if not own.after else None,
         source_max_bytes=pipeline.source.max_bytes if not own.after else None,

@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
+from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.connecting import client_options, closed
 from inferline_stream.dataplane.frames import StageInput
@@ -49,6 +51,7 @@ class Director:
         samples: by stage, an event that it is known to process.
         live_since_s: see `DispatcherSpec`.
         tracing: see `DispatcherSpec`.
+        dispatcher_module: see `Supervisor`.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Director:
         samples: Mapping[str, StageInput] | None = None,
         live_since_s: float = 0.0,
         tracing: str = "",
+        dispatcher_module: str = DISPATCHER_MODULE,
     ) -> None:
         self.bootstrap_servers = bootstrap_servers
         self.topology = topology
@@ -79,6 +83,7 @@ class Director:
         self._max_batch_size = max_batch_size
         self._samples = dict(samples or {})
         self._live_since_s, self._tracing = live_since_s, tracing
+        self._dispatcher_module = dispatcher_module
         self._hardware = catalogue(self.pipeline.hardware)
         self._number = 0
         self._grants: dict[tuple[str, int], Grant] = {}
@@ -105,8 +110,9 @@ class Director:
             for stage, routes in self.routes.items():
                 self.partitions[stage] = len(await self.producer.partitions_for(routes.input_topic))
             self.logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-logs-")))
-            self.supervisor = await stack.enter_async_context(Supervisor(self.logs))
-            self.supervisor.know(
+            supervisor = Supervisor(self.logs, dispatcher_module=self._dispatcher_module)
+            self.supervisor = await stack.enter_async_context(supervisor)
+            await self.supervisor.know(
                 {
                     (stage.name, kind): self._replica_spec(stage.name, kind)
                     for stage in self.pipeline.stages
@@ -140,40 +146,49 @@ class Director:
         named = stages or tuple(self.routes)
         for stage in named:
             await self.dispatch(stage, slots, wait=False)
-            self.supervisor.scale(stage, self._kind(stage), replicas)
+            await self.supervisor.scale(stage, self._kind(stage), replicas)
             self._replicas[stage, self._kind(stage)] = replicas
         await self.until(lambda: all(self._is_up(stage) for stage in named), f"{named} are up", 60.0)
 
     async def scale(self, stage: str, replicas: int, hardware: str = "", *, wait: bool = True) -> None:
         """Have so many replicas of a stage; wait until they are ready, or gone."""
         kind = hardware or self._kind(stage)
-        self.supervisor.scale(stage, kind, replicas)
+        await self.supervisor.scale(stage, kind, replicas)
         self._replicas[stage, kind] = replicas
         if wait:
             await self.until(lambda: self._is_up(stage), f"{stage} has {replicas} replicas", 60.0)
 
-    async def dispatch(self, stage: str, slots: int = 1, *, wait: bool = True) -> list[str]:
-        """Let new dispatchers serve a stage; returns their names once they do and the ones before are gone."""
+    async def dispatch(self, stage: str, slots: int = 1, *, wait: bool = True, silent: bool = False) -> list[str]:
+        """Let new dispatchers serve a stage; returns their names once they do and the ones before are gone.
+
+        Args:
+            stage: the stage.
+            slots: so many.
+            wait: for the new ones to serve.
+            silent: the ones before do not answer, and nobody waits for them or stops them.
+        """
         before = [spec.dispatcher for spec in self._dispatchers.get(stage, [])]
         specs = [self._dispatcher_spec(stage, slot) for slot in range(slots)]
         self._dispatchers[stage] = [*self._dispatchers.get(stage, []), *specs]
-        self.supervisor.dispatch(stage, self._dispatchers[stage])
+        await self.supervisor.dispatch(stage, self._dispatchers[stage])
         for slot in range(max(slots, len(before))):
             name = specs[slot].dispatcher if slot < slots else ""
             await self.grant(stage, slot, slots=slots, dispatcher=name, begins=not before)
         if before:
-            await self.until(lambda: all(self._is_gone(name) for name in before), f"{before} are gone")
+            if not silent:
+                await self.until(lambda: all(self._is_gone(name) for name in before), f"{before} are gone")
             for slot, spec in enumerate(specs):
                 await self.grant(stage, slot, slots=slots, dispatcher=spec.dispatcher, begins=True)
         self._dispatchers[stage] = specs
-        self.supervisor.dispatch(stage, specs)
+        if not silent:
+            await self.supervisor.dispatch(stage, specs)
         names = [spec.dispatcher for spec in specs]
         if wait:
             await self.until(lambda: all(self.phase(name) == "serving" for name in names), f"{names} serve", 30.0)
         return names
 
-    async def grant(self, stage: str, slot: int = 0, **changes: Any) -> None:
-        """Write a grant of a slot: the one before, with changes."""
+    async def grant(self, stage: str, slot: int = 0, **changes: Any) -> int:
+        """Write a grant of a slot: the one before, with changes; returns its number."""
         self._number += 1
         kinds = self.pipeline.stage(stage).hardware
         known = self._grants.get((stage, slot))
@@ -192,6 +207,7 @@ class Director:
         grant = self._grants[stage, slot] = Grant(**fields)
         key = grant_key(stage, slot).encode()
         await self.producer.send_and_wait(self.names.assignments, encode_control(grant), key=key, partition=0)
+        return grant.number
 
     def _dispatcher_spec(self, stage: str, slot: int) -> DispatcherSpec:
         return DispatcherSpec(
@@ -246,10 +262,27 @@ class Director:
 
     async def pid(self, name: str) -> int:
         """Return the process of a replica or a dispatcher."""
-        children = [*self.supervisor.observe(), *self.supervisor.dispatchers()]
-        (found,) = (c.pid for c in children if name in (getattr(c, "replica", ""), getattr(c, "dispatcher", "")))
+        found = (await self.pids()).get(name)
         assert found is not None, f"{name} does not run"
         return found
+
+    async def pids(self) -> dict[str, int]:
+        """Return the processes of all dispatchers and replicas, by name."""
+        replicas = [(child.replica, child.pid) for child in await self.supervisor.observe()]
+        dispatchers = [(child.dispatcher, child.pid) for child in await self.supervisor.dispatchers()]
+        return {name: pid for name, pid in (*dispatchers, *replicas) if pid is not None}
+
+    async def warm(self) -> None:
+        """Wait until processes are forked from now on, where their stage asks for that."""
+        servers = self.supervisor._children._fork_servers._servers.values()
+        await self.until(lambda: all(server.ready or server.broken for server in servers), "fork servers are ready", 60)
+
+    def ready_s(self, replica: str) -> float:
+        """Return when a replica logged that it is ready, in seconds since the epoch, to the millisecond."""
+        lines = (self.logs / f"{replica}.log").read_text(encoding="utf-8").splitlines()
+        (line,) = (line for line in lines if " is ready after " in line)
+        at, milliseconds = line[:23].split(",")
+        return time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1e3
 
     async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a replica or a dispatcher a signal; returns its pid."""

@@ -7,7 +7,6 @@ import itertools
 import logging
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +76,6 @@ class Feeder:
         self._spans = spans
         self._members: dict[str, _Member] = {}
         self._numbers = itertools.count(1)
-        self._again: deque[Sequence[Event]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
         self._loop = asyncio.get_running_loop()
@@ -127,7 +125,6 @@ class Feeder:
     def serve(self, session: Session | None) -> None:
         """Hand out this session's events from now on; what is in hand of an earlier one is worth nothing."""
         self.session = session
-        self._again.clear()
         for member in self._members.values():
             member.replica.quarantined = False
             if member.hand is not None and (session is None or member.hand.epoch != session.epoch):
@@ -154,8 +151,6 @@ class Feeder:
         if len(session.suspects):
             self._feed_quarantine(session, now_s)
         pool, queue = self._pool, session.queue
-        while self._again and (replica := pool.choose(now_s, len(self._again[0]))) is not None:
-            self._hand(replica, self._again.popleft(), now_s)
         while (eligible := queue.eligible) and session.open():
             replica = pool.choose(now_s, eligible)
             if replica is None:
@@ -220,15 +215,16 @@ class Feeder:
         replica = quarantined.replica
         if quarantined.hand is not None or not replica.ready:
             return
-        task = session.suspects.next(replica.passed, now_s)
+        alone = sum(m.replica.ready and not m.replica.leaving for m in members) == 1
+        task = session.suspects.next(replica.passed, now_s, yields=alone and session.queue.eligible > 0)
         if isinstance(task, Probe):
             self._hand(replica, (), now_s, sample=task)
         elif task is not None:
             self._hand(replica, (task,), now_s, alone=True)
         else:
-            # Back-off, or nothing left to run: it serves like the others meanwhile.
+            # Back-off, the queue's turn, or nothing left to run: it serves like the others meanwhile.
             replica.quarantined = False
-            if len(session.suspects):
+            if session.suspects.blocked_until_s > now_s:
                 self._wake_at(session.suspects.blocked_until_s)
 
     # Results
@@ -268,12 +264,12 @@ class Feeder:
         if session is not None and hand.epoch == session.epoch:
             if hand.probe:
                 session.suspects.probe_passed()
+                self._report.reason = ""
             elif hand.events:
-                if hand.alone:
-                    session.suspects.passed(hand.events[0])
-                session.suspects.learn(hand.events[0].payload)
-                session.finished(hand.events, frame.outcomes)
                 session.returned(hand.events)
+                if not hand.alone or session.suspects.passed(hand.events[0]):
+                    session.suspects.learn(hand.events[0].payload)
+                    session.finished(hand.events, frame.outcomes)
         if replica.leaving:
             self._leave(replica.replica)
 
@@ -298,27 +294,32 @@ class Feeder:
             logger.warning("replica %s: %s, with %d events in hand", replica.replica, why, len(hand.events))
             if session is not None and hand.epoch == session.epoch and (hand.events or hand.probe):
                 self._report.batches_lost += 1
-                self._judge(session, hand, replica, memory=memory)
+                self._judge(session, hand, replica, why, memory=memory)
         self._changed()
         self.kick()
 
-    def _judge(self, session: Session, hand: Hand, replica: PooledReplica, *, memory: bool) -> None:
+    def _judge(self, session: Session, hand: Hand, replica: PooledReplica, why: str, *, memory: bool) -> None:
         now_s = self._loop.time()
         if hand.probe:
-            self._report.reason = session.suspects.probe_killed(now_s)
-            logger.error("%s", self._report.reason)
+            session.suspects.probe_killed(now_s)
+            self._follow(session, Lost())
             return
         session.returned(hand.events)
-        lost = session.suspects.lost(hand.events, alone=hand.alone, memory=memory, passed=replica.passed, now_s=now_s)
-        self._follow(session, lost)
+        passed, alone = replica.passed, hand.alone
+        self._follow(
+            session,
+            session.suspects.lost(hand.events, alone=alone, memory=memory, passed=passed, now_s=now_s, cause=why),
+        )
 
     def _follow(self, session: Session, lost: Lost) -> None:
-        self._again.extend(lost.again)
+        for events in reversed(lost.again):
+            session.queue.put_back(events, lost.limit)
         for event, reason in lost.condemned:
             logger.error("an event of %s/%d is condemned: %s", self._report.stage, event.partition, reason)
             session.finished((event,), (Failed("Poison", reason, ""),))
+        self._pool.fresh_after_s = session.suspects.blocked_until_s
         if session.suspects.reason:
-            self._report.reason = session.suspects.reason
+            self._report.reason = f"stage {self._report.stage}: {session.suspects.reason}"
             logger.error("%s", self._report.reason)
 
     # Time
