@@ -9,7 +9,7 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -59,11 +59,15 @@ class Dispatcher:
     Args:
         spec: what the process was given.
         channel: to the supervisor.
+        connected: called once all connections are made, before the first record.
     """
 
-    def __init__(self, spec: DispatcherSpec, channel: socket.socket) -> None:
+    def __init__(
+        self, spec: DispatcherSpec, channel: socket.socket, connected: Callable[[], object] = lambda: None
+    ) -> None:
         self._spec = spec
         self._channel = channel
+        self._connected = connected
         self._routes = routes = spec.routes
         self._settings = settings = Settings(**spec.settings)
         self._bounds_s = latency_bounds_s(routes.slo_s)
@@ -119,7 +123,7 @@ class Dispatcher:
                 self._sender.start(timeout_s),
             )
             self._partitions = {topic: await self._sender.partitions_of(topic) for topic in written}
-            self._seal()
+            self._connected()
             self._channel.setblocking(False)
             loop.add_reader(self._channel, self._attachments)
             await self._reporter.now("standby")
@@ -142,9 +146,6 @@ class Dispatcher:
                 await client.stop()
             if self._spans is not None:
                 self._spans.close()
-
-    def _seal(self) -> None:
-        """Give up what only the start needs, before the first record."""
 
     async def _while(self, reporting: asyncio.Task[None], *steps: Coroutine[Any, Any, None]) -> None:
         """Run until the first step ends or fails."""

@@ -14,6 +14,8 @@ from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
 from inferline_stream.dataplane.looping import Loop
 from inferline_stream.dataplane.specs import DispatcherSpec
 from inferline_stream.errors import InferlineError
+from inferline_stream.isolation.confinement import dispatcher_confinement
+from inferline_stream.isolation.sealing import seal
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,16 @@ def main(channel: socket.socket, spec: DispatcherSpec, names: socket.socket | No
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Loop)
         loop.channel = names
-        dispatcher = Dispatcher(spec, channel)
+
+        def seal_it() -> None:
+            held = seal(dispatcher_confinement(spec.bootstrap_servers, spec.tracing))
+            loop.sealed = held.sealed
+            if held.missing:
+                logger.warning(
+                    "dispatcher %s is not sealed as it should be: %s", spec.dispatcher, "; ".join(held.missing)
+                )
+
+        dispatcher = Dispatcher(spec, channel, seal_it)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, dispatcher.leave, f"{number.name} received")
         try:
