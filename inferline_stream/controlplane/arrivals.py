@@ -9,9 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-FEWEST_RECORDS = 1000
-"""Records from which on their shares of a topic's partitions say something."""
-
 
 class LogGrowth:
     """Turns samples of a topic's end offsets into arrival times.

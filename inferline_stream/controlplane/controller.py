@@ -1,7 +1,7 @@
-"""The control loop: reports and arrivals in, decisions and assignments out.
+"""The control loop: reports and arrivals in, decisions and grants out.
 
-Everything runs on one event loop. Scaling never waits for a report, nor an assignment for a decision, nor either of
-them for what is written down: each input and each output is a task of its own, and all share one `Picture`.
+Everything runs on one event loop. Scaling never waits for a report, nor a grant for a decision, nor either of them for
+what is written down: each input and each output is a task of its own, and all share one `Picture`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from inferline_stream.actuators.actuator import Actuator
-from inferline_stream.controlplane.dealing import TELL_AGAIN_S, Dealing
+from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedDispatcher
 from inferline_stream.controlplane.deciding import Deciding
 from inferline_stream.controlplane.fleet import Fleet
 from inferline_stream.controlplane.keeping import Ticks
@@ -27,12 +27,13 @@ from inferline_stream.controlplane.recovery import Found, find_arrivals
 from inferline_stream.controlplane.reports import RECENT_S
 from inferline_stream.controlplane.running import Running
 from inferline_stream.controlplane.scaling import replicas_of_plan
+from inferline_stream.controlplane.slot_keeper import TELL_AGAIN_S, SlotKeeper, SpecOf
 from inferline_stream.controlplane.stamps import Stamps
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.controlplane.watching import LAGS_S, Watching
 from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower, delete_groups
 from inferline_stream.dataplane.producing import RecordProducer
-from inferline_stream.dataplane.protocol import ReplicaReport
+from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.errors import Unreachable
 from inferline_stream.observability.state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.trace import Trace
@@ -51,10 +52,11 @@ _TIDY_S = 60.0
 """How often consumer groups of ended terms are looked for: a dead controller stays a member of its own for a while."""
 
 _STATE_S = 0.5
+_EXITS_KEPT = 300
 _ROOM_S = 2.0
 """How often the actuator is asked how many replicas there are places for."""
 
-_LIMITS = {Reason.PARTITIONS_EXHAUSTED: "partitions", Reason.STOCK_EXHAUSTED: "stock"}
+_LIMITS = {Reason.STOCK_EXHAUSTED: "stock"}
 """What the Tuner tells when a stage needs more than it may have, as metrics call it."""
 
 
@@ -69,10 +71,11 @@ class Controller:
     Args:
         running: names and settings.
         picture: what is known; filled here, read by whoever shows it.
-        actuator: makes replicas.
-        leadership: entered; writes assignments.
+        actuator: starts and stops replicas and dispatchers.
+        leadership: entered; writes grants.
         policy: the Tuner's step.
         found: what earlier terms have left.
+        dispatcher: what a new dispatcher is started with.
         told: called with every decision, at once.
         wanted: replicas to ask for first; by default the plan's. The newest are kept here.
         standby: replicas that stand by, by stage, where people have not set another number.
@@ -87,6 +90,7 @@ class Controller:
     leadership: Leadership
     policy: Policy
     found: Found
+    dispatcher: SpecOf
     told: Callable[[DecisionRecord], None] = lambda record: None
     wanted: dict[tuple[str, str], int] = field(default_factory=dict)
     standby: Mapping[str, int] = field(default_factory=dict)
@@ -101,22 +105,26 @@ class Controller:
     """Steps of the loop that raised something unforeseen; each was logged."""
     state: PipelineState | None = None
     """Newest picture for metrics and tables."""
-    exits: list[str] = field(default_factory=list)
-    """Replicas that ended unexpectedly, in words."""
+    exits: deque[str] = field(default_factory=lambda: deque(maxlen=_EXITS_KEPT))
+    """Replicas and dispatchers that ended unexpectedly, in words; the newest few hundred."""
     watching: Watching | None = None
     fleet: Fleet = field(init=False)
-    dealing: Dealing = field(init=False)
+    slots: SlotKeeper = field(init=False)
     deciding: Deciding = field(init=False)
     _ticks: Ticks = field(init=False)
-    _reported: set[str] = field(default_factory=set)
-    _halts: set[str] = field(default_factory=set)
+    _started: set[str] = field(default_factory=set)
+    """Replicas whose start-up time is known."""
+    _troubles: dict[str, str] = field(default_factory=dict)
+    """What each dispatcher last said is wrong."""
     _timer_s: float = float("-inf")
 
     def __post_init__(self) -> None:
         if not self.wanted:
             self.wanted.update(replicas_of_plan(self.picture.plan.allocations))
-        self.dealing = Dealing(self.running, self.picture, self.leadership, self._fell_silent)
-        self.fleet = Fleet(self.actuator, self.picture, self.dealing.partitions, self.wanted, self.standby)
+        self.fleet = Fleet(self.actuator, self.picture, self.wanted, self.standby)
+        self.slots = SlotKeeper(
+            self.running, self.picture, self.leadership, self.actuator, self.dispatcher, self._outdated
+        )
         self._ticks = Ticks(self.running.names, self.running.source)
         self.deciding = Deciding(
             self.running,
@@ -174,11 +182,10 @@ class Controller:
                     (LAGS_S, watching.lags),
                     (0.0, lambda: watching.hear(reports)),
                     (0.0, self._mourn),
-                    (0.0, self._deal),
-                    (0.0, self.dealing.fence),
+                    (0.0, lambda: self.slots.step(watching.answered_s)),
                     (0.0, self.fleet.step),
                     (0.0, lambda: self._obey(control)),
-                    (HEARTBEAT_S, self._beat),
+                    (HEARTBEAT_S, self.leadership.heartbeat),
                     (settings.tuner_step_s, self._tune),
                     (_ROOM_S, self._room),
                     (_STATE_S, self._look),
@@ -214,48 +221,47 @@ class Controller:
 
     # -- what comes in -------------------------------------------------------------------------------
 
-    def _heard(self, report: ReplicaReport, changed: bool) -> None:
-        if report.replica not in self.dealing.ended:
-            self.dealing.liveness.heard(report.replica)
+    def _heard(self, report: PoolReport) -> None:
+        self.slots.heard(report)
+        name, trouble = report.dispatcher, report.reason or "; ".join(sorted(set(report.halted.values())))
+        if trouble and trouble != self._troubles.get(name):
+            logger.error("dispatcher %s: %s", name, trouble)
         if report.phase in ("gone", "failed"):
-            self._end(report.replica)
-            if report.phase == "failed":
-                logger.warning("replica %s failed: %s", report.replica, report.reason)
-        elif report.reason and report.reason not in self._halts:
-            self._halts.add(report.reason)
-            logger.error("replica %s: %s", report.replica, report.reason)
-        if report.phase == "ready" and report.replica not in self._reported:
-            self._reported.add(report.replica)
-            asked_s = self.fleet.started_s.get(report.replica)
-            now_s = asyncio.get_running_loop().time()
-            start_up_s = report.start_up_s if asked_s is None else now_s - asked_s
-            way = self.fleet.ways.get(report.replica, "")
-            self.picture.reports.started(report.stage, report.hardware, start_up_s, way)
-            self.fleet.changed()
-        if changed:
-            self.dealing.changed()
+            self._troubles.pop(name, None)
+        else:
+            self._troubles[name] = trouble
+        now_s = asyncio.get_running_loop().time()
+        for replica in report.replicas:
+            if replica.phase == "ready" and replica.replica not in self._started:
+                self._started.add(replica.replica)
+                asked_s = self.fleet.started_s.get(replica.replica)
+                start_up_s = replica.start_up_s if asked_s is None else now_s - asked_s
+                way = self.fleet.ways.get(replica.replica, "")
+                self.picture.reports.started(report.stage, replica.hardware, start_up_s, way)
+                self.fleet.changed()
 
     async def _mourn(self) -> None:
-        """Wait for the next replica that ends, and let its partitions go to the living at once."""
+        """Wait for the next process that ends."""
         exit_ = await self.actuator.next_exit()
-        self._end(exit_.replica)
-        if not exit_.expected:
-            self.picture.restarts[exit_.stage] += 1
-            again = "not started again" if exit_.restart_in_s is None else f"again in {exit_.restart_in_s:g} s"
-            self.exits.append(f"{exit_.replica}: {exit_.reason}; {again}")
-            logger.warning("replica %s ended: %s; %s", exit_.replica, exit_.reason, again)
-
-    def _end(self, replica: str) -> None:
-        if replica not in self.dealing.ended:
-            self.picture.reports.end(replica)
-            self.dealing.end(replica)
+        if isinstance(exit_, DispatcherExit):
+            name, again = exit_.dispatcher, "started again" if exit_.restarted else "not started again"
+            self.picture.reports.end(name)
+            self.slots.exited(exit_)
+        else:
+            name, in_s = exit_.replica, exit_.restart_in_s
+            again = "not started again" if in_s is None else f"again in {in_s:g} s"
+            self.picture.reports.replica_ended(name)
+            self._started.discard(name)
             self.fleet.changed()
+        if not exit_.expected:
+            if not isinstance(exit_, DispatcherExit):
+                self.picture.restarts[exit_.stage] += 1
+            self.exits.append(f"{name}: {exit_.reason}; {again}")
+            logger.warning("%s ended: %s; %s", name, exit_.reason, again)
 
-    async def _fell_silent(self, replica: str) -> None:
-        silence_s = self.running.settings.dead_after_s
-        logger.warning("replica %s has been silent for %g s", replica, silence_s)
-        self.exits.append(f"{replica}: silent for {silence_s:g} s")
-        await self.fleet.replace(replica)
+    def _outdated(self, dispatcher: ObservedDispatcher) -> bool:
+        """Whether a dispatcher is to be replaced: newer code was given, and every replica of its stage runs it."""
+        return dispatcher.started_s < self.fleet.newest_code_s and dispatcher.stage not in self.fleet.older
 
     async def _obey(self, control: TopicFollower) -> None:
         for record in await control.read(1.0):
@@ -263,13 +269,6 @@ class Controller:
             self.deciding.set_by_people((record.key or b"").decode(), override)
 
     # -- what goes out -------------------------------------------------------------------------------
-
-    async def _beat(self) -> None:
-        lags = {stage: list(history.lags()) for stage, history in self.picture.offsets.items()}
-        await self.leadership.heartbeat(lags)
-
-    async def _deal(self) -> None:
-        await self.dealing.step(self.fleet, self.watching.answered_s if self.watching is not None else -1.0)
 
     async def _room(self) -> None:
         """What the places that replicas run at have left."""
@@ -335,23 +334,29 @@ class Controller:
             envelope=self.picture.traffic.envelope(now_s),
             paused=self.deciding.paused,
             term=self.leadership.term,
+            slots={stage: len(held) for stage, held in self.slots.table.grants.items()},
             limits={stage: _LIMITS[reason] for reason, stage in self.deciding.tuning.state.told if reason in _LIMITS},
         )
         self.state = replace(
             state,
             plan_feasible=self.deciding.plan_feasible,
-            handover_budget_left=self.deciding.tuning.state.handover_budget_left,
             failures=self.failures,
         )
 
     async def retire(self, stages: Collection[str], deadline_s: float) -> None:
-        """Every replica of these stages releases what it holds and leaves; those still there at the deadline are ended.
+        """Every dispatcher of these stages finishes what replicas have in hand and leaves, then every replica does.
 
-        The loop must still be running: it writes the assignments that tell them.
+        The loop must still be running: it writes the grants that say so.
         """
         self.deciding.held = True
-        await self.fleet.retire(stages, deadline_s)
-        await until(lambda: self.dealing.forgotten(stages), 2.0)  # their records in the compacted topic go with them
+        began_s = time.monotonic()
+        self.slots.retire(stages)
+        await until(lambda: self.slots.retired(stages), deadline_s, 0.02)
+        await self.fleet.retire(stages)
+        left_s = deadline_s - (time.monotonic() - began_s)
+        gone = await until(lambda: self.fleet.gone(stages), left_s, 0.02)
+        if not gone and set(stages) >= set(self.picture.shape.stages):
+            await self.actuator.drain(0.0)
 
 
 async def _never() -> None:

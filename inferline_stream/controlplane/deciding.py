@@ -166,8 +166,7 @@ class Deciding:
         if self._decides_from_s is None:
             self._decides_from_s = now_s + self.running.settings.start_timeout_s
         if now_s < self._decides_from_s:
-            replicas = self.picture.reports.replicas.values()
-            seen = {told.newest.stage for told in replicas if told.newest.phase == "ready"}
+            seen = self.picture.reports.ready_stages()
             if self.picture.growth.newest_s is None or seen < self.picture.offsets.keys():
                 return False
             self._decides_from_s = now_s
@@ -222,7 +221,9 @@ class Deciding:
         logger.info("%s (%s): %s", record.action, record.reason, record.detail, extra=told)
         self.told(record)
         self.book.number += 1
-        now_s = asyncio.get_running_loop().time()
+        now_s, ready = asyncio.get_running_loop().time(), dict.fromkeys(self.picture.offsets, 0)
+        for (stage, kind), count in self.fleet.wanted.items():
+            ready[stage] += self.picture.working(stage, kind, count)
         self.decisions.append(
             StoredDecision(
                 number=self.book.number,
@@ -237,10 +238,7 @@ class Deciding:
                 arrival_rate=self.picture.traffic.arrival_rate(now_s),
                 envelope=[int(n) for n in envelope],
                 lags={stage: sum(history.lags()) for stage, history in self.picture.offsets.items()},
-                ready={
-                    stage: sum(self.picture.working(stage, kind) for s, kind in self.fleet.wanted if s == stage)
-                    for stage in self.picture.offsets
-                },
+                ready=ready,
             )
         )
         self.book.decision(self.decisions[-1])
@@ -254,10 +252,9 @@ class Deciding:
         self.picture.planned(self.plans[-1])
         self.book.plan(self.plans[-1])
 
-    async def close(self, *, hands_over: bool = False) -> None:
-        """The run ends in order: write down that no successor is to go on from here, unless one is to."""
-        if not hands_over:
-            self.book.close()
+    async def close(self) -> None:
+        """The run ends in order: write down that no successor is to go on from here."""
+        self.book.close()
 
         async def written() -> bool:
             return not self.book.waiting()

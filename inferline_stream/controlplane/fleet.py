@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
 from inferline_stream.controlplane.picture import Picture
-from inferline_stream.controlplane.rolling import Member, next_change, set_aside
-from inferline_stream.controlplane.waiting import until
+from inferline_stream.controlplane.rolling import Member, next_change
 
 logger = logging.getLogger(__name__)
 
@@ -24,28 +23,27 @@ class Fleet:
     """Brings about the replicas wanted.
 
     Args:
-        actuator: makes replicas.
-        picture: knows which are ready; told which stand by.
-        partitions: how many each replica is to hold.
+        actuator: starts and retires replicas.
+        picture: knows which are ready.
         wanted: replicas that are to work, by stage and hardware kind.
-        standby: replicas that are to stand by, by stage.
+        standby: replicas beyond those, by stage. They are attached to the dispatcher like all others; since it gives
+            work to the lowest numbers first, as many are idle.
     """
 
     actuator: Actuator
     picture: Picture
-    partitions: Callable[[], Mapping[str, int]]
     wanted: dict[tuple[str, str], int]
     standby: Mapping[str, int] = field(default_factory=dict)
     newest_code_s: float = float("-inf")
     """Replicas started before this time run older code. On the event loop's clock."""
-    draining: set[str] = field(default_factory=set)
-    """Replicas that were asked to leave."""
     started_s: dict[str, float] = field(default_factory=dict)
     """When each replica was asked for, on the event loop's clock."""
     ways: dict[str, Way] = field(default_factory=dict)
     """How each replica came to run, where something tells."""
     pending: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Replicas that were asked for and have no place, by stage and hardware kind."""
+    older: frozenset[str] = frozenset()
+    """Stages with a replica that runs older code."""
     _asked: dict[tuple[str, str], int] = field(default_factory=dict)
     """Replicas that the actuator was asked for last, by stage and hardware kind."""
     _retired: set[str] = field(default_factory=set)
@@ -75,26 +73,16 @@ class Fleet:
     async def reconcile(self) -> None:
         """Take the next step of every stage towards what is wanted."""
         async with self._one_at_a_time:
-            observed = await self.actuator.observe()
-            self._remember(observed)
+            observed = await self.observe()
             for stage in self.picture.shape.stages:
                 await self._reconcile(stage, [r for r in observed if r.stage == stage], self._room(observed))
 
     async def _reconcile(self, stage: str, observed: Sequence[ObservedReplica], room: Mapping[str, int]) -> None:
-        own = [r for r in observed if r.state != "retiring" and r.replica not in self.draining]
+        own = [r for r in observed if r.state != "retiring"]
         wanted = self._of_stage(stage)
         kinds = {*wanted, *(r.hardware for r in own)}
-        if any(r.older for r in own):
-            await self._ask_for_more(stage, wanted)
-            return
-        change = next_change(
-            wanted,
-            [self._member(r) for r in own],
-            {kind: self.picture.planned_throughput(stage, kind) for kind in kinds},
-            standbys=self.picture.standbys.get(stage, frozenset()),
-            room=room,
-        )
-        self.draining |= set(change.leaving)
+        throughputs = {kind: self.picture.planned_throughput(stage, kind) for kind in kinds}
+        change = next_change(wanted, [self._member(r) for r in own], throughputs, room=room)
         for kind, count in change.counts.items():
             leaving = [r.replica for r in own if r.hardware == kind and r.replica in change.leaving]
             staying = sum(r.hardware == kind for r in own) - len(leaving)
@@ -104,13 +92,7 @@ class Fleet:
                 await self._ask(stage, kind, count)
         if change.leaving or change.counts != {kind: sum(r.hardware == kind for r in own) for kind in change.counts}:
             logger.info("stage %s: %s leave, %s asked for", stage, change.leaving or "none", dict(change.counts))
-            self._remember(await self.actuator.observe())
-
-    async def _ask_for_more(self, stage: str, wanted: Mapping[str, int]) -> None:
-        """While others replace this stage's replicas, nobody is told to leave: there are more only until they have."""
-        for kind, count in wanted.items():
-            if count > self._asked.get((stage, kind), 0):
-                await self._ask(stage, kind, count)
+            await self.observe()
 
     async def _ask(self, stage: str, kind: str, count: int, leaving: Collection[str] = ()) -> None:
         await self.actuator.scale(stage, kind, count, leaving)
@@ -128,15 +110,13 @@ class Fleet:
         return wanted
 
     def _member(self, r: ObservedReplica) -> Member:
-        reports = self.picture.reports
         return Member(
             r.replica,
             r.hardware,
             r.started_s,
-            ready=r.state == "running" and reports.is_ready(r.replica),
+            ready=r.state == "running" and self.picture.reports.is_ready(r.replica),
             fresh=r.state == "waiting" or r.started_s >= self.newest_code_s,
             waiting=r.state == "waiting",
-            partitions=self.partitions().get(r.replica, 0),
         )
 
     def _room(self, observed: Sequence[ObservedReplica]) -> dict[str, int]:
@@ -148,68 +128,21 @@ class Fleet:
             if kind.stock is not None
         }
 
-    def awaited(self, stage: str) -> bool:
-        """Whether replicas of a stage that are wanted are not ready yet."""
-        reports = self.picture.reports
-        there = [n for n, told in reports.replicas.items() if told.newest.stage == stage and n not in self.draining]
-        return sum(map(reports.is_ready, there)) < sum(self._of_stage(stage).values())
-
-    def set_aside(self) -> frozenset[str]:
-        """Replicas that stand by now: READY, and without partitions."""
-        partitions, aside = self.partitions(), {}
-        for stage, standby in self.standby.items():
-            ready = [
-                Member(name, told.newest.hardware, self.started_s.get(name, 0.0), partitions=partitions.get(name, 0))
-                for name, told in self.picture.reports.replicas.items()
-                if told.newest.stage == stage and self.picture.reports.is_ready(name) and name not in self.draining
-            ]
-            active = sum(count for (name, _), count in self.wanted.items() if name == stage)
-            aside[stage] = set_aside(ready, active, standby)
-        self.picture.standbys = aside
-        return frozenset().union(*aside.values())
-
-    async def replace(self, replica: str) -> None:
-        """Another one in place of one that is silent: asked of whoever made it, if that was this actuator."""
-        async with self._one_at_a_time:
-            observed = await self.actuator.observe()
-            for r in observed:
-                if r.replica == replica and r.state != "retiring":
-                    self.draining.add(replica)
-                    alike = [o for o in observed if (o.stage, o.hardware) == (r.stage, r.hardware)]
-                    count = sum(o.state != "retiring" for o in alike)
-                    count = min(count, self._asked.get((r.stage, r.hardware), count))
-                    await self._ask(r.stage, r.hardware, count - 1, (replica,))
-        self.changed()
-
-    def _remember(self, replicas: Sequence[ObservedReplica]) -> None:
-        self.pending = Counter((r.stage, r.hardware) for r in replicas if r.state == "running" and r.pending)
-        for r in replicas:
-            if r.state != "waiting":
-                self.started_s[r.replica] = r.started_s
-                self.ways[r.replica] = r.way
-
     async def observe(self) -> tuple[ObservedReplica, ...]:
-        """What there is."""
+        """Return what there is. What was known of replicas that are gone is forgotten."""
         replicas = await self.actuator.observe()
-        self._remember(replicas)
+        there = [r for r in replicas if r.state != "waiting"]
+        self.pending = Counter((r.stage, r.hardware) for r in replicas if r.state == "running" and r.pending)
+        self.started_s = {r.replica: r.started_s for r in there}
+        self.ways = {r.replica: r.way for r in there}
+        self.older = frozenset(r.stage for r in there if r.started_s < self.newest_code_s)
         return replicas
 
-    async def retire(self, stages: Collection[str], deadline_s: float) -> None:
-        """Every replica of these stages leaves; where that is all of them, those still there at the deadline are ended.
-
-        Somebody must go on writing the assignments that tell them.
-        """
+    async def retire(self, stages: Collection[str]) -> None:
+        """Every replica of these stages is to leave, once it has finished its batch."""
         self._retired |= set(stages)
-        reports = self.picture.reports.replicas
-        self.draining |= {name for name, told in reports.items() if told.newest.stage in stages and not told.ended}
-        async with self._one_at_a_time:
-            observed = [r for r in await self.actuator.observe() if r.stage in stages]
-            self.draining |= {r.replica for r in observed if r.state != "retiring"}
-            for stage, kind in {(r.stage, r.hardware) for r in observed}:
-                await self._ask(stage, kind, 0)
+        await self.reconcile()
 
-        async def gone() -> bool:
-            return not any(r.stage in stages for r in await self.actuator.observe())
-
-        if not await until(gone, deadline_s, 0.02) and self._retired >= set(self.picture.shape.stages):
-            await self.actuator.drain(0.0)
+    async def gone(self, stages: Collection[str]) -> bool:
+        """Whether no replica of these stages is left."""
+        return not any(r.stage in stages for r in await self.actuator.observe())

@@ -1,4 +1,4 @@
-"""End-to-end latencies, as the final stage's replicas told: since the start, of late, late by the SLO of their time."""
+"""End-to-end latencies, as the final stage reported: since the start, recent, and late by the SLO of their time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Latencies:
     """Latencies of a pipeline's events.
 
     Args:
-        reports: of its replicas.
-        final: the stage whose replicas tell.
-        declared_slo_s: replicas count latencies by the SLO that the topology declares, whatever people want now.
+        reports: of its dispatchers.
+        final: the stage that reports them.
+        declared_slo_s: dispatchers count latencies by the SLO that the topology declares.
         slo_s: in force.
     """
 

@@ -1,11 +1,11 @@
-"""One leading controller per pipeline: it fences the one before it and tells each second that it lives."""
+"""One leading controller per pipeline: it fences the one before it and writes each second that it lives."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -18,14 +18,13 @@ from inferline_stream.dataplane.control import (
     Unsettled,
     Written,
 )
-from inferline_stream.dataplane.protocol import Assignment, Lags, LeaderHeartbeat, decode_control, encode
+from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat, decode_control, encode_control, grant_key
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
 
 LEADER_KEY = "leader"
-LAGS_KEY = "lags"
 HEARTBEAT_S = 1.0
 TAKE_OVER_AFTER_S = 3.0
 """A leader that has told nothing for this long, while Kafka answered, is taken over from."""
@@ -44,8 +43,8 @@ SLOW_S = 1.0
 class Log:
     """What the assignments topic says."""
 
-    assignments: tuple[Assignment, ...]
-    """Newest of each replica; those that have ended are missing."""
+    grants: tuple[Grant, ...]
+    """Newest of each slot."""
     heartbeat: LeaderHeartbeat | None
     heartbeat_age_s: float
     """By the record's timestamp; infinite if there is none."""
@@ -58,21 +57,21 @@ def read_log(records: Sequence[Followed], now_s: float) -> Log:
         records: of the assignments topic, in order.
         now_s: seconds since the epoch.
     """
-    assignments: dict[str, Assignment] = {}
+    grants: dict[str, Grant] = {}
     heartbeat, age_s = None, float("inf")
     for record in records:
         key = (record.key or b"").decode()
         if not record.value:
-            assignments.pop(key, None)
+            grants.pop(key, None)
             if key == LEADER_KEY:
                 heartbeat, age_s = None, float("inf")
             continue
         control = decode_control(record.value)
         if isinstance(control, LeaderHeartbeat):
             heartbeat, age_s = control, now_s - record.time_ms / 1e3
-        elif isinstance(control, Assignment):
-            assignments[control.replica] = control
-    return Log(tuple(assignments.values()), heartbeat, age_s)
+        else:
+            grants[key] = control
+    return Log(tuple(grants.values()), heartbeat, age_s)
 
 
 class Leadership:
@@ -94,7 +93,6 @@ class Leadership:
         self._writing = asyncio.Lock()
         self.renewals = 0
         """How often this controller had to begin a term anew because a transaction was left unsettled."""
-        self._lags_told: Mapping[str, list[int]] = {}
         self.term = 0
         self.log = Log((), None, float("inf"))
         """What the topic said when this term began."""
@@ -112,7 +110,7 @@ class Leadership:
                 records += await follower.read_to(await follower.end())
                 self.log = read_log(records, time.time())
                 self.term = 1 + (self.log.heartbeat.term if self.log.heartbeat else 0)
-                self.term = max([self.term, *(a.term + 1 for a in self.log.assignments)])
+                self.term = max([self.term, *(grant.term + 1 for grant in self.log.grants)])
                 await self.heartbeat()
             except BaseException:
                 await self._producer.__aexit__(None, None, None)
@@ -155,16 +153,16 @@ class Leadership:
     ) -> None:
         await self._producer.__aexit__(kind, error, trace)
 
-    async def write(self, assignments: Sequence[Assignment] = (), forgotten: Sequence[str] = ()) -> None:
-        """Assignments and the end of replicas' records, in one transaction.
+    async def write(self, grants: Sequence[Grant] = (), forgotten: Sequence[str] = ()) -> None:
+        """Write grants, and delete the keys of others, in one transaction.
 
         Raises:
             LeadershipLost: another controller leads now.
             Unreachable: nothing was written; try again.
         """
         topic = self._names.assignments
-        records = [Written(topic, a.replica, encode(a)) for a in assignments]
-        records += [Written(topic, replica, None) for replica in forgotten]
+        records = [Written(topic, grant_key(g.stage, g.slot), encode_control(g)) for g in grants]
+        records += [Written(topic, key, None) for key in forgotten]
         if records:
             await self._write(records)
 
@@ -181,7 +179,7 @@ class Leadership:
     async def _renew(self) -> None:
         """Begin a new term where a transaction was left unsettled, unless another controller has taken over.
 
-        What the log says afterwards is what replicas have been told, whether that transaction was written or not.
+        The log then says what was granted, whether that transaction was written or not.
         """
         await self._producer.__aexit__(None, None, None)
         async with TopicFollower(self._bootstrap_servers, self._names.assignments) as follower:
@@ -196,26 +194,16 @@ class Leadership:
         self.term += 1
         self.renewals += 1
         self._broken = False
-        self._lags_told = {}
         logger.warning("controller %s goes on leading in term %d", self.controller, self.term)
 
     async def write_records(self, records: Sequence[Written]) -> None:
         """Other records of the leader, e.g. decisions, in one transaction; errors as in `write`."""
         await self._write(records)
 
-    async def heartbeat(self, lags: Mapping[str, list[int]] | None = None) -> None:
-        """Tell that this controller lives, and how far each stage lags; errors as in `write`.
-
-        Args:
-            lags: records not committed, by stage and partition.
-        """
-        topic = self._names.assignments
-        records = [Written(topic, LEADER_KEY, encode(LeaderHeartbeat(self.term, self.controller)))]
-        if lags is not None and lags != self._lags_told:
-            now_ms = int(time.time() * 1e3)
-            records.append(Written(topic, LAGS_KEY, encode(Lags(self.term, now_ms, dict(lags)))))
-            self._lags_told = dict(lags)
-        await self._write(records)
+    async def heartbeat(self) -> None:
+        """Write that this controller lives; errors as in `write`."""
+        heartbeat = encode_control(LeaderHeartbeat(self.term, self.controller))
+        await self._write([Written(self._names.assignments, LEADER_KEY, heartbeat)])
 
     async def resign(self) -> None:
         """Leave in order: the next controller need not wait. Errors as in `write`."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from inferline_stream.controlplane.reports import Reports, batches_between, slowdown
-from inferline_stream.dataplane.protocol import BatchStats, ReplicaReport
+from inferline_stream.controlplane.reports import Batches, Reports, Totals, since, slowdown
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths, visited
 
@@ -21,8 +20,8 @@ NOISE = 0.1
 
 _SWEEPS = 50
 
-Mark = Mapping[str, ReplicaReport]
-"""Each replica's report at some time."""
+Mark = Mapping[str, Totals]
+"""Each stage's counters at some time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +34,24 @@ class Measured:
         taken: by (parent, child), results that took that edge.
     """
 
-    batches: Mapping[tuple[str, str], Mapping[int, BatchStats]]
+    batches: Mapping[tuple[str, str], Batches]
     results: Mapping[str, int]
     taken: Mapping[tuple[str, str], int]
 
 
-def mark(reports: Reports) -> Mark:
+def mark(reports: Reports, stages: Iterable[str]) -> Mark:
     """The present, to measure from."""
-    return {name: told.newest for name, told in reports.replicas.items()}
+    return {stage: reports.total(stage) for stage in stages}
 
 
-def measured_since(reports: Reports, since: Mark) -> Measured:
+def measured_since(reports: Reports, stages: Iterable[str], before: Mark) -> Measured:
     """What replicas did since then, those that have ended included."""
-    pairs: dict[tuple[str, str], list[tuple[ReplicaReport, ReplicaReport]]] = {}
-    taken: dict[tuple[str, str], int] = {}
-    for name, told in reports.replicas.items():
-        last = told.newest
-        first = since.get(name) or ReplicaReport(name, last.stage, last.hardware, "starting", 0)
-        pairs.setdefault((last.stage, last.hardware), []).append((first, last))
-        for child, count in last.arrows_taken.items():
-            taken[last.stage, child] = taken.get((last.stage, child), 0) + count - first.arrows_taken.get(child, 0)
-    batches = {key: batches_between(own) for key, own in pairs.items()}
-    results: dict[str, int] = {}
-    for (stage, _), sizes in batches.items():
-        results[stage] = results.get(stage, 0) + sum(size * stats.batches for size, stats in sizes.items())
-    return Measured(batches, results, taken)
+    grown = {stage: since(reports.total(stage), before.get(stage, Totals())) for stage in stages}
+    return Measured(
+        {(stage, kind): sizes for stage, sums in grown.items() for kind, sizes in sums.batch_stats.items()},
+        {stage: sums.served for stage, sums in grown.items()},
+        {(stage, child): count for stage, sums in grown.items() for child, count in sums.edges_taken.items()},
+    )
 
 
 def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> PipelineProfile:

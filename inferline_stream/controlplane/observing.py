@@ -27,7 +27,7 @@ from inferline_stream.controlplane.scaling import replicas_of_plan
 from inferline_stream.controlplane.tuning import windows_of
 from inferline_stream.controlplane.watching import Watching
 from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
-from inferline_stream.dataplane.protocol import decode_report
+from inferline_stream.dataplane.reports import decode_report
 from inferline_stream.errors import Unreachable
 from inferline_stream.observability.state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.hardware import catalogue
@@ -46,7 +46,7 @@ _LOOK_S = 0.25
 class Observer:
     """What can be known of a pipeline from its topics. Made by `observing`.
 
-    Totals count from when the replicas that live now began, and rates from when this began to look: `look` for a
+    Totals count from when the dispatchers that live now began, and rates from when this began to look: `look` for a
     while before believing them.
     """
 
@@ -94,15 +94,13 @@ class Observer:
                 continue
             heard_s = record.time_ms / 1e3 + shift_s
             self.picture.reports.add(report, heard_s)
-            if report.phase in ("gone", "failed"):
-                self.picture.reports.end(report.replica)
             if looked_s is None or heard_s - looked_s >= 1.0:
                 looked_s = heard_s
                 self._state_at(heard_s)
         now_s = asyncio.get_running_loop().time()
-        for name, told in self.picture.reports.replicas.items():
-            if not told.ended and now_s - told.heard_s > self.running.settings.dead_after_s:
-                self.picture.reports.end(name)
+        for name, last_s in self.picture.reports.living().items():
+            if now_s - last_s > self.running.settings.dead_after_s:
+                self.picture.reports.lose(name)
 
     def _decided(self, key: str, value: bytes | None) -> None:
         if value is None:
@@ -188,7 +186,7 @@ async def observing(
             picture.planned(stored)
         for decision in found.decisions:
             picture.decided(_record(decision))
-        watching = Watching(running, picture, offsets, Ticks(names, running.source), lambda report, changed: None)
+        watching = Watching(running, picture, offsets, Ticks(names, running.source), lambda report: None)
         await watching.begin()
         times = await find_arrivals(running, offsets, watching.source_partitions, picture.growth)
         if times.size:

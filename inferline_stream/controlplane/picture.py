@@ -14,6 +14,7 @@ from inferline_stream.controlplane.latencies import Latencies
 from inferline_stream.controlplane.records import StoredPlan
 from inferline_stream.controlplane.reports import RECENT_S, Reports, StageFigures
 from inferline_stream.controlplane.scaling import Replicas, cost_per_hour, replicas_of_plan
+from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.observability.state import (
     DecisionRecord,
     EnvelopeWindow,
@@ -34,7 +35,7 @@ from inferline_stream.tuner.traffic import Traffic
 _DECISIONS_KEPT = 300
 _PLANS_KEPT = 100
 STUCK_AFTER_S = 10.0
-"""A committed offset that stood still for this long, with lag and with its owner up, is stuck."""
+"""A committed offset that stood still for this long, with lag and with replicas ready, is stuck."""
 
 
 @dataclass(slots=True)
@@ -83,8 +84,6 @@ class Picture:
     """Held since the start, by stage and hardware kind."""
     coarse_peak_per_hour: float | None = None
     """What InferLine's CG-Peak would cost for the sample that the plan was made for."""
-    standbys: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """By stage, READY replicas that hold no partitions on purpose: no supply."""
     reports: Reports = field(init=False)
     offsets: dict[str, OffsetHistory] = field(init=False)
     traffic: Traffic = field(init=False)
@@ -176,6 +175,12 @@ class Picture:
 
     # -- what goes out -------------------------------------------------------------------------------
 
+    @property
+    def samples(self) -> Mapping[str, StageInput]:
+        """One event of each stage that it is known to process, where profiles keep one."""
+        found: Mapping[str, StageInput] = getattr(self.measured, "samples", {})
+        return found
+
     def drained(self) -> bool:
         """Whether every stage's group has committed all that its topic holds, as last sampled."""
         return all(not any(history.lags()) for history in self.offsets.values())
@@ -193,7 +198,7 @@ class Picture:
         """
         ratios = self.reports.visit_ratios(now_s)
         figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
-        lost = sum(f.dead_lettered + f.expired for f in figures.values())
+        lost = sum(f.total.dead_lettered + f.total.expired for f in figures.values())
         newest_s, watched_s = self.growth.newest_s, self.growth.watched_since_s
         return Observation(
             time_s=now_s,
@@ -220,7 +225,7 @@ class Picture:
         supply = {}
         for (name, hardware), count in wanted.items():
             if name == stage:
-                ready = self.working(stage, hardware)
+                ready = self.working(stage, hardware, count)
                 supply[hardware] = Supply(
                     ready,
                     max(0, count - ready),
@@ -237,9 +242,9 @@ class Picture:
             utilization=figures.utilization,
         )
 
-    def working(self, stage: str, hardware: str) -> int:
-        """READY replicas that do not stand by."""
-        return len(self.reports.ready_names(stage, hardware) - self.standbys.get(stage, frozenset()))
+    def working(self, stage: str, hardware: str, wanted: int) -> int:
+        """Ready replicas, standbys and those about to leave not counted."""
+        return min(wanted, self.reports.ready(stage, hardware))
 
     def batch_limit(self, stage: str, hardware: str) -> int:
         """The plan's batch limit; that of the stage's first kind for hardware that the plan does not use."""
@@ -269,6 +274,7 @@ class Picture:
         paused: bool = False,
         term: int = 0,
         limits: Mapping[str, str] | None = None,
+        slots: Mapping[str, int] | None = None,
     ) -> PipelineState:
         """What metrics and tables show.
 
@@ -280,6 +286,7 @@ class Picture:
             paused: whether decisions are held.
             term: of this controller.
             limits: what keeps a stage from growing, by stage.
+            slots: dispatchers of each stage; one where it is not given.
         """
         recent = self.latencies.recent(now_s)
         newest_s = self.growth.newest_s
@@ -306,7 +313,11 @@ class Picture:
             recent_p95_s=recent.quantile_s(0.95),
             recent_p99_s=recent.quantile_s(0.99),
             stages=tuple(
-                self._stage_state(stage, now_s, figures[stage], wanted, (limits or {}).get(stage, ""))
+                replace(
+                    self._stage_state(stage, now_s, figures[stage], wanted),
+                    limit=(limits or {}).get(stage, ""),
+                    slots=(slots or {}).get(stage, 1),
+                )
                 for stage in self.shape.stages
             ),
             decisions=tuple(self.decisions),
@@ -316,8 +327,8 @@ class Picture:
             events_in=self.growth.total,
             events_out=self.counts.events_out,
             completed_without_output=self.counts.completed,
-            duplicates=sum(f.duplicates for f in figures.values()),
-            backlog=sum(f.backlog for f in figures.values()),
+            duplicates=sum(f.total.duplicates for f in figures.values()),
+            backlog=sum(f.total.backlog for f in figures.values()),
             input_age_s=ages,
             paused=paused,
             decision_counts=dict(self.decision_counts),
@@ -336,15 +347,16 @@ class Picture:
         kinds = {hardware for _, hardware in (*wanted, *self.replica_seconds)}
         return kinds | {a.hardware for held in self.plan.allocations.values() for a in held}
 
-    def _stage_state(self, stage: str, now_s: float, figures: StageFigures, wanted: Replicas, limit: str) -> StageState:
+    def _stage_state(self, stage: str, now_s: float, figures: StageFigures, wanted: Replicas) -> StageState:
         offsets = self.offsets[stage]
         rates = offsets.rates(now_s, RECENT_S)
         planned = replicas_of_plan(self.plan.allocations)
         kinds = sorted({hardware for name, hardware in (*wanted, *planned) if name == stage})
         counts = []
         for hardware in kinds:
-            count, ready = wanted.get((stage, hardware), 0), self.working(stage, hardware)
-            standby = self.reports.ready(stage, hardware) - ready
+            count, standby = wanted.get((stage, hardware), 0), self.reports.ready(stage, hardware)
+            ready = self.working(stage, hardware, count)
+            standby -= ready
             counts.append(
                 ReplicaCounts(hardware, planned.get((stage, hardware), 0), count, ready, max(0, count - ready), standby)
             )
@@ -368,16 +380,20 @@ class Picture:
                 for way, seconds in self.reports.start_ups_s(stage, kind).items()
                 if way
             },
-            events=figures.events,
-            dead_lettered=figures.dead_lettered,
-            expired=figures.expired,
-            handovers=figures.handovers,
-            handover_stall_s=figures.handover_stall_s,
-            batches=figures.batches,
-            busy_total_s=figures.busy_total_s,
-            wait_total_s=figures.wait_total_s,
+            events=figures.total.events,
+            dead_lettered=figures.total.dead_lettered,
+            expired=figures.total.expired,
+            batches=figures.total.batches,
+            batches_lost=figures.total.batches_lost,
+            busy_total_s=figures.total.busy_s,
+            wait_total_s=figures.total.wait_s,
+            queued=figures.queued,
+            suspects=figures.suspects,
+            quarantined=figures.quarantined,
+            dispatcher_utilization=figures.dispatcher_utilization,
+            trouble=figures.trouble,
+            halted=figures.halted,
             restarts=self.restarts[stage],
-            limit=limit,
             stuck_partitions=stuck if sum(c.ready for c in counts) else (),
             partition_rates=rates,
             join_events=figures.join_events,

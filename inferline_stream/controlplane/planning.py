@@ -107,13 +107,12 @@ class Planning:
         now_s = asyncio.get_running_loop().time()
         if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
             return
-        measured = corrected(
-            self.picture.measured, self.picture.shape, measured_since(self.picture.reports, self._mark)
-        )
+        reports, shape = self.picture.reports, self.picture.shape
+        measured = corrected(self.picture.measured, shape, measured_since(reports, shape.stages, self._mark))
         proposal = await aside(replan, await self._inputs(measured))
         logger.info("planned again: %s (%s)", proposal.reason or "the plan stays", proposal.detail)
         if proposal.plan is not None:
-            self._mark = mark(self.picture.reports)
+            self._mark = mark(reports, shape.stages)
         elif proposal.reason is None and self._slo_s() != self.picture.plan.slo_s:
             self._occasions.again(now_s + _AGAIN_S)  # too little has been recorded yet
         await self.take(proposal, measured)

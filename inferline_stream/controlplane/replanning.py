@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inferline_stream.controlplane.arrivals import FEWEST_RECORDS, LogGrowth
+from inferline_stream.controlplane.arrivals import LogGrowth
 from inferline_stream.controlplane.records import decode_ticks, merged
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
@@ -81,14 +81,12 @@ class Proposal:
 
 def replan(inputs: Inputs) -> Proposal:
     """Judge the plan in force on the recorded arrivals, look for a cheaper one, and say which it should be."""
-    entries = [inputs.shape.stages[i] for i in inputs.shape.entries()]
-    trace, came = recorded(inputs.ticks, inputs.partitions[entries[0]])
+    trace = recorded(inputs.ticks, inputs.partitions[inputs.shape.stages[inputs.shape.entries()[0]]])
     if len(trace) < FEWEST_EVENTS:
         return Proposal(None, f"only {len(trace)} arrivals are recorded, a plan needs {FEWEST_EVENTS}")
     stretch = busiest(trace, MOST_EVENTS)
     before = inputs.plan
-    shares = dict.fromkeys(entries, came) if before.partitions and sum(came) >= FEWEST_RECORDS else {}
-    p99_s = _quantile_s(inputs, stretch, shares)
+    p99_s = _quantile_s(inputs, stretch)
     cost = cost_per_hour(before.allocations, inputs.catalogue)
     give_up_s = time.monotonic() + inputs.effort_s
     try:
@@ -99,9 +97,6 @@ def replan(inputs: Inputs) -> Proposal:
             inputs.slo_s,
             inputs.catalogue,
             pipeline=before.pipeline,
-            queues="partitioned" if before.partitions else "shared",
-            partitions=inputs.partitions if before.partitions else None,
-            partition_shares=shares,
             max_batch_sizes=inputs.max_batch_sizes,
             objective=inputs.objective,
             margin=SAVING_MARGIN if p99_s <= inputs.slo_s else None,
@@ -125,8 +120,8 @@ def replan(inputs: Inputs) -> Proposal:
     return Proposal(None, numbers)
 
 
-def _quantile_s(inputs: Inputs, trace: Trace, shares: Mapping[str, Sequence[float]]) -> float:
-    """Latency of the plan in force at the objective, on this trace, with its skew and these profiles."""
+def _quantile_s(inputs: Inputs, trace: Trace) -> float:
+    """Latency of the plan in force at the objective, on this trace and with these profiles."""
     plan = inputs.plan
     allocations: dict[str, tuple[Allocation, ...]] = {
         stage: tuple(a for a in held if a.replicas) for stage, held in plan.allocations.items()
@@ -136,25 +131,19 @@ def _quantile_s(inputs: Inputs, trace: Trace, shares: Mapping[str, Sequence[floa
         allocations,
         inputs.measured,
         trace,
-        queues="partitioned" if plan.partitions else "shared",
-        partitions=inputs.partitions if plan.partitions else None,
-        partition_shares=shares,
+        order_slo_s=inputs.slo_s,
     )
     return found.quantile_s(inputs.objective)
 
 
-def recorded(ticks: Sequence[bytes], partitions: int) -> tuple[Trace, tuple[float, ...]]:
+def recorded(ticks: Sequence[bytes], partitions: int) -> Trace:
     """Arrivals as the records of the arrivals topic tell them, spread over the time between two samples.
 
     Args:
         ticks: the records' values, in order.
         partitions: of the source topic; records that tell of another number are left out.
-
-    Returns:
-        The arrivals, and how many of them came in each partition.
     """
     growth = LogGrowth()
     log = [entry for entry in merged(decode_ticks(value) for value in ticks) if len(entry[1]) == partitions]
     joined = np.concatenate([np.empty(0), *(growth.sample(time_s, ends) for time_s, ends in log)])
-    came = np.subtract(log[-1][1], log[0][1], dtype=float) if log else np.zeros(partitions)
-    return Trace(joined - joined[0] if joined.size else joined), tuple(came.tolist())
+    return Trace(joined - joined[0] if joined.size else joined)

@@ -1,19 +1,19 @@
-"""What replicas told, summed: totals since the start, and how each stage did over the last seconds."""
+"""What dispatchers reported, summed: totals since the start, and how each stage did over the last seconds."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Way
-from inferline_stream.dataplane.protocol import BatchStats, ReplicaReport
+from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus
 from inferline_stream.observability.state import IsolationState
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Shape
 
 RECENT_S = 10.0
-"""What counts as of late."""
+"""What counts as recent."""
 
 _FEWEST_EVENTS = 100
 """A visit ratio from fewer events would be noise."""
@@ -23,92 +23,205 @@ _FEWEST_BATCHES = 10
 
 _START_UPS = 8
 
+_LATE_S = 30.0
+"""A dispatcher's last report may be read so long after its exit."""
+
+_REATTACH_S = 2.0
+"""So long after a dispatcher began to serve, replicas that were ready before it count as ready though it does not say
+so yet: their models are loaded, and they are about to be attached to it."""
+
+Batches = Mapping[int, BatchStats]
+"""By batch size."""
+
 
 @dataclass(slots=True)
-class Told:
-    """One replica's reports."""
+class Totals:
+    """Counters of reports, summed; see `PoolReport`."""
 
-    newest: ReplicaReport
+    events: int = 0
+    busy_s: float = 0.0
+    replica_s: float = 0.0
+    wait_s: float = 0.0
+    cpu_s: float = 0.0
+    dead_lettered: int = 0
+    expired: int = 0
+    duplicates: int = 0
+    backlog: int = 0
+    batches_lost: int = 0
+    latency_sum_s: float = 0.0
+    batch_stats: dict[str, dict[int, BatchStats]] = field(default_factory=dict)
+    edges_taken: dict[str, int] = field(default_factory=dict)
+    latency_buckets: list[int] = field(default_factory=list)
+
+    def add(self, other: PoolReport | Totals, sign: int = 1) -> Totals:
+        """Add, or with ``sign`` -1 subtract, a report's counters or others' sums; returns itself."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + sign * getattr(other, name))
+        for hardware, sizes in other.batch_stats.items():
+            own = self.batch_stats.setdefault(hardware, {})
+            for size, stats in sizes.items():
+                sums = own.setdefault(size, BatchStats())
+                sums.batches += sign * stats.batches
+                sums.service_s += sign * stats.service_s
+        for child, count in other.edges_taken.items():
+            self.edges_taken[child] = self.edges_taken.get(child, 0) + sign * count
+        self.latency_buckets += [0] * (len(other.latency_buckets) - len(self.latency_buckets))
+        for at, count in enumerate(other.latency_buckets):
+            self.latency_buckets[at] += sign * count
+        return self
+
+    @property
+    def batches(self) -> int:
+        """Batches run."""
+        return sum(stats.batches for sizes in self.batch_stats.values() for stats in sizes.values())
+
+    @property
+    def service_s(self) -> float:
+        """Sum of their service times."""
+        return sum(stats.service_s for sizes in self.batch_stats.values() for stats in sizes.values())
+
+    @property
+    def served(self) -> int:
+        """Events that the stage was called on."""
+        return sum(size * stats.batches for sizes in self.batch_stats.values() for size, stats in sizes.items())
+
+
+_SUMS = tuple(name for name, of in Totals.__dataclass_fields__.items() if of.default == 0)
+
+
+def since(last: Totals, first: Totals) -> Totals:
+    """Return what came between two sums."""
+    return Totals().add(last).add(first, -1)
+
+
+@dataclass(slots=True)
+class Reported:
+    """The reports of one incarnation of a dispatcher."""
+
+    newest: PoolReport
     heard_s: float
     """When the newest was read, on the controller's clock."""
-    recent: deque[tuple[float, ReplicaReport]] = field(default_factory=deque)
+    serving_s: float | None = None
+    """When it first reported that it serves."""
+    recent: deque[tuple[float, PoolReport]] = field(default_factory=deque)
     ended: bool = False
 
-    def before_s(self, time_s: float) -> ReplicaReport | None:
-        """The oldest report kept that is not older than ``time_s``; None if the replica is younger."""
-        return next((report for at, report in self.recent if at >= time_s), None)
+    def between(self, since_s: float) -> tuple[float, PoolReport, PoolReport] | None:
+        """Seconds between, the oldest report kept that is not older than ``since_s``, and the newest; None without."""
+        first = next(((at, report) for at, report in self.recent if at >= since_s), None)
+        return None if first is None or self.ended else (self.recent[-1][0] - first[0], first[1], self.newest)
 
 
 @dataclass(frozen=True, slots=True)
 class StageFigures:
     """One stage over the last seconds; None where too little was seen."""
 
-    events: int
-    """Events that left the stage, since the start of the run."""
-    dead_lettered: int
-    expired: int
-    duplicates: int
-    backlog: int
-    handovers: int
-    handover_stall_s: float
-    batches: int
-    """Since the start of the run, as the two below."""
-    busy_total_s: float
-    wait_total_s: float
+    total: Totals
+    """Since the start of the run."""
     wait_s: float | None
     service_time_s: float | None
     mean_batch_size: float | None
     utilization: float | None
+    """Busy share of its replicas."""
+    dispatcher_utilization: float | None
+    """CPU seconds per second of its busiest dispatcher."""
+    queued: int
+    suspects: int
+    quarantined: int
     join_events: int
-    """That wait for parts now."""
     join_bytes: int
+    halted: Mapping[int, str]
+    trouble: str
+    """What is wrong with its pool, in words."""
     newest_s: float | None
-    """When the newest report of any of its replicas was read."""
+    """When the oldest of its dispatchers' newest reports was read."""
     slowdown: Mapping[str, float]
     """By hardware kind: measured service time over the profile's, at the batch sizes that ran."""
 
 
 class Reports:
-    """Reports of every replica of a pipeline.
+    """Reports of every dispatcher of a pipeline.
 
-    Counters in a report grow from its replica's start, so a lost or repeated report does no harm; an
-    older one that comes late is recognised by its number.
+    Counters in a report grow from the start of its dispatcher's process, so a lost or repeated report does no harm; an
+    older one that comes late is recognised by its number. What has ended is kept as sums alone.
     """
 
     def __init__(self, shape: Shape, measured: PipelineProfile) -> None:
         self._shape = shape
         self.measured = measured
         """Profiles that measured times are compared with."""
-        self.replicas: dict[str, Told] = {}
+        self._reported: dict[str, Reported] = {}
+        self._past: dict[str, Totals] = {stage: Totals() for stage in shape.stages}
+        """Sums of ended incarnations, by stage."""
+        self._heard_past_s: dict[str, float] = {}
+        self._pools: dict[tuple[str, int], dict[str, ReplicaStatus]] = {}
+        """Replicas by stage and slot, as the slot's last serving dispatcher reported them."""
         self._start_up_s: dict[tuple[str, str], dict[Way, deque[float]]] = {}
 
-    def add(self, report: ReplicaReport, heard_s: float) -> bool:
-        """Take one report in; whether phase, partitions or applied assignment have changed."""
-        told = self.replicas.get(report.replica)
-        if told is None:
-            self.replicas[report.replica] = told = Told(report, heard_s)
-            changed = True
-        elif report.report <= told.newest.report:
-            return False
-        else:
-            before = told.newest
-            changed = (before.phase, before.sequence, before.held.keys()) != (
-                report.phase,
-                report.sequence,
-                report.held.keys(),
-            )
-            told.newest, told.heard_s = report, heard_s
-        told.recent.append((heard_s, report))
-        while told.recent and told.recent[0][0] < heard_s - RECENT_S:
-            told.recent.popleft()
-        told.ended = told.ended or report.phase in ("gone", "failed")
-        return changed
+    # -- what comes in -------------------------------------------------------------------------------
 
-    def end(self, replica: str) -> None:
+    def add(self, report: PoolReport, heard_s: float) -> bool:
+        """Take one report in; return whether it is newer than those before."""
+        known = self._reported.get(report.dispatcher)
+        if known is not None and (report.incarnation, report.report) <= (known.newest.incarnation, known.newest.report):
+            return False
+        if known is not None and report.incarnation > known.newest.incarnation:
+            self._fold(known)
+            known = None
+        if known is None:
+            self._reported[report.dispatcher] = known = Reported(report, heard_s)
+            self._forget_late(heard_s)
+        known.newest, known.heard_s = report, heard_s
+        known.recent.append((heard_s, report))
+        while known.recent[0][0] < heard_s - RECENT_S:
+            known.recent.popleft()
+        known.ended = known.ended or report.phase in ("gone", "failed")
+        if report.phase in ("serving", "draining"):
+            if known.serving_s is None:
+                known.serving_s = heard_s
+            self._listed(report, young=heard_s - known.serving_s < _REATTACH_S)
+        return True
+
+    def _listed(self, report: PoolReport, *, young: bool) -> None:
+        """Take in the replicas that a serving dispatcher lists."""
+        at = (report.stage, report.slot)
+        before, now = self._pools.get(at, {}), {replica.replica: replica for replica in report.replicas}
+        for others in self._pools.values():
+            for name in now.keys() & others.keys() if others is not before else ():
+                before = {**before, name: others.pop(name)}
+        if young:
+            for name, was in before.items():
+                if was.phase == "ready" and (name not in now or now[name].phase == "starting"):
+                    now[name] = was
+        self._pools[at] = now
+
+    def end(self, dispatcher: str) -> None:
         """Its process is gone: its totals stay, its recent figures go."""
-        if (told := self.replicas.get(replica)) is not None:
-            told.ended = True
-            told.recent.clear()
+        if (known := self._reported.get(dispatcher)) is not None:
+            known.ended = True
+            known.recent.clear()
+
+    def lose(self, dispatcher: str) -> None:
+        """It is gone, and nothing else tells whether its replicas live."""
+        if (known := self._reported.get(dispatcher)) is not None:
+            self.end(dispatcher)
+            self._pools.pop((known.newest.stage, known.newest.slot), None)
+
+    def replica_ended(self, replica: str) -> None:
+        """A replica's process is gone."""
+        for pool in self._pools.values():
+            pool.pop(replica, None)
+
+    def _fold(self, known: Reported) -> None:
+        stage = known.newest.stage
+        self._past.setdefault(stage, Totals()).add(known.newest)
+        self._heard_past_s[stage] = max(known.heard_s, self._heard_past_s.get(stage, known.heard_s))
+
+    def _forget_late(self, now_s: float) -> None:
+        """Keep of dispatchers that ended long ago their sums alone."""
+        for name, known in list(self._reported.items()):
+            if known.ended and known.heard_s < now_s - _LATE_S:
+                self._fold(self._reported.pop(name))
 
     def started(self, stage: str, hardware: str, start_up_s: float, way: Way = "") -> None:
         """A replica became ready so long after it was asked for, by that way."""
@@ -117,12 +230,14 @@ class Reports:
         times.append(start_up_s)
         ways[way] = times  # the newest way comes last
 
+    # -- start-up times ------------------------------------------------------------------------------
+
     def start_ups_s(self, stage: str, hardware: str) -> dict[Way, float]:
-        """Mean start-up time of late, by way; that of the newest start comes last."""
+        """Mean of the recent start-up times, by way; that of the newest start comes last."""
         return {way: sum(t) / len(t) for way, t in self._start_up_s.get((stage, hardware), {}).items()}
 
     def start_up_s(self, stage: str, hardware: str) -> float | None:
-        """What the next replica is likely to take, None before the first: those of late that came as the newest did.
+        """What the next replica is likely to take, None before the first: the recent ones that came as the newest did.
 
         A mean over all ways would fit none: where a node had to be made, the next one is likely to need one, too.
         """
@@ -139,27 +254,38 @@ class Reports:
                 found.setdefault(stage, {})[hardware] = start_up_s
         return found
 
+    # -- replicas and dispatchers --------------------------------------------------------------------
+
+    def newest(self, dispatcher: str) -> PoolReport | None:
+        """The newest report of a dispatcher."""
+        known = self._reported.get(dispatcher)
+        return None if known is None else known.newest
+
+    def living(self) -> dict[str, float]:
+        """When each dispatcher that has not ended was last heard."""
+        return {name: known.heard_s for name, known in self._reported.items() if not known.ended}
+
+    def replicas(self, stage: str) -> Iterator[ReplicaStatus]:
+        """Replicas of a stage, as last reported."""
+        for (name, _), pool in self._pools.items():
+            if name == stage:
+                yield from pool.values()
+
     def is_ready(self, replica: str) -> bool:
         """Whether it works, or could at once."""
-        told = self.replicas.get(replica)
-        return told is not None and not told.ended and told.newest.phase == "ready"
+        return any(replica in pool and pool[replica].phase == "ready" for pool in self._pools.values())
 
     def ready(self, stage: str, hardware: str) -> int:
-        """Replicas of it that are ready."""
-        return len(self.ready_names(stage, hardware))
+        """Ready replicas of a stage on a hardware kind; one in quarantine does not serve other events."""
+        return sum(r.hardware == hardware and r.phase == "ready" and not r.quarantined for r in self.replicas(stage))
 
-    def ready_names(self, stage: str, hardware: str) -> frozenset[str]:
-        """Their names."""
-        return frozenset(
-            name
-            for name, told in self.replicas.items()
-            if (told.newest.stage, told.newest.hardware) == (stage, hardware) and self.is_ready(name)
-        )
+    def ready_stages(self) -> Set[str]:
+        """Stages with a ready replica."""
+        return {stage for (stage, _), pool in self._pools.items() if any(r.phase == "ready" for r in pool.values())}
 
     def isolation(self, stage: str) -> IsolationState | None:
-        """What keeps the replicas of a stage in that work now; None if none does."""
-        names = [told.newest.replica for told in self._of(stage) if self.is_ready(told.newest.replica)]
-        held = [own for name in names if (own := self.replicas[name].newest.isolation) is not None]
+        """What restricts the ready replicas of a stage; None if there is none."""
+        held = [r.isolation for r in self.replicas(stage) if r.phase == "ready" and r.isolation is not None]
         if not held:
             return None
         ports = [own.ports for own in held if own.ports is not None]
@@ -179,114 +305,96 @@ class Reports:
             missing=tuple(sorted({lack for own in held for lack in own.missing})),
         )
 
-    def _of(self, stage: str) -> list[Told]:
-        return [told for told in self.replicas.values() if told.newest.stage == stage]
+    # -- figures -------------------------------------------------------------------------------------
+
+    def _of(self, stage: str) -> list[Reported]:
+        return [known for known in self._reported.values() if known.newest.stage == stage]
+
+    def total(self, stage: str) -> Totals:
+        """A stage's counters since the start of the run."""
+        found = Totals().add(self._past[stage])
+        for known in self._of(stage):
+            found.add(known.newest)
+        return found
 
     def latency_counts(self, stage: str, buckets: int) -> tuple[tuple[int, ...], float]:
-        """Events per latency bucket since the start, and the sum of latencies, as the final stage's replicas told."""
-        counts, total_s = [0] * buckets, 0.0
-        for told in self._of(stage):
-            for i, count in enumerate(told.newest.latency_buckets[:buckets]):
-                counts[i] += count
-            total_s += told.newest.latency_sum_s
-        return tuple(counts), total_s
+        """Events per latency bucket since the start, and the sum of latencies, as the final stage reported."""
+        total = self.total(stage)
+        counts = [*total.latency_buckets, *[0] * buckets][:buckets]
+        return tuple(counts), total.latency_sum_s
+
+    def _recent(self, stage: str, now_s: float) -> Totals:
+        found = Totals()
+        for known in self._of(stage):
+            if (pair := known.between(now_s - RECENT_S)) is not None:
+                found.add(pair[2]).add(pair[1], -1)
+        return found
 
     def stage(self, name: str, now_s: float) -> StageFigures:
         """One stage now."""
-        told = self._of(name)
-        newest = [t.newest for t in told]
-        since_s = now_s - RECENT_S
-        pairs = [(first, t.newest) for t in told if not t.ended and (first := t.before_s(since_s)) is not None]
-        events = sum(last.events - first.events for first, last in pairs)
-        busy_s = sum(last.busy_s - first.busy_s for first, last in pairs)
-        wait_s = sum(last.wait_s - first.wait_s for first, last in pairs)
-        watched_s = sum(t.recent[-1][0] - t.recent[0][0] for t in told if not t.ended and t.recent)
-        batches = batches_between(pairs)
-        count = sum(b.batches for b in batches.values())
-        batched = sum(size * b.batches for size, b in batches.items())
+        known = self._of(name)
+        living = [k.newest for k in known if not k.ended]
+        recent = self._recent(name, now_s)
+        pairs = [pair for k in known if (pair := k.between(now_s - RECENT_S)) is not None and pair[0] > 0]
+        heard = [k.heard_s for k in known if not k.ended] or [max(k.heard_s for k in known)] if known else []
+        newest_s = min(heard, default=self._heard_past_s.get(name))
+        batches = recent.batches
         return StageFigures(
-            events=sum(r.events for r in newest),
-            dead_lettered=sum(r.dead_lettered for r in newest),
-            expired=sum(r.expired for r in newest),
-            duplicates=sum(r.duplicates for r in newest),
-            backlog=sum(r.backlog for r in newest),
-            handovers=sum(r.handovers for r in newest),
-            handover_stall_s=sum(r.handover_stall_s for r in newest),
-            batches=sum(b.batches for r in newest for b in r.batch_stats.values()),
-            busy_total_s=sum(r.busy_s for r in newest),
-            wait_total_s=sum(r.wait_s for r in newest),
-            wait_s=wait_s / events if events else None,
-            service_time_s=sum(b.service_s for b in batches.values()) / count if count else None,
-            mean_batch_size=batched / count if count else None,
-            utilization=busy_s / watched_s if watched_s > 0 else None,
-            join_events=sum(t.newest.join_events for t in told if not t.ended),
-            join_bytes=sum(t.newest.join_bytes for t in told if not t.ended),
-            newest_s=max((t.heard_s for t in told), default=None),
-            slowdown=self._slowdown(name, pairs),
+            total=self.total(name),
+            wait_s=recent.wait_s / recent.events if recent.events else None,
+            service_time_s=recent.service_s / batches if batches else None,
+            mean_batch_size=recent.served / batches if batches else None,
+            utilization=recent.busy_s / recent.replica_s if recent.replica_s > 0 else None,
+            dispatcher_utilization=max(((last.cpu_s - first.cpu_s) / s for s, first, last in pairs), default=None),
+            queued=sum(r.queued for r in living),
+            suspects=sum(r.suspects for r in living),
+            quarantined=sum(r.quarantined for r in self.replicas(name)),
+            join_events=sum(r.join_events for r in living),
+            join_bytes=sum(r.join_bytes for r in living),
+            halted={partition: why for r in living for partition, why in r.halted.items()},
+            trouble="; ".join(sorted({r.reason for r in living if r.reason})),
+            newest_s=newest_s,
+            slowdown=self._slowdown(name, recent),
         )
 
-    def _slowdown(self, stage: str, pairs: Iterable[tuple[ReplicaReport, ReplicaReport]]) -> dict[str, float]:
-        by_hardware: dict[str, list[tuple[ReplicaReport, ReplicaReport]]] = {}
-        for first, last in pairs:
-            by_hardware.setdefault(last.hardware, []).append((first, last))
+    def _slowdown(self, stage: str, recent: Totals) -> dict[str, float]:
         found = {}
-        for hardware, own in by_hardware.items():
+        for hardware, sizes in recent.batch_stats.items():
             profile = self.measured.profiles.get((stage, hardware))
-            batches = batches_between(own)
-            factor = None if profile is None else slowdown(profile, batches, _FEWEST_BATCHES)
+            factor = None if profile is None else slowdown(profile, sizes, _FEWEST_BATCHES)
             if factor is not None:
                 found[hardware] = factor
         return found
 
     def visit_ratios(self, now_s: float) -> dict[str, float | None]:
-        """Visits per event to each stage of late, along the branches taken; None where too few events were seen.
+        """Recent visits per event to each stage, along the branches taken; None where too few events were seen.
 
         A join hears of every event that reaches any of its parents or is skipped on the way, so its own
         share of served events tells its ratio; any other stage is visited by the share of its parent's
-        results that took the arrow.
+        results that took the edge.
         """
-        since_s = now_s - RECENT_S
-        pairs: dict[str, list[tuple[ReplicaReport, ReplicaReport]]] = {name: [] for name in self._shape.stages}
-        for told in self.replicas.values():
-            if not told.ended and told.newest.stage in pairs and (first := told.before_s(since_s)) is not None:
-                pairs[told.newest.stage].append((first, told.newest))
+        recent = {name: self._recent(name, now_s) for name in self._shape.stages}
         ratios: dict[str, float | None] = {}
         for position, name in enumerate(self._shape.stages):
             arrows = self._shape.parents(position)
             if not arrows:
                 ratios[name] = 1.0
             elif len(arrows) > 1:
-                left = sum(last.events - first.events for first, last in pairs[name])
-                served = sum(size * b.batches for size, b in batches_between(pairs[name]).items())
-                ratios[name] = min(1.0, served / left) if left >= _FEWEST_EVENTS else None
+                left, own = recent[name].events, recent[name]
+                ratios[name] = min(1.0, own.served / left) if left >= _FEWEST_EVENTS else None
             else:
                 parent = self._shape.stages[self._shape.arrows[arrows[0]].parent]
-                left = sum(size * b.batches for size, b in batches_between(pairs[parent]).items())
-                took = sum(
-                    last.arrows_taken.get(name, 0) - first.arrows_taken.get(name, 0) for first, last in pairs[parent]
-                )
-                above = ratios[parent]
+                left, above = recent[parent].served, ratios[parent]
+                took = recent[parent].edges_taken.get(name, 0)
                 ratios[name] = above * took / left if above is not None and left >= _FEWEST_EVENTS else None
         return ratios
 
 
-def slowdown(profile: Profile, batches: Mapping[int, BatchStats], fewest: int) -> float | None:
+def slowdown(profile: Profile, batches: Batches, fewest: int) -> float | None:
     """Measured service time over the profile's, at the batch sizes that ran; None from too few batches."""
-    if sum(stats.batches for stats in batches.values()) < fewest:
+    count = sum(stats.batches for stats in batches.values())
+    if not count or count < fewest:
         return None
     largest = profile.batch_sizes[-1]
     expected_s = sum(stats.batches * profile.service_time_s(min(size, largest)) for size, stats in batches.items())
     return sum(stats.service_s for stats in batches.values()) / expected_s
-
-
-def batches_between(pairs: Iterable[tuple[ReplicaReport, ReplicaReport]]) -> dict[int, BatchStats]:
-    """Batches between two reports of each replica, by batch size."""
-    total: dict[int, BatchStats] = {}
-    for first, last in pairs:
-        for size, stats in last.batch_stats.items():
-            before = first.batch_stats.get(size, BatchStats())
-            if stats.batches > before.batches:
-                sums = total.setdefault(size, BatchStats())
-                sums.batches += stats.batches - before.batches
-                sums.service_s += stats.service_s - before.service_s
-    return total

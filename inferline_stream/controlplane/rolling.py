@@ -6,7 +6,7 @@ before the old one is asked to leave, so that supply never falls below what is w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _EPSILON = 1e-9
@@ -23,7 +23,6 @@ class Member:
         ready: whether it works, or could.
         fresh: whether it runs the newest code.
         waiting: whether it has died and waits for its restart.
-        partitions: how many it is to hold.
     """
 
     replica: str
@@ -32,7 +31,6 @@ class Member:
     ready: bool = True
     fresh: bool = True
     waiting: bool = False
-    partitions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,6 @@ def next_change(
     members: Sequence[Member],
     throughputs: Mapping[str, float],
     *,
-    standbys: Collection[str] = (),
     room: Mapping[str, int] | None = None,
 ) -> Change:
     """The next step towards the replicas wanted.
@@ -67,14 +64,13 @@ def next_change(
         wanted: replicas by hardware kind, standbys included; kinds left out are not wanted.
         members: that have not been asked to leave.
         throughputs: µ of one replica by hardware kind, of every kind wanted or held.
-        standbys: those of the members that hold nothing on purpose: they leave last.
         room: replicas that the stock of a kind has room for beyond all that exist; a kind left out has any.
     """
     fresh = [m for m in members if m.fresh and wanted.get(m.hardware, 0) > 0]
     surplus = [m for m in members if m not in fresh]
     for kind, count in wanted.items():
         own = [m for m in fresh if m.hardware == kind]
-        surplus += _order(own, standbys)[: max(0, len(own) - count)]
+        surplus += _order(own)[: max(0, len(own) - count)]
     staying = [m for m in fresh if m not in surplus]
     missing = {kind: count - sum(m.hardware == kind for m in staying) for kind, count in wanted.items()}
     at_once = sum(missing.values())
@@ -96,9 +92,9 @@ def next_change(
     return Change(tuple(leaving), {kind: held[kind] + started.get(kind, 0) for kind in kinds})
 
 
-def _order(members: Sequence[Member], standbys: Collection[str]) -> list[Member]:
-    """Who leaves first: each partition that moves costs a handover, and the youngest has done least to warm up."""
-    return sorted(members, key=lambda m: (not m.waiting, m.replica in standbys, m.partitions, -m.started_s))
+def _order(members: Sequence[Member]) -> list[Member]:
+    """Who leaves first: places without a process, then the youngest, which get the least work."""
+    return sorted(members, key=lambda m: (not m.waiting, -m.started_s))
 
 
 def _made_up_for(
@@ -121,20 +117,4 @@ def _make_room(kind: str, surplus: Sequence[Member], members: Sequence[Member]) 
     own = [m for m in surplus if m.hardware == kind]
     if not own or sum(m.ready for m in members) < 2:
         return []
-    return [min(own, key=lambda m: (m.ready, m.partitions, m.started_s)).replica]
-
-
-def set_aside(ready: Sequence[Member], active: int, standby: int) -> frozenset[str]:
-    """Which of a stage's READY replicas stand by: they hold no partitions.
-
-    Those with the fewest partitions, and among equals the youngest: whoever works goes on working. Where a working
-    replica has died or more are wanted, there are fewer to set aside, and one that stood by works at once.
-
-    Args:
-        ready: READY members.
-        active: replicas that are to work.
-        standby: replicas that are to stand by.
-    """
-    spare = min(standby, max(0, len(ready) - active))
-    order = sorted(ready, key=lambda m: (m.partitions, -m.started_s))
-    return frozenset(m.replica for m in order[:spare])
+    return [min(own, key=lambda m: (m.ready, m.started_s)).replica]

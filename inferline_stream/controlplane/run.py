@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from inferline_stream.dataplane.protocol import KafkaClient, ReplicaSpec
+from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.dataplane.specs import Delivery, DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.topics import REPLICATION
 from inferline_stream.observability.state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.emulation import emulated_s
@@ -86,11 +87,13 @@ class Run:
 
     Args:
         pipeline: what runs.
-        topology: its file, which every replica loads.
+        topology: its file, which every replica loads; dispatchers do not.
         bootstrap_servers: of a Kafka that answers.
         plan: replicas to begin with, batch limits, hardware.
         measured: profiles.
         log_folder: where replicas' output goes.
+        supervisor_folder: private folder, of a short path, where the next controller on this host finds the supervisor
+            if this one dies; None: no other finds it.
         prefix: before every topic and group.
         feed: writes the source topic; None if somebody else does.
         replication: copies of each topic that has to be created.
@@ -99,7 +102,6 @@ class Run:
         policy: the Tuner's step.
         advisory: decide without acting.
         delivery: how results get into the sink.
-        kafka_client: of replicas.
         tracing: OpenTelemetry exporter of a span per batch; empty for none.
         duration_s: stop after so long; None runs to the end of the feed, or until told to stop.
         page_port: of the live page; 0 for any free one, None for no page.
@@ -108,7 +110,6 @@ class Run:
         metrics_host: address that it is served on.
         faust: host the control loop's agents and timer in a Faust app as well.
         replans: plan again now and then, from what was recorded and measured.
-        hands_over: ends without draining: replicas stay at work, and the next run leads them from where this one was.
         settings: periods and time limits.
         sample: the arrivals that the plan was made for, for what others would have bought for them.
         run_folder: where the finished run is written down, a folder that does not exist yet; None for nowhere.
@@ -121,6 +122,7 @@ class Run:
     plan: Plan
     measured: PipelineProfile
     log_folder: Path
+    supervisor_folder: Path | None = None
     prefix: str = ""
     feed: FeedTo | None = None
     replication: int = REPLICATION
@@ -128,8 +130,7 @@ class Run:
     start: str = "committed"
     policy: Policy = POLICIES["default"]
     advisory: bool = False
-    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
-    kafka_client: KafkaClient = "aiokafka"
+    delivery: Delivery = "at_least_once"
     tracing: str = ""
     duration_s: float | None = None
     page_port: int | None = None
@@ -138,7 +139,6 @@ class Run:
     metrics_host: str = "127.0.0.1"
     faust: bool = True
     replans: bool = True
-    hands_over: bool = False
     settings: Settings = field(default_factory=Settings)
     sample: Trace | None = None
     run_folder: Path | None = None
@@ -149,23 +149,38 @@ class Run:
         """Hardware kinds known to the pipeline."""
         return catalogue(self.pipeline.hardware)
 
-    def spec(self, stage: str, hardware: str) -> ReplicaSpec:
-        """What a new replica is told."""
-        kind = self.kinds[hardware]
-        limits = {a.hardware: a.max_batch_size for a in self.plan.allocations[stage]}
+    @property
+    def identity(self) -> str:
+        """What a controller must have in common with the one before to take over its processes."""
+        what = (self.pipeline.name, self.prefix, self.bootstrap_servers, str(self.topology.resolve()), self.delivery)
+        return " ".join(what)
+
+    @property
+    def replica_specs(self) -> dict[tuple[str, str], ReplicaSpec]:
+        """What a new replica is given, by stage and hardware kind."""
+        pairs = {(stage, a.hardware) for stage, held in self.plan.allocations.items() for a in held}
+        return {(stage, kind): self._replica_spec(stage, kind) for stage, kind in pairs | self.measured.profiles.keys()}
+
+    def _replica_spec(self, stage: str, hardware: str) -> ReplicaSpec:
+        declared, kind = self.pipeline.stage(stage), self.kinds[hardware]
         return ReplicaSpec(
             replica="",
             stage=stage,
             topology=str(self.topology.resolve()),
-            prefix=self.prefix,
-            bootstrap_servers=self.bootstrap_servers,
             hardware=kind,
-            max_batch_size=limits.get(hardware, 1),
+            emulated_s=emulated_s(declared, hardware) if kind.emulated else None,
+            isolation=isolation_of(declared.isolation),
+        )
+
+    def dispatcher_spec(self, dispatcher: str, stage: str, slot: int) -> DispatcherSpec:
+        """What a new dispatcher is given."""
+        return DispatcherSpec(
+            dispatcher=dispatcher,
+            slot=slot,
+            routes=routes_of(self.pipeline, stage, self.prefix),
+            bootstrap_servers=self.bootstrap_servers,
             delivery=self.delivery,
-            kafka_client=self.kafka_client,
             tracing=self.tracing,
-            emulated_s=emulated_s(self.pipeline.stage(stage), hardware) if kind.emulated else None,
-            isolation=isolation_of(self.pipeline.stage(stage).isolation),
             live_since_s=self.live_since_s,
             settings={
                 name: getattr(self.settings, name)

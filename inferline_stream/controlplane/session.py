@@ -1,4 +1,4 @@
-"""One run of a pipeline, from topics to report: start replicas, lead them, feed the source, drain, account."""
+"""One run of a pipeline, from topics to report: start its processes, feed the source, drain, account."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.version import DRAIN_FIRST, Structure, incompatibilities, structure_of
 from inferline_stream.tuner.policy import POLICIES
 
-__all__ = ["Feed", "FeedTo", "Quiet", "Run", "Session", "Watcher", "run_and_hand_over", "run_to_report", "session"]
+__all__ = ["Feed", "FeedTo", "Quiet", "Run", "Session", "Watcher", "run_to_report", "session"]
 
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) -> AsyncIterator[Session]:
-    """Topics, leadership, control loop and replicas of one run; all of it ends with the block.
+    """Topics, leadership, control loop and processes of one run; all of it ends with the block.
 
     Args:
         run: what runs, and how.
         watcher: who shows it.
-        actuator: makes replicas; by default processes of this machine.
+        actuator: starts and stops replicas and dispatchers; by default processes of this machine.
 
     Raises:
         Unreachable: Kafka does not answer.
@@ -63,7 +63,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
     running = _running(run)
     names = running.names
     watcher.step("creating topics" if run.create_topics else "verifying topics")
-    topics = topics_of(pipeline, run.prefix, run.plan.partitions)
+    topics = topics_of(pipeline, run.prefix)
     replication, create = run.replication, run.create_topics
     for note in await ready_topics(run.bootstrap_servers, topics, create=create, replication=replication):
         watcher.note(note)
@@ -74,8 +74,9 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         leadership = await stack.enter_async_context(Leadership(run.bootstrap_servers, names, controller_name))
         stock: dict[str, int] = {}
         if actuator is None:
-            actuator = await stack.enter_async_context(LocalActuator(run.spec, run.log_folder))
+            actuator = await stack.enter_async_context(_local(run))
             stock = local_stock(run.plan.allocations, run.kinds, len(os.sched_getaffinity(0)))
+        await actuator.know(run.replica_specs)
         found = await find(run.bootstrap_servers, names)
         since = await _begun(run, found, running, offsets, partitions)
         await leadership.heartbeat()
@@ -90,6 +91,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
             leadership,
             run.policy,
             found,
+            run.dispatcher_spec,
             told=watcher.decided,
             wanted=wanted,
             structure=structure,
@@ -118,8 +120,17 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         finally:
             if not control.done():  # it leads still: let the next one begin at once
                 with contextlib.suppress(InferlineError):
-                    await controller.deciding.close(hands_over=run.hands_over)
+                    await controller.deciding.close()
                     await leadership.resign()
+
+
+def _local(run: Run) -> LocalActuator:
+    return LocalActuator(
+        run.log_folder,
+        drain_timeout_s=run.settings.drain_timeout_s,
+        folder=run.supervisor_folder,
+        identity=run.identity,
+    )
 
 
 def _running(run: Run) -> Running:
@@ -165,7 +176,7 @@ async def run_to_report(run: Run, watcher: Watcher, stop: asyncio.Event, actuato
         run: what runs, and how.
         watcher: who shows it.
         stop: set it to end the run early; it drains all the same.
-        actuator: makes replicas; by default processes of this machine.
+        actuator: starts and stops replicas and dispatchers; by default processes of this machine.
 
     Raises:
         StageFailed: a stage cannot start.
@@ -189,46 +200,11 @@ async def _begun(
         same_source = before.source[0] == run.pipeline.source.name
         known = {stage for stage in before.edges if same_source or stage not in running.entries}
     taken_over = found.wanted is not None and run.start == "committed"
-    if not taken_over:  # only a leader may: the offsets of a running pipeline are its replicas'
+    if not taken_over:  # only a leader may: the offsets of a running pipeline are its dispatchers'
         await commit_start_offsets(run.bootstrap_servers, run.pipeline, run.prefix, run.start, known=known)
     since = await bounds_now(offsets, running, partitions)
     # What a leader that fell silent has left is live traffic, and late by our doing.
     return replace(since, live=since.source) if taken_over else since
-
-
-async def run_and_hand_over(run: Run, watcher: Watcher, stop: asyncio.Event, actuator: Actuator) -> None:
-    """Lead a pipeline whose replicas are others' to end, until told to stop; whoever comes next leads them on.
-
-    Args:
-        run: what runs, and how; it has to hand over.
-        watcher: who shows it.
-        stop: set it to leave.
-        actuator: makes replicas, which outlive it.
-
-    Raises:
-        LeadershipLost: another controller leads now.
-        Unreachable: Kafka does not answer.
-    """
-    leads = asyncio.Event()
-
-    async def lead() -> None:
-        async with session(run, watcher, actuator) as under_way:
-            leads.set()
-            await under_way.fed(stop)
-
-    leading = asyncio.create_task(lead())
-    waiting = [asyncio.create_task(event.wait()) for event in (leads, stop)]
-    try:
-        await asyncio.wait([leading, *waiting], return_when=asyncio.FIRST_COMPLETED)
-        if not leads.is_set():  # another one leads still: there is nothing to hand over
-            leading.cancel()
-            await asyncio.wait([leading])
-        if not leading.cancelled():
-            await leading
-    finally:
-        for task in (leading, *waiting):
-            task.cancel()
-        await asyncio.gather(leading, *waiting, return_exceptions=True)
 
 
 async def _refuse_other_structure(

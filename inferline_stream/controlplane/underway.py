@@ -166,7 +166,7 @@ class Session:
             elif time.monotonic() - moved_s > self.run.settings.drain_timeout_s:
                 waited_s = self.run.settings.drain_timeout_s
                 logger.error(
-                    "nothing has moved for %g s, events are left behind: %s", waited_s, self.controller.dealing.stuck()
+                    "nothing has moved for %g s, events are left behind: %s", waited_s, self.controller.slots.stuck()
                 )
                 break
             await asyncio.sleep(0.1)
@@ -200,7 +200,7 @@ class Session:
             duration_s=ended_s - self.started_s,
             replicas_most=self.replicas_most,
             lag=lag,
-            exits=self.controller.exits,
+            exits=list(self.controller.exits),
             emulated=any(
                 self.run.kinds[a.hardware].emulated for kinds in self.run.plan.allocations.values() for a in kinds
             ),

@@ -17,7 +17,7 @@ from inferline_stream.controlplane.recovery import arrivals_between
 from inferline_stream.controlplane.running import Running
 from inferline_stream.controlplane.stamps import Stamps
 from inferline_stream.dataplane.control import OffsetReader, TopicFollower
-from inferline_stream.dataplane.protocol import ReplicaReport, decode_report
+from inferline_stream.dataplane.reports import PoolReport, decode_report
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _CLOCKS_APART_S = 0.5
 
 
 _AGENT_SILENT_S = 1.5
-"""An agent that has brought nothing for so long (replicas report twice a second) may be gone: read ourselves again."""
+"""An agent that has brought nothing for so long (dispatchers report twice a second) may be gone: we read again."""
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Watching:
         picture: to fill.
         offsets: reads them.
         ticks: told every sample of the source topic.
-        heard: called with each report that is newer than those before, and whether it tells of a change.
+        heard: called with each report that is newer than those before.
         stamps: tells arrivals, where the growth of the source's log does not.
     """
 
@@ -52,7 +52,7 @@ class Watching:
     picture: Picture
     offsets: OffsetReader
     ticks: Ticks
-    heard: Callable[[ReplicaReport, bool], None]
+    heard: Callable[[PoolReport], None]
     stamps: Stamps | None = None
     answered_s: float = -1.0
     """When Kafka last answered, on the event loop's clock."""
@@ -162,9 +162,9 @@ class Watching:
         if not self._new(self.running.names.stage_stats, partition, offset) or not value:
             return
         report = decode_report(value)
-        if report.stage in self.picture.offsets:
-            changed = self.picture.reports.add(report, asyncio.get_running_loop().time())
-            self.heard(report, changed)
+        known = report.stage in self.picture.offsets
+        if known and self.picture.reports.add(report, asyncio.get_running_loop().time()):
+            self.heard(report)
 
     def arrivals(self, partition: int, offset: int, value: bytes | None) -> None:
         """Take in one record of the arrivals topic. Our own samples are there already; another's may be newer."""

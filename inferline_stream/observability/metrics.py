@@ -1,4 +1,4 @@
-"""The pipeline's state as Prometheus metrics: one scrape target per pipeline, replicas need no port.
+"""The pipeline's state as Prometheus metrics: one scrape target per pipeline.
 
 Every scrape renders the newest `PipelineState`, so a series whose partition or replica is gone vanishes
 with it. METRICS.md lists them and counts the series.
@@ -175,7 +175,6 @@ def _pipeline_families(state: PipelineState) -> Iterator[Metric]:
     yield ages
     yield from gauge("inferline_paused", "1 while scaling decisions are held.", float(state.paused))
     yield from gauge("inferline_plan_feasible", "0 when no plan meets the SLO.", float(state.plan_feasible))
-    yield from gauge("inferline_handover_budget_left_ratio", "Handover budget left.", state.handover_budget_left)
     yield from gauge("inferline_controller_term", "Term of the leading controller.", state.term)
     yield counter("inferline_loop_failures", "Steps of the control loop that failed and were logged.", state.failures)
     plan = InfoMetricFamily("inferline_plan", "The plan in force.", labels=["pipeline"])
@@ -217,17 +216,17 @@ def _of_isolation(figure: Callable[[IsolationState], float | None]) -> Callable[
     return lambda stage: None if stage.isolation is None else figure(stage.isolation)
 
 
+def _in_trouble(stage: StageState) -> float:
+    return float(bool(stage.trouble))
+
+
 _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...] = (
     ("arrival_rate_per_second", "Records per second into the stage, recent mean.", lambda s: s.arrival_rate),
     ("utilization_ratio", "Busy share of the stage's replicas, recent mean.", lambda s: s.utilization),
     ("wait_seconds", "Mean time queued in the stage, recent.", lambda s: s.wait_s),
     ("service_time_seconds", "Mean service time of a batch, recent.", lambda s: s.service_time_s),
     ("batch_size", "Mean batch size, recent.", lambda s: s.mean_batch_size),
-    (
-        "batch_fill_ratio",
-        "Mean batch size over the limit, recent.",
-        lambda s: None if s.mean_batch_size is None else s.mean_batch_size / s.max_batch_size,
-    ),
+    ("batch_fill_ratio", "Mean batch size over the limit, recent.", lambda s: s.batch_fill),
     ("max_batch_size", "Batch limit in force.", lambda s: s.max_batch_size),
     ("lag_records", "Records not yet committed.", lambda s: s.lag_records),
     ("lag_seconds", "Age of the oldest record not yet committed.", lambda s: s.lag_s),
@@ -235,8 +234,19 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...]
     ("partitions", "Partitions of the stage's input topic.", lambda s: len(s.partition_lags)),
     (
         "stuck_partitions",
-        "Partitions whose commits stand still although the owner is up.",
+        "Partitions whose commits stand still although replicas are ready.",
         lambda s: len(s.stuck_partitions),
+    ),
+    ("halted_partitions", "Partitions that are not read any more.", lambda s: len(s.halted)),
+    ("queued_events", "Events that wait for a replica.", lambda s: s.queued),
+    ("suspects", "Events that run alone, because one of them may have killed a replica.", lambda s: s.suspects),
+    ("quarantined_replicas", "Replicas that run such events only.", lambda s: s.quarantined),
+    ("in_trouble", "1 while something is wrong with the pool, e.g. replicas that fail on every batch.", _in_trouble),
+    ("dispatchers", "Dispatchers that the stage's partitions are dealt to.", lambda s: s.slots),
+    (
+        "dispatcher_utilization_ratio",
+        "CPU seconds per second of the busiest dispatcher, recent.",
+        lambda s: s.dispatcher_utilization,
     ),
     ("join_waiting_events", "Events of a join that wait for parts.", lambda s: s.join_events),
     ("join_waiting_bytes", "Size of the parts that wait in a join.", lambda s: s.join_bytes),
@@ -261,8 +271,7 @@ _STAGE_COUNTERS: tuple[tuple[str, str, Callable[[StageState], float]], ...] = (
     ("waited_seconds", "Time events spent queued in the stage.", lambda s: s.wait_total_s),
     ("dead_lettered", "Events sent to the dead-letter topic.", lambda s: s.dead_lettered),
     ("expired", "Events that passed their deadline before the stage.", lambda s: s.expired),
-    ("handovers", "Partitions that moved between replicas.", lambda s: s.handovers),
-    ("handover_stall_seconds", "Time partitions stood still while moving.", lambda s: s.handover_stall_s),
+    ("batches_lost", "Batches whose replica died, hung or broke its contract.", lambda s: s.batches_lost),
     ("restarts", "Replicas that died and were started again.", lambda s: s.restarts),
 )
 
@@ -302,8 +311,7 @@ def _stage_families(state: PipelineState) -> Iterator[Metric]:
         "inferline_stage_at_limit", "1 while it keeps the stage from growing.", labels=[*labels, "limit"]
     )
     for stage in state.stages:
-        for limit in ("partitions", "stock"):
-            limits.add_metric([state.pipeline, stage.name, limit], float(stage.limit == limit))
+        limits.add_metric([state.pipeline, stage.name, "stock"], float(stage.limit == "stock"))
     ways = GaugeMetricFamily(
         "inferline_start_up_seconds",
         "Learned time from asking for a replica to its READY, by how it came to run.",

@@ -139,8 +139,8 @@ def alerts(target: Target) -> Iterator[Alert]:
         time("30s"),
         PAGE,
         f"No controller of {target.pipeline} answers its scrape, or its loop stands still",
-        "Replicas on other machines go on with the partitions they hold, but nothing scales and a dead replica is not "
-        "replaced. Start a controller: it takes up the state that Kafka holds.",
+        "Nothing scales, and what dies on its host may not be replaced. Start a controller: it takes up the state that "
+        "Kafka holds.",
         keep=time("5m"),  # one that comes up misses scrapes while it imports, and one that crashes is started again
     )
     yield Alert(
@@ -149,8 +149,17 @@ def alerts(target: Target) -> Iterator[Alert]:
         time("1m"),
         PAGE,
         "Stage {{ $labels.stage }}: {{ $value }} partitions stand still",
-        "Records wait, their owner is up, and its commits do not move: a poison event or a hung stage, not load. "
+        "Records wait, replicas are ready, and commits do not move: a hung stage or a join that lacks parts, not load. "
         "More replicas will not help.",
+    )
+    yield Alert(
+        "InferlinePartitionHalted",
+        f"inferline_stage_halted_partitions{{{match}}} > 0",
+        "0s",
+        PAGE,
+        "Stage {{ $labels.stage }}: {{ $value }} partitions are not read any more",
+        "Their group has lost its offset, or records are gone before they were read. Nothing goes on there by itself: "
+        "find out what is missing, then run with --start.",
     )
     yield from _risk_alerts(target)
     yield from _stage_alerts(target)
@@ -188,8 +197,8 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
         "0s",
         TICKET,
         "The SLO is at risk before any lag exists",
-        "Traffic is beyond what the plan was made for, and the replicas that would carry it are not ready, may not be "
-        "had or may not be asked for; or the plan in force is predicted to miss the SLO.",
+        "Traffic is beyond what the plan was made for, and the replicas that would carry it are not ready, not "
+        "available or may not be asked for; or the plan in force is predicted to miss the SLO.",
     )
     yield Alert(
         "InferlinePlanInfeasible",
@@ -206,7 +215,7 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
         time("30s"),
         TICKET,
         "Input {{ $labels.input }} is {{ $value | humanizeDuration }} old",
-        "The Tuner holds and never scales down on missing input. Look at the broker and at the replicas' reports.",
+        "The Tuner holds and never scales down on missing input. Look at the broker and at the dispatchers' reports.",
     )
     yield Alert(
         "InferlineModelDrift",
@@ -241,7 +250,7 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         time("1m"),
         TICKET,
         "Stage {{ $labels.stage }} may not grow further: {{ $labels.limit }}",
-        "The stage needs more replicas than its partitions or the hardware stock allow. Add stock, or partitions.",
+        "The stage needs more replicas than the hardware stock allows. Add stock.",
     )
     yield Alert(
         "InferlineReplicasMissing",
@@ -249,34 +258,45 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         time("2m"),
         TICKET,
         "Stage {{ $labels.stage }} lacks replicas: {{ $value }} are wanted",
-        "Replicas that were asked for have not become ready for far longer than they take to start: the cluster has no "
-        "place for them, or they die as they start.",
+        "Replicas that were asked for have not become ready for far longer than they take to start: there is no place "
+        "for them, or they die as they start.",
     )
     yield Alert(
-        "InferlineIdleConsumers",
-        f"{ready} > on (pipeline, stage) inferline_stage_partitions{{{match}}}",
-        time("5m"),
+        "InferlineDispatcherSilent",
+        f'max by (pipeline, input) (inferline_input_age_seconds{{{match},input=~"reports/.*"}}) > 5',
+        time("10s"),
+        PAGE,
+        "{{ $labels.input }}: the dispatcher was last heard {{ $value | humanizeDuration }} ago",
+        "It was replaced once already if its host lives. Nothing of its partitions is processed meanwhile. "
+        "Look at its log and at the broker.",
+    )
+    yield Alert(
+        "InferlineDispatcherBusy",
+        f"inferline_stage_dispatcher_utilization_ratio{{{match}}} > 0.8",
+        time("2m"),
         TICKET,
-        "Stage {{ $labels.stage }} has {{ $value }} replicas, more than partitions",
-        "Replicas beyond the partition count cost and do nothing. Lower the stage's minimum, or add partitions.",
+        "Stage {{ $labels.stage }}: its dispatcher takes {{ $value | humanizePercentage }} of a core",
+        "A dispatcher cannot use more than one core: beyond it events wait there, and more replicas do not help. Allow "
+        "larger batches, or plan for the higher rate, which gives the stage more slots.",
+    )
+    yield Alert(
+        "InferlinePoolInTrouble",
+        f"inferline_stage_in_trouble{{{match}}} == 1",
+        time("10s"),
+        PAGE,
+        "Stage {{ $labels.stage }}: something is wrong with its replicas, e.g. they fail on every batch",
+        "Fresh replicas fail even on an event that the stage is known to process, so no event is to blame and nothing "
+        "becomes a dead letter. `inferline-stream status` says what is wrong: the code, a device, memory, the host.",
     )
     yield Alert(
         "InferlineSkew",
         f"max {stage} (inferline_partition_arrival_rate_per_second{{{match}}}) "
-        f"> 3 * avg {stage} (inferline_partition_arrival_rate_per_second{{{match}}})",
+        f"> 3 * avg {stage} (inferline_partition_arrival_rate_per_second{{{match}}}) "
+        f"and on (pipeline, stage) inferline_stage_dispatchers{{{match}}} > 1",
         time("10m"),
         TICKET,
         "One partition of stage {{ $labels.stage }} carries more than three times the mean",
-        "A hot key bounds what replicas can do: one partition is served by one replica. Spread the key.",
-    )
-    yield Alert(
-        "InferlineHandoverStorm",
-        f"sum {stage} (increase(inferline_stage_handovers_total{{{match}}}[{time('10m')}])) "
-        f"> on (pipeline, stage) (10 * inferline_stage_partitions{{{match}}})",
-        "0s",
-        TICKET,
-        "Stage {{ $labels.stage }} moved partitions {{ $value | humanize }} times in 10 minutes",
-        "Each handover stalls its partition. Traffic oscillates around a step of the plan: raise the stage's minimum.",
+        "The stage has several dispatchers, and a partition has only one of them. Spread the key.",
     )
     yield Alert(
         "InferlineReplicasCrash",
@@ -292,7 +312,7 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         "0s",
         TICKET,
         "Stage {{ $labels.stage }} sent {{ $value | humanize }} events to its dead-letter topic in 10 minutes",
-        "Each is a missed event. The records hold the error in their headers; mend the cause, then replay them.",
+        "Each is a missed event. The records hold the error in their headers; fix the cause, then replay them.",
     )
     yield Alert(
         "InferlineScalingIneffective",

@@ -71,18 +71,20 @@ class StageState:
     events: int = 0
     dead_lettered: int = 0
     expired: int = 0
-    handovers: int = 0
-    handover_stall_s: float = 0.0
     batches: int = 0
     """Batches run since the start, over all replicas that ever were; likewise the totals below."""
+    batches_lost: int = 0
+    """Batches whose replica died, hung or broke its contract; each was run again."""
     busy_total_s: float = 0.0
     wait_total_s: float = 0.0
     restarts: int = 0
     """Replicas that died and were started again."""
     limit: str = ""
-    """What keeps the stage from growing further: ``partitions``, ``stock``, or nothing."""
+    """What keeps the stage from growing further: ``stock``, or nothing."""
     stuck_partitions: tuple[int, ...] = ()
-    """Partitions with lag whose committed offset stands still although their owner is up."""
+    """Partitions with lag whose committed offset stands still although replicas are ready."""
+    halted: Mapping[int, str] = field(default_factory=dict)
+    """Partition → why it is not read any more."""
     partition_rates: tuple[float, ...] = ()
     """Arrivals per second by partition; empty where not measured."""
     join_events: int = 0
@@ -97,6 +99,10 @@ class StageState:
     """CPU seconds per second of its busiest dispatcher; 1 is a whole core, and the most that a slot can use."""
     suspects: int = 0
     """Events that run alone now, because one of them may have killed a replica."""
+    quarantined: int = 0
+    """Replicas that run such events only."""
+    slots: int = 1
+    """Dispatchers that the stage's partitions are dealt to."""
     trouble: str = ""
     """What is wrong with its pool, in words; empty if nothing is."""
 
@@ -214,7 +220,8 @@ class PipelineState:
     completed_without_output: int
     duplicates: int
     input_age_s: Mapping[str, float]
-    """Age of the newest value of each input: ``arrivals``, ``offsets`` (committed ones), ``reports/<stage>``."""
+    """Age of the newest value of each input: ``arrivals``, ``offsets`` (committed ones), ``reports/<stage>`` (of its
+    dispatcher that was heard longest ago)."""
     backlog: int = 0
     """Events that were in the source topic before the run and have reached the sink: in no latency."""
     paused: bool = False
@@ -233,8 +240,6 @@ class PipelineState:
     """Steps of the control loop that raised something unforeseen and were logged."""
     plan_feasible: bool = True
     """False while the newest planning run found no plan that meets the SLO."""
-    handover_budget_left: float | None = None
-    """Share of the handover budget that is left; None where no budget is kept."""
     term: int = 0
     """Term of the leading controller."""
     plans: tuple[PlanRecord, ...] = ()

@@ -28,7 +28,7 @@ export function wordsOf(stage) {
 }
 
 export function moodOf(stage, slo_s) {
-  if (stage.stuck.length) return "bad";
+  if (stage.stuck.length || stage.trouble || Object.keys(stage.halted).length) return "bad";
   return stage.lag_s > slo_s || replicasOf(stage, READY) < replicasOf(stage, WANTED) || stage.limit || stage.isolation?.missing.length ? "warn" : "";
 }
 

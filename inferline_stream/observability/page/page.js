@@ -25,6 +25,10 @@ const exceeding = (state) => state.envelope.filter(([, live, planned]) => live >
 const worstOf = (over) => over.reduce((a, b) => (b[1] * a[2] > a[1] * b[2] ? b : a));
 
 function verdict(state) {
+  const halted = state.stages.filter((s) => Object.keys(s.halted).length).map((s) => s.name);
+  if (halted.length) return ["bad", `Partitions halted in ${halted.join(", ")}`];
+  const trouble = state.stages.find((s) => s.trouble);
+  if (trouble) return ["bad", `${trouble.name}: ${trouble.trouble}`];
   const stuck = state.stages.filter((s) => s.stuck.length).map((s) => s.name);
   if (stuck.length) return ["bad", `Partitions stuck in ${stuck.join(", ")}`];
   if (state.recent_p99_s !== null && state.recent_p99_s > state.slo_s) return ["bad", "P99 above the SLO"];
@@ -190,6 +194,8 @@ function stageDetails(state) {
     ...stage.replicas.map(([hardware, planned, wanted, ready, pending]) => [hardware, `${ready} of ${wanted} ready, ${planned} planned${pending ? `, ${pending} starting` : ""}`]),
     ["batch", batchOf(stage).replace("batch ", "")], ["records in", `${number(stage.arrival_rate)}/s`], ["utilization", stage.utilization === null ? "–" : percent(stage.utilization, 0)],
     ["wait", seconds(stage.wait_s)], ["service time", seconds(stage.service_time_s)], ["lag", `${number(sum(stage.lags))} records`], ["oldest", sum(stage.lags) ? seconds(stage.lag_s) : "–"],
+    ["queued", `${number(stage.queued)} events`], ["dispatcher, of a core", stage.dispatcher_utilization === null ? "–" : percent(stage.dispatcher_utilization)],
+    ["suspects", number(stage.suspects)], ["quarantined", number(stage.quarantined)], ["batches lost", number(stage.batches_lost)],
     ["dead letters", number(stage.dead_lettered)], ["restarts", number(stage.restarts)], ["kept from growing by", stage.limit || "nothing"],
   ];
   if (holder.dataset.stage !== stage.name) {

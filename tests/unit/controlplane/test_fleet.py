@@ -6,7 +6,7 @@ import pytest
 
 from inferline_stream.controlplane.fleet import Fleet
 from inferline_stream.controlplane.picture import Picture
-from inferline_stream.dataplane.protocol import ReplicaReport
+from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -23,16 +23,17 @@ def fleet(wanted: dict[str, int], standby: int = 0, stock: int | None = None) ->
         {("a", kind): Profile("a", kind, (ServiceTime(1, s),)) for kind, s in speeds.items()},
         independent_paths(SHAPE, {}),
     )
-    plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 2),)}, 0.2, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5}, {})
+    plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 2),)}, 0.2, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5})
     picture = Picture("p", SHAPE, plan, measured, kinds, 0.99, {"a": 8}, (60.0,))
-    return Fleet(FakeActuator(), picture, dict, {("a", k): n for k, n in wanted.items()}, {"a": standby})
+    return Fleet(FakeActuator(), picture, {("a", k): n for k, n in wanted.items()}, {"a": standby})
 
 
 async def up(held: Fleet) -> None:
-    """Every replica that runs reports that it is READY."""
-    for r in await held.actuator.observe():
-        if r.state == "running" and not held.picture.reports.is_ready(r.replica):
-            held.picture.reports.add(ReplicaReport(r.replica, r.stage, r.hardware, "ready", 1), 0.0)
+    """Every replica that runs is READY, by the next report of the dispatcher."""
+    running = [r for r in await held.actuator.observe() if r.state == "running"]
+    number = 1 + max((r.report for r in [held.picture.reports.newest("d")] if r), default=0)
+    ready = [ReplicaStatus(r.replica, r.hardware, "ready") for r in running]
+    held.picture.reports.add(PoolReport("d", 1, "a", 0, "serving", number, replicas=ready), float(number))
 
 
 async def there(held: Fleet) -> dict[str, int]:
@@ -45,7 +46,6 @@ async def test_what_is_wanted_is_asked_for_at_once_standbys_included() -> None:
     await held.reconcile()
     assert await there(held) == {"cpu": 3}
     await up(held)
-    assert len(held.set_aside()) == 1
     await held.want({("a", "cpu"): 4})
     assert await there(held) == {"cpu": 5}
 
@@ -57,52 +57,12 @@ async def test_asking_again_changes_nothing() -> None:
     assert held.actuator.asked == [("a", "cpu", 2)]
 
 
-async def test_a_silent_replica_is_retired_and_another_takes_its_place() -> None:
-    held = fleet({"cpu": 2})
-    await held.reconcile()
-    await up(held)
-    silent, other = (r.replica for r in await held.actuator.observe())
-    await held.replace(silent)
-    await held.reconcile()
-    states = {r.replica: r.state for r in await held.actuator.observe()}
-    assert (states[silent], states[other]) == ("retiring", "running")
-    assert await there(held) == {"cpu": 2}
-
-
 async def test_replicas_that_were_there_before_are_asked_for_once_too() -> None:
     held = fleet({"cpu": 2})
     await held.actuator.scale("a", "cpu", 2)
     await held.reconcile()
     await held.reconcile()
     assert held.actuator.asked == [("a", "cpu", 2)] * 2
-
-
-async def test_while_a_cluster_replaces_replicas_nobody_is_told_to_leave_and_more_are_still_asked_for() -> None:
-    held = fleet({"cpu": 2})
-    await held.reconcile()
-    await up(held)
-    held.actuator.older = {r.replica for r in await held.actuator.observe()}
-    await held.actuator.scale("a", "cpu", 3)  # the cluster's own surplus
-    await held.reconcile()
-    await held.want({("a", "cpu"): 1})
-    assert (await there(held), held.draining) == ({"cpu": 3}, set())
-    await held.want({("a", "cpu"): 4})
-    assert await there(held) == {"cpu": 4}
-    held.actuator.older = set()
-    await up(held)
-    await held.want({("a", "cpu"): 1})
-    assert await there(held) == {"cpu": 1}
-
-
-async def test_a_silent_replica_is_retired_while_a_cluster_replaces_others() -> None:
-    held = fleet({"cpu": 2})
-    await held.reconcile()
-    await up(held)
-    silent, other = (r.replica for r in await held.actuator.observe())
-    held.actuator.older = {silent, other}
-    await held.actuator.scale("a", "cpu", 3)
-    await held.replace(silent)
-    assert held.actuator.asked[-1] == ("a", "cpu", 1)
 
 
 async def test_other_hardware_takes_over_before_the_old_one_leaves() -> None:
@@ -116,7 +76,6 @@ async def test_other_hardware_takes_over_before_the_old_one_leaves() -> None:
     await up(held)
     await held.reconcile()
     assert await there(held) == {"gpu": 1}
-    assert len(held.draining) == 3
 
 
 async def test_newer_code_goes_round_one_after_another() -> None:
@@ -156,10 +115,20 @@ async def test_retired_stages_stay_empty(standby: int) -> None:
     held = fleet({"cpu": 2}, standby=standby)
     await held.reconcile()
     await up(held)
-    retiring = asyncio.create_task(held.retire({"a"}, 1.0))
-    await asyncio.sleep(0.01)
+    await held.retire({"a"})
+    assert not await held.gone({"a"})
     for r in await held.actuator.observe():
         held.actuator.finish(r.replica)
-    await retiring
     await held.reconcile()
-    assert await held.actuator.observe() == ()
+    assert await held.gone({"a"})
+
+
+async def test_what_was_known_of_replicas_that_are_gone_is_forgotten() -> None:
+    held = fleet({"cpu": 1})
+    for _ in range(20):
+        await held.reconcile()
+        (replica,) = await held.actuator.observe()
+        await held.actuator.scale("a", "cpu", 0)
+        held.actuator.finish(replica.replica)
+        held._asked.clear()
+    assert len(held.started_s) <= 1

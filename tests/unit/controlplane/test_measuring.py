@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from inferline_stream.controlplane.measuring import corrected, mark, measured_since
+from inferline_stream.controlplane.measuring import Measured, corrected, mark, measured_since
 from inferline_stream.controlplane.reports import Reports
-from inferline_stream.dataplane.protocol import BatchStats, ReplicaReport
+from inferline_stream.dataplane.reports import BatchStats, PoolReport
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths, visit_ratios
 
@@ -17,27 +17,31 @@ def profile(paths: Paths) -> PipelineProfile:
     return PipelineProfile({key: Profile(*key, times) for key in keys}, paths)
 
 
-def report(replica: str, number: int, *, batches: int, service_s: float, size: int = 4, b: int = 0, c: int = 0):
-    found = ReplicaReport(replica, "a", "cpu-1", "ready", number)
-    found.batch_stats = {size: BatchStats(batches, service_s)}
-    found.arrows_taken = {"b": b, "c": c}
+def report(dispatcher: str, number: int, *, batches: int, service_s: float, size: int = 4, b: int = 0, c: int = 0):
+    found = PoolReport(dispatcher, 1, "a", 0, "serving", number)
+    found.batch_stats = {"cpu-1": {size: BatchStats(batches, service_s)}}
+    found.edges_taken = {"b": b, "c": c}
     return found
 
 
-def reports(*told: ReplicaReport) -> Reports:
+def reports(*told: PoolReport) -> Reports:
     found = Reports(SHAPE, profile(independent_paths(SHAPE, {})))
     for time_s, one in enumerate(told):
         found.add(one, float(time_s))
     return found
 
 
-def test_only_what_came_since_the_mark_counts_and_replicas_that_ended_count() -> None:
+def since_start(held: Reports) -> Measured:
+    return measured_since(held, SHAPE.stages, {})
+
+
+def test_only_what_came_since_the_mark_counts_and_dispatchers_that_ended_count() -> None:
     held = reports(report("r1", 1, batches=100, service_s=2.0, b=40))
-    since = mark(held)
+    since = mark(held, SHAPE.stages)
     held.add(report("r1", 2, batches=160, service_s=3.2, b=60), 1.0)
     held.add(report("r2", 1, batches=10, service_s=0.4, b=5), 1.0)
     held.end("r2")
-    seen = measured_since(held, since)
+    seen = measured_since(held, SHAPE.stages, since)
     assert seen.batches["a", "cpu-1"][4].batches == 70
     assert seen.batches["a", "cpu-1"][4].service_s == pytest.approx(1.6)
     assert (seen.results["a"], seen.taken["a", "b"]) == (280, 25)
@@ -45,7 +49,7 @@ def test_only_what_came_since_the_mark_counts_and_replicas_that_ended_count() ->
 
 def test_service_times_follow_what_was_measured_on_that_kind_alone() -> None:
     before = profile(independent_paths(SHAPE, {}))
-    after = corrected(before, SHAPE, measured_since(reports(report("r", 1, batches=100, service_s=3.0)), {}))
+    after = corrected(before, SHAPE, since_start(reports(report("r", 1, batches=100, service_s=3.0))))
     slower = after.profiles["a", "cpu-1"]
     assert [entry.mean_s for entry in slower.service_times] == pytest.approx([0.015, 0.030])
     assert after.profiles["a", "t4"] == before.profiles["a", "t4"]
@@ -55,21 +59,21 @@ def test_service_times_follow_what_was_measured_on_that_kind_alone() -> None:
 def test_few_batches_and_small_differences_change_nothing(batches: int, service_s: float) -> None:
     before = profile(independent_paths(SHAPE, {}))
     told = reports(report("r", 1, batches=batches, service_s=service_s))
-    assert corrected(before, SHAPE, measured_since(told, {})).profiles == before.profiles
+    assert corrected(before, SHAPE, since_start(told)).profiles == before.profiles
 
 
 def test_branches_follow_the_shares_seen_and_keep_going_together() -> None:
     both, neither = 0b1111, 0b0000  # in the sample b and c are always taken together
     before = profile(Paths((both, neither), (0.3, 0.7)))
     told = reports(report("r", 1, batches=100, service_s=2.0, b=240, c=240))
-    after = corrected(before, SHAPE, measured_since(told, {}))
+    after = corrected(before, SHAPE, since_start(told))
     assert dict(zip(after.paths.masks, after.paths.weights, strict=True)) == pytest.approx({both: 0.6, neither: 0.4})
 
 
 def test_shares_that_no_sampled_path_can_show_count_as_independent() -> None:
     before = profile(Paths((0b0101,), (1.0,)))  # the sample never took c
     told = reports(report("r", 1, batches=100, service_s=2.0, b=200, c=100))
-    after = corrected(before, SHAPE, measured_since(told, {}))
+    after = corrected(before, SHAPE, since_start(told))
     ratios = visit_ratios(SHAPE, after.paths)
     assert (ratios["b"], ratios["c"]) == pytest.approx((0.5, 0.25))
     assert ratios["d"] == pytest.approx(1 - 0.5 * 0.75)
@@ -78,7 +82,7 @@ def test_shares_that_no_sampled_path_can_show_count_as_independent() -> None:
 def test_partial_correlations_are_fitted_to_both_shares() -> None:
     before = profile(Paths((0b1111, 0b0101, 0b1010, 0b0000), (0.4, 0.1, 0.1, 0.4)))
     told = reports(report("r", 1, batches=1000, service_s=20.0, b=2800, c=1200))
-    after = corrected(before, SHAPE, measured_since(told, {})).paths
+    after = corrected(before, SHAPE, since_start(told)).paths
     weights = dict(zip(after.masks, after.weights, strict=True))
     assert weights[0b1111] + weights[0b0101] == pytest.approx(0.7, abs=1e-6)
     assert weights[0b1111] + weights[0b1010] == pytest.approx(0.3, abs=1e-6)

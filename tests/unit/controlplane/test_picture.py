@@ -9,7 +9,7 @@ import pytest
 from inferline_stream.controlplane.latencies import with_bound
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.records import StoredPlan
-from inferline_stream.dataplane.protocol import ReplicaReport
+from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.state import LatencyHistogram
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -32,7 +32,6 @@ PLAN = Plan(
     envelope=((0.1, 3), (60.0, 700)),
     visit_ratios={"a": 1.0},
     utilization={"a": 0.1},
-    partitions={"a": 4},
 )
 
 
@@ -75,7 +74,7 @@ def test_a_plan_that_came_into_force_is_told_with_what_it_holds() -> None:
 
 def test_events_are_late_by_the_slo_of_their_time() -> None:
     seen = picture()
-    report = ReplicaReport("r", "a", "cpu", "ready", 1)
+    report = PoolReport("d", 1, "a", 0, "serving", 1)
     bounds = seen.latencies.histogram().bounds_s
     report.latency_buckets = [0] * (len(bounds) + 1)
     report.latency_buckets[bounds.index(0.3)] = 100  # between 0.25 and 0.3
@@ -92,9 +91,8 @@ def test_events_are_late_by_the_slo_of_their_time() -> None:
 
 def test_a_replica_that_stands_by_is_no_supply() -> None:
     seen = picture()
-    for name in ("r1", "r2", "r3"):
-        seen.reports.add(ReplicaReport(name, "a", "cpu", "ready", 1), 1.0)
-    seen.standbys = {"a": frozenset({"r3"})}
+    ready = [ReplicaStatus(name, "cpu", "ready") for name in ("r1", "r2", "r3")]
+    seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, replicas=ready), 1.0)
     supply = seen.observation(1.0, {("a", "cpu"): 2}, {}, {}).stages["a"].supply["cpu"]
     assert (supply.ready, supply.pending) == (2, 0)
     (counts,) = seen.state(1.0, 0.0, {("a", "cpu"): 2}, envelope=(0, 0)).stages[0].replicas

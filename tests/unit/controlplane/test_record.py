@@ -39,7 +39,6 @@ PLAN = Plan(
     envelope=((0.5, 9), (5.0, 60)),
     visit_ratios={"read": 1.0, "judge": 0.5},
     utilization={"read": 0.5, "judge": 0.4},
-    partitions={"read": 8, "judge": 8},
 )
 REPORT = RunReport(
     pipeline="posts", lost=0, duplicated=0, events_in=3, events_out=2, slo_miss_rate=0.5, cost=0.01, decisions=[],

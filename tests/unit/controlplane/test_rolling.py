@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferline_stream.controlplane.rolling import Member, next_change, set_aside
+from inferline_stream.controlplane.rolling import Member, next_change
 
 SPEED = {"cpu": 10.0, "gpu": 80.0}
 
@@ -17,16 +16,14 @@ def members(count: int, hardware: str = "cpu", first: int = 0, **more: object) -
 
 def test_without_anything_old_replicas_are_added_and_taken_away_at_once() -> None:
     assert next_change({"cpu": 5}, members(2), SPEED).counts == {"cpu": 5}
-    change = next_change({"cpu": 2}, [replace(m, partitions=4 - int(m.started_s)) for m in members(4)], SPEED)
+    change = next_change({"cpu": 2}, members(4), SPEED)
     assert change.leaving == ("cpu3", "cpu2")
     assert change.counts == {"cpu": 2}
 
 
-def test_a_place_that_waits_for_its_restart_leaves_before_those_that_work_and_a_standby_after_them() -> None:
-    held = [*members(2, partitions=4), Member("dead", "cpu", 5.0, ready=False, waiting=True, partitions=9)]
+def test_a_place_that_waits_for_its_restart_leaves_before_those_that_work() -> None:
+    held = [*members(2), Member("dead", "cpu", -5.0, ready=False, waiting=True)]
     assert next_change({"cpu": 2}, held, SPEED).leaving == ("dead",)
-    standby = Member("spare", "cpu", 9.0)
-    assert next_change({"cpu": 2}, [*members(2, partitions=4), standby], SPEED, standbys={"spare"}).leaving == ("cpu1",)
 
 
 def test_the_first_step_of_a_replacement_adds_one_and_takes_none_away() -> None:
@@ -103,13 +100,3 @@ def test_code_is_replaced_one_after_another() -> None:
     assert most == 5
     assert len(held) == 4
     assert all(m.fresh for m in held)
-
-
-@pytest.mark.parametrize(("ready", "aside"), [(1, set()), (2, set()), (3, {"cpu0"}), (4, {"cpu0"})])
-def test_a_replica_stands_by_only_while_enough_others_work(ready: int, aside: set[str]) -> None:
-    held = [replace(m, partitions=int(m.started_s)) for m in members(ready)]
-    assert set_aside(held, active=2, standby=1) == aside
-
-
-def test_among_replicas_without_partitions_the_youngest_stands_by() -> None:
-    assert set_aside([*members(2, partitions=4), *members(2, first=5)], active=3, standby=1) == {"cpu6"}

@@ -21,7 +21,6 @@ def stored(number: int, reason: str, batch: int, detail: str = "") -> StoredPlan
         envelope=((0.1, 9),),
         visit_ratios={"a": 1.0, "b": 0.5},
         utilization={"a": 0.5, "b": 0.25},
-        partitions={"a": 8, "b": 8},
     )
     return StoredPlan("c-1", 3, 1.7e9, reason, detail, msgspec.Raw(plan_to_bytes(plan)), number)
 

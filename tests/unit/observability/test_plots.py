@@ -28,7 +28,6 @@ PLAN = Plan(
     envelope=((0.5, 14), (5.0, 110)),
     visit_ratios={"read": 1.0},
     utilization={"read": 0.5},
-    partitions={"read": 8},
 )
 MEASURED = PipelineProfile(
     {("read", "cpu"): Profile("read", "cpu", (ServiceTime(1, 0.05), ServiceTime(4, 0.1)))}, Paths((0,), (1.0,))

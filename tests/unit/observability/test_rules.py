@@ -60,17 +60,18 @@ def healthy(slo_s: float) -> dict[str, str]:
         series(f"inferline_stage_{name}", **stage): f"0{flat}"
         for name in (
             "stuck_partitions", "lag_seconds",
-            "handovers_total", "restarts_total", "dead_lettered_total",
+            "halted_partitions", "in_trouble", "dispatcher_utilization_ratio", "restarts_total", "dead_lettered_total",
         )
     }  # fmt: skip
-    found |= {series("inferline_stage_at_limit", limit=limit, **stage): f"0{flat}" for limit in ("partitions", "stock")}
+    found |= {series("inferline_stage_at_limit", limit="stock", **stage): f"0{flat}"}
+    found |= {series("inferline_stage_dispatchers", **stage): f"2{flat}"}
+    found |= {series("inferline_input_age_seconds", input="reports/toxicity"): f"0.3{flat}"}
     return found
 
 
 def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
     """What differs from healthy for the alert to fire; None removes a series."""
     flat, stage = f"x{MINUTES}", {"stage": "toxicity"}
-    ready = series("inferline_replicas", hardware="cpu-1", state="ready", **stage)
     wanted = series("inferline_replicas", hardware="cpu-1", state="wanted", **stage)
     burn = dict(zip(("Fast", "Steady", "Slow", "Creeping"), burns(Target(P, slo_s, objective)), strict=True))
     if alert.startswith("InferlineSLOBurn"):
@@ -92,11 +93,13 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         "InferlineSLOBucketMissing": {series("inferline_latency_seconds_bucket", le=bucket_label(slo_s)): None},
         "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1{flat}"},
         "InferlineReplicasMissing": {wanted: f"3{flat}"},
-        "InferlineIdleConsumers": {ready: f"5{flat}"},
+        "InferlinePartitionHalted": {series("inferline_stage_halted_partitions", **stage): f"1{flat}"},
+        "InferlineDispatcherSilent": {series("inferline_input_age_seconds", input="reports/toxicity"): f"6{flat}"},
+        "InferlineDispatcherBusy": {series("inferline_stage_dispatcher_utilization_ratio", **stage): f"0.85{flat}"},
+        "InferlinePoolInTrouble": {series("inferline_stage_in_trouble", **stage): f"1{flat}"},
         "InferlineSkew": {
             series("inferline_partition_arrival_rate_per_second", partition="0", **stage): f"200{flat}",
         },
-        "InferlineHandoverStorm": {series("inferline_stage_handovers_total", **stage): f"0+5x{MINUTES}"},
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+1x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"0+1x{MINUTES}"},
         "InferlineScalingIneffective": {series("inferline_stage_lag_seconds", **stage): f"0+{slo_s}x{MINUTES}"},
@@ -107,7 +110,6 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
 def nearly(alert: str, slo_s: float) -> dict[str, str]:
     """What comes close to an alert and is none: just below its bound, too short, or of no harm."""
     flat, stage = f"x{MINUTES}", {"stage": "toxicity"}
-    ready = series("inferline_replicas", hardware="cpu-1", state="ready", **stage)
     wanted = series("inferline_replicas", hardware="cpu-1", state="wanted", **stage)
     age = series("inferline_input_age_seconds", input="arrivals")
     lag = series("inferline_stage_lag_seconds", **stage)
@@ -121,9 +123,9 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
             series("inferline_recent_p99_seconds"): f"{0.4 * slo_s}{flat}",
         },
         "InferlineReplicasMissing": {wanted: f"2x{MINUTES - 2} 3x1"},
-        "InferlineIdleConsumers": {ready: f"4{flat}"},
+        "InferlineDispatcherSilent": {series("inferline_input_age_seconds", input="reports/toxicity"): f"4{flat}"},
+        "InferlineDispatcherBusy": {series("inferline_stage_dispatcher_utilization_ratio", **stage): f"0.75{flat}"},
         "InferlineSkew": {series("inferline_partition_arrival_rate_per_second", partition="0", **stage): f"28{flat}"},
-        "InferlineHandoverStorm": {series("inferline_stage_handovers_total", **stage): f"0+3x{MINUTES}"},
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+0.2x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"5{flat}"},
         "InferlineScalingIneffective": {lag: f"{slo_s * MINUTES}-{slo_s / 2}x{MINUTES}"},
@@ -133,7 +135,10 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
 
 
 NAMES = [alert.name for alert in alerts(Target(P, *TARGETS[0]))]
-ALL_OR_NOTHING = ("InferlineSLOAtRisk", "InferlinePlanInfeasible", "InferlineSLOBucketMissing")
+ALL_OR_NOTHING = (
+    "InferlineSLOAtRisk", "InferlinePlanInfeasible", "InferlineSLOBucketMissing", "InferlinePartitionHalted",
+    "InferlinePoolInTrouble",
+)  # fmt: skip
 """Nothing comes close to them, or has a test of its own."""
 BURNS = [name for name in NAMES if name.startswith("InferlineSLOBurn")]
 
@@ -290,13 +295,16 @@ def test_an_objective_that_is_no_share_is_refused(objective):
         Target(P, 0.25, objective)
 
 
-def test_only_slo_burn_controller_down_and_stuck_partition_page():
+def test_only_slo_burn_and_what_stands_still_pages():
     pages = {alert.name for alert in alerts(Target(P, 0.25, 0.99)) if alert.severity == PAGE}
     assert pages == {
         "InferlineSLOBurnFast",
         "InferlineSLOBurnSteady",
         "InferlineControllerDown",
         "InferlineStuckPartition",
+        "InferlinePartitionHalted",
+        "InferlineDispatcherSilent",
+        "InferlinePoolInTrouble",
     }
 
 
