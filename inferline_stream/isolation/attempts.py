@@ -1,4 +1,4 @@
-"""Twenty-nine ways out of a process that a stage could try, each tried for real against something made for it.
+"""Thirty-four ways out of a process that a stage could try, each tried for real against something made for it.
 
 ``python -m inferline_stream.isolation.attempts`` seals itself as told on standard input, tries them all, and tells.
 None of them harms anything where it succeeds.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import json
 import mmap
 import os
+import re
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,10 +30,12 @@ from inferline_stream.isolation.sealing import seal
 _BLOCKED = frozenset(
     (
         *(errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT),
-        *(errno.EOPNOTSUPP, errno.ENODEV),
+        *(errno.EOPNOTSUPP, errno.ENODEV, errno.ENOTSOCK),
     )
 )
 _HERE = -100
+_PASSWORD = re.compile(rb"inferline-secret-[0-9a-f]{32}")
+_PIPE_BYTES = 65536
 _NEW_USER = 0x10000000
 
 
@@ -47,6 +51,9 @@ class Targets:
         tcp: port of a listening socket that is nobody's business.
         udp: likewise.
         abstract: name of an abstract Unix socket.
+        code: a module of another stage.
+        inherited: descriptor of a TCP socket that was there when the process began.
+        password: SHA-256 of Kafka's password, in hexadecimal digits.
     """
 
     secret: str
@@ -56,6 +63,37 @@ class Targets:
     tcp: int
     udp: int
     abstract: str
+    code: str
+    inherited: int
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a stage prepares before the seal, to use it afterwards.
+
+    Args:
+        udp: a socket to send datagrams with; None where none could be made.
+        regions: address and size of the process's own memory.
+    """
+
+    udp: socket.socket | None
+    regions: tuple[tuple[int, int], ...]
+
+
+def prepare() -> Before:
+    """Open and find out what a sealed process could use."""
+    try:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    except OSError:
+        udp = None
+    regions = []
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        for span, rights, _, _, inode, *name in map(str.split, maps):
+            first, last = (int(end, 16) for end in span.split("-"))
+            if rights.startswith("rw") and inode == "0" and name != ["[vvar]"]:
+                regions.append((first, last - first))
+    return Before(udp, tuple(regions))
 
 
 def _read(path: str) -> None:
@@ -98,6 +136,45 @@ def _fast_open(to: Targets) -> None:
 def _datagram(to: Targets) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
         opened.sendto(b"x", ("127.0.0.1", to.udp))
+
+
+def _datagram_of_before(to: Targets, before: Before) -> None:
+    if before.udp is None:
+        raise PermissionError(errno.EPERM, "no such socket could be made")
+    before.udp.sendto(b"x", ("127.0.0.1", to.udp))
+
+
+def _connect_inherited(to: Targets) -> None:
+    address = struct.pack("<H", socket.AF_INET) + struct.pack(">H4s8x", to.tcp, socket.inet_aton("127.0.0.1"))
+    kernel.call("connect", to.inherited, address, len(address))
+
+
+def _credentials(to: Targets, before: Before) -> None:
+    """Look for Kafka's password in this process's environment and memory, and in another's environment."""
+    if any(hashlib.sha256(value.encode()).hexdigest() == to.password for value in os.environ.values()):
+        return
+    for part in _memory(before.regions):
+        for found in _PASSWORD.findall(part):
+            if hashlib.sha256(found).hexdigest() == to.password:
+                return
+    _read(f"/proc/{to.process}/environ")
+
+
+def _memory(regions: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """This process's own memory, through a pipe: what has gone since is an error there, and no crash."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    try:
+        for first, size in regions:
+            data = bytearray()
+            for at in range(first, first + size, _PIPE_BYTES):
+                length = min(_PIPE_BYTES, first + size - at)
+                if libc.write(writing, ctypes.c_void_p(at), ctypes.c_size_t(length)) > 0:
+                    data += os.read(reading, _PIPE_BYTES)
+            yield bytes(data)
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def _bind(to: Targets) -> None:
@@ -156,6 +233,9 @@ def _other_memory(to: Targets) -> None:
 
 ATTEMPTS: Mapping[str, Callable[[Targets], object]] = {
     "read a secret of the host": lambda to: _read("/etc/shadow"),
+    "read another stage's code": lambda to: _read(to.code),
+    "read who is connected to whom on this host": lambda to: _read("/proc/self/net/tcp"),
+    "connect an inherited socket": _connect_inherited,
     "read a secret of another stage": lambda to: _read(to.secret),
     "read another process's environment": lambda to: _read(f"/proc/{to.process}/environ"),
     "open another process's memory": lambda to: open(f"/proc/{to.process}/mem", "rb").close(),
@@ -186,6 +266,12 @@ ATTEMPTS: Mapping[str, Callable[[Targets], object]] = {
     "open a file by its handle": _handle,
 }
 
+PREPARED: Mapping[str, Callable[[Targets, Before], object]] = {
+    "send a datagram by a socket opened before": _datagram_of_before,
+    "find Kafka's password": _credentials,
+}
+"""Those that begin before the seal."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -202,10 +288,13 @@ class Attempt:
     answer: str
 
 
-def attempt(name: str, targets: Targets) -> Attempt:
+def attempt(name: str, targets: Targets, before: Before) -> Attempt:
     """Try one way out."""
     try:
-        ATTEMPTS[name](targets)
+        if name in PREPARED:
+            PREPARED[name](targets, before)
+        else:
+            ATTEMPTS[name](targets)
     except OSError as error:
         number = error.errno or 0
         return Attempt(name, number in _BLOCKED, errno.errorcode.get(number, str(error)))
@@ -217,10 +306,11 @@ def attempt(name: str, targets: Targets) -> Attempt:
 def main() -> None:
     """Seal, try, tell."""
     told = json.loads(sys.stdin.readline())
+    before = prepare()
     began_s = time.perf_counter()
     held = seal(decoded(told["confinement"]))
     seal_ms = (time.perf_counter() - began_s) * 1e3
-    found = [asdict(attempt(name, Targets(**told["targets"]))) for name in ATTEMPTS]
+    found = [asdict(attempt(name, Targets(**told["targets"]), before)) for name in (*ATTEMPTS, *PREPARED)]
     sys.stdout.write(json.dumps({"seal_ms": seal_ms, "held": asdict(held), "attempts": found}) + "\n")
     sys.stdout.flush()
     os._exit(0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import os
 import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from inferline_stream.isolation.launch import Launch
 from inferline_stream.pipeline.isolation import Isolation
 
 _WITHIN_S = 30.0
+_PASSWORD_VARIABLE = "INFERLINE_KAFKA_SASL_PASSWORD"  # noqa: S105  the variable's name
 _VICTIM = (
     "import ctypes, sys; kept = ctypes.create_string_buffer(b's'); "
     "print(ctypes.addressof(kept), flush=True); sys.stdin.read()"
@@ -54,20 +57,21 @@ async def probe(isolation: Isolation) -> Probed:
     Raises:
         InvalidTopology: this machine cannot isolate so, or the process ended early.
     """
-    async with _targets() as (targets, topology):
-        confinement = Confinement(isolation, topology, kafka_ports=(9092,))
-        launch = Launch("inferline_stream.isolation.attempts", confinement, cores=1)
+    password = f"inferline-secret-{secrets.token_hex(16)}"
+    async with _targets(password) as (targets, topology):
+        with _password(password):
+            launch = Launch("inferline_stream.isolation.attempts", Confinement(isolation, topology), cores=1)
         process = await asyncio.create_subprocess_exec(
             *launch.command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=launch.environment,
-            pass_fds=launch.files,
+            pass_fds=(*launch.files, targets.inherited),
         )
         launch.started(process.pid)
         try:
-            told = json.dumps({"confinement": confinement.encoded(), "targets": asdict(targets)})
+            told = json.dumps({"confinement": launch.confinement.encoded(), "targets": asdict(targets)})
             async with asyncio.timeout(_WITHIN_S):
                 output, said = await process.communicate(f"{told}\n".encode())
         finally:
@@ -84,7 +88,7 @@ async def probe(isolation: Isolation) -> Probed:
 
 
 @contextlib.asynccontextmanager
-async def _targets() -> AsyncIterator[tuple[Targets, str]]:
+async def _targets(password: str) -> AsyncIterator[tuple[Targets, str]]:
     """A secret, a folder, a process and sockets, and a topology's folder to run in."""
     async with contextlib.AsyncExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-probe-")))
@@ -92,6 +96,7 @@ async def _targets() -> AsyncIterator[tuple[Targets, str]]:
         stage.mkdir()
         (root / "open").mkdir(mode=0o777)
         (root / "model").write_text("weights of another stage")
+        (stage / "another.py").write_text("# code of another stage")
         name = f"inferline-{secrets.token_hex(8)}"
         tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -100,16 +105,45 @@ async def _targets() -> AsyncIterator[tuple[Targets, str]]:
         unix.bind(f"\0{name}")
         unix.listen()
         victim = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _VICTIM, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            sys.executable,
+            "-c",
+            _VICTIM,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, _PASSWORD_VARIABLE: password},
         )
+        inherited = stack.enter_context(socket.socket())
         stack.push_async_callback(_ended, victim)
         assert victim.stdout is not None
         address = int(await victim.stdout.readline())
         ports = (tcp.getsockname()[1], udp.getsockname()[1])
         yield (
-            Targets(str(root / "model"), str(root / "open"), victim.pid, address, *ports, name),
+            Targets(
+                str(root / "model"),
+                str(root / "open"),
+                victim.pid,
+                address,
+                *ports,
+                name,
+                str(stage / "another.py"),
+                inherited.fileno(),
+                hashlib.sha256(password.encode()).hexdigest(),
+            ),
             str(stage / "topology.py"),
         )
+
+
+@contextlib.contextmanager
+def _password(password: str) -> Iterator[None]:
+    """Have Kafka's password in the environment, where a controller has it."""
+    before = os.environ.get(_PASSWORD_VARIABLE)
+    os.environ[_PASSWORD_VARIABLE] = password
+    try:
+        yield
+    finally:
+        del os.environ[_PASSWORD_VARIABLE]
+        if before is not None:
+            os.environ[_PASSWORD_VARIABLE] = before
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

@@ -158,12 +158,12 @@ def launching(
         ),
         "prlimit64": ((Condition(0, 0),),),
         "landlock_create_ruleset": ((Condition(2, 1),),),  # asks for the version
-        "sendmmsg": ((Condition(3, 0, _FASTOPEN),),),
         "ioctl": ALWAYS,
         "fcntl": ALWAYS,
     }
     if network:  # names are looked up over UDP
         calls["socket"] = (*_sockets(_STREAM, (0, _TCP)), *_sockets(_DGRAM, (0, _UDP)))
+        calls["sendmmsg"] = ((Condition(3, 0, _FASTOPEN),),)
     if serves:
         calls |= _plain("bind listen")
     if forks:

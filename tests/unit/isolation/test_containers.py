@@ -91,13 +91,3 @@ async def test_what_is_left_of_a_container_is_removed_when_its_process_has_ended
         while not told.exists():
             await asyncio.sleep(0.01)
     assert told.read_text() == f"rm --force {name}\n"
-
-
-async def test_within_a_pod_no_container_is_started_around_the_seal(tmp_path):
-    confinement = Confinement(Isolation("gvisor"), str(tmp_path / "topology.py"))
-    launch = Launch("some.module", confinement, cores=1, contained=True)
-    try:
-        assert "podman" not in " ".join(launch.command)
-        assert "--confinement" in launch.command
-    finally:
-        launch.close()

@@ -28,7 +28,7 @@ NEVER_HELD = """
 """Never allowed in any profile, written down apart from the profiles."""
 
 STRICT = """
-    brk clock_getres clock_gettime clock_nanosleep close connect dup epoll_create1 epoll_ctl epoll_pwait epoll_pwait2
+    brk clock_getres clock_gettime clock_nanosleep close dup epoll_create1 epoll_ctl epoll_pwait epoll_pwait2
     epoll_wait eventfd2 exit exit_group fstat fsync futex getcpu getegid geteuid getgid getpeername getpid getppid
     getrandom getrusage getsockname getsockopt gettid gettimeofday getuid lseek madvise mremap munmap nanosleep pipe2
     poll ppoll pread64 pselect6 read readv recvfrom recvmsg restart_syscall rseq rt_sigaction rt_sigprocmask
@@ -44,7 +44,7 @@ INTERESTING = (
 )
 
 
-def checked(arguments: tuple[int, ...], name: str) -> bool:
+def checked(arguments: tuple[int, ...], name: str, *, network: bool) -> bool:
     """What each argument-checked call may be given once sealed, from its manual page rather than from the profile."""
     low = [argument & 0xFFFFFFFF for argument in arguments]
     rules: dict[str, Callable[[], bool]] = {
@@ -57,9 +57,10 @@ def checked(arguments: tuple[int, ...], name: str) -> bool:
         "tgkill": lambda: low[0] == ME,
         "prctl": lambda: low[0] in (15, 16),
         "prlimit64": lambda: low[0] == 0 and arguments[2] == 0,
-        "socket": lambda: low[0] in (2, 10) and low[1] & 0xF == 1 and low[2] in (0, 6),
-        "socketpair": lambda: low[0] == 1,
-        "sendto": lambda: not low[3] & 0x20000000,
+        "connect": lambda: network,
+        "socket": lambda: network and low[0] in (2, 10) and low[1] & 0xF == 1 and low[2] in (0, 6),
+        "socketpair": lambda: low[0] == 1 and low[1] & 0xF in (1, 5),  # of a stream, or of whole messages
+        "sendto": lambda: not low[3] & 0x20000000 and (network or not arguments[4]),
         "sendmsg": lambda: not low[2] & 0x20000000,
     }
     return rules[name]() if name in rules else name in STRICT
@@ -85,15 +86,23 @@ def classes(name: str) -> Iterator[tuple[int, ...]]:
             arguments = [others] * 6
             arguments[at] = value
             yield tuple(arguments)
-    if name in ("socket", "prlimit64"):
+    if name in ("socket", "socketpair", "prlimit64"):
         few = (0, 1, 2, 3, 5, 6, 10, 16, 17, 0x80801, 262, (1 << 32) + 2)
         yield from ((*three, 0, 0, 0) for three in itertools.product(few, repeat=3))
 
 
 @pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
-def test_a_sealed_replica_may_make_exactly_the_calls_written_down_here(on: Machine) -> None:
-    for number, name, arguments, found in verdicts(profiles.sealed(ME), on):
-        assert (found == ALLOW) == checked(arguments, name), (name or number, arguments)
+@pytest.mark.parametrize("network", [False, True])
+def test_a_sealed_process_may_make_exactly_the_calls_written_down_here(on: Machine, network: bool) -> None:
+    for number, name, arguments, found in verdicts(profiles.sealed(ME, network=network), on):
+        assert (found == ALLOW) == checked(arguments, name, network=network), (name or number, arguments)
+
+
+@pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
+def test_without_a_network_no_socket_is_made_from_the_first_import_on(on: Machine) -> None:
+    for calls in (profiles.launching(ME), profiles.sealed(ME), profiles.sealed(ME, imports=True)):
+        allowed = {name for _, name, _, found in verdicts(calls, on) if found == ALLOW}
+        assert not allowed & {"socket", "connect", "bind", "listen", "sendmmsg"}
 
 
 @pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])

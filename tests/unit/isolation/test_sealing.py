@@ -72,17 +72,26 @@ def run(folder: Path, code: str, isolation: Isolation) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("seal", ["strict", "imports"])
-async def test_a_sealed_process_has_no_way_out(seal: str) -> None:
-    found = await probe(Isolation(seal=seal))
+@pytest.mark.parametrize("ports", [(), (9,)], ids=["no network", "a port"])
+async def test_a_sealed_process_has_no_way_out(ports: tuple[int, ...]) -> None:
+    found = await probe(Isolation(ports=ports))
     assert [attempt for attempt in found.attempts if not attempt.blocked] == []
-    assert (len(found.attempts), found.held.missing) == (29, ())
+    assert (len(found.attempts), found.held.missing) == (34, ())
     assert found.held.sealed
 
 
-async def test_before_the_seal_only_names_may_be_looked_up() -> None:
-    found = await probe(Isolation(seal="off"))
-    assert [attempt.name for attempt in found.attempts if not attempt.blocked] == ["send a UDP datagram"]
+@pytest.mark.parametrize("seal", ["imports", "off"])
+async def test_where_files_may_be_read_code_may(seal: str) -> None:
+    found = await probe(Isolation(seal=seal))
+    assert [attempt.name for attempt in found.attempts if not attempt.blocked] == ["read another stage's code"]
+
+
+async def test_before_the_seal_a_stage_with_ports_may_look_names_up() -> None:
+    found = await probe(Isolation(ports=(9,), seal="off"))
+    assert [attempt.name for attempt in found.attempts if not attempt.blocked] == [
+        "read another stage's code",
+        "send a UDP datagram",
+    ]
 
 
 async def test_the_attempts_themselves_work_where_nothing_is_isolated() -> None:
