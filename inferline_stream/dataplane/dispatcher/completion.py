@@ -153,15 +153,21 @@ class Completion:
         watermark = self.watermark
         if not self._done and self._skipped <= watermark:
             return _merged(self._ahead, watermark)
-        runs = []
+        runs: list[Run] = []
+        done, left = self._done, len(self._done)
         previous = self._open[0]
         for offset in self._open:
-            if offset not in self._done:
-                if offset > previous + 1:
-                    runs.append((previous + 1, offset))
-                previous = offset
-        if self._position > previous + 1:
-            runs.append((previous + 1, self._position))
+            if offset in done:
+                left -= 1
+                continue
+            if offset > previous + 1:
+                runs.append((previous + 1, offset))
+            previous = offset
+            if not left and offset >= self._skipped:
+                break  # a long queue may be open behind it
+        else:
+            if self._position > previous + 1:
+                runs.append((previous + 1, self._position))
         return _merged([*runs, *self._ahead], watermark)
 
     def committed(self, *, owner: str = "") -> Committed:
