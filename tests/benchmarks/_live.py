@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ class Passed:
     partition: np.ndarray
     """Of the source."""
     offset: np.ndarray
+    values: list[bytes]
+    duplicated: int
+    """Records beyond the first of their event."""
 
     @property
     def latency_s(self) -> np.ndarray:
@@ -96,40 +100,31 @@ class Passed:
             chosen |= (self.entry_s >= start_s) & (self.entry_s < end_s)
         return chosen
 
-    def stalls_s(self) -> np.ndarray:
-        """For each event how long its source partition had had it, and had produced nothing."""
-        stalls = np.zeros(len(self.entry_s))
-        for partition in np.unique(self.partition):
-            own = np.flatnonzero(self.partition == partition)
-            before = np.concatenate([[0.0], self.out_s[own][:-1]])
-            stalls[own] = self.out_s[own] - np.maximum(before, self.entry_s[own])
-        return stalls
-
 
 async def passed(under_way: Session) -> Passed:
     """Read a run's sink back."""
-    return await passed_through(
-        under_way.run.bootstrap_servers, under_way.running.sink, under_way.running.source, under_way.offsets
-    )
+    return await passed_through(under_way.run.bootstrap_servers, under_way.running.sink, under_way.offsets)
 
 
-async def passed_through(bootstrap_servers: str, sink: str, source: str, offsets: OffsetReader) -> Passed:
-    """Read a sink back whose records carry our headers."""
+async def passed_through(
+    bootstrap_servers: str, sink: str, offsets: OffsetReader, start: Mapping[int, int] | None = None
+) -> Passed:
+    """Read a sink back whose records carry our headers, from its beginning or from these offsets."""
     partitions = await offsets.partitions(sink)
     ends = (await offsets.ends({sink: partitions}))[sink]
     seen: set[bytes] = set()
-    rows = []
-    async with TopicFollower(bootstrap_servers, sink, "beginning", partitions=partitions) as follower:
+    rows, duplicated = [], 0
+    async with TopicFollower(bootstrap_servers, sink, start or "beginning", partitions=partitions) as follower:
         async for record in follower.until(dict(enumerate(ends))):
             headers = dict(record.headers)
             name = headers[EVENT_ID]
             if name in seen:
+                duplicated += 1
                 continue
             seen.add(name)
             topic, _, offset = name.decode().rpartition("/")
-            rows.append(
-                (int(headers[ENTRY_TIME]) / 1e6, record.time_ms / 1e3, int(topic.rpartition("/")[2]), int(offset))
-            )
-    rows.sort(key=lambda row: (row[1], row[2], row[3]))
-    entry_s, out_s, partition, offset = map(np.array, zip(*rows, strict=True))
-    return Passed(entry_s, out_s, partition, offset)
+            entry_s, partition = int(headers[ENTRY_TIME]) / 1e6, int(topic.rpartition("/")[2])
+            rows.append((record.time_ms / 1e3, partition, int(offset), entry_s, record.value or b""))
+    rows.sort()
+    out_s, partition, offset, entry_s = (np.array([row[at] for row in rows]) for at in range(4))
+    return Passed(entry_s, out_s, partition, offset, [row[4] for row in rows], duplicated)

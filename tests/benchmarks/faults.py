@@ -136,7 +136,7 @@ async def strike(kafka: LocalKafka, told: Controlled, kinds: list[str], *, pause
                 struck.notes.append("something is left behind")
             ledger = await struck.ledger(offsets)
             differs = await struck.file_differs(offsets)
-            sent = await passed_through(told.bootstrap_servers, struck.running.sink, struck.running.source, offsets)
+            sent = await passed_through(told.bootstrap_servers, struck.running.sink, offsets)
         notes = [*struck.notes, *["the file was written by another process"] * struck.restarts]
     late = sent.latency_s > SLO_S
     recovery_s, resumed_s = [], []

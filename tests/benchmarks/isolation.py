@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.dataplane.protocol import ReplicaSpec
 from inferline_stream.isolation import profiles
 from inferline_stream.isolation.probing import Probed, probe
 from inferline_stream.isolation.sealing import unsupported
-from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.testing.directing import Director
+from inferline_stream.testing.director import Director
 from inferline_stream.testing.kafka import EmbeddedKafka
 
 Figures = dict[str, float | int | str | None]
@@ -28,7 +26,7 @@ Figures = dict[str, float | int | str | None]
 _TOPOLOGY = '''
 """Models of scikit-learn and onnxruntime, imported where the stage is built, as the examples do."""
 
-from inferline_stream import Pipeline, Stage, Topic
+from inferline_stream import Isolation, Pipeline, Stage, Topic
 
 
 class Classify:
@@ -49,7 +47,7 @@ class Classify:
         return [int(label) for label in self.model.predict(self.rows[[n % 256 for n in numbers]])]
 
 
-work = Stage("work", Classify, hardware=["cpu-1"], max_batch_size=8)
+work = Stage("work", Classify, hardware=["cpu-1"], max_batch_size=8, isolation=ISOLATION)
 pipeline = Pipeline("bench", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[work])
 '''
 _PLAIN, _SEALED, _FORKED = Isolation("none"), Isolation(), Isolation(forked=True)
@@ -73,9 +71,7 @@ def measure(quick: bool) -> Figures:
     figures |= _reachable(probed[0])
     figures["seal_ms"] = statistics.median(found.seal_ms for found in probed)
     with tempfile.TemporaryDirectory() as folder:
-        topology = Path(folder, "topology.py")
-        topology.write_text(_TOPOLOGY)
-        figures |= asyncio.run(_replicas(topology, rounds, events=4_000 if quick else 12_000))
+        figures |= asyncio.run(_replicas(Path(folder), rounds, events=4_000 if quick else 12_000))
     return figures
 
 
@@ -92,96 +88,62 @@ def _reachable(strict: Probed) -> Figures:
     return counts
 
 
-async def _replicas(topology: Path, rounds: int, events: int) -> Figures:
+async def _replicas(folder: Path, rounds: int, events: int) -> Figures:
     with EmbeddedKafka() as broker:
-        async with Director(broker.bootstrap_servers, topology, partitions={"work": 1}) as director:
-            figures = await _costs(director, rounds, events)
-            return figures | await _starts(director, topology, rounds)
+        async with contextlib.AsyncExitStack() as stack:
+            pools = {}
+            for name, isolation in (("plain", _PLAIN), ("cold", _SEALED), ("fork", _FORKED)):
+                topology = folder / f"{name}.py"
+                topology.write_text(_TOPOLOGY.replace("ISOLATION", repr(isolation)))
+                director = Director(broker.bootstrap_servers, topology, partitions={"work": 1}, max_batch_size=8)
+                pools[name] = await stack.enter_async_context(director)
+                await director.start()
+                await director.warm()
+            return await _costs(pools, rounds, events) | await _starts(pools, rounds)
 
 
-async def _costs(director: Director, rounds: int, events: int) -> Figures:
+async def _costs(pools: dict[str, Director], rounds: int, events: int) -> Figures:
     """CPU per event and memory of one replica, sealed and unsealed in turns."""
-    cpu_us: dict[Isolation, list[float]] = {_PLAIN: [], _SEALED: []}
-    memory_mb: dict[Isolation, list[float]] = {_PLAIN: [], _SEALED: []}
+    cpu_us: dict[str, list[float]] = {"plain": [], "cold": []}
+    memory_mb: dict[str, list[float]] = {"plain": [], "cold": []}
     for turn in range(rounds):
-        for isolation in (_PLAIN, _SEALED) if turn % 2 == 0 else (_SEALED, _PLAIN):
-            replica = await director.start("work", isolation=isolation)
-            process = director.processes[replica].pid
-            await _send(director, events)  # beforehand, so that every batch is full
-            before_s = _cpu_s(process)
-            await director.assign(replica, [0], max_batch_size=8)
-            await _done(director, replica, events)
-            cpu_us[isolation].append((_cpu_s(process) - before_s) / events * 1e6)
-            memory_mb[isolation].append(_private_mb(process))
-            await director.drain(replica)
-    plain, sealed = statistics.median(cpu_us[_PLAIN]), statistics.median(cpu_us[_SEALED])
-    pairs = [after / before for before, after in zip(cpu_us[_PLAIN], cpu_us[_SEALED], strict=True)]
+        for name in sorted(cpu_us, reverse=turn % 2 == 1):
+            director = pools[name]
+            await director.scale("work", 0)
+            await director.scale("work", 1)
+            (replica,) = director.ready("work")
+            process = await director.kill(replica.replica, signal.SIGSTOP)
+            await director.put([b"%d" % number for number in range(events)])  # beforehand: every batch is full
+            before_s, done = _cpu_s(process), director.total("work", "events")
+            os.kill(process, signal.SIGCONT)
+            await director.until(
+                lambda d=director, n=done + events: d.total("work", "events") >= n, f"{events} events are done", 60.0
+            )
+            cpu_us[name].append((_cpu_s(process) - before_s) / events * 1e6)
+            memory_mb[name].append(_private_mb(process))
+    plain, sealed = statistics.median(cpu_us["plain"]), statistics.median(cpu_us["cold"])
+    pairs = [after / before for before, after in zip(cpu_us["plain"], cpu_us["cold"], strict=True)]
     return {
         "cpu_ratio": statistics.median(pairs),
         "cpu_us_per_event": plain,
         "cpu_us_per_event_sealed": sealed,
-        "memory_mb": max(0.0, statistics.median(memory_mb[_SEALED]) - statistics.median(memory_mb[_PLAIN])),
+        "memory_mb": max(0.0, statistics.median(memory_mb["cold"]) - statistics.median(memory_mb["plain"])),
     }
 
 
-async def _done(director: Director, replica: str, events: int) -> None:
-    reports = director.reports
-    await director.until(lambda: reports[replica].events >= events, f"{events} events are done", 60.0)
-
-
-async def _send(director: Director, events: int) -> None:
-    for number in range(events):
-        await director.producer.send(director.names.topic("in"), b"%d" % number)
-    await director.producer.flush()
-
-
-async def _starts(director: Director, topology: Path, rounds: int) -> Figures:
-    """From asking an actuator for a replica to its report that it is ready, delivered by the broker."""
-    took_ms: dict[str, list[float]] = {"plain": [], "cold": [], "fork": []}
-    async with _actuators(director, topology) as actuators:
-        for _ in range(rounds):
-            for name, actuator in actuators.items():
-                already = await _names(actuator)
-                began_s = time.perf_counter()
-                await actuator.scale("work", "cpu-1", len(already) + 1)
-                (new,) = await _names(actuator) - already
-                await director.until(lambda new=new: _is_ready(director, new), f"{new} is ready", 60.0)
-                took_ms[name].append((time.perf_counter() - began_s) * 1e3)
-                await actuator.scale("work", "cpu-1", len(already), [new])
-                await actuator.next_exit()
+async def _starts(pools: dict[str, Director], rounds: int) -> Figures:
+    """From asking a supervisor for a replica to its word that it is ready, by its own log."""
+    took_ms: dict[str, list[float]] = {name: [] for name in pools}
+    for _ in range(rounds):
+        for name, director in pools.items():
+            already = {replica.replica for replica in director.ready("work")}
+            asked_s = time.time()
+            await director.scale("work", 2)
+            (new,) = {replica.replica for replica in director.ready("work")} - already
+            took_ms[name].append((director.ready_s(new) - asked_s) * 1e3)
+            await director.scale("work", 1)
     fork, cold, plain = (statistics.median(took_ms[name]) for name in ("fork", "cold", "plain"))
     return {"fork_ready_ms": fork, "cold_ready_ms": cold, "plain_ready_ms": plain, "fork_speedup": cold / fork}
-
-
-@contextlib.asynccontextmanager
-async def _actuators(director: Director, topology: Path) -> AsyncIterator[dict[str, LocalActuator]]:
-    def specs(isolation: Isolation) -> Callable[[str, str], ReplicaSpec]:
-        def spec(stage: str, hardware: str) -> ReplicaSpec:
-            kind = catalogue()[hardware]
-            where = (str(topology), director.prefix, director.bootstrap_servers)
-            return ReplicaSpec("", stage, *where, kind, 8, isolation=isolation)
-
-        return spec
-
-    async with contextlib.AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        found = {}
-        for name, isolation in (("plain", _PLAIN), ("cold", _SEALED), ("fork", _FORKED)):
-            actuator = LocalActuator(specs(isolation), folder / name, drain_timeout_s=0.0)
-            found[name] = await stack.enter_async_context(actuator)
-        await found["fork"].scale("work", "cpu-1", 1)  # the first brings its parent, and stays
-        async with asyncio.timeout(60):
-            while not found["fork"].forks("work", "cpu-1"):
-                await asyncio.sleep(0.05)
-        yield found
-
-
-def _is_ready(director: Director, replica: str) -> bool:
-    return replica in director.reports and director.reports[replica].phase == "ready"
-
-
-async def _names(actuator: LocalActuator) -> set[str]:
-    return {place.replica for place in await actuator.observe()}
 
 
 def _cpu_s(process: int) -> float:

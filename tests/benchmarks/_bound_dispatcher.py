@@ -1,0 +1,130 @@
+"""A dispatcher whose replicas have a queue each, for comparison: every event is bound to one replica as it arrives.
+
+``python -m tests.benchmarks._bound_dispatcher [NAMES] CHANNEL`` in place of `inferline_stream.dataplane.dispatcher`;
+`bound` has a supervisor start it. Everything but the choice of the replica is the dispatcher's own code. Each event
+draws its replica evenly by its id, which is the best that keys and partitions could do for queues of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import runpy
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from inferline_stream.actuators import children
+from inferline_stream.dataplane.dispatcher import dispatcher, session
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
+from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.pipeline.isolation import Isolation
+
+MODULE = "tests.benchmarks._bound_dispatcher"
+
+
+class BoundPool(Pool):
+    """Gives a replica work only from its own queue."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.members: list[PooledReplica] = []
+        BoundQueue.pool = self
+
+    def attach(self, *arguments: Any, **more: Any) -> PooledReplica:
+        replica = super().attach(*arguments, **more)
+        self.members.append(replica)
+        return replica
+
+    def retire(self, name: str) -> None:
+        self.members = [member for member in self.members if member.replica != name]
+        super().retire(name)
+
+    def detach(self, name: str) -> None:
+        self.members = [member for member in self.members if member.replica != name]
+        super().detach(name)
+
+    def choose(self, now_s: float, queued: int) -> PooledReplica | None:
+        for number, replica in enumerate(self.members):
+            if replica.ready and not replica.in_hand and BoundQueue.queue.part(number).eligible:
+                BoundQueue.queue.chosen = number
+                return replica
+        return None
+
+
+class BoundQueue:
+    """`StageQueue` in parts, one for each replica; `take` takes from the part that the pool has chosen."""
+
+    pool: BoundPool
+    queue: BoundQueue
+
+    def __init__(self, slo_us: int, *, keys_in_order: bool) -> None:
+        self._made = (slo_us, keys_in_order)
+        self._parts: list[StageQueue] = []
+        self._of: dict[Event, int] = {}
+        self.chosen = 0
+        BoundQueue.queue = self
+
+    def part(self, number: int) -> StageQueue:
+        """Return a replica's own queue."""
+        while len(self._parts) <= number:
+            self._parts.append(StageQueue(self._made[0], keys_in_order=self._made[1]))
+        return self._parts[number]
+
+    @property
+    def eligible(self) -> int:
+        return sum(part.eligible for part in self._parts)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(part.size_bytes for part in self._parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def bytes_of(self, partition: int) -> int:
+        return sum(part.bytes_of(partition) for part in self._parts)
+
+    def oldest_ms(self) -> int | None:
+        return min((at for part in self._parts if (at := part.oldest_ms()) is not None), default=None)
+
+    def add(self, event: Event) -> None:
+        number = self._of[event] = zlib.crc32(event.event_id) % max(1, len(self.pool.members))
+        self.part(number).add(event)
+
+    def take(self, limit: int) -> list[Event]:
+        return self.part(self.chosen).take(limit)
+
+    def put_back(self, events: Sequence[Event], limit: int = 0) -> None:
+        for event in reversed(events):
+            self.part(self._of[event]).put_back([event], limit)
+
+    def release(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.part(self._of.pop(event)).release([event])
+
+    def drop(self, partition: int) -> list[Event]:
+        return [event for part in self._parts for event in part.drop(partition)]
+
+
+@contextlib.contextmanager
+def bound() -> Iterator[None]:
+    """Let this process's supervisors start this module, unsealed: a sealed dispatcher may read only its own package."""
+    unsealed = Confinement(Isolation("none"), "")
+    with (
+        mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])),
+        mock.patch.object(children, "dispatcher_confinement", return_value=unsealed),
+    ):
+        yield
+
+
+if __name__ == "__main__":
+    from tests.benchmarks import _bound_dispatcher  # not as ``__main__``: classes must exist once
+
+    dispatcher.Pool = _bound_dispatcher.BoundPool  # type: ignore[misc]
+    session.StageQueue = _bound_dispatcher.BoundQueue  # type: ignore[misc,assignment]
+    runpy.run_module("inferline_stream.dataplane.dispatcher", run_name="__main__")
