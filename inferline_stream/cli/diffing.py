@@ -58,8 +58,6 @@ def diff(
     table.add_row("SLO", *map(format_duration, slos), "")
     table.add_row("predicted P99", *map(format_duration, p99s), "")
     table.add_row("events/s", f"{first.arrival_rate:.1f}", f"{second.arrival_rate:.1f}", "")
-    for topic, (was, now_has) in found.partition_changes.items():
-        table.add_row(f"partitions of {topic}", str(was or "–"), str(now_has or "–"), "")
     console().print(table)
 
 

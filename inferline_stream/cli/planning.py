@@ -12,7 +12,6 @@ from inferline_stream.cli.output import Output
 from inferline_stream.cli.profiling import On, Servers, refuse_cluster
 
 if TYPE_CHECKING:
-    from inferline_stream.pipeline.profile import PipelineProfile
     from inferline_stream.pipeline.trace import Trace
 
 
@@ -35,10 +34,6 @@ def plan(
             "given several times, the plan meets the SLO on each"
         ),
     ] = None,
-    queues: Annotated[
-        Literal["shared", "partitioned"] | None,
-        typer.Option(help="one queue per stage as in the paper, or partitions as in Kafka (default)"),
-    ] = None,
     curve: Annotated[bool, typer.Option("--curve", help="also plan for tighter and looser SLOs")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")
@@ -59,8 +54,6 @@ def plan(
     from inferline_stream.cli.output import console
     from inferline_stream.cli.provisioning import (
         declared,
-        existing_partitions,
-        partition_shares,
         plan_table,
         planned,
         profiled,
@@ -85,18 +78,8 @@ def plan(
     seconds = slo_s(what.pipeline, slo)
     limits = settings()
 
-    async def measure() -> tuple[PipelineProfile, dict[str, int], dict[str, tuple[float, ...]]]:
-        existing, shares = {}, {}
-        if bootstrap_servers is not None:
-            timeout_s = limits.connect_timeout_s
-            existing = await existing_partitions(bootstrap_servers, what, prefix, timeout_s)
-            shares = await partition_shares(bootstrap_servers, what, prefix, existing, timeout_s)
-        found = await profiled(what, bootstrap_servers=bootstrap_servers, limits=limits)
-        return found, existing, shares
-
-    measured, existing, shares = uvloop.run(measure())
-    search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "queues": queues, "seed": seed}
-    search |= {"existing": existing, "shares": shares, "traces": traces}
+    measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, limits=limits))
+    search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "seed": seed, "traces": traces}
     found = planned(what, measured, seconds=seconds, **search)
     points: tuple[CurvePoint, ...] = ()
     if curve or plot is not None:
@@ -116,7 +99,6 @@ def plan(
         kinds,
         objective=pipeline.objective,
         seed=seed,
-        partition_shares=shares,
     )
     if save is not None:
         save.write_bytes(plan_to_bytes(found))

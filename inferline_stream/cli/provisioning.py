@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from inferline_stream.cli.output import Bar
-from inferline_stream.controlplane.arrivals import FEWEST_RECORDS
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
-from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.loading import file_and_name, load_topology
 from inferline_stream.dataplane.recent import recent_sample
 from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
@@ -100,37 +97,6 @@ def declared(
     timeout_s = settings().connect_timeout_s
     recent, events = asyncio.run(recent_sample(bootstrap_servers, pipeline, prefix, connect_timeout_s=timeout_s))
     return Declared(pipeline, file, events, recent if trace is None else read_arrivals(trace))
-
-
-async def existing_partitions(servers: str, what: Declared, prefix: str, timeout_s: float) -> dict[str, int]:
-    """Partitions of stages' input topics that exist already: they stay as they are, and the plan must know."""
-    names = Names(what.pipeline.name, prefix)
-    topics = {
-        stage.name: names.stage_topic(stage.name) if stage.after else names.topic(what.pipeline.source.name)
-        for stage in what.pipeline.stages
-    }
-    async with OffsetReader(servers, timeout_s) as offsets:
-        found = await offsets.existing(set(topics.values()))
-    return {stage: found[topic] for stage, topic in topics.items() if topic in found}
-
-
-async def partition_shares(
-    servers: str, what: Declared, prefix: str, existing: Mapping[str, int], timeout_s: float
-) -> dict[str, tuple[float, ...]]:
-    """How the source topic's records, as many as there ever were, spread over its partitions, by entry stage.
-
-    Empty where there are too few to tell.
-    """
-    entries = {stage.name: existing[stage.name] for stage in what.pipeline.stages if not stage.after and
-               stage.name in existing}  # fmt: skip
-    if not entries:
-        return {}
-    topic = Names(what.pipeline.name, prefix).topic(what.pipeline.source.name)
-    async with OffsetReader(servers, timeout_s) as offsets:
-        ends = (await offsets.ends({topic: max(entries.values())}))[topic]
-    if sum(ends) < FEWEST_RECORDS:
-        return {}
-    return dict.fromkeys(entries, tuple(end / sum(ends) for end in ends))
 
 
 def slo_s(pipeline: Pipeline, override: str | None) -> float:
@@ -242,10 +208,7 @@ def planned(
     *,
     seconds: float,
     algorithm: Literal["default", "inferline", "exact"] = "default",
-    queues: Literal["shared", "partitioned"] | None = None,
     seed: int = 0,
-    existing: Mapping[str, int] | None = None,
-    shares: Mapping[str, Sequence[float]] | None = None,
     traces: Sequence[Trace] = (),
     known: Sequence[Plan] = (),
 ) -> Plan:
@@ -258,10 +221,7 @@ def planned(
         measured: its profiles.
         seconds: the SLO.
         algorithm: which search.
-        queues: one per stage, or one per partition.
         seed: of the random branches.
-        existing: partitions, by stage, of input topics that are there already and stay as they are.
-        shares: see `partition_shares`.
         traces: to plan for in place of the sample.
         known: earlier plans, so that a looser SLO never costs more.
 
@@ -278,8 +238,6 @@ def planned(
     pipeline = what.pipeline
     traces = tuple(traces) or (what.trace,)
     check_memory(sum(map(len, traces)), len(pipeline.stages))
-    usual: Literal["shared", "partitioned"] = "shared" if algorithm == "inferline" else "partitioned"
-    chosen = queues or usual
     with Bar("planning") as bar:
 
         def show(progress: Searching) -> None:
@@ -294,14 +252,12 @@ def planned(
             catalogue(pipeline.hardware),
             pipeline=pipeline.name,
             algorithm=algorithm,
-            queues=chosen,
-            partitions={**_fixed_partitions(pipeline), **(existing or {})} if chosen == "partitioned" else None,
-            partition_shares=shares,
             max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
             objective=pipeline.objective,
             known=known,
             progress=show,
             seed=seed,
+            order_slo_s=pipeline.slo_s,
         )
 
 
@@ -317,13 +273,6 @@ def check_memory(events: int, stages: int) -> None:
             f"planning for {events:,} events needs about {needed / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB are free; give a part of the trace, such as its busiest hour"
         )
-
-
-def _fixed_partitions(pipeline: Pipeline) -> Mapping[str, int]:
-    """Partitions that the topology declares: those of the source topic, which every entry stage reads."""
-    if pipeline.source.partitions is None:
-        return {}
-    return {stage.name: pipeline.source.partitions for stage in pipeline.stages if not stage.after}
 
 
 def plan_table(plan: Plan, pipeline: Pipeline) -> Table:

@@ -92,7 +92,6 @@ def replay(
             scaler,
             catalogue=ground.kinds,
             slo_s=ground.plan.slo_s,
-            partitions=dict(ground.plan.partitions) or None,
             conditions=conditions,
             seed=seed,
             looks=ground.looks,

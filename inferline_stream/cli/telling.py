@@ -19,7 +19,7 @@ _BAR = 40
 
 
 def show_why(people: Console, plan: Plan, why: Explanation) -> None:
-    """What the next-cheaper choice of each stage would break, slack, and partitions worth having."""
+    """What the next-cheaper choice of each stage would break, and the slack."""
     interval = f"{format_duration(why.p99.low_s)} to {format_duration(why.p99.high_s)}"
     people.print(f"Held by {why.binding}.")
     people.print(
@@ -30,21 +30,8 @@ def show_why(people: Console, plan: Plan, why: Explanation) -> None:
         for other in stage.next_cheaper:
             saved = f", ${-other.cost_change_per_hour:.4g}/h less" if other.p99_s is not None else ""
             people.print(f"  {stage.stage}: {other.reason}{saved}")
-    people.print(f"Partitions advised: {', '.join(_partitions(plan, why))}.")
-    for stage in why.stages:
-        if stage.partitions.useful_replicas < stage.partitions.peak_replicas:
-            people.print(f"  {stage.stage}: {stage.partitions.reason}.")
     if plan.lower_bound_per_hour > 0:
         people.print(_proof(plan))
-
-
-def _partitions(plan: Plan, why: Explanation) -> list[str]:
-    found = []
-    for stage in why.stages:
-        now = plan.partitions.get(stage.stage)
-        counted = "" if now in (None, stage.partitions.partitions) else f" (planned with {now})"
-        found.append(f"{stage.stage} {stage.partitions.partitions}{counted}")
-    return found
 
 
 def _proof(plan: Plan) -> str:
@@ -88,8 +75,6 @@ def explanation_document(why: Explanation) -> dict[str, Any]:
             {
                 "stage": stage.stage,
                 "cost_per_hour": stage.cost_per_hour,
-                "advised_partitions": stage.partitions.partitions,
-                "partitions_reason": stage.partitions.reason,
                 "next_cheaper": [
                     {
                         "allocations": list(other.allocations),

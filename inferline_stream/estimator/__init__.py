@@ -3,7 +3,7 @@
 `simulation.simulate` is what most callers want; `workload`, `station` and `evaluation` are its parts, for whoever
 simulates many plans on one trace. A stage needs only its arrivals in order, so that the pipeline is simulated stage by
 stage (`evaluation`): `routes` says where a stage's arrivals come from, `merger` puts them together, `server` and
-`bound_server` serve them. The loops are in `kernels`, `shared_queue`, `partitioned_queue`, `bound_partitions` and
-`batch_order`, made machine code by `compiled`; the rules they obey are written in `kernels` and once more, as one heap
+`bound_server` serve them. The loops are in `kernels`, `shared_queue`, `bound_partitions` and `batch_order`,
+made machine code by `compiled`; the rules they obey are written in `kernels` and once more, as one heap
 of events, in `reference`, with which they agree bit for bit.
 """

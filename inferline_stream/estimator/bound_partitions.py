@@ -1,8 +1,7 @@
-"""Records in partitions that stay with their replicas, and nobody waits for a fuller batch: one replica after another.
+"""Records in partitions that stay with their replicas, as in ordinary consumer groups: one replica after another.
 
 What a replica does depends on its own partitions alone. So the arrivals are dealt out to the replicas, each replica
-serves its own up to the horizon, and the departures are merged. It obeys the rules of `estimator.kernels`, like
-`partitioned_queue`, which goes event by event and knows changing owners, lags and waits, in twice the time.
+serves its own up to the horizon, and the departures are merged. It obeys the rules of `estimator.kernels`.
 
 A replica takes the earliest-entered of the heads of its partitions. As long as what waits has arrived in order of
 entry, that is the order of arrival. Otherwise the waiting records are kept sorted by a key: the latest entry among the
@@ -153,7 +152,7 @@ def deal(arrived: Tokens, hop_s: float, bound: Bound, line: Line) -> None:
 def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
     """One replica's batches up to the horizon, and what it leaves."""
     horizon_s, account = task.horizon_s, task.account
-    limits, table, levels, _, _, key = task.service
+    limits, table, levels, _, _, key, _ = task.service
     times, events = desk.line.times, desk.line.events
     partition_of = bound.partition_of
     keys, places, last_key, counts, is_left = desk.waiting

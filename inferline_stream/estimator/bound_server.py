@@ -1,4 +1,4 @@
-"""A stage whose partitions stay with their replicas, being simulated: as `server.Server`, with quicker kernels."""
+"""A stage whose partitions stay with their replicas, being simulated: as `server.Server`, with other kernels."""
 
 from __future__ import annotations
 
@@ -16,19 +16,13 @@ from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
 
 
-def is_bound(workload: Workload, stage: int, station: Station) -> bool:
-    """Whether partitions do not depend on lag, and replicas never wait."""
-    lagged = len(workload.shape.parents(stage)) == 1 and not station.keyed
-    return station.owners is not None and station.max_wait_s == 0 and not lagged
-
-
 class BoundServer:
     """Takes arrivals in order, gives departures in order, up to a horizon that moves on.
 
     Args:
         workload: partitions of the events, overhead of a hop, keys of the draws.
         stage: position in the shape.
-        station: what serves it, see `is_bound`.
+        station: what serves it; every partition has its owner.
         code: the kernels.
     """
 
@@ -42,7 +36,7 @@ class BoundServer:
         self._station = station
         replicas = station.replicas
         self._bound = Bound(
-            partition_of=workload.partition_of(stage, station.owners.size, station.shares, code=code),
+            partition_of=workload.partition_of(stage, station.owners.size, code=code),
             owner=station.owners,
             kind_of=station.kinds,
             free_s=np.full(replicas, -math.inf),

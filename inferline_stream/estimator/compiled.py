@@ -13,17 +13,15 @@ import threading
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
-from inferline_stream.estimator import batch_order, bound_partitions, kernels, partitioned_queue, shared_queue
+from inferline_stream.estimator import batch_order, bound_partitions, kernels, shared_queue
 
-_SOURCES = (kernels, shared_queue, partitioned_queue, batch_order, bound_partitions)
+_SOURCES = (kernels, shared_queue, batch_order, bound_partitions)
 _CALLED = ("draw", "service_time", "starts_before", "deal", "serve_replica", "sort_in_buckets", "sort_by_tree")
 _ENTERED = (
     "draw_masks",
     "draw_partitions",
     "merge",
-    "serve_by_arrival",
-    "serve_by_entry",
-    "serve_partitions",
+    "serve_shared",
     "serve_bound",
     "count_late",
     "count_missing",

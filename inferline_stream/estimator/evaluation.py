@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator import kernels
-from inferline_stream.estimator.bound_server import BoundServer, is_bound
+from inferline_stream.estimator.bound_server import BoundServer
 from inferline_stream.estimator.compiled import compiled
 from inferline_stream.estimator.kernels import Lateness, Tokens
 from inferline_stream.estimator.merger import NONE, Merger
@@ -157,7 +157,6 @@ def simulate_stage(
     late_s: float = math.inf,
     rest_s: kernels.Floats | None = None,
     allowed: int | None = None,
-    producers: int = 1,
     slice_events: int = SLICE_EVENTS,
     report: Callable[[int], None] = lambda _: None,
     code: Any = None,
@@ -172,13 +171,12 @@ def simulate_stage(
         late_s: age at its departure, and what is left of its way, beyond which an event is late.
         rest_s: by mask, time still to go after this stage, as `fastest_rest_s` gives it; none by default.
         allowed: give up (None) once more events than this, of those that visit the stage and reach the sink, are late.
-        producers: replicas that write to the stage's topic; matters only to records without a key.
         slice_events: changes nothing but speed.
         report: told how many events have come to the stage when it ends, or is given up.
         code: the kernels; the compiled ones by default.
     """
     code = code or compiled()
-    run = _Run(workload, {stage: station}, [stage], kept=upstream, keep=[stage], code=code, producers=producers)
+    run = _Run(workload, {stage: station}, [stage], kept=upstream, keep=[stage], code=code)
     late = _Late(workload, late_s, code=code)
     awaited = _reaches_sink(workload) & workload.feeds[stage].visits
     left_s = np.where(awaited, 0.0 if rest_s is None else rest_s, -math.inf)
@@ -222,7 +220,6 @@ class _Run:
         kept: Mapping[int, Departures],
         keep: Collection[int],
         code: Any,
-        producers: int | None = None,
     ) -> None:
         self.workload = workload
         self.gone: dict[int, Tokens] = {}
@@ -238,12 +235,8 @@ class _Run:
         self._ends: dict[int, float] = {}
         self._window = (-math.inf, -math.inf)
         for s in simulated:
-            parents = [workload.shape.arrows[a].parent for a in workload.shape.parents(s)]
-            writers = producers or sum(stations[p].replicas for p in parents if p in stations) or 1
-            if is_bound(workload, s, stations[s]):
-                self.servers[s] = BoundServer(workload, s, stations[s], code)
-            else:
-                self.servers[s] = Server(workload, s, stations[s], writers, code)
+            serving = Server if stations[s].owners is None else BoundServer
+            self.servers[s] = serving(workload, s, stations[s], code)
 
     def advance(self, first: int, end: int) -> None:
         """Let the events of one slice enter, and every stage go as far as its arrivals are known."""

@@ -6,11 +6,13 @@ Rules, held bit for bit by the event-heap reference (`estimator.reference`):
   rounded once, are the instants. Service times are above 0.
 - At one instant arrivals (records and skip markers) come first, ordered by (sent, sending stage, start of their batch,
   position in it), then dispatch. A batch therefore holds whatever has arrived up to its start, that instant included.
-- Shared queue: the next batch goes to the replica that has been free longest; of several that became free at one
-  instant, to the one whose batch started first; replicas never used come before, in the order of the allocations.
+- One queue: in order of max(entry time, arrival − SLO), of equal ones in order of arrival. Whenever a replica is free,
+  a batch is made of the first that wait. Of several kinds that are free the one whose batch would end first takes it,
+  within `TIE` the first of the allocations. It leaves what waits to busy replicas where those, one batch after the
+  other, could end all of it before it would end its own.
+- With a wait limit that replica waits until its batch limit is reached or the oldest arrival has waited that long.
 - Partitioned: each replica takes, one after another, the earliest-entered of the heads of its partitions. Batches that
   end at one instant are ordered by (start, replica).
-- With a wait limit a replica waits until its batch limit is reached or the oldest record has waited that long.
 - A stage's departures are emitted in order of time, a batch's in the order in which they were taken.
 
 Every kernel can stop at a *horizon*, before which its arrivals are known, and go on later: positions are counted
@@ -32,7 +34,6 @@ Masks = NDArray[np.uint16]
 Flags = NDArray[np.uint8]
 FlagTable = NDArray[np.uint8]
 Members = NDArray[np.int32]
-Table = NDArray[np.int64]
 
 # Positions are unsigned: machine code then needs no check for negative indices, at half the time per event. Their
 # constants are too, because numba makes floating-point numbers of sums of signed and unsigned integers.
@@ -40,6 +41,9 @@ Index = np.uint64
 ZERO, ONE, EIGHT = Index(0), Index(1), Index(8)
 
 UNKNOWN, LATE, ON_TIME = 0, 1, 2
+
+TIE = 1.01
+"""Times of service count as equal within this ratio where a replica is chosen."""
 
 
 class Tokens(NamedTuple):
@@ -50,17 +54,24 @@ class Tokens(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """Records sent to a stage, from position ``base`` up to ``n``; those to arrive before the horizon are all there."""
+    """Records sent to a stage, from position ``base`` up to ``n``; those to arrive before the horizon are all there.
+
+    ``entry_s`` is when each event entered, by event.
+    """
 
     times: Floats
     events: Events
     n: int
     base: int
     horizon_s: float
+    entry_s: Floats
 
 
 class Service(NamedTuple):
-    """See `station.Station`; besides, the time from sending to arrival and the key of the stage's draws."""
+    """See `station.Station`; besides, the time from sending to arrival and the key of the stage's draws.
+
+    ``slo_s`` is that of the queue's order.
+    """
 
     limits: Ints
     table: Floats
@@ -68,6 +79,7 @@ class Service(NamedTuple):
     max_wait_s: float
     hop_s: float
     key: int
+    slo_s: float
 
 
 class Account(NamedTuple):
@@ -164,23 +176,10 @@ def draw_masks(first: int, key: int, thresholds: Ints, masks: Masks) -> None:
         masks[i] = m
 
 
-def draw_partitions(key: int, uniform: bool, thresholds: Ints, chosen: Masks) -> None:
-    """The partition of each event's key: of equal ones, or by cumulative shares in units of 2⁻³²."""
-    partitions = thresholds.size
+def draw_partitions(key: int, partitions: int, chosen: Masks) -> None:
+    """The partition of each event's key."""
     for i in range(chosen.size):
-        bits = draw(i, key)
-        if uniform:
-            chosen[i] = (bits * partitions) >> 32
-        else:
-            low = 0
-            high = partitions - 1
-            while low < high:
-                middle = (low + high) // 2
-                if thresholds[middle] <= bits:
-                    low = middle + 1
-                else:
-                    high = middle
-            chosen[i] = low
+        chosen[i] = (draw(i, key) * partitions) >> 32
 
 
 def merge(pending: Sources, join: Joining, out: Tokens, skipped: Tokens) -> tuple[np.int64, np.int64]:

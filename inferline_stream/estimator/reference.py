@@ -16,8 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import Floats, draw
-from inferline_stream.estimator.partitioned_queue import LAG_PUBLISHED_EVERY_S
+from inferline_stream.estimator.kernels import TIE, Floats, draw
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
 
@@ -68,21 +67,16 @@ class _Batch:
 class _Replica:
     kind: int
     busy: bool = False
-    free_since: tuple[float, int] = (-math.inf, -1)  # when, and which batch it was
+    busy_until_s: float = -math.inf
 
 
 @dataclass(slots=True)
 class _Stage:
     station: Station
-    producers: int
     service_key: int
     replicas: list[_Replica]
-    waiting: list[list[tuple[float, int]]]  # by partition, (arrival, event) in order of arrival; shared: one
+    waiting: list[list[tuple[float, int]]]  # by partition, (arrival, event) in order of arrival; one queue: one
     tokens: dict[int, list[bool]] = field(default_factory=dict)  # at a join by event: was it a record?
-    sent_to: list[tuple[float, int, int]] = field(default_factory=list)  # arrival, producer, partition
-    completed: list[tuple[float, int]] = field(default_factory=list)  # when, partition
-    last_sent: tuple[float, int] = (math.nan, 0)  # when, by which producer
-    partition_of: dict[int, int] = field(default_factory=dict)
 
 
 def simulate_with_heap(workload: Workload, stations: Mapping[int, Station] | Sequence[Station]) -> HeapSimulation:
@@ -103,11 +97,9 @@ class _Simulation:
         self.latency_s = np.full(len(workload), math.nan)
         self.batches = 0
         self.numbers = itertools.count()
-        shape = workload.shape
         self.stages = [
             _Stage(
                 station,
-                sum(stations[shape.arrows[a].parent].replicas for a in shape.parents(s)) or 1,
                 workload.key("service", s),
                 [_Replica(int(kind)) for kind in station.kinds],
                 [[] for _ in range(1 if station.owners is None else station.owners.size)],
@@ -163,43 +155,16 @@ class _Simulation:
                 self._outcome(s, event, (now, s, (1, *place)), ran=False)
                 return
         owners = stage.station.owners
-        partition = 0 if owners is None else self._partition(now, s, event, place[0])
+        partition = 0 if owners is None else self._partition(s, event)
         replica = -1 if owners is None else int(owners[partition])
         self.log.append(Happening(now, s, event, "arrives", replica, -1))
-        stage.partition_of[event] = partition
         stage.waiting[partition].append((now, event))
         self._plan(now, _DISPATCH, (), s)
 
-    def _partition(self, now: float, s: int, event: int, sent_s: float) -> int:
-        stage, station, workload = self.stages[s], self.stages[s].station, self.workload
-        partitions = len(stage.waiting)
-        parents = len(workload.shape.parents(s))
-        if station.keyed or parents != 1:
-            u = draw(event, workload.key("event id" if parents > 1 else "record key")) / 2**32
-            if station.shares is None:
-                return int(u * partitions)
-            cumulative = np.round(np.cumsum(station.shares) * 2.0**32) / 2**32
-            return min(int(np.searchsorted(cumulative, u, side="right")), partitions - 1)
-        key = workload.key("route", s)
-        if stage.last_sent[0] != sent_s:
-            stage.last_sent = (sent_s, int(draw(event, key ^ 0x2545F491) / 2**32 * stage.producers))
-        producer = stage.last_sent[1]
-        published_s = math.floor(now / LAG_PUBLISHED_EVERY_S) * LAG_PUBLISHED_EVERY_S
-
-        def load(p: int) -> int:
-            arrived = sum(1 for t, _, to in stage.sent_to if to == p and t < published_s)
-            completed = sum(1 for t, of in stage.completed if of == p and t < published_s)
-            own = sum(1 for t, by, to in stage.sent_to if to == p and by == producer and t >= published_s)
-            return arrived - completed + own
-
-        first = int(draw(event, key) / 2**32 * partitions)
-        chosen = first
-        if partitions > 1:
-            second = int(draw(event, key ^ 0x5851F42D) / 2**32 * (partitions - 1))
-            second += second >= first
-            chosen = second if load(second) < load(first) else first
-        stage.sent_to.append((now, producer, chosen))
-        return chosen
+    def _partition(self, s: int, event: int) -> int:
+        join = len(self.workload.shape.parents(s)) > 1
+        u = draw(event, self.workload.key("event id" if join else "record key")) / 2**32
+        return int(u * len(self.stages[s].waiting))
 
     def _dispatch(self, now: float, s: int) -> None:
         stage = self.stages[s]
@@ -212,11 +177,37 @@ class _Simulation:
             return
         while True:
             free = [r for r, replica in enumerate(stage.replicas) if not replica.busy]
-            if not free:
+            if not (free and stage.waiting[0]):
                 return
-            chosen = min(free, key=lambda r: (stage.replicas[r].free_since, r))
-            if not self._start(now, s, chosen, [0]):
+            chosen = self._chosen(stage, free)
+            if self._awaits_others(now, stage, chosen) or not self._start(now, s, chosen, [0]):
                 return
+
+    def _chosen(self, stage: _Stage, free: list[int]) -> int:
+        """The first of those that end first, by kind; one that would end a hair earlier counts as equal."""
+        best = -1
+        for r in sorted(free, key=lambda r: (stage.replicas[r].kind, r)):
+            if best < 0 or self._expected_s(stage, r) * TIE < self._expected_s(stage, best):
+                best = r
+        return best
+
+    def _awaits_others(self, now: float, stage: _Stage, chosen: int) -> bool:
+        """Whether busy replicas could end all that waits before the chosen one would end its batch."""
+        if stage.station.limits.size == 1:
+            return False
+        within_s, served = self._expected_s(stage, chosen), 0
+        for r, replica in enumerate(stage.replicas):
+            left_s, expected_s = replica.busy_until_s - now, self._expected_s(stage, r)
+            if replica.busy and (left_s + expected_s) * TIE < within_s:
+                served += int((within_s / TIE - left_s) / expected_s) * int(stage.station.limits[replica.kind])
+        return served >= len(stage.waiting[0])
+
+    def _expected_s(self, stage: _Stage, r: int) -> float:
+        """How long a replica would take for what waits: the mean, or of a distribution the median."""
+        station, kind = stage.station, stage.replicas[r].kind
+        size = min(int(station.limits[kind]), len(stage.waiting[0]))
+        row = station.table[kind * station.width + size]
+        return float(row[len(row) // 2])
 
     def _start(self, now: float, s: int, r: int, held: list[int]) -> bool:
         """Start a batch on a free replica if there is one to start."""
@@ -233,16 +224,20 @@ class _Simulation:
         while len(batch) < limit and any(stage.waiting[p] for p in held):
             heads = [p for p in held if stage.waiting[p]]
             p = min(heads, key=lambda p: stage.waiting[p][0][1])
-            if station.by_entry and station.owners is None:
-                stage.waiting[p].sort(key=lambda entry: entry[1])
+            if station.owners is None:  # stable: of equal ones the first to arrive
+                stage.waiting[p].sort(key=lambda entry: self._rank_s(station, *entry))
             batch.append(stage.waiting[p].pop(0)[1])
         self.batches += 1
         replica.busy = True
         end = now + self._service_s(station, replica.kind, len(batch), batch[0], stage.service_key)
+        replica.busy_until_s = end
         order = self.batches if station.owners is None else r
         self.log += [Happening(now, s, event, "starts", r, self.batches) for event in batch]
         self._plan(end, _BATCH_ENDS, (s, now, order), s, r, _Batch(now, order, self.batches, batch))
         return True
+
+    def _rank_s(self, station: Station, arrival_s: float, event: int) -> float:
+        return max(float(self.workload.entry_s[event]), arrival_s - station.order_slo_s)
 
     def _service_s(self, station: Station, kind: int, size: int, first: int, key: int) -> float:
         row = station.table[kind * station.width + size].tolist()
@@ -256,10 +251,8 @@ class _Simulation:
     def _end(self, now: float, s: int, r: int, batch: _Batch) -> None:
         stage = self.stages[s]
         stage.replicas[r].busy = False
-        stage.replicas[r].free_since = (now, batch.number)
         for position, event in enumerate(batch.events):
             self.log.append(Happening(now, s, event, "ends", r, batch.number))
-            stage.completed.append((now, stage.partition_of[event]))
             if not self.workload.shape.children(s):
                 latency = now + self.workload.hop_s - float(self.workload.entry_s[event])
                 self.latency_s[event] = np.fmax(self.latency_s[event], latency)

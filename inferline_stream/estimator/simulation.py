@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,14 +57,11 @@ def simulate(
     measured: PipelineProfile,
     trace: Trace,
     *,
-    queues: str = "shared",
+    order_slo_s: float = 0.0,
     partitions: Mapping[str, int] | None = None,
     seed: int = 0,
     service: str = "mean",
-    order: str = "arrival",
     max_wait_s: Mapping[str, float] | None = None,
-    partition_shares: Mapping[str, Sequence[float]] | None = None,
-    keyed: bool = True,
     memory_bytes: float = math.inf,
 ) -> Simulation:
     """Simulate a plan on a trace, exactly.
@@ -74,15 +71,13 @@ def simulate(
         allocations: by stage.
         measured: profiles, paths taken, overhead of a hop.
         trace: when events enter.
-        queues: ``"shared"``, one queue per stage as in InferLine §3, or ``"partitioned"``, Kafka's: records sit in
-            partitions bound to replicas, and a replica takes the earliest-entered head of its partitions.
-        partitions: of each stage's input topic, for ``"partitioned"``.
+        order_slo_s: the SLO: each stage's queue is in order of max(entry time, arrival − SLO). 0 is the order of
+            arrival, infinity the order of entry.
+        partitions: of each stage's input topic, where replicas own partitions as in a consumer group; None for one
+            queue per stage, as in InferLine §3 and as replicas are run here.
         seed: of the paths, partitions and service times drawn. The same seed gives the same luck to every plan.
         service: ``"mean"``, or ``"quantiles"``: drawn from the measured distribution.
-        order: of a shared queue: ``"arrival"`` at the stage, or ``"entry"`` into the pipeline.
         max_wait_s: by stage, longest wait for a full batch.
-        partition_shares: by stage, measured shares of its partitions' records.
-        keyed: records have keys; without them records between stages go to the less lagged of two partitions.
         memory_bytes: refuse what would need more than this.
 
     Raises:
@@ -95,7 +90,7 @@ def simulate(
             f"simulating {len(trace):,} events needs {needed / 1e9:.1f} GB, {memory_bytes / 1e9:.1f} GB are allowed; "
             "use a part of the trace, or a machine with more memory"
         )
-    _check(shape, allocations, queues, partitions)
+    _check(shape, allocations, partitions)
     stations = [
         station(
             measured,
@@ -103,10 +98,8 @@ def simulate(
             allocations[name],
             max_wait_s=(max_wait_s or {}).get(name, 0.0),
             service=service,
-            order=order,
-            partitions=(partitions or {}).get(name) if queues == "partitioned" else None,
-            partition_shares=(partition_shares or {}).get(name),
-            keyed=keyed,
+            order_slo_s=order_slo_s,
+            partitions=None if partitions is None else partitions[name],
         )
         for name in shape.stages
     ]
@@ -123,15 +116,13 @@ def memory_needed_bytes(events: int) -> int:
     return events * 16 + SLICE_EVENTS * 4096
 
 
-def _check(shape: Shape, allocations: Allocations, queues: str, partitions: Mapping[str, int] | None) -> None:
-    if queues not in ("shared", "partitioned"):
-        raise ValueError(f'queues {queues!r} must be "shared" or "partitioned"')
+def _check(shape: Shape, allocations: Allocations, partitions: Mapping[str, int] | None) -> None:
     problems = [f"stage {name!r} has no allocation" for name in shape.stages if name not in allocations]
-    if queues == "partitioned":
+    if partitions is not None:
         problems += [
             f"stage {name!r}: the partitions of its input topic are not given"
             for name in shape.stages
-            if name not in (partitions or {})
+            if name not in partitions
         ]
     if problems:
         raise InvalidTopology(*problems)

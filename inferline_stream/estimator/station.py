@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.pipeline.assignment import assign
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PROBABILITIES, PipelineProfile, Profile
 
@@ -28,13 +27,12 @@ class Station:
         levels: float64 (levels,) ascending probabilities of the columns, from 0 to 1; one level means the mean.
         kinds: int64 (replicas,) kind of each replica, in order of the allocations.
         max_wait_s: longest wait for a full batch; 0 never waits.
-        by_entry: the shared queue is in order of entry into the pipeline, not of arrival at the stage.
-        owners: int64 (partitions,) replica of each partition; None for a shared queue.
-        shares: float64 (partitions,) share of the records in each partition; None for equal ones.
-        keyed: records have keys; without them inner stages get the less lagged of two partitions.
+        order_slo_s: SLO of the order of the queue, max(entry time, arrival − SLO); 0 is the order of arrival.
+        owners: int64 (partitions,) replica of each partition; None for one queue.
 
     Raises:
-        ValueError: no replica, a service time that is not finite and above 0, or a negative wait.
+        ValueError: no replica, a service time that is not finite and above 0, a negative wait or SLO, or a wait of
+            replicas that own partitions.
     """
 
     limits: NDArray[np.int64]
@@ -42,16 +40,20 @@ class Station:
     levels: NDArray[np.float64]
     kinds: NDArray[np.int64]
     max_wait_s: float = 0.0
-    by_entry: bool = False
+    order_slo_s: float = 0.0
     owners: NDArray[np.int64] | None = None
-    shares: NDArray[np.float64] | None = None
-    keyed: bool = True
 
     def __post_init__(self) -> None:
         if not self.kinds.size:
             raise ValueError("a station needs a replica")
         if not (math.isfinite(self.max_wait_s) and self.max_wait_s >= 0):
             raise ValueError(f"longest wait {self.max_wait_s} s must be 0 or more")
+        if not self.order_slo_s >= 0:
+            raise ValueError(f"SLO {self.order_slo_s} s of the queue's order must be 0 or more")
+        if self.owners is not None and self.max_wait_s > 0:
+            raise ValueError(
+                "replicas that own partitions take what waits: a longest wait is simulated on one queue only"
+            )
         for kind, limit in enumerate(self.limits):
             times = self.table[kind * self.width + 1 : kind * self.width + 1 + limit]
             if times.shape[0] != limit or not np.isfinite(times).all() or times.min(initial=math.inf) <= 0:
@@ -92,33 +94,26 @@ def station(
     *,
     max_wait_s: float = 0.0,
     service: str = "mean",
-    order: str = "arrival",
+    order_slo_s: float = 0.0,
     partitions: int | None = None,
-    partition_shares: Sequence[float] | None = None,
-    keyed: bool = True,
 ) -> Station:
     """Resolve a stage's allocations.
 
     Args:
         measured: profiles of every stage.
         stage: the stage's name.
-        allocations: several for mixed hardware. In a shared queue the next batch goes to the replica that has been
-            free longest; replicas never used come first, in the order of the allocations.
+        allocations: several for mixed hardware.
         max_wait_s: longest wait for a full batch; 0 never waits.
         service: ``"mean"``, the paper's deterministic S(b), or ``"quantiles"``, drawn from the measured distribution.
-        order: of a shared queue, ``"arrival"`` at the stage or ``"entry"`` into the pipeline.
-        partitions: partitions of the stage's input topic; None for one shared queue.
-        partition_shares: measured share of each partition's records; None for equal ones.
-        keyed: records have keys.
+        order_slo_s: see `Station`.
+        partitions: of the stage's input topic, bound to replicas as in a consumer group; None for one queue.
 
     Raises:
-        InvalidTopology: no replicas, an unknown profile or batch size, partitions or shares that cannot be.
-        ValueError: an unknown word for ``service`` or ``order``.
+        InvalidTopology: no replicas, an unknown profile or batch size, or partitions that cannot be.
+        ValueError: an unknown word for ``service``, or what `Station` refuses.
     """
     if service not in ("mean", "quantiles"):
         raise ValueError(f'service {service!r} must be "mean" or "quantiles"')
-    if order not in ("arrival", "entry"):
-        raise ValueError(f'order {order!r} must be "arrival" or "entry"')
     held = [a for a in allocations if a.replicas > 0]
     if not held:
         raise InvalidTopology(f"stage {stage!r}: no replicas, its events would wait for ever; allocate at least 1")
@@ -128,20 +123,19 @@ def station(
     table = np.full((len(held) * width, levels.size), math.nan)
     for kind, rows in enumerate(tables):
         table[kind * width : kind * width + rows.shape[0]] = rows
-    owners, shares = None, None
+    owners = None
     if partitions is not None:
-        shares = _shares(stage, partitions, partition_shares)
-        owners = _owners(held, tables, np.full(partitions, 1 / partitions) if shares is None else shares)
+        if not 1 <= partitions <= MOST_PARTITIONS:
+            raise InvalidTopology(f"stage {stage!r}: {partitions} partitions, its topic needs 1 to {MOST_PARTITIONS}")
+        owners = _owners(held, tables, partitions)
     return Station(
         limits=np.array([a.max_batch_size for a in held], dtype=np.int64),
         table=table,
         levels=levels,
         kinds=np.repeat(np.arange(len(held), dtype=np.int64), [a.replicas for a in held]),
         max_wait_s=float(max_wait_s),
-        by_entry=order == "entry",
+        order_slo_s=float(order_slo_s),
         owners=owners,
-        shares=shares,
-        keyed=keyed,
     )
 
 
@@ -169,28 +163,14 @@ def _table(profile: Profile, max_batch_size: int, service: str) -> NDArray[np.fl
     return np.array([(math.nan,) * len(rows[0]), *rows])
 
 
-def _shares(stage: str, partitions: int, given: Sequence[float] | None) -> NDArray[np.float64] | None:
-    if not 1 <= partitions <= MOST_PARTITIONS:
-        raise InvalidTopology(f"stage {stage!r}: {partitions} partitions, its topic needs 1 to {MOST_PARTITIONS}")
-    if given is None:
-        return None
-    shares = np.asarray(given, dtype=np.float64)
-    if shares.shape != (partitions,) or not np.isfinite(shares).all() or shares.min() < 0 or shares.sum() <= 0:
-        raise InvalidTopology(
-            f"stage {stage!r}: partition shares must be {partitions} numbers of 0 or more, not all 0; measured {given}"
-        )
-    total: NDArray[np.float64] = shares / shares.sum()
-    return total
-
-
-def _owners(
-    held: Sequence[Allocation], tables: Sequence[NDArray[np.float64]], shares: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    """Replica of each partition, as the data plane's controller assigns them."""
-    throughputs = {}
-    for kind, allocation in enumerate(held):
-        throughput = allocation.max_batch_size / float(tables[kind][-1].mean())
-        throughputs.update({f"{kind}-{r}": throughput for r in range(allocation.replicas)})
-    position = {replica: i for i, replica in enumerate(throughputs)}
-    owner = assign(shares.tolist(), throughputs)
-    return np.array([position[owner[p]] for p in range(shares.size)], dtype=np.int64)
+def _owners(held: Sequence[Allocation], tables: Sequence[NDArray[np.float64]], partitions: int) -> NDArray[np.int64]:
+    """Replica of each partition: each goes to the replica that is least busy with it, of equal ones to the first."""
+    throughputs = np.concatenate(
+        [np.full(a.replicas, a.max_batch_size / float(table[-1].mean())) for a, table in zip(held, tables, strict=True)]
+    )
+    owned = np.zeros(throughputs.size)
+    owners = np.empty(partitions, dtype=np.int64)
+    for partition in range(partitions):
+        owners[partition] = np.argmin((owned + 1) / throughputs)
+        owned[owners[partition]] += 1
+    return owners

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from inferline_stream.estimator.evaluation import evaluate
+from inferline_stream.estimator.kernels import Ints
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -26,19 +27,11 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
 
     Args:
         progress: told before and after every step; they are slow only where nothing is cached yet.
-        everything: also what few plans need: records without keys, waits for fuller batches, order of entry.
+        everything: also partitions bound to replicas, which no product path simulates.
     """
     shape = Shape(("a", "b", "c"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
     measured = PipelineProfile({}, independent_paths(shape, {("a", "b"): 0.5}))
-    one = _station()
-    steps = [
-        one,
-        _station(owners=np.zeros(1, dtype=np.int64)),
-        _station(owners=np.zeros(1, dtype=np.int64), keyed=False),
-        _station(by_entry=True),
-    ]
-    if not everything:
-        steps = steps[:2]
+    steps = [_station(), _station(np.zeros(1, dtype=np.int64))][: 1 + everything]
     workload = prepare(shape, measured, Trace(np.arange(8.0)))
     tell = progress or (lambda done, of: None)
     for done, station in enumerate(steps):
@@ -47,13 +40,11 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
     tell(len(steps), len(steps))
 
 
-def _station(*, owners: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None, **queue: bool) -> Station:
+def _station(owners: Ints | None = None) -> Station:
     return Station(
         limits=np.ones(1, dtype=np.int64),
         table=np.array([[np.nan], [0.5]]),
         levels=np.array([0.5]),
         kinds=np.zeros(1, dtype=np.int64),
         owners=owners,
-        by_entry=queue.get("by_entry", False),
-        keyed=queue.get("keyed", True),
     )

@@ -17,23 +17,6 @@ from inferline_stream.pipeline.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Recorded:
-    """What is known of the events of a trace that ran, so that a plan can be judged on exactly those.
-
-    Partitions count where records have keys and no stage waits for full batches; elsewhere they are drawn.
-
-    Args:
-        paths: int64 (events,) arrows that each event took, as in `Paths.masks`.
-        key_hashes: int64 (events,) murmur2 of the record's key: modulo the partitions of a topic, where it is.
-        id_hashes: the same of the event's id, by which joins are partitioned.
-    """
-
-    paths: kernels.Ints
-    key_hashes: kernels.Ints
-    id_hashes: kernels.Ints
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Workload:
     """Events that enter a pipeline, with everything about them that no plan changes.
 
@@ -45,7 +28,6 @@ class Workload:
         feeds: by stage.
         hop_s: time between two stages beyond queueing and service.
         seed: of every draw.
-        recorded: what is known of the events instead of drawn.
     """
 
     shape: Shape
@@ -55,8 +37,7 @@ class Workload:
     feeds: tuple[Feed, ...]
     hop_s: float
     seed: int
-    recorded: Recorded | None = None
-    _partitions: dict[tuple[int, int, bytes], kernels.Masks] = field(default_factory=dict, repr=False)
+    _partitions: dict[tuple[int, int], kernels.Masks] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.entry_s.size)
@@ -65,34 +46,20 @@ class Workload:
         """Stages whose departures the simulation of this one reads."""
         return frozenset(source for source, _ in self.feeds[stage].sources)
 
-    def partition_key(self, stage: int) -> int:
-        """Key of the draws that stand for the hash of a record's key; at a join, of the event's id."""
-        return self.key("event id" if len(self.shape.parents(stage)) > 1 else "record key")
-
-    def partition_of(
-        self, stage: int, partitions: int, shares: kernels.Floats | None, *, code: Any = None
-    ) -> kernels.Masks:
+    def partition_of(self, stage: int, partitions: int, *, code: Any = None) -> kernels.Masks:
         """Partition of every event in a stage's input topic, uint16 (events,), drawn once and kept.
 
-        What was recorded is not drawn, and knows of no shares.
+        The draw stands for the hash of a record's key; at a join, of the event's id.
 
         Args:
             stage: position in the shape.
             partitions: of the topic.
-            shares: of each partition; None for equal ones.
             code: the kernels; the compiled ones by default.
         """
-        key = self.partition_key(stage)
-        name = key, partitions, b"" if shares is None else shares.tobytes()
-        if name not in self._partitions and self.recorded is not None:
-            join = len(self.shape.parents(stage)) > 1
-            hashes = self.recorded.id_hashes if join else self.recorded.key_hashes
-            self._partitions[name] = (hashes % partitions).astype(np.uint16)
-        elif name not in self._partitions:
-            chosen = np.empty(len(self), dtype=np.uint16)
-            thresholds = partition_thresholds(partitions, shares)
-            (code or compiled()).draw_partitions(key, shares is None, thresholds, chosen)
-            self._partitions[name] = chosen
+        name = self.key("event id" if len(self.shape.parents(stage)) > 1 else "record key"), partitions
+        if name not in self._partitions:
+            chosen = self._partitions[name] = np.empty(len(self), dtype=np.uint16)
+            (code or compiled()).draw_partitions(*name, chosen)
         return self._partitions[name]
 
     def key(self, purpose: str, stage: int = 0) -> int:
@@ -101,22 +68,13 @@ class Workload:
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
-def partition_thresholds(partitions: int, shares: kernels.Floats | None) -> kernels.Ints:
-    """Cumulative shares in units of 2⁻³²; zeros for equal ones."""
-    thresholds = np.zeros(partitions, dtype=np.int64)
-    if shares is not None:
-        thresholds[:] = np.round(np.cumsum(shares) * 2.0**32)
-        thresholds[-1] = 2**32
-    return thresholds
-
-
 def prepare(
     shape: Shape,
     measured: PipelineProfile,
     trace: Trace,
     *,
     seed: int = 0,
-    recorded: Recorded | None = None,
+    recorded: kernels.Ints | None = None,
     code: Any = None,
 ) -> Workload:
     """Draw every event's path from the joint distribution that was measured, or take those that were recorded.
@@ -126,7 +84,7 @@ def prepare(
         measured: its paths and the overhead of a hop.
         trace: when events enter.
         seed: the same seed gives the same draws, whatever the plan.
-        recorded: paths and keys of these very events.
+        recorded: int64 (events,) arrows that each event took, as in `Paths.masks`.
         code: the kernels; the compiled ones by default.
 
     Raises:
@@ -144,10 +102,10 @@ def prepare(
         raise ValueError(f"{len(trace):,} events are more than the {np.iinfo(np.int32).max:,} supported; use a part")
     masks = np.zeros(len(trace), dtype=np.uint16)
     arrivals_s, hop_s = trace.arrivals_s, measured.hop_overhead_s
-    workload = Workload(shape, arrivals_s, masks, paths.masks, feeds(shape, paths), hop_s, seed, recorded)
+    workload = Workload(shape, arrivals_s, masks, paths.masks, feeds(shape, paths), hop_s, seed)
     if recorded is not None:
         known = np.array(paths.masks, dtype=np.int64)
-        found = recorded.paths[:, None] == known
+        found = recorded[:, None] == known
         if found.shape[0] != masks.size or not found.any(axis=1).all():
             raise ValueError(f"recorded paths must be one of {paths.masks} for each of the {masks.size} events")
         masks[:] = found.argmax(axis=1)

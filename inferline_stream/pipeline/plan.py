@@ -53,8 +53,6 @@ class Plan:
         envelope: the sample's traffic envelope: (window_s, most arrivals in any such window), ascending.
         visit_ratios: by stage.
         utilization: ρ by stage, as planned: λ·s/(Σ replicas·µ).
-        partitions: partitions of each stage's input topic that the plan was estimated with; empty for
-            the paper's shared queue.
         algorithm: which search found it.
         lower_bound_per_hour: dollars per hour below which no plan with one hardware kind per stage meets the SLO less
             the margin, as far as a search proved it; 0 where none did. As high as the cost: proven to be the cheapest.
@@ -69,6 +67,5 @@ class Plan:
     envelope: tuple[tuple[float, int], ...]
     visit_ratios: Mapping[str, float]
     utilization: Mapping[str, float]
-    partitions: Mapping[str, int]
     algorithm: str = "inferline"
     lower_bound_per_hour: float = 0.0

@@ -29,7 +29,6 @@ from inferline_stream.planner.problem import (
     batch_limits,
     hardware_kinds,
     replica_cap,
-    replica_counts,
 )
 
 _PRECISION = 1.01
@@ -172,8 +171,7 @@ class Bounds:
         needed = math.floor(self.required_rate[stage] / rate) + 1 if rate > 0 else _MOST_REPLICAS
         if needed > cap or math.isinf(self.required_rate[stage]):
             return None
-        most = int(min(cap, _MOST_REPLICAS))
-        return next((n for n in replica_counts(self.problem, name, most) if n >= needed), None)
+        return needed if needed <= _MOST_REPLICAS else None
 
     def least_price(self, stage: int, hardware: str) -> float:
         """Dollars per hour below which the stage cannot be served by one kind; infinite if not at all."""

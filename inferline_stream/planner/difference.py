@@ -40,7 +40,6 @@ class PlanDifference:
         slo_change_s: the second plan's SLO less the first's.
         p99_change_s: the second plan's predicted P99 less the first's.
         arrival_rate_change: the second plan's λ less the first's, per second.
-        partition_changes: topics' partition counts that differ: stage → (before, after), 0 for none.
     """
 
     stages: tuple[StageDifference, ...]
@@ -48,7 +47,6 @@ class PlanDifference:
     slo_change_s: float
     p99_change_s: float
     arrival_rate_change: float
-    partition_changes: dict[str, tuple[int, int]]
 
     @property
     def unchanged(self) -> bool:
@@ -67,18 +65,12 @@ def difference(before: Plan, after: Plan, catalogue: Catalogue) -> PlanDifferenc
         _stage_difference(name, before.allocations.get(name, ()), after.allocations.get(name, ()), catalogue)
         for name in names
     )
-    topics = dict.fromkeys((*before.partitions, *after.partitions))
     return PlanDifference(
         stages=stages,
         cost_change_per_hour=sum(stage.cost_change_per_hour for stage in stages),
         slo_change_s=after.slo_s - before.slo_s,
         p99_change_s=after.predicted_p99_s - before.predicted_p99_s,
         arrival_rate_change=after.arrival_rate - before.arrival_rate,
-        partition_changes={
-            topic: (before.partitions.get(topic, 0), after.partitions.get(topic, 0))
-            for topic in topics
-            if before.partitions.get(topic, 0) != after.partitions.get(topic, 0)
-        },
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.plan import Plan
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Raised when a plan's fields change their meaning; a reader refuses versions it does not know."""
 
 

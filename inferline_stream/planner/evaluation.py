@@ -15,7 +15,7 @@ from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds
-from inferline_stream.planner.problem import Candidate, Option, Problem, replaced, replica_cap, replica_counts
+from inferline_stream.planner.problem import Candidate, Option, Problem, replaced, replica_cap
 
 KEPT_BYTES = 1_500_000_000
 """Most memory for departures of the accepted candidate; longer traces are simulated whole every time."""
@@ -101,13 +101,13 @@ class Evaluator:
     def most_busy(self, candidate: Candidate, stage: int, kind: str) -> int:
         """A count of replicas of one kind, batch 1, beyond which more change nothing: none would ever be busy.
 
-        On partitioned queues the last rung, as stock allows; on a shared queue the first power of two at which the
+        As many as stock or partitions allow; without such a limit the first power of two at which the
         stage's departures are those of twice as many.
         """
         name = self.problem.shape.stages[stage]
         cap = replica_cap(self.problem, name, kind)
         if cap < math.inf:
-            return max(replica_counts(self.problem, name, int(cap)))
+            return max(int(cap), 1)
         return max(self._never_waiting(i, candidate, stage, kind) for i in range(len(self.workloads)))
 
     def _never_waiting(self, trace: int, candidate: Candidate, stage: int, kind: str) -> int:
@@ -159,9 +159,8 @@ class Evaluator:
                 name,
                 option,
                 service=self.problem.service,
+                order_slo_s=self.problem.queue_slo_s,
                 partitions=self.problem.partitions.get(name),
-                partition_shares=self.problem.partition_shares.get(name),
-                keyed=self.problem.keyed,
             )
             self._stations[stage, option] = found
         return found

@@ -9,7 +9,7 @@ share the simulation of their beginning. A beginning is given up when
 - another option of the same or a lower price gave the very same departures, and took no scarce kind in its stead.
 
 None of it assumes that more replicas help. The space searched: one hardware kind per stage, batch limits that were
-profiled and raise throughput, replica counts on rungs where there are partitions.
+profiled and raise throughput.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.confidence import Interval, p99_confidence
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.menu import menu
-from inferline_stream.planner.partitions import PartitionAdvice, advise_partitions
 from inferline_stream.planner.problem import Candidate, Option, Problem, in_stock, price_of, replaced
 from inferline_stream.planner.provision import candidate_of
 
@@ -49,7 +48,6 @@ class StageExplanation:
         cost_per_hour: of the stage.
         utilization: ρ as planned.
         next_cheaper: the dearest choice that is cheaper than the planned one, for each hardware kind that has one.
-        partitions: how many its input topic should have for what is planned, room to grow and even shares.
     """
 
     stage: str
@@ -57,7 +55,6 @@ class StageExplanation:
     cost_per_hour: float
     utilization: float
     next_cheaper: tuple[Alternative, ...]
-    partitions: PartitionAdvice
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +83,23 @@ def explain(
     *,
     objective: float = 0.99,
     seed: int = 0,
-    partition_shares: Mapping[str, Sequence[float]] | None = None,
+    order_slo_s: float | None = None,
 ) -> Explanation:
-    """Simulate the next-cheaper choices of every stage, with the skew of partitions that the plan was made with.
+    """Simulate the next-cheaper choices of every stage.
 
     Raises:
         ValueError: a plan that is not one of this pipeline, profile and catalogue.
     """
     traces = (trace,) if isinstance(trace, Trace) else tuple(trace)
-    shares = partition_shares or {} if plan.partitions else {}
     problem = Problem(
         shape,
         measured,
         traces,
         plan.slo_s,
         catalogue,
-        partitions=plan.partitions,
         objective=objective,
         seed=seed,
-        partition_shares=shares,
+        order_slo_s=order_slo_s,
     )
     candidate = candidate_of(problem, plan)
     if candidate is None:
@@ -118,7 +113,6 @@ def explain(
             price_of(problem, candidate[s]),
             plan.utilization.get(name, 0.0),
             tuple(_alternatives(evaluator, candidate, s)),
-            advise_partitions(sum(a.replicas for a in candidate[s]), shares=shares.get(name, ())),
         )
         for s, name in enumerate(shape.stages)
     )

@@ -30,7 +30,6 @@ from inferline_stream.planner.problem import (
     hardware_kinds,
     price_of,
     replica_cap,
-    replica_counts,
 )
 
 WIDTH = 120
@@ -260,8 +259,8 @@ def plentiful(evaluator: Evaluator, stage: int) -> Option:
         for limit in batch_limits(problem, name, kind):
             one: Option = (Allocation(kind, limit, 1),)
             wanted = math.ceil(4 * required / service_rate(problem, stage, one)) + 8
-            counts = replica_counts(problem, name, int(min(wanted, replica_cap(problem, name, kind))))
-            option: Option = (Allocation(kind, limit, max(counts, default=1)),)
+            count = max(1, int(min(wanted, replica_cap(problem, name, kind))))
+            option: Option = (Allocation(kind, limit, count),)
             rate = service_rate(problem, stage, option)
             slow = rate <= 1.5 * required
             time_s = problem.measured.profiles[name, kind].service_time_s(limit)

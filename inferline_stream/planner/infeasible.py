@@ -60,5 +60,4 @@ def _limits(problem: Problem, stage: str) -> str:
         for kind in hardware_kinds(problem, stage)
         if problem.catalogue[kind].stock is not None
     ]
-    limits = [f"its topic has {problem.partitions[stage]} partitions"] if stage in problem.partitions else []
-    return (" and ".join([*limits, *stocks]) or "its queue grows faster than its hardware serves") + "; raise that"
+    return (" and ".join(stocks) or "its queue grows faster than its hardware serves") + "; raise that"

@@ -1,9 +1,8 @@
 """InferLine's Planner to the letter: Algorithm 1 (initialise) and Algorithm 2 (minimise cost), SoCC 2020 §4.3.
 
-Three readings where the paper leaves room. On partitioned queues "add a replica" means the next rung of the
-partition count, "remove a replica" the one below. A kind whose stock is used up, or a stage whose partitions
-are, is passed over for the next bottleneck. Where more of all that can be had would still miss the SLO, Algorithm 1
-ends, instead of adding for ever to stages that have enough.
+Two readings where the paper leaves room. A stage whose kind has no stock left is passed over for the next bottleneck.
+Where more of everything that is available would still miss the SLO, Algorithm 1 ends, instead of adding for ever to
+stages that have enough.
 
 Nothing else is skipped that could change the outcome: an action is left unsimulated only when its cost alone, or
 `bounds`, already rules it out.
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds
-from inferline_stream.planner.partitions import rung_above, rung_below
 from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,
@@ -33,7 +31,6 @@ from inferline_stream.planner.problem import (
     in_stock,
     price_of,
     replaced,
-    replica_counts,
 )
 
 Feasible = Callable[[Candidate], bool]
@@ -71,8 +68,7 @@ def initialise(search: Search) -> Candidate | None:
 
     Returns:
         The first feasible candidate, or None: T_s exceeds the SLO (the paper's comparison is printed the
-        wrong way round), partitions and stock are used up, or one stage's are and all that the others could
-        have would not do.
+        wrong way round), stock is used up, or one stage's is and all that the others could have would not do.
     """
     problem = search.problem
     candidate = fastest_start(problem)
@@ -135,21 +131,16 @@ def by_bottleneck(problem: Problem, candidate: Candidate) -> list[int]:
 
 
 def with_replica_added(problem: Problem, candidate: Candidate, stage: int) -> Candidate | None:
-    """The candidate with the next replica count of a stage; None where partitions or stock end."""
+    """The candidate with a replica more of a stage; None where stock ends."""
     (allocation,) = candidate[stage]
-    partitions = problem.partitions.get(problem.shape.stages[stage])
-    count = allocation.replicas + 1 if partitions is None else rung_above(partitions, allocation.replicas)
-    if count is None:
-        return None
-    grown = replaced(candidate, stage, _with_replicas(allocation, count))
+    grown = replaced(candidate, stage, _with_replicas(allocation, allocation.replicas + 1))
     return grown if in_stock(problem, grown) else None
 
 
 def with_replica_removed(problem: Problem, candidate: Candidate, stage: int) -> Candidate | None:
-    """The candidate with the replica count below; None at one replica."""
+    """The candidate with a replica less of a stage; None at one replica."""
     (allocation,) = candidate[stage]
-    partitions = problem.partitions.get(problem.shape.stages[stage])
-    count = allocation.replicas - 1 if partitions is None else rung_below(partitions, allocation.replicas)
+    count = allocation.replicas - 1
     return replaced(candidate, stage, _with_replicas(allocation, count)) if count else None
 
 
@@ -262,8 +253,8 @@ def _first_feasible(search: Search, candidate: Candidate, stage: int, kind: str)
     if not search.bounds.latency_possible(with_count(1)):
         return None
     most = search.most_busy(candidate, stage, kind)
-    for tried, count in enumerate(replica_counts(problem, problem.shape.stages[stage], most)):
-        if tried == MANY_COUNTS and not search.feasible(with_count(most)):
+    for count in range(1, most + 1):
+        if count == MANY_COUNTS + 1 and not search.feasible(with_count(most)):
             return None
         if in_stock(problem, larger := with_count(count)) and search.feasible(larger):
             return larger

@@ -14,7 +14,6 @@ from inferline_stream.planner.problem import (
     hardware_kinds,
     price_of,
     replica_cap,
-    replica_counts,
 )
 
 THINNING = 10
@@ -24,7 +23,7 @@ THINNING = 10
 def menu(bounds: Bounds, stage: int, dearest: float, *, thinned: bool = False, mixed: bool = False) -> list[Option]:
     """Options whose price does not exceed a limit, cheapest first, of one hardware kind each.
 
-    Left out are replica counts that `Bounds` rules out and those between two rungs.
+    Left out are replica counts that `Bounds` rules out.
 
     Args:
         bounds: of the problem.
@@ -55,8 +54,8 @@ def _counts(problem: Problem, name: str, kind: str, *, fewest: int, dearest: flo
     affordable = dearest / price + 1 if price > 0 else fewest * 4 + 8
     most = int(min(affordable, replica_cap(problem, name, kind)))
     last = 0
-    for count in replica_counts(problem, name, most):
-        if count >= fewest and (not thinned or not last or count - last >= count // THINNING):
+    for count in range(fewest, most + 1):
+        if not thinned or not last or count - last >= count // THINNING:
             last = count
             yield count
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +13,6 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.partitions import rungs
 
 Option = tuple[Allocation, ...]
 """One stage's part of a candidate; several allocations are several hardware kinds, cheapest first."""
@@ -24,7 +23,6 @@ Candidate = tuple[Option, ...]
 COST_EPSILON = 1e-9
 """Dollars per hour below which two costs count as equal: far below any price, above rounding."""
 
-Queues = Literal["shared", "partitioned"]
 Service = Literal["mean", "quantiles"]
 
 
@@ -38,13 +36,13 @@ class Problem:
         traces: sample traces; a plan has to meet the target on each of them.
         target_s: latency that ``objective`` of the events must not pass.
         catalogue: hardware kinds with prices and stock.
-        partitions: by stage, partitions of its input topic; empty for the paper's shared queue.
+        partitions: by stage, partitions of its input topic, where replicas own partitions as in a consumer group;
+            empty for one queue per stage.
         max_batch_sizes: by stage, largest batch limit to consider; stages left out may use all profiled.
         objective: share of events that must meet the target.
         service: the estimator's service-time model.
         seed: the estimator's seed.
-        partition_shares: by stage, measured share of records of each partition.
-        keyed: records have keys that bind them to partitions.
+        order_slo_s: SLO of the order of the queues, see `estimator.simulate`; None is the target.
 
     Raises:
         InvalidTopology: a stage that was profiled on no hardware of the catalogue.
@@ -61,8 +59,7 @@ class Problem:
     objective: float = 0.99
     service: Service = "mean"
     seed: int = 0
-    partition_shares: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    keyed: bool = True
+    order_slo_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.traces or not all(len(trace) for trace in self.traces):
@@ -80,9 +77,9 @@ class Problem:
             raise InvalidTopology(*missing)
 
     @property
-    def queues(self) -> Queues:
-        """The estimator's queue model that follows from the partitions given."""
-        return "partitioned" if self.partitions else "shared"
+    def queue_slo_s(self) -> float:
+        """SLO of the order of the queues."""
+        return self.target_s if self.order_slo_s is None else self.order_slo_s
 
 
 def hardware_kinds(problem: Problem, stage: str) -> tuple[str, ...]:
@@ -97,14 +94,6 @@ def batch_limits(problem: Problem, stage: str, hardware: str) -> tuple[int, ...]
     limit = problem.max_batch_sizes.get(stage, math.inf)
     useful = problem.measured.profiles[stage, hardware].useful_batch_sizes
     return tuple(size for size in useful if size <= limit) or useful[:1]
-
-
-def replica_counts(problem: Problem, stage: str, most: int) -> Iterator[int]:
-    """Replica counts worth having, ascending to ``most``: with partitions only the rungs of their count."""
-    if stage in problem.partitions:
-        yield from (r for r in rungs(problem.partitions[stage]) if r <= most)
-    else:
-        yield from range(1, most + 1)
 
 
 def replica_cap(problem: Problem, stage: str, hardware: str) -> float:

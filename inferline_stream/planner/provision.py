@@ -19,15 +19,12 @@ from inferline_stream.planner.exact import prove
 from inferline_stream.planner.infeasible import infeasible
 from inferline_stream.planner.inferline import Search, plan_inferline
 from inferline_stream.planner.menu import combined
-from inferline_stream.planner.partitions import advise_partitions
 from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,
     Problem,
-    Queues,
     Service,
     arrival_rates,
-    batch_limits,
     cost_of,
     fastest_path_s,
     hardware_kinds,
@@ -82,10 +79,7 @@ def provision(
     *,
     pipeline: str = "",
     algorithm: Algorithm = "default",
-    queues: Queues | None = None,
     partitions: Mapping[str, int] | None = None,
-    partition_shares: Mapping[str, Sequence[float]] | None = None,
-    keyed: bool = True,
     max_batch_sizes: Mapping[str, int] | None = None,
     objective: float = 0.99,
     margin: float | None = None,
@@ -95,6 +89,7 @@ def provision(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     seed: int = 0,
+    order_slo_s: float | None = None,
 ) -> Plan:
     """Find the cheapest plan that meets the SLO.
 
@@ -111,10 +106,8 @@ def provision(
         pipeline: the pipeline's name, for the plan.
         algorithm: ``"default"``; ``"inferline"``, the paper's to the letter; or ``"exact"``, which goes on until
             no cheaper plan with one hardware kind per stage can exist.
-        queues: ``"shared"`` is the paper's central queue, ``"partitioned"`` Kafka's; None follows from ``partitions``.
-        partitions: by stage, of its input topic. Stages left out get an advised count.
-        partition_shares: by stage, measured share of records of each partition.
-        keyed: records have keys that bind them to partitions.
+        partitions: by stage, partitions of its input topic, for a plan of ordinary consumer groups, whose replicas own
+            partitions; None plans for one queue per stage.
         max_batch_sizes: by stage, the largest batch limit to consider.
         objective: share of events that must meet the SLO.
         margin: share of the SLO kept free on the sample; None is `MARGIN`, and none for the paper's algorithm.
@@ -126,6 +119,7 @@ def provision(
         progress: told now and then how far the search has come.
         stop: asked before every simulation; True ends the search.
         seed: of the estimator's draws.
+        order_slo_s: SLO by which the running pipeline orders its queues; None is ``slo_s``.
 
     Raises:
         Infeasible: no plan meets the SLO; says which stage makes it so and the smallest SLO that some plan meets.
@@ -142,11 +136,9 @@ def provision(
         objective=objective,
         service=service,
         seed=seed,
-        partition_shares=partition_shares or {},
-        keyed=keyed,
+        partitions=partitions or {},
+        order_slo_s=order_slo_s,
     )
-    if queues == "partitioned" or (queues is None and partitions is not None):
-        problem = with_partitions(problem, partitions or {})
     outcome = search(
         problem,
         algorithm=algorithm,
@@ -195,7 +187,8 @@ def search(
         for target_s in dict.fromkeys((problem.target_s * (1 - margin), problem.target_s)):
             evaluator = whole
             if target_s != problem.target_s:
-                evaluator = Evaluator(replace(problem, target_s=target_s), stop, whole.workloads)
+                stricter = replace(problem, target_s=target_s, order_slo_s=problem.queue_slo_s)
+                evaluator = Evaluator(stricter, stop, whole.workloads)
             journal.watch(evaluator)
             if algorithm == "inferline":
                 searched = _paper(evaluator, journal)
@@ -333,26 +326,6 @@ def candidate_of(problem: Problem, plan: Plan) -> Candidate | None:
     return tuple(options)
 
 
-def with_partitions(problem: Problem, given: Mapping[str, int]) -> Problem:
-    """The problem on partitioned queues; stages without a given count get an advised one."""
-    rates = arrival_rates(problem)
-    counts = {
-        stage: given.get(stage) or advise_partitions(_likely_replicas(problem, stage, rates[i])).partitions
-        for i, stage in enumerate(problem.shape.stages)
-    }
-    return replace(problem, partitions=counts)
-
-
-def _likely_replicas(problem: Problem, stage: str, rate: float) -> int:
-    """Replicas at 70 % utilization, the most over the kinds that cost at most twice the cheapest."""
-    needed: dict[str, int] = {}
-    for kind in hardware_kinds(problem, stage):
-        best = problem.measured.profiles[stage, kind].throughput(batch_limits(problem, stage, kind)[-1])
-        needed[kind] = max(1, math.ceil(rate / (0.7 * best)))
-    costs = {kind: n * problem.catalogue[kind].price_per_hour for kind, n in needed.items()}
-    return max(n for kind, n in needed.items() if costs[kind] <= 2 * min(costs.values()))
-
-
 def plan_of(problem: Problem, outcome: Outcome, *, pipeline: str) -> Plan:
     """The plan of a search's outcome, with the evidence."""
     candidate, stages = outcome.candidate, problem.shape.stages
@@ -373,7 +346,6 @@ def plan_of(problem: Problem, outcome: Outcome, *, pipeline: str) -> Plan:
         envelope=tuple((w, max(envelope[w] for envelope in envelopes)) for w in windows),
         visit_ratios=visit_ratios(problem.shape, problem.measured.paths),
         utilization={s: r / m for s, r, m in zip(stages, rates, served, strict=True)},
-        partitions=dict(problem.partitions),
         algorithm=outcome.algorithm,
         lower_bound_per_hour=outcome.lower_bound_per_hour if math.isfinite(outcome.lower_bound_per_hour) else 0.0,
     )

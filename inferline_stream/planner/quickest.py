@@ -13,11 +13,10 @@ from inferline_stream.planner.problem import (
     in_stock,
     replaced,
     replica_cap,
-    replica_counts,
 )
 
 PLENTY = 64
-"""Replicas beyond which the least latency is not looked for on a shared queue without stock limits."""
+"""Replicas beyond which the least latency is not looked for."""
 
 
 def quickest(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, float | None]:
@@ -45,9 +44,7 @@ def quickest(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, float |
 
 def _most(problem: Problem, stage: str, kind: str, limit: int) -> Option:
     """As many replicas of a kind as the stage can have."""
-    cap = replica_cap(problem, stage, kind)
-    counts = replica_counts(problem, stage, int(min(cap, max(PLENTY, problem.partitions.get(stage, 0)))))
-    return (Allocation(kind, limit, max(counts, default=1)),)
+    return (Allocation(kind, limit, max(1, int(min(replica_cap(problem, stage, kind), PLENTY)))),)
 
 
 def _throughput(problem: Problem, stage: str, option: Option) -> float:

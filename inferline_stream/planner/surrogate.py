@@ -11,7 +11,6 @@ quantile, and some of the others for their number.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -32,7 +31,6 @@ from inferline_stream.planner.problem import (
     price_of,
     replaced,
     replica_cap,
-    replica_counts,
 )
 
 SLOWEST = 0.05
@@ -291,18 +289,13 @@ class Surrogate:
 
 
 def nearby(bounds: Bounds, stage: int, option: Option) -> list[Option]:
-    """The option with up to two replicas (or rungs) less or more of one kind, at every batch limit."""
+    """The option with up to two replicas less or more of one kind, at every batch limit."""
     problem, name = bounds.problem, bounds.problem.shape.stages[stage]
     found: list[Option] = []
     for part in option:
         others = [a for a in option if a is not part]
         cap = replica_cap(problem, name, part.hardware)
-        if others or name not in problem.partitions:
-            counts = [n for n in range(part.replicas - 2, part.replicas + 3) if 0 < n <= cap]
-        else:
-            steps = list(replica_counts(problem, name, int(cap)))
-            here = bisect.bisect_left(steps, part.replicas)
-            counts = steps[max(0, here - 2) : here + 3]
+        counts = [n for n in range(part.replicas - 2, part.replicas + 3) if 0 < n <= cap]
         for limit in batch_limits(problem, name, part.hardware):
             found += [combined(problem, [*others, Allocation(part.hardware, limit, n)]) for n in counts]
     return [o for o in found if service_rate(problem, stage, o) > bounds.required_rate[stage]]

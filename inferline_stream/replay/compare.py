@@ -156,7 +156,7 @@ def compare(
     for name, instant in ((CLAIRVOYANT, False), (INSTANT, True)):
         if name in policies:
             tell(name)
-            how = Conditions(start_up_s=0.0, handover_s=0.0) if instant else arena.conditions
+            how = replace(arena.conditions, start_up_s=0.0) if instant else arena.conditions
             add(name, "default", cheapest(basis, trace, partial(arena.run, conditions=how), instant=instant))
     return Comparison(_with_regret(rows), arena.bound(objective))
 
@@ -212,7 +212,6 @@ class _Arena:
             scaler,
             catalogue=self._catalogue,
             slo_s=self._plan.slo_s,
-            partitions=dict(self._plan.partitions) or None,
             conditions=conditions or self.conditions,
             workload=workload,
         )
@@ -226,7 +225,6 @@ class _Arena:
             self._shape,
             replicas={name: replicas_of(held) for name, held in allocations.items()},
             hardware=contest.hardware(),
-            partitions=self._plan.partitions,
         )
         return self.run(scaler, allocations=allocations, on=on)
 

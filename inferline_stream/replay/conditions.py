@@ -8,14 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Delays of actuator, handover and statistics, the same for every policy that is compared.
+    """Delays of actuator and statistics, the same for every policy that is compared.
 
     Args:
         start_up_s: from asking for a replica to its READY; None takes each profile's.
-        handover_s: from a replica's release of a partition to the first fetch of the next one: commit, report,
-            assignment. The batch in flight is finished before that.
-        stop_the_world_s: stall of *all* partitions of a stage whenever its replicas change, as consumer
-            groups with the eager protocol or a restarted job have; 0 for partitions that move one by one.
         statistics_delay_s: age of what is seen of the stages; arrivals are seen at once.
         step_s: how often the Tuner decides.
 
@@ -24,12 +20,10 @@ class Conditions:
     """
 
     start_up_s: float | None = None
-    handover_s: float = 0.05
-    stop_the_world_s: float = 0.0
     statistics_delay_s: float = 0.5
     step_s: float = 0.1
 
     def __post_init__(self) -> None:
-        delays = (self.start_up_s or 0.0, self.handover_s, self.stop_the_world_s, self.statistics_delay_s)
+        delays = (self.start_up_s or 0.0, self.statistics_delay_s)
         if not all(math.isfinite(delay) and delay >= 0 for delay in delays) or not self.step_s > 0:
             raise ValueError(f"{self}: delays must be 0 or more, the step above 0")

@@ -20,14 +20,13 @@ from inferline_stream.estimator.kernels import (
     merge,
     record_latencies,
 )
-from inferline_stream.estimator.partitioned_queue import PartitionState, serve_partitions
-from inferline_stream.estimator.shared_queue import SharedState, serve_by_arrival
+from inferline_stream.estimator.shared_queue import SharedState, serve_shared
 from inferline_stream.replay.tables import Tables
 
 Advance = Callable[[Tables, float, float, float], None]
 """(tables, until_s, hop_s, slo_s): everything that happens before ``until_s``, that instant excluded."""
 
-_USED = ("merge", "serve_by_arrival", "serve_partitions", "record_latencies")
+_USED = ("merge", "serve_shared", "record_latencies")
 
 
 @functools.cache
@@ -86,47 +85,15 @@ def _advance(x: Tables, until_s: float, hop_s: float, slo_s: float) -> None:
         gone = x.sent_count[s]
         kinds = x.kinds[s]
         rows = kinds * x.width[s]
-        partitions = x.partitions[s]
-        queue = Queue(x.arrived[s], x.arrived_event[s], n, 0, until_s)
-        service = Service(x.limits[s, :kinds], x.table[s, :rows], x.levels, 0.0, hop_s, x.scalars[s, 0])
-        account = Account(x.batches[s, :rows], x.totals[s])
-        out = Tokens(x.sent[s, gone:], x.sent_event[s, gone:])
-        if partitions > 0:
-            bound = PartitionState(
-                x.marks[s],
-                x.clock[s],
-                x.ring_time[s],
-                x.ring_note[s],
-                x.kind_of[s],
-                x.state[s],
-                x.queued[s],
-                x.started[s],
-                x.size_of[s],
-                x.members[s],
-                x.from_partition[s],
-                x.touched[s],
-                x.is_touched[s],
-                x.owner[s, :partitions],
-                x.head_of[s, :partitions],
-                x.tail_of[s, :partitions],
-                x.region[s],
-                x.active[s, :partitions],
-                x.active_event[s, :partitions],
-                x.active_count[s],
-                x.scalars[s, 2],
-                x.thresholds[s, :partitions],
-                x.scalars[s, 1],
-                x.outstanding[s, :partitions],
-                x.lag[s, :partitions],
-                x.sent_to[s, : x.scalars[s, 3], :partitions],
-                x.following[s],
+        last = gone
+        if x.marks[s, 1] > 0:
+            last += serve_shared(
+                Queue(x.arrived[s], x.arrived_event[s], n, 0, until_s, x.entry_s),
+                Service(x.limits[s, :kinds], x.table[s, :rows], x.levels, 0.0, hop_s, x.service_key[s], slo_s),
+                Account(x.batches[s, :rows], x.totals[s]),
+                SharedState(x.marks[s], x.clock[s], x.ring_time[s], x.ring_start[s], x.ring_size[s], x.ring_kind[s]),
+                Tokens(x.sent[s, gone:], x.sent_event[s, gone:]),
             )
-            last = gone + serve_partitions(queue, service, account, bound, out)
-        elif x.marks[s, 1] > 0:
-            shared = SharedState(x.marks[s], x.ring_time[s], x.ring_note[s], x.ring_size[s], x.ring_kind[s])
-            last = gone + serve_by_arrival(queue, service, account, shared, out)
-        else:
-            last = gone
         x.sent_count[s] = last
         if x.final[s]:
             record_latencies(Tokens(x.sent[s, gone:last], x.sent_event[s, gone:last]), x.entry_s, hop_s, x.latency_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +42,8 @@ def replay(
     *,
     catalogue: Catalogue,
     slo_s: float,
-    partitions: Mapping[str, int] | None = None,
     conditions: Conditions | None = None,
     seed: int = 0,
-    keyed: bool = True,
     most_replicas: int = 256,
     slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
@@ -54,7 +52,7 @@ def replay(
 ) -> Outcome:
     """Run a policy on a trace.
 
-    Time 0 is the trace's; the plan's replicas are ready by then and hold their partitions. Once the last event
+    Time 0 is the trace's; the plan's replicas are ready by then. Once the last event
     has entered nothing more is decided, and what is queued is served by the replicas that are there.
 
     Args:
@@ -65,10 +63,8 @@ def replay(
         scaler: the policy.
         catalogue: prices.
         slo_s: beyond it an event is a miss.
-        partitions: of each stage's input topic; None for the paper's shared queues.
         conditions: delays.
         seed: of the paths drawn.
-        keyed: see `estimator.station`.
         most_replicas: of one stage at once.
         slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
@@ -85,9 +81,7 @@ def replay(
         measured,
         workload,
         conditions,
-        partitions=partitions,
         slo_s=slo_s,
-        keyed=keyed,
         most_replicas=most_replicas,
     )
     steps = loop.run(scaler, slowdowns, looks, progress)
@@ -103,30 +97,22 @@ class _Loop:
         workload: Workload,
         conditions: Conditions,
         *,
-        partitions: Mapping[str, int] | None,
         slo_s: float,
-        keyed: bool,
         most_replicas: int,
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
         self._end_s = float(workload.entry_s[-1]) if len(workload) else 0.0
-        setups, self._crews = [], []
-        for s, name in enumerate(shape.stages):
-            kinds = tuple(Kind(a.hardware, a.max_batch_size) for a in allocations[name])
-            parents = [shape.stages[shape.arrows[a].parent] for a in shape.parents(s)]
-            producers = sum(a.replicas for parent in parents for a in allocations[parent]) or 1
-            setups.append(StageSetup(name, kinds, None if partitions is None else partitions[name], producers))
+        setups = [
+            StageSetup(name, tuple(Kind(a.hardware, a.max_batch_size) for a in allocations[name]))
+            for name in shape.stages
+        ]
         self._setups = setups
-        self._plant = Plant(workload, measured, setups, slo_s=slo_s, most_replicas=most_replicas, keyed=keyed)
+        self._crews: list[Crew] = []
+        self._plant = Plant(workload, measured, setups, slo_s=slo_s, most_replicas=most_replicas)
         for s, setup in enumerate(setups):
             profiles = [measured.profiles[setup.name, kind.hardware] for kind in setup.kinds]
-            crew = Crew(
-                self._plant,
-                s,
-                tuple(p.throughput(k.max_batch_size) for p, k in zip(profiles, setup.kinds, strict=True)),
-                tuple(p.start_up_s if conditions.start_up_s is None else conditions.start_up_s for p in profiles),
-                conditions,
-            )
+            start_up_s = [p.start_up_s if conditions.start_up_s is None else conditions.start_up_s for p in profiles]
+            crew = Crew(self._plant, s, tuple(start_up_s))
             crew.begin({k: a.replicas for k, a in enumerate(allocations[setup.name])})
             self._crews.append(crew)
         self.peak = sum(crew.held for crew in self._crews)

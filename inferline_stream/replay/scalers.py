@@ -146,7 +146,7 @@ class Tuner:
             },
             view.time_s - seen.time_s,
             visit_ratio,
-            seen.lags,
+            (seen.lag,),
             (),
             0.0 if seen.oldest_s is None else seen.time_s - seen.oldest_s,
             min(busy_s / (span_s * ready), 1.0) if span_s > 0 and ready else None,
@@ -180,7 +180,6 @@ class Ruled:
         shape: the pipeline's DAG.
         replicas: by stage, to begin with.
         hardware: by stage, what its replicas run on.
-        partitions: by stage; empty for shared queues.
     """
 
     def __init__(
@@ -191,7 +190,6 @@ class Ruled:
         *,
         replicas: Mapping[str, int],
         hardware: Mapping[str, str],
-        partitions: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
         self.period_s = rule.period_s
@@ -199,7 +197,6 @@ class Ruled:
         self._memory = rule.begin(replicas)
         self._order = shape.stages
         self._hardware = hardware
-        self._partitions = partitions or {}
         self._parents = {
             stage: tuple(shape.stages[shape.arrows[a].parent] for a in shape.parents(s))
             for s, stage in enumerate(shape.stages)
@@ -233,13 +230,12 @@ class Ruled:
             time_s=now_s,
             replicas=ready + sum(seen.pending),
             ready=ready,
-            lag=float(sum(seen.lags)),
+            lag=float(seen.lag),
             arrival=arrived / since_s if since_s > 0 else 0.0,
             processed=completed / since_s if since_s > 0 else 0.0,
             busy=busy,
             cpu=busy,
-            partitions=self._partitions.get(name),
-            lags=seen.lags,
+            lags=(seen.lag,),
         )
 
 

@@ -23,7 +23,7 @@ class Glimpse:
         time_s: when.
         arrived: records sent to its queue.
         completed: records that have left it.
-        lags: records not yet completed, by partition (one number for a shared queue).
+        lag: records not yet completed.
         oldest_s: when the oldest record that waits was sent; None if none waits.
         busy_s: Σ of service times begun.
         nominal_s: the same as the profile has it.
@@ -34,7 +34,7 @@ class Glimpse:
     time_s: float
     arrived: int
     completed: int
-    lags: tuple[int, ...]
+    lag: int
     oldest_s: float | None
     busy_s: float
     nominal_s: float
@@ -111,7 +111,7 @@ class Sight:
             now_s,
             arrived,
             int(x.sent_count[s]),
-            tuple(self._plant.lags(s)),
+            self._plant.lag(s),
             float(x.arrived[s, waiting]) if waiting < arrived else None,
             busy_s,
             busy_s if self._plant.slowed[s] == 1.0 else self._plant.nominal_s(s),

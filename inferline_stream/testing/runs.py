@@ -55,7 +55,6 @@ def plan_by_hand(
     sample: Trace,
     replicas: Mapping[str, int],
     *,
-    partitions: int = 8,
     max_batch_sizes: Mapping[str, int] | None = None,
 ) -> Plan:
     """A plan of so many replicas per stage on its first hardware kind, for that traffic; largest batches by default."""
@@ -80,7 +79,6 @@ def plan_by_hand(
             name: sample.arrival_rate * ratios[name] / (replicas[name] * profile.throughput(limits[name]))
             for name, profile in profiles.items()
         },
-        partitions=dict.fromkeys(shape.stages, partitions),
         algorithm="by hand",
     )
 
@@ -153,7 +151,6 @@ def emulated_run(
     replicas: Mapping[str, int] | None = None,
     probability: Mapping[tuple[str, str], float] | None = None,
     planned_rate: float = 40.0,
-    partitions: int = 8,
     key_field: str | None = None,
     seed: int = 7,
     **more: Any,
@@ -169,7 +166,6 @@ def emulated_run(
         replicas: to begin with, by stage; 1 of each by default.
         probability: see `declared_profile`.
         planned_rate: of the traffic that the plan is made for.
-        partitions: of each stage's input topic.
         key_field: field of the events that becomes the record's key.
         seed: of the arrivals.
         more: further fields of `Run`, e.g. another ``policy``.
@@ -184,13 +180,7 @@ def emulated_run(
         "pipeline": pipeline,
         "topology": file,
         "bootstrap_servers": bootstrap_servers,
-        "plan": plan_by_hand(
-            pipeline,
-            measured,
-            sample,
-            replicas or {stage.name: 1 for stage in pipeline.stages},
-            partitions=partitions,
-        ),
+        "plan": plan_by_hand(pipeline, measured, sample, replicas or {stage.name: 1 for stage in pipeline.stages}),
         "measured": measured,
         "log_folder": folder / "logs",
         "prefix": f"t{secrets.token_hex(4)}.",

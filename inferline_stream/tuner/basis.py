@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog_bound, curve_of_envelope
-from inferline_stream.pipeline.assignment import even_replicas
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -49,13 +48,11 @@ class StageBasis:
         name: the stage.
         kinds: hardware kinds it may run on, each with its batch limit set by the plan.
         visit_ratio: s, visits per event.
-        partitions: partitions of its input topic; None for a shared queue.
     """
 
     name: str
     kinds: tuple[Kind, ...]
     visit_ratio: float
-    partitions: int | None = None
 
     planned: int = field(init=False)
     """k⁰, replicas planned over all kinds."""
@@ -97,7 +94,7 @@ class Basis:
     floor: Mapping[str, float] = field(init=False)
     """Supply by stage of the plan and of what is insured beyond it."""
     supply: Mapping[str, float] = field(init=False)
-    """Supply by stage of the plan alone, each replica holding whole partitions."""
+    """Supply by stage of the plan alone."""
     leaps: bool = field(init=False)
     """Whether the sample's rate is known to leap."""
     busiest_rate: float = field(init=False)
@@ -142,8 +139,7 @@ def insured(
 
     Traffic that outgrows the plan is held up first by the stage that can carry the smallest multiple of it.
     Each layer buys replicas there, one after another, until every stage could carry its multiple of the planned rate
-    at full utilization, or until the next replica would exceed its share of the plan's cost. A replica that partitions
-    would leave without work is not bought.
+    at full utilization, or until the next replica would exceed its share of the plan's cost.
 
     Args:
         stages: as planned.
@@ -153,26 +149,23 @@ def insured(
     cost = sum(kind.planned * kind.price_per_hour for stage in stages for kind in stage.kinds)
     total = {stage.name: stage.planned for stage in stages}
 
-    def supply(stage: StageBasis, replicas: int) -> float:
-        return stage.supply / stage.planned * even_replicas(stage.partitions, replicas) if stage.planned else 0.0
+    def supply(stage: StageBasis) -> float:
+        return stage.supply / stage.planned * total[stage.name] if stage.planned else 0.0
 
     for multiple, share in layers:
         left = share * cost
         open_stages = [stage for stage in stages if stage.visit_ratio > 0 and stage.planned > 0]
         while open_stages:
-            tight = min(open_stages, key=lambda stage: supply(stage, total[stage.name]) / stage.visit_ratio)
-            before, more = supply(tight, total[tight.name]), total[tight.name] + 1
-            if before >= multiple * arrival_rate * tight.visit_ratio:
+            tight = min(open_stages, key=lambda stage: supply(stage) / stage.visit_ratio)
+            if supply(tight) >= multiple * arrival_rate * tight.visit_ratio:
                 break
-            while supply(tight, more) <= before and more < (tight.partitions or math.inf):
-                more += 1
-            price = min(k.price_per_hour for k in tight.kinds if k.planned) * (more - total[tight.name])
-            if supply(tight, more) <= before or price > left:
+            price = min(k.price_per_hour for k in tight.kinds if k.planned)
+            if price > left:
                 open_stages.remove(tight)
                 continue
             left -= price
-            total[tight.name] = more
-    return {stage.name: supply(stage, total[stage.name]) for stage in stages}
+            total[tight.name] += 1
+    return {stage.name: supply(stage) for stage in stages}
 
 
 def basis_of(
@@ -221,7 +214,7 @@ def basis_of(
                     start_up_s=profile.start_up_s,
                 )
             )
-        stages.append(StageBasis(name, tuple(kinds), plan.visit_ratios[name], plan.partitions.get(name)))
+        stages.append(StageBasis(name, tuple(kinds), plan.visit_ratios[name]))
     used = {kind.hardware for stage in stages for kind in stage.kinds}
     return Basis(
         slo_s=plan.slo_s,

@@ -1,7 +1,6 @@
 """The error budget: how many more events may be late before scaling for money's sake has to wait.
 
-Moving partitions stalls them. That is worth it where replicas are needed, and where they are given back while events
-are in time; once as many events were late as the objective allows, replicas are no longer given back.
+Replicas are given back while events are in time. Once as many events were late as the objective allows, no more are.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from inferline_stream.pipeline.assignment import even_replicas
 from inferline_stream.tuner.basis import Kind, StageBasis
 from inferline_stream.tuner.decision import Reason
 
@@ -26,15 +25,9 @@ class Fit:
     short: Reason | None = None
 
 
-def supply(stage: StageBasis, replicas: Mapping[str, int], throughputs: Mapping[str, float]) -> float:
-    """Events per second that the replicas give, each holding whole partitions."""
-    total, given = 0, 0.0
-    for hardware, count in replicas.items():
-        total += count
-        given += count * throughputs[hardware]
-    if stage.partitions is None or not total:
-        return given
-    return given * even_replicas(stage.partitions, total) / total
+def supply(replicas: Mapping[str, int], throughputs: Mapping[str, float]) -> float:
+    """Events per second that the replicas give."""
+    return sum([count * throughputs[hardware] for hardware, count in replicas.items()])
 
 
 def more(
@@ -48,9 +41,7 @@ def more(
 ) -> Fit:
     """The replicas held and as few dollars more as give the supply needed.
 
-    Each time the kind is added that would close the gap for the least money. With partitions, replicas
-    are added until the busiest one holds fewer of them (its rungs): between those counts they would cost and
-    not help.
+    Each time the kind is added that would close the gap for the least money.
 
     Args:
         stage: the kinds it may run on.
@@ -61,16 +52,11 @@ def more(
         maximum: most replicas in all.
     """
     now = {kind.hardware: held.get(kind.hardware, 0) for kind in stage.kinds}
-    useful = dict(now)
     left = dict(stock)
     short: Reason | None = None
-    while (given := supply(stage, now, throughputs)) < needed * (1 - _ROUNDING):
-        total = sum(now.values())
-        if maximum is not None and total >= maximum:
+    while (given := supply(now, throughputs)) < needed * (1 - _ROUNDING):
+        if maximum is not None and sum(now.values()) >= maximum:
             short = Reason.LIMIT_CHANGED
-            break
-        if stage.partitions is not None and total >= stage.partitions:
-            short = Reason.PARTITIONS_EXHAUSTED
             break
         kinds = [kind for kind in stage.kinds if left.get(kind.hardware, 1) > 0 and throughputs[kind.hardware] > 0]
         if not kinds:
@@ -81,9 +67,7 @@ def more(
         now[chosen.hardware] += 1
         if chosen.hardware in left:
             left[chosen.hardware] -= 1
-        if supply(stage, now, throughputs) > supply(stage, useful, throughputs) * (1 + _ROUNDING):
-            useful = dict(now)
-    return Fit(useful if short else now, short)
+    return Fit(now, short)
 
 
 def fewer(
@@ -94,7 +78,7 @@ def fewer(
     for kind in _dearest_first(stage, throughputs):
         while now[kind.hardware] > 0 and sum(now.values()) > minimum:
             now[kind.hardware] -= 1
-            if supply(stage, now, throughputs) < needed * (1 - _ROUNDING):
+            if supply(now, throughputs) < needed * (1 - _ROUNDING):
                 now[kind.hardware] += 1
                 break
     return now
@@ -115,7 +99,7 @@ def within(
         stage: the kinds it may run on.
         held: replicas by kind.
         throughputs: µ of one replica by kind.
-        minimum: fewest replicas; more than there are partitions or stock for are not asked for.
+        minimum: fewest replicas; more than there is stock for are not asked for.
         maximum: most replicas; None for no limit.
         stock: replicas by kind that can still be added.
     """
@@ -123,7 +107,7 @@ def within(
     dearest = _dearest_first(stage, throughputs)
     for kind in reversed(dearest):
         room = left.get(kind.hardware, minimum)
-        now[kind.hardware] += max(min(min(minimum, stage.partitions or minimum) - sum(now.values()), room), 0)
+        now[kind.hardware] += max(min(minimum - sum(now.values()), room), 0)
     for kind in dearest:
         surplus = max(sum(now.values()) - maximum, 0) if maximum is not None else 0
         now[kind.hardware] -= min(surplus, now[kind.hardware])

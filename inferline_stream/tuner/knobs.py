@@ -26,7 +26,7 @@ class Knobs:
     """Most that a forecast may exceed the rate seen by: no ramp is believed to go on for ever."""
 
     reaction_s: float = 1.0
-    """Time from deciding to working beyond the start-up time: assignment, handover, the batch in flight."""
+    """Time from deciding to working beyond the start-up time: reports, attaching, the batch in flight."""
 
     shift: float = 0.1
     """Relative change of a visit ratio or throughput that is acted on: smaller ones are within what is measured."""

@@ -76,7 +76,7 @@ def _budgeted(state: TunerState, seen: Observation) -> TunerState:
 def _raised(
     state: TunerState, seen: Observation, needed: Mapping[str, Demand], doubted: tuple[Doubt, ...]
 ) -> tuple[Mapping[str, Mapping[str, int]], tuple[str, ...], tuple[Doubt, ...]]:
-    """Replicas for every demand within stock, partitions and limits; stages that limits decide; where it is short."""
+    """Replicas for every demand within stock and limits; stages that limits decide; where it is short."""
     wanted: dict[str, Mapping[str, int]] = {}
     limited, short = [], []
     stock = {**state.basis.stock, **seen.stock}

@@ -188,16 +188,12 @@ class _Search:
         }
 
     def _quantile_s(self, sample: Trace, replicas: Mapping[str, int]) -> float:
-        partitions = self._plan.partitions
-        if any(partitions.get(name, count) < count for name, count in replicas.items()):
-            partitions = {name: max(count, partitions[name]) for name, count in replicas.items()}
         found = simulate(
             self._shape,
             {name: self._mixed(name, count) for name, count in replicas.items()},
             self._measured,
             sample,
-            queues="partitioned" if partitions else "shared",
-            partitions=partitions or None,
+            order_slo_s=self._plan.slo_s,
             seed=self._seed,
         )
         return found.quantile_s(self._objective)

@@ -65,7 +65,7 @@ def costs(subject: Subject, sample: Trace, slo_s: float, known: Sequence[Plan] =
         try:
             plan = provision(
                 subject.shape, subject.measured, sample, slo_s, CATALOGUE,
-                queues="shared", algorithm=name, margin=0.0, known=earlier,
+                algorithm=name, margin=0.0, known=earlier,
             )  # fmt: skip
         except Infeasible:
             found[name] = None

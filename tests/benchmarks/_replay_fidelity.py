@@ -28,7 +28,7 @@ from inferline_stream.testing.runs import plan_by_hand, trace_feed
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink
 from tests.benchmarks._machine import Elsewhere
-from tests.benchmarks._pipelines import PARTITIONS, write
+from tests.benchmarks._pipelines import write
 
 LEVELS = ((25.0, 8.0), (60.0, 8.0), (80.0, 4.0), (100.0, 8.0), (40.0, 6.0))
 """Events per second, and for how many seconds."""
@@ -81,9 +81,7 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
     )
     rng = np.random.default_rng([23, *name.encode()])
     sample = gamma_trace(LEVELS[0][0], 1.0, 60.0, rng)
-    plan = plan_by_hand(
-        pipeline, measured, sample, dict.fromkeys(shape.stages, 1), partitions=PARTITIONS, max_batch_sizes=LIMITS
-    )
+    plan = plan_by_hand(pipeline, measured, sample, dict.fromkeys(shape.stages, 1), max_batch_sizes=LIMITS)
     run = Run(
         pipeline=pipeline,
         topology=written.topology,

@@ -10,18 +10,17 @@ import msgspec
 import numpy as np
 
 from inferline_stream.dataplane.control import TopicFollower
-from inferline_stream.dataplane.partitioning import murmur2
-from inferline_stream.estimator.workload import Recorded
 from inferline_stream.pipeline.shape import Shape
 from tests.benchmarks._pipelines import mask_of
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What was in the source topic, in order of entry: times in seconds, (partition, offset) of each event."""
+    """What was in the source topic, in order of entry: times in seconds, arrows taken as in `Paths.masks`, and
+    (partition, offset) of each event."""
 
     entry_s: np.ndarray
-    recorded: Recorded
+    paths: np.ndarray
     places: list[tuple[int, int]]
 
 
@@ -40,11 +39,6 @@ async def source_of(
     async with TopicFollower(bootstrap_servers, topic, "beginning", partitions=partitions) as follower:
         records = await follower.read_to(await follower.end())
     records.sort(key=lambda record: (record.time_ms, record.partition, record.offset))
-    names = [f"{topic}/{record.partition}/{record.offset}".encode() for record in records]
-    recorded = Recorded(
-        paths=np.array([mask_of(shape, goes_to(msgspec.json.decode(record.value))) for record in records]),
-        key_hashes=np.array([murmur2(record.key) & 0x7FFFFFFF for record in records]),
-        id_hashes=np.array([murmur2(name) & 0x7FFFFFFF for name in names]),
-    )
+    paths = np.array([mask_of(shape, goes_to(msgspec.json.decode(record.value))) for record in records])
     entry_s = np.array([record.time_ms for record in records]) / 1e3
-    return Source(entry_s, recorded, [(record.partition, record.offset) for record in records])
+    return Source(entry_s, paths, [(record.partition, record.offset) for record in records])

@@ -1,4 +1,4 @@
-"""One control step of a large pipeline in replay: 1,000 replicas over 5 stages, 200 partitions each, 10⁶ events/s.
+"""One control step of a large pipeline in replay: 1,000 replicas over 5 stages, 10⁶ events/s.
 
 A step is everything that a tenth of a second takes: the queues of all stages served up to it, arrivals into the
 traffic envelope, the production policy's decision, and what that changes. CPU time: the median over quarters of the
@@ -23,7 +23,7 @@ from inferline_stream.replay.scalers import Tuner, Wish
 from inferline_stream.replay.sight import View
 from inferline_stream.tuner.policy import POLICIES, initial_state
 
-STAGES, REPLICAS, PARTITIONS, RATE = 5, 200, 200, 1e6
+STAGES, REPLICAS, RATE = 5, 200, 1e6
 UTILIZATION, BATCH, SLO_S = 0.7, 64, 0.5
 SHAPE = Shape(tuple(f"s{i}" for i in range(STAGES)), tuple(Arrow(i, i + 1) for i in range(STAGES - 1)))
 CATALOGUE = {"x": Hardware("x", 1.0)}
@@ -48,7 +48,6 @@ def plan_for(sample: Trace) -> Plan:
         envelope=trace_envelope(sample, windows_s(longest_s)),
         visit_ratios=dict.fromkeys(SHAPE.stages, 1.0),
         utilization=dict.fromkeys(SHAPE.stages, UTILIZATION),
-        partitions=dict.fromkeys(SHAPE.stages, PARTITIONS),
     )
 
 
@@ -82,7 +81,6 @@ def measure(quick: bool) -> dict[str, float | int | str | None]:
             scaler,
             catalogue=CATALOGUE,
             slo_s=SLO_S,
-            partitions=plan.partitions,
         )
         ms = (1e3 * np.diff(scaler.spent_s)).tolist()
     steady = ms[5:]

@@ -81,7 +81,7 @@ def kernel_figures(events: int, repeats: int) -> dict[str, float]:
         times_s = trace.arrivals_s.copy()
 
         def run(workload=workload, serving=serving, times_s=times_s, numbers=numbers) -> None:
-            server = Server(workload, 0, serving, 1, compiled())
+            server = Server(workload, 0, serving, compiled())
             gone = 0
             for first in range(0, events, SLICE_EVENTS):
                 end = min(first + SLICE_EVENTS, events)
@@ -119,9 +119,7 @@ def pipeline_figures(quick: bool) -> dict[str, float | int]:
     partitions = dict.fromkeys(SHAPE.stages, 24)
 
     def partitioned() -> None:
-        found.append(
-            simulate(SHAPE, allocations_at(1300), profile, hour, queues="partitioned", partitions=partitions).p99_s
-        )
+        found.append(simulate(SHAPE, allocations_at(1300), profile, hour, partitions=partitions).p99_s)
 
     partitioned_s = cpu_s(partitioned, 3)
     hours = 4 if quick else 24

@@ -53,7 +53,7 @@ from inferline_stream.testing.runs import Script, plan_by_hand, trace_feed
 from tests.benchmarks import _moderation
 from tests.benchmarks._live import append_time_sink, passed
 from tests.benchmarks._machine import Elsewhere
-from tests.benchmarks._pipelines import PARTITIONS, taken, write
+from tests.benchmarks._pipelines import taken, write
 from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair
 from tests.benchmarks._sources import Source, source_of
 
@@ -220,7 +220,7 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
     trace = Trace(trace.arrivals_s[:events])
     replicas = {stage: count for stage, (_, count) in case.stages.items()}
     limits = {stage: limit for stage, (limit, _) in case.stages.items()}
-    plan = plan_by_hand(pipeline, measured, trace, replicas, partitions=PARTITIONS, max_batch_sizes=limits)
+    plan = plan_by_hand(pipeline, measured, trace, replicas, max_batch_sizes=limits)
     run = Run(
         pipeline=pipeline,
         topology=written.topology,
@@ -286,7 +286,7 @@ async def _compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> F
         await under_way.drain()
         sent = await passed(under_way)
         (entry,) = shape.entries()
-        partitions = run.plan.partitions[shape.stages[entry]]
+        partitions = under_way.controller.picture.partitions[shape.stages[entry]]
         source = await source_of(run.bootstrap_servers, under_way.running.source, partitions, shape, goes_to)
         seen = measured_since(under_way.controller.picture.reports, {})
     estimated_s = estimate(shape, run.plan, run.measured, source)
@@ -307,10 +307,8 @@ async def _compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> F
 def estimate(shape: Shape, plan: Plan, measured: PipelineProfile, source: Source) -> np.ndarray:
     """Latency of every event in seconds, float64 (events,)."""
     trace = Trace(source.entry_s - source.entry_s[0])
-    workload = prepare(shape, measured, trace, recorded=source.recorded)
-    stations = [
-        station(measured, name, plan.allocations[name], partitions=plan.partitions[name]) for name in shape.stages
-    ]
+    workload = prepare(shape, measured, trace, recorded=source.paths)
+    stations = [station(measured, name, plan.allocations[name], order_slo_s=plan.slo_s) for name in shape.stages]
     latency_s = evaluate(workload, stations).latency_s
     assert latency_s is not None
     return latency_s

@@ -5,8 +5,10 @@ Savings are those of the default with its margin, over the paper's plan, which h
 the paper's algorithm the same margin; on instances of up to `WITHOUT_STAGES` stages the default is also asked for a
 plan without one. `saving_possible_mean` is what the cheapest plan there is, of one kind per stage and without a margin,
 saves over the paper's on the instances where it is proven in time (`PROOF_S`), `saving_found_mean` what the default
-saves on the same. `held_out` figures justify the margin: the share of other traces of the same traffic on which a plan
-keeps its SLO, and the most that it is passed by.
+saves on the same. `bound_over_pooled` is the cost of the default plan where each replica has a queue of its own
+(`BOUND_PARTITIONS` partitions a stage, as in an ordinary consumer group) over its cost on one queue. `held_out` figures
+justify the margin: the share of other traces of the same traffic on which a plan keeps its SLO, and the most that it is
+passed by.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.planner.evaluation import Stopped
 from inferline_stream.planner.problem import COST_EPSILON, Problem, cost_of
-from inferline_stream.planner.provision import MARGIN, provision, search, with_partitions
+from inferline_stream.planner.provision import MARGIN, provision, search
 from tests.benchmarks.instances.published import SHAPES as PUBLISHED
 from tests.benchmarks.instances.published import Instance, prices, published
 from tests.unit.planner.problems import random_problem
@@ -46,17 +48,17 @@ def measure(quick: bool) -> Figures:
     for stages in (4,) if quick else (4, 8, 16):
         figures |= _times(stages, duration_s=600 if quick else 3600)
     every = published()
-    figures |= _savings(
-        [i for i in every if len(i.models) <= 4][:12] if quick else every, PROOF_S["quick" if quick else "full"]
-    )
+    short = [i for i in every if len(i.models) <= 4]
+    figures |= _savings(short[:12] if quick else every, PROOF_S["quick" if quick else "full"])
+    figures |= _bound_over_pooled(short[:6] if quick else short)
     figures |= _optimality(range(10 if quick else 40))
     return figures
 
 
 def timed(stages: int, duration_s: float) -> Instance:
-    """The instance of a speed figure: 500 events per second, CV 4, three kinds, batches to 64, 24 partitions."""
+    """The instance of a speed figure: 500 events per second, CV 4, three kinds, batches to 64."""
     models = tuple(MODELS[i % len(MODELS)] for i in range(stages))
-    draft = Instance(f"timed-{stages}", models, SHAPES[stages], 1.0, 500.0, 4.0, duration_s, stages, 24)
+    draft = Instance(f"timed-{stages}", models, SHAPES[stages], 1.0, 500.0, 4.0, duration_s, stages)
     fastest = [
         min(p.service_time_s(1) for (s, _), p in draft.measured.profiles.items() if s == n) for n in draft.stages
     ]
@@ -74,7 +76,7 @@ def _times(stages: int, duration_s: float) -> Figures:
     return found
 
 
-def _plan(instance: Instance, algorithm, catalogue=None, margin=None) -> Plan | None:
+def _plan(instance: Instance, algorithm, catalogue=None, margin=None, partitions=None) -> Plan | None:
     try:
         return provision(
             instance.shape,
@@ -83,7 +85,7 @@ def _plan(instance: Instance, algorithm, catalogue=None, margin=None) -> Plan | 
             instance.slo_s,
             catalogue or prices(),
             algorithm=algorithm,
-            partitions=instance.stage_partitions,
+            partitions=None if partitions is None else dict.fromkeys(instance.stages, partitions),
             margin=margin,
         )
     except Infeasible:
@@ -154,8 +156,6 @@ def _savings(instances: list[Instance], proof_s: float) -> Figures:
 def _optimum(instance: Instance, proof_s: float) -> float | None:
     """Cost of the cheapest plan without a margin and with one kind per stage; None where that is not proven in time."""
     problem = Problem(instance.shape, instance.measured, (instance.trace(),), instance.slo_s, prices())
-    if instance.stage_partitions is not None:
-        problem = with_partitions(problem, instance.stage_partitions)
     end_s = time.process_time() + proof_s
     try:
         found = search(problem, algorithm="exact", margin=0.0, mixed=False, stop=lambda: time.process_time() > end_s)
@@ -173,19 +173,38 @@ def _held_out(instance: Instance, plan: Plan) -> list[float]:
             plan.allocations,
             instance.measured,
             instance.trace(held_out),
-            queues="partitioned" if plan.partitions else "shared",
-            partitions=plan.partitions,
+            order_slo_s=instance.slo_s,
         ).p99_s
         / instance.slo_s
         for held_out in (1, 2, 3)
     ]
 
 
+BOUND_PARTITIONS = 24
+
+
+def _bound_over_pooled(instances: list[Instance]) -> Figures:
+    ratios, bound_infeasible = [], 0
+    for instance in instances:
+        pooled = _plan(instance, "default")
+        bound = _plan(instance, "default", partitions=BOUND_PARTITIONS)
+        if pooled is not None and bound is not None:
+            ratios.append(bound.cost_per_hour / pooled.cost_per_hour)
+        bound_infeasible += pooled is not None and bound is None
+    return {
+        "bound_over_pooled_mean": round(statistics.mean(ratios), 3),
+        "bound_over_pooled_median": round(statistics.median(ratios), 3),
+        "bound_over_pooled_max": round(max(ratios), 3),
+        "bound_over_pooled_instances": len(ratios),
+        "bound_infeasible": bound_infeasible,
+    }
+
+
 def _optimality(seeds: range) -> Figures:
     """Random pipelines of up to three stages: the default search against the proven optimum of the same space."""
     gaps = []
     for seed in seeds:
-        problem = random_problem(seed, rate=200.0, duration_s=30.0, partitions=(0, 12)[seed % 2])
+        problem = random_problem(seed, rate=200.0, duration_s=30.0)
         try:
             found = search(problem, margin=0.0, mixed=False)
         except Infeasible:

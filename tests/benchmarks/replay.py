@@ -1,7 +1,7 @@
 """The closed loop: its speed, the paper's experiments, and every baseline on the published traces.
 
-On the reference pipeline (`_reference`) with the paper's shared queues and delays of 5 s to start, 50 ms to hand over,
-0.5 s for statistics. Plans come from the default Planner on a sample; another trace is judged by. Each experiment is
+On the reference pipeline (`_reference`) with delays of 5 s to start and 0.5 s for
+statistics. Plans come from the default Planner on a sample; another trace is judged by. Each experiment is
 repeated with other seeds: a figure is the mean over them, ``_half_width`` half its 95 % interval, ``_max`` the worst.
 """
 
@@ -49,7 +49,7 @@ WINDOWS = {
 
 
 def planned(sample: Trace) -> Plan:
-    return provision(SHAPE, MEASURED, sample, SLO_S, CATALOGUE, queues="shared")
+    return provision(SHAPE, MEASURED, sample, SLO_S, CATALOGUE)
 
 
 def tuned(plan: Plan, sample: Trace, policy: str = "default") -> Tuner:

@@ -18,7 +18,6 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.planner import evaluation, exact, fronts, surrogate
-from inferline_stream.planner.partitions import rungs
 from inferline_stream.planner.problem import Candidate, Problem, cost_of
 from inferline_stream.planner.provision import search
 from tests.unit.planner.problems import meets
@@ -63,14 +62,14 @@ def tiny_problem(shape_name: str, seed: int) -> Problem:
 
 
 def cheapest(problem: Problem) -> Candidate | None:
-    """The first feasible candidate in order of cost; on partitions every stage is on a rung, as plans are by rule."""
+    """The first feasible candidate in order of cost."""
     options = [
         [
             (Allocation(kind, size, replicas),)
             for kind in problem.measured.hardware_of(stage)
             for size in problem.measured.profiles[stage, kind].batch_sizes
-            for replicas in (rungs(problem.partitions[stage]) if problem.partitions else range(1, MOST + 1))
-            if len(problem.measured.hardware_of(stage)) > 1 or replicas == 1
+            for replicas in range(1, problem.partitions.get(stage, MOST) + 1)
+            if len(problem.measured.hardware_of(stage)) > 1 or replicas <= 2
         ]
         for stage in problem.shape.stages
     ]

@@ -35,6 +35,7 @@ def plan_for(problem: Problem, slo_s: float, algorithm: Algorithm, known: tuple[
     return provision(
         problem.shape, problem.measured, problem.traces, slo_s, problem.catalogue,
         algorithm=algorithm, partitions=problem.partitions or None, known=known, pipeline="p",
+        order_slo_s=problem.target_s,
     )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def test_a_plan_meets_its_slo_on_the_trace_it_was_made_for(problem: Problem, alg
         plan = plan_for(problem, problem.target_s, algorithm)
     except Infeasible as error:
         smallest = error.smallest_slo_s
-        assert problem.partitions or not possible  # replicas of a shared queue are unlimited here
+        assert problem.partitions or not possible  # else replicas are unlimited here
         assert smallest is None or smallest > problem.target_s
         return
     simulated_s = p99_s(problem, tuple(plan.allocations.values()))
@@ -87,7 +88,6 @@ def plans(draw: st.DrawFn) -> Plan:
         envelope=tuple((window, draw(st.integers(0, 2**53))) for window in windows),
         visit_ratios={s: draw(st.floats(0, 10)) for s in stages},
         utilization={s: draw(st.floats(0, 10)) for s in stages},
-        partitions={s: draw(st.integers(1, 1000)) for s in stages if draw(st.booleans())},
         algorithm=draw(names),
         lower_bound_per_hour=draw(st.floats(0, 1e9)),
     )

@@ -41,20 +41,17 @@ def totals(held) -> dict[str, int]:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(rates, min_size=1, max_size=12), st.sampled_from([None, 12, 20]))
-def test_no_stage_is_short_of_the_rate_while_stock_and_partitions_allow_it(history, stock):
-    """After every step each stage carries the rate seen, or its partitions or the stock are used up."""
+def test_no_stage_is_short_of_the_rate_while_stock_allows_it(history, stock):
+    """After every step each stage carries the rate seen, or the stock is used up."""
     tuner = state(Knobs(), {"x": Hardware("x", 1.0, stock=stock)})
     for i, rate in enumerate(history):
         tuner, _ = step(tuner, traffic(4.0 * i, rate))
         held = totals(tuner.wanted)
         assert stock is None or sum(held.values()) <= stock
         for stage in ("a", "b"):
-            assert 1 <= held[stage] <= 60
-            given_rate = supply(
-                next(s for s in tuner.basis.stages if s.name == stage), tuner.wanted[stage], {"x": THROUGHPUTS[stage]}
-            )
-            if given_rate < rate * VISITS[stage]:
-                assert held[stage] == 60 or sum(held.values()) == stock
+            assert held[stage] >= 1
+            if supply(tuner.wanted[stage], {"x": THROUGHPUTS[stage]}) < rate * VISITS[stage]:
+                assert sum(held.values()) == stock
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.09])
@@ -75,7 +72,7 @@ def test_at_a_steady_load_it_comes_to_rest(rate, noise):
         if decision is not None and decision.action is not Action.HOLD:
             changes.append(0.5 * tick)
     assert all(time_s < 120.0 for time_s in changes)
-    assert len(changes) <= 3
+    assert len(changes) <= 4
 
 
 @pytest.mark.parametrize("cv", [0.0, 1.0])
@@ -155,10 +152,10 @@ def test_an_observation_that_is_seen_twice_changes_nothing_the_second_time(histo
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 80), st.integers(1, 80), rates)
-def test_limits_that_people_set_hold_at_once_and_as_far_as_partitions_go(low, high, rate):
+def test_limits_that_people_set_hold_at_once(low, high, rate):
     minimum, maximum = sorted((low, high))
     tuner, _ = step(state(), traffic(0.0, rate, limits={"a": Limits(minimum, maximum)}))
-    assert min(minimum, 60) <= totals(tuner.wanted)["a"] <= maximum
+    assert minimum <= totals(tuner.wanted)["a"] <= maximum
 
 
 def test_without_any_traffic_the_minimum_that_people_set_is_kept():
@@ -169,7 +166,7 @@ def test_without_any_traffic_the_minimum_that_people_set_is_kept():
 
 
 def wavering(tuner: TunerState, seconds: float) -> list[Reason]:
-    """More is needed than partitions can give, every other step."""
+    """More is needed than the stock can give, every other step."""
     told = []
     for tick in range(int(seconds * 10)):
         tuner, decision = step(tuner, traffic(0.1 * tick, 9000.0 if tick % 2 else 100.0))
@@ -179,7 +176,8 @@ def wavering(tuner: TunerState, seconds: float) -> list[Reason]:
 
 
 def test_a_condition_that_comes_and_goes_is_told_once():
-    assert wavering(state(), 50.0) == [Reason.PARTITIONS_EXHAUSTED] * 2  # once for each stage
+    scarce = {"x": Hardware("x", 1.0, stock=20)}
+    assert wavering(state(catalogue=scarce), 50.0) == [Reason.STOCK_EXHAUSTED] * 2  # once for each stage
 
 
 def test_a_controller_that_has_just_begun_does_not_complain_of_arrivals_that_were_not_sampled_yet():

@@ -65,7 +65,6 @@ class Instance:
         cv: σ²/µ² of their gaps.
         duration_s: length of the trace.
         seed: of the trace.
-        partitions: of every stage's topic; 0 for the paper's shared queue.
     """
 
     name: str
@@ -76,7 +75,6 @@ class Instance:
     cv: float
     duration_s: float
     seed: int
-    partitions: int
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -105,11 +103,6 @@ class Instance:
         """The trace to plan on, or another one of the same traffic."""
         rng = np.random.default_rng([self.seed, held_out])
         return gamma_trace(self.arrival_rate, self.cv, self.duration_s, rng)
-
-    @property
-    def stage_partitions(self) -> Mapping[str, int] | None:
-        """Partitions as `provision` takes them; None for the shared queue."""
-        return dict.fromkeys(self.stages, self.partitions) if self.partitions else None
 
 
 def published() -> list[Instance]:
@@ -166,13 +159,14 @@ def _instance(number: int, shape: str, rng: np.random.Generator) -> Instance:
     count = 1 + max((b for _, b, _ in arrows), default=0)
     models = [str(rng.choice(_HEAVY if rng.random() < 0.6 else _CHEAP)) for _ in range(count)]
     slack, cv = float(rng.choice([1.5, 2.0, 3.0, 5.0])), float(rng.choice([1.0, 4.0]))
-    draft = Instance(f"{shape}-{number:02}", tuple(models), arrows, 1.0, 1.0, cv, 120.0, number, 0)
+    draft = Instance(f"{shape}-{number:02}", tuple(models), arrows, 1.0, 1.0, cv, 120.0, number)
     ratios = visit_ratios(draft.shape, draft.measured.paths)
     fastest = {
         s: min(p.service_time_s(1) for (name, _), p in draft.measured.profiles.items() if name == s)
         for s in draft.stages
     }
     rate = float(rng.choice([2.0, 4.0, 8.0])) * min(1 / (fastest[s] * ratios[s]) for s in draft.stages)
+    rng.choice([0, 60])  # what an instance had once: without this draw all others would be different
     return Instance(
         draft.name,
         draft.models,
@@ -182,7 +176,6 @@ def _instance(number: int, shape: str, rng: np.random.Generator) -> Instance:
         cv=cv,
         duration_s=120.0,
         seed=number,
-        partitions=int(rng.choice([0, 60])),
     )
 
 

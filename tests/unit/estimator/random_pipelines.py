@@ -9,7 +9,6 @@ import numpy as np
 
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload, prepare
-from inferline_stream.pipeline.assignment import assign
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
@@ -64,24 +63,18 @@ def random_station(rng: np.random.Generator, grid: float) -> Station:
         table = np.ceil(table / grid) * grid
     table = np.sort(table, axis=1)
     held = rng.integers(1, 3, kinds)
-    partitioned = rng.random() < 0.5
-    owners, shares = None, None
+    partitioned = rng.random() < 0.3
+    owners = None
     if partitioned:
         partitions = int(rng.integers(1, 10))
-        if rng.random() < 0.4:
-            shares = rng.dirichlet(np.full(partitions, 0.5))
-        rates = np.full(partitions, 1 / partitions) if shares is None else shares
-        owner = assign(rates.tolist(), {str(r): 1.0 for r in range(int(held.sum()))})
-        owners = np.array([int(owner[p]) for p in range(partitions)], dtype=np.int64)
-    wait = rng.random() < 0.3
+        owners = rng.permutation(np.arange(partitions, dtype=np.int64) % held.sum())
+    wait = rng.random() < 0.4 and not partitioned
     return Station(
         limits=limits.astype(np.int64),
         table=table,
         levels=levels,
         kinds=rng.permutation(np.repeat(np.arange(kinds, dtype=np.int64), held)),
         max_wait_s=float((grid or 0.1) * rng.integers(1, 4)) if wait else 0.0,
-        by_entry=bool(rng.random() < 0.3),
+        order_slo_s=float(rng.choice([0.0, grid or 0.1, 4 * (grid or 0.1), np.inf])),
         owners=owners,
-        shares=shares,
-        keyed=bool(rng.random() < 0.5),
     )

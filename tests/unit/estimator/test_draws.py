@@ -21,7 +21,7 @@ def workload(seed: int) -> Workload:
 @pytest.mark.parametrize("seed", [0, 1, 2**63, 123_456_789_012])
 def test_draws_are_uniform_and_do_not_depend_on_those_before(seed: int) -> None:
     bins = 1000
-    drawn = workload(seed).partition_of(0, bins, None).astype(float)
+    drawn = workload(seed).partition_of(0, bins).astype(float)
     counts = np.bincount(drawn.astype(int), minlength=bins)
     chi_square = ((counts - EVENTS / bins) ** 2 / (EVENTS / bins)).sum()
     assert abs(chi_square - (bins - 1)) < 5 * np.sqrt(2 * (bins - 1))

@@ -40,8 +40,10 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
     assert sum(bool(shape.joins()) for shape in shapes) > 50
     assert sum(any(a.conditional for a in shape.arrows) for shape in shapes) > 50
     assert sum(any(feed.skips for feed in p.workload.feeds) for p in pipelines) > 10
-    assert sum(s.owners is not None for s in stations) > 100
-    assert sum(s.by_entry and s.owners is None for s in stations) > 100
+    queues = [s for s in stations if s.owners is None]
+    assert len(stations) - len(queues) > 100
+    assert sum(0 < s.order_slo_s < np.inf for s in queues) > 100
+    assert sum(s.max_wait_s > 0 and s.limits.size > 1 for s in queues) > 50
     assert sum(s.max_wait_s > 0 for s in stations) > 100
     assert sum(s.limits.size > 1 for s in stations) > 100
     assert sum(s.levels.size > 1 for s in stations) > 100
@@ -63,14 +65,10 @@ def test_the_interpreted_source_of_the_kernels_gives_the_same_bits() -> None:
 
 
 def stage_by_stage(pipeline: RandomPipeline) -> dict[int, Departures]:
-    shape = pipeline.workload.shape
     gone: dict[int, Departures] = {}
     for stage, serving in enumerate(pipeline.stations):
         upstream = {s: gone[s] for s in pipeline.workload.needs(stage)}
-        writers = sum(pipeline.stations[shape.arrows[a].parent].replicas for a in shape.parents(stage))
-        departures = simulate_stage(
-            pipeline.workload, stage, upstream, serving, producers=max(1, writers), slice_events=17
-        )
+        departures = simulate_stage(pipeline.workload, stage, upstream, serving, slice_events=17)
         assert departures is not None
         gone[stage] = departures
     return gone

@@ -15,7 +15,7 @@ from inferline_stream.pipeline.trace import Trace
 from tests.unit.estimator.small import CHAIN, ONE, allocated, close, measured, trace
 
 PROFILE = measured(ONE, {"a": {1: 1.0, 4: 2.0}})
-QUEUES = [{}, {"order": "entry"}, {"queues": "partitioned", "partitions": {"a": 3}}]
+QUEUES = [{}, {"order_slo_s": 0.1}, {"order_slo_s": math.inf}, {"partitions": {"a": 3}}]
 
 
 @pytest.mark.parametrize("queue", QUEUES)
@@ -81,10 +81,20 @@ def test_every_stage_without_an_allocation_is_named() -> None:
     assert len(refused.value.problems) == 2
 
 
-@pytest.mark.parametrize("option", [{"queues": "fifo"}, {"order": "lifo"}, {"service": "median"}])
-def test_unknown_words_are_refused_with_the_known_ones(option: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=next(iter(option.values()))):
-        simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), **option)  # type: ignore[arg-type]
+def test_an_unknown_service_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="service 'median' must be"):
+        simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), service="median")
+
+
+@pytest.mark.parametrize("slo_s", [-1.0, math.nan])
+def test_an_slo_of_the_order_that_cannot_be_is_refused(slo_s: float) -> None:
+    with pytest.raises(ValueError, match="of the queue's order"):
+        simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), order_slo_s=slo_s)
+
+
+def test_waits_of_replicas_that_own_partitions_are_refused() -> None:
+    with pytest.raises(ValueError, match="on one queue only"):
+        simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), partitions={"a": 2}, max_wait_s={"a": 1.0})
 
 
 @pytest.mark.parametrize("wait_s", [-1.0, math.nan, math.inf])

@@ -25,7 +25,7 @@ def poisson(rate: float, seconds: float, seed: int = 1) -> Trace:
 def test_one_partition_is_one_replica_however_many_there_are() -> None:
     events = poisson(80, 50)
     one = simulate(ONE, {"a": allocated(1, 4)}, PROFILE, events)
-    many = simulate(ONE, {"a": allocated(6, 4)}, PROFILE, events, queues="partitioned", partitions={"a": 1})
+    many = simulate(ONE, {"a": allocated(6, 4)}, PROFILE, events, partitions={"a": 1})
     assert np.array_equal(one.latency_s, many.latency_s)
     assert many.stages["a"].utilization == pytest.approx(one.stages["a"].utilization / 6)
 
@@ -33,40 +33,20 @@ def test_one_partition_is_one_replica_however_many_there_are() -> None:
 def test_one_replica_with_every_partition_is_a_shared_queue_at_an_entry_stage() -> None:
     events = poisson(300, 30)
     shared = simulate(ONE, {"a": allocated(1, 8)}, PROFILE, events)
-    bound = simulate(ONE, {"a": allocated(1, 8)}, PROFILE, events, queues="partitioned", partitions={"a": 12})
+    bound = simulate(ONE, {"a": allocated(1, 8)}, PROFILE, events, partitions={"a": 12})
     assert np.array_equal(shared.latency_s, bound.latency_s)
 
 
 def test_partitions_cost_latency_compared_with_a_shared_queue() -> None:
     events = poisson(600, 60)
     shared = simulate(ONE, {"a": allocated(4, 8)}, PROFILE, events)
-    bound = simulate(ONE, {"a": allocated(4, 8)}, PROFILE, events, queues="partitioned", partitions={"a": 8})
+    bound = simulate(ONE, {"a": allocated(4, 8)}, PROFILE, events, partitions={"a": 8})
     assert bound.p99_s > shared.p99_s
 
 
-def test_a_measured_share_that_is_too_much_for_one_replica_makes_it_fall_behind() -> None:
-    events = poisson(500, 60)
-    skewed = {"a": (0.7, 0.1, 0.1, 0.1)}
-    options = {"queues": "partitioned", "partitions": {"a": 4}}
-    even = simulate(ONE, {"a": allocated(4, 8)}, PROFILE, events, **options)  # type: ignore[arg-type]
-    uneven = simulate(ONE, {"a": allocated(4, 8)}, PROFILE, events, partition_shares=skewed, **options)  # type: ignore[arg-type]
-    assert even.p99_s < 0.2
-    assert uneven.p99_s > 1.0
-
-
-def test_a_partition_that_carries_half_of_the_records_has_a_replica_of_its_own() -> None:
-    owners = station(PROFILE, "a", allocated(2, 8), partitions=6, partition_shares=(0.5, *[0.1] * 5)).owners
-    assert owners is not None
-    assert np.flatnonzero(owners == owners[0]).tolist() == [0]
-
-
-def test_partitions_follow_the_shares() -> None:
+def test_every_partition_gets_its_share_of_the_records() -> None:
     workload = prepare(ONE, PROFILE, Trace(np.arange(200_000.0)))
-    shares = np.array([0.5, 0.0, 0.3, 0.2])
-    counts = np.bincount(workload.partition_of(0, 4, shares), minlength=4) / len(workload)
-    assert counts[1] == 0
-    assert np.abs(counts - shares).max() < 0.005
-    even = np.bincount(workload.partition_of(0, 7, None), minlength=7) / len(workload)
+    even = np.bincount(workload.partition_of(0, 7), minlength=7) / len(workload)
     assert np.abs(even - 1 / 7).max() < 0.005
 
 
@@ -74,8 +54,8 @@ def test_a_key_stays_in_its_partition_along_the_pipeline_and_a_join_goes_by_even
     shape = Shape(("a", "b", "c"), (Arrow(0, 1), Arrow(0, 2), Arrow(1, 2)))
     profile = measured(shape, {name: {1: 0.01} for name in shape.stages}, paths=Paths((0b111,), (1.0,)))
     workload = prepare(shape, profile, Trace(np.arange(1000.0)))
-    assert np.array_equal(workload.partition_of(0, 8, None), workload.partition_of(1, 8, None))
-    together = np.corrcoef(workload.partition_of(0, 8, None), workload.partition_of(2, 8, None))[0, 1]
+    assert np.array_equal(workload.partition_of(0, 8), workload.partition_of(1, 8))
+    together = np.corrcoef(workload.partition_of(0, 8), workload.partition_of(2, 8))[0, 1]
     assert abs(together) < 0.1
 
 
@@ -90,7 +70,7 @@ def served_out_of_order(partitions: int, *, apart: bool) -> list[int]:
     """Events 0, 2, 3 and 1 arrive at "b" in this order, 1 while 3 waits; in which order do they leave?"""
     profile = measured(CHAIN, {"a": {1: 1.0}, "b": {1: 3.0}})
     workloads = (prepare(CHAIN, profile, trace(0.0, 0.1, 0.2, 0.3), seed=seed) for seed in range(1000))
-    workload = next(w for w in workloads if (np.unique(w.partition_of(1, partitions, None)).size == 4) == apart)
+    workload = next(w for w in workloads if (np.unique(w.partition_of(1, partitions)).size == 4) == apart)
     gone_a = Departures(np.array([1.0, 1.2, 1.3, 5.1]), np.array([0, 2, 3, 1], dtype=np.int32))
     gone_b = simulate_stage(workload, 1, {0: gone_a}, station(profile, "b", allocated(), partitions=partitions))
     assert gone_b is not None
@@ -114,21 +94,11 @@ def test_a_record_that_stood_behind_a_later_one_counts_for_itself_once_that_one_
     def apart(partition_of: np.ndarray) -> bool:
         return partition_of[2] == partition_of[10] != partition_of[5]
 
-    workload = next(w for w in workloads if apart(w.partition_of(1, 2, None)))
+    workload = next(w for w in workloads if apart(w.partition_of(1, 2)))
     gone_a = Departures(np.array([1.0, 2.0, 2.5, 5.0]), np.array([12, 10, 2, 5], dtype=np.int32))
     gone_b = simulate_stage(workload, 1, {0: gone_a}, station(profile, "b", allocated(), partitions=2))
     assert gone_b is not None
     assert gone_b.events.tolist() == [12, 10, 2, 5]
-
-
-def test_records_without_a_key_spread_better_than_keyed_ones() -> None:
-    profile = measured(CHAIN, {"a": {1: 0.001}, "b": {1: 0.009}})
-    allocations = {"a": allocated(4), "b": allocated(8)}
-    events = poisson(600, 120)
-    options = {"queues": "partitioned", "partitions": {"a": 16, "b": 8}}
-    keyed = simulate(CHAIN, allocations, profile, events, **options)  # type: ignore[arg-type]
-    unkeyed = simulate(CHAIN, allocations, profile, events, keyed=False, **options)  # type: ignore[arg-type]
-    assert unkeyed.stages["b"].wait_s < 0.9 * keyed.stages["b"].wait_s
 
 
 def test_replicas_without_a_partition_stay_idle() -> None:
@@ -141,12 +111,6 @@ def test_replicas_without_a_partition_stay_idle() -> None:
     assert np.isfinite(latency_s).all()
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (1.0, -0.1, 0.1), (0.0, 0.0, 0.0), (np.nan, 1.0, 1.0)])
-def test_shares_that_cannot_be_are_refused_with_what_was_given(shares: tuple[float, ...]) -> None:
-    with pytest.raises(InvalidTopology, match="partition shares must be 3 numbers"):
-        station(PROFILE, "a", allocated(), partitions=3, partition_shares=shares)
-
-
 @pytest.mark.parametrize("partitions", [0, -1, 70_000])
 def test_partition_counts_that_cannot_be_are_refused(partitions: int) -> None:
     with pytest.raises(InvalidTopology, match=str(partitions)):
@@ -155,4 +119,4 @@ def test_partition_counts_that_cannot_be_are_refused(partitions: int) -> None:
 
 def test_partitions_of_every_stage_must_be_given() -> None:
     with pytest.raises(InvalidTopology, match="stage 'a': the partitions of its input topic"):
-        simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), queues="partitioned")
+        simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), partitions={})

@@ -63,8 +63,8 @@ def test_waiting_for_a_fuller_batch_ends_when_the_oldest_has_waited_long_enough(
     assert close(found.latency_s, [6.5, 5.5, 6.0])
 
 
-@pytest.mark.parametrize("queue", [{}, {"order": "entry"}, {"queues": "partitioned", "partitions": {"a": 1}}])
-def test_the_wait_limit_means_the_same_in_every_queue(queue: dict[str, object]) -> None:
+@pytest.mark.parametrize("queue", [{}, {"order_slo_s": 2.0}, {"order_slo_s": np.inf}])
+def test_the_wait_limit_means_the_same_in_every_order(queue: dict[str, object]) -> None:
     found = one_stage((0.0, 1.0, 9.0, 9.5, 9.6, 9.7), {1: 1.0, 2: 1.5, 3: 2.0}, max_wait_s={"a": 5.0}, **queue)
     assert close(found.latency_s, [6.5, 5.5, 2.6, 2.1, 2.0, 6.0])
 
@@ -74,19 +74,23 @@ def mixed(times: tuple[float, ...], order: tuple[str, ...], replicas: int = 1) -
     return simulate(ONE, allocations, measured(ONE, {"a.slow": {1: 3.0}, "a.fast": {1: 1.0}}), trace(*times)).latency_s
 
 
-def test_replicas_never_used_are_taken_in_the_order_of_the_allocations() -> None:
-    assert close(mixed((0.0, 0.0), ("slow", "fast")), [3.0, 1.0])
-    assert close(mixed((0.0, 0.0), ("fast", "slow")), [1.0, 3.0])
+def test_of_free_replicas_the_one_whose_batch_would_end_first_is_taken() -> None:
+    for order in (("slow", "fast"), ("fast", "slow")):
+        assert close(mixed((0.0, 4.0, 5.5), order), [1.0, 1.0, 1.0])
 
 
-def test_the_replica_that_has_been_free_longest_takes_the_next_batch() -> None:
-    # The fast one is free from 1, the slow one from 3: at 4 the fast one is taken, at 4.5 the slow one.
-    assert close(mixed((0.0, 0.0, 4.0, 4.5), ("fast", "slow")), [1.0, 3.0, 1.0, 3.0])
+def test_a_slower_replica_leaves_an_event_that_a_busy_faster_one_would_end_sooner() -> None:
+    assert close(mixed((0.0, 0.0), ("slow", "fast")), [1.0, 2.0])
 
 
-def test_of_replicas_freed_at_one_instant_the_one_whose_batch_started_first_is_taken() -> None:
-    # Slow from 0 to 3, fast from 2 to 3: both are free from 3, the slow one started first.
-    assert close(mixed((0.0, 2.0, 5.0), ("slow", "fast")), [3.0, 1.0, 3.0])
+def test_a_slower_replica_takes_an_event_where_a_faster_one_could_not_end_all_that_wait_sooner() -> None:
+    assert close(mixed((0.0, 0.0, 0.0), ("slow", "fast")), [1.0, 3.0, 2.0])
+
+
+def test_of_kinds_that_would_end_at_one_instant_the_first_allocated_is_taken() -> None:
+    profile = measured(ONE, {"a.x": {1: 1.0}, "a.y": {1: 1.0, 2: 5.0}})
+    one_each = {"a": (Allocation("x", 1, 1), Allocation("y", 2, 1))}
+    assert close(simulate(ONE, one_each, profile, trace(0.0, 0.1, 0.2)).latency_s, [1.0, 1.0, 1.8])
 
 
 def diamond(path: int, *, hop_s: float = 0.0, c_s: float = 4.0, times: tuple[float, ...] = (0.0,)) -> Simulation:
@@ -136,14 +140,23 @@ def test_events_that_skip_the_final_stage_have_no_latency_and_do_not_count() -> 
     assert found.miss_rate(1.1) == 0.0
 
 
-def test_a_shared_queue_by_entry_lets_the_event_that_entered_first_go_first() -> None:
+def by_way_of_a_slow_branch(slo_s: float) -> np.ndarray:
+    """Event 0 reaches "d" at 5.001 by way of "b", when event 3 waits there; the others come straight from "a"."""
     shape = Shape(("a", "b", "d"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
     profile = measured(shape, {"a": {1: 0.001}, "b": {1: 5.0}, "d": {1: 4.0}}, paths=Paths((0b111, 0b010), (0.5, 0.5)))
     events = trace(0.0, 0.01, 0.02, 0.03)
     seed = next(s for s in range(100) if prepare(shape, profile, events, seed=s).masks.tolist() == [0, 1, 1, 1])
     allocations = {name: allocated() for name in shape.stages}
-    # "d" is busy with event 1 from 0.011 and with event 2 until 8.011; event 0 comes from "b" at 5.001, when 3 waits.
-    by_arrival = simulate(shape, allocations, profile, events, seed=seed)
-    by_entry = simulate(shape, allocations, profile, events, seed=seed, order="entry")
-    assert close(by_arrival.latency_s, [16.011, 4.001, 7.991, 11.981])
-    assert close(by_entry.latency_s, [12.011, 4.001, 7.991, 15.981])
+    # "d" is busy with event 1 from 0.011 and with event 2 until 8.011.
+    return simulate(shape, allocations, profile, events, seed=seed, order_slo_s=slo_s).latency_s
+
+
+@pytest.mark.parametrize("slo_s", [4.98, np.inf])
+def test_an_event_that_entered_earlier_goes_before_those_that_wait(slo_s: float) -> None:
+    assert close(by_way_of_a_slow_branch(slo_s), [12.011, 4.001, 7.991, 15.981])
+
+
+@pytest.mark.parametrize("slo_s", [0.0, 4.96])
+def test_an_event_that_is_past_its_slo_does_not_overtake_those_that_are_not(slo_s: float) -> None:
+    """With an SLO of 4.96 s event 0 counts as entered at 0.041 when it comes, after event 3."""
+    assert close(by_way_of_a_slow_branch(slo_s), [16.011, 4.001, 7.991, 11.981])

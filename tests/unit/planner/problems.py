@@ -13,7 +13,6 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.partitions import rungs
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 
 SIZES = (1, 2, 4, 8)
@@ -81,14 +80,12 @@ def plain_problem(times_s, arrivals_s, target_s, catalogue, *, arrows=None, path
 
 
 def options(problem, stage, most):
-    """Every kind, profiled batch size and replica count up to a limit, on partitions those on rungs; one kind each."""
-    counts = rungs(problem.partitions[stage]) if problem.partitions else range(1, most + 1)
+    """Every kind, profiled batch size and replica count up to a limit; one kind each."""
     return [
         (Allocation(kind, size, count),)
         for kind in problem.measured.hardware_of(stage)
         for size in problem.measured.profiles[stage, kind].batch_sizes
-        for count in counts
-        if count <= most
+        for count in range(1, min(most, problem.partitions.get(stage, most)) + 1)
     ]
 
 
@@ -103,15 +100,15 @@ def least_cost(problem, most):
     return next((cost_of(problem, c) for c in candidates(problem, most) if meets(problem, c)), math.inf)
 
 
-def p99_s(problem, candidate, trace=None):
+def p99_s(problem, candidate, trace=None, slo_s=None):
     """P99 by a simulation from scratch, without bounds, cached departures or early ends."""
     found = simulate(
         problem.shape,
         dict(zip(problem.shape.stages, candidate, strict=True)),
         problem.measured,
         trace or problem.traces[0],
-        queues=problem.queues,
-        partitions=problem.partitions,
+        order_slo_s=slo_s or problem.queue_slo_s,
+        partitions=problem.partitions or None,
         seed=problem.seed,
     )
     return found.quantile_s(problem.objective)

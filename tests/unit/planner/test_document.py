@@ -20,7 +20,6 @@ PLAN = Plan(
     envelope=((0.1, 31), (0.2, 44), (60.0, 6321)),
     visit_ratios={"parse": 1.0, "score": 0.4},
     utilization={"parse": 0.7, "score": 0.5},
-    partitions={"parse": 12},
     algorithm="default",
 )
 
@@ -82,14 +81,12 @@ def test_a_difference_names_each_stage_s_change_and_adds_up_to_the_cost_of_all()
             "audit": (Allocation("cpu-1", 1, 1),),
         },
         slo_s=0.2,
-        partitions={"parse": 24},
     )
     found = difference(PLAN, after, catalogue())
     changes = {stage.stage: stage.cost_change_per_hour for stage in found.stages if not stage.unchanged}
     assert changes == pytest.approx({"score": 2 * 0.526 - 3 * 4 * 0.0665, "audit": 0.0665})
     assert found.cost_change_per_hour == pytest.approx(sum(changes.values()))
     assert found.slo_change_s == pytest.approx(-0.05)
-    assert found.partition_changes == {"parse": (12, 24)}
     assert not found.unchanged
 
 

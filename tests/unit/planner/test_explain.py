@@ -57,19 +57,3 @@ def test_the_curve_runs_from_infeasible_to_ever_cheaper():
     assert points[0].plan is None
     costs = [p.plan.cost_per_hour for p in points if p.plan is not None]
     assert costs == sorted(costs, reverse=True)
-
-
-def test_a_hot_partition_is_planned_for_and_told_with_what_it_limits():
-    problem = random_problem(2, stages=2, slack=6.0, partitions=4, rate=60)
-    shares = {"s0": (0.7, 0.1, 0.1, 0.1)}
-    asked = {"partitions": problem.partitions, "partition_shares": shares}
-    plan = provision(
-        problem.shape, problem.measured, problem.traces, problem.target_s, problem.catalogue, margin=0.0, **asked
-    )
-    told = explain(plan, problem.shape, problem.measured, problem.traces, problem.catalogue, partition_shares=shares)
-    first, second = told.stages
-    assert "one partition carries 70% of the records, so more than 1 replicas cannot help" in first.partitions.reason
-    assert "carries" not in second.partitions.reason
-    evenly = _explained(problem, plan)
-    assert first.next_cheaper != evenly.stages[0].next_cheaper
-    assert told.p99.low_s <= plan.predicted_p99_s <= told.p99.high_s

@@ -22,8 +22,8 @@ BY_HAND_COST = 8 * 0.0665 + 5 * 0.7005
 @pytest.mark.parametrize("algorithm", ["default", "exact"])
 def test_no_search_finds_a_dearer_plan_than_the_one_made_by_hand(seed, algorithm):
     trace = gamma_trace(150.0, 1.0, 120.0, np.random.default_rng(seed))
-    assert simulate(SHAPE, BY_HAND, profile(), trace).p99_s <= SLO_S
+    assert simulate(SHAPE, BY_HAND, profile(), trace, order_slo_s=SLO_S).p99_s <= SLO_S
     assert cost_per_hour(BY_HAND, CATALOGUE) == pytest.approx(BY_HAND_COST)
     plan = provision(SHAPE, profile(), trace, SLO_S, CATALOGUE, algorithm=algorithm)
-    assert simulate(SHAPE, plan.allocations, profile(), trace).p99_s == plan.predicted_p99_s <= SLO_S
+    assert simulate(SHAPE, plan.allocations, profile(), trace, order_slo_s=SLO_S).p99_s == plan.predicted_p99_s <= SLO_S
     assert plan.cost_per_hour <= BY_HAND_COST + 1e-9

@@ -17,7 +17,6 @@ from inferline_stream.planner.evaluation import Evaluator, Stopped
 from inferline_stream.planner.exact import prove
 from inferline_stream.planner.fronts import Fronts
 from inferline_stream.planner.menu import menu
-from inferline_stream.planner.partitions import rungs
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 from inferline_stream.planner.provision import MARGIN, provision, search
 from inferline_stream.planner.search import busiest, levels
@@ -201,28 +200,6 @@ def test_a_menu_reaches_to_the_last_partition_and_to_the_whole_stock():
     assert most == {"slow": 6, "middle": 6, "fast": 3}
 
 
-def test_on_partitions_replica_counts_of_one_kind_lie_on_rungs():
-    problem = random_problem(4, rate=300, partitions=31, slack=4.0)
-    for algorithm in ("inferline", "default"):
-        for held in _plan(problem, algorithm=algorithm).allocations.values():
-            assert len(held) > 1 or held[0].replicas in rungs(31)
-
-
-def test_a_stage_without_a_partition_count_gets_an_advised_one():
-    problem = random_problem(4, stages=2)
-    plan = provision(
-        problem.shape,
-        problem.measured,
-        problem.traces,
-        1.0,
-        problem.catalogue,
-        queues="partitioned",
-        partitions={"s0": 9},
-    )
-    assert plan.partitions["s0"] == 9
-    assert plan.partitions["s1"] >= sum(a.replicas for a in plan.allocations["s1"])
-
-
 def test_several_traces_are_met_one_by_one():
     problem = random_problem(2, stages=2, slack=4.0)
     rng = np.random.default_rng(7)
@@ -261,12 +238,6 @@ def test_an_slo_below_the_longest_path_is_infeasible_and_the_smallest_named_is_m
     smallest = caught.value.smallest_slo_s
     assert smallest > problem.target_s
     assert _plan(problem, smallest * (1 + 1e-9)).predicted_p99_s <= smallest * (1 + 1e-9)
-
-
-def test_a_stage_with_too_few_partitions_is_named():
-    problem = random_problem(3, stages=2, rate=2000, duration_s=5, slack=6.0, partitions=1)
-    with pytest.raises(Infeasible, match="its topic has 1 partitions"):
-        _plan(problem)
 
 
 @pytest.mark.parametrize("algorithm", ["default", "inferline", "exact"])

@@ -23,8 +23,8 @@ def _late(problem, candidate):
         held,
         problem.measured,
         problem.traces[0],
-        queues=problem.queues,
-        partitions=problem.partitions,
+        order_slo_s=problem.target_s,
+        partitions=problem.partitions or None,
     )
     return int((found.latency_s > problem.target_s).sum())
 

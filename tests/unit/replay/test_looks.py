@@ -24,7 +24,7 @@ ONE = Shape(("a",), ())
 KINDS = {"x": Hardware("x", 1.0)}
 PLAN = Plan(
     pipeline="p", slo_s=0.5, allocations={"a": (Allocation("x", 1, 1),)}, cost_per_hour=1.0, predicted_p99_s=0.1,
-    arrival_rate=1.0, envelope=((1.0, 1),), visit_ratios={"a": 1.0}, utilization={"a": 0.1}, partitions={},
+    arrival_rate=1.0, envelope=((1.0, 1),), visit_ratios={"a": 1.0}, utilization={"a": 0.1},
 )  # fmt: skip
 MEASURED = PipelineProfile({("a", "x"): Profile("a", "x", (ServiceTime(1, 0.01),), 2.0)}, Paths((0,), (1.0,)))
 LOOKS = Looks(

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferline_stream.estimator.simulation import simulate
-from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -34,7 +33,7 @@ def one_stage(*times_s: float, start_up_s: float = 0.0) -> PipelineProfile:
     return PipelineProfile({("a", "x"): Profile("a", "x", times, start_up_s)}, Paths((0,), (1.0,)))
 
 
-def run(measured, held, trace, scaler=None, *, shape=ONE, partitions=None, **more):
+def run(measured, held, trace, scaler=None, *, shape=ONE, **more):
     return replay(
         shape,
         held,
@@ -43,14 +42,13 @@ def run(measured, held, trace, scaler=None, *, shape=ONE, partitions=None, **mor
         scaler or Fixed(),
         catalogue=KINDS,
         slo_s=SLO_S,
-        partitions=partitions,
         **more,
     )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([0.1, 0.7, 60.0]))
-def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, partitioned, period_s):
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.7, 60.0]))
+def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
     rng = np.random.default_rng(seed)
     shape = random_shape(rng)
     while len(shape.finals()) > 1:
@@ -65,12 +63,10 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, partitioned, peri
         held[stage] = tuple(Allocation(kind, int(rng.choice([1, 2, 8])), int(rng.integers(1, 4))) for kind in kinds)
     measured = PipelineProfile(profiles, independent_paths(shape, conditional), float(rng.choice([0.0, 0.003])))
     trace = Trace(np.cumsum(rng.gamma(0.25, 4 * rng.choice([0.01, 0.05]), 300)))
-    partitions = {stage: int(rng.integers(6, 12)) for stage in shape.stages} if partitioned else None
     idle = Fixed()
     idle.period_s = period_s
-    found = run(measured, held, trace, idle, shape=shape, partitions=partitions, seed=seed)
-    queues = "partitioned" if partitioned else "shared"
-    expected = simulate(shape, held, measured, trace, queues=queues, partitions=partitions, seed=seed)
+    found = run(measured, held, trace, idle, shape=shape, seed=seed)
+    expected = simulate(shape, held, measured, trace, order_slo_s=SLO_S, seed=seed)
     assert found.latency_s.tobytes() == expected.latency_s.tobytes()
     assert found.cost == pytest.approx(cost_per_hour(held, KINDS) * float(trace.arrivals_s[-1]) / 3600)
 
@@ -125,52 +121,6 @@ def test_a_replica_that_leaves_ends_its_batch_and_takes_no_other():
     found = run(one_stage(1.0), {"a": (Allocation("x", 1, 2),)}, trace, plan)
     assert found.latency_s == pytest.approx([1.0, 1.0, 1.9, 2.8, 1.0])
     assert found.replica_hours["a", "x"] == pytest.approx((9.0 + 1.0) / 3600)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_a_partition_that_moves_waits_for_the_batch_in_flight_and_the_handover_and_no_other_waits(seed):
-    """One replica holds two partitions; at 5 s another is ready at once and gets one of them.
-
-    Until then records are served in order of entry. What is in flight at 5 s is finished; from then on the old replica
-    serves its partition alone, and the new one the other partition, 0.05 s after the end of what was in flight.
-    """
-    service_s, moves_s, handover_s = 0.2, 5.0, 0.05
-    times_s = np.sort(np.random.default_rng(seed).uniform(0.0, 10.0, 60))
-    measured = one_stage(service_s)
-    conditions = Conditions(handover_s=handover_s, statistics_delay_s=0.0)
-    plan = Scheduled("more", [(moves_s, {"a": {"x": 2}})])
-    held = {"a": (Allocation("x", 1, 1),)}
-    found = run(measured, held, Trace(times_s), plan, partitions={"a": 2}, conditions=conditions, seed=seed)
-    partition = prepare(ONE, measured, Trace(times_s), seed=seed).partition_of(0, 2, None)
-
-    def expected(moving: int) -> np.ndarray:
-        free_s, ends_s, started = 0.0, np.zeros(times_s.size), np.zeros(times_s.size, bool)
-        for i in range(times_s.size):
-            start_s = max(free_s, times_s[i])
-            if start_s >= moves_s:
-                break
-            free_s, started[i] = start_s + service_s, True
-            ends_s[i] = free_s
-        for p, from_s in ((1 - moving, free_s), (moving, max(free_s, moves_s) + handover_s)):
-            for i in np.flatnonzero(~started & (partition == p)):
-                from_s = max(from_s, times_s[i]) + service_s
-                ends_s[i] = from_s
-        return ends_s - times_s
-
-    agrees = [np.allclose(found.latency_s, expected(moving), atol=1e-12, rtol=0) for moving in (0, 1)]
-    assert agrees.count(True) == 1
-
-
-def test_where_the_world_stops_every_partition_waits():
-    trace = Trace(np.arange(0.1, 4.0, 0.2))
-    conditions = Conditions(stop_the_world_s=0.6, handover_s=0.05, statistics_delay_s=0.0)
-    plan = Scheduled("more", [(1.0, {"a": {"x": 2}})])
-    held = {"a": (Allocation("x", 1, 1),)}
-    found = run(one_stage(0.2), held, trace, plan, partitions={"a": 2}, conditions=conditions)
-    ends_s = trace.arrivals_s + found.latency_s
-    stopped = (trace.arrivals_s > 1.0) & (trace.arrivals_s < 1.6)
-    assert stopped.sum() == 3
-    assert ends_s[stopped].min() == pytest.approx(1.8)
 
 
 @dataclass

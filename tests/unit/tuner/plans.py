@@ -35,7 +35,6 @@ def plan() -> Plan:
         envelope=ENVELOPE,
         visit_ratios={"a": 1.0, "b": 0.5},
         utilization={"a": 0.5, "b": 1 / 3},
-        partitions={"a": 60, "b": 60},
     )
 
 
