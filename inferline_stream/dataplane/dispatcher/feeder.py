@@ -79,6 +79,8 @@ class Feeder:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
         self._loop = asyncio.get_running_loop()
+        self._quarantine = False
+        """Whether a replica may be kept for suspects."""
         self.session: Session | None = None
         self.hold_s = 0.0
 
@@ -148,7 +150,7 @@ class Feeder:
         if session is None or not session.open():
             return
         now_s = self._loop.time()
-        if len(session.suspects):
+        if self._quarantine or len(session.suspects):
             self._feed_quarantine(session, now_s)
         pool, queue = self._pool, session.queue
         while (eligible := queue.eligible) and session.open():
@@ -203,8 +205,13 @@ class Feeder:
         member.connection.send(Batch(session.epoch, member.hand.batch, payloads))
 
     def _feed_quarantine(self, session: Session, now_s: float) -> None:
-        """Run the next suspect alone, on the one replica that runs suspects."""
+        """Run the next suspect alone, on the one replica that runs suspects; free it once there are none."""
         members = self._members.values()
+        self._quarantine = len(session.suspects) > 0
+        if not self._quarantine:
+            for member in members:
+                member.replica.quarantined = False
+            return
         quarantined = next((member for member in members if member.replica.quarantined), None)
         if quarantined is None:
             free = [m for m in members if m.hand is None and m.replica.ready and not m.replica.leaving]

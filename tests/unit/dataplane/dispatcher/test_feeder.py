@@ -209,3 +209,19 @@ async def test_a_replica_beyond_its_last_deadline_is_replaced():
         await replica.batch()
         await until(lambda: pool.replaced == [replica.name], "it is replaced")
         assert pool.phases() == {}
+
+
+async def test_the_only_replica_serves_the_queue_again_once_nothing_is_suspected():
+    async with fed() as pool:
+        pool.slot.session.suspects.learn(b"a sample")
+        victim = await pool.attached()
+        pool.slot.fetched(b"x", b"y")
+        await victim.batch()
+        victim.die()
+        await until(lambda: not pool.phases(), "its end is known")
+        replica = await pool.attached()
+        while len(pool.slot.sender.sent) < 2:
+            replica.answer(await replica.batch())
+            await until(lambda: pool.slot.session._in_hand == 0 or not replica.idle(), "the answer is taken")
+        pool.slot.fetched(b"z", first=2)
+        assert (await replica.batch()).inputs == [b"z"]
