@@ -28,6 +28,12 @@ _READ_ONLY = 0o2000000 | 0o740000 | 0o4000 | 0o400 | 0o1000000
 """Flags of open that neither write nor create: CLOEXEC, DIRECTORY, LARGEFILE, NOFOLLOW (and DIRECT; the machines
 number these four differently), NONBLOCK, NOCTTY, NOATIME."""
 
+_LOOPS = (
+    "select pselect6 epoll_pwait2 eventfd2 rseq time setitimer times setsockopt getpeername shutdown "
+    "getuid geteuid getgid getegid getppid"
+)
+"""What event loops, clients and imports use, and a stage that has its batches handed to it does not."""
+
 _NOT_EXECUTABLE: Alternatives = ((Condition(2, 0, _EXEC),),)
 
 ERRNOS: Mapping[str, int] = MappingProxyType(
@@ -78,13 +84,12 @@ def sealed(
     calls = {
         **_plain(
             "read write readv writev close lseek fstat pread64 fsync "
-            "poll ppoll select pselect6 epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 dup "
+            "poll ppoll epoll_create1 epoll_ctl epoll_wait epoll_pwait pipe2 dup "
             "munmap mremap madvise brk "
-            "exit exit_group futex set_robust_list rseq gettid getpid sched_yield sched_getaffinity getcpu "
+            "exit exit_group futex set_robust_list gettid getpid sched_yield sched_getaffinity getcpu "
             "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall "
-            "clock_gettime clock_getres gettimeofday time nanosleep clock_nanosleep setitimer times getrusage "
-            "getsockopt setsockopt getsockname getpeername recvfrom recvmsg shutdown "
-            "uname getuid geteuid getgid getegid getppid getrandom sysinfo"
+            "clock_gettime clock_getres gettimeofday nanosleep clock_nanosleep getrusage "
+            "getsockopt getsockname recvfrom recvmsg uname getrandom sysinfo"
         ),
         "newfstatat": ((Condition(3, _EMPTY_PATH, _EMPTY_PATH),),),
         "fcntl": _any_of(1, (1, 2, 3, 4, 1030)),  # GETFD SETFD GETFL SETFL DUPFD_CLOEXEC
@@ -102,7 +107,7 @@ def sealed(
     }
     if network:
         calls |= {
-            **_plain("connect"),
+            **_plain(f"connect {_LOOPS}"),
             "socket": _sockets(_STREAM, (0, _TCP)),
             "sendto": ((Condition(3, 0, _FASTOPEN),),),
         }
@@ -113,7 +118,7 @@ def sealed(
             "mmap": ALWAYS if jit else (*_NOT_EXECUTABLE, (Condition(2, 0, _WRITE),)),
         }
     if helpers:
-        calls |= _forking()
+        calls |= {**_forking(), **_plain("getppid")}
         calls |= {"kill": ALWAYS} if signals else {}
     if writes:
         calls |= _plain("ftruncate")
@@ -145,6 +150,7 @@ def launching(
     """
     calls = {
         **sealed(process, network=network, imports=True, jit=jit, helpers=helpers, signals=signals, serves=serves),
+        **_plain(_LOOPS),
         **_plain(
             "open openat statx faccessat2 getdents pwrite64 preadv pwritev fadvise64 readahead sendfile ftruncate "
             "fallocate fdatasync flock unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir chmod fchmod "

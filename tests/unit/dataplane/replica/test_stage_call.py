@@ -1,0 +1,115 @@
+"""A stage's calls: culprits are found by halving, and a stage that breaks its contract is found out."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.dataplane.frames import Done, Failed
+from inferline_stream.dataplane.replica.stage_call import OutOfMemory, StageCall, attempt, emulated_service_s, run_batch
+from inferline_stream.errors import StageFailed
+from inferline_stream.pipeline.hardware import Hardware
+
+CORE = Hardware("cpu-1", 0.1)
+
+
+def settle(result: object) -> Done:
+    if result == "odd one out":
+        raise ValueError("no encoding")
+    return Done(str(result).encode(), 0)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_only_the_culprits_of_a_batch_fail_and_order_is_kept(bad: list[bool]) -> None:
+    batches = []
+
+    def stage(values: list[int]) -> list[int]:
+        batches.append(len(values))
+        if any(bad[value] for value in values):
+            raise RuntimeError(f"cannot do {values}")
+        return values
+
+    outcomes, calls = run_batch(stage, settle, range(len(bad)))
+    for number, (outcome, culprit) in enumerate(zip(outcomes, bad, strict=True)):
+        if culprit:
+            assert isinstance(outcome, Failed)
+            assert (outcome.type, outcome.message) == ("RuntimeError", f"cannot do [{number}]")
+        else:
+            assert outcome == Done(b"%d" % number, 0)
+    assert sum(call.batch_size for call in calls) == bad.count(False)
+    assert len(batches) <= 1 + 2 * sum(bad) * (len(bad)).bit_length()
+
+
+def test_a_result_that_cannot_be_encoded_fails_alone() -> None:
+    outcomes, _ = run_batch(lambda values: values, settle, ["a", "odd one out", "c"])
+    assert isinstance(outcomes[1], Failed)
+    assert outcomes[1].message == "no encoding"
+    assert [outcomes[0], outcomes[2]] == [Done(b"a", 0), Done(b"c", 0)]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [([1], "returned 1 results for a batch of 2"), (None, "returned NoneType"), ([1, 2, 3], "returned 3 results")],
+)
+def test_another_number_of_results_fails_the_stage(results: object, message: str) -> None:
+    with pytest.raises(StageFailed, match=message):
+        run_batch(lambda values: results, settle, [1, 2])
+
+
+def test_memory_that_runs_out_is_no_events_fault() -> None:
+    def stage(values: list[int]) -> list[int]:
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory, match="out of memory on a batch of 2"):
+        run_batch(stage, settle, [1, 2])
+    with pytest.raises(OutOfMemory):
+        attempt(stage, 1)
+
+
+def test_a_failure_names_the_users_own_line() -> None:
+    def stage(values: list[int]) -> list[int]:
+        raise KeyError("missing")
+
+    (failed,), _ = run_batch(stage, settle, [1])
+    assert isinstance(failed, Failed)
+    assert failed.where.startswith(f"{__file__}:")
+    assert failed.summary.endswith("in stage: KeyError: 'missing'")
+    assert "Traceback" in failed.traceback
+
+
+def test_a_class_is_built_once_and_its_failure_says_why() -> None:
+    class Model:
+        def __init__(self) -> None:
+            raise FileNotFoundError("model.onnx")
+
+    with pytest.raises(StageFailed, match=r"in __init__: .*Model cannot be built: FileNotFoundError: model.onnx"):
+        StageCall(Model, CORE)
+
+
+def test_a_quarter_of_a_core_takes_four_times_as_long() -> None:
+    def stage(values: list[int]) -> list[int]:
+        end_s = time.thread_time() + 0.02
+        while time.thread_time() < end_s:
+            pass
+        return values
+
+    call = StageCall(stage, Hardware("cpu-quarter", 0.1, cores=0.25))
+    began_s = time.perf_counter()
+    call([1])
+    assert time.perf_counter() - began_s >= 0.08
+
+
+def test_emulated_hardware_takes_the_time_of_its_batch_size() -> None:
+    call = StageCall(lambda values: values, Hardware("emulated-gpu", 0.1), {1: 0.02, 2: 0.05})
+    began_s = time.perf_counter()
+    assert call([1, 2]) == [1, 2]
+    assert time.perf_counter() - began_s >= 0.05
+
+
+@given(st.integers(1, 200))
+def test_emulated_service_time_never_falls(batch_size: int) -> None:
+    table = {1: 0.02, 8: 0.06, 32: 0.1}
+    assert emulated_service_s(table, batch_size) <= emulated_service_s(table, batch_size + 1)
+    assert [emulated_service_s(table, size) for size in table] == list(table.values())
+    assert emulated_service_s(table, 64) == pytest.approx(0.2)
