@@ -1,8 +1,9 @@
 """A controller in a process of its own, so that it can be killed and frozen with all that hangs on it.
 
 ``python -m inferline_stream.testing.controlling`` with a `Controlled` as one line of JSON on standard input. It says
-``started``, ``leads`` and ``ready``, a line each, and then answers every further line with a `Condition`. Its replicas
-are processes of its own. SIGTERM, or the end of its input: it drains the pipeline and leaves.
+``started``, ``leads`` and ``ready``, a line each, and then answers every further line with a `Condition`. Dispatchers
+and replicas are children of a supervisor, which the next controller of the same folder takes over if this one dies.
+SIGTERM, or the end of its input: it drains the pipeline and leaves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Literal
 
 import msgspec
 
+from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.session import Quiet, Run, Session, session
 from inferline_stream.errors import InferlineError
 from inferline_stream.testing.runs import emulated_run
@@ -35,7 +37,6 @@ class Controlled(msgspec.Struct, frozen=True):
     conditional: list[tuple[str, str, float]] = []
     """(parent, child, share of the parent's results that go there)."""
     planned_rate: float = 40.0
-    partitions: int = 8
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     settings: dict[str, float] = {}
 
@@ -49,11 +50,12 @@ class Controlled(msgspec.Struct, frozen=True):
             replicas=self.replicas,
             probability={(parent, child): share for parent, child, share in self.conditional},
             planned_rate=self.planned_rate,
-            partitions=self.partitions,
             prefix=self.prefix,
             delivery=self.delivery,
         )
-        return replace(run, feed=None, settings=replace(run.settings, **self.settings))
+        return replace(
+            run, feed=None, settings=replace(run.settings, **self.settings), supervisor_folder=Path(self.folder)
+        )
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -61,6 +63,10 @@ class Condition(msgspec.Struct, frozen=True):
 
     replicas: list[tuple[str, str, int]]
     """(name, stage, process) of those that run."""
+    dispatchers: list[tuple[str, str, int]]
+    """Likewise."""
+    supervisor: int | None
+    """Process of the supervisor."""
     complete: bool
     """Whether every replica wanted is ready."""
     lag_s: float | None
@@ -105,10 +111,12 @@ async def _answer(asked: asyncio.StreamReader, under_way: Session, stop: asyncio
 
 async def _condition(under_way: Session) -> Condition:
     controller = under_way.controller
-    running = [r for r in await controller.actuator.observe() if r.state == "running" and r.pid is not None]
-    state = controller.state
+    actuator, state = controller.actuator, controller.state
+    replicas, dispatchers = await actuator.observe(), await actuator.dispatchers()
     return Condition(
-        replicas=[(r.replica, r.stage, r.pid) for r in running if r.pid is not None],
+        replicas=[(r.replica, r.stage, r.pid) for r in replicas if r.state == "running" and r.pid is not None],
+        dispatchers=[(d.dispatcher, d.stage, d.pid) for d in dispatchers if d.state == "running" and d.pid is not None],
+        supervisor=actuator.supervisor_pid if isinstance(actuator, LocalActuator) else None,
         complete=state is not None
         and all(kind.ready >= kind.wanted for stage in state.stages for kind in stage.replicas),
         lag_s=max((stage.lag_s for stage in state.stages), default=0.0) if state is not None else None,

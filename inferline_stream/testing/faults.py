@@ -142,9 +142,13 @@ class Scene:
         return msgspec.json.decode(await self.leader.ask(), type=Condition)
 
     async def victim(self, stage: str | None = None) -> int:
-        """Process of some replica."""
+        """Return the process of some replica."""
         running = (await self.condition()).replicas
         return self.rng.choice([pid for _, name, pid in running if stage is None or name == stage])
+
+    async def dispatcher(self) -> int:
+        """Return the process of some dispatcher."""
+        return self.rng.choice([pid for _, _, pid in (await self.condition()).dispatchers])
 
     async def take_over(self) -> float:
         """Wait until the standby leads and has its replicas; start another standby. Returns since when it leads."""
@@ -306,16 +310,31 @@ async def kill_join_partner(scene: Scene) -> float:
 
 
 async def freeze_replica(scene: Scene) -> float:
-    """A replica stands still for longer than it takes to be declared dead, and wakes as a zombie."""
-    pid = await scene.victim()
-    _send(pid, signal.SIGSTOP)
-    await asyncio.sleep(scene.long_s)
-    _send(pid, signal.SIGCONT)
+    """A replica stands still for longer than its batch may take, and wakes if nobody has killed it."""
+    return await _frozen(scene, await scene.victim())
+
+
+async def kill_dispatcher(scene: Scene) -> float:
+    """SIGKILL of some dispatcher; the supervisor starts it again, and replicas live on."""
+    _send(await scene.dispatcher(), signal.SIGKILL)
+    return time.time()
+
+
+async def freeze_dispatcher(scene: Scene) -> float:
+    """A dispatcher stands still for longer than its lease, and wakes as a zombie if nobody has killed it."""
+    return await _frozen(scene, await scene.dispatcher())
+
+
+async def kill_supervisor(scene: Scene) -> float:
+    """SIGKILL of the supervisor; every dispatcher and replica ends with it, and the controller starts another."""
+    pid = (await scene.condition()).supervisor
+    assert pid is not None
+    _send(pid, signal.SIGKILL)
     return time.time()
 
 
 async def kill_controller(scene: Scene) -> float:
-    """SIGKILL of the leading controller; its replicas, processes of its own, leave with it. Ends once another leads."""
+    """SIGKILL of the leading controller; dispatchers and replicas live on. Ends once another leads."""
     scene.leader.signal(signal.SIGKILL)
     return await scene.take_over()
 
@@ -389,6 +408,13 @@ async def poison(scene: Scene) -> float:
     return time.time()
 
 
+async def _frozen(scene: Scene, pid: int) -> float:
+    _send(pid, signal.SIGSTOP)
+    await asyncio.sleep(scene.long_s)
+    _send(pid, signal.SIGCONT)
+    return time.time()
+
+
 def _send(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -400,6 +426,9 @@ FAULTS: dict[str, Callable[[Scene], Awaitable[float]]] = {
         kill_replica,
         kill_join_partner,
         freeze_replica,
+        kill_dispatcher,
+        freeze_dispatcher,
+        kill_supervisor,
         kill_controller,
         freeze_controller,
         restart_broker,

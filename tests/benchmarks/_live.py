@@ -61,9 +61,7 @@ def one_stage(
     )
     events = folder / "events.jsonl"
     events.write_text("".join(f'{{"n":{n},"pad":"{"x" * (record_bytes - 20)}"}}\n' for n in range(50)))
-    run = emulated_run(
-        folder, bootstrap_servers, folder, levels=[(1.0, 1.0)], planned_rate=planned_rate, partitions=PARTITIONS, **more
-    )
+    run = emulated_run(folder, bootstrap_servers, folder, levels=[(1.0, 1.0)], planned_rate=planned_rate, **more)
     return replace(run, feed=trace_feed(trace, events, folder, key_field="n"))
 
 

@@ -251,7 +251,6 @@ async def _example(bootstrap_servers: str, folder: Path) -> Found:
         pipeline.slo_s,
         catalogue(pipeline.hardware),
         pipeline=pipeline.name,
-        partitions={},
         max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
     )
     run = Run(
