@@ -278,11 +278,8 @@ class Director:
         await self.until(lambda: all(server.ready or server.broken for server in servers), "fork servers are ready", 60)
 
     def ready_s(self, replica: str) -> float:
-        """Return when a replica logged that it is ready, in seconds since the epoch, to the millisecond."""
-        lines = (self.logs / f"{replica}.log").read_text(encoding="utf-8").splitlines()
-        (line,) = (line for line in lines if " is ready after " in line)
-        at, milliseconds = line[:23].split(",")
-        return time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1e3
+        """Return when a replica was ready; see `ready_logged_s`."""
+        return ready_logged_s(self.logs / f"{replica}.log")
 
     async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a replica or a dispatcher a signal; returns its pid."""
@@ -376,6 +373,13 @@ class Director:
         while True:
             self.exits.append(await self.supervisor.next_exit())
             self._changed.set()
+
+
+def ready_logged_s(log: Path) -> float:
+    """Return when a replica wrote to its log that it is ready, in seconds since the epoch, to the millisecond."""
+    (line,) = (line for line in log.read_text(encoding="utf-8").splitlines() if " is ready after " in line)
+    at, milliseconds = line[:23].split(",")
+    return time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1e3
 
 
 def event_id(record: Any) -> str:

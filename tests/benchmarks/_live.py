@@ -20,14 +20,16 @@ from inferline_stream.testing.runs import emulated_run, trace_feed
 PARTITIONS = 8
 
 _TOPOLOGY = """
+import os
+
 from inferline_stream import Isolation, Pipeline, Sample, Stage, Topic
 
 
-def same(values: list[bytes]) -> list[bytes]:
-    return values
+def sign(values: list[bytes]) -> list[bytes]:
+    return [b"%d" % os.getpid()] * len(values)
 
 
-work = Stage("work", same, hardware=["emulated-cpu"], emulated={emulated!r}, max_batch_size={batch},
+work = Stage("work", sign, hardware=["emulated-cpu"], emulated={emulated!r}, max_batch_size={batch},
              isolation=Isolation(forked={forked}))
 pipeline = Pipeline("{name}", slo="{slo}", source=Topic("in", partitions={partitions}, codec="raw"),
                     sink=Topic("out", partitions={partitions}, codec="raw"), stages=[work],
@@ -47,7 +49,7 @@ def one_stage(
     forked: bool = False,
     **more: Any,
 ) -> Run:
-    """A run of one stage that passes records on, fed by a trace with records of that size.
+    """A run of one stage whose results are the process that made them, fed by a trace with records of that size.
 
     Replicas may be forked from a parent that has imported everything.
     """

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.records import Override, encode
 from inferline_stream.controlplane.session import Quiet, Session, session
 from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import TopicFollower, Written, write_once
-from inferline_stream.dataplane.protocol import ReplicaReport, decode_report
+from inferline_stream.dataplane.control import Written, write_once
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.testing.director import ready_logged_s
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink, one_stage, passed
@@ -32,6 +33,7 @@ RATE = 60.0
 STEP = 3.0
 BEFORE_S, AFTER_S = 8.0, 5.0
 RATE_OF_DEATHS, DEATHS = 200.0, 3
+HARDWARE = "emulated-cpu"
 
 
 def measure(quick: bool) -> dict[str, float | int | str | None]:
@@ -88,38 +90,32 @@ async def _step(bootstrap_servers: str, folder: Path) -> tuple[float, float, flo
     await append_time_sink(run)
     async with session(run, Quiet()) as under_way:
         await under_way.ready()
+        first = await _replicas(under_way)
         await under_way.fed(asyncio.Event())
-        picture = under_way.controller.picture
-        ups = [d for d in picture.decisions if d.action == "scale_up"]
-        asked_s = dict(under_way.controller.fleet.started_s)
+        ups = [d for d in under_way.controller.picture.decisions if d.action == "scale_up"]
+        found = await _replicas(under_way)
         shift_s = time.time() - asyncio.get_running_loop().time()
+        ready_s = {name: ready_logged_s(run.log_folder / f"{name}.log") for name in found.keys() - first.keys()}
         await under_way.drain()
         sent = await passed(under_way)
-        reports = await _reports(under_way.run.bootstrap_servers, under_way.running.names.stage_stats)
-    by_entry = np.sort(sent.entry_s)
-    stepped_s = float(by_entry[len(before)])
+    stepped_s = float(np.sort(sent.entry_s)[len(before)])
     if not ups or ups[0].time_s < stepped_s:
         return None
-    first_replica = next(iter(reports))
-    new = [name for name in reports if name != first_replica]
-    firsts = []
-    for name in new:
-        ready_s = next(at for at, r in reports[name] if r.phase == "ready")
-        held = next((r.held for _, r in reports[name] if r.held and all(o >= 0 for o in r.held.values())), None)
-        if held is None:
-            continue
-        done = [
-            float(sent.out_s[(sent.partition == p) & (sent.offset == offset)][0])
-            for p, offset in held.items()
-            if ((sent.partition == p) & (sent.offset == offset)).any()
-        ]
-        if done:
-            firsts.append((min(done), ready_s, asked_s[name] + shift_s))
+    signed = dict(zip(reversed(sent.values), sent.out_s[::-1], strict=True))  # the first result of each
+    firsts = [
+        (float(signed[own]), at_s, found[name].started_s + shift_s)
+        for name, at_s in ready_s.items()
+        if (own := b"%d" % (found[name].pid or 0)) in signed
+    ]
     if not firsts:
         return None
-    first_s, ready_s, asked = min(firsts)
-    start_up_s = ready_s - asked
+    first_s, at_s, asked_s = min(firsts)
+    start_up_s = at_s - asked_s
     return ups[0].time_s - stepped_s, start_up_s, first_s - ups[0].time_s - start_up_s
+
+
+async def _replicas(under_way: Session) -> dict[str, ObservedReplica]:
+    return {r.replica: r for r in await under_way.controller.actuator.observe() if r.state == "running"}
 
 
 async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
@@ -136,7 +132,6 @@ async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
     died_s = []
     async with session(run, Quiet()) as under_way:
         await under_way.ready()
-        picture, actuator = under_way.controller.picture, under_way.controller.actuator
         standby = Override("standby", "work", 1)
         control = under_way.running.names.control
         await write_once(bootstrap_servers, Written(control, standby.key, encode(standby)))
@@ -144,7 +139,7 @@ async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
         for _ in range(DEATHS):
             assert await until(lambda: _stands_by(under_way), 30.0)
             await asyncio.sleep(1.0)
-            (working,) = [r for r in await actuator.observe() if r.pid and r.replica not in picture.standbys["work"]]
+            working, _ = (await _replicas(under_way)).values()  # the older one has the lower number, and the work
             died_s.append(time.time())
             os.kill(working.pid or 0, signal.SIGKILL)
             await asyncio.sleep(1.0)
@@ -156,15 +151,5 @@ async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
 
 
 async def _stands_by(under_way: Session) -> bool:
-    return len(under_way.controller.picture.standbys.get("work", ())) == 1
-
-
-async def _reports(bootstrap_servers: str, topic: str) -> dict[str, list[tuple[float, ReplicaReport]]]:
-    """Reports of each replica with the time they were made, replicas in order of their first."""
-    found: dict[str, list[tuple[float, ReplicaReport]]] = {}
-    async with TopicFollower(bootstrap_servers, topic, committed_only=False) as follower:
-        for record in await follower.read_to(await follower.end()):
-            if record.value:
-                report = decode_report(record.value)
-                found.setdefault(report.replica, []).append((record.time_ms / 1e3, report))
-    return found
+    ready = under_way.controller.picture.reports.ready("work", HARDWARE)
+    return ready == 2 == len(await _replicas(under_way))
