@@ -115,6 +115,10 @@ class ReportSender:
         """Close the connection."""
         await closed(self._producer)
 
+    async def partitions_of(self, topic: str) -> int:
+        """Partitions of a topic, which must exist."""
+        return len(await self._producer.partitions_for(topic))
+
     async def send(self, topic: str, report: bytes) -> bool:
         """Send one record, and return whether Kafka acknowledged it."""
         try:

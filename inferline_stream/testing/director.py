@@ -171,6 +171,8 @@ class Director:
         specs = [self._dispatcher_spec(stage, slot) for slot in range(slots)]
         self._dispatchers[stage] = [*self._dispatchers.get(stage, []), *specs]
         await self.supervisor.dispatch(stage, self._dispatchers[stage])
+        if before:
+            await self.until(lambda: all(self.phase(s.dispatcher) == "standby" for s in specs), "the next ones wait")
         for slot in range(max(slots, len(before))):
             name = specs[slot].dispatcher if slot < slots else ""
             await self.grant(stage, slot, slots=slots, dispatcher=name, begins=not before)

@@ -120,9 +120,9 @@ class Dispatcher:
             self._limits, *_ = await asyncio.gather(
                 record_limits(self._spec.bootstrap_servers, written, timeout_s),
                 self._reader.start(timeout_s),
-                self._sender.start(timeout_s),
+                *(() if self._sender.transactional else (self._sender.start(timeout_s),)),
             )
-            self._partitions = {topic: await self._sender.partitions_of(topic) for topic in written}
+            self._partitions = {topic: await self._reports.partitions_of(topic) for topic in written}
             self._connected()
             self._channel.setblocking(False)
             loop.add_reader(self._channel, self._attachments)
@@ -295,6 +295,8 @@ class Dispatcher:
             await asyncio.gather(working, watching, return_exceptions=True)
 
     async def _begin(self, numbers: range) -> Session:
+        if self._sender.transactional:
+            await self._take_transactional_id()
         committed = dict(await surely_committed(self._reader.committed, numbers))
         if self._sender.transactional:
             committed = await self._stable(numbers, committed)
@@ -321,6 +323,15 @@ class Dispatcher:
             session.suspects.learn(self._grant.sample)
         await session.begin(numbers, committed)
         return session
+
+    async def _take_transactional_id(self) -> None:
+        """Void what anybody has under way with it: a dispatcher that served before, or this one before its lease ended.
+
+        Only a dispatcher that may begin does so, since it fences the one that serves.
+        """
+        await self._sender.stop()
+        self._sender = self._new_sender()
+        await self._sender.start(self._settings.connect_timeout_s)
 
     async def _stable(self, numbers: range, committed: dict[int, Entry]) -> dict[int, Entry]:
         """Return committed offsets once two looks agree: those of a transaction show a moment after its end."""
@@ -368,10 +379,6 @@ class Dispatcher:
 
     async def _regain(self) -> None:
         """After a lapse: wait for the lease, then read every grant that was written meanwhile."""
-        if self._sender.transactional:  # what was under way may yet be committed: a new producer id settles it
-            await self._sender.stop()
-            self._sender = self._new_sender()
-            await self._sender.start(self._settings.connect_timeout_s)
         while not self._lease.valid():  # noqa: ASYNC110  nothing tells when a clock will have passed
             await asyncio.sleep(0.05)
         await self._reader.look_for_grants()
