@@ -1,8 +1,8 @@
 """What leading a pipeline costs: CPU and Kafka requests of one controller of 1, 10 and 100 stages, at rest.
 
-One replica per stage reports as a real one does, from another process, with 8 partitions per stage. A straight line
-through the three is read at ten stages and taken a thousand times; what bounds is whichever takes more machines, cores
-for the controllers or brokers for their requests.
+One dispatcher and one replica per stage are reported as real ones are, from another process. A straight line through
+the three is read at ten stages and taken a thousand times; what bounds is whichever takes more machines, cores for the
+controllers or brokers for their requests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from unittest import mock
 import numpy as np
 from aiokafka.conn import AIOKafkaConnection
 
+from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.session import Quiet, session
+from inferline_stream.dataplane.topics import create_topics, topics_of
+from inferline_stream.pipeline.names import Names
 from inferline_stream.testing.actuator import FakeActuator
 from inferline_stream.testing.kafka import EmbeddedKafka
 from inferline_stream.testing.runs import emulated_run
@@ -64,21 +67,29 @@ async def at_rest(servers: str, folder: Path, stages: int, seconds: float) -> tu
     (folder / "topology.py").write_text(_HEAD.format(stages=stages))
     (folder / "events.jsonl").write_text("{}\n")
     run = emulated_run(folder, servers, folder, levels=[(1.0, 1.0)], policy=POLICIES["default"], feed=None)
-    names = [stage.name for stage in run.pipeline.stages]
-    echo = [sys.executable, "-m", "tests.benchmarks._echoing_replicas", servers, run.prefix, run.pipeline.name, *names]
-    with counted() as sent:
-        async with session(run, Quiet(), FakeActuator()) as under_way:
-            replicas = await asyncio.create_subprocess_exec(*echo)
-            try:
+    names = Names(run.pipeline.name, run.prefix)
+    topics = topics_of(run.pipeline, run.prefix)
+    await create_topics(servers, topics)
+    echo = [sys.executable, "-m", "tests.benchmarks._echoing_dispatchers", servers, names.prefix, names.pipeline]
+    dispatchers = await asyncio.create_subprocess_exec(*echo, stdin=asyncio.subprocess.PIPE)
+    reporting = dispatchers.stdin
+    assert reporting is not None
+
+    def started(replica: ObservedReplica) -> None:
+        reporting.write(f"{replica.replica} {replica.stage}\n".encode())
+
+    try:
+        with counted() as sent:
+            async with session(run, Quiet(), FakeActuator(started=started)) as under_way:
                 await under_way.ready()
-                await asyncio.sleep(5.0)  # assignments are dealt, Faust has started
+                await asyncio.sleep(5.0)  # Faust has started
                 began_s, spent_s, before = time.monotonic(), time.process_time(), sent[0]
                 await asyncio.sleep(seconds)
                 took_s = time.monotonic() - began_s
                 return (time.process_time() - spent_s) / took_s, (sent[0] - before) / took_s
-            finally:
-                replicas.kill()
-                await replicas.wait()
+    finally:
+        dispatchers.kill()
+        await dispatchers.wait()
 
 
 def measure(quick: bool) -> dict[str, float | int | str | None]:
