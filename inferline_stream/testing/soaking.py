@@ -15,10 +15,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.session import Session
 
 LOOK_S = 1.0
-CONTROLLER = "controller"
+CONTROLLER, SUPERVISOR = "controller", "supervisor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,15 @@ def growth(looks: list[Look]) -> Growth | None:
 async def _watch(under_way: Session, looks: dict[str, list[Look]]) -> None:
     while True:
         looks.setdefault(CONTROLLER, []).append(_look("self", len(asyncio.all_tasks())))
-        for replica in await under_way.controller.actuator.observe():
-            if replica.state == "running" and replica.pid is not None:
+        actuator = under_way.controller.actuator
+        replicas, dispatchers = await actuator.observe(), await actuator.dispatchers()
+        processes = [(r.replica, r.pid) for r in replicas] + [(d.dispatcher, d.pid) for d in dispatchers]
+        if isinstance(actuator, LocalActuator):
+            processes.append((SUPERVISOR, actuator.supervisor_pid))
+        for name, pid in processes:
+            if pid is not None:
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):  # it has just ended
-                    looks.setdefault(replica.replica, []).append(_look(str(replica.pid)))
+                    looks.setdefault(name, []).append(_look(str(pid)))
         await asyncio.sleep(LOOK_S)
 
 

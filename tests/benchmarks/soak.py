@@ -1,8 +1,8 @@
 """Half an hour on Apache Kafka at 70 % utilization, scaled up or down every 20 s: what leaks, and is anything lost?
 
 A branch and a join on emulated hardware. Growth is what a process had more in the last quarter of its time than in the
-second: of the controller, and the worst of all replicas that lived for at least half of the run. Tasks of replicas are
-counted by the stages themselves.
+second: of the controller, of the supervisor, the worst of all dispatchers, and the worst of all replicas that lived for
+at least half of the run. Tasks of replicas are counted by the stages themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inferline_stream.controlplane.session import Quiet, Session, session
 from inferline_stream.dataplane.control import TopicFollower
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.testing.runs import emulated_run
-from inferline_stream.testing.soaking import CONTROLLER, Growth, Look, growth, soak
+from inferline_stream.testing.soaking import CONTROLLER, SUPERVISOR, Growth, Look, growth, soak
 
 SOAKED = Path(__file__).parents[1] / "scenarios" / "soaked"
 RATE = 175.0
@@ -57,7 +57,10 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
         report = await under_way.report(await under_way.drain())
         tasks = await _tasks(under_way)
     grown = {name: found for name, seen in looks.items() if (found := growth(seen)) and _lived(seen, seconds)}
-    own, replicas = grown.pop(CONTROLLER), list(grown.values())
+    own, supervisor = grown.pop(CONTROLLER), grown.pop(SUPERVISOR)
+    slots = [name for name in grown if name.rpartition("-")[0] in {f"{stage}-0" for stage in FEW}]
+    dispatchers = [grown.pop(name) for name in slots]
+    replicas = list(grown.values())
     return {
         "lost": report.lost,
         "duplicated": report.duplicated,
@@ -65,12 +68,17 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
         "descriptors_growth": max((g.descriptors for g in replicas), default=None),
         "tasks_growth": max((last - early for early, last in tasks.values()), default=None),
         **{f"controller_{figure}": value for figure, value in _named(own).items()},
+        "supervisor_memory_growth_mb": supervisor.memory_mb,
+        "supervisor_descriptors_growth": supervisor.descriptors,
+        "dispatcher_memory_growth_mb": max((g.memory_mb for g in dispatchers), default=None),
+        "dispatcher_descriptors_growth": max((g.descriptors for g in dispatchers), default=None),
         "controller_mb": looks[CONTROLLER][-1].memory_mb,
-        "replica_mb_max": max(seen[-1].memory_mb for seen in looks.values()),
+        "dispatcher_mb_max": max((looks[name][-1].memory_mb for name in slots), default=None),
+        "replica_mb_max": max(looks[name][-1].memory_mb for name in looks.keys() - {CONTROLLER, SUPERVISOR, *slots}),
         "events": report.events_in,
         "p99_ms": None if report.p99_s is None else report.p99_s * 1e3,
         "changes": sum(decision.applied for decision in report.decisions),
-        "replicas": len(looks) - 1,
+        "replicas": len(looks) - 2 - len(slots),
         "lived_long": len(replicas),
         "exits": len(report.exits),
         "failures": under_way.controller.failures,
