@@ -16,12 +16,23 @@ from typing import Any
 from inferline_stream.estimator import batch_order, bound_partitions, kernels, shared_queue
 
 _SOURCES = (kernels, shared_queue, batch_order, bound_partitions)
-_CALLED = ("draw", "service_time", "starts_before", "deal", "serve_replica", "sort_in_buckets", "sort_by_tree")
+_CALLED = (
+    "draw",
+    "service_time",
+    "put_in_order",
+    "emit_rest",
+    "starts_before",
+    "deal",
+    "serve_replica",
+    "sort_in_buckets",
+    "sort_by_tree",
+)
 _ENTERED = (
     "draw_masks",
     "draw_partitions",
     "merge",
     "serve_shared",
+    "serve_choosing",
     "serve_bound",
     "count_late",
     "count_missing",

@@ -36,7 +36,8 @@ class Server:
         self._events = np.empty(0, dtype=np.int32)
         self._out = Tokens(np.empty(0), np.empty(0, dtype=np.int32))
         self._base = 0
-        self._serve = code.serve_shared
+        choosing = kinds > 1 or station.max_wait_s > 0
+        self._serve = code.serve_choosing if choosing else code.serve_shared
         self._state = _unused(station)
 
     def receive(self, sent: Tokens) -> None:

@@ -31,9 +31,9 @@ class SharedState(NamedTuple):
     """Replicas, and how far the queue has come.
 
     Args:
-        marks: head of the ring, replicas, first position that waits, first position still needed, first one that has
-            not arrived (where batches wait, or kinds differ), first one that is not known to be in order.
-        clock: (1,) the last dispatch, or the last look at a batch that was not full.
+        marks: head of the ring, replicas, first position that waits, first position still needed, first one that is not
+            known to be in order, first one that has not arrived (`serve_choosing`).
+        clock: (1,) the last dispatch, or the last look at a batch that had to wait (`serve_choosing`).
         ring_time: (2^k,) replicas in the order in which they are free, in a ring; when.
         ring_start: (2^k,) position of the first event of the replica's batch.
         ring_size: (2^k,) events of the batch; 0 once emitted.
@@ -48,8 +48,39 @@ class SharedState(NamedTuple):
     ring_kind: Ints
 
 
+def put_in_order(i: np.uint64, d: np.uint64, t: float, queue: Queue, service: Service) -> np.uint64:
+    """Move what arrives until t in front of those that wait and are due later. Returns the first that arrives after t.
+
+    Args:
+        i: first that waits.
+        d: first that is not known to be in order: it entered before its predecessor, which still waits.
+        t: the present.
+        queue: arrivals; changed in place.
+        service: has the SLO of the order.
+    """
+    times, events, _, _, _, entry_s = queue
+    hop_s, slo_s = service.hop_s, service.slo_s
+    n = Index(queue.n) - Index(queue.base)
+    while d < n and times[d] + hop_s <= t:
+        event = events[d]
+        sent_s = times[d]
+        rank_s = max(entry_s[Index(event)], sent_s + hop_s - slo_s)
+        slot = d
+        while slot > i:
+            before = slot - ONE
+            if max(entry_s[Index(events[before])], times[before] + hop_s - slo_s) <= rank_s:
+                break
+            events[slot] = events[before]
+            times[slot] = times[before]
+            slot = before
+        events[slot] = event
+        times[slot] = sent_s
+        d += ONE
+    return d
+
+
 def serve_shared(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> np.int64:
-    """Serve the queue up to the horizon. Returns how many departures were written.
+    """Replicas of one kind, which never wait for a fuller batch. Returns how many departures were written.
 
     Args:
         queue: arrivals; those that wait are put in order in place.
@@ -58,25 +89,18 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         state: read and written.
         out: departures, written.
     """
-    times, events, _, _, horizon_s, entry_s = queue
-    limits, table, levels, max_wait_s, hop_s, key, slo_s = service
-    marks, clock, ring_time, ring_start, ring_size, ring_kind = state
+    times, events, _, _, horizon_s, _ = queue
+    limits, table, levels, _, hop_s, key, _ = service
+    marks, _, ring_time, ring_start, ring_size, _ = state
     base = Index(queue.base)
     n = Index(queue.n) - base
     wrap = Index(ring_time.size - 1)
-    width = Index(table.shape[0] // limits.size)
+    limit = Index(limits[0])
     head = Index(marks[0])
     replicas = Index(marks[1])
     i = Index(marks[2]) - base  # first that waits
-    m = Index(marks[4]) - base  # first that has not arrived
-    d = Index(marks[5]) - base  # first that is not known to be in order
-    now_s = clock[0]
-    mixed = limits.size > 1
-    counts = mixed or max_wait_s > 0
+    d = Index(marks[4]) - base  # first that is not known to be in order
     means = levels.size == 1
-    typical = levels.size // 2
-    limit = Index(limits[0])
-    kind = ZERO
     gone = ZERO
     room = Index(out.times.size)
     held = Index(events.size)
@@ -84,119 +108,37 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
     while i < n:
         free_s = ring_time[head]
         t = max(times[i] + hop_s, free_s)
-        if counts:
-            t = max(t, now_s)
         if t >= horizon_s:
             break
+        k = Index(ring_start[head]) - base
+        end = gone + Index(ring_size[head])
+        if limit > ONE and end + EIGHT <= room and k + (end - gone) + EIGHT <= held:
+            # Eight at a time, whatever is too much is overwritten: how large a batch was cannot be predicted.
+            while gone < end:
+                for q in range(8):
+                    out.times[gone + Index(q)] = free_s
+                    out.events[gone + Index(q)] = events[k + Index(q)]
+                gone += EIGHT
+                k += EIGHT
+            gone = end
+        while gone < end:
+            out.times[gone] = free_s
+            out.events[gone] = events[k]
+            gone += ONE
+            k += ONE
         if d <= i:
             d = i + ONE
         while d < n and events[d] > events[d - ONE]:  # what entered and arrived later is due later
             d += ONE
-        while d < n and times[d] + hop_s <= t:
-            # It entered before its predecessor, which still waits: it may have to go before it, and before others.
-            event = events[d]
-            sent_s = times[d]
-            rank_s = max(entry_s[Index(event)], sent_s + hop_s - slo_s)
-            slot = d
-            while slot > i:
-                before = slot - ONE
-                if max(entry_s[Index(events[before])], times[before] + hop_s - slo_s) <= rank_s:
-                    break
-                events[slot] = events[before]
-                times[slot] = times[before]
-                slot = before
-            events[slot] = event
-            times[slot] = sent_s
-            d += ONE
-        waiting = ONE
-        if counts:
-            m = max(m, i + ONE)
-            while m < n and times[m] + hop_s <= t:
-                m += ONE
-            waiting = m - i
-        else:
-            most = min(limit, n - i)
-            while waiting < most and times[i + waiting] + hop_s <= t:
-                waiting += ONE
-        taken = head
-        awaited = False
-        again_s = math.inf
-        if mixed:
-            best_s = math.inf
-            for other in range(limits.size):
-                expected_s = table[Index(other) * width + min(Index(limits[other]), waiting), typical]
-                if expected_s * TIE < best_s:
-                    for place in range(replicas):
-                        slot = (head + Index(place)) & wrap
-                        if ring_time[slot] > t:
-                            break
-                        if ring_kind[slot] == other:
-                            best_s = expected_s
-                            kind = Index(other)
-                            taken = head + Index(place)
-                            break
-            limit = Index(limits[kind])
-            served_by_busy = 0
-            for place in range(replicas):
-                slot = (head + Index(place)) & wrap
-                if ring_time[slot] > t:
-                    again_s = min(again_s, ring_time[slot])
-                    most = Index(limits[ring_kind[slot]])
-                    expected_s = table[Index(ring_kind[slot]) * width + min(most, waiting), typical]
-                    left_s = ring_time[slot] - t
-                    if (left_s + expected_s) * TIE < best_s:
-                        served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring_kind[slot]]
-            awaited = served_by_busy >= np.int64(waiting)
-        if max_wait_s > 0 and waiting < limit and not awaited:
-            oldest_s = times[i]
-            k = i + ONE
-            while k < m:
-                oldest_s = min(oldest_s, times[k])
-                k += ONE
-            due_s = oldest_s + hop_s + max_wait_s
-            if due_s > t:
-                awaited = True
-                again_s = min(again_s, due_s)
-        if awaited:
-            # Look again when another event arrives, when another replica is free, or when the oldest has waited enough.
-            if m < n:
-                again_s = min(again_s, times[m] + hop_s)
-            now_s = min(again_s, horizon_s)
-            continue
-        now_s = t
-        size = min(limit, waiting)
-        at = head
-        while at <= taken:  # emitted in order of time: of mixed kinds those that were free before it, too
-            place = at & wrap
-            free_s = ring_time[place]
-            k = Index(ring_start[place]) - base
-            end = gone + Index(ring_size[place])
-            if size > ONE and end + EIGHT <= room and k + (end - gone) + EIGHT <= held:
-                # Eight at a time, whatever is too much is overwritten: how large a batch was cannot be predicted.
-                while gone < end:
-                    for q in range(8):
-                        out.times[gone + Index(q)] = free_s
-                        out.events[gone + Index(q)] = events[k + Index(q)]
-                    gone += EIGHT
-                    k += EIGHT
-                gone = end
-            while gone < end:
-                out.times[gone] = free_s
-                out.events[gone] = events[k]
-                gone += ONE
-                k += ONE
-            ring_size[place] = 0
-            at += ONE
-        while taken > head:
-            to = taken & wrap
-            taken -= ONE
-            ring_time[to] = ring_time[taken & wrap]
-            ring_start[to] = ring_start[taken & wrap]
-            ring_size[to] = ring_size[taken & wrap]
-            ring_kind[to] = ring_kind[taken & wrap]
-        row = kind * width + size
-        service_s = table[row, 0] if means else service_time(table, levels, row, int(events[i]), key)
-        account.batches[row] += 1
+        if d < n and times[d] + hop_s <= t:
+            d = put_in_order(i, d, t, queue, service)
+        j = i + ONE
+        end = min(i + limit, n)
+        while j < end and times[j] + hop_s <= t:
+            j += ONE
+        size = j - i
+        service_s = table[size, 0] if means else service_time(table, levels, size, int(events[i]), key)
+        account.batches[size] += 1
         busy_s += service_s
         served_s += service_s * np.float64(size)
         finish_s = t + service_s
@@ -209,8 +151,156 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
             ring_time[to] = ring_time[slot & wrap]
             ring_start[to] = ring_start[slot & wrap]
             ring_size[to] = ring_size[slot & wrap]
-            if mixed:
-                ring_kind[to] = ring_kind[slot & wrap]
+        slot = slot & wrap
+        ring_time[slot] = finish_s
+        ring_start[slot] = np.int64(i + base)
+        ring_size[slot] = np.int64(size)
+        head = head & wrap
+        i = j
+    marks[0] = np.int64(head)
+    marks[2] = np.int64(i + base)
+    marks[4] = np.int64(d + base)
+    account.totals[0] = busy_s
+    account.totals[1] = served_s
+    return np.int64(emit_rest(queue, state, gone, out))
+
+
+def emit_rest(queue: Queue, state: SharedState, gone: np.uint64, out: Tokens) -> np.uint64:
+    """Emit the batches that end before the horizon, and note which arrivals are still needed."""
+    marks, _, ring_time, ring_start, ring_size, _ = state
+    base = Index(queue.base)
+    wrap = Index(ring_time.size - 1)
+    head = Index(marks[0])
+    needed = Index(marks[2]) - base
+    for place in range(marks[1]):
+        slot = (head + Index(place)) & wrap
+        k = Index(ring_start[slot]) - base
+        end = k + Index(ring_size[slot])
+        if k < end and ring_time[slot] >= queue.horizon_s:
+            needed = min(needed, k)
+        elif k < end:
+            while k < end:
+                out.times[gone] = ring_time[slot]
+                out.events[gone] = queue.events[k]
+                gone += ONE
+                k += ONE
+            ring_size[slot] = 0
+    marks[3] = np.int64(needed + base)
+    return gone
+
+
+def serve_choosing(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> np.int64:
+    """As `serve_shared`, for replicas of several kinds, or with waits for fuller batches: somewhat slower."""
+    times, events, _, _, horizon_s, _ = queue
+    limits, table, levels, max_wait_s, hop_s, key, _ = service
+    marks, clock, ring_time, ring_start, ring_size, ring_kind = state
+    base = Index(queue.base)
+    n = Index(queue.n) - base
+    wrap = Index(ring_time.size - 1)
+    width = Index(table.shape[0] // limits.size)
+    head = Index(marks[0])
+    replicas = Index(marks[1])
+    i = Index(marks[2]) - base
+    d = Index(marks[4]) - base
+    m = Index(marks[5]) - base  # first that has not arrived
+    now_s = clock[0]
+    typical = levels.size // 2
+    kind = ZERO
+    gone = ZERO
+    while i < n:
+        t = max(times[i] + hop_s, ring_time[head], now_s)
+        if t >= horizon_s:
+            break
+        if d <= i:
+            d = i + ONE
+        while d < n and events[d] > events[d - ONE]:  # what entered and arrived later is due later
+            d += ONE
+        if d < n and times[d] + hop_s <= t:
+            d = put_in_order(i, d, t, queue, service)
+        m = max(m, i + ONE)
+        while m < n and times[m] + hop_s <= t:
+            m += ONE
+        waiting = m - i
+        best_s = math.inf
+        taken = head
+        for other in range(limits.size):
+            expected_s = table[Index(other) * width + min(Index(limits[other]), waiting), typical]
+            if expected_s * TIE < best_s:
+                for place in range(marks[1]):
+                    slot = (head + Index(place)) & wrap
+                    if ring_time[slot] > t:
+                        break
+                    if ring_kind[slot] == other:
+                        best_s = expected_s
+                        kind = Index(other)
+                        taken = head + Index(place)
+                        break
+        limit = Index(limits[kind])
+        again_s = math.inf
+        served_by_busy = 0
+        if limits.size > 1:
+            for place in range(marks[1]):
+                slot = (head + Index(place)) & wrap
+                if ring_time[slot] > t:
+                    again_s = min(again_s, ring_time[slot])
+                    most = Index(limits[ring_kind[slot]])
+                    expected_s = table[Index(ring_kind[slot]) * width + min(most, waiting), typical]
+                    left_s = ring_time[slot] - t
+                    if (left_s + expected_s) * TIE < best_s:
+                        served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring_kind[slot]]
+        waits = served_by_busy >= np.int64(waiting)
+        if max_wait_s > 0 and waiting < limit and not waits:
+            oldest_s = times[i]
+            k = i + ONE
+            while k < m:
+                oldest_s = min(oldest_s, times[k])
+                k += ONE
+            due_s = oldest_s + hop_s + max_wait_s
+            if due_s > t:
+                waits = True
+                again_s = min(again_s, due_s)
+        if waits:
+            # Look again when another event arrives, when another replica is free, or when the oldest has waited enough.
+            if m < n:
+                again_s = min(again_s, times[m] + hop_s)
+            now_s = min(again_s, horizon_s)
+            continue
+        now_s = t
+        size = min(limit, waiting)
+        at = head
+        while at <= taken:  # in order of time: also those that were free before it
+            slot = at & wrap
+            k = Index(ring_start[slot]) - base
+            end = gone + Index(ring_size[slot])
+            while gone < end:
+                out.times[gone] = ring_time[slot]
+                out.events[gone] = events[k]
+                gone += ONE
+                k += ONE
+            ring_size[slot] = 0
+            at += ONE
+        while taken > head:
+            to = taken & wrap
+            taken -= ONE
+            ring_time[to] = ring_time[taken & wrap]
+            ring_start[to] = ring_start[taken & wrap]
+            ring_size[to] = ring_size[taken & wrap]
+            ring_kind[to] = ring_kind[taken & wrap]
+        row = kind * width + size
+        service_s = service_time(table, levels, row, int(events[i]), key)
+        account.batches[row] += 1
+        account.totals[0] += service_s
+        account.totals[1] += service_s * np.float64(size)
+        finish_s = t + service_s
+        slot = head + replicas
+        head += ONE
+        while slot > head and ring_time[(slot - ONE) & wrap] > finish_s:
+            to = slot & wrap
+            slot -= ONE
+            ring_time[to] = ring_time[slot & wrap]
+            ring_start[to] = ring_start[slot & wrap]
+            ring_size[to] = ring_size[slot & wrap]
+            ring_kind[to] = ring_kind[slot & wrap]
         slot = slot & wrap
         ring_time[slot] = finish_s
         ring_start[slot] = np.int64(i + base)
@@ -218,26 +308,9 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         ring_kind[slot] = np.int64(kind)
         head = head & wrap
         i += size
-    needed = i
-    for place in range(replicas):
-        slot = (head + Index(place)) & wrap
-        k = Index(ring_start[slot]) - base
-        end = k + Index(ring_size[slot])
-        if k < end and ring_time[slot] >= horizon_s:
-            needed = min(needed, k)
-        elif k < end:
-            while k < end:
-                out.times[gone] = ring_time[slot]
-                out.events[gone] = events[k]
-                gone += ONE
-                k += ONE
-            ring_size[slot] = 0
     marks[0] = np.int64(head)
     marks[2] = np.int64(i + base)
-    marks[3] = np.int64(needed + base)
-    marks[4] = np.int64(m + base)
-    marks[5] = np.int64(d + base)
+    marks[4] = np.int64(d + base)
+    marks[5] = np.int64(m + base)
     clock[0] = now_s
-    account.totals[0] = busy_s
-    account.totals[1] = served_s
-    return np.int64(gone)
+    return np.int64(emit_rest(queue, state, gone, out))

@@ -20,13 +20,13 @@ from inferline_stream.estimator.kernels import (
     merge,
     record_latencies,
 )
-from inferline_stream.estimator.shared_queue import SharedState, serve_shared
+from inferline_stream.estimator.shared_queue import SharedState, serve_choosing, serve_shared
 from inferline_stream.replay.tables import Tables
 
 Advance = Callable[[Tables, float, float, float], None]
 """(tables, until_s, hop_s, slo_s): everything that happens before ``until_s``, that instant excluded."""
 
-_USED = ("merge", "serve_shared", "record_latencies")
+_USED = ("merge", "serve_shared", "serve_choosing", "record_latencies")
 
 
 @functools.cache
@@ -87,13 +87,15 @@ def _advance(x: Tables, until_s: float, hop_s: float, slo_s: float) -> None:
         rows = kinds * x.width[s]
         last = gone
         if x.marks[s, 1] > 0:
-            last += serve_shared(
-                Queue(x.arrived[s], x.arrived_event[s], n, 0, until_s, x.entry_s),
-                Service(x.limits[s, :kinds], x.table[s, :rows], x.levels, 0.0, hop_s, x.service_key[s], slo_s),
-                Account(x.batches[s, :rows], x.totals[s]),
-                SharedState(x.marks[s], x.clock[s], x.ring_time[s], x.ring_start[s], x.ring_size[s], x.ring_kind[s]),
-                Tokens(x.sent[s, gone:], x.sent_event[s, gone:]),
-            )
+            queue = Queue(x.arrived[s], x.arrived_event[s], n, 0, until_s, x.entry_s)
+            service = Service(x.limits[s, :kinds], x.table[s, :rows], x.levels, 0.0, hop_s, x.service_key[s], slo_s)
+            account = Account(x.batches[s, :rows], x.totals[s])
+            state = SharedState(x.marks[s], x.clock[s], x.ring_time[s], x.ring_start[s], x.ring_size[s], x.ring_kind[s])
+            out = Tokens(x.sent[s, gone:], x.sent_event[s, gone:])
+            if kinds > 1:
+                last += serve_choosing(queue, service, account, state, out)
+            else:
+                last += serve_shared(queue, service, account, state, out)
         x.sent_count[s] = last
         if x.final[s]:
             record_latencies(Tokens(x.sent[s, gone:last], x.sent_event[s, gone:last]), x.entry_s, hop_s, x.latency_s)

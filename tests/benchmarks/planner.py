@@ -50,7 +50,7 @@ def measure(quick: bool) -> Figures:
     every = published()
     short = [i for i in every if len(i.models) <= 4]
     figures |= _savings(short[:12] if quick else every, PROOF_S["quick" if quick else "full"])
-    figures |= _bound_over_pooled(short[:6] if quick else short)
+    figures |= _bound_over_pooled(short[:2] if quick else short)
     figures |= _optimality(range(10 if quick else 40))
     return figures
 
