@@ -141,6 +141,15 @@ def test_a_slow_free_replica_does_not_wait_for_ever_for_a_fast_one_that_hangs():
     assert asked < 20
 
 
+def test_a_slow_free_replica_does_not_wait_for_one_whose_batch_is_late():
+    pool = pool_of("cpu", "cpu")
+    set_pace(pool, 1, 50.0)
+    pool.begin(replica(pool, 0), 8, 0.0)
+    assert chosen(pool, 0.3, 1) is None
+    assert list(pool.overdue(0.3)) == [(replica(pool, 0), False)]
+    assert chosen(pool, 0.3, 1) == 1
+
+
 def test_a_replica_that_was_slow_is_tried_again_after_a_while_and_believed_once_it_is_fast():
     pool = pool_of("cpu", "cpu")
     now_s = 0.0
@@ -155,7 +164,9 @@ def test_a_replica_that_was_slow_is_tried_again_after_a_while_and_believed_once_
     st.lists(st.tuples(st.sampled_from([1.0, 1.5, 3.0, 9.0]), st.none() | st.floats(0.1, 30)), min_size=1, max_size=6),
     st.integers(1, 30),
 )
-def test_the_best_free_replica_gets_a_batch_if_it_gets_any_where_each_is_dealt_to_who_finishes_it_first(members, batches):
+def test_the_best_free_replica_gets_a_batch_if_it_gets_any_where_each_is_dealt_to_who_finishes_it_first(
+    members, batches
+):
     """By brute force: deal batch after batch, over free and busy replicas, until the queue is dealt out."""
     service_s = 1.0
     pool = pool_of(*["cpu"] * len(members), limit=1, service_s={"cpu": {1: service_s}})
@@ -262,6 +273,14 @@ def test_a_replica_that_recovers_within_five_seconds_is_no_straggler():
     pool = pool_of("cpu", "cpu", "cpu")
     assert run_peers(pool, 4, [1, 1, 4]) == []
     assert run_peers(pool, 20, [1, 1, 1], 4.5) == []
+
+
+def test_a_replica_whose_last_batch_was_fast_is_no_straggler():
+    pool = pool_of("cpu", "cpu", "cpu")
+    assert run_peers(pool, 4, [1, 1, 4]) == []
+    run(pool, 2, 10.0)
+    assert replica(pool, 2).slowdown > 3
+    assert pool.stragglers(11.0) == []
 
 
 # Quarantine
