@@ -32,7 +32,7 @@ DISPATCHER_MODULE = "inferline_stream.dataplane.dispatcher"
 
 _TAIL_BYTES = 8192
 _TAIL_LINES = 15
-_LONGEST_LINE = 300
+_LONGEST_LINE = 500
 _DEAD_LOGS = 10
 """Of each stage: one that dies again and again would otherwise fill the disk with its last words."""
 

@@ -49,8 +49,9 @@ def grants(confinement: Confinement) -> Iterator[Grant]:
     code = [str(Path(confinement.topology).parent)] if confinement.topology else []
     for entry in (*code, *sys.path):
         if entry and not f"{entry}{os.sep}".startswith(whole):
-            # A dispatcher runs no code of users, and only finds its own package by its name.
-            yield from _code(Path(entry)) if confinement.topology else [Grant(entry, names=True)]
+            # A dispatcher runs no code of users: it needs installed packages, and its own is found by its name.
+            whose = confinement.topology or os.path.basename(entry) in ("site-packages", "dist-packages")
+            yield from _code(Path(entry)) if whose else [Grant(entry, names=True)]
     for path in (*isolation.writes, *filter(None, [confinement.scratch])):
         yield Grant(path, write=True)
     if confinement.gpu:

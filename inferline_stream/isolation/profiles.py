@@ -29,7 +29,7 @@ _READ_ONLY = 0o2000000 | 0o740000 | 0o4000 | 0o400 | 0o1000000
 number these four differently), NONBLOCK, NOCTTY, NOATIME."""
 
 _LOOPS = (
-    "select pselect6 epoll_pwait2 eventfd2 rseq time setitimer times setsockopt getpeername shutdown "
+    "select pselect6 epoll_pwait2 eventfd2 time setitimer times setsockopt getpeername shutdown "
     "getuid geteuid getgid getegid getppid"
 )
 """What event loops, clients and imports use, and a stage that has its batches handed to it does not."""
@@ -78,15 +78,15 @@ def sealed(
         jit: whether memory may be made executable.
         helpers: whether it may fork.
         signals: whether it may signal its helpers: only where Landlock keeps signals to the sandbox.
-        writes: whether it may cut off the end of files that it has opened for writing.
+        writes: whether it may cut off the end of files that it has opened for writing, and wait for the disk.
         serves: whether it may accept connections at sockets that listen already.
     """
     calls = {
         **_plain(
-            "read write readv writev close lseek fstat pread64 fsync "
+            "read write readv writev close lseek fstat pread64 "
             "poll ppoll epoll_create1 epoll_ctl epoll_wait epoll_pwait pipe2 dup "
             "munmap mremap madvise brk "
-            "exit exit_group futex set_robust_list gettid getpid sched_yield sched_getaffinity getcpu "
+            "exit exit_group futex set_robust_list rseq gettid getpid sched_yield sched_getaffinity getcpu "
             "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall "
             "clock_gettime clock_getres gettimeofday nanosleep clock_nanosleep getrusage "
             "getsockopt getsockname recvfrom recvmsg uname getrandom sysinfo"
@@ -121,7 +121,7 @@ def sealed(
         calls |= {**_forking(), **_plain("getppid")}
         calls |= {"kill": ALWAYS} if signals else {}
     if writes:
-        calls |= _plain("ftruncate")
+        calls |= _plain("ftruncate fsync")
     if serves:
         calls |= _plain("accept4")
     return MappingProxyType(calls)
@@ -154,7 +154,7 @@ def launching(
         **_plain(
             "open openat statx faccessat2 getdents pwrite64 preadv pwritev fadvise64 readahead sendfile ftruncate "
             "fallocate fdatasync flock unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir chmod fchmod "
-            "fchmodat utimensat umask statfs fstatfs chdir fchdir close_range dup2 dup3 pipe "
+            "fchmodat utimensat umask statfs fstatfs fsync chdir fchdir close_range dup2 dup3 pipe "
             "msync mincore mlock munlock mbind get_mempolicy set_mempolicy membarrier "
             "set_tid_address get_robust_list arch_prctl sched_setaffinity sched_getparam sched_getscheduler "
             "sched_get_priority_max sched_get_priority_min getpriority "

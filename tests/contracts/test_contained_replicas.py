@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -18,19 +16,19 @@ import pytest
 import inferline_stream
 from inferline_stream.isolation.sealing import unsupported
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.testing.directing import Director
+from inferline_stream.testing.director import Director
 
 pytestmark = pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
 
 TOPOLOGY = """
-from inferline_stream import Pipeline, Stage, Topic
+from inferline_stream import Isolation, Pipeline, Stage, Topic
 
 
 def double(numbers: list[int]) -> list[int]:
     return [2 * number for number in numbers]
 
 
-stage = Stage("double", double, hardware=["cpu-1"])
+stage = Stage("double", double, hardware=["cpu-1"], isolation=ISOLATION)
 pipeline = Pipeline("contained", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
 """
 IMAGE = "localhost/inferline-nothing:test"
@@ -82,32 +80,33 @@ def libraries() -> list[str]:
     return [str(path) for path in found if path.is_dir() and not str(path).startswith(SYSTEM)]
 
 
-async def test_a_replica_is_sealed_within_a_container_and_ends_in_good_order(
+async def test_replicas_sealed_within_a_container_outlive_their_dispatcher(
     embedded_broker, tmp_path, monkeypatch, engine
 ):
-    file = tmp_path / "topology.py"
-    file.write_text(TOPOLOGY)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(Path(inferline_stream.__file__).parents[1]))
     isolation = Isolation("container", image=IMAGE, reads=[*SYSTEM, *libraries()], environment=["PATH", "PYTHONPATH"])
+    file = tmp_path / "topology.py"
+    file.write_text(TOPOLOGY.replace("ISOLATION", repr(isolation)))
     if not engine:
         monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-        async with Director(embedded_broker.bootstrap_servers, file, isolation=isolation) as director:
-            with pytest.raises(Exception, match="needs podman or docker"):
-                await director.start("double")
+        async with Director(embedded_broker.bootstrap_servers, file) as director:
+            await director.supervisor.scale("double", "cpu-1", 1)
+            await director.until(lambda: bool(director.exits), "it cannot be started")
+            assert "needs podman or docker" in director.exits[0].reason
         return
-    async with Director(embedded_broker.bootstrap_servers, file, isolation=isolation) as director:
-        replica = await director.start("double")
-        held = director.reports[replica].isolation
-        assert held is not None
-        assert (held.level, held.sealed, held.missing) == ("container", True, ())
-        await director.assign(replica, range(director.partitions["double"]))
-        for number in range(20):
-            await director.producer.send(director.names.topic("in"), b"%d" % number)
-        await director.producer.flush()
+    async with Director(embedded_broker.bootstrap_servers, file) as director:
+        await director.start("double")
+        (replica,) = director.ready("double")
+        assert (replica.isolation.level, replica.isolation.sealed, replica.isolation.missing) == ("container", True, ())
+        await director.put([b"%d" % number for number in range(20)])
         await director.caught_up()
-        found = sorted(int(record.value) for record in await director.read(director.names.topic("out")))
-        assert found == [2 * number for number in range(20)]
-        director.kill(replica, signal.SIGTERM)
-        async with asyncio.timeout(30):
-            assert await director.processes[replica].wait() == 0
+        await director.kill(director.dispatcher("double"))
+        await director.put([b"%d" % number for number in range(20, 40)])
+        await director.caught_up()
+        assert [each.replica for each in director.ready("double")] == [replica.replica]
+        found = {int(record.value) for record in await director.results()}
+        assert found == {2 * number for number in range(40)}
+        await director.scale("double", 0)
+        await director.until(lambda: len(director.exits) == 2, "it has left", 30.0)
+        assert (director.exits[1].exit_code, director.exits[1].expected) == (0, True)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import platform
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,11 @@ import msgspec
 import pytest
 
 import inferline_stream
+from inferline_stream.dataplane.reports import ReplicaStatus
 from inferline_stream.isolation import bootstrap
 from inferline_stream.isolation.sealing import unsupported
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.testing.directing import Director
+from inferline_stream.testing.director import Director
 
 pytestmark = pytest.mark.skipif(
     bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
@@ -103,87 +103,85 @@ pipeline = Pipeline("sealed", slo="250ms", source=Topic("in"), sink=Topic("out")
 @pytest.fixture
 def topology(tmp_path: Path) -> Path:
     (tmp_path / "three.bin").write_bytes(b"\x03")
+    tmp_path.chmod(0o755)
     file = tmp_path / "topology.py"
     file.write_text(TOPOLOGY)
     return file
 
 
+def unsealed(topology: Path) -> Path:
+    """The same stages without isolation."""
+    plain = topology.with_name("plain.py")
+    plain.write_text(TOPOLOGY.replace('isolation="sandbox"', 'isolation="none"').replace("isolation=sandbox", ""))
+    return plain
+
+
 async def send(director: Director, numbers: range) -> None:
-    for number in numbers:
-        value = b"nothing" if number == 31 else b"%d" % number
-        await director.producer.send(director.names.topic("in"), value, key=b"%d" % (number % 11))
-    await director.producer.flush()
+    values = [b"nothing" if number == 31 else b"%d" % number for number in numbers]
+    await director.put(values, [b"%d" % (number % 11) for number in numbers])
 
 
 async def results(director: Director) -> list[tuple[bytes, bytes]]:
     """What came of every event, the dead letters of the source and of a later stage included."""
-    records = await director.read(director.names.topic("out"))
-    records += await director.read(director.names.dead_letters(director.names.topic("in")))
+    records = await director.results() + await director.letters("first")
     return sorted((record.key, record.value) for record in records)
 
 
-def sealed(director: Director, replica: str) -> bool:
-    held = director.reports[replica].isolation
-    return held is not None and held.sealed and not held.missing and bool(held.system_calls and held.system_calls <= 80)
+def is_sealed(replica: ReplicaStatus) -> bool:
+    held = replica.isolation
+    return held is not None and held.sealed and not held.missing and bool(held.system_calls and held.system_calls <= 60)
 
 
-async def test_sealed_replicas_scale_hand_over_and_end_with_the_same_results(kafka, topology):
-    async with Director(
-        kafka.bootstrap_servers,
-        topology,
-        partitions=dict.fromkeys(("first", "third", "last"), 4),
-        isolation=Isolation("none"),
-    ) as plain:
+FOUR = dict.fromkeys(("first", "third", "last"), 4)
+
+
+async def test_sealed_pools_scale_and_crash_with_the_same_results(kafka, topology):
+    async with Director(kafka.bootstrap_servers, unsealed(topology), partitions=FOUR) as plain:
         await send(plain, range(120))
-        await plain.start_all()
-        await plain.caught_up()
+        await plain.start()
+        await plain.caught_up(60.0)
         wanted = await results(plain)
-    async with Director(
-        kafka.bootstrap_servers, topology, partitions=dict.fromkeys(("first", "third", "last"), 4)
-    ) as director:
+    async with Director(kafka.bootstrap_servers, topology, partitions=FOUR) as director:
         await send(director, range(40))
-        replicas = await director.start_all()
-        assert all(sealed(director, replica) for replica in replicas.values())
-        assert director.reports[replicas["third"]].isolation.ports == (int(kafka.bootstrap_servers.rpartition(":")[2]),)
-        other = await director.start("third")
-        await director.share([replicas["third"], other])
+        await director.start()
+        for stage in FOUR:
+            assert all(map(is_sealed, director.ready(stage)))
+            assert [replica.isolation.ports for replica in director.ready(stage)] == [()]
+        await director.scale("third", 2)
         await send(director, range(40, 80))
-        await director.caught_up()
-        director.kill(replicas["third"])  # crashes; the other takes over
-        await director.processes[replicas["third"]].wait()
-        director.assigned.pop(replicas["third"])
-        await director.assign(other, range(4))
+        await director.caught_up(60.0)
+        await director.kill(director.ready("third")[0].replica)
+        await director.kill(director.dispatcher("third"))
         await send(director, range(80, 120))
-        await director.caught_up()
-        director.kill(other, signal.SIGTERM)
-        assert await asyncio.wait_for(director.processes[other].wait(), 15) == 0
+        await director.caught_up(60.0)
         assert await results(director) == wanted
 
 
-async def test_a_sealed_replica_outlives_a_restart_of_its_broker(own_apache_kafka, topology):
+async def test_sealed_dispatchers_outlive_a_restart_of_their_broker(own_apache_kafka, topology):
     async with Director(own_apache_kafka.bootstrap_servers, topology) as director:
-        replicas = await director.start_all()
+        await director.start()
         await send(director, range(20))
-        await director.caught_up()
-        told = {replica: director.reports[replica].report for replica in replicas.values()}
+        await director.caught_up(60.0)
+        pids, before = await director.pids(), {name: report.report for name, report in director.reports.items()}
         await asyncio.to_thread(own_apache_kafka.restart)
         await director.until(
-            lambda: all(director.reports[r].report > n for r, n in told.items()), "reports go on", 30.0
+            lambda: all(director.reports[name].report > number for name, number in before.items()), "reports go on", 30
         )
         await send(director, range(20, 40))
         await director.caught_up(60.0)
-        assert all(process.returncode is None for process in director.processes.values())
+        assert await director.pids() == pids
         assert len(await results(director)) == 40
 
 
 async def test_a_refusal_names_what_is_refused_and_the_line_that_grants_it(kafka, topology):
+    topology.write_text(TOPOLOGY.replace("isolation=sandbox", 'isolation="sandbox"'))
     async with Director(kafka.bootstrap_servers, topology) as director:
-        third = await director.start("third", ready=False, isolation=Isolation())
-        await director.until(
-            lambda: third in director.reports and director.reports[third].phase == "failed", "it fails"
-        )
+        await director.supervisor.scale("third", "cpu-1", 1)
+        await director.until(lambda: bool(director.exits), "it fails", 60.0)
+        (gone, *_) = director.exits
+        assert gone.exit_code == 3
         assert "the stage may not read 'three.bin': write isolation=Isolation(\"sandbox\", reads=['three.bin'])" in (
-            director.reports[third].reason
+            gone.reason
         )
 
 
@@ -201,12 +199,16 @@ async def test_replicas_of_another_user_than_root_are_sealed_as_well(embedded_br
     command = bootstrap.command
     monkeypatch.setattr(bootstrap, "command", lambda *given, **named: [*as_nobody, *command(*given, **named)[1:]])
     monkeypatch.setenv("PYTHONPATH", f"{packages}{os.pathsep}{package}")
-    isolation = Isolation("sandbox", reads=["three.bin", str(packages), str(package)])
-    async with Director(embedded_broker.bootstrap_servers, topology, isolation=isolation) as director:
-        replicas = await director.start_all()
-        assert all(sealed(director, replica) for replica in replicas.values())
-        for replica in replicas.values():
-            assert f"Uid:\t{NOBODY}" in Path(f"/proc/{director.processes[replica].pid}/status").read_text()
+    reads = f'reads=["three.bin", {str(packages)!r}, {str(package)!r}]'
+    with_packages = TOPOLOGY.replace('reads=["three.bin"]', reads).replace('isolation="sandbox"', "isolation=sandbox")
+    topology.write_text(with_packages)
+    async with Director(embedded_broker.bootstrap_servers, topology) as director:
+        director.logs.chmod(0o755)
+        await director.start()
+        for stage in FOUR:
+            assert all(map(is_sealed, director.ready(stage)))
+        for pid in (await director.pids()).values():
+            assert f"Uid:\t{NOBODY}" in Path(f"/proc/{pid}/status").read_text()
         await send(director, range(20))
         await director.caught_up()
         assert len(await results(director)) == 20

@@ -78,7 +78,7 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
     try:
         process, held = _load(spec, code, (channel or streams or sys.stdin).fileno())
     except InferlineError as error:
-        logger.error("replica %s: %s", spec.replica, error)
+        _last_words(error)
         return EXIT_CANNOT_LOAD
     ready = Ready(spec.replica, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, held)
     logger.info("replica %s is ready after %.2f s", spec.replica, ready.start_up_s)
@@ -173,7 +173,7 @@ class _Server:
         try:
             outcomes, calls = self._process(batch.inputs)
         except StageFailed as error:
-            logger.error("replica %s: %s", self._ready.replica, error)
+            _last_words(error)
             self._send(Broken(batch.epoch, batch.batch, str(error), isinstance(error, OutOfMemory)))
             return EXIT_STAGE_FAILED
         self._send(Results(batch.epoch, batch.batch, outcomes, calls, time.perf_counter() - began_s))
@@ -188,6 +188,12 @@ class _Server:
         except OSError as error:
             logger.info("the dispatcher is gone: %s", error)
             self._disconnect()
+
+
+def _last_words(error: Exception) -> None:
+    """Say why the process ends, in the last line of its log, which the supervisor passes on."""
+    sys.stderr.write(f"{error}\n")
+    sys.stderr.flush()
 
 
 def _started_s() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import inspect
+import sys
 import sysconfig
 import time
 import traceback
@@ -62,11 +63,20 @@ class StageCall:
             _sleep_until(began_s + emulated_service_s(self._emulated_s, len(values)))
             return results
         if self._cores is None:
-            return self._call(values)
+            results = self._call(values)
+            _await_devices()
+            return results
         began_s, began_cpu_s = time.perf_counter(), time.thread_time()
         results = self._call(values)
         _sleep_until(began_s + (time.thread_time() - began_cpu_s) / self._cores)
         return results
+
+
+def _await_devices() -> None:
+    """Wait for what the stage has begun on a GPU: it occupies the device before the next batch all the same."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def emulated_service_s(service_s: Mapping[int, float], batch_size: int) -> float:

@@ -188,3 +188,22 @@ def test_no_socket_survives_the_seal_but_pairs(tmp_path: Path) -> None:
                 assert "Socket operation on non-socket" in outcome.message
             else:
                 assert isinstance(outcome, Done)
+
+
+@pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+def test_a_sealed_stage_may_start_threads(tmp_path: Path) -> None:
+    code = PLAIN.replace(
+        "if 13 in numbers:",
+        "import threading\n"
+        "        seen = []\n"
+        "        thread = threading.Thread(target=lambda: seen.append(1)); thread.start(); thread.join()\n"
+        "        assert seen == [1]\n"
+        "        if 13 in numbers:",
+    )
+    with replica(tmp_path, code, isolation=Isolation()) as running:
+        dispatcher = running.attach()
+        dispatcher.receive()
+        dispatcher.send(Batch(1, 1, [b"1"]))
+        results = dispatcher.receive()
+        assert isinstance(results, Results), running.wait()
+        assert isinstance(results.outcomes[0], Done)

@@ -1,6 +1,8 @@
 """A stage's calls: culprits are found by halving, and a stage that breaks its contract is found out."""
 
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -113,3 +115,16 @@ def test_emulated_service_time_never_falls(batch_size: int) -> None:
     assert emulated_service_s(table, batch_size) <= emulated_service_s(table, batch_size + 1)
     assert [emulated_service_s(table, size) for size in table] == list(table.values())
     assert emulated_service_s(table, 64) == pytest.approx(0.2)
+
+
+def test_a_call_ends_when_what_the_stage_began_on_a_gpu_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    cuda = SimpleNamespace(is_initialized=lambda: True, synchronize=lambda: done.append("the device rests"))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+
+    def run(values: list[int]) -> list[int]:
+        done.append("the stage returns")
+        return values
+
+    assert StageCall(run, Hardware("t4", 0.5))([1]) == [1]
+    assert done == ["the stage returns", "the device rests"]
