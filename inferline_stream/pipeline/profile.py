@@ -6,7 +6,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from inferline_stream.pipeline.shape import Paths
 
@@ -149,13 +149,16 @@ class PipelineProfile:
     Args:
         profiles: by (stage, hardware).
         paths: which arrows the sample's events took.
-        hop_overhead_s: time a record spends between two stages beyond queueing and service (produce,
-            fetch, decode); once per arrow taken, once into the entry stages and once into the sink.
+        hop_overhead_s: time a record spends between two stages beyond queueing and service (produce, fetch, handing it
+            to a replica); once per arrow taken, once into the entry stages and once into the sink.
+        samples: by stage, an input that it has processed, encoded as in its topic; at a join by parent. A dispatcher
+            probes replicas with it. Stages without a small enough one are missing.
     """
 
     profiles: Mapping[tuple[str, str], Profile]
     paths: Paths
     hop_overhead_s: float = 0.0
+    samples: Mapping[str, bytes | dict[str, bytes]] = field(default_factory=dict)
 
     def hardware_of(self, stage: str) -> tuple[str, ...]:
         """Hardware kinds on which the stage was profiled."""

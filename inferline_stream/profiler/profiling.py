@@ -129,16 +129,19 @@ async def profile_pipeline(
             run = await session.sample(shape, events)
             known.paths = run.paths
             known.failed = {stage: count for stage, (count, _) in run.failed.items()}
-            store.save_paths(known.paths, known.failed, known.hop_overhead_s)
+            known.samples = run.samples
+            store.save_paths(known)
             for stage, kind in pairs:
                 profile, note = await session.profile(stage, kind, run.inputs[stage.name])
                 known.profiles[stage.name, kind.name] = profile
                 store.save(profile, note=note)
     assert known.paths is not None
     if needs_hop and not needs_run:
-        store.save_paths(known.paths, known.failed, known.hop_overhead_s)
+        store.save_paths(known)
     steps.end()
-    return PipelineProfile(known.profiles, known.paths, known.hop_overhead_s.get(options.broker, 0.0))
+    return PipelineProfile(
+        known.profiles, known.paths, known.hop_overhead_s.get(options.broker, 0.0), samples=known.samples
+    )
 
 
 def pairs_to_profile(

@@ -19,6 +19,9 @@ MOST_EVENTS = 4000
 INPUTS_KEPT = 512
 """Inputs of each stage that batches are made of afterwards."""
 
+SAMPLE_BYTES = 64 * 1024
+"""Largest input that is kept for probing replicas."""
+
 _FIRST_CHUNK, _LARGEST_CHUNK = 32, 512
 
 _GOLDEN = 0.6180339887498949
@@ -46,6 +49,12 @@ class SampleRun:
     masks: Counter[int] = field(default_factory=Counter)
     failed: dict[str, tuple[int, str]] = field(default_factory=dict)
     events: int = 0
+
+    @property
+    def samples(self) -> dict[str, StageInput]:
+        """By stage, the first input of at most `SAMPLE_BYTES`."""
+        small = {stage: next(filter(_is_small, inputs), None) for stage, inputs in self.inputs.items()}
+        return {stage: found for stage, found in small.items() if found is not None}
 
     @property
     def paths(self) -> Paths:
@@ -97,6 +106,11 @@ async def run_sample(
                 f"stage {stage!r}: none of the {run.events} sample events reached it; add some that do"
             )
     return run
+
+
+def _is_small(event: StageInput) -> bool:
+    parts = [event] if isinstance(event, bytes) else event.values()
+    return sum(map(len, parts)) <= SAMPLE_BYTES
 
 
 def _spread(events: Sequence[bytes]) -> Sequence[bytes]:

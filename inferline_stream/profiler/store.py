@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
@@ -22,7 +23,7 @@ from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.code import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 
-VERSION = 1
+VERSION = 2
 
 FOLDER = Path(".inferline", "profiles")
 """Beside the topology."""
@@ -81,6 +82,7 @@ class StoredPaths(msgspec.Struct, frozen=True):
         paths: arrows taken (positions in ``arrows``) and the share of events that took them.
         failed: by stage, sample events that it raised on.
         hop_overhead_s: by broker.
+        samples: by stage, an input that it has processed.
     """
 
     code: str
@@ -89,6 +91,7 @@ class StoredPaths(msgspec.Struct, frozen=True):
     paths: list[tuple[list[int], float]]
     failed: dict[str, int] = {}
     hop_overhead_s: dict[str, float] = {}
+    samples: dict[str, StageInput] = {}
     version: int = VERSION
 
 
@@ -101,6 +104,7 @@ class Known:
         paths: if they still hold.
         failed: by stage, sample events that it raised on.
         hop_overhead_s: by broker.
+        samples: see `PipelineProfile`.
         stale: for the others why not, by stage and hardware.
     """
 
@@ -108,6 +112,7 @@ class Known:
     paths: Paths | None = None
     failed: dict[str, int] = field(default_factory=dict)
     hop_overhead_s: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, StageInput] = field(default_factory=dict)
     stale: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
@@ -159,7 +164,7 @@ class ProfileStore:
         paths = self._read(self._paths_file, StoredPaths)
         if paths is not None:
             if (paths.code, paths.events) == (self._paths_code, self._events):
-                known.paths, known.failed = _paths_of(paths), paths.failed
+                known.paths, known.failed, known.samples = _paths_of(paths), paths.failed, paths.samples
             known.hop_overhead_s = paths.hop_overhead_s
         return known
 
@@ -185,18 +190,20 @@ class ProfileStore:
         _write(file, stored)
         return file
 
-    def save_paths(self, paths: Paths, failed: Mapping[str, int], hop_overhead_s: Mapping[str, float]) -> Path:
+    def save_paths(self, known: Known) -> Path:
         """Write which arrows the sample took, and the time between stages by broker. Returns the file."""
+        assert known.paths is not None
         stored = StoredPaths(
             code=self._paths_code,
             events=self._events,
             arrows=[(self._shape.stages[a.parent], self._shape.stages[a.child]) for a in self._shape.arrows],
             paths=[
                 ([bit for bit in range(len(self._shape.arrows)) if mask >> bit & 1], weight)
-                for mask, weight in zip(paths.masks, paths.weights, strict=True)
+                for mask, weight in zip(known.paths.masks, known.paths.weights, strict=True)
             ],
-            failed=dict(failed),
-            hop_overhead_s={broker: _rounded(hop_s) for broker, hop_s in hop_overhead_s.items()},
+            failed=known.failed,
+            hop_overhead_s={broker: _rounded(hop_s) for broker, hop_s in known.hop_overhead_s.items()},
+            samples=known.samples,
         )
         _write(self._paths_file, stored)
         return self._paths_file

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
 from inferline_stream.dataplane.loading import last_line, load_code, load_topology
@@ -43,8 +43,6 @@ from inferline_stream.profiler.messages import (
     framed,
     length_of,
 )
-
-_R = TypeVar("_R")
 
 _UNPACED = Hardware("unpaced", 0.0)
 _SAMPLE_BATCH = 16
@@ -107,7 +105,7 @@ class StageWorker:
         return took_s
 
     def _process(self, call: StageCall, inputs: list[StageInput]) -> tuple[list[Done | Failed], list[Call]]:
-        return until_devices_rest(self._code.process, call, inputs)
+        return self._code.process(call, inputs)
 
     def _outcome(self, found: Done | Failed) -> Outcome:
         if isinstance(found, Failed):
@@ -126,19 +124,6 @@ def _named_code(stage: Stage, pipeline: Pipeline, folder: Path) -> Callable[...,
         if isinstance(edge.condition, str):
             condition_type(load_code(edge.condition, folder))
     found: Callable[..., Any] = run
-    return found
-
-
-def until_devices_rest(run: Callable[..., _R], *arguments: Any) -> _R:
-    """Run, and wait for what was begun on a GPU meanwhile.
-
-    Encoded results have been copied from the device. What a stage has left running behind them, a cache's update for
-    instance, occupies the device before the next batch all the same.
-    """
-    found = run(*arguments)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
     return found
 
 

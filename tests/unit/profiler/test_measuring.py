@@ -1,8 +1,6 @@
 """Service time by batch size: which sizes, how often, and when to stop."""
 
-import sys
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -13,7 +11,6 @@ from inferline_stream.pipeline.profile import PROBABILITIES
 from inferline_stream.profiler.measuring import measure, measure_emulated, powers_of_two, service_time
 from inferline_stream.profiler.messages import Measure, Times
 from inferline_stream.profiler.process import WorkerFailed
-from inferline_stream.profiler.worker import until_devices_rest
 
 KINDS = catalogue()
 INPUTS = [b"1", b"2"]
@@ -133,16 +130,3 @@ async def test_memory_of_a_gpu_is_read_after_each_size_on_the_way_up_and_running
     times, why = await measure(worker, KINDS["t4"], INPUTS, 16, seconds=1.0, device_bytes=device_bytes)
     assert [(entry.batch_size, entry.device_bytes) for entry in times] == [(1, 1010), (2, 1020), (4, 1040)]
     assert why == "batches of 8: out of memory"
-
-
-def test_a_batch_has_ended_when_what_it_began_on_the_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    cuda = SimpleNamespace(is_initialized=lambda: True, synchronize=lambda: done.append("the device rests"))
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-
-    def run(value: int) -> int:
-        done.append("the stage returns")
-        return value + 1
-
-    assert until_devices_rest(run, 1) == 2
-    assert done == ["the stage returns", "the device rests"]

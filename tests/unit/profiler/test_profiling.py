@@ -99,6 +99,8 @@ async def test_a_pipeline_is_measured_once_and_then_known(topology: Path, embedd
     again = await profile_pipeline(pipeline, topology, EVENTS, options=QUICK, machine=WITHOUT_GPU, progress=told.append)
     assert told[-1].total == 0, "measured again what was known"
     assert again.paths == measured.paths
+    assert again.samples == measured.samples
+    assert set(measured.samples) == set(shape_of(pipeline).stages)
     for key, profile in again.profiles.items():
         assert profile.service_times[0].mean_s == pytest.approx(
             measured.profiles[key].service_times[0].mean_s, rel=1e-3

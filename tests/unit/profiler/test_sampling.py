@@ -9,7 +9,7 @@ import pytest
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.shape import Arrow, Shape, visit_ratios
 from inferline_stream.profiler.messages import Outcome, Outcomes, Run, StageInput
-from inferline_stream.profiler.sampling import INPUTS_KEPT, MOST_EVENTS, run_sample
+from inferline_stream.profiler.sampling import INPUTS_KEPT, MOST_EVENTS, SAMPLE_BYTES, run_sample
 
 DIAMOND = Shape(
     ("entry", "odd", "third", "join"),
@@ -155,3 +155,19 @@ async def test_a_stage_that_fails_on_everything_is_told_with_its_first_words() -
     of = {**workers(), "entry": Worker(broken)}
     with pytest.raises(InvalidTopology, match="no model; stage 'entry' raised on 40 of 40 sample events"):
         await run_sample(DIAMOND, of, events(40), seconds=10)
+
+
+async def test_a_small_input_that_each_stage_has_processed_is_kept_to_probe_replicas_with() -> None:
+    of = workers()
+    of["odd"] = Worker(lambda event: (bytes(SAMPLE_BYTES), ["join"]))
+
+    def fails_on_1(event: StageInput) -> tuple[bytes, list[str]]:
+        if event in (b"0", b"1"):
+            raise ValueError("no")
+        return event, ["odd"] * (int(event) % 2) + ["join"]
+
+    of["entry"] = Worker(fails_on_1)
+    run = await run_sample(DIAMOND, {name: of[name] for name in ("entry", "odd", "join")}, events(9), seconds=10)
+    assert run.samples["odd"] in (b"3", b"5", b"7")
+    assert run.samples["join"] in [{"entry": b"%d" % number} for number in (2, 4, 6, 8)]
+    assert "third" not in run.samples

@@ -16,10 +16,11 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.profiler.code import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 from inferline_stream.profiler.profiling import Options, pairs_to_profile
-from inferline_stream.profiler.store import ProfileStore
+from inferline_stream.profiler.store import Known, ProfileStore
 
 HERE = Machine("Test CPU", 4)
 EVENTS = [b"1", b"2"]
+SAMPLES = {"a": b"\xff1", "b": {"a": b"2"}}
 
 TOPOLOGY = '''
 """A pipeline."""
@@ -81,7 +82,9 @@ def saved(folder: Path) -> ProfileStore:
     kept = store(folder, load(folder))
     kept.save(Profile("a", "cpu-1", TIMES, 0.5))
     kept.save(Profile("b", "emulated-cpu", TIMES[:1], 0.25))
-    kept.save_paths(Paths((1, 0), (0.75, 0.25)), {"a": 2}, {"embedded": 0.0012})
+    kept.save_paths(
+        Known(paths=Paths((1, 0), (0.75, 0.25)), failed={"a": 2}, hop_overhead_s={"embedded": 0.0012}, samples=SAMPLES)
+    )
     return kept
 
 
@@ -94,6 +97,7 @@ def test_what_is_saved_is_loaded_to_five_digits(folder: Path) -> None:
     assert found.service_times[1].quantiles_s == pytest.approx(TIMES[1].quantiles_s)
     assert known.paths == Paths((1, 0), (0.75, 0.25))
     assert known.failed == {"a": 2}
+    assert known.samples == SAMPLES
     assert known.hop_overhead_s == {"embedded": 0.0012}
     assert known.stale == {("a", "t4"): "not profiled yet"}
 
@@ -102,7 +106,7 @@ def test_a_profile_is_readable(folder: Path) -> None:
     file = saved(folder).save(Profile("a", "cpu-1", TIMES, 0.5), note="throughput did not grow")
     assert file.parent.name == "test-cpu-4-cores"
     document = json.loads(file.read_text())
-    assert document["version"] == 1
+    assert document["version"] == 2
     assert document["service_times"][1]["quantiles_s"]["0.5"] == pytest.approx(0.023)
     assert document["service_times"][1]["throughput"] == 400
     assert document["note"] == "throughput did not grow"
@@ -229,7 +233,7 @@ def test_everything_or_single_stages_can_be_measured_again(folder: Path) -> None
     assert [stage.name for stage, _ in only] == ["b"]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"version": 1}', '{"version": "one"}'])
+@pytest.mark.parametrize("text", ["", "{", '{"version": 2}', '{"version": "one"}'])
 def test_a_damaged_file_is_told_by_name(folder: Path, text: str) -> None:
     kept = saved(folder)
     file = kept.save(Profile("a", "cpu-1", TIMES, 0.5))
@@ -241,7 +245,7 @@ def test_a_damaged_file_is_told_by_name(folder: Path, text: str) -> None:
 def test_a_file_of_another_version_is_measured_again(folder: Path) -> None:
     kept = saved(folder)
     file = kept.save(Profile("a", "cpu-1", TIMES, 0.5))
-    file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
+    file.write_text(file.read_text().replace('"version": 2', '"version": 3'))
     assert kept.load().stale["a", "cpu-1"] == "not profiled yet"
 
 
