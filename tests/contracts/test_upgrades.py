@@ -101,7 +101,7 @@ async def test_replicas_of_the_next_release_and_of_this_one_replace_each_other_u
     later = str(next_release(tmp_path / "next"))
     async with (
         asyncio.timeout(120),
-        LocalActuator(run.spec, run.log_folder) as actuator,
+        LocalActuator(run.log_folder) as actuator,
         session(run, Quiet(), actuator) as under_way,
     ):
         await under_way.ready()

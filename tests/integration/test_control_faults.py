@@ -56,7 +56,7 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_fi
     successor = replace(run, feed=None)
     async with (
         asyncio.timeout(90),
-        LocalActuator(run.spec, run.log_folder) as actuator,
+        LocalActuator(run.log_folder) as actuator,
         session(run, Quiet(), actuator) as first,
     ):
         await first.ready()
@@ -165,7 +165,7 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(
     run: Run = swing(apache_kafka.bootstrap_servers, levels=[(60, 6)], replicas={"parse": 2, "check": 1, "decide": 1})
     async with (
         asyncio.timeout(90),
-        LocalActuator(run.spec, run.log_folder) as actuator,
+        LocalActuator(run.log_folder) as actuator,
         session(run, Quiet(), actuator) as first,
     ):
         await first.ready()

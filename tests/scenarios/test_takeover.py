@@ -33,7 +33,7 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
     successor = replace(run, feed=None, policy=Script([]))
     async with (
         asyncio.timeout(60),
-        LocalActuator(run.spec, run.log_folder) as actuator,
+        LocalActuator(run.log_folder) as actuator,
         session(run, Quiet(), actuator) as first,
     ):
         await first.ready()
