@@ -248,7 +248,7 @@ def serve_choosing(queue: Queue, service: Service, account: Account, state: Shar
                     left_s = ring_time[slot] - t
                     if (left_s + expected_s) * TIE < best_s:
                         served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring_kind[slot]]
-        waits = served_by_busy >= np.int64(waiting)
+        waits = bool(served_by_busy >= np.int64(waiting))
         if max_wait_s > 0 and waiting < limit and not waits:
             oldest_s = times[i]
             k = i + ONE
