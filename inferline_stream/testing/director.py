@@ -32,9 +32,6 @@ from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.names import Names
 
-TERM = 1
-"""Of the one controller there is."""
-
 
 class Director:
     """Directs the pools of one topology; leaves no process behind.
@@ -85,6 +82,7 @@ class Director:
         self._live_since_s, self._tracing = live_since_s, tracing
         self._dispatcher_module = dispatcher_module
         self._hardware = catalogue(self.pipeline.hardware)
+        self._term = time.time_ns()  # above that of a director before on the same topics
         self._number = 0
         self._grants: dict[tuple[str, int], Grant] = {}
         self._dispatchers: dict[str, list[DispatcherSpec]] = {}
@@ -205,7 +203,7 @@ class Director:
         }
         if known is not None:
             fields = {name: getattr(known, name) for name in known.__struct_fields__}
-        fields |= {"stage": stage, "slot": slot, "term": TERM, "number": self._number, **changes}
+        fields |= {"stage": stage, "slot": slot, "term": self._term, "number": self._number, **changes}
         grant = self._grants[stage, slot] = Grant(**fields)
         key = grant_key(stage, slot).encode()
         await self.producer.send_and_wait(self.names.assignments, encode_control(grant), key=key, partition=0)

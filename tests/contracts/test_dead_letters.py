@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.testing.directing import Director
+from inferline_stream.testing.director import Director
 from tests.scenarios.test_cli_documents import COMMAND, assert_documented
 
 FORK = """
@@ -80,14 +80,14 @@ def header(record: object, name: str) -> bytes | None:
 
 
 async def test_a_letter_is_listed_shown_and_sent_again_once_and_its_join_is_then_completed(kafka, fork):
-    async with Director(kafka.bootstrap_servers, fork, settings={"lease_s": 20.0}) as director:
+    async with Director(kafka.bootstrap_servers, fork, settings={"lease_s": 20.0}, max_batch_size=4) as director:
         topic = director.names.topic("posts")
         for number in range(7):
             await director.producer.send_and_wait(
                 topic, b'{"number": %d}' % number, key=b"k%d" % number, headers=[("shop", b"7")]
             )
         await director.producer.send_and_wait(topic, b"\xff no json", key=b"k7")
-        replicas = await director.start_all(max_batch_size=4)
+        await director.start()
         await director.caught_up()
 
         listed = answer(director, "ls")["letters"]
@@ -103,19 +103,18 @@ async def test_a_letter_is_listed_shown_and_sent_again_once_and_its_join_is_then
         assert fives[0]["headers"]["shop"] == "7"
         assert "fives are not for me" in dlq(director, "show", "--stage", "right").stdout
 
-        # Replicas load the stage's code once: the broken one is mended by a file.
+        # Replicas load the stage's code once: a file repairs the broken one.
         (fork.parent / "broken").unlink()
         sent = answer(director, "replay", died[0]["letter"])
         assert len(sent["sent"]) == 2, "the letter, and what the other branch had for the join"
         sent = answer(director, "replay", "--stage", "right")
         assert (len(sent["sent"]), len(sent["left_alone"])) == (2, 2)
         await director.caught_up()
-        sink = await director.read(director.names.topic("out"))
+        sink = await director.results()
         records = await director.read(director.names.stage_topic("right"))
         noted = answer(director, "ls", died[0]["letter"])["letters"]
         again = dlq(director, "replay", died[0]["letter"])
         unknown = dlq(director, "replay", "nothing/0/0")
-        await director.drain(*replicas.values())
 
     assert sorted(json.loads(record.value)["left"] for record in sink) == [-6, -5, -4, -3, -2, -1, 0]
     replayed = [record for record in records if header(record, "replay")]

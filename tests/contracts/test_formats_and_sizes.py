@@ -10,7 +10,7 @@ import pytest
 
 from inferline_stream.dataplane.dead_letters import send_again
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
-from inferline_stream.testing.directing import Director
+from inferline_stream.testing.director import Director
 
 NUMBERED = '''
 import msgspec
@@ -73,12 +73,11 @@ async def test_a_format_of_ones_own_reads_the_source_and_writes_the_sink(kafka, 
     async with Director(kafka.bootstrap_servers, file) as director:
         for value in (own if source == OWN else packed, b"\0\0\0\0\x08[]", b"\0"):
             await director.producer.send_and_wait(director.names.topic("in"), value, key=b"k")
-        replicas = await director.start_all()
+        await director.start()
         await director.caught_up()
-        (result,) = await director.read(director.names.topic("out"))
+        (result,) = await director.results()
         (between,) = await director.read(director.names.stage_topic("last"))
-        letters = await director.read(director.names.dead_letters(director.names.topic("in")))
-        await director.drain(*replicas.values())
+        letters = await director.letters("first")
     assert json.loads(between.value) == {"number": 3, "text": "three"}
     if sink == OWN:
         assert result.value == own
@@ -98,15 +97,14 @@ async def test_what_is_too_large_for_a_topic_becomes_a_dead_letter_and_the_rest_
     ]
     await create_topics(kafka.bootstrap_servers, small, replication=1)
     values = [b"1" * 1000, b"2" * 1900, b"1" * 5000, b"1" * 50_000, b"3"]
-    async with Director(kafka.bootstrap_servers, file, prefix=prefix) as director:
+    async with Director(kafka.bootstrap_servers, file, prefix=prefix, max_batch_size=2) as director:
         for value in values:
             await director.producer.send_and_wait(f"{prefix}in", value)
-        replicas = await director.start_all(max_batch_size=2)
+        await director.start()
         await director.caught_up()
         sink = await director.read(f"{prefix}out")
         letters = await director.read(f"{prefix}in.dlq")
         done = await send_again(kafka.bootstrap_servers, director.pipeline, prefix)
-        await director.drain(*replicas.values())
     assert [record.value for record in sink] == [b"1" * 1000, b"333"]
     told = [dict(record.headers) for record in letters]
     assert Counter(found["__inferline.errors.type"] for found in told) == Counter({b"Oversize": 3})

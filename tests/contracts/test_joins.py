@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.testing.directing import Director
+from inferline_stream.testing.director import Director
 
 FORK = """
 from msgspec import Struct
@@ -67,35 +67,57 @@ async def by_key(director: Director) -> dict[bytes, list[int]]:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_events_of_a_key_leave_an_ordered_join_as_they_entered_through_a_handover(kafka, tmp_path, ordered):
+async def test_events_of_a_key_leave_an_ordered_join_as_they_entered_through_a_change_of_dispatcher(
+    kafka, tmp_path, ordered
+):
     partitions = dict.fromkeys(("enter", "slow", "both"), 4)
     async with Director(kafka.bootstrap_servers, fork(tmp_path, ordered=ordered), partitions=partitions) as director:
-        replicas = await director.start_all()
         await put(director, range(60))
-        second = await director.start("both")
-        await director.share([replicas["both"], second])
+        await director.start()
+        await director.scale("both", 2)
+        await director.dispatch("both")
         await put(director, range(60, 90))
         await director.caught_up()
         found = await by_key(director)
-        reports = [director.reports[name].handovers for name in (replicas["both"], second)]
-        await director.drain(*replicas.values(), second)
     assert sorted(number for numbers in found.values() for number in numbers) == list(range(90))
-    assert reports[0] > 0
     assert all(numbers == sorted(numbers) for numbers in found.values()) is ordered
 
 
-async def test_events_that_are_read_anew_pass_a_join_that_had_finished_them(kafka, tmp_path):
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+async def test_a_join_keeps_what_waits_for_a_part_when_its_dispatcher_changes_or_dies(kafka, tmp_path, delivery):
+    partitions = dict.fromkeys(("enter", "slow", "both"), 2)
+    async with Director(
+        kafka.bootstrap_servers, fork(tmp_path, ordered=False), partitions=partitions, delivery=delivery
+    ) as director:
+        await director.start("enter", "both")
+        await put(director, range(60))
+        # Without `slow`, every odd event of the join waits for its last part.
+        await director.until(lambda: director.total("both", "events") == 30, "the even ones are complete")
+        await director.until(lambda: director.report("both").join_events == 30, "the odd ones wait")
+        await director.dispatch("both")
+        await director.until(lambda: director.report("both").join_events == 30, "the next dispatcher has them")
+        await director.kill(director.dispatcher("both"))
+        await director.until(
+            lambda: director.report("both").incarnation == 2 and director.report("both").join_events == 30,
+            "the one started again has them",
+        )
+        await director.start("slow")
+        await director.caught_up()
+        sink = await director.results()
+    assert Counter(json.loads(record.value) for record in sink) == Counter(range(60))
+
+
+async def test_events_that_are_read_again_pass_a_join_that_had_finished_them(kafka, tmp_path):
     file, prefix, partitions = fork(tmp_path, ordered=False), f"{secrets.token_hex(4)}-", {"both": 1}
     for times in (1, 2):
         async with Director(
             kafka.bootstrap_servers, file, prefix=prefix, partitions=partitions, start="earliest"
         ) as director:
-            replicas = await director.start_all()
+            await director.start()
             if times == 1:
                 await put(director, range(20))
             await director.caught_up()
-            sink = await director.read(director.names.topic("out"))
-            await director.drain(*replicas.values())
+            sink = await director.results()
         assert Counter(json.loads(record.value) for record in sink) == dict.fromkeys(range(20), times)
 
 
@@ -108,25 +130,26 @@ async def test_what_waits_too_long_or_is_too_much_becomes_a_dead_letter_and_late
 ):
     file = fork(tmp_path, ordered=False)
     async with Director(kafka.bootstrap_servers, file, settings=settings, partitions={"both": 1}) as director:
-        replicas = {stage: await director.start(stage) for stage in ("enter", "both")}
-        for stage, replica in replicas.items():
-            await director.assign(replica, range(director.partitions[stage]))
+        await director.start("enter", "both")
         await put(director, range(20))
-        join = replicas["both"]
-        await director.until(lambda: director.reports[join].join_events > 0, "parts are seen to wait")
-        waits = director.reports[join].join_events, director.reports[join].join_bytes
-        expected = 10 if "join_age_s" in settings else 1  # no record comes in the meantime: time itself must tell
-        await director.until(lambda: director.reports[join].dead_lettered >= expected, "events are given up")
-        given_up = director.reports[join].dead_lettered
-        slow = await director.start("slow")
-        await director.assign(slow, range(director.partitions["slow"]))
+        waits: list[tuple[int, int]] = []
+
+        def waiting() -> bool:
+            report = director.report("both")
+            waits.append((report.join_events, report.join_bytes))
+            return report.join_events > 0
+
+        await director.until(waiting, "parts wait")
+        expected = 10 if "join_age_s" in settings else 1  # no record comes in the meantime: time itself ends them
+        await director.until(lambda: director.total("both", "dead_lettered") >= expected, "events are given up")
+        given_up = director.total("both", "dead_lettered")
+        await director.start("slow")
         await director.caught_up()
-        await director.until(lambda: director.reports[join].duplicates >= given_up, "late parts are dropped")
-        await director.until(lambda: director.reports[join].join_events == 0, "nothing waits any more")
-        letters = await director.read(director.names.dead_letters(director.names.stage_topic("both")))
-        sink = await director.read(director.names.topic("out"))
-        await director.drain(*replicas.values(), slow)
-    assert waits[1] >= waits[0] * 600
+        await director.until(lambda: director.total("both", "duplicates") >= given_up, "late parts are dropped")
+        await director.until(lambda: director.report("both").join_events == 0, "nothing waits any more")
+        letters = await director.letters("both")
+        sink = await director.results()
+    assert waits[-1][1] >= waits[-1][0] * 600
     errors = Counter(dict(record.headers)["__inferline.errors.message"].decode() for record in letters)
-    assert all(why in error and error.endswith("nothing was heard of slow") for error in errors), errors
+    assert all(why in error and error.endswith("nothing came from slow") for error in errors), errors
     assert len(sink) + len(letters) == 20

@@ -1,4 +1,4 @@
-"""Spans of sealed replicas, decoded as OpenTelemetry's own exporter sends them to a collector."""
+"""Spans of dispatchers, decoded as OpenTelemetry's own exporter sends them to a collector."""
 
 import asyncio
 import contextlib
@@ -11,22 +11,20 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from inferline_stream.testing.directing import Director
+from inferline_stream.testing.director import Director
 
 TOPOLOGY = """
-from inferline_stream import Isolation, Pipeline, Stage, Topic
+from inferline_stream import Pipeline, Stage, Topic
 
 
 def same(numbers: list[int]) -> list[int]:
     return numbers
 
 
-traced = Isolation("sandbox", environment={environment}, ports=[{port}])
-first = Stage("first", same, hardware=["cpu-1"], isolation=traced)
-second = Stage("second", same, hardware=["cpu-1"], after=[first], isolation=traced)
+first = Stage("first", same, hardware=["cpu-1"])
+second = Stage("second", same, hardware=["cpu-1"], after=[first])
 pipeline = Pipeline("traced", slo="250ms", source=Topic("in"), sink=Topic("out"), stages=[first, second])
 """
-ENVIRONMENT = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TIMEOUT"]
 
 PRODUCER = bytes.fromhex("0af7651916cd43dd8448eb211c80319c"), bytes.fromhex("b7ad6b7169203331")
 
@@ -82,7 +80,7 @@ async def test_a_collector_can_follow_every_event_from_its_producer_through_the_
 ):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
     topology = tmp_path / "topology.py"
-    topology.write_text(TOPOLOGY.format(environment=ENVIRONMENT, port=collector.server_port))
+    topology.write_text(TOPOLOGY)
     header = f"00-{PRODUCER[0].hex()}-{PRODUCER[1].hex()}-01".encode()
     partitions = {"first": 1, "second": 1}
     async with Director(
@@ -92,10 +90,11 @@ async def test_a_collector_can_follow_every_event_from_its_producer_through_the_
         for number in range(20):
             await director.producer.send(source, b"%d" % number, headers=[("traceparent", header)])
         await director.producer.flush()
-        replicas = await director.start_all()
+        await director.start()
         await director.caught_up()
-        results = await director.read(director.names.topic("out"))
-        await director.drain(*replicas.values())
+        results = await director.results()
+        names = {stage: (director.ready(stage)[0].replica, director.dispatcher(stage)) for stage in partitions}
+        await director.supervisor.drain(10.0)
 
     first, second = collector.spans("first"), collector.spans("second")
     sent = {(span.trace_id, span.span_id) for span in first}
@@ -109,17 +108,18 @@ async def test_a_collector_can_follow_every_event_from_its_producer_through_the_
 
     for stage, spans in (("first", first), ("second", second)):
         for span in spans:
-            told = values(span.attributes)
-            assert (span.kind, span.name) == (Span.SPAN_KIND_CONSUMER, f"process {told['messaging.destination.name']}")
+            found = values(span.attributes)
+            assert (span.kind, span.name) == (Span.SPAN_KIND_CONSUMER, f"process {found['messaging.destination.name']}")
             assert 0 < span.start_time_unix_nano <= span.end_time_unix_nano
-            assert told["messaging.batch.message_count"] == len(span.links)
-            assert (told["messaging.system"], told["messaging.operation.type"]) == ("kafka", "process")
-            assert told["messaging.consumer.group.name"] == director.names.group(stage)
-            assert told["messaging.client.id"] == replicas[stage]
-    assert {resource["service.instance.id"] for resource, _ in collector.taken} == set(replicas.values())
+            assert found["messaging.batch.message_count"] == len(span.links)
+            assert (found["messaging.system"], found["messaging.operation.type"]) == ("kafka", "process")
+            assert found["messaging.consumer.group.name"] == director.names.group(stage)
+            assert found["messaging.client.id"] == names[stage][0]
+    dispatchers = {dispatcher for _, dispatcher in names.values()}
+    assert {resource["service.instance.id"] for resource, _ in collector.taken} == dispatchers
 
 
-async def test_a_collector_that_does_not_answer_holds_no_replica_back(embedded_broker, tmp_path, monkeypatch):
+async def test_a_collector_that_does_not_answer_holds_no_dispatcher_back(embedded_broker, tmp_path, monkeypatch):
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             await reader.read()
@@ -128,13 +128,14 @@ async def test_a_collector_that_does_not_answer_holds_no_replica_back(embedded_b
     async with await asyncio.start_server(take, "127.0.0.1", 0) as silent:
         port = silent.sockets[0].getsockname()[1]
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")  # more than anybody gives a replica to leave
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")  # more than a dispatcher is given to leave
         topology = tmp_path / "topology.py"
-        topology.write_text(TOPOLOGY.format(environment=ENVIRONMENT, port=port))
+        topology.write_text(TOPOLOGY)
         async with Director(embedded_broker.bootstrap_servers, topology, tracing="otlp_proto_http") as director:
             await director.producer.send_and_wait(director.names.topic("in"), b"1")
-            replicas = await director.start_all()
+            await director.start()
             await director.caught_up()
-            assert len(await director.read(director.names.topic("out"))) == 1
-            await director.drain(*replicas.values())
-        assert [process.returncode for process in director.processes.values()] == [0, 0]
+            assert len(await director.results()) == 1
+            await director.supervisor.drain(10.0)
+            await director.until(lambda: len(director.exits) == 4, "every process has ended")
+        assert [each.exit_code for each in director.exits] == [0] * 4

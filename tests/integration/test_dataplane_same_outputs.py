@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from inferline_stream.testing.directing import Director
+from inferline_stream.testing.director import Director
 
 TOPOLOGY = """
 from msgspec import Struct
@@ -45,10 +45,10 @@ async def outputs(bootstrap_servers: str, topology: Path) -> list[tuple[bytes, b
             value = b"nothing" if number == 31 else b"%d" % number
             await director.producer.send(director.names.topic("in"), value, key=b"%d" % (number % 11))
         await director.producer.flush()
-        await director.start_all()
+        await director.start()
         await director.caught_up()
-        records = await director.read(director.names.topic("out"))
-        records += await director.read(director.names.dead_letters(director.names.topic("in")))
+        records = await director.results()
+        records += await director.letters("first")
     return sorted((record.key, record.value, record.partition) for record in records)
 
 
