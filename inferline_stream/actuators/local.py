@@ -58,7 +58,8 @@ class LocalActuator:
     """A client of this machine's supervisor, which it starts with the first call.
 
     A supervisor that dies takes its children with it: each is reported as an exit, and all that was asked for is
-    started again by a new one. Must be used and closed within one event loop; `async with` closes it.
+    started again by a new one. Once another controller has taken over the supervisor, calls have no effect. Must be
+    used and closed within one event loop; `async with` closes it.
 
     Args:
         log_folder: where the files go that hold what processes print.
@@ -186,12 +187,10 @@ class LocalActuator:
         await self.aclose()
 
     async def _call(self, call: Call) -> Any:
-        if self._closed:
-            return () if isinstance(call, Observe | Dispatchers) else {}
-        try:
-            return await self._ask(await self._connected(), call)
-        except ConnectionError:  # what was asked for before is asked again of the next supervisor
-            return await self._ask(await self._connected(), call)
+        while not self._closed:
+            with contextlib.suppress(ConnectionError):  # what was asked for is asked again of the next supervisor
+                return await self._ask(await self._connected(), call)
+        return () if isinstance(call, Observe | Dispatchers) else {}
 
     async def _ask(self, writer: asyncio.StreamWriter, call: Call) -> Any:
         number = next(self._numbers)
@@ -278,6 +277,9 @@ class LocalActuator:
                 message = decode_from_supervisor(line)
                 if isinstance(message, Ended):
                     self._report(message)
+                elif not message.number:
+                    logger.warning("the supervisor serves this controller no more: %s", message.error)
+                    self._closed = True
                 elif (answered := self._asked.get(message.number)) is not None and not answered.done():
                     if message.error:
                         answered.set_exception(ValueError(message.error))

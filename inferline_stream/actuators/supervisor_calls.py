@@ -13,6 +13,9 @@ from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 
 LONGEST_LINE_BYTES = 1 << 26
 
+SUPERSEDED = "another controller has come"
+"""Error of a reply with number 0 that a supervisor sends a controller before it closes the connection: stay away."""
+
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """First line of a controller. A supervisor that has begun takes its identity from it and ignores the rest."""

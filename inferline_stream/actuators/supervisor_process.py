@@ -20,6 +20,7 @@ from inferline_stream.actuators.actuator import ReplicaExit
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.actuators.supervisor_calls import (
     LONGEST_LINE_BYTES,
+    SUPERSEDED,
     Call,
     Capacity,
     Close,
@@ -67,6 +68,7 @@ class _Process:
         """Serve a controller to the end of its connection."""
         if self._writer is not None:
             logger.info("another controller has come")
+            self._writer.write(encode_line(Reply(0, error=SUPERSEDED)))
             self._writer.close()
         if self._orphaned is not None:
             self._orphaned.cancel()

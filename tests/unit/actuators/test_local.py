@@ -226,6 +226,18 @@ async def test_the_next_controller_adopts_what_the_last_one_has_left(tmp_path: P
     await until(lambda: not any(map(alive, [supervisor, *pids])), "closing ends what was adopted")
 
 
+async def test_a_controller_whose_supervisor_another_one_has_taken_over_leaves_it_alone(tmp_path: Path) -> None:
+    first, _ = await pool(tmp_path, folder=tmp_path / "run", identity="one")
+    pids = sorted(await pids_of(first))
+    async with LocalActuator(tmp_path / "logs", folder=tmp_path / "run", identity="one") as second:
+        assert sorted(await pids_of(second)) == pids
+        assert await first.observe() == ()
+        await first.aclose()
+        assert sorted(await pids_of(second)) == pids
+    assert first._process is not None
+    await asyncio.to_thread(first._process.wait)  # it is this process's child
+
+
 async def test_a_controller_of_another_kind_gets_a_supervisor_of_its_own(tmp_path: Path) -> None:
     supervisor, *pids = await asyncio.to_thread(killed_controller, tmp_path, 60.0)
     async with LocalActuator(tmp_path / "logs", folder=tmp_path / "run", identity="two") as local:
