@@ -2,7 +2,7 @@ import base64
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher.completion import (
@@ -132,6 +132,8 @@ def test_foreign_broken_or_hostile_metadata_counts_as_none(foreign):
     assert decode_metadata(5, foreign) == Committed(5)
 
 
+@example("", "r", b"\0\0", 5)
+@example("", "r", b"\0\1\0\1", 5)
 @given(st.text(), st.sampled_from("rbnofa"), st.binary(max_size=60), st.integers(0, 2**63 - 1))
 def test_no_metadata_makes_the_decoder_or_the_completion_fail(text, field, data, offset):
     for body in (text, base64.b64encode(data).decode().rstrip("=")):

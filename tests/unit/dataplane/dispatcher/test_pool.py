@@ -111,6 +111,11 @@ def test_the_fastest_free_replica_gets_the_batch():
     assert chosen(pool, queued=8) == 1
 
 
+def test_a_difference_within_one_percent_is_a_tie():
+    pool = pool_of("cpu", "gpu", limit=1, service_s={"cpu": {1: 1.0}, "gpu": {1: 0.995}})
+    assert chosen(pool) == 0
+
+
 def test_noise_within_a_third_changes_no_choice():
     pool = pool_of("cpu", "cpu")
     now_s = 0.0
@@ -273,6 +278,23 @@ def test_a_replica_that_recovers_within_five_seconds_is_no_straggler():
     pool = pool_of("cpu", "cpu", "cpu")
     assert run_peers(pool, 4, [1, 1, 4]) == []
     assert run_peers(pool, 20, [1, 1, 1], 4.5) == []
+
+
+def test_a_replica_that_is_slow_now_and_then_is_no_straggler():
+    pool, found = pool_of("cpu", "cpu", "cpu"), []
+    for begin_s in range(0, 24, 6):
+        found += run_peers(pool, begin_s + 4, [1, 1, 4], begin_s)
+        found += run_peers(pool, begin_s + 6, [1, 1, 1], begin_s + 4)
+    assert found == []
+
+
+def test_a_slow_replica_that_ran_nothing_more_is_no_straggler():
+    pool = pool_of("cpu", "cpu", "cpu")
+    run_peers(pool, 2, [1, 1, 1])
+    for _ in range(5):
+        run(pool, 2, 2.0, 10)
+    assert pool.stragglers(3.0) == []
+    assert pool.stragglers(9.0) == []
 
 
 def test_a_replica_whose_last_batch_was_fast_is_no_straggler():

@@ -150,6 +150,19 @@ def test_a_batch_that_ends_a_fresh_replica_under_suspicion_prolongs_the_wait():
     assert trial.suspects.blocked_until_s == pytest.approx(before_s + 0.2)
 
 
+def test_kills_from_before_a_sample_ended_a_replica_count_no_more():
+    """Run 1 is an event, 2 a sample that ends a replica, 3 one that passes, 4 the event again."""
+    trial = Trial(2, outside={1, 2, 4})
+    assert (trial.condemned, sorted(trial.cleared)) == ([], [0, 1])
+
+
+def test_suspicion_ends_after_a_minute_without_another_loss():
+    trial = Trial(2, [0], outside={2}, most_runs=2)
+    later_s = trial.suspects.blocked_until_s + 61
+    trial.suspects.lost([event(5), event(6)], alone=False, memory=False, passed=False, now_s=later_s)
+    assert (trial.suspects.blocked_until_s, trial.suspects.reason) == (0.0, "")
+
+
 def test_an_only_replica_under_suspicion_runs_the_queue_and_a_sample_by_turns():
     trial = Trial(2, [0], outside={2}, most_runs=2)
     suspects, now_s = trial.suspects, trial.suspects.blocked_until_s
@@ -177,6 +190,7 @@ def test_without_a_sample_other_suspects_run_first_and_the_first_that_passes_is_
     trial = Trial(3, [0], sample=None)
     assert trial.ran[:2] == [0, 1]
     assert (trial.cleared, trial.condemned) == ([1, 2], [0])
+    assert (trial.waits_s, trial.suspects.reason) == ([pytest.approx(0.1)], "")
 
 
 def test_without_a_sample_no_event_overtakes_one_of_its_key():
@@ -230,6 +244,7 @@ def test_a_dropped_suspect_that_kills_is_not_suspected_again():
     suspects, batch = Suspects(), [event(1), event(2)]
     suspects.lost(batch, alone=False, memory=False, passed=True, now_s=0.0)
     running = suspects.next(True, 0.0)
+    running.kills = 1
     suspects.drop()
     assert suspects.lost([running], alone=True, memory=False, passed=True, now_s=0.0).condemned == []
     assert len(suspects) == 0
