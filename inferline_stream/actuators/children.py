@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.actuators.devices import Device, devices_for
@@ -169,7 +170,7 @@ class Children:
         self._fork_servers.close()
 
     def _started(
-        self, name: str, stage: str, launch: Launch, spec: bytes, fork: Callable[[int, object], Forked | None]
+        self, name: str, stage: str, launch: Launch, spec: bytes, fork: Callable[[int, IO[bytes]], Forked | None]
     ) -> Child:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -202,8 +203,8 @@ class Children:
             with log.open("ab") as file:
                 process = subprocess.Popen(
                     launch.command,
-                    stdin=theirs,
-                    stdout=theirs,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
                     stderr=file,
                     env=launch.environment,
                     start_new_session=True,

@@ -84,8 +84,8 @@ def _run(engine: str, name: str, confinement: Confinement, cores: float, pinned:
     podman = os.path.basename(engine) == "podman"
     options = [
         *("run", "--rm", "--interactive", f"--name={name}", "--pull=never", "--entrypoint=python3"),
-        # Kafka may be on this machine; ports are the seal's to judge.
-        "--network=host",
+        # What a declared port leads to may be on this machine; which ports is for the seal to judge.
+        f"--network={'host' if confinement.ports else 'none'}",
         *("--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--tmpfs=/tmp", "--ipc=private"),
         *(f"--ulimit=nofile={_OPEN_FILES}:{_OPEN_FILES}", f"--ulimit=nproc={_PROCESSES}:{_PROCESSES}"),
         # Without root's capabilities it is nobody in particular; podman without root maps its root to the caller.

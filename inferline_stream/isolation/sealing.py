@@ -153,7 +153,7 @@ def _stays(file: int, confinement: Confinement) -> bool:
     opened = socket.socket(fileno=os.dup(file))
     with opened:
         if opened.family == socket.AF_UNIX:
-            return opened.getsockname() == opened.getpeername() == ""
+            return not opened.getsockname() and not opened.getpeername()
         try:
             port = opened.getpeername()[1]
         except OSError:

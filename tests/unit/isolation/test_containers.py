@@ -91,3 +91,11 @@ async def test_what_is_left_of_a_container_is_removed_when_its_process_has_ended
         while not told.exists():
             await asyncio.sleep(0.01)
     assert told.read_text() == f"rm --force {name}\n"
+
+
+@pytest.mark.parametrize(("ports", "network"), [((), "none"), ((5432,), "host")])
+def test_a_container_has_a_network_only_for_declared_ports(tmp_path, monkeypatch, ports, network):
+    monkeypatch.setattr("inferline_stream.isolation.containers.engine", lambda level: "podman")
+    confinement = Confinement(Isolation("container", ports=ports), str(tmp_path / "topology.py"))
+    container = Container("some.module", confinement, cores=1, pinned=(), environment={})
+    assert f"--network={network}" in container.command

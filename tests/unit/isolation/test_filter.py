@@ -31,7 +31,8 @@ STRICT = """
     brk clock_getres clock_gettime clock_nanosleep close dup epoll_create1 epoll_ctl epoll_pwait epoll_wait exit
     exit_group fstat futex getcpu getpid getrandom getrusage getsockname getsockopt gettid gettimeofday lseek
     madvise mremap munmap nanosleep pipe2 poll ppoll pread64 read readv recvfrom recvmsg restart_syscall rseq
-    rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield set_robust_list sigaltstack sysinfo uname write writev
+    rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield set_robust_list sigaltstack sysinfo uname
+    write writev
 """.split()  # noqa: SIM905
 """Allowed whatever the arguments once sealed."""
 

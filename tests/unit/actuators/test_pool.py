@@ -1,0 +1,41 @@
+"""Replicas are dealt to slots evenly, with few moves and the lowest free numbers."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.actuators.pool import StagePool
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.just(0)),
+        st.tuples(st.just("remove"), st.integers(0, 20)),
+        st.tuples(st.just("deal"), st.integers(1, 5)),
+    ),
+    max_size=40,
+)
+
+
+@given(steps)
+def test_every_replica_has_a_slot_and_slots_are_even_after_a_deal(taken: list[tuple[str, int]]) -> None:
+    pool, names, slots = StagePool(), iter(range(1000)), 0
+    for step, number in taken:
+        known = sorted(pool.members)
+        if step == "add":
+            free = min(set(range(len(known) + 1)) - {m.number for m in pool.members.values()})
+            assert pool.add(f"r-{next(names)}").number == free
+        elif step == "remove" and known:
+            pool.remove(known[number % len(known)])
+        elif step == "deal":
+            before = {name: member.slot for name, member in pool.members.items()}
+            moved = {member.replica for member in pool.deal(range(number))}
+            slots = number
+            assert moved == {name for name, slot in before.items() if pool.members[name].slot != slot}
+            sizes = [len(pool.of(slot)) for slot in range(number)]
+            assert max(sizes) - min(sizes) <= 1
+            held = [sum(slot == s for slot in before.values()) for s in range(number)]
+            most = math.ceil(len(before) / number)
+            assert len(moved) <= len(before) - sum(min(size, most) for size in held) + number
+        assert all((member.slot is None) == (slots == 0) for member in pool.members.values())
+    assert len({member.number for member in pool.members.values()}) == len(pool.members)
