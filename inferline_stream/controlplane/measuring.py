@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from inferline_stream.controlplane.reports import Batches, Reports, Totals, since, slowdown
+from inferline_stream.controlplane.reports import Reports
+from inferline_stream.controlplane.totals import Batches, Totals, since, slowdown
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths, visited
 

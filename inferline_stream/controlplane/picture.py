@@ -178,8 +178,7 @@ class Picture:
     @property
     def samples(self) -> Mapping[str, StageInput]:
         """One event of each stage that it is known to process, where profiles keep one."""
-        found: Mapping[str, StageInput] = getattr(self.measured, "samples", {})
-        return found
+        return self.measured.samples
 
     def drained(self) -> bool:
         """Whether every stage's group has committed all that its topic holds, as last sampled."""

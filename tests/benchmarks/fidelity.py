@@ -31,9 +31,9 @@ import numpy as np
 import uvloop
 
 from inferline_stream.controlplane.measuring import corrected, measured_since
-from inferline_stream.controlplane.reports import slowdown
 from inferline_stream.controlplane.run import Quiet, Run
 from inferline_stream.controlplane.session import session
+from inferline_stream.controlplane.totals import slowdown
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.errors import InferlineError
