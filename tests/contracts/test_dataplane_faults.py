@@ -88,7 +88,7 @@ async def test_a_replica_that_crashes_on_every_batch_costs_no_event_and_the_repo
 
 
 async def test_a_batch_that_hangs_runs_elsewhere_and_an_event_that_always_hangs_becomes_a_dead_letter(kafka):
-    settings = {"batch_deadline_s": 0.3}
+    settings = {"batch_deadline_s": 0.15}
     async with Director(
         kafka.bootstrap_servers, PASSING, partitions={"work": 1}, settings=settings, samples=SAMPLES
     ) as director:
@@ -247,7 +247,7 @@ async def test_stages_that_hold_the_interpreter_lock_for_seconds_lose_no_event_a
     topology.write_text(SLOW)
     settings = {"lease_s": 1.0, "heartbeat_s": 0.2}
     async with Director(
-        kafka.bootstrap_servers, topology, partitions={"build": 2, "held": 2}, settings=settings
+        kafka.bootstrap_servers, topology, partitions={"build": 2, "held": 2}, settings=settings, max_batch_size=32
     ) as director:
         ids = await director.put([b"x"] * 24)
         await director.start()
