@@ -193,6 +193,11 @@ def test_without_a_sample_other_suspects_run_first_and_the_first_that_passes_is_
     assert (trial.waits_s, trial.suspects.reason) == ([pytest.approx(0.1)], "")
 
 
+def test_an_event_that_passes_on_a_fresh_replica_ends_the_suspicion():
+    trial = Trial(2, [0], sample=None)
+    assert (trial.cleared, trial.condemned, trial.suspects.reason) == ([1], [0], "")
+
+
 def test_without_a_sample_no_event_overtakes_one_of_its_key():
     trial = Trial(3, [0], sample=None, keys=[b"k", b"k", b"l"])
     assert trial.ran[:2] == [0, 2]
