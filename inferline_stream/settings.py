@@ -276,6 +276,17 @@ def _properties(file: str) -> dict[str, str]:
     return found
 
 
+def runtime_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Return this user's folder for sockets: below `XDG_RUNTIME_DIR`, else below the folder for temporary files.
+
+    The path is short, since the path of a socket has at most 107 bytes.
+    """
+    source = os.environ if environment is None else environment
+    if source.get("XDG_RUNTIME_DIR"):
+        return Path(source["XDG_RUNTIME_DIR"]) / "inferline-stream"
+    return Path(source.get("TMPDIR") or "/tmp") / f"inferline-stream-{os.getuid()}"  # noqa: S108  made with mode 0700
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What the machine offers to tests that need Apache Kafka."""

@@ -94,7 +94,8 @@ class _Process:
         """Serve a controller that has come later, if it is one of ours; otherwise make room for its supervisor."""
         hello = decode_from_controller(await reader.readline() or b'{"type":"hello"}')
         if isinstance(hello, Hello) and hello.identity == self._hello.identity and self._ending is None:
-            await self.serve(reader, writer)
+            with contextlib.suppress(asyncio.CancelledError):  # at the end of the process; asyncio would log it
+                await self.serve(reader, writer)
             return
         logger.info("a controller with another identity has come: this one drains")
         writer.write(encode_line(Reply(0, error="another identity")))

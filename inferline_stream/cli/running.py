@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import signal
 import sys
 import time
@@ -43,6 +45,7 @@ from inferline_stream.dataplane.tracing import check_exporter
 from inferline_stream.errors import GateFailed, InferlineError, UsageError
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.profiler.profiling import Options
+from inferline_stream.settings import runtime_folder
 from inferline_stream.tuner.policy import POLICIES
 
 
@@ -173,6 +176,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             plan=plan,
             measured=measured,
             log_folder=_logs(what),
+            supervisor_folder=_supervisor_folder(wanted, what) if wanted.bootstrap_servers else None,
             run_folder=new_run(what.file.parent, what.pipeline.name, time.time()),
             prefix=wanted.prefix,
             feed=_feed(wanted, what),
@@ -198,6 +202,23 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
 def _logs(what: Declared) -> Path:
     """Where the run's processes write."""
     return what.file.parent / ".inferline" / "logs" / what.pipeline.name
+
+
+def _supervisor_folder(wanted: Wanted, what: Declared) -> Path:
+    """Return the private folder where a run that follows this one on the same Kafka finds its supervisor.
+
+    Raises:
+        UsageError: the folder is another user's, so that its sockets cannot be trusted.
+    """
+    names = f"{what.pipeline.name} {wanted.prefix} {wanted.bootstrap_servers}"
+    root = runtime_folder()
+    folder = root / hashlib.blake2s(names.encode(), digest_size=8).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in (root, folder):
+        if each.stat().st_uid != os.getuid():
+            raise UsageError(f"{each} belongs to another user; set XDG_RUNTIME_DIR to a folder of your own")
+        each.chmod(0o700)
+    return folder
 
 
 def _feed(wanted: Wanted, what: Declared) -> FeedTo | None:

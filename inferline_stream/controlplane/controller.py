@@ -224,7 +224,7 @@ class Controller:
     def _heard(self, report: PoolReport) -> None:
         self.slots.heard(report)
         name, trouble = report.dispatcher, report.reason or "; ".join(sorted(set(report.halted.values())))
-        if trouble and trouble != self._troubles.get(name):
+        if trouble and report.phase != "gone" and trouble != self._troubles.get(name):
             logger.error("dispatcher %s: %s", name, trouble)
         if report.phase in ("gone", "failed"):
             self._troubles.pop(name, None)

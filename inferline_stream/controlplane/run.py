@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -151,8 +152,12 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """What a controller must have in common with the one before to take over its processes."""
-        what = (self.pipeline.name, self.prefix, self.bootstrap_servers, str(self.topology.resolve()), self.delivery)
+        """What a controller must have in common with the one before to take over its processes, their code included."""
+        topology = self.topology.resolve()
+        code = hashlib.blake2s(digest_size=8)
+        for file in sorted(topology.parent.rglob("*.py")):
+            code.update(str(file).encode() + file.read_bytes())
+        what = (self.pipeline.name, self.prefix, self.bootstrap_servers, str(topology), self.delivery, code.hexdigest())
         return " ".join(what)
 
     @property

@@ -402,6 +402,8 @@ class Dispatcher:
         report.cpu_s = time.process_time()
         report.replicas = self._feeder.statuses()
         session = self._session
+        if report.phase not in ("gone", "failed"):
+            report.reason = "" if session is None else session.trouble()
         if session is not None:
             report.held = {number: p.completion.watermark for number, p in session.partitions.items()}
             report.queued, report.queued_bytes = len(session.queue), session.queue.size_bytes

@@ -271,7 +271,6 @@ class Feeder:
         if session is not None and hand.epoch == session.epoch:
             if hand.probe:
                 session.suspects.probe_passed()
-                self._report.reason = ""
             elif hand.events:
                 session.returned(hand.events)
                 if not hand.alone or session.suspects.passed(hand.events[0]):
@@ -326,8 +325,8 @@ class Feeder:
             session.finished((event,), (Failed("Poison", reason, ""),))
         self._pool.fresh_after_s = session.suspects.blocked_until_s
         if session.suspects.reason:
-            self._report.reason = f"stage {self._report.stage}: {session.suspects.reason}"
-            logger.error("%s", self._report.reason)
+            logger.error("stage %s: %s", self._report.stage, session.suspects.reason)
+            self._changed()
 
     # Time
 
@@ -376,5 +375,4 @@ class Feeder:
         for name, reason in self._pool.stragglers(self._loop.time()):
             if len(self._members) > 1:
                 logger.warning("replica %s is replaced: %s", name, reason)
-                self._report.reason = f"replica {name} is replaced: {reason}"
                 self._replace(name, reason)

@@ -264,11 +264,15 @@ class Session:
         self._reader.release([partition.number])
         self.queue.drop(partition.number)
         self._report.halted[partition.number] = why
-        self._report.reason = (
-            f"{self._routes.input_topic}/{partition.number} is halted: {why}; "
-            f"set an offset of group {self._routes.group} and restart"
-        )
-        logger.error("%s", self._report.reason)
+        logger.error("%s", self.trouble())
+
+    def trouble(self) -> str:
+        """Return what is wrong with the slot now, in words; empty where nothing is."""
+        for partition in self.partitions.values():
+            if partition.halted:
+                where, group = f"{self._routes.input_topic}/{partition.number}", self._routes.group
+                return f"{where} is halted: {partition.halted}; set an offset of group {group} and restart"
+        return f"stage {self._routes.stage}: {self.suspects.reason}" if self.suspects.reason else ""
 
     # Hand out
 
