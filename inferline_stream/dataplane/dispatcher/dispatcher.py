@@ -375,6 +375,7 @@ class Dispatcher:
         self._feeder.serve(None)
         self._report.phase = phase  # type: ignore[assignment]
         self._report.held.clear()
+        self._report.halted.clear()
         self._reporter.touch()
 
     async def _regain(self) -> None:
