@@ -79,7 +79,9 @@ class Dispatcher:
         self._reader = StageReader(
             servers, routes.input_topic, routes.group, names.assignments, fetch_wait_s=settings.fetch_wait_s
         )
-        self._sender = self._new_sender()
+        exactly_once = spec.delivery == "exactly_once"
+        transactional_id = names.transactional_id(f"{routes.stage}-{spec.slot}") if exactly_once else None
+        self._sender = StageSender(servers, f"inferline-{spec.dispatcher}", transactional_id)
         self._reports = ReportSender(servers, spec.dispatcher, settings.lease_s)
         send = functools.partial(self._reports.send, names.stage_stats)
         self._reporter = Reporter(report, send, self._lease, settings.heartbeat_s, self._fill)
@@ -296,7 +298,9 @@ class Dispatcher:
 
     async def _begin(self, numbers: range) -> Session:
         if self._sender.transactional:
-            await self._take_transactional_id()
+            # Voids what anybody has under way: one that served before, or this one before its lease ended. Not done
+            # sooner, since it fences the dispatcher that serves.
+            await self._sender.start_again(self._settings.connect_timeout_s)
         committed = dict(await surely_committed(self._reader.committed, numbers))
         if self._sender.transactional:
             committed = await self._stable(numbers, committed)
@@ -323,15 +327,6 @@ class Dispatcher:
             session.suspects.learn(self._grant.sample)
         await session.begin(numbers, committed)
         return session
-
-    async def _take_transactional_id(self) -> None:
-        """Void what anybody has under way with it: a dispatcher that served before, or this one before its lease ended.
-
-        Only a dispatcher that may begin does so, since it fences the one that serves.
-        """
-        await self._sender.stop()
-        self._sender = self._new_sender()
-        await self._sender.start(self._settings.connect_timeout_s)
 
     async def _stable(self, numbers: range, committed: dict[int, Entry]) -> dict[int, Entry]:
         """Return committed offsets once two looks agree: those of a transaction show a moment after its end."""
@@ -385,12 +380,6 @@ class Dispatcher:
         await self._reader.look_for_grants()
         while not self._reader.caught_up():  # noqa: ASYNC110  the fetching task brings it about
             await asyncio.sleep(0.01)
-
-    def _new_sender(self) -> StageSender:
-        spec, names = self._spec, self._routes.names
-        exactly_once = spec.delivery == "exactly_once"
-        transactional_id = names.transactional_id(f"{self._routes.stage}-{spec.slot}") if exactly_once else None
-        return StageSender(spec.bootstrap_servers, f"inferline-{spec.dispatcher}", transactional_id)
 
     # Report
 

@@ -150,6 +150,7 @@ class Feeder:
         if session is None or not session.open():
             return
         now_s = self._loop.time()
+        self._pool.fresh_after_s = session.suspects.blocked_until_s
         if self._quarantine or len(session.suspects):
             self._feed_quarantine(session, now_s)
         pool, queue = self._pool, session.queue
@@ -206,33 +207,24 @@ class Feeder:
 
     def _feed_quarantine(self, session: Session, now_s: float) -> None:
         """Run the next suspect alone, on the one replica that runs suspects; free it once there are none."""
-        members = self._members.values()
-        self._quarantine = len(session.suspects) > 0
+        pool, suspects = self._pool, session.suspects
+        self._quarantine = len(suspects) > 0
         if not self._quarantine:
-            for member in members:
-                member.replica.quarantined = False
+            pool.lift_quarantine()
             return
-        quarantined = next((member for member in members if member.replica.quarantined), None)
-        if quarantined is None:
-            free = [m for m in members if m.hand is None and m.replica.ready and not m.replica.leaving]
-            if not free:
-                return
-            quarantined = max(free, key=lambda m: m.replica.number)
-            quarantined.replica.quarantined = True
-        replica = quarantined.replica
-        if quarantined.hand is not None or not replica.ready:
+        replica = pool.quarantine(passed_first=bool(suspects.reason))
+        if replica is None:
             return
-        alone = sum(m.replica.ready and not m.replica.leaving for m in members) == 1
-        task = session.suspects.next(replica.passed, now_s, yields=alone and session.queue.eligible > 0)
+        task = suspects.next(replica.passed, now_s, yields=pool.single and session.queue.eligible > 0)
         if isinstance(task, Probe):
             self._hand(replica, (), now_s, sample=task)
         elif task is not None:
             self._hand(replica, (task,), now_s, alone=True)
         else:
             # Back-off, the queue's turn, or nothing left to run: it serves like the others meanwhile.
-            replica.quarantined = False
-            if session.suspects.blocked_until_s > now_s:
-                self._wake_at(session.suspects.blocked_until_s)
+            pool.lift_quarantine()
+            if suspects.blocked_until_s > now_s:
+                self._wake_at(suspects.blocked_until_s)
 
     # Results
 
@@ -323,7 +315,6 @@ class Feeder:
         for event, reason in lost.condemned:
             logger.error("an event of %s/%d is condemned: %s", self._report.stage, event.partition, reason)
             session.finished((event,), (Failed("Poison", reason, ""),))
-        self._pool.fresh_after_s = session.suspects.blocked_until_s
         if session.suspects.reason:
             logger.error("stage %s: %s", self._report.stage, session.suspects.reason)
             self._changed()
