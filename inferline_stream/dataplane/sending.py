@@ -32,21 +32,28 @@ class StageSender:
 
     def __init__(self, bootstrap_servers: str, client_id: str, transactional_id: str | None = None) -> None:
         self._where = bootstrap_servers
-        self._producer = AIOKafkaProducer(
+        self._options = {
             **client_options(bootstrap_servers),
-            client_id=client_id,
-            acks="all",
-            enable_idempotence=True,
-            max_batch_size=PRODUCE_BATCH_BYTES,
-            transactional_id=transactional_id,
-            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
-            retry_backoff_ms=20,
-        )
+            "client_id": client_id,
+            "acks": "all",
+            "enable_idempotence": True,
+            "max_batch_size": PRODUCE_BATCH_BYTES,
+            "transactional_id": transactional_id,
+            "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
+            "retry_backoff_ms": 20,
+        }
+        self._producer = AIOKafkaProducer(**self._options)
         self.transactional = transactional_id is not None
 
     async def start(self, timeout_s: float) -> None:
         """Connect; a transactional id fences whoever had it before."""
         await started(self._producer, self._where, timeout_s)
+
+    async def start_again(self, timeout_s: float) -> None:
+        """Connect as a new producer: what the one before had under way is void. Reads no file, so a seal allows it."""
+        await self.stop()
+        self._producer = AIOKafkaProducer(**self._options)
+        await self.start(timeout_s)
 
     async def stop(self) -> None:
         """Close the connections, what was sent first."""
