@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import select
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import IO, Any
 
 import msgspec
 
+import inferline_stream
 from inferline_stream.dataplane.fork_server import DISPATCHERS, MAX_DATAGRAM_BYTES
 from inferline_stream.dataplane.specs import ReplicaSpec, encode_spec
 from inferline_stream.isolation import limits
@@ -101,7 +103,8 @@ class ForkServers:
             self._replaced.remove(idle)
             idle.close()
         server = self._servers.get(key)
-        if server is not None and server.kind != kind:  # its children live on, and it must outlive them
+        # Its children live on, and it must outlive them.
+        if server is not None and (server.kind, server.release) != (kind, _installed_release()):
             self._replaced.append(self._servers.pop(key))
             server = None
         if server is None:
@@ -110,10 +113,17 @@ class ForkServers:
         return server.fork(launch, files, cores) if server.ready else None
 
 
+def _installed_release() -> tuple[int, int]:
+    """Return what differs once another release of this package was installed: a fork server has imported one."""
+    found = os.stat(inferline_stream.__file__)
+    return found.st_ino, found.st_mtime_ns
+
+
 class _ForkServer:
     def __init__(self, name: str, kind: bytes, confinement: Confinement) -> None:
         self.ready = self.broken = False
         self.kind = kind
+        self.release = _installed_release()
         self.children: set[int] = set()
         self._name = name
         self._codes: dict[int, int] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.records import Override, encode
@@ -30,7 +31,7 @@ from inferline_stream.dataplane.frames import (
 )
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import emulated_run
-from tests.contracts.wire import CURRENT, FILLED, FOLDER, FRAMES, document, frames, next_release
+from tests.contracts.wire import CURRENT, FILLED, FOLDER, FRAMES, document, frames, next_release, this_release
 
 RELEASES = {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("[0-9]*.json"))}
 KINDS = {type(record).__name__: record for record in FILLED}
@@ -90,52 +91,73 @@ def test_a_frame_is_read_as_it_was_written_and_of_another_format_it_is_refused(f
         list(buffer().feed(bytes([FORMAT + 1]) + data[1:]))
 
 
-async def test_replicas_of_the_next_release_and_of_this_one_replace_each_other_under_load(
+async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_repetition(
     embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    releases = [this_release(tmp_path / "this"), next_release(tmp_path / "next")]
+    installed = tmp_path / "installed"
+    installed.symlink_to(releases[0])
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    monkeypatch.chdir(tmp_path)  # python -m looks for modules where it is, first
     build = partial(emulated_run, SWING, folder=tmp_path, probability={("parse", "check"): 1 / 3}, key_field="number")
     run: Run = build(
         embedded_broker.bootstrap_servers, levels=[(40, 14)], replicas={"parse": 2, "check": 1, "decide": 1}
     )
     run = replace(run, faust=False)
-    later = str(next_release(tmp_path / "next"))
     async with (
         asyncio.timeout(120),
         LocalActuator(run.log_folder) as actuator,
         session(run, Quiet(), actuator) as under_way,
     ):
         await under_way.ready()
+        names = under_way.running.names
 
         async def versions() -> dict[str, bool]:
-            """By replica, whether it runs the next release's code."""
-            told = {}
-            for r in await actuator.observe():
-                if r.state == "running" and r.pid is not None:
-                    told[r.replica] = later in Path(f"/proc/{r.pid}/environ").read_text()
-            return told
+            """By replica and dispatcher, whether it is of the next release."""
+            found = {}
+            for replica in await actuator.observe():
+                log = next(run.log_folder.rglob(f"{replica.replica}.log"), None)
+                if log is not None and " is ready after " in (text := log.read_text()):
+                    found[replica.replica] = " of the next release is ready after " in text
+            reports = await newest(run.bootstrap_servers, names.stage_stats)
+            for dispatcher in await actuator.dispatchers():
+                if b'"phase":"serving"' in (report := reports.get(dispatcher.dispatcher, b"")):
+                    found[dispatcher.dispatcher] = b"by the next release" in report
+            return found
 
-        async def deploy(next_release: bool) -> None:
+        async def deploy(release: int) -> None:
             before = set(await versions())
-            if next_release:
-                monkeypatch.setenv("PYTHONPATH", later)
-            else:
-                monkeypatch.delenv("PYTHONPATH")
+            (tmp_path / "link").symlink_to(releases[release])
+            (tmp_path / "link").replace(installed)
             now = Override("code", value=time.time(), who="a test")
-            await write_once(run.bootstrap_servers, Written(under_way.running.names.control, now.key, encode(now)))
+            await write_once(run.bootstrap_servers, Written(names.control, now.key, encode(now)))
 
             async def replaced() -> bool:
                 found = await versions()
-                return not before & set(found) and len(found) == 4 and set(found.values()) == {next_release}
+                return not before & set(found) and len(found) == 7 and set(found.values()) == {bool(release)}
 
-            assert await until(replaced, 40.0), f"{await versions()} are not all of the release wanted"
+            assert await until(replaced, 40.0), (
+                f"{await versions()} are not all of the release wanted; before: {before}"
+            )
 
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
-        await asyncio.sleep(1.0)
         assert not any((await versions()).values())
-        await deploy(True)
-        await deploy(False)
+        await deploy(1)
+        await deploy(0)
         await feeding
         report = await under_way.report(await under_way.drain())
     assert (report.lost, report.duplicated) == (0, 0)
     assert report.events_in == report.events_out > 400
     assert report.exits == []
+
+
+async def newest(bootstrap_servers: str, topic: str) -> dict[str, bytes]:
+    """The newest record of each key."""
+    async with AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest") as consumer:
+        consumer.assign([partition := TopicPartition(topic, 0)])
+        end = (await consumer.end_offsets([partition]))[partition]
+        found: dict[str, bytes] = {}
+        while await consumer.position(partition) < end:
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                found |= {record.key.decode(): record.value for record in records}
+    return found

@@ -180,14 +180,21 @@ def frames() -> dict[str, str]:
     return {type(frame).__name__: encode_frame(frame).hex() for frame in FRAMES}
 
 
-def next_release(folder: Path) -> Path:
-    """This package as a release that adds a field to every report and expects one more in every grant."""
-    package = folder / "inferline_stream"
+def this_release(folder: Path) -> Path:
+    """Copy this package into a folder; returns the folder."""
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(inferline_stream.__file__).parent, package, symlinks=False, ignore=ignored)
+    shutil.copytree(Path(inferline_stream.__file__).parent, folder / "inferline_stream", ignore=ignored)
+    return folder
+
+
+def next_release(folder: Path) -> Path:
+    """Copy this package as a release whose reports have another field, whose grants must, and whose replicas say so."""
+    package = this_release(folder) / "inferline_stream"
     for module, kind in (("grants", "class Grant("), ("reports", "class PoolReport(")):
         file = package / f"dataplane/{module}.py"
         text = file.read_text()
         head = text.index("    version: int = WIRE_VERSION", text.index(kind))
         file.write_text(text[:head] + '    added: str = "by the next release"\n' + text[head:])
+    file = package / "dataplane/replica/replica.py"
+    file.write_text(file.read_text().replace(" is ready after ", " of the next release is ready after "))
     return folder
