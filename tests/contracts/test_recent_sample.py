@@ -8,19 +8,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from inferline_stream.cli.main import app
-from inferline_stream.cli.provisioning import Declared, partition_shares
 from inferline_stream.dataplane import recent
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.dataplane.recent import recent_sample
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
-from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.document import plan_from_bytes
 from inferline_stream.testing.kafka import KafkaServer
 
@@ -98,21 +95,3 @@ async def test_plan_takes_the_last_hour_from_kafka(kafka: KafkaServer, topic: st
     assert done.returncode == 0, done.stderr
     plan = plan_from_bytes(done.stdout)
     assert plan.arrival_rate == pytest.approx(10.0, rel=0.01)
-    assert plan.partitions["parse"] == 3
-
-
-async def test_a_hot_partition_of_the_source_is_measured_once_there_is_enough(
-    kafka: KafkaServer, topic: str, tmp_path: Path
-) -> None:
-    what = Declared(pipeline(topic), tmp_path / "topology.py", [], Trace(np.array([0.0])))
-    now_s = time.time()
-    await fill(kafka, topic, [1.0] * 60, now_s)
-    assert await partition_shares(kafka.bootstrap_servers, what, "", {"only": 3}, 10.0) == {}
-    async with RecordProducer(kafka.bootstrap_servers) as producer:
-        for _ in range(2940):
-            await producer.send(topic, b"{}", key=b"one", timestamp_ms=round(now_s * 1000))
-        await producer.flush()
-    shares = (await partition_shares(kafka.bootstrap_servers, what, "", {"only": 3}, 10.0))["only"]
-    assert len(shares) == 3
-    assert sum(shares) == pytest.approx(1.0)
-    assert max(shares) >= 0.98

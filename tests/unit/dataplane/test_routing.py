@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.dataplane.join import Gathered, Join
+from inferline_stream.dataplane.dispatcher.join import Gathered, Join
 from inferline_stream.dataplane.routing import Send, follow
 from inferline_stream.pipeline.shape import Arrow, Shape, visited
 

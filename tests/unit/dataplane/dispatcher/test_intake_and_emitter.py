@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from inferline_stream.dataplane.dispatcher.completion import Committed
 
+from inferline_stream.dataplane.dispatcher.completion import Committed
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Intake

@@ -137,7 +137,7 @@ async def test_a_partition_whose_group_has_no_offset_is_halted_and_its_records_a
     assert (slot.reader.held, set(slot.report.halted)) == ({0: 5}, {1})
     slot.fetched(b"x", partition=1)
     assert len(session.queue) == 0
-    assert "in/1 is halted" in slot.report.reason
+    assert "in/1 is halted" in session.trouble()
 
 
 @pytest.mark.parametrize(("on_expired", "topic"), [("drop", "p.completed"), ("dlq", "in.dlq")])
