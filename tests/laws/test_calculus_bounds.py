@@ -72,9 +72,10 @@ def test_no_event_of_any_pipeline_passes_the_bound(seed):
     measured = PipelineProfile(profiles, independent_paths(shape, conditional), float(rng.choice([0.0, 0.02])))
     trace = Trace(np.cumsum(rng.gamma(0.25, 4 * rng.choice([0.01, 0.05, 0.2]), 200)))
     bound_s, _ = bounds(shape, held, measured, curve_of_trace(trace))
-    found = simulate(shape, held, measured, trace, seed=seed)
-    ended = found.latency_s[~np.isnan(found.latency_s)]
-    assert ended.size == 0 or ended.max() <= bound_s + ROUNDING
+    for order_slo_s in (0.0, math.inf):
+        found = simulate(shape, held, measured, trace, order_slo_s=order_slo_s, seed=seed)
+        ended = found.latency_s[~np.isnan(found.latency_s)]
+        assert ended.size == 0 or ended.max() <= bound_s + ROUNDING
 
 
 def test_a_batch_upstream_reaches_the_next_stage_at_once_and_the_bound_knows():
