@@ -167,6 +167,7 @@ class StageReader:
             if partition in self._held:
                 self._held.remove(partition)
                 self._consumer.pause(TopicPartition(self._topic, partition))
+        self._adapt_wait()
 
     async def committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
         """Return offset and metadata that the group has committed; partitions without are missing."""
@@ -200,9 +201,12 @@ class StageReader:
         return {TopicPartition(self._topic, partition): entry for partition, entry in offsets.items()}
 
     def _adapt_wait(self) -> None:
-        """Where the assignments topic's broker has everything, a grant ends the wait: let idle fetches wait longer."""
+        """Where the assignments topic's broker has everything, a grant ends the wait: let idle fetches wait longer.
+
+        Not while nothing is held: what is held next is not fetched before the fetch of grants that is under way ends.
+        """
         cluster = self._consumer._client.cluster
         read = [TopicPartition(self._topic, partition) for partition in self._held]
         one_broker = {cluster.leader_for_partition(tp) for tp in read} <= {cluster.leader_for_partition(self._control)}
-        wait_s = max(self._fetch_wait_s, ONE_BROKER_WAIT_S) if one_broker else self._fetch_wait_s
+        wait_s = max(self._fetch_wait_s, ONE_BROKER_WAIT_S) if read and one_broker else self._fetch_wait_s
         self._consumer._fetcher._fetch_max_wait_ms = round(wait_s * 1000)

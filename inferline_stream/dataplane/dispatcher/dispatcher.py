@@ -203,7 +203,8 @@ class Dispatcher:
             fetched = await self._reader.fetch(full, FULL_WAIT_S if full else FETCH_WAIT_S)
             for record in fetched.control:
                 self._follow(record.key, record.value)
-            if session is not None and session is self._session:
+            # The present one: partitions that it began to hold during the fetch may have brought records already.
+            if (session := self._session) is not None:
                 session.take_in(fetched)
             if self._grant is None and self._reader.caught_up():
                 self._grant_changed.set()
