@@ -1,27 +1,28 @@
 """A dispatcher whose replicas have a queue each, for comparison: every event is bound to one replica as it arrives.
 
 ``python -m tests.benchmarks._bound_dispatcher [NAMES] CHANNEL`` in place of `inferline_stream.dataplane.dispatcher`;
-`bound` has a supervisor start it. Everything but the choice of the replica is the dispatcher's own code. Each event
+`bind` has a supervisor start it. Everything but the choice of the replica is the dispatcher's own code. Each event
 draws its replica evenly by its id, which is the best that keys and partitions could do for queues of their own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import runpy
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from inferline_stream.actuators import children
+from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.dispatcher import dispatcher, process, session
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.dataplane.specs import DispatcherSpec
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.pipeline.isolation import Isolation
 
@@ -112,15 +113,19 @@ class BoundQueue:
         return [event for part in self._parts for event in part.drop(partition)]
 
 
-@contextlib.contextmanager
-def bound() -> Iterator[None]:
-    """Let this process's supervisors start this module, unsealed: a sealed dispatcher may read only its own package."""
+def bind(supervisor: Supervisor) -> None:
+    """Let a supervisor start this module, unsealed: a sealed dispatcher may read only its own package."""
+    start = supervisor._children.start_dispatcher
     unsealed = Confinement(Isolation("none"), "")
-    with (
-        mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])),
-        mock.patch.object(children, "dispatcher_confinement", return_value=unsealed),
-    ):
-        yield
+
+    def start_unsealed(spec: DispatcherSpec) -> children.Child:
+        with (
+            mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])),
+            mock.patch.object(children, "dispatcher_confinement", return_value=unsealed),
+        ):
+            return start(spec)
+
+    supervisor._children.start_dispatcher = start_unsealed  # type: ignore[method-assign]
 
 
 def leave_unsealed() -> None:

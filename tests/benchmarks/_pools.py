@@ -30,7 +30,7 @@ from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.testing.director import Director
 from inferline_stream.testing.runs import declared_profile
-from tests.benchmarks._bound_dispatcher import MODULE, bound
+from tests.benchmarks._bound_dispatcher import MODULE, bind
 from tests.benchmarks._live import Passed, passed_through
 
 PARTITIONS = 16
@@ -169,20 +169,19 @@ async def pool(
         isolation=isolation, slo_s=SLO_S, partitions=PARTITIONS,
     )  # fmt: skip
     (home / "topology.py").write_text(text)
-    with contextlib.ExitStack() as stack:
+    if queue_each:
+        more["dispatcher_module"] = MODULE
+    director = Director(bootstrap_servers, home / "topology.py", max_batch_size=max(emulated), **more)
+    # The sink stamps records when it appends them: a latency ends with Kafka having the result.
+    settings = {"message.timestamp.type": "LogAppendTime"}
+    sink = TopicSettings(director.names.topic("out"), PARTITIONS, "a benchmark's own", settings)
+    await create_topics(bootstrap_servers, [sink])
+    async with director, OffsetReader(bootstrap_servers) as offsets:
         if queue_each:
-            stack.enter_context(bound())
-            more["dispatcher_module"] = MODULE
-        director = Director(bootstrap_servers, home / "topology.py", max_batch_size=max(emulated), **more)
-        # The sink stamps records when it appends them: a latency ends with Kafka having the result.
-        settings = {"message.timestamp.type": "LogAppendTime"}
-        sink = TopicSettings(director.names.topic("out"), PARTITIONS, "a benchmark's own", settings)
-        await create_topics(bootstrap_servers, [sink])
-        async with director, OffsetReader(bootstrap_servers) as offsets:
-            await director.start("work")
-            bench = PoolBench(director, offsets, max(emulated))
-            await director.warm()
-            yield bench
+            bind(director.supervisor)
+        await director.start("work")
+        await director.warm()
+        yield PoolBench(director, offsets, max(emulated))
 
 
 class Watch:

@@ -164,8 +164,8 @@ def _ratios(cells: Cells, work: Work) -> Figures:
             continue
         tried = [n for n in work.bound if n <= 4 * pooled]
         needed = cells.least("bound", tried, times * S_S)
-        if needed is None and max(work.bound) < 4 * pooled:
-            figures |= {name: None, f"{name}_reason": f"4 x {pooled} replicas were not tried"}
+        if needed is None and not any(n >= 4 * pooled and cells.median_s("bound", n) > times * S_S for n in work.bound):
+            figures |= {name: None, f"{name}_reason": f"{work.bound} replicas do not tell, against {pooled}"}
             continue
         figures |= {name: (needed or 4 * pooled) / pooled, f"pooled_replicas_{times}x": pooled}
         if work.quick:
@@ -367,7 +367,7 @@ def _within(times_s: np.ndarray, windows: list[tuple[float, float]]) -> np.ndarr
 
 def _silence_s(out_s: np.ndarray, killed_s: float) -> float:
     """From the kill to the end of the longest silence around it."""
-    near_s = out_s[(out_s > killed_s - 0.2) & (out_s < killed_s + 10.0)]
+    near_s = out_s[(out_s > killed_s - 0.2) & (out_s < killed_s + SETTLED_S - 1.0)]
     if near_s.size < 2:
         return math.inf
     longest = int(np.argmax(np.diff(near_s)))
