@@ -192,7 +192,8 @@ async def in_time(bootstrap_servers: str, work: Any, timeout_s: float, client: A
                 return await work
         except (KafkaConnectionError, TimeoutError) as error:
             raise await unreachable(
-                bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
+                bootstrap_servers,
+                f"Kafka at {hosts(bootstrap_servers)} does not answer within {timeout_s:g} s; is it running?",
             ) from error
         except KafkaError as error:
             raise Unreachable(f"Kafka refuses: {error}") from error
@@ -210,7 +211,8 @@ async def started(client: AIOKafkaConsumer | AIOKafkaProducer, bootstrap_servers
             except (KafkaConnectionError, TimeoutError) as error:
                 if loop.time() + 0.2 >= deadline or await refused(bootstrap_servers):
                     raise await unreachable(
-                        bootstrap_servers, f"Kafka does not answer within {timeout_s:g} s ({error}); is it running?"
+                        bootstrap_servers,
+                        f"Kafka at {hosts(bootstrap_servers)} does not answer within {timeout_s:g} s; is it running?",
                     ) from error
                 await asyncio.sleep(0.2)
             else:

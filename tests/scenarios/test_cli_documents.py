@@ -183,7 +183,7 @@ def test_a_run_traces_each_batch_and_links_it_to_the_batches_that_caused_it(fold
 def test_json_log_lines_are_all_that_standard_error_holds(traced: subprocess.CompletedProcess[str]) -> None:
     lines = [json.loads(line) for line in traced.stderr.splitlines()]
     assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in lines))
-    assert any(line["message"].startswith("replica ") for line in lines)
+    assert any(line["message"].startswith("slot ") for line in lines)
 
 
 def test_a_run_says_how_many_of_its_replicas_are_ready_while_they_start(

@@ -44,12 +44,13 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
         await wait_at_the_source(run, 20)
         async with session(replace(run, feed=None, faust=False), Quiet()) as halted:
             await halted.ready()
+            reports = halted.controller.picture.reports
 
-            async def told() -> bool:
-                reports = halted.controller.picture.reports.replicas.values()
-                return any("halted: its group has committed no offset" in r.newest.reason for r in reports)
+            async def reported() -> bool:
+                newest = [report for name in reports.living() if (report := reports.newest(name)) is not None]
+                return any(set(report.halted.values()) == {"its group has committed no offset"} for report in newest)
 
-            assert await until(told, 20.0)
+            assert await until(reported, 20.0)
             topic = halted.running.source
             assert await halted.offsets.committed(group, topic, 8) == (-1,) * 8
             await halted.controller.retire(halted.running_stages(), 10.0)

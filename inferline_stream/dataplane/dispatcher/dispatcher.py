@@ -210,24 +210,23 @@ class Dispatcher:
                 self._grant_changed.set()
 
     def _follow(self, key: bytes | None, value: bytes | None) -> None:
-        if key != grant_key(self._routes.stage, self._spec.slot).encode() or not value:
+        """Follow a record of the assignments topic: its order is that of the one leader, so the last one counts."""
+        if key != grant_key(self._routes.stage, self._spec.slot).encode():
             return
         try:
-            grant = decode_control(value)
+            grant = decode_control(value) if value else None
         except msgspec.MsgspecError as error:
             logger.error("a grant cannot be read and is skipped: %s", error)
             return
-        if not isinstance(grant, Grant):
-            return
-        known = self._grant
-        if known is not None and (grant.term, grant.number) <= (known.term, known.number):
-            return
+        if isinstance(grant, Grant):
+            self._report.term, self._report.number = grant.term, grant.number
+            self._pool.configure(grant.max_batch_sizes, grant.service_s)
+            self._feeder.hold_s = grant.hold_s
+            if self._session is not None and grant.sample is not None:
+                self._session.suspects.learn(grant.sample)
+        else:
+            grant = None  # deleted: the slot is nobody's
         self._grant = grant
-        self._report.term, self._report.number = grant.term, grant.number
-        self._pool.configure(grant.max_batch_sizes, grant.service_s)
-        self._feeder.hold_s = grant.hold_s
-        if self._session is not None and grant.sample is not None:
-            self._session.suspects.learn(grant.sample)
         self._grant_changed.set()
         self._reporter.touch()
         self._feeder.kick()
@@ -244,7 +243,7 @@ class Dispatcher:
 
     def _is_superseded(self) -> bool:
         grant = self._grant
-        return grant is not None and self._reader.caught_up() and grant.dispatcher != self._spec.dispatcher
+        return self._reader.caught_up() and (grant is None or grant.dispatcher != self._spec.dispatcher)
 
     # Serve
 
