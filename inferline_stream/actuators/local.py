@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import secrets
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODUL
 from inferline_stream.actuators.devices import Device
 from inferline_stream.actuators.supervisor_calls import (
     LONGEST_LINE_BYTES,
+    SUPERSEDED,
     Call,
     Capacity,
     Close,
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 _SUPERVISOR_MODULE = "inferline_stream.actuators.supervisor_process"
 _SOCKET = "supervisor.sock"
+_REAP_S = 1.0
 _LOST = "the supervisor has ended, and every process with it"
 
 
@@ -99,6 +102,7 @@ class LocalActuator:
             devices,
             replica_module,
             dispatcher_module,
+            secrets.token_hex(8),
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -204,7 +208,10 @@ class LocalActuator:
     async def _connected(self) -> asyncio.StreamWriter:
         async with self._connecting:
             if self._writer is None:
-                reader, writer = await self._adopted() or await self._started()
+                adopted = await self._adopted()
+                if self._closed:
+                    raise ConnectionResetError(SUPERSEDED)
+                reader, writer = adopted or await self._started()
                 self._writer = writer
                 self._reading = asyncio.create_task(self._read(reader, writer))
                 await self._ask_again(writer)
@@ -257,6 +264,8 @@ class LocalActuator:
             if isinstance(reply, Reply) and not reply.error:
                 self.supervisor_pid = reply.result
                 return reader, writer
+            if isinstance(reply, Reply) and reply.error == SUPERSEDED:
+                self._stay_away()
         writer.close()
         return None
 
@@ -278,8 +287,7 @@ class LocalActuator:
                 if isinstance(message, Ended):
                     self._report(message)
                 elif not message.number:
-                    logger.warning("the supervisor serves this controller no more: %s", message.error)
-                    self._closed = True
+                    self._stay_away()
                 elif (answered := self._asked.get(message.number)) is not None and not answered.done():
                     if message.error:
                         answered.set_exception(ValueError(message.error))
@@ -293,7 +301,8 @@ class LocalActuator:
         if self._closed:
             return
         if self._process is not None:
-            await asyncio.to_thread(self._process.wait)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it lives, and serves another controller
+                await asyncio.to_thread(self._process.wait, _REAP_S)
         lived = asyncio.get_running_loop().time() - began_s >= SETTLED_S
         self._failures = 1 if lived else self._failures + 1
         self._report_all_lost()
@@ -303,6 +312,11 @@ class LocalActuator:
                 await self._connected()
             except (OSError, RuntimeError):  # the next call tries again, and raises
                 logger.exception("no supervisor could be started")
+
+    def _stay_away(self) -> None:
+        if not self._closed:
+            logger.warning("the supervisor serves this controller no more: %s", SUPERSEDED)
+            self._closed = True
 
     def _report(self, ended: Ended) -> None:
         gone = ended.replica or ended.dispatcher

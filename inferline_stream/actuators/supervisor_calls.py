@@ -14,7 +14,8 @@ from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 LONGEST_LINE_BYTES = 1 << 26
 
 SUPERSEDED = "another controller has come"
-"""Error of a reply with number 0 that a supervisor sends a controller before it closes the connection: stay away."""
+"""Error of a reply with number 0: a supervisor sends it to a controller before it closes the connection, and again if
+that one comes back, since it may not have read it."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -32,6 +33,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     devices: tuple[Device, ...] | None = None
     replica_module: str = REPLICA_MODULE
     dispatcher_module: str = DISPATCHER_MODULE
+    controller: str = ""
+    """Unique: one that was superseded may not come back."""
 
 
 class Know(msgspec.Struct, frozen=True, tag="know"):

@@ -58,22 +58,25 @@ class _Process:
         self._listed = bool(hello.listen)
         self._writer: asyncio.StreamWriter | None = None
         """To the controller that came last."""
+        self._controller = hello.controller
+        self._superseded: set[str] = set()
         self._unsent: list[Ended] = []
         self._orphaned: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.over = asyncio.Event()
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, controller: str) -> None:
         """Serve a controller to the end of its connection."""
         if self._writer is not None:
             logger.info("another controller has come")
+            self._superseded.add(self._controller)
             self._writer.write(encode_line(Reply(0, error=SUPERSEDED)))
             self._writer.close()
         if self._orphaned is not None:
             self._orphaned.cancel()
             self._orphaned = None
-        self._writer = writer
+        self._writer, self._controller = writer, controller
         writer.write(encode_line(Reply(0, os.getpid())))
         for ended in self._unsent:
             writer.write(encode_line(ended))
@@ -93,9 +96,13 @@ class _Process:
     async def adopt(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a controller that has come later, if it is one of ours; otherwise make room for its supervisor."""
         hello = decode_from_controller(await reader.readline() or b'{"type":"hello"}')
+        if isinstance(hello, Hello) and hello.controller in self._superseded:
+            writer.write(encode_line(Reply(0, error=SUPERSEDED)))
+            writer.close()
+            return
         if isinstance(hello, Hello) and hello.identity == self._hello.identity and self._ending is None:
             with contextlib.suppress(asyncio.CancelledError):  # at the end of the process; asyncio would log it
-                await self.serve(reader, writer)
+                await self.serve(reader, writer, hello.controller)
             return
         logger.info("a controller with another identity has come: this one drains")
         writer.write(encode_line(Reply(0, error="another identity")))
@@ -177,7 +184,10 @@ async def _main(first: socket.socket) -> None:
         server = None
         if hello.listen:
             server = await asyncio.start_unix_server(process.adopt, hello.listen, limit=LONGEST_LINE_BYTES)
-        working = [asyncio.create_task(process.report()), asyncio.create_task(process.serve(reader, writer))]
+        working = [
+            asyncio.create_task(process.report()),
+            asyncio.create_task(process.serve(reader, writer, hello.controller)),
+        ]
         await process.over.wait()
         for task in working:
             task.cancel()

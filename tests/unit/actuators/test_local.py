@@ -233,6 +233,9 @@ async def test_a_controller_whose_supervisor_another_one_has_taken_over_leaves_i
         assert sorted(await pids_of(second)) == pids
         assert await first.observe() == ()
         await first.aclose()
+        again = LocalActuator(tmp_path / "logs", folder=tmp_path / "run", identity="one")
+        again._hello = first._hello  # as one that woke too late to read why its connection has ended
+        assert await again.observe() == ()
         assert sorted(await pids_of(second)) == pids
     assert first._process is not None
     await asyncio.to_thread(first._process.wait)  # it is this process's child
