@@ -107,7 +107,7 @@ def swing(bootstrap_servers: str, folder: Path, delivery: str) -> Controlled:
         replicas={"parse": 2, "check": 1, "decide": 2},
         conditional=[("parse", "check", 1 / 3)],
         planned_rate=RATE,
-        delivery=delivery,  # type: ignore[arg-type]  one of the two
+        delivery=delivery,  # type: ignore[arg-type]  # one of the two
     )
 
 

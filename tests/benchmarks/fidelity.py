@@ -287,7 +287,7 @@ async def _compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> F
         (entry,) = shape.entries()
         partitions = under_way.controller.picture.partitions[shape.stages[entry]]
         source = await source_of(run.bootstrap_servers, under_way.running.source, partitions, shape, goes_to)
-        seen = measured_since(under_way.controller.picture.reports, {})
+        seen = measured_since(under_way.controller.picture.reports, shape.stages, {})
     estimated_s = estimate(shape, run.plan, run.measured, source)
     live_profile_s = estimate(shape, run.plan, corrected(run.measured, shape, seen), source)
     slowdowns = [slowdown(run.measured.profiles[key], batches, 1) for key, batches in seen.batches.items()]
