@@ -174,13 +174,16 @@ class LocalActuator:
             return
         async with self._connecting:
             self._closed = True
+        wait_s: float | None = _REAP_S  # it may live on, for another controller
         if self._writer is not None:
             with contextlib.suppress(ConnectionError):
                 await self._ask(self._writer, Close())
+                wait_s = None
         if self._reading is not None:
             await asyncio.gather(self._reading, return_exceptions=True)
         if self._process is not None:
-            await asyncio.to_thread(self._process.wait)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self._process.wait, wait_s)
 
     async def __aenter__(self) -> Self:
         return self
