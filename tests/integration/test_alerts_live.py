@@ -6,7 +6,6 @@ alert to be resolved. The rules are the command's own, a rehearsal sixty times a
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -196,7 +195,7 @@ def test_a_stuck_partition_pages_and_moves_on_once_what_the_stage_waits_for_answ
     (watched.folder / "hung").touch()
     told = watched.heard.wait("InferlineStuckPartition", "firing", 40, began_s)
     assert (told.labels["stage"], told.labels["severity"]) == ("ask", "page")
-    assert "mend the stage" in runbook(told)
+    assert "fix the stage" in runbook(told)
     (watched.folder / "hung").unlink()
     watched.heard.wait("InferlineStuckPartition", "resolved", 30, told.at_s)
     watched.until("sum(inferline_stage_lag_records) < 20", 30)
@@ -263,8 +262,7 @@ def test_every_rule_could_be_evaluated_all_night_long(watched: Watched) -> None:
 
 
 def replicas_of(stage: str, watched: Watched) -> list[int]:
-    """Process ids of a stage's replicas, from the run's log lines."""
-    lines = (watched.folder / "run.log").read_text().splitlines()
-    started = [json.loads(line)["message"] for line in lines if "started, process" in line]
-    pids = [int(m[1]) for line in started if (m := re.match(rf"replica {stage}-\S+ started, process (\d+)", line))]
+    """Process ids of a stage's replicas, from the supervisor's log."""
+    log = (watched.folder / ".inferline" / "logs" / "watched" / "supervisor.log").read_text()
+    pids = [int(pid) for pid in re.findall(rf" {stage}-emulated-cpu-\S+ started, process (\d+)", log)]
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]

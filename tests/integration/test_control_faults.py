@@ -45,7 +45,7 @@ def downs(*sessions: Session) -> list[str]:
 
 
 async def ready(under_way: Session, stage: str, count: int) -> bool:
-    return under_way.controller.picture.working(stage, "emulated-cpu") >= count
+    return under_way.controller.picture.working(stage, "emulated-cpu", count) >= count
 
 
 async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_five_seconds(

@@ -28,10 +28,12 @@ LONG_S = 4.0
 
 KINDS = {
     "at_least_once": [
-        "kill_replica", "freeze_replica", "unreachable_broker", "kill_controller", "full_disk", "poison",
+        "kill_replica", "freeze_replica", "unreachable_broker", "kill_controller", "kill_dispatcher", "kill_supervisor",
+        "full_disk", "poison",
     ],
     "exactly_once": [
-        "kill_join_partner", "slow_broker", "freeze_controller", "restart_broker", "freeze_replica", "kill_broker",
+        "kill_join_partner", "slow_broker", "freeze_controller", "restart_broker", "freeze_replica", "kill_dispatcher",
+        "freeze_dispatcher", "kill_broker",
     ],
 }  # fmt: skip
 KEEP_THE_LEADER = {"unreachable_broker", "slow_broker", "restart_broker", "kill_broker", "full_disk", "poison"}

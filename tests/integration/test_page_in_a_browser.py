@@ -82,7 +82,7 @@ def test_it_shows_the_figures_of_the_state(tab):
         assert tab.inner_text("#tile-replicas .value") == "6 of 9"
         assert tab.inner_text("#tile-lag .value") == "18"
         assert "The 100 ms window exceeds the plan most: 12 arrivals against 8" in tab.inner_text("#envelope-note")
-        assert tab.inner_text("#verdict") == "P99 above the SLO"
+        assert tab.inner_text("#verdict") == "Partitions halted in language, toxicity, verdict"
         assert tab.locator("#envelope circle.over").count() == 1
         assert tab.locator("#heat td").count() == 12
         assert tab.complaints == []

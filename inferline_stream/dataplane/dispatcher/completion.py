@@ -102,6 +102,8 @@ class Completion:
         self._position = committed.offset
         self._crowded = False
         self.anew = committed.anew
+        self.version = 0
+        """Grows with every change of what `committed` returns."""
 
     @property
     def position(self) -> int:
@@ -124,6 +126,10 @@ class Completion:
 
     def read(self, offset: int) -> bool:
         """Note an offset, in ascending order; return False if it was complete before, so that it is skipped."""
+        if offset == self._position and not self._ahead:  # the usual case: it changes nothing that is committed
+            self._position = offset + 1
+            self._open.append(offset)
+            return True
         if offset < self._start:
             return False
         self.read_to(offset + 1)
@@ -134,7 +140,10 @@ class Completion:
 
     def read_to(self, position: int) -> None:
         """Note that everything below was read: what holds no record for us, as a transaction's marker, is complete."""
-        self._position = max(self._position, position)
+        if position <= self._position:
+            return
+        self._position = position
+        self.version += 1
         while self._ahead and self._ahead[0][1] <= self._position:
             self._skipped = self._ahead.popleft()[1]
 
@@ -142,6 +151,7 @@ class Completion:
         """Note that the event of this offset needs nothing more."""
         pending, done = self._open, self._done
         done.add(offset)
+        self.version += 1
         while pending and pending[0] in done:
             done.discard(pending.popleft())
 

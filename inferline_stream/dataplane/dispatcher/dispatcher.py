@@ -30,7 +30,7 @@ from inferline_stream.dataplane.dispatcher.feeder import Feeder
 from inferline_stream.dataplane.dispatcher.lease import Lease, Reporter, new_report
 from inferline_stream.dataplane.dispatcher.partition import Entry
 from inferline_stream.dataplane.dispatcher.pool import Pool
-from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, LeaseExpired, Session
+from inferline_stream.dataplane.dispatcher.session import FEW, FULL_WAIT_S, SEND_EVERY_S, LeaseExpired, Session
 from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
 from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.reports import PoolReport
@@ -199,7 +199,7 @@ class Dispatcher:
         """Fetch for ever: grants, and the records of whatever session there is."""
         while True:
             session = self._session
-            full = session.full() if session is not None else frozenset()
+            full, began_s = session.full() if session is not None else frozenset(), time.monotonic()
             fetched = await self._reader.fetch(full, FULL_WAIT_S if full else FETCH_WAIT_S)
             for record in fetched.control:
                 self._follow(record.key, record.value)
@@ -208,6 +208,9 @@ class Dispatcher:
                 session.take_in(fetched)
             if self._grant is None and self._reader.caught_up():
                 self._grant_changed.set()
+            early_s = began_s + SEND_EVERY_S - time.monotonic()
+            if early_s > 0 and 0 < sum(map(len, fetched.records.values())) < FEW:
+                await asyncio.sleep(early_s)
 
     def _follow(self, key: bytes | None, value: bytes | None) -> None:
         """Follow a record of the assignments topic: its order is that of the one leader, so the last one counts."""

@@ -19,7 +19,7 @@ class Partition:
         join: the join's state, for a stage with several parents.
     """
 
-    __slots__ = ("_committed", "_owner", "completion", "halted", "join", "number")
+    __slots__ = ("_committed", "_entry", "_owner", "_version", "completion", "halted", "join", "number")
 
     def __init__(self, number: int, found: Committed, owner: str, join: Join | None = None) -> None:
         self.number = number
@@ -28,11 +28,16 @@ class Partition:
         self.join = join
         self.halted = ""
         self._committed: Entry | None = None
+        self._entry: Entry = (0, "")
+        self._version = -1
 
     def entry(self) -> Entry:
         """Return offset and metadata as they are now."""
-        committed = self.completion.committed(owner=self._owner)
-        return committed.offset, encode_metadata(committed)
+        if self._version != self.completion.version:
+            committed = self.completion.committed(owner=self._owner)
+            self._entry = committed.offset, encode_metadata(committed)
+            self._version = self.completion.version
+        return self._entry
 
     def to_commit(self) -> Entry | None:
         """Return what to commit; None where the group knows it already, or nothing is certain any more."""

@@ -42,6 +42,14 @@ UNSENT_BYTES = 16 * 1024 * 1024
 FULL_WAIT_S = 0.01
 """Longest fetch where some partitions have enough waiting: the others may bring nothing meanwhile."""
 
+SEND_EVERY_S = 0.003
+"""A few results wait until so long after the last send, and a fetch until so long after the last one that brought a few
+records: at a thousand records a second, requests to Kafka are most of a dispatcher's work. What comes after a pause
+does not wait."""
+
+FEW = 64
+"""So many results or records are worth a request of their own."""
+
 COMMIT_EVERY_S = 0.02
 """Small batches are committed together for so long: at a few hundred records a second, commits are a third of all
 requests."""
@@ -317,8 +325,13 @@ class Session:
 
     async def _send(self) -> None:
         """Send what is finished, for ever; whatever finishes in the meantime is sent together."""
+        sent_s = 0.0
         while True:
             await self._has_finished.wait()
+            early_s = sent_s + SEND_EVERY_S - time.monotonic()
+            if early_s > 0 and len(self._finished) < FEW:
+                await asyncio.sleep(early_s)
+            sent_s = time.monotonic()
             finished = self._collect()
             outgoing = self._emitter.take()
             if outgoing:

@@ -220,8 +220,7 @@ async def test_the_only_replica_serves_the_queue_again_once_nothing_is_suspected
         victim.die()
         await until(lambda: not pool.phases(), "its end is known")
         replica = await pool.attached()
-        while len(pool.slot.sender.sent) < 2:
+        for _ in range(2):
             replica.answer(await replica.batch())
-            await until(lambda: pool.slot.session._in_hand == 0 or not replica.idle(), "the answer is taken")
         pool.slot.fetched(b"z", first=2)
         assert (await replica.batch()).inputs == [b"z"]
