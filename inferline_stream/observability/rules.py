@@ -263,7 +263,8 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
     )
     yield Alert(
         "InferlineDispatcherSilent",
-        f'max by (pipeline, input) (inferline_input_age_seconds{{{match},input=~"reports/.*"}}) > 5',
+        f'max by (pipeline, input) (inferline_input_age_seconds{{{match},input=~"reports/.*"}}) > 5 and on (pipeline) '
+        f'inferline_input_age_seconds{{{match},input="offsets"}} < 3',  # a broker that is away silences every one
         time("10s"),
         PAGE,
         "{{ $labels.input }}: the dispatcher was last heard {{ $value | humanizeDuration }} ago",

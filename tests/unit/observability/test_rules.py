@@ -65,7 +65,7 @@ def healthy(slo_s: float) -> dict[str, str]:
     }  # fmt: skip
     found |= {series("inferline_stage_at_limit", limit="stock", **stage): f"0{flat}"}
     found |= {series("inferline_stage_dispatchers", **stage): f"2{flat}"}
-    found |= {series("inferline_input_age_seconds", input="reports/toxicity"): f"0.3{flat}"}
+    found |= {series("inferline_input_age_seconds", input=name): f"0.3{flat}" for name in ("reports/toxicity", "offsets")}
     return found
 
 
