@@ -244,6 +244,10 @@ class Dispatcher:
             and self._reader.caught_up()
         )
 
+    def _holds(self, slots: int) -> bool:
+        """Whether the slot is still ours, and its partitions the same."""
+        return self._is_granted() and self._grant is not None and self._grant.slots == slots
+
     def _is_superseded(self) -> bool:
         grant = self._grant
         return self._reader.caught_up() and (grant is None or grant.dispatcher != self._spec.dispatcher)
@@ -264,6 +268,7 @@ class Dispatcher:
                     continue
             if not await self._serve_once():
                 return
+            await self._regain()
 
     _has_served = False
 
@@ -274,6 +279,11 @@ class Dispatcher:
         self._has_served = True
         numbers = partitions_of(self._spec.slot, grant.slots, self._reader.partitions)
         session = await self._begin(numbers)
+        if not (self._holds(grant.slots) and self._lease.valid()):
+            # Lost on the way. Reports said "standby" until now, so the successor may serve already.
+            session.drop()
+            self._end_session("standby")
+            return True
         self._session = session
         self._report.phase = "serving"
         self._say_to_supervisor(Serving())
@@ -292,7 +302,6 @@ class Dispatcher:
             logger.warning("dispatcher %s: its lease has expired, the session is dropped", self._spec.dispatcher)
             session.drop()
             self._end_session("standby")
-            await self._regain()
             return True
         finally:
             for task in (working, watching):
@@ -343,8 +352,7 @@ class Dispatcher:
     async def _watch(self, slots: int) -> bool:
         """Wait until the slot is another's (True) or the lease has expired (False)."""
         while self._lease.valid():
-            grant = self._grant
-            if not self._is_granted() or (grant is not None and grant.slots != slots):
+            if not self._holds(slots):
                 return True
             self._grant_changed.clear()
             try:
@@ -363,6 +371,7 @@ class Dispatcher:
             await asyncio.wait((draining, working), return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 _only(working)
+            draining.result()
         finally:
             draining.cancel()
         self._end_session("draining")
@@ -378,7 +387,9 @@ class Dispatcher:
 
     async def _regain(self) -> None:
         """After a lapse: wait for the lease, then read every grant that was written meanwhile."""
-        while not self._lease.valid():  # noqa: ASYNC110  nothing tells when a clock will have passed
+        while not self._lease.valid():
+            if self._leaving:
+                return
             await asyncio.sleep(0.05)
         await self._reader.look_for_grants()
         while not self._reader.caught_up():  # noqa: ASYNC110  the fetching task brings it about
@@ -428,9 +439,9 @@ def owner_name(spec: DispatcherSpec) -> str:
 
 
 def _only(task: asyncio.Task[None]) -> None:
-    """Raise what ended a task, out of the task groups around it."""
+    """Raise what ended a task, out of the task groups around it; the first error where several came at once."""
     error = task.exception()
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+    while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if error is not None:
         raise error

@@ -202,7 +202,9 @@ class Session:
         expected = {p.number: p.entry() for p in self.partitions.values() if not p.halted}
         if not self._sender.transactional:
             return
-        while await self._reader.committed(expected) != expected:  # noqa: ASYNC110  Kafka tells nobody
+        while await self._reader.committed(expected) != expected:
+            if not self._lease.valid():
+                raise LeaseExpired  # a successor may have committed: these offsets would never be seen again
             await asyncio.sleep(0.005)
 
     # Take in
@@ -316,8 +318,10 @@ class Session:
         self.queue.release(events)
         self._finished.extend(zip(events, outcomes, strict=True))
         size_bytes = 0
-        for event in events:
+        for event, outcome in zip(events, outcomes, strict=True):
             size_bytes += event.size_bytes
+            if type(outcome) is Done:
+                size_bytes += len(outcome.value)
         self._finished_bytes += size_bytes
         self._has_finished.set()
 

@@ -6,6 +6,7 @@ import pytest
 
 from inferline_stream.dataplane.dispatcher import session as session_module
 from inferline_stream.dataplane.dispatcher.session import LeaseExpired
+from inferline_stream.dataplane.frames import Done
 from tests.unit.dataplane.dispatcher.doubles import Slot, until
 
 BOTH = pytest.mark.parametrize("transactional", [False, True])
@@ -164,3 +165,23 @@ async def test_offsets_that_another_process_overwrote_are_committed_again():
         slot.reader.entries[0] = (0, "")
         await session._check()
         await until(lambda: slot.offset() == 2, "they are committed again")
+
+
+async def test_results_that_are_larger_than_their_events_count_as_unacknowledged(monkeypatch):
+    monkeypatch.setattr(session_module, "UNSENT_BYTES", 10_000)
+    slot = Slot()
+    async with slot.running() as session:
+        slot.fetched(b"x")
+        slot.sender.acknowledges.clear()
+        session.finished(slot.hand_out(1), [Done(b"y" * 10_000, 0)])
+        assert not session.open()
+
+
+async def test_a_drain_ends_with_its_lease_where_a_successor_has_committed_already():
+    slot = Slot(transactional=True)
+    async with slot.running() as session:
+        await until(lambda: slot.reader.entries[0][1] != "", "the first commit is made")
+        slot.reader.entries[0] = (7, "a successor's")
+        slot.now_s = 3.0
+        with pytest.raises(LeaseExpired):
+            await asyncio.wait_for(session.drain(), 5)
