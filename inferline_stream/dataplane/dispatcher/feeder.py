@@ -88,9 +88,10 @@ class Feeder:
 
     def attach(self, sock: socket.socket, name: str, hardware: str, number: int) -> None:
         """Take a replica into the pool; it gets work once it says that it is ready."""
+        self._ended(name, "it was attached again")  # what it had in hand would be waited for for ever
         replica = self._pool.attach(name, hardware, number, self._loop.time())
         connection = ReplicaConnection(
-            sock, lambda frame: self._heard(name, frame), lambda why: self._ended(name, why or "its connection ended")
+            sock, lambda frame: self._heard(name, frame), lambda why: self._closed(name, why)
         )
         self._members[name] = _Member(replica, connection, status=ReplicaStatus(name, hardware, "starting"))
         self._changed()
@@ -137,9 +138,9 @@ class Feeder:
     def _leave(self, name: str) -> None:
         member = self._members.pop(name)
         self._pool.detach(name)
+        # The replica closes the connection. One that still loads its stage could not read the frame after our end of it
+        # were closed: it says first that it is ready, and that would fail.
         member.connection.send(Leave())
-        # Closed a little later, so that the frame is read before the end of the connection.
-        self._loop.call_later(0.1, member.connection.close)
         self._changed()
 
     # Hand out
@@ -164,6 +165,8 @@ class Feeder:
             events = session.take(limit)
             if events:
                 self._hand(replica, events, now_s)
+        if queue.eligible and pool.fresh_after_s > now_s:
+            self._wake_at(pool.fresh_after_s)
         self._set_timer(now_s)
 
     def _holds(self, session: Session, now_s: float) -> bool:
@@ -251,7 +254,7 @@ class Feeder:
         if hand is None or (hand.epoch, hand.batch) != (frame.epoch, frame.batch):
             return  # of another dispatcher's time
         if hand.events and len(frame.outcomes) != len(hand.events):
-            self._end(member, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
+            self._give_up(member, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
             return
         member.hand = None
         replica = member.replica
@@ -272,6 +275,18 @@ class Feeder:
             self._leave(replica.replica)
 
     # Losses
+
+    def _closed(self, name: str, broken: str) -> None:
+        """A connection has ended, or holds what is no frame: its process lives then, and nobody else would end it."""
+        member = self._members.get(name)
+        if member is not None and broken:
+            self._give_up(member, broken)
+        else:
+            self._ended(name, "its connection ended")
+
+    def _give_up(self, member: _Member, why: str) -> None:
+        self._replace(member.replica.replica, why)
+        self._end(member, why)
 
     def _ended(self, name: str, why: str) -> None:
         member = self._members.get(name)
@@ -347,8 +362,7 @@ class Feeder:
         if hand is None:
             return
         if hard:
-            self._replace(replica.replica, "a batch took longer than ten times its deadline")
-            self._end(member, "a batch took longer than ten times its deadline")
+            self._give_up(member, "a batch took longer than ten times its deadline")
             return
         if session is None or hand.epoch != session.epoch or not hand.events or hand.alone:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
@@ -224,3 +225,53 @@ async def test_the_only_replica_serves_the_queue_again_once_nothing_is_suspected
             replica.answer(await replica.batch())
         pool.slot.fetched(b"z", first=2)
         assert (await replica.batch()).inputs == [b"z"]
+
+
+async def test_a_replica_that_is_attached_again_loses_no_event_and_does_not_end_with_its_first_connection():
+    async with fed() as pool:
+        before = await pool.attached()
+        pool.slot.session.suspects.learn(b"a sample")
+        pool.slot.fetched(b"x")
+        await before.batch()
+        ours, theirs = socket.socketpair()
+        pool.feeder.attach(ours, before.name, KIND, 0)
+        before.die()
+        pool.replicas.append(again := Replica(before.name, theirs))
+        again.ready()
+        for inputs in ([b"a sample"], [b"x"]):
+            batch = await again.batch()
+            assert batch.inputs == inputs
+            again.answer(batch)
+        await until(lambda: pool.slot.offset() == 1, "it is committed")
+        assert pool.phases() == {before.name: "ready"}
+
+
+def garbled(replica: Replica, batch: Batch) -> None:
+    replica._sock.sendall(b"no frame at all")
+
+
+@pytest.mark.parametrize("fails", [miscounted, garbled])
+async def test_a_replica_that_answers_nonsense_is_replaced_since_its_process_lives_on(fails):
+    async with fed() as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(b"x", b"y")
+        fails(replica, await replica.batch())
+        await until(lambda: pool.replaced == [replica.name], "it is replaced")
+
+
+async def test_a_replica_that_is_retired_while_it_loads_can_still_say_that_it_is_ready_and_read_that_it_leaves():
+    async with fed() as pool:
+        replica = await pool.attached(ready=False)
+        pool.feeder.retire(replica.name)
+        await asyncio.sleep(0.15)
+        replica.ready()
+        assert isinstance(await replica.next(), Leave)
+
+
+async def test_the_queue_is_served_once_fresh_replicas_may_be_even_if_nothing_else_happens():
+    async with fed() as pool:
+        pool.slot.session.suspects.blocked_until_s = asyncio.get_running_loop().time() + 0.1
+        replica = await pool.attached()
+        pool.slot.fetched(b"x")
+        assert replica.idle()
+        assert (await replica.batch()).inputs == [b"x"]
