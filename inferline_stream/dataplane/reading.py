@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 ONE_BROKER_WAIT_S = 0.5
 """Longest fetch wait where every partition lives on the broker of the assignments topic: a grant ends it anyway."""
 
+CORRUPT_FETCHES = 5
+"""After so many corrupt fetches in a row, what the broker has stored is corrupt, and not what came over the network."""
+
 
 class Fetched(NamedTuple):
     """What one fetch brought.
@@ -78,6 +81,10 @@ class StageReader:
         self._control_end = 0
         self._fetch_wait_s = fetch_wait_s
         self._held: set[int] = set()
+        self._taken: dict[TopicPartition, int] = {}
+        """Positions after the last fetch."""
+        self._corrupt = 0
+        """Fetches in a row that brought corrupt records."""
         self._consumer = AIOKafkaConsumer(
             **client_options(bootstrap_servers),
             group_id=group,
@@ -117,6 +124,7 @@ class StageReader:
             self._consumer.seek(partition, 0)
         self._consumer.pause(*every)
         self._consumer.seek(self._control, began[self._control])
+        self._taken = dict(began)
         self._adapt_wait()
         await self.committed([0])  # finds the group's coordinator before the first grant
 
@@ -142,21 +150,36 @@ class StageReader:
         try:
             found = await self._consumer.getmany(*wanted, timeout_ms=round(wait_s * 1000))
         except OffsetOutOfRangeError as error:
+            if self._control in error.args[0]:
+                raise KafkaFailed(f"topic {self._control.topic} was cut off or made again") from error
             return Fetched({}, (), {}, {tp.partition: offset for tp, offset in error.args[0].items()})
         except CorruptRecordException as error:
+            self._corrupt += 1
+            if self._corrupt >= CORRUPT_FETCHES:
+                raise KafkaFailed(f"records stay corrupt: {error}") from error
             logger.warning("records are fetched again: %s", error)
+            self._rewind()
             return _NOTHING
         except ConsumerStoppedError:
             raise asyncio.CancelledError from None
+        self._corrupt = 0
         control = found.pop(self._control, ())
         states = self._consumer._subscription.subscription.assignment
         positions = {p: states.state_value(TopicPartition(self._topic, p)).position for p in self._held}
+        self._taken = {TopicPartition(self._topic, p): position for p, position in positions.items()}
+        self._taken[self._control] = states.state_value(self._control).position
         return Fetched({tp.partition: records for tp, records in found.items()}, control, positions, {})
+
+    def _rewind(self) -> None:
+        """Go back to where the last fetch ended: aiokafka drops what it took of other partitions with a corrupt one."""
+        for tp, position in self._taken.items():
+            self._consumer.seek(tp, position)
 
     def hold(self, positions: Mapping[int, int]) -> None:
         """Read these partitions too, from these offsets."""
         for partition, offset in positions.items():
             self._consumer.seek(TopicPartition(self._topic, partition), offset)
+            self._taken[TopicPartition(self._topic, partition)] = offset
         self._held.update(positions)
         self._adapt_wait()
         self._consumer.resume(*(TopicPartition(self._topic, partition) for partition in positions))
