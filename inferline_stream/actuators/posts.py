@@ -88,13 +88,15 @@ class Posts:
     def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
         """As `Actuator.dispatch`."""
         wanted = {spec.dispatcher: spec for spec in dispatchers}
-        for name, post in list(self._posts.items()):
-            if post.stage == stage and name not in wanted:
-                self._stop(post, self._drain_timeout_s)
+        before = list(self._posts.items())
         for name, spec in wanted.items():
             if name not in self._posts and name not in self._left:
                 post = self._posts[name] = Post(msgspec.structs.replace(spec, incarnation=spec.incarnation - 1))
                 self._start(post)
+        # Only then: one that is forgotten at once would have its replicas dealt to other slots, and back from there.
+        for name, post in before:
+            if post.stage == stage and name not in wanted:
+                self._stop(post, self._drain_timeout_s)
         self._dealt(stage)
 
     def replace(self, dispatcher: str) -> None:

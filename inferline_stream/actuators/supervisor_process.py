@@ -153,6 +153,8 @@ class _Process:
 
     async def _call(self, call: Call) -> Any:
         supervisor = self.supervisor
+        if self._ending is not None and isinstance(call, Scale | Dispatch):
+            return None  # a controller that replaces what has ended would keep the drain from its end
         match call:
             case Know(specs):
                 return await supervisor.know({(stage, hardware): spec for stage, hardware, spec in specs})
