@@ -177,7 +177,8 @@ class SlotKeeper:
         for name, holder in self.table.holders.items():
             dead = name in self._ended or (name in self.silence.silent and name not in ours)
             unclean = name in self._unclean or name.startswith("?")
-            if dead and unclean and wanted[holder.stage].slots not in (0, holder.slots):
+            slots_now = wanted[holder.stage].slots if holder.stage in wanted else 0
+            if dead and unclean and slots_now not in (0, holder.slots):
                 at = f"{holder.stage}-{holder.slot}"
                 await fence(self.running.bootstrap_servers, self.running.names.transactional_id(at))
                 self._unclean.discard(name)

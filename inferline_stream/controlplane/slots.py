@@ -161,12 +161,13 @@ def step(table: Table, wanted: Mapping[str, StageSlots], seen: Dispatchers, suff
 
     Args:
         table: what was granted before.
-        wanted: by stage.
+        wanted: by stage. Stages that the log still has and this does not are ended.
         seen: what is known of dispatchers.
         suffix: makes the names of new dispatchers unique: ``<stage>-<slot>-<suffix>``.
     """
     now = _Step(table, seen, suffix)
-    for stage, slots in wanted.items():
+    removed = {stage: StageSlots(slots=0) for stage in table.grants if stage not in wanted}
+    for stage, slots in {**wanted, **removed}.items():
         now.stage(stage, slots)
     grants = {stage: held for stage, held in now.grants.items() if held}
     after = Table(table.term, now.number, grants, now.holders, now.heirs)

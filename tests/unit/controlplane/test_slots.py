@@ -163,6 +163,15 @@ def test_the_end_of_a_stage_leaves_no_grant_behind() -> None:
     assert (orders.forgotten, leader.table.grants, leader.table.holders) == (("a/0",), {}, {})
 
 
+def test_grants_of_a_stage_that_the_pipeline_no_longer_has_are_taken_back_and_forgotten() -> None:
+    leader = Leader(recovered(2, [Grant("removed", 0, 1, "theirs", 1, 7)]))
+    orders = leader.step()
+    assert [(g.stage, g.dispatcher) for g in orders.grants] == [("a", "a-0-1"), ("removed", "")]
+    assert orders.dispatchers["removed"] == {}
+    orders = leader.step(ended={"theirs"})
+    assert (orders.forgotten, set(leader.table.grants)) == (("removed/0",), {"a"})
+
+
 @dataclass
 class Process:
     """A dispatcher as its contract says: see `grants.Grant`."""
