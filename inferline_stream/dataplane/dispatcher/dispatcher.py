@@ -30,7 +30,7 @@ from inferline_stream.dataplane.dispatcher.feeder import Feeder
 from inferline_stream.dataplane.dispatcher.lease import Lease, Reporter, new_report
 from inferline_stream.dataplane.dispatcher.partition import Entry
 from inferline_stream.dataplane.dispatcher.pool import Pool
-from inferline_stream.dataplane.dispatcher.session import FEW, FULL_WAIT_S, SEND_EVERY_S, LeaseExpired, Session
+from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, LeaseExpired, Pace, Session
 from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
 from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.reports import PoolReport
@@ -177,7 +177,9 @@ class Dispatcher:
                 self.leave("the supervisor is gone")
                 return
             message = decode_from_supervisor(data)
-            if isinstance(message, Attach):
+            if isinstance(message, Attach) and not files:
+                self._ask_to_replace(message.replica, "its connection did not arrive: too many files are open")
+            elif isinstance(message, Attach):
                 self._feeder.attach(socket.socket(fileno=files[0]), message.replica, message.hardware, message.number)
             elif isinstance(message, Retire):
                 self._feeder.retire(message.replica)
@@ -197,9 +199,10 @@ class Dispatcher:
 
     async def _fetch(self) -> None:
         """Fetch for ever: grants, and the records of whatever session there is."""
+        pace = Pace()
         while True:
             session = self._session
-            full, began_s = session.full() if session is not None else frozenset(), time.monotonic()
+            full = session.full() if session is not None else frozenset()
             fetched = await self._reader.fetch(full, FULL_WAIT_S if full else FETCH_WAIT_S)
             for record in fetched.control:
                 self._follow(record.key, record.value)
@@ -208,9 +211,8 @@ class Dispatcher:
                 session.take_in(fetched)
             if self._grant is None and self._reader.caught_up():
                 self._grant_changed.set()
-            early_s = began_s + SEND_EVERY_S - time.monotonic()
-            if early_s > 0 and 0 < sum(map(len, fetched.records.values())) < FEW:
-                await asyncio.sleep(early_s)
+            if fetched.records:
+                await pace.wait(sum(map(len, fetched.records.values())))
 
     def _follow(self, key: bytes | None, value: bytes | None) -> None:
         """Follow a record of the assignments topic: its order is that of the one leader, so the last one counts."""

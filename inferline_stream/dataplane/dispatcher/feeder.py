@@ -245,6 +245,9 @@ class Feeder:
                 member.status.start_up_s, member.status.isolation = frame.start_up_s, frame.isolation
             self._changed()
         elif type(frame) is Broken:
+            hand = member.hand
+            if hand is not None and (hand.epoch, hand.batch) != (frame.epoch, frame.batch):
+                self._put_back(member)  # another dispatcher's batch broke it
             self._end(member, frame.reason, memory=frame.memory)
             return
         self.kick()
@@ -283,6 +286,14 @@ class Feeder:
             self._give_up(member, broken)
         else:
             self._ended(name, "its connection ended")
+
+    def _put_back(self, member: _Member) -> None:
+        """Return what a replica has in hand to the queue, because its end will be no fault of its events."""
+        hand, session = member.hand, self.session
+        if hand is not None and hand.events and not hand.alone and session is not None and hand.epoch == session.epoch:
+            events, hand.events = hand.events, ()
+            session.returned(events)
+            session.queue.put_back(events)
 
     def _give_up(self, member: _Member, why: str) -> None:
         self._replace(member.replica.replica, why)
@@ -380,4 +391,5 @@ class Feeder:
         for name, reason in self._pool.stragglers(self._loop.time()):
             if len(self._members) > 1:
                 logger.warning("replica %s is replaced: %s", name, reason)
-                self._replace(name, reason)
+                self._put_back(self._members[name])
+                self._give_up(self._members[name], reason)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
+from typing import Any
 
 import uvloop
 
-from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
+from inferline_stream.dataplane.dispatcher.dispatcher import EXIT_FAILED, Dispatcher
 from inferline_stream.dataplane.looping import Loop
 from inferline_stream.dataplane.specs import DispatcherSpec
 from inferline_stream.errors import InferlineError
@@ -46,6 +48,7 @@ def main(channel: socket.socket, spec: DispatcherSpec, names: socket.socket | No
                 )
 
         dispatcher = Dispatcher(spec, channel, seal_it)
+        loop.set_exception_handler(_end_at_once)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, dispatcher.leave, f"{number.name} received")
         try:
@@ -55,3 +58,11 @@ def main(channel: socket.socket, spec: DispatcherSpec, names: socket.socket | No
             return error.exit_code
 
     return uvloop.run(live(), loop_factory=Loop)
+
+
+def _end_at_once(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """End the process where a callback failed: what it left half done would hold up its events for ever."""
+    loop.default_exception_handler(context)
+    if "handle" in context:
+        logging.shutdown()
+        os._exit(EXIT_FAILED)

@@ -42,10 +42,9 @@ UNSENT_BYTES = 16 * 1024 * 1024
 FULL_WAIT_S = 0.01
 """Longest fetch where some partitions have enough waiting: the others may bring nothing meanwhile."""
 
-SEND_EVERY_S = 0.003
-"""A few results wait until so long after the last send, and a fetch until so long after the last one that brought a few
-records: at a thousand records a second, requests to Kafka are most of a dispatcher's work. What comes after a pause
-does not wait."""
+PACE_S = 0.005
+"""Where requests to Kafka follow each other faster, a few results or records wait for so long after the last one: at a
+thousand records a second, requests are most of a dispatcher's work. What comes after a pause does not wait."""
 
 FEW = 64
 """So many results or records are worth a request of their own."""
@@ -329,13 +328,10 @@ class Session:
 
     async def _send(self) -> None:
         """Send what is finished, for ever; whatever finishes in the meantime is sent together."""
-        sent_s = 0.0
+        pace = Pace()
         while True:
             await self._has_finished.wait()
-            early_s = sent_s + SEND_EVERY_S - time.monotonic()
-            if early_s > 0 and len(self._finished) < FEW:
-                await asyncio.sleep(early_s)
-            sent_s = time.monotonic()
+            await pace.wait(len(self._finished))
             finished = self._collect()
             outgoing = self._emitter.take()
             if outgoing:
@@ -473,6 +469,24 @@ class Session:
             for partition in self.partitions.values():
                 partition.found_committed(None)
             self._commit_wanted.set()
+
+
+class Pace:
+    """Spaces requests that follow each other fast, see `PACE_S`."""
+
+    def __init__(self) -> None:
+        self._last_s = 0.0
+        self._fast = False
+
+    async def wait(self, count: int) -> None:
+        """Wait before a request for so many records, or after one that brought them."""
+        now_s = time.monotonic()
+        left_s = self._last_s + PACE_S - now_s
+        fast, self._fast = self._fast, left_s > 0
+        if fast and left_s > 0 and count < FEW:
+            await asyncio.sleep(left_s)
+            now_s = time.monotonic()
+        self._last_s = now_s
 
 
 class LeaseExpired(Exception):

@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from inferline_stream.dataplane.dispatcher.completion import Committed
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from inferline_stream.dataplane.dispatcher.completion import Committed
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Intake

@@ -65,8 +65,13 @@ def healthy(slo_s: float) -> dict[str, str]:
     }  # fmt: skip
     found |= {series("inferline_stage_at_limit", limit="stock", **stage): f"0{flat}"}
     found |= {series("inferline_stage_dispatchers", **stage): f"2{flat}"}
-    found |= {series("inferline_input_age_seconds", input=name): f"0.3{flat}" for name in ("reports/toxicity", "offsets")}
+    found |= {
+        series("inferline_input_age_seconds", input=name): f"0.3{flat}" for name in ("reports/toxicity", "offsets")
+    }
     return found
+
+
+FRESH = ("reports/toxicity", "offsets")
 
 
 def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
