@@ -23,16 +23,16 @@ class Settings:
     """Knobs of a run. Durations are seconds, sizes bytes."""
 
     fetch_wait_s: float = 0.020
-    """Longest a fetch waits for records. A grant joins the next fetch: this bounds how late it starts."""
+    """Longest a fetch of a dispatcher waits for records on brokers that do not also hold the assignments topic."""
 
     heartbeat_s: float = 0.5
-    """How often a replica reports and renews its lease."""
+    """How often a dispatcher reports and renews its lease."""
 
     lease_s: float = 2.0
-    """A replica that could not report for this long stops: its partitions may be another's."""
+    """A dispatcher that could not report for this long sends and commits nothing: its slot may be another's."""
 
     dead_after_s: float = 3.0
-    """Silence after which a replica counts as dead; above `lease_s`, so that two never own a partition."""
+    """Silence after which a dispatcher counts as dead; above `lease_s`, so that two never serve a slot."""
 
     arrivals_sample_s: float = 0.020
     """How often end offsets are read: the resolution of the live traffic envelope."""
@@ -64,21 +64,25 @@ class Settings:
     drain_timeout_s: float = 30.0
     """Longest a stopping run waits for the last events."""
 
+    orphan_s: float = 3600.0
+    """How long dispatchers and replicas go on without a controller: long enough for people to be woken."""
+
     batch_deadline_s: float = 60.0
-    """Longest a stage may take for one batch: a replica that hangs is given up, and says so."""
+    """Longest deadline of a batch, and that of a batch without a profile; then it runs elsewhere, and the replica is
+    killed at ten times the deadline."""
 
     join_age_s: float = 600.0
     """Longest that a part of a join waits for the rest; then the event becomes a dead letter. Event ids that are
     finished are remembered for as long, and a part that comes again is dropped."""
 
     join_bytes: float = 256.0 * 1024 * 1024
-    """Parts of joins that a replica holds; beyond it the oldest events become dead letters."""
+    """Parts of joins that a dispatcher holds; beyond it the oldest events become dead letters."""
 
     offsets_check_s: float = 5.0
-    """How often a replica looks whether somebody else has overwritten its committed offsets."""
+    """How often a dispatcher looks whether somebody else has overwritten its committed offsets."""
 
     offsets_recommit_s: float = 24 * 3600.0
-    """How often a replica commits offsets that have not changed: Kafka forgets those of a group without members once
+    """How often a dispatcher commits offsets that have not changed: Kafka forgets those of a group without members once
     nobody has committed them for `offsets.retention.minutes`, 7 days unless a cluster says otherwise."""
 
 

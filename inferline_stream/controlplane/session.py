@@ -45,6 +45,9 @@ __all__ = ["Feed", "FeedTo", "Quiet", "Run", "Session", "Watcher", "run_to_repor
 
 logger = logging.getLogger(__name__)
 
+_FORSAKEN_S = 5.0
+"""How long processes go on that no other controller can find, as those of a run with an embedded broker."""
+
 
 @asynccontextmanager
 async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) -> AsyncIterator[Session]:
@@ -130,6 +133,7 @@ def _local(run: Run) -> LocalActuator:
         drain_timeout_s=run.settings.drain_timeout_s,
         folder=run.supervisor_folder,
         identity=run.identity,
+        orphan_s=run.settings.orphan_s if run.supervisor_folder is not None else _FORSAKEN_S,
     )
 
 
