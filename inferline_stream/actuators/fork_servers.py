@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Collection
 from typing import IO, Any
 
@@ -146,7 +147,11 @@ class _ForkServer:
             self._channel.send(kind)
 
     def fork(self, launch: Launch, files: list[int], cores: Collection[int]) -> Forked | None:
-        request = {"cores": sorted(cores), "confinement": self._launch.confinement.encoded()}
+        request = {
+            "cores": sorted(cores),
+            "confinement": self._launch.confinement.encoded(),
+            "until_s": time.monotonic() + _ANSWER_S / 2,
+        }
         try:
             socket.send_fds(self._channel, [json.dumps(request).encode()], files)
             while (pid := self._hear().get("pid")) is None:

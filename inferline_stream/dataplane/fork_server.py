@@ -21,6 +21,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -123,12 +124,15 @@ def _serve(channel: socket.socket, live: Live) -> int:
             data, files, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, _FILES)
             if not data:
                 return 0
-            child = os.fork()
+            request = json.loads(data)
+            # Nobody waits for a late child: another process has its channel by then, and would share it.
+            child = os.fork() if time.monotonic() < request["until_s"] else None
             if child == 0:
-                _become(json.loads(data), files, live)
+                _become(request, files, live)
             for number in files:
                 os.close(number)
-            channel.send(json.dumps({"pid": child}).encode())
+            if child is not None:
+                channel.send(json.dumps({"pid": child}).encode())
 
 
 def _report_ends(channel: socket.socket) -> None:
