@@ -14,7 +14,7 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.lease import new_report
-from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Skipped
+from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Expired, Skipped
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, REPLAY, version_value
@@ -312,3 +312,18 @@ def test_a_result_is_as_large_as_the_smallest_topic_on_its_way_takes_headers_inc
         emitter = of_sizes(**{"p.right": limit})
         emitter.add(event, Done(b"x" * 50, taking("ask", "right")))
         assert ("p.right" in {topic for topic, _ in emitter.take()}) is fits
+
+
+def test_parts_that_hold_up_a_joins_partition_are_appended_again_and_gathered_when_they_come_back():
+    taken = Taken("both")(part("left", b"4", offset=0), part("left", b"6", offset=1))
+    taken.intake.move_to_end(taken.partition)
+    ((event, outcome),) = taken.ended
+    assert outcome == Again()
+    assert event.offsets == (0,)
+    ((place, (again,)),) = sent("both", event, outcome).items()
+    assert place == ("p.both", 3)
+    assert (again.key, again.value, dict(again.headers)[PARENT]) == (b"k", b"4", b"left")
+    taken(part("left", b"4", offset=2), part("right", b'"4"', offset=3))
+    (joined,) = taken.ready
+    assert joined.payload == {"left": b"4", "right": b'"4"'}
+    assert joined.offsets == (2, 3)
