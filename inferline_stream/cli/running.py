@@ -39,6 +39,7 @@ from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.controlplane.record import new_run
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
+from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.starting import check_start
 from inferline_stream.dataplane.topics import REPLICATION
 from inferline_stream.dataplane.tracing import check_exporter
@@ -153,6 +154,9 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
         if servers is None:
             screen.step("starting the embedded broker: in memory, it keeps nothing")
             servers = (await stack.enter_async_context(EmbeddedBrokerProcess())).bootstrap_servers
+        else:
+            async with OffsetReader(servers, limits.connect_timeout_s):
+                pass  # a Kafka that does not answer is reported before anything else is done
         screen.step("looking at profiles")
         options = Options(broker=wanted.bootstrap_servers or "embedded")
         if wanted.profiles is not None:
