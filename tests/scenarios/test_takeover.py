@@ -123,5 +123,5 @@ async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_o
     async with asyncio.timeout(30), session(run, Quiet()) as allowed:
         assert allowed.controller.leadership.term >= 1
         # aiokafka loses its first connection where a client is stopped while it starts.
-        while allowed.controller.watching is None:  # noqa: ASYNC110
+        while allowed.controller.watching is None:
             await asyncio.sleep(0.02)
