@@ -144,7 +144,7 @@ def _report_ends(channel: socket.socket) -> None:
             channel.send(json.dumps({"ended": process, "code": os.waitstatus_to_exitcode(status)}).encode())
 
 
-def _become(told: dict[str, Any], files: list[int], live: Live) -> None:
+def _become(request: dict[str, Any], files: list[int], live: Live) -> None:
     """Be a replica or a dispatcher to its end, in a process that was just forked."""
     code = 70
     try:
@@ -160,11 +160,11 @@ def _become(told: dict[str, Any], files: list[int], live: Live) -> None:
             if file >= _FIRST_OWN and file not in kept:
                 with contextlib.suppress(OSError):
                     os.close(file)
-        if told["cores"]:
-            os.sched_setaffinity(0, told["cores"])
+        if request["cores"]:
+            os.sched_setaffinity(0, request["cores"])
         if "numpy" in sys.modules:
             importlib.import_module("numpy.random").seed()  # else every replica would draw the same numbers
-        sealing.confine_fork(decoded(told["confinement"]))
+        sealing.confine_fork(decoded(request["confinement"]))
         code = live(socket.socket(fileno=own), socket.socket(fileno=names[0]) if names else None)
         logging.shutdown()
         sys.stdout.flush()

@@ -46,7 +46,7 @@ class StageSender:
         self.transactional = transactional_id is not None
 
     async def start(self, timeout_s: float) -> None:
-        """Connect; a transactional id fences whoever had it before."""
+        """Connect; a transactional id fences its last producer."""
         await started(self._producer, self._where, timeout_s)
 
     async def start_again(self, timeout_s: float) -> None:

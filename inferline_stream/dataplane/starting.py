@@ -85,7 +85,7 @@ async def _forgetful(group: _Group, committed: Mapping[int, Entry]) -> dict[int,
     begins, wanted = await group.begins(), {}
     for partition, end in (await group.ends()).items():
         found = decode_metadata(*committed.get(partition, (begins[partition], "")))
-        wanted[partition] = (found.offset, encode_metadata(replace(found, anew=end)))
+        wanted[partition] = (found.offset, encode_metadata(replace(found, forget_below=end)))
     return wanted
 
 

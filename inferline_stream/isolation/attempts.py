@@ -305,12 +305,12 @@ def attempt(name: str, targets: Targets, before: Before) -> Attempt:
 
 def main() -> None:
     """Seal, try, tell."""
-    told = json.loads(sys.stdin.readline())
+    given = json.loads(sys.stdin.readline())
     before = prepare()
     began_s = time.perf_counter()
-    held = seal(decoded(told["confinement"]))
+    held = seal(decoded(given["confinement"]))
     seal_ms = (time.perf_counter() - began_s) * 1e3
-    found = [asdict(attempt(name, Targets(**told["targets"]), before)) for name in (*ATTEMPTS, *PREPARED)]
+    found = [asdict(attempt(name, Targets(**given["targets"]), before)) for name in (*ATTEMPTS, *PREPARED)]
     sys.stdout.write(json.dumps({"seal_ms": seal_ms, "held": asdict(held), "attempts": found}) + "\n")
     sys.stdout.flush()
     os._exit(0)

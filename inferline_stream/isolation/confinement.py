@@ -101,9 +101,11 @@ def dispatcher_confinement(bootstrap_servers: str, tracing: str = "") -> Confine
         tracing: OpenTelemetry exporter; empty for none.
     """
     ports, files = _kafka(bootstrap_servers)
-    told = tuple(sorted(name for name in os.environ if name.startswith("OTEL_"))) if tracing else ()
+    variables = tuple(sorted(name for name in os.environ if name.startswith("OTEL_"))) if tracing else ()
     spans = (_span_port(tracing),) if tracing.startswith("otlp") else ()
-    return Confinement(Isolation("sandbox", ports=spans, environment=told, on_unsupported="degrade"), "", ports, files)
+    return Confinement(
+        Isolation("sandbox", ports=spans, environment=variables, on_unsupported="degrade"), "", ports, files
+    )
 
 
 def _kafka(bootstrap_servers: str) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -64,7 +64,7 @@ class Launch:
             # Nothing is inherited: hosts are looked up before the seal, and the end of standard input tells the rest.
             self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
             return
-        if within is not None and within.kafka_ports:  # whoever may connect to nothing needs no addresses
+        if within is not None and within.kafka_ports:  # a process that may connect to nothing needs no addresses
             self._names = NameService()
             self.files = (*files, self._names.theirs.fileno())
             arguments = [str(self._names.theirs.fileno())]

@@ -71,9 +71,9 @@ async def probe(isolation: Isolation) -> Probed:
         )
         launch.started(process.pid)
         try:
-            told = json.dumps({"confinement": launch.confinement.encoded(), "targets": asdict(targets)})
+            given = json.dumps({"confinement": launch.confinement.encoded(), "targets": asdict(targets)})
             async with asyncio.timeout(_WITHIN_S):
-                output, said = await process.communicate(f"{told}\n".encode())
+                output, said = await process.communicate(f"{given}\n".encode())
         finally:
             if process.returncode is None:
                 process.kill()

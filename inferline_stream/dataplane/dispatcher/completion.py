@@ -40,13 +40,13 @@ class Committed:
         offset: lowest offset that is not complete.
         runs: complete offsets above it, ascending, apart from each other.
         owner: the dispatcher that committed; empty for none.
-        anew: a join must forget what it knows of offsets below: its source is read again after them.
+        forget_below: a join must forget what it knows of offsets below: its source is read again after them.
     """
 
     offset: int
     runs: tuple[Run, ...] = ()
     owner: str = ""
-    anew: int = 0
+    forget_below: int = 0
 
 
 def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTES) -> str:
@@ -57,8 +57,8 @@ def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTE
     fields = [_MARK]
     if committed.owner:
         fields.append(f"o={committed.owner}")
-    if committed.anew:
-        fields.append(f"n={committed.anew}")
+    if committed.forget_below:
+        fields.append(f"n={committed.forget_below}")
     if committed.runs:
         room = limit_bytes - len(";".join(fields).encode()) - len(";r=")
         fields.append(_encode_runs(committed.offset, committed.runs, room))
@@ -72,16 +72,16 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
         return Committed(offset)
     found = dict(field.split("=", 1) for field in fields if "=" in field)
     try:
-        anew = int(found.get("n", "0"))
+        forget_below = int(found.get("n", "0"))
         if "b" in found:
             runs = _from_bitmap(offset, _unarmoured(found["b"]))
         else:
             runs = _from_lengths(offset, _unarmoured(found.get("r", "")))
     except ValueError:
         return Committed(offset)
-    if not 0 <= anew <= _LARGEST_OFFSET or (runs and runs[-1][1] > _LARGEST_OFFSET):
+    if not 0 <= forget_below <= _LARGEST_OFFSET or (runs and runs[-1][1] > _LARGEST_OFFSET):
         return Committed(offset)
-    return Committed(offset, _merged(runs, offset), found.get("o", ""), anew)
+    return Committed(offset, _merged(runs, offset), found.get("o", ""), forget_below)
 
 
 class Completion:
@@ -101,7 +101,7 @@ class Completion:
         self._start = committed.offset
         self._position = committed.offset
         self._crowded = False
-        self.anew = committed.anew
+        self.forget_below = committed.forget_below
         self.version = 0
         """Grows with every change of what `committed` returns."""
 
@@ -182,7 +182,7 @@ class Completion:
 
     def committed(self, *, owner: str = "") -> Committed:
         """Return what to commit now."""
-        return Committed(self.watermark, self.runs(), owner, self.anew)
+        return Committed(self.watermark, self.runs(), owner, self.forget_below)
 
     def most_bytes(self, more: int = 0) -> int:
         """Return a size that the runs never exceed, whichever of the offsets read become complete.

@@ -60,7 +60,7 @@ class Emitter:
         return self._limits.get(topic, LIMIT_BYTES)
 
     def take(self) -> dict[tuple[str, int], list[Message]]:
-        """Return the records collected so far and begin anew."""
+        """Return the records collected so far and begin with none."""
         outgoing, self._outgoing = self._outgoing, {}
         # Records without a key go to one partition per send: fewer, larger batches, and a pool has one queue anyway.
         self._sticky = int(self._rng.random() * 1_000_003)

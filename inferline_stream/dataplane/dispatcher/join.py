@@ -102,7 +102,7 @@ class Join:
     ) -> Gathered | Arrival:
         """Take in one part: a parent's result, parents that were skipped, or both.
 
-        An event that was finished is gathered anew by the parts of a later replay.
+        An event that was finished is gathered again from the parts of a later replay.
 
         Returns:
             The event with all its parts, once, and once it is its turn: `follow` gives those that waited for it.

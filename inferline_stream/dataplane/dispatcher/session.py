@@ -153,7 +153,7 @@ class Session:
                 continue
             positions[number] = found.offset
             if recalls:
-                again = max(begins.get(number, 0), found.anew, found.offset - JOIN_RECALL_RECORDS)
+                again = max(begins.get(number, 0), found.forget_below, found.offset - JOIN_RECALL_RECORDS)
                 positions[number] = min(found.offset, again)
         self._reader.hold(positions)
         self._commit_wanted.set()

@@ -114,7 +114,7 @@ class _Server:
             self._connect(link)
 
     def run(self) -> int:
-        """Serve until told to leave; returns the exit code."""
+        """Serve until asked to leave; returns the exit code."""
         while True:
             if self._channel is None and self._link is None:
                 return 0  # standard input has ended

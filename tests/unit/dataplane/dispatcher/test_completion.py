@@ -32,8 +32,8 @@ def complete_offsets(committed: Committed, end: int) -> set[int]:
 
 
 @given(st.integers(0, 10**12), steps, st.sampled_from(["", "rank-0-a1"]), st.integers(0, 2**63 - 1))
-def test_metadata_says_again_what_was_encoded(offset, steps, owner, anew):
-    committed = Committed(offset, runs_of(offset, steps), owner, anew)
+def test_metadata_says_again_what_was_encoded(offset, steps, owner, forget_below):
+    committed = Committed(offset, runs_of(offset, steps), owner, forget_below)
     assert decode_metadata(offset, encode_metadata(committed)) == committed
 
 
@@ -93,8 +93,8 @@ def test_the_next_owner_skips_what_was_complete_and_its_own_commits_lose_none_of
 
 
 def test_where_a_source_begins_again_is_handed_on_with_every_commit():
-    second = Completion(decode_metadata(5, encode_metadata(Committed(5, anew=9))))
-    assert second.committed(owner="me") == Committed(5, owner="me", anew=9)
+    second = Completion(decode_metadata(5, encode_metadata(Committed(5, forget_below=9))))
+    assert second.committed(owner="me") == Committed(5, owner="me", forget_below=9)
 
 
 def test_offsets_below_the_committed_one_are_skipped_and_not_counted():
