@@ -13,7 +13,6 @@ import msgspec
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.codec import Codec
 
-Encode = Callable[[Any], bytes]
 Decode = Callable[[bytes], Any]
 
 

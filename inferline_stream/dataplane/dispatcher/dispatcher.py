@@ -96,7 +96,6 @@ class Dispatcher:
         self._partitions: dict[str, int] = {}
         self._limits: dict[str, int] = {}
         self._session: Session | None = None
-        self._ready_s = 0.0
         self._filled_s = time.monotonic()
 
     def leave(self, why: str) -> None:
