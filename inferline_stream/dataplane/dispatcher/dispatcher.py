@@ -27,10 +27,11 @@ from inferline_stream.dataplane.attachments import (
 from inferline_stream.dataplane.client import Fenced, KafkaFailed
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.feeder import Feeder
-from inferline_stream.dataplane.dispatcher.lease import Lease, Reporter, new_report
+from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter, new_report
+from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry
 from inferline_stream.dataplane.dispatcher.pool import Pool
-from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, LeaseExpired, Pace, Session
+from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, Session
 from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
 from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.reports import PoolReport

@@ -56,6 +56,10 @@ class Lease:
         return self.left_s > 0
 
 
+class LeaseExpired(Exception):
+    """The dispatcher's reports are not acknowledged: its slot may be another's. The session is to be dropped."""
+
+
 class Reporter:
     """Sends the report soon after it changed, else each heartbeat.
 

@@ -7,20 +7,21 @@ it had queued or in hand is then worth nothing, and the next session reads it ag
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from inferline_stream.dataplane.client import Outgoing
+from inferline_stream.dataplane.dispatcher.committer import Committer
 from inferline_stream.dataplane.dispatcher.completion import CROWDED_BYTES, decode_metadata
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Ending, Intake
 from inferline_stream.dataplane.dispatcher.join import Join
-from inferline_stream.dataplane.dispatcher.lease import Lease, count_latency
+from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, count_latency
 from inferline_stream.dataplane.dispatcher.outcomes import Expired, Outcome
+from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry, Partition
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.dispatcher.suspects import Suspects
@@ -37,24 +38,10 @@ QUEUE_BYTES = 16 * 1024 * 1024
 """Events that wait for replicas; beyond it only partitions with little of their own waiting are fetched."""
 
 UNSENT_BYTES = 16 * 1024 * 1024
-"""Results that are not acknowledged yet; beyond it no batch is handed out."""
+"""Results that are not acknowledged yet; beyond it no batch is handed out, and nothing is fetched."""
 
 FULL_WAIT_S = 0.01
 """Longest fetch where some partitions have enough waiting: the others may bring nothing meanwhile."""
-
-PACE_S = 0.005
-"""Where requests to Kafka follow each other faster, a few results or records wait for so long after the last one: at a
-thousand records a second, requests are most of a dispatcher's work. What comes after a pause does not wait."""
-
-FEW = 64
-"""So many results or records are worth a request of their own."""
-
-COMMIT_EVERY_S = 0.02
-"""Small batches are committed together for so long: at a few hundred records a second, commits are a third of all
-requests."""
-
-COMMIT_EVENTS = 512
-"""So many events that wait for their commit do not wait any longer."""
 
 JOIN_RECALL_RECORDS = 1000
 """A join's new owner reads this many records before the committed offset again, to know finished events by id."""
@@ -126,12 +113,10 @@ class Session:
         self._finished_bytes = 0
         self._sending_bytes = 0
         self._has_finished = asyncio.Event()
-        self._commit_wanted = asyncio.Event()
-        self._commit_now = asyncio.Event()
-        self._uncommitted = 0
         self._in_hand = 0
         self._draining = False
         self._idle = asyncio.Event()
+        self._commits = Committer(routes, reader, lease, settings, self.partitions, noted=self._may_be_idle)
 
     # Begin and end
 
@@ -156,7 +141,7 @@ class Session:
                 again = max(begins.get(number, 0), found.forget_below, found.offset - JOIN_RECALL_RECORDS)
                 positions[number] = min(found.offset, again)
         self._reader.hold(positions)
-        self._commit_wanted.set()
+        self._commits.wanted.set()
 
     async def run(self) -> None:
         """Send and commit until cancelled. `take_in` feeds it.
@@ -170,8 +155,8 @@ class Session:
                 tasks.create_task(self._transact())
             else:
                 tasks.create_task(self._send())
-                tasks.create_task(self._commit())
-            tasks.create_task(self._recommit())
+                tasks.create_task(self._commits.run())
+            tasks.create_task(self._commits.repeat())
 
     async def drain(self) -> None:
         """Hand out nothing more, and wait until what replicas had in hand is sent and committed."""
@@ -182,8 +167,7 @@ class Session:
         self.suspects.drop()
         while not self._is_idle():
             self._idle.clear()
-            self._commit_now.set()
-            self._commit_wanted.set()
+            self._commits.urge()
             await self._idle.wait()
         await self._confirm()
 
@@ -194,7 +178,11 @@ class Session:
 
     def _is_idle(self) -> bool:
         nothing_left = not (self._in_hand or self._finished or self._sending_bytes)
-        return nothing_left and all(p.to_commit() is None for p in self.partitions.values())
+        return nothing_left and not self._commits.due()
+
+    def _may_be_idle(self) -> None:
+        if self._draining:
+            self._idle.set()
 
     async def _confirm(self) -> None:
         """Wait until the offsets of a transaction can be read by others."""
@@ -210,6 +198,8 @@ class Session:
 
     def full(self) -> frozenset[int]:
         """Return the partitions that are not to be fetched now."""
+        if not self._has_room():
+            return frozenset(self.partitions)
         full = set()
         if self.queue.size_bytes >= QUEUE_BYTES:
             share = QUEUE_BYTES / max(1, len(self.partitions)) / 2
@@ -229,7 +219,7 @@ class Session:
             partition = self.partitions.get(number)
             if partition is not None and position is not None and position > partition.completion.position:
                 partition.completion.read_to(position)
-                self._commit_wanted.set()
+                self._commits.wanted.set()
         for number, offset in fetched.lost.items():
             if number in self.partitions:
                 self._halt(self.partitions[number], f"Kafka no longer has offset {offset}")
@@ -237,7 +227,7 @@ class Session:
             self._bound_joins()
             self._report.duplicates = self._intake.duplicates
             if fetched.records:
-                self._commit_wanted.set()
+                self._commits.wanted.set()
         if fetched.records:
             self._kick()
 
@@ -246,6 +236,7 @@ class Session:
 
     def _ends(self, event: Event, outcome: Ending | Expired) -> None:
         self._finished.append((event, outcome))
+        self._finished_bytes += event.size_bytes
         self._has_finished.set()
 
     def _bound_joins(self) -> None:
@@ -287,7 +278,10 @@ class Session:
 
     def open(self) -> bool:
         """Return whether batches may be handed out now."""
-        return not self._draining and self._finished_bytes + self._sending_bytes < UNSENT_BYTES
+        return not self._draining and self._has_room()
+
+    def _has_room(self) -> bool:
+        return self._finished_bytes + self._sending_bytes < UNSENT_BYTES
 
     def take(self, limit: int) -> list[Event]:
         """Take the next batch from the queue; events that are past the SLO may end here instead."""
@@ -309,8 +303,7 @@ class Session:
     def returned(self, events: Sequence[Event]) -> None:
         """Replicas no longer have them in hand."""
         self._in_hand -= len(events)
-        if self._draining:
-            self._idle.set()
+        self._may_be_idle()
 
     def finished(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
         """Take the outcomes of events, in their order."""
@@ -337,10 +330,8 @@ class Session:
             if outgoing:
                 await self._sender.send(outgoing)
             self._complete(finished)
-            self._uncommitted += len(finished)
-            if self._uncommitted >= COMMIT_EVENTS:
-                self._commit_now.set()
-            self._commit_wanted.set()
+            self._sent(finished)
+            self._commits.finished(len(finished))
 
     def _collect(self) -> list[tuple[Event, Outcome]]:
         self._has_finished.clear()
@@ -354,17 +345,19 @@ class Session:
         return finished
 
     def _complete(self, finished: list[tuple[Event, Outcome]]) -> None:
-        partitions = self.partitions
+        """Their offsets are complete: Kafka has their results, or gets them in the same transaction."""
         for event, _ in finished:
-            completion = partitions[event.partition].completion
+            completion = self.partitions[event.partition].completion
             for offset in event.offsets:
                 completion.complete(offset)
+
+    def _sent(self, finished: list[tuple[Event, Outcome]]) -> None:
+        """Kafka has the results of these events."""
         was_full = not self.open()
         self._sending_bytes = 0
         self._measure(finished)
-        if self._draining:
-            self._idle.set()
-        elif was_full:
+        self._may_be_idle()
+        if was_full and not self._draining:
             self._kick()
 
     def _measure(self, finished: list[tuple[Event, Outcome]]) -> None:
@@ -384,11 +377,11 @@ class Session:
 
     async def _transact(self) -> None:
         """Send what is finished and commit what is complete in one transaction after the other, for ever."""
-        waits = [asyncio.create_task(event.wait()) for event in (self._has_finished, self._commit_wanted)]
+        waits = [asyncio.create_task(event.wait()) for event in (self._has_finished, self._commits.wanted)]
         try:
             while True:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for at, event in enumerate((self._has_finished, self._commit_wanted)):
+                for at, event in enumerate((self._has_finished, self._commits.wanted)):
                     if waits[at].done():
                         event.clear()
                         waits[at] = asyncio.create_task(event.wait())
@@ -400,94 +393,12 @@ class Session:
     async def _transaction(self) -> None:
         finished = self._collect()
         outgoing = self._emitter.take()
-        if outgoing or finished or self._to_commit():
+        if outgoing or finished or self._commits.due():
             await self._sender.begin()
             if outgoing:
                 await self._sender.send(outgoing)
-            completions = [(self.partitions[event.partition].completion, event.offsets) for event, _ in finished]
-            for completion, offsets in completions:
-                for offset in offsets:
-                    completion.complete(offset)
-            entries = self._to_commit()
+            self._complete(finished)
+            entries = self._commits.due()
             await self._sender.commit(self._reader.offsets_for_transaction(entries), self._routes.group)
-            self._note(entries)
-        self._complete([])
-        self._measure(finished)
-
-    # Commit
-
-    def _to_commit(self) -> dict[int, Entry]:
-        """Return offset and metadata of every partition whose group does not know them yet."""
-        return {p.number: entry for p in self.partitions.values() if (entry := p.to_commit()) is not None}
-
-    def _note(self, entries: Mapping[int, Entry]) -> None:
-        for number, entry in entries.items():
-            self.partitions[number].was_committed(entry)
-        if self._draining:
-            self._idle.set()
-
-    async def _commit(self) -> None:
-        """Commit for ever, one request at a time; what completes in the meantime goes into the next one."""
-        check_at_s = time.monotonic() + self._settings.offsets_check_s
-        committed_s = 0.0
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, check_at_s - time.monotonic())):
-                    await self._commit_wanted.wait()
-            if time.monotonic() >= check_at_s:  # also under load: it may be an idle partition that was overwritten
-                await self._check()
-                check_at_s = time.monotonic() + self._settings.offsets_check_s
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, committed_s + COMMIT_EVERY_S - time.monotonic())):
-                    await self._commit_now.wait()
-            self._commit_now.clear()
-            self._commit_wanted.clear()
-            self._uncommitted, committed_s = 0, time.monotonic()
-            entries = self._to_commit()
-            if not entries:
-                continue
-            if not self._lease.valid():
-                raise LeaseExpired
-            await self._reader.commit(entries)
-            self._note(entries)
-
-    async def _check(self) -> None:
-        """Commit again what somebody else has overwritten: a dispatcher that had been suspended and woke up."""
-        found = await self._reader.committed(p.number for p in self.partitions.values() if not p.halted)
-        for partition in self.partitions.values():
-            if not partition.halted and not partition.found_committed(found.get(partition.number)):
-                logger.warning(
-                    "%s/%d: somebody else committed %s; committed again",
-                    self._routes.input_topic, partition.number, found.get(partition.number),
-                )  # fmt: skip
-                self._commit_wanted.set()
-
-    async def _recommit(self) -> None:
-        """Now and then commit what has not changed, too: Kafka forgets offsets that nobody commits."""
-        while True:
-            await asyncio.sleep(self._settings.offsets_recommit_s)
-            for partition in self.partitions.values():
-                partition.found_committed(None)
-            self._commit_wanted.set()
-
-
-class Pace:
-    """Spaces requests that follow each other fast, see `PACE_S`."""
-
-    def __init__(self) -> None:
-        self._last_s = 0.0
-        self._fast = False
-
-    async def wait(self, count: int) -> None:
-        """Wait before a request for so many records, or after one that brought them."""
-        now_s = time.monotonic()
-        left_s = self._last_s + PACE_S - now_s
-        fast, self._fast = self._fast, left_s > 0
-        if fast and left_s > 0 and count < FEW:
-            await asyncio.sleep(left_s)
-            now_s = time.monotonic()
-        self._last_s = now_s
-
-
-class LeaseExpired(Exception):
-    """The dispatcher's reports are not acknowledged: its slot may be another's. The session is to be dropped."""
+            self._commits.note(entries)
+        self._sent(finished)

@@ -41,8 +41,8 @@ def same(values: list[bytes]) -> list[bytes]:
 def routes(**of_pipeline: Any) -> Routes:
     """Of a single stage."""
     work = Stage("work", same, hardware="cpu-1")
-    source, sink = Topic("in", codec="raw"), Topic("out", codec="raw")
-    return routes_of(Pipeline("p", slo="1s", source=source, sink=sink, stages=[work], **of_pipeline), "work")
+    ends = {"source": Topic("in", codec="raw"), "sink": Topic("out", codec="raw")}
+    return routes_of(Pipeline("p", slo="1s", stages=[work], **{**ends, **of_pipeline}), "work")
 
 
 class Reader:

@@ -13,8 +13,8 @@ import pytest
 from inferline_stream.dataplane.client import KafkaFailed
 from inferline_stream.dataplane.dispatcher import dispatcher as dispatcher_module
 from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
-from inferline_stream.dataplane.dispatcher.lease import Lease
-from inferline_stream.dataplane.dispatcher.session import LeaseExpired, Session
+from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired
+from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.frames import Done
 from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
 from inferline_stream.dataplane.reading import Fetched

@@ -5,8 +5,10 @@ import asyncio
 import pytest
 
 from inferline_stream.dataplane.dispatcher import session as session_module
-from inferline_stream.dataplane.dispatcher.session import LeaseExpired
+from inferline_stream.dataplane.dispatcher.committer import COMMIT_EVERY_S
+from inferline_stream.dataplane.dispatcher.lease import LeaseExpired
 from inferline_stream.dataplane.frames import Done
+from inferline_stream.pipeline.topology import Topic
 from tests.unit.dataplane.dispatcher.doubles import Slot, until
 
 BOTH = pytest.mark.parametrize("transactional", [False, True])
@@ -29,7 +31,7 @@ async def test_results_are_sent_first_and_committed_once_they_are_acknowledged(t
         slot.sender.acknowledges.clear()
         slot.answer(slot.hand_out(2))
         await slot.sender.began.wait()
-        await asyncio.sleep(2 * session_module.COMMIT_EVERY_S)
+        await asyncio.sleep(2 * COMMIT_EVERY_S)
         assert (slot.sender.sent, slot.offset()) == ([b"a", b"b"], 0)
         slot.sender.acknowledges.set()
         await until(lambda: slot.offset() == 2, "both are committed")
@@ -117,6 +119,17 @@ async def test_a_partition_pauses_before_the_offsets_finished_above_a_stuck_even
     assert slot.session.full() == {0}
 
 
+async def test_nothing_is_fetched_while_too_much_that_ended_at_once_is_unacknowledged(monkeypatch):
+    monkeypatch.setattr(session_module, "UNSENT_BYTES", 10_000)
+    slot = Slot(source=Topic("in", codec="raw", max_bytes=100))
+    async with slot.running() as session:
+        slot.sender.acknowledges.clear()
+        slot.fetched(*[b"too large" * 100] * 10)
+        assert session.full() == {0, 1}
+        slot.sender.acknowledges.set()
+        await until(lambda: not session.full(), "the dead letters are acknowledged")
+
+
 async def test_no_batch_is_handed_out_while_too_much_is_unacknowledged(monkeypatch):
     monkeypatch.setattr(session_module, "UNSENT_BYTES", 1000)
     kicks: list[None] = []
@@ -163,7 +176,7 @@ async def test_offsets_that_another_process_overwrote_are_committed_again():
         slot.answer(slot.hand_out(2))
         await until(lambda: slot.offset() == 2, "both are committed")
         slot.reader.entries[0] = (0, "")
-        await session._check()
+        await session._commits.check()
         await until(lambda: slot.offset() == 2, "they are committed again")
 
 
