@@ -1,1 +1,1 @@
-"""Make replicas appear and vanish."""
+"""Start and stop dispatchers and replicas."""

@@ -1,1 +1,1 @@
-"""Moves records: consume, batch, run, route, join, commit, hand over."""
+"""Records: the dispatcher that moves them, the replica that runs a stage on them, and what they say to each other."""

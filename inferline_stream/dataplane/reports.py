@@ -79,7 +79,6 @@ class PoolReport(msgspec.Struct):
     """Records dropped because their event had been seen."""
     queued: int = 0
     """Events that wait for a replica now."""
-    queued_bytes: int = 0
     join_events: int = 0
     """Events whose parts wait for the rest now."""
     join_bytes: int = 0

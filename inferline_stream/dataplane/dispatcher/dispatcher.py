@@ -412,10 +412,9 @@ class Dispatcher:
             report.reason = "" if session is None else session.trouble()
         if session is not None:
             report.held = {number: p.completion.watermark for number, p in session.partitions.items()}
-            report.queued, report.queued_bytes = len(session.queue), session.queue.size_bytes
-            report.suspects = len(session.suspects)
+            report.queued, report.suspects = len(session.queue), len(session.suspects)
         else:
-            report.queued = report.queued_bytes = report.suspects = 0
+            report.queued = report.suspects = 0
 
     async def _look_for_stragglers(self) -> None:
         while True:

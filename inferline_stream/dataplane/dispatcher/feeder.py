@@ -89,7 +89,7 @@ class Feeder:
     def attach(self, sock: socket.socket, name: str, hardware: str, number: int) -> None:
         """Take a replica into the pool; it gets work once it says that it is ready."""
         self._ended(name, "it was attached again")  # what it had in hand would be waited for for ever
-        replica = self._pool.attach(name, hardware, number, self._loop.time())
+        replica = self._pool.attach(name, hardware, number)
         connection = ReplicaConnection(
             sock, lambda frame: self._heard(name, frame), lambda why: self._closed(name, why)
         )

@@ -51,7 +51,6 @@ class PooledReplica:
     replica: str
     hardware: str
     number: int
-    attached_s: float
     ready_s: float = math.inf
     """When it said that it is ready."""
     in_hand: int = 0
@@ -206,11 +205,11 @@ class Pool:
 
     # Membership
 
-    def attach(self, name: str, hardware: str, number: int, now_s: float) -> PooledReplica:
+    def attach(self, name: str, hardware: str, number: int) -> PooledReplica:
         """Add a replica that is not ready yet. One of the same name is replaced."""
         self.detach(name)
         self._kinds.setdefault(hardware, _Kind())
-        replica = self.replicas[name] = PooledReplica(name, hardware, number, now_s)
+        replica = self.replicas[name] = PooledReplica(name, hardware, number)
         return replica
 
     def ready(self, name: str, now_s: float) -> None:

@@ -119,7 +119,6 @@ FILLED: tuple[Any, ...] = (
         expired=2,
         duplicates=3,
         queued=7,
-        queued_bytes=8,
         join_events=4,
         join_bytes=5,
         latency_buckets=[1, 2, 3],

@@ -89,7 +89,7 @@ class Simulation:
 
     def start(self, name, number):
         self.starts += 1
-        self.pool.attach(name, "cpu", number, self.now_s)
+        self.pool.attach(name, "cpu", number)
         self.at(self.now_s + START_S, lambda: self.pool.ready(name, self.now_s))
 
     def arrive(self, name, key, nature):

@@ -16,7 +16,7 @@ def pool_of(*kinds, limit=8, service_s=None, limits=None, ready_s=0.0):
     pool = Pool()
     pool.configure(limits or dict.fromkeys(kinds, limit), {"cpu": PROFILE} if service_s is None else service_s)
     for number, kind in enumerate(kinds):
-        pool.attach(f"r{number}", kind, number, ready_s)
+        pool.attach(f"r{number}", kind, number)
         pool.ready(f"r{number}", ready_s)
     return pool
 
@@ -87,7 +87,7 @@ def test_only_a_free_ready_replica_that_stays_is_chosen(make):
     else:
         pool.detach("r0")
         if make == "starting":
-            pool.attach("r0", "cpu", 0, 0.0)
+            pool.attach("r0", "cpu", 0)
     assert chosen(pool) == 1
 
 
