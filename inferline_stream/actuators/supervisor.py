@@ -23,9 +23,9 @@ from inferline_stream.actuators.actuator import (
 )
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE, Child, Children, NoDevice
 from inferline_stream.actuators.devices import Device
+from inferline_stream.actuators.dispatcher_posts import Post, Posts
 from inferline_stream.actuators.places import Place, Places
-from inferline_stream.actuators.pool import Member, StagePool
-from inferline_stream.actuators.posts import Post, Posts
+from inferline_stream.actuators.replica_slots import Member, ReplicaSlots
 from inferline_stream.dataplane.attachments import (
     MAX_DATAGRAM_BYTES,
     Attach,
@@ -96,7 +96,7 @@ class Supervisor:
         )
         self._replicas: dict[Child, Place] = {}
         self._dispatchers: dict[Post, Child] = {}
-        self._pools: defaultdict[str, StagePool] = defaultdict(StagePool)
+        self._pools: defaultdict[str, ReplicaSlots] = defaultdict(ReplicaSlots)
         self._serving: dict[tuple[str, int], Child] = {}
         self._attached: dict[str, Child] = {}
         """Replica → the dispatcher that it is attached to."""

@@ -11,6 +11,12 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import WIRE_VERSION
 
+EXIT_FAILED = 70
+"""Of a dispatcher that failed: the supervisor starts it again."""
+
+EXIT_FENCED = 75
+"""Of a dispatcher whose slot is another's: it is not started again without the leading controller's word."""
+
 Delivery = Literal["at_least_once", "exactly_once"]
 
 

@@ -36,7 +36,7 @@ from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, 
 from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.sending import ReportSender, StageSender
-from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.dataplane.specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.topics import record_limits
 from inferline_stream.dataplane.tracing import batch_spans
 from inferline_stream.errors import InferlineError
@@ -44,10 +44,6 @@ from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-EXIT_FAILED = 70
-EXIT_FENCED = 75
-"""Not started again by the supervisor: another dispatcher serves the slot."""
 
 FETCH_WAIT_S = 0.2
 _STABLE_S = 0.03

@@ -12,9 +12,9 @@ from typing import Any
 
 import uvloop
 
-from inferline_stream.dataplane.dispatcher.dispatcher import EXIT_FAILED, Dispatcher
+from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
 from inferline_stream.dataplane.looping import Loop
-from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.dataplane.specs import EXIT_FAILED, DispatcherSpec
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.isolation.sealing import seal

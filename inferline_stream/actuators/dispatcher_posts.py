@@ -16,11 +16,10 @@ from inferline_stream.actuators.actuator import (
     ReplicaExit,
     restart_in_s,
 )
-from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.dataplane.specs import EXIT_FENCED, DispatcherSpec
 
 logger = logging.getLogger(__name__)
 
-EXIT_FENCED = 75
 _LEFT = (0, EXIT_FENCED)
 
 

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.actuators.pool import StagePool
+from inferline_stream.actuators.replica_slots import ReplicaSlots
 
 steps = st.lists(
     st.one_of(
@@ -19,7 +19,7 @@ steps = st.lists(
 
 @given(steps)
 def test_every_replica_has_a_slot_and_slots_are_even_after_a_deal(taken: list[tuple[str, int]]) -> None:
-    pool, names, slots = StagePool(), iter(range(1000)), 0
+    pool, names, slots = ReplicaSlots(), iter(range(1000)), 0
     for step, number in taken:
         known = sorted(pool.members)
         if step == "add":

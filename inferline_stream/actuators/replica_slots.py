@@ -22,7 +22,7 @@ class Member:
     slot: int | None = None
 
 
-class StagePool:
+class ReplicaSlots:
     """Deals a stage's replicas evenly to its slots, and moves as few as that takes."""
 
     def __init__(self) -> None:
