@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
+from inferline_stream.actuators import supervisor_calls as calls
 from inferline_stream.actuators.actuator import (
     SETTLED_S,
     DispatcherExit,
@@ -27,26 +28,6 @@ from inferline_stream.actuators.actuator import (
 )
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
 from inferline_stream.actuators.devices import Device
-from inferline_stream.actuators.supervisor_calls import (
-    LONGEST_LINE_BYTES,
-    SUPERSEDED,
-    Call,
-    Capacity,
-    Close,
-    Dispatch,
-    Dispatchers,
-    Drain,
-    Ended,
-    Hello,
-    Know,
-    Observe,
-    ReplaceDispatcher,
-    Reply,
-    Request,
-    Scale,
-    decode_from_supervisor,
-    encode_line,
-)
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 
 logger = logging.getLogger(__name__)
@@ -92,7 +73,7 @@ class LocalActuator:
     ) -> None:
         self._log_folder = log_folder
         self._socket = "" if folder is None else str(folder.absolute() / _SOCKET)
-        self._hello = Hello(
+        self._hello = calls.Hello(
             identity,
             str(log_folder.absolute()),
             drain_timeout_s,
@@ -124,11 +105,11 @@ class LocalActuator:
     async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
         """Set the templates of replicas; see `Actuator.know`."""
         self._specs = dict(specs)
-        await self._call(Know([(*key, spec) for key, spec in specs.items()]))
+        await self._call(calls.Know([(*key, spec) for key, spec in specs.items()]))
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`."""
-        await self._call(Scale(stage, hardware, replicas, list(retiring)))
+        await self._call(calls.Scale(stage, hardware, replicas, list(retiring)))
         self._scaled[stage, hardware] = replicas
 
     async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
@@ -136,21 +117,21 @@ class LocalActuator:
         self._dispatched[stage] = list(dispatchers)
         for spec in dispatchers:
             self._incarnations.setdefault(spec.dispatcher, spec.incarnation)
-        await self._call(Dispatch(stage, list(dispatchers)))
+        await self._call(calls.Dispatch(stage, list(dispatchers)))
 
     async def replace_dispatcher(self, dispatcher: str) -> None:
         """Kill a silent dispatcher and start it again; see `Actuator.replace_dispatcher`."""
-        await self._call(ReplaceDispatcher(dispatcher))
+        await self._call(calls.ReplaceDispatcher(dispatcher))
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone, oldest first."""
-        found = await self._call(Observe())
+        found = await self._call(calls.Observe())
         self._replicas = msgspec.convert(found, tuple[ObservedReplica, ...])
         return self._replicas
 
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""
-        found = msgspec.convert(await self._call(Dispatchers()), tuple[ObservedDispatcher, ...])
+        found = msgspec.convert(await self._call(calls.Dispatchers()), tuple[ObservedDispatcher, ...])
         self._incarnations |= {seen.dispatcher: seen.incarnation for seen in found}
         return found
 
@@ -160,13 +141,13 @@ class LocalActuator:
 
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each hardware kind that has none left."""
-        return msgspec.convert(await self._call(Capacity()), dict[str, int])
+        return msgspec.convert(await self._call(calls.Capacity()), dict[str, int])
 
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
         self._scaled.clear()
         self._dispatched.clear()
-        await self._call(Drain(deadline_s))
+        await self._call(calls.Drain(deadline_s))
 
     async def aclose(self) -> None:
         """End every process now, and the supervisor; none is left when this returns."""
@@ -177,7 +158,7 @@ class LocalActuator:
         wait_s: float | None = _REAP_S  # it may live on, for another controller
         if self._writer is not None:
             with contextlib.suppress(ConnectionError):
-                await self._ask(self._writer, Close())
+                await self._ask(self._writer, calls.Close())
                 wait_s = None
         if self._reading is not None:
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -193,17 +174,17 @@ class LocalActuator:
     ) -> None:
         await self.aclose()
 
-    async def _call(self, call: Call) -> Any:
+    async def _call(self, call: calls.Call) -> Any:
         while not self._closed:
             with contextlib.suppress(ConnectionError):  # what was asked for is asked again of the next supervisor
                 return await self._ask(await self._connected(), call)
-        return () if isinstance(call, Observe | Dispatchers) else {}
+        return () if isinstance(call, calls.Observe | calls.Dispatchers) else {}
 
-    async def _ask(self, writer: asyncio.StreamWriter, call: Call) -> Any:
+    async def _ask(self, writer: asyncio.StreamWriter, call: calls.Call) -> Any:
         number = next(self._numbers)
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
-            writer.write(encode_line(Request(number, call)))
+            writer.write(calls.encode_line(calls.Request(number, call)))
             return await answered
         finally:
             self._asked.pop(number, None)
@@ -213,7 +194,7 @@ class LocalActuator:
             if self._writer is None:
                 adopted = await self._adopted()
                 if self._closed:
-                    raise ConnectionResetError(SUPERSEDED)
+                    raise ConnectionResetError(calls.SUPERSEDED)
                 reader, writer = adopted or await self._started()
                 self._writer = writer
                 self._reading = asyncio.create_task(self._read(reader, writer))
@@ -225,13 +206,13 @@ class LocalActuator:
         if not self._socket:
             return None
         try:
-            reader, writer = await asyncio.open_unix_connection(self._socket, limit=LONGEST_LINE_BYTES)
+            reader, writer = await asyncio.open_unix_connection(self._socket, limit=calls.LONGEST_LINE_BYTES)
         except OSError:
             return None
         return await self._greeted(reader, writer)
 
     async def _started(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_unix_connection(sock=self._start(), limit=LONGEST_LINE_BYTES)
+        reader, writer = await asyncio.open_unix_connection(sock=self._start(), limit=calls.LONGEST_LINE_BYTES)
         greeted = await self._greeted(reader, writer)
         if greeted is None:
             raise RuntimeError(f"the supervisor could not be started; see {self._log_folder / 'supervisor.log'}")
@@ -261,33 +242,35 @@ class LocalActuator:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         with contextlib.suppress(ConnectionError):
-            writer.write(encode_line(self._hello))
+            writer.write(calls.encode_line(self._hello))
             line = await reader.readline()
-            reply = decode_from_supervisor(line) if line else Reply(0, error="it has ended")
-            if isinstance(reply, Reply) and not reply.error:
+            reply = calls.decode_from_supervisor(line) if line else calls.Reply(0, error="it has ended")
+            if isinstance(reply, calls.Reply) and not reply.error:
                 self.supervisor_pid = reply.result
                 return reader, writer
-            if isinstance(reply, Reply) and reply.error == SUPERSEDED:
+            if isinstance(reply, calls.Reply) and reply.error == calls.SUPERSEDED:
                 self._stay_away()
         writer.close()
         return None
 
     async def _ask_again(self, writer: asyncio.StreamWriter) -> None:
         """Ask a new supervisor for all that the last one was asked for."""
-        calls: list[Call] = [Know([(*key, spec) for key, spec in self._specs.items()])] if self._specs else []
-        calls += [Scale(*key, replicas) for key, replicas in self._scaled.items()]
+        lost: list[calls.Call] = (
+            [calls.Know([(*key, spec) for key, spec in self._specs.items()])] if self._specs else []
+        )
+        lost += [calls.Scale(*key, replicas) for key, replicas in self._scaled.items()]
         for stage, specs in self._dispatched.items():
             again = [msgspec.structs.replace(s, incarnation=self._incarnations[s.dispatcher]) for s in specs]
-            calls.append(Dispatch(stage, again))
-        for call in calls:
+            lost.append(calls.Dispatch(stage, again))
+        for call in lost:
             await self._ask(writer, call)
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         began_s = asyncio.get_running_loop().time()
         with contextlib.suppress(ConnectionError):
             while line := await reader.readline():
-                message = decode_from_supervisor(line)
-                if isinstance(message, Ended):
+                message = calls.decode_from_supervisor(line)
+                if isinstance(message, calls.Ended):
                     self._report(message)
                 elif not message.number:
                     self._stay_away()
@@ -318,10 +301,10 @@ class LocalActuator:
 
     def _stay_away(self) -> None:
         if not self._closed:
-            logger.warning("the supervisor serves this controller no more: %s", SUPERSEDED)
+            logger.warning("the supervisor serves this controller no more: %s", calls.SUPERSEDED)
             self._closed = True
 
-    def _report(self, ended: Ended) -> None:
+    def _report(self, ended: calls.Ended) -> None:
         gone = ended.replica or ended.dispatcher
         assert gone is not None
         name = gone.replica if isinstance(gone, ReplicaExit) else gone.dispatcher

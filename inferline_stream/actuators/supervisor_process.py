@@ -16,28 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from inferline_stream.actuators import supervisor_calls as calls
 from inferline_stream.actuators.actuator import ReplicaExit
 from inferline_stream.actuators.supervisor import Supervisor
-from inferline_stream.actuators.supervisor_calls import (
-    LONGEST_LINE_BYTES,
-    SUPERSEDED,
-    Call,
-    Capacity,
-    Close,
-    Dispatch,
-    Dispatchers,
-    Drain,
-    Ended,
-    Hello,
-    Know,
-    Observe,
-    ReplaceDispatcher,
-    Reply,
-    Request,
-    Scale,
-    decode_from_controller,
-    encode_line,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +26,7 @@ logger = logging.getLogger(__name__)
 class _Process:
     """Serves controllers until one closes it, or none comes any more."""
 
-    def __init__(self, hello: Hello) -> None:
+    def __init__(self, hello: calls.Hello) -> None:
         self._hello = hello
         self.supervisor = Supervisor(
             Path(hello.log_folder),
@@ -60,7 +41,7 @@ class _Process:
         """To the controller that came last."""
         self._controller = hello.controller
         self._superseded: set[str] = set()
-        self._unsent: list[Ended] = []
+        self._unsent: list[calls.Ended] = []
         self._orphaned: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -71,20 +52,20 @@ class _Process:
         if self._writer is not None:
             logger.info("another controller has come")
             self._superseded.add(self._controller)
-            self._writer.write(encode_line(Reply(0, error=SUPERSEDED)))
+            self._writer.write(calls.encode_line(calls.Reply(0, error=calls.SUPERSEDED)))
             self._writer.close()
         if self._orphaned is not None:
             self._orphaned.cancel()
             self._orphaned = None
         self._writer, self._controller = writer, controller
-        writer.write(encode_line(Reply(0, os.getpid())))
+        writer.write(calls.encode_line(calls.Reply(0, os.getpid())))
         for ended in self._unsent:
-            writer.write(encode_line(ended))
+            writer.write(calls.encode_line(ended))
         self._unsent.clear()
         with contextlib.suppress(ConnectionError):
             while line := await reader.readline():
-                request = decode_from_controller(line)
-                if isinstance(request, Request):
+                request = calls.decode_from_controller(line)
+                if isinstance(request, calls.Request):
                     self._keep(self._answer(request, writer))
         writer.close()
         if self._writer is writer:
@@ -95,17 +76,17 @@ class _Process:
 
     async def adopt(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a controller that has come later, if it is one of ours; otherwise make room for its supervisor."""
-        hello = decode_from_controller(await reader.readline() or b'{"type":"hello"}')
-        if isinstance(hello, Hello) and hello.controller in self._superseded:
-            writer.write(encode_line(Reply(0, error=SUPERSEDED)))
+        hello = calls.decode_from_controller(await reader.readline() or b'{"type":"hello"}')
+        if isinstance(hello, calls.Hello) and hello.controller in self._superseded:
+            writer.write(calls.encode_line(calls.Reply(0, error=calls.SUPERSEDED)))
             writer.close()
             return
-        if isinstance(hello, Hello) and hello.identity == self._hello.identity and self._ending is None:
+        if isinstance(hello, calls.Hello) and hello.identity == self._hello.identity and self._ending is None:
             with contextlib.suppress(asyncio.CancelledError):  # at the end of the process; asyncio would log it
                 await self.serve(reader, writer, hello.controller)
             return
         logger.info("a controller with another identity has come: this one drains")
-        writer.write(encode_line(Reply(0, error="another identity")))
+        writer.write(calls.encode_line(calls.Reply(0, error="another identity")))
         writer.close()
         self.end()
 
@@ -113,11 +94,11 @@ class _Process:
         """Report each exit to the controller, or keep it for the next one."""
         while True:
             gone = await self.supervisor.next_exit()
-            ended = Ended(replica=gone) if isinstance(gone, ReplicaExit) else Ended(dispatcher=gone)
+            ended = calls.Ended(replica=gone) if isinstance(gone, ReplicaExit) else calls.Ended(dispatcher=gone)
             if self._writer is None or self._writer.is_closing():
                 self._unsent.append(ended)
             else:
-                self._writer.write(encode_line(ended))
+                self._writer.write(calls.encode_line(ended))
 
     def end(self) -> None:
         """Drain, and end."""
@@ -140,52 +121,52 @@ class _Process:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, request: calls.Request, writer: asyncio.StreamWriter) -> None:
         try:
-            reply = Reply(request.number, await self._call(request.call))
+            reply = calls.Reply(request.number, await self._call(request.call))
         except ValueError as error:
-            reply = Reply(request.number, error=str(error))
+            reply = calls.Reply(request.number, error=str(error))
         with contextlib.suppress(ConnectionError):
-            writer.write(encode_line(reply))
+            writer.write(calls.encode_line(reply))
             await writer.drain()
-        if isinstance(request.call, Close):
+        if isinstance(request.call, calls.Close):
             self.over.set()
 
-    async def _call(self, call: Call) -> Any:
+    async def _call(self, call: calls.Call) -> Any:
         supervisor = self.supervisor
-        if self._ending is not None and isinstance(call, Scale | Dispatch):
+        if self._ending is not None and isinstance(call, calls.Scale | calls.Dispatch):
             return None  # a controller that replaces what has ended would keep the drain from its end
         match call:
-            case Know(specs):
+            case calls.Know(specs):
                 return await supervisor.know({(stage, hardware): spec for stage, hardware, spec in specs})
-            case Scale(stage, hardware, replicas, retiring):
+            case calls.Scale(stage, hardware, replicas, retiring):
                 return await supervisor.scale(stage, hardware, replicas, retiring)
-            case Dispatch(stage, dispatchers):
+            case calls.Dispatch(stage, dispatchers):
                 return await supervisor.dispatch(stage, dispatchers)
-            case ReplaceDispatcher(dispatcher):
+            case calls.ReplaceDispatcher(dispatcher):
                 return await supervisor.replace_dispatcher(dispatcher)
-            case Observe():
+            case calls.Observe():
                 return await supervisor.observe()
-            case Dispatchers():
+            case calls.Dispatchers():
                 return await supervisor.dispatchers()
-            case Capacity():
+            case calls.Capacity():
                 return await supervisor.capacity()
-            case Drain(deadline_s):
+            case calls.Drain(deadline_s):
                 return await supervisor.drain(deadline_s)
-            case Close():
+            case calls.Close():
                 return await supervisor.aclose()
 
 
 async def _main(first: socket.socket) -> None:
-    reader, writer = await asyncio.open_unix_connection(sock=first, limit=LONGEST_LINE_BYTES)
-    hello = decode_from_controller(await reader.readline())
-    assert isinstance(hello, Hello)
+    reader, writer = await asyncio.open_unix_connection(sock=first, limit=calls.LONGEST_LINE_BYTES)
+    hello = calls.decode_from_controller(await reader.readline())
+    assert isinstance(hello, calls.Hello)
     process = _Process(hello)
     async with process.supervisor:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.end)
         server = None
         if hello.listen:
-            server = await asyncio.start_unix_server(process.adopt, hello.listen, limit=LONGEST_LINE_BYTES)
+            server = await asyncio.start_unix_server(process.adopt, hello.listen, limit=calls.LONGEST_LINE_BYTES)
         working = [
             asyncio.create_task(process.report()),
             asyncio.create_task(process.serve(reader, writer, hello.controller)),
