@@ -260,7 +260,7 @@ class Controller:
             logger.warning("%s ended: %s; %s", name, exit_.reason, again)
 
     def _outdated(self, dispatcher: ObservedDispatcher) -> bool:
-        """Whether a dispatcher is to be replaced: newer code was given, and every replica of its stage runs it."""
+        """Whether to replace a dispatcher: newer code was given, and every replica of its stage runs it."""
         return dispatcher.started_s < self.fleet.newest_code_s and dispatcher.stage not in self.fleet.older
 
     async def _obey(self, control: TopicFollower) -> None:

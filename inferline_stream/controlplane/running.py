@@ -53,7 +53,7 @@ async def drained(
     Args:
         offsets: to read them.
         running: names.
-        partitions: of the input topic of each stage that is to be empty.
+        partitions: of the input topic of each stage that should be empty.
         source_end: end offsets of the source topic up to which entry stages must have come.
     """
     committed = {

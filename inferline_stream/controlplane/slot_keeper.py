@@ -50,7 +50,7 @@ class SlotKeeper:
         leadership: writes.
         actuator: runs dispatchers.
         spec: of a new dispatcher.
-        outdated: whether a dispatcher is to be replaced because newer code was given.
+        outdated: whether to replace a dispatcher because newer code was given.
     """
 
     running: Running
@@ -120,7 +120,7 @@ class SlotKeeper:
     # -- what goes out -------------------------------------------------------------------------------
 
     async def step(self, answered_s: float) -> None:
-        """Wait for a change, or a moment, and do what is to be done.
+        """Wait for a change, or a moment, and do what has become necessary.
 
         Args:
             answered_s: when Kafka last answered, on the event loop's clock.
@@ -207,7 +207,7 @@ class SlotKeeper:
                 self._asked[stage] = dispatchers
 
     def wanted(self) -> dict[str, StageSlots]:
-        """Return what the grants of each stage are to say now."""
+        """Return what the grants of each stage should say now."""
         picture, found = self.picture, {}
         for stage, partitions in picture.partitions.items():
             kinds = sorted({kind for name, kind in picture.measured.profiles if name == stage}

@@ -1,6 +1,6 @@
 """Who serves which slot, as one pure step: no partition ever has two dispatchers at a time.
 
-The step compares the slots that each stage is to have with the newest grants and returns the grants to write. A slot
+The step compares the slots that each stage should have with the newest grants and returns the grants to write. A slot
 that changes hands is granted twice: first with ``begins=False``, which takes it from its last holder, and with
 ``begins=True`` once nobody else may serve any of its partitions.
 """
@@ -31,7 +31,7 @@ def slots_of(rate: float, partitions: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class StageSlots:
-    """What a stage's grants are to say.
+    """What a stage's grants should say.
 
     Args:
         slots: D; 0 to end the stage.
@@ -93,7 +93,7 @@ class Dispatchers:
         ended: whose process is gone for good, or that have reported that they are gone.
         silent: that were silent for longer than their lease.
         standing_by: that are connected and wait for a grant.
-        outdated: that are to be replaced, one at a time.
+        outdated: dispatchers to replace, one at a time.
         idle: of those that do not serve, number of the newest grant of their slot that they have read.
         settled: a grant of up to this number was written so long ago that every report from before it has been read.
     """
@@ -233,7 +233,7 @@ class _Step:
         return True
 
     def _dispatcher(self, stage: str, slot: int, now: Grant | None) -> str:
-        """Name of the dispatcher that is to have a slot: the one that has it, its heir, or a new one."""
+        """Name of the dispatcher that should have a slot: the one that has it, its heir, or a new one."""
         heir, new = self.heirs.get((stage, slot)), f"{stage}-{slot}-{self.suffix}"
         lost = now is None or now.dispatcher not in self.seen.ours or now.dispatcher in self.seen.ended
         if lost or heir in self.seen.standing_by:

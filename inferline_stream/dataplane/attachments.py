@@ -29,7 +29,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class Serving(msgspec.Struct, frozen=True, tag="serving"):
-    """Dispatcher to supervisor: it owns its partitions now; replicas of its slot are to be attached to it."""
+    """Dispatcher to supervisor: it owns its partitions now; the supervisor may attach replicas to it."""
 
 
 class Replace(msgspec.Struct, frozen=True, tag="replace"):

@@ -23,9 +23,7 @@ from inferline_stream.dataplane.attachments import (
     encode_attachment,
 )
 from inferline_stream.dataplane.frames import Batch, FrameBuffer, Leave, Ready, encode_frame, to_dispatcher
-from inferline_stream.dataplane.specs import decode_dispatcher_spec
-
-_FENCED = 75
+from inferline_stream.dataplane.specs import EXIT_FENCED, decode_dispatcher_spec
 
 
 class StandIn:
@@ -41,7 +39,7 @@ class StandIn:
         self._numbers: dict[str, int] = {}
         self._say(f"started {spec.dispatcher} {spec.incarnation}")
         signal.signal(signal.SIGUSR1, lambda *_: self._replace())
-        signal.signal(signal.SIGUSR2, lambda *_: os._exit(_FENCED))
+        signal.signal(signal.SIGUSR2, lambda *_: os._exit(EXIT_FENCED))
         channel.send(encode_attachment(Serving()))
 
     def run(self) -> int:

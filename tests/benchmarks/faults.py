@@ -56,8 +56,8 @@ def measure(quick: bool) -> Figures:
         for half, delivery in enumerate(("at_least_once", "exactly_once")):
             kinds = list(QUICK[half]) if quick else list(FAULTS) * REPEATS
             random.Random(f"faults-{half}").shuffle(kinds)
-            told = swing(kafka.bootstrap_servers, Path(folder) / delivery, delivery)
-            halves.append(asyncio.run(strike(kafka, told, kinds, pause_s=2.0 if quick else 3.0, quick=quick)))
+            controlled = swing(kafka.bootstrap_servers, Path(folder) / delivery, delivery)
+            halves.append(asyncio.run(strike(kafka, controlled, kinds, pause_s=2.0 if quick else 3.0, quick=quick)))
     recoveries = [(seconds, kind) for half in halves for seconds, kind in half.recovery_s]
     return {
         "rounds": len(recoveries),
@@ -111,18 +111,18 @@ def swing(bootstrap_servers: str, folder: Path, delivery: str) -> Controlled:
     )
 
 
-async def strike(kafka: LocalKafka, told: Controlled, kinds: list[str], *, pause_s: float, quick: bool) -> Half:
+async def strike(kafka: LocalKafka, controlled: Controlled, kinds: list[str], *, pause_s: float, quick: bool) -> Half:
     """Feed a pipeline, strike it with these faults in turn, and account for everything."""
-    topic = Names("swing", told.prefix).topic("decisions")
+    topic = Names("swing", controlled.prefix).topic("decisions")
     settings = {"message.timestamp.type": "LogAppendTime"}
-    await create_topics(told.bootstrap_servers, [TopicSettings(topic, 4, "stamped by the broker", settings)])
+    await create_topics(controlled.bootstrap_servers, [TopicSettings(topic, 4, "stamped by the broker", settings)])
     trace = levels_trace([(RATE, 1500.0)], 1.0, np.random.default_rng(7))
-    feeding = Path(told.folder) / "feed"
+    feeding = Path(controlled.folder) / "feed"
     feeding.mkdir()
     feed_to = trace_feed(trace, SWING / "orders.jsonl", feeding, "number")
     seed, long_s = len(kinds), 4.0 if quick else 10.0
-    async with scene(kafka, told, seed=seed, long_s=long_s, branch="check", poison=b'{"number": -1}') as struck:
-        async with feed_to(told.bootstrap_servers, struck.running.source) as feed:
+    async with scene(kafka, controlled, seed=seed, long_s=long_s, branch="check", poison=b'{"number": -1}') as struck:
+        async with feed_to(controlled.bootstrap_servers, struck.running.source) as feed:
             await feed.ready()
             feed.start()
             await asyncio.sleep(pause_s)
@@ -132,12 +132,12 @@ async def strike(kafka: LocalKafka, told: Controlled, kinds: list[str], *, pause
                 await asyncio.sleep(pause_s)
             feed.stop()
             await feed.finished()
-        async with OffsetReader(told.bootstrap_servers) as offsets:
+        async with OffsetReader(controlled.bootstrap_servers) as offsets:
             if not await struck.drained(offsets):
                 struck.notes.append("something is left behind")
             ledger = await struck.ledger(offsets)
             differs = await struck.file_differs(offsets)
-            sent = await passed_through(told.bootstrap_servers, struck.running.sink, offsets)
+            sent = await passed_through(controlled.bootstrap_servers, struck.running.sink, offsets)
         notes = [*struck.notes, *["the file was written by another process"] * struck.restarts]
     late = sent.latency_s > SLO_S
     recovery_s, resumed_s = [], []

@@ -4,7 +4,7 @@ All sides pass 1 KB of raw bytes from one topic of 8 partitions to another on Ap
 and committed offsets; the bare loop awaits each commit. The pool's CPU is that of its dispatcher and all its replicas.
 
 - `throughput_ratio`, `faust_ratio`: each side in turn works off the same backlog, in several rounds.
-- `p50_ratio`: pool and loop read the very same records at the same time, 250/s, so that the machine's noise meets both.
+- `p50_ratio`: pool and loop read the same records at the same time, 250/s, so that the machine's noise meets both.
 - `cpu_ratio`: CPU per record at 1,000/s, each side in turn while the other is idle; `cpu_ratio_4` with four replicas.
 - `three_stages_p99_ms`: from sending a record to Kafka's append of its result behind three stages of one replica each,
   1,000/s; broker, producer and pools share two cores.

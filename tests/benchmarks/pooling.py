@@ -6,7 +6,7 @@ the same dispatcher, by turns, on the same arrivals; `_bound_dispatcher` gives e
 
 - `bound_over_pooled_2x`, `_4x`: least replicas for a measured P99 within 2 (4) × S(1), a queue each over one queue. A
   queue each is tried up to 4 × the pool: 4 says that it was not enough even then.
-- `p99_error_*`: the Estimator's one queue on the very arrivals, against what was measured. Kafka in and out is measured
+- `p99_error_*`: the Estimator's one queue on the same arrivals, against what was measured. Kafka in and out is measured
   at rest (`hop_ms`).
 - `scaling_p99_ratio`: 1 → 4 → 1 at 500 events/s with 10,000 keys, P99 from each change to half a second after it is
   done over P99 at rest with one replica. `first_batch_ms`: a new replica's READY to its first result while a backlog

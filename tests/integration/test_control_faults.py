@@ -143,14 +143,14 @@ async def test_without_statistics_the_controller_holds_what_there_is(swing, apac
         await asyncio.sleep(4.0)
         before = {r.replica for r in await under_way.controller.actuator.observe()}
         watching = under_way.controller.watching
-        told, watching.heard = watching.heard, lambda report, changed: None
+        heard, watching.heard = watching.heard, lambda report, changed: None
         add = under_way.controller.picture.reports.add
         under_way.controller.picture.reports.add = lambda report, heard_s: False
         await asyncio.sleep(6.5)
         assert {r.replica for r in await under_way.controller.actuator.observe()} == before
         assert [d.reason for d in under_way.controller.picture.decisions if d.action == "hold"][-1:] == ["input_stale"]
         assert downs(under_way) == []
-        watching.heard = told
+        watching.heard = heard
         under_way.controller.picture.reports.add = add
         await feeding
         report = await under_way.report(await under_way.drain())

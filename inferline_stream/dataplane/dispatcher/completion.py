@@ -17,8 +17,8 @@ METADATA_LIMIT_BYTES = 4096
 """Kafka's `offset.metadata.max.bytes`, by default."""
 
 CROWDED_BYTES, CLEAR_BYTES = METADATA_LIMIT_BYTES // 2, METADATA_LIMIT_BYTES // 4
-"""Size that the runs may come to, at most, from which on a partition is to be paused, and at which it goes on. The rest
-of the limit is room for what is fetched before the pause takes effect."""
+"""Possible size of the runs at which a partition is paused, and at which it goes on. The rest of the limit is room
+for what is fetched before the pause takes effect."""
 
 _MARK = "i1"
 """What metadata of this format, version 1, begins with; anything else is another tool's."""

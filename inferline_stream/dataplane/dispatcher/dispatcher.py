@@ -34,7 +34,7 @@ from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, Session
 from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
 from inferline_stream.dataplane.reading import StageReader
-from inferline_stream.dataplane.reports import PoolReport
+from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.sending import ReportSender, StageSender
 from inferline_stream.dataplane.specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.topics import record_limits
@@ -90,6 +90,7 @@ class Dispatcher:
         self._grant: Grant | None = None
         self._grant_changed = asyncio.Event()
         self._leaving = ""
+        self._has_served = False
         self._partitions: dict[str, int] = {}
         self._limits: dict[str, int] = {}
         self._session: Session | None = None
@@ -268,8 +269,6 @@ class Dispatcher:
                 return
             await self._regain()
 
-    _has_served = False
-
     async def _serve_once(self) -> bool:
         """Own the slot's partitions until it is another's (False) or the lease has expired (True)."""
         grant = self._grant
@@ -375,10 +374,10 @@ class Dispatcher:
         self._end_session("draining")
         return False
 
-    def _end_session(self, phase: str) -> None:
+    def _end_session(self, phase: DispatcherPhase) -> None:
         self._session = None
         self._feeder.serve(None)
-        self._report.phase = phase  # type: ignore[assignment]
+        self._report.phase = phase
         self._report.held.clear()
         self._report.halted.clear()
         self._reporter.touch()
@@ -422,7 +421,7 @@ class Dispatcher:
         await self._say("failed", why)
         return code
 
-    async def _say(self, phase: Any, why: str) -> None:
+    async def _say(self, phase: DispatcherPhase, why: str) -> None:
         try:
             async with asyncio.timeout(self._settings.lease_s):
                 await self._reporter.now(phase, why)

@@ -44,9 +44,8 @@ class _Member:
 
     replica: PooledReplica
     connection: ReplicaConnection
+    status: ReplicaStatus
     hand: Hand | None = None
-    start_up_s: float = 0.0
-    status: ReplicaStatus | None = None
 
 
 class Feeder:
@@ -93,7 +92,7 @@ class Feeder:
         connection = ReplicaConnection(
             sock, lambda frame: self._heard(name, frame), lambda why: self._closed(name, why)
         )
-        self._members[name] = _Member(replica, connection, status=ReplicaStatus(name, hardware, "starting"))
+        self._members[name] = _Member(replica, connection, ReplicaStatus(name, hardware, "starting"))
         self._changed()
 
     def retire(self, name: str) -> None:
@@ -102,8 +101,7 @@ class Feeder:
         if member is None:
             return
         self._pool.retire(name)
-        if member.status is not None:
-            member.status.phase = "leaving"
+        member.status.phase = "leaving"
         if member.hand is None:
             self._leave(name)
         self._changed()
@@ -117,13 +115,10 @@ class Feeder:
             self._timer.cancel()
 
     def statuses(self) -> list[ReplicaStatus]:
-        """Return what is to be reported of each replica."""
-        found = []
+        """Return what to report of each replica."""
         for member in self._members.values():
-            if member.status is not None:
-                member.status.quarantined = member.replica.quarantined
-                found.append(member.status)
-        return found
+            member.status.quarantined = member.replica.quarantined
+        return [member.status for member in self._members.values()]
 
     def serve(self, session: Session | None) -> None:
         """Hand out this session's events from now on; what is in hand of an earlier one is worth nothing."""
@@ -240,9 +235,8 @@ class Feeder:
             self._results(member, frame, now_s)
         elif type(frame) is Ready:
             self._pool.ready(name, now_s)
-            if member.status is not None:
-                member.status.phase = "leaving" if member.replica.leaving else "ready"
-                member.status.start_up_s, member.status.isolation = frame.start_up_s, frame.isolation
+            member.status.phase = "leaving" if member.replica.leaving else "ready"
+            member.status.start_up_s, member.status.isolation = frame.start_up_s, frame.isolation
             self._changed()
         elif type(frame) is Broken:
             hand = member.hand
@@ -305,7 +299,7 @@ class Feeder:
             self._end(member, why)
 
     def _end(self, member: _Member, why: str, *, memory: bool = False) -> None:
-        """A replica is gone, or is given up; what it had in hand is to be run again."""
+        """A replica is gone, or is given up; what it had in hand must run again."""
         replica = member.replica
         self._members.pop(replica.replica, None)
         member.connection.close()

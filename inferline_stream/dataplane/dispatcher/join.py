@@ -20,7 +20,7 @@ class Gathered:
         first_s: when its first part arrived.
         results: by parent; parents that were skipped are missing.
         skipped: parents that the event did not visit.
-        dead: how it died upstream, 0 where it did not; nothing is to be run then.
+        dead: how it died upstream, 0 where it did not; nothing runs then.
         records: the parts as they were read, in order of arrival; their offsets are complete once the event is.
         size_bytes: sum over the parts.
         replay: how often the event had been sent again after it died.
@@ -167,7 +167,7 @@ class Join:
     def withdraw(self, offset: int) -> Gathered | None:
         """Forget the waiting event that has a part at this offset, as if none of its parts had come; None if none has.
 
-        Its parts are to be appended again. Its age goes on from its first part.
+        Its parts must be appended again. Its age goes on from its first part.
         """
         event = self.waiting_at(offset)
         if event is not None:

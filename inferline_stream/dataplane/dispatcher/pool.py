@@ -345,8 +345,8 @@ class Pool:
     def overdue(self, now_s: float) -> Iterator[tuple[PooledReplica, bool]]:
         """Yield replicas whose batch has passed its deadline (False) or its hard one (True), each of them once.
 
-        At the first deadline the batch is to run elsewhere, where there is an elsewhere, and the late result is to be
-        dropped; at the hard one, ten times as late, the replica is to be killed. Where this is called much later than
+        At the first deadline the batch should run on another replica, if there is one, and the late result be dropped;
+        at the hard one, ten times as late, the replica should be killed. Where this is called much later than
         `next_deadline_s`, the dispatcher was held up itself: results may wait to be read, and everyone gets more time.
         """
         if self.next_deadline_s is None or now_s < self.next_deadline_s:

@@ -60,7 +60,7 @@ async def until(holds: Callable[[], bool], what: str) -> None:
         raise AssertionError(f"not in {DEADLINE_S} s: {what}") from None
 
 
-async def told(folder: Path, replica: str) -> dict[str, Any]:
+async def written(folder: Path, replica: str) -> dict[str, Any]:
     log = folder / f"{replica}.log"
     await until(lambda: log.exists() and log.read_text().endswith("\n"), f"{replica} has said something")
     answer: dict[str, Any] = eval(log.read_text(), {"true": True, "false": False})
@@ -87,7 +87,7 @@ async def test_a_replica_is_told_its_name_and_kept_to_its_threads(
     async with doubles(tmp_path, "telling", cores=cores, monkeypatch=monkeypatch) as local:
         await local.scale("telling", "kind", 1)
         (seen,) = await local.observe()
-        answer = await told(tmp_path, seen.replica)
+        answer = await written(tmp_path, seen.replica)
         assert answer["parent"] == local.supervisor_pid
     assert (answer["replica"], answer["threads"], answer["session"]) == (seen.replica, threads, True)
 
@@ -98,10 +98,10 @@ async def test_replicas_of_one_core_get_different_cores_while_there_are_enough(
     machine = os.sched_getaffinity(0)
     async with doubles(tmp_path, "telling", monkeypatch=monkeypatch) as local:
         await local.scale("telling", "kind", len(machine))
-        answers = [await told(tmp_path, seen.replica) for seen in await local.observe()]
+        answers = [await written(tmp_path, seen.replica) for seen in await local.observe()]
         assert sorted(core for answer in answers for core in answer["cores"]) == sorted(machine)
         await local.scale("telling", "kind", len(machine) + 1)
-        oversubscribed = await told(tmp_path, (await local.observe())[-1].replica)
+        oversubscribed = await written(tmp_path, (await local.observe())[-1].replica)
         assert oversubscribed["cores"] == sorted(machine)
 
 

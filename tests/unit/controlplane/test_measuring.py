@@ -24,9 +24,9 @@ def report(dispatcher: str, number: int, *, batches: int, service_s: float, size
     return found
 
 
-def reports(*told: PoolReport) -> Reports:
+def reports(*given: PoolReport) -> Reports:
     found = Reports(SHAPE, profile(independent_paths(SHAPE, {})))
-    for time_s, one in enumerate(told):
+    for time_s, one in enumerate(given):
         found.add(one, float(time_s))
     return found
 
@@ -58,22 +58,22 @@ def test_service_times_follow_what_was_measured_on_that_kind_alone() -> None:
 @pytest.mark.parametrize(("batches", "service_s"), [(49, 49 * 0.040), (100, 100 * 0.0215)])
 def test_few_batches_and_small_differences_change_nothing(batches: int, service_s: float) -> None:
     before = profile(independent_paths(SHAPE, {}))
-    told = reports(report("r", 1, batches=batches, service_s=service_s))
-    assert corrected(before, SHAPE, since_start(told)).profiles == before.profiles
+    given = reports(report("r", 1, batches=batches, service_s=service_s))
+    assert corrected(before, SHAPE, since_start(given)).profiles == before.profiles
 
 
 def test_branches_follow_the_shares_seen_and_keep_going_together() -> None:
     both, neither = 0b1111, 0b0000  # in the sample b and c are always taken together
     before = profile(Paths((both, neither), (0.3, 0.7)))
-    told = reports(report("r", 1, batches=100, service_s=2.0, b=240, c=240))
-    after = corrected(before, SHAPE, since_start(told))
+    given = reports(report("r", 1, batches=100, service_s=2.0, b=240, c=240))
+    after = corrected(before, SHAPE, since_start(given))
     assert dict(zip(after.paths.masks, after.paths.weights, strict=True)) == pytest.approx({both: 0.6, neither: 0.4})
 
 
 def test_shares_that_no_sampled_path_can_show_count_as_independent() -> None:
     before = profile(Paths((0b0101,), (1.0,)))  # the sample never took c
-    told = reports(report("r", 1, batches=100, service_s=2.0, b=200, c=100))
-    after = corrected(before, SHAPE, since_start(told))
+    given = reports(report("r", 1, batches=100, service_s=2.0, b=200, c=100))
+    after = corrected(before, SHAPE, since_start(given))
     ratios = visit_ratios(SHAPE, after.paths)
     assert (ratios["b"], ratios["c"]) == pytest.approx((0.5, 0.25))
     assert ratios["d"] == pytest.approx(1 - 0.5 * 0.75)
@@ -81,8 +81,8 @@ def test_shares_that_no_sampled_path_can_show_count_as_independent() -> None:
 
 def test_partial_correlations_are_fitted_to_both_shares() -> None:
     before = profile(Paths((0b1111, 0b0101, 0b1010, 0b0000), (0.4, 0.1, 0.1, 0.4)))
-    told = reports(report("r", 1, batches=1000, service_s=20.0, b=2800, c=1200))
-    after = corrected(before, SHAPE, since_start(told)).paths
+    given = reports(report("r", 1, batches=1000, service_s=20.0, b=2800, c=1200))
+    after = corrected(before, SHAPE, since_start(given)).paths
     weights = dict(zip(after.masks, after.weights, strict=True))
     assert weights[0b1111] + weights[0b0101] == pytest.approx(0.7, abs=1e-6)
     assert weights[0b1111] + weights[0b1010] == pytest.approx(0.3, abs=1e-6)
