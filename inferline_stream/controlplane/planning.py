@@ -142,7 +142,7 @@ class Planning:
             slo_s=self._slo_s(),
             objective=picture.objective,
             catalogue=self._catalogue(now_s),
-            partitions=dict(picture.partitions),
+            source_partitions=picture.partitions[min(self.running.entries)],
             max_batch_sizes=self.max_batch_sizes,
             ticks=[record.value for record in records if record.value],
             saves_share=settings.planner_saves_share,

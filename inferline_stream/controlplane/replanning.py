@@ -42,7 +42,7 @@ class Inputs:
         slo_s: that people want now.
         objective: share of events that must meet it.
         catalogue: hardware kinds with the prices and stock of now.
-        partitions: of each stage's input topic.
+        source_partitions: of the source topic.
         max_batch_sizes: that stages declare.
         ticks: records of the arrivals topic, in order.
         saves_share: share of its cost by which a new plan must be cheaper.
@@ -55,7 +55,7 @@ class Inputs:
     slo_s: float
     objective: float
     catalogue: Mapping[str, Hardware]
-    partitions: Mapping[str, int]
+    source_partitions: int
     max_batch_sizes: Mapping[str, int]
     ticks: Sequence[bytes]
     saves_share: float
@@ -81,7 +81,7 @@ class Proposal:
 
 def replan(inputs: Inputs) -> Proposal:
     """Judge the plan in force on the recorded arrivals, look for a cheaper one, and say which it should be."""
-    trace = recorded(inputs.ticks, inputs.partitions[inputs.shape.stages[inputs.shape.entries()[0]]])
+    trace = recorded(inputs.ticks, inputs.source_partitions)
     if len(trace) < FEWEST_EVENTS:
         return Proposal(None, f"only {len(trace)} arrivals are recorded, a plan needs {FEWEST_EVENTS}")
     stretch = busiest(trace, MOST_EVENTS)

@@ -18,7 +18,7 @@ from inferline_stream.tuner.decision import Reason
 
 SHAPE = Shape(("a", "b"), (Arrow(0, 1),))
 KINDS = {"cpu": Hardware("cpu", 0.10), "gpu": Hardware("gpu", 0.50)}
-PARTITIONS = {"a": 12, "b": 12}
+SOURCE_PARTITIONS = 12
 
 
 def measured(slower: float = 1.0) -> PipelineProfile:
@@ -54,7 +54,7 @@ def ticks(rate: float, seconds: float = 60.0, seed: int = 1, partitions_used: in
 def inputs(rate: float, planned_rate: float, **changes: object) -> Inputs:
     sample = gamma_trace(planned_rate, 1.0, 60.0, np.random.default_rng(5))
     plan = provision(SHAPE, measured(), sample, 0.3, KINDS)
-    usual = Inputs(SHAPE, measured(), plan, 0.3, 0.99, KINDS, PARTITIONS, {}, ticks(rate), 0.1, 60.0)
+    usual = Inputs(SHAPE, measured(), plan, 0.3, 0.99, KINDS, SOURCE_PARTITIONS, {}, ticks(rate), 0.1, 60.0)
     return replace(usual, **changes)
 
 
