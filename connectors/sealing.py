@@ -25,6 +25,7 @@ from inferline_stream.isolation.confinement import Confinement, confined
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.printable import log_to_stderr_plainly
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def run(
         work: connects, calls the seal, and moves records until it is told to stop.
         prepare: called first, before anything is isolated.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr_plainly()
     logging.getLogger("aiokafka").setLevel(logging.ERROR)  # an outage is told once, by us
     try:
         if options.channel is None:

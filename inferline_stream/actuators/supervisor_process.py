@@ -19,6 +19,7 @@ from typing import Any
 from inferline_stream.actuators import supervisor_calls as calls
 from inferline_stream.actuators.actuator import ReplicaExit
 from inferline_stream.actuators.supervisor import Supervisor
+from inferline_stream.printable import log_to_stderr_plainly
 
 logger = logging.getLogger(__name__)
 
@@ -181,5 +182,5 @@ async def _main(first: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr_plainly()
     asyncio.run(_main(socket.socket(fileno=int(sys.argv[1]))))

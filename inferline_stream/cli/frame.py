@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from inferline_stream.cli.logs import log_to_stderr
 from inferline_stream.errors import InferlineError
+from inferline_stream.printable import printable
 from inferline_stream.settings import check_variables
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -151,7 +152,8 @@ def _fail(error: BaseException) -> None:
     problems = getattr(error, "problems", None) or (str(error),)
     here = f"{Path.cwd()}{os.sep}"
     for problem in problems:
-        print(f"error: {problem.replace(here, '')}", file=sys.stderr)
+        text = printable(problem.replace(here, ""), keep="\n")
+        print(f"error: {text}", file=sys.stderr)
     raise typer.Exit(getattr(error, "exit_code", 1)) from None
 
 

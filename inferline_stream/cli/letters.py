@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from inferline_stream.cli.checking import Topology
-from inferline_stream.cli.output import Output
+from inferline_stream.cli.output import Output, print_json
 from inferline_stream.cli.overriding import Kafka, Prefix
+from inferline_stream.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,7 @@ def dlq(
     found = chosen(uvloop.run(dead_letters(bootstrap_servers, pipeline, prefix)), ids, stage)
     if output == "json":
         document = _in_short if action == "ls" else _in_full
-        _print_json({"letters": [document(letter, pipeline, prefix) for letter in found]})
+        print_json({"letters": [document(letter, pipeline, prefix) for letter in found]})
     elif action == "ls":
         _list(found)
     else:
@@ -70,16 +71,15 @@ def _tell(done: SentAgain, *, as_json: bool) -> None:
     before = [letter for letter in done.before if letter not in done.sent]
     if as_json:
         alone = [letter.id for letter in (*before, *done.cut)]
-        _print_json({"sent": [letter.id for letter in done.sent], "left_alone": alone})
+        print_json({"sent": [letter.id for letter in done.sent], "left_alone": alone})
         return
     for letter in done.sent:
         earlier = f" (again: first on {_time(letter.sent_again_ms)})" if letter.sent_again_ms else ""
-        print(f"{letter.id} sent to {letter.told('topic')}{earlier}")
+        print(f"{letter.id} sent to {letter.input_topic}{earlier}")
     for letter in before:
         print(f"{letter.id} left alone: it was sent on {_time(letter.sent_again_ms)}; --again sends it once more")
     for letter in done.cut:
-        place = "/".join(letter.told(name) for name in ("topic", "partition", "offset"))
-        print(f"{letter.id} left alone: its value was too large to be kept here; the record is {place}")
+        print(f"{letter.id} left alone: its value was too large to be kept here; the record is {letter.failed_in}")
     if not done.sent and not before and not done.cut:
         print("no dead letters")
 
@@ -96,7 +96,7 @@ def _list(letters: Sequence[Letter]) -> None:
     for letter in letters:
         why = f"{letter.told('type')}: {letter.told('message')}"[:120]
         cells = (letter.id, _time(letter.died_ms), letter.told("stage"), letter.event_id, why)
-        table.add_row(*map(escape, cells), _time(letter.sent_again_ms))
+        table.add_row(*(escape(printable(cell)) for cell in cells), _time(letter.sent_again_ms))
     console().print(table)
 
 
@@ -107,10 +107,11 @@ def _show(letter: Letter, pipeline: Pipeline, prefix: str) -> None:
     headers, traceback = told.pop("headers"), told.pop("traceback")
     for name, value in told.items():
         if value is not None:
-            print(f"{name:<12} {value if isinstance(value, str) else msgspec.json.encode(value).decode()}")
+            text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+            print(f"{name:<12} {printable(text)}")
     for name, value in headers.items():
-        print(f"{'header':<12} {name}: {value}")
-    print(traceback)
+        print(f"{'header':<12} {printable(f'{name}: {value}')}")
+    print(printable(traceback, keep="\n\t"))
 
 
 def _in_short(letter: Letter, pipeline: Pipeline, prefix: str) -> dict[str, Any]:
@@ -135,11 +136,11 @@ def _in_full(letter: Letter, pipeline: Pipeline, prefix: str) -> dict[str, Any]:
     from inferline_stream.pipeline.names import ERRORS_PREFIX
 
     told = _in_short(letter, pipeline, prefix)
-    told["failed_in"] = "/".join(letter.told(name) for name in ("topic", "partition", "offset"))
-    told["timestamp"] = _time(letter.time_ms)
+    told["failed_in"] = letter.failed_in
+    told["timestamp"] = _time(letter.time_ms) or None
     told["parent"] = letter.parent or None
     try:
-        told["value"], told["undecodable"] = _printable(decoded(letter, pipeline, prefix)), None
+        told["value"], told["undecodable"] = _as_json(decoded(letter, pipeline, prefix)), None
     except ValueError as error:
         told["value"], told["undecodable"] = shown_bytes(letter.value), str(error)
     told["headers"] = {name: shown_bytes(value) for name, value in letter.headers if not name.startswith(ERRORS_PREFIX)}
@@ -147,19 +148,29 @@ def _in_full(letter: Letter, pipeline: Pipeline, prefix: str) -> dict[str, Any]:
     return told
 
 
-def _printable(value: Any) -> Any:
-    from inferline_stream.dataplane.dead_letters import shown_bytes
+def _as_json(value: Any) -> Any:
+    """A value that JSON can hold.
 
-    return shown_bytes(value) if isinstance(value, bytes) else value
-
-
-def _print_json(document: object) -> None:
+    Raises:
+        ValueError: it cannot, e.g. a map of a user's own format whose keys are no texts.
+    """
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    from inferline_stream.dataplane.dead_letters import shown_bytes
+
+    try:
+        msgspec.json.encode(value)
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return shown_bytes(value) if isinstance(value, bytes) else value
 
 
 def _time(time_ms: int | None) -> str:
     from datetime import UTC, datetime
 
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds") if time_ms else ""
+    if time_ms is None:
+        return ""
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError):
+        return f"{time_ms} ms"  # a broker keeps any number that a producer gives it

@@ -8,6 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
+from inferline_stream.printable import PrintableFormatter
+
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _NOISY = ("aiokafka", "faust", "mode")
 
@@ -47,7 +49,7 @@ def log_to_stderr(kind: Literal["text", "json"], level: str | None = None) -> No
         level: least severe lines shown; by default warnings for people, who see decisions elsewhere, else info.
     """
     handler = _StandardError()
-    handler.setFormatter(JsonLines() if kind == "json" else logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(JsonLines() if kind == "json" else PrintableFormatter("%(levelname)s: %(message)s"))
     usual = logging.INFO if kind == "json" else logging.WARNING
     _log_to(handler, usual if level is None else level.upper())
 

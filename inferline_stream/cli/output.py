@@ -7,12 +7,13 @@ import itertools
 import logging
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 
 from inferline_stream.cli.logs import logs_as_json
+from inferline_stream.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,22 +29,28 @@ def console(*, error: bool = False) -> Console:
     """Where people read: the terminal, or a pipe that keeps whole lines.
 
     NO_COLOR and COLUMNS are respected. Where standard error holds JSON log lines, what would be printed there
-    becomes lines of it.
+    becomes lines of it. Names and reasons that come out of records steer no terminal: see `printable`.
     """
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Printable(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text, "\n"))
 
     stream = sys.stderr if error else sys.stdout
     if error and logs_as_json():
-        return Console(file=_AsLogLines(), width=10_000, highlight=False, color_system=None)
+        return Printable(file=_AsLogLines(), width=10_000, highlight=False, color_system=None)
     columns = None if stream.isatty() else shutil.get_terminal_size((_PIPE_COLUMNS, 50)).columns
-    return Console(stderr=error, width=columns, highlight=False)
+    return Printable(stderr=error, width=columns, highlight=False)
 
 
 def print_json(document: Any) -> None:
     """One JSON document on standard output."""
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    print(printable_json(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()))
 
 
 class _AsLogLines(io.StringIO):

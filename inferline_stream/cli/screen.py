@@ -203,7 +203,7 @@ def _report(report: RunReport) -> Table:
     table.add_row("events in", str(report.events_in))
     table.add_row("events out", str(report.events_out))
     for reason, count in sorted(report.completed.items()):
-        table.add_row(f"ended without output: {reason}", str(count))
+        table.add_row(Text(f"ended without output: {reason}"), str(count))
     if report.backlog:
         done = f"worked off after {_duration(report.backlog_done_s)}; not in the latencies below"
         table.add_row("of them there before", f"{report.backlog}, {done}")

@@ -71,6 +71,7 @@ def top(
     from inferline_stream.errors import UsageError
     from inferline_stream.observability.page.snapshot import snapshot
     from inferline_stream.pipeline.units import duration_s
+    from inferline_stream.printable import printable_json
 
     try:
         every_s = duration_s(every)
@@ -82,7 +83,7 @@ def top(
         seen = 0
         async for state, arrows in _looks(topology, bootstrap_servers, prefix, every_s):
             if output == "json":
-                sys.stdout.write(snapshot(state, arrows).decode() + "\n")
+                sys.stdout.write(printable_json(snapshot(state, arrows).decode()) + "\n")
                 sys.stdout.flush()
             elif live is not None:
                 live.update(picture(state), refresh=True)

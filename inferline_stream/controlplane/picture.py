@@ -197,7 +197,8 @@ class Picture:
         """
         ratios = self.reports.visit_ratios(now_s)
         figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
-        lost = sum(f.total.dead_lettered + f.total.expired for f in figures.values())
+        expired = sum(f.total.expired for f in figures.values())
+        lost = expired + sum(f.total.dead_lettered for f in figures.values())
         newest_s, watched_s = self.growth.newest_s, self.growth.watched_since_s
         return Observation(
             time_s=now_s,
@@ -213,7 +214,8 @@ class Picture:
             stock=stock,
             limits=limits,
             events=sum(self.latencies.histogram().counts) + lost,
-            late_events=self.latencies.late() + lost,
+            # Dead letters are misses, but no number of replicas would have saved one: only waiting holds replicas.
+            late_events=self.latencies.late() + expired,
             recent=self.traffic.recent(now_s),
         )
 
@@ -386,6 +388,7 @@ class Picture:
             batches_lost=figures.total.batches_lost,
             busy_total_s=figures.total.busy_s,
             wait_total_s=figures.total.wait_s,
+            clock_lead_s=figures.clock_lead_s,
             queued=figures.queued,
             suspects=figures.suspects,
             quarantined=figures.quarantined,

@@ -63,6 +63,8 @@ class StageFigures:
     """Busy share of its replicas."""
     dispatcher_utilization: float | None
     """CPU seconds per second of its busiest dispatcher."""
+    clock_lead_s: float
+    """Largest lead of a record's time over its dispatcher's clock in the last minute."""
     queued: int
     suspects: int
     quarantined: int
@@ -284,6 +286,7 @@ class Reports:
             mean_batch_size=recent.served / batches if batches else None,
             utilization=recent.busy_s / recent.replica_s if recent.replica_s > 0 else None,
             dispatcher_utilization=max(((last.cpu_s - first.cpu_s) / s for s, first, last in pairs), default=None),
+            clock_lead_s=max((r.clock_lead_s for r in living), default=0.0),
             queued=sum(r.queued for r in living),
             suspects=sum(r.suspects for r in living),
             quarantined=sum(r.quarantined for r in self.replicas(name)),

@@ -1,11 +1,15 @@
 """Dead letters: records that could not be processed, found, decoded, and sent again to where they failed.
 
-A letter is the record as it was read, in ``<topic>.dlq``, with headers that tell why. What was sent again is noted
+A letter is the record as it was read, in ``<topic>.dlq``, with headers that say why. What was sent again is noted
 in the same topic, in the transaction of the records themselves: a letter is never sent twice unless that is asked for.
+
+What a letter holds is its sender's. So a letter goes back to the topic of its own topic of dead letters, whatever its
+headers say, and only a record that holds nothing else passes for a note.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,19 +18,19 @@ from typing import Any
 from inferline_stream.dataplane.client import Message
 from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
-from inferline_stream.dataplane.headers import REPLAY, Header
+from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, SENT_AGAIN, Header, number
 from inferline_stream.dataplane.partitioning import partition_of
 from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.dataplane.sending import StageSender
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec
-from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, HEADER_PREFIX, PARENT, Names
+from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, PARENT, Names
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.version import format_between
 
-_SENT_AGAIN = HEADER_PREFIX + "sent_again"
-"""On a note beside the letters: partition and offset of a letter that was sent again."""
+_PLACE = re.compile(rb"\d{1,9}/\d{1,18}")
+"""Partition and offset, as a note has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +41,19 @@ class Letter:
         topic: of dead letters.
         partition: there.
         offset: there.
-        time_ms: the record's own timestamp.
-        key: the record's own, as all that follows.
+        input_topic: that the stage reads where it died.
+        died_ms: when it became a dead letter, ms since the epoch.
+        key: the record's own.
         value: as it was, perhaps undecodable.
-        headers: those that tell why among them.
+        headers: those that say why among them.
         sent_again_ms: when it was last sent again; None for never.
     """
 
     topic: str
     partition: int
     offset: int
-    time_ms: int
+    input_topic: str
+    died_ms: int
     key: bytes | None
     value: bytes | None
     headers: Sequence[Header]
@@ -59,7 +65,7 @@ class Letter:
         return f"{self.topic}/{self.partition}/{self.offset}"
 
     def told(self, name: str) -> str:
-        """What an error header says: stage, type, message, traceback, topic, partition, offset, time_ms."""
+        """What an error header says: stage, type, message, traceback, topic, partition, offset, timestamp_ms."""
         return self._header(ERRORS_PREFIX + name)
 
     @property
@@ -73,17 +79,32 @@ class Letter:
         return self._header(PARENT)
 
     @property
-    def died_ms(self) -> int:
-        """When it became a dead letter."""
-        return _number(self.told("time_ms"))
+    def time_ms(self) -> int | None:
+        """The record's own timestamp; None where it had none that can be one."""
+        return number(self._bytes(ERRORS_PREFIX + "timestamp_ms"), LATEST_MS)
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """Partition and offset at which the record was read; None where the headers do not say."""
+        partition = number(self._bytes(ERRORS_PREFIX + "partition"), 2**31 - 1)
+        offset = number(self._bytes(ERRORS_PREFIX + "offset"), 2**63 - 1)
+        return None if partition is None or offset is None else (partition, offset)
+
+    @property
+    def failed_in(self) -> str:
+        """Where the record was read: topic/partition/offset, as far as it is known."""
+        return "/".join(map(str, (self.input_topic, *(self.place or ()))))
 
     @property
     def replays(self) -> int:
         """How often the event had been sent again before it died here."""
-        return _number(self._header(REPLAY))
+        return number(self._bytes(REPLAY), MOST_REPLAYS) or 0
 
     def _header(self, name: str) -> str:
-        return next((value.decode("utf-8", "replace") for found, value in self.headers if found == name), "")
+        return self._bytes(name).decode("utf-8", "replace")
+
+    def _bytes(self, name: str) -> bytes:
+        return next((value or b"" for found, value in self.headers if found == name), b"")
 
 
 async def dead_letters(bootstrap_servers: str, pipeline: Pipeline, prefix: str = "") -> list[Letter]:
@@ -94,7 +115,7 @@ async def dead_letters(bootstrap_servers: str, pipeline: Pipeline, prefix: str =
     """
     topics = _topics(pipeline, Names(pipeline.name, prefix))
     async with OffsetReader(bootstrap_servers) as offsets:
-        partitions = await offsets.existing(topics)
+        partitions = await offsets.existing(list(topics))
     if not partitions:
         raise Unreachable(
             f"Kafka at {bootstrap_servers} has none of the topics {', '.join(topics)}: "
@@ -103,22 +124,35 @@ async def dead_letters(bootstrap_servers: str, pipeline: Pipeline, prefix: str =
     letters: list[Letter] = []
     for topic, count in partitions.items():
         async with TopicFollower(bootstrap_servers, topic, partitions=count) as follower:
-            letters += _noted(topic, [record async for record in follower.until(await follower.end())])
+            records = [record async for record in follower.until(await follower.end())]
+            letters += noted(topic, topics[topic], records)
     return sorted(letters, key=lambda letter: (letter.died_ms, letter.id))
 
 
-def _noted(topic: str, records: Sequence[Followed]) -> Iterable[Letter]:
-    """Letters of one topic, with what the notes among its records say of them."""
-    sent_again = {
-        value.decode(): record.time_ms for record in records for name, value in record.headers if name == _SENT_AGAIN
-    }
-    for record in records:
-        headers = [(name, value or b"") for name, value in record.headers]
-        if not any(name == _SENT_AGAIN for name, _ in headers):
-            again_ms = sent_again.get(f"{record.partition}/{record.offset}")
-            yield Letter(
-                topic, record.partition, record.offset, record.time_ms, record.key, record.value, headers, again_ms
-            )
+def noted(topic: str, input_topic: str, records: Sequence[Followed]) -> Iterable[Letter]:
+    """Return the letters of one topic, with what the notes among its records say of them.
+
+    Args:
+        topic: of dead letters.
+        input_topic: whose records they were.
+        records: all of the topic's.
+    """
+    places = [_noted_place(record) for record in records]
+    sent_again = {place: record.time_ms for place, record in zip(places, records, strict=True) if place is not None}
+    for place, record in zip(places, records, strict=True):
+        if place is None:
+            again_ms = sent_again.get(b"%d/%d" % (record.partition, record.offset))
+            at = (topic, record.partition, record.offset, input_topic, record.time_ms)
+            yield Letter(*at, record.key, record.value, tuple(record.headers), again_ms)
+
+
+def _noted_place(record: Followed) -> bytes | None:
+    """Return which letter a note is about; None for what is no note: a letter has a reason among its headers."""
+    if record.value is None and len(record.headers) == 1:
+        ((name, value),) = record.headers
+        if name == SENT_AGAIN and _PLACE.fullmatch(value or b""):
+            return value
+    return None
 
 
 def chosen(letters: Iterable[Letter], ids: Collection[str], stage: str | None = None) -> list[Letter]:
@@ -146,11 +180,11 @@ def decoded(letter: Letter, pipeline: Pipeline, prefix: str = "") -> Any:
     """
     names = Names(pipeline.name, prefix)
     name: str | Codec = pipeline.source.codec
-    if letter.told("topic") != names.topic(pipeline.source.name):
-        stage = pipeline.stage(letter.told("stage"))
-        parent = letter.parent or stage.after[0].parent.name
-        name = format_between(types_of(pipeline.stage(parent)).returns)
     try:
+        if letter.input_topic != names.topic(pipeline.source.name):
+            stage = next(s for s in pipeline.stages if input_topic(pipeline, names, s.name) == letter.input_topic)
+            parent = letter.parent or stage.after[0].parent.name
+            name = format_between(types_of(pipeline.stage(parent)).returns)
         return codec(name).decoder(Any)(letter.value or b"")
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -182,6 +216,8 @@ async def send_again(
     timeout_s: float = 10.0,
 ) -> SentAgain:
     """Put letters back on the topics that they failed in, with their own key, headers, timestamp and event id.
+
+    A letter goes to the topic whose topic of dead letters it is in, whatever its headers say.
 
     All letters of an event go together, because a join needs every part. Records and notes are one transaction: all
     of it happened, or nothing did. Only one replay of a pipeline runs at a time; a second one ends the first.
@@ -220,21 +256,21 @@ async def send_again(
 async def _send(sender: StageSender, letters: Sequence[Letter], pipeline: Pipeline, names: Names) -> None:
     replays = {letter.event_id: 0 for letter in letters}
     for letter in letters:
-        replays[letter.event_id] = max(replays[letter.event_id], letter.replays + 1)
+        replays[letter.event_id] = min(MOST_REPLAYS, max(replays[letter.event_id], letter.replays + 1))
     joins = {names.stage_topic(s.name) for s in pipeline.stages if len(s.after) > 1 and not s.ordered}
-    partitions = {topic: await sender.partitions_of(topic) for topic in {letter.told("topic") for letter in letters}}
+    partitions = {topic: await sender.partitions_of(topic) for topic in {letter.input_topic for letter in letters}}
     outgoing: dict[tuple[str, int], list[Message]] = {}
-    places: set[tuple[str, str, str]] = set()
+    places: set[tuple[str, object]] = set()
     for letter in letters:
-        topic = letter.told("topic")
-        record = (topic, letter.told("partition"), letter.told("offset"))
+        topic = letter.input_topic
+        record = (topic, letter.place or letter.id)
         if record not in places:  # a replica that died at the wrong moment has left two letters of one record
             partition = _partition(letter, partitions[topic], by_event=topic in joins)
             message = _as_it_was(letter, replays[letter.event_id])
             outgoing.setdefault((topic, partition), []).append(message)
         places.add(record)
         place = f"{letter.partition}/{letter.offset}".encode()
-        note = Message(letter.key, None, [(_SENT_AGAIN, place)], round(time.time() * 1000))
+        note = Message(letter.key, None, [(SENT_AGAIN, place)], round(time.time() * 1000))
         outgoing.setdefault((letter.topic, letter.partition), []).append(note)
     await sender.begin()
     await sender.send(outgoing)
@@ -243,14 +279,15 @@ async def _send(sender: StageSender, letters: Sequence[Letter], pipeline: Pipeli
 
 def _as_it_was(letter: Letter, replay: int) -> Message:
     own = [(name, value) for name, value in letter.headers if not name.startswith(ERRORS_PREFIX) and name != REPLAY]
-    return Message(letter.key, letter.value, [*own, (REPLAY, b"%d" % replay)], letter.time_ms)
+    now_ms = round(time.time() * 1000)  # brokers refuse a time that is far ahead of theirs
+    time_ms = now_ms if letter.time_ms is None else min(letter.time_ms, now_ms)
+    return Message(letter.key, letter.value, [*own, (REPLAY, b"%d" % replay)], time_ms)
 
 
 def _partition(letter: Letter, partitions: int, *, by_event: bool) -> int:
-    """Where it was; where the topic was made anew with fewer partitions, what its key or event gives now."""
-    before = _number(letter.told("partition"))
-    if before < partitions:
-        return before
+    """Where it was; where the topic has fewer partitions now, or that is unknown, what its key or event gives."""
+    if letter.place is not None and letter.place[0] < partitions:
+        return letter.place[0]
     hashed = letter.key if letter.key is not None and not by_event else letter.event_id.encode()
     return partition_of(hashed, partitions)
 
@@ -265,10 +302,7 @@ def shown_bytes(data: bytes | None) -> str | None:
         return f"0x{data.hex()}"
 
 
-def _topics(pipeline: Pipeline, names: Names) -> list[str]:
+def _topics(pipeline: Pipeline, names: Names) -> dict[str, str]:
+    """Return every topic of dead letters, and the topic whose records it holds."""
     inputs = dict.fromkeys(input_topic(pipeline, names, stage.name) for stage in pipeline.stages)
-    return [names.dead_letters(topic) for topic in inputs]
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+    return {names.dead_letters(topic): topic for topic in inputs}

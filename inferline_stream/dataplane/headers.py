@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, HEADER_PREFIX, PARENT, SKIPPED, VERSION, WIRE_VERSION
@@ -20,7 +20,20 @@ REASON = HEADER_PREFIX + "reason"
 REPLAY = HEADER_PREFIX + "replay"
 """A dead letter sent again: how often so far. It travels on, so that no join takes the event for a duplicate."""
 
-_NAMING = frozenset((EVENT_ID, ENTRY_TIME, VERSION))
+SENT_AGAIN = HEADER_PREFIX + "sent_again"
+"""On a note beside the dead letters: partition and offset of a letter that was sent again."""
+
+EVENT_ID_BYTES = 256
+"""Longest event id that a record may name; a longer one counts as missing, since every later record would carry it."""
+
+MOST_REPLAYS = 9_999
+"""Largest replay count that is believed."""
+
+LATEST_MS = 253_402_300_799_000
+"""End of the year 9999. A later time is none: dates and floats would have to hold it."""
+
+LETTERS_KEEP = frozenset((ENTRY_TIME, VERSION, PARENT, SKIPPED, DEAD, REPLAY))
+"""Headers of ours that a dead letter of an inner topic keeps as they were read, so that it can be sent again."""
 
 
 def version_value(structure: Structure) -> bytes:
@@ -32,7 +45,7 @@ Header = tuple[str, bytes]
 
 
 class Found(NamedTuple):
-    """What a record's headers say. `onward` are those its successors carry: all but parent and skipped.
+    """What a record's headers say. `own` are the user's: every name of ours is taken out of them.
 
     `dead` is how the event died upstream, 0 where it lives; `replay` counts how often it was sent again after that.
     """
@@ -44,68 +57,90 @@ class Found(NamedTuple):
     skipped: tuple[str, ...]
     dead: int
     replay: int
-    onward: list[Header]
+    own: list[Header]
 
 
-def read_headers(headers: Iterable[Header]) -> Found:
-    """Take headers apart. An entry time that is no number counts as missing."""
+def read_headers(headers: Iterable[Header], *, entry: bool = False) -> Found:
+    """Take headers apart, whatever bytes they hold: what is not well-formed counts as missing.
+
+    Args:
+        headers: of a record.
+        entry: at a pipeline's entry anyone may have written them. Only an event id and a replay count are believed
+            there: a dead letter that is sent again to the source needs both.
+    """
     event_id = entry_us = version = parent = None
     skipped: tuple[str, ...] = ()
     dead = replay = 0
-    onward: list[Header] = []
+    own: list[Header] = []
     for header in headers:
         name, value = header
-        if name.startswith(HEADER_PREFIX):
-            if name == EVENT_ID:
+        if not name.startswith(HEADER_PREFIX):
+            own.append(header)
+        elif name == EVENT_ID:
+            if value and len(value) <= EVENT_ID_BYTES:
                 event_id = value
-            elif name == ENTRY_TIME:
-                try:
-                    entry_us = int(value)
-                except (ValueError, TypeError):
-                    continue
-            elif name == VERSION:
-                version = value
-            elif name == PARENT:
-                parent = (value or b"").decode("utf-8", "replace")
-                continue
-            elif name == SKIPPED:
-                skipped = tuple((value or b"").decode("utf-8", "replace").split(","))
-                continue
-            elif name == DEAD:
-                dead = LETTERED if value == b"2" else DROPPED
-                continue
-            elif name == REPLAY:
-                try:
-                    replay = int(value)
-                except (ValueError, TypeError):
-                    continue
-        onward.append(header)
-    return Found(event_id, entry_us, version, parent, skipped, dead, replay, onward)
+        elif name == REPLAY:
+            replay = number(value, MOST_REPLAYS) or replay
+        elif entry:
+            continue
+        elif name == ENTRY_TIME:
+            entry_us = number(value, LATEST_MS * 1000)
+        elif name == VERSION:
+            version = value
+        elif name == PARENT:
+            parent = (value or b"").decode("utf-8", "replace")
+        elif name == SKIPPED:
+            skipped = tuple((value or b"").decode("utf-8", "replace").split(","))
+        elif name == DEAD:
+            dead = LETTERED if value == b"2" else DROPPED
+    return Found(event_id, entry_us, version, parent, skipped, dead, replay, own)
 
 
-def entry_headers(found: Found, event_id: bytes, entry_us: int, version: bytes) -> list[Header]:
-    """Headers of an event that enters the pipeline: the user's own, and those that name it.
-
-    An entry time that an earlier pipeline left on the record is replaced: this pipeline's clock starts here.
-    """
-    own = [header for header in found.onward if header[0] not in _NAMING]
-    return [*own, (EVENT_ID, event_id), (ENTRY_TIME, b"%d" % entry_us), (VERSION, version)]
-
-
-def timestamp_us(headers: Iterable[Header], name: str) -> int | None:
-    """A header that holds milliseconds since the epoch, in µs; None where it is missing or no number."""
-    for found, value in headers:
-        if found == name:
-            try:
-                return int(float(value) * 1000)
-            except (ValueError, TypeError, OverflowError):
-                return None
+def number(value: bytes | None, most: int) -> int | None:
+    """Return a whole number as we write it, in digits alone; None for anything else, and for more than `most`."""
+    if value and len(value) <= 18 and value.isdigit() and (found := int(value)) <= most:
+        return found
     return None
 
 
-def join_headers(onward: list[Header], parent: str | None, skipped: Sequence[str], *, dead: int = 0) -> list[Header]:
+def event_headers(found: Found, event_id: bytes, entry_us: int, version: bytes | None) -> list[Header]:
+    """Headers that an event's records carry: the user's own, and those that name the event.
+
+    An entry time that an earlier pipeline left on the record is not among them: this pipeline's clock starts here.
+    """
+    headers = [*found.own, (EVENT_ID, event_id), (ENTRY_TIME, b"%d" % entry_us)]
+    if version is not None:
+        headers.append((VERSION, version))
+    if found.replay:
+        headers.append((REPLAY, b"%d" % found.replay))
+    return headers
+
+
+def letter_headers(headers: Iterable[Header], event_id: bytes, *, entry: bool) -> list[Header]:
+    """Headers that a dead letter keeps of its record: the user's own, the event id, and what a replay needs of ours.
+
+    Why it died is added to them. No header that came with the record can pass for that, or for a note of ours.
+    """
+    keep: Collection[str] = (REPLAY,) if entry else LETTERS_KEEP
+    kept = [header for header in headers if not header[0].startswith(HEADER_PREFIX) or header[0] in keep]
+    return [*kept, (EVENT_ID, event_id)]
+
+
+def timestamp_us(headers: Iterable[Header], name: str) -> int | None:
+    """A header that holds milliseconds since the epoch, in µs; None where it is missing or no such number."""
+    for found, value in headers:
+        if found == name:
+            try:
+                time_ms = float(value)
+            except (ValueError, TypeError):
+                return None
+            return int(time_ms * 1000) if 0 <= time_ms <= LATEST_MS else None
+    return None
+
+
+def join_headers(own: list[Header], parent: str | None, skipped: Sequence[str], *, dead: int = 0) -> list[Header]:
     """Headers of a record to a join."""
-    headers = list(onward)
+    headers = list(own)
     if parent is not None:
         headers.append((PARENT, parent.encode()))
     if skipped:

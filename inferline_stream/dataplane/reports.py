@@ -77,6 +77,8 @@ class PoolReport(msgspec.Struct):
     expired: int = 0
     duplicates: int = 0
     """Records dropped because their event had been seen."""
+    clock_lead_s: float = 0.0
+    """Largest lead of a record's time over this host's clock in the last minute."""
     queued: int = 0
     """Events that wait for a replica now."""
     join_events: int = 0

@@ -238,6 +238,11 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...]
         lambda s: len(s.stuck_partitions),
     ),
     ("halted_partitions", "Partitions that are not read any more.", lambda s: len(s.halted)),
+    (
+        "clock_lead_seconds",
+        "Largest lead of a record's time over its dispatcher's clock, last minute.",
+        lambda s: s.clock_lead_s,
+    ),
     ("queued_events", "Events that wait for a replica.", lambda s: s.queued),
     ("suspects", "Events that run alone, because one of them may have killed a replica.", lambda s: s.suspects),
     ("quarantined_replicas", "Replicas that run such events only.", lambda s: s.quarantined),

@@ -300,6 +300,15 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         "The stage has several dispatchers, and a partition has only one of them. Spread the key.",
     )
     yield Alert(
+        "InferlineClockLead",
+        f"inferline_stage_clock_lead_seconds{{{match}}} > 5",
+        time("5m"),
+        TICKET,
+        "Stage {{ $labels.stage }} reads records from {{ $value | humanizeDuration }} ahead of its host's clock",
+        "Such records count from when they are read, so that their time on the way is not seen. Correct the clock of "
+        "their producers, or this host's.",
+    )
+    yield Alert(
         "InferlineReplicasCrash",
         f"sum {stage} (increase(inferline_stage_restarts_total{{{match}}}[{time('10m')}])) > 3",
         "0s",

@@ -93,6 +93,8 @@ class StageState:
     """Size of those parts."""
     isolation: IsolationState | None = None
     """What keeps its replicas in; None before the first is ready."""
+    clock_lead_s: float = 0.0
+    """Largest lead of a record's time over its dispatcher's clock in the last minute."""
     queued: int = 0
     """Events that its dispatchers hold and that wait for a replica now."""
     dispatcher_utilization: float | None = None

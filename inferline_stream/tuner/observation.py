@@ -80,7 +80,8 @@ class Observation:
             has the catalogue's stock.
         limits: by stage, where people set any.
         events: events completed since the start.
-        late_events: those of them that missed the SLO, lost ones included.
+        late_events: those of them that waited for longer than the SLO, expired ones included and dead letters not:
+            replicas could have saved the former alone.
         recent: arrivals in each of the last 30 seconds, oldest first, for trends; empty if unknown.
     """
 

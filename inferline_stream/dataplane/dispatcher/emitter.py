@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,12 +12,12 @@ from inferline_stream.dataplane.client import Message
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Expired, Outcome, Skipped
 from inferline_stream.dataplane.frames import Done, Failed
-from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, Header, join_headers
+from inferline_stream.dataplane.headers import DROPPED, LETTERED, REASON, Header, join_headers, letter_headers
 from inferline_stream.dataplane.partitioning import murmur2
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.sizes import LIMIT_BYTES, record_bytes
-from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, PARENT, SKIPPED
+from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX, PARENT
 
 _HASHES_REMEMBERED = 65_536
 
@@ -51,8 +50,15 @@ class Emitter:
         self._limits = dict(limits or {})
         if routes.sink_max_bytes is not None:
             self._limits[routes.sink_topic] = min(self._limit(routes.sink_topic), routes.sink_max_bytes)
-        results = [self._topics[child] for child in routes.children] or [routes.sink_topic]
-        self._result_limit = min(map(self._limit, results))
+        joining = record_bytes(None, None, join_headers([], routes.stage, routes.stages)) - record_bytes(None, None, ())
+        self._result_limit = (
+            min(
+                self._limit(self._topics[child]) - (joining if child in routes.joins else 0)
+                for child in routes.children
+            )
+            if routes.children
+            else self._limit(routes.sink_topic)
+        )
         self._sticky = 0
         self._outgoing: dict[tuple[str, int], list[Message]] = {}
 
@@ -136,20 +142,26 @@ class Emitter:
             self._complete(event, "skipped")
 
     def _to_join(self, stage: str, event: Event, value: bytes, headers: list[Header]) -> None:
-        topic = self._topics[stage]
+        topic, key = self._topics[stage], event.key
+        if not value and record_bytes(key, value, headers) > self._limit(topic):
+            # A marker has to come through: the event's neighbours wait for it where a key has an order.
+            headers = _ours(headers)
+            key = key if record_bytes(key, value, headers) <= self._limit(topic) else None
         # Every part of an event must meet the others; where a key has an order, those of all its events.
         if stage in self._routes.ordered and event.key is not None:
             hashed = self._hash(event.key)
         else:
             hashed = murmur2(event.event_id) & 0x7FFFFFFF
-        self._put(topic, hashed % self._partitions[topic], event.key, value, headers)
+        self._put(topic, hashed % self._partitions[topic], key, value, headers)
 
     def _complete(self, event: Event, reason: str) -> None:
         self._report.completed += 1
         topic = self._routes.names.completed
         partition = (murmur2(event.event_id) & 0x7FFFFFFF) % self._partitions[topic]
         value = msgspec.json.encode({"reason": reason, "stage": self._routes.stage})
-        headers = [*(h for h in event.headers if h[0] not in (SKIPPED, DEAD)), (REASON, reason.encode())]
+        headers = [*event.headers, (REASON, reason.encode())]
+        if record_bytes(event.event_id, value, headers) > self._limit(topic):
+            headers = _ours(headers)
         self._put(topic, partition, event.event_id, value, headers)
 
     def _keep_parts(self, event: Event) -> None:
@@ -160,25 +172,30 @@ class Emitter:
     def _letters(self, event: Event, records: Iterable[Any], failed: Failed) -> None:
         topic = self._routes.names.dead_letters(self._routes.input_topic)
         for record in records:
-            own = {name for name, _ in record.headers}
             headers = [
-                *record.headers,
-                *((name, value) for name, value in event.headers if name == EVENT_ID and name not in own),
+                *letter_headers(record.headers, event.event_id, entry=self._routes.is_entry),
                 *error_headers(self._routes.stage, record, failed),
             ]
-            value, headers = self._cut(topic, record.key, record.value, headers)
-            self._put(topic, 0, record.key, value, headers, timestamp_ms=record.timestamp)
+            # No timestamp: a letter is as old as the death. By its event's time, retention could delete it at once.
+            self._put(topic, 0, *self._cut(topic, record.key, record.value, headers))
 
     def _cut(
         self, topic: str, key: bytes | None, value: bytes | None, headers: list[Header]
-    ) -> tuple[bytes | None, list[Header]]:
-        """Return a letter that its topic takes: without traceback if need be, and without the value if it must be."""
-        if record_bytes(key, value, headers) <= self._limit(topic):
-            return value, headers
+    ) -> tuple[bytes | None, bytes | None, list[Header]]:
+        """Return key, value and headers of a letter that its topic takes: the traceback goes first, then the value.
+
+        Where that is not enough, the user's own headers go too, and the key.
+        """
+        limit = self._limit(topic)
+        if record_bytes(key, value, headers) <= limit:
+            return key, value, headers
         headers = [header for header in headers if header[0] != ERRORS_PREFIX + "traceback"]
-        if record_bytes(key, value, headers) <= self._limit(topic):
-            return value, headers
-        return None, [*headers, (ERRORS_PREFIX + "cut_bytes", b"%d" % len(value or b""))]
+        if record_bytes(key, value, headers) <= limit:
+            return key, value, headers
+        headers = [*headers, (ERRORS_PREFIX + "cut_bytes", b"%d" % len(value or b""))]
+        if record_bytes(key, None, headers) > limit:
+            headers = _ours(headers)
+        return (key if record_bytes(key, None, headers) <= limit else None), None, headers
 
     def _partition(self, topic: str, key: bytes | None) -> int:
         return (self._sticky if key is None else self._hash(key)) % self._partitions[topic]
@@ -209,8 +226,12 @@ class Emitter:
             self._outgoing[topic, partition] = [message]
 
 
+def _ours(headers: Iterable[Header]) -> list[Header]:
+    return [header for header in headers if header[0].startswith(HEADER_PREFIX)]
+
+
 def error_headers(stage: str, record: object, failed: Failed) -> Iterable[Header]:
-    """Why a record became a dead letter, and where it was read."""
+    """Why a record became a dead letter, where it was read, and the record's own time."""
     texts = {
         "stage": stage,
         "type": failed.type,
@@ -219,6 +240,6 @@ def error_headers(stage: str, record: object, failed: Failed) -> Iterable[Header
         "topic": getattr(record, "topic", ""),
         "partition": str(getattr(record, "partition", "")),
         "offset": str(getattr(record, "offset", "")),
-        "time_ms": str(round(time.time() * 1000)),
+        "timestamp_ms": str(getattr(record, "timestamp", "")),
     }
     return [(ERRORS_PREFIX + name, text.encode("utf-8", "replace")) for name, text in texts.items() if text]

@@ -20,7 +20,10 @@ class Event(msgspec.Struct, gc=False, eq=False):
     entry_us: int
     """When it entered the pipeline, µs since the epoch."""
     arrived_ms: int
-    """When it, or its last part, entered the stage's topic, ms since the epoch."""
+    """When it, or its last part, entered the stage's topic, ms since the epoch: by its writer's clock, never later than
+    when it was taken in nor earlier than the record before it."""
+    taken_ms: int
+    """When the dispatcher took it, or its last part, in, ms since the epoch."""
     key: bytes | None
     headers: list[Header]
     """What its successors carry."""

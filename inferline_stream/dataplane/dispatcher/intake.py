@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
+from inferline_stream.dataplane.dispatcher.clock_lead import ClockLead
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
 from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Skipped
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.frames import Failed
-from inferline_stream.dataplane.headers import Found, entry_headers, read_headers, timestamp_us
+from inferline_stream.dataplane.headers import LATEST_MS, Found, event_headers, read_headers, timestamp_us
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.sizes import record_bytes
+
+logger = logging.getLogger(__name__)
 
 RECORD_OVERHEAD_BYTES = 600
 """What a record costs in memory beyond key, value and headers; above what Kafka adds to it, too."""
@@ -28,6 +33,7 @@ class Intake:
         ready: takes an event that waits for the stage.
         ended: takes an event that ends, or goes on, without it.
         clock_s: monotonic seconds, for the age of parts that wait.
+        wall_s: seconds since the epoch.
     """
 
     def __init__(
@@ -36,21 +42,40 @@ class Intake:
         ready: Callable[[Event], None],
         ended: Callable[[Event, Ending], None],
         clock_s: Callable[[], float],
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._routes = routes
         self._ready = ready
         self._ended = ended
         self._clock_s = clock_s
+        self._wall_s = wall_s
         self._is_entry, self._is_join = routes.is_entry, routes.is_join
         self._source = routes.input_topic.encode()
+        self._lead = ClockLead(routes.input_topic)
         self.duplicates = 0
 
     def take_in(self, partition: Partition, record: Any) -> None:
-        """Take in the next record of a partition."""
-        if not partition.completion.read(record.offset):
-            self._recall(partition, record)
-            return
-        found = read_headers(record.headers)
+        """Take in the next record of a partition. One that cannot be taken in becomes a dead letter."""
+        is_new = partition.completion.read(record.offset)
+        try:
+            if is_new:
+                self._take_in(partition, record)
+            else:
+                self._recall(partition, record)
+        except Exception as error:  # a record is its sender's: whatever it holds must not stop those behind it
+            where = f"{self._routes.input_topic}/{partition.number}/{record.offset}"
+            logger.exception("record %s cannot be taken in", where)
+            join = partition.join
+            if is_new and (join is None or join.waiting_at(record.offset) is None):
+                failed = Failed("Unreadable", f"{type(error).__name__}: {error}", "")
+                self._ended(self._unread(partition, record), failed)
+
+    def clock_lead_s(self) -> float:
+        """Return how far the times of records were ahead of this host's clock in the last minute; 0 where none was."""
+        return self._lead.seconds(self._wall_s())
+
+    def _take_in(self, partition: Partition, record: Any) -> None:
+        found = read_headers(record.headers, entry=self._is_entry)
         if found.version != self._routes.version and self._is_foreign(found):
             self._ended(self._event(partition, record, found), _foreign(found, self._routes))
             return
@@ -102,31 +127,66 @@ class Intake:
 
     def _event(self, partition: Partition, record: Any, found: Found) -> Event:
         routes = self._routes
-        event_id = found.event_id
-        if event_id is None:
-            event_id = b"%s/%d/%d" % (self._source, record.partition, record.offset)
-        headers, entry_us = found.onward, found.entry_us
-        timestamp = record.timestamp
-        if self._is_entry:
-            entry_us = timestamp * 1000
-            if routes.entry_time_header is not None:
-                entry_us = timestamp_us(headers, routes.entry_time_header) or entry_us
-            headers = entry_headers(found, event_id, entry_us, routes.version)
-        elif entry_us is None:
-            entry_us = timestamp * 1000
-        value, key = record.value or b"", record.key
+        event_id = found.event_id or self._place(record)
+        entry_us, arrived_ms, taken_ms = self._times(partition, record, found)
+        version = routes.version if self._is_entry else found.version
+        value, key, headers = record.value or b"", record.key, event_headers(found, event_id, entry_us, version)
         return Event(
             record.partition,
             (record.offset,),
             event_id,
             entry_us,
-            timestamp,
+            arrived_ms,
+            taken_ms,
             key,
             headers,
             value,
             _size_bytes(key, value, headers),
             (record,),
             found.replay > 0,
+        )
+
+    def _times(self, partition: Partition, record: Any, found: Found) -> tuple[int, int, int]:
+        """Return when a record's event entered the pipeline, in µs, and when it arrived and is taken in, in ms.
+
+        Its writer says when the first two were. Nothing enters or arrives after it is taken in, and Kafka appends in
+        the order of arrival, so neither a clock that is ahead nor one wrong time among right ones counts.
+        """
+        now_s = self._wall_s()
+        taken_ms = int(now_s * 1000)
+        stamp_ms = record.timestamp
+        if stamp_ms is None or not 0 <= stamp_ms <= LATEST_MS:  # old formats have none
+            stamp_ms = taken_ms
+        entry_us = found.entry_us
+        if self._is_entry and self._routes.entry_time_header is not None:
+            entry_us = timestamp_us(found.own, self._routes.entry_time_header)
+        if entry_us is None:
+            entry_us = stamp_ms * 1000
+        newest_ms = max(stamp_ms, entry_us // 1000)
+        if newest_ms > taken_ms:
+            self._lead.note(partition.number, (newest_ms - taken_ms) / 1e3, now_s)
+        arrived_ms = partition.arrived_ms = max(partition.arrived_ms, min(stamp_ms, taken_ms))
+        return min(entry_us, int(now_s * 1e6)), arrived_ms, taken_ms
+
+    def _place(self, record: Any) -> bytes:
+        return b"%s/%d/%d" % (self._source, record.partition, record.offset)
+
+    def _unread(self, partition: Partition, record: Any) -> Event:
+        """An event of which nothing is known but its place."""
+        event_id, now_ms = self._place(record), int(self._wall_s() * 1000)
+        nothing = read_headers(())
+        return Event(
+            partition.number,
+            (record.offset,),
+            event_id,
+            now_ms * 1000,
+            now_ms,
+            now_ms,
+            record.key,
+            event_headers(nothing, event_id, now_ms * 1000, self._routes.version),
+            b"",
+            RECORD_OVERHEAD_BYTES + len(record.value or b""),
+            (record,),
         )
 
     def _gather(self, partition: Partition, record: Any, found: Found) -> None:
@@ -172,14 +232,18 @@ class Intake:
     def _joined(self, partition: Partition, parts: Gathered) -> Event:
         first, last = parts.records[0], parts.records[-1]
         found = read_headers(first.headers)
+        entry_us, _, _ = self._times(partition, first, found)
+        _, arrived_ms, taken_ms = self._times(partition, last, found)
+        headers = event_headers(found, parts.event_id, entry_us, found.version)
         return Event(
             partition.number,
             tuple(record.offset for record in parts.records),
             parts.event_id,
-            first.timestamp * 1000 if found.entry_us is None else found.entry_us,
-            last.timestamp,
+            entry_us,
+            arrived_ms,
+            taken_ms,
             first.key,
-            found.onward,
+            headers,
             parts.results,
             parts.size_bytes,
             tuple(parts.records),

@@ -19,7 +19,7 @@ class Partition:
         join: the join's state, for a stage with several parents.
     """
 
-    __slots__ = ("_committed", "_entry", "_owner", "_version", "completion", "halted", "join", "number")
+    __slots__ = ("_committed", "_entry", "_owner", "_version", "arrived_ms", "completion", "halted", "join", "number")
 
     def __init__(self, number: int, found: Committed, owner: str, join: Join | None = None) -> None:
         self.number = number
@@ -27,6 +27,8 @@ class Partition:
         self.completion = Completion(found)
         self.join = join
         self.halted = ""
+        self.arrived_ms = 0
+        """When the newest record read from it arrived, ms since the epoch."""
         self._committed: Entry | None = None
         self._entry: Entry = (0, "")
         self._version = -1

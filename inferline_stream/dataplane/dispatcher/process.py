@@ -18,6 +18,7 @@ from inferline_stream.dataplane.specs import EXIT_FAILED, DispatcherSpec
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.isolation.sealing import seal
+from inferline_stream.printable import log_to_stderr_plainly
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def main(channel: socket.socket, spec: DispatcherSpec, names: socket.socket | No
         spec: what it serves.
         names: where addresses of hosts are asked for once it is sealed; see `isolation.names`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr_plainly()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     gc.freeze()
 

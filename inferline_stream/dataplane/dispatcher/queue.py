@@ -65,8 +65,9 @@ class _Lane:
 
 
 class StageQueue:
-    """Events ordered by max(entry, arrival at the stage − SLO), so that neither a backfill nor a wrong clock starves
-    live events; ties by arrival.
+    """Events ordered by max(entry, when they were taken in − SLO), so that neither a backfill nor a wrong clock starves
+    live events; ties by the order in which they were taken in. When a record arrived is its writer's word alone: one
+    whose clock is a day behind would always come first by it.
 
     With `keys_in_order`, events of one key leave in the order in which they were added. `take` puts as many of them
     into one batch as it holds; the rest waits until `release` or `put_back` of every event that was taken. A key ranks
@@ -116,7 +117,7 @@ class StageQueue:
 
     def add(self, event: Event) -> None:
         """Add an event that was read."""
-        rank = event.arrived_ms * 1000 - self._slo_us
+        rank = event.taken_ms * 1000 - self._slo_us
         if event.entry_us > rank:  # noqa: PLR1730  a call of max takes longer
             rank = event.entry_us
         self._sequence = sequence = self._sequence + 1
@@ -200,7 +201,7 @@ class StageQueue:
             self._length += 1
             self.size_bytes += event.size_bytes
             self._bytes[event.partition] += event.size_bytes
-            rank = max(event.entry_us, event.arrived_ms * 1000 - self._slo_us)
+            rank = max(event.entry_us, event.taken_ms * 1000 - self._slo_us)
             if event.key is None or not self._keyed:
                 self.eligible += 1
                 heapq.heappush(self._heap, (rank, self._front, event))

@@ -215,6 +215,7 @@ class Session:
             if partition is not None and not partition.halted:
                 for record in records:
                     self._intake.take_in(partition, record)
+        self._report.clock_lead_s = self._intake.clock_lead_s()
         for number, position in fetched.positions.items():
             partition = self.partitions.get(number)
             if partition is not None and position is not None and position > partition.completion.position:

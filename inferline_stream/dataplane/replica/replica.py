@@ -46,6 +46,7 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.isolation.refusals import Refusals
 from inferline_stream.isolation.sealing import seal
+from inferline_stream.printable import log_to_stderr_plainly
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
         channel: to the supervisor; None for a replica that is served over standard input and output.
         code: of the stage, if the process was forked from one that has loaded it.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr_plainly()
     streams = StandardStreams() if channel is None else None
     line = channel.recv(MAX_DATAGRAM_BYTES) if channel is not None else streams.read_line() if streams else b""
     if not line.strip():

@@ -104,3 +104,17 @@ def test_only_the_last_minute_of_arrivals_is_kept() -> None:
     for start_s in range(0, 200, 10):
         seen.arrived(np.arange(start_s, start_s + 10.0))
     assert sum(map(len, seen._blocks)) <= 71
+
+
+def test_dead_letters_miss_the_slo_but_only_events_that_waited_too_long_hold_replicas() -> None:
+    seen = picture()
+    report = PoolReport("d", 1, "a", 0, "serving", 1)
+    bounds = seen.latencies.histogram().bounds_s
+    report.latency_buckets = [0] * (len(bounds) + 1)
+    report.latency_buckets[0], report.latency_buckets[-1] = 900, 3
+    report.dead_lettered, report.expired = 90, 7
+    seen.reports.add(report, 1.0)
+    observed = seen.observation(1.0, {}, {}, {})
+    assert (observed.events, observed.late_events) == (1000, 3 + 7)
+    (stage,) = seen.state(1.0, 0.0, {}, envelope=(0, 0)).stages
+    assert (stage.dead_lettered, stage.expired) == (90, 7)

@@ -50,6 +50,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
                 batches=500,
                 busy_total_s=10.0,
                 wait_total_s=4.0,
+                clock_lead_s=0.25,
                 queued=3,
                 suspects=1,
                 quarantined=1,

@@ -59,7 +59,7 @@ def healthy(slo_s: float) -> dict[str, str]:
     found |= {
         series(f"inferline_stage_{name}", **stage): f"0{flat}"
         for name in (
-            "stuck_partitions", "lag_seconds",
+            "stuck_partitions", "lag_seconds", "clock_lead_seconds",
             "halted_partitions", "in_trouble", "dispatcher_utilization_ratio", "restarts_total", "dead_lettered_total",
         )
     }  # fmt: skip
@@ -105,6 +105,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         "InferlineSkew": {
             series("inferline_partition_arrival_rate_per_second", partition="0", **stage): f"200{flat}",
         },
+        "InferlineClockLead": {series("inferline_stage_clock_lead_seconds", **stage): f"86400{flat}"},
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+1x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"0+1x{MINUTES}"},
         "InferlineScalingIneffective": {series("inferline_stage_lag_seconds", **stage): f"0+{slo_s}x{MINUTES}"},
@@ -131,6 +132,7 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
         "InferlineDispatcherSilent": {series("inferline_input_age_seconds", input="reports/toxicity"): f"4{flat}"},
         "InferlineDispatcherBusy": {series("inferline_stage_dispatcher_utilization_ratio", **stage): f"0.75{flat}"},
         "InferlineSkew": {series("inferline_partition_arrival_rate_per_second", partition="0", **stage): f"28{flat}"},
+        "InferlineClockLead": {series("inferline_stage_clock_lead_seconds", **stage): f"86400x{half} 0x{half}"},
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+0.2x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"5{flat}"},
         "InferlineScalingIneffective": {lag: f"{slo_s * MINUTES}-{slo_s / 2}x{MINUTES}"},

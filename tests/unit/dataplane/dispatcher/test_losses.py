@@ -100,6 +100,7 @@ class Simulation:
             event_id=b"",
             entry_us=now_ms * 1000,
             arrived_ms=now_ms,
+            taken_ms=now_ms,
             key=key,
             headers=[],
             payload=b"",

@@ -11,13 +11,14 @@ from inferline_stream.dataplane.dispatcher.queue import StageQueue
 SLO_US = 5_000
 
 
-def event(name=0, *, entry_ms=0, arrived_ms=0, key=None, partition=0, size_bytes=1):
+def event(name=0, *, entry_ms=0, arrived_ms=0, taken_ms=0, key=None, partition=0, size_bytes=1):
     return Event(
         partition=partition,
         offsets=(name,),
         event_id=b"%d" % name,
         entry_us=entry_ms * 1000,
         arrived_ms=arrived_ms,
+        taken_ms=taken_ms,
         key=key,
         headers=[],
         payload=b"",
@@ -42,8 +43,8 @@ def test_events_leave_by_entry_time():
     assert names(queue.take(10)) == [2, 3, 1]
 
 
-def test_a_backfill_ranks_by_its_arrival_less_the_slo_and_starves_no_live_event():
-    queue = filled(event(1, entry_ms=0, arrived_ms=1000), event(2, entry_ms=990, arrived_ms=991))
+def test_a_backfill_ranks_by_when_it_was_taken_in_less_the_slo_and_starves_no_live_event():
+    queue = filled(event(1, entry_ms=0, taken_ms=1000), event(2, entry_ms=990, taken_ms=991))
     assert names(queue.take(1)) == [2]
 
 
@@ -151,7 +152,7 @@ class QueueMachine(RuleBasedStateMachine):
         """Of an event's lane, were it eligible."""
         lane = self.lane(each)
         behind = [other for other in self.waiting if self.lane(other) == lane] if lane is not None else [each]
-        return min(max(other.entry_us, other.arrived_ms * 1000 - SLO_US) for other in behind)
+        return min(max(other.entry_us, other.taken_ms * 1000 - SLO_US) for other in behind)
 
     def eligible(self):
         return [each for each in self.waiting if self.lane(each) not in self.busy]
@@ -159,6 +160,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(
         entry_ms=st.integers(0, 20),
         arrived_ms=st.integers(0, 30),
+        taken_ms=st.integers(0, 30),
         key=st.sampled_from([None, b"a", b"b", b"c"]),
         partition=st.integers(0, 2),
         size_bytes=st.integers(0, 9),

@@ -1,0 +1,219 @@
+"""What a record's headers, times and sizes may do to a dispatcher: cost their sender a dead letter, and no more."""
+
+import logging
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.dataplane.dispatcher import intake
+from inferline_stream.dataplane.dispatcher.emitter import Emitter
+from inferline_stream.dataplane.dispatcher.lease import new_report
+from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.dataplane.frames import Done, Failed
+from inferline_stream.dataplane.headers import DEAD, EVENT_ID_BYTES, LATEST_MS, REASON, REPLAY, SENT_AGAIN
+from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.dataplane.sizes import LIMIT_BYTES, record_bytes
+from inferline_stream.pipeline.names import (
+    ENTRY_TIME,
+    ERRORS_PREFIX,
+    EVENT_ID,
+    HEADER_PREFIX,
+    PARENT,
+    SKIPPED,
+    VERSION,
+)
+from tests.unit.dataplane.dispatcher.test_intake_and_emitter import (
+    NOW_S,
+    THIS,
+    Taken,
+    part,
+    partitions_of,
+    pipeline,
+    record,
+    sent,
+    taking,
+)
+
+NOW_MS = int(NOW_S * 1000)
+DAY_MS = 86_400_000
+FAILED = Failed("ValueError", "no", "")
+
+
+def letters_of(stage: str, *records: Any) -> list[Any]:
+    """Dead letters of what these records become, where their stage fails on every event."""
+    taken = Taken(stage)(*records)
+    ended = [*taken.ended, *((event, FAILED) for event in taken.ready)]
+    outgoing = [sent(stage, event, outcome) for event, outcome in ended]
+    return [m for one in outgoing for (topic, _), messages in one.items() if topic.endswith(".dlq") for m in messages]
+
+
+def stamped(stamp_ms: int | None, *headers: Any, offset: int = 0) -> Any:
+    made = record(b"1", *headers, offset=offset)
+    made.timestamp = stamp_ms
+    return made
+
+
+OURS = [EVENT_ID, ENTRY_TIME, VERSION, PARENT, SKIPPED, DEAD, REASON, REPLAY, SENT_AGAIN, HEADER_PREFIX + "unknown"]
+ERRORS = [ERRORS_PREFIX + name for name in ("topic", "partition", "timestamp_ms", "cut_bytes")]
+ODD = [b"inf", b"nan", b"-1", b"9" * 19, b"9" * 400, b"1e300", b"-1e300", b"\xff", b"", "²".encode(), b" 7 ", b"1_0"]
+hostile_headers = st.lists(
+    st.tuples(st.sampled_from([*OURS, *ERRORS, "at"]), st.none() | st.binary(max_size=40) | st.sampled_from(ODD))
+)
+times_ms = st.none() | st.sampled_from([-1, 0, 1, LATEST_MS + 1]) | st.integers(-(2**63), 2**63 - 1)
+
+
+@pytest.mark.parametrize("stage", ["ask", "left", "both"])
+@given(headers=hostile_headers, stamp_ms=times_ms)
+def test_whatever_a_record_holds_it_is_taken_in_and_so_is_the_next(stage, headers, stamp_ms):
+    good = [record(b"2", offset=1)]
+    if stage == "both":
+        good = [part("left", b"4", offset=1), part("right", b'"4"', offset=2)]
+    taken = Taken(stage, timestamp_header="at")(stamped(stamp_ms, *headers), *good)
+    came = [*taken.ready, *(event for event, _ in taken.ended)]
+    assert good[-1].offset in {offset for event in came for offset in event.offsets}
+    for event in came:
+        assert 0 <= event.entry_us <= NOW_S * 1e6
+        assert 0 <= event.arrived_ms <= event.taken_ms == NOW_MS
+        for outcome in (FAILED, Done(b"1", 0)):
+            for messages in sent(stage, event, outcome).values():
+                names = Counter(name for message in messages for name, _ in message.headers)
+                assert names[HEADER_PREFIX + "unknown"] == 0
+                assert names[EVENT_ID] == len(messages)
+
+
+def test_at_the_entry_only_an_event_id_and_a_replay_count_of_ours_are_believed():
+    others = [(name, b"2") for name in (*OURS, *ERRORS) if name not in (EVENT_ID, REPLAY)]
+    (event,) = Taken("ask")(record(b"1", ("mine", b"7"), (EVENT_ID, b"e"), (REPLAY, b"1"), *others)).ready
+    expected = [("mine", b"7"), (EVENT_ID, b"e"), (ENTRY_TIME, b"1000000"), (VERSION, THIS), (REPLAY, b"1")]
+    assert event.headers == expected
+
+
+@pytest.mark.parametrize(
+    ("event_id", "known"), [(b"", False), (None, False), (b"x" * EVENT_ID_BYTES, True), (b"x" * 257, False)]
+)
+def test_an_event_id_that_is_empty_or_too_long_counts_as_missing(event_id, known):
+    (event,) = Taken("ask")(record(b"1", (EVENT_ID, event_id), offset=4)).ready
+    assert event.event_id == (event_id if known else b"in/3/4")
+    (letter,) = letters_of("ask", record(b"1", (EVENT_ID, event_id), offset=4))
+    assert [value for name, value in letter.headers if name == EVENT_ID] == [event.event_id]
+
+
+@pytest.mark.parametrize("replay", [b"-1", b"1" * 5, b"\xb2", b"", None])
+def test_a_replay_count_that_is_none_of_ours_does_not_count(replay):
+    (event,) = Taken("ask")(record(b"1", (REPLAY, replay))).ready
+    assert not event.replayed
+    assert REPLAY not in dict(event.headers)
+
+
+@pytest.mark.parametrize("stage", ["ask", "left", "both"])
+def test_a_record_that_cannot_be_taken_in_is_a_dead_letter_and_stops_nothing(stage, monkeypatch, caplog):
+    read = intake.read_headers
+
+    def fails_once(headers, **how):
+        if ("bad", b"") in headers:
+            raise RuntimeError("what nobody thought of")
+        return read(headers, **how)
+
+    monkeypatch.setattr(intake, "read_headers", fails_once)
+    taken = Taken(stage)(record(b"1", ("bad", b"")))
+    ((event, outcome),) = taken.ended
+    assert (outcome.type, event.offsets) == ("Unreadable", (0,))
+    assert "what nobody thought of" in outcome.message
+    ((letter,),) = [messages for (topic, _), messages in sent(stage, event, outcome).items() if topic.endswith(".dlq")]
+    assert letter.value == b"1"
+    assert taken.partition.completion.position == 1
+    assert "cannot be taken in" in caplog.text
+
+
+@pytest.mark.parametrize("stage", ["ask", "left", "both"])
+def test_a_letter_says_nothing_of_its_death_that_its_sender_wrote(stage):
+    forged = [(ERRORS_PREFIX + "topic", b"p.control"), (ERRORS_PREFIX + "partition", b"0"), (SENT_AGAIN, b"0/0")]
+    given = record(b"1", (EVENT_ID, b"e"), ("mine", b"7"), *forged, (VERSION, b"1.old"), (PARENT, b"left"))
+    (letter,) = letters_of(stage, given)
+    counts = Counter(name for name, _ in letter.headers)
+    assert max(counts.values()) == 1
+    assert SENT_AGAIN not in counts
+    said = dict(letter.headers)
+    assert (said[ERRORS_PREFIX + "topic"], said[ERRORS_PREFIX + "partition"]) == (b"in", b"3")
+    assert said["mine"] == b"7"
+
+
+def test_a_letter_is_as_old_as_the_death_and_knows_the_records_own_time():
+    (letter,) = letters_of("ask", record(b"1"))
+    assert letter.timestamp_ms is None  # the client's clock
+    assert dict(letter.headers)[ERRORS_PREFIX + "timestamp_ms"] == b"1000"
+
+
+@pytest.mark.parametrize("small", ["in.dlq", "p.both", "p.completed"])
+def test_a_letter_and_a_marker_of_a_record_with_too_large_headers_and_key_come_through(small):
+    large = record(b"1", ("large", b"x" * 3000), (EVENT_ID, b"e"), key=b"k" * 3000)
+    (event,) = Taken("ask")(large).ready
+    routes = routes_of(pipeline(), "ask")
+    limits = {small: 2000}
+    emitter = Emitter(routes, partitions_of(routes), random.Random(1), new_report("d", 1, "ask", 0, 1), limits)
+    emitter.add(event, FAILED)
+    outgoing = emitter.take()
+    assert {topic for topic, _ in outgoing} == {"in.dlq", "p.both", "p.completed"}
+    for (topic, _), (message,) in outgoing.items():
+        assert dict(message.headers)[EVENT_ID] == b"e"
+        assert record_bytes(message.key, message.value, message.headers) <= limits.get(topic, LIMIT_BYTES)
+
+
+def test_a_result_leaves_room_for_what_a_join_needs_to_know():
+    (event,) = Taken("left")(part(None, b"4", offset=0)).ready
+    routes = routes_of(pipeline(), "left")
+    size_bytes = record_bytes(event.key, b"x" * 600, event.headers)
+    for limit in range(size_bytes, size_bytes + 200, 5):
+        limits = {"p.both": limit}
+        emitter = Emitter(routes, partitions_of(routes), random.Random(1), new_report("d", 1, "left", 0, 1), limits)
+        emitter.add(event, Done(b"x" * 600, taking("left", "both")))
+        for (topic, _), (message,) in emitter.take().items():
+            size = record_bytes(message.key, message.value, message.headers)
+            assert size <= limits.get(topic, LIMIT_BYTES)
+
+
+def test_nothing_enters_or_arrives_after_it_is_taken_in_and_a_clock_that_is_ahead_is_measured(caplog):
+    taken = Taken("ask")
+    with caplog.at_level(logging.WARNING):
+        (event,) = taken(stamped(NOW_MS + DAY_MS)).ready
+    assert (event.entry_us, event.arrived_ms) == (NOW_MS * 1000, NOW_MS)
+    assert dict(event.headers)[ENTRY_TIME] == b"%d" % (NOW_MS * 1000)
+    assert taken.intake.clock_lead_s() == 86_400
+    assert "in/3: a record's time lies 86400.0 s ahead" in caplog.text
+    caplog.clear()
+    taken(stamped(NOW_MS + DAY_MS, offset=1))
+    assert not caplog.records, "once a minute is enough"
+    taken.now_s += 61
+    assert taken.intake.clock_lead_s() == 0
+
+
+def test_an_entry_time_header_that_is_ahead_counts_from_when_the_record_is_taken_in():
+    ahead = stamped(1_000, ("at", b"%d" % (NOW_MS + DAY_MS)))
+    (event,) = Taken("ask", timestamp_header="at")(ahead).ready
+    assert event.entry_us == NOW_S * 1e6
+
+
+def test_one_wrong_time_among_right_ones_makes_no_record_older_than_the_one_before_it():
+    taken = Taken("ask")(stamped(NOW_MS - 50), stamped(0, offset=1), stamped(None, offset=2), stamped(-1, offset=3))
+    assert [event.arrived_ms - NOW_MS for event in taken.ready] == [-50, -50, 0, 0]
+
+
+@pytest.mark.parametrize("wrong_ms", [DAY_MS, -DAY_MS])
+def test_a_partition_a_day_ahead_or_behind_and_a_busy_one_get_their_turns_beside_each_other(wrong_ms):
+    queue = StageQueue(1_000_000, keys_in_order=False)
+    right, wrong = Taken("ask"), Taken("ask")
+    served = []
+    for step in range(200):
+        right.now_s = wrong.now_s = NOW_S + step / 10
+        now_ms = round(right.now_s * 1000)
+        # Both bring more than is served.
+        for _ in range(2):
+            for taken, off_ms in ((right, 0), (wrong, wrong_ms)):
+                taken(stamped(now_ms + off_ms, offset=taken.partition.completion.position))
+                queue.add(taken.ready[-1])
+        served += [event in right.ready for event in queue.take(2)]
+    assert 100 <= sum(served[100:]) <= 200
