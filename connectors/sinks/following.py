@@ -235,7 +235,9 @@ class TopicSink:
                     f"{self._what} refuses event {known!r}: {reason}; mend it and start again, or give --dead-letters"
                 )
             logger.warning("%s refuses event %r: %s", self._what, known, reason)
-            headers = [*record.headers.items(), (f"{ERRORS_PREFIX}message", reason.encode("utf-8", "replace"))]
+            headers = [(name, value) for name, value in record.headers.items() if not name.startswith(ERRORS_PREFIX)]
+            headers.append((f"{ERRORS_PREFIX}message", reason.encode("utf-8", "replace")))
+            headers.append((f"{ERRORS_PREFIX}timestamp_ms", b"%d" % record.timestamp_ms))
             if EVENT_ID not in record.headers:
                 headers.append((EVENT_ID, known.encode()))
             await self._deliver(record, headers)
@@ -249,8 +251,7 @@ class TopicSink:
                     self._dead_letters,
                     record.value,
                     key=record.key,
-                    timestamp_ms=record.timestamp_ms,
-                    headers=headers,
+                    headers=headers,  # no timestamp: a letter is as old as the refusal
                 )
             await self._pause(_AGAIN_S)
         raise Unreachable(f"topic {self._dead_letters!r}: a refused event could not be kept; it will come again")

@@ -118,7 +118,7 @@ def _encoded(known: str, record: Record) -> bytes | None:
     value = b"null" if record.value is None else record.value
     try:
         msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     # JSON may hold line breaks between its tokens, never inside a string: without them it means the same.
     raw = msgspec.Raw(value.replace(b"\r", b" ").replace(b"\n", b" "))
@@ -135,7 +135,7 @@ def _seen(file: BinaryIO, path: Path) -> tuple[set[str], int]:
             break
         try:
             seen.add(msgspec.json.decode(line, type=_LineId).event_id)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidTopology(f"{path}:{number}: is no line of this sink ({error}); give another path") from None
         whole_bytes += len(line)
     file.truncate(whole_bytes)

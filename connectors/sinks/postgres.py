@@ -35,6 +35,7 @@ from inferline_stream.connectors import sealing
 from inferline_stream.connectors.sinks import following
 from inferline_stream.connectors.sinks.following import Away, Refusal, SinkCounts, TopicSink, event_id
 from inferline_stream.dataplane.following import Record
+from inferline_stream.dataplane.headers import LATEST_MS
 from inferline_stream.errors import InvalidTopology, Unreachable
 
 if TYPE_CHECKING:
@@ -215,8 +216,10 @@ def _row(known: str, record: Record) -> Row:
 def _refused(record: Record, known: str) -> str:
     try:
         msgspec.json.decode(b"null" if record.value is None else record.value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return f"its value is no JSON ({error})"
+    if not 0 <= record.timestamp_ms <= LATEST_MS:
+        return f"its timestamp, {record.timestamp_ms} ms, is no time"
     return "its id holds a NUL character" if "\0" in known else ""
 
 

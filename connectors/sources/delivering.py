@@ -125,7 +125,7 @@ def key_of(value: bytes, field: str | None) -> bytes | None:
         return None
     try:
         found = msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if not isinstance(found, dict) or field not in found:
         return None

@@ -258,7 +258,7 @@ def _taken(event_id: str) -> web.Response:
 def _result(event_id: str, value: bytes) -> web.Response:
     try:
         msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _taken(event_id)  # the sink has another format, which we do not know
     return _json({"event_id": event_id, "result": msgspec.Raw(value)}, 200, {"Preference-Applied": "wait"})
 

@@ -80,7 +80,7 @@ class State:
                 break  # torn by a crash; what it told is sent again
             try:
                 place = msgspec.json.decode(line, type=Place)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 raise InvalidTopology(f"{path}:{number}: is no state of this source; give another --state") from None
             self.places[place.file] = place
         self._file: IO[bytes] | None = None

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from inferline_stream.controlplane.running import Running
 from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
-from inferline_stream.dataplane.headers import REASON
-from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
+from inferline_stream.dataplane.headers import REASON, number, read_headers
 
 _MOST = 255
 
@@ -67,7 +66,7 @@ class Ledger:
             self.arrivals_s.append(record.time_ms / 1e3)
         else:
             self.backlog += 1
-        if (name := _header(record, EVENT_ID)) is not None:
+        if (name := read_headers(record.headers, entry=True).event_id) is not None:
             if self._named.setdefault(name, [0, 0]) == [0, 0] and not live:
                 self._old.add(name)
         elif self.first[record.partition] <= record.offset < self.ends[record.partition]:
@@ -75,20 +74,20 @@ class Ledger:
 
     def out(self, record: Followed) -> None:
         """A record of the sink topic; call `entered` for all of the source before."""
-        name = _header(record, EVENT_ID) or b""
+        found = read_headers(record.headers)
+        name = found.event_id or b""
         if not self._count(name, self._out, 0):
             return
-        entry = _header(record, ENTRY_TIME)
         if self._is_old(name):
             self._old_done(record)
-        elif entry is not None:
-            entered_s = int(entry) / 1e6
+        elif found.entry_us is not None:
+            entered_s = found.entry_us / 1e6
             self.entries_s.append(entered_s)
-            self.latencies_s.append(record.time_ms / 1e3 - entered_s)
+            self.latencies_s.append(max(0.0, record.time_ms / 1e3 - entered_s))
 
     def ended(self, record: Followed) -> None:
         """A record of the completed topic."""
-        reason = (_header(record, REASON) or b"unknown").decode()
+        reason = (_header(record, REASON) or b"unknown").decode(errors="replace")
         name = record.key or b""
         if self._count(name, self._ended, 1):
             self.reasons[reason] += 1
@@ -106,24 +105,31 @@ class Ledger:
             return False
         if name in self._named:
             return name in self._old
-        topic, _, offset = name.decode().rpartition("/")
-        return int(offset) < self.live[int(topic.rpartition("/")[2])]
+        place = self._place(name)
+        return place is not None and place[1] < self.live[place[0]]
 
     def _count(self, name: bytes, place: list[bytearray], column: int) -> bool:
         """Count one record; whether it is the event's first of its kind."""
         if (counts := self._named.get(name)) is not None:
             counts[column] += 1
             return counts[column] == 1
-        topic, _, rest = name.decode(errors="replace").rpartition("/")
-        topic, _, partition = topic.rpartition("/")
-        if topic == self.source and rest.isdecimal() and partition.isdecimal() and int(partition) < len(place):
-            at = int(rest) - self.first[int(partition)]
-            row = place[int(partition)]
-            if 0 <= at < len(row) and self._entered[int(partition)][at]:
+        if (found := self._place(name)) is not None:
+            partition, at = found[0], found[1] - self.first[found[0]]
+            row = place[partition]
+            if 0 <= at < len(row) and self._entered[partition][at]:
                 row[at] = min(_MOST, row[at] + 1)
                 return row[at] == 1
         self.unknown += 1
         return False
+
+    def _place(self, name: bytes) -> tuple[int, int] | None:
+        """Return the partition and offset that an id is made from; None for another."""
+        topic, _, rest = name.rpartition(b"/")
+        topic, _, place = topic.rpartition(b"/")
+        partition, offset = number(place, len(self.first) - 1), number(rest, 2**63 - 1)
+        if topic != self.source.encode() or partition is None or offset is None:
+            return None
+        return partition, offset
 
     @property
     def events_in(self) -> int:

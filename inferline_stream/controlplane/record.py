@@ -89,11 +89,22 @@ class Events:
     began_s: float
 
     @classmethod
-    def of(cls, ledger: Ledger, sample: Trace | None) -> Self:
-        """From a run's ledger."""
+    def of(cls, ledger: Ledger, sample: Trace | None, since_s: float = 0.0, until_s: float = np.inf) -> Self:
+        """From a run's ledger.
+
+        Args:
+            ledger: of the run.
+            sample: that the first plan was made for, if any.
+            since_s: times before are not believed, seconds since the epoch. Producers set them, and one wrong time
+                would make all else a moment at the end of decades.
+            until_s: nor are times after it.
+        """
         arrivals_s = np.sort(np.frombuffer(ledger.arrivals_s, dtype=np.float64))
+        arrivals_s = arrivals_s[(arrivals_s >= since_s) & (arrivals_s <= until_s)]
         entries_s = np.frombuffer(ledger.entries_s, dtype=np.float64)
-        latency_s = np.frombuffer(ledger.latencies_s, dtype=np.float32).astype(np.float64)
+        believed = (entries_s >= since_s) & (entries_s <= until_s)
+        entries_s = entries_s[believed]
+        latency_s = np.frombuffer(ledger.latencies_s, dtype=np.float32).astype(np.float64)[believed]
         order = np.argsort(entries_s, kind="stable")
         first_s = float(min([*arrivals_s[:1], *entries_s[order[:1]]], default=0.0))
         sample_s = np.empty(0) if sample is None else sample.arrivals_s

@@ -2,12 +2,14 @@
 
 A producer that writes in transactions ends each with a record of its own in the log, and what it aborts stays there.
 This reads every record, so it costs with their size; elsewhere log growth tells the same for next to nothing.
+
+Timestamps are what producers say. One that cannot be right counts as now where the record has just come, and not at
+all where it was there before: a record of the year 2100 would make all others older than the envelope's windows.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +19,7 @@ from inferline_stream.calculus.envelope import Times
 from inferline_stream.controlplane.records import decode_ticks, merged
 from inferline_stream.controlplane.recovery import TRAFFIC_S
 from inferline_stream.controlplane.running import Running
-from inferline_stream.dataplane.control import Followed, TopicFollower
+from inferline_stream.dataplane.control import TopicFollower
 
 
 class Stamps:
@@ -35,8 +37,7 @@ class Stamps:
         self._running, self._partitions = running, partitions
         self.counts = [0] * partitions
         """Records by partition, counted on from what an earlier controller has written down."""
-        self._known_until_s = 0.0
-        self._history = np.empty(0)
+        self._history: list[float] = []
         self._follower = TopicFollower(
             running.bootstrap_servers, running.source, time.time() - TRAFFIC_S, partitions=partitions
         )
@@ -46,10 +47,16 @@ class Stamps:
         async with TopicFollower(servers, self._running.names.arrivals, since_s) as follower:
             records = await follower.read_to(await follower.end())
         ticks = [t for t in merged(decode_ticks(r.value) for r in records if r.value) if len(t[1]) == self._partitions]
+        known_until_s = 0.0
         if ticks:
-            self._known_until_s, self.counts = ticks[-1][0], list(ticks[-1][1])
+            known_until_s, self.counts = ticks[-1][0], list(ticks[-1][1])
         await self._follower.__aenter__()
-        self._history = self._take(await self._follower.read_to(await self._follower.end()))
+        now_s = time.time()
+        for record in await self._follower.read_to(await self._follower.end()):
+            time_s = record.time_ms / 1e3
+            if _credible(time_s, now_s):
+                self._history.append(time_s)
+                self.counts[record.partition] += time_s > known_until_s
         return self
 
     async def __aexit__(
@@ -59,13 +66,16 @@ class Stamps:
 
     async def read(self, timeout_s: float) -> Times:
         """Times of the records that came since the last call, ascending, in seconds since the epoch; maybe none."""
-        if self._history.size:
-            times, self._history = self._history, np.empty(0)
-            return times
-        return self._take(await self._follower.read(timeout_s))
-
-    def _take(self, records: Sequence[Followed]) -> Times:
-        for record in records:
-            if record.time_ms / 1e3 > self._known_until_s:
+        times, self._history = self._history, []
+        if not times:
+            records = await self._follower.read(timeout_s)
+            now_s = time.time()
+            for record in records:
                 self.counts[record.partition] += 1
-        return np.sort(np.array([record.time_ms / 1e3 for record in records], dtype=np.float64))
+                times.append(record.time_ms / 1e3 if _credible(record.time_ms / 1e3, now_s) else now_s)
+        return np.sort(np.array(times, dtype=np.float64))
+
+
+def _credible(time_s: float, now_s: float) -> bool:
+    """Whether a record that is read now may have been written then: a transaction's come once it has ended."""
+    return now_s - TRAFFIC_S <= time_s <= now_s

@@ -23,6 +23,8 @@ from inferline_stream.replay.looks import Looks
 logger = logging.getLogger(__name__)
 
 _SHOW_S = 0.5
+_BEFORE_S = 3600.0
+"""A time that is longer before a run than this is not believed to be an arrival's."""
 _HOPELESS_RESTARTS = 3
 """So many deaths of a stage none of whose replicas was ever ready: it cannot start."""
 
@@ -208,7 +210,7 @@ class Session:
             lateness_p99_s=self.lateness_p99_s,
         )
         if self.run.run_folder is not None:
-            events = Events.of(ledger, self.run.sample)
+            events = Events.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
             write_record(self.run.run_folder, self._record(report), events)
             if (looks := await self._looks(events.began_s)) is not None:
                 write_looks(self.run.run_folder, looks)

@@ -70,7 +70,7 @@ def read_events(path: str | Path) -> list[bytes]:
             continue
         try:
             msgspec.json.decode(event)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidTopology(f"{path}:{number}: {event[:60]!r} is no JSON ({error})") from None
         events.append(event)
     if not events:

@@ -7,6 +7,7 @@ context in its place, so the path of an event can be followed from link to link,
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -59,6 +60,7 @@ def batch_spans(exporter: str, routes: Routes, dispatcher: str) -> BatchSpans | 
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)  # a line for each bad part of a record's header
     (found,) = entry_points(group=_EXPORTERS, name=exporter)
     resource = Resource.create(
         {

@@ -51,6 +51,27 @@ async def test_arrivals_are_the_timestamps_of_the_last_hour_over_all_partitions(
     assert sorted(events) == sorted(b'{"number": %d}' % number for number in range(2, 62))
 
 
+@pytest.mark.parametrize("header", [None, "at"])
+async def test_one_wrong_time_changes_no_rate(
+    kafka: KafkaServer, topic: str, header: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = time.time()
+    good_ms = [round((now_s - 600 + i) * 1000) for i in range(60)]
+    wrong_ms = [0, round((now_s - 7200) * 1000), round((now_s + 1800) * 1000)]  # later ones brokers refuse
+    async with RecordProducer(kafka.bootstrap_servers) as producer:
+        for number, at_ms in enumerate([*good_ms[:30], *wrong_ms, *good_ms[30:]]):
+            # With a header the record's own timestamp is wrong as well, or it would be believed instead.
+            headers = [("at", b"%d" % at_ms)] if header else []
+            await producer.deliver(topic, b"%d" % number, timestamp_ms=at_ms, key=b"k", headers=headers)
+    source = Topic(topic, timestamp_header=header)
+    stage = Stage("only", list, hardware=["cpu-1"])
+    pipeline = Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=[stage])
+    trace, events = await recent_sample(kafka.bootstrap_servers, pipeline, now_s=now_s)
+    assert trace.arrivals_s.tolist() == pytest.approx(range(60), abs=2e-3)
+    assert len(events) == 60
+    assert "3 of 63 records bear times outside the last hour" in caplog.text
+
+
 async def test_events_are_a_sample_where_there_are_many(
     kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -277,6 +277,7 @@ async def test_what_a_webhook_refuses_for_good_is_a_dead_letter_and_without_one_
         (letter,) = await letters.batch(10.0)
     assert (letter.value, letter.headers[EVENT_ID]) == (b'{"n": 0}', b"e0")
     assert b"422" in letter.headers["__inferline.errors.message"]
+    assert int(letter.headers["__inferline.errors.timestamp_ms"]) <= letter.timestamp_ms
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,15 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
             assert [s * 1e3 for s in sorted(heard)] == pytest.approx(late)
             assert sum(stamps.counts) == 16
             counts = list(stamps.counts)
+            await in_transactions(producer, source, [0, now_ms + 10**10])
+            wrong: list[float] = []
+            while len(wrong) < 2:
+                wrong += (await stamps.read(0.5)).tolist()
+            assert [s for s in wrong if not now_ms / 1e3 <= s <= time.time()] == [], "they count from when they came"
+            assert sum(stamps.counts) == 18
         async with OffsetReader(servers) as offsets:
             ends = (await offsets.ends({source: 2}))[source]
-        assert sum(ends) == 2 * 18  # what log growth would have told: every record and every end of a transaction
+        assert sum(ends) == 2 * 20  # what log growth would have told: every record and every end of a transaction
         # An earlier controller has written down what came before `late`; the next one counts on from there.
         told = ArrivalTicks([float(late[0] - 1)], [[100, 50]], [100, 50], float(late[0] - 2))
         await write_once(servers, Written(names.arrivals, source, encode(told)))

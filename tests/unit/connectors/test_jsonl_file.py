@@ -4,6 +4,7 @@ import os
 import pytest
 
 from inferline_stream.connectors.sinks.jsonl import JsonlFile
+from inferline_stream.connectors.sinks.postgres import _refused
 from inferline_stream.dataplane.following import Record
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.names import EVENT_ID
@@ -88,3 +89,19 @@ def test_what_was_appended_has_been_synced_before_append_returns(path, monkeypat
     file.append([record(1)], "t")
     assert len(synced) == 1, "nothing new, nothing to sync"
     file.close()
+
+
+def test_a_value_that_is_nested_without_end_is_left_out_and_the_next_is_written(path):
+    file = JsonlFile(path)
+    file.append([record(0, b"[" * 100_000), record(1, b"5")], "t")
+    file.close()
+    assert [line["value"] for line in lines(path)] == [5]
+    assert file.counts.undecodable == 1
+
+
+def test_postgres_refuses_what_no_row_can_hold():
+    assert "no JSON" in _refused(record(0, b"[" * 100_000), "e")
+    assert "NUL" in _refused(record(0), "e\0")
+    for time_ms in (-1, 2**62):
+        assert "is no time" in _refused(Record(0, 0, time_ms, None, b"5"), "e")
+    assert not _refused(record(0), "e")

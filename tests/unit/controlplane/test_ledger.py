@@ -117,3 +117,38 @@ def test_a_named_event_that_was_there_before_is_told_by_its_record() -> None:
     ledger.out(sink(b"new", time_ms=1250))
     assert list(ledger.latencies_s) == [pytest.approx(0.25)]
     assert (ledger.backlog, ledger.backlog_done_s) == (1, 90.0)
+
+
+ODD = st.none() | st.binary(max_size=12) | st.sampled_from(
+    [b"inf", b"9" * 30, b"9" * 400, b"\xff", "t/²/0".encode(), b"t/0/", b"t/9/0", b"t/0/-1", b"t/\xb2/1", b"/", b""]
+)  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["entered", "out", "ended"]),
+            ODD,
+            st.lists(st.tuples(st.sampled_from([EVENT_ID, ENTRY_TIME, REASON]), ODD)),
+            st.integers(-(2**63), 2**63 - 1),
+        )
+    )
+)
+def test_whatever_records_hold_the_good_one_among_them_is_accounted_for(
+    records: list[tuple[str, bytes | None, list[tuple[str, bytes | None]], int]],
+) -> None:
+    ledger = Ledger("t", (0,), (100,), (1,))
+    ledger.entered(source(0, 99, b"good"))
+    for at, (kind, key, headers, time_ms) in enumerate(records[:98]):
+        getattr(ledger, kind)(Followed(0, at, time_ms, key, b"", headers))  # type: ignore[arg-type]
+    ledger.out(sink(b"good"))
+    assert "good" not in ledger.lost(1000)[1]
+    assert ledger.events_out >= 1
+    miss_rate(ledger, 0.25)
+
+
+def test_a_latency_is_never_negative() -> None:
+    ledger = Ledger("posts", (0,), (1,))
+    ledger.entered(source(0, 0))
+    ledger.out(sink(b"posts/0/0", time_ms=1250, entry_us=86_400_000_000))
+    assert list(ledger.latencies_s) == [0.0]

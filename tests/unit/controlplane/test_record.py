@@ -136,3 +136,14 @@ def test_damaged_arrays_are_named(tmp_path: Path) -> None:
     (tmp_path / "events.npz").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(InvalidTopology, match=r"events\.npz: holds no events of a run"):
         read_events(tmp_path)
+
+
+def test_one_wrong_time_does_not_make_the_run_a_moment_at_the_end_of_decades() -> None:
+    ledger = ledger_of_two()
+    ledger.arrivals_s.extend([0.0, 4e9])
+    ledger.entries_s.extend([0.0, 4e9])
+    ledger.latencies_s.extend([9.0, 9.0])
+    events = Events.of(ledger, None, 1.0, 100.0)
+    assert events.began_s == 4.0
+    assert events.arrivals_s.tolist() == [0.0, 1.0, 2.0]
+    assert events.latency_s.tolist() == pytest.approx([0.1, 0.3])
