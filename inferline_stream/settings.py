@@ -78,6 +78,9 @@ class Settings:
     join_bytes: float = 256.0 * 1024 * 1024
     """Parts of joins that a dispatcher holds; beyond it the oldest events become dead letters."""
 
+    decompressed_bytes: float = 16.0 * 1024 * 1024
+    """Largest that a batch of records may be once it is decompressed; a larger one becomes a dead letter, unread."""
+
     offsets_check_s: float = 5.0
     """How often a dispatcher looks whether somebody else has overwritten its committed offsets."""
 

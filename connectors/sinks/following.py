@@ -8,13 +8,14 @@ import contextlib
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, Self
 
 import msgspec
 
 from inferline_stream.connectors.sealing import Seal, done_in_time, stopping, tell
+from inferline_stream.dataplane.fetched_batches import SkippedBatch
 from inferline_stream.dataplane.following import Record, RecordFollower
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.errors import InferlineError, Unreachable
@@ -38,6 +39,8 @@ class SinkCounts(msgspec.Struct):
     """Records dropped because their event is there already."""
     undecodable: int = 0
     """Records dropped because their value is no JSON."""
+    unreadable: int = 0
+    """Batches of records that cannot be unpacked; with `--dead-letters`, their places are among the dead letters."""
     refused: int = 0
     """Events that the other side will never take; they are among the dead letters."""
 
@@ -201,11 +204,24 @@ class TopicSink:
             while (left_s := until - loop.time()) > 0 and not self._stop.is_set():
                 records += await self._follower.batch(left_s)
             if records:
-                await self._refuse(await self._keep_on(records))
+                await self._refuse(await self._keep_on(await self._readable(records)))
                 await self._commit()
             async with self._stored:
                 self._reached = await self._follower.positions()
                 self._stored.notify_all()
+
+    async def _readable(self, records: list[Record]) -> list[Record]:
+        """Put aside the notes on batches that could not be unpacked; no store has a place for them."""
+        readable = []
+        for record in records:
+            if not isinstance(record.value, SkippedBatch):
+                readable.append(record)
+                continue
+            logger.error("%s leaves out %s/%d: %s", self._what, self._topic, record.partition, record.value.reason)
+            if self._producer is not None:
+                await self._deliver(replace(record, value=None), self._error_headers(record, record.value.reason))
+            self.counts.unreadable += 1
+        return readable
 
     async def _keep_on(self, records: list[Record]) -> list[Refusal]:
         """Store for as long as it takes; told to stop meanwhile, the records are left uncommitted."""
@@ -235,13 +251,16 @@ class TopicSink:
                     f"{self._what} refuses event {known!r}: {reason}; mend it and start again, or give --dead-letters"
                 )
             logger.warning("%s refuses event %r: %s", self._what, known, reason)
-            headers = [(name, value) for name, value in record.headers.items() if not name.startswith(ERRORS_PREFIX)]
-            headers.append((f"{ERRORS_PREFIX}message", reason.encode("utf-8", "replace")))
-            headers.append((f"{ERRORS_PREFIX}timestamp_ms", b"%d" % record.timestamp_ms))
-            if EVENT_ID not in record.headers:
-                headers.append((EVENT_ID, known.encode()))
-            await self._deliver(record, headers)
+            await self._deliver(record, self._error_headers(record, reason))
             self.counts.refused += 1
+
+    def _error_headers(self, record: Record, reason: str) -> list[tuple[str, bytes]]:
+        headers = [(name, value) for name, value in record.headers.items() if not name.startswith(ERRORS_PREFIX)]
+        headers.append((f"{ERRORS_PREFIX}message", reason.encode("utf-8", "replace")))
+        headers.append((f"{ERRORS_PREFIX}timestamp_ms", b"%d" % record.timestamp_ms))
+        if EVENT_ID not in record.headers:
+            headers.append((EVENT_ID, event_id(record, self._topic).encode()))
+        return headers
 
     async def _deliver(self, record: Record, headers: list[tuple[str, bytes]]) -> None:
         assert self._producer is not None

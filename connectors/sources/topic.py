@@ -15,17 +15,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Sequence
 
 from inferline_stream.connectors import sealing
 from inferline_stream.connectors.sources import delivering
 from inferline_stream.connectors.sources.delivering import Delivery, Event
+from inferline_stream.dataplane.fetched_batches import SkippedBatch
 from inferline_stream.dataplane.following import Record, RecordFollower
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.isolation.confinement import ports_of
 from inferline_stream.pipeline.names import EVENT_ID, HEADER_PREFIX
 from inferline_stream.settings import from_environment
+
+logger = logging.getLogger(__name__)
 
 _WAIT_S = 0.2
 
@@ -47,7 +51,17 @@ async def follow(follower: RecordFollower, delivery: Delivery, stop: asyncio.Eve
     while not stop.is_set():
         records = await follower.batch(_WAIT_S)
         if records:
-            await delivery.deliver([event_of(record, topic, keep_timestamp=keep) for record in records])
+            await delivery.deliver(
+                [
+                    event_of(record, topic, keep_timestamp=keep)
+                    for record in records
+                    if not isinstance(record.value, SkippedBatch)
+                ]
+            )
+            for record in records:
+                if isinstance(record.value, SkippedBatch):
+                    logger.error("%s/%d: left out: %s", topic, record.partition, record.value.reason)
+                    delivery.counts.refused += 1
             await follower.commit()
 
 

@@ -11,6 +11,8 @@ from aiokafka.errors import CorruptRecordException, UnsupportedForMessageFormatE
 from aiokafka.record.default_records import DefaultRecord, DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
+from inferline_stream.broker.decompression import Decompressor, TooLarge, Undecodable
+
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 """Base offset, length, leader epoch, magic, CRC, attributes, last offset delta, first and greatest timestamp,
 producer id, producer epoch, base sequence, number of records."""
@@ -73,8 +75,21 @@ class Batch:
         return _sealed(data, base_offset, delta)
 
     def records(self) -> list[DefaultRecord]:
-        """The records, decompressed."""
-        return list(DefaultRecordBatch(self.data))
+        """The records, decompressed.
+
+        Raises:
+            CorruptRecordException: they cannot be, or not within the bound; Apache Kafka decompresses piece by piece.
+        """
+        data, codec = self.data, self.attributes & _CODEC
+        if codec:
+            try:
+                records = Decompressor().decompress(codec, data[_HEADER.size :])
+            except (TooLarge, Undecodable) as error:
+                raise CorruptRecordException(str(error)) from None
+            head = bytearray(data[: _HEADER.size])
+            struct.pack_into(">h", head, _CHECKED_FROM, self.attributes & ~_CODEC)
+            data = bytes(head) + records
+        return list(DefaultRecordBatch(data))
 
     def only(self, records: Sequence[DefaultRecord]) -> Batch:
         """This batch with some of its records, which keep their offsets; so does the batch."""

@@ -108,6 +108,8 @@ class PartitionLog:
         """Timestamp and offset of the first record at or after a time, or None."""
         for batch in self._batches:
             if batch.max_timestamp_ms >= timestamp_ms and not batch.is_control:
+                if batch.first_timestamp_ms >= timestamp_ms:  # its records need not be decompressed, or cannot be
+                    return batch.first_timestamp_ms, batch.base_offset
                 for record in batch.records():
                     if record.timestamp >= timestamp_ms:
                         return record.timestamp, record.offset

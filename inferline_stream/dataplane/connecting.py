@@ -20,8 +20,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from inferline_stream.dataplane.fetched_batches import are_bounded, bound_batches
 from inferline_stream.errors import Unreachable
-from inferline_stream.settings import KafkaSecurity, kafka_security
+from inferline_stream.settings import KafkaSecurity, from_environment, kafka_security
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ def client_options(bootstrap_servers: str) -> dict[str, Any]:
     Raises:
         UsageError: as `security_of`.
     """
+    if not are_bounded():
+        bound_batches(round(from_environment().decompressed_bytes))
     return {"bootstrap_servers": hosts(bootstrap_servers), **_secured(security_of(bootstrap_servers))}
 
 

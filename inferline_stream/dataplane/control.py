@@ -23,6 +23,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from inferline_stream.dataplane.connecting import client_options, closed, closed_on_failure, unreachable
+from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE
 from inferline_stream.errors import InferlineError, Unreachable
 
 _REQUEST_TIMEOUT_MS = 5_000
@@ -270,7 +271,7 @@ class TopicFollower:
     async def read(self, timeout_s: float = 1.0, most: int | None = None) -> list[Followed]:
         """Records that came since the last call, waiting up to ``timeout_s`` for the first; maybe none."""
         try:
-            batches = await self._consumer.getmany(timeout_ms=int(timeout_s * 1e3), max_records=most)
+            batches = await self._consumer.getmany(timeout_ms=int(timeout_s * 1e3), max_records=most or RECORDS_AT_ONCE)
         except KafkaError as error:
             raise Unreachable(f"topic {self._topic} at {self._where} cannot be read: {error!r}") from None
         return [

@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from inferline_stream.dataplane.connecting import client_options, closed, closed_on_failure, unreachable
+from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE
 from inferline_stream.errors import Unreachable
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class RecordFollower:
             Unreachable: Kafka reports an error that does not pass.
         """
         try:
-            fetched = await self._client.getmany(timeout_ms=round(wait_s * 1e3))
+            fetched = await self._client.getmany(timeout_ms=round(wait_s * 1e3), max_records=RECORDS_AT_ONCE)
         except KafkaError as error:
             raise Unreachable(f"topic {self._topic!r}: cannot be read ({error})") from error
         records = []

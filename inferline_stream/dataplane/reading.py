@@ -22,6 +22,7 @@ from aiokafka.errors import (
 
 from inferline_stream.dataplane.client import KafkaFailed
 from inferline_stream.dataplane.connecting import client_options, closed, started
+from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE
 from inferline_stream.errors import Unreachable
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class StageReader:
             room = self._held.difference(full)
             wanted = (self._control, *(TopicPartition(self._topic, partition) for partition in room))
         try:
-            found = await self._consumer.getmany(*wanted, timeout_ms=round(wait_s * 1000))
+            found = await self._consumer.getmany(*wanted, timeout_ms=round(wait_s * 1000), max_records=RECORDS_AT_ONCE)
         except OffsetOutOfRangeError as error:
             if self._control in error.args[0]:
                 raise KafkaFailed(f"topic {self._control.topic} was cut off or made again") from error

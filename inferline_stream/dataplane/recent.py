@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
+from inferline_stream.dataplane.fetched_batches import SkippedBatch
 from inferline_stream.dataplane.headers import timestamp_us
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.names import Names
@@ -61,7 +62,7 @@ async def recent_sample(
         rng = random.Random(0)  # noqa: S311  draws a sample, keeps no secret
         async with TopicFollower(bootstrap_servers, topic, end_s - SPAN_S, partitions=partitions) as records:
             async for record in records.until(await records.end()):
-                if record.value is None:
+                if record.value is None or type(record.value) is SkippedBatch:
                     continue
                 time_s = _time_s(record, pipeline.source.timestamp_header, end_s)
                 if time_s is None:

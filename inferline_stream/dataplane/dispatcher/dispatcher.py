@@ -32,6 +32,7 @@ from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, Session
+from inferline_stream.dataplane.fetched_batches import bound_batches
 from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
 from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
@@ -67,6 +68,7 @@ class Dispatcher:
         self._connected = connected
         self._routes = routes = spec.routes
         self._settings = settings = Settings(**spec.settings)
+        bound_batches(round(settings.decompressed_bytes))
         self._bounds_s = latency_bounds_s(routes.slo_s)
         self._report = report = new_report(
             spec.dispatcher, spec.incarnation, routes.stage, spec.slot, len(self._bounds_s) + 1

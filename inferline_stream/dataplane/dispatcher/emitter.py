@@ -11,6 +11,7 @@ import msgspec
 from inferline_stream.dataplane.client import Message
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Expired, Outcome, Skipped
+from inferline_stream.dataplane.fetched_batches import SkippedBatch
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DROPPED, LETTERED, REASON, Header, join_headers, letter_headers
 from inferline_stream.dataplane.partitioning import murmur2
@@ -186,6 +187,8 @@ class Emitter:
 
         Where that is not enough, the user's own headers go too, and the key.
         """
+        if type(value) is SkippedBatch:
+            return key, None, [*headers, (ERRORS_PREFIX + "cut_bytes", b"%d" % value.fetched_bytes)]
         limit = self._limit(topic)
         if record_bytes(key, value, headers) <= limit:
             return key, value, headers

@@ -12,6 +12,7 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
 from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Skipped
 from inferline_stream.dataplane.dispatcher.partition import Partition
+from inferline_stream.dataplane.fetched_batches import SkippedBatch
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import LATEST_MS, Found, event_headers, read_headers, timestamp_us
 from inferline_stream.dataplane.routes import Routes
@@ -76,6 +77,9 @@ class Intake:
 
     def _take_in(self, partition: Partition, record: Any) -> None:
         found = read_headers(record.headers, entry=self._is_entry)
+        if type(record.value) is SkippedBatch:
+            self._ended(self._event(partition, record, found), Failed(record.value.kind, record.value.reason, ""))
+            return
         if found.version != self._routes.version and self._is_foreign(found):
             self._ended(self._event(partition, record, found), _foreign(found, self._routes))
             return

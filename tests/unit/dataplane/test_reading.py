@@ -30,7 +30,9 @@ class Consumer:
         self._client = SimpleNamespace(cluster=SimpleNamespace(leader_for_partition=lambda tp: 1))
         self._fetcher = SimpleNamespace(_fetch_max_wait_ms=0)
 
-    async def getmany(self, *wanted: TopicPartition, timeout_ms: int) -> dict[TopicPartition, Sequence[str]]:
+    async def getmany(
+        self, *wanted: TopicPartition, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, Sequence[str]]:
         found = {}
         for tp, records in self.records.items():
             state = self.states[tp]

@@ -1,0 +1,243 @@
+"""Batches of records as they were fetched: unpacked within bounds, and replaced by a note where they cannot be.
+
+aiokafka unpacks whatever was fetched in one go, and raises where it cannot: one batch of a few kilobytes could take all
+memory, or be fetched for ever. `bound_batches` puts the classes of this module in the place of aiokafka's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.record.legacy_records import LegacyRecordBatch
+from aiokafka.record.util import calc_crc32c
+
+from inferline_stream.broker.decompression import LIMIT_BYTES, Decompressor, TooLarge, Undecodable
+
+RECORDS_AT_ONCE = 4096
+"""Records that one call takes out of what was fetched: small ones cost a hundred times their size in memory."""
+
+EXPANDED_AT_ONCE_BYTES = 4 * 1024 * 1024
+"""Bytes that decompression may add in one turn of the event loop, over all partitions; the first batch always passes.
+What is left of a fetch then is fetched again."""
+
+_HEAD = struct.Struct(">qiibIhiqqqhii")
+"""Base offset, length, leader epoch, magic, CRC, attributes, last offset delta, first and greatest timestamp, producer
+id, producer epoch, base sequence, number of records: the head of a batch of format 2."""
+
+_BEFORE_LENGTH_BYTES, _MAGIC_AT, _CHECKED_FROM, _ATTRIBUTES_AT = 12, 16, 21, 21
+_CODEC, _TRANSACTIONAL, _CONTROL = 0x07, 0x10, 0x20
+
+
+class SkippedBatch(bytes):
+    """The value, empty, of the one record that stands for a batch which cannot be unpacked. No producer can send one.
+
+    The record has the batch's last offset. Keys and headers are empty.
+    """
+
+    kind: str
+    """BatchTooLarge or BatchUnreadable."""
+    reason: str
+    """Which offsets, and why, in words."""
+    fetched_bytes: int
+
+    @classmethod
+    def of(cls, batch: FetchedBatch, kind: str, why: str) -> SkippedBatch:
+        """Make the note on a batch."""
+        note = cls()
+        last = batch.next_offset - 1
+        note.kind, note.fetched_bytes = kind, batch.fetched_bytes
+        note.reason = f"the batch of offsets {batch.base_offset} to {last}, {batch.fetched_bytes} bytes as sent, {why}"
+        return note
+
+
+class _Note(NamedTuple):
+    """A record as aiokafka's fetcher wants it, in the place of a batch."""
+
+    offset: int
+    timestamp: int
+    value: SkippedBatch
+    timestamp_type: int = 0
+    key: None = None
+    checksum: None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class _Allowance:
+    """What decompression may still add in this turn of the event loop."""
+
+    def __init__(self) -> None:
+        self.left_bytes = EXPANDED_AT_ONCE_BYTES
+
+    def spend(self, size_bytes: int) -> None:
+        if self.left_bytes == EXPANDED_AT_ONCE_BYTES:
+            asyncio.get_running_loop().call_soon(self._renew)
+        self.left_bytes -= max(1, size_bytes)
+
+    def _renew(self) -> None:
+        self.left_bytes = EXPANDED_AT_ONCE_BYTES
+
+
+class Unpacker:
+    """Unpacks batches for every consumer of the process.
+
+    Args:
+        limit_bytes: largest size of a batch's records.
+    """
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._decompressor = Decompressor(limit_bytes)
+        self._allowance = _Allowance()
+
+    def exhausted(self) -> bool:
+        """Return whether no batch may be unpacked before the event loop's next turn."""
+        return self._allowance.left_bytes <= 0
+
+    def records(self, batch: FetchedBatch) -> Iterator[Any]:
+        """Return the records of a batch; the note where they end before the batch does."""
+        try:
+            yield from batch.unpacked(self._expand)
+        except TooLarge:
+            most = self._decompressor.limit_bytes
+            why = f"expands to more than {most} bytes (decompressed_bytes)"
+            yield batch.note("BatchTooLarge", why)
+        except (Undecodable, CorruptRecordException, ValueError, LookupError, OverflowError, struct.error) as error:
+            # Its checksum is right: it would look the same whenever it is fetched.
+            yield batch.note("BatchUnreadable", f"cannot be read: {error or type(error).__name__}")
+
+    def _expand(self, codec: int, data: bytes) -> bytes:
+        expanded = self._decompressor.decompress(codec, data)
+        self._allowance.spend(len(expanded) - len(data))
+        return expanded
+
+
+class FetchedBatch:
+    """One batch as aiokafka's fetcher wants it.
+
+    Args:
+        data: the batch, head included, of format 2.
+        unpacker: of the process.
+    """
+
+    __slots__ = (
+        "_attributes", "_crc", "_data", "_first_ms", "_records", "_unpacker", "base_offset", "next_offset",
+        "producer_id",
+    )  # fmt: skip
+
+    def __init__(self, data: bytes, unpacker: Unpacker) -> None:
+        head = _HEAD.unpack_from(data)
+        self._data = data
+        self._unpacker = unpacker
+        self._crc, self._attributes, self._first_ms = head[4], head[5], head[7]
+        self.base_offset: int = head[0]
+        self.next_offset: int = head[0] + head[6] + 1
+        self.producer_id: int = head[9]
+        self._records: Iterator[Any] | None = None
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Its size as it was produced."""
+        return len(self._data)
+
+    @property
+    def is_transactional(self) -> bool:
+        """Whether its records count only once their transaction is committed."""
+        return bool(self._attributes & _TRANSACTIONAL)
+
+    @property
+    def is_control_batch(self) -> bool:
+        """Whether it is a transaction's marker."""
+        return bool(self._attributes & _CONTROL)
+
+    def validate_crc(self) -> bool:
+        """Return whether it arrived as it was produced."""
+        return bool(calc_crc32c(self._data[_CHECKED_FROM:]) == self._crc)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._unpacker.records(self)
+
+    def __next__(self) -> Any:
+        if self._records is None:
+            self._records = iter(self)
+        return next(self._records)
+
+    def unpacked(self, expand: Any) -> Iterator[Any]:
+        """Return aiokafka's iterator over the records."""
+        data, codec = self._data, self._attributes & _CODEC
+        if codec:
+            head = bytearray(data[: _HEAD.size])
+            struct.pack_into(">h", head, _ATTRIBUTES_AT, self._attributes & ~_CODEC)
+            data = bytes(head) + expand(codec, data[_HEAD.size :])
+        return iter(DefaultRecordBatch(data))
+
+    def note(self, kind: str, why: str) -> _Note:
+        """Return the record that stands for the batch, or for what is left of it."""
+        return _Note(self.next_offset - 1, self._first_ms, SkippedBatch.of(self, kind, why))
+
+
+class FetchedBatches:
+    """The batches that a fetch brought of one partition; takes the place of aiokafka's `MemoryRecords`.
+
+    Args:
+        data: as fetched; the last batch may be cut off.
+        unpacker: of the process.
+    """
+
+    def __init__(self, data: bytes | None, unpacker: Unpacker) -> None:
+        self._data = data or b""
+        self._unpacker = unpacker
+        self._at = 0
+        self._is_begun = False
+
+    def size_in_bytes(self) -> int:
+        """Return the size of what was fetched."""
+        return len(self._data)
+
+    def has_next(self) -> bool:
+        """Return whether there is a whole batch, and it may be unpacked now."""
+        if self._is_begun and self._unpacker.exhausted():
+            return False
+        self._is_begun = True  # the fetcher asks once when the data comes, and unpacks later
+        return self._end() <= len(self._data)
+
+    def next_batch(self) -> Any:
+        """Return the next batch."""
+        batch = self._data[self._at : self._end()]
+        self._at += len(batch)
+        if len(batch) <= _MAGIC_AT:
+            raise CorruptRecordException(f"a batch of {len(batch)} bytes")
+        if batch[_MAGIC_AT] < 2:
+            return LegacyRecordBatch(batch, batch[_MAGIC_AT])  # no producer that a broker of today knows writes it
+        if len(batch) < _HEAD.size:
+            raise CorruptRecordException(f"a batch of {len(batch)} bytes")
+        return FetchedBatch(batch, self._unpacker)
+
+    def _end(self) -> int:
+        if len(self._data) - self._at < _BEFORE_LENGTH_BYTES:
+            return len(self._data) + 1
+        length: int = struct.unpack_from(">i", self._data, self._at + 8)[0]
+        if length < 0:
+            raise CorruptRecordException(f"a batch of {length} bytes")
+        return self._at + _BEFORE_LENGTH_BYTES + length
+
+
+def bound_batches(limit_bytes: int) -> None:
+    """Have every consumer of this process unpack batches within bounds.
+
+    aiokafka has no place to pass this in; its fetcher finds the class by its name.
+
+    Args:
+        limit_bytes: largest size of a batch's records.
+    """
+    fetcher.MemoryRecords = partial(FetchedBatches, unpacker=Unpacker(limit_bytes))
+
+
+def are_bounded() -> bool:
+    """Return whether `bound_batches` was called."""
+    return isinstance(fetcher.MemoryRecords, partial)

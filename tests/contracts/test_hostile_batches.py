@@ -1,0 +1,62 @@
+"""Batches that nobody should unpack, through a pool, on Apache Kafka and on the embedded broker alike."""
+
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from inferline_stream.dataplane.dead_letters import send_again
+from inferline_stream.testing.director import Director
+from tests.contracts.pooled import PASSING
+
+BOMB = [bytes(1 << 20)] * 64  # 64 MiB, of which a few kilobytes are sent
+
+
+async def send_batch(director: Director, codec: str, values: list[bytes]) -> int:
+    """Send values as one batch; returns the first offset."""
+    topic = director.names.topic(director.pipeline.source.name)
+    producer = AIOKafkaProducer(
+        bootstrap_servers=director.bootstrap_servers,
+        compression_type=codec,
+        max_batch_size=1 << 30,
+        max_request_size=1 << 30,
+    )
+    async with producer:
+        batch = producer.create_batch()
+        for value in values:
+            assert batch.append(key=None, value=value, timestamp=None) is not None
+        sent = await producer.send_batch(batch, topic, partition=0)
+        return (await sent).offset
+
+
+def resident_kb(pid: int) -> int:
+    """Most memory that a process has had."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1])
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+async def test_a_batch_that_expands_too_far_is_one_dead_letter_and_kills_nobody(kafka, codec):
+    async with Director(kafka.bootstrap_servers, PASSING, partitions={"work": 1}) as director:
+        await director.put([b"before"])
+        await director.start()
+        await director.caught_up()
+        before_kb = resident_kb(await director.pid(director.dispatcher("work")))
+        first = await send_batch(director, codec, BOMB)
+        await director.put([b"after"])
+        await director.until(lambda: director.total("work", "events") == 3, "the batch and its neighbours are done")
+        await director.caught_up()
+        grown_kb = resident_kb(await director.pid(director.dispatcher("work"))) - before_kb
+        letters = await director.letters("work")
+        results = await director.results()
+        again = await send_again(kafka.bootstrap_servers, director.pipeline, director.prefix)
+        exits = list(director.exits)
+    assert len(results) == 2
+    (letter,) = letters
+    told = {name.removeprefix("__inferline.errors."): value.decode() for name, value in letter.headers}
+    assert (letter.value, told["type"], told["partition"]) == (None, "BatchTooLarge", "0")
+    assert f"the batch of offsets {first} to {first + 63}, {told['cut_bytes']} bytes as sent" in told["message"]
+    assert told["offset"] == str(first + 63)
+    assert (len(again.sent), len(again.cut)) == (0, 1), "there is nothing in it to send again"
+    assert grown_kb < 40 * 1024
+    assert exits == []
