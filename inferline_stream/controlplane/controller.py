@@ -264,9 +264,9 @@ class Controller:
         return dispatcher.started_s < self.fleet.newest_code_s and dispatcher.stage not in self.fleet.older
 
     async def _obey(self, control: TopicFollower) -> None:
-        for record in await control.read(1.0):
-            override = decode_override(record.value) if record.value else None
-            self.deciding.set_by_people((record.key or b"").decode(), override)
+        records = await control.read(1.0)
+        for entry in self.running.unreadable.readable_by_key(records, decode_override):
+            self.deciding.set_by_people(entry.key, entry.value)
 
     # -- what goes out -------------------------------------------------------------------------------
 
@@ -341,6 +341,7 @@ class Controller:
             state,
             plan_feasible=self.deciding.plan_feasible,
             failures=self.failures,
+            unreadable=dict(self.running.unreadable.counts),
         )
 
     async def retire(self, stages: Collection[str], deadline_s: float) -> None:

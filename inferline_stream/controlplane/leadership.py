@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from inferline_stream.controlplane.unreadable import Unreadable
 from inferline_stream.dataplane.control import (
     Followed,
     LeaderProducer,
@@ -46,32 +47,40 @@ class Log:
     grants: tuple[Grant, ...]
     """Newest of each slot."""
     heartbeat: LeaderHeartbeat | None
+    """None where there is none, and where the newest cannot be read: a newer release's."""
     heartbeat_age_s: float
     """By the record's timestamp; infinite if there is none."""
 
 
-def read_log(records: Sequence[Followed], now_s: float) -> Log:
+def read_log(records: Sequence[Followed], now_s: float, unreadable: Unreadable) -> Log:
     """The newest record of each key.
 
     Args:
         records: of the assignments topic, in order.
         now_s: seconds since the epoch.
+        unreadable: reads them.
     """
     grants: dict[str, Grant] = {}
-    heartbeat, age_s = None, float("inf")
-    for record in records:
-        key = (record.key or b"").decode()
-        if not record.value:
-            grants.pop(key, None)
-            if key == LEADER_KEY:
-                heartbeat, age_s = None, float("inf")
-            continue
-        control = decode_control(record.value)
-        if isinstance(control, LeaderHeartbeat):
-            heartbeat, age_s = control, now_s - record.time_ms / 1e3
+    heartbeat = None
+    for entry in unreadable.readable_by_key(records, _assigned):
+        if isinstance(entry.value, Grant):
+            grants[entry.key] = entry.value
+        elif entry.key == LEADER_KEY:
+            heartbeat = entry.value
         else:
-            grants[key] = control
+            grants.pop(entry.key, None)
+    last = next((record for record in reversed(records) if record.key == LEADER_KEY.encode()), None)
+    # One that cannot be read shows all the same that somebody leads.
+    age_s = float("inf") if last is None or not last.value else now_s - last.time_ms / 1e3
     return Log(tuple(grants.values()), heartbeat, age_s)
+
+
+def _assigned(key: str, value: bytes) -> Grant | LeaderHeartbeat:
+    control: Grant | LeaderHeartbeat = decode_control(value)
+    own = LEADER_KEY if isinstance(control, LeaderHeartbeat) else grant_key(control.stage, control.slot)
+    if key != own:
+        raise ValueError(f"the key {key!r} is not its own, {own!r}")
+    return control
 
 
 class Leadership:
@@ -81,13 +90,17 @@ class Leadership:
         bootstrap_servers: host:port, comma separated.
         names: of the pipeline.
         controller: name of this controller, unique per process.
+        unreadable: reads what others have written.
 
     Raises:
         Unreachable: Kafka does not answer.
     """
 
-    def __init__(self, bootstrap_servers: str, names: Names, controller: str) -> None:
+    def __init__(
+        self, bootstrap_servers: str, names: Names, controller: str, unreadable: Unreadable | None = None
+    ) -> None:
         self._bootstrap_servers, self._names, self.controller = bootstrap_servers, names, controller
+        self._unreadable = unreadable or Unreadable()
         self._producer = self._new_producer()
         self._broken = False
         self._writing = asyncio.Lock()
@@ -108,7 +121,7 @@ class Leadership:
             await self._producer.__aenter__()  # from here on nobody else writes
             try:
                 records += await follower.read_to(await follower.end())
-                self.log = read_log(records, time.time())
+                self.log = read_log(records, time.time(), self._unreadable)
                 self.term = 1 + (self.log.heartbeat.term if self.log.heartbeat else 0)
                 self.term = max([self.term, *(grant.term + 1 for grant in self.log.grants)])
                 await self.heartbeat()
@@ -119,14 +132,14 @@ class Leadership:
         return self
 
     async def _wait_for_silence(self, follower: TopicFollower, records: list[Followed]) -> None:
-        log = read_log(records, time.time())
-        if log.heartbeat is None:
+        log = read_log(records, time.time(), self._unreadable)
+        if log.heartbeat_age_s == float("inf"):
             return
         if log.heartbeat_age_s <= TAKE_OVER_AFTER_S:
             logger.warning(
                 "controller %s leads %s: standing by until it falls silent "
                 "(`deploy` brings newer code into its replicas)",
-                log.heartbeat.controller, self._names.pipeline,
+                log.heartbeat.controller if log.heartbeat else "of a newer release", self._names.pipeline,
             )  # fmt: skip
         loop = asyncio.get_running_loop()
         heard_s = loop.time() - min(max(0.0, log.heartbeat_age_s), TAKE_OVER_AFTER_S - LISTEN_S)
@@ -141,9 +154,9 @@ class Leadership:
                 heard_s, patience_s = loop.time(), AFTER_OUTAGE_S
                 continue
             records += new
-            if any((r.key or b"").decode() == LEADER_KEY for r in new):
+            if heartbeats := [record for record in new if record.key == LEADER_KEY.encode()]:
                 heard_s, patience_s = loop.time(), TAKE_OVER_AFTER_S
-                if read_log(new, time.time()).heartbeat is None:  # it left in order
+                if not heartbeats[-1].value:  # it left in order
                     return
             elif loop.time() - asked_s > SLOW_S:
                 heard_s, patience_s = loop.time(), AFTER_OUTAGE_S  # where Kafka is silent, so is a leader that lives
@@ -184,13 +197,13 @@ class Leadership:
         await self._producer.__aexit__(None, None, None)
         async with TopicFollower(self._bootstrap_servers, self._names.assignments) as follower:
             records = await follower.read_to(await follower.end())
-            log = read_log(records, time.time())
+            log = read_log(records, time.time(), self._unreadable)
             if log.heartbeat is None or log.heartbeat.controller != self.controller:
                 raise LeadershipLost("another controller leads: this one stops")
             self._producer = self._new_producer()
             await self._producer.__aenter__()
             records += await follower.read_to(await follower.end())
-        self.log = read_log(records, time.time())
+        self.log = read_log(records, time.time(), self._unreadable)
         self.term += 1
         self.renewals += 1
         self._broken = False
@@ -218,4 +231,4 @@ async def leads(bootstrap_servers: str, names: Names) -> bool:
     """
     async with TopicFollower(bootstrap_servers, names.assignments) as follower:
         records = await follower.read_to(await follower.end())
-    return read_log(records, time.time()).heartbeat_age_s <= TAKE_OVER_AFTER_S
+    return read_log(records, time.time(), Unreadable()).heartbeat_age_s <= TAKE_OVER_AFTER_S

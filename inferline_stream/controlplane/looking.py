@@ -103,8 +103,9 @@ async def read_notes(running: Running, asked_from_s: float) -> Notes:
     notes = Notes()
     async with TopicFollower(running.bootstrap_servers, running.names.arrivals, asked_from_s - TRAFFIC_S) as follower:
         async for record in follower.until(await follower.end()):
-            if record.value:
-                notes.take(decode_ticks(record.value))
+            for entry in running.unreadable.readable([record], decode_ticks):
+                if entry.value is not None:
+                    notes.take(entry.value)
     return notes
 
 

@@ -16,9 +16,9 @@ from inferline_stream.controlplane.records import (
     PLAN_KEY,
     WANTED_KEY,
     StoredDecision,
-    decode_decision,
+    StoredPlan,
     decode_override,
-    decode_plan,
+    decode_stored,
 )
 from inferline_stream.controlplane.recovery import Found, find, find_arrivals
 from inferline_stream.controlplane.reports import RECENT_S
@@ -28,13 +28,13 @@ from inferline_stream.controlplane.tuning import windows_of
 from inferline_stream.controlplane.watching import Watching
 from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
 from inferline_stream.dataplane.reports import decode_report
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.observability.state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import independent_paths, shape_of
+from inferline_stream.pipeline.shape import Shape, independent_paths, shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.planner.document import plan_from_bytes
 from inferline_stream.settings import Settings
@@ -73,11 +73,11 @@ class Observer:
             began_s = loop.time()
             await self.watching.sample()
             await self.watching.lags()
-            for record in await self.decisions.read(0.0):
-                self._decided((record.key or b"").decode(), record.value)
-            for record in await self.control.read(0.0):
-                override = decode_override(record.value) if record.value else None
-                self.overrides = self.overrides.with_record((record.key or b"").decode(), override)
+            unreadable = self.running.unreadable
+            for stored in unreadable.readable_by_key(await self.decisions.read(0.0), decode_stored):
+                self._decided(stored.key, stored.value)
+            for change in unreadable.readable_by_key(await self.control.read(0.0), decode_override):
+                self.overrides = self.overrides.with_record(change.key, change.value)
             self._leader += await self.assignments.read(0.0)
             await self._hear()
             if loop.time() >= end_s:
@@ -89,11 +89,11 @@ class Observer:
         shift_s = asyncio.get_running_loop().time() - time.time()
         records = sorted(await self.reports.read(0.05), key=lambda record: record.time_ms)
         looked_s = None
-        for record in records:
-            if not record.value or (report := decode_report(record.value)).stage not in self.picture.offsets:
+        for entry in self.running.unreadable.readable(records, decode_report):
+            if entry.value is None or entry.value.stage not in self.picture.offsets:
                 continue
-            heard_s = record.time_ms / 1e3 + shift_s
-            self.picture.reports.add(report, heard_s)
+            heard_s = entry.record.time_ms / 1e3 + shift_s
+            self.picture.reports.add(entry.value, heard_s)
             if looked_s is None or heard_s - looked_s >= 1.0:
                 looked_s = heard_s
                 self._state_at(heard_s)
@@ -102,29 +102,30 @@ class Observer:
             if now_s - last_s > self.running.settings.dead_after_s:
                 self.picture.reports.lose(name)
 
-    def _decided(self, key: str, value: bytes | None) -> None:
-        if value is None:
-            return
-        if key == WANTED_KEY:
-            self.wanted = flat(decode_decision(value).replicas)
-        elif key == PLAN_KEY:
-            plan = plan_from_bytes(bytes(decode_plan(value).plan), "the decisions topic")
+    def _decided(self, key: str, stored: StoredPlan | StoredDecision | None) -> None:
+        if isinstance(stored, StoredPlan):
+            if key != PLAN_KEY:
+                self.picture.planned(stored)
+                return
+            plan = plan_from_bytes(bytes(stored.plan), "the decisions topic")
+            _of_these_stages(plan, self.picture.shape)
             self.picture.adopt(plan, self.picture.measured, windows_of(plan, self.running.settings))
-        elif key.startswith(PLAN_KEY):
-            self.picture.planned(decode_plan(value))
-        else:
-            self.picture.decided(_record(decode_decision(value)))
+        elif stored is not None:
+            if key == WANTED_KEY:
+                self.wanted = flat(stored.replicas)
+            else:
+                self.picture.decided(_record(stored))
 
     def leader(self) -> Log:
         """What the controller has last told, and how long ago."""
-        log = read_log(self._leader, time.time())
+        log = read_log(self._leader, time.time(), self.running.unreadable)
         self._leader = self._leader[-1000:]
         return log
 
     def _state(self) -> PipelineState:
         state, log = self._state_at(asyncio.get_running_loop().time()), self.leader()
         ages = dict(state.input_age_s)
-        if log.heartbeat is not None:
+        if log.heartbeat_age_s < float("inf"):
             ages["controller"] = log.heartbeat_age_s
         return replace(state, input_age_s=ages, term=log.heartbeat.term if log.heartbeat else 0)
 
@@ -139,7 +140,7 @@ class Observer:
         )
         prices = {name: kind.price_per_hour for name, kind in picture.catalogue.items()}
         held = sum(c.ready * prices[c.hardware] for stage in state.stages for c in stage.replicas)
-        return replace(state, cost_per_hour=held)
+        return replace(state, cost_per_hour=held, unreadable=dict(self.running.unreadable.counts))
 
 
 @asynccontextmanager
@@ -166,10 +167,11 @@ async def observing(
                 f"no pipeline {pipeline.name!r} has run on Kafka at {bootstrap_servers}"
                 + (f" under the prefix {prefix!r}" if prefix else "; was it run with a --prefix?")
             )
-        found = await find(bootstrap_servers, names)
+        found = await find(bootstrap_servers, names, running.unreadable)
         plan = _plan(found)
         if plan is None:
             raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; try again in a moment")
+        _of_these_stages(plan, shape)
         partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
         picture = Picture(
             pipeline.name,
@@ -203,6 +205,19 @@ async def observing(
             yield Observer(
                 running, picture, watching, reports, decisions, control, assignments, found.overrides, wanted, leader
             )
+
+
+def _of_these_stages(plan: Plan, shape: Shape) -> None:
+    """Refuse a plan that another topology was run with.
+
+    Raises:
+        UsageError: for such a plan.
+    """
+    if plan.allocations.keys() != set(shape.stages):
+        raise UsageError(
+            f"the pipeline {plan.pipeline!r} that runs there has the stages {', '.join(plan.allocations)}, this "
+            f"topology has {', '.join(shape.stages)}: give the topology that runs"
+        )
 
 
 def _plan(found: Found) -> Plan | None:

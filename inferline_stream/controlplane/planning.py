@@ -144,7 +144,7 @@ class Planning:
             catalogue=self._catalogue(now_s),
             source_partitions=picture.partitions[min(self.running.entries)],
             max_batch_sizes=self.max_batch_sizes,
-            ticks=[record.value for record in records if record.value],
+            ticks=records,
             saves_share=settings.planner_saves_share,
             effort_s=settings.planner_effort_s,
         )

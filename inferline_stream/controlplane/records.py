@@ -1,4 +1,8 @@
-"""What the control plane keeps in Kafka: arrivals, plans, decisions, overrides. JSON, each with a version."""
+"""What the control plane keeps in Kafka: arrivals, plans, decisions, overrides. JSON, each with a version.
+
+The decoders raise ValueError (of a plan `InvalidTopology`) for what no release up to this one writes, so that what they
+return can be used without another look. `Unreadable` is the door through which everything goes that is read back.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from inferline_stream.pipeline.names import WIRE_VERSION
+from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 from inferline_stream.pipeline.version import Structure
+from inferline_stream.planner.document import plan_from_bytes
 
 
 class ArrivalTicks(msgspec.Struct, frozen=True):
@@ -29,6 +34,14 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
     told: list[tuple[float, str, float | None]] = []
     """What it was told then for the first time, (milliseconds since the epoch, name, figure); see `replay.looks`."""
     version: int = WIRE_VERSION
+
+    def __post_init__(self) -> None:
+        if len(self.times_ms) != len(self.ends):
+            raise ValueError(f"{len(self.times_ms)} times, {len(self.ends)} rows of end offsets")
+        if any(not 0 <= end < _MOST for row in (self.previous, *self.ends) for end in row):
+            raise ValueError("an end offset is out of range")
+        if any(not 0 <= t < _MOST for t in (self.previous_ms, *self.times_ms, *self.asked_ms)):
+            raise ValueError("a time is out of range")
 
 
 class StoredPlan(msgspec.Struct, frozen=True):
@@ -92,11 +105,32 @@ class Override(msgspec.Struct, frozen=True):
     who: str = ""
     version: int = WIRE_VERSION
 
+    def __post_init__(self) -> None:
+        whole = self.kind in ("scale", "standby", "stock")
+        for count in (self.minimum, self.maximum, self.value if whole else None):
+            if count is not None and not (0 <= count <= _MOST_REPLICAS and count == int(count)):
+                raise ValueError(f"{count} is no number of replicas")
+        if self.kind not in ("pause", "limits") and self.value is None:
+            raise ValueError(f"{self.kind} has no value")
+        if self.value is not None and not (0 if self.kind != "slo" else 1e-6) <= self.value < _MOST:
+            raise ValueError(f"{self.kind} is {self.value:g}")
+        if self.until_s is not None:
+            _check_time(self.until_s)
+
     @property
     def key(self) -> str:
         """The override that this one replaces."""
         return f"{self.kind}/{self.subject}" if self.subject else self.kind
 
+
+_MOST = 2**53
+"""Offsets, times and numbers stay below this, so that a float holds each exactly."""
+
+_LAST_S = 250_000_000_000
+"""Seconds since the epoch: the calendar of Python ends soon after."""
+
+_MOST_REPLICAS = 1_000_000
+"""More is a mistake of whoever wrote it, and no counter can overflow below."""
 
 DECISIONS_KEPT = 500
 """Decisions that stay in the compacted topic; older ones are taken out as new ones come."""
@@ -123,10 +157,55 @@ def encode(record: ArrivalTicks | StoredPlan | StoredDecision | Override) -> byt
     return msgspec.json.encode(record)
 
 
-decode_ticks = msgspec.json.Decoder(ArrivalTicks).decode
-decode_plan = msgspec.json.Decoder(StoredPlan).decode
-decode_decision = msgspec.json.Decoder(StoredDecision).decode
-decode_override = msgspec.json.Decoder(Override).decode
+_ticks = msgspec.json.Decoder(ArrivalTicks)
+_plan = msgspec.json.Decoder(StoredPlan)
+_decision = msgspec.json.Decoder(StoredDecision)
+_override = msgspec.json.Decoder(Override)
+
+
+def decode_ticks(value: bytes) -> ArrivalTicks:
+    """A record of the arrivals topic."""
+    ticks = _ticks.decode(value)
+    check_version(ticks.version)
+    return ticks
+
+
+def decode_stored(key: str, value: bytes) -> StoredPlan | StoredDecision:
+    """A record of the decisions topic: a plan that fits together, or a decision."""
+    if key.startswith(PLAN_KEY):
+        plan = _plan.decode(value)
+        check_version(plan.version)
+        _in_range(plan.number, plan.term)
+        _check_time(plan.time_s)
+        plan_from_bytes(bytes(plan.plan), "a stored plan")
+        return plan
+    decision = _decision.decode(value)
+    check_version(decision.version)
+    counts = [count for kinds in decision.replicas.values() for count in kinds.values()]
+    _in_range(decision.number, decision.term, *counts)
+    _check_time(decision.time_s)
+    if key not in (WANTED_KEY, decision_key(decision.number)):
+        raise ValueError(f"the key {key!r} is not its own")
+    return decision
+
+
+def decode_override(key: str, value: bytes) -> Override:
+    """A record of the control topic."""
+    override = _override.decode(value)
+    check_version(override.version)
+    if key != override.key:
+        raise ValueError(f"the key {key!r} is not its own, {override.key!r}")
+    return override
+
+
+def _check_time(time_s: float) -> None:
+    if not 0 <= time_s < _LAST_S:
+        raise ValueError(f"{time_s:g} is no time")
+
+
+def _in_range(*numbers: float) -> None:
+    if any(not 0 <= number < _MOST for number in numbers):
+        raise ValueError("a number is out of range")
 
 
 def merged(records: Iterable[ArrivalTicks]) -> list[tuple[float, list[int]]]:

@@ -19,13 +19,13 @@ from inferline_stream.controlplane.records import (
     WANTED_KEY,
     StoredDecision,
     StoredPlan,
-    decode_decision,
     decode_override,
-    decode_plan,
+    decode_stored,
     decode_ticks,
     merged,
 )
 from inferline_stream.controlplane.running import Running
+from inferline_stream.controlplane.unreadable import Unreadable
 from inferline_stream.dataplane.control import OffsetReader, TopicFollower
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
@@ -72,35 +72,48 @@ class Found:
         return None if self.plan is None else plan_from_bytes(bytes(self.plan.plan), "the decisions topic")
 
 
-async def find(bootstrap_servers: str, names: Names) -> Found:
+async def find(bootstrap_servers: str, names: Names, unreadable: Unreadable | None = None) -> Found:
     """Read what earlier terms have written.
+
+    Args:
+        bootstrap_servers: host:port, comma separated.
+        names: of the pipeline.
+        unreadable: reads it, and counts what cannot be read.
 
     Raises:
         Unreachable: Kafka does not answer.
     """
+    unreadable = unreadable or Unreadable()
     plan, wanted = None, None
     decisions: dict[str, StoredDecision] = {}
     plans: dict[str, StoredPlan] = {}
     async with TopicFollower(bootstrap_servers, names.decisions) as follower:
-        for record in await follower.read_to(await follower.end()):
-            key = (record.key or b"").decode()
+        records = await follower.read_to(await follower.end())
+    for entry in unreadable.readable_by_key(records, decode_stored):
+        key, stored = entry.key, entry.value
+        if isinstance(stored, StoredPlan):
             if key == PLAN_KEY:
-                plan = decode_plan(record.value) if record.value else None
-            elif key == WANTED_KEY:
-                wanted = flat(decode_decision(record.value).replicas) if record.value else None
-            elif key.startswith(PLAN_KEY):
-                plans.pop(key, None)
-                if record.value:
-                    plans[key] = decode_plan(record.value)
-            elif record.value:
-                decisions[key] = decode_decision(record.value)
+                plan = stored
             else:
-                decisions.pop(key, None)
+                plans.pop(key, None)
+                plans[key] = stored
+        elif stored is not None:
+            if key == WANTED_KEY:
+                wanted = flat(stored.replicas)
+            else:
+                decisions[key] = stored
+        elif key == PLAN_KEY:
+            plan = None
+        elif key == WANTED_KEY:
+            wanted = None
+        else:
+            plans.pop(key, None)
+            decisions.pop(key, None)
     overrides = Overrides()
     async with TopicFollower(bootstrap_servers, names.control) as follower:
-        for record in await follower.read_to(await follower.end()):
-            override = decode_override(record.value) if record.value else None
-            overrides = overrides.with_record((record.key or b"").decode(), override)
+        records = await follower.read_to(await follower.end())
+        for change in unreadable.readable_by_key(records, decode_override):
+            overrides = overrides.with_record(change.key, change.value)
         control_offset = (await follower.position())[0]
     ordered = tuple(sorted(decisions.values(), key=lambda d: d.number))
     history = tuple(sorted(plans.values(), key=lambda p: p.number))
@@ -125,7 +138,8 @@ async def find_arrivals(
     shift_s = asyncio.get_running_loop().time() - began_s
     async with TopicFollower(running.bootstrap_servers, running.names.arrivals, began_s - since_s) as follower:
         records = await follower.read_to(await follower.end())
-    ticks = [tick for tick in merged(decode_ticks(r.value) for r in records if r.value) if len(tick[1]) == partitions]
+    entries = running.unreadable.readable(records, decode_ticks)
+    ticks = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
     if not ticks:
         return np.empty(0)
     times = [growth.sample(time_s + shift_s, ends) for time_s, ends in ticks]

@@ -10,6 +10,8 @@ import numpy as np
 
 from inferline_stream.controlplane.arrivals import LogGrowth
 from inferline_stream.controlplane.records import decode_ticks, merged
+from inferline_stream.controlplane.unreadable import Unreadable
+from inferline_stream.dataplane.control import Followed
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
@@ -57,7 +59,7 @@ class Inputs:
     catalogue: Mapping[str, Hardware]
     source_partitions: int
     max_batch_sizes: Mapping[str, int]
-    ticks: Sequence[bytes]
+    ticks: Sequence[Followed]
     saves_share: float
     effort_s: float
 
@@ -136,14 +138,15 @@ def _quantile_s(inputs: Inputs, trace: Trace) -> float:
     return found.quantile_s(inputs.objective)
 
 
-def recorded(ticks: Sequence[bytes], partitions: int) -> Trace:
+def recorded(ticks: Sequence[Followed], partitions: int) -> Trace:
     """Arrivals as the records of the arrivals topic tell them, spread over the time between two samples.
 
     Args:
-        ticks: the records' values, in order.
+        ticks: the records, in order.
         partitions: of the source topic; records that tell of another number are left out.
     """
     growth = LogGrowth()
-    log = [entry for entry in merged(decode_ticks(value) for value in ticks) if len(entry[1]) == partitions]
+    entries = Unreadable().readable(ticks, decode_ticks)
+    log = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
     joined = np.concatenate([np.empty(0), *(growth.sample(time_s, ends) for time_s, ends in log)])
     return Trace(joined - joined[0] if joined.size else joined)

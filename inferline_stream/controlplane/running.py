@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from inferline_stream.controlplane.unreadable import Unreadable
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
@@ -25,6 +26,7 @@ class Running:
         advisory: decide without acting.
         delivery: how results get into the sink.
         arrivals: what tells of the source's arrivals; see `Topic`.
+        unreadable: reads what the pipeline keeps in Kafka, and counts what cannot be read.
     """
 
     names: Names
@@ -36,6 +38,7 @@ class Running:
     advisory: bool = False
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     arrivals: str = "offsets"
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
     def topic(self, stage: str) -> str:
         """Input topic of a stage."""

@@ -74,13 +74,15 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         offsets = await stack.enter_async_context(OffsetReader(run.bootstrap_servers))
         partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
         controller_name = f"{pipeline.name}-{secrets.token_hex(4)}"
-        leadership = await stack.enter_async_context(Leadership(run.bootstrap_servers, names, controller_name))
+        leadership = await stack.enter_async_context(
+            Leadership(run.bootstrap_servers, names, controller_name, running.unreadable)
+        )
         stock: dict[str, int] = {}
         if actuator is None:
             actuator = await stack.enter_async_context(_local(run))
             stock = local_stock(run.plan.allocations, run.kinds, len(os.sched_getaffinity(0)))
         await actuator.know(run.replica_specs)
-        found = await find(run.bootstrap_servers, names)
+        found = await find(run.bootstrap_servers, names, running.unreadable)
         since = await _begun(run, found, running, offsets, partitions)
         await leadership.heartbeat()
         structure = structure_of(pipeline)

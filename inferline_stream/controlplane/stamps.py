@@ -46,7 +46,8 @@ class Stamps:
         servers, since_s = self._running.bootstrap_servers, time.time() - TRAFFIC_S
         async with TopicFollower(servers, self._running.names.arrivals, since_s) as follower:
             records = await follower.read_to(await follower.end())
-        ticks = [t for t in merged(decode_ticks(r.value) for r in records if r.value) if len(t[1]) == self._partitions]
+        entries = self._running.unreadable.readable(records, decode_ticks)
+        ticks = [t for t in merged(e.value for e in entries if e.value) if len(t[1]) == self._partitions]
         known_until_s = 0.0
         if ticks:
             known_until_s, self.counts = ticks[-1][0], list(ticks[-1][1])

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from inferline_stream.controlplane.records import decode_ticks
 from inferline_stream.controlplane.recovery import arrivals_between
 from inferline_stream.controlplane.running import Running
 from inferline_stream.controlplane.stamps import Stamps
-from inferline_stream.dataplane.control import OffsetReader, TopicFollower
+from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
 from inferline_stream.dataplane.reports import PoolReport, decode_report
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LAGS_S = 0.25
 """How often committed offsets are read: one small request per stage."""
@@ -159,18 +162,17 @@ class Watching:
 
     def report(self, partition: int, offset: int, value: bytes | None) -> None:
         """Take in one record of the stage-stats topic, unless it has been before."""
-        if not self._new(self.running.names.stage_stats, partition, offset) or not value:
+        report = self._value(self.running.names.stage_stats, partition, offset, value, decode_report)
+        if report is None or report.stage not in self.picture.offsets:
             return
-        report = decode_report(value)
-        known = report.stage in self.picture.offsets
-        if known and self.picture.reports.add(report, asyncio.get_running_loop().time()):
+        if self.picture.reports.add(report, asyncio.get_running_loop().time()):
             self.heard(report)
 
     def arrivals(self, partition: int, offset: int, value: bytes | None) -> None:
         """Take in one record of the arrivals topic. Our own samples are there already; another's may be newer."""
-        if not self._new(self.running.names.arrivals, partition, offset) or not value:
+        record = self._value(self.running.names.arrivals, partition, offset, value, decode_ticks)
+        if record is None:
             return
-        record = decode_ticks(value)
         now_s = asyncio.get_running_loop().time()
         shift_s = now_s - time.time()
         for time_ms, ends in zip(record.times_ms, record.ends, strict=True):
@@ -180,8 +182,12 @@ class Watching:
             if ahead and at_s < now_s + _CLOCKS_APART_S:
                 self.picture.arrivals(at_s, [max(end, old) for end, old in zip(ends, known, strict=True)])
 
-    def _new(self, topic: str, partition: int, offset: int) -> bool:
+    def _value(
+        self, topic: str, partition: int, offset: int, value: bytes | None, decode: Callable[[bytes], T]
+    ) -> T | None:
+        """What a record holds; None where it cannot be read, or was taken in before."""
         if offset < self._next.get((topic, partition), 0):
-            return False
+            return None
         self._next[topic, partition] = offset + 1
-        return True
+        record = Followed(partition, offset, 0, None, value, (), topic)
+        return next((entry.value for entry in self.running.unreadable.readable([record], decode)), None)

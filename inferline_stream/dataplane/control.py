@@ -62,6 +62,7 @@ class Followed:
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
+    topic: str = ""
 
 
 class LeaderProducer:
@@ -275,7 +276,7 @@ class TopicFollower:
         except KafkaError as error:
             raise Unreachable(f"topic {self._topic} at {self._where} cannot be read: {error!r}") from None
         return [
-            Followed(r.partition, r.offset, r.timestamp, r.key, r.value, r.headers)
+            Followed(r.partition, r.offset, r.timestamp, r.key, r.value, r.headers, r.topic)
             for batch in batches.values()
             for r in batch
         ]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.pipeline.names import WIRE_VERSION
+from inferline_stream.pipeline.names import WIRE_VERSION, check_version
+
+_MOST = 2**53
 
 
 class LeaderHeartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
@@ -18,6 +20,9 @@ class LeaderHeartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     term: int
     controller: str
     version: int = WIRE_VERSION
+
+    def __post_init__(self) -> None:
+        _check(self.version, self.term)
 
 
 class Grant(msgspec.Struct, frozen=True, tag="grant"):
@@ -50,10 +55,23 @@ class Grant(msgspec.Struct, frozen=True, tag="grant"):
     """An event that the stage is known to process: a fresh replica must pass it before another event is blamed."""
     version: int = WIRE_VERSION
 
+    def __post_init__(self) -> None:
+        _check(self.version, self.term, self.number)
+        if not 0 <= self.slot < self.slots <= _MOST:
+            raise ValueError(f"slot {self.slot} of {self.slots}")
+        if any(size < 1 for size in self.max_batch_sizes.values()):
+            raise ValueError(f"batch sizes {self.max_batch_sizes}")
+
 
 def grant_key(stage: str, slot: int) -> str:
     """Key of a slot's grants in the compacted topic."""
     return f"{stage}/{slot}"
+
+
+def _check(version: int, *numbers: int) -> None:
+    check_version(version)
+    if any(not 0 <= number < _MOST for number in numbers):
+        raise ValueError(f"a number of {numbers} is out of range")
 
 
 def partitions_of(slot: int, slots: int, partitions: int) -> range:

@@ -7,11 +7,17 @@ from typing import Literal
 import msgspec
 
 from inferline_stream.isolation.enforced import Enforced
-from inferline_stream.pipeline.names import WIRE_VERSION
+from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 
 DispatcherPhase = Literal["starting", "standby", "serving", "draining", "gone", "failed"]
 """starting: not connected yet; standby: waits for a grant that lets it begin; serving: owns its partitions;
 draining: finishes what replicas have in hand; gone and failed: it exits."""
+
+_MOST = 2**53
+"""Numbers stay below this, so that their sums as floats are exact."""
+
+_MOST_BUCKETS = 10_000
+"""A histogram has some tens; what else claims to be a report may not fill the memory of its readers."""
 
 ReplicaPhase = Literal["starting", "ready", "leaving"]
 
@@ -98,6 +104,24 @@ class PoolReport(msgspec.Struct):
     reason: str = ""
     """Why the dispatcher failed or left, or what is wrong with its pool, in words."""
     version: int = WIRE_VERSION
+
+    def __post_init__(self) -> None:
+        check_version(self.version)
+        stats = {size: of for sizes in self.batch_stats.values() for size, of in sizes.items()}
+        if any(size < 1 for size in stats):
+            raise ValueError(f"batch sizes {sorted(stats)}")
+        numbers = [getattr(self, name) for name in _NUMBERS]
+        numbers += [n for of in stats.values() for n in (of.batches, of.service_s)]
+        numbers += [*self.edges_taken.values(), *self.latency_buckets, *(r.start_up_s for r in self.replicas)]
+        if any(abs(number) >= _MOST for number in numbers):
+            raise ValueError("a number is out of range")
+        if len(self.latency_buckets) > _MOST_BUCKETS:
+            raise ValueError(f"{len(self.latency_buckets)} latency buckets")
+
+
+_NUMBERS = tuple(
+    field.name for field in msgspec.structs.fields(PoolReport) if field.name != "version" and field.type in (int, float)
+)
 
 
 def encode_report(report: PoolReport) -> bytes:

@@ -177,6 +177,14 @@ def _pipeline_families(state: PipelineState) -> Iterator[Metric]:
     yield from gauge("inferline_plan_feasible", "0 when no plan meets the SLO.", float(state.plan_feasible))
     yield from gauge("inferline_controller_term", "Term of the leading controller.", state.term)
     yield counter("inferline_loop_failures", "Steps of the control loop that failed and were logged.", state.failures)
+    unreadable = CounterMetricFamily(
+        "inferline_unreadable_records",
+        "Records of the pipeline's own topics that could not be read and were skipped.",
+        labels=["pipeline", "topic"],
+    )
+    for topic, count in sorted(state.unreadable.items()):
+        unreadable.add_metric([state.pipeline, topic], count)
+    yield unreadable
     plan = InfoMetricFamily("inferline_plan", "The plan in force.", labels=["pipeline"])
     plan.add_metric(pipeline, {"algorithm": state.plan_algorithm or "unknown", "id": state.plan_id or "unknown"})
     yield plan

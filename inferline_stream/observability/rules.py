@@ -218,6 +218,15 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
         "The Tuner holds and never scales down on missing input. Look at the broker and at the dispatchers' reports.",
     )
     yield Alert(
+        "InferlineUnreadableRecords",
+        f"inferline_unreadable_records_total{{{match}}} > 0",
+        "0s",
+        TICKET,
+        "{{ $value }} records of {{ $labels.topic }} cannot be read and were skipped",
+        "Another program, or a newer release, writes a topic that the pipeline keeps for itself. What it meant to set "
+        "is not in force. The controller's log names the newest record.",
+    )
+    yield Alert(
         "InferlineModelDrift",
         f"inferline_model_drift_ratio{{{match}}} < 0.67 and on (pipeline) "
         f"inferline_recent_p99_seconds{{{match}}} > on (pipeline) inferline_slo_seconds{{{match}}} / 2",

@@ -240,6 +240,8 @@ class PipelineState:
     """Dollars per hour of a replica by hardware kind."""
     failures: int = 0
     """Steps of the control loop that raised something unforeseen and were logged."""
+    unreadable: Mapping[str, int] = field(default_factory=dict)
+    """Records of the pipeline's own topics that could not be read and were skipped, by topic."""
     plan_feasible: bool = True
     """False while the newest planning run found no plan that meets the SLO."""
     term: int = 0

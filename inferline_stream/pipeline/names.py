@@ -16,6 +16,16 @@ WIRE_VERSION = 1
 """Version of headers and topic records."""
 
 
+def check_version(version: int) -> None:
+    """Refuse a record that a newer release wrote: its fields may mean something else.
+
+    Raises:
+        ValueError: for such a version.
+    """
+    if not 0 < version <= WIRE_VERSION:
+        raise ValueError(f"version {version}, this release reads up to version {WIRE_VERSION}")
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """Names of everything one pipeline has in Kafka; every one of them carries the prefix."""

@@ -13,7 +13,7 @@ from inferline_stream.controlplane.records import (
     WANTED_KEY,
     ArrivalTicks,
     StoredDecision,
-    decode_decision,
+    decode_stored,
     decode_ticks,
     encode,
     merged,
@@ -104,7 +104,7 @@ def test_the_newest_applied_decision_is_kept_as_what_is_wanted_and_the_oldest_ma
         (WANTED_KEY, False),
         ("decision-1", True),
     ]
-    assert decode_decision(written[4].value).replicas == {"s": {"cpu": DECISIONS_KEPT + 1}}
+    assert decode_stored("wanted", written[4].value).replicas == {"s": {"cpu": DECISIONS_KEPT + 1}}
     book.written(5)
     assert [w.key for w in book.waiting()] == ["decision-1"]
 

@@ -7,6 +7,7 @@ import pytest
 
 from inferline_stream.controlplane.records import ArrivalTicks, encode
 from inferline_stream.controlplane.replanning import Inputs, recorded, replan
+from inferline_stream.dataplane.control import Followed
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import cost_per_hour
@@ -34,20 +35,21 @@ def measured(slower: float = 1.0) -> PipelineProfile:
     return PipelineProfile(profiles, independent_paths(SHAPE, {}))
 
 
-def ticks(rate: float, seconds: float = 60.0, seed: int = 1, partitions_used: int = 12) -> list[bytes]:
+def ticks(rate: float, seconds: float = 60.0, seed: int = 1, partitions_used: int = 12) -> list[Followed]:
     """What a controller writes that samples end offsets each 20 ms and writes each 100 ms; records go round."""
     arrivals = gamma_trace(rate, 1.0, seconds, np.random.default_rng(seed)).arrivals_s
     edges = np.arange(0.0, seconds + 0.02, 0.02)
     ends = np.searchsorted(arrivals, edges)
     records = []
-    for first in range(0, len(edges) - 1, 5):
+    for offset, first in enumerate(range(0, len(edges) - 1, 5)):
         last = min(first + 5, len(edges) - 1)
         times_ms = [1e12 + 1e3 * float(t) for t in edges[first : last + 1]]
         rows = [
             [(int(n) + p) // partitions_used if p < partitions_used else 0 for p in range(12)]
             for n in ends[first : last + 1]
         ]
-        records.append(encode(ArrivalTicks(times_ms[1:], rows[1:], rows[0], times_ms[0])))
+        value = encode(ArrivalTicks(times_ms[1:], rows[1:], rows[0], times_ms[0]))
+        records.append(Followed(0, offset, 0, None, value, (), "arrivals"))
     return records
 
 

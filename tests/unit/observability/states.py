@@ -69,6 +69,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
         events_out=1000,
         completed_without_output=4,
         duplicates=1,
+        unreadable=dict.fromkeys(("arrivals", "assignments", "control", "decisions", "stage-stats"), 2),
         input_age_s={"arrivals": 0.02, "offsets": 0.1, "reports/language": 0.3},
         decision_counts={("scale_up", "envelope"): 1},
         plan_algorithm="default",

@@ -94,6 +94,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         },
         "InferlinePlanInfeasible": {series("inferline_plan_feasible"): f"0{flat}"},
         "InferlineInputStale": {series("inferline_input_age_seconds", input="arrivals"): f"11{flat}"},
+        "InferlineUnreadableRecords": {series("inferline_unreadable_records_total", topic="p.control"): f"1{flat}"},
         "InferlineModelDrift": {series("inferline_model_drift_ratio"): f"0.6{flat}"},
         "InferlineSLOBucketMissing": {series("inferline_latency_seconds_bucket", le=bucket_label(slo_s)): None},
         "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1{flat}"},
@@ -124,6 +125,7 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
         "InferlineControllerDown": {series("inferline_state_age_seconds"): f"29{flat}"},
         "InferlineStuckPartition": {series("inferline_stage_stuck_partitions", **stage): f"1x{half} 0x{half}"},
         "InferlineInputStale": {age: f"9{flat}"},
+        "InferlineUnreadableRecords": {series("inferline_unreadable_records_total", topic="p.control"): f"0{flat}"},
         "InferlineModelDrift": {
             series("inferline_model_drift_ratio"): f"0.1{flat}",
             series("inferline_recent_p99_seconds"): f"{0.4 * slo_s}{flat}",

@@ -1,0 +1,67 @@
+"""Records of any kind in the topics that a pipeline keeps of itself stop neither a run nor a command."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from inferline_stream.controlplane.records import Override, encode
+from inferline_stream.controlplane.session import Quiet, Run, session
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.topics import create_topics, topics_of
+from inferline_stream.pipeline.names import Names
+from inferline_stream.tuner.observation import Limits
+from tests.scenarios.test_cli_status import SWING, call
+
+HOSTILE = [b"\xff\x00", b"[1]", b'{"kind":"freeze","subject":"parse","version":2}', b"[" * 100_000]
+KEYS = {"control": "scale/parse", "assignments": "leader", "decisions": "plan", "stage_stats": "x", "arrivals": "y"}
+
+
+async def poison(run: Run, names: Names) -> None:
+    for topic, key in KEYS.items():
+        for value in HOSTILE:
+            await write_once(run.bootstrap_servers, Written(getattr(names, topic), key, value))
+
+
+async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(swing, kafka, tmp_path: Path) -> None:
+    run: Run = swing(kafka.bootstrap_servers, levels=[(20, 3)])
+    names = Names("swing", run.prefix)
+    await create_topics(run.bootstrap_servers, topics_of(load_topology(run.topology), run.prefix), replication=1)
+    await poison(run, names)
+    limits = Override("limits", "check", maximum=4)
+    await write_once(run.bootstrap_servers, Written(names.control, limits.key, encode(limits)))
+    where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.prefix]
+    async with asyncio.timeout(120), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        controller = under_way.controller
+        assert controller.deciding.overrides.limits(0.0)["check"] == Limits(1, 4)
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        await poison(run, names)  # while it runs: followers meet these live
+        verbs = [
+            ("scale", str(SWING), "decide", "--max", "2"),
+            ("deploy", str(SWING)),
+            ("status", str(SWING)),
+            ("top", str(SWING), "--every", "200ms", "--updates", "2", "--output", "json"),
+            ("explain", str(SWING)),
+            ("dlq", "ls", str(SWING)),
+        ]
+        for verb in verbs:
+            code, _, err = await call(*verb, *where)
+            assert (verb, code) == (verb, 0), err
+            assert "Traceback" not in err
+
+        async def obeyed() -> bool:
+            return "decide" in controller.deciding.overrides.limits(0.0)
+
+        assert await until(obeyed, 10.0)
+        await feeding
+        report = await under_way.report(await under_way.drain())
+    assert (report.lost, report.duplicated, controller.failures) == (0, 0, 0)
+    counts = controller.running.unreadable.counts
+    assert counts[names.control] == 2 * len(HOSTILE)
+    assert counts[names.stage_stats] >= len(HOSTILE)
+    assert counts[names.decisions] == len(HOSTILE)  # a leader reads them only as it begins
+    assert controller.state is not None
+    assert controller.state.unreadable[names.control] == 2 * len(HOSTILE)
