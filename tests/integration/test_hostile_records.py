@@ -1,0 +1,24 @@
+"""Generated hostile records between good ones through a whole run: the short form of the benchmark `hostile`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from inferline_stream.testing.kafka import KafkaServer
+from tests.benchmarks.hostile import attacked
+
+
+async def test_hostile_records_cost_no_good_event_no_process_and_no_memory(kafka: KafkaServer, tmp_path: Path) -> None:
+    async with asyncio.timeout(120):
+        figures = await attacked(kafka.bootstrap_servers, tmp_path, hostile=300, bombs=4, seed=19)
+    assert figures["good_lost"] == 0
+    assert figures["good_repeated"] == 0  # no process ended, so nothing had to be computed again
+    assert figures["processes_ended"] == 0
+    assert figures["control_records_blocked"] == 0
+    assert figures["control_failures"] == 0
+    assert figures["unaccounted"] == 0, (
+        "a hostile event that is not in the sink has ended for a reason that is written down"
+    )
+    assert figures["memory_growth_mb"] <= 50, figures["grew_most"]
+    assert figures["records"] > 250
