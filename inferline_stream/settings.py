@@ -73,10 +73,11 @@ class Settings:
 
     join_age_s: float = 600.0
     """Longest that a part of a join waits for the rest; then the event becomes a dead letter. Event ids that are
-    finished are remembered for as long, and a part that comes again is dropped."""
+    finished are remembered for as long, as far as `join_bytes` holds them, and a part that comes again is dropped."""
 
     join_bytes: float = 256.0 * 1024 * 1024
-    """Parts of joins that a dispatcher holds; beyond it the oldest events become dead letters."""
+    """Parts of joins that a dispatcher holds, and ids of finished events that it remembers. Beyond it the oldest ids
+    are forgotten, down to a quarter of it, and then the oldest events become dead letters."""
 
     decompressed_bytes: float = 16.0 * 1024 * 1024
     """Largest that a batch of records may be once it is decompressed; a larger one becomes a dead letter, unread."""

@@ -10,6 +10,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+FINISHED_BYTES = 256
+"""What a finished event costs in memory beyond its id."""
+
+FINISHED_SHARE = 0.25
+"""Of a join's bytes, what finished ids may have however many parts wait: late parts of events that were given up are
+recognised also while the state is full."""
+
 
 @dataclass(slots=True)
 class Gathered:
@@ -60,7 +67,6 @@ class Join:
     Args:
         parents: every one of which answers for each event, with a result or by being skipped.
         remember_s: how long finished event ids are remembered, to recognise parts that arrive twice.
-        remember_count: most finished ids that are remembered.
         ordered: an event waits for those of its key whose first part came before its own. Each parent keeps the order
             of a key, so that is the order in which they entered the pipeline.
     """
@@ -70,18 +76,19 @@ class Join:
         parents: Sequence[str],
         *,
         remember_s: float = 600.0,
-        remember_count: int = 100_000,
         ordered: bool = False,
     ) -> None:
         self._parents = frozenset(parents)
         self._remember_s = remember_s
-        self._remember_count = remember_count
         self._waiting: OrderedDict[bytes, Gathered] = OrderedDict()
         self._finished: OrderedDict[bytes, Finished] = OrderedDict()
         self._ordered = ordered
         self._turns: dict[bytes, deque[Gathered]] = {}
         self._since_s: dict[bytes, float] = {}
         self.size_bytes = 0
+        """Of the parts that wait."""
+        self.finished_bytes = 0
+        """Of the finished event ids that are remembered."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -113,6 +120,7 @@ class Join:
             if replay <= finished.replay:
                 return Arrival.DUPLICATE
             del self._finished[event_id]
+            self.finished_bytes -= FINISHED_BYTES + len(event_id)
         event = self._waiting.get(event_id)
         if event is None:
             event = self._waiting[event_id] = Gathered(event_id, self._since_s.pop(event_id, now_s))
@@ -154,8 +162,7 @@ class Join:
     def finished(self, event_id: bytes, now_s: float, replay: int = 0) -> None:
         """Remember an event that was finished by an earlier owner."""
         known = self._finished.get(event_id)
-        self._finished[event_id] = Finished(now_s, max(replay, known.replay if known else 0))
-        self._forget(now_s)
+        self._remember(event_id, Finished(now_s, max(replay, known.replay if known else 0)))
 
     def waiting_at(self, offset: int) -> Gathered | None:
         """Return the waiting event that has a part at this offset."""
@@ -194,19 +201,27 @@ class Join:
         return oldest
 
     def over(self, limit_bytes: float, now_s: float) -> Gathered | None:
-        """Give up on the oldest event if all of them do not fit; it counts as finished."""
-        if not self._waiting or self.size_bytes <= limit_bytes:
+        """Give up on the oldest event if all of them do not fit; it counts as finished.
+
+        Finished ids take the room that parts leave, and at least their share. Beyond that they are forgotten first,
+        oldest first: a part that comes twice and is not recognised costs less than an event that is given up.
+        """
+        while self._exceeds(limit_bytes) and self.finished_bytes > limit_bytes * FINISHED_SHARE:
+            self._forget_oldest()
+        if not self._waiting or not self._exceeds(limit_bytes):
             return None
         oldest = next(iter(self._waiting.values()))
         self._finish(oldest, now_s)
         return oldest
 
+    def _exceeds(self, limit_bytes: float) -> bool:
+        return self.size_bytes + self.finished_bytes > limit_bytes
+
     def _finish(self, event: Gathered, now_s: float) -> None:
         del self._waiting[event.event_id]
         self._leave(event)
         self.size_bytes -= event.size_bytes
-        self._finished[event.event_id] = Finished(now_s, event.replay)
-        self._forget(now_s)
+        self._remember(event.event_id, Finished(now_s, event.replay))
 
     def _leave(self, event: Gathered) -> None:
         """Whoever is finished is the first of its key: the oldest that waits cannot be waiting for another."""
@@ -216,12 +231,16 @@ class Join:
             if not turns:
                 del self._turns[event.key]
 
-    def _forget(self, now_s: float) -> None:
-        finished = self._finished
-        while finished and (
-            len(finished) > self._remember_count or next(iter(finished.values())).at_s < now_s - self._remember_s
-        ):
-            finished.popitem(last=False)
+    def _remember(self, event_id: bytes, finished: Finished) -> None:
+        if event_id not in self._finished:
+            self.finished_bytes += FINISHED_BYTES + len(event_id)
+        self._finished[event_id] = finished
+        while next(iter(self._finished.values())).at_s < finished.at_s - self._remember_s:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        event_id, _ = self._finished.popitem(last=False)
+        self.finished_bytes -= FINISHED_BYTES + len(event_id)
 
 
 def _age(event: Gathered) -> float:

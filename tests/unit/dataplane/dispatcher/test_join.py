@@ -1,9 +1,10 @@
+import tracemalloc
 from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered, Join
+from inferline_stream.dataplane.dispatcher.join import FINISHED_BYTES, Arrival, Gathered, Join
 
 PARENTS = ("a", "b", "c")
 
@@ -93,6 +94,56 @@ def test_a_state_that_is_too_large_gives_up_its_oldest_events_until_the_rest_fit
     assert join.size_bytes == 20
 
 
+def test_finished_ids_count_in_the_bound_and_are_forgotten_oldest_first_before_an_event_is_given_up():
+    join = Join(("a", "b"))
+    for offset, event in enumerate((b"x", b"y", b"z")):
+        add(join, event, offset, parent="a", result=1, skipped=["b"])
+    add(join, b"waits", 3, parent="a", result=1)
+    limit = 10 + 2 * (FINISHED_BYTES + 1)
+    assert taken(lambda: join.over(limit, now_s=4.0)) == []
+    assert (join.size_bytes, join.finished_bytes) == (10, 2 * (FINISHED_BYTES + 1))
+    assert add(join, b"z", 5, parent="b", result=1) is Arrival.DUPLICATE
+    assert add(join, b"y", 6, parent="b", result=1) is Arrival.DUPLICATE
+    assert add(join, b"x", 7, parent="b", result=1) is Arrival.WAITING
+
+
+def test_ids_of_events_that_were_given_up_keep_their_share_however_many_parts_wait():
+    join = Join(("a", "b"))
+    limit = 8 * (FINISHED_BYTES + 1)
+    given_up: list[bytes] = []
+    for number in range(9):
+        join.add(b"%d" % number, record=number, now_s=0.0, size_bytes=limit // 4, parent="a")
+        given_up += taken(lambda: join.over(limit, now_s=1.0))
+    assert given_up == [b"%d" % number for number in range(6)]
+    assert [join.add(name, record=9, now_s=2.0, parent="b") for name in given_up[-2:]] == [Arrival.DUPLICATE] * 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from(["a", "b", "recall", "replay", "bound"])), max_size=60))
+def test_finished_bytes_are_those_of_the_ids_that_are_remembered(arriving):
+    join = Join(("a", "b"), remember_s=20.0)
+    for at, (number, what) in enumerate(arriving):
+        event = b"%d" % 10**number  # no two of the same length
+        if what == "recall":
+            join.finished(event, float(at))
+        elif what == "bound":
+            taken(lambda now_s=float(at): join.over(600, now_s))
+            assert join.size_bytes + join.finished_bytes <= 600
+        else:
+            add(join, event, at, parent="a" if what == "replay" else what, result=1, replay=int(what == "replay"))
+        assert join.finished_bytes == sum(FINISHED_BYTES + len(name) for name in join._finished)
+
+
+def test_the_memory_of_finished_ids_is_within_what_is_counted():
+    tracemalloc.start()
+    try:
+        join, before = Join(("a",)), tracemalloc.get_traced_memory()[0]
+        for number in range(20_000):
+            join.finished(b"orders/%d/%d" % (number % 8, number), number * 0.001)
+        assert tracemalloc.get_traced_memory()[0] - before <= join.finished_bytes
+    finally:
+        tracemalloc.stop()
+
+
 def test_an_event_recalled_from_an_earlier_owner_makes_late_parts_duplicates():
     join = Join(("a", "b"))
     join.finished(b"x", 0.0)
@@ -129,7 +180,7 @@ def test_in_an_ordered_join_events_of_a_key_come_out_in_the_order_of_their_first
 
     for at, (number, parent) in enumerate(arriving):
         if parent == "give up":
-            take_out(join.over(0.5, float(at)), float(at))
+            take_out(join.overdue(-1.0, float(at)), float(at))
             continue
         if number not in out and number not in firsts:
             firsts.append(number)
