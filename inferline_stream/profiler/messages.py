@@ -102,6 +102,9 @@ decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 LENGTH_BYTES = _LENGTH.size
 
+ANSWER_BYTES = 1 << 28
+"""The longest answer: far more than the results of a sample, so that no length fills the profiler's memory."""
+
 
 def framed(message: Request | Answer) -> bytes:
     """A message after its length."""

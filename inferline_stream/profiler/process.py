@@ -13,11 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+import msgspec
+
 from inferline_stream.errors import StageFailed
 from inferline_stream.isolation.audit import Audit
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.profiler.messages import (
+    ANSWER_BYTES,
     LENGTH_BYTES,
     Answer,
     Begin,
@@ -156,13 +159,17 @@ class WorkerProcess:
         try:
             self._process.stdin.write(framed(request))
             await self._process.stdin.drain()
-            header = await self._process.stdout.readexactly(LENGTH_BYTES)
-            found = decode_answer(await self._process.stdout.readexactly(length_of(header)))
+            length = length_of(await self._process.stdout.readexactly(LENGTH_BYTES))
+            found = decode_answer(await self._process.stdout.readexactly(length)) if length <= ANSWER_BYTES else None
         except (asyncio.IncompleteReadError, ConnectionError):
             raise await self._ended() from None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            found = None
         if isinstance(found, Failure):
             raise WorkerFailed(found.message, memory=found.memory)
-        assert isinstance(found, answer), f"{found} does not answer {type(request).__name__}"
+        if not isinstance(found, answer):  # code of the stage has written to the worker's answers
+            await self._end()
+            raise WorkerFailed(f"its process did not answer {type(request).__name__} as a worker does")
         return found
 
     async def _ended(self) -> WorkerFailed:

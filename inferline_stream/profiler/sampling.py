@@ -131,6 +131,7 @@ async def _run_chunk(shape: Shape, workers: Mapping[str, RunsEvents], events: Se
         if stage not in workers:
             continue
         parents = [shape.arrows[bit].parent for bit in shape.parents(at)]
+        children = {shape.stages[child]: bit for (parent, child), bit in bits.items() if parent == at}
         given: dict[int, StageInput] = {}
         for i, event in enumerate(events):
             values = {shape.stages[p]: results[i][shape.stages[p]] for p in parents if masks[i] >> bits[p, at] & 1}
@@ -145,8 +146,7 @@ async def _run_chunk(shape: Shape, workers: Mapping[str, RunsEvents], events: Se
                 run.failed[stage] = (count + 1, first)
                 continue
             results[i][stage] = outcome.value
-            for child in outcome.taken:
-                masks[i] |= 1 << bits[at, shape.stages.index(child)]
+            masks[i] |= sum(1 << bit for child, bit in children.items() if child in outcome.taken)
             if len(run.inputs[stage]) < INPUTS_KEPT:
                 run.inputs[stage].append(given[i])
     run.masks.update(mask for i, mask in enumerate(masks) if i not in dead)

@@ -215,12 +215,13 @@ class ProfileStore:
             files: JSON by path within the pipeline's folder there; the folder's name becomes this machine's.
 
         Raises:
-            InvalidTopology: a file that is no profile.
+            InvalidTopology: a file that is no profile, or is one of another pipeline's stage or hardware kind.
         """
         try:
             for path, text in files.items():
                 if Path(path) != Path(self._paths_file.name):
                     profile = msgspec.json.decode(text, type=StoredProfile)
+                    self._check_known(profile)  # its names become part of a path
                     _write(self._file(self._machine.folder, profile.stage, profile.hardware.name), profile)
                     continue
                 paths, own = msgspec.json.decode(text, type=StoredPaths), self._read(self._paths_file, StoredPaths)
@@ -228,6 +229,13 @@ class ProfileStore:
                 _write(self._paths_file, msgspec.structs.replace(paths, hop_overhead_s=hop_s))
         except (msgspec.DecodeError, ValueError) as error:
             raise InvalidTopology(f"{path}: cannot be read as a profile ({error}); profile again") from None
+
+    def _check_known(self, profile: StoredProfile) -> None:
+        stages = [stage.name for stage in self._pipeline.stages]
+        if profile.stage not in stages:
+            raise ValueError(f"it is of stage {profile.stage!r}, and the pipeline has {', '.join(stages)}")
+        if profile.hardware.name not in self._kinds:
+            raise ValueError(f"it is of hardware {profile.hardware.name!r}, which the pipeline does not know")
 
     @property
     def _paths_file(self) -> Path:
@@ -245,7 +253,8 @@ class ProfileStore:
             if stored is None:
                 known.stale.setdefault((stage, kind), "not profiled yet")
                 continue
-            why = self._outdated(stored)
+            same = (stored.stage, stored.hardware.name) == (stage, kind)
+            why = self._outdated(stored) if same else "its file holds another profile"
             if why is None:
                 known.profiles[stage, kind] = self._profile_of(stored, file)
                 known.stale.pop((stage, kind), None)

@@ -1,6 +1,7 @@
 """Profiles on disk: what was saved is loaded, for as long as it holds."""
 
 import json
+import re
 import shutil
 import textwrap
 from pathlib import Path
@@ -240,6 +241,31 @@ def test_a_damaged_file_is_told_by_name(folder: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(InvalidTopology, match=r"cpu-1\.json: cannot be read as a profile"):
         kept.load()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"stage": "../../outside"}, "of stage '../../outside', and the pipeline has a, b"),
+        ({"hardware": {"name": "../../outside", "price_per_hour": 0.0}}, "of hardware '../../outside'"),
+    ],
+)
+def test_names_in_a_profile_that_was_measured_elsewhere_choose_no_file(
+    folder: Path, change: dict[str, Any], why: str
+) -> None:
+    kept = saved(folder)
+    file = next(folder.rglob("a.cpu-1.json"))
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    with pytest.raises(InvalidTopology, match=re.escape(why)):
+        kept.take({"there/a.cpu-1.json": json.dumps({**json.loads(file.read_text()), **change})})
+    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
+
+
+def test_a_profile_in_the_file_of_another_is_measured_again(folder: Path) -> None:
+    kept = saved(folder)
+    file = next(folder.rglob("a.cpu-1.json"))
+    file.write_text(file.read_text().replace('"stage": "a"', '"stage": "b"'))
+    assert kept.load().stale["a", "cpu-1"] == "its file holds another profile"
 
 
 def test_a_file_of_another_version_is_measured_again(folder: Path) -> None:

@@ -99,6 +99,14 @@ async def test_a_stage_that_loses_results_is_told() -> None:
             await worker.ask(order("cpu-1", 4), Times)
 
 
+@pytest.mark.parametrize("value", [0, 1])
+async def test_what_a_stage_writes_to_its_workers_answers_is_no_answer(value: int) -> None:
+    async with start("forges") as worker:
+        with pytest.raises(WorkerFailed, match="its process did not answer Run as a worker does"):
+            await worker.ask(Run([b'{"value": %d}' % value]), Outcomes)
+        assert worker.ended
+
+
 @pytest.mark.parametrize(
     ("stage", "said"),
     [

@@ -67,6 +67,16 @@ def forgetful(numbers: list[Number]) -> list[Number]:
     return numbers[:-1]
 
 
+def forges(numbers: list[Number]) -> list[Number]:
+    """Writes to every pipe of its process what is no answer, or says that four gigabytes follow."""
+    for file in range(3, 20):
+        try:
+            os.write(file, b"\xff\xff\xff\xff" if numbers[0].value else b"\x01\x00\x00\x00\xc1")
+        except OSError:
+            continue
+    return numbers
+
+
 class NeedsModel:
     def __init__(self) -> None:
         import a_model_that_nobody_has  # noqa: F401
@@ -104,6 +114,7 @@ runs = {
     "killed": killed_above_two,
     "picky": picky,
     "forgetful": forgetful,
+    "forges": forges,
     "needs-model": NeedsModel,
     "exits": Exits,
     "sleepy": Sleepy,
