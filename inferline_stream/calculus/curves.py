@@ -22,7 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inferline_stream.pipeline.plan import Allocation, Allocations
+from inferline_stream.pipeline.plan import Allocation, Allocations, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
@@ -99,12 +99,15 @@ class ServiceCurve:
 
     Args:
         replicas: (batch limit, longest service time of a batch in seconds, how many such replicas).
+        hold_s: how long a free replica waits for a fuller batch. What waits meanwhile has arrived within that time, and
+            nothing is held for longer: the curve counts from the end of the last hold.
 
     Raises:
         ValueError: no replicas, or a number or time not above 0.
     """
 
     replicas: tuple[tuple[int, float, int], ...]
+    hold_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.replicas or any(b < 1 or not s > 0 or k < 1 for b, s, k in self.replicas):
@@ -141,7 +144,8 @@ class ServiceCurve:
 def service_curve(measured: PipelineProfile, stage: str, allocations: Sequence[Allocation]) -> ServiceCurve:
     """The curve of a stage's replicas, from the mean service times of their profiles."""
     return ServiceCurve(
-        tuple((a.max_batch_size, max(times_s(measured, stage, a)), a.replicas) for a in allocations if a.replicas)
+        tuple((a.max_batch_size, max(times_s(measured, stage, a)), a.replicas) for a in allocations if a.replicas),
+        hold_of(tuple(allocations)),
     )
 
 
@@ -160,16 +164,19 @@ def delay_bound_s(arrivals: ArrivalCurve, service: ServiceCurve, jitter_s: float
         jitter_s: by how much the delays of events before this stage may differ.
     """
     # What the longest window brings must be done within it: windows that follow one another then add nothing.
-    if service.time_s(arrivals.events) + jitter_s > arrivals.window_s:
+    if service.time_s(arrivals.events) + jitter_s + service.hold_s > arrivals.window_s:
         return math.inf
-    return service.last_s + max(service.time_s(n) - max(d_s - jitter_s, 0.0) for n, d_s in arrivals.steps)
+    return (
+        service.last_s + service.hold_s + max(service.time_s(n) - max(d_s - jitter_s, 0.0) for n, d_s in arrivals.steps)
+    )
 
 
 def backlog_bound(arrivals: ArrivalCurve, service: ServiceCurve, jitter_s: float = 0.0) -> float:
     """Most events in a stage at any time, those in service included; ∞ if there is no bound. See `delay_bound_s`."""
-    if service.time_s(arrivals.events) + jitter_s > arrivals.window_s:
+    late_s = jitter_s + service.hold_s
+    if service.time_s(arrivals.events) + late_s > arrivals.window_s:
         return math.inf
-    waiting = max(n - service.started(max(d_s - jitter_s, 0.0)) for n, d_s in arrivals.steps)
+    waiting = max(n - service.started(max(d_s - late_s, 0.0)) for n, d_s in arrivals.steps)
     return max(waiting, 0) + service.in_service
 
 

@@ -10,7 +10,7 @@ import typer
 from inferline_stream.cli.output import Output
 
 if TYPE_CHECKING:
-    from inferline_stream.pipeline.plan import Allocation, Plan
+    from inferline_stream.pipeline.plan import Plan
     from inferline_stream.planner.difference import PlanDifference
 
 
@@ -31,6 +31,7 @@ def diff(
     from inferline_stream.dataplane.loading import load_topology
     from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.hardware import catalogue
+    from inferline_stream.pipeline.plan import in_words
     from inferline_stream.pipeline.units import format_duration
     from inferline_stream.planner.difference import difference
 
@@ -49,8 +50,10 @@ def diff(
     table.add_column("$/h", justify="right")
     for stage in found.stages:
         style = "dim" if stage.unchanged else "bold"
-        now = "the same" if stage.unchanged else _words(stage.after)
-        table.add_row(stage.stage, _words(stage.before), now, f"{stage.cost_change_per_hour:+.4f}", style=style)
+        now = "the same" if stage.unchanged else in_words(stage.after) or "–"
+        table.add_row(
+            stage.stage, in_words(stage.before) or "–", now, f"{stage.cost_change_per_hour:+.4f}", style=style
+        )
     table.add_section()
     cost = f"{found.cost_change_per_hour:+.4f}"
     table.add_row("all", f"${first.cost_per_hour:.4f}/h", f"${second.cost_per_hour:.4f}/h", cost)
@@ -69,10 +72,6 @@ def _read(file: Path) -> Plan:
         return plan_from_bytes(file.read_bytes(), str(file))
     except OSError as error:
         raise InvalidTopology(f"{file}: cannot be read ({error.strerror}); give a plan written by `plan`") from None
-
-
-def _words(allocations: tuple[Allocation, ...]) -> str:
-    return " + ".join(f"{a.replicas} × {a.hardware}, batch {a.max_batch_size}" for a in allocations) or "–"
 
 
 def _facts(found: PlanDifference) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from inferline_stream.dataplane.recent import recent_sample
 from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
@@ -283,7 +283,8 @@ def plan_table(plan: Plan, pipeline: Pipeline) -> Table:
     table = Table(title=f"Plan for {plan.pipeline}", min_width=60)
     table.add_column("stage")
     table.add_column("hardware")
-    for name in ("batch", "replicas", "utilization", "$/h"):
+    holds = any(hold_of(allocations) for allocations in plan.allocations.values())
+    for name in ("batch", *(["hold"] if holds else []), "replicas", "utilization", "$/h"):
         table.add_column(name, justify="right")
     for stage, allocations in plan.allocations.items():
         for allocation in allocations:
@@ -293,13 +294,14 @@ def plan_table(plan: Plan, pipeline: Pipeline) -> Table:
                 stage,
                 allocation.hardware,
                 str(allocation.max_batch_size),
+                *([format_duration(allocation.hold_s) if allocation.hold_s else "–"] if holds else []),
                 str(allocation.replicas),
                 utilization,
                 f"{cost:.4f}",
             )
     replicas = sum(a.replicas for allocations in plan.allocations.values() for a in allocations)
     table.add_section()
-    table.add_row("all", "", "", str(replicas), "", f"{plan.cost_per_hour:.4f}", style="bold")
+    table.add_row("all", "", "", *([""] if holds else []), str(replicas), "", f"{plan.cost_per_hour:.4f}", style="bold")
     table.caption = (
         f"SLO {format_duration(plan.slo_s)}, predicted P99 {format_duration(plan.predicted_p99_s)}, "
         f"{plan.arrival_rate:.1f} events/s on average"

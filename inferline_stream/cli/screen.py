@@ -188,12 +188,18 @@ def _figures(stage: StageState) -> tuple[str, ...]:
         f"{stage.arrival_rate:.1f}",
         str(stage.queued),
         _duration(stage.wait_s),
-        "–" if stage.mean_batch_size is None else f"{stage.mean_batch_size:.1f}/{stage.max_batch_size}",
+        _batch(stage),
         _duration(stage.service_time_s),
         _share(stage.utilization),
         _share(stage.dispatcher_utilization),
         str(stage.lag_records),
     )
+
+
+def _batch(stage: StageState) -> str:
+    """Mean batch of the largest allowed, and for how long a free replica waits for a fuller one."""
+    fill = "–" if stage.mean_batch_size is None else f"{stage.mean_batch_size:.1f}/{stage.max_batch_size}"
+    return f"{fill} held {format_duration(stage.hold_s)}" if stage.hold_s else fill
 
 
 def _report(report: RunReport) -> Table:

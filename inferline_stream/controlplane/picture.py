@@ -24,7 +24,7 @@ from inferline_stream.observability.state import (
     StageState,
 )
 from inferline_stream.pipeline.hardware import Catalogue
-from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
@@ -149,7 +149,7 @@ class Picture:
         """A plan came into force, now or before this controller led."""
         plan = plan_from_bytes(bytes(stored.plan), "a stored plan")
         allocations = {
-            stage: tuple((a.hardware, a.max_batch_size, a.replicas) for a in held)
+            stage: tuple((a.hardware, a.max_batch_size, a.replicas, a.hold_s) for a in held)
             for stage, held in plan.allocations.items()
         }
         self.plans.append(
@@ -367,6 +367,7 @@ class Picture:
             name=stage,
             replicas=tuple(counts),
             max_batch_size=max(a.max_batch_size for a in self.plan.allocations[stage]),
+            hold_s=hold_of(self.plan.allocations[stage]),
             arrival_rate=sum(rates),
             utilization=figures.utilization,
             wait_s=figures.wait_s,

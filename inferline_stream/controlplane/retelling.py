@@ -16,7 +16,7 @@ from inferline_stream.controlplane.record import Events, RunRecord
 from inferline_stream.controlplane.telling import WORDS
 from inferline_stream.observability.plots.comparing import draw_comparison
 from inferline_stream.observability.plots.replaying import draw_replay
-from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.document import plan_from_bytes
@@ -163,7 +163,7 @@ def _plan(record: RunRecord, plan: Plan) -> str:
     rows = [
         (
             stage,
-            " + ".join(f"{a.replicas} × {a.hardware}, batches up to {a.max_batch_size}" for a in held),
+            in_words(held),
             f"{plan.utilization.get(stage, 0.0):.0%}",
             f"{record.report.replicas_most.get(stage, 0)}",
         )

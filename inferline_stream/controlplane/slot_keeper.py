@@ -19,6 +19,7 @@ from inferline_stream.dataplane.control import fence
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.specs import DispatcherSpec
 from inferline_stream.errors import Unreachable
+from inferline_stream.pipeline.plan import hold_of
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +218,7 @@ class SlotKeeper:
             found[stage] = StageSlots(
                 slots=0 if stage in self._retired else slots_of(rate, partitions),
                 max_batch_sizes={kind: picture.batch_limit(stage, kind) for kind in kinds},
+                hold_s=hold_of(picture.plan.allocations[stage]),
                 service_s={k: {b: p.service_time_s(b) for b in p.batch_sizes} for k, p in profiles.items()},
                 sample=picture.samples.get(stage),
             )

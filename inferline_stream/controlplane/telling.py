@@ -12,7 +12,7 @@ import msgspec
 
 from inferline_stream.controlplane.overrides import Overrides
 from inferline_stream.controlplane.records import Override, StoredDecision, StoredPlan, encode
-from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.document import plan_from_bytes
 from inferline_stream.tuner.decision import Reason
@@ -105,8 +105,7 @@ def _of_plan(stored: StoredPlan, plan: Plan, before: Plan | None) -> Iterator[st
 
 
 def _held(plan: Plan, stage: str) -> str:
-    held = [a for a in plan.allocations.get(stage, ()) if a.replicas]
-    return " + ".join(f"{a.replicas} × {a.hardware}, batches up to {a.max_batch_size}" for a in held) or "nothing"
+    return in_words(plan.allocations.get(stage, ())) or "nothing"
 
 
 def _of_decision(decision: StoredDecision) -> Iterator[str]:

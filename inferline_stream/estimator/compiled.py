@@ -20,6 +20,7 @@ _CALLED = (
     "draw",
     "service_time",
     "put_in_order",
+    "held_until",
     "emit_rest",
     "starts_before",
     "deal",

@@ -10,7 +10,8 @@ Rules, held bit for bit by the event-heap reference (`estimator.reference`):
   a batch is made of the first that wait. Of several kinds that are free the one whose batch would end first takes it,
   within `TIE` the first of the allocations. It leaves what waits to busy replicas where those, one batch after the
   other, could end all of it before it would end its own.
-- With a wait limit that replica waits until its batch limit is reached or the oldest arrival has waited that long.
+- With a hold that replica waits until its batch limit is reached or the oldest that waits was sent that long ago: a
+  dispatcher counts from when a record entered its topic.
 - Partitioned: each replica takes, one after another, the earliest-entered of the heads of its partitions. Batches that
   end at one instant are ordered by (start, replica).
 - A stage's departures are emitted in order of time, a batch's in the order in which they were taken.
@@ -76,7 +77,7 @@ class Service(NamedTuple):
     limits: Ints
     table: Floats
     levels: Floats
-    max_wait_s: float
+    hold_s: float
     hop_s: float
     key: int
     slo_s: float

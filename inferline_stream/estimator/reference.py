@@ -77,6 +77,7 @@ class _Stage:
     replicas: list[_Replica]
     waiting: list[list[tuple[float, int]]]  # by partition, (arrival, event) in order of arrival; one queue: one
     tokens: dict[int, list[bool]] = field(default_factory=dict)  # at a join by event: was it a record?
+    sent_s: dict[int, float] = field(default_factory=dict)  # by event: when its (last) record was sent
 
 
 def simulate_with_heap(workload: Workload, stations: Mapping[int, Station] | Sequence[Station]) -> HeapSimulation:
@@ -159,6 +160,7 @@ class _Simulation:
         replica = -1 if owners is None else int(owners[partition])
         self.log.append(Happening(now, s, event, "arrives", replica, -1))
         stage.waiting[partition].append((now, event))
+        stage.sent_s[event] = place[0]
         self._plan(now, _DISPATCH, (), s)
 
     def _partition(self, s: int, event: int) -> int:
@@ -216,8 +218,8 @@ class _Simulation:
         queued = [entry for p in held for entry in stage.waiting[p]]
         if not queued:
             return False
-        due = min(t for t, _ in queued) + station.max_wait_s
-        if station.max_wait_s > 0 and len(queued) < limit and due > now:
+        due = min(stage.sent_s[event] for _, event in queued) + station.hold_s
+        if station.hold_s > 0 and len(queued) < limit and due > now:
             self._plan(due, _DISPATCH, (), s)
             return False
         batch: list[int] = []

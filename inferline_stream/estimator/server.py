@@ -36,8 +36,7 @@ class Server:
         self._events = np.empty(0, dtype=np.int32)
         self._out = Tokens(np.empty(0), np.empty(0, dtype=np.int32))
         self._base = 0
-        choosing = kinds > 1 or station.max_wait_s > 0
-        self._serve = code.serve_choosing if choosing else code.serve_shared
+        self._serve = code.serve_choosing if kinds > 1 else code.serve_shared
         self._state = _unused(station)
 
     def receive(self, sent: Tokens) -> None:
@@ -103,7 +102,7 @@ def service_of(workload: Workload, stage: int, station: Station) -> Service:
         station.limits,
         station.table,
         station.levels,
-        station.max_wait_s,
+        station.hold_s,
         workload.hop_s,
         workload.key("service", stage),
         station.order_slo_s,

@@ -33,7 +33,7 @@ class SharedState(NamedTuple):
     Args:
         marks: head of the ring, replicas, first position that waits, first position still needed, first one that is not
             known to be in order, first one that has not arrived (`serve_choosing`).
-        clock: (1,) the last dispatch, or the last look at a batch that had to wait (`serve_choosing`).
+        clock: (1,) the last dispatch, or in `serve_choosing` the last look at a batch that had to wait.
         ring_time: (2^k,) replicas in the order in which they are free, in a ring; when.
         ring_start: (2^k,) position of the first event of the replica's batch.
         ring_size: (2^k,) events of the batch; 0 once emitted.
@@ -79,8 +79,36 @@ def put_in_order(i: np.uint64, d: np.uint64, t: float, queue: Queue, service: Se
     return d
 
 
+def held_until(i: np.uint64, t: float, queue: Queue, service: Service) -> float:
+    """When a replica that is free at t takes a batch: once it is full, or the hold since the oldest was sent is over.
+
+    Args:
+        i: first that waits.
+        t: the present, or the arrival of the first.
+        queue: arrivals; those that arrive after t are in order of arrival.
+        service: has the batch limit and the hold.
+    """
+    times = queue.times
+    hop_s = service.hop_s
+    n = Index(queue.n) - Index(queue.base)
+    full = min(i + Index(service.limits[0]), n)
+    oldest_s = times[i]
+    m = i + ONE
+    while m < full and times[m] + hop_s <= t:
+        oldest_s = min(oldest_s, times[m])
+        m += ONE
+    due_s = oldest_s + service.hold_s
+    if m - i == Index(service.limits[0]) or due_s <= t:
+        return t
+    while m < full and times[m] + hop_s <= due_s:
+        m += ONE
+    if m - i == Index(service.limits[0]):
+        return float(times[m - ONE] + hop_s)
+    return float(due_s)
+
+
 def serve_shared(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> np.int64:
-    """Replicas of one kind, which never wait for a fuller batch. Returns how many departures were written.
+    """Replicas of one kind. Returns how many departures were written.
 
     Args:
         queue: arrivals; those that wait are put in order in place.
@@ -90,11 +118,12 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         out: departures, written.
     """
     times, events, _, _, horizon_s, _ = queue
-    limits, table, levels, _, hop_s, key, _ = service
-    marks, _, ring_time, ring_start, ring_size, _ = state
+    limits, table, levels, hold_s, hop_s, key, _ = service
+    marks, clock, ring_time, ring_start, ring_size, _ = state
     base = Index(queue.base)
     n = Index(queue.n) - base
     wrap = Index(ring_time.size - 1)
+    now_s = clock[0]  # the last batch, where batches are held
     limit = Index(limits[0])
     head = Index(marks[0])
     replicas = Index(marks[1])
@@ -108,8 +137,11 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
     while i < n:
         free_s = ring_time[head]
         t = max(times[i] + hop_s, free_s)
+        if hold_s > 0:
+            t = held_until(i, max(t, now_s), queue, service)
         if t >= horizon_s:
             break
+        now_s = t
         k = Index(ring_start[head]) - base
         end = gone + Index(ring_size[head])
         if limit > ONE and end + EIGHT <= room and k + (end - gone) + EIGHT <= held:
@@ -160,6 +192,7 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
     marks[0] = np.int64(head)
     marks[2] = np.int64(i + base)
     marks[4] = np.int64(d + base)
+    clock[0] = now_s
     account.totals[0] = busy_s
     account.totals[1] = served_s
     return np.int64(emit_rest(queue, state, gone, out))
@@ -190,9 +223,9 @@ def emit_rest(queue: Queue, state: SharedState, gone: np.uint64, out: Tokens) ->
 
 
 def serve_choosing(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> np.int64:
-    """As `serve_shared`, for replicas of several kinds, or with waits for fuller batches: somewhat slower."""
+    """As `serve_shared`, for replicas of several kinds: somewhat slower."""
     times, events, _, _, horizon_s, _ = queue
-    limits, table, levels, max_wait_s, hop_s, key, _ = service
+    limits, table, levels, hold_s, hop_s, key, _ = service
     marks, clock, ring_time, ring_start, ring_size, ring_kind = state
     base = Index(queue.base)
     n = Index(queue.n) - base
@@ -249,13 +282,13 @@ def serve_choosing(queue: Queue, service: Service, account: Account, state: Shar
                     if (left_s + expected_s) * TIE < best_s:
                         served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring_kind[slot]]
         waits = bool(served_by_busy >= np.int64(waiting))
-        if max_wait_s > 0 and waiting < limit and not waits:
+        if hold_s > 0 and waiting < limit and not waits:
             oldest_s = times[i]
             k = i + ONE
             while k < m:
                 oldest_s = min(oldest_s, times[k])
                 k += ONE
-            due_s = oldest_s + hop_s + max_wait_s
+            due_s = oldest_s + hold_s
             if due_s > t:
                 waits = True
                 again_s = min(again_s, due_s)

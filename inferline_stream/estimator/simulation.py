@@ -61,7 +61,6 @@ def simulate(
     partitions: Mapping[str, int] | None = None,
     seed: int = 0,
     service: str = "mean",
-    max_wait_s: Mapping[str, float] | None = None,
     memory_bytes: float = math.inf,
 ) -> Simulation:
     """Simulate a plan on a trace, exactly.
@@ -77,7 +76,6 @@ def simulate(
             queue per stage, as in InferLine §3 and as replicas are run here.
         seed: of the paths, partitions and service times drawn. The same seed gives the same luck to every plan.
         service: ``"mean"``, or ``"quantiles"``: drawn from the measured distribution.
-        max_wait_s: by stage, longest wait for a full batch.
         memory_bytes: refuse what would need more than this.
 
     Raises:
@@ -96,7 +94,6 @@ def simulate(
             measured,
             name,
             allocations[name],
-            max_wait_s=(max_wait_s or {}).get(name, 0.0),
             service=service,
             order_slo_s=order_slo_s,
             partitions=None if partitions is None else partitions[name],

@@ -26,12 +26,12 @@ class Station:
         table: float64 (kinds · width, levels) service time in seconds; row ``kind · width + b`` is S(b).
         levels: float64 (levels,) ascending probabilities of the columns, from 0 to 1; one level means the mean.
         kinds: int64 (replicas,) kind of each replica, in order of the allocations.
-        max_wait_s: longest wait for a full batch; 0 never waits.
+        hold_s: how long after the oldest record was sent a free replica waits for a fuller batch; 0 never waits.
         order_slo_s: SLO of the order of the queue, max(entry time, arrival − SLO); 0 is the order of arrival.
         owners: int64 (partitions,) replica of each partition; None for one queue.
 
     Raises:
-        ValueError: no replica, a service time that is not finite and above 0, a negative wait or SLO, or a wait of
+        ValueError: no replica, a service time that is not finite and above 0, a negative hold or SLO, or a hold of
             replicas that own partitions.
     """
 
@@ -39,21 +39,19 @@ class Station:
     table: NDArray[np.float64]
     levels: NDArray[np.float64]
     kinds: NDArray[np.int64]
-    max_wait_s: float = 0.0
+    hold_s: float = 0.0
     order_slo_s: float = 0.0
     owners: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if not self.kinds.size:
             raise ValueError("a station needs a replica")
-        if not (math.isfinite(self.max_wait_s) and self.max_wait_s >= 0):
-            raise ValueError(f"longest wait {self.max_wait_s} s must be 0 or more")
+        if not (math.isfinite(self.hold_s) and self.hold_s >= 0):
+            raise ValueError(f"hold {self.hold_s} s must be 0 or more")
         if not self.order_slo_s >= 0:
             raise ValueError(f"SLO {self.order_slo_s} s of the queue's order must be 0 or more")
-        if self.owners is not None and self.max_wait_s > 0:
-            raise ValueError(
-                "replicas that own partitions take what waits: a longest wait is simulated on one queue only"
-            )
+        if self.owners is not None and self.hold_s > 0:
+            raise ValueError("replicas that own partitions take what waits: a hold is simulated on one queue only")
         for kind, limit in enumerate(self.limits):
             times = self.table[kind * self.width + 1 : kind * self.width + 1 + limit]
             if times.shape[0] != limit or not np.isfinite(times).all() or times.min(initial=math.inf) <= 0:
@@ -92,7 +90,6 @@ def station(
     stage: str,
     allocations: Sequence[Allocation],
     *,
-    max_wait_s: float = 0.0,
     service: str = "mean",
     order_slo_s: float = 0.0,
     partitions: int | None = None,
@@ -103,13 +100,12 @@ def station(
         measured: profiles of every stage.
         stage: the stage's name.
         allocations: several for mixed hardware.
-        max_wait_s: longest wait for a full batch; 0 never waits.
         service: ``"mean"``, the paper's deterministic S(b), or ``"quantiles"``, drawn from the measured distribution.
         order_slo_s: see `Station`.
         partitions: of the stage's input topic, bound to replicas as in a consumer group; None for one queue.
 
     Raises:
-        InvalidTopology: no replicas, an unknown profile or batch size, or partitions that cannot be.
+        InvalidTopology: no replicas, an unknown profile or batch size, holds that differ, or partitions that cannot be.
         ValueError: an unknown word for ``service``, or what `Station` refuses.
     """
     if service not in ("mean", "quantiles"):
@@ -117,6 +113,8 @@ def station(
     held = [a for a in allocations if a.replicas > 0]
     if not held:
         raise InvalidTopology(f"stage {stage!r}: no replicas, its events would wait for ever; allocate at least 1")
+    if len({a.hold_s for a in held}) > 1:
+        raise InvalidTopology(f"stage {stage!r}: its hardware kinds have different holds; a stage has one hold_s")
     tables = [_table(_profile(measured, stage, a.hardware), a.max_batch_size, service) for a in held]
     levels = np.array(PROBABILITIES if service == "quantiles" else (0.5,))
     width = max(a.max_batch_size for a in held) + 1
@@ -133,7 +131,7 @@ def station(
         table=table,
         levels=levels,
         kinds=np.repeat(np.arange(len(held), dtype=np.int64), [a.replicas for a in held]),
-        max_wait_s=float(max_wait_s),
+        hold_s=held[0].hold_s,
         order_slo_s=float(order_slo_s),
         owners=owners,
     )

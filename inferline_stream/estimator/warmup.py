@@ -31,7 +31,7 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
     """
     shape = Shape(("a", "b", "c"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
     measured = PipelineProfile({}, independent_paths(shape, {("a", "b"): 0.5}))
-    steps = [_station(), _station(max_wait_s=0.1), _station(owners=np.zeros(1, dtype=np.int64))][: 2 + everything]
+    steps = [_station(), _station(kinds=2), _station(owners=np.zeros(1, dtype=np.int64))][: 2 + everything]
     workload = prepare(shape, measured, Trace(np.arange(8.0)))
     tell = progress or (lambda done, of: None)
     for done, station in enumerate(steps):
@@ -40,12 +40,11 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
     tell(len(steps), len(steps))
 
 
-def _station(*, owners: Ints | None = None, max_wait_s: float = 0.0) -> Station:
+def _station(*, owners: Ints | None = None, kinds: int = 1) -> Station:
     return Station(
-        limits=np.ones(1, dtype=np.int64),
-        table=np.array([[np.nan], [0.5]]),
+        limits=np.ones(kinds, dtype=np.int64),
+        table=np.array([[np.nan], [0.5]] * kinds),
         levels=np.array([0.5]),
-        kinds=np.zeros(1, dtype=np.int64),
-        max_wait_s=max_wait_s,
+        kinds=np.arange(kinds, dtype=np.int64),
         owners=owners,
     )

@@ -236,6 +236,7 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...]
     ("batch_size", "Mean batch size, recent.", lambda s: s.mean_batch_size),
     ("batch_fill_ratio", "Mean batch size over the limit, recent.", lambda s: s.batch_fill),
     ("max_batch_size", "Batch limit in force.", lambda s: s.max_batch_size),
+    ("hold_seconds", "Longest time that a free replica waits for a fuller batch.", lambda s: s.hold_s),
     ("lag_records", "Records not yet committed.", lambda s: s.lag_records),
     ("lag_seconds", "Age of the oldest record not yet committed.", lambda s: s.lag_s),
     ("start_up_seconds", "Learned time from asking for a replica to its READY.", lambda s: s.start_up_s),

@@ -56,6 +56,8 @@ class StageState:
     name: str
     replicas: tuple[ReplicaCounts, ...]
     max_batch_size: int
+    hold_s: float
+    """How long a free replica waits for a fuller batch."""
     arrival_rate: float
     utilization: float | None
     wait_s: float | None
@@ -161,8 +163,8 @@ class PlanRecord:
     cost_per_hour: float
     arrival_rate: float
     """Mean of the traffic that it was made for."""
-    allocations: Mapping[str, tuple[tuple[str, int, int], ...]]
-    """By stage: hardware, batch limit, replicas."""
+    allocations: Mapping[str, tuple[tuple[str, int, int, float], ...]]
+    """By stage: hardware, batch limit, replicas, hold in seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.units import format_duration
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
     """Hardware, batch limit and replicas of one stage.
 
+    Args:
+        hardware: the kind.
+        max_batch_size: batch limit.
+        replicas: how many.
+        hold_s: how long after the oldest eligible event reached the stage a free replica waits for a fuller batch; a
+            full batch goes at once. All allocations of a stage have the same, since they share one queue.
+
     Raises:
-        ValueError: a batch limit below 1 or fewer than 0 replicas.
+        ValueError: a batch limit below 1, fewer than 0 replicas, or a hold that is negative or not finite.
     """
 
     hardware: str
     max_batch_size: int
     replicas: int
+    hold_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1 or self.replicas < 0:
             raise ValueError(f"{self}: max_batch_size must be 1 or more and replicas 0 or more")
+        if not (math.isfinite(self.hold_s) and self.hold_s >= 0):
+            raise ValueError(f"{self}: hold_s must be finite and 0 or more")
 
 
 Allocations = Mapping[str, tuple[Allocation, ...]]
@@ -32,6 +44,20 @@ Allocations = Mapping[str, tuple[Allocation, ...]]
 def replicas_of(allocations: tuple[Allocation, ...]) -> int:
     """Replicas of a stage over all its hardware kinds."""
     return sum(allocation.replicas for allocation in allocations)
+
+
+def hold_of(allocations: tuple[Allocation, ...]) -> float:
+    """Return the hold of a stage in seconds; 0 where nothing is held, and without allocations."""
+    return next((allocation.hold_s for allocation in allocations if allocation.replicas), 0.0)
+
+
+def in_words(allocations: tuple[Allocation, ...]) -> str:
+    """Return what a stage holds in words, such as "2 × cpu, batches up to 4, held 12 ms"; empty without replicas."""
+    held_s = hold_of(allocations)
+    words = " + ".join(
+        f"{a.replicas} × {a.hardware}, batches up to {a.max_batch_size}" for a in allocations if a.replicas
+    )
+    return f"{words}, held {format_duration(held_s)}" if held_s else words
 
 
 def cost_per_hour(allocations: Allocations, catalogue: Catalogue) -> float:
@@ -54,8 +80,9 @@ class Plan:
         visit_ratios: by stage.
         utilization: ρ by stage, as planned: λ·s/(Σ replicas·µ).
         algorithm: which search found it.
-        lower_bound_per_hour: dollars per hour below which no plan with one hardware kind per stage meets the SLO less
-            the margin, as far as a search proved it; 0 where none did. As high as the cost: proven to be the cheapest.
+        lower_bound_per_hour: dollars per hour below which no plan with one hardware kind per stage and without holds
+            meets the SLO less the margin, as far as a search proved it; 0 where none did. As high as the cost: none of
+            those is cheaper.
     """
 
     pipeline: str

@@ -8,6 +8,7 @@ import msgspec
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.units import format_duration
 
 PLAN_VERSION = 2
 """Raised when a plan's fields change their meaning; a reader refuses versions it does not know."""
@@ -81,6 +82,11 @@ def _check(plan: Plan, where: str) -> None:
         f"{where}: stage {stage!r} has no replicas; give it at least one"
         for stage, allocations in plan.allocations.items()
         if not any(a.replicas for a in allocations)
+    ]
+    problems += [
+        f"{where}: stage {stage!r} has the holds {', '.join(map(format_duration, holds))}; give it one hold_s"
+        for stage, allocations in plan.allocations.items()
+        if len(holds := sorted({a.hold_s for a in allocations if a.replicas})) > 1
     ]
     for field in ("visit_ratios", "utilization"):
         missing = sorted(set(plan.allocations) - set(getattr(plan, field)))

@@ -10,7 +10,7 @@ import numpy as np
 
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.hardware import Catalogue
-from inferline_stream.pipeline.plan import Allocations
+from inferline_stream.pipeline.plan import Allocations, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
@@ -103,7 +103,9 @@ class _Loop:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
         self._end_s = float(workload.entry_s[-1]) if len(workload) else 0.0
         setups = [
-            StageSetup(name, tuple(Kind(a.hardware, a.max_batch_size) for a in allocations[name]))
+            StageSetup(
+                name, tuple(Kind(a.hardware, a.max_batch_size) for a in allocations[name]), hold_of(allocations[name])
+            )
             for name in shape.stages
         ]
         self._setups = setups

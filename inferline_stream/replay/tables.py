@@ -34,10 +34,12 @@ class StageSetup:
     Args:
         name: the stage.
         kinds: kinds of replicas it may have.
+        hold_s: see `estimator.station.Station`.
     """
 
     name: str
     kinds: tuple[Kind, ...]
+    hold_s: float = 0.0
 
 
 class Tables(NamedTuple):
@@ -67,6 +69,7 @@ class Tables(NamedTuple):
         kinds: (stages,).
         width: (stages,).
         service_key: (stages,) of the draws of service times.
+        hold_s: (stages,) see `StageSetup`.
         marks: see `shared_queue.SharedState`, as are clock and rings.
     """
 
@@ -93,6 +96,7 @@ class Tables(NamedTuple):
     kinds: Ints
     width: Ints
     service_key: Ints
+    hold_s: Floats
     limits: Ints
     table: Floats
     levels: Floats
@@ -155,6 +159,7 @@ def empty_tables(
         kinds=np.array([len(s.kinds) for s in stages], np.int64),
         width=np.array(widths, np.int64),
         service_key=ints(),
+        hold_s=np.array([s.hold_s for s in stages]),
         limits=ints(most_kinds),
         table=np.full((count, most_kinds * max(widths), 1), math.nan),
         levels=np.array([0.5]),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog_bound, curve_of_envelope
 from inferline_stream.pipeline.hardware import Catalogue
-from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.tuner.knobs import Knobs
 from inferline_stream.tuner.staffing import Staffing
@@ -48,11 +48,13 @@ class StageBasis:
         name: the stage.
         kinds: hardware kinds it may run on, each with its batch limit set by the plan.
         visit_ratio: s, visits per event.
+        hold_s: how long a free replica waits for a fuller batch.
     """
 
     name: str
     kinds: tuple[Kind, ...]
     visit_ratio: float
+    hold_s: float = 0.0
 
     planned: int = field(init=False)
     """k⁰, replicas planned over all kinds."""
@@ -128,7 +130,8 @@ def _backlog_bound(stage: StageBasis, arrivals: ArrivalCurve) -> float:
     """Network calculus' bound, with a batch more of every replica: batches upstream bunch what arrives."""
     if not stage.planned or stage.visit_ratio <= 0:
         return 0.0
-    service = ServiceCurve(tuple((k.max_batch_size, k.service_time_s, k.planned) for k in stage.kinds if k.planned))
+    replicas = tuple((k.max_batch_size, k.service_time_s, k.planned) for k in stage.kinds if k.planned)
+    service = ServiceCurve(replicas, stage.hold_s)
     return backlog_bound(arrivals.thinned(stage.visit_ratio), service) + service.in_service
 
 
@@ -214,7 +217,7 @@ def basis_of(
                     start_up_s=profile.start_up_s,
                 )
             )
-        stages.append(StageBasis(name, tuple(kinds), plan.visit_ratios[name]))
+        stages.append(StageBasis(name, tuple(kinds), plan.visit_ratios[name], hold_of(allocations)))
     used = {kind.hardware for stage in stages for kind in stage.kinds}
     return Basis(
         slo_s=plan.slo_s,

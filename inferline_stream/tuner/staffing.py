@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -205,4 +205,4 @@ class _Search:
         counts = [math.floor(share) for share in shares]
         for i in sorted(range(len(held)), key=lambda i: counts[i] - shares[i])[: replicas - sum(counts)]:
             counts[i] += 1
-        return tuple(Allocation(a.hardware, a.max_batch_size, n) for a, n in zip(held, counts, strict=True))
+        return tuple(replace(a, replicas=n) for a, n in zip(held, counts, strict=True))

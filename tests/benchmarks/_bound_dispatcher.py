@@ -91,8 +91,8 @@ class BoundQueue:
     def bytes_of(self, partition: int) -> int:
         return sum(part.bytes_of(partition) for part in self._parts)
 
-    def oldest_ms(self) -> int | None:
-        return min((at for part in self._parts if (at := part.oldest_ms()) is not None), default=None)
+    def due_ms(self, limit: int, hold_ms: float) -> float:
+        return self.part(self.chosen).due_ms(limit, hold_ms)
 
     def add(self, event: Event) -> None:
         number = self._of[event] = zlib.crc32(event.event_id) % max(1, len(self.pool.members))

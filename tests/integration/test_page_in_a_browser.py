@@ -141,7 +141,7 @@ def test_a_plan_opens_to_what_it_changed(tab):
         tab.locator("#plans summary").first.click()
         text = tab.inner_text("#plans details[open]")
         assert "plan 2" in text
-        assert "1 × cpu-1, batch 8 → 2 × cpu-1, batch 8" in text
+        assert "1 × cpu-1, batch 8 → 2 × cpu-1, batch 8, held 12 ms" in text
         assert "$0.067/h → $0.133/h" in text
 
 
@@ -239,7 +239,9 @@ def test_every_stage_can_be_reached_with_the_keyboard_and_speaks_in_words(tab):
         tab.locator("#dag g.stage").first.focus()
         tab.wait_for_timeout(1200)  # updates redraw the picture meanwhile
         words = tab.evaluate("document.activeElement.getAttribute('aria-label')")
-        assert re.match(r"language: 2 of 3 replicas ready on cpu-1, batch 2 of 8, utilization 70 %", words)
+        assert re.match(
+            r"language: 2 of 3 replicas ready on cpu-1, batch 2 of 8, held ≤ 12 ms, utilization 70 %", words
+        )
 
 
 @pytest.mark.parametrize("stages", [1, 50])

@@ -68,7 +68,10 @@ def test_no_event_of_any_pipeline_passes_the_bound(seed):
         kinds = ["x", "y"][: int(rng.integers(1, 3))]
         for kind in kinds:
             profiles[stage, kind] = profile(stage, kind, *rng.uniform(0.01, 0.3, 4))  # not monotone on purpose
-        held[stage] = tuple(Allocation(kind, int(rng.choice([1, 2, 5, 8])), int(rng.integers(1, 4))) for kind in kinds)
+        hold_s = float(rng.choice([0.0, 0.05, 0.5]))
+        held[stage] = tuple(
+            Allocation(kind, int(rng.choice([1, 2, 5, 8])), int(rng.integers(1, 4)), hold_s) for kind in kinds
+        )
     measured = PipelineProfile(profiles, independent_paths(shape, conditional), float(rng.choice([0.0, 0.02])))
     trace = Trace(np.cumsum(rng.gamma(0.25, 4 * rng.choice([0.01, 0.05, 0.2]), 200)))
     bound_s, _ = bounds(shape, held, measured, curve_of_trace(trace))

@@ -71,7 +71,10 @@ def test_cost_never_rises_when_the_slo_is_loosened(problem: Problem, factors: li
 
 positive = st.floats(1e-9, 1e9)
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8)
-allocations = st.builds(Allocation, names, st.integers(1, 4096), st.integers(1, 4096))
+
+
+def allocations(hold_s: float) -> st.SearchStrategy[Allocation]:
+    return st.builds(Allocation, names, st.integers(1, 4096), st.integers(1, 4096), st.just(hold_s))
 
 
 @st.composite
@@ -81,7 +84,9 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(
         pipeline=draw(names),
         slo_s=draw(positive),
-        allocations={s: tuple(draw(st.lists(allocations, min_size=1, max_size=3))) for s in stages},
+        allocations={
+            s: tuple(draw(st.lists(allocations(draw(st.floats(0, 9))), min_size=1, max_size=3))) for s in stages
+        },
         cost_per_hour=draw(positive),
         predicted_p99_s=draw(positive),
         arrival_rate=draw(st.floats(0, 1e9)),

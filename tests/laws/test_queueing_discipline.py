@@ -66,7 +66,7 @@ def test_no_event_waits_while_a_replica_that_may_take_it_is_free(seed: int) -> N
     run = simulate_with_heap(pipeline.workload, pipeline.stations)
     for stage, station in enumerate(pipeline.stations):
         log = [entry for entry in run.log if entry.stage == stage]
-        if station.max_wait_s > 0 or (station.owners is None and station.limits.size > 1):
+        if station.hold_s > 0 or (station.owners is None and station.limits.size > 1):
             continue
         if station.owners is None:
             assert busy_while_waiting(log, station.replicas)

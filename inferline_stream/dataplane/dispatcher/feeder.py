@@ -155,7 +155,9 @@ class Feeder:
             if replica is None:
                 break
             limit = pool.limit(replica.hardware)
-            if self.hold_s and eligible < limit and self._holds(session, now_s):
+            left_s = queue.due_ms(limit, self.hold_s * 1e3) / 1e3 - time.time()
+            if left_s > 0:
+                self._wake_at(now_s + left_s)
                 break
             events = session.take(limit)
             if events:
@@ -163,17 +165,6 @@ class Feeder:
         if queue.eligible and pool.fresh_after_s > now_s:
             self._wake_at(pool.fresh_after_s)
         self._set_timer(now_s)
-
-    def _holds(self, session: Session, now_s: float) -> bool:
-        """Return whether a batch that is not full waits for more."""
-        oldest_ms = session.queue.oldest_ms()
-        if oldest_ms is None:
-            return False
-        left_s = oldest_ms / 1e3 + self.hold_s - time.time()
-        if left_s <= 0:
-            return False
-        self._wake_at(now_s + left_s)
-        return True
 
     def _hand(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -114,6 +115,18 @@ class StageQueue:
             if oldest is None or arrived_ms < oldest:
                 oldest = arrived_ms
         return oldest
+
+    def due_ms(self, limit: int, hold_ms: float) -> float:
+        """Return when a free replica may take a batch, on the clock of `arrived_ms`: −∞ for at once.
+
+        Args:
+            limit: the replica's batch limit; so many eligible events go at once.
+            hold_ms: how long after the oldest eligible event reached the stage fewer of them wait for more.
+        """
+        if hold_ms <= 0 or self.eligible >= limit:
+            return -math.inf
+        oldest_ms = self.oldest_ms()
+        return -math.inf if oldest_ms is None else oldest_ms + hold_ms
 
     def add(self, event: Event) -> None:
         """Add an event that was read."""

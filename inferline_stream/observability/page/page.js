@@ -165,7 +165,7 @@ function decisions(state) {
   }), "None yet: traffic is within the plan.");
 }
 
-const allocated = (kinds) => (kinds ?? []).map(([hardware, batch, n]) => `${n} × ${hardware}, batch ${batch}`).join(" + ") || "none";
+const allocated = (kinds) => (kinds ?? []).map(([hardware, batch, n, hold_s]) => `${n} × ${hardware}, batch ${batch}${hold_s ? `, held ${seconds(hold_s)}` : ""}`).join(" + ") || "none";
 
 function changed(plan, before) {
   const rows = Object.keys({ ...before?.allocations, ...plan.allocations }).map((stage) => [stage, allocated(before?.allocations[stage]), allocated(plan.allocations[stage])]);

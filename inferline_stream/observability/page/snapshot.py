@@ -55,6 +55,7 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
                     "name": stage.name,
                     "replicas": [[c.hardware, c.planned, c.wanted, c.ready, c.pending] for c in stage.replicas],
                     "max_batch_size": stage.max_batch_size,
+                    "hold_s": stage.hold_s,
                     "mean_batch_size": stage.mean_batch_size,
                     "batch_fill": stage.batch_fill,
                     "queued": stage.queued,

@@ -25,7 +25,7 @@ MEASURED = PipelineProfile(
 PLAN = Plan(
     pipeline="p",
     slo_s=0.5,
-    allocations={"a": (Allocation("cpu", 4, 2),)},
+    allocations={"a": (Allocation("cpu", 4, 2, 0.012),)},
     cost_per_hour=0.2,
     predicted_p99_s=0.4,
     arrival_rate=10.0,
@@ -68,7 +68,8 @@ def test_a_plan_that_came_into_force_is_told_with_what_it_holds() -> None:
     seen.planned(StoredPlan("c", 1, 12.0, "initial", "", msgspec.Raw(plan_to_bytes(PLAN)), 3))
     (told,) = seen.state(60.0, 0.0, {}, envelope=(0, 0)).plans
     assert (told.number, told.time_s, told.reason) == (3, 12.0, "initial")
-    assert told.allocations == {"a": (("cpu", 4, 2),)}
+    assert told.allocations == {"a": (("cpu", 4, 2, 0.012),)}
+    assert seen.state(60.0, 0.0, {}, envelope=(0, 0)).stages[0].hold_s == 0.012
     assert (told.cost_per_hour, told.predicted_p99_s, told.slo_s) == (0.2, 0.4, 0.5)
 
 

@@ -31,7 +31,9 @@ class House:
     def __init__(self, log: Sequence[Grant] = (), running: Sequence[str] = (), rate: float = 10.0) -> None:
         times = (ServiceTime(1, 0.1), ServiceTime(4, 0.2))
         profile = PipelineProfile({("a", "cpu"): Profile("a", "cpu", times)}, independent_paths(SHAPE, {}))
-        plan = Plan("p", 0.5, {"a": (Allocation("cpu", 4, 1),)}, 0.1, 0.4, rate, ((60.0, 600),), {"a": 1.0}, {"a": 0.5})
+        plan = Plan(
+            "p", 0.5, {"a": (Allocation("cpu", 4, 1, 0.012),)}, 0.1, 0.4, rate, ((60.0, 600),), {"a": 1.0}, {"a": 0.5}
+        )
         kinds = {"cpu": Hardware("cpu", 0.1)}
         self.picture = Picture("p", SHAPE, plan, profile, kinds, 0.99, {"a": 8}, (60.0,))
         self.log = {grant_key(g.stage, g.slot): g for g in log}
@@ -107,10 +109,11 @@ def the_grant(house: House) -> Grant:
     return grant
 
 
-async def test_a_grant_says_limits_and_profiled_times_and_its_dispatcher_is_asked_for(house: House) -> None:
+async def test_a_grant_says_limits_hold_and_profiled_times_and_its_dispatcher_is_asked_for(house: House) -> None:
     grant = the_grant(house)
     assert (grant.slots, grant.begins, grant.term) == (1, True, 2)
     assert (grant.max_batch_sizes, grant.service_s) == ({"cpu": 4}, {"cpu": {1: 0.1, 4: 0.2}})
+    assert grant.hold_s == 0.012
     assert house.asked == [[grant.dispatcher]]
     await house.step(3)
     assert len(house.asked) == 1

@@ -74,7 +74,7 @@ def random_station(rng: np.random.Generator, grid: float) -> Station:
         table=table,
         levels=levels,
         kinds=rng.permutation(np.repeat(np.arange(kinds, dtype=np.int64), held)),
-        max_wait_s=float((grid or 0.1) * rng.integers(1, 4)) if wait else 0.0,
+        hold_s=float((grid or 0.1) * rng.integers(1, 4)) if wait else 0.0,
         order_slo_s=float(rng.choice([0.0, grid or 0.1, 4 * (grid or 0.1), np.inf])),
         owners=owners,
     )

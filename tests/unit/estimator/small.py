@@ -34,8 +34,10 @@ def measured(
     return PipelineProfile(profiles, paths or ALWAYS[shape], hop_s)
 
 
-def allocated(replicas: int = 1, max_batch_size: int = 1, hardware: str = "h") -> tuple[Allocation, ...]:
-    return (Allocation(hardware, max_batch_size, replicas),)
+def allocated(
+    replicas: int = 1, max_batch_size: int = 1, hardware: str = "h", hold_s: float = 0.0
+) -> tuple[Allocation, ...]:
+    return (Allocation(hardware, max_batch_size, replicas, hold_s),)
 
 
 def close(found: Sequence[float] | np.ndarray, expected: Sequence[float]) -> bool:

@@ -43,8 +43,8 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
     queues = [s for s in stations if s.owners is None]
     assert len(stations) - len(queues) > 100
     assert sum(0 < s.order_slo_s < np.inf for s in queues) > 100
-    assert sum(s.max_wait_s > 0 and s.limits.size > 1 for s in queues) > 50
-    assert sum(s.max_wait_s > 0 for s in stations) > 100
+    assert sum(s.hold_s > 0 and s.limits.size > 1 for s in queues) > 50
+    assert sum(s.hold_s > 0 for s in stations) > 100
     assert sum(s.limits.size > 1 for s in stations) > 100
     assert sum(s.levels.size > 1 for s in stations) > 100
     assert sum(np.unique(p.workload.entry_s).size < len(p.workload) for p in pipelines) > 20

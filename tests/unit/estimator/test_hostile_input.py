@@ -92,15 +92,24 @@ def test_an_slo_of_the_order_that_cannot_be_is_refused(slo_s: float) -> None:
         simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), order_slo_s=slo_s)
 
 
-def test_waits_of_replicas_that_own_partitions_are_refused() -> None:
+def test_holds_of_replicas_that_own_partitions_are_refused() -> None:
     with pytest.raises(ValueError, match="on one queue only"):
-        simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), partitions={"a": 2}, max_wait_s={"a": 1.0})
+        simulate(ONE, {"a": allocated(hold_s=1.0)}, PROFILE, trace(0.0), partitions={"a": 2})
 
 
-@pytest.mark.parametrize("wait_s", [-1.0, math.nan, math.inf])
-def test_waits_that_cannot_be_are_refused(wait_s: float) -> None:
-    with pytest.raises(ValueError, match="longest wait"):
-        simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), max_wait_s={"a": wait_s})
+@pytest.mark.parametrize("hold_s", [-1.0, math.nan, math.inf])
+def test_holds_that_cannot_be_are_refused(hold_s: float) -> None:
+    with pytest.raises(ValueError, match="hold_s must be finite"):
+        allocated(hold_s=hold_s)
+    station_of_one = (np.array([1]), np.array([[math.nan], [1.0]]), np.array([0.5]), np.array([0]))
+    with pytest.raises(ValueError, match=r"hold .* s must be 0 or more"):
+        Station(*station_of_one, hold_s=hold_s)
+
+
+def test_kinds_of_one_stage_with_different_holds_are_refused() -> None:
+    profile = measured(ONE, {"a.x": {1: 1.0}, "a.y": {1: 1.0}})
+    with pytest.raises(InvalidTopology, match="a stage has one hold_s"):
+        simulate(ONE, {"a": (Allocation("x", 1, 1, 0.1), Allocation("y", 1, 1))}, profile, trace(0.0))
 
 
 @pytest.mark.parametrize("service_s", [0.0, -1.0, math.nan, math.inf])

@@ -16,9 +16,10 @@ def one_stage(times: tuple[float, ...], service_s: dict[int, float], **options: 
     hop_s = float(options.pop("hop_s", 0.0))  # type: ignore[arg-type]
     replicas = options.pop("replicas", 1)
     limit = options.pop("limit", max(service_s))
+    held_s = options.pop("hold_s", 0.0)
     return simulate(
         ONE,
-        {"a": allocated(replicas, limit)},  # type: ignore[arg-type]
+        {"a": allocated(replicas, limit, hold_s=held_s)},  # type: ignore[arg-type]
         measured(ONE, {"a": service_s}, hop_s=hop_s),
         trace(*times),
         **options,  # type: ignore[arg-type]
@@ -55,17 +56,17 @@ def test_every_hop_adds_its_overhead_into_the_entry_stage_between_stages_and_int
 
 
 def test_waiting_for_a_fuller_batch_ends_when_it_is_full() -> None:
-    assert close(one_stage((0.0, 1.0), {1: 1.0, 2: 1.5}, max_wait_s={"a": 5.0}).latency_s, [2.5, 1.5])
+    assert close(one_stage((0.0, 1.0), {1: 1.0, 2: 1.5}, hold_s=5.0).latency_s, [2.5, 1.5])
 
 
 def test_waiting_for_a_fuller_batch_ends_when_the_oldest_has_waited_long_enough() -> None:
-    found = one_stage((0.0, 1.0, 9.0), {1: 1.0, 2: 1.5, 3: 2.0}, max_wait_s={"a": 5.0})
+    found = one_stage((0.0, 1.0, 9.0), {1: 1.0, 2: 1.5, 3: 2.0}, hold_s=5.0)
     assert close(found.latency_s, [6.5, 5.5, 6.0])
 
 
 @pytest.mark.parametrize("queue", [{}, {"order_slo_s": 2.0}, {"order_slo_s": np.inf}])
-def test_the_wait_limit_means_the_same_in_every_order(queue: dict[str, object]) -> None:
-    found = one_stage((0.0, 1.0, 9.0, 9.5, 9.6, 9.7), {1: 1.0, 2: 1.5, 3: 2.0}, max_wait_s={"a": 5.0}, **queue)
+def test_a_hold_means_the_same_in_every_order(queue: dict[str, object]) -> None:
+    found = one_stage((0.0, 1.0, 9.0, 9.5, 9.6, 9.7), {1: 1.0, 2: 1.5, 3: 2.0}, hold_s=5.0, **queue)
     assert close(found.latency_s, [6.5, 5.5, 2.6, 2.1, 2.0, 6.0])
 
 

@@ -36,6 +36,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
                 name="language",
                 replicas=(ReplicaCounts("cpu-1", planned=2, wanted=3, ready=2, pending=1),),
                 max_batch_size=8,
+                hold_s=0.012,
                 arrival_rate=55.0,
                 utilization=0.7,
                 wait_s=0.004,
@@ -81,7 +82,9 @@ def a_state(*, partitions: int = 4) -> PipelineState:
         coarse_peak_per_hour=0.5,
         recent_p95_s=0.12,
         plans=(
-            PlanRecord(1, 900.0, "initial", "", SLO_S, 0.21, 0.0665, 40.0, {"language": (("cpu-1", 8, 1),)}),
-            PlanRecord(2, 950.0, "plan_saves", "more came", SLO_S, 0.2, 0.133, 55.0, {"language": (("cpu-1", 8, 2),)}),
+            PlanRecord(1, 900.0, "initial", "", SLO_S, 0.21, 0.0665, 40.0, {"language": (("cpu-1", 8, 1, 0.0),)}),
+            PlanRecord(
+                2, 950.0, "plan_saves", "more came", SLO_S, 0.2, 0.133, 55.0, {"language": (("cpu-1", 8, 2, 0.012),)}
+            ),
         ),
     )

@@ -6,14 +6,17 @@ import pytest
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.pipeline.plan import Allocation, Plan, in_words
 from inferline_stream.planner.difference import difference
 from inferline_stream.planner.document import plan_from_bytes, plan_from_dict, plan_to_bytes, plan_to_dict
 
 PLAN = Plan(
     pipeline="moderation",
     slo_s=0.25,
-    allocations={"parse": (Allocation("cpu-1", 1, 2),), "score": (Allocation("t4", 16, 1), Allocation("cpu-4", 8, 3))},
+    allocations={
+        "parse": (Allocation("cpu-1", 1, 2),),
+        "score": (Allocation("t4", 16, 1, 0.01), Allocation("cpu-4", 8, 3, 0.01)),
+    },
     cost_per_hour=0.1 + 0.2,
     predicted_p99_s=0.231,
     arrival_rate=99.7,
@@ -56,6 +59,7 @@ def test_bytes_that_are_no_json_are_refused():
     ("field", "value", "message"),
     [
         ("allocations", {"parse": (Allocation("cpu-1", 1, 0),)}, "'parse' has no replicas"),
+        ("allocations", {"parse": (Allocation("a", 1, 1, 0.01), Allocation("b", 1, 1))}, "has the holds 0us, 10ms"),
         ("utilization", {"parse": 0.7}, "utilization lacks stage score"),
         ("envelope", ((0.2, 3), (0.1, 2)), "must ascend"),
         ("slo_s", -1.0, "must be above 0"),
@@ -88,6 +92,14 @@ def test_a_difference_names_each_stage_s_change_and_adds_up_to_the_cost_of_all()
     assert found.cost_change_per_hour == pytest.approx(sum(changes.values()))
     assert found.slo_change_s == pytest.approx(-0.05)
     assert not found.unchanged
+
+
+def test_another_hold_is_a_difference_and_has_its_words():
+    eager = {"parse": PLAN.allocations["parse"], "score": (Allocation("t4", 16, 1), Allocation("cpu-4", 8, 3))}
+    found = difference(PLAN, dataclasses.replace(PLAN, allocations=eager), catalogue())
+    assert [stage.stage for stage in found.stages if not stage.unchanged] == ["score"]
+    assert in_words(PLAN.allocations["score"]) == "1 × t4, batches up to 16 + 3 × cpu-4, batches up to 8, held 10ms"
+    assert in_words(eager["score"]) == "1 × t4, batches up to 16 + 3 × cpu-4, batches up to 8"
 
 
 def test_a_plan_does_not_differ_from_itself_with_its_mixed_allocations_listed_the_other_way():

@@ -60,7 +60,10 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
         for kind in kinds:
             times = tuple(ServiceTime(2**i, t) for i, t in enumerate(rng.uniform(0.01, 0.2, 4)))
             profiles[stage, kind] = Profile(stage, kind, times)
-        held[stage] = tuple(Allocation(kind, int(rng.choice([1, 2, 8])), int(rng.integers(1, 4))) for kind in kinds)
+        hold_s = float(rng.choice([0.0, 0.02, 0.3]))
+        held[stage] = tuple(
+            Allocation(kind, int(rng.choice([1, 2, 8])), int(rng.integers(1, 4)), hold_s) for kind in kinds
+        )
     measured = PipelineProfile(profiles, independent_paths(shape, conditional), float(rng.choice([0.0, 0.003])))
     trace = Trace(np.cumsum(rng.gamma(0.25, 4 * rng.choice([0.01, 0.05]), 300)))
     idle = Fixed()

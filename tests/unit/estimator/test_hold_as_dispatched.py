@@ -1,0 +1,113 @@
+"""A held queue: the estimator against the dispatcher's own queue and pool, driven in virtual time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+
+import numpy as np
+import pytest
+
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.trace import Trace
+from tests.unit.estimator.small import ONE, measured
+
+HOP_MS = 3
+
+SECOND = 1024.0
+"""Of the estimator, in milliseconds of the dispatcher: sums of binary fractions are exact on both clocks."""
+
+
+class VirtualDispatcher:
+    """The feeder's loop (choose, due, take, begin, finish) on a clock of whole milliseconds."""
+
+    def __init__(self, held: tuple[Allocation, ...], service_ms: dict[str, dict[int, int]], slo_ms: int) -> None:
+        self.queue, self.pool = StageQueue(slo_ms * 1000, keys_in_order=False), Pool()
+        profile = {kind: {size: ms / 1e3 for size, ms in times.items()} for kind, times in service_ms.items()}
+        self.pool.configure({a.hardware: a.max_batch_size for a in held}, profile)
+        self.service_ms, self.hold_ms = service_ms, held[0].hold_s * SECOND
+        for number, kind in enumerate(a.hardware for a in held for _ in range(a.replicas)):
+            self.pool.attach(f"{kind}-{number}", kind, number)
+            self.pool.ready(f"{kind}-{number}", 0.0)
+        self.ended_ms: dict[int, int] = {}
+        self.used: set[str] = set()
+
+    def run(self, sent_ms: list[int]) -> list[int]:
+        """Return when each event leaves."""
+        order = itertools.count()
+        # At one instant batches end and events arrive before anything is handed out.
+        coming = [(sent + HOP_MS, 0, next(order), event, None) for event, sent in enumerate(sent_ms)]
+        heapq.heapify(coming)
+        while coming:
+            now = coming[0][0]
+            while coming and coming[0][0] == now:
+                _, _, _, what, batch = heapq.heappop(coming)
+                if batch is not None:
+                    self._finish(now, batch)
+                elif what >= 0:
+                    self.queue.add(_event(what, sent_ms[what]))
+            for at, batch in self._kick(now):
+                heapq.heappush(coming, (at, 1, next(order), -1, batch))
+        return [self.ended_ms[event] for event in range(len(sent_ms))]
+
+    def _kick(self, now: int) -> list[tuple[int, tuple | None]]:
+        wakes: list[tuple[int, tuple | None]] = []
+        while eligible := self.queue.eligible:
+            replica = self.pool.choose(now / 1e3, eligible)
+            if replica is None:
+                break
+            limit = self.pool.limit(replica.hardware)
+            due_ms = self.queue.due_ms(limit, self.hold_ms)
+            if due_ms > now:
+                wakes.append((round(due_ms), None))
+                break
+            events = self.queue.take(limit)
+            self.pool.begin(replica, len(events), now / 1e3)
+            self.used.add(replica.replica)
+            wakes.append((now + self.service_ms[replica.hardware][len(events)], (replica, events)))
+        return wakes
+
+    def _finish(self, now: int, batch: tuple) -> None:
+        replica, events = batch
+        self.pool.finish(replica, (), now / 1e3)
+        for event in events:
+            self.ended_ms[int.from_bytes(event.event_id)] = now
+
+
+def _event(number: int, sent_ms: int) -> Event:
+    return Event(0, (number,), number.to_bytes(4), sent_ms * 1000, sent_ms, None, [], b"", 1, ())
+
+
+def arrivals_ms(seed: int, events: int = 400) -> list[int]:
+    rng = np.random.default_rng(seed)
+    return np.cumsum(rng.gamma(0.25, 4 * float(rng.choice([1.0, 4.0, 20.0])), events)).astype(int).tolist()
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_dispatchers_queue_and_pool_hold_as_the_estimator_says(seed: int) -> None:
+    rng = np.random.default_rng(1000 + seed)
+    limit, replicas = int(rng.choice([2, 4, 8])), int(rng.integers(1, 6))
+    service_ms = {"h": {size: 20 + 3 * size for size in range(1, limit + 1)}}
+    held = (Allocation("h", limit, replicas, int(rng.choice([0, 5, 20, 100])) / SECOND),)
+    sent_ms = arrivals_ms(seed)
+    left_ms = VirtualDispatcher(held, service_ms, slo_ms=100).run(sent_ms)
+    sent_s = np.array(sent_ms) / SECOND
+    profile = measured(ONE, {"a": {b: ms / SECOND for b, ms in service_ms["h"].items()}}, hop_s=HOP_MS / SECOND)
+    found = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND)
+    assert any(found.stages["a"].batches[2:])
+    assert left_ms == ((found.latency_s + sent_s) * SECOND - HOP_MS).tolist()
+
+
+def test_a_held_pool_leaves_the_replicas_with_the_highest_numbers_idle() -> None:
+    service_ms = {"h": {size: 20 + size for size in range(1, 9)}}
+    sent_ms = list(range(0, 4000, 4))
+    eager = VirtualDispatcher((Allocation("h", 8, 12),), service_ms, slo_ms=100)
+    holding = VirtualDispatcher((Allocation("h", 8, 12, 28 / SECOND),), service_ms, slo_ms=100)
+    eager.run(sent_ms)
+    holding.run(sent_ms)
+    assert len(eager.used) > len(holding.used)
+    assert holding.used == {f"h-{number}" for number in range(len(holding.used))}
