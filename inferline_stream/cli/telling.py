@@ -37,9 +37,9 @@ def show_why(people: Console, plan: Plan, why: Explanation) -> None:
 def _proof(plan: Plan) -> str:
     gap = plan.cost_per_hour / plan.lower_bound_per_hour - 1
     if gap < 1e-6:
-        return "Proven: no plan with one hardware kind per stage that keeps the margin free costs less."
+        return "Proven: no plan with one hardware kind per stage and no holds that keeps the margin free costs less."
     return (
-        "No plan with one hardware kind per stage that keeps the margin free costs less than "
+        "No plan with one hardware kind per stage and no holds that keeps the margin free costs less than "
         f"${plan.lower_bound_per_hour:.4f}/h: gap {gap:.1%}."
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.plan import hold_of
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.problem import COST_EPSILON, Candidate, batch_limits, cost_of, in_stock, replaced
 from inferline_stream.planner.surrogate import Surrogate
@@ -63,6 +64,21 @@ def repair(
     return None
 
 
+def without_needless_holds(evaluator: Evaluator, candidate: Candidate) -> Candidate:
+    """The same hardware, limits and replicas, in which a stage holds batches only where the target is missed without.
+
+    Args:
+        evaluator: decides.
+        candidate: feasible to the evaluator.
+    """
+    for stage, option in enumerate(candidate):
+        if hold_of(option):
+            eager = replaced(candidate, stage, tuple(replace(part, hold_s=0.0) for part in option))
+            if evaluator.feasible(eager):
+                candidate = eager
+    return candidate
+
+
 def with_largest_limits(evaluator: Evaluator, candidate: Candidate) -> Candidate:
     """The same hardware and replicas with the largest batch limits that the evaluator still calls feasible.
 
@@ -80,7 +96,7 @@ def with_largest_limits(evaluator: Evaluator, candidate: Candidate) -> Candidate
             for limit in reversed(batch_limits(problem, name, part.hardware)):
                 if limit <= part.max_batch_size:
                     break
-                larger = Allocation(part.hardware, limit, part.replicas)
+                larger = replace(part, max_batch_size=limit)
                 option = (*candidate[stage][:place], larger, *candidate[stage][place + 1 :])
                 if evaluator.feasible(changed := replaced(candidate, stage, option)):
                     candidate = changed

@@ -220,7 +220,7 @@ class Evaluator:
 def _without_limit(candidate: Candidate, stage: int) -> Hashable:
     """What is left of a candidate without a stage's batch limit."""
     *others, last = candidate[stage]
-    return replaced(candidate, stage, tuple(others)), stage, last.hardware, last.replicas
+    return replaced(candidate, stage, tuple(others)), stage, last.hardware, last.replicas, last.hold_s
 
 
 def _ancestors(problem: Problem) -> list[frozenset[int]]:

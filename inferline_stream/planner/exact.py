@@ -9,7 +9,7 @@ share the simulation of their beginning. A beginning is given up when
 - another option of the same or a lower price gave the very same departures, and took no scarce kind in its stead.
 
 None of it assumes that more replicas help. The space searched: one hardware kind per stage, batch limits that were
-profiled and raise throughput.
+profiled and raise throughput, no batch held.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Proof:
 
     Args:
         best: the cheapest candidate; None if none is feasible.
-        lower_bound: dollars per hour that no feasible candidate with one kind per stage is below; the cost of ``best``
+        lower_bound: dollars per hour that no feasible candidate of the space searched is below; the cost of ``best``
             once it is proven.
         proven: whether the whole space was searched.
         stopped: whether the caller ended the search, rather than its effort.

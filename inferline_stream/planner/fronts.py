@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,17 @@ from inferline_stream.estimator.evaluation import Departures, evaluate, fastest_
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator
+from inferline_stream.planner.holds import holds
 from inferline_stream.planner.menu import menu
 from inferline_stream.planner.problem import (
     Candidate,
     Option,
+    arrival_rates,
     batch_limits,
     hardware_kinds,
     price_of,
     replica_cap,
+    rest_s,
 )
 
 WIDTH = 120
@@ -63,6 +66,9 @@ IDLE = 3
 LIKE = 1.03
 """Of batch limits whose latency differs by less than this ratio, the largest is kept too."""
 
+SHARES = (0.4, 0.8)
+"""Of the longest hold of use, what is tried here. Refinement tries more."""
+
 Times = NDArray[np.float64]
 
 
@@ -93,6 +99,8 @@ class Fronts:
         self._workload = evaluator.workloads[0]
         self._mixed = mixed
         self._rest_s = fastest_rest_s(self._workload, dict(enumerate(evaluator.bounds.fastest_s)))
+        self._rates = arrival_rates(self._problem)
+        self._path_s = rest_s(self._problem, evaluator.bounds.fastest_s)
         self._least = [bounds.least_stage_price(s) for s in range(len(self._problem.shape.stages))]
         self._menus: list[list[Option]] | None = None
 
@@ -237,7 +245,22 @@ class Fronts:
     def _best_limits(
         self, stage: int, options: Sequence[Option], upstream: dict[int, Departures]
     ) -> tuple[float, list[Option]]:
-        """Of options that differ in their batch limits the earliest and, if hardly later, the one with the largest."""
+        """Of options that differ in their batch limits the earliest and, if hardly later, the one with the largest.
+
+        Where all of them are later than the stage's share of the target, batches that are held are tried, too.
+        """
+        found = self._in_time(stage, options, upstream)
+        late_s = min((late for late, _ in found), default=math.inf)
+        if late_s > self._share_s(stage):
+            found += self._in_time(stage, self._held(stage, options), upstream)
+        late_s, earliest = min(found, key=lambda f: f[0], default=(math.inf, ()))
+        largest = next((option for late, option in found if late <= late_s * LIKE), earliest)
+        return late_s, list(dict.fromkeys((largest, earliest))) if found else []
+
+    def _in_time(
+        self, stage: int, options: Sequence[Option], upstream: dict[int, Departures]
+    ) -> list[tuple[float, Option]]:
+        """How late each option is, those left out with which the stage alone makes far too many events late."""
         allowed = self.evaluator.bounds.allowed[0]
         known = np.full(len(self._workload), -np.inf)
         found: list[tuple[float, Option]] = []
@@ -245,9 +268,26 @@ class Fronts:
             gone = self._served(stage, option, upstream, CROWDED * allowed)
             if gone is not None:
                 found.append((self._late_s(self._with(known, stage, gone), allowed), option))
-        late_s, earliest = min(found, key=lambda f: f[0], default=(math.inf, ()))
-        largest = next((option for late, option in found if late <= late_s * LIKE), earliest)
-        return late_s, list(dict.fromkeys((largest, earliest))) if found else []
+        return found
+
+    def _held(self, stage: int, options: Sequence[Option]) -> list[Option]:
+        """The options of one kind with holds that leave a full batch within the stage's share of the target."""
+        within_s = self._share_s(stage) - self._path_s + self.evaluator.bounds.fastest_s[stage]
+        found: list[Option] = []
+        for kind in dict.fromkeys(option[0].hardware for option in options if len(option) == 1):
+            pairs = holds(self._problem, stage, kind, rate=self._rates[stage], within_s=within_s, shares=SHARES)
+            for option in options:
+                if len(option) == 1 and option[0].hardware == kind:
+                    found += [
+                        (replace(option[0], hold_s=s),) for limit, s in pairs if limit == option[0].max_batch_size
+                    ]
+        return found
+
+    def _share_s(self, stage: int) -> float:
+        """Latency if nothing waits elsewhere and a stage spends of the slack what its service time is of all of it."""
+        fastest_s = self.evaluator.bounds.fastest_s
+        longest_s = self._problem.shape.longest_path_s(fastest_s)
+        return self._path_s + (self._problem.target_s - self._path_s) * fastest_s[stage] / longest_s
 
 
 def plentiful(evaluator: Evaluator, stage: int) -> Option:

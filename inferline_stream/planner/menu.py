@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds, service_rate
@@ -94,15 +95,13 @@ def mixtures(bounds: Bounds, stage: int, option: Option) -> list[Option]:
     found: dict[Option, None] = {}
     for part in option:
         for fewer in range(max(0, part.replicas - 2), part.replicas):
-            rest = [a for a in option if a is not part] + [Allocation(part.hardware, part.max_batch_size, fewer)] * (
-                fewer > 0
-            )
+            rest = [a for a in option if a is not part] + [replace(part, replicas=fewer)] * (fewer > 0)
             for kind in hardware_kinds(problem, name):
                 if kind == part.hardware:
                     continue
                 for limit in batch_limits(problem, name, kind):
                     for count in (1, 2, 3, 4):
-                        mixed = combined(problem, [*rest, Allocation(kind, limit, count)])
+                        mixed = combined(problem, [*rest, Allocation(kind, limit, count, part.hold_s)])
                         if len(mixed) > 1 and price_of(problem, mixed) < now:
                             found[mixed] = None
     return sorted(found, key=lambda o: price_of(problem, o))
@@ -113,6 +112,6 @@ def combined(problem: Problem, allocations: list[Allocation]) -> Option:
     held: dict[str, Allocation] = {}
     for a in allocations:
         before = held[a.hardware].replicas if a.hardware in held else 0
-        held[a.hardware] = Allocation(a.hardware, a.max_batch_size, a.replicas + before)
+        held[a.hardware] = replace(a, replicas=a.replicas + before)
     prices = problem.catalogue
     return tuple(sorted(held.values(), key=lambda a: (prices[a.hardware].price_per_hour, a.hardware)))

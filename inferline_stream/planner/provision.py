@@ -13,7 +13,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.descent import with_largest_limits
+from inferline_stream.planner.descent import with_largest_limits, without_needless_holds
 from inferline_stream.planner.evaluation import Evaluator, Stopped
 from inferline_stream.planner.exact import prove
 from inferline_stream.planner.infeasible import infeasible
@@ -93,9 +93,9 @@ def provision(
 ) -> Plan:
     """Find the cheapest plan that meets the SLO.
 
-    Of plans that cost the same it is the one with the largest batch limits that keep the SLO less the margin: they are
-    capacity in hand for bursts beyond the sample. A search that is interrupted, by ``stop`` or with Ctrl-C, returns the
-    best plan so far.
+    Batches are held only where the SLO would be missed otherwise. Of plans that cost the same it is the one with the
+    largest batch limits that keep the SLO less the margin: they are capacity in hand for bursts beyond the sample. A
+    search that is interrupted, by ``stop`` or with Ctrl-C, returns the best plan so far.
 
     Args:
         shape: the DAG.
@@ -105,7 +105,7 @@ def provision(
         catalogue: hardware kinds with prices and stock.
         pipeline: the pipeline's name, for the plan.
         algorithm: ``"default"``; ``"inferline"``, the paper's to the letter; or ``"exact"``, which goes on until
-            no cheaper plan with one hardware kind per stage can exist.
+            no cheaper plan with one hardware kind per stage and without holds can exist.
         partitions: by stage, partitions of its input topic, for a plan of ordinary consumer groups, whose replicas own
             partitions; None plans for one queue per stage.
         max_batch_sizes: by stage, the largest batch limit to consider.
@@ -212,7 +212,7 @@ def search(
                     raise Stopped
             if found is not None:
                 if algorithm != "inferline":
-                    journal.best = _with_largest_limits(whole, evaluator, journal.best, found)
+                    journal.best = _settled(whole, evaluator, journal.best, found)
                 if evaluator is whole or not _dearer(problem, found, papers):
                     break
     except (Stopped, KeyboardInterrupt):
@@ -231,13 +231,11 @@ def _dearer(problem: Problem, found: Candidate, papers: Sequence[Candidate]) -> 
     return any(cost_of(problem, paper) < cost_of(problem, found) - COST_EPSILON for paper in papers)
 
 
-def _with_largest_limits(
-    whole: Evaluator, kept_free: Evaluator, cheapest: Candidate | None, found: Candidate
-) -> Candidate:
-    """What was found with the margin free, or what is cheaper without; either with the largest batch limits."""
+def _settled(whole: Evaluator, kept_free: Evaluator, cheapest: Candidate | None, found: Candidate) -> Candidate:
+    """What was found with the margin free, or what is cheaper without: no needless holds, and the largest limits."""
     if cheapest is not None and cost_of(whole.problem, cheapest) < cost_of(whole.problem, found) - COST_EPSILON:
-        return with_largest_limits(whole, cheapest)
-    return with_largest_limits(kept_free, found)
+        return with_largest_limits(whole, without_needless_holds(whole, cheapest))
+    return with_largest_limits(kept_free, without_needless_holds(kept_free, found))
 
 
 def _paper(evaluator: Evaluator, journal: _Journal) -> Iterator[Candidate]:
@@ -262,8 +260,8 @@ class Outcome:
     Args:
         candidate: the cheapest one found that meets the SLO on every trace.
         p99_s: its latency at the objective, the largest over the traces.
-        lower_bound_per_hour: dollars per hour below which no plan with one hardware kind per stage meets the target;
-            0 unless it was looked for. As high as the candidate's cost once that is proven to be the cheapest.
+        lower_bound_per_hour: dollars per hour below which no plan with one hardware kind per stage and without holds
+            meets the target; 0 unless it was looked for. As high as the candidate's cost once none of those is cheaper.
         algorithm: which search found it.
         evaluations: candidates simulated.
         simulated_events: events simulated, once per stage visited.
@@ -317,9 +315,14 @@ def candidate_of(problem: Problem, plan: Plan) -> Candidate | None:
     for stage in problem.shape.stages:
         held = [a for a in plan.allocations.get(stage, ()) if a.replicas]
         kinds = hardware_kinds(problem, stage)
-        if not held or any(
-            a.hardware not in kinds or a.max_batch_size > problem.measured.profiles[stage, a.hardware].batch_sizes[-1]
-            for a in held
+        if (
+            not held
+            or (stage in problem.partitions and held[0].hold_s)
+            or any(
+                a.hardware not in kinds
+                or a.max_batch_size > problem.measured.profiles[stage, a.hardware].batch_sizes[-1]
+                for a in held
+            )
         ):
             return None
         options.append(combined(problem, held))

@@ -11,8 +11,9 @@ quantile, and some of the others for their number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,15 @@ from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator
-from inferline_stream.planner.menu import combined, menu, mixtures
+from inferline_stream.planner.holds import holds
+from inferline_stream.planner.menu import THINNING, combined, menu, mixtures
 from inferline_stream.planner.problem import (
     Candidate,
     Option,
+    arrival_rates,
     batch_limits,
     cost_of,
+    hardware_kinds,
     price_of,
     replaced,
     replica_cap,
@@ -48,6 +52,9 @@ NEAR = 1.05
 FAR = 6
 """Dearer options are proposed up to this many times a stage's least possible price, or to half of an even share of the
 whole cost: a second saved in a stage that costs little may be worth much further down."""
+
+BEST_HOLDS = 2
+"""Of the holds of one kind, how many are tried with fewer replicas."""
 
 Times = NDArray[np.float64]
 
@@ -88,6 +95,9 @@ class Surrogate:
         self._mixed = mixed
         self._completions: dict[tuple[int, Candidate], dict[Option, Times | None]] = {}
         self._sample: NDArray[np.int64] | None = None
+        self._rates = arrival_rates(evaluator.problem)
+        self._in_vain: dict[tuple[int, str], int] = {}
+        """By stage and kind, the number of replicas that no hold sufficed for: fewer are not tried again."""
         self.allowed = evaluator.bounds.allowed[0]
         """Late events that the workload allows."""
         self.move(base)
@@ -218,6 +228,7 @@ class Surrogate:
         if self._mixed:
             options += mixtures(self._bounds, stage, self.base[stage])
         options += nearby(self._bounds, stage, self.base[stage])
+        options += self._held(stage)
         problem = self._evaluator.problem
         found = []
         for option in dict.fromkeys(options):
@@ -232,6 +243,46 @@ class Surrogate:
                 kept.append(Choice(option, price, effect))
             best = min(best, quantile)
         return kept
+
+    def _held(self, stage: int) -> list[Option]:
+        """Options that hold batches and cost less than the base's, with which its events seem to be in time.
+
+        Of each kind the holds are tried just below the base's price; the best of them with ever fewer replicas.
+        """
+        problem, name = self._evaluator.problem, self._evaluator.problem.shape.stages[stage]
+        price, within_s = price_of(problem, self.base[stage]), self._within_s(stage)
+        found: list[Option] = []
+        for kind in hardware_kinds(problem, name):
+            each = problem.catalogue[kind].price_per_hour
+            pairs = holds(problem, stage, kind, rate=self._rates[stage], within_s=within_s)
+            count = int(min(math.ceil(price / each - 1e-9) - 1, replica_cap(problem, name, kind))) if each > 0 else 0
+            if count <= self._in_vain.get((stage, kind), 0):
+                continue
+            began = len(found)
+            while pairs and count > 0:
+                options = [(Allocation(kind, limit, count, hold_s),) for limit, hold_s in pairs]
+                ranked = sorted((self._alone_s(stage, o), i) for i, o in enumerate(options) if self._keeps_up(stage, o))
+                pairs = [pairs[i] for late_s, i in ranked[:BEST_HOLDS] if late_s <= self._target_s * NEAR]
+                found += [options[i] for late_s, i in ranked if late_s <= self._target_s * NEAR]
+                if len(found) == began:
+                    self._in_vain[stage, kind] = count
+                count -= max(1, count // THINNING)
+        return found
+
+    def _within_s(self, stage: int) -> float:
+        """What the target leaves the stage of the slowest events' time."""
+        visits = (self._weights == 1.0) & np.isfinite(self._through_s[stage])
+        if not visits.any():
+            return 0.0
+        return self._target_s - float(np.median((self._through_s[stage] - self._spent_s[stage])[visits]))
+
+    def _alone_s(self, stage: int, option: Option) -> float:
+        """Predicted quantile if only this stage changes."""
+        effect = self._effect_s(stage, option)
+        return math.inf if effect is None else self._quantile_s(self._latency_s + effect)
+
+    def _keeps_up(self, stage: int, option: Option) -> bool:
+        return service_rate(self._evaluator.problem, stage, option) > self._bounds.required_rate[stage]
 
     def proposals(self, below: float, target_late: float) -> list[Proposal]:
         """Candidates that change one stage or two, cost less than ``below`` and are predicted to be good enough.
@@ -297,5 +348,5 @@ def nearby(bounds: Bounds, stage: int, option: Option) -> list[Option]:
         cap = replica_cap(problem, name, part.hardware)
         counts = [n for n in range(part.replicas - 2, part.replicas + 3) if 0 < n <= cap]
         for limit in batch_limits(problem, name, part.hardware):
-            found += [combined(problem, [*others, Allocation(part.hardware, limit, n)]) for n in counts]
+            found += [combined(problem, [*others, replace(part, max_batch_size=limit, replicas=n)]) for n in counts]
     return [o for o in found if service_rate(problem, stage, o) > bounds.required_rate[stage]]

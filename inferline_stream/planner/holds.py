@@ -1,0 +1,54 @@
+"""Which holds are worth trying at a stage: with which batch limit, and for how long."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from inferline_stream.planner.problem import Problem, batch_limits
+
+SHARES = (0.25, 0.5, 0.7, 0.9)
+"""Of the longest hold of use. What is left is for waiting while all replicas are busy."""
+
+FILLS = 2.0
+"""No batch is held for more than this many times the mean time in which it fills: whatever comes late then comes in a
+lull, in which small batches do no harm."""
+
+GAIN = 1.1
+"""A full batch has to serve this many times more events per second than batches of 1."""
+
+STEPS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+"""First digits of every hold: few values, so that simulations can be used again, and people can read them."""
+
+
+def holds(
+    problem: Problem, stage: int, hardware: str, *, rate: float, within_s: float, shares: Sequence[float] = SHARES
+) -> list[tuple[int, float]]:
+    """Return batch limits and holds with which a full batch still leaves the stage in time.
+
+    Args:
+        problem: the problem.
+        stage: position of the stage.
+        hardware: the kind.
+        rate: events per second at the stage.
+        within_s: time in which events should leave it.
+        shares: of the longest hold of use, which ones.
+    """
+    name = problem.shape.stages[stage]
+    if name in problem.partitions or rate <= 0:
+        return []
+    profile = problem.measured.profiles[name, hardware]
+    found: dict[tuple[int, float], None] = {}
+    for limit in batch_limits(problem, name, hardware):
+        longest_s = min(within_s - profile.service_time_s(limit), FILLS * (limit - 1) / rate)
+        if longest_s > 0 and profile.throughput(limit) >= GAIN * profile.throughput(1):
+            found |= {(limit, rounded_down(share * longest_s)): None for share in shares}
+    return list(found)
+
+
+def rounded_down(seconds: float) -> float:
+    """Return the largest of `STEPS`, times a power of ten, that is not above a time above 0."""
+    exponent = math.floor(math.log10(seconds))
+    digits = seconds / 10.0**exponent * (1 + 1e-12)
+    step = max((step for step in STEPS if step <= digits), default=1.0)
+    return float(f"{step}e{exponent}")
