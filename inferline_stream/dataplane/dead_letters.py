@@ -25,9 +25,13 @@ from inferline_stream.dataplane.sending import StageSender
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec
-from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, PARENT, Names
+from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, Names
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.version import format_between
+
+_RESTORED_MS = 12 * 3600 * 1000
+"""A record's timestamp comes back unless it is older than this: topics between stages keep a day. Its entry time comes
+back whatever its age, as a header."""
 
 _PLACE = re.compile(rb"\d{1,9}/\d{1,18}")
 """Partition and offset, as a note has them."""
@@ -278,10 +282,13 @@ async def _send(sender: StageSender, letters: Sequence[Letter], pipeline: Pipeli
 
 
 def _as_it_was(letter: Letter, replay: int) -> Message:
-    own = [(name, value) for name, value in letter.headers if not name.startswith(ERRORS_PREFIX) and name != REPLAY]
-    now_ms = round(time.time() * 1000)  # brokers refuse a time that is far ahead of theirs
-    time_ms = now_ms if letter.time_ms is None else min(letter.time_ms, now_ms)
-    return Message(letter.key, letter.value, [*own, (REPLAY, b"%d" % replay)], time_ms)
+    headers = [(name, value) for name, value in letter.headers if not name.startswith(ERRORS_PREFIX) and name != REPLAY]
+    now_ms, own_ms = round(time.time() * 1000), letter.time_ms
+    if own_ms is not None and all(name != ENTRY_TIME for name, _ in headers):
+        headers.append((ENTRY_TIME, b"%d" % (own_ms * 1000)))
+    # By an old timestamp, retention could delete the record before it is read; brokers refuse one that is far ahead.
+    time_ms = own_ms if own_ms is not None and now_ms - _RESTORED_MS <= own_ms <= now_ms else now_ms
+    return Message(letter.key, letter.value, [*headers, (REPLAY, b"%d" % replay)], time_ms)
 
 
 def _partition(letter: Letter, partitions: int, *, by_event: bool) -> int:

@@ -66,7 +66,7 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> Found:
     Args:
         headers: of a record.
         entry: at a pipeline's entry anyone may have written them. Only an event id and a replay count are believed
-            there: a dead letter that is sent again to the source needs both.
+            there, and with such a count the entry time: a dead letter that is sent again to the source needs them.
     """
     event_id = entry_us = version = parent = None
     skipped: tuple[str, ...] = ()
@@ -81,10 +81,10 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> Found:
                 event_id = value
         elif name == REPLAY:
             replay = number(value, MOST_REPLAYS) or replay
-        elif entry:
-            continue
         elif name == ENTRY_TIME:
             entry_us = number(value, LATEST_MS * 1000)
+        elif entry:
+            continue
         elif name == VERSION:
             version = value
         elif name == PARENT:
@@ -93,6 +93,8 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> Found:
             skipped = tuple((value or b"").decode("utf-8", "replace").split(","))
         elif name == DEAD:
             dead = LETTERED if value == b"2" else DROPPED
+    if entry and not replay:
+        entry_us = None
     return Found(event_id, entry_us, version, parent, skipped, dead, replay, own)
 
 
@@ -106,7 +108,7 @@ def number(value: bytes | None, most: int) -> int | None:
 def event_headers(found: Found, event_id: bytes, entry_us: int, version: bytes | None) -> list[Header]:
     """Headers that an event's records carry: the user's own, and those that name the event.
 
-    An entry time that an earlier pipeline left on the record is not among them: this pipeline's clock starts here.
+    An entry time that an earlier pipeline left on the record does not count: this pipeline's clock starts here.
     """
     headers = [*found.own, (EVENT_ID, event_id), (ENTRY_TIME, b"%d" % entry_us)]
     if version is not None:
@@ -116,12 +118,15 @@ def event_headers(found: Found, event_id: bytes, entry_us: int, version: bytes |
     return headers
 
 
-def letter_headers(headers: Iterable[Header], event_id: bytes, *, entry: bool) -> list[Header]:
+def letter_headers(headers: Sequence[Header], event_id: bytes, *, entry: bool) -> list[Header]:
     """Headers that a dead letter keeps of its record: the user's own, the event id, and what a replay needs of ours.
 
     Why it died is added to them. No header that came with the record can pass for that, or for a note of ours.
     """
-    keep: Collection[str] = (REPLAY,) if entry else LETTERS_KEEP
+    keep: Collection[str] = LETTERS_KEEP
+    if entry:
+        replayed = any(name == REPLAY and number(value, MOST_REPLAYS) for name, value in headers)
+        keep = (REPLAY, ENTRY_TIME) if replayed else ()
     kept = [header for header in headers if not header[0].startswith(HEADER_PREFIX) or header[0] in keep]
     return [*kept, (EVENT_ID, event_id)]
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,71 @@ async def test_a_letter_is_listed_shown_and_sent_again_once_and_its_join_is_then
     assert "left alone: it was sent on 20" in again.stdout
     assert unknown.returncode == 2
     assert "no dead letter has the id" in unknown.stderr
+
+
+HOSTILE_HEADERS = [
+    [("__inferline.parent", b"\xff"), ("__inferline.skipped", None), ("__inferline.dead", None)],
+    [("ts", b"inf")],
+    [("ts", b"1e300")],
+    [("ts", None), ("__inferline.entry_time_us", b"9" * 400)],
+    [("__inferline.event_id", b""), ("__inferline.version", b"\xff"), ("__inferline.replay", b"9" * 400)],
+    [("__inferline.event_id", b"x" * 5000)],
+    [("__inferline.errors.topic", b"CONTROL"), ("__inferline.errors.partition", b"0"), ("__inferline.errors.x", None)],
+    [("__inferline.sent_again", b"0/0")],
+    [("__inferline.sent_again", b"\xff"), ("__inferline.errors.timestamp_ms", b"inf")],
+]
+STEERING = b"\x1b]0;owned\x07\x1b[2J\xc2\x9b31m" + "\u202e".encode()
+
+
+async def test_hostile_records_cost_dead_letters_alone_and_none_of_them_chooses_a_topic(kafka, fork):
+    fork.write_text(FORK.replace('Topic("posts")', 'Topic("posts", timestamp_header="ts")'))
+    (fork.parent / "broken").unlink()
+    now_ms = round(time.time() * 1000)
+    # A broker refuses what is an hour ahead, and deletes what is older than its retention.
+    times_ms = [now_ms - 5 * 86_400_000, now_ms + 1_800_000, now_ms - 3_600_000]
+    async with Director(kafka.bootstrap_servers, fork, settings={"lease_s": 20.0}, max_batch_size=4) as director:
+        source, control = director.names.topic("posts"), director.names.control
+        good = 0
+        for at, chosen in enumerate(HOSTILE_HEADERS):
+            headers = [(name, control.encode() if value == b"CONTROL" else value) for name, value in chosen]
+            time_ms = times_ms[at % 3]
+            await director.producer.send(source, STEERING, key=STEERING, headers=headers, timestamp_ms=time_ms)
+            await director.producer.send(source, b'{"number": %d}' % good, headers=headers, timestamp_ms=time_ms)
+            await director.producer.send_and_wait(source, b'{"number": %d}' % (good + 1))
+            good += 2
+        await director.start()
+        await director.caught_up()
+        letters = answer(director, "ls")["letters"]
+        shown = dlq(director, "show")
+        sent = answer(director, "replay")
+        sent_again = answer(director, "ls")["letters"]
+        await director.caught_up()
+        sink = await director.results()
+        controls = await director.read(control)
+        records = await director.read(source)
+        died = await director.letters("enter")
+        report = director.report("enter")
+        exits = list(director.exits)
+
+    assert sorted(json.loads(record.value)["left"] for record in sink) == sorted(-number for number in range(good))
+    assert exits == []
+    assert controls == []
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert not set(shown.stdout) & set("\x1b\x07\x9b\u202e")
+    assert len(letters) == len(HOSTILE_HEADERS) == len(sent["sent"])
+    assert all(letter["sent_again"] is None for letter in letters)
+    assert sum(letter["sent_again"] is not None for letter in sent_again) == len(letters)
+    assert 1000 < report.clock_lead_s < 2000
+    for letter in died:
+        if letter.value is not None:
+            assert letter.timestamp >= now_ms
+    again = [record for record in records if header(record, "replay") == b"1"]
+    assert len(again) == len(letters)
+    sent_ms = sorted(record.timestamp for record in again)
+    assert sent_ms[:3] == [now_ms - 3_600_000] * 3
+    assert all(now_ms <= time_ms < now_ms + 600_000 for time_ms in sent_ms[3:])
+    entered_ms = sorted(int(header(record, "entry_time_us") or 0) // 1000 for record in again)
+    assert entered_ms == sorted(times_ms * 3)
 
 
 def test_a_pipeline_without_topics_of_dead_letters_is_told_apart_from_one_without_letters(embedded_broker, fork):

@@ -163,7 +163,8 @@ class Intake:
             stamp_ms = taken_ms
         entry_us = found.entry_us
         if self._is_entry and self._routes.entry_time_header is not None:
-            entry_us = timestamp_us(found.own, self._routes.entry_time_header)
+            own_us = timestamp_us(found.own, self._routes.entry_time_header)
+            entry_us = entry_us if own_us is None else own_us
         if entry_us is None:
             entry_us = stamp_ms * 1000
         newest_ms = max(stamp_ms, entry_us // 1000)

@@ -1,6 +1,8 @@
 """Letters and notes of a topic of dead letters, whatever its records hold."""
 
 import asyncio
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ from inferline_stream.cli import letters as verb
 from inferline_stream.dataplane import dead_letters
 from inferline_stream.dataplane.control import Followed
 from inferline_stream.dataplane.dead_letters import Letter, noted
+from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import REPLAY, SENT_AGAIN
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, PARENT, Names
-from tests.unit.dataplane.dispatcher.test_intake_and_emitter import pipeline
+from tests.unit.dataplane.dispatcher.test_intake_and_emitter import Taken, pipeline
+from tests.unit.dataplane.dispatcher.test_intake_and_emitter import sent as emitted
 
 NOW_MS = 1_700_000_000_000
 HEADERS = [EVENT_ID, PARENT, REPLAY, SENT_AGAIN]
@@ -71,14 +75,29 @@ def test_a_partition_that_the_topic_does_not_have_is_not_written_to(partition: b
 
 
 def test_the_records_own_time_comes_back_unless_it_is_none_or_ahead() -> None:
-    def time_ms(said: bytes) -> int:
+    def time_ms(said: bytes) -> float:
         ((message,), _) = replayed(*letters_of(died(timestamp_ms=said))).values()
         assert isinstance(message.timestamp_ms, int)
         return message.timestamp_ms
 
-    assert time_ms(b"1000") == 1000
-    for wrong in (b"-1", b"None", b"inf", b"9" * 17, b"9" * 30, b"253402300799000"):
-        assert time_ms(wrong) > NOW_MS
+    recent_ms = round(time.time() * 1000) - 3_600_000
+    assert time_ms(b"%d" % recent_ms) == recent_ms
+    for wrong in (b"1000", b"-1", b"None", b"inf", b"9" * 17, b"9" * 30, b"253402300799000"):
+        assert time_ms(wrong) > recent_ms + 3_000_000, "retention could delete it, or a broker refuse it"
+
+
+def test_an_events_own_time_comes_back_however_old_and_however_often_it_dies() -> None:
+    (letter,) = letters_of(died(timestamp_ms=b"1000"))
+    for _ in range(3):
+        ((message,), _) = replayed(letter).values()
+        sent = SimpleNamespace(
+            topic="in", partition=3, offset=9, timestamp=message.timestamp_ms, key=message.key,
+            value=message.value, headers=message.headers,
+        )  # fmt: skip
+        (event,) = Taken("ask")(sent).ready
+        assert (event.entry_us, event.event_id, event.replayed) == (1_000_000, b"e", True)
+        ((again,),) = [m for (topic, _), m in emitted("ask", event, Failed("E", "", "")).items() if topic == "in.dlq"]
+        (letter,) = letters_of(Followed(0, 1, NOW_MS, again.key, again.value, again.headers))
 
 
 def test_only_a_note_of_ours_says_that_a_letter_was_sent_again() -> None:

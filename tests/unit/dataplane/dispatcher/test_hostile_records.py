@@ -85,10 +85,12 @@ def test_whatever_a_record_holds_it_is_taken_in_and_so_is_the_next(stage, header
                 assert names[EVENT_ID] == len(messages)
 
 
-def test_at_the_entry_only_an_event_id_and_a_replay_count_of_ours_are_believed():
+@pytest.mark.parametrize(("replay", "entry_us"), [([], b"1000000"), ([(REPLAY, b"1")], b"2")])
+def test_at_the_entry_only_an_event_id_and_a_replay_count_of_ours_are_believed(replay, entry_us):
     others = [(name, b"2") for name in (*OURS, *ERRORS) if name not in (EVENT_ID, REPLAY)]
-    (event,) = Taken("ask")(record(b"1", ("mine", b"7"), (EVENT_ID, b"e"), (REPLAY, b"1"), *others)).ready
-    expected = [("mine", b"7"), (EVENT_ID, b"e"), (ENTRY_TIME, b"1000000"), (VERSION, THIS), (REPLAY, b"1")]
+    given = record(b"1", ("mine", b"7"), (EVENT_ID, b"e"), *replay, *others)
+    (event,) = Taken("ask")(given).ready
+    expected = [("mine", b"7"), (EVENT_ID, b"e"), (ENTRY_TIME, entry_us), (VERSION, THIS), *replay]
     assert event.headers == expected
 
 
