@@ -113,11 +113,21 @@ def judge(report: RunReport, objective: float | None, logs: Path) -> None:
     """
     if objective is not None and (miss := gate_miss(report, objective)):
         raise GateFailed(miss)
+    if report.lost or report.unaccounted:
+        raise InferlineError(f"{_lost(report)}. See what dispatchers and replicas wrote in {logs}")
+
+
+def _lost(report: RunReport) -> str:
+    """What was lost, in words; empty if nothing was."""
     if report.lost:
-        raise InferlineError(
-            f"{report.lost} events were lost: they have neither a result nor a reason why there is none. "
-            f"See what dispatchers and replicas wrote in {logs}"
+        return f"{report.lost} events were lost: they have neither a result nor a reason why there is none"
+    if report.unaccounted:
+        return (
+            f"{report.unaccounted} events were lost before the last {report.verified}, which are all accounted for: so "
+            "many more entered than have a result or a reason why there is none (a source that is written in "
+            'transactions declares `arrivals="timestamps"`)'
         )
+    return ""
 
 
 def _check(wanted: Wanted) -> None:
@@ -134,8 +144,8 @@ def _check(wanted: Wanted) -> None:
 
 def gate_miss(report: RunReport, objective: float) -> str:
     """In what the SLO gate did not hold, in words; empty if it did."""
-    if report.lost:
-        return f"the SLO gate did not hold: {report.lost} events were lost"
+    if lost := _lost(report):
+        return f"the SLO gate did not hold: {lost}"
     if report.slo_miss_rate is None:
         return "the SLO gate did not hold: no event came through, so nothing is known"
     if report.slo_miss_rate > 1 - objective + 1e-9:

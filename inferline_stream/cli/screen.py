@@ -215,6 +215,9 @@ def _report(report: RunReport) -> Table:
         table.add_row("of them there before", f"{report.backlog}, {done}")
     table.add_row("lost", str(report.lost), style="bold red" if report.lost else "bold green")
     table.add_row("duplicated", str(report.duplicated))
+    if report.verified < report.events_in:
+        table.add_row("of them looked up by id", f"the last {report.verified}; the others are counted")
+        table.add_row("counted without an end", str(report.unaccounted), style="bold red" if report.unaccounted else "")
     table.add_section()
     table.add_row("P50 / P95 / P99", " / ".join(_duration(q) for q in (report.p50_s, report.p95_s, report.p99_s)))
     table.add_row("SLO (predicted P99)", f"{_duration(report.slo_s)} ({_duration(report.predicted_p99_s)})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from inferline_stream.controlplane.keeping import Book, flat, nested
 from inferline_stream.controlplane.leadership import Leadership
 from inferline_stream.controlplane.overrides import Overrides
 from inferline_stream.controlplane.picture import Picture
-from inferline_stream.controlplane.records import Override, StoredDecision, StoredPlan
+from inferline_stream.controlplane.records import PLANS_KEPT, Override, StoredDecision, StoredPlan
 from inferline_stream.controlplane.recovery import Found
 from inferline_stream.controlplane.replanning import Proposal
 from inferline_stream.controlplane.running import Running
@@ -33,6 +34,9 @@ from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.policy import Policy
 
 logger = logging.getLogger(__name__)
+
+_DECISIONS_KEPT = 5_000
+"""Decisions that a run's record holds: a day of one each 20 s."""
 
 
 @dataclass(slots=True)
@@ -76,10 +80,12 @@ class Deciding:
     tuning: Tuning = field(init=False)
     warming: Warming = field(init=False)
     book: Book = field(init=False)
-    plans: list[StoredPlan] = field(default_factory=list)
-    """Every plan that came into force in this term, as written down."""
-    decisions: list[StoredDecision] = field(default_factory=list)
-    """Every decision of this term, as written down."""
+    first_plan: StoredPlan | None = None
+    """The plan that this term began with, as written down."""
+    plans: deque[StoredPlan] = field(default_factory=lambda: deque(maxlen=PLANS_KEPT))
+    """The newest that came into force in this term."""
+    decisions: deque[StoredDecision] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
+    """The newest decisions of this term, as written down."""
     began_s: float | None = None
     """When the policy was first asked, in seconds since the epoch; and how long arrivals had been watched by then."""
     watched_s: float = 0.0
@@ -249,6 +255,7 @@ class Deciding:
         controller, term = self.leadership.controller, self.leadership.term
         number = 1 + max((p.number for p in (*self.found.plans, *self.plans)), default=0)
         self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan, number, self.structure))
+        self.first_plan = self.first_plan or self.plans[-1]
         self.picture.planned(self.plans[-1])
         self.book.plan(self.plans[-1])
 

@@ -1,10 +1,14 @@
-"""Every event of a run, accounted for by its id: entered, reached the sink, ended without, lost or twice there."""
+"""A run's events, accounted for by their ids: entered, reached the sink, ended without, lost or twice there.
+
+Of a long run these are the newest events (`marks`), so that memory and time stay bounded; the others are counted.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.controlplane.running import Running
@@ -12,6 +16,8 @@ from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFoll
 from inferline_stream.dataplane.headers import REASON, number, read_headers
 
 _MOST = 255
+_LONGEST_NAME = 64
+"""Bytes of an id that are kept; of a longer one, a digest."""
 
 
 @dataclass(slots=True)
@@ -25,12 +31,15 @@ class Ledger:
         ends: end offset of each.
         live: offset of each from which on events are live traffic. Those before were there already: they are accounted
             for as all others, but their times say nothing of the run. By default every event is live.
+        began: first offset of each source partition of the run, where that lies before ``first``. Sink records of
+            events from before ``first`` are counted as ``earlier``.
     """
 
     source: str
     first: Sequence[int]
     ends: Sequence[int]
     live: Sequence[int] = ()
+    began: Sequence[int] = ()
     latencies_s: array[float] = field(default_factory=lambda: array("f"))
     """Of the first sink record of each event."""
     entries_s: array[float] = field(default_factory=lambda: array("d"))
@@ -47,6 +56,10 @@ class Ledger:
     """When the last of them was done, seconds since the epoch; None before any was."""
     unknown: int = 0
     """Records in sink or completed topic of events that are not this run's."""
+    earlier_out: int = 0
+    """Sink records of events of the run that are not looked up."""
+    earlier_ended: int = 0
+    """Other endings of such events."""
     _entered: list[bytearray] = field(init=False)
     _out: list[bytearray] = field(init=False)
     _ended: list[bytearray] = field(init=False)
@@ -67,8 +80,8 @@ class Ledger:
         else:
             self.backlog += 1
         if (name := read_headers(record.headers, entry=True).event_id) is not None:
-            if self._named.setdefault(name, [0, 0]) == [0, 0] and not live:
-                self._old.add(name)
+            if self._named.setdefault(_kept(name), [0, 0]) == [0, 0] and not live:
+                self._old.add(_kept(name))
         elif self.first[record.partition] <= record.offset < self.ends[record.partition]:
             self._entered[record.partition][record.offset - self.first[record.partition]] = 1
 
@@ -103,33 +116,58 @@ class Ledger:
         """Whether an event of this run was there before it."""
         if not self.backlog:
             return False
-        if name in self._named:
-            return name in self._old
-        place = self._place(name)
-        return place is not None and place[1] < self.live[place[0]]
+        if _kept(name) in self._named:
+            return _kept(name) in self._old
+        at = self._place(name)
+        return at is not None and at[1] < self.live[at[0]]
+
+    @property
+    def prefix(self) -> str:
+        """What an id begins with that was made from an event's place; partition and offset follow."""
+        return f"{self.source}/"
+
+    def _place(self, name: bytes) -> tuple[int, int] | None:
+        """Partition and offset of an event in the source topic; None where its id does not say."""
+        prefix = self.prefix.encode()
+        if not name.startswith(prefix) or len(name) > len(prefix) + _LONGEST_NAME:
+            return None
+        place, _, rest = name.removeprefix(prefix).partition(b"/")
+        partition, offset = number(place, len(self.first) - 1), number(rest, 2**63 - 1)
+        return None if partition is None or offset is None else (partition, offset)
 
     def _count(self, name: bytes, place: list[bytearray], column: int) -> bool:
         """Count one record; whether it is the event's first of its kind."""
-        if (counts := self._named.get(name)) is not None:
+        if (counts := self._named.get(_kept(name))) is not None:
             counts[column] += 1
             return counts[column] == 1
-        if (found := self._place(name)) is not None:
-            partition, at = found[0], found[1] - self.first[found[0]]
-            row = place[partition]
+        where = self._place(name)
+        if where is not None:
+            partition, offset = where
+            at, row = offset - self.first[partition], place[partition]
             if 0 <= at < len(row) and self._entered[partition][at]:
                 row[at] = min(_MOST, row[at] + 1)
                 return row[at] == 1
-        self.unknown += 1
+        if self.began and (where is None or self.began[where[0]] <= where[1] < self.first[where[0]]):
+            if column == 0:  # an id of the producer's own does not say when its event came
+                self.earlier_out += 1
+            else:
+                self.earlier_ended += 1
+        else:
+            self.unknown += 1
         return False
 
-    def _place(self, name: bytes) -> tuple[int, int] | None:
-        """Return the partition and offset that an id is made from; None for another."""
-        topic, _, rest = name.rpartition(b"/")
-        topic, _, place = topic.rpartition(b"/")
-        partition, offset = number(place, len(self.first) - 1), number(rest, 2**63 - 1)
-        if topic != self.source.encode() or partition is None or offset is None:
-            return None
-        return partition, offset
+    @property
+    def earlier_in(self) -> int:
+        """Events of the run that are not looked up, by the growth of the source topic."""
+        return sum(first - began for began, first in zip(self.began, self.first, strict=False))
+
+    @property
+    def earlier_backlog(self) -> int:
+        """Those of them that were there before the run."""
+        return sum(
+            max(0, min(first, live) - began)
+            for began, first, live in zip(self.began, self.first, self.live, strict=False)
+        )
 
     @property
     def events_in(self) -> int:
@@ -177,6 +215,10 @@ class Bounds:
     """Of the source: what is before was there already."""
 
 
+Begin = Callable[[Bounds, Sequence[int]], Bounds]
+"""See `Marks.begin`."""
+
+
 async def bounds_now(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> Bounds:
     """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
     first = await _committed(offsets, running, partitions)
@@ -190,7 +232,13 @@ async def bounds_now(offsets: OffsetReader, running: Running, partitions: Mappin
 
 
 async def read_ledger(
-    offsets: OffsetReader, running: Running, since: Bounds, partitions: Mapping[str, int], *, to_committed: bool = False
+    offsets: OffsetReader,
+    running: Running,
+    since: Bounds,
+    partitions: Mapping[str, int],
+    *,
+    to_committed: bool = False,
+    begin: Begin | None = None,
 ) -> Ledger:
     """Read source, sink and completed topic from where the run began to their ends now.
 
@@ -200,6 +248,8 @@ async def read_ledger(
         since: where the run began.
         partitions: of each stage's input topic.
         to_committed: answer only for what the entry stages have committed: others may go on writing.
+        begin: of the run's beginning and the source's ends, makes where the events begin that are looked up by id; by
+            default all of them are. Those before are counted by the growth of the topics.
 
     Raises:
         Unreachable: Kafka does not answer.
@@ -213,11 +263,15 @@ async def read_ledger(
     )
     if to_committed:
         ends[running.source] = await _committed(offsets, running, partitions)
-    ledger = Ledger(running.source, since.source, ends[running.source], since.live)
+    start = since if begin is None else begin(since, ends[running.source])
+    began = () if start is since else since.source
+    ledger = Ledger(running.source, start.source, ends[running.source], since.live, began)
+    ledger.earlier_out = sum(start.sink) - sum(since.sink)
+    ledger.earlier_ended = sum(start.completed) - sum(since.completed)
     for topic, first, take in (
-        (running.source, since.source, ledger.entered),
-        (running.sink, since.sink, ledger.out),
-        (running.names.completed, since.completed, ledger.ended),
+        (running.source, start.source, ledger.entered),
+        (running.sink, start.sink, ledger.out),
+        (running.names.completed, start.completed, ledger.ended),
     ):
         end = dict(enumerate(ends[topic]))
         async with TopicFollower(
@@ -235,6 +289,11 @@ async def _committed(offsets: OffsetReader, running: Running, partitions: Mappin
         for stage in sorted(running.entries)
     ]
     return tuple(max(0, min(column)) for column in zip(*committed, strict=True))
+
+
+def _kept(name: bytes) -> bytes:
+    """What stands for an id here: producers choose some of them, at any length."""
+    return name if len(name) <= _LONGEST_NAME else b"blake2s:" + hashlib.blake2s(name).hexdigest().encode()
 
 
 def _header(record: Followed, name: str) -> bytes | None:

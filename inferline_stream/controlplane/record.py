@@ -41,8 +41,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     paths: Paths
     hop_overhead_s: float
     plans: list[StoredPlan]
-    """That came into force, the first at the start."""
+    """That came into force: the first at the start, and the newest."""
     decisions: list[StoredDecision]
+    """The newest few thousand."""
     start_up_s: dict[str, dict[str, float]] = {}
     """Stage → hardware kind → what replicas took to start of late; kinds that none was started of are missing."""
     version: int = RECORD_VERSION

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -31,9 +32,9 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     pipeline: str
     lost: int
-    """Events that neither reached the sink nor ended for a reason that was recorded."""
+    """Verified events that neither reached the sink nor ended for a reason that was recorded."""
     duplicated: int
-    """Sink records beyond the first of an event."""
+    """Sink records beyond the first of a verified event."""
     events_in: int
     events_out: int
     slo_miss_rate: float | None
@@ -68,6 +69,10 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """Events that were there before the run: accounted for, but neither in its latencies nor in its miss rate."""
     backlog_done_s: float | None = None
     """When the last of them was done, from the run's beginning; None without any."""
+    verified: int = 0
+    """Events that were looked up by their ids: all, or of a long run the newest. The others are counted."""
+    unaccounted: int = 0
+    """Of those counted: how many more entered than reached the sink, ended or were dropped as repeated, at least."""
 
 
 def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[DecisionLine]:
@@ -85,6 +90,24 @@ def miss_rate(ledger: Ledger, slo_s: float) -> float | None:
     late = int(np.count_nonzero(np.frombuffer(ledger.latencies_s, dtype=np.float32) > slo_s))
     events = len(ledger.latencies_s) + lost + failed
     return (late + lost + failed) / events if events else None
+
+
+def counted_miss_rate(state: PipelineState, lost: int) -> float | None:
+    """The same of a run too long to look every event up, by what dispatchers counted."""
+    failed = lost + sum(stage.dead_lettered + stage.expired for stage in state.stages)
+    events = sum(state.latency.counts) + failed
+    return (state.late_events + failed) / events if events else None
+
+
+def endings(ledger: Ledger, state: PipelineState) -> dict[str, int]:
+    """Events that ended without a sink record, by reason; of those not looked up by what dispatchers counted."""
+    found = Counter(ledger.reasons)
+    if ledger.began:
+        for reason in ("dead_lettered", "expired"):
+            total = sum(getattr(stage, reason) for stage in state.stages)
+            found[reason] = min(max(total, ledger.reasons[reason]), ledger.reasons[reason] + ledger.earlier_ended)
+        found["skipped"] += max(0, ledger.reasons.total() + ledger.earlier_ended - found.total())
+    return {reason: count for reason, count in found.items() if count}
 
 
 def quantiles_s(ledger: Ledger, probabilities: Sequence[float]) -> tuple[float | None, ...]:
@@ -107,6 +130,7 @@ def run_report(
     emulated: bool,
     advisory: bool,
     lateness_p99_s: float | None,
+    counts_events: bool = True,
 ) -> RunReport:
     """Put the end of a run together.
 
@@ -121,23 +145,32 @@ def run_report(
         emulated: whether any replica slept instead of computing.
         advisory: whether decisions were only told.
         lateness_p99_s: of the trace replay, if there was one.
+        counts_events: whether the growth of the source topic counts events alone; see `Topic`.
     """
     lost, lost_ids = ledger.lost()
-    p50_s, p95_s, p99_s = quantiles_s(ledger, (0.5, 0.95, 0.99))
+    probabilities = (0.5, 0.95, 0.99)
+    if ledger.began:
+        p50_s, p95_s, p99_s = (state.latency.quantile_s(p) for p in probabilities)
+    else:
+        p50_s, p95_s, p99_s = quantiles_s(ledger, probabilities)
+    earlier_out = min(ledger.earlier_out, ledger.earlier_in)  # the growth of a log counts what is there twice, too
+    unaccounted = ledger.earlier_in - earlier_out - ledger.earlier_ended - state.duplicates if ledger.began else 0
     return RunReport(
         pipeline=state.pipeline,
         lost=lost,
         duplicated=ledger.duplicated,
-        events_in=ledger.events_in,
-        events_out=ledger.events_out,
-        slo_miss_rate=miss_rate(ledger, state.slo_s),
+        events_in=ledger.events_in + ledger.earlier_in,
+        events_out=ledger.events_out + earlier_out,
+        verified=ledger.events_in,
+        unaccounted=max(0, unaccounted) if counts_events else 0,
+        slo_miss_rate=counted_miss_rate(state, lost) if ledger.began else miss_rate(ledger, state.slo_s),
         cost=round(state.cost, 6),
         decisions=decision_lines(state.decisions, started_s),
         slo_s=state.slo_s,
         p50_s=p50_s,
         p95_s=p95_s,
         p99_s=p99_s,
-        completed=dict(ledger.reasons),
+        completed=endings(ledger, state),
         duration_s=round(duration_s, 3),
         predicted_p99_s=state.predicted_p99_s,
         replicas_most=dict(replicas_most),
@@ -148,6 +181,6 @@ def run_report(
         advisory=advisory,
         lateness_p99_s=lateness_p99_s,
         unknown=ledger.unknown,
-        backlog=ledger.backlog,
+        backlog=ledger.backlog + ledger.earlier_backlog,
         backlog_done_s=None if ledger.backlog_done_s is None else round(ledger.backlog_done_s - started_s, 3),
     )

@@ -59,11 +59,16 @@ def retold(record: RunRecord, events: Events, progress: Callable[[str], None] = 
         UsageError: matplotlib is missing.
     """
     plan = plan_from_bytes(bytes(record.plans[0].plan), "the run's plan")
-    outcome = live_outcome(record, events)
     parts = [_head(record), _verdict(record), _tiles(record), _plan(record, plan)]
     parts.append(_decisions(record, events))
-    if events.latency_s.size >= _FEWEST_EVENTS and events.arrivals_s.size >= _FEWEST_EVENTS:
-        picture = io.BytesIO()
+    if 0 < record.report.verified < record.report.events_in:
+        told = (
+            f"The run is longer than what it leaves behind: times of the last {record.report.verified} of its "
+            f"{record.report.events_in} events. The figures above are of the whole run, by counts; nothing is replayed."
+        )
+        parts.append(_section("A long run", f"<p>{told}</p>"))
+    elif events.latency_s.size >= _FEWEST_EVENTS and events.arrivals_s.size >= _FEWEST_EVENTS:
+        outcome, picture = live_outcome(record, events), io.BytesIO()
         draw_replay(
             picture, outcome, plan, objective=record.objective, title="", bin_s=max(1.0, outcome.duration_s / 60)
         )

@@ -186,7 +186,13 @@ class Session:
         self.watcher.step("accounting for every event")
         assert self.controller.state is not None, "a drained run has been looked at"
         # A decision may be newer than the last look.
-        state = replace(self.controller.state, decisions=tuple(self.controller.picture.decisions))
+        picture = self.controller.picture
+        state = replace(
+            self.controller.state,
+            decisions=tuple(picture.decisions),
+            latency=picture.latencies.histogram(),
+            late_events=picture.latencies.late(),
+        )
         ended_s = time.time()
         ledger = await read_ledger(
             self.offsets,
@@ -194,6 +200,7 @@ class Session:
             self.since,
             self.controller.picture.partitions,
             to_committed=self.run.feed is None,
+            begin=self.controller.watching.marks.begin if self.controller.watching is not None else None,
         )
         report = run_report(
             ledger,
@@ -208,17 +215,22 @@ class Session:
             ),
             advisory=self.run.advisory,
             lateness_p99_s=self.lateness_p99_s,
+            counts_events=self.running.arrivals != "timestamps",
         )
         if self.run.run_folder is not None:
             events = Events.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
             write_record(self.run.run_folder, self._record(report), events)
-            if (looks := await self._looks(events.began_s)) is not None:
+            # Looks without every event would be replayed on other traffic than the policy saw.
+            if not ledger.began and (looks := await self._looks(events.began_s)) is not None:
                 write_looks(self.run.run_folder, looks)
             self.watcher.note(f"written down in {self.run.run_folder}; `inferline-stream report` shows it")
         return report
 
     def _record(self, report: RunReport) -> RunRecord:
-        measured = self.run.measured
+        measured, deciding = self.run.measured, self.controller.deciding
+        plans = list(deciding.plans)
+        if deciding.first_plan is not None and plans[:1] != [deciding.first_plan]:
+            plans.insert(0, deciding.first_plan)
         return RunRecord(
             report=report,
             started_s=self.started_s,
@@ -228,8 +240,8 @@ class Session:
             profiles=list(measured.profiles.values()),
             paths=measured.paths,
             hop_overhead_s=measured.hop_overhead_s,
-            plans=list(self.controller.deciding.plans),
-            decisions=list(self.controller.deciding.decisions),
+            plans=plans,
+            decisions=list(deciding.decisions),
             start_up_s=self.controller.picture.reports.every_start_up_s(),
         )
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from inferline_stream.controlplane.keeping import Ticks
+from inferline_stream.controlplane.marks import Marks
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.records import decode_ticks
 from inferline_stream.controlplane.recovery import arrivals_between
@@ -57,6 +58,7 @@ class Watching:
     ticks: Ticks
     heard: Callable[[PoolReport], None]
     stamps: Stamps | None = None
+    marks: Marks = field(default_factory=Marks)
     answered_s: float = -1.0
     """When Kafka last answered, on the event loop's clock."""
     _topics: dict[str, int] = field(default_factory=dict)
@@ -100,6 +102,7 @@ class Watching:
         if everything:
             for stage, history in self.picture.offsets.items():
                 history.reached(now_s, ends[running.topic(stage)])
+            self.marks.look(ends[running.source], ends[running.sink], ends[running.names.completed])
             out = self._since_start(running.sink, ends)
             if running.delivery == "exactly_once":  # the log also holds each transaction's end
                 out = sum(self.picture.latencies.histogram().counts)

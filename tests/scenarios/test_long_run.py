@@ -1,0 +1,29 @@
+"""The end of a run that is longer than what is looked up by id."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inferline_stream.controlplane.marks import Marks
+from inferline_stream.controlplane.session import Quiet, Run, session
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+async def test_the_newest_events_are_looked_up_and_the_others_counted(swing, kafka, delivery: str) -> None:
+    run: Run = swing(kafka.bootstrap_servers, levels=[(60, 8)], delivery=delivery)
+    async with asyncio.timeout(120), session(run, Quiet()) as under_way:
+        await under_way.ready()
+        watching = under_way.controller.watching
+        assert watching is not None
+        watching.marks = Marks(verified=150, apart=10)
+        await under_way.fed(asyncio.Event())
+        report = await under_way.report(await under_way.drain())
+    assert report.events_in > 300
+    assert 50 < report.verified <= 150
+    assert (report.lost, report.unaccounted, report.duplicated, report.unknown) == (0, 0, 0, 0)
+    if delivery == "at_least_once":
+        assert report.events_out + sum(report.completed.values()) == report.events_in
+    assert report.p99_s is not None
+    assert report.slo_miss_rate is not None
