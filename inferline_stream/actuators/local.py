@@ -132,6 +132,8 @@ class LocalActuator:
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""
         found = msgspec.convert(await self._call(calls.Dispatchers()), tuple[ObservedDispatcher, ...])
+        wanted = {spec.dispatcher for specs in self._dispatched.values() for spec in specs}
+        self._incarnations = {d: at for d, at in self._incarnations.items() if d in wanted}
         self._incarnations |= {seen.dispatcher: seen.incarnation for seen in found}
         return found
 

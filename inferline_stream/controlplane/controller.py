@@ -247,6 +247,7 @@ class Controller:
             name, again = exit_.dispatcher, "started again" if exit_.restarted else "not started again"
             self.picture.reports.end(name)
             self.slots.exited(exit_)
+            self._troubles.pop(name, None)
         else:
             name, in_s = exit_.replica, exit_.restart_in_s
             again = "not started again" if in_s is None else f"again in {in_s:g} s"
@@ -327,6 +328,8 @@ class Controller:
         now_s = asyncio.get_running_loop().time()
         self.deciding.follow_people()
         self.picture.held(now_s, await self.fleet.observe())
+        # A report that was sent before a replica's end may be read after it, and would have it remembered for good.
+        self._started &= self.fleet.started_s.keys() | self.picture.reports.names()
         state = self.picture.state(
             now_s,
             time.time(),

@@ -211,6 +211,10 @@ class Reports:
             if name == stage:
                 yield from pool.values()
 
+    def names(self) -> Set[str]:
+        """Replicas of all stages, as last reported."""
+        return {name for pool in self._pools.values() for name in pool}
+
     def is_ready(self, replica: str) -> bool:
         """Whether it works, or could at once."""
         return any(replica in pool and pool[replica].phase == "ready" for pool in self._pools.values())
