@@ -29,6 +29,7 @@ from inferline_stream.actuators.actuator import (
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
 from inferline_stream.actuators.devices import Device
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.isolation.limits import unbounded_memory
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,9 @@ class LocalActuator:
     async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
         """Set the templates of replicas; see `Actuator.know`."""
         self._specs = dict(specs)
+        for stage, isolation in {spec.stage: spec.isolation for spec in specs.values()}.items():
+            if lack := unbounded_memory(isolation):
+                logger.warning("stage %r: %s", stage, lack)
         await self._call(calls.Know([(*key, spec) for key, spec in specs.items()]))
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:

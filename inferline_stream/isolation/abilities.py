@@ -33,7 +33,7 @@ def abilities() -> dict[str, str]:
         for controller in ("memory", "pids")
         if (folder := limits.own_group(controller)[0]) is not None and os.access(folder, os.W_OK)
     ]
-    alone = "" if "memory" in groups else "; memory is limited for each process alone"
+    alone = "" if "memory" in groups else "; missing: memory_mb holds for each process alone, shared mappings escape it"
     found["control groups"] = (", ".join(groups) or "not ours to make") + alone
     engines = [engine for engine in ("podman", "docker") if shutil.which(engine)]
     found["container engines"] = ", ".join(engines) if engines else "none"

@@ -9,7 +9,7 @@ import resource
 import socket
 from dataclasses import dataclass
 
-from inferline_stream.isolation import kernel, landlock, profiles
+from inferline_stream.isolation import kernel, landlock, limits, profiles
 from inferline_stream.isolation.confinement import Confinement
 
 _LIMITS = {"memory_bytes": resource.RLIMIT_DATA, "file_bytes": resource.RLIMIT_FSIZE, "files": resource.RLIMIT_NOFILE}
@@ -35,7 +35,7 @@ class Enforced:
         groups: controllers of its own control groups.
         missing: what was declared and does not hold, in words.
         sealed: whether only the system calls of moving records are left.
-        degraded: whether that is accepted: the stage said so, or its hardware cannot have more yet.
+        degraded: whether that is accepted: the stage said so, or its hardware or this machine cannot have more.
     """
 
     level: str = "none"
@@ -54,7 +54,7 @@ def look(confinement: Confinement) -> Enforced:
     isolation = confinement.isolation
     if not isolation.sandboxed:
         return Enforced()
-    missing = []
+    missing, accepted = [], []
     files = _refused_files()
     if not files and "/" not in isolation.reads:
         missing.append("files: every path may be opened")
@@ -73,11 +73,13 @@ def look(confinement: Confinement) -> Enforced:
         )
         calls = profiles.reachable(launching, on)
     elif confinement.gpu:
-        missing.append("system calls: what a GPU's driver needs is not known yet, so all may be made")
+        accepted.append("system calls: what a GPU's driver needs is not known yet, so all may be made")
     else:
         missing.append("system calls: all may be made")
     if isolation.seal != "off" and not confinement.gpu and on is None:
         missing.append("system calls: no seal on this machine")
+    if lack := limits.unbounded_memory_here(isolation):
+        accepted.append(lack)  # what a process allocates for itself is limited all the same
     return Enforced(
         isolation.level,
         landlock.abi() if files else 0,
@@ -85,8 +87,8 @@ def look(confinement: Confinement) -> Enforced:
         calls,
         {name: soft for name, which in _LIMITS.items() if (soft := resource.getrlimit(which)[0]) >= 0},
         _own_groups(),
-        tuple(missing),
-        degraded=isolation.on_unsupported == "degrade" or (confinement.gpu and len(missing) == 1 and calls is None),
+        (*missing, *accepted),
+        degraded=isolation.on_unsupported == "degrade" or (bool(accepted) and not missing),
     )
 
 
@@ -96,7 +98,9 @@ def look_again(before: Enforced, system_calls: int) -> Enforced:
         os.getsid(0)  # harmless, allowed to a starting process, and never to a sealed one
     except PermissionError:
         return dataclasses.replace(before, system_calls=system_calls, sealed=True)
-    return dataclasses.replace(before, missing=(*before.missing, "system calls: the seal does not hold"))
+    return dataclasses.replace(
+        before, missing=(*before.missing, "system calls: the seal does not hold"), degraded=False
+    )
 
 
 def under(level: str, build: str, mounts: str) -> bool:

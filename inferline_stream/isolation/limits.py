@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.pipeline.isolation import Isolation
 
 _MIB = 1 << 20
 _OPEN_FILES = 1024
@@ -61,6 +63,51 @@ def join_groups(confinement: Confinement, process: int) -> tuple[str, ...]:
         if folder is not None and _join(folder / _name(process), process, second if unified else first, value):
             held.append(controller)
     return tuple(held)
+
+
+def unbounded_memory(isolation: Isolation) -> str:
+    """What would escape the memory that a stage declares, in words, on this machine; empty if nothing."""
+    if isolation.level != "sandbox" or isolation.memory_mb is None:  # a container's engine makes its group
+        return ""
+    folder, _ = own_group("memory")
+    return "" if folder is not None and os.access(folder, os.W_OK) else _escaping(isolation.memory_mb)
+
+
+def unbounded_memory_here(isolation: Isolation) -> str:
+    """The same of this process, by the limits of its control groups."""
+    if not isolation.sandboxed or isolation.memory_mb is None:
+        return ""
+    held = group_memory_bytes()
+    return "" if held is not None and held <= isolation.memory_mb * _MIB else _escaping(isolation.memory_mb)
+
+
+def _escaping(memory_mb: int) -> str:
+    return f"memory: shared mappings escape memory_mb={memory_mb}, since no control group limits the process"
+
+
+def group_memory_bytes() -> int | None:
+    """The least memory that a control group of this process allows; None where none limits it."""
+    found = []
+    for folder, setting in _memory_groups():
+        for group in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # no group, no limit, or not ours to see
+                found.append(int((group / setting).read_text()))
+    return min(found, default=None)
+
+
+def _memory_groups() -> Iterator[tuple[Path, str]]:
+    """Folder of this process's group in either version, and the name of its limit."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield root / path.lstrip("/"), "memory.max"
+        elif "memory" in controllers.split(","):
+            yield root / "memory" / path.lstrip("/"), "memory.limit_in_bytes"
 
 
 def overran_memory(process: int) -> bool:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
@@ -19,8 +20,9 @@ from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
-from inferline_stream.isolation import bootstrap
+from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.isolation import Isolation
 
 DOUBLES = Path(__file__).parents[2] / "contracts"
 DEADLINE_S = 20.0
@@ -135,6 +137,18 @@ async def test_a_replica_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypa
         await until(lambda: log.exists() and bool(log.read_text()), "the replica is up")
         await local.scale("stubborn", "kind", 0)
         assert (await next_exit(local)).exit_code == -signal.SIGKILL
+
+
+async def test_a_run_begins_with_a_warning_where_a_declared_limit_of_memory_does_not_hold_for_shared_mappings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "own_group", lambda controller: (None, False))
+    async with LocalActuator(tmp_path) as local:
+        stage = msgspec.structs.replace(spec(stage="a"), isolation=Isolation(memory_mb=200))
+        await local.know({("a", "kind"): stage, ("b", "kind"): spec(stage="b")})
+    assert caplog.messages == [
+        "stage 'a': memory: shared mappings escape memory_mb=200, since no control group limits the process"
+    ]
 
 
 async def test_a_stage_that_nobody_has_described_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import platform
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -16,8 +17,10 @@ import pytest
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation import bootstrap, landlock, limits
+from inferline_stream.isolation.abilities import abilities
 from inferline_stream.isolation.attempts import ATTEMPTS
 from inferline_stream.isolation.confinement import confined
+from inferline_stream.isolation.limits import unbounded_memory
 from inferline_stream.isolation.probing import probe
 from inferline_stream.isolation.sealing import unsupported
 from inferline_stream.pipeline.hardware import Hardware
@@ -309,6 +312,40 @@ def test_limits_hold_for_memory_files_and_core_dumps(tmp_path: Path) -> None:
     )
     assert found == {"memory": "MemoryError", "file": "EFBIG", "core": [0, 0], "memory after": "MemoryError"}
     assert (tmp_path / "out" / "big").stat().st_size == 1 << 20
+
+
+def test_memory_that_processes_share_is_reported_as_missing_where_no_control_group_limits_it(tmp_path: Path) -> None:
+    code = """
+        held = seal(CONFINEMENT)
+        told.update(missing=held.missing, degraded=held.degraded, sealed=held.sealed)
+        """
+    found = run(tmp_path, code, Isolation(memory_mb=200))
+    lack = unbounded_memory(Isolation(memory_mb=200))
+    assert found == {"missing": [lack] if lack else [], "degraded": bool(lack), "sealed": True}
+    assert run(tmp_path, code, Isolation()) == {"missing": [], "degraded": False, "sealed": True}
+
+
+def test_without_control_groups_a_declared_limit_of_memory_is_not_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "own_group", lambda controller: (None, False))
+    assert "shared mappings escape memory_mb=200" in unbounded_memory(Isolation(memory_mb=200))
+    assert unbounded_memory(Isolation()) == unbounded_memory(Isolation("container", memory_mb=200)) == ""
+    assert "missing: memory_mb holds for each process alone" in abilities()["control groups"]
+
+
+def test_before_the_seal_certificates_of_authorities_may_be_read_and_private_keys_may_not(tmp_path: Path) -> None:
+    found = run(
+        tmp_path,
+        """
+        for path in ("/etc/ssl/private", "/etc/pki/tls/private", "/etc/ssl"):
+            tried(path, lambda: os.listdir(path))
+        import ssl
+        told["authorities"] = len(ssl.create_default_context().get_ca_certs()) > 10
+        """,
+        Isolation(),
+    )
+    authorities = found.pop("authorities")
+    assert authorities == (len(ssl.create_default_context().get_ca_certs()) > 10)
+    assert found == {path: "EACCES" if os.path.isdir(path) else "ENOENT" for path in found}
 
 
 @pytest.mark.skipif(
