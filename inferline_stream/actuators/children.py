@@ -37,6 +37,15 @@ _LONGEST_LINE = 500
 _DEAD_LOGS = 10
 """Of each stage: one that dies again and again would otherwise fill the disk with its last words."""
 
+LOG_BYTES = 16 << 20
+"""Of each file of the log folder: what nothing else limits, such as a replica that is not in a sandbox, prints on."""
+
+LOG_KEPT_BYTES = 1 << 20
+"""What stays of a log that was too long: its end."""
+
+_LOOK_S = 1.0
+"""How often logs are looked at."""
+
 
 class NoDevice(Exception):
     """Every device of the kind is taken."""
@@ -114,6 +123,7 @@ class Children:
         self._fork_servers = ForkServers()
         self._dead_logs: dict[str, deque[Path]] = {}
         self._machine = os.sched_getaffinity(0)
+        self._looking: asyncio.TimerHandle | None = None
 
     def start_replica(self, spec: ReplicaSpec) -> Child:
         """Start a replica.
@@ -164,6 +174,8 @@ class Children:
     def close(self) -> None:
         """Kill every child and the fork servers; none is left when this returns, and their ends are not reported."""
         self._ended = lambda *_: None
+        if self._looking is not None:
+            self._looking.cancel()
         for child in list(self.all):
             child.signal(signal.SIGKILL)
             self._reap(child)
@@ -237,9 +249,19 @@ class Children:
         child.pidfd = os.pidfd_open(child.process.pid)
         child.launch.started(child.process.pid)
         self.all.append(child)
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._cut_logs)
         asyncio.get_running_loop().add_reader(child.pidfd, self._reap, child)
         logger.info("%s started, process %d", child.name, child.process.pid)
         return child
+
+    def _cut_logs(self) -> None:
+        """Keep the logs short, for as long as this supervisor lives."""
+        self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._cut_logs)
+        cut = {log for log in self._log_folder.glob("*.log") if cut_log(log)}
+        for child in self.all:
+            if child.log in cut:
+                child.log_start = 0
 
     def _devices_for(self, hardware: Hardware) -> tuple[str, ...]:
         if not hardware.gpus:
@@ -279,6 +301,27 @@ class Children:
             logs.append(log)
         if len(logs) > _DEAD_LOGS:
             logs.popleft().unlink(missing_ok=True)
+
+
+def cut_log(log: Path) -> bool:
+    """Shorten a log to its end, if it has become too long; return whether it was.
+
+    Whoever writes it goes on at the new end, since logs are opened for appending alone. What is written between our
+    reading and our cutting is lost.
+    """
+    with contextlib.suppress(OSError):  # it was removed meanwhile, or the disk is full
+        if log.stat().st_size <= LOG_BYTES:
+            return False
+        file = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            size = os.fstat(file).st_size
+            _, _, kept = os.pread(file, LOG_KEPT_BYTES, size - LOG_KEPT_BYTES).partition(b"\n")
+            os.ftruncate(file, 0)
+            os.write(file, b"[%d bytes were cut off here: a log may have %d]\n%b" % (size - len(kept), LOG_BYTES, kept))
+        finally:
+            os.close(file)
+        return True
+    return False
 
 
 def _reason(code: int, tail: str, overran: str, log: Path) -> str:

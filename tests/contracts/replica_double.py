@@ -28,5 +28,9 @@ signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
 if spec["stage"] != "telling":
     sys.stdout.write("up\n")
 sys.stdout.flush()
+while spec["stage"] == "chatty":
+    sys.stdout.write("chatter " * 128 + "\n")
+    sys.stdout.flush()
+    time.sleep(0.001)
 while True:
     time.sleep(0.05)
