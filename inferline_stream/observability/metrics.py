@@ -7,13 +7,14 @@ with it. METRICS.md lists them and counts the series.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
@@ -27,6 +28,7 @@ from prometheus_client.registry import Collector
 
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.buckets import bucket_label
+from inferline_stream.observability.hosts import is_ours
 from inferline_stream.observability.state import IsolationState, PipelineState, StageState
 
 
@@ -77,7 +79,7 @@ class MetricsServer:
 
 
 def serve_metrics(state: Callable[[], PipelineState | None], port: int, host: str = "127.0.0.1") -> MetricsServer:
-    """Serve `/metrics` from a thread of its own.
+    """Serve `/metrics` from a thread of its own, to those who ask for it by an address or name of its own.
 
     Args:
         state: returns the newest state; called at each scrape, from another thread.
@@ -95,7 +97,20 @@ def serve_metrics(state: Callable[[], PipelineState | None], port: int, host: st
         raise UsageError(
             f"metrics cannot listen on {host}:{port} ({error.strerror}); choose another --metrics-port, 0 for any"
         ) from None
+    application = server.get_app()
+    assert application is not None, "it was started with one"
+    server.set_app(_own_hosts_only(application, host))
     return MetricsServer(server.server_port, server, thread)
+
+
+def _own_hosts_only(application: WSGIApplication, host: str) -> WSGIApplication:
+    def guarded(request: WSGIEnvironment, answer: StartResponse) -> Iterable[bytes]:
+        if is_ours(request.get("HTTP_HOST", ""), host):
+            return application(request, answer)
+        answer("421 Misdirected Request", [("Content-Type", "text/plain")])
+        return [b"ask for the metrics by their own address, or by the name given to --metrics-host\n"]
+
+    return guarded
 
 
 @cache

@@ -14,6 +14,7 @@ from threading import BoundedSemaphore, Event, Thread
 import msgspec
 
 from inferline_stream.errors import InferlineError, UsageError
+from inferline_stream.observability.hosts import is_ours
 from inferline_stream.observability.page.control import PageControl, read_command
 from inferline_stream.observability.page.history import EVERY_S, KEPT_S, Sample, keep
 from inferline_stream.observability.page.snapshot import Arrows, snapshot
@@ -75,8 +76,7 @@ class PageServer:
     ) -> None:
         self._closing = Event()
         samples: deque[Sample] = deque(maxlen=int(KEPT_S / EVERY_S))
-        hosts = {host, "localhost", "127.0.0.1", "[::1]"}
-        handler = _handler(state, arrows, samples=samples, control=control, closing=self._closing, hosts=hosts)
+        handler = _handler(state, arrows, samples=samples, control=control, closing=self._closing, host=host)
         try:
             self._server = ThreadingHTTPServer((host, port), handler)
         except OSError as error:
@@ -131,7 +131,7 @@ def _handler(
     samples: deque[Sample],
     control: PageControl | None,
     closing: Event,
-    hosts: set[str],
+    host: str,
 ) -> type[BaseHTTPRequestHandler]:
     viewers = BoundedSemaphore(MOST_VIEWERS)
 
@@ -173,8 +173,7 @@ def _handler(
                 self._answer(*_obeyed(control, self.rfile.read(int(length)), stages))
 
         def _is_ours(self) -> bool:
-            # A page of another site could otherwise read ours through a name that resolves to this machine.
-            ours = self.headers.get("Host", "").rpartition(":")[0] in hosts
+            ours = is_ours(self.headers.get("Host", ""), host)
             if not ours:
                 self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"ask for this page by its own address\n")
             return ours
