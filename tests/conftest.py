@@ -1,6 +1,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -18,11 +19,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Tests start hundreds of processes: each would compile the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+TESTS = Path(__file__).parent
 ELSEWHERE = pytest.StashKey[dict[str, int]]()
 
+SLOW = ("integration", "scenarios", "contracts", "laws")
+"""Rooms of tests that wait for processes, or compute for long. They come first: no long file is left for the end."""
 
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes run the tests: none beside pytest's own where one file is asked for.
+
+    Tests wait more than they compute, so there are more processes than cores; each has a Kafka of its own.
+    """
+    if len(config.args) == 1 and config.args[0].split("::")[0].endswith(".py"):
+        return 0
+    return min(len(os.sched_getaffinity(0)) + 1, 8)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs what this machine has not; the summary says so."""
+    """Mark and order rooms; leave out what needs what this machine has not, which the summary says."""
+    rooms = {item: item.path.relative_to(TESTS).parts[0] for item in items}
+    for item, room in rooms.items():
+        if room in SLOW:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: SLOW.index(rooms[item]) if rooms[item] in SLOW else len(SLOW))
     missing = {mark: why for mark, has in NEEDS.items() if (why := has())}
     left_out: dict[str, int] = {}
     for item in list(items):
@@ -32,6 +54,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 left_out[why] = left_out.get(why, 0) + 1
                 break
     config.stash[ELSEWHERE] = left_out
+    if (output := getattr(config, "workeroutput", None)) is not None:
+        output["left_out"] = left_out
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a process of pytest-xdist has left out: all leave out the same."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", {})
+    node.config.stash.setdefault(ELSEWHERE, {}).update(left_out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

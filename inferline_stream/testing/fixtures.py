@@ -3,6 +3,7 @@
 - `apache_kafka`: one Apache Kafka for the whole session, started by the first test that asks for it. Where none is
   possible the test is skipped and the summary says so; with `CI=true` it fails instead.
 - `embedded_broker`: one embedded broker for the whole session, in a process of its own.
+  Each process of pytest-xdist has a session, and so brokers, of its own.
 - `kafka`: the test runs twice, once on each.
 - `own_apache_kafka`: a broker of the test's own, to be stopped, killed, suspended and restarted.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -61,6 +63,13 @@ def kafka(request: pytest.FixtureRequest) -> KafkaServer:
     return server
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a process of pytest-xdist lacks."""
+    if (why := getattr(node, "workeroutput", {}).get("apache_kafka_missing")) is not None:
+        node.config.stash[_MISSING] = why
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say that the contract tests ran on the embedded broker alone, where they did."""
     if (why := config.stash.get(_MISSING, None)) is not None:
@@ -70,6 +79,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def _missing(config: pytest.Config, why: str) -> None:
     config.stash[_MISSING] = why
+    if (output := getattr(config, "workeroutput", None)) is not None:
+        output["apache_kafka_missing"] = why
     if surroundings().ci:
         pytest.fail(f"CI=true, so Apache Kafka is never skipped: {why}", pytrace=False)
     pytest.skip(why)

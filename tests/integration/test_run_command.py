@@ -27,7 +27,7 @@ def minimal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(topology: Path, *options: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def run(topology: Path, *options: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, str(topology), *FEW_PORTS, *options], capture_output=True, text=True, timeout=timeout_s, check=False
     )
@@ -46,11 +46,11 @@ def test_the_report_is_one_json_object_and_everything_for_people_goes_elsewhere(
     assert "Plan for minimal" in done.stderr
 
 
-def test_an_unreachable_broker_ends_the_run_with_code_5_within_15_seconds(minimal: Path) -> None:
+def test_an_unreachable_broker_ends_the_run_with_code_5_within_half_a_minute(minimal: Path) -> None:
     began_s = time.monotonic()
     done = run(minimal, "--bootstrap-servers", "127.0.0.1:1")
     assert done.returncode == 5
-    assert time.monotonic() - began_s < 15
+    assert time.monotonic() - began_s < 30  # 10 s of them for the broker; the rest is for a busy machine
     assert "127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -137,8 +137,9 @@ def test_free_ports_are_free_distinct_and_outside_the_range_of_outgoing_connecti
         socket.create_server(("127.0.0.1", port)).close()
 
 
+@pytest.mark.parametrize("processes", ["0", "1"])  # pytest's own, and one of pytest-xdist
 @pytest.mark.parametrize("ci", [True, False])
-def test_without_apache_kafka_the_summary_says_so_and_ci_fails(tmp_path, ci):
+def test_without_apache_kafka_the_summary_says_so_and_ci_fails(tmp_path, ci, processes):
     (tmp_path / "test_contract.py").write_text(CONTRACT)
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["inferline_stream.testing.fixtures"]\n')
     programs = tmp_path / "programs"
@@ -150,7 +151,7 @@ def test_without_apache_kafka_the_summary_says_so_and_ci_fails(tmp_path, ci):
         "DOCKER_HOST": "unix:///nowhere",
         "CI": str(ci).lower(),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", processes, str(tmp_path)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "Contract tests ran on the embedded broker alone" in done.stdout
     assert ("1 passed, 1 error" if ci else "1 passed, 1 skipped") in done.stdout
