@@ -82,6 +82,9 @@ class Settings:
     decompressed_bytes: float = 16.0 * 1024 * 1024
     """Largest that a batch of records may be once it is decompressed; a larger one becomes a dead letter, unread."""
 
+    topic_check_s: float = 10.0
+    """How often those who read a topic look whether it is still the same one, and whether it has more partitions."""
+
     offsets_check_s: float = 5.0
     """How often a dispatcher looks whether somebody else has overwritten its committed offsets."""
 

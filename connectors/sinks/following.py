@@ -16,7 +16,7 @@ import msgspec
 
 from inferline_stream.connectors.sealing import Seal, done_in_time, stopping, tell
 from inferline_stream.dataplane.fetched_batches import SkippedBatch
-from inferline_stream.dataplane.following import Record, RecordFollower
+from inferline_stream.dataplane.following import STARTS, Record, RecordFollower
 from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
@@ -41,6 +41,8 @@ class SinkCounts(msgspec.Struct):
     """Records dropped because their value is no JSON."""
     unreadable: int = 0
     """Batches of records that cannot be unpacked; with `--dead-letters`, their places are among the dead letters."""
+    halted: dict[int, str] = {}
+    """Partitions that are not read any more, and why."""
     refused: int = 0
     """Events that the other side will never take; they are among the dead letters."""
 
@@ -80,9 +82,9 @@ class Store(Protocol):
 
 
 def event_id(record: Record, topic: str) -> str:
-    """The pipeline's id of an event, from its header; ``topic/partition/offset`` of a record without one."""
+    """The pipeline's id of an event, from its header; its place in the topic for a record without one."""
     given = record.headers.get(EVENT_ID, b"").decode(errors="backslashreplace")
-    return given or f"{topic}/{record.partition}/{record.offset}"
+    return given or f"{record.ids_from or topic}/{record.partition}/{record.offset}"
 
 
 class TopicSink:
@@ -100,6 +102,7 @@ class TopicSink:
         group: consumer group that holds how far the store has come; one group per store.
         dead_letters: topic for refused events; without one, a refused event ends the sink.
         again_at_most_s: longest pause between two attempts.
+        start: where to begin; see `RecordFollower`.
 
     Raises:
         Unreachable: on entering, Kafka does not answer or has no such topic; on leaving, it failed later.
@@ -115,13 +118,14 @@ class TopicSink:
         group: str,
         dead_letters: str = "",
         again_at_most_s: float = _AGAIN_AT_MOST_S,
+        start: str = "committed",
     ) -> None:
         self._topic = topic
         self._store = store
         self._what = what
         self._again_at_most_s = again_at_most_s
         timeout_s = from_environment().connect_timeout_s
-        self._follower = RecordFollower(bootstrap_servers, topic, group, connect_timeout_s=timeout_s)
+        self._follower = RecordFollower(bootstrap_servers, topic, group, connect_timeout_s=timeout_s, start=start)
         self._dead_letters = dead_letters
         self._producer = RecordProducer(bootstrap_servers, connect_timeout_s=timeout_s) if dead_letters else None
         self._stack = contextlib.AsyncExitStack()
@@ -177,6 +181,8 @@ class TopicSink:
         """
         assert self._following is not None
         ends = await self._follower.ends()
+        if halted := self._follower.halted:
+            raise Unreachable(f"topic {self._topic!r}: partitions are halted: {halted}")
         waiting = asyncio.create_task(self._until_stored(ends))
         await asyncio.wait((waiting, self._following), return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
@@ -206,6 +212,7 @@ class TopicSink:
             if records:
                 await self._refuse(await self._keep_on(await self._readable(records)))
                 await self._commit()
+            self.counts.halted = dict(self._follower.halted)
             async with self._stored:
                 self._reached = await self._follower.positions()
                 self._stored.notify_all()
@@ -291,6 +298,12 @@ class TopicSink:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every sink has beside those of a connector."""
     parser.add_argument("--topic", required=True, help="to follow; must exist")
+    parser.add_argument(
+        "--start",
+        choices=STARTS,
+        default="committed",
+        help="where to begin: where the group stands, or, for once, at the beginning or the end of the topic",
+    )
     parser.add_argument("--dead-letters", default="", metavar="TOPIC", help="for events that are refused for good")
 
 
@@ -298,7 +311,7 @@ async def run(sink: TopicSink, seal: Seal) -> None:
     """Connect a sink, seal the process, and move records until SIGINT or SIGTERM; then print the counts as JSON.
 
     Raises:
-        InferlineError: why it ended before.
+        InferlineError: why it ended before, or which partitions it has halted.
     """
     stop = stopping()
     try:
@@ -313,3 +326,6 @@ async def run(sink: TopicSink, seal: Seal) -> None:
     finally:
         await sink.aclose()
     tell(sink.counts)
+    if halted := sink.counts.halted:
+        where = "; ".join(f"partition {partition}: {why}" for partition, why in sorted(halted.items()))
+        raise InferlineError(f"what came to halted partitions was not written. {where}; say --start earliest or latest")

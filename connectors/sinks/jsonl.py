@@ -166,13 +166,14 @@ class JsonlSink(TopicSink):
         topic: the topic as Kafka knows it; it must exist.
         path: the file.
         group: consumer group that holds how far the file has come; one group per file.
+        start: where to begin; see `RecordFollower`.
 
     Raises:
         Unreachable: on entering, Kafka does not answer or has no such topic; on leaving, it failed later.
         InvalidTopology: the file is none of this sink's.
     """
 
-    def __init__(self, bootstrap_servers: str, *, topic: str, path: Path, group: str) -> None:
+    def __init__(self, bootstrap_servers: str, *, topic: str, path: Path, group: str, start: str = "committed") -> None:
         self._file = JsonlFile(path)
         super().__init__(
             bootstrap_servers,
@@ -181,6 +182,7 @@ class JsonlSink(TopicSink):
             what=str(path),
             group=group,
             again_at_most_s=_AGAIN_S,
+            start=start,
         )
 
     async def connect(self) -> None:
@@ -213,7 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group = options.group or f"{options.topic}-to-{options.path.name}"
 
     async def work(seal: sealing.Seal) -> None:
-        sink = JsonlSink(options.bootstrap_servers, topic=options.topic, path=options.path, group=group)
+        sink = JsonlSink(
+            options.bootstrap_servers, topic=options.topic, path=options.path, group=group, start=options.start
+        )
         await following.run(sink, seal)
 
     needs = sealing.Needs(writes=(options.path,))

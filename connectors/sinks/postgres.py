@@ -295,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 what=f"PostgreSQL table {options.table}",
                 group=options.group or f"{options.topic}-to-{options.table}",
                 dead_letters=options.dead_letters,
+                start=options.start,
             )
             await following.run(sink, seal)
 

@@ -191,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 what=f"{url.scheme}://{url.netloc}",
                 group=options.group or f"{options.topic}-to-{url.hostname}",
                 dead_letters=options.dead_letters,
+                start=options.start,
             )
             await following.run(sink, seal)
 

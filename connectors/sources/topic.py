@@ -36,7 +36,7 @@ _WAIT_S = 0.2
 
 def event_of(record: Record, topic: str, *, keep_timestamp: bool) -> Event:
     """A record as an event of its own: what another pipeline has noted on it stays behind, but its id."""
-    known = record.headers.get(EVENT_ID) or f"{topic}/{record.partition}/{record.offset}".encode()
+    known = record.headers.get(EVENT_ID) or f"{record.ids_from or topic}/{record.partition}/{record.offset}".encode()
     own = tuple((name, value) for name, value in record.headers.items() if not name.startswith(HEADER_PREFIX))
     return Event(known, record.value, record.key, own, record.timestamp_ms if keep_timestamp else None)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, get_args
 
 from aiokafka.protocol import admin, commit, coordination, fetch, group, metadata, offset, produce, transaction
 from aiokafka.protocol.api import RequestStruct
 
 from inferline_stream.broker import serving_groups, serving_records, serving_topics, serving_transactions
+from inferline_stream.broker.metadata_wire import LATER_METADATA
 from inferline_stream.broker.state import Broker, Client
 from inferline_stream.broker.wire import Fields
 
@@ -24,9 +26,9 @@ class Api:
     serve: Serve
 
 
-def _api(structs: Any, oldest: int, newest: int, serve: Serve) -> Api:
+def _api(structs: Any, oldest: int, newest: int, serve: Serve, later: Mapping[int, Any] = MappingProxyType({})) -> Api:
     """A kind of request in a range of versions; `structs` is aiokafka's union of them, or the only one."""
-    known = {struct.API_VERSION: struct for struct in get_args(structs) or (structs,)}
+    known = {**{struct.API_VERSION: struct for struct in get_args(structs) or (structs,)}, **later}
     return Api({number: struct for number, struct in known.items() if oldest <= number <= newest}, serve)
 
 
@@ -46,7 +48,7 @@ APIS: Mapping[int, Api] = {
     0: _api(produce.ProduceRequestStruct, 3, 7, serving_records.produce),
     1: _api(fetch.FetchRequestStruct, 5, 11, serving_records.fetch),
     2: _api(offset.OffsetRequestStruct, 1, 3, serving_records.list_offsets),
-    3: _api(metadata.MetadataRequestStruct, 1, 5, serving_topics.metadata),
+    3: _api(metadata.MetadataRequestStruct, 1, 10, serving_topics.metadata, LATER_METADATA),
     8: _api(commit.OffsetCommitRequestStruct, 2, 3, serving_groups.commit_offsets),
     9: _api(commit.OffsetFetchRequestStruct, 1, 3, serving_groups.fetch_offsets),
     10: _api(coordination.FindCoordinatorRequestStruct, 0, 1, serving_groups.find_coordinator),

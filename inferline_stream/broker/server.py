@@ -10,10 +10,11 @@ from typing import Self
 
 from aiokafka.errors import BrokerResponseError, UnsupportedVersionError
 from aiokafka.protocol.admin import ApiVersionResponse_v0
+from aiokafka.protocol.api import RequestStruct
 
 from inferline_stream.broker.requests import API_VERSIONS, APIS
 from inferline_stream.broker.state import Broker, Client
-from inferline_stream.broker.wire import read_header, read_request, write_answer
+from inferline_stream.broker.wire import Fields, Header, read_header, read_request, write_answer
 
 logger = logging.getLogger(__name__)
 
@@ -104,4 +105,8 @@ async def _answer(broker: Broker, frame: bytes, peer: str) -> bytes | None:
         fields = await api.serve(broker, read_request(request, body), Client(header.client_id, f"/{peer}"))
     except BrokerResponseError as error:
         fields = {"error_code": error.errno}
-    return None if fields is None else write_answer(header.correlation_id, request.RESPONSE_TYPE, fields)
+    return None if fields is None else _written(header, request, fields)
+
+
+def _written(header: Header, request: type[RequestStruct], fields: Fields) -> bytes:
+    return write_answer(header.correlation_id, request.RESPONSE_TYPE, fields, flexible=request.FLEXIBLE_VERSION)

@@ -6,6 +6,7 @@ from functools import partial
 
 from aiokafka.errors import InvalidRequestError
 
+from inferline_stream.broker.metadata_wire import UNKNOWN_OPERATIONS
 from inferline_stream.broker.settings import TopicSettings
 from inferline_stream.broker.state import NODE_ID, Broker, Client, answered
 from inferline_stream.broker.wire import Fields
@@ -20,14 +21,21 @@ async def metadata(broker: Broker, request: Fields, client: Client) -> Fields:
 
     def partitions(name: str) -> Fields:
         copies = {"leader": NODE_ID, "replicas": [NODE_ID], "isr": [NODE_ID]}
-        return {"partitions": [{"partition": number, **copies} for number in range(len(broker.topics.get(name)))]}
+        topic = broker.topics.get(name)
+        parts = [{"partition": number, **copies} for number in range(len(topic))]
+        return {"topic_id": topic.id, "partitions": parts}
 
-    names = sorted(broker.topics.by_name) if request["topics"] is None else request["topics"]
+    if request["topics"] is None:
+        names = sorted(broker.topics.by_name)
+    else:
+        names = [topic["topic"] if isinstance(topic, dict) else topic for topic in request["topics"]]
+    operations = {"topic_authorized_operations": UNKNOWN_OPERATIONS}
     return {
         "brokers": [{"node_id": NODE_ID, "host": broker.host, "port": broker.port, "rack": None}],
         "cluster_id": "embedded",
         "controller_id": NODE_ID,
-        "topics": [{"topic": name, **answered(partial(partitions, name))} for name in names],
+        "topics": [{"topic": name, **operations, **answered(partial(partitions, name))} for name in names],
+        "cluster_authorized_operations": UNKNOWN_OPERATIONS,
     }
 
 

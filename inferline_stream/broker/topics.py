@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ class Topic:
 
     given: dict[str, str | None]
     partitions: list[PartitionLog] = field(default_factory=list)
+    id: bytes = field(default_factory=lambda: uuid.uuid4().bytes)
+    """Never the same again, not even for a topic of the same name."""
 
     def __len__(self) -> int:
         return len(self.partitions)

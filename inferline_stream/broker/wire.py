@@ -9,7 +9,9 @@ from io import BytesIO
 from typing import Any
 
 from aiokafka.protocol.api import RequestStruct, Response
-from aiokafka.protocol.types import Array, Boolean, Bytes, Schema, String
+from aiokafka.protocol.types import Array, Boolean, Bytes, Schema, String, TaggedFields
+
+from inferline_stream.broker.metadata_wire import UUID_BYTES, Uuid
 
 _HEADER = struct.Struct(">hhih")  # kind, version, correlation id, length of the client id
 _ANSWER = struct.Struct(">ii")  # size, correlation id
@@ -39,13 +41,18 @@ def read_header(frame: bytes) -> tuple[Header, BytesIO]:
 
 def read_request(request: type[RequestStruct], body: BytesIO) -> Fields:
     """A request's fields by name."""
+    if request.FLEXIBLE_VERSION:
+        TaggedFields.decode(body)  # they end the header
     fields: Fields = _by_name(request.SCHEMA, request.SCHEMA.decode(body))
     return fields
 
 
-def write_answer(correlation_id: int, response: type[Response], fields: Mapping[str, Any]) -> bytes:
+def write_answer(
+    correlation_id: int, response: type[Response], fields: Mapping[str, Any], *, flexible: bool = False
+) -> bytes:
     """An answer as bytes. Fields that its version does not have are left out; those not given say nothing."""
-    body: bytes = response.SCHEMA.encode(_in_order(response.SCHEMA, fields))
+    tags = TaggedFields.encode({}) if flexible else b""
+    body: bytes = tags + response.SCHEMA.encode(_in_order(response.SCHEMA, fields))
     return _ANSWER.pack(len(body) + 4, correlation_id) + body
 
 
@@ -74,4 +81,8 @@ def _nothing(name: str, kind: Any) -> Any:
         return []
     if isinstance(kind, String):
         return ""
-    return {Bytes: b"", Boolean: False}.get(kind, 0 if name in ("error_code", "throttle_time_ms") else -1)
+    if kind is TaggedFields:
+        return {}
+    return {Bytes: b"", Boolean: False, Uuid: bytes(UUID_BYTES)}.get(
+        kind, 0 if name in ("error_code", "throttle_time_ms") else -1
+    )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from inferline_stream.controlplane.running import Running
 from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
 from inferline_stream.dataplane.headers import REASON, number, read_headers
+from inferline_stream.pipeline.names import event_id_prefix
 
 _MOST = 255
 _LONGEST_NAME = 64
@@ -26,7 +27,7 @@ class Ledger:
     times cost 20 more.
 
     Args:
-        source: full name of the source topic.
+        source: what the ids of its events begin with; see `event_id_prefix`.
         first: first offset of each source partition that the run answers for.
         ends: end offset of each.
         live: offset of each from which on events are live traffic. Those before were there already: they are accounted
@@ -265,7 +266,8 @@ async def read_ledger(
         ends[running.source] = await _committed(offsets, running, partitions)
     start = since if begin is None else begin(since, ends[running.source])
     began = () if start is since else since.source
-    ledger = Ledger(running.source, start.source, ends[running.source], since.live, began)
+    prefix = event_id_prefix(running.source, await offsets.topic_id(running.source))
+    ledger = Ledger(prefix, start.source, ends[running.source], since.live, began)
     ledger.earlier_out = sum(start.sink) - sum(since.sink)
     ledger.earlier_ended = sum(start.completed) - sum(since.completed)
     for topic, first, take in (

@@ -24,6 +24,7 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from inferline_stream.dataplane.connecting import client_options, closed, closed_on_failure, unreachable
 from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE
+from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, topic_states
 from inferline_stream.errors import InferlineError, Unreachable
 
 _REQUEST_TIMEOUT_MS = 5_000
@@ -358,6 +359,15 @@ class OffsetReader:
         if described["error_code"]:
             raise Unreachable(f"Kafka at {self._where} has no topic {topic}")
         return len(described["partitions"])
+
+    async def topic_id(self, topic: str) -> str:
+        """Return the id of this incarnation of a topic; empty where there is none.
+
+        Raises:
+            Unreachable: no answer.
+        """
+        with _translated(self._where):
+            return (await topic_states(self._consumer._client, [topic])).get(topic, UNKNOWN_TOPIC).id
 
     async def existing(self, topics: Iterable[str]) -> dict[str, int]:
         """Partitions of those of the topics that exist."""

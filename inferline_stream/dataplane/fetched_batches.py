@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch
@@ -55,6 +56,16 @@ class SkippedBatch(bytes):
         note.kind, note.fetched_bytes = kind, batch.fetched_bytes
         note.reason = f"the batch of offsets {batch.base_offset} to {last}, {batch.fetched_bytes} bytes as sent, {why}"
         return note
+
+
+class CorruptBatch(CorruptRecordException):  # type: ignore[misc]  # aiokafka has no types
+    """A batch that did not arrive as it was produced, or is not stored so."""
+
+    def __init__(self, place: TopicPartition, offset: int) -> None:
+        super().__init__(f"the batch of offset {offset} of partition {place.partition} has another checksum")
+        self.topic: str = place.topic
+        self.partition: int = place.partition
+        self.offset = offset
 
 
 class _Note(NamedTuple):
@@ -123,17 +134,19 @@ class FetchedBatch:
     Args:
         data: the batch, head included, of format 2.
         unpacker: of the process.
+        place: whose batch it is.
     """
 
     __slots__ = (
-        "_attributes", "_crc", "_data", "_first_ms", "_records", "_unpacker", "base_offset", "next_offset",
-        "producer_id",
+        "_attributes", "_crc", "_data", "_first_ms", "_place", "_records", "_unpacker", "base_offset",
+        "next_offset", "producer_id",
     )  # fmt: skip
 
-    def __init__(self, data: bytes, unpacker: Unpacker) -> None:
+    def __init__(self, data: bytes, unpacker: Unpacker, place: TopicPartition) -> None:
         head = _HEAD.unpack_from(data)
         self._data = data
         self._unpacker = unpacker
+        self._place = place
         self._crc, self._attributes, self._first_ms = head[4], head[5], head[7]
         self.base_offset: int = head[0]
         self.next_offset: int = head[0] + head[6] + 1
@@ -156,8 +169,14 @@ class FetchedBatch:
         return bool(self._attributes & _CONTROL)
 
     def validate_crc(self) -> bool:
-        """Return whether it arrived as it was produced."""
-        return bool(calc_crc32c(self._data[_CHECKED_FROM:]) == self._crc)
+        """Return True.
+
+        Raises:
+            CorruptBatch: it did not arrive as it was produced. aiokafka's own error does not say where.
+        """
+        if calc_crc32c(self._data[_CHECKED_FROM:]) != self._crc:
+            raise CorruptBatch(self._place, self.base_offset)
+        return True
 
     def __iter__(self) -> Iterator[Any]:
         return self._unpacker.records(self)
@@ -194,6 +213,7 @@ class FetchedBatches:
         self._unpacker = unpacker
         self._at = 0
         self._is_begun = False
+        self.place = TopicPartition("", -1)
 
     def size_in_bytes(self) -> int:
         """Return the size of what was fetched."""
@@ -216,7 +236,7 @@ class FetchedBatches:
             return LegacyRecordBatch(batch, batch[_MAGIC_AT])  # no producer that a broker of today knows writes it
         if len(batch) < _HEAD.size:
             raise CorruptRecordException(f"a batch of {len(batch)} bytes")
-        return FetchedBatch(batch, self._unpacker)
+        return FetchedBatch(batch, self._unpacker, self.place)
 
     def _end(self) -> int:
         if len(self._data) - self._at < _BEFORE_LENGTH_BYTES:
@@ -227,6 +247,14 @@ class FetchedBatches:
         return self._at + _BEFORE_LENGTH_BYTES + length
 
 
+class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
+    """aiokafka's, which tells its batches where they come from."""
+
+    def __init__(self, tp: TopicPartition, records: FetchedBatches, *rest: Any) -> None:
+        records.place = tp
+        super().__init__(tp, records, *rest)
+
+
 def bound_batches(limit_bytes: int) -> None:
     """Have every consumer of this process unpack batches within bounds.
 
@@ -235,6 +263,7 @@ def bound_batches(limit_bytes: int) -> None:
     Args:
         limit_bytes: largest size of a batch's records.
     """
+    fetcher.PartitionRecords = _PartitionRecords
     fetcher.MemoryRecords = partial(FetchedBatches, unpacker=Unpacker(limit_bytes))
 
 

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError
 
 from inferline_stream.dataplane.connecting import client_options, closed, closed_on_failure, unreachable
-from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE
+from inferline_stream.dataplane.dispatcher.completion import Committed, decode_metadata, encode_metadata
+from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE, CorruptBatch
+from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, TopicState, recreated, topic_states
 from inferline_stream.errors import Unreachable
+from inferline_stream.pipeline.names import event_id_prefix
+from inferline_stream.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
 _COMMIT_AGAIN_S = 0.5
+_CORRUPT_AGAIN_S = 0.2
+_CORRUPT_AT_MOST_S = 10.0
+_CORRUPT_FETCHES = 8
+
+STARTS = ("committed", "earliest", "latest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +41,15 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: Mapping[str, bytes] = field(default_factory=dict)
+    ids_from: str = ""
+    """What the ids of the topic's events begin with; see `event_id_prefix`."""
 
 
 class RecordFollower:
     """Reads every partition of one topic; only records of committed transactions.
+
+    A partition whose committed offset Kafka no longer has, or whose offset is one of a topic of the same name that was
+    deleted, is halted: going on anywhere would lose records or repeat them without a word. `start` says where to go on.
 
     Args:
         bootstrap_servers: ``host:port``, or several of them, separated by commas.
@@ -43,6 +57,7 @@ class RecordFollower:
         group: consumer group that holds how far it has come. The follower takes all partitions itself:
             never run two of one group at once. None for a follower that commits nothing.
         from_end: without a committed offset, begin with what comes from now on.
+        start: one of `STARTS`; ``earliest`` and ``latest`` put what was committed aside.
         connect_timeout_s: longest wait for Kafka's first answer.
     """
 
@@ -54,14 +69,23 @@ class RecordFollower:
         *,
         connect_timeout_s: float = 10.0,
         from_end: bool = False,
+        start: str = "committed",
     ) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._topic = topic
         self._group = group
         self._connect_timeout_s = connect_timeout_s
         self._from_end = from_end
+        self._start = start
         self._consumer: AIOKafkaConsumer | None = None
+        self._state = UNKNOWN_TOPIC
         self._next: dict[int, int] = {}
+        """By partition that is read, offset of the next record to return."""
+        self._look_every_s, self._look_at_s = from_environment().topic_check_s, 0.0
+        self._corrupt = 0
+        """Fetches in a row that brought damage."""
+        self.halted: dict[int, str] = {}
+        """Partitions that are not read any more, and why."""
 
     async def __aenter__(self) -> Self:
         self._consumer = AIOKafkaConsumer(
@@ -69,17 +93,17 @@ class RecordFollower:
             client_id="inferline-follower",
             group_id=self._group,
             enable_auto_commit=False,
-            auto_offset_reset="latest" if self._from_end else "earliest",
+            auto_offset_reset="none",
             isolation_level="read_committed",
         )
         async with closed_on_failure(self._consumer):
             try:
                 async with asyncio.timeout(self._connect_timeout_s):
                     await self._consumer.start()
-                    partitions = await self._partitions()
-                    self._consumer.assign([TopicPartition(self._topic, p) for p in partitions])
-                    for p in partitions:
-                        self._next[p] = await self._consumer.position(TopicPartition(self._topic, p))
+                    state = await self._look()
+                    if state is None:
+                        raise Unreachable(f"topic {self._topic!r}: Kafka has no such topic; create it first")
+                    await self._begin(state)
             except (KafkaError, OSError):
                 raise await unreachable(self._bootstrap_servers) from None
         return self
@@ -94,36 +118,122 @@ class RecordFollower:
         assert self._consumer is not None, "used outside its `async with`"
         return self._consumer
 
-    async def _partitions(self) -> list[int]:
-        # The consumer itself learns of a topic's partitions only once it holds one of them.
-        admin = AIOKafkaAdminClient(**client_options(self._bootstrap_servers))
-        try:
-            await admin.start()
-            (described,) = await admin.describe_topics([self._topic])
-        finally:
-            await closed(admin)
-        if described["error_code"]:
-            raise Unreachable(f"topic {self._topic!r}: Kafka has no such topic; create it first")
-        return sorted(partition["partition"] for partition in described["partitions"])
+    async def _look(self) -> TopicState | None:
+        self._look_at_s = time.monotonic() + self._look_every_s
+        return (await topic_states(self._client._client, [self._topic])).get(self._topic)
+
+    async def _begin(self, state: TopicState) -> None:
+        """Find out where to begin, and begin there."""
+        self._state = state
+        self._assign()
+        every = range(state.partitions)
+        begins = await self._offsets(self._client.beginning_offsets, every)
+        ends = await self._offsets(self._client.end_offsets, every)
+        committed: dict[int, tuple[int, str]] = {}
+        if self._group is not None and self._start == "committed":
+            # The public `committed` leaves the metadata out.
+            found = await self._client._coordinator.fetch_committed_offsets([self._tp(p) for p in every])
+            committed = {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
+        known = max((decode_metadata(*entry).partitions for entry in committed.values()), default=0)
+        else_at = ends if self._from_end or self._start == "latest" else begins
+        for p in every:
+            offset, metadata = committed.get(p, (else_at[p], ""))
+            before = decode_metadata(offset, metadata).topic_id
+            if p not in committed and p < known:
+                self._halt(p, "its group has committed no offset")
+            elif before and state.id and before != state.id:
+                self._halt(p, recreated(before, state.id))
+            elif offset < begins[p]:
+                self._halt(p, f"Kafka no longer has offset {offset}, but {begins[p]} and those after it")
+            else:
+                self._next[p] = offset
+        self._assign()
+
+    def _assign(self) -> None:
+        """Read the partitions that are not halted, from the next record of each."""
+        every = [self._tp(p) for p in range(self._state.partitions)]
+        self._client.assign(every)
+        for tp in every:
+            self._client.seek(tp, self._next.get(tp.partition, 0))
+        self._client.pause(*(tp for tp in every if tp.partition not in self._next))
+
+    def _tp(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._topic, partition)
+
+    async def _offsets(self, ask: Any, partitions: Iterable[int]) -> dict[int, int]:
+        found = await ask([self._tp(p) for p in partitions])
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    def _halt(self, partition: int, why: str) -> None:
+        """Stop reading a partition: reading on anywhere else would lose records silently."""
+        self.halted[partition] = why
+        self._next.pop(partition, None)
+        self._client.pause(self._tp(partition))
+        logger.error(
+            "%s/%d is halted: %s; start again with --start earliest or latest, or set an offset of group %s",
+            self._topic, partition, why, self._group,
+        )  # fmt: skip
+
+    async def _look_now_and_then(self) -> None:
+        """Find out that the topic was created again, or has more partitions."""
+        if time.monotonic() < self._look_at_s:
+            return
+        state = await self._look()
+        if state is None or state.id != self._state.id:
+            why = "the topic was deleted" if state is None else recreated(self._state.id, state.id)
+            for partition in list(self._next):
+                self._halt(partition, why)
+        elif state.partitions > self._state.partitions:
+            added = range(self._state.partitions, state.partitions)
+            logger.info("topic %s has %d partitions now", self._topic, state.partitions)
+            await self._client._client.force_metadata_update()
+            self._next |= await self._offsets(self._client.beginning_offsets, added)
+            self._state = state
+            self._assign()
 
     async def batch(self, wait_s: float) -> list[Record]:
         """Records that are there now, at most a fetch's worth; waits up to ``wait_s`` for the first.
 
         Raises:
-            Unreachable: Kafka reports an error that does not pass.
+            Unreachable: Kafka reports an error that does not pass, or every partition is halted.
         """
         try:
+            await self._look_now_and_then()
+            if not self._next:
+                raise Unreachable(f"topic {self._topic!r}: {'; '.join(sorted(set(self.halted.values())))}")
             fetched = await self._client.getmany(timeout_ms=round(wait_s * 1e3), max_records=RECORDS_AT_ONCE)
+        except OffsetOutOfRangeError as error:
+            for tp, offset in error.args[0].items():
+                self._halt(tp.partition, f"Kafka no longer has offset {offset}")
+            return []
+        except CorruptRecordException as error:
+            await self._after_damage(error)
+            return []
         except KafkaError as error:
             raise Unreachable(f"topic {self._topic!r}: cannot be read ({error})") from error
+        self._corrupt = 0
         records = []
+        ids_from = event_id_prefix(self._topic, self._state.id)
         for partition, messages in fetched.items():
             self._next[partition.partition] = messages[-1].offset + 1
             records += [
-                Record(m.partition, m.offset, m.timestamp, m.key, m.value, {k: v or b"" for k, v in m.headers})
+                Record(
+                    m.partition, m.offset, m.timestamp, m.key, m.value, {k: v or b"" for k, v in m.headers}, ids_from
+                )
                 for m in messages
             ]
         return records
+
+    async def _after_damage(self, error: CorruptRecordException) -> None:
+        """Fetch again after a while, what was dropped with it, too; what stays damaged is halted."""
+        self._corrupt += 1
+        if self._corrupt >= _CORRUPT_FETCHES and isinstance(error, CorruptBatch):
+            self._halt(error.partition, f"what Kafka has at offset {error.offset} is corrupt on every fetch")
+            self._corrupt = 0
+        else:
+            logger.warning("topic %s: records are fetched again: %s", self._topic, error)
+            await asyncio.sleep(min(_CORRUPT_AT_MOST_S, _CORRUPT_AGAIN_S * 2**self._corrupt))
+        self._assign()
 
     async def commit(self) -> None:
         """Commit everything that `batch` has returned so far; while Kafka is away, wait for it.
@@ -131,7 +241,11 @@ class RecordFollower:
         Raises:
             Unreachable: Kafka refuses the commit.
         """
-        offsets = {TopicPartition(self._topic, p): o for p, o in self._next.items()}
+        state = self._state
+        offsets = {
+            self._tp(p): (o, encode_metadata(Committed(o, topic_id=state.id, partitions=state.partitions)))
+            for p, o in self._next.items()
+        }
         while True:
             try:
                 await self._client.commit(offsets)
@@ -148,12 +262,12 @@ class RecordFollower:
 
         It passes over control records of transactions, which have offsets and are never returned.
         """
-        return {p: await self._client.position(TopicPartition(self._topic, p)) for p in self._next}
+        return {p: await self._client.position(self._tp(p)) for p in list(self._next)}
 
     async def ends(self) -> dict[int, int]:
         """End offset of each partition: one more than its last record of a finished transaction."""
         try:
-            found = await self._client.end_offsets([TopicPartition(self._topic, p) for p in self._next])
+            found = await self._client.end_offsets([self._tp(p) for p in self._next])
         except KafkaError as error:
             raise Unreachable(f"topic {self._topic!r}: cannot be read ({error})") from error
         return {partition.partition: offset for partition, offset in found.items()}

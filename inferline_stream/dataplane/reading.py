@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ from aiokafka.errors import (
 
 from inferline_stream.dataplane.client import KafkaFailed
 from inferline_stream.dataplane.connecting import client_options, closed, started
-from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE
+from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE, CorruptBatch
+from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, TopicState, topic_states
 from inferline_stream.errors import Unreachable
 
 logger = logging.getLogger(__name__)
@@ -30,8 +32,15 @@ logger = logging.getLogger(__name__)
 ONE_BROKER_WAIT_S = 0.5
 """Longest fetch wait where every partition lives on the broker of the assignments topic: a grant ends it anyway."""
 
-CORRUPT_FETCHES = 5
+CORRUPT_FETCHES = 8
 """After so many corrupt fetches in a row, what the broker has stored is corrupt, and not what came over the network."""
+
+CORRUPT_AGAIN_S, CORRUPT_AT_MOST_S = 0.1, 5.0
+"""First and longest wait before a partition is fetched again that brought damage; each wait is twice the one before."""
+
+
+CONTROL = -1
+"""Stands for the assignments topic's partition, among those of the input topic."""
 
 
 class Fetched(NamedTuple):
@@ -41,13 +50,13 @@ class Fetched(NamedTuple):
         records: by partition.
         control: records of the assignments topic.
         positions: next offset of each held partition; beyond its last record where transaction markers follow it.
-        lost: partitions out of range, and the offset that Kafka no longer has.
+        lost: partitions that cannot be read on, and why.
     """
 
     records: Mapping[int, Sequence[Any]]
     control: Sequence[Any]
     positions: Mapping[int, int]
-    lost: Mapping[int, int]
+    lost: Mapping[int, str]
 
 
 _NOTHING = Fetched({}, (), {}, {})
@@ -84,8 +93,8 @@ class StageReader:
         self._held: set[int] = set()
         self._taken: dict[TopicPartition, int] = {}
         """Positions after the last fetch."""
-        self._corrupt = 0
-        """Fetches in a row that brought corrupt records."""
+        self._corrupt: dict[int, tuple[int, float]] = {}
+        """By partition whose last fetch brought damage, how often in a row it did, and when it is fetched again."""
         self._consumer = AIOKafkaConsumer(
             **client_options(bootstrap_servers),
             group_id=group,
@@ -97,8 +106,8 @@ class StageReader:
             max_partition_fetch_bytes=partition_bytes,
             metadata_max_age_ms=60_000,
         )
-        self.partitions = 0
-        """Of the topic, once started."""
+        self.topic = UNKNOWN_TOPIC
+        """The topic as it was when the connection was made, with the partitions that `grow` has added."""
 
     async def start(self, timeout_s: float) -> None:
         """Connect and look at the topic.
@@ -110,8 +119,9 @@ class StageReader:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._consumer._client._wait_on_metadata(self._control.topic)
-                self.partitions = len(await self._consumer._client._wait_on_metadata(self._topic))
-        except (TimeoutError, KafkaError) as error:
+                await self._consumer._client._wait_on_metadata(self._topic)
+                self.topic = (await topic_states(self._consumer._client, [self._topic]))[self._topic]
+        except (TimeoutError, KafkaError, KeyError) as error:
             await self.stop()
             raise Unreachable(
                 f"topics {self._topic} and {self._control.topic} cannot be read ({error!r}); create them first"
@@ -119,15 +129,33 @@ class StageReader:
         began = await self._consumer.beginning_offsets([self._control])
         await self.look_for_grants()
         # Without a position aiokafka would look for one by itself, which takes 0.1 s: nothing is awaited in between.
-        every = [TopicPartition(self._topic, partition) for partition in range(self.partitions)]
-        self._consumer.assign([self._control, *every])
-        for partition in every:
-            self._consumer.seek(partition, 0)
-        self._consumer.pause(*every)
-        self._consumer.seek(self._control, began[self._control])
         self._taken = dict(began)
+        self._assign()
         self._adapt_wait()
         await self.committed([0])  # finds the group's coordinator before the first grant
+
+    def _assign(self) -> None:
+        """Assign every partition and pause those that are not held; what was fetched and not taken is fetched again."""
+        every = [TopicPartition(self._topic, partition) for partition in range(self.topic.partitions)]
+        self._consumer.assign([self._control, *every])
+        for partition in every:
+            self._consumer.seek(partition, self._taken.get(partition, 0))
+        self._consumer.seek(self._control, self._taken[self._control])
+        self._consumer.pause(*(partition for partition in every if partition.partition not in self._held))
+
+    async def look_at_topic(self) -> TopicState | None:
+        """Return the topic as it is now; None where there is none, or nobody answers."""
+        try:
+            return (await topic_states(self._consumer._client, [self._topic])).get(self._topic)
+        except KafkaError as error:
+            logger.warning("topic %s: its state is not known now: %r", self._topic, error)
+            return self.topic
+
+    async def grow(self, topic: TopicState) -> None:
+        """Be ready to hold the partitions that were added to the topic."""
+        await self._consumer._client.force_metadata_update()
+        self.topic = topic
+        self._assign()
 
     async def stop(self) -> None:
         """Close the connections."""
@@ -145,6 +173,7 @@ class StageReader:
     async def fetch(self, full: Collection[int], wait_s: float) -> Fetched:
         """Wait for records, except of partitions that are full."""
         wanted: tuple[TopicPartition, ...] = ()
+        self._resume_damaged()
         if full:
             room = self._held.difference(full)
             wanted = (self._control, *(TopicPartition(self._topic, partition) for partition in room))
@@ -153,23 +182,50 @@ class StageReader:
         except OffsetOutOfRangeError as error:
             if self._control in error.args[0]:
                 raise KafkaFailed(f"topic {self._control.topic} was cut off or made again") from error
-            return Fetched({}, (), {}, {tp.partition: offset for tp, offset in error.args[0].items()})
+            lost = {tp.partition: f"Kafka no longer has offset {offset}" for tp, offset in error.args[0].items()}
+            return Fetched({}, (), {}, lost)
         except CorruptRecordException as error:
-            self._corrupt += 1
-            if self._corrupt >= CORRUPT_FETCHES:
-                raise KafkaFailed(f"records stay corrupt: {error}") from error
-            logger.warning("records are fetched again: %s", error)
             self._rewind()
-            return _NOTHING
+            return self._after_damage(error)
         except ConsumerStoppedError:
             raise asyncio.CancelledError from None
-        self._corrupt = 0
+        for tp in found:
+            self._corrupt.pop(tp.partition if tp != self._control else CONTROL, None)
         control = found.pop(self._control, ())
         states = self._consumer._subscription.subscription.assignment
         positions = {p: states.state_value(TopicPartition(self._topic, p)).position for p in self._held}
         self._taken = {TopicPartition(self._topic, p): position for p, position in positions.items()}
         self._taken[self._control] = states.state_value(self._control).position
         return Fetched({tp.partition: records for tp, records in found.items()}, control, positions, {})
+
+    def _after_damage(self, error: CorruptRecordException) -> Fetched:
+        """Leave a damaged partition alone for a while, longer each time; give it up after many fetches.
+
+        Raises:
+            KafkaFailed: what is damaged is the assignments topic.
+        """
+        if not isinstance(error, CorruptBatch):  # of a format that no broker of today writes
+            raise KafkaFailed(f"records cannot be read: {error}") from error
+        number = CONTROL if error.topic == self._control.topic else error.partition
+        times = self._corrupt.get(number, (0, 0.0))[0] + 1
+        if times >= CORRUPT_FETCHES:
+            if number == CONTROL:
+                raise KafkaFailed(f"topic {self._control.topic} stays corrupt: {error}") from error
+            del self._corrupt[number]
+            return Fetched({}, (), {}, {number: f"what Kafka has at offset {error.offset} is corrupt on every fetch"})
+        wait_s = min(CORRUPT_AT_MOST_S, CORRUPT_AGAIN_S * 2 ** (times - 1))
+        self._corrupt[number] = times, time.monotonic() + wait_s
+        logger.warning("%s: fetched again in %.1f s: %s", error.topic, wait_s, error)
+        self._consumer.pause(self._damaged(number))
+        return _NOTHING
+
+    def _resume_damaged(self) -> None:
+        for number, (_, again_s) in self._corrupt.items():
+            if time.monotonic() >= again_s and (number in self._held or number == CONTROL):
+                self._consumer.resume(self._damaged(number))
+
+    def _damaged(self, number: int) -> TopicPartition:
+        return self._control if number == CONTROL else TopicPartition(self._topic, number)
 
     def _rewind(self) -> None:
         """Go back to where the last fetch ended: aiokafka drops what it took of other partitions with a corrupt one."""
@@ -181,6 +237,7 @@ class StageReader:
         for partition, offset in positions.items():
             self._consumer.seek(TopicPartition(self._topic, partition), offset)
             self._taken[TopicPartition(self._topic, partition)] = offset
+            self._corrupt.pop(partition, None)
         self._held.update(positions)
         self._adapt_wait()
         self._consumer.resume(*(TopicPartition(self._topic, partition) for partition in positions))

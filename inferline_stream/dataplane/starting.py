@@ -13,8 +13,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.dataplane.asking import surely_committed
 from inferline_stream.dataplane.connecting import client_options, closed, in_time
-from inferline_stream.dataplane.dispatcher.completion import decode_metadata, encode_metadata
+from inferline_stream.dataplane.dispatcher.completion import Committed, decode_metadata, encode_metadata
 from inferline_stream.dataplane.routes import input_topic
+from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, topic_states
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage
@@ -48,7 +49,7 @@ async def commit_start_offsets(
         prefix: of its names.
         start: ``committed`` (where there is no offset, the end), ``earliest``, ``latest``, or an ISO time.
         timeout_s: longest wait for Kafka.
-        known: stages that have worked before.
+        known: stages that have worked before. Partitions that their topics were given since begin at their beginning.
 
     Raises:
         UsageError: a start that is none of these.
@@ -62,30 +63,42 @@ async def commit_start_offsets(
         async with _Group(bootstrap_servers, name, topic, timeout_s) as group:
             ask = partial(surely_committed, group.committed) if stage.name in known else group.committed
             committed = await ask(group.partitions)
+            if start != "committed":  # what was committed of a topic of the same name that is gone counts for nothing
+                committed = {p: entry for p, entry in committed.items() if not group.is_of_another_topic(entry)}
+            added = _added(committed, await group.begins())
             if len(stage.after) > 1 and start != "committed":
-                wanted = await _forgetful(group, committed)
+                await group.commit(await _forgetful(group, committed))
+            elif start == "committed" and stage.name in known:
+                await group.commit(added)
+                if missing := set(group.partitions) - committed.keys() - added.keys():
+                    logger.error(
+                        "group %s has no offset of %s/%s, which it has read before: halted. Offsets expire where a "
+                        "pipeline stood still for days; run with --start earliest, latest or a time",
+                        name, topic, ",".join(map(str, sorted(missing))),
+                    )  # fmt: skip
             elif stage.after:
-                wanted = {p: (begin, "") for p, begin in (await group.begins()).items() if p not in committed}
+                begins = await group.begins()
+                await group.commit({p: Committed(begin) for p, begin in begins.items() if p not in committed})
             else:
-                wanted = {p: (at, "") for p, at in (await _entry_offsets(group, start, time_ms, committed)).items()}
-            if start != "committed" or stage.name not in known:
-                await group.commit(wanted)
-            elif wanted:
-                logger.error(
-                    "group %s has no offset of %s/%s, which it has read before: halted. Offsets expire where a "
-                    "pipeline stood still for days; run with --start earliest, latest or a time",
-                    name, topic, ",".join(map(str, sorted(wanted))),
-                )  # fmt: skip
+                offsets = await _entry_offsets(group, start, time_ms, committed)
+                wanted = {p: Committed(at) for p, at in offsets.items()}
+                await group.commit(wanted if start != "committed" else {**wanted, **added})
 
     await asyncio.gather(*map(commit, pipeline.stages))  # a leader that is busy for long is taken for dead
 
 
-async def _forgetful(group: _Group, committed: Mapping[int, Entry]) -> dict[int, Entry]:
+def _added(committed: Mapping[int, Entry], begins: Mapping[int, int]) -> dict[int, Committed]:
+    """Where to begin with partitions that the topic has been given since its stage last worked."""
+    known = max((decode_metadata(*entry).partitions for entry in committed.values()), default=0)
+    return {p: Committed(begin) for p, begin in begins.items() if p not in committed and 0 < known <= p}
+
+
+async def _forgetful(group: _Group, committed: Mapping[int, Entry]) -> dict[int, Committed]:
     """Where a join's group stands, with a note that what is in its topic by now tells nothing of events to come."""
     begins, wanted = await group.begins(), {}
     for partition, end in (await group.ends()).items():
         found = decode_metadata(*committed.get(partition, (begins[partition], "")))
-        wanted[partition] = (found.offset, encode_metadata(replace(found, forget_below=end)))
+        wanted[partition] = replace(found, forget_below=end)
     return wanted
 
 
@@ -132,12 +145,16 @@ class _Group:
         self._topic = topic
         self._timeout_s = timeout_s
         self._partitions: list[TopicPartition] = []
+        self._topic_id = ""
 
     async def __aenter__(self) -> _Group:
         await in_time(self._where, self._consumer.start(), self._timeout_s, self._consumer)
         metadata = self._consumer._client._wait_on_metadata(self._topic)
         found = await in_time(self._where, metadata, self._timeout_s, self._consumer)
         self._partitions = [TopicPartition(self._topic, partition) for partition in sorted(found)]
+        states = topic_states(self._consumer._client, [self._topic])
+        state = (await in_time(self._where, states, self._timeout_s, self._consumer)).get(self._topic, UNKNOWN_TOPIC)
+        self._topic_id = state.id
         self._consumer.assign(self._partitions)
         for partition in self._partitions:
             self._consumer.seek(partition, 0)
@@ -166,8 +183,16 @@ class _Group:
         found = await self._consumer.offsets_for_times(dict.fromkeys(self._partitions, time_ms))
         return {tp.partition: entry.offset for tp, entry in found.items() if entry is not None}
 
-    async def commit(self, entries: Mapping[int, Entry]) -> None:
-        if entries:
+    def is_of_another_topic(self, entry: Entry) -> bool:
+        """Whether an offset was committed before the topic was deleted and created again."""
+        topic_id = decode_metadata(*entry).topic_id
+        return bool(topic_id and self._topic_id) and topic_id != self._topic_id
+
+    async def commit(self, wanted: Mapping[int, Committed]) -> None:
+        if wanted:
+            count, of = len(self._partitions), self._topic_id
+            now = {p: replace(each, topic_id=of, partitions=count) for p, each in wanted.items()}
+            entries = {p: (each.offset, encode_metadata(each)) for p, each in now.items()}
             await self._consumer.commit({TopicPartition(self._topic, p): entry for p, entry in entries.items()})
 
 

@@ -26,6 +26,17 @@ def check_version(version: int) -> None:
         raise ValueError(f"version {version}, this release reads up to version {WIRE_VERSION}")
 
 
+def event_id_prefix(topic: str, topic_id: str) -> str:
+    """Return what the ids of a topic's events begin with; a slash, the partition, a slash and the offset follow.
+
+    Args:
+        topic: its full name.
+        topic_id: of this incarnation of it, shortened, so that ids are not used again where it is deleted and created
+            again; empty where the broker gives topics none.
+    """
+    return f"{topic}@{topic_id}" if topic_id else topic
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """Names of everything one pipeline has in Kafka; every one of them carries the prefix."""

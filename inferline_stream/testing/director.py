@@ -26,11 +26,12 @@ from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, decode
 from inferline_stream.dataplane.routes import every_route
 from inferline_stream.dataplane.specs import Delivery, DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.starting import commit_start_offsets
+from inferline_stream.dataplane.topic_state import topic_states
 from inferline_stream.dataplane.topics import create_topics, topics_of
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.isolation import isolation_of
-from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.names import Names, event_id_prefix
 
 
 class Director:
@@ -326,7 +327,9 @@ class Director:
             await self.producer.send(topic, value, key=keys[i] if keys else b"%d" % (i % 7))
             for i, value in enumerate(values)
         ]
-        return [f"{r.topic}/{r.partition}/{r.offset}" for r in await asyncio.gather(*sent)]
+        states = await topic_states(self.producer.client, [topic])
+        prefix = event_id_prefix(topic, states[topic].id)
+        return [f"{prefix}/{r.partition}/{r.offset}" for r in await asyncio.gather(*sent)]
 
     async def results(self, *, isolation: str = "read_committed") -> list[Any]:
         """Return every record of the sink topic, as it stands now."""

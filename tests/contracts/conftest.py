@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.api import Request
 
@@ -53,6 +53,24 @@ class Clients:
             return len([part for part in described["partitions"] if part["leader"] >= 0]) == count
 
         await self.eventually(all_led, f"{topic} has {count} partitions")
+
+    async def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic more partitions."""
+        admin = await self.admin()
+        await admin.create_partitions({topic: NewPartitions(partitions)})
+        await self.until_partitions(topic, partitions)
+
+    async def recreate(self, topic: str, partitions: int) -> None:
+        """Delete a topic and create one of its name."""
+        admin = await self.admin()
+        await admin.delete_topics([topic])
+
+        async def created() -> bool:  # Apache Kafka deletes in the background
+            answer = await admin.create_topics([NewTopic(topic, partitions, 1)])
+            return [code for _, code, *_ in answer.topic_errors] == [0]
+
+        await self.eventually(created, f"{topic} is created again")
+        await self.until_partitions(topic, partitions)
 
     async def producer(self, **options: Any) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, **options)

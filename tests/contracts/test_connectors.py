@@ -226,7 +226,14 @@ async def test_the_sinks_command_counts_and_ends_on_sigterm(kafka, topic, tmp_pa
         os.kill(process.pid, signal.SIGTERM)
         output, _ = await process.communicate()
     assert process.returncode == 0
-    assert json.loads(output) == {"written": 5, "duplicates": 0, "undecodable": 0, "refused": 0}
+    assert json.loads(output) == {
+        "written": 5,
+        "duplicates": 0,
+        "undecodable": 0,
+        "unreadable": 0,
+        "halted": {},
+        "refused": 0,
+    }
 
 
 def isolated_part_of(process):
@@ -257,5 +264,12 @@ async def test_a_full_disk_holds_the_sink_up_and_nothing_is_lost_or_torn(kafka, 
             await asyncio.sleep(0.05)
         os.kill(process.pid, signal.SIGTERM)
         output, _ = await process.communicate()
-    assert json.loads(output) == {"written": 9, "duplicates": 0, "undecodable": 0, "refused": 0}
+    assert json.loads(output) == {
+        "written": 9,
+        "duplicates": 0,
+        "undecodable": 0,
+        "unreadable": 0,
+        "halted": {},
+        "refused": 0,
+    }
     assert sorted(json.loads(line)["event_id"] for line in path.read_text().splitlines()) == [f"e{i}" for i in range(9)]

@@ -85,7 +85,7 @@ async def test_records_arrive_as_they_were_sent_in_the_order_of_their_partition(
     sender = await place.sender()
     await sender.send({(place.assignments, 0): messages(7)})
     reader = await place.reader()
-    assert (await sender.partitions_of(place.topic), reader.partitions) == (3, 3)
+    assert (await sender.partitions_of(place.topic), reader.topic.partitions) == (3, 3)
     await sender.send({(place.topic, p): messages(*range(p, 300, 3)) for p in range(3)})
     await sender.send({(place.topic, 0): [Message(None, None, [], None)], (place.assignments, 0): messages(9)})
     reader.hold({0: 0, 1: 0, 2: 50})

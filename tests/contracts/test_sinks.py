@@ -11,11 +11,13 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from inferline_stream.dataplane.following import RecordFollower
 from inferline_stream.isolation.sealing import unsupported
@@ -65,14 +67,19 @@ class Command:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
+        self._errors = b""
 
-    async def stopped(self) -> dict[str, int]:
+    async def stopped(self, code: int = 0) -> dict[str, Any]:
         """Its counts, after SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
-        output, _ = await self.process.communicate()
-        assert self.process.returncode == 0
-        counts: dict[str, int] = json.loads(output)
+        output, self._errors = await self.process.communicate()
+        assert self.process.returncode == code, self._errors
+        counts: dict[str, Any] = json.loads(output)
         return counts
+
+    async def errors(self) -> bytes:
+        """What it wrote to standard error, once it has ended."""
+        return self._errors
 
     def worker(self) -> int:
         """The isolated process beneath, that moves the records."""
@@ -157,7 +164,14 @@ async def test_a_webhook_gets_every_event_with_its_id_and_the_token_that_no_comm
             for process in (sink.process.pid, sink.worker()) if SEALABLE else (sink.process.pid,):
                 assert b"s3cret" not in Path(f"/proc/{process}/cmdline").read_bytes()
                 assert b"s3cret" not in Path(f"/proc/{process}/environ").read_bytes()
-            assert await sink.stopped() == {"written": 20, "duplicates": 0, "undecodable": 0, "refused": 0}
+            assert await sink.stopped() == {
+                "written": 20,
+                "duplicates": 0,
+                "undecodable": 0,
+                "unreadable": 0,
+                "halted": {},
+                "refused": 0,
+            }
         async with running("sinks.webhook", kafka.bootstrap_servers, topic, *options) as sink:
             await send(kafka.bootstrap_servers, topic, numbered(range(20, 21)))
             await until(lambda: len(receiver.posts) == 21, "one more post")
@@ -383,3 +397,107 @@ async def test_a_password_that_is_wrong_is_said_at_once(embedded_broker, postgre
     assert sink.process.returncode == 3
     assert "password authentication failed" in error.decode()
     assert "Traceback" not in error.decode()
+
+
+async def test_a_sink_that_retention_has_passed_halts_that_partition_and_goes_on_where_it_is_told(
+    apache_kafka, tmp_path
+):
+    where, topic = apache_kafka.bootstrap_servers, await topic_on(apache_kafka.bootstrap_servers)
+    path = tmp_path / "out.jsonl"
+
+    async def sink(*more: str) -> Command:
+        return await jsonl(where, topic, path, *more)
+
+    async def write(numbers: range, partition: int) -> None:
+        async with AIOKafkaProducer(bootstrap_servers=where) as producer:
+            for known, value in numbered(numbers):
+                await producer.send_and_wait(topic, value, headers=[(EVENT_ID, known.encode())], partition=partition)
+
+    async with asyncio.timeout(DEADLINE_S):
+        await write(range(5), 0)
+        first = await sink()
+        await lines_of(path, 5)
+        assert (await first.stopped())["halted"] == {}
+        await write(range(5, 9), 0)
+        await write(range(20, 23), 1)
+        admin = AIOKafkaAdminClient(bootstrap_servers=where)
+        await admin.start()
+        await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=7)})
+        await admin.close()
+        halted = await sink()
+        await lines_of(path, 8)
+        counts = await halted.stopped(1)
+        assert counts["written"] == 3, "the other partition is served"
+        assert counts["halted"] == {"0": "Kafka no longer has offset 5, but 7 and those after it"}
+        assert b"say --start earliest or latest" in await halted.errors()
+        again = await sink("--start", "earliest")
+        await lines_of(path, 10)
+        assert (await again.stopped())["halted"] == {}
+        last = await sink()
+        await write(range(30, 31), 0)
+        await lines_of(path, 11)
+        assert (await last.stopped())["halted"] == {}
+    ids = [json.loads(line)["event_id"] for line in path.read_text().splitlines()]
+    assert sorted(ids) == sorted(f"e{n}" for n in (0, 1, 2, 3, 4, 7, 8, 20, 21, 22, 30))
+
+
+async def test_a_sink_takes_the_events_of_a_topic_that_was_created_again_for_new_ones(kafka, clients, tmp_path):
+    topic, path = await clients.topic(), tmp_path / "out.jsonl"
+    producer = await clients.producer()
+
+    async def write(count: int) -> None:
+        for number in range(count):
+            await producer.send_and_wait(topic, b"%d" % number)  # without ids of their own
+
+    async with asyncio.timeout(DEADLINE_S):
+        await write(3)
+        sink = await jsonl(kafka.bootstrap_servers, topic, path)
+        await lines_of(path, 3)
+        await sink.stopped()
+        await clients.recreate(topic, 1)
+        await producer.client.force_metadata_update()
+        await write(4)
+        sink = await jsonl(kafka.bootstrap_servers, topic, path, "--start", "earliest")
+        await lines_of(path, 7)
+        counts = await sink.stopped()
+    assert (counts["written"], counts["duplicates"]) == (4, 0)
+    assert len({json.loads(line)["event_id"] for line in path.read_text().splitlines()}) == 7
+
+
+async def test_a_sink_reads_partitions_that_its_topic_is_given_and_leaves_out_what_cannot_be_unpacked(
+    kafka, clients, tmp_path
+):
+    topic, path = await clients.topic(), tmp_path / "out.jsonl"
+    producer = await clients.producer(compression_type="gzip", max_batch_size=1 << 30, max_request_size=1 << 30)
+    bomb = producer.create_batch()
+    for _ in range(24):
+        bomb.append(key=None, value=bytes(1 << 20), timestamp=None)
+    async with asyncio.timeout(DEADLINE_S):
+        sink = await jsonl(kafka.bootstrap_servers, topic, path)
+        await producer.send_and_wait(topic, b"1", partition=0)
+        await lines_of(path, 1)
+        await (await producer.send_batch(bomb, topic, partition=0))
+        await clients.grow(topic, 2)
+        await producer.client.force_metadata_update()
+        await producer.send_and_wait(topic, b"2", partition=1)
+        await producer.send_and_wait(topic, b"3", partition=0)
+        await lines_of(path, 3)
+        counts = await sink.stopped()
+    assert (counts["written"], counts["unreadable"]) == (3, 1)
+
+
+async def jsonl(bootstrap_servers: str, topic: str, path: Path, *more: str) -> Command:
+    module = "inferline_stream.connectors.sinks.jsonl"
+    where = ("--bootstrap-servers", bootstrap_servers, "--topic", topic, "--path", str(path))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, *where, *more,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "INFERLINE_TOPIC_CHECK_S": "0.3"},
+    )  # fmt: skip
+    return Command(process)
+
+
+async def lines_of(path: Path, count: int) -> None:
+    while not path.exists() or len(path.read_bytes().splitlines()) < count:
+        await asyncio.sleep(0.05)

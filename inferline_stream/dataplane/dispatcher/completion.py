@@ -41,12 +41,16 @@ class Committed:
         runs: complete offsets above it, ascending, apart from each other.
         owner: the dispatcher that committed; empty for none.
         forget_below: a join must forget what it knows of offsets below: its source is read again after them.
+        topic_id: of the incarnation of the topic that the offset is one of; empty where it is not known.
+        partitions: that the topic had, or more by now; 0 where it is not known.
     """
 
     offset: int
     runs: tuple[Run, ...] = ()
     owner: str = ""
     forget_below: int = 0
+    topic_id: str = ""
+    partitions: int = 0
 
 
 def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTES) -> str:
@@ -59,6 +63,10 @@ def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTE
         fields.append(f"o={committed.owner}")
     if committed.forget_below:
         fields.append(f"n={committed.forget_below}")
+    if committed.topic_id:
+        fields.append(f"t={committed.topic_id}")
+    if committed.partitions:
+        fields.append(f"c={committed.partitions}")
     if committed.runs:
         room = limit_bytes - len(";".join(fields).encode()) - len(";r=")
         fields.append(_encode_runs(committed.offset, committed.runs, room))
@@ -72,7 +80,7 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
         return Committed(offset)
     found = dict(field.split("=", 1) for field in fields if "=" in field)
     try:
-        forget_below = int(found.get("n", "0"))
+        forget_below, partitions = int(found.get("n", "0")), int(found.get("c", "0"))
         if "b" in found:
             runs = _from_bitmap(offset, _unarmoured(found["b"]))
         else:
@@ -81,7 +89,8 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
         return Committed(offset)
     if not 0 <= forget_below <= _LARGEST_OFFSET or (runs and runs[-1][1] > _LARGEST_OFFSET):
         return Committed(offset)
-    return Committed(offset, _merged(runs, offset), found.get("o", ""), forget_below)
+    runs = _merged(runs, offset)
+    return Committed(offset, runs, found.get("o", ""), forget_below, found.get("t", ""), max(0, partitions))
 
 
 class Completion:
@@ -180,9 +189,9 @@ class Completion:
                 runs.append((previous + 1, self._position))
         return _merged([*runs, *self._ahead], watermark)
 
-    def committed(self, *, owner: str = "") -> Committed:
+    def committed(self, *, owner: str = "", topic_id: str = "", partitions: int = 0) -> Committed:
         """Return what to commit now."""
-        return Committed(self.watermark, self.runs(), owner, self.forget_below)
+        return Committed(self.watermark, self.runs(), owner, self.forget_below, topic_id, partitions)
 
     def most_bytes(self, more: int = 0) -> int:
         """Return a size that the runs never exceed, whichever of the offsets read become complete.

@@ -38,6 +38,7 @@ from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.sending import ReportSender, StageSender
 from inferline_stream.dataplane.specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
+from inferline_stream.dataplane.topic_state import recreated
 from inferline_stream.dataplane.topics import record_limits
 from inferline_stream.dataplane.tracing import batch_spans
 from inferline_stream.errors import InferlineError
@@ -128,7 +129,9 @@ class Dispatcher:
             self._channel.setblocking(False)
             loop.add_reader(self._channel, self._attachments)
             await self._reporter.now("standby")
-            await self._while(reporting, self._fetch(), self._serve(), self._look_for_stragglers())
+            await self._while(
+                reporting, self._fetch(), self._serve(), self._look_for_stragglers(), self._look_at_topic()
+            )
         except Fenced as error:
             return await self._failed(EXIT_FENCED, str(error))
         except InferlineError as error:
@@ -276,7 +279,7 @@ class Dispatcher:
         grant = self._grant
         assert grant is not None
         self._has_served = True
-        numbers = partitions_of(self._spec.slot, grant.slots, self._reader.partitions)
+        numbers = partitions_of(self._spec.slot, grant.slots, self._reader.topic.partitions)
         session = await self._begin(numbers)
         if not (self._holds(grant.slots) and self._lease.valid()):
             # Lost on the way. Reports said "standby" until now, so the successor may serve already.
@@ -417,6 +420,23 @@ class Dispatcher:
         while True:
             await asyncio.sleep(_STRAGGLERS_EVERY_S)
             self._feeder.check_stragglers()
+
+    async def _look_at_topic(self) -> None:
+        """Find out that the topic was deleted, or created again, or has more partitions."""
+        while True:
+            await asyncio.sleep(self._settings.topic_check_s)
+            now, session, before = await self._reader.look_at_topic(), self._session, self._reader.topic
+            if now is None or now.id != before.id:
+                if session is not None:
+                    session.halt("the topic was deleted" if now is None else recreated(before.id, now.id))
+                self._reporter.touch()
+            elif now.partitions > before.partitions:
+                logger.info("topic %s has %d partitions now", self._routes.input_topic, now.partitions)
+                await self._reader.grow(now)
+                if session is not None and session is self._session and self._grant is not None:
+                    numbers = partitions_of(self._spec.slot, self._grant.slots, now.partitions)
+                    await session.grow([n for n in numbers if n >= before.partitions], before.partitions)
+                self._reporter.touch()
 
     async def _failed(self, code: int, why: str) -> int:
         logger.error("dispatcher %s: %s", self._spec.dispatcher, why)

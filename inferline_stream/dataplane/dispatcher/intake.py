@@ -17,6 +17,7 @@ from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import LATEST_MS, Found, event_headers, read_headers, timestamp_us
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.sizes import record_bytes
+from inferline_stream.pipeline.names import event_id_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Intake:
         ended: takes an event that ends, or goes on, without it.
         clock_s: monotonic seconds, for the age of parts that wait.
         wall_s: seconds since the epoch.
+        topic_id: of the incarnation of the input topic that is read.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Intake:
         ended: Callable[[Event, Ending], None],
         clock_s: Callable[[], float],
         wall_s: Callable[[], float] = time.time,
+        topic_id: str = "",
     ) -> None:
         self._routes = routes
         self._ready = ready
@@ -51,7 +54,7 @@ class Intake:
         self._clock_s = clock_s
         self._wall_s = wall_s
         self._is_entry, self._is_join = routes.is_entry, routes.is_join
-        self._source = routes.input_topic.encode()
+        self._ids_from = event_id_prefix(routes.input_topic, topic_id).encode()
         self._lead = ClockLead(routes.input_topic)
         self.duplicates = 0
 
@@ -174,7 +177,7 @@ class Intake:
         return min(entry_us, int(now_s * 1e6)), arrived_ms, taken_ms
 
     def _place(self, record: Any) -> bytes:
-        return b"%s/%d/%d" % (self._source, record.partition, record.offset)
+        return b"%s/%d/%d" % (self._ids_from, record.partition, record.offset)
 
     def _unread(self, partition: Partition, record: Any) -> Event:
         """An event of which nothing is known but its place."""

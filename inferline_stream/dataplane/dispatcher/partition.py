@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inferline_stream.dataplane.dispatcher.completion import Committed, Completion, encode_metadata
 from inferline_stream.dataplane.dispatcher.join import Join
+from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, TopicState
 
 Entry = tuple[int, str]
 """Offset and metadata of a commit."""
@@ -17,11 +18,21 @@ class Partition:
         found: what the group had committed.
         owner: name under which this dispatcher commits.
         join: the join's state, for a stage with several parents.
+        topic: what the partition is one of.
     """
 
-    __slots__ = ("_committed", "_entry", "_owner", "_version", "arrived_ms", "completion", "halted", "join", "number")
+    __slots__ = (
+        "_committed", "_entry", "_owner", "_topic", "_version", "arrived_ms", "completion", "halted", "join", "number",
+    )  # fmt: skip
 
-    def __init__(self, number: int, found: Committed, owner: str, join: Join | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        found: Committed,
+        owner: str,
+        join: Join | None = None,
+        topic: TopicState = UNKNOWN_TOPIC,
+    ) -> None:
         self.number = number
         self._owner = owner
         self.completion = Completion(found)
@@ -32,11 +43,18 @@ class Partition:
         self._committed: Entry | None = None
         self._entry: Entry = (0, "")
         self._version = -1
+        self._topic = topic
+
+    def grown(self, topic: TopicState) -> None:
+        """Take note that the topic has more partitions: the next commit says so."""
+        self._topic = topic
+        self._version = -1
 
     def entry(self) -> Entry:
         """Return offset and metadata as they are now."""
         if self._version != self.completion.version:
-            committed = self.completion.committed(owner=self._owner)
+            topic = self._topic
+            committed = self.completion.committed(owner=self._owner, topic_id=topic.id, partitions=topic.partitions)
             self._entry = committed.offset, encode_metadata(committed)
             self._version = self.completion.version
         return self._entry

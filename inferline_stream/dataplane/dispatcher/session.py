@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from inferline_stream.dataplane.client import Outgoing
@@ -29,6 +29,7 @@ from inferline_stream.dataplane.frames import Done
 from inferline_stream.dataplane.reading import Fetched, StageReader
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
+from inferline_stream.dataplane.topic_state import recreated
 from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.settings import Settings
 
@@ -108,7 +109,7 @@ class Session:
         self.queue = StageQueue(round(self._slo_us), keys_in_order=routes.keys_in_order)
         self.suspects = Suspects()
         self.partitions: dict[int, Partition] = {}
-        self._intake = Intake(routes, self._waits, self._ends, time.monotonic)
+        self._intake = Intake(routes, self._waits, self._ends, time.monotonic, topic_id=reader.topic.id)
         self._finished: list[tuple[Event, Outcome]] = []
         self._finished_bytes = 0
         self._sending_bytes = 0
@@ -120,10 +121,22 @@ class Session:
 
     # Begin and end
 
-    async def begin(self, partitions: Iterable[int], committed: Mapping[int, Entry]) -> None:
-        """Own these partitions from the offsets that the group has committed."""
+    async def begin(
+        self, partitions: Sequence[int], committed: Mapping[int, Entry], partitions_before: int = 0
+    ) -> None:
+        """Own these partitions from the offsets that the group has committed.
+
+        Args:
+            partitions: to own.
+            committed: by partition.
+            partitions_before: those that the topic is known to have had before; what commits say of it counts, too.
+        """
+        topic = self._reader.topic
+        known = max([partitions_before, *(decode_metadata(*entry).partitions for entry in committed.values())])
+        added = [number for number in partitions if number not in committed and 0 < known <= number]
         recalls = self._routes.is_join and not self._sender.transactional
-        begins = await self._reader.beginnings(partitions) if recalls else {}
+        begins = await self._reader.beginnings(partitions if recalls else added) if recalls or added else {}
+        committed = {**committed, **{number: (begins[number], "") for number in added}}
         positions = {}
         for number in partitions:
             entry = committed.get(number)
@@ -132,9 +145,12 @@ class Session:
             if self._routes.is_join:
                 ordered = self._routes.stage in self._routes.ordered
                 join = Join(self._routes.parents, remember_s=self._settings.join_age_s, ordered=ordered)
-            partition = self.partitions[number] = Partition(number, found, self._owner, join)
+            partition = self.partitions[number] = Partition(number, found, self._owner, join, topic)
             if entry is None:
                 self._halt(partition, "its group has committed no offset")
+                continue
+            if found.topic_id and topic.id and found.topic_id != topic.id:
+                self._halt(partition, recreated(found.topic_id, topic.id))
                 continue
             positions[number] = found.offset
             if recalls:
@@ -142,6 +158,19 @@ class Session:
                 positions[number] = min(found.offset, again)
         self._reader.hold(positions)
         self._commits.wanted.set()
+
+    async def grow(self, added: Sequence[int], partitions_before: int) -> None:
+        """Own partitions that were added to the topic; they begin where nothing of them was ever read."""
+        await self.begin(added, await self._reader.committed(added), partitions_before)
+        for partition in self.partitions.values():
+            partition.grown(self._reader.topic)
+        self._commits.wanted.set()
+
+    def halt(self, why: str) -> None:
+        """Stop reading every partition."""
+        for partition in self.partitions.values():
+            if partition.halted != why:
+                self._halt(partition, why)
 
     async def run(self) -> None:
         """Send and commit until cancelled. `take_in` feeds it.
@@ -221,9 +250,9 @@ class Session:
             if partition is not None and position is not None and position > partition.completion.position:
                 partition.completion.read_to(position)
                 self._commits.wanted.set()
-        for number, offset in fetched.lost.items():
+        for number, why in fetched.lost.items():
             if number in self.partitions:
-                self._halt(self.partitions[number], f"Kafka no longer has offset {offset}")
+                self._halt(self.partitions[number], why)
         if self._routes.is_join:
             self._bound_joins()
             self._report.duplicates = self._intake.duplicates

@@ -28,6 +28,7 @@ from inferline_stream.dataplane.frames import (
 )
 from inferline_stream.dataplane.reading import Fetched
 from inferline_stream.dataplane.routes import Routes, routes_of
+from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.settings import Settings
 
@@ -51,6 +52,7 @@ class Reader:
     def __init__(self) -> None:
         self.held: dict[int, int] = {}
         self.entries: dict[int, Entry] = {}
+        self.topic = UNKNOWN_TOPIC
 
     def hold(self, positions: Mapping[int, int]) -> None:
         self.held.update(positions)

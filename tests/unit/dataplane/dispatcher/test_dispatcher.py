@@ -19,6 +19,7 @@ from inferline_stream.dataplane.frames import Done
 from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
 from inferline_stream.dataplane.reading import Fetched
 from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.dataplane.topic_state import TopicState
 from tests.unit.dataplane.dispatcher.doubles import Entry, Reader, Sender, routes, until
 
 ME, SUCCESSOR = "work-0-a", "work-0-b"
@@ -27,11 +28,10 @@ ME, SUCCESSOR = "work-0-a", "work-0-b"
 class Log(Reader):
     """A reader whose fetches end when the test says so."""
 
-    partitions = 1
-
     def __init__(self) -> None:
         super().__init__()
         self.entries = {0: (0, "")}
+        self.topic = TopicState("", 1)
         self.fetches: asyncio.Queue[Fetched] = asyncio.Queue()
         self.fetching = 0
         self.may_catch_up = True

@@ -1,0 +1,82 @@
+"""Which incarnation of a topic there is, and how many partitions it has."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.api import Request
+from aiokafka.protocol.metadata import MetadataRequest_v5
+
+from inferline_stream.broker.metadata_wire import LATER_METADATA, METADATA, UUID_BYTES
+
+_WITH_IDS = 10
+
+_SHORT = 8
+"""Characters of an id that are kept: 48 random bits tell the few incarnations of one topic apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A topic as it is now.
+
+    Args:
+        id: the beginning of its id as Kafka's tools print it; another one after it was deleted and created again. Empty
+            where the broker gives topics none: before Kafka 2.8.
+        partitions: how many it has.
+    """
+
+    id: str
+    partitions: int
+
+
+UNKNOWN_TOPIC = TopicState("", 0)
+
+
+def recreated(before: str, now: str) -> str:
+    """Return why partitions are halted of a topic that is not the one whose offsets were committed."""
+    return f"the topic was deleted and created again (its id was {before}…, it is {now}…), its old offsets mean nothing"
+
+
+class _TopicStates(Request[MetadataRequest_v5]):  # type: ignore[misc]  # aiokafka has no types
+    """Asks for topics in the version that has ids, where the broker knows it; never creates one."""
+
+    API_KEY = METADATA
+
+    def __init__(self, topics: list[str]) -> None:
+        self._topics = topics
+
+    def build(self, request_struct_class: Any) -> Any:
+        if request_struct_class is MetadataRequest_v5:
+            return MetadataRequest_v5(self._topics, False)
+        topics: list[tuple[bytes, str, dict[int, bytes]]] = [(bytes(UUID_BYTES), name, {}) for name in self._topics]
+        return request_struct_class(topics, False, False, False, {})
+
+    def prepare(self, versions: Mapping[int, tuple[int, int]]) -> Any:
+        oldest, newest = versions[METADATA]
+        return self.build(LATER_METADATA[_WITH_IDS] if oldest <= _WITH_IDS <= newest else MetadataRequest_v5)
+
+
+async def topic_states(client: AIOKafkaClient, topics: Iterable[str]) -> dict[str, TopicState]:
+    """Return the state of those of the topics that exist.
+
+    Args:
+        client: bootstrapped.
+        topics: their names.
+
+    Raises:
+        KafkaError: no answer.
+    """
+    answer = await client.send(client.get_random_node(), _TopicStates(list(topics)))
+    found = {}
+    for topic in answer.to_object()["topics"]:
+        if not topic["error_code"]:
+            found[topic["topic"]] = TopicState(_short(topic.get("topic_id", b"")), len(topic["partitions"]))
+    return found
+
+
+def _short(topic_id: bytes) -> str:
+    return base64.urlsafe_b64encode(topic_id).decode()[:_SHORT] if any(topic_id) else ""
