@@ -403,7 +403,8 @@ class Session:
             if event.entry_us < live_since_us:
                 self._report.backlog += 1
             else:
-                count_latency(self._report, self._bounds_s, (now_us - event.entry_us) / 1e6)
+                # The clock may have been set back since the event was taken in.
+                count_latency(self._report, self._bounds_s, max(0.0, (now_us - event.entry_us) / 1e6))
 
     async def _transact(self) -> None:
         """Send what is finished and commit what is complete in one transaction after the other, for ever."""

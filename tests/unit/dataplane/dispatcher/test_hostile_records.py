@@ -14,7 +14,7 @@ from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import new_report
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.frames import Done, Failed
-from inferline_stream.dataplane.headers import DEAD, EVENT_ID_BYTES, LATEST_MS, REASON, REPLAY, SENT_AGAIN
+from inferline_stream.dataplane.headers import DEAD, EVENT_ID_BYTES, LATEST_MS, REASON, REPLAY, SENT_AGAIN, read_headers
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.sizes import LIMIT_BYTES, record_bytes
 from inferline_stream.pipeline.names import (
@@ -92,6 +92,8 @@ def test_at_the_entry_only_an_event_id_and_a_replay_count_of_ours_are_believed(r
     (event,) = Taken("ask")(given).ready
     expected = [("mine", b"7"), (EVENT_ID, b"e"), (ENTRY_TIME, entry_us), (VERSION, THIS), *replay]
     assert event.headers == expected
+    found = read_headers(given.headers, entry=True)
+    assert (found.version, found.parent, found.skipped, found.dead) == (None, None, (), 0)
 
 
 @pytest.mark.parametrize(
