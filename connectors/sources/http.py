@@ -16,7 +16,9 @@ sinks drop what they have seen. ``GET /health`` tells whether events are taken.
 | 400, 413, 415, 408 | the body is no JSON, too large, not sent as JSON, or does not come in time |
 | 401 | no token of ``--token-file`` |
 | 429 | ``--rate`` is used up, ``--most-pending`` events wait for Kafka, or the pipeline is ``--most-behind`` |
-| 503 | Kafka does not acknowledge in time, or we are leaving; send it again by the same key |
+| 503 | Kafka does not acknowledge in time, 800 requests are under way, or we are leaving; send it again by its key |
+
+A connection that sends no whole request for 15 s is closed, and earlier where 900 are open.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from aiohttp import web
 from inferline_stream.connectors import sealing
 from inferline_stream.connectors.sources.admitting import Tokens
 from inferline_stream.connectors.sources.ingest import LOOK_AGAIN_S, HttpCounts, Ingest, Limits, Results
+from inferline_stream.connectors.sources.listener import Listener
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.following import RecordFollower
 from inferline_stream.dataplane.producing import RecordProducer
@@ -46,7 +49,6 @@ from inferline_stream.settings import from_environment
 logger = logging.getLogger(__name__)
 
 _LEAVE_S = 15.0
-_KEEP_ALIVE_S = 30.0
 
 
 async def _look_behind(ingest: Ingest, offsets: OffsetReader, group: str, topic: str) -> None:
@@ -90,16 +92,16 @@ async def serve(options: argparse.Namespace, seal: sealing.Seal) -> HttpCounts:
         if options.most_behind:
             offsets = await stack.enter_async_context(OffsetReader(where, timeout_s))
             work.append(_look_behind(ingest, offsets, options.group, options.topic))
-        runner = web.AppRunner(
-            ingest.application(), access_log=None, keepalive_timeout=_KEEP_ALIVE_S, shutdown_timeout=_LEAVE_S
-        )
+        runner = web.AppRunner(ingest.application(), access_log=None, shutdown_timeout=_LEAVE_S)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, _listening(*options.listen), ssl_context=tls).start()
+        listening = stack.enter_context(_listening(*options.listen))
+        assert runner.server is not None, "it is set up"
         seal()
+        work.append(Listener(runner.server, listening, tls, ingest.connections).run())
         tasks = [asyncio.create_task(each) for each in work]
         ingest.open = True
-        host, port = runner.addresses[0][:2]
+        host, port = listening.getsockname()[:2]
         logger.info("events are taken at http%s://%s:%d/events", "s" if tls else "", host, port)
         try:
             await asyncio.wait((asyncio.create_task(stop.wait()), *tasks), return_when=asyncio.FIRST_COMPLETED)

@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from inferline_stream.connectors.sources.admitting import Bucket, Refused, Tokens, event_id_of, wait_s_of
+from inferline_stream.connectors.sources.connections import Connections
 from inferline_stream.connectors.sources.delivering import key_of
 from inferline_stream.dataplane.following import RecordFollower
 from inferline_stream.dataplane.producing import RecordProducer, RecordRefused
@@ -61,6 +62,9 @@ class Limits:
         acknowledge_s: longest wait for Kafka.
         wait_s: longest that a client may wait for a result.
         body_s: longest that a body may take to come.
+        idle_s: longest that headers may take to come, from connecting or from the last answer.
+        requests: most requests at once.
+        connections: most connections at once, those without a request included.
     """
 
     body_bytes: int = 1 << 20
@@ -70,6 +74,14 @@ class Limits:
     acknowledge_s: float = 10.0
     wait_s: float = 60.0
     body_s: float = 10.0
+    idle_s: float = 15.0
+    requests: int = 800
+    connections: int = 900
+
+    def admission(self) -> Connections:
+        """Nobody is connected yet."""
+        request_s = self.body_s + self.acknowledge_s + self.wait_s + self.idle_s
+        return Connections(self.requests, self.connections, self.idle_s, request_s)
 
 
 class Results:
@@ -141,14 +153,27 @@ class Ingest:
         self._results = results
         self._bucket = Bucket(limits.rate) if limits.rate else None
         self._pending = 0
+        self.connections = limits.admission()
 
     def application(self) -> web.Application:
         """Its routes."""
-        found = web.Application(client_max_size=self._limits.body_bytes, middlewares=[_answered])
+        found = web.Application(client_max_size=self._limits.body_bytes, middlewares=[_answered, self._admitted])
         found.router.add_post("/events", self._take)
         found.router.add_get("/health", self._health)
         found.on_response_prepare.append(_safe)
         return found
+
+    @web.middleware
+    async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        loop, connection = asyncio.get_running_loop(), request.protocol
+        try:
+            if not self.connections.began(connection, loop.time()):
+                refused = self._refused(Refused(503, f"{self._limits.requests} requests are under way", _AGAIN_AFTER_S))
+                refused.force_close()
+                return refused
+            return await handler(request)
+        finally:
+            self.connections.ended(connection, loop.time())
 
     async def _health(self, _: web.Request) -> web.Response:
         return _json({"open": self.open, "pending": self._pending, "behind": self.behind}, 200 if self.open else 503)

@@ -163,6 +163,23 @@ async def test_nobody_sends_without_a_token_and_nothing_that_is_wrong_gets_in(em
     assert [record.value for record in await records_of(where, topic, 1)] == [b"7"]
 
 
+async def test_a_thousand_idle_connections_cost_a_sealed_source_no_event(embedded_broker, tmp_path):
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where)
+    async with http(where, topic, tmp_path) as (process, client):
+        address = re.search(r"//(.+):(\d+)/", client.url)
+        idle = []
+        for number in range(1100):  # it may have 1024 files
+            idle.append(await asyncio.open_connection(address[1], int(address[2])))
+            if number % 200 == 199:
+                assert (await client.post({"n": number}))[0] == 202
+        assert (await client.post({"n": -1}))[0] == 202
+        for _, writer in idle:
+            writer.close()
+        counts = await stopped(process)
+    assert (counts["accepted"], counts["refused"], counts["held_off"]) == (6, 0, 0)
+
+
 async def test_more_than_the_rate_is_told_to_come_again(embedded_broker, tmp_path):
     where = embedded_broker.bootstrap_servers
     topic = await topic_on(where)

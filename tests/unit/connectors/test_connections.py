@@ -1,0 +1,129 @@
+"""Connections that ask for nothing make room; requests beyond the limit are told to come again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.connectors.sources.connections import Connections
+from inferline_stream.connectors.sources.ingest import Ingest, Limits
+from inferline_stream.connectors.sources.listener import Listener
+from inferline_stream.dataplane.producing import RecordProducer
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n"
+
+
+@given(st.lists(st.tuples(st.sampled_from(["open", "begin", "end", "tidy"]), st.integers(0, 9)), max_size=80))
+def test_busy_connections_are_never_closed_to_make_room(steps):
+    """Against plain lists: idle ones in order of since when, and a set of busy ones."""
+    connections = Connections(most_busy=2, most=4, idle_s=10.0, request_s=30.0)
+    idle: list[int] = []
+    busy: set[int] = set()
+    for now, (step, number) in enumerate(steps):
+        if step == "open" and number not in idle and number not in busy:
+            connections.opened(number, now)
+            idle.append(number)
+        elif step == "begin" and number in idle:
+            idle.remove(number)
+            busy.add(number)
+            assert connections.began(number, now) is (len(busy) <= 2)
+        elif step == "end" and number in busy:
+            busy.remove(number)
+            idle.append(number)
+            connections.ended(number, now)
+        elif step == "tidy":
+            excess = max(0, len(idle) + len(busy) - 4)
+            assert connections.in_excess() == idle[:excess]
+            del idle[:excess]
+
+
+def test_who_takes_too_long_has_to_go():
+    connections = Connections(most_busy=9, most=9, idle_s=10.0, request_s=30.0)
+    for name in "abc":
+        connections.opened(name, 0.0)
+    connections.began("b", 5.0)
+    assert connections.overdue(10.0) == []
+    connections.began("c", 9.0)
+    connections.ended("c", 10.0)
+    assert connections.overdue(11.0) == ["a"]
+    connections.keep({"b"})
+    assert connections.overdue(36.0) == ["b"]
+    assert connections.overdue(99.0) == []
+
+
+@contextlib.asynccontextmanager
+async def listening(limits: Limits):
+    ingest = Ingest(RecordProducer("127.0.0.1:9"), "posts", None, limits)
+    ingest.open = True
+    runner = web.AppRunner(ingest.application(), lingering_time=0.0)
+    await runner.setup()
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        task = asyncio.create_task(Listener(runner.server, opened, None, ingest.connections).run())
+        try:
+            async with asyncio.timeout(30):
+                yield opened.getsockname()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await runner.cleanup()
+
+
+async def answer_to(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    writer.write(HEALTH)
+    return (await reader.readuntil(b"\r\n")).rstrip()
+
+
+async def test_headers_that_do_not_come_are_not_waited_for_however_slowly_they_drip():
+    async with listening(Limits(idle_s=0.5)) as address:
+        silent, writer = await asyncio.open_connection(*address)
+        slow, dripping = await asyncio.open_connection(*address)
+        for byte in HEALTH[:-1]:
+            if slow.at_eof() or dripping.is_closing():
+                break
+            dripping.write(bytes([byte]))
+            await asyncio.sleep(0.05)
+        for reader in (silent, slow):
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        reader, asking = await asyncio.open_connection(*address)
+        assert await answer_to(reader, asking) == b"HTTP/1.1 200 OK"
+        for each in (writer, dripping, asking):
+            each.close()
+
+
+async def test_any_number_of_idle_connections_leaves_room_for_those_that_ask():
+    async with listening(Limits(requests=4, connections=8)) as address:
+        idle = [await asyncio.open_connection(*address) for _ in range(40)]
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection(*address)
+            assert await answer_to(reader, writer) == b"HTTP/1.1 200 OK"
+            writer.close()
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_request_beyond_the_limit_is_told_to_come_again():
+    body = (
+        b"POST /events HTTP/1.1\r\nHost: 127.0.0.1:80\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    )
+    async with listening(Limits(requests=2, connections=8, body_s=20.0)) as address:
+        waiting = [await asyncio.open_connection(*address) for _ in range(2)]
+        for _, writer in waiting:
+            writer.write(body)
+        async with asyncio.timeout(10):
+            while True:
+                reader, writer = await asyncio.open_connection(*address)
+                status = await answer_to(reader, writer)
+                rest = await reader.readuntil(b"\r\n\r\n")
+                writer.close()
+                if status != b"HTTP/1.1 200 OK":
+                    break
+        assert status == b"HTTP/1.1 503 Service Unavailable"
+        assert b"Retry-After: 1\r\n" in rest
+        for _, writer in waiting:
+            writer.close()
