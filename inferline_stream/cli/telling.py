@@ -19,7 +19,7 @@ _BAR = 40
 
 
 def show_why(people: Console, plan: Plan, why: Explanation) -> None:
-    """What the next-cheaper choice of each stage would break, and the slack."""
+    """Why each stage has what it has, what its next-cheaper choice would break, and the slack."""
     interval = f"{format_duration(why.p99.low_s)} to {format_duration(why.p99.high_s)}"
     people.print(f"Held by {why.binding}.")
     people.print(
@@ -27,6 +27,8 @@ def show_why(people: Console, plan: Plan, why: Explanation) -> None:
         f"({why.p99.confidence:.0%} confidence)."
     )
     for stage in why.stages:
+        for reason in stage.reasons:
+            people.print(f"  {stage.stage}: {reason}")
         for other in stage.next_cheaper:
             saved = f", ${-other.cost_change_per_hour:.4g}/h less" if other.p99_s is not None else ""
             people.print(f"  {stage.stage}: {other.reason}{saved}")
@@ -75,6 +77,7 @@ def explanation_document(why: Explanation) -> dict[str, Any]:
             {
                 "stage": stage.stage,
                 "cost_per_hour": stage.cost_per_hour,
+                "reasons": list(stage.reasons),
                 "next_cheaper": [
                     {
                         "allocations": list(other.allocations),

@@ -10,7 +10,7 @@ import numpy as np
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.selection import quantile_s
 from inferline_stream.pipeline.hardware import Catalogue
-from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.pipeline.plan import Allocation, Plan, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
@@ -19,6 +19,7 @@ from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.menu import menu
 from inferline_stream.planner.problem import Candidate, Option, Problem, in_stock, price_of, replaced
 from inferline_stream.planner.provision import candidate_of
+from inferline_stream.planner.reasons import Reasons
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class StageExplanation:
         allocations: as planned.
         cost_per_hour: of the stage.
         utilization: ρ as planned.
+        reasons: why it has that hardware, batch limit, hold and number of replicas, a sentence each.
         next_cheaper: the dearest choice that is cheaper than the planned one, for each hardware kind that has one.
     """
 
@@ -54,6 +56,7 @@ class StageExplanation:
     allocations: tuple[Allocation, ...]
     cost_per_hour: float
     utilization: float
+    reasons: tuple[str, ...]
     next_cheaper: tuple[Alternative, ...]
 
 
@@ -106,26 +109,23 @@ def explain(
         raise ValueError(f"the plan of {plan.pipeline!r} does not fit the stages, profile and hardware given")
     evaluator = Evaluator(problem)
     evaluator.accept(candidate)
+    latencies = evaluator.latencies_s(candidate)
+    worst = max(range(len(latencies)), key=lambda i: quantile_s(latencies[i], objective))
+    why = Reasons(evaluator, candidate, worst)
     stages = tuple(
         StageExplanation(
             name,
             candidate[s],
             price_of(problem, candidate[s]),
             plan.utilization.get(name, 0.0),
+            tuple(why.of_stage(s)),
             tuple(_alternatives(evaluator, candidate, s)),
         )
         for s, name in enumerate(shape.stages)
     )
-    sure = _interval(evaluator, candidate, seed)
+    rng = np.random.default_rng(seed)
+    sure = p99_confidence(latencies[worst], traces[worst].arrivals_s, rng, p=objective)
     return Explanation(stages, plan.slo_s - plan.predicted_p99_s, sure, _binding(stages, plan))
-
-
-def _interval(evaluator: Evaluator, candidate: Candidate, seed: int) -> Interval:
-    objective = evaluator.problem.objective
-    latencies = evaluator.latencies_s(candidate)
-    worst = max(range(len(latencies)), key=lambda i: quantile_s(latencies[i], objective))
-    arrivals_s = evaluator.problem.traces[worst].arrivals_s
-    return p99_confidence(latencies[worst], arrivals_s, np.random.default_rng(seed), p=objective)
 
 
 def _alternatives(evaluator: Evaluator, candidate: Candidate, stage: int) -> list[Alternative]:
@@ -150,7 +150,7 @@ def _alternative(evaluator: Evaluator, candidate: Candidate, stage: int, option:
     changed = replaced(candidate, stage, option)
     saved = price_of(problem, option) - price_of(problem, candidate[stage])
     p99_s = evaluator.quantile_s(changed)
-    words = " + ".join(f"{a.replicas} × {a.hardware}, batch {a.max_batch_size}" for a in option)
+    words = in_words(option)
     if not in_stock(problem, changed):
         reason = f"{words} would exceed the stock"
     elif p99_s > problem.target_s:

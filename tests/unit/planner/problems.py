@@ -17,6 +17,9 @@ from inferline_stream.planner.problem import Problem, cost_of, in_stock
 
 SIZES = (1, 2, 4, 8)
 
+ONE_S = 0.03
+"""S(1) at every stage of a `chain`."""
+
 
 def prices(**stock):
     """Three kinds, the dearer the faster; stock by name."""
@@ -77,6 +80,17 @@ def plain_problem(times_s, arrivals_s, target_s, catalogue, *, arrows=None, path
     profiles = {(s, k): Profile(s, k, (ServiceTime(1, t),)) for s, kinds in times_s.items() for k, t in kinds.items()}
     measured = PipelineProfile(profiles, Paths(tuple(paths), tuple(paths.values())), hop_s)
     return Problem(shape, measured, (Trace(np.sort(arrivals_s)),), target_s, catalogue, **more)
+
+
+def chain(gain, *, stages=1, rate=1000.0, cv=1.0, events=8000, slo=2.0):
+    """S(b) = S(1)·(g + (1 − g)·b) at every stage, one kind of hardware, SLO in multiples of Σ S(1)."""
+    names = tuple(f"s{i}" for i in range(stages))
+    times = tuple(ServiceTime(b, ONE_S * (gain + (1 - gain) * b)) for b in SIZES)
+    profiles = {(name, "x"): Profile(name, "x", times) for name in names}
+    shape = Shape(names, tuple(Arrow(i, i + 1) for i in range(stages - 1)))
+    measured = PipelineProfile(profiles, Paths((2 ** (stages - 1) - 1,), (1.0,)))
+    trace = gamma_trace(rate, cv, events / rate, np.random.default_rng(7))
+    return Problem(shape, measured, (trace,), slo * ONE_S * stages, {"x": Hardware("x", 1.0)})
 
 
 def options(problem, stage, most):

@@ -1,11 +1,19 @@
 """What the Planner says of its plans."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.explain import cost_curve, explain
-from inferline_stream.planner.problem import replaced
+from inferline_stream.planner.problem import Problem, replaced
 from inferline_stream.planner.provision import provision
-from tests.unit.planner.problems import p99_s, random_problem
+from tests.unit.planner.problems import chain, p99_s, random_problem
 
 
 def _plan(problem, slo_s=None, known=()):
@@ -33,6 +41,43 @@ def test_each_cheaper_choice_is_cheaper_and_does_to_the_p99_what_is_said(seed):
             if other.p99_s is not None:
                 assert other.p99_s == p99_s(problem, replaced(candidate, position, other.allocations))
                 assert ("would take P99" in other.reason) == (other.p99_s > plan.slo_s)
+
+
+def test_a_held_stage_says_what_its_batches_and_its_p99_would_be_without():
+    problem = chain(0.9)
+    plan = _plan(problem)
+    ((held,),) = plan.allocations.values()
+    (stage,) = _explained(problem, plan).stages
+    eager = ((replace(held, hold_s=0.0),),)
+    found = simulate(problem.shape, {"s0": eager[0]}, problem.measured, problem.traces[0], order_slo_s=plan.slo_s)
+    hold = next(reason for reason in stage.reasons if "waits for a fuller batch" in reason)
+    assert f"{held.hold_s * 1e3:g}ms old" in hold
+    assert f"they would be of {found.stages['s0'].mean_batch_size:.1f}" in hold
+    assert hold.endswith(f"P99 would be {format_duration(found.p99_s)}")
+    assert found.p99_s > plan.slo_s
+    fewer = ((replace(held, replicas=held.replicas - 1),),)
+    assert stage.reasons[-1].endswith(f"P99 would be {format_duration(p99_s(problem, fewer))}")
+
+
+def test_the_hardware_is_named_with_what_an_event_costs_on_it_and_on_the_cheapest():
+    kinds = {"x": {1: 0.02, 4: 0.03}, "y": {1: 0.001, 4: 0.003}}
+    profiles = {("s0", k): Profile("s0", k, tuple(ServiceTime(b, s) for b, s in t.items())) for k, t in kinds.items()}
+    base = chain(0.9)
+    problem = Problem(
+        base.shape,
+        PipelineProfile(profiles, base.measured.paths),
+        (gamma_trace(50.0, 1.0, 20.0, np.random.default_rng(1)),),
+        0.015,
+        {"x": Hardware("x", 0.1), "y": Hardware("y", 4.0)},
+    )
+    (stage,) = _explained(problem, _plan(problem)).stages
+    assert stage.allocations[0].hardware == "y"
+    assert stage.reasons[0] == (
+        "y serves a batch of 1 in 1ms, x in 20ms, though for less money: "
+        f"${0.1 / 3600 * 0.03 / 4 * 1e6:.3g} per million events in full batches "
+        f"against ${4 / 3600 * 0.003 / 4 * 1e6:.3g}"
+    )
+    assert not any("waits for a fuller batch" in reason for reason in stage.reasons)
 
 
 def test_slack_is_what_the_slo_leaves_and_the_binding_stage_is_named():

@@ -5,32 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
-from inferline_stream.pipeline.shape import Arrow, Paths, Shape
-from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.holds import STEPS, holds, rounded_down
 from inferline_stream.planner.problem import Problem, cost_of
 from inferline_stream.planner.provision import candidate_of, plan_of, search
-from tests.unit.planner.problems import meets, p99_s
-
-ONE_S = 0.03
-"""S(1)."""
-
-SIZES = (1, 2, 4, 8)
-
-
-def chain(gain, *, stages=1, rate=1000.0, cv=1.0, events=8000, slo=2.0):
-    """S(b) = S(1)·(g + (1 − g)·b) at every stage, one kind of hardware, SLO in multiples of Σ S(1)."""
-    names = tuple(f"s{i}" for i in range(stages))
-    times = tuple(ServiceTime(b, ONE_S * (gain + (1 - gain) * b)) for b in SIZES)
-    profiles = {(name, "x"): Profile(name, "x", times) for name in names}
-    shape = Shape(names, tuple(Arrow(i, i + 1) for i in range(stages - 1)))
-    measured = PipelineProfile(profiles, Paths((2 ** (stages - 1) - 1,), (1.0,)))
-    trace = gamma_trace(rate, cv, events / rate, np.random.default_rng(7))
-    return Problem(shape, measured, (trace,), slo * ONE_S * stages, {"x": Hardware("x", 1.0)})
+from tests.unit.planner.problems import ONE_S, SIZES, chain, meets, p99_s
 
 
 def fewest(problem, held_s):

@@ -1,0 +1,100 @@
+"""Why a stage has its hardware, batch limit, hold and number of replicas: sentences for people, from simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from inferline_stream.estimator.evaluation import StageStatistics, evaluate
+from inferline_stream.pipeline.plan import Allocation, hold_of
+from inferline_stream.pipeline.units import format_duration
+from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.problem import Candidate, Option, batch_limits, hardware_kinds, replaced
+
+
+class Reasons:
+    """Why each stage of a plan has what it has, on the trace that decides.
+
+    Args:
+        evaluator: of the whole traces; the candidate is its base.
+        candidate: the plan.
+        trace: position of the trace.
+    """
+
+    def __init__(self, evaluator: Evaluator, candidate: Candidate, trace: int) -> None:
+        self._evaluator, self._candidate, self._trace = evaluator, candidate, trace
+        self._problem = evaluator.problem
+        self._statistics = self._simulated(candidate)
+
+    def _simulated(self, candidate: Candidate) -> Mapping[int, StageStatistics]:
+        workload = self._evaluator.workloads[self._trace]
+        return evaluate(workload, self._evaluator.stations(candidate), latencies=False).statistics
+
+    def _p99(self, stage: int, option: Option) -> str:
+        """P99 with another option for a stage, in words."""
+        return format_duration(self._evaluator.quantile_s(replaced(self._candidate, stage, option)))
+
+    def of_stage(self, stage: int) -> Iterator[str]:
+        """Yield why a stage has what it has."""
+        for place, part in enumerate(self._candidate[stage]):
+            yield self._hardware(stage, part)
+            yield self._batch(stage, place)
+        if hold_of(self._candidate[stage]):
+            yield self._hold(stage)
+        yield self._count(stage)
+
+    def _hardware(self, stage: int, part: Allocation) -> str:
+        name = self._problem.shape.stages[stage]
+        costs = {kind: self._per_million(name, kind) for kind in hardware_kinds(self._problem, name)}
+        own, cheapest = costs[part.hardware], min(costs, key=lambda kind: costs[kind])
+        if len(costs) == 1:
+            return f"{part.hardware} is the only hardware that it may run on"
+        if own <= costs[cheapest]:
+            return f"{part.hardware} serves events for the least money, ${own:.3g} per million in full batches"
+        times = (self._problem.measured.profiles[name, kind].service_time_s(1) for kind in (part.hardware, cheapest))
+        fast, slow = map(format_duration, times)
+        return (
+            f"{part.hardware} serves a batch of 1 in {fast}, {cheapest} in {slow}, though for less money: "
+            f"${costs[cheapest]:.3g} per million events in full batches against ${own:.3g}"
+        )
+
+    def _per_million(self, name: str, kind: str) -> float:
+        """Dollars per million events in full batches of the best size."""
+        profile = self._problem.measured.profiles[name, kind]
+        fastest = max(profile.throughput(limit) for limit in batch_limits(self._problem, name, kind))
+        return self._problem.catalogue[kind].price_per_hour / 3600 / fastest * 1e6
+
+    def _batch(self, stage: int, place: int) -> str:
+        name, option = self._problem.shape.stages[stage], self._candidate[stage]
+        part = option[place]
+        profile, limit = self._problem.measured.profiles[name, part.hardware], part.max_batch_size
+        gain = profile.throughput(limit) / profile.throughput(1)
+        words = f"a full batch of {limit} takes {format_duration(profile.service_time_s(limit))}"
+        if limit > 1:
+            words += f" and {gain:.2g} × as many events are served per second as in batches of 1"
+        larger = next((b for b in batch_limits(self._problem, name, part.hardware) if b > limit), None)
+        if larger is None:
+            return f"{words}; larger ones serve no more, were not profiled, or are not allowed"
+        changed = (*option[:place], replace(part, max_batch_size=larger), *option[place + 1 :])
+        return f"{words}; with batches up to {larger} P99 would be {self._p99(stage, changed)}"
+
+    def _hold(self, stage: int) -> str:
+        option = self._candidate[stage]
+        eager = tuple(replace(part, hold_s=0.0) for part in option)
+        before = self._simulated(replaced(self._candidate, stage, eager))[stage].mean_batch_size
+        now = self._statistics[stage].mean_batch_size
+        return (
+            f"a free replica waits for a fuller batch until the oldest event is {format_duration(hold_of(option))} old "
+            f"there: batches are of {now:.1f} events on average; without that they would be of {before:.1f}, and P99 "
+            f"would be {self._p99(stage, eager)}"
+        )
+
+    def _count(self, stage: int) -> str:
+        option, busy = self._candidate[stage], self._statistics[stage].utilization
+        replicas = sum(part.replicas for part in option)
+        words = f"{replicas} {'replica is' if replicas == 1 else 'replicas are'} busy {busy:.0%} of the time"
+        if replicas == 1:
+            return words
+        *others, last = option
+        fewer = (*others, replace(last, replicas=last.replicas - 1)) if last.replicas > 1 else tuple(others)
+        return f"{words}; with one {last.hardware} less P99 would be {self._p99(stage, fewer)}"
