@@ -45,6 +45,7 @@ class Intake:
         ready: Callable[[Event], None],
         ended: Callable[[Event, Ending], None],
         clock_s: Callable[[], float],
+        *,
         wall_s: Callable[[], float] = time.time,
         topic_id: str = "",
     ) -> None:

@@ -36,7 +36,7 @@ class Topics:
         return [(entered + 1) // 2, entered // 2], [done - (done + 9) // 10 - gone], [(done + 9) // 10]
 
     def _id(self, n: int) -> bytes:
-        return b"order-%d" % n if self.own_ids else b"posts/%d/%d" % (n % 2, n // 2)
+        return b"order-%d" % n if self.own_ids else b"posts@id/%d/%d" % (n % 2, n // 2)
 
     def records(self, topic: str, first: Mapping[int, int]) -> list[Followed]:
         if topic == "posts":
@@ -86,9 +86,12 @@ def report_of(topics: Topics, monkeypatch: pytest.MonkeyPatch, *, marks: Marks, 
     async def ends(wanted: object) -> dict[str, tuple[int, ...]]:
         return {"posts": tuple(whole[0]), "out": tuple(whole[1]), NAMES.completed: tuple(whole[2])}
 
+    async def topic_id(topic: str) -> str:
+        return "id"
+
     monkeypatch.setattr(accounts, "TopicFollower", topics.follower)
     running: Any = SimpleNamespace(source="posts", sink="out", names=NAMES, bootstrap_servers="")
-    offsets: Any = SimpleNamespace(ends=ends)
+    offsets: Any = SimpleNamespace(ends=ends, topic_id=topic_id)
     ledger = asyncio.run(read_ledger(offsets, running, START, {}, begin=marks.begin))
     return run_report(
         ledger, quiet(), started_s=0.0, duration_s=1.0, replicas_most={}, lag={}, exits=[], emulated=False,
@@ -124,7 +127,7 @@ def test_a_long_run_is_verified_at_its_end_and_counted_before(monkeypatch, event
 def test_what_was_lost_is_found_by_id_at_the_end_and_by_counts_before(monkeypatch) -> None:
     late = Topics(20_011, lost=frozenset({19_991}))
     report, _ = report_of(late, monkeypatch, marks=Marks(1000, 60), every=25)
-    assert (report.lost, report.lost_ids, report.unaccounted) == (1, ["posts/1/9995"], 0)
+    assert (report.lost, report.lost_ids, report.unaccounted) == (1, ["posts@id/1/9995"], 0)
     early = Topics(20_011, lost=frozenset(range(5001, 5010)))
     report, _ = report_of(early, monkeypatch, marks=Marks(1000, 60), every=25)
     assert (report.lost, report.unaccounted) == (0, 9)

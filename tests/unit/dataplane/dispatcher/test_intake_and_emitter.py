@@ -88,7 +88,7 @@ class Taken:
             self.ready.append,
             lambda event, outcome: self.ended.append((event, outcome)),
             lambda: 0.0,
-            lambda: self.now_s,
+            wall_s=lambda: self.now_s,
         )
 
     def __call__(self, *records: Any) -> "Taken":
