@@ -83,7 +83,7 @@ class Director:
         self._live_since_s, self._tracing = live_since_s, tracing
         self._dispatcher_module = dispatcher_module
         self._hardware = catalogue(self.pipeline.hardware)
-        self._term = time.time_ns()  # above that of a director before on the same topics
+        self._term = time.time_ns() // 1000  # above that of a director before on the same topics
         self._number = 0
         self._grants: dict[tuple[str, int], Grant] = {}
         self._dispatchers: dict[str, list[DispatcherSpec]] = {}
