@@ -1,0 +1,131 @@
+"""Access tokens of an OAuth 2.0 endpoint, as a sealed process gets them: no thread, no file, no name looked up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import pytest
+
+from inferline_stream.dataplane.connecting import ClientCredentials
+from inferline_stream.dataplane.looping import Loop
+from inferline_stream.errors import Unreachable
+from inferline_stream.isolation.names import NameService
+from inferline_stream.settings import KafkaSecurity
+
+T = TypeVar("T")
+HOST = "tokens.invalid"  # no resolver knows it: whoever looks it up here fails
+
+
+@asynccontextmanager
+async def endpoint(answer: Callable[[int], bytes]) -> AsyncIterator[tuple[KafkaSecurity, list[bytes]]]:
+    """Gives the answer to its n-th request; yields how to reach it and what it was asked."""
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        asked.append(head + await reader.readexactly(length))
+        writer.write(answer(len(asked)))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, family=socket.AF_INET)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        yield (
+            KafkaSecurity(
+                security_protocol="SASL_PLAINTEXT",
+                sasl_mechanism="OAUTHBEARER",
+                sasl_oauthbearer_token_endpoint_url=f"http://{HOST}:{port}/token?realm=a",
+                sasl_oauthbearer_client_id="alice",
+                sasl_oauthbearer_client_secret="open sesame",
+            ),
+            asked,
+        )
+
+
+async def sealed(work: Callable[[], Awaitable[T]], monkeypatch: pytest.MonkeyPatch) -> T:
+    """What a sealed process comes to, which asks the one that started it for addresses."""
+    service = NameService()
+
+    async def known(host: str, port: object, **options: object) -> list[Any]:
+        return [(2, 1, 6, "", ("127.0.0.1", 0))] if host == HOST else []
+
+    monkeypatch.setattr(service._loop, "getaddrinfo", known, raising=False)
+
+    async def inside() -> T:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        loop.channel, loop.sealed = service.theirs, True
+        return await asyncio.wait_for(work(), 20)
+
+    def run() -> T:
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            return runner.run(inside())
+
+    try:
+        return await asyncio.to_thread(run)
+    finally:
+        service.close()
+
+
+def told(token: str, lasts_s: object = 3600, form: str = "length") -> bytes:
+    body = json.dumps({"access_token": token, "expires_in": lasts_s}).encode()
+    if form == "chunked":
+        half = len(body) // 2
+        parts = b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in (body[:half], body[half:], b""))
+        return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + parts
+    length = b"Content-Length: %d\r\n" % len(body) if form == "length" else b""
+    return b"HTTP/1.1 200 OK\r\n" + length + b"\r\n" + body
+
+
+@pytest.mark.parametrize("form", ["length", "chunked", "until it closes"])
+async def test_a_sealed_process_gets_a_token_from_an_endpoint_that_it_knows_by_name(monkeypatch, form: str) -> None:
+    async with endpoint(lambda n: told(f"token-{n}", form=form)) as (security, asked):
+        credentials = ClientCredentials(security)
+
+        async def twice() -> list[str]:
+            return [await credentials.token(), await credentials.token()]
+
+        assert await sealed(twice, monkeypatch) == ["token-1", "token-1"]
+    (request,) = asked
+    assert request.startswith(b"POST /token?realm=a HTTP/1.1\r\nHost: tokens.invalid:")
+    assert request.endswith(b"\r\n\r\ngrant_type=client_credentials&client_id=alice&client_secret=open+sesame")
+
+
+async def test_it_renews_tokens_that_end_for_as_long_as_it_lives(monkeypatch) -> None:
+    async with endpoint(lambda n: told(f"token-{n}", lasts_s="0.02")) as (security, asked):
+        credentials = ClientCredentials(security)
+
+        async def many() -> str:
+            while (token := await credentials.token()) != "token-20":
+                await asyncio.sleep(0.005)
+            return token
+
+        assert await sealed(many, monkeypatch) == "token-20"
+    assert len(asked) == 20
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "HTTP status 401"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "KeyError"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n[17]", "TypeError"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{", "IncompleteReadError"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n{", "ValueError"),
+        (b"HTTP/1.1\r\n\r\n", "IndexError"),
+        (b"\x00" * 100_000, "LimitOverrunError"),
+        (b"", "IncompleteReadError"),
+    ],
+)
+async def test_an_endpoint_that_gives_none_is_named_without_the_secret(monkeypatch, answer: bytes, why: str) -> None:
+    async with endpoint(lambda n: answer) as (security, _):
+        with pytest.raises(Unreachable, match=rf"^http://tokens.*gives no token for client 'alice': {why}$") as raised:
+            await sealed(ClientCredentials(security).token, monkeypatch)
+    assert "sesame" not in str(raised.value)
