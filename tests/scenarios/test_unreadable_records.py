@@ -15,12 +15,24 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.tuner.observation import Limits
 from tests.scenarios.test_cli_status import SWING, call
 
-HOSTILE = [b"\xff\x00", b"[1]", b'{"kind":"freeze","subject":"parse","version":2}', b"[" * 100_000]
-KEYS = {"control": "scale/parse", "assignments": "leader", "decisions": "plan", "stage_stats": "x", "arrivals": "y"}
+HOSTILE = [
+    b"\xff\x00",
+    b"[1]",
+    b'{"kind":"freeze","subject":"parse","version":2}',
+    b'{"type":"grant","more":' + b"[" * 100_000,
+]
+KEYS = [
+    ("control", "scale/parse"),
+    ("assignments", "leader"),
+    ("assignments", "parse/0"),  # which its dispatcher follows
+    ("decisions", "plan"),
+    ("stage_stats", "x"),
+    ("arrivals", "y"),
+]
 
 
 async def poison(run: Run, names: Names) -> None:
-    for topic, key in KEYS.items():
+    for topic, key in KEYS:
         for value in HOSTILE:
             await write_once(run.bootstrap_servers, Written(getattr(names, topic), key, value))
 

@@ -222,7 +222,7 @@ class Dispatcher:
             return
         try:
             grant = decode_control(value) if value else None
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             logger.error("a grant cannot be read and is skipped: %s", error)
             return
         if isinstance(grant, Grant):
