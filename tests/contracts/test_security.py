@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         f"{listener}scram-sha-512.sasl.jaas.config": f"{LOGIN}.scram.ScramLoginModule required;",
         f"{listener}oauthbearer.sasl.jaas.config": f"{LOGIN}.oauthbearer.OAuthBearerLoginModule required "
         'unsecuredLoginStringClaim_sub="broker";',
+        # A connection lives no longer than this, nor than its token: clients have to come again with another one.
+        f"{listener}oauthbearer.connections.max.reauth.ms": "3600000",
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": "User:ANONYMOUS",  # whoever uses the listener without SASL
     }
@@ -172,39 +176,66 @@ async def visible(secured: Secured, starter: Path, prefix: str) -> list[Letter] 
         return None
 
 
-async def test_tokens_of_an_oauth_endpoint_open_the_door(secured, starter, monkeypatch):
-    asked = []
+@contextmanager
+def token_endpoint(lasts_s: float, host: str) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """An OAuth 2.0 token endpoint; yields its settings, and every form that it is sent."""
+    asked: list[str] = []
 
     class Endpoint(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            claims = {"sub": "alice", "iat": 0, "exp": 4_000_000_000}
+            claims = {"sub": "alice", "iat": time.time() - 1, "exp": time.time() + lasts_s}
             parts = [json.dumps(part).encode() for part in ({"alg": "none"}, claims)]
             token = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts) + "."
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps({"access_token": token, "expires_in": 3600}).encode())
+            self.wfile.write(json.dumps({"access_token": token, "expires_in": lasts_s}).encode())
 
         def log_message(self, *told: object) -> None:
             pass
 
+    with ThreadingHTTPServer((HOST, 0), Endpoint) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = {
+            "SASL_MECHANISM": "OAUTHBEARER",
+            "SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL": f"http://{host}:{server.server_port}/token",
+            "SASL_OAUTHBEARER_CLIENT_ID": "alice",
+            "SASL_OAUTHBEARER_CLIENT_SECRET": SECRET,
+        }
+        yield {f"INFERLINE_KAFKA_{name}": value for name, value in settings.items()}, asked
+        server.shutdown()
+
+
+async def test_tokens_of_an_oauth_endpoint_open_the_door(secured, starter, monkeypatch):
     prefix = "oauth."
     await create_topics(secured.kafka.bootstrap_servers, topics_of(load_topology(starter), prefix), replication=1)
     grant(secured.kafka.bootstrap_servers, starter, prefix, "run", "dlq replay")
-    with HTTPServer((HOST, 0), Endpoint) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        environment = {
-            "SASL_MECHANISM": "OAUTHBEARER",
-            "SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL": f"http://{HOST}:{server.server_port}/token",
-            "SASL_OAUTHBEARER_CLIENT_ID": "alice",
-            "SASL_OAUTHBEARER_CLIENT_SECRET": SECRET,
-            "SSL_CA_LOCATION": str(secured.authority),
-        }
+    with token_endpoint(3600, HOST) as (environment, asked):
         for name, value in environment.items():
-            monkeypatch.setenv(f"INFERLINE_KAFKA_{name}", value)
-        async with asyncio.timeout(15):  # rights reach the broker a moment after the controller has them
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("INFERLINE_KAFKA_SSL_CA_LOCATION", str(secured.authority))
+        async with asyncio.timeout(60):  # rights reach the broker a moment after the controller has them
             while await visible(secured, starter, prefix) is None:
                 await asyncio.sleep(0.1)
         assert await visible(secured, starter, prefix) == []
-        server.shutdown()
     assert set(asked) == {"grant_type=client_credentials&client_id=alice&client_secret=open+sesame"}
+
+
+async def test_a_run_outlives_many_tokens_of_an_endpoint_that_its_sealed_processes_know_by_name(secured, starter):
+    prefix = "renewed."
+    await create_topics(secured.kafka.bootstrap_servers, topics_of(load_topology(starter), prefix), replication=1)
+    grant(secured.kafka.bootstrap_servers, starter, prefix, "run", "run --replay", "profile")
+    patient = starter.parent / "patient.py"  # how fast this machine is, is not what is tested
+    patient.write_text(starter.read_text().replace('slo="250ms"', 'slo="20s"'))
+    with token_endpoint(4, "localhost") as (environment, asked):
+        done = await asyncio.to_thread(
+            run, patient, "--bootstrap-servers", secured.bootstrap_servers, "--prefix", prefix, "--no-create-topics",
+            "--replay", "--duration", "12s",
+            environment={**environment, "INFERLINE_KAFKA_SSL_CA_LOCATION": str(secured.authority)},
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["lost"] == 0
+    assert report["events_in"] == report["events_out"] > 20
+    assert len(asked) > 20  # every client of every process came again
+    assert SECRET not in done.stdout + done.stderr
