@@ -33,7 +33,7 @@ def complete_offsets(committed: Committed, end: int) -> set[int]:
 
 @given(st.integers(0, 10**12), steps, st.sampled_from(["", "rank-0-a1"]), st.integers(0, 2**63 - 1))
 def test_metadata_says_again_what_was_encoded(offset, steps, owner, forget_below):
-    committed = Committed(offset, runs_of(offset, steps), owner, forget_below)
+    committed = Committed(offset, runs_of(offset, steps), owner, forget_below, owner and "gPBN2fhF", len(steps))
     assert decode_metadata(offset, encode_metadata(committed)) == committed
 
 

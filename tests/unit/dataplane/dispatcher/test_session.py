@@ -8,6 +8,7 @@ from inferline_stream.dataplane.dispatcher import session as session_module
 from inferline_stream.dataplane.dispatcher.committer import COMMIT_EVERY_S
 from inferline_stream.dataplane.dispatcher.lease import LeaseExpired
 from inferline_stream.dataplane.frames import Done
+from inferline_stream.dataplane.topic_state import TopicState
 from inferline_stream.pipeline.topology import Topic
 from tests.unit.dataplane.dispatcher.doubles import Slot, until
 
@@ -152,6 +153,36 @@ async def test_a_partition_whose_group_has_no_offset_is_halted_and_its_records_a
     slot.fetched(b"x", partition=1)
     assert len(session.queue) == 0
     assert "in/1 is halted" in session.trouble()
+
+
+async def test_a_partition_that_is_new_since_the_last_commit_begins_at_its_beginning_and_a_known_one_is_halted():
+    slot = Slot({0: (5, "i1;c=2"), 1: None, 2: None})
+    slot.reader.topic = TopicState("abcdefgh", 3)
+    await slot.begin()
+    assert slot.reader.held == {0: 5, 2: 0}
+    assert set(slot.report.halted) == {1}
+
+
+async def test_offsets_of_a_topic_that_was_deleted_are_not_read_on_from():
+    slot = Slot({0: (5, "i1;t=ABCDEFGH"), 1: (7, "i1;t=abcdefgh"), 2: (9, "")})
+    slot.reader.topic = TopicState("abcdefgh", 3)
+    session = await slot.begin()
+    assert slot.reader.held == {1: 7, 2: 9}, "an offset that other tools have set names no topic"
+    assert set(slot.report.halted) == {0}
+    assert "deleted and created again (its id was ABCDEFGH…, it is abcdefgh…)" in session.trouble()
+
+
+async def test_commits_name_the_topic_and_partitions_that_it_was_given_are_owned_at_once():
+    slot = Slot({0: (0, "")})
+    slot.reader.topic = TopicState("abcdefgh", 1)
+    async with slot.running() as session:
+        await until(lambda: slot.reader.entries[0] == (0, "i1;o=me;t=abcdefgh;c=1"), "the offset is committed")
+        slot.reader.topic = TopicState("abcdefgh", 2)
+        await session.grow([1], 1)
+        assert slot.reader.held == {0: 0, 1: 0}
+        await until(
+            lambda: slot.reader.entries == dict.fromkeys((0, 1), (0, "i1;o=me;t=abcdefgh;c=2")), "both are committed"
+        )
 
 
 @pytest.mark.parametrize(("on_expired", "topic"), [("drop", "p.completed"), ("dlq", "in.dlq")])
