@@ -4,8 +4,8 @@
         --from-topic raw-posts --from-bootstrap-servers PLAINTEXT://10.0.0.7:9092
 
 Values, keys and headers stay as they are. An event keeps its id; one without is known by
-``<topic>/<partition>/<offset>`` of where it was. What was read is committed only once it has been written and
-acknowledged; a crash between the two sends a record again, by the same id, which joins and sinks know.
+``<topic>@<topic id>/<partition>/<offset>`` of where it was. What was read is committed only once it has been written
+and acknowledged; a crash between the two sends a record again, by the same id, which joins and sinks know.
 
 Timestamps are those of the copy, so that latency counts from there; with ``--keep-timestamps`` they are the
 original's. ``INFERLINE_KAFKA_*`` holds for both Kafkas, unless an address begins with ``PLAINTEXT://``.
