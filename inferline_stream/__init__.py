@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from inferline_stream.errors import InferlineError, InvalidTopology
     from inferline_stream.pipeline.codec import Codec
+    from inferline_stream.pipeline.emulation import Emulated
     from inferline_stream.pipeline.hardware import Hardware
     from inferline_stream.pipeline.isolation import Isolation
     from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Codec",
     "Edge",
+    "Emulated",
     "Hardware",
     "InferlineError",
     "InvalidTopology",
@@ -31,6 +33,7 @@ __all__ = [
 _ROOMS = {
     "Codec": "inferline_stream.pipeline.codec",
     "Edge": "inferline_stream.pipeline.topology",
+    "Emulated": "inferline_stream.pipeline.emulation",
     "Hardware": "inferline_stream.pipeline.hardware",
     "InferlineError": "inferline_stream.errors",
     "InvalidTopology": "inferline_stream.errors",

@@ -76,7 +76,12 @@ def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> Pipelin
 
 def _scaled(profile: Profile, factor: float) -> Profile:
     times = tuple(
-        replace(entry, mean_s=entry.mean_s * factor, quantiles_s=tuple(q * factor for q in entry.quantiles_s))
+        replace(
+            entry,
+            mean_s=entry.mean_s * factor,
+            fixed_s=entry.fixed_s * factor,
+            quantiles_s=tuple(q * factor for q in entry.quantiles_s),
+        )
         for entry in profile.service_times
     )
     return replace(profile, service_times=times)

@@ -18,6 +18,7 @@ import numpy as np
 from inferline_stream.estimator.batch_order import Batches, Sorting, sort_by_tree, sort_in_buckets
 from inferline_stream.estimator.kernels import (
     EIGHT,
+    LOWEST,
     ONE,
     ZERO,
     Account,
@@ -30,7 +31,6 @@ from inferline_stream.estimator.kernels import (
     Members,
     Service,
     Tokens,
-    service_time,
 )
 
 
@@ -152,7 +152,7 @@ def deal(arrived: Tokens, hop_s: float, bound: Bound, line: Line) -> None:
 def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
     """One replica's batches up to the horizon, and what it leaves."""
     horizon_s, account = task.horizon_s, task.account
-    limits, table, levels, _, _, key, _ = task.service
+    limits, table, varying, lots, _, _, _ = task.service
     times, events = desk.line.times, desk.line.events
     partition_of = bound.partition_of
     keys, places, last_key, counts, is_left = desk.waiting
@@ -177,7 +177,8 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
         for k in range(flight):
             events[out] = bound.members[r, k]
             out += ONE
-    means = levels.size == 1
+    fixed_s, per_unit_s, factors, units, largest = varying
+    means = lots.size == 0
     busy_s, served_s = account.totals
     i = begin  # next arrival that is not among the sorted ones
     ordered = i  # arrivals before this one, from i on, are in order of entry
@@ -247,7 +248,17 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
                     last_key[p] = rank
             ordered = i
         row = first_row + size
-        service_s = table[row, 0] if means else service_time(table, levels, row, int(events[first]), key)
+        if means:
+            service_s = table[row]
+        else:  # not a function: calls count references to each array that they are given, at 100 ns for these
+            lot = Index(lots[Index(events[first])])
+            asked = units[Index(kind), lot >> EIGHT]
+            for q in range(1, size):
+                other = units[Index(kind), Index(lots[Index(events[first + Index(q)])]) >> EIGHT]
+                asked = max(asked, other) if largest[Index(kind)] else asked + other
+            if not largest[Index(kind)]:
+                asked /= np.float64(size)
+            service_s = (fixed_s[row] + per_unit_s[row] * asked) * factors[row, lot & LOWEST]
         account.batches[row] += 1
         busy_s += service_s
         served_s += service_s * np.float64(size)

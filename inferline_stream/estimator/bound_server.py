@@ -30,7 +30,7 @@ class BoundServer:
         assert station.owners is not None
         self.arrivals = 0
         self.account = Account(_ints(station.limits.size * station.width), np.zeros(2))
-        self._service = service_of(workload, stage, station)
+        self._service = service_of(workload, stage, station, code)
         self._serve = code.serve_bound
         self._arrived: Tokens = NONE
         self._station = station

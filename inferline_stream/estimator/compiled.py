@@ -18,7 +18,6 @@ from inferline_stream.estimator import batch_order, bound_partitions, kernels, s
 _SOURCES = (kernels, shared_queue, batch_order, bound_partitions)
 _CALLED = (
     "draw",
-    "service_time",
     "put_in_order",
     "held_until",
     "emit_rest",
@@ -31,6 +30,7 @@ _CALLED = (
 _ENTERED = (
     "draw_masks",
     "draw_partitions",
+    "draw_lots",
     "merge",
     "serve_shared",
     "serve_choosing",

@@ -39,7 +39,7 @@ Members = NDArray[np.int32]
 # Positions are unsigned: machine code then needs no check for negative indices, at half the time per event. Their
 # constants are too, because numba makes floating-point numbers of sums of signed and unsigned integers.
 Index = np.uint64
-ZERO, ONE, EIGHT = Index(0), Index(1), Index(8)
+ZERO, ONE, EIGHT, LOWEST = Index(0), Index(1), Index(8), Index(255)
 
 UNKNOWN, LATE, ON_TIME = 0, 1, 2
 
@@ -68,18 +68,37 @@ class Queue(NamedTuple):
     entry_s: Floats
 
 
-class Service(NamedTuple):
-    """See `station.Station`; besides, the time from sending to arrival and the key of the stage's draws.
+class Varying(NamedTuple):
+    """How service times differ from S(b), see `pipeline.variation`; empty arrays where every batch takes S(b).
 
-    ``slo_s`` is that of the queue's order.
+    Args:
+        fixed_s: (kinds · width,) what any batch takes.
+        per_unit_s: (kinds · width,) what it takes for each unit of its mean event, or of its largest.
+        factors: (kinds · width, LEVELS) equally probable factors of a batch, ascending, of mean 1.
+        units: (kinds, LEVELS) equally probable units of an event, ascending.
+        largest: (kinds,) whether the largest event counts.
+    """
+
+    fixed_s: Floats
+    per_unit_s: Floats
+    factors: Floats
+    units: Floats
+    largest: Flags
+
+
+class Service(NamedTuple):
+    """See `station.Station`; besides, the time from sending to arrival, and the SLO of the queue's order.
+
+    ``lots`` is by event: above the lowest 8 bits its place among the units, in them that of its batch's factor, where
+    it is the first of a batch. Empty where nothing varies.
     """
 
     limits: Ints
     table: Floats
-    levels: Floats
+    varying: Varying
+    lots: Masks
     hold_s: float
     hop_s: float
-    key: int
     slo_s: float
 
 
@@ -155,16 +174,10 @@ def draw(event: int, key: int) -> int:
     return x ^ (x >> 16)
 
 
-def service_time(table: Floats, levels: Floats, row: int | np.uint64, event: int, key: int) -> float:
-    """S of one batch: the mean, or the quantile that belongs to the first event of the batch."""
-    if levels.size == 1:
-        return float(table[row, 0])
-    u = (draw(event, key) + 0.5) / 4294967296.0
-    level = 1
-    while levels[level] < u:
-        level += 1
-    low = table[row, level - 1]
-    return float(low + (table[row, level] - low) * ((u - levels[level - 1]) / (levels[level] - levels[level - 1])))
+def draw_lots(key: int, chosen: Masks) -> None:
+    """What each event draws at one stage: 16 bits, see `Service`."""
+    for i in range(chosen.size):
+        chosen[i] = draw(i, key) >> 16
 
 
 def draw_masks(first: int, key: int, thresholds: Ints, masks: Masks) -> None:

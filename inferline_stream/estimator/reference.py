@@ -7,9 +7,11 @@ thousand times slower, and its log holds what happened to each event at each sta
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -205,11 +207,10 @@ class _Simulation:
         return served >= len(stage.waiting[0])
 
     def _expected_s(self, stage: _Stage, r: int) -> float:
-        """How long a replica would take for what waits: the mean, or of a distribution the median."""
+        """How long a replica would take for what waits: the mean."""
         station, kind = stage.station, stage.replicas[r].kind
         size = min(int(station.limits[kind]), len(stage.waiting[0]))
-        row = station.table[kind * station.width + size]
-        return float(row[len(row) // 2])
+        return float(station.table[kind * station.width + size])
 
     def _start(self, now: float, s: int, r: int, held: list[int]) -> bool:
         """Start a batch on a free replica if there is one to start."""
@@ -231,7 +232,7 @@ class _Simulation:
             batch.append(stage.waiting[p].pop(0)[1])
         self.batches += 1
         replica.busy = True
-        end = now + self._service_s(station, replica.kind, len(batch), batch[0], stage.service_key)
+        end = now + self._service_s(station, replica.kind, batch, stage.service_key)
         replica.busy_until_s = end
         order = self.batches if station.owners is None else r
         self.log += [Happening(now, s, event, "starts", r, self.batches) for event in batch]
@@ -241,14 +242,16 @@ class _Simulation:
     def _rank_s(self, station: Station, arrival_s: float, event: int) -> float:
         return max(float(self.workload.entry_s[event]), arrival_s - station.order_slo_s)
 
-    def _service_s(self, station: Station, kind: int, size: int, first: int, key: int) -> float:
-        row = station.table[kind * station.width + size].tolist()
-        if len(row) == 1:
-            return float(row[0])
-        u = (draw(first, key) + 0.5) / 2**32
-        above = next(i for i, level in enumerate(station.levels) if i and level >= u)
-        low, high = station.levels[above - 1], station.levels[above]
-        return float(row[above - 1] + (row[above] - row[above - 1]) * ((u - low) / (high - low)))
+    def _service_s(self, station: Station, kind: int, batch: Sequence[int], key: int) -> float:
+        row = kind * station.width + len(batch)
+        if not station.varies:
+            return float(station.table[row])
+        fixed_s, per_unit_s, factors, units, largest = station.varying
+        asked = [float(units[kind, int(draw(event, key) / 2**24)]) for event in batch]
+        # Added one by one: `sum` of Python 3.12 and later rounds once, the kernels each time.
+        x = max(asked) if largest[kind] else functools.reduce(operator.add, asked) / len(asked)
+        factor = factors[row, int(draw(batch[0], key) / 2**16) % 256]
+        return float((fixed_s[row] + per_unit_s[row] * x) * factor)
 
     def _end(self, now: float, s: int, r: int, batch: _Batch) -> None:
         stage = self.stages[s]

@@ -12,6 +12,9 @@ from inferline_stream.estimator.shared_queue import SharedState
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
 
+NO_LOTS = np.empty(0, dtype=np.uint16)
+"""Of a stage whose service times do not vary."""
+
 _NEEDED = 3  # place in `marks` of the first position still needed
 
 
@@ -30,7 +33,7 @@ class Server:
         kinds = station.limits.size
         self.account = Account(np.zeros(kinds * station.width, dtype=np.int64), np.zeros(2))
         self._station = station
-        self._service = service_of(workload, stage, station)
+        self._service = service_of(workload, stage, station, code)
         self._entry_s = workload.entry_s
         self._times = np.empty(0)
         self._events = np.empty(0, dtype=np.int32)
@@ -96,15 +99,15 @@ def _ints(size: int) -> Ints:
     return np.zeros(size, dtype=np.int64)
 
 
-def service_of(workload: Workload, stage: int, station: Station) -> Service:
+def service_of(workload: Workload, stage: int, station: Station, code: Any) -> Service:
     """How a station serves batches, as the kernels take it."""
     return Service(
         station.limits,
         station.table,
-        station.levels,
+        station.varying,
+        workload.lots(stage, code=code) if station.varies else NO_LOTS,
         station.hold_s,
         workload.hop_s,
-        workload.key("service", stage),
         station.order_slo_s,
     )
 

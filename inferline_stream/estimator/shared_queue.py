@@ -13,6 +13,7 @@ import numpy as np
 
 from inferline_stream.estimator.kernels import (
     EIGHT,
+    LOWEST,
     ONE,
     TIE,
     ZERO,
@@ -23,7 +24,6 @@ from inferline_stream.estimator.kernels import (
     Queue,
     Service,
     Tokens,
-    service_time,
 )
 
 
@@ -118,7 +118,7 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         out: departures, written.
     """
     times, events, _, _, horizon_s, _ = queue
-    limits, table, levels, hold_s, hop_s, key, _ = service
+    limits, table, varying, lots, hold_s, hop_s, _ = service
     marks, clock, ring_time, ring_start, ring_size, _ = state
     base = Index(queue.base)
     n = Index(queue.n) - base
@@ -129,7 +129,8 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
     replicas = Index(marks[1])
     i = Index(marks[2]) - base  # first that waits
     d = Index(marks[4]) - base  # first that is not known to be in order
-    means = levels.size == 1
+    fixed_s, per_unit_s, factors, units, largest = varying
+    means = lots.size == 0
     gone = ZERO
     room = Index(out.times.size)
     held = Index(events.size)
@@ -169,7 +170,17 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         while j < end and times[j] + hop_s <= t:
             j += ONE
         size = j - i
-        service_s = table[size, 0] if means else service_time(table, levels, size, int(events[i]), key)
+        if means:
+            service_s = table[size]
+        else:  # not a function: calls count references to each array that they are given, at 100 ns for these
+            lot = Index(lots[Index(events[i])])
+            asked = units[ZERO, lot >> EIGHT]
+            for q in range(1, size):
+                other = units[ZERO, Index(lots[Index(events[i + Index(q)])]) >> EIGHT]
+                asked = max(asked, other) if largest[ZERO] else asked + other
+            if not largest[ZERO]:
+                asked /= np.float64(size)
+            service_s = (fixed_s[size] + per_unit_s[size] * asked) * factors[size, lot & LOWEST]
         account.batches[size] += 1
         busy_s += service_s
         served_s += service_s * np.float64(size)
@@ -225,7 +236,9 @@ def emit_rest(queue: Queue, state: SharedState, gone: np.uint64, out: Tokens) ->
 def serve_choosing(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> np.int64:
     """As `serve_shared`, for replicas of several kinds: somewhat slower."""
     times, events, _, _, horizon_s, _ = queue
-    limits, table, levels, hold_s, hop_s, key, _ = service
+    limits, table, varying, lots, hold_s, hop_s, _ = service
+    fixed_s, per_unit_s, factors, units, largest = varying
+    means = lots.size == 0
     marks, clock, ring_time, ring_start, ring_size, ring_kind = state
     base = Index(queue.base)
     n = Index(queue.n) - base
@@ -237,7 +250,6 @@ def serve_choosing(queue: Queue, service: Service, account: Account, state: Shar
     d = Index(marks[4]) - base
     m = Index(marks[5]) - base  # first that has not arrived
     now_s = clock[0]
-    typical = levels.size // 2
     kind = ZERO
     gone = ZERO
     while i < n:
@@ -257,7 +269,7 @@ def serve_choosing(queue: Queue, service: Service, account: Account, state: Shar
         best_s = math.inf
         taken = head
         for other in range(limits.size):
-            expected_s = table[Index(other) * width + min(Index(limits[other]), waiting), typical]
+            expected_s = table[Index(other) * width + min(Index(limits[other]), waiting)]
             if expected_s * TIE < best_s:
                 for place in range(marks[1]):
                     slot = (head + Index(place)) & wrap
@@ -277,7 +289,7 @@ def serve_choosing(queue: Queue, service: Service, account: Account, state: Shar
                 if ring_time[slot] > t:
                     again_s = min(again_s, ring_time[slot])
                     most = Index(limits[ring_kind[slot]])
-                    expected_s = table[Index(ring_kind[slot]) * width + min(most, waiting), typical]
+                    expected_s = table[Index(ring_kind[slot]) * width + min(most, waiting)]
                     left_s = ring_time[slot] - t
                     if (left_s + expected_s) * TIE < best_s:
                         served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring_kind[slot]]
@@ -320,7 +332,17 @@ def serve_choosing(queue: Queue, service: Service, account: Account, state: Shar
             ring_size[to] = ring_size[taken & wrap]
             ring_kind[to] = ring_kind[taken & wrap]
         row = kind * width + size
-        service_s = service_time(table, levels, row, int(events[i]), key)
+        if means:
+            service_s = table[row]
+        else:  # not a function: calls count references to each array that they are given, at 100 ns for these
+            lot = Index(lots[Index(events[i])])
+            asked = units[kind, lot >> EIGHT]
+            for q in range(1, size):
+                other = units[kind, Index(lots[Index(events[i + Index(q)])]) >> EIGHT]
+                asked = max(asked, other) if largest[kind] else asked + other
+            if not largest[kind]:
+                asked /= np.float64(size)
+            service_s = (fixed_s[row] + per_unit_s[row] * asked) * factors[row, lot & LOWEST]
         account.batches[row] += 1
         account.totals[0] += service_s
         account.totals[1] += service_s * np.float64(size)

@@ -60,7 +60,6 @@ def simulate(
     order_slo_s: float = 0.0,
     partitions: Mapping[str, int] | None = None,
     seed: int = 0,
-    service: str = "mean",
     memory_bytes: float = math.inf,
 ) -> Simulation:
     """Simulate a plan on a trace, exactly.
@@ -75,14 +74,13 @@ def simulate(
         partitions: of each stage's input topic, where replicas own partitions as in a consumer group; None for one
             queue per stage, as in InferLine §3 and as replicas are run here.
         seed: of the paths, partitions and service times drawn. The same seed gives the same luck to every plan.
-        service: ``"mean"``, or ``"quantiles"``: drawn from the measured distribution.
         memory_bytes: refuse what would need more than this.
 
     Raises:
         InvalidTopology: a stage without replicas, profile or partitions, or a batch size never profiled.
         UsageError: the simulation needs more memory than allowed.
     """
-    needed = memory_needed_bytes(len(trace))
+    needed = memory_needed_bytes(len(trace), len(shape.stages))
     if needed > memory_bytes:
         raise UsageError(
             f"simulating {len(trace):,} events needs {needed / 1e9:.1f} GB, {memory_bytes / 1e9:.1f} GB are allowed; "
@@ -94,7 +92,6 @@ def simulate(
             measured,
             name,
             allocations[name],
-            service=service,
             order_slo_s=order_slo_s,
             partitions=None if partitions is None else partitions[name],
         )
@@ -108,9 +105,9 @@ def simulate(
     )
 
 
-def memory_needed_bytes(events: int) -> int:
-    """Upper estimate of the memory beside the trace itself: each event's latency, path, partitions, joins; slices."""
-    return events * 16 + SLICE_EVENTS * 4096
+def memory_needed_bytes(events: int, stages: int) -> int:
+    """Upper estimate of the memory beside the trace itself: each event's latency, path, draws, joins; slices."""
+    return events * (16 + 2 * stages) + SLICE_EVENTS * 4096
 
 
 def _check(shape: Shape, allocations: Allocations, partitions: Mapping[str, int] | None) -> None:

@@ -10,8 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.estimator.kernels import Floats, Varying
+from inferline_stream.estimator.service_table import ServiceTable, service_table
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.profile import PROBABILITIES, PipelineProfile, Profile
+from inferline_stream.pipeline.profile import PipelineProfile, Profile
+from inferline_stream.pipeline.variation import LEVELS
+
+STEADY = Varying(np.empty(0), np.empty(0), np.empty((0, LEVELS)), np.empty((0, LEVELS)), np.empty(0, dtype=np.uint8))
+"""Every batch takes S(b)."""
 
 MOST_PARTITIONS = 65_535
 """Partitions of one topic; beyond what a Kafka broker takes."""
@@ -23,12 +29,12 @@ class Station:
 
     Args:
         limits: int64 (kinds,) batch limit of each kind of replica.
-        table: float64 (kinds · width, levels) service time in seconds; row ``kind · width + b`` is S(b).
-        levels: float64 (levels,) ascending probabilities of the columns, from 0 to 1; one level means the mean.
+        table: float64 (kinds · width,) service time in seconds; ``kind · width + b`` is S(b).
         kinds: int64 (replicas,) kind of each replica, in order of the allocations.
         hold_s: how long after the oldest record was sent a free replica waits for a fuller batch; 0 never waits.
         order_slo_s: SLO of the order of the queue, max(entry time, arrival − SLO); 0 is the order of arrival.
         owners: int64 (partitions,) replica of each partition; None for one queue.
+        varying: how service times differ from S(b).
 
     Raises:
         ValueError: no replica, a service time that is not finite and above 0, a negative hold or SLO, or a hold of
@@ -37,11 +43,11 @@ class Station:
 
     limits: NDArray[np.int64]
     table: NDArray[np.float64]
-    levels: NDArray[np.float64]
     kinds: NDArray[np.int64]
     hold_s: float = 0.0
     order_slo_s: float = 0.0
     owners: NDArray[np.int64] | None = None
+    varying: Varying = STEADY
 
     def __post_init__(self) -> None:
         if not self.kinds.size:
@@ -53,9 +59,15 @@ class Station:
         if self.owners is not None and self.hold_s > 0:
             raise ValueError("replicas that own partitions take what waits: a hold is simulated on one queue only")
         for kind, limit in enumerate(self.limits):
-            times = self.table[kind * self.width + 1 : kind * self.width + 1 + limit]
-            if times.shape[0] != limit or not np.isfinite(times).all() or times.min(initial=math.inf) <= 0:
+            rows = self._rows(kind, int(limit))
+            times = np.concatenate([self.table[rows], self._least(kind, rows)])
+            if self.table[rows].size != limit or not np.isfinite(times).all() or times.min(initial=math.inf) <= 0:
                 raise ValueError(f"service times of kind {kind} up to batch size {limit} must be finite and above 0")
+
+    @property
+    def varies(self) -> bool:
+        """Whether a batch may take anything but S(b)."""
+        return self.varying.units.size > 0
 
     @property
     def width(self) -> int:
@@ -71,18 +83,19 @@ class Station:
     def fastest_s(self) -> float:
         """The shortest time that any batch can take."""
         return min(
-            float(self.table[kind * self.width + 1 : kind * self.width + 1 + limit].min())
-            for kind, limit in enumerate(self.limits)
+            float(self._least(kind, self._rows(kind, int(limit))).min()) for kind, limit in enumerate(self.limits)
         )
 
+    def _rows(self, kind: int, limit: int) -> slice:
+        return slice(kind * self.width + 1, kind * self.width + 1 + limit)
 
-def service_table_s(profile: Profile, max_batch_size: int) -> NDArray[np.float64]:
-    """Mean S(b) at index b for every b up to the limit; index 0 is NaN.
-
-    Raises:
-        InvalidTopology: a batch size that was never profiled.
-    """
-    return _table(profile, max_batch_size, "mean")[:, 0]
+    def _least(self, kind: int, rows: slice) -> Floats:
+        """The shortest time of each batch size."""
+        if not self.varies:
+            return self.table[rows]
+        fixed_s, per_unit_s, factors, units, _ = self.varying
+        least_s: Floats = (fixed_s[rows] + per_unit_s[rows] * units[kind, 0]) * factors[rows, 0]
+        return least_s
 
 
 def station(
@@ -90,7 +103,6 @@ def station(
     stage: str,
     allocations: Sequence[Allocation],
     *,
-    service: str = "mean",
     order_slo_s: float = 0.0,
     partitions: int | None = None,
 ) -> Station:
@@ -100,27 +112,20 @@ def station(
         measured: profiles of every stage.
         stage: the stage's name.
         allocations: several for mixed hardware.
-        service: ``"mean"``, the paper's deterministic S(b), or ``"quantiles"``, drawn from the measured distribution.
         order_slo_s: see `Station`.
         partitions: of the stage's input topic, bound to replicas as in a consumer group; None for one queue.
 
     Raises:
         InvalidTopology: no replicas, an unknown profile or batch size, holds that differ, or partitions that cannot be.
-        ValueError: an unknown word for ``service``, or what `Station` refuses.
+        ValueError: what `Station` refuses.
     """
-    if service not in ("mean", "quantiles"):
-        raise ValueError(f'service {service!r} must be "mean" or "quantiles"')
     held = [a for a in allocations if a.replicas > 0]
     if not held:
         raise InvalidTopology(f"stage {stage!r}: no replicas, its events would wait for ever; allocate at least 1")
     if len({a.hold_s for a in held}) > 1:
         raise InvalidTopology(f"stage {stage!r}: its hardware kinds have different holds; a stage has one hold_s")
-    tables = [_table(_profile(measured, stage, a.hardware), a.max_batch_size, service) for a in held]
-    levels = np.array(PROBABILITIES if service == "quantiles" else (0.5,))
+    tables = [service_table(_profile(measured, stage, a.hardware), a.max_batch_size) for a in held]
     width = max(a.max_batch_size for a in held) + 1
-    table = np.full((len(held) * width, levels.size), math.nan)
-    for kind, rows in enumerate(tables):
-        table[kind * width : kind * width + rows.shape[0]] = rows
     owners = None
     if partitions is not None:
         if not 1 <= partitions <= MOST_PARTITIONS:
@@ -128,13 +133,32 @@ def station(
         owners = _owners(held, tables, partitions)
     return Station(
         limits=np.array([a.max_batch_size for a in held], dtype=np.int64),
-        table=table,
-        levels=levels,
+        table=_padded([x.mean_s for x in tables], width),
         kinds=np.repeat(np.arange(len(held), dtype=np.int64), [a.replicas for a in held]),
         hold_s=held[0].hold_s,
         order_slo_s=float(order_slo_s),
         owners=owners,
+        varying=varying(tables, width) if any(x.varies for x in tables) else STEADY,
     )
+
+
+def varying(tables: Sequence[ServiceTable], width: int) -> Varying:
+    """Tables of several kinds, each filled up to ``width`` rows."""
+    return Varying(
+        fixed_s=_padded([x.fixed_s for x in tables], width),
+        per_unit_s=_padded([x.per_unit_s for x in tables], width),
+        factors=_padded([x.factors for x in tables], width),
+        units=np.stack([x.units for x in tables]),
+        largest=np.array([x.largest for x in tables], dtype=np.uint8),
+    )
+
+
+def _padded(rows: Sequence[Floats], width: int) -> Floats:
+    """One kind's rows after another's, each filled up with NaN."""
+    padded = np.full((len(rows), width, *rows[0].shape[1:]), math.nan)
+    for kind, own in enumerate(rows):
+        padded[kind, : own.shape[0]] = own
+    return padded.reshape(-1, *rows[0].shape[1:])
 
 
 def _profile(measured: PipelineProfile, stage: str, hardware: str) -> Profile:
@@ -147,24 +171,10 @@ def _profile(measured: PipelineProfile, stage: str, hardware: str) -> Profile:
         ) from None
 
 
-def _table(profile: Profile, max_batch_size: int, service: str) -> NDArray[np.float64]:
-    """Service times by batch size (rows) and level (columns)."""
-    sizes = range(1, max_batch_size + 1)
-    try:
-        profile.service_time_s(max_batch_size)  # the limit asked for is what the message should name
-        if service == "quantiles":
-            rows = [profile.quantiles_s(b) for b in sizes]
-        else:
-            rows = [(profile.service_time_s(b),) for b in sizes]
-    except ValueError as error:
-        raise InvalidTopology(str(error)) from None
-    return np.array([(math.nan,) * len(rows[0]), *rows])
-
-
-def _owners(held: Sequence[Allocation], tables: Sequence[NDArray[np.float64]], partitions: int) -> NDArray[np.int64]:
+def _owners(held: Sequence[Allocation], tables: Sequence[ServiceTable], partitions: int) -> NDArray[np.int64]:
     """Replica of each partition: each goes to the replica that is least busy with it, of equal ones to the first."""
     throughputs = np.concatenate(
-        [np.full(a.replicas, a.max_batch_size / float(table[-1].mean())) for a, table in zip(held, tables, strict=True)]
+        [np.full(a.replicas, a.max_batch_size / float(table.mean_s[-1])) for a, table in zip(held, tables, strict=True)]
     )
     owned = np.zeros(throughputs.size)
     owners = np.empty(partitions, dtype=np.int64)

@@ -11,12 +11,13 @@ from collections.abc import Callable
 import numpy as np
 
 from inferline_stream.estimator.evaluation import evaluate
-from inferline_stream.estimator.kernels import Ints
+from inferline_stream.estimator.kernels import Ints, Varying
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.variation import LEVELS
 
 Progress = Callable[[int, int], None]
 """(done, of how many)"""
@@ -43,8 +44,14 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
 def _station(*, owners: Ints | None = None, kinds: int = 1) -> Station:
     return Station(
         limits=np.ones(kinds, dtype=np.int64),
-        table=np.array([[np.nan], [0.5]] * kinds),
-        levels=np.array([0.5]),
+        table=np.array([np.nan, 0.5] * kinds),
         kinds=np.arange(kinds, dtype=np.int64),
         owners=owners,
+        varying=Varying(
+            fixed_s=np.full(2 * kinds, 0.5),
+            per_unit_s=np.zeros(2 * kinds),
+            factors=np.ones((2 * kinds, LEVELS)),
+            units=np.ones((kinds, LEVELS)),
+            largest=np.zeros(kinds, np.uint8),
+        ),
     )

@@ -38,6 +38,7 @@ class Workload:
     hop_s: float
     seed: int
     _partitions: dict[tuple[int, int], kernels.Masks] = field(default_factory=dict, repr=False)
+    _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.entry_s.size)
@@ -61,6 +62,21 @@ class Workload:
             chosen = self._partitions[name] = np.empty(len(self), dtype=np.uint16)
             (code or compiled()).draw_partitions(*name, chosen)
         return self._partitions[name]
+
+    def lots(self, stage: int, *, code: Any = None) -> kernels.Masks:
+        """What every event draws for its service time at a stage, uint16 (events,), drawn once and kept.
+
+        Whatever the plan: plans that are compared meet the same luck.
+
+        Args:
+            stage: position in the shape.
+            code: the kernels; the compiled ones by default.
+        """
+        if stage not in self._lots:
+            chosen = np.empty(len(self), dtype=np.uint16)
+            (code or compiled()).draw_lots(self.key("service", stage), chosen)
+            self._lots[stage] = chosen
+        return self._lots[stage]
 
     def key(self, purpose: str, stage: int = 0) -> int:
         """32 bits that make the draws of one purpose independent of all others."""

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
 
-from inferline_stream.pipeline.topology import Stage
 from inferline_stream.pipeline.units import duration_s
+
+if TYPE_CHECKING:
+    from inferline_stream.pipeline.topology import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Emulated:
+    """Service times on emulated hardware that vary.
+
+    Args:
+        times: as `Stage.emulated` takes them: the means of batches of average events.
+        cv: σ²/µ² of a lognormal factor that each batch draws.
+        weight: of an event, how many times as long as declared it takes; a batch takes the mean of its events'. None
+            where all take as long.
+    """
+
+    times: Mapping[int, str] | Mapping[str, Mapping[int, str]]
+    cv: float = 0.0
+    weight: Callable[[Any], float] | None = None
+
+    def factor(self, random: Random) -> float:
+        """Draw the factor of one batch, of mean 1."""
+        if self.cv == 0:
+            return 1.0
+        variance = math.log1p(self.cv)
+        return random.lognormvariate(-variance / 2, math.sqrt(variance))
 
 
 def emulated_s(stage: Stage, hardware: str) -> dict[int, float]:
@@ -20,7 +48,7 @@ def emulated_s(stage: Stage, hardware: str) -> dict[int, float]:
         ValueError: no times for this kind, none for batch size 1, or a batch size or duration that
             is none.
     """
-    table = _table(stage.emulated, hardware)
+    table = _table(declared_times(stage), hardware)
     if not table:
         raise ValueError(f'no service times for {hardware!r}; give emulated={{1: "20ms", 8: "60ms"}}')
     times_s = {}
@@ -35,6 +63,11 @@ def emulated_s(stage: Stage, hardware: str) -> dict[int, float]:
             f'no emulated service time for batch size 1 (has {sorted(times_s)}); give emulated={{1: "20ms"}}'
         )
     return dict(sorted(times_s.items()))
+
+
+def declared_times(stage: Stage) -> Mapping[Any, Any] | None:
+    """The table of a stage's emulated times, whether they vary or not."""
+    return stage.emulated.times if isinstance(stage.emulated, Emulated) else stage.emulated
 
 
 def by_kind(emulated: Mapping[Any, Any] | None) -> bool:

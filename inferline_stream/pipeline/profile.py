@@ -6,12 +6,13 @@ import bisect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inferline_stream.pipeline.shape import Paths
+from inferline_stream.pipeline.variation import Variation
 
 PROBABILITIES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
-"""Levels at which `ServiceTime.quantiles_s` holds the distribution; between them it is linear."""
+"""Levels at which `ServiceTime.quantiles_s` holds the measured times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +22,21 @@ class ServiceTime:
     Args:
         batch_size: events in the batch.
         mean_s: mean time from handing the batch to the stage to having its results.
-        quantiles_s: the distribution at `PROBABILITIES`, ascending; empty means always `mean_s`.
+        quantiles_s: the times measured at `PROBABILITIES`, ascending; empty means always `mean_s`.
+        fixed_s: part of the mean that does not depend on what the events ask for, see `Variation`.
+        spread: standard deviation of the logarithm of the time, what its events ask for aside.
         device_bytes: memory of its GPU that the stage took for batches of up to this size; 0 where it has none.
 
     Raises:
-        ValueError: a batch size below 1, a time that is not finite and above 0, or unordered quantiles.
+        ValueError: a batch size below 1, a time that is not finite and above 0, unordered quantiles, a fixed part
+            beyond the mean, or a spread below 0.
     """
 
     batch_size: int
     mean_s: float
     quantiles_s: tuple[float, ...] = ()
+    fixed_s: float = 0.0
+    spread: float = 0.0
     device_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -38,6 +44,12 @@ class ServiceTime:
             raise ValueError(f"batch size {self.batch_size} must be 1 or more")
         if not (math.isfinite(self.mean_s) and self.mean_s > 0):
             raise ValueError(f"batch size {self.batch_size}: service time {self.mean_s} s must be finite and above 0")
+        if not 0 <= self.fixed_s <= self.mean_s:
+            raise ValueError(
+                f"batch size {self.batch_size}: fixed part {self.fixed_s} s must be within the mean of {self.mean_s} s"
+            )
+        if not (math.isfinite(self.spread) and self.spread >= 0):
+            raise ValueError(f"batch size {self.batch_size}: spread {self.spread} must be 0 or more")
         if self.quantiles_s:
             if len(self.quantiles_s) != len(PROBABILITIES):
                 raise ValueError(f"{len(self.quantiles_s)} quantiles, need {len(PROBABILITIES)}")
@@ -71,6 +83,7 @@ class Profile:
         hardware: the hardware kind's name.
         service_times: by ascending batch size, starting at batch size 1.
         start_up_s: from asking for a replica to its READY.
+        variation: how batches of one size differ; None where all take S(b).
 
     Raises:
         ValueError: no service time for batch size 1, unordered batch sizes, a bad start-up time.
@@ -80,6 +93,7 @@ class Profile:
     hardware: str
     service_times: tuple[ServiceTime, ...]
     start_up_s: float = 0.0
+    variation: Variation | None = None
 
     def __post_init__(self) -> None:
         sizes = [entry.batch_size for entry in self.service_times]
@@ -121,13 +135,17 @@ class Profile:
             )
         return _interpolated(sizes, [entry.mean_s for entry in self.service_times], batch_size)
 
-    def quantiles_s(self, batch_size: int) -> tuple[float, ...]:
-        """The distribution of S(b) at `PROBABILITIES`, linear between measured batch sizes."""
-        mean_s = self.service_time_s(batch_size)
-        if not all(entry.quantiles_s for entry in self.service_times):
-            return (mean_s,) * len(PROBABILITIES)
-        columns = zip(*(entry.quantiles_s for entry in self.service_times), strict=True)
-        return tuple(_interpolated(self.batch_sizes, column, batch_size) for column in columns)
+    def fixed_s(self, batch_size: int) -> float:
+        """Part of S(b) that does not depend on what the events ask for, linear between measured batch sizes."""
+        return _interpolated(self.batch_sizes, [entry.fixed_s for entry in self.service_times], batch_size)
+
+    def spread(self, batch_size: int) -> float:
+        """See `ServiceTime`; linear between measured batch sizes."""
+        return _interpolated(self.batch_sizes, [entry.spread for entry in self.service_times], batch_size)
+
+    def steady(self) -> Profile:
+        """The same profile where every batch takes the mean of its size, as in the paper."""
+        return replace(self, variation=None)
 
     def throughput(self, batch_size: int) -> float:
         """µ = b / S(b), events per second of one replica that always runs this batch size."""
@@ -159,6 +177,10 @@ class PipelineProfile:
     paths: Paths
     hop_overhead_s: float = 0.0
     samples: Mapping[str, bytes | dict[str, bytes]] = field(default_factory=dict)
+
+    def steady(self) -> PipelineProfile:
+        """The same where every batch takes the mean of its size, as in the paper."""
+        return replace(self, profiles={key: profile.steady() for key, profile in self.profiles.items()})
 
     def hardware_of(self, stage: str) -> tuple[str, ...]:
         """Hardware kinds on which the stage was profiled."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.units import duration_s
+
+if TYPE_CHECKING:
+    from inferline_stream.pipeline.emulation import Emulated
 
 DEFAULT_MAX_BATCH_SIZE = 64
 
@@ -72,7 +75,10 @@ class Stage:
             more make a join.
         max_batch_size: largest batch that may be profiled and planned.
         emulated: for `emulated-*` hardware, service time by batch size, for all such kinds
-            (``{1: "20ms", 8: "60ms"}``) or by kind (``{"emulated-cpu": {1: "20ms"}}``).
+            (``{1: "20ms", 8: "60ms"}``) or by kind (``{"emulated-cpu": {1: "20ms"}}``); an `Emulated` where they vary.
+        cost: what an event asks of the stage, as a function of it that returns a number: tokens, pixels, seconds. Or
+            its name, ``"module:function"``. Plans then take events as they are in the sample, large and small; without
+            it, what they ask for is how long they took alone when they were profiled.
         ordered: whether events of one key are processed in order. By default plain stages keep the order in which
             they read a key's events, and joins do not. False lifts it at a plain stage. True at a join: events of
             one key are processed in the order in which they entered the pipeline, so that a complete one waits for
@@ -94,7 +100,8 @@ class Stage:
         hardware: Iterable[str],
         after: Iterable[Stage | Edge] = (),
         max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
-        emulated: Mapping[int, str] | Mapping[str, Mapping[int, str]] | None = None,
+        emulated: Mapping[int, str] | Mapping[str, Mapping[int, str]] | Emulated | None = None,
+        cost: Callable[[Any], float] | str | None = None,
         ordered: bool | None = None,
         standby: int = 0,
         isolation: str | Isolation = "none",
@@ -107,6 +114,7 @@ class Stage:
         self.after = [parent if isinstance(parent, Edge) else Edge(parent) for parent in after]
         self.max_batch_size = max_batch_size
         self.emulated = emulated
+        self.cost = cost
         self.ordered = ordered
         self.standby = standby
         self.isolation = isolation

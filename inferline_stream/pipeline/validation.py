@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.annotations import (
     StageTypes,
     accepts,
+    check_code_name,
     condition_type,
     describe,
     join_fields,
@@ -20,7 +22,7 @@ from inferline_stream.pipeline.annotations import (
 )
 from inferline_stream.pipeline.branches import maybe_missing
 from inferline_stream.pipeline.codec import Codec
-from inferline_stream.pipeline.emulation import by_kind, emulated_s
+from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_times, emulated_s
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.names import Names
@@ -168,6 +170,11 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
             yield f"hardware {kind.name!r} is given as an object; give its name here, the object to Pipeline(hardware=)"
         elif kind not in kinds:
             yield f"unknown hardware {kind!r}{_close(kind, kinds)}"
+    if stage.cost is not None and not callable(stage.cost):
+        try:
+            check_code_name(stage.cost)
+        except TypeError as error:
+            yield f"cost: {error}"
     yield from _of_emulation(stage, kinds)
     isolation: Any = stage.isolation
     if isinstance(isolation, str) and isolation not in LEVELS:
@@ -178,6 +185,8 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
 
 def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     emulated = [kind for kind in stage.hardware if isinstance(kind, str) and kind.startswith(EMULATED_PREFIX)]
+    if isinstance(stage.emulated, Emulated):
+        yield from _of_emulated_variation(stage.emulated)
     said: set[str] = set()
     for kind in emulated:
         if kind in kinds:
@@ -187,13 +196,22 @@ def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:
                 if str(error) not in said:  # one table for all kinds is wrong once
                     yield str(error)
                 said.add(str(error))
-    if by_kind(stage.emulated):
-        for declared in stage.emulated or ():
+    times = declared_times(stage)
+    if by_kind(times):
+        for declared in times or ():
             if declared not in stage.hardware:
                 nearest = _close(declared, emulated)
                 yield f"emulated service times for {declared!r}, which is not among its hardware{nearest}"
-    elif stage.emulated and not emulated:
+    elif times and not emulated:
         yield f"emulated service times, but none of its hardware {list(stage.hardware)} starts with {EMULATED_PREFIX!r}"
+
+
+def _of_emulated_variation(emulated: Emulated) -> Iterator[str]:
+    cv: Any = emulated.cv
+    if isinstance(cv, bool) or not isinstance(cv, int | float) or not 0 <= cv < math.inf:
+        yield f"emulated cv {cv!r} must be a number, 0 or more: σ²/µ² of the times"
+    if emulated.weight is not None and not callable(emulated.weight):
+        yield f"emulated weight {emulated.weight!r} must be a function of one event"
 
 
 def _of_name(name: Any, what: str) -> Iterator[str]:

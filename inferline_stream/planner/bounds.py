@@ -2,12 +2,16 @@
 
 All of it holds for any queue discipline, so a candidate that a bound rules out is infeasible for sure:
 
-- an event needs at least the least service time of each stage on its path, and a hop between them;
+- an event needs at least the least service time of each stage on its path, and a hop between them; where service
+  times vary, the least that a batch can draw;
 - a stage whose replicas together serve at most R events per second cannot have more events done in time than
   a single fluid server of rate R. For a batch of b holds its replica for S(b) ≥ b/µ, all of it between the
   arrival of its last event and its departure: each event done in time owns a slice of 1/µ inside its own window.
   Windows of one length that open in order of entry are served best first come, first served, dropping what
   would be late; that count is exact for the fluid server.
+
+Where service times vary, rates are those of their means. A plan that would meet the target only because its draws are
+better than the average is ruled out, too: it is not one to rely on.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from inferline_stream.estimator.service_table import service_table
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Profile
 from inferline_stream.pipeline.shape import Shape, visited
@@ -112,7 +117,8 @@ class Bounds:
         self._counts = [np.bincount(m, minlength=len(self._routes)) for m in masks]
         self.allowed = tuple(self._allowed(counts) for counts in self._counts)
         """Per trace, how many of the events that reach the sink may be late."""
-        self.fastest_s = tuple(_least_of_any_s(problem, stage) for stage in problem.shape.stages)
+        self._least_s: dict[tuple[str, str, int], float] = {}
+        self.fastest_s = tuple(map(self._least_of_any_s, problem.shape.stages))
         """Per stage, least service time of any hardware and batch size."""
 
     @cached_property
@@ -140,7 +146,8 @@ class Bounds:
 
     def latency_possible(self, candidate: Candidate) -> bool:
         """Whether enough events could be in time if nothing ever waited."""
-        least = [least_service_s(self.problem, s, o) for s, o in enumerate(candidate)]
+        stages = self.problem.shape.stages
+        least = [self._least_of(stage, option) for stage, option in zip(stages, candidate, strict=True)]
         hop_s = self.problem.measured.hop_overhead_s
         late = [
             r.reaches_sink and r.latency_s(least, hop_s) > self.problem.target_s * (1 + _ROUNDING) for r in self._routes
@@ -148,6 +155,20 @@ class Bounds:
         return all(
             int(counts[late].sum()) <= allowed for counts, allowed in zip(self._counts, self.allowed, strict=True)
         )
+
+    def _least_of(self, stage: str, option: Option) -> float:
+        """Least service time of a stage, whatever its batches."""
+        return min(self._least(stage, a.hardware, a.max_batch_size) for a in option if a.replicas)
+
+    def _least_of_any_s(self, stage: str) -> float:
+        kinds = hardware_kinds(self.problem, stage)
+        return min(self._least(stage, kind, batch_limits(self.problem, stage, kind)[-1]) for kind in kinds)
+
+    def _least(self, stage: str, kind: str, limit: int) -> float:
+        if (stage, kind, limit) not in self._least_s:
+            table = service_table(self.problem.measured.profiles[stage, kind], limit)
+            self._least_s[stage, kind, limit] = table.least_s
+        return self._least_s[stage, kind, limit]
 
     def possible(self, candidate: Candidate) -> bool:
         """False if the candidate is infeasible for sure."""
@@ -310,35 +331,11 @@ def service_rate(problem: Problem, stage: int, option: Option) -> float:
     """Most events per second that a stage's replicas can serve, whatever their batches."""
     name = problem.shape.stages[stage]
     return sum(
-        a.replicas * _best_throughput(problem, problem.measured.profiles[name, a.hardware], a.max_batch_size)
-        for a in option
+        a.replicas * _best_throughput(problem.measured.profiles[name, a.hardware], a.max_batch_size) for a in option
     )
 
 
-def least_service_s(problem: Problem, stage: int, option: Option) -> float:
-    """Least service time of a stage, whatever its batches."""
-    name = problem.shape.stages[stage]
-    held = [a for a in option if a.replicas]
-    return min(
-        min(_times_s(problem, problem.measured.profiles[name, a.hardware], a.max_batch_size).values()) for a in held
-    )
-
-
-def _least_of_any_s(problem: Problem, stage: str) -> float:
-    limits = (
-        (problem.measured.profiles[stage, k], batch_limits(problem, stage, k)[-1])
-        for k in hardware_kinds(problem, stage)
-    )
-    return min(min(_times_s(problem, profile, limit).values()) for profile, limit in limits)
-
-
-def _best_throughput(problem: Problem, profile: Profile, limit: int) -> float:
-    return max(size / time_s for size, time_s in _times_s(problem, profile, limit).items())
-
-
-def _times_s(problem: Problem, profile: Profile, limit: int) -> dict[int, float]:
-    """Least service times at the profiled batch sizes up to a limit; between them they are linear, b/S(b) monotone."""
+def _best_throughput(profile: Profile, limit: int) -> float:
+    """The most at the profiled batch sizes up to a limit: between them S(b) is linear, b/S(b) monotone."""
     sizes = [size for size in profile.batch_sizes if size < limit] + [limit]
-    if problem.service == "mean":
-        return {size: profile.service_time_s(size) for size in sizes}
-    return {size: profile.quantiles_s(size)[0] for size in sizes}
+    return max(size / profile.service_time_s(size) for size in sizes)

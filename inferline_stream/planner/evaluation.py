@@ -158,7 +158,6 @@ class Evaluator:
                 self.problem.measured,
                 name,
                 option,
-                service=self.problem.service,
                 order_slo_s=self.problem.queue_slo_s,
                 partitions=self.problem.partitions.get(name),
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.hardware import Catalogue
@@ -23,8 +22,6 @@ Candidate = tuple[Option, ...]
 COST_EPSILON = 1e-9
 """Dollars per hour below which two costs count as equal: far below any price, above rounding."""
 
-Service = Literal["mean", "quantiles"]
-
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -40,7 +37,6 @@ class Problem:
             empty for one queue per stage.
         max_batch_sizes: by stage, largest batch limit to consider; stages left out may use all profiled.
         objective: share of events that must meet the target.
-        service: the estimator's service-time model.
         seed: the estimator's seed.
         order_slo_s: SLO of the order of the queues, see `estimator.simulate`; None is the target.
 
@@ -57,7 +53,6 @@ class Problem:
     partitions: Mapping[str, int] = field(default_factory=dict)
     max_batch_sizes: Mapping[str, int] = field(default_factory=dict)
     objective: float = 0.99
-    service: Service = "mean"
     seed: int = 0
     order_slo_s: float | None = None
 

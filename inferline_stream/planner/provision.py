@@ -23,7 +23,6 @@ from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,
     Problem,
-    Service,
     arrival_rates,
     cost_of,
     fastest_path_s,
@@ -85,7 +84,6 @@ def provision(
     margin: float | None = None,
     known: Iterable[Plan] = (),
     mixed: bool = True,
-    service: Service = "mean",
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     seed: int = 0,
@@ -115,7 +113,6 @@ def provision(
         known: earlier plans. Those that meet this SLO are candidates whatever their margin, so that a looser SLO
             never costs more.
         mixed: a stage may mix hardware kinds.
-        service: the estimator's service-time model.
         progress: told now and then how far the search has come.
         stop: asked before every simulation; True ends the search.
         seed: of the estimator's draws.
@@ -134,7 +131,6 @@ def provision(
         catalogue,
         max_batch_sizes=max_batch_sizes or {},
         objective=objective,
-        service=service,
         seed=seed,
         partitions=partitions or {},
         order_slo_s=order_slo_s,

@@ -57,6 +57,18 @@ class Measure(msgspec.Struct, frozen=True, tag=True):
     most: int
 
 
+class Weigh(msgspec.Struct, frozen=True, tag=True):
+    """Say of each event what the topology says of it; answered by `Weights`.
+
+    Args:
+        inputs: the events.
+        emulated: whether to give its weight on emulated hardware, rather than its cost.
+    """
+
+    inputs: list[StageInput]
+    emulated: bool = False
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The stage is built."""
 
@@ -81,6 +93,12 @@ class Times(msgspec.Struct, frozen=True, tag=True):
     service_s: list[float]
 
 
+class Weights(msgspec.Struct, frozen=True, tag=True):
+    """In the order of the inputs; none where the topology says nothing."""
+
+    weights: list[float] | None
+
+
 class Failure(msgspec.Struct, frozen=True, tag=True):
     """It could not be done.
 
@@ -93,8 +111,8 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
     memory: bool = False
 
 
-Request = Begin | Run | Measure
-Answer = Ready | Outcomes | Times | Failure
+Request = Begin | Run | Measure | Weigh
+Answer = Ready | Outcomes | Times | Weights | Failure
 
 _encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

@@ -16,7 +16,7 @@ from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.hop import measure_hop_s
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation.confinement import confined
-from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
@@ -258,10 +258,13 @@ class _Session:
             worker = await self._worker(stage.name, kind.cores, devices)
             if kind.emulated:
                 table_s = emulated_s(stage, kind.name)
-                times = await measure_emulated(worker, kind, inputs, stage.max_batch_size, table_s)
+                varies = stage.emulated if isinstance(stage.emulated, Emulated) else None
+                times, variation = await measure_emulated(
+                    worker, kind, inputs, stage.max_batch_size, table_s, varies=varies
+                )
             else:
                 seconds = self._options.stage_s
-                times, note = await measure(
+                times, variation, note = await measure(
                     worker,
                     kind,
                     inputs,
@@ -274,7 +277,8 @@ class _Session:
             raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
         if note:
             self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {note}")
-        return Profile(stage.name, kind.name, times, await self._start_up_s(stage, kind, worker)), note
+        start_up_s = await self._start_up_s(stage, kind, worker)
+        return Profile(stage.name, kind.name, times, start_up_s, variation), note
 
     async def _start_up_s(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> float:
         """Of the next replica: forked where the stage asks for that and can be, else as the worker started."""

@@ -14,16 +14,17 @@ import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.profile import PROBABILITIES, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.code import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 
-VERSION = 2
+VERSION = 3
 
 FOLDER = Path(".inferline", "profiles")
 """Beside the topology."""
@@ -36,7 +37,17 @@ class StoredServiceTime(msgspec.Struct, frozen=True, omit_defaults=True):
     mean_s: float
     throughput: float
     quantiles_s: dict[str, float]
+    fixed_s: float = 0.0
+    spread: float = 0.0
     device_bytes: int = 0
+
+
+class StoredVariation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A `Variation` in a file."""
+
+    units: list[tuple[float, int]] = []
+    largest: bool = False
+    noise: list[float] = []
 
 
 class StoredProfile(msgspec.Struct, frozen=True):
@@ -53,6 +64,7 @@ class StoredProfile(msgspec.Struct, frozen=True):
         emulated_s: declared service times, of emulated kinds.
         start_up_s: from asking for a replica to its READY.
         service_times: by ascending batch size.
+        variation: how batches of one size differ, if they do.
         note: why there are no larger batches, if so.
         measured_at: when.
     """
@@ -65,6 +77,7 @@ class StoredProfile(msgspec.Struct, frozen=True):
     max_batch_size: int
     start_up_s: float
     service_times: list[StoredServiceTime]
+    variation: StoredVariation | None = None
     isolation: str = "none"
     emulated_s: dict[int, float] = {}
     note: str = ""
@@ -138,7 +151,7 @@ class ProfileStore:
         # Events of a topic's last hour are others at every look, and profiles hold all the same.
         declared = b"\n".join(events) if pipeline.sample is not None else b"recent"
         self._events = hashlib.sha256(declared).hexdigest()
-        self._code = {stage.name: code_digest(stage.run, folder) for stage in pipeline.stages}
+        self._code = {stage.name: _stage_digest(stage, folder) for stage in pipeline.stages}
         conditions = [
             code_digest(edge.condition, folder)
             for stage in pipeline.stages
@@ -181,6 +194,7 @@ class ProfileStore:
             max_batch_size=stage.max_batch_size,
             start_up_s=_rounded(profile.start_up_s),
             service_times=[_stored(entry) for entry in profile.service_times],
+            variation=_stored_variation(profile.variation),
             isolation=_isolation(stage),
             emulated_s=emulated_s(stage, profile.hardware) if kind.emulated else {},
             note=note,
@@ -273,7 +287,8 @@ class ProfileStore:
             declared = emulated_s(stage, stored.hardware.name)
             if stored.emulated_s != declared:
                 return "its emulated service times have changed"
-        elif stored.events != self._events:
+        by_event = stage.cost is not None or _weighs(stage)
+        if stored.events != self._events and (by_event or not stored.hardware.emulated):
             return "the sample's events have changed"
         if stored.max_batch_size < stage.max_batch_size and not stored.note:
             return f"max_batch_size has grown from {stored.max_batch_size} to {stage.max_batch_size}"
@@ -287,12 +302,20 @@ class ProfileStore:
                     entry.batch_size,
                     entry.mean_s,
                     tuple(entry.quantiles_s[str(p)] for p in PROBABILITIES),
+                    entry.fixed_s,
+                    entry.spread,
                     entry.device_bytes,
                 )
                 for entry in stored.service_times
                 if entry.batch_size <= limit
             )
-            return Profile(stored.stage, stored.hardware.name, times, stored.start_up_s)
+            variation = stored.variation
+            varies = (
+                None
+                if variation is None
+                else Variation(tuple(variation.units), variation.largest, tuple(variation.noise))
+            )
+            return Profile(stored.stage, stored.hardware.name, times, stored.start_up_s, varies)
         except (ValueError, KeyError) as error:
             raise InvalidTopology(f"{file}: is no profile ({error}); delete it and profile again") from None
 
@@ -311,6 +334,19 @@ class ProfileStore:
             ) from None
 
 
+def _stage_digest(stage: Stage, folder: Path) -> str:
+    """Of everything that service times follow from: the code, what an event costs, how emulated times vary."""
+    varies = stage.emulated if isinstance(stage.emulated, Emulated) else Emulated({})
+    functions = [stage.run, stage.cost, varies.weight]
+    parts = [code_digest(function, folder) for function in functions if function is not None]
+    return hashlib.sha256(repr([*parts, varies.cv]).encode()).hexdigest()
+
+
+def _weighs(stage: Stage) -> bool:
+    """Whether emulated service times depend on the events."""
+    return isinstance(stage.emulated, Emulated) and stage.emulated.weight is not None
+
+
 class _Versioned(msgspec.Struct):
     version: int
 
@@ -318,7 +354,25 @@ class _Versioned(msgspec.Struct):
 def _stored(entry: ServiceTime) -> StoredServiceTime:
     quantiles = dict(zip(map(str, PROBABILITIES), map(_rounded, entry.quantiles_s), strict=False))
     throughput = round(entry.throughput, 2)
-    return StoredServiceTime(entry.batch_size, _rounded(entry.mean_s), throughput, quantiles, entry.device_bytes)
+    mean_s = _rounded(entry.mean_s)
+    return StoredServiceTime(
+        entry.batch_size,
+        mean_s,
+        throughput,
+        quantiles,
+        fixed_s=min(mean_s, _rounded(entry.fixed_s)),
+        spread=_rounded(entry.spread),
+        device_bytes=entry.device_bytes,
+    )
+
+
+def _stored_variation(variation: Variation | None) -> StoredVariation | None:
+    if variation is None:
+        return None
+    units: dict[float, int] = {}
+    for unit, count in variation.units:
+        units[_rounded(unit)] = units.get(_rounded(unit), 0) + count
+    return StoredVariation(list(units.items()), variation.largest, list(map(_rounded, variation.noise)))
 
 
 def _paths_of(stored: StoredPaths) -> Paths:

@@ -39,6 +39,8 @@ from inferline_stream.profiler.messages import (
     Request,
     Run,
     Times,
+    Weigh,
+    Weights,
     decode_request,
     framed,
     length_of,
@@ -70,6 +72,8 @@ class StageWorker:
             self._code = StageCode(pipeline, begin.stage, begin.topology)
             self._children = routes_of(pipeline, begin.stage).children
             run = self._code.run
+            cost, folder = pipeline.stage(begin.stage).cost, Path(begin.topology).parent
+            self._cost: Callable[[Any], float] | None = load_code(cost, folder) if isinstance(cost, str) else cost
         self._call = StageCall(refusals.guarded(run), _UNPACED)
         refusals.sealed = seal(confinement).sealed
 
@@ -81,6 +85,16 @@ class StageWorker:
             outcomes += map(self._outcome, found)
         return Outcomes(outcomes)
 
+    def answer(self, request: Run | Measure | Weigh) -> Answer:
+        """Do what is asked."""
+        match request:
+            case Run():
+                return self.run(request.inputs)
+            case Measure():
+                return self.measure(request)
+            case Weigh():
+                return self.weigh(request)
+
     def measure(self, order: Measure) -> Times:
         """Time batches of one size, from encoded events to encoded results, as a replica's dispatcher sees them."""
         call = StageCall(self._call, order.hardware, order.emulated_s)
@@ -91,6 +105,12 @@ class StageWorker:
         while len(service_s) < order.most and (len(service_s) < order.fewest or time.perf_counter() < end_s):
             service_s.append(self._time_batch(call, events, order.batch_size))
         return Times(service_s)
+
+    def weigh(self, order: Weigh) -> Weights:
+        """What the topology says of each event: its cost, or its weight on emulated hardware."""
+        emulated = self._code.emulated
+        function = (None if emulated is None else emulated.weight) if order.emulated else self._cost
+        return Weights(None if function is None else self._code.weigh(function, order.inputs))
 
     def _time_batch(self, call: StageCall, events: Iterator[StageInput], size: int) -> float:
         inputs = list(itertools.islice(events, size))
@@ -142,7 +162,7 @@ def main() -> None:
                 answer = Ready()
             else:
                 assert worker is not None, "Begin comes first"
-                answer = worker.run(request.inputs) if isinstance(request, Run) else worker.measure(request)
+                answer = worker.answer(request)
         except InferlineError as error:
             answer = Failure(str(error), memory=_is_memory(error.__cause__))
         except Exception as error:

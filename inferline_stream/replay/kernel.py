@@ -17,6 +17,7 @@ from inferline_stream.estimator.kernels import (
     Service,
     Sources,
     Tokens,
+    Varying,
     merge,
     record_latencies,
 )
@@ -88,9 +89,12 @@ def _advance(x: Tables, until_s: float, hop_s: float, slo_s: float) -> None:
         last = gone
         if x.marks[s, 1] > 0:
             queue = Queue(x.arrived[s], x.arrived_event[s], n, 0, until_s, x.entry_s)
-            service = Service(
-                x.limits[s, :kinds], x.table[s, :rows], x.levels, x.hold_s[s], hop_s, x.service_key[s], slo_s
+            drawn = rows if x.varies[s] else 0
+            varying = Varying(
+                x.fixed_s[s, :drawn], x.per_unit_s[s, :drawn], x.factors[s, :drawn], x.units[s], x.largest[s]
             )
+            lots = x.lots[s, : x.lots.shape[1] if x.varies[s] else 0]
+            service = Service(x.limits[s, :kinds], x.table[s, :rows], varying, lots, x.hold_s[s], hop_s, slo_s)
             account = Account(x.batches[s, :rows], x.totals[s])
             state = SharedState(x.marks[s], x.clock[s], x.ring_time[s], x.ring_start[s], x.ring_size[s], x.ring_kind[s])
             out = Tokens(x.sent[s, gone:], x.sent_event[s, gone:])

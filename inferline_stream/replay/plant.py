@@ -43,7 +43,8 @@ class Plant:
         self.tables = empty_tables(workload, measured, stages, most_replicas=most_replicas)
         self.now_s = float("-inf")
         self.slowed = [1.0 for _ in stages]
-        self._nominal = self.tables.table.copy()
+        tables = self.tables
+        self._nominal = tuple(array.copy() for array in (tables.table, tables.fixed_s, tables.per_unit_s))
         self._hop_s = workload.hop_s
         self._slo_s = slo_s
         self._most = most_replicas
@@ -104,12 +105,14 @@ class Plant:
     def slow(self, s: int, factor: float) -> None:
         """Service times of a stage are this many times the profile's from now on."""
         self.slowed[s] = factor
-        self.tables.table[s] = self._nominal[s] * factor
+        tables = self.tables
+        for array, nominal in zip((tables.table, tables.fixed_s, tables.per_unit_s), self._nominal, strict=True):
+            array[s] = nominal[s] * factor
 
     def nominal_s(self, s: int) -> float:
-        """Σ of service times begun, as the profile has them."""
+        """Σ of S(b) over the batches begun, as the profile has it."""
         batches = self.tables.batches[s]
-        return float(batches @ np.nan_to_num(self._nominal[s, : batches.size, 0]))
+        return float(batches @ np.nan_to_num(self._nominal[0][s, : batches.size]))
 
     def busy(self, s: int) -> int:
         """Replicas with a batch in flight."""

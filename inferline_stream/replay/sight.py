@@ -114,7 +114,7 @@ class Sight:
             self._plant.lag(s),
             float(x.arrived[s, waiting]) if waiting < arrived else None,
             busy_s,
-            busy_s if self._plant.slowed[s] == 1.0 else self._plant.nominal_s(s),
+            self._plant.nominal_s(s) if self._plant.slowed[s] != 1.0 or x.varies[s] else busy_s,
             ready,
             pending,
         )

@@ -14,9 +14,10 @@ import numpy as np
 
 from inferline_stream.estimator.kernels import Events, Flags, FlagTable, Floats, Ints, Masks
 from inferline_stream.estimator.server import power_of_two
-from inferline_stream.estimator.station import service_table_s
+from inferline_stream.estimator.service_table import ServiceTable, service_table
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.variation import LEVELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,11 @@ class Tables(NamedTuple):
         final: (stages,) sends to the sink.
         kinds: (stages,).
         width: (stages,).
-        service_key: (stages,) of the draws of service times.
         hold_s: (stages,) see `StageSetup`.
+        table: (stages, rows) S(b), see `station.Station`.
+        varies: (stages,) whether service times differ from S(b).
+        fixed_s: (stages, rows) see `kernels.Varying`, as are those up to ``largest``; no rows if no stage varies.
+        lots: (stages, events) see `kernels.Service`.
         marks: see `shared_queue.SharedState`, as are clock and rings.
     """
 
@@ -95,11 +99,16 @@ class Tables(NamedTuple):
     final: Flags
     kinds: Ints
     width: Ints
-    service_key: Ints
     hold_s: Floats
     limits: Ints
     table: Floats
-    levels: Floats
+    varies: Flags
+    fixed_s: Floats
+    per_unit_s: Floats
+    factors: Floats
+    units: Floats
+    largest: FlagTable
+    lots: Masks
     batches: Ints
     totals: Floats
     marks: Ints
@@ -131,6 +140,12 @@ def empty_tables(
     most_sources = max([1, *(len(feed.sources) for feed in workload.feeds)])
     paths = len(workload.path_masks)
     ring = power_of_two(most_replicas + 1)
+    services = [
+        [service_table(measured.profiles[s.name, k.hardware], k.max_batch_size) for k in s.kinds] for s in stages
+    ]
+    varies = any(x.varies for kinds in services for x in kinds)
+    rows = most_kinds * max(widths)
+    drawn_rows, drawn_kinds, drawn_events = (rows, most_kinds, events) if varies else (0, 0, 0)
 
     def ints(*shape: int) -> Ints:
         return np.zeros((count, *shape), dtype=np.int64)
@@ -158,12 +173,17 @@ def empty_tables(
         final=np.zeros(count, np.uint8),
         kinds=np.array([len(s.kinds) for s in stages], np.int64),
         width=np.array(widths, np.int64),
-        service_key=ints(),
         hold_s=np.array([s.hold_s for s in stages]),
         limits=ints(most_kinds),
-        table=np.full((count, most_kinds * max(widths), 1), math.nan),
-        levels=np.array([0.5]),
-        batches=ints(most_kinds * max(widths)),
+        table=np.full((count, rows), math.nan),
+        varies=np.zeros(count, np.uint8),
+        fixed_s=np.zeros((count, drawn_rows)),
+        per_unit_s=np.zeros((count, drawn_rows)),
+        factors=np.ones((count, drawn_rows, LEVELS)),
+        units=np.ones((count, drawn_kinds, LEVELS)),
+        largest=np.zeros((count, drawn_kinds), np.uint8),
+        lots=np.zeros((count, drawn_events), np.uint16),
+        batches=ints(rows),
         totals=np.zeros((count, 2)),
         marks=ints(6),
         clock=np.full((count, 1), -math.inf),
@@ -173,11 +193,13 @@ def empty_tables(
         ring_kind=ints(ring),
     )
     for s, stage in enumerate(stages):
-        _fill_stage(tables, workload, measured, s, stage)
+        _fill_stage(tables, workload, s, stage, services[s])
     return tables
 
 
-def _fill_stage(tables: Tables, workload: Workload, measured: PipelineProfile, s: int, stage: StageSetup) -> None:
+def _fill_stage(
+    tables: Tables, workload: Workload, s: int, stage: StageSetup, services: Sequence[ServiceTable]
+) -> None:
     feed = workload.feeds[s]
     count = len(workload.feeds)
     for k, (source, skipped) in enumerate(feed.sources):
@@ -189,7 +211,12 @@ def _fill_stage(tables: Tables, workload: Workload, measured: PipelineProfile, s
     width = int(tables.width[s])
     for k, kind in enumerate(stage.kinds):
         tables.limits[s, k] = kind.max_batch_size
-        tables.table[s, k * width : k * width + kind.max_batch_size + 1, 0] = service_table_s(
-            measured.profiles[stage.name, kind.hardware], kind.max_batch_size
-        )
-    tables.service_key[s] = workload.key("service", s)
+        rows = slice(k * width, k * width + kind.max_batch_size + 1)
+        tables.table[s, rows] = services[k].mean_s
+        if tables.lots.size:
+            tables.fixed_s[s, rows], tables.per_unit_s[s, rows] = services[k].fixed_s, services[k].per_unit_s
+            tables.factors[s, rows], tables.units[s, k] = services[k].factors, services[k].units
+            tables.largest[s, k] = services[k].largest
+    if any(x.varies for x in services):
+        tables.varies[s] = 1
+        tables.lots[s] = workload.lots(s)

@@ -41,7 +41,7 @@ class Network:
             stations,
             targets,
             needed,
-            [station.table[:, 0].tolist() for station in stations],
+            [station.table.tolist() for station in stations],
             [int(station.limits[0]) for station in stations],
         )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.pipeline.variation import LEVELS, NOISE_PROBABILITIES, Variation
 from tests.benchmarks._comparators import Network, simulate_with_plain_heap, simulate_with_simpy
 from tests.unit.estimator.random_pipelines import random_pipeline
 
@@ -51,6 +54,7 @@ def measure(quick: bool) -> dict[str, float | int | str | None]:
     figures: dict[str, float | int | str | None] = {}
     figures.update(kernel_figures(1_000_000, 5 if quick else 9))
     figures.update(pipeline_figures(quick))
+    figures.update(distribution_figures(3 if quick else 7))
     figures.update(comparison_figures(50_000 if quick else 200_000))
     figures["mismatches"] = mismatches(100 if quick else 1100)
     return figures
@@ -72,11 +76,11 @@ def kernel_figures(events: int, repeats: int) -> dict[str, float]:
     shape, profile = Shape(("a",), ()), PipelineProfile({}, Paths((0,), (1.0,)), hop_overhead_s=0.001)
     figures = {}
     for replicas, limit, rho in CELLS:
-        table = np.array([[np.nan], *([0.005 + 0.001 * b] for b in range(1, limit + 1))])
-        rate = rho * replicas * limit / table[limit, 0]
+        table = np.array([np.nan, *(0.005 + 0.001 * b for b in range(1, limit + 1))])
+        rate = rho * replicas * limit / table[limit]
         trace = Trace(np.cumsum(np.random.default_rng(1).exponential(1 / rate, events)))
         workload = prepare(shape, profile, trace)
-        serving = Station(np.array([limit]), table, np.array([0.5]), np.zeros(replicas, dtype=np.int64))
+        serving = Station(np.array([limit]), table, np.zeros(replicas, dtype=np.int64))
         numbers = np.arange(events, dtype=np.int32)
         times_s = trace.arrivals_s.copy()
 
@@ -136,6 +140,35 @@ def pipeline_figures(quick: bool) -> dict[str, float | int]:
         "day_hours_measured": hours,
         "day_memory_gb": memory_gb,
     }
+
+
+def distribution_figures(repeats: int) -> dict[str, float]:
+    """The hour with drawn service times, draws included, over the same hour with means.
+
+    Events of two classes, 1 : 5, and a lognormal factor of CV² 0.5 for each batch, at every stage.
+    """
+    steady = profile_of(SHAPE, HOP_S)
+    z = tuple(statistics.NormalDist().inv_cdf(min(max(p, 0.001), 0.999)) for p in NOISE_PROBABILITIES)
+    variation = Variation(((1.0, LEVELS * 4 // 5), (5.0, LEVELS - LEVELS * 4 // 5)), noise=z)
+    varying = replace(
+        steady,
+        profiles={
+            key: replace(
+                profile,
+                variation=variation,
+                service_times=tuple(replace(entry, spread=math.log(1.5) ** 0.5) for entry in profile.service_times),
+            )
+            for key, profile in steady.profiles.items()
+        },
+    )
+    hour = gamma_trace(1000, 1.0, 3600, np.random.default_rng(2))
+    plan = allocations_at(1000)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(repeats):
+        for drawn, profile in ((False, steady), (True, varying)):
+            seconds[drawn].append(cpu_s(lambda p=profile: simulate(SHAPE, plan, p, hour).p99_s, 1))
+    means_s, drawn_s = statistics.median(seconds[False]), statistics.median(seconds[True])
+    return {"distribution_cost_ratio": drawn_s / means_s, "hour_means_s": means_s, "hour_drawn_s": drawn_s}
 
 
 def forget_peak_memory() -> None:

@@ -14,49 +14,50 @@ import numpy as np
 import pytest
 
 from inferline_stream.estimator.evaluation import StageStatistics, evaluate
+from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.variation import LEVELS
 
 EVENTS = 4_000_000
 TOLERANCE = 0.02
 
-EXPONENTIAL_LEVELS = np.concatenate(
-    [[0.0], 1 - np.exp(-np.linspace(0.02, 3, 60)), 1 - np.exp(-np.arange(3.1, 18, 0.1))]
-)
 FIXED, TWO_KINDS, EXPONENTIAL = "fixed", "two kinds of event", "exponential"
 
 
-def distribution(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Levels and quantiles of a service time with mean near 1; linear between the levels."""
+def levels(kind: str) -> np.ndarray:
+    """Equally probable service times with mean near 1."""
     if kind == FIXED:
-        return np.array([0.5]), np.array([1.0])
+        return np.ones(LEVELS)
     if kind == TWO_KINDS:  # 90 % short, 10 % ten times as long
-        return np.array([0.0, 0.9, 0.9000001, 1.0]), np.array([0.5, 0.5, 5.0, 5.0])
-    levels = np.append(EXPONENTIAL_LEVELS, 1.0)
-    return levels, np.append(np.maximum(-np.log1p(-EXPONENTIAL_LEVELS), 1e-9), 20.0)
+        return np.where(np.arange(LEVELS) < 0.9 * LEVELS, 0.5, 5.0)
+    # Means between the quantiles at i/LEVELS: of -ln(1 - u) over u it is (1-u)(ln(1-u) - 1) at the ends.
+    left = 1 - np.arange(LEVELS + 1) / LEVELS
+    ends = np.append(left[:-1] * (np.log(left[:-1]) - 1), 0.0)
+    return np.diff(ends) * LEVELS
 
 
-def moments(levels: np.ndarray, quantiles_s: np.ndarray) -> tuple[float, float]:
-    """E[S] and E[S²] of the distribution that is linear between its quantiles."""
-    if levels.size == 1:
-        return float(quantiles_s[0]), float(quantiles_s[0] ** 2)
-    a, b, weight = quantiles_s[:-1], quantiles_s[1:], np.diff(levels)
-    return float((weight * (a + b) / 2).sum()), float((weight * (a * a + a * b + b * b) / 3).sum())
+def moments(times_s: np.ndarray) -> tuple[float, float]:
+    """E[S] and E[S²]."""
+    return float(times_s.mean()), float((times_s**2).mean())
 
 
 def simulated(kind: str, servers: int, utilization: float, seed: int, events: int = EVENTS) -> StageStatistics:
-    levels, quantiles_s = distribution(kind)
-    rate = utilization * servers / moments(levels, quantiles_s)[0]
-    arrivals_s = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, events))
+    times_s = levels(kind)
+    mean_s = float(times_s.mean())
+    arrivals_s = np.cumsum(np.random.default_rng(seed).exponential(mean_s / (utilization * servers), events))
+    ones = np.ones((2, LEVELS))
+    # Drawn by event, or by batch; of one event each, that is the same.
+    by_event, by_batch = (times_s[None], ones) if kind == TWO_KINDS else (ones[:1], ones * times_s)
     serving = Station(
         limits=np.array([1]),
-        table=np.stack([np.full(levels.size, math.nan), quantiles_s]),
-        levels=levels,
+        table=np.array([math.nan, mean_s]),
         kinds=np.zeros(servers, dtype=np.int64),
+        varying=Varying(np.zeros(2), np.ones(2), by_batch, by_event, np.zeros(1, dtype=np.uint8)),
     )
     workload = prepare(Shape(("a",), ()), PipelineProfile({}, Paths((0,), (1.0,))), Trace(arrivals_s), seed=seed)
     return evaluate(workload, [serving], latencies=False).statistics[0]
@@ -75,7 +76,7 @@ def erlang_c(servers: int, load: float) -> float:
 )
 def test_one_server_waits_as_pollaczek_and_khinchine_say(kind: str, utilization: float) -> None:
     """W = λ E[S²] / (2 (1 − ρ)); fixed service is M/D/1, exponential service is M/M/1."""
-    mean_s, square = moments(*distribution(kind))
+    mean_s, square = moments(levels(kind))
     expected = utilization / mean_s * square / (2 * (1 - utilization))
     found = simulated(kind, 1, utilization, seed=11)
     assert found.wait_s == pytest.approx(expected, rel=TOLERANCE)
@@ -84,16 +85,16 @@ def test_one_server_waits_as_pollaczek_and_khinchine_say(kind: str, utilization:
 
 def test_the_exponential_distribution_drawn_here_is_one() -> None:
     """Otherwise the laws below would hold of something else: SCV 1, and W = ρ/(1 − ρ) as M/M/1 has it."""
-    mean_s, square = moments(*distribution(EXPONENTIAL))
+    mean_s, square = moments(levels(EXPONENTIAL))
     assert mean_s == pytest.approx(1, rel=2e-3)
-    assert square / mean_s**2 - 1 == pytest.approx(1, rel=4e-3)
+    assert square / mean_s**2 - 1 == pytest.approx(1, rel=5e-3)
     assert simulated(EXPONENTIAL, 1, 0.7, seed=12).wait_s == pytest.approx(0.7 / 0.3, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(("servers", "utilization"), [(2, 0.7), (5, 0.8), (16, 0.85)])
 def test_several_servers_wait_as_erlang_says(servers: int, utilization: float) -> None:
     """W = C(c, λ/µ) / (c µ − λ): M/M/c."""
-    mean_s = moments(*distribution(EXPONENTIAL))[0]
+    mean_s = moments(levels(EXPONENTIAL))[0]
     expected = erlang_c(servers, servers * utilization) * mean_s / (servers * (1 - utilization))
     found = simulated(EXPONENTIAL, servers, utilization, seed=13, events=3 * EVENTS)
     assert found.wait_s == pytest.approx(expected, rel=TOLERANCE)
@@ -101,7 +102,7 @@ def test_several_servers_wait_as_erlang_says(servers: int, utilization: float) -
 
 def test_deterministic_gaps_and_service_never_wait_below_full_utilization() -> None:
     """D/D/1."""
-    serving = Station(np.array([1]), np.array([[math.nan], [0.999]]), np.array([0.5]), np.zeros(1, dtype=np.int64))
+    serving = Station(np.array([1]), np.array([math.nan, 0.999]), np.zeros(1, dtype=np.int64))
     workload = prepare(Shape(("a",), ()), PipelineProfile({}, Paths((0,), (1.0,))), Trace(np.arange(10_000.0)))
     found = evaluate(workload, [serving]).latency_s
     assert found is not None

@@ -91,7 +91,7 @@ def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[Process
     code = code or StageCode(load_topology(spec.topology), spec.stage, spec.topology)
     confinement = confined(spec.isolation, spec.topology, spec.hardware)
     refusals = Refusals(confinement)
-    call = StageCall(refusals.guarded(code.run), spec.hardware, spec.emulated_s)
+    call = StageCall(refusals.guarded(code.run), spec.hardware, spec.emulated_s, code.emulated)
     gc.collect()
     gc.freeze()  # what was loaded stays: the collector need not look at it again
     held = seal(confinement, keep=(keep,))

@@ -10,10 +10,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, TypeVar
 
 from inferline_stream.dataplane.frames import Call, Done, Failed
 from inferline_stream.errors import StageFailed
+from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.hardware import Hardware
 
 Result = TypeVar("Result")
@@ -37,13 +39,18 @@ class StageCall:
         run: the stage's function, or the class to build once.
         hardware: where it runs.
         emulated_s: service time in seconds by batch size, on emulated hardware.
+        varies: how these vary, if they do.
 
     Raises:
         StageFailed: building the class raised.
     """
 
     def __init__(
-        self, run: Callable[..., Any], hardware: Hardware, emulated_s: Mapping[int, float] | None = None
+        self,
+        run: Callable[..., Any],
+        hardware: Hardware,
+        emulated_s: Mapping[int, float] | None = None,
+        varies: Emulated | None = None,
     ) -> None:
         try:
             self._call: Any = run() if inspect.isclass(run) else run
@@ -54,13 +61,18 @@ class StageCall:
             raise StageFailed(f"{where}: {what}" if where else what) from error
         self._cores = hardware.cores if not hardware.emulated and 0 < hardware.cores < 1 else None
         self._emulated_s = dict(sorted((emulated_s or {}).items())) if hardware.emulated else {}
+        self._varies = varies or Emulated({})
+        self._random = Random()  # noqa: S311  no secret depends on it
 
     def __call__(self, values: list[Any]) -> Any:
         """Return the stage's results for one batch. An error that the stage raises is passed on."""
         if self._emulated_s:
             began_s = time.perf_counter()
             results = self._call(values)
-            _sleep_until(began_s + emulated_service_s(self._emulated_s, len(values)))
+            service_s = emulated_service_s(self._emulated_s, len(values)) * self._varies.factor(self._random)
+            if self._varies.weight is not None:
+                service_s *= sum(map(self._varies.weight, values)) / len(values)
+            _sleep_until(began_s + service_s)
             return results
         if self._cores is None:
             results = self._call(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,9 +14,10 @@ from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
 from inferline_stream.dataplane.loading import load_code
 from inferline_stream.dataplane.replica.stage_call import attempt, run_batch
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidTopology, StageFailed
 from inferline_stream.pipeline.annotations import join_fields, types_of
 from inferline_stream.pipeline.codec import Codec
+from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.version import format_between
 
@@ -37,6 +39,7 @@ class StageCode:
         folder = os.path.dirname(os.path.abspath(topology))
         own = pipeline.stage(stage)
         self.run: Callable[..., Any] = load_code(own.run, folder) if isinstance(own.run, str) else own.run
+        self.emulated = own.emulated if isinstance(own.emulated, Emulated) else None
         conditions = {
             child.name: load_code(edge.condition, folder) if isinstance(edge.condition, str) else edge.condition
             for child in pipeline.stages
@@ -68,6 +71,29 @@ class StageCode:
             return outcomes, calls
         following = iter(outcomes)
         return [value if isinstance(value, Failed) else next(following) for value in decoded], calls
+
+    def weigh(self, function: Callable[[Any], float], inputs: Sequence[StageInput]) -> list[float]:
+        """Return what a function of the topology gives for each encoded input.
+
+        Raises:
+            StageFailed: it raises, or gives anything but a finite number of 0 or more.
+        """
+        name = getattr(function, "__qualname__", repr(function))
+        decode: Callable[[Any], Any] = self._decode
+        weights = []
+        for each in inputs:
+            try:
+                weight = float(function(decode(each)))
+            except Exception as error:
+                raise StageFailed(
+                    f"{name} raised {type(error).__name__}: {error}, on sample event {each!r:.80}"
+                ) from error
+            if not (math.isfinite(weight) and weight >= 0):
+                raise StageFailed(
+                    f"{name} gives {weight} for sample event {each!r:.80}; return a finite number, 0 or more"
+                )
+            weights.append(weight)
+        return weights
 
     def settle(self, result: Any) -> Done:
         """Return a result encoded, with the edges that it takes. What conditions and the encoder raise is passed on."""

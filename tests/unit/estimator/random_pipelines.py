@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.estimator.station import Station
+from inferline_stream.estimator.kernels import Varying
+from inferline_stream.estimator.station import STEADY, Station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.variation import LEVELS
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,10 @@ def random_station(rng: np.random.Generator, grid: float) -> Station:
     kinds = int(rng.integers(1, 4))
     limits = rng.choice([1, 2, 3, 5, 8], kinds)
     width = int(limits.max()) + 1
-    levels = np.array([0.0, 0.1, 0.5, 0.9, 1.0]) if rng.random() < 0.3 else np.array([0.5])
     # Not monotone in the batch size on purpose.
-    table = rng.gamma(2.0, 0.05, (kinds * width, levels.size))
+    table = rng.gamma(2.0, 0.05, kinds * width)
     if grid:
         table = np.ceil(table / grid) * grid
-    table = np.sort(table, axis=1)
     held = rng.integers(1, 3, kinds)
     partitioned = rng.random() < 0.3
     owners = None
@@ -72,9 +72,21 @@ def random_station(rng: np.random.Generator, grid: float) -> Station:
     return Station(
         limits=limits.astype(np.int64),
         table=table,
-        levels=levels,
         kinds=rng.permutation(np.repeat(np.arange(kinds, dtype=np.int64), held)),
         hold_s=float((grid or 0.1) * rng.integers(1, 4)) if wait else 0.0,
         order_slo_s=float(rng.choice([0.0, grid or 0.1, 4 * (grid or 0.1), np.inf])),
         owners=owners,
+        varying=random_variation(rng, table, kinds) if rng.random() < 0.5 else STEADY,
     )
+
+
+def random_variation(rng: np.random.Generator, table: np.ndarray, kinds: int) -> Varying:
+    """Events that differ, batches that differ, or both; sometimes only in some kinds."""
+    units, factors = np.ones((kinds, LEVELS)), np.ones((table.size, LEVELS))
+    fixed_s = table * rng.choice([0.0, 0.5, 1.0])
+    if rng.random() < 0.7:
+        classes = rng.random() < 0.5
+        units = np.sort(rng.choice([1.0, 5.0], units.shape) if classes else rng.gamma(0.5, 2.0, units.shape))
+    if rng.random() < 0.7:
+        factors = np.sort(rng.lognormal(-0.2, 0.6, factors.shape))
+    return Varying(fixed_s + 1e-4, table - fixed_s, factors, units, rng.integers(0, 2, kinds).astype(np.uint8))

@@ -46,7 +46,11 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
     assert sum(s.hold_s > 0 and s.limits.size > 1 for s in queues) > 50
     assert sum(s.hold_s > 0 for s in stations) > 100
     assert sum(s.limits.size > 1 for s in stations) > 100
-    assert sum(s.levels.size > 1 for s in stations) > 100
+    varying = [s for s in stations if s.varies]
+    assert len(varying) > 100
+    assert sum(s.limits.max() > 1 and np.unique(s.varying.units).size > 1 for s in varying) > 100
+    assert sum(bool(s.varying.largest.any()) for s in varying) > 100
+    assert sum(s.owners is not None for s in varying) > 50
     assert sum(np.unique(p.workload.entry_s).size < len(p.workload) for p in pipelines) > 20
 
 

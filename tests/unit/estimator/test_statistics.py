@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
 from inferline_stream.estimator.simulation import simulate
-from inferline_stream.pipeline.profile import PROBABILITIES, PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from tests.unit.estimator.small import C_SKIPPED, C_TAKEN, CHAIN, DIAMOND, ONE, allocated, measured, trace
 
 
@@ -38,38 +42,59 @@ def test_stages_see_the_share_of_events_that_their_paths_give_them() -> None:
     assert found.stages["d"].arrivals == 50_000
 
 
-def spread(mean_s: float) -> ServiceTime:
-    quantiles = np.array([0.5, 0.7, 0.8, 0.9, 1.1, 1.4, 1.6, 2.0, 2.2]) * mean_s
-    return ServiceTime(1, mean_s, tuple(quantiles.tolist()))
+LOGNORMAL = tuple(NormalDist().inv_cdf(min(max(p, 1e-3), 1 - 1e-3)) for p in NOISE_PROBABILITIES)
 
 
-def test_service_times_drawn_from_quantiles_have_the_measured_distribution() -> None:
-    entry = spread(0.01)
-    profile = PipelineProfile({("a", "h"): Profile("a", "h", (entry,))}, Paths((0,), (1.0,)))
-    events = Trace(np.arange(200_000) * 1.0)
-    found = np.sort(simulate(ONE, {"a": allocated()}, profile, events, service="quantiles", seed=3).latency_s)
-    at = np.quantile(found, PROBABILITIES)
-    assert at[1:-1] == pytest.approx(entry.quantiles_s[1:-1], rel=0.01)
-    assert found[0] >= entry.quantiles_s[0] * (1 - 1e-6)
-    assert found[-1] <= entry.quantiles_s[-1] * (1 + 1e-6)
+def profiled(variation: Variation, *times: ServiceTime) -> PipelineProfile:
+    return PipelineProfile({("a", "h"): Profile("a", "h", times, variation=variation)}, Paths((0,), (1.0,)))
+
+
+def alone(profile: PipelineProfile, *, seed: int = 0, replicas: int = 1, events: int = 50_000) -> np.ndarray:
+    """Service times of events that never meet."""
+    return simulate(ONE, {"a": allocated(replicas)}, profile, Trace(np.arange(events) * 100.0), seed=seed).latency_s
+
+
+def test_times_drawn_have_the_mean_and_the_spread_of_the_profile() -> None:
+    found = alone(profiled(Variation(noise=LOGNORMAL), ServiceTime(1, 0.01, spread=0.5)), seed=3)
+    assert found.mean() == pytest.approx(0.01, rel=0.01)
+    assert np.log(found).std() == pytest.approx(0.5, rel=0.02)
+    assert np.quantile(found, 0.99) / np.median(found) == pytest.approx(math.exp(0.5 * 2.326), rel=0.03)
+
+
+def test_two_classes_take_the_times_of_their_class() -> None:
+    """Of a mean of 18 ms, of which 9 ms are fixed, the large quarter takes 9 + 5 · 9/2 ms."""
+    variation = Variation(((1.0, 192), (5.0, 64)))
+    found = alone(profiled(variation, ServiceTime(1, 0.018, fixed_s=0.009)))
+    slow = found > 0.018
+    assert slow.mean() == pytest.approx(0.25, abs=0.01)
+    assert found[~slow] == pytest.approx(0.009 + 0.009 / 2)
+    assert found[slow] == pytest.approx(0.009 + 5 * 0.009 / 2)
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_a_batch_takes_as_long_as_its_mean_or_its_largest_event_asks(largest: bool) -> None:
+    """Whatever the law, batches of four random events take S(4) on average."""
+    variation = Variation(((1.0, 192), (5.0, 64)), largest=largest)
+    profile = profiled(variation, ServiceTime(1, 0.01), ServiceTime(4, 0.03))
+    events = Trace(np.repeat(np.arange(20_000) * 100.0, 4))
+    found = simulate(ONE, {"a": allocated(1, 4)}, profile, events).latency_s[::4]
+    assert found.mean() == pytest.approx(0.03, rel=0.01)
+    distinct = np.unique(np.round(found, 9))
+    assert len(distinct) == (2 if largest else 5)
+    assert distinct[-1] / distinct[0] == pytest.approx(5.0)
 
 
 def test_two_plans_are_compared_on_the_same_luck() -> None:
     """With replicas to spare nobody waits: each event's draw is its own, whatever the number of replicas."""
-    profile = PipelineProfile({("a", "h"): Profile("a", "h", (spread(0.01),))}, Paths((0,), (1.0,)))
-    events = Trace(np.arange(1000) * 1.0)
-    found = [simulate(ONE, {"a": allocated(n)}, profile, events, service="quantiles").latency_s for n in (2, 7)]
-    assert np.array_equal(*found)
+    profile = profiled(Variation(((1.0, 128), (3.0, 128)), noise=LOGNORMAL), ServiceTime(1, 0.01, spread=0.5))
+    assert np.array_equal(alone(profile, replicas=2), alone(profile, replicas=7))
 
 
 def test_another_seed_is_another_luck() -> None:
-    profile = PipelineProfile({("a", "h"): Profile("a", "h", (spread(0.01),))}, Paths((0,), (1.0,)))
-    events = Trace(np.arange(100) * 1.0)
-    found = [simulate(ONE, {"a": allocated()}, profile, events, service="quantiles", seed=s).latency_s for s in (1, 2)]
-    assert not np.array_equal(*found)
+    profile = profiled(Variation(noise=LOGNORMAL), ServiceTime(1, 0.01, spread=0.5))
+    assert not np.array_equal(alone(profile, seed=1), alone(profile, seed=2))
 
 
-def test_a_profile_without_quantiles_serves_in_its_mean() -> None:
-    profile = measured(ONE, {"a": {1: 0.5}})
-    found = simulate(ONE, {"a": allocated()}, profile, trace(0.0, 1.0), service="quantiles")
-    assert found.latency_s.tolist() == [0.5, 0.5]
+def test_a_steady_profile_serves_in_its_mean() -> None:
+    profile = profiled(Variation(noise=LOGNORMAL), ServiceTime(1, 0.5, spread=0.5)).steady()
+    assert np.allclose(alone(profile, events=10), 0.5)

@@ -18,7 +18,8 @@ def profiles(draw: st.DrawFn) -> Profile:
     times = []
     for size in sizes:
         quantiles = tuple(sorted(draw(st.lists(POSITIVE, min_size=9, max_size=9))))
-        times.append(ServiceTime(size, draw(POSITIVE), quantiles))
+        mean_s = draw(POSITIVE)
+        times.append(ServiceTime(size, mean_s, quantiles, mean_s * draw(st.floats(0, 1)), draw(st.floats(0, 2))))
     return Profile("stage", "cpu-1", tuple(times), draw(st.floats(0, 10)))
 
 
@@ -26,7 +27,8 @@ def profiles(draw: st.DrawFn) -> Profile:
 def test_measured_sizes_are_returned_as_measured(profile: Profile) -> None:
     for entry in profile.service_times:
         assert profile.service_time_s(entry.batch_size) == entry.mean_s
-        assert profile.quantiles_s(entry.batch_size) == entry.quantiles_s
+        assert profile.fixed_s(entry.batch_size) == entry.fixed_s
+        assert profile.spread(entry.batch_size) == entry.spread
         assert profile.throughput(entry.batch_size) == pytest.approx(entry.throughput)
 
 
@@ -38,7 +40,8 @@ def test_between_two_sizes_the_service_time_lies_on_their_line(profile: Profile,
     span = above.batch_size - below.batch_size
     share = (size - below.batch_size) / span if span else 0.0
     assert profile.service_time_s(size) == pytest.approx(below.mean_s * (1 - share) + above.mean_s * share)
-    assert list(profile.quantiles_s(size)) == sorted(profile.quantiles_s(size))
+    assert profile.fixed_s(size) == pytest.approx(below.fixed_s * (1 - share) + above.fixed_s * share)
+    assert profile.spread(size) == pytest.approx(below.spread * (1 - share) + above.spread * share)
 
 
 @pytest.mark.parametrize("size", [0, -1, 65])
@@ -62,7 +65,6 @@ def test_without_quantiles_a_service_time_is_always_its_mean() -> None:
     entry = ServiceTime(4, 0.2)
     assert (entry.p50_s, entry.p99_s) == (0.2, 0.2)
     assert entry.throughput == pytest.approx(20.0)
-    assert Profile("s", "k", (ServiceTime(1, 0.1), entry)).quantiles_s(2) == pytest.approx((0.1 + 0.1 / 3,) * 9)
 
 
 def test_percentiles_are_found_at_their_levels() -> None:

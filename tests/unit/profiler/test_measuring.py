@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.profile import PROBABILITIES
-from inferline_stream.profiler.measuring import measure, measure_emulated, powers_of_two, service_time
-from inferline_stream.profiler.messages import Measure, Times
+from inferline_stream.profiler.measuring import measure, measure_emulated, powers_of_two
+from inferline_stream.profiler.messages import Measure, Times, Weigh, Weights
 from inferline_stream.profiler.process import WorkerFailed
+from inferline_stream.profiler.variation_fit import service_time
 
 KINDS = catalogue()
 INPUTS = [b"1", b"2"]
@@ -25,7 +26,9 @@ class Worker:
         self.dies_after = dies_after
         self.sizes: list[int] = []
 
-    async def ask(self, request: Measure, answer: type[Times]) -> Times:
+    async def ask(self, request: Measure | Weigh, answer: type[Times] | type[Weights]) -> Times | Weights:
+        if isinstance(request, Weigh):
+            return Weights(None)
         self.sizes.append(request.batch_size)
         if request.batch_size > self.memory_for or len(self.sizes) > self.dies_after:
             raise WorkerFailed("out of memory", memory=True)
@@ -39,7 +42,7 @@ def gains(size: int) -> float:
 
 async def test_sizes_are_powers_of_two_up_to_the_limit() -> None:
     worker = Worker(gains)
-    times, why = await measure(worker, KINDS["cpu-1"], INPUTS, 48, seconds=1.0)
+    times, _, why = await measure(worker, KINDS["cpu-1"], INPUTS, 48, seconds=1.0)
     assert [entry.batch_size for entry in times] == [1, 2, 4, 8, 16, 32]
     assert [entry.mean_s for entry in times] == pytest.approx([gains(size) for size in (1, 2, 4, 8, 16, 32)])
     assert why == ""
@@ -55,32 +58,32 @@ async def test_both_passes_count() -> None:
     """On a machine that becomes half as fast meanwhile, every size is seen at both speeds."""
     worker = Worker(gains)
     worker.service_s = lambda size: gains(size) * (1 if len(worker.sizes) <= 4 else 2)
-    times, _ = await measure(worker, KINDS["cpu-1"], INPUTS, 8, seconds=1.0)
+    times, _, _ = await measure(worker, KINDS["cpu-1"], INPUTS, 8, seconds=1.0)
     assert [entry.mean_s for entry in times] == pytest.approx([1.5 * gains(size) for size in (1, 2, 4, 8)])
 
 
 async def test_the_search_ends_after_two_sizes_without_a_gain() -> None:
     worker = Worker(lambda size: 0.01 * size)
-    times, why = await measure(worker, KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    times, _, why = await measure(worker, KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
     assert [entry.batch_size for entry in times] == [1, 2, 4]
     assert why == "throughput did not grow beyond batches of 1"
 
 
 async def test_one_size_without_a_gain_does_not_end_it() -> None:
     slow_at_4 = {1: 10.0, 2: 11.0, 4: 30.0, 8: 32.0, 16: 64.0, 32: 128.0, 64: 256.0}
-    times, why = await measure(Worker(lambda size: slow_at_4[size]), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    times, _, why = await measure(Worker(lambda size: slow_at_4[size]), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
     assert [entry.batch_size for entry in times] == [1, 2, 4, 8, 16, 32]
     assert "beyond batches of 8" in why
 
 
 async def test_memory_caps_the_batch() -> None:
-    times, why = await measure(Worker(gains, memory_for=8), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    times, _, why = await measure(Worker(gains, memory_for=8), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
     assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
     assert why == "batches of 16: out of memory"
 
 
 async def test_what_was_measured_stands_if_the_process_is_gone_afterwards() -> None:
-    times, why = await measure(Worker(gains, memory_for=8, dies_after=4), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    times, _, why = await measure(Worker(gains, memory_for=8, dies_after=4), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
     assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
     assert "out of memory" in why
 
@@ -93,7 +96,7 @@ async def test_no_memory_for_a_single_event_is_an_error() -> None:
 async def test_emulated_times_are_the_declared_ones_and_what_was_measured_on_top() -> None:
     table = {1: 0.020, 8: 0.060}
     worker = Worker(lambda size: 0.0203)
-    times = await measure_emulated(worker, KINDS["emulated-cpu"], INPUTS, 64, table)
+    times, _ = await measure_emulated(worker, KINDS["emulated-cpu"], INPUTS, 64, table)
     assert worker.sizes == [1]
     assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
     declared = [0.020, 0.020 + 0.040 / 7, 0.020 + 3 * 0.040 / 7, 0.060]
@@ -101,7 +104,7 @@ async def test_emulated_times_are_the_declared_ones_and_what_was_measured_on_top
 
 
 async def test_emulated_sizes_end_at_the_limit() -> None:
-    times = await measure_emulated(Worker(lambda size: 0.02), KINDS["emulated-cpu"], INPUTS, 4, {1: 0.02, 8: 0.06})
+    times, _ = await measure_emulated(Worker(lambda size: 0.02), KINDS["emulated-cpu"], INPUTS, 4, {1: 0.02, 8: 0.06})
     assert [entry.batch_size for entry in times] == [1, 2, 4]
 
 
@@ -127,6 +130,6 @@ async def test_memory_of_a_gpu_is_read_after_each_size_on_the_way_up_and_running
     def device_bytes() -> int:
         return 1000 + 10 * max(worker.sizes)
 
-    times, why = await measure(worker, KINDS["t4"], INPUTS, 16, seconds=1.0, device_bytes=device_bytes)
+    times, _, why = await measure(worker, KINDS["t4"], INPUTS, 16, seconds=1.0, device_bytes=device_bytes)
     assert [(entry.batch_size, entry.device_bytes) for entry in times] == [(1, 1010), (2, 1020), (4, 1040)]
     assert why == "batches of 8: out of memory"

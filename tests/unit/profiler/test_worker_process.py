@@ -88,7 +88,7 @@ async def test_an_event_that_the_stage_raises_on_fails_alone() -> None:
 @pytest.mark.parametrize(("stage", "largest"), [("memory", 4), ("device", 2), ("killed", 2)])
 async def test_memory_that_runs_out_caps_the_batch(stage: str, largest: int) -> None:
     async with start(stage) as worker:
-        times, why = await measure(worker, KINDS["cpu-1"], NUMBERS, 64, seconds=0.2)
+        times, _, why = await measure(worker, KINDS["cpu-1"], NUMBERS, 64, seconds=0.2)
     assert times[-1].batch_size == largest
     assert why.startswith(f"batches of {2 * largest}: ")
 
