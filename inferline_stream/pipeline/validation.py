@@ -170,9 +170,12 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
             yield f"hardware {kind.name!r} is given as an object; give its name here, the object to Pipeline(hardware=)"
         elif kind not in kinds:
             yield f"unknown hardware {kind!r}{_close(kind, kinds)}"
-    if stage.cost is not None and not callable(stage.cost):
+    cost: Any = stage.cost
+    if cost is not None and not isinstance(cost, str) and not callable(cost):
+        yield f"cost {cost!r} is neither a function of one event nor the name of one"
+    elif isinstance(cost, str):
         try:
-            check_code_name(stage.cost)
+            check_code_name(cost)
         except TypeError as error:
             yield f"cost: {error}"
     yield from _of_emulation(stage, kinds)

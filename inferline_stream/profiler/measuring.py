@@ -118,9 +118,9 @@ class _Run:
         self._hardware = hardware
         self._inputs = list(inputs)
 
-    async def time(self, size: int, seconds: float, fewest: int = FEWEST_BATCHES) -> None:
+    async def time(self, size: int, seconds: float) -> None:
         """Time batches of one size; the first, which warms it up, counts for nothing."""
-        order = Measure(self._inputs, self._hardware, {}, size, seconds, fewest, MOST_BATCHES)
+        order = Measure(self._inputs, self._hardware, {}, size, seconds, FEWEST_BATCHES, MOST_BATCHES)
         found = (await self._worker.ask(order, Times)).service_s
         batches = [
             TimedBatch(tuple(i % len(self._inputs) for i in range(first, first + size)), time_s)
@@ -136,8 +136,12 @@ class _Run:
             return
         if len(singles) < min(MOST_BATCHES, len(self._inputs)):
             self.timed.clear()
-            await self.time(1, seconds, FEWEST_EVENTS)
-        self._inputs = self._inputs[: max(FEWEST_EVENTS, len(self.timed[1]) + 1)]
+            await self.time(1, seconds)
+        events = list(dict.fromkeys(batch.events[0] for batch in self.timed[1]))
+        if len(events) >= FEWEST_EVENTS:
+            places = {event: place for place, event in enumerate(events)}
+            self.timed[1] = [TimedBatch((places[batch.events[0]],), batch.time_s) for batch in self.timed[1]]
+            self._inputs = [self._inputs[event] for event in events]
 
 
 async def measure_emulated(

@@ -217,7 +217,8 @@ def _repeats(singles: Sequence[TimedBatch]) -> Floats:
         if len(times) > 1
         for each in times
     ]
-    return np.exp(np.array(found))
+    ratios: Floats = np.exp(np.array(found))
+    return ratios
 
 
 def _noise(ratios: Mapping[int, Floats]) -> tuple[dict[int, float], tuple[float, ...]]:

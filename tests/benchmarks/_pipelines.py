@@ -23,9 +23,11 @@ HEAVY = {1: "25ms", 2: "32ms", 4: "45ms", 8: "70ms", 16: "120ms"}
 _HEAD = """
 from __future__ import annotations
 
+from zlib import crc32
+
 from msgspec import Struct
 
-from inferline_stream import Isolation, Pipeline, Sample, Stage, Topic
+from inferline_stream import Emulated, Isolation, Pipeline, Sample, Stage, Topic
 
 ISOLATION = Isolation(forked=FORKED)
 
@@ -48,9 +50,14 @@ def rare(event: Event) -> bool:
     return event.n % 7 < 2
 
 
-def stage(name, table, after=(), run=same):
-    return Stage(name, run, hardware=["emulated-cpu"], emulated=table, max_batch_size=max(table), after=after,
-                 isolation=ISOLATION)
+def asks(event: Event) -> float:
+    # A fifth of the events, in no order.
+    return 5.0 if crc32(event.key.encode()) % 5 == 0 else 1.0
+
+
+def stage(name, table, after=(), run=same, cost=None, **varies):
+    return Stage(name, run, hardware=["emulated-cpu"], emulated=Emulated(table, **varies) if varies else table,
+                 max_batch_size=max(table), after=after, isolation=ISOLATION, cost=cost)
 
 """
 
@@ -63,6 +70,17 @@ pipeline = Pipeline({name!r}, slo={slo!r}, source=Topic("in", partitions={partit
 _STAGES = {
     "single": f"""
 stages = [stage("classify", {MIDDLE})]
+""",
+    "lognormal": f"""
+stages = [stage("classify", {MIDDLE}, cv=0.5)]
+""",
+    "classes": f"""
+stages = [stage("classify", {MIDDLE}, weight=asks)]
+""",
+    "declared": f"""
+parse = stage("parse", {LIGHT}, cv=0.5)
+classify = stage("classify", {MIDDLE}, [parse], weight=asks, cost=asks)
+stages = [parse, classify]
 """,
     "chain": f"""
 parse = stage("parse", {LIGHT})
@@ -107,7 +125,8 @@ def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False)
     """Write one of the pipelines.
 
     Args:
-        kind: ``single``, ``chain``, ``conditional`` or ``diamond``.
+        kind: ``single``, ``chain``, ``conditional`` or ``diamond``; ``lognormal``, ``classes`` or ``declared``,
+            whose service times vary by chance, by event, and by both, with what an event costs declared.
         folder: a new one is made inside.
         slo: e.g. ``"200ms"``.
         name: of the pipeline.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inferline_stream import Edge, Hardware, InvalidTopology, Pipeline, Stage, Topic
+from inferline_stream import Edge, Emulated, Hardware, InvalidTopology, Pipeline, Stage, Topic
 from inferline_stream.pipeline.validation import problems, validated
 from tests.unit.pipeline.declaring import Language, is_english, judge, line, moderation, only_problem, pass_on
 
@@ -195,10 +195,26 @@ def test_a_batch_holds_at_least_one_event(size: Any) -> None:
         ({1: "20ms", 0: "1ms"}, "emulated batch size 0 must be a whole number"),
         ({1: "20ms", "8": "60ms"}, "emulated batch size '8' must be a whole number"),
         ({"emulated-cpu": "20ms"}, "are no table"),
+        (Emulated({2: "20ms"}), "no emulated service time for batch size 1"),
+        (Emulated({1: "20ms"}, cv=-0.5), "emulated cv -0.5 must be a number, 0 or more"),
+        (Emulated({1: "20ms"}, cv=float("nan")), "emulated cv nan must be a number"),
+        (Emulated({1: "20ms"}, weight=3), "emulated weight 3 must be a function"),  # type: ignore[arg-type]
     ],
 )
 def test_emulated_hardware_needs_service_times(emulated: Any, said: str) -> None:
     assert said in only_problem(line(pass_on, hardware=["emulated-cpu"], emulated=emulated))
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        ("tokens", "cost: 'tokens' does not name code"),
+        ("models:", "cost: 'models:' does not name code"),
+        (3, "cost 3 is neither a function of one event nor the name of one"),
+    ],
+)
+def test_a_cost_is_a_function_or_names_one(cost: Any, said: str) -> None:
+    assert said in only_problem(line(pass_on, cost=cost))
 
 
 def test_one_bad_table_for_two_kinds_is_told_once() -> None:

@@ -1,5 +1,6 @@
 """Service time by batch size: which sizes, how often, and when to stop."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,35 @@ from inferline_stream.profiler.variation_fit import service_time
 
 KINDS = catalogue()
 INPUTS = [b"1", b"2"]
+
+
+class Uneven:
+    """Runs batches of events whose numbers are what they ask for: 5 ms and as many ms for all of them."""
+
+    def __init__(self, costs: bool) -> None:
+        self.costs = costs
+        self.singles = 0
+
+    async def ask(self, request: Measure | Weigh, answer: type[Times] | type[Weights]) -> Times | Weights:
+        if isinstance(request, Weigh):
+            return Weights([float(each) for each in request.inputs] if self.costs else None)
+        taken = itertools.cycle(request.inputs)
+        batches = [[float(next(taken)) for _ in range(request.batch_size)] for _ in range(101)]
+        self.singles += 100 * (request.batch_size == 1)
+        return Times([0.005 + 0.001 * sum(batch) for batch in batches[1:]])
+
+
+@pytest.mark.parametrize("costs", [True, False])
+async def test_batches_are_known_by_their_events_whatever_their_order(costs: bool) -> None:
+    """A file that is sorted: its large events come last."""
+    inputs = [b"1"] * 160 + [b"9"] * 40
+    worker = Uneven(costs)
+    times, variation, _ = await measure(worker, KINDS["cpu-1"], inputs, 4, seconds=1.0)
+    assert variation is not None
+    assert len(variation.units) == 2
+    assert variation.units[1][1] / 256 == pytest.approx(0.2, abs=0.05)
+    assert [entry.mean_s for entry in times] == pytest.approx([0.0076, 0.0102, 0.0154], rel=0.12)
+    assert worker.singles == (200 if costs else 300)
 
 
 class Worker:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.profile import Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.code import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 from inferline_stream.profiler.profiling import Options, pairs_to_profile
@@ -101,6 +103,17 @@ def test_what_is_saved_is_loaded_to_five_digits(folder: Path) -> None:
     assert known.samples == SAMPLES
     assert known.hop_overhead_s == {"embedded": 0.0012}
     assert known.stale == {("a", "t4"): "not profiled yet"}
+
+
+def test_how_times_vary_is_kept(folder: Path) -> None:
+    variation = Variation(((0.5, 200), (2.7768, 56)), largest=True, noise=tuple(map(float, range(-9, 10))))
+    times = (replace(TIMES[0], fixed_s=TIMES[0].mean_s / 4, spread=0.25), TIMES[1])
+    kept = store(folder, load(folder))
+    kept.save(Profile("a", "cpu-1", times, 0.5, variation))
+    found = kept.load().profiles["a", "cpu-1"]
+    assert found.variation == variation
+    assert found.service_times[0].fixed_s == pytest.approx(TIMES[0].mean_s / 4, rel=1e-4)
+    assert [entry.spread for entry in found.service_times] == [0.25, 0.0]
 
 
 def test_a_profile_is_readable(folder: Path) -> None:

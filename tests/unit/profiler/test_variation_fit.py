@@ -68,14 +68,14 @@ def predicted_s(profile: Profile, units: np.ndarray) -> float:
 
 @pytest.mark.parametrize("law", [of_all, padded])
 @pytest.mark.parametrize("events", [classes, lengths])
-@pytest.mark.parametrize("told", [True, False])
-def test_times_of_mixed_batches_are_predicted(law: Law, events: Callable[..., np.ndarray], told: bool) -> None:
+@pytest.mark.parametrize("by_cost", [True, False])
+def test_times_of_mixed_batches_are_predicted(law: Law, events: Callable[..., np.ndarray], by_cost: bool) -> None:
     """Also of sizes that were never timed, with the costs that the user gives or the times of events alone."""
     rng = np.random.default_rng(5)
     units = events(rng)
     units /= units.mean()
     seen = timed(law, units, rng, sd=0.03)
-    profile = profile_of(*fitted(seen, units.tolist() if told else None))
+    profile = profile_of(*fitted(seen, units.tolist() if by_cost else None))
     assert profile.variation is not None
     assert profile.variation.largest == (law is padded)
     levels = service_table(profile, SIZES[-1]).units
@@ -101,22 +101,22 @@ def test_means_are_those_of_batches_of_the_whole_sample_whatever_batches_were_ti
     assert times[SIZES.index(4)].mean_s == pytest.approx(of_all(np.full(4, units.mean())), rel=0.02)
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_chance_is_not_taken_for_what_events_ask(told: bool) -> None:
+@pytest.mark.parametrize("by_cost", [True, False])
+def test_chance_is_not_taken_for_what_events_ask(by_cost: bool) -> None:
     """Lognormal times of CV² 0.5 that have nothing to do with the events."""
     rng = np.random.default_rng(6)
     sd = float(np.sqrt(np.log(1.5)))
     seen = timed(regardless, lengths(rng), rng, batches=200, sd=sd)
-    times, variation = fitted(seen, lengths(rng).tolist() if told else None)
+    times, variation = fitted(seen, lengths(rng).tolist() if by_cost else None)
     assert variation is not None
-    assert told or not variation.units
+    assert by_cost or not variation.units
     assert [entry.spread for entry in times] == pytest.approx([sd] * len(SIZES), rel=0.12)
     middle, ninety_nine = (np.interp(p, NOISE_PROBABILITIES, variation.noise) for p in (0.5, 0.99))
     assert middle == pytest.approx(0, abs=0.1)
     assert ninety_nine == pytest.approx(2.326, rel=0.15)
 
 
-def test_events_and_chance_are_told_apart() -> None:
+def test_events_and_chance_are_kept_apart() -> None:
     rng = np.random.default_rng(7)
     units = classes(rng)
     times, variation = fitted(timed(of_all, units, rng, batches=200, sd=0.3), None)
@@ -129,11 +129,11 @@ def test_events_and_chance_are_told_apart() -> None:
     assert variation.units[1][1] / 256 == pytest.approx(0.2, abs=0.02)
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_below_five_percent_the_mean_is_used(told: bool) -> None:
+@pytest.mark.parametrize("by_cost", [True, False])
+def test_below_five_percent_the_mean_is_used(by_cost: bool) -> None:
     rng = np.random.default_rng(9)
     seen = timed(regardless, lengths(rng), rng, sd=0.7 * STEADY)
-    times, variation = fitted(seen, lengths(rng).tolist() if told else None)
+    times, variation = fitted(seen, lengths(rng).tolist() if by_cost else None)
     assert variation is None
     for entry in times:
         assert entry.mean_s == pytest.approx(np.mean([batch.time_s for batch in seen[entry.batch_size]]))

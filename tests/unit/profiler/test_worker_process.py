@@ -16,7 +16,7 @@ from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.profiler.checking import building_problems
 from inferline_stream.profiler.measuring import measure
-from inferline_stream.profiler.messages import Measure, Outcomes, Run, Times
+from inferline_stream.profiler.messages import Measure, Outcomes, Run, Times, Weigh, Weights
 from inferline_stream.profiler.process import WorkerFailed, WorkerProcess
 
 TOPOLOGY = Path(__file__).parent / "odd_stages" / "topology.py"
@@ -48,6 +48,22 @@ async def test_a_stage_is_kept_to_its_cores_and_threads_and_always_called_by_one
     async with start("tell", cores=len(os.sched_getaffinity(0))) as worker:
         (outcome,) = (await worker.ask(Run(NUMBERS[:1]), Outcomes)).outcomes
         assert json.loads(outcome.value)["cores"] == sorted(os.sched_getaffinity(0))
+
+
+async def test_events_cost_what_the_topology_says() -> None:
+    async with start("priced") as worker:
+        assert (await worker.ask(Weigh(NUMBERS), Weights)).weights == list(range(12))
+        assert (await worker.ask(Weigh(NUMBERS, emulated=True), Weights)).weights is None
+    async with start("busy") as worker:
+        assert (await worker.ask(Weigh(NUMBERS), Weights)).weights is None
+
+
+async def test_a_cost_that_cannot_be_is_refused_with_its_event() -> None:
+    async with start("priceless") as worker:
+        with pytest.raises(
+            WorkerFailed, match=r'less_than_nothing gives -1.0 for sample event .*"value": 1.*0 or more'
+        ):
+            await worker.ask(Weigh(NUMBERS), Weights)
 
 
 async def test_service_times_are_those_of_the_stage() -> None:

@@ -16,6 +16,7 @@ from inferline_stream.pipeline.plan import Allocation, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.loop import Slowdown, replay
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
@@ -55,11 +56,14 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
         shape = random_shape(rng)
     conditional = {(shape.stages[w.parent], shape.stages[w.child]): 0.6 for w in shape.arrows if w.conditional}
     profiles, held = {}, {}
+    noise = tuple(np.linspace(-2, 3, len(NOISE_PROBABILITIES)).tolist())
+    units = ((1.0, 200), (4.0, 56))
+    variations = (None, Variation(units), Variation(units, largest=True, noise=noise), Variation(noise=noise))
     for stage in shape.stages:
         kinds = ["x", "y"][: int(rng.integers(1, 3))]
         for kind in kinds:
-            times = tuple(ServiceTime(2**i, t) for i, t in enumerate(rng.uniform(0.01, 0.2, 4)))
-            profiles[stage, kind] = Profile(stage, kind, times)
+            times = tuple(ServiceTime(2**i, t, spread=0.4) for i, t in enumerate(rng.uniform(0.01, 0.2, 4)))
+            profiles[stage, kind] = Profile(stage, kind, times, variation=variations[int(rng.integers(4))])
         hold_s = float(rng.choice([0.0, 0.02, 0.3]))
         held[stage] = tuple(
             Allocation(kind, int(rng.choice([1, 2, 8])), int(rng.integers(1, 4)), hold_s) for kind in kinds

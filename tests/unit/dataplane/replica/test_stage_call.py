@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.frames import Done, Failed
+from inferline_stream.dataplane.replica import stage_call
 from inferline_stream.dataplane.replica.stage_call import OutOfMemory, StageCall, attempt, emulated_service_s, run_batch
 from inferline_stream.errors import StageFailed
+from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.hardware import Hardware
 
 CORE = Hardware("cpu-1", 0.1)
@@ -107,6 +109,25 @@ def test_emulated_hardware_takes_the_time_of_its_batch_size() -> None:
     began_s = time.perf_counter()
     assert call([1, 2]) == [1, 2]
     assert time.perf_counter() - began_s >= 0.05
+
+
+def test_emulated_times_follow_the_events_of_a_batch_and_a_factor_of_mean_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(stage_call, "_sleep_until", lambda moment_s: slept.append(moment_s - now_s[0]))
+    monkeypatch.setattr(stage_call.time, "perf_counter", lambda: now_s[0])
+    slept: list[float] = []
+    hardware, table = Hardware("emulated-gpu", 0.1), {1: 0.02, 2: 0.05}
+    weighed = StageCall(lambda values: values, hardware, table, Emulated(table, weight=lambda value: value))
+    weighed([1.0])
+    weighed([1.0, 4.0])
+    assert slept == pytest.approx([0.02, 2.5 * 0.05])
+    slept.clear()
+    drawn = StageCall(lambda values: values, hardware, table, Emulated(table, cv=0.5))
+    for _ in range(20_000):
+        drawn([1])
+    mean_s = sum(slept) / len(slept)
+    assert mean_s == pytest.approx(0.02, rel=0.03)
+    assert sum((s / mean_s - 1) ** 2 for s in slept) / len(slept) == pytest.approx(0.5, rel=0.15)
 
 
 @given(st.integers(1, 200))

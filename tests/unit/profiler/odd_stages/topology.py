@@ -27,6 +27,14 @@ def keep_busy(numbers: list[Number]) -> list[Number]:
     return numbers
 
 
+def value_of(number: Number) -> int:
+    return number.value
+
+
+def less_than_nothing(number: Number) -> int:
+    return -number.value
+
+
 def tell(numbers: list[Number]) -> list[Told]:
     import threading
 
@@ -125,5 +133,9 @@ pipeline = Pipeline(
     slo="1s",
     source=Topic("numbers"),
     sink=Topic("results"),
-    stages=[stage(name, run) for name, run in runs.items()],
+    stages=[
+        *(stage(name, run) for name, run in runs.items()),
+        stage("priced", keep_busy, cost=value_of),
+        stage("priceless", keep_busy, cost=less_than_nothing),
+    ],
 )

@@ -1,0 +1,75 @@
+"""Plans for service times that vary: found, judged and staffed on draws, not on means."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Paths, Shape
+from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
+from inferline_stream.planner.bounds import Bounds
+from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.problem import Problem
+from inferline_stream.planner.provision import provision
+from inferline_stream.tuner.staffing import staffing
+
+SHAPE = Shape(("a",), ())
+KINDS = {"x": Hardware("x", 1.0)}
+SLO_S = 0.25
+LOGNORMAL = tuple(NormalDist().inv_cdf(min(max(p, 1e-3), 1 - 1e-3)) for p in NOISE_PROBABILITIES)
+TRACE = gamma_trace(60.0, 1.0, 120.0, np.random.default_rng(1))
+
+
+def measured(variation: Variation | None, spread: float = 0.0) -> PipelineProfile:
+    times = tuple(ServiceTime(b, 0.02 + 0.01 * b, spread=spread) for b in (1, 2, 4, 8))
+    return PipelineProfile({("a", "x"): Profile("a", "x", times, variation=variation)}, Paths((0,), (1.0,)), 0.001)
+
+
+CHANCE = measured(Variation(noise=LOGNORMAL), math.sqrt(math.log(1.5)))
+CLASSES = measured(Variation(((1.0, 205), (5.0, 51))))
+
+
+def test_a_plan_meets_the_slo_with_times_that_vary_and_one_by_means_does_not() -> None:
+    for profile in (CHANCE, CLASSES):
+        plan = provision(SHAPE, profile, TRACE, SLO_S, KINDS)
+        by_means = provision(SHAPE, profile.steady(), TRACE, SLO_S, KINDS)
+        assert simulate(SHAPE, plan.allocations, profile, TRACE, order_slo_s=SLO_S).p99_s == plan.predicted_p99_s
+        assert plan.predicted_p99_s <= SLO_S
+        assert simulate(SHAPE, by_means.allocations, profile, TRACE, order_slo_s=SLO_S).p99_s > SLO_S
+        assert plan.cost_per_hour > by_means.cost_per_hour
+
+
+def test_another_run_finds_the_same_plan() -> None:
+    plans = [provision(SHAPE, CHANCE, TRACE, SLO_S, KINDS) for _ in range(2)]
+    assert plans[0].allocations == plans[1].allocations
+    assert plans[0].predicted_p99_s == plans[1].predicted_p99_s
+
+
+def test_no_feasible_plan_is_ruled_out_because_its_mean_service_alone_exceeds_the_target() -> None:
+    """One event in 256 takes a hundred times as long: means are far above what nearly all events take."""
+    profile = measured(Variation(((1.0, 255), (100.0, 1))))
+    target_s = profile.profiles["a", "x"].service_time_s(1) * 0.9
+    problem = Problem(SHAPE, profile, (TRACE,), target_s, KINDS)
+    evaluator = Evaluator(problem)
+    bounds = Bounds(problem, [w.masks for w in evaluator.workloads])
+    candidate = ((Allocation("x", 1, 40),),)
+    assert evaluator.quantile_s(candidate) <= target_s
+    assert bounds.latency_possible(candidate)
+
+
+def test_staffing_takes_more_replicas_where_times_vary() -> None:
+    plan = provision(SHAPE, CHANCE, TRACE, SLO_S, KINDS)
+    prices = {"x": 1.0}
+    varying, by_means = (
+        staffing(SHAPE, plan, profile, TRACE, prices, multiples=(0.5, 1.0, 2.0))
+        for profile in (CHANCE, CHANCE.steady())
+    )
+    assert varying.needed("a", 2.0) > by_means.needed("a", 2.0)
+    assert varying.needed("a", 0.5) >= by_means.needed("a", 0.5)
