@@ -34,9 +34,7 @@ from inferline_stream.controlplane.recovery import find
 from inferline_stream.controlplane.session import Quiet, Session, session
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.dataplane.control import TopicFollower, Written, write_once
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.errors import InferlineError
-from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 from inferline_stream.testing.faults import Process
 from inferline_stream.testing.kafka import EmbeddedKafka, find_apache_kafka
@@ -57,7 +55,6 @@ STALLED_S = 20.0
 """No good event for so long: none is to come any more."""
 
 _CONTROL_BURST = 12
-_AHEAD = "message.timestamp.after.max.ms"
 
 Figures = dict[str, float | int | str | None]
 
@@ -98,16 +95,11 @@ async def attacked(bootstrap_servers: str, folder: Path, *, hostile: int, bombs:
         probability={("parse", "check"): 1 / 3},
         settings=Settings(drain_timeout_s=STALLED_S),
     )
-    # Apache Kafka refuses a batch with a time that is more than an hour ahead, by default and since 4.0.
-    source = TopicSettings(
-        Names(run.pipeline.name, run.prefix).topic(run.pipeline.source.name), 4, "attacked", {_AHEAD: str(2**63 - 1)}
-    )
-    await create_topics(bootstrap_servers, [source])
     async with session(replace(run, feed=None), Quiet()) as under_way:
         await under_way.ready()
-        names = under_way.running.names
+        names, source = under_way.running.names, under_way.running.source
         mark = secrets.token_hex(8)
-        attack = Attack(bootstrap_servers, source.name, names.control, mark, WARM, hostile, bombs, seed)
+        attack = Attack(bootstrap_servers, source, names.control, mark, WARM, hostile, bombs, seed)
         producer = await Process.start("tests.benchmarks._hostile_producer", line=msgspec.json.encode(attack))
         await producer.says(b"warm", 30.0)
         arrived: Counter[int] = Counter()
@@ -116,7 +108,7 @@ async def attacked(bootstrap_servers: str, folder: Path, *, hostile: int, bombs:
         Path("/proc/self/clear_refs").write_text("5")  # this process, the controller's: its peak counts from now on
         before, memory = await _processes(under_way), await _memory(under_way)
         sending = asyncio.create_task(producer.ask(600.0))
-        control = await _attack_control(under_way, HostileRecords(seed, source.name, names.control))
+        control = await _attack_control(under_way, HostileRecords(seed, source, names.control))
         sent = msgspec.json.decode(await sending, type=Sent)
         await _arrived(arrived, sent.good)
         ended = before - await _processes(under_way)
