@@ -13,7 +13,7 @@ PEAK_MB = 160
 
 
 async def test_hostile_records_cost_no_good_event_no_process_and_no_memory(kafka: KafkaServer, tmp_path: Path) -> None:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(240):
         figures = await attacked(kafka.bootstrap_servers, tmp_path, hostile=300, bombs=4, seed=19)
     assert figures["good_lost"] == 0
     assert figures["good_repeated"] == 0  # no process ended, so nothing had to be computed again
