@@ -4,7 +4,7 @@
         --topic verdicts --path verdicts.jsonl
 
 A line is ``{"event_id": ..., "timestamp_ms": ..., "value": ...}``. The event id is the pipeline's, from the
-record's header; a record without one is known by ``topic/partition/offset``.
+record's header; a record without one is known by its topic, the topic id, partition and offset.
 
 **Durability.** Records that arrive within a fifth of a second are written together, the file is flushed and
 fsynced, and only then are their offsets committed. So what is committed is on disk; what was on

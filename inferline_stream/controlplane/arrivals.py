@@ -86,12 +86,13 @@ class OffsetHistory:
         self._samples: list[deque[tuple[float, int]]] = [deque() for _ in range(partitions)]
         self._committed: list[int] = [-1] * partitions
         self._moved_s: list[float] = [0.0] * partitions
+        self._begins: Sequence[int] | None = None
         self.sampled_s: float | None = None
         """Time of the newest committed offsets."""
 
     def reached(self, time_s: float, ends: Sequence[int]) -> None:
-        """End offsets at that time."""
-        for samples, end in zip(self._samples, ends, strict=True):
+        """End offsets at that time; those of partitions added since they were asked for are missing."""
+        for samples, end in zip(self._samples, ends, strict=False):
             if samples and samples[-1][1] == end and len(samples) > 1 and samples[-2][1] == end:
                 samples[-1] = (time_s, end)  # standing still: its two ends are enough
             else:
@@ -108,6 +109,25 @@ class OffsetHistory:
                 self._moved_s[p] = time_s
             self._committed[p] = offset
         self.sampled_s = time_s
+
+    def grow(self, partitions: int) -> None:
+        """The topic has so many partitions now."""
+        more = partitions - len(self._samples)
+        self._samples += [deque() for _ in range(more)]
+        self._committed += [-1] * more
+        self._moved_s += [self.sampled_s or 0.0] * more
+        self._begins = None
+
+    def begin(self, offsets: Sequence[int]) -> None:
+        """Lowest offsets that Kafka still has."""
+        self._begins = offsets
+
+    def uncommitted_share(self) -> float | None:
+        """Share of the records kept in a partition that are not committed, in the fullest one; None if not measured."""
+        if self._begins is None:
+            return None
+        kept = [max(1, end - begin) for end, begin in zip(self.ends, self._begins, strict=True)]
+        return max(lag / count for lag, count in zip(self.lags(), kept, strict=True))
 
     def _lag(self, p: int) -> int:
         end = self._samples[p][-1][1] if self._samples[p] else 0

@@ -105,6 +105,12 @@ class Picture:
 
     # -- what comes in -------------------------------------------------------------------------------
 
+    def grow(self, stage: str, partitions: int) -> None:
+        """The input topic of a stage has so many partitions; it never loses one."""
+        if partitions > self.partitions[stage]:
+            self.partitions = {**self.partitions, stage: partitions}
+            self.offsets[stage].grow(partitions)
+
     def arrivals(self, time_s: float, ends: Sequence[int]) -> None:
         """End offsets of the source topic."""
         self.arrived(self.growth.sample(time_s, ends))
@@ -375,6 +381,7 @@ class Picture:
             mean_batch_size=figures.mean_batch_size,
             partition_lags=offsets.lags(),
             lag_s=offsets.oldest_s(now_s),
+            uncommitted_share=offsets.uncommitted_share(),
             start_up_s=max(start_ups, default=None),
             start_ups_s={
                 (kind, way): seconds

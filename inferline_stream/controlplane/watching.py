@@ -64,6 +64,8 @@ class Watching:
     _topics: dict[str, int] = field(default_factory=dict)
     _samples: int = 0
     _first_ends: dict[str, int] = field(default_factory=dict)
+    _look_s: float = 0.0
+    """When to look at the topics again."""
     _agent_s: float = float("-inf")
     _next: dict[tuple[str, int], int] = field(default_factory=dict)
     """Next offset to apply, by topic and partition: a record may come from two readers."""
@@ -144,6 +146,22 @@ class Watching:
                 self.running.names.group(stage), self.running.topic(stage), self.picture.partitions[stage]
             )
             history.committed(asyncio.get_running_loop().time(), committed)
+        if (now_s := asyncio.get_running_loop().time()) >= self._look_s:
+            self._look_s = now_s + self.running.settings.topic_check_s
+            await self._look_at_topics()
+
+    async def _look_at_topics(self) -> None:
+        """Find out which partitions the topics were given, and where those between stages begin now."""
+        running, picture = self.running, self.picture
+        found = await self.offsets.existing(self._topics)
+        for stage, history in picture.offsets.items():
+            topic = running.topic(stage)
+            if found.get(topic, 0) > self._topics[topic]:
+                logger.info("topic %s has %d partitions now", topic, found[topic])
+            picture.grow(stage, found.get(topic, 0))
+            if stage not in running.entries:
+                history.begin((await self.offsets.begins({topic: picture.partitions[stage]}))[topic])
+        self._topics |= {topic: max(count, found.get(topic, 0)) for topic, count in self._topics.items()}
 
     def report_by_agent(self, partition: int, offset: int, value: bytes | None) -> None:
         """A record of the stage-stats topic that the Faust app's agent brings."""

@@ -391,6 +391,17 @@ class OffsetReader:
             ends = await self._consumer.end_offsets(wanted)
         return {topic: tuple(ends[TopicPartition(topic, p)] for p in range(n)) for topic, n in partitions.items()}
 
+    async def begins(self, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Lowest offset that Kafka still has of each partition, by topic.
+
+        Raises:
+            Unreachable: no answer in time.
+        """
+        wanted = [TopicPartition(topic, p) for topic, n in partitions.items() for p in range(n)]
+        with _translated(self._where):
+            begins = await self._consumer.beginning_offsets(wanted)
+        return {topic: tuple(begins[TopicPartition(topic, p)] for p in range(n)) for topic, n in partitions.items()}
+
     async def committed(self, group: str, topic: str, partitions: int) -> tuple[int, ...]:
         """The group's committed offset of each partition, -1 where it has none.
 

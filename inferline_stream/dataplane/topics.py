@@ -33,6 +33,13 @@ _HOUR = {"retention.ms": str(3600 * 1000)}
 _TRANSIENT = {"retention.ms": str(_DAY_MS)}
 _WEEK = {"retention.ms": str(7 * _DAY_MS)}
 
+INNER_BYTES = 4 * 1024**3
+"""Kept of each partition between stages. Only the pipeline itself writes there, so that it fills only while a
+controller runs, which alerts at half: see `InferlineInnerTopicFills`."""
+
+_INNER = {"retention.ms": "-1", "retention.bytes": str(INNER_BYTES), "segment.bytes": str(64 * 1024**2)}
+"""By bytes, not by time: however long an outage is, what was under way is still there after it."""
+
 
 @dataclass(frozen=True, slots=True)
 class TopicSettings:
@@ -74,7 +81,7 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
         TopicSettings(source, of_source, "source: events arrive here", large),
         *(
             TopicSettings(
-                names.stage_topic(stage), wanted.get(stage, DEFAULT_PARTITIONS), f"input of stage {stage}", _TRANSIENT
+                names.stage_topic(stage), wanted.get(stage, DEFAULT_PARTITIONS), f"input of stage {stage}", _INNER
             )
             for stage in inner
         ),

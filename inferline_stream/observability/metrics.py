@@ -254,6 +254,11 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...]
     ("hold_seconds", "Longest time that a free replica waits for a fuller batch.", lambda s: s.hold_s),
     ("lag_records", "Records not yet committed.", lambda s: s.lag_records),
     ("lag_seconds", "Age of the oldest record not yet committed.", lambda s: s.lag_s),
+    (
+        "uncommitted_ratio",
+        "Share of what an inner topic keeps that is not committed.",
+        lambda s: s.uncommitted_share,
+    ),
     ("start_up_seconds", "Learned time from asking for a replica to its READY.", lambda s: s.start_up_s),
     ("partitions", "Partitions of the stage's input topic.", lambda s: len(s.partition_lags)),
     (

@@ -161,6 +161,15 @@ def alerts(target: Target) -> Iterator[Alert]:
         "Their group has lost its offset, or records are gone before they were read. Nothing goes on there by itself: "
         "find out what is missing, then run with --start.",
     )
+    yield Alert(
+        "InferlineInnerTopicFills",
+        f"inferline_stage_uncommitted_ratio{{{match}}} > 0.5 and inferline_stage_lag_seconds{{{match}}} > 60",
+        time("5m"),
+        PAGE,
+        "Stage {{ $labels.stage }}: {{ $value | humanizePercentage }} of what its input keeps is not processed",
+        "Once a partition holds retention.bytes of it, Kafka deletes the oldest records unprocessed. Help the stage, "
+        "or raise retention.bytes.",
+    )
     yield from _risk_alerts(target)
     yield from _stage_alerts(target)
 

@@ -67,6 +67,8 @@ class StageState:
     """Records not yet committed, by partition."""
     lag_s: float
     """Age of the oldest record not yet committed."""
+    uncommitted_share: float | None = None
+    """Of an inner topic: share of the records that Kafka keeps that are not committed, in its fullest partition."""
     start_up_s: float | None = None
     start_ups_s: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """By hardware kind and by how the replica came to run: its node had the image, pulled it, or had to be made."""

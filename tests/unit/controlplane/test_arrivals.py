@@ -108,3 +108,26 @@ def test_rates_are_of_the_last_seconds_and_samples_do_not_pile_up_while_nothing_
     assert history.rates(60.0, 5.0) == (pytest.approx(0.0),)
     assert history.rates(31.0, 5.0)[0] > 0
     assert sum(len(samples) for samples in history._samples) <= 302
+
+
+def test_the_share_that_is_not_committed_is_that_of_the_fullest_partition() -> None:
+    history = OffsetHistory(2)
+    history.reached(0.0, (100, 50))
+    history.committed(0.0, (40, 45))
+    assert history.uncommitted_share() is None, "where the log begins is not known"
+    history.begin((20, 40))
+    assert history.uncommitted_share() == pytest.approx(60 / 80)
+    history.begin((100, 50))
+    history.committed(1.0, (100, 50))
+    assert history.uncommitted_share() == 0.0
+
+
+def test_a_partition_that_is_added_has_a_history_of_its_own() -> None:
+    history = OffsetHistory(1)
+    history.reached(0.0, (10,))
+    history.committed(0.0, (10,))
+    history.grow(3)
+    history.reached(1.0, (10, 4, 0))
+    history.committed(1.0, (10, 1, -1))
+    assert history.lags() == (0, 3, 0)
+    assert history.ends == (10, 4, 0)

@@ -45,7 +45,7 @@ def test_every_topic_of_the_pipeline_is_created_with_its_settings_and_granted():
     last = created["x.p.last"]
     assert last[last.index("--partitions") + 1] == "5"
     assert last[last.index("--replication-factor") + 1] == "3"
-    assert {"retention.ms=86400000", "min.insync.replicas=2"} <= set(last)
+    assert {"retention.ms=-1", "min.insync.replicas=2"} <= set(last)
     granted = {
         found.name
         for found in permissions(pipeline(), "x.")

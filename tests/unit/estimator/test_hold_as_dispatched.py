@@ -79,7 +79,7 @@ class VirtualDispatcher:
 
 
 def _event(number: int, sent_ms: int) -> Event:
-    return Event(0, (number,), number.to_bytes(4), sent_ms * 1000, sent_ms, None, [], b"", 1, ())
+    return Event(0, (number,), number.to_bytes(4), sent_ms * 1000, sent_ms, sent_ms, None, [], b"", 1, ())
 
 
 def arrivals_ms(seed: int, events: int = 400) -> list[int]:

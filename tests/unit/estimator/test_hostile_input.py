@@ -96,7 +96,7 @@ def test_holds_of_replicas_that_own_partitions_are_refused() -> None:
 def test_holds_that_cannot_be_are_refused(hold_s: float) -> None:
     with pytest.raises(ValueError, match="hold_s must be finite"):
         allocated(hold_s=hold_s)
-    station_of_one = (np.array([1]), np.array([[math.nan], [1.0]]), np.array([0.5]), np.array([0]))
+    station_of_one = (np.array([1]), np.array([math.nan, 1.0]), np.array([0]))
     with pytest.raises(ValueError, match=r"hold .* s must be 0 or more"):
         Station(*station_of_one, hold_s=hold_s)
 

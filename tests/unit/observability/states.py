@@ -44,6 +44,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
                 mean_batch_size=2.0,
                 partition_lags=tuple(range(partitions)),
                 lag_s=0.5,
+                uncommitted_share=0.25,
                 start_up_s=1.5,
                 start_ups_s={("cpu-1", way): 1.5 for way in ("fork", "alone")},
                 partition_rates=tuple(10.0 + p for p in range(partitions)),

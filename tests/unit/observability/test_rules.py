@@ -59,7 +59,7 @@ def healthy(slo_s: float) -> dict[str, str]:
     found |= {
         series(f"inferline_stage_{name}", **stage): f"0{flat}"
         for name in (
-            "stuck_partitions", "lag_seconds", "clock_lead_seconds",
+            "stuck_partitions", "lag_seconds", "clock_lead_seconds", "uncommitted_ratio",
             "halted_partitions", "in_trouble", "dispatcher_utilization_ratio", "restarts_total", "dead_lettered_total",
         )
     }  # fmt: skip
@@ -100,6 +100,10 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1{flat}"},
         "InferlineReplicasMissing": {wanted: f"3{flat}"},
         "InferlinePartitionHalted": {series("inferline_stage_halted_partitions", **stage): f"1{flat}"},
+        "InferlineInnerTopicFills": {
+            series("inferline_stage_uncommitted_ratio", **stage): f"0.55{flat}",
+            series("inferline_stage_lag_seconds", **stage): f"61{flat}",
+        },
         "InferlineDispatcherSilent": {series("inferline_input_age_seconds", input="reports/toxicity"): f"6{flat}"},
         "InferlineDispatcherBusy": {series("inferline_stage_dispatcher_utilization_ratio", **stage): f"0.85{flat}"},
         "InferlinePoolInTrouble": {series("inferline_stage_in_trouble", **stage): f"1{flat}"},
@@ -131,6 +135,10 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
             series("inferline_recent_p99_seconds"): f"{0.4 * slo_s}{flat}",
         },
         "InferlineReplicasMissing": {wanted: f"2x{MINUTES - 2} 3x1"},
+        "InferlineInnerTopicFills": {
+            series("inferline_stage_uncommitted_ratio", **stage): f"1{flat}",
+            series("inferline_stage_lag_seconds", **stage): f"59{flat}",
+        },
         "InferlineDispatcherSilent": {series("inferline_input_age_seconds", input="reports/toxicity"): f"4{flat}"},
         "InferlineDispatcherBusy": {series("inferline_stage_dispatcher_utilization_ratio", **stage): f"0.75{flat}"},
         "InferlineSkew": {series("inferline_partition_arrival_rate_per_second", partition="0", **stage): f"28{flat}"},
@@ -312,6 +320,7 @@ def test_only_slo_burn_and_what_stands_still_pages():
         "InferlineControllerDown",
         "InferlineStuckPartition",
         "InferlinePartitionHalted",
+        "InferlineInnerTopicFills",
         "InferlineDispatcherSilent",
         "InferlinePoolInTrouble",
     }
