@@ -29,7 +29,7 @@ from inferline_stream.planner.problem import (
     hardware_kinds,
     in_stock,
 )
-from inferline_stream.planner.search import refine
+from inferline_stream.planner.search import lowered, refine
 
 Algorithm = Literal["default", "inferline", "exact"]
 
@@ -203,7 +203,11 @@ def search(
                 effort = math.inf if algorithm == "exact" else PROVEN_EFFORT
                 proof = prove(evaluator, found, take=journal.take, effort=effort)
                 if proof.best is not None:
-                    found, lower_bound = proof.best, proof.lower_bound
+                    before, found, lower_bound = found, proof.best, proof.lower_bound
+                    if found != before:  # cheaper without holds: it may be cheaper still with some
+                        for candidate in lowered(evaluator, found, mixed=mixed, stop=stop):
+                            journal.take(candidate)
+                            found = candidate
                 elif proof.stopped:  # not infeasible: nobody knows yet
                     raise Stopped
             if found is not None:

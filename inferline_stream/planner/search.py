@@ -106,6 +106,20 @@ def refine(
         yield from _on_piece(whole, Fronts(whole, whole.bounds, mixed=mixed), known, mixed=mixed, report=report)[:1]
 
 
+def lowered(whole: Evaluator, found: Candidate, *, mixed: bool, stop: Callable[[], bool]) -> Iterator[Candidate]:
+    """A candidate that was found elsewhere, and ever cheaper ones that differ from it in one stage or two.
+
+    Args:
+        whole: decides on the whole traces; feasible to it.
+        found: the candidate.
+        mixed: whether a stage may mix hardware kinds.
+        stop: asked before every simulation.
+    """
+    pieces = levels(whole.problem)
+    coarse = whole if len(pieces) == 1 else Evaluator(pieces[0], stop)
+    yield from descend(Surrogate(coarse, whole.bounds, found, mixed=mixed), whole, found, tries=_tries(whole))
+
+
 def _tries(piece: Evaluator) -> int:
     work = sum(len(trace) for trace in piece.problem.traces) * len(piece.problem.shape.stages)
     return max(LEAST_TRIES, min(TRIED_EVENTS // work, MOST_TRIES))
