@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.selection import quantile_s
 from inferline_stream.pipeline.hardware import Catalogue
-from inferline_stream.pipeline.plan import Allocation, Plan, in_words
+from inferline_stream.pipeline.plan import Allocation, Plan, hold_of, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
@@ -129,11 +129,13 @@ def explain(
 
 
 def _alternatives(evaluator: Evaluator, candidate: Candidate, stage: int) -> list[Alternative]:
-    """For each kind the dearest cheaper option: of the batch limits at that price the one with the least latency."""
+    """For each kind the dearest cheaper option: at that price the batch limit, held or not, with the least latency."""
     problem = evaluator.problem
     now = price_of(problem, candidate[stage])
     dearest: dict[str, list[Option]] = {}
-    for option in menu(evaluator.bounds, stage, now - 1e-9):
+    holds = dict.fromkeys((0.0, hold_of(candidate[stage])))
+    listed = menu(evaluator.bounds, stage, now - 1e-9)
+    for option in ((replace(a, hold_s=hold_s),) for (a,) in listed for hold_s in holds):
         held = dearest.setdefault(option[0].hardware, [])
         if held and price_of(problem, held[0]) < price_of(problem, option) - 1e-12:
             held.clear()

@@ -13,7 +13,7 @@ import pytest
 
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.plan import Allocation, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import gamma_trace
@@ -86,7 +86,9 @@ def _many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("shape_name", SHAPES)
 @pytest.mark.parametrize("seed", range(8))
-def test_exact_is_the_cheapest_of_all_candidates_and_default_is_within_a_twentieth(shape_name: str, seed: int) -> None:
+def test_exact_is_no_dearer_than_any_candidate_without_holds_and_default_within_a_twentieth(
+    shape_name: str, seed: int
+) -> None:
     problem = tiny_problem(shape_name, seed)
     truth = cheapest(problem)
     try:
@@ -98,9 +100,12 @@ def test_exact_is_the_cheapest_of_all_candidates_and_default_is_within_a_twentie
     assert truth is not None
     assert largest <= MOST, "the enumeration has to try more replicas"
     least = cost_of(problem, truth)
-    assert cost_of(problem, proven.candidate) == pytest.approx(least)
-    assert proven.lower_bound_per_hour == pytest.approx(least)
     default = search(problem, margin=0.0, mixed=False)
-    assert least - 1e-9 <= cost_of(problem, default.candidate) <= least * 1.05
-    assert meets(problem, proven.candidate)
+    for found, most in ((proven, least), (default, least * 1.05)):
+        cost = cost_of(problem, found.candidate)
+        assert cost <= most + 1e-9
+        assert meets(problem, found.candidate)
+        # The enumeration holds no batches: a plan that does may be cheaper, and is only where it has to.
+        assert cost >= least - 1e-9 or (any(map(hold_of, found.candidate)) and not problem.partitions)
+    assert proven.lower_bound_per_hour == pytest.approx(cost_of(problem, proven.candidate))
     assert not math.isnan(default.p99_s)

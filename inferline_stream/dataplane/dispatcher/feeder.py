@@ -155,8 +155,7 @@ class Feeder:
             if replica is None:
                 break
             limit = pool.limit(replica.hardware)
-            left_s = queue.due_ms(limit, self.hold_s * 1e3) / 1e3 - time.time()
-            if left_s > 0:
+            if self.hold_s and (left_s := queue.due_ms(limit, self.hold_s * 1e3) / 1e3 - time.time()) > 0:
                 self._wake_at(now_s + left_s)
                 break
             events = session.take(limit)

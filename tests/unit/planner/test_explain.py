@@ -57,6 +57,8 @@ def test_a_held_stage_says_what_its_batches_and_its_p99_would_be_without():
     assert found.p99_s > plan.slo_s
     fewer = ((replace(held, replicas=held.replicas - 1),),)
     assert stage.reasons[-1].endswith(f"P99 would be {format_duration(p99_s(problem, fewer))}")
+    (cheaper,) = stage.next_cheaper
+    assert cheaper.p99_s <= p99_s(problem, fewer), "the next-cheaper choice may hold its batches, too"
 
 
 def test_the_hardware_is_named_with_what_an_event_costs_on_it_and_on_the_cheapest():

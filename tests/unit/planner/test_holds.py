@@ -69,7 +69,7 @@ def test_holds_have_one_or_two_digits(seconds):
     assert any(math.isclose(rounded / 10.0 ** math.floor(math.log10(rounded) + 1e-9), step) for step in STEPS)
 
 
-def test_candidates_that_differ_in_a_hold_alone_are_told_apart():
+def test_candidates_that_differ_in_a_hold_alone_get_verdicts_of_their_own():
     """A batch limit that is never reached changes nothing; a hold does, also where the limit is the same."""
     problem = chain(0.9, rate=100.0)
     evaluator = Evaluator(problem)
