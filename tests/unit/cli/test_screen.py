@@ -19,7 +19,9 @@ def test_isolation_is_told_in_words_with_the_runtime_around_the_seal_where_it_is
 
 def test_a_stage_shows_its_pool_what_waits_for_it_and_what_is_wrong_with_it() -> None:
     state = a_state()
-    stage = replace(state.stages[0], hold_s=0.0, queued=17, dispatcher_utilization=0.25, trouble="the sample event fails")
+    stage = replace(
+        state.stages[0], hold_s=0.0, queued=17, dispatcher_utilization=0.25, trouble="the sample event fails"
+    )
     console = Console(width=200, file=StringIO())
     console.print(stages_table(replace(state, stages=(stage,))))
     names, figures, trouble = (line.split() for line in console.file.getvalue().splitlines())
