@@ -18,7 +18,7 @@ GAIN = 1.1
 """A full batch has to serve this many times more events per second than batches of 1."""
 
 STEPS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-"""First digits of every hold: few values, so that simulations can be used again, and people can read them."""
+"""First digits of every hold beyond a hop: few values, so that simulations can be used again."""
 
 
 def holds(
@@ -26,23 +26,25 @@ def holds(
 ) -> list[tuple[int, float]]:
     """Return batch limits and holds with which a full batch still leaves the stage in time.
 
+    A hold counts from when the oldest record was sent: of what is returned the overhead of a hop comes on top.
+
     Args:
         problem: the problem.
         stage: position of the stage.
         hardware: the kind.
         rate: events per second at the stage.
-        within_s: time in which events should leave it.
+        within_s: time from their arrival in which events should leave it.
         shares: of the longest hold of use, which ones.
     """
     name = problem.shape.stages[stage]
     if name in problem.partitions or rate <= 0:
         return []
-    profile = problem.measured.profiles[name, hardware]
+    profile, hop_s = problem.measured.profiles[name, hardware], problem.measured.hop_overhead_s
     found: dict[tuple[int, float], None] = {}
     for limit in batch_limits(problem, name, hardware):
         longest_s = min(within_s - profile.service_time_s(limit), FILLS * (limit - 1) / rate)
         if longest_s > 0 and profile.throughput(limit) >= GAIN * profile.throughput(1):
-            found |= {(limit, rounded_down(share * longest_s)): None for share in shares}
+            found |= {(limit, float(f"{hop_s + rounded_down(share * longest_s):.4g}")): None for share in shares}
     return list(found)
 
 

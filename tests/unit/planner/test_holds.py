@@ -1,6 +1,7 @@
 """Holding batches back: where it pays the default search finds it, where it does not nothing is held."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,16 @@ def test_several_stages_hold_batches_and_the_plan_costs_less():
     assert meets(problem, found)
     eager = tuple((Allocation("x", o[0].max_batch_size, o[0].replicas),) for o in found)
     assert p99_s(problem, eager) > problem.target_s
+
+
+def test_a_hold_counts_from_when_a_record_was_sent_so_that_a_hop_comes_on_top():
+    """Hops that the SLO leaves room for change neither the replicas nor how long an event is really held."""
+    near = chain(0.9)
+    measured = replace(near.measured, hop_overhead_s=0.011)
+    far = Problem(near.shape, measured, near.traces, near.target_s + 0.022, near.catalogue)
+    ((there,),), ((here,),) = (search(problem, margin=0.0).candidate for problem in (far, near))
+    assert (there.max_batch_size, there.replicas) == (here.max_batch_size, here.replicas)
+    assert there.hold_s == pytest.approx(0.011 + here.hold_s)
 
 
 def test_where_batching_gains_nothing_no_batch_is_held():
