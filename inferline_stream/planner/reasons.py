@@ -84,9 +84,9 @@ class Reasons:
         before = self._simulated(replaced(self._candidate, stage, eager))[stage].mean_batch_size
         now = self._statistics[stage].mean_batch_size
         return (
-            f"a free replica waits for a fuller batch until the oldest event is {format_duration(hold_of(option))} old "
-            f"there: batches are of {now:.1f} events on average; without that they would be of {before:.1f}, and P99 "
-            f"would be {self._p99(stage, eager)}"
+            "a free replica waits for a fuller batch until the oldest event has been at the stage for "
+            f"{format_duration(hold_of(option))}: batches are of {now:.1f} events on average; without that they would "
+            f"be of {before:.1f}, and P99 would be {self._p99(stage, eager)}"
         )
 
     def _count(self, stage: int) -> str:

@@ -51,8 +51,8 @@ def test_a_held_stage_says_what_its_batches_and_its_p99_would_be_without():
     eager = ((replace(held, hold_s=0.0),),)
     found = simulate(problem.shape, {"s0": eager[0]}, problem.measured, problem.traces[0], order_slo_s=plan.slo_s)
     hold = next(reason for reason in stage.reasons if "waits for a fuller batch" in reason)
-    assert f"{held.hold_s * 1e3:g}ms old" in hold
-    assert f"they would be of {found.stages['s0'].mean_batch_size:.1f}" in hold
+    assert f"{held.hold_s * 1e3:g}ms: batches" in hold
+    assert f"would be of {found.stages['s0'].mean_batch_size:.1f}" in hold
     assert hold.endswith(f"P99 would be {format_duration(found.p99_s)}")
     assert found.p99_s > plan.slo_s
     fewer = ((replace(held, replicas=held.replicas - 1),),)
