@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +23,8 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.pipeline.variation import LEVELS, NOISE_PROBABILITIES, Variation
 from tests.benchmarks._comparators import Network, simulate_with_plain_heap, simulate_with_simpy
+from tests.benchmarks._variation import varying
 from tests.unit.estimator.random_pipelines import random_pipeline
 
 CELLS = [(replicas, batch, rho) for replicas, batch in ((1, 1), (4, 8), (16, 32), (64, 64)) for rho in (0.7, 0.9)]
@@ -148,25 +146,13 @@ def distribution_figures(repeats: int) -> dict[str, float]:
     Events of two classes, 1 : 5, and a lognormal factor of CV² 0.5 for each batch, at every stage.
     """
     steady = profile_of(SHAPE, HOP_S)
-    z = tuple(statistics.NormalDist().inv_cdf(min(max(p, 0.001), 0.999)) for p in NOISE_PROBABILITIES)
-    variation = Variation(((1.0, LEVELS * 4 // 5), (5.0, LEVELS - LEVELS * 4 // 5)), noise=z)
-    varying = replace(
-        steady,
-        profiles={
-            key: replace(
-                profile,
-                variation=variation,
-                service_times=tuple(replace(entry, spread=math.log(1.5) ** 0.5) for entry in profile.service_times),
-            )
-            for key, profile in steady.profiles.items()
-        },
-    )
+    drawn = varying(steady)
     hour = gamma_trace(1000, 1.0, 3600, np.random.default_rng(2))
     plan = allocations_at(1000)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(repeats):
-        for drawn, profile in ((False, steady), (True, varying)):
-            seconds[drawn].append(cpu_s(lambda p=profile: simulate(SHAPE, plan, p, hour).p99_s, 1))
+        for draws, profile in ((False, steady), (True, drawn)):
+            seconds[draws].append(cpu_s(lambda p=profile: simulate(SHAPE, plan, p, hour).p99_s, 1))
     means_s, drawn_s = statistics.median(seconds[False]), statistics.median(seconds[True])
     return {"distribution_cost_ratio": drawn_s / means_s, "hour_means_s": means_s, "hour_drawn_s": drawn_s}
 
