@@ -1,7 +1,7 @@
 """The Planner: speed on an hour of traffic, savings over the paper's algorithm, and distance from the optimum.
 
-Times of plans are wall seconds, with the CPU's beside them, for lognormal service times (`_variation`) and for their means;
-all else is planned by means. Every plan is verified on its whole trace by the search itself.
+Times of plans are wall seconds, with the CPU's beside them, for lognormal service times (`_variation`) and for their
+means; all else is planned by means. Every plan is verified on its whole trace by the search itself.
 Savings are those of the default with its margin, over the paper's plan, which has none. `_same_margin` figures give
 the paper's algorithm the same margin; on instances of up to `WITHOUT_STAGES` stages the default is also asked for a
 plan without one. `saving_possible_mean` is what the cheapest plan there is, of one kind per stage and without a margin,
