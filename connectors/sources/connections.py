@@ -11,7 +11,7 @@ class Connections:
     """Connections by when each has to have done something. Times are seconds on a clock that never goes back.
 
     Args:
-        most_busy: requests at once; one more is told to come again.
+        most_busy: requests at once; one more is answered with 503.
         most: connections at once; above it the one that has been idle longest makes room.
         idle_s: longest from connecting, or from the last answer, to the end of the next request's headers.
         request_s: longest from there to the end of the answer.

@@ -306,7 +306,7 @@ class Children:
 def cut_log(log: Path) -> bool:
     """Shorten a log to its end, if it has become too long; return whether it was.
 
-    Whoever writes it goes on at the new end, since logs are opened for appending alone. What is written between our
+    Its writer goes on at the new end, since logs are opened for appending alone. What is written between our
     reading and our cutting is lost.
     """
     with contextlib.suppress(OSError):  # it was removed meanwhile, or the disk is full

@@ -130,7 +130,7 @@ _LAST_S = 250_000_000_000
 """Seconds since the epoch: the calendar of Python ends soon after."""
 
 _MOST_REPLICAS = 1_000_000
-"""More is a mistake of whoever wrote it, and no counter can overflow below."""
+"""More is a mistake of the writer, and no counter can overflow below."""
 
 DECISIONS_KEPT = 500
 """Decisions that stay in the compacted topic; older ones are taken out as new ones come."""

@@ -62,11 +62,11 @@ def retold(record: RunRecord, events: Events, progress: Callable[[str], None] = 
     parts = [_head(record), _verdict(record), _tiles(record), _plan(record, plan)]
     parts.append(_decisions(record, events))
     if 0 < record.report.verified < record.report.events_in:
-        told = (
+        text = (
             f"The run is longer than what it leaves behind: times of the last {record.report.verified} of its "
             f"{record.report.events_in} events. The figures above are of the whole run, by counts; nothing is replayed."
         )
-        parts.append(_section("A long run", f"<p>{told}</p>"))
+        parts.append(_section("A long run", f"<p>{text}</p>"))
     elif events.latency_s.size >= _FEWEST_EVENTS and events.arrivals_s.size >= _FEWEST_EVENTS:
         outcome, picture = live_outcome(record, events), io.BytesIO()
         draw_replay(

@@ -16,7 +16,7 @@ def is_ours(header: str, bound: str) -> bool:
 
     Args:
         header: of the request.
-        bound: the address or name that the server was told to listen on.
+        bound: the address or name that the server listens on.
     """
     name = _without_port(header.strip()).lower()
     if name in _LOOPBACK or (name and name == bound.strip("[]").lower()):

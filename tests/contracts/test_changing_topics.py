@@ -73,7 +73,7 @@ async def test_a_topic_that_was_created_again_halts_until_someone_says_where_to_
         ):  # Apache Kafka forgets the offsets of a topic that is deleted; a mirror may not
             await commit(director, offset)
         new = await director.put([b"new"] * 9)
-        assert not set(new) & set(old), "events of both are told apart"
+        assert not set(new) & set(old), "events of both have different ids"
         await director.start()
         await director.until(lambda: set(director.report("work").halted) == {0}, "the partition is halted")
         assert "created again" in director.report("work").reason

@@ -53,10 +53,10 @@ async def test_a_batch_that_expands_too_far_is_one_dead_letter_and_kills_nobody(
         exits = list(director.exits)
     assert len(results) == 2
     (letter,) = letters
-    told = {name.removeprefix("__inferline.errors."): value.decode() for name, value in letter.headers}
-    assert (letter.value, told["type"], told["partition"]) == (None, "BatchTooLarge", "0")
-    assert f"the batch of offsets {first} to {first + 63}, {told['cut_bytes']} bytes as sent" in told["message"]
-    assert told["offset"] == str(first + 63)
+    said = {name.removeprefix("__inferline.errors."): value.decode() for name, value in letter.headers}
+    assert (letter.value, said["type"], said["partition"]) == (None, "BatchTooLarge", "0")
+    assert f"the batch of offsets {first} to {first + 63}, {said['cut_bytes']} bytes as sent" in said["message"]
+    assert said["offset"] == str(first + 63)
     assert (len(again.sent), len(again.cut)) == (0, 1), "there is nothing in it to send again"
     assert grown_kb < 40 * 1024
     assert exits == []

@@ -60,7 +60,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
             assert sum(stamps.counts) == 18
         async with OffsetReader(servers) as offsets:
             ends = (await offsets.ends({source: 2}))[source]
-        assert sum(ends) == 2 * 20  # what log growth would have told: every record and every end of a transaction
+        assert sum(ends) == 2 * 20  # what log growth would have counted: every record and every end of a transaction
         # An earlier controller has written down what came before `late`; the next one counts on from there.
         told = ArrivalTicks([float(late[0] - 1)], [[100, 50]], [100, 50], float(late[0] - 2))
         await write_once(servers, Written(names.arrivals, source, encode(told)))

@@ -1,4 +1,4 @@
-"""Connections that ask for nothing make room; requests beyond the limit are told to come again."""
+"""Connections that ask for nothing make room; requests beyond the limit get 503."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from inferline_stream.isolation.names import NameService
 from inferline_stream.settings import KafkaSecurity
 
 T = TypeVar("T")
-HOST = "tokens.invalid"  # no resolver knows it: whoever looks it up here fails
+HOST = "tokens.invalid"  # no resolver knows it: looking it up here fails
 
 
 @asynccontextmanager
@@ -74,7 +74,7 @@ async def sealed(work: Callable[[], Awaitable[T]], monkeypatch: pytest.MonkeyPat
         service.close()
 
 
-def told(token: str, lasts_s: object = 3600, form: str = "length") -> bytes:
+def answer(token: str, lasts_s: object = 3600, form: str = "length") -> bytes:
     body = json.dumps({"access_token": token, "expires_in": lasts_s}).encode()
     if form == "chunked":
         half = len(body) // 2
@@ -86,7 +86,7 @@ def told(token: str, lasts_s: object = 3600, form: str = "length") -> bytes:
 
 @pytest.mark.parametrize("form", ["length", "chunked", "until it closes"])
 async def test_a_sealed_process_gets_a_token_from_an_endpoint_that_it_knows_by_name(monkeypatch, form: str) -> None:
-    async with endpoint(lambda n: told(f"token-{n}", form=form)) as (security, asked):
+    async with endpoint(lambda n: answer(f"token-{n}", form=form)) as (security, asked):
         credentials = ClientCredentials(security)
 
         async def twice() -> list[str]:
@@ -99,7 +99,7 @@ async def test_a_sealed_process_gets_a_token_from_an_endpoint_that_it_knows_by_n
 
 
 async def test_it_renews_tokens_that_end_for_as_long_as_it_lives(monkeypatch) -> None:
-    async with endpoint(lambda n: told(f"token-{n}", lasts_s="0.02")) as (security, asked):
+    async with endpoint(lambda n: answer(f"token-{n}", lasts_s="0.02")) as (security, asked):
         credentials = ClientCredentials(security)
 
         async def many() -> str:
