@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 _COMMIT_AGAIN_S = 0.5
 _CORRUPT_AGAIN_S = 0.2
 _CORRUPT_AT_MOST_S = 10.0
+_CREATED_WITHIN_S = 2.0
+"""How long a topic that has just been created may be unknown: brokers learn of it one after another."""
+
 _CORRUPT_FETCHES = 8
 
 STARTS = ("committed", "earliest", "latest")
@@ -100,10 +103,7 @@ class RecordFollower:
             try:
                 async with asyncio.timeout(self._connect_timeout_s):
                     await self._consumer.start()
-                    state = await self._look()
-                    if state is None:
-                        raise Unreachable(f"topic {self._topic!r}: Kafka has no such topic; create it first")
-                    await self._begin(state)
+                    await self._begin(await self._existing())
             except (KafkaError, OSError):
                 raise await unreachable(self._bootstrap_servers) from None
         return self
@@ -117,6 +117,14 @@ class RecordFollower:
     def _client(self) -> AIOKafkaConsumer:
         assert self._consumer is not None, "used outside its `async with`"
         return self._consumer
+
+    async def _existing(self) -> TopicState:
+        give_up_s = time.monotonic() + _CREATED_WITHIN_S
+        while (state := await self._look()) is None:
+            if time.monotonic() > give_up_s:
+                raise Unreachable(f"topic {self._topic!r}: Kafka has no such topic; create it first")
+            await asyncio.sleep(0.1)
+        return state
 
     async def _look(self) -> TopicState | None:
         self._look_at_s = time.monotonic() + self._look_every_s
@@ -178,7 +186,11 @@ class RecordFollower:
         """Find out that the topic was created again, or has more partitions."""
         if time.monotonic() < self._look_at_s:
             return
-        state = await self._look()
+        try:
+            state = await self._look()
+        except KafkaError as error:
+            logger.warning("topic %s: its state is not known now: %r", self._topic, error)
+            return
         if state is None or state.id != self._state.id:
             why = "the topic was deleted" if state is None else recreated(self._state.id, state.id)
             for partition in list(self._next):

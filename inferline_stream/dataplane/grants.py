@@ -57,7 +57,9 @@ class Grant(msgspec.Struct, frozen=True, tag="grant"):
 
     def __post_init__(self) -> None:
         _check(self.version, self.term, self.number)
-        if not 0 <= self.slot < self.slots <= _MOST:
+        # A slot that is given up lies beyond those that are left.
+        within = self.slot < self.slots or not self.dispatcher
+        if not (0 <= self.slot < _MOST and 0 <= self.slots < _MOST and within):
             raise ValueError(f"slot {self.slot} of {self.slots}")
         if any(size < 1 for size in self.max_batch_sizes.values()):
             raise ValueError(f"batch sizes {self.max_batch_sizes}")

@@ -144,7 +144,7 @@ class StageReader:
         self._consumer.pause(*(partition for partition in every if partition.partition not in self._held))
 
     async def look_at_topic(self) -> TopicState | None:
-        """Return the topic as it is now; None where there is none, or nobody answers."""
+        """Return the topic as it is now, or was when Kafka last answered; None where there is none."""
         try:
             return (await topic_states(self._consumer._client, [self._topic])).get(self._topic)
         except KafkaError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import NoError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.metadata import MetadataRequest_v5
 
@@ -68,12 +69,15 @@ async def topic_states(client: AIOKafkaClient, topics: Iterable[str]) -> dict[st
         topics: their names.
 
     Raises:
-        KafkaError: no answer.
+        KafkaError: no answer, or none about one of the topics for now.
     """
     answer = await client.send(client.get_random_node(), _TopicStates(list(topics)))
     found = {}
     for topic in answer.to_object()["topics"]:
-        if not topic["error_code"]:
+        error = for_code(topic["error_code"])
+        if error is not NoError and error is not UnknownTopicOrPartitionError:
+            raise error(topic["topic"])
+        if error is NoError:
             found[topic["topic"]] = TopicState(_short(topic.get("topic_id", b"")), len(topic["partitions"]))
     return found
 

@@ -6,8 +6,6 @@ import socket
 from collections import Counter
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from inferline_stream.actuators.actuator import DispatcherExit
 from inferline_stream.testing.director import Director, event_id
@@ -112,31 +110,6 @@ async def test_a_lapsed_lease_is_regained_without_a_controller(kafka, delivery):
         await director.caught_up()
         assert Counter(map(event_id, await director.results())) == Counter(ids)
         assert await director.pid(name) == pid
-
-
-async def test_partitions_that_were_added_are_halted_with_a_reason_until_an_offset_is_committed(kafka):
-    async with Director(kafka.bootstrap_servers, PASSING, partitions={"work": 2}) as director:
-        await director.start()
-        topic, group = director.names.topic("in"), director.routes["work"].group
-        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
-        await admin.start()
-        try:
-            await admin.create_partitions({topic: NewPartitions(3)})
-        finally:
-            await admin.close()
-        await director.dispatch("work")
-        await director.until(lambda: 2 in director.report("work").halted, "the new partition is halted")
-        assert f"{topic}/2 is halted" in director.report("work").reason
-        await director.producer.client.force_metadata_update()
-        sent = [await director.producer.send_and_wait(topic, b"x", partition=number) for number in (0, 1, 2)]
-        await director.until(lambda: director.total("work", "events") == 2, "the others are served")
-        async with AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap_servers, group_id=group) as consumer:
-            consumer.assign([added := TopicPartition(topic, 2)])
-            await consumer.commit({added: 0})
-        await director.dispatch("work")
-        await director.until(lambda: director.total("work", "events") == 3, "the added partition is served")
-        ids = Counter(f"{topic}/{record.partition}/{record.offset}" for record in sent)
-        assert Counter(map(event_id, await director.results())) == ids
 
 
 async def test_a_dispatcher_whose_supervisor_is_gone_finishes_commits_and_leaves(kafka):

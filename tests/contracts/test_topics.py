@@ -36,7 +36,9 @@ async def test_each_difference_is_named_and_what_cannot_be_run_on_is_told_apart(
         await create_topics(kafka.bootstrap_servers, wanted, replication=1)
         found = {d.text: d.blocks for d in await verify_topics(kafka.bootstrap_servers, wanted)}
         assert found == {
-            f"topic {short.name} has retention.ms=604800000, 86400000 is advised": False,
+            f"topic {short.name} has retention.ms=604800000, -1 is advised": False,
+            f"topic {short.name} has retention.bytes=-1, {4 * 1024**3} is advised": False,
+            f"topic {short.name} has segment.bytes={1024**3}, {64 * 1024**2} is advised": False,
             f"topic {kept.name} has cleanup.policy=delete, compact is needed": True,
             **{
                 text: False

@@ -127,7 +127,8 @@ def test_every_figure_is_the_one_that_prometheus_scrapes(tab):
         assert told["wait"] == f"{of_stage['inferline_stage_wait_seconds'] * 1e3:g} ms"
         assert told["service time"] == f"{of_stage['inferline_stage_service_time_seconds'] * 1e3:g} ms"
         assert told["batch"] == (
-            f"{of_stage['inferline_stage_batch_size']:g} of {of_stage['inferline_stage_max_batch_size']:g}"
+            f"{of_stage['inferline_stage_batch_size']:g} of {of_stage['inferline_stage_max_batch_size']:g}, "
+            f"held ≤ {of_stage['inferline_stage_hold_seconds'] * 1e3:g} ms"
         )
         assert told["lag"] == f"{of_stage['inferline_stage_lag_records']:g} records"
         for partition, cell in enumerate(tab.locator("#heat tbody tr").first.locator("td").all_inner_texts()):
