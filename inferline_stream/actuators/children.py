@@ -20,6 +20,7 @@ from inferline_stream.actuators.devices import Device, devices_for
 from inferline_stream.actuators.fork_servers import Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.relay import Relay
+from inferline_stream.dataplane.batch_mark import BatchId, mark_file, marked_in
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec, encode_spec
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
 from inferline_stream.isolation.containers import RUNTIMES
@@ -65,6 +66,10 @@ class Child:
     """Size of its log when it was started."""
     channel: socket.socket | None = None
     """To the process, SOCK_SEQPACKET; a replica in a container has none."""
+    mark: int | None = None
+    """Of a dispatcher: where it notes what it takes in."""
+    died_at: BatchId | None = None
+    """The batch that a dispatcher was taking in when it ended."""
     relay: Relay | None = None
     """Of a replica in a container."""
     cores: float = 0.0
@@ -169,6 +174,7 @@ class Children:
             launch,
             encode_spec(spec),
             lambda channel, log: self._fork_servers.fork_dispatcher(launch, channel, log) if own else None,
+            mark=mark_file(),
         )
 
     def close(self) -> None:
@@ -182,7 +188,14 @@ class Children:
         self._fork_servers.close()
 
     def _started(
-        self, name: str, stage: str, launch: Launch, spec: bytes, fork: Callable[[int, IO[bytes]], Forked | None]
+        self,
+        name: str,
+        stage: str,
+        launch: Launch,
+        spec: bytes,
+        fork: Callable[[int, IO[bytes]], Forked | None],
+        *,
+        mark: int | None = None,
     ) -> Child:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -198,14 +211,16 @@ class Children:
                     pass_fds=(*launch.files, theirs.fileno()),
                     start_new_session=True,  # Ctrl-C in the terminal is for the run, which drains its children
                 )
-            child = self._watched(Child(name, stage, process, -1, launch, log, log_start, ours))
+            child = self._watched(Child(name, stage, process, -1, launch, log, log_start, ours, mark))
         except OSError:
             launch.close()
             ours.close()
+            if mark is not None:
+                os.close(mark)
             raise
         finally:
             theirs.close()
-        child.send(spec)
+        child.send(spec, *(() if mark is None else (mark,)))
         return child
 
     def _contained(self, spec: ReplicaSpec, launch: Launch) -> Child:
@@ -286,6 +301,9 @@ class Children:
             child.channel.close()
         if child.relay is not None:
             child.relay.close()
+        if child.mark is not None:
+            child.died_at = marked_in(child.mark)
+            os.close(child.mark)
         overran = child.launch.overran
         child.launch.close()
         tail = "" if code == 0 else _tail(child.log, child.log_start)

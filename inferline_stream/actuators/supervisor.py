@@ -21,6 +21,7 @@ from inferline_stream.actuators.actuator import (
     ObservedReplica,
     ReplicaExit,
 )
+from inferline_stream.actuators.batch_deaths import BatchDeaths
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE, Child, Children, NoDevice
 from inferline_stream.actuators.devices import Device
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
@@ -37,6 +38,7 @@ from inferline_stream.dataplane.attachments import (
     decode_from_dispatcher,
     encode_attachment,
 )
+from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InvalidTopology
@@ -96,6 +98,7 @@ class Supervisor:
         )
         self._replicas: dict[Child, Place] = {}
         self._dispatchers: dict[Post, Child] = {}
+        self._batch_deaths = BatchDeaths()
         self._pools: defaultdict[str, ReplicaSlots] = defaultdict(ReplicaSlots)
         self._serving: dict[tuple[str, int], Child] = {}
         self._attached: dict[str, Child] = {}
@@ -181,8 +184,9 @@ class Supervisor:
         self._attach(place.stage, self._pools[place.stage].add(place.replica))
 
     def _start_dispatcher(self, post: Post) -> None:
+        spec = msgspec.structs.replace(post.spec, deadly_batches=self._batch_deaths.deadly(post.stage))
         try:
-            child = self._children.start_dispatcher(post.spec)
+            child = self._children.start_dispatcher(spec)
         except OSError as error:
             self._posts.ended(post, 127, f"could not be started: {error}")
             return
@@ -283,7 +287,15 @@ class Supervisor:
         for held in self._replicas.values():
             if held.retiring and held.replica in orphans:
                 self._leave(held)
+        if child.died_at is not None and code != 0 and not post.stopping:
+            self._died_at(post, child.died_at)
         self._posts.ended(post, code, reason, tail)
+
+    def _died_at(self, post: Post, batch: BatchId) -> None:
+        where = f"{post.spec.routes.input_topic}/{batch.partition}, the batch at offset {batch.base_offset}"
+        logger.warning("dispatcher %s ended while it took in %s", post.spec.dispatcher, where)
+        if self._batch_deaths.died_at(post.stage, batch):
+            logger.error("stage %s: dispatchers end whenever they take in %s: it is skipped", post.stage, where)
 
     def _replica_ended(self, child: Child, place: Place, code: int, reason: str, tail: str) -> None:
         self._pools[place.stage].remove(child.name)

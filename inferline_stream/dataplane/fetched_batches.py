@@ -20,6 +20,7 @@ from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.record.util import calc_crc32c
 
 from inferline_stream.broker.decompression import LIMIT_BYTES, Decompressor, TooLarge, Undecodable
+from inferline_stream.dataplane.batch_mark import BatchWatch
 
 RECORDS_AT_ONCE = 4096
 """Records that one call takes out of what was fetched: small ones cost a hundred times their size in memory."""
@@ -43,7 +44,7 @@ class SkippedBatch(bytes):
     """
 
     kind: str
-    """BatchTooLarge or BatchUnreadable."""
+    """BatchTooLarge, BatchUnreadable or BatchEndsDispatcher."""
     reason: str
     """Which offsets, and why, in words."""
     fetched_bytes: int
@@ -100,9 +101,11 @@ class Unpacker:
 
     Args:
         limit_bytes: largest size of a batch's records.
+        watch: is shown each batch; by default nobody is.
     """
 
-    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(self, limit_bytes: int = LIMIT_BYTES, watch: BatchWatch | None = None) -> None:
+        self.watch = watch or BatchWatch("")
         self._decompressor = Decompressor(limit_bytes)
         self._allowance = _Allowance()
 
@@ -112,6 +115,10 @@ class Unpacker:
 
     def records(self, batch: FetchedBatch) -> Iterator[Any]:
         """Return the records of a batch; the note where they end before the batch does."""
+        if self.watch.is_deadly(batch):
+            yield batch.note("BatchEndsDispatcher", "ended every dispatcher that took it in")
+            return
+        self.watch.unpacks(batch)
         try:
             yield from batch.unpacked(self._expand)
         except TooLarge:
@@ -121,6 +128,7 @@ class Unpacker:
         except (Undecodable, CorruptRecordException, ValueError, LookupError, OverflowError, struct.error) as error:
             # Its checksum is right: it would look the same whenever it is fetched.
             yield batch.note("BatchUnreadable", f"cannot be read: {error or type(error).__name__}")
+        self.watch.rests()  # not where anything else was raised: that ends the process
 
     def _expand(self, codec: int, data: bytes) -> bytes:
         expanded = self._decompressor.decompress(codec, data)
@@ -138,16 +146,17 @@ class FetchedBatch:
     """
 
     __slots__ = (
-        "_attributes", "_crc", "_data", "_first_ms", "_place", "_records", "_unpacker", "base_offset",
-        "next_offset", "producer_id",
+        "_attributes", "_data", "_first_ms", "_records", "_unpacker", "base_offset", "checksum",
+        "next_offset", "place", "producer_id",
     )  # fmt: skip
 
     def __init__(self, data: bytes, unpacker: Unpacker, place: TopicPartition) -> None:
         head = _HEAD.unpack_from(data)
         self._data = data
         self._unpacker = unpacker
-        self._place = place
-        self._crc, self._attributes, self._first_ms = head[4], head[5], head[7]
+        self.place = place
+        self.checksum: int = head[4]
+        self._attributes, self._first_ms = head[5], head[7]
         self.base_offset: int = head[0]
         self.next_offset: int = head[0] + head[6] + 1
         self.producer_id: int = head[9]
@@ -174,8 +183,8 @@ class FetchedBatch:
         Raises:
             CorruptBatch: it did not arrive as it was produced. aiokafka's own error does not say where.
         """
-        if calc_crc32c(self._data[_CHECKED_FROM:]) != self._crc:
-            raise CorruptBatch(self._place, self.base_offset)
+        if calc_crc32c(self._data[_CHECKED_FROM:]) != self.checksum:
+            raise CorruptBatch(self.place, self.base_offset)
         return True
 
     def __iter__(self) -> Iterator[Any]:
@@ -213,6 +222,7 @@ class FetchedBatches:
         self._unpacker = unpacker
         self._at = 0
         self._is_begun = False
+        self._last: FetchedBatch | None = None
         self.place = TopicPartition("", -1)
 
     def size_in_bytes(self) -> int:
@@ -236,7 +246,13 @@ class FetchedBatches:
             return LegacyRecordBatch(batch, batch[_MAGIC_AT])  # no producer that a broker of today knows writes it
         if len(batch) < _HEAD.size:
             raise CorruptRecordException(f"a batch of {len(batch)} bytes")
-        return FetchedBatch(batch, self._unpacker, self.place)
+        self._last = FetchedBatch(batch, self._unpacker, self.place)
+        return self._last
+
+    def go_on(self) -> None:
+        """Be ready to have more records of the last batch unpacked."""
+        if self._last is not None:
+            self._unpacker.watch.unpacks(self._last)
 
     def _end(self) -> int:
         if len(self._data) - self._at < _BEFORE_LENGTH_BYTES:
@@ -254,17 +270,23 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aiok
         records.place = tp
         super().__init__(tp, records, *rest)
 
+    def __iter__(self) -> Iterator[Any]:
+        """Be asked for `RECORDS_AT_ONCE`, perhaps out of the middle of a batch."""
+        self._records.go_on()
+        return self
 
-def bound_batches(limit_bytes: int) -> None:
+
+def bound_batches(limit_bytes: int, watch: BatchWatch | None = None) -> None:
     """Have every consumer of this process unpack batches within bounds.
 
     aiokafka has no place to pass this in; its fetcher finds the class by its name.
 
     Args:
         limit_bytes: largest size of a batch's records.
+        watch: see `Unpacker`.
     """
     fetcher.PartitionRecords = _PartitionRecords
-    fetcher.MemoryRecords = partial(FetchedBatches, unpacker=Unpacker(limit_bytes))
+    fetcher.MemoryRecords = partial(FetchedBatches, unpacker=Unpacker(limit_bytes, watch))
 
 
 def are_bounded() -> bool:

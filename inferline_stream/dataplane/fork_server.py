@@ -29,7 +29,7 @@ from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.replica import replica
 from inferline_stream.dataplane.replica.stage_call import StageCall
 from inferline_stream.dataplane.replica.stage_code import StageCode
-from inferline_stream.dataplane.specs import ReplicaSpec, decode_dispatcher_spec, decode_replica_spec
+from inferline_stream.dataplane.specs import ReplicaSpec, decode_replica_spec
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation import kernel, sealing
 from inferline_stream.isolation.confinement import decoded
@@ -71,7 +71,7 @@ def _dispatchers() -> Live:
     process: Any = importlib.import_module("inferline_stream.dataplane.dispatcher.process")
 
     def live(channel: socket.socket, names: socket.socket | None) -> int:
-        code: int = process.main(channel, decode_dispatcher_spec(channel.recv(MAX_DATAGRAM_BYTES)), names)
+        code: int = process.main(channel, names)
         return code
 
     return live

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
@@ -52,6 +53,8 @@ class DispatcherSpec(msgspec.Struct, frozen=True):
     """Seconds since the epoch: events that entered before are a backlog, and their latency says nothing."""
     incarnation: int = 1
     """How often a dispatcher of this name was started; set by the supervisor."""
+    deadly_batches: tuple[BatchId, ...] = ()
+    """Batches that ended dispatchers before, and are skipped; set by the supervisor."""
     version: int = WIRE_VERSION
 
 

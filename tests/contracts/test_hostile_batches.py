@@ -1,12 +1,15 @@
 """Batches that nobody should unpack, through a pool, on Apache Kafka and on the embedded broker alike."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from inferline_stream.dataplane.dead_letters import send_again
-from inferline_stream.testing.director import Director
+from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE
+from inferline_stream.testing.crashing_dispatcher import TAKEN_IN, UNPACKED
+from inferline_stream.testing.director import Director, event_id
 from tests.contracts.pooled import PASSING
 
 BOMB = [bytes(1 << 20)] * 64  # 64 MiB, of which a few kilobytes are sent
@@ -60,3 +63,34 @@ async def test_a_batch_that_expands_too_far_is_one_dead_letter_and_kills_nobody(
     assert (len(again.sent), len(again.cut)) == (0, 1), "there is nothing in it to send again"
     assert grown_kb < 40 * 1024
     assert exits == []
+
+
+@pytest.mark.parametrize(
+    ("delivery", "culprit", "neighbours"),
+    [("at_least_once", UNPACKED, RECORDS_AT_ONCE + 5), ("exactly_once", TAKEN_IN, 2)],
+)
+async def test_a_batch_that_ends_two_dispatchers_is_skipped_by_the_third(kafka, delivery, culprit, neighbours):
+    async with Director(
+        kafka.bootstrap_servers,
+        PASSING,
+        partitions={"work": 2},
+        delivery=delivery,
+        settings={"lease_s": 1.0},
+        dispatcher_module="inferline_stream.testing.crashing_dispatcher",
+    ) as director:
+        await director.start()
+        ids = await director.put([b"before"] * 10)
+        await director.caught_up()
+        await director.kill(director.dispatcher("work"))  # while it takes in nothing: of no account
+        first = await send_batch(director, "gzip", [b""] * neighbours + [culprit])
+        ids += await director.put([b"after"] * 10)
+        await director.caught_up(60.0)
+        letters = await director.letters("work")
+        found = [event_id(result) for result in await director.results()]
+        exits = [each.reason for each in director.exits]
+    (letter,) = letters
+    headers = {name.removeprefix("__inferline.errors."): value.decode() for name, value in letter.headers}
+    assert (letter.value, headers["type"], headers["partition"]) == (None, "BatchEndsDispatcher", "0")
+    assert f"the batch of offsets {first} to {first + neighbours}," in headers["message"]
+    assert exits == ["killed by SIGKILL", "killed by SIGSEGV", "killed by SIGSEGV"]
+    assert Counter(each for each in found if each in ids) == Counter(ids)

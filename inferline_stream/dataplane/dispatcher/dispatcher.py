@@ -24,6 +24,7 @@ from inferline_stream.dataplane.attachments import (
     decode_from_supervisor,
     encode_attachment,
 )
+from inferline_stream.dataplane.batch_mark import BatchWatch
 from inferline_stream.dataplane.client import Fenced, KafkaFailed
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.feeder import Feeder
@@ -59,17 +60,24 @@ class Dispatcher:
         spec: what the process was given.
         channel: to the supervisor.
         connected: called once all connections are made, before the first record.
+        mark: see `BatchWatch`.
     """
 
     def __init__(
-        self, spec: DispatcherSpec, channel: socket.socket, connected: Callable[[], object] = lambda: None
+        self,
+        spec: DispatcherSpec,
+        channel: socket.socket,
+        connected: Callable[[], object] = lambda: None,
+        *,
+        mark: int = -1,
     ) -> None:
         self._spec = spec
         self._channel = channel
         self._connected = connected
         self._routes = routes = spec.routes
         self._settings = settings = Settings(**spec.settings)
-        bound_batches(round(settings.decompressed_bytes))
+        self._batch_watch = BatchWatch(routes.input_topic, mark, spec.deadly_batches)
+        bound_batches(round(settings.decompressed_bytes), self._batch_watch)
         self._bounds_s = latency_bounds_s(routes.slo_s)
         self._report = report = new_report(
             spec.dispatcher, spec.incarnation, routes.stage, spec.slot, len(self._bounds_s) + 1
@@ -211,6 +219,7 @@ class Dispatcher:
             # The present one: partitions that it began to hold during the fetch may have brought records already.
             if (session := self._session) is not None:
                 session.take_in(fetched)
+            self._batch_watch.done()
             if self._grant is None and self._reader.caught_up():
                 self._grant_changed.set()
             if fetched.records:
@@ -336,6 +345,7 @@ class Dispatcher:
             owner=owner_name(self._spec),
             live_since_us=self._spec.live_since_s * 1e6,
             kick=self._feeder.kick,
+            watch=self._batch_watch,
         )
         if self._grant is not None and self._grant.sample is not None:
             session.suspects.learn(self._grant.sample)

@@ -12,9 +12,10 @@ from typing import Any
 
 import uvloop
 
+from inferline_stream.dataplane.attachments import MAX_DATAGRAM_BYTES
 from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
 from inferline_stream.dataplane.looping import Loop
-from inferline_stream.dataplane.specs import EXIT_FAILED, DispatcherSpec
+from inferline_stream.dataplane.specs import EXIT_FAILED, decode_dispatcher_spec
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.isolation.sealing import seal
@@ -23,16 +24,17 @@ from inferline_stream.printable import log_to_stderr_plainly
 logger = logging.getLogger(__name__)
 
 
-def main(channel: socket.socket, spec: DispatcherSpec, names: socket.socket | None = None) -> int:
+def main(channel: socket.socket, names: socket.socket | None = None) -> int:
     """Run a dispatcher to its end and return the exit code.
 
     Args:
-        channel: to the supervisor, SOCK_SEQPACKET.
-        spec: what it serves.
+        channel: to the supervisor, SOCK_SEQPACKET; the spec is the first datagram, with the descriptor of the mark.
         names: where addresses of hosts are asked for once it is sealed; see `isolation.names`.
     """
     log_to_stderr_plainly()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    data, files, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, 1)
+    spec, mark = decode_dispatcher_spec(data), files[0] if files else -1
     gc.freeze()
 
     async def live() -> int:
@@ -48,7 +50,7 @@ def main(channel: socket.socket, spec: DispatcherSpec, names: socket.socket | No
                     "dispatcher %s is not sealed as it should be: %s", spec.dispatcher, "; ".join(held.missing)
                 )
 
-        dispatcher = Dispatcher(spec, channel, seal_it)
+        dispatcher = Dispatcher(spec, channel, seal_it, mark=mark)
         loop.set_exception_handler(_end_at_once)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, dispatcher.leave, f"{number.name} received")

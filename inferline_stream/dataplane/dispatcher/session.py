@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from inferline_stream.dataplane.batch_mark import BatchWatch
 from inferline_stream.dataplane.client import Outgoing
 from inferline_stream.dataplane.dispatcher.committer import Committer
 from inferline_stream.dataplane.dispatcher.completion import CROWDED_BYTES, decode_metadata
@@ -77,6 +78,7 @@ class Session:
         owner: name under which offsets are committed.
         live_since_us: events that entered before are a backlog.
         kick: called when there may be something to hand to a replica.
+        watch: is shown what is taken in.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Session:
         owner: str,
         live_since_us: float,
         kick: Callable[[], None],
+        watch: BatchWatch,
     ) -> None:
         self._routes = routes
         self._reader = reader
@@ -103,6 +106,7 @@ class Session:
         self._owner = owner
         self._live_since_us = live_since_us
         self._kick = kick
+        self._watch = watch
         self._bounds_s = latency_bounds_s(routes.slo_s)
         self._slo_us = routes.slo_s * 1e6
         self.epoch = time.time_ns()
@@ -242,8 +246,12 @@ class Session:
         for number, records in fetched.records.items():
             partition = self.partitions.get(number)
             if partition is not None and not partition.halted:
+                last = -1
                 for record in records:
+                    if record.offset > last:
+                        last = self._watch.takes_in(number, record.offset)
                     self._intake.take_in(partition, record)
+        self._watch.done()
         self._report.clock_lead_s = self._intake.clock_lead_s()
         for number, position in fetched.positions.items():
             partition = self.partitions.get(number)

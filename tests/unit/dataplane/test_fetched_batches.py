@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from aiokafka.record.util import calc_crc32c
 
 from inferline_stream.broker.decompression import Decompressor, TooLarge, Undecodable
 from inferline_stream.dataplane import fetched_batches
+from inferline_stream.dataplane.batch_mark import BatchId, BatchWatch, mark_file, marked_in
 from inferline_stream.dataplane.fetched_batches import FetchedBatches, SkippedBatch, Unpacker
 
 CODECS = {"gzip": (1, gzip_encode), "snappy": (2, snappy_encode), "lz4": (3, lz4_encode), "zstd": (4, zstd_encode)}
@@ -42,7 +45,7 @@ def sealed(data: bytearray) -> bytes:
 def fetched(data: bytes, unpacker: Unpacker, offset: int = 0) -> fetcher.PartitionRecords:
     batches = FetchedBatches(data, unpacker)
     assert batches.has_next()  # asked by the fetcher, too, before it keeps them
-    return fetcher.PartitionRecords(
+    return fetched_batches._PartitionRecords(
         TopicPartition("in", 0), batches, [], offset, None, None, True, fetcher.READ_COMMITTED
     )
 
@@ -128,3 +131,74 @@ async def test_one_turn_of_the_event_loop_expands_little_more_than_one_batch(mon
     assert partitions[0].next_fetch_offset == 2
     await asyncio.sleep(0)
     assert len(list(fetched(data, unpacker))) == 2
+
+
+@pytest.fixture
+def mark() -> Iterator[int]:
+    """The supervisor's descriptor of a mark."""
+    file = mark_file()
+    yield file
+    os.close(file)
+
+
+def batch_id(data: bytes, partition: int = 0) -> BatchId:
+    return BatchId(partition, *struct.unpack_from(">q9xI", data))
+
+
+async def test_a_batch_is_marked_while_it_is_unpacked_and_while_it_is_taken_in(mark):
+    watch = BatchWatch("in", os.dup(mark))
+    one, two = batch(5, [b"a", b"b", b"c"]), batch(8, [b"d"], 1)
+    records = fetched(one + two, Unpacker(LIMIT_BYTES, watch), 5)
+    seen = []
+    for _ in range(4):
+        next(records)
+        seen.append(marked_in(mark))
+    assert seen == [batch_id(one)] * 3 + [batch_id(two)]
+    assert list(records) == []
+    assert marked_in(mark) is None
+    assert (watch.takes_in(0, 5), marked_in(mark)) == (7, batch_id(one))
+    assert (watch.takes_in(0, 8), marked_in(mark)) == (8, batch_id(two))
+    watch.done()
+    assert marked_in(mark) is None
+    assert (watch.takes_in(0, 8), marked_in(mark)) == (8, None)
+
+
+async def test_the_rest_of_a_batch_is_marked_again_in_a_later_fetch(mark):
+    watch = BatchWatch("in", os.dup(mark))
+    records = fetched(data := batch(0, [b"a", b"b", b"c"]), Unpacker(LIMIT_BYTES, watch))
+    next(records)
+    watch.done()
+    assert marked_in(mark) is None
+    assert iter(records) is records  # as aiokafka begins, each time that it is asked for records
+    assert marked_in(mark) == batch_id(data)
+    assert next(records).offset == 1
+    assert (watch.takes_in(0, 1), marked_in(mark)) == (2, batch_id(data))
+
+
+async def test_a_batch_that_takes_all_memory_stays_marked_and_one_that_is_unreadable_does_not(mark, monkeypatch):
+    def no_memory(data: bytes) -> None:
+        raise MemoryError
+
+    unpacker = Unpacker(LIMIT_BYTES, BatchWatch("in", os.dup(mark)))
+    garbage = bytearray(batch(0, [b"x" * 100], 4))
+    garbage[61:] = bytes(len(garbage[61:]))
+    assert len(list(fetched(sealed(garbage), unpacker))) == 1
+    assert marked_in(mark) is None
+    monkeypatch.setattr(fetched_batches, "DefaultRecordBatch", no_memory)
+    with pytest.raises(MemoryError):
+        list(fetched(data := batch(3, [b"a"]), unpacker, 3))
+    assert marked_in(mark) == batch_id(data)
+
+
+async def test_nothing_but_the_deadly_batch_is_skipped_and_it_is_not_unpacked():
+    good, deadly = batch(0, [b"a"]), batch(1, [b"b", b"c"])
+    watch = BatchWatch("in", deadly=(batch_id(deadly), batch_id(good, 1), BatchId(0, 3, 7)))
+    found = list(fetched(good + deadly + batch(3, [b"d"]), Unpacker(LIMIT_BYTES, watch)))
+    assert [(r.offset, r.value) for r in found] == [(0, b"a"), (2, b""), (3, b"d")]
+    assert found[1].value.kind == "BatchEndsDispatcher"
+    assert "offsets 1 to 2" in found[1].value.reason
+
+
+def test_a_mark_that_a_dying_process_cut_off_names_no_batch(mark):
+    os.ftruncate(mark, 3)
+    assert marked_in(mark) is None

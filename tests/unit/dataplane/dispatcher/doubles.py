@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from inferline_stream.dataplane.batch_mark import BatchWatch
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import Lease, new_report
 from inferline_stream.dataplane.dispatcher.session import Session
@@ -139,6 +140,7 @@ class Slot:
             owner="me",
             live_since_us=0.0,
             kick=self.kick,
+            watch=BatchWatch("in"),
         )
 
     async def begin(self) -> Session:

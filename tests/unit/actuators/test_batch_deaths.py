@@ -1,0 +1,38 @@
+"""How often a batch ends dispatchers before it is skipped."""
+
+from __future__ import annotations
+
+from inferline_stream.actuators.batch_deaths import REMEMBERED, BatchDeaths
+from inferline_stream.dataplane.batch_mark import BatchId
+
+ONE, OTHER_OFFSET = BatchId(0, 7, 1), BatchId(0, 9, 1)
+OTHER_CONTENT, OTHER_PARTITION = BatchId(0, 7, 2), BatchId(1, 7, 1)
+
+
+def after(*batches: BatchId) -> tuple[BatchId, ...]:
+    deaths = BatchDeaths()
+    for batch in batches:
+        deaths.died_at("work", batch)
+    return deaths.deadly("work")
+
+
+def test_a_batch_is_skipped_after_two_deaths_in_a_row():
+    deaths = BatchDeaths()
+    assert [deaths.died_at("work", ONE) for _ in range(3)] == [False, True, False]
+    assert deaths.deadly("work") == (ONE,)
+    assert deaths.deadly("other stage") == ()
+
+
+def test_deaths_at_different_batches_of_a_partition_skip_none():
+    for other in (OTHER_OFFSET, OTHER_CONTENT):
+        assert after(ONE, other, ONE, other) == ()
+    assert after(ONE) == ()
+
+
+def test_two_partitions_that_end_dispatchers_by_turns_are_both_skipped():
+    assert after(ONE, OTHER_PARTITION, ONE, OTHER_PARTITION) == (ONE, OTHER_PARTITION)
+
+
+def test_the_newest_batches_are_remembered():
+    batches = [BatchId(0, at, 1) for at in range(REMEMBERED + 3)]
+    assert after(*(batch for each in batches for batch in (each, each))) == tuple(batches[3:])
