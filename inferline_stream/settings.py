@@ -153,7 +153,7 @@ def check_variables(flags: Iterable[str], environment: Mapping[str, str] | None 
     """
     source = os.environ if environment is None else environment
     settings = (f"INFERLINE_{name.upper()}" for name in Settings.__dataclass_fields__)
-    known = {*flags, *settings, *KAFKA_VARIABLES, CACHE}
+    known = {*flags, *settings, *KAFKA_VARIABLES, *DISPATCHER_KAFKA_VARIABLES, CACHE}
     for variable in sorted(source):
         if variable.startswith("INFERLINE_") and variable not in known:
             near = difflib.get_close_matches(variable, known, 1)
@@ -243,7 +243,8 @@ class KafkaSecurity:
                 )
 
 
-KAFKA_CONFIG = "INFERLINE_KAFKA_CONFIG"
+_KAFKA, _DISPATCHER_KAFKA = "INFERLINE_KAFKA_", "INFERLINE_DISPATCHER_KAFKA_"
+KAFKA_CONFIG = f"{_KAFKA}CONFIG"
 
 
 def kafka_security(environment: Mapping[str, str] | None = None) -> KafkaSecurity:
@@ -261,11 +262,37 @@ def kafka_security(environment: Mapping[str, str] | None = None) -> KafkaSecurit
 
 
 def _variable(name: str) -> str:
-    return f"INFERLINE_KAFKA_{name.upper()}"
+    return f"{_KAFKA}{name.upper()}"
 
 
 KAFKA_VARIABLES = (KAFKA_CONFIG, *map(_variable, KafkaSecurity.__dataclass_fields__))
 """Every variable that `kafka_security` reads."""
+
+DISPATCHER_KAFKA_VARIABLES = tuple(_DISPATCHER_KAFKA + name.removeprefix(_KAFKA) for name in KAFKA_VARIABLES)
+"""Every variable that `dispatcher_environment` puts in the place of those."""
+
+
+def dispatcher_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of the supervisor, whose dispatchers may be another Kafka user than the controller.
+
+    One variable of `DISPATCHER_KAFKA_VARIABLES` is enough to replace all of `KAFKA_VARIABLES`: of a mixture nobody
+    could say which user it makes, and dispatchers should not see the controller's secrets.
+
+    Raises:
+        UsageError: a property that is unknown, missing or impossible, or a file that cannot be read.
+    """
+    source = dict(os.environ if environment is None else environment)
+    given = {name: source.pop(name) for name in DISPATCHER_KAFKA_VARIABLES if name in source}
+    if not any(given.values()):
+        return source
+    for name in KAFKA_VARIABLES:
+        source.pop(name, None)
+    source |= {_KAFKA + name.removeprefix(_DISPATCHER_KAFKA): value for name, value in given.items()}
+    try:
+        kafka_security(source)
+    except UsageError as error:
+        raise UsageError(f"of the dispatchers: {str(error).replace(_KAFKA, _DISPATCHER_KAFKA)}") from None
+    return source
 
 
 def _properties(file: str) -> dict[str, str]:

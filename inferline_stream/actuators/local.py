@@ -30,6 +30,7 @@ from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODUL
 from inferline_stream.actuators.devices import Device
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation.limits import unbounded_memory
+from inferline_stream.settings import dispatcher_environment
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +240,7 @@ class LocalActuator:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=dispatcher_environment(),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # it outlives this process, and Ctrl-C in the terminal is for that one
             )

@@ -71,7 +71,16 @@ def configuration(pipeline: Pipeline, file: str, context: typer.Context) -> list
 
     from inferline_stream.cli.frame import flag_variables
     from inferline_stream.pipeline.topology import Pipeline
-    from inferline_stream.settings import KAFKA_VARIABLES, Settings, from_environment, given, kafka_security, reasons
+    from inferline_stream.settings import (
+        DISPATCHER_KAFKA_VARIABLES,
+        KAFKA_VARIABLES,
+        Settings,
+        dispatcher_environment,
+        from_environment,
+        given,
+        kafka_security,
+        reasons,
+    )
 
     rows = []
     defaults = {name: p.default for name, p in inspect.signature(Pipeline.__init__).parameters.items()}
@@ -85,10 +94,13 @@ def configuration(pipeline: Pipeline, file: str, context: typer.Context) -> list
         source = variable if variable in present else "default"
         value = getattr(chosen if variable in present else usual, name)
         rows.append(_row(name, value, source, why.get(name, "")))
-    kafka = given(KAFKA_VARIABLES)
+    kafka, dispatchers = given(KAFKA_VARIABLES), given(DISPATCHER_KAFKA_VARIABLES)
     rows.append(
         _row("kafka_security", str(kafka_security()), ", ".join(kafka) or "default", "how clients speak to Kafka")
     )
+    if dispatchers:
+        found = str(kafka_security(dispatcher_environment()))
+        rows.append(_row("dispatcher_kafka_security", found, ", ".join(dispatchers), "how dispatchers speak to Kafka"))
     flags = flag_variables(context.parent.command) if context.parent is not None else {}
     for variable, value in given(flags).items():
         rows.append(_row(flags[variable], value, variable, "flag of the command line"))

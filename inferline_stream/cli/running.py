@@ -39,14 +39,21 @@ from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.controlplane.record import new_run
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
+from inferline_stream.dataplane.connecting import refused
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.starting import check_start
 from inferline_stream.dataplane.topics import REPLICATION
 from inferline_stream.dataplane.tracing import check_exporter
-from inferline_stream.errors import GateFailed, InferlineError, UsageError
+from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.profiler.profiling import Options
-from inferline_stream.settings import runtime_folder
+from inferline_stream.settings import (
+    DISPATCHER_KAFKA_VARIABLES,
+    dispatcher_environment,
+    given,
+    kafka_security,
+    runtime_folder,
+)
 from inferline_stream.tuner.policy import POLICIES
 
 
@@ -156,6 +163,19 @@ def gate_miss(report: RunReport, objective: float) -> str:
     return ""
 
 
+async def _dispatchers_known(bootstrap_servers: str) -> None:
+    """Try the dispatchers' credentials: the supervisor would start dispatchers that are refused again and again.
+
+    Raises:
+        UsageError: the environment asks for what cannot be.
+        Unreachable: Kafka refuses them.
+    """
+    if bootstrap_servers.startswith("PLAINTEXT://") or not given(DISPATCHER_KAFKA_VARIABLES):
+        return
+    if why := await refused(bootstrap_servers, kafka_security(dispatcher_environment())):
+        raise Unreachable(f"of the dispatchers: {why}")
+
+
 async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, stopping: _Stopping) -> RunReport:
     limits = settings()
     stopping.watch()
@@ -167,6 +187,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
         else:
             async with OffsetReader(servers, limits.connect_timeout_s):
                 pass  # a Kafka that does not answer is reported before anything else is done
+            await _dispatchers_known(servers)
         screen.step("looking at profiles")
         options = Options(broker=wanted.bootstrap_servers or "embedded")
         if wanted.profiles is not None:

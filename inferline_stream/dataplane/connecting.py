@@ -190,9 +190,14 @@ async def unreachable(bootstrap_servers: str, otherwise: str = "") -> Unreachabl
     return Unreachable(await refused(bootstrap_servers) or otherwise or silent)
 
 
-async def refused(bootstrap_servers: str) -> str:
-    """Why a broker that listens turns us away, in words without secrets; empty if it does not, or nobody listens."""
-    security = security_of(bootstrap_servers)
+async def refused(bootstrap_servers: str, security: KafkaSecurity | None = None) -> str:
+    """Why a broker that listens turns us away, in words without secrets; empty if it does not, or nobody listens.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        security: of another user than this process's own.
+    """
+    security = security or security_of(bootstrap_servers)
     where, port = hosts(bootstrap_servers).split(",")[0].rsplit(":", 1)
     try:
         connection = await create_conn(where.strip(), int(port), request_timeout_ms=3000, **_secured(security))

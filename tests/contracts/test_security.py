@@ -4,11 +4,12 @@ import asyncio
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,11 +27,15 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from inferline_stream.dataplane.dead_letters import Letter, dead_letters
+from inferline_stream.controlplane.observing import observing
+from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.dataplane.dead_letters import Letter, dead_letters, send_again
 from inferline_stream.dataplane.loading import load_topology
-from inferline_stream.dataplane.permissions import permissions
+from inferline_stream.dataplane.permissions import ROLES, permissions
 from inferline_stream.dataplane.topics import create_topics, topics_of
 from inferline_stream.errors import Unreachable
+from inferline_stream.pipeline.names import Names
+from inferline_stream.settings import from_environment
 from inferline_stream.testing.local_kafka import HOST, LocalKafka
 
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
@@ -38,61 +43,89 @@ SECRET = "open sesame"  # with a space: whoever splits a line at spaces fails
 OPERATIONS = {
     "Create": AclOperation.CREATE,
     "Delete": AclOperation.DELETE,
+    "Describe": AclOperation.DESCRIBE,
     "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
     "Read": AclOperation.READ,
     "Write": AclOperation.WRITE,
 }
 LOGIN = "org.apache.kafka.common.security"
+USERS = ("alice", "bob", "carol")
+MTLS = "client certificate"
 
 
 class Secured:
-    """A broker with a TLS listener for PLAIN, SCRAM and OAUTHBEARER, where nothing is allowed by default."""
+    """A broker with TLS listeners, one for SASL and one for client certificates; nothing is allowed by default."""
 
-    def __init__(self, kafka: LocalKafka, authority: Path) -> None:
+    def __init__(self, kafka: LocalKafka, folder: Path) -> None:
         self.kafka = kafka
-        self.authority = authority
-        self.bootstrap_servers = f"{HOST}:{kafka.ports['SASL_SSL']}"
+        self.folder = folder
+        self.authority = folder / "broker-certificate.pem"
+        self.bootstrap_servers = self.servers("SCRAM-SHA-256")
 
-    def environment(self, mechanism: str = "SCRAM-SHA-256", password: str = SECRET, **more: str) -> dict[str, str]:
-        named = {"SASL_MECHANISM": mechanism, "SASL_USERNAME": "alice", "SASL_PASSWORD": password, **more}
+    def servers(self, mechanism: str) -> str:
+        return f"{HOST}:{self.kafka.ports['SSL' if mechanism == MTLS else 'SASL_SSL']}"
+
+    def environment(
+        self, mechanism: str = "SCRAM-SHA-256", password: str = SECRET, user: str = "alice"
+    ) -> dict[str, str]:
+        named = {"SASL_MECHANISM": mechanism, "SASL_USERNAME": user, "SASL_PASSWORD": password}
+        if mechanism == MTLS:
+            files = {"CERTIFICATE": "certificate", "KEY": "key"}
+            named = {f"SSL_{name}_LOCATION": str(self.folder / f"{user}-{file}.pem") for name, file in files.items()}
         named["SSL_CA_LOCATION"] = str(self.authority)
         return {f"INFERLINE_KAFKA_{name}": value for name, value in named.items()}
+
+
+def certify(folder: Path, name: str, *more: str) -> None:
+    """Make a key and a certificate; the broker's own signs the others."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-days", "2", "-subj", f"/CN={name}", *more,
+         "-keyout", str(folder / f"{name}-key.pem"), "-out", str(folder / f"{name}-certificate.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     folder = tmp_path_factory.mktemp("certificates")
-    key, certificate, both = folder / "key.pem", folder / "certificate.pem", folder / "broker.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=broker",
-         "-addext", f"subjectAltName=IP:{HOST}", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    key, certificate, both = folder / "broker-key.pem", folder / "broker-certificate.pem", folder / "broker.pem"
+    certify(folder, "broker", "-addext", f"subjectAltName=IP:{HOST}")
+    for user in USERS:
+        certify(folder, user, "-CA", str(certificate), "-CAkey", str(key))
     both.write_text(key.read_text() + certificate.read_text())
+    known = "".join(f' user_{user}="{SECRET}"' for user in USERS)
     listener = "listener.name.sasl_ssl."
     settings = {
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": str(both),
         "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
-        f"{listener}plain.sasl.jaas.config": f'{LOGIN}.plain.PlainLoginModule required user_alice="{SECRET}";',
+        f"{listener}plain.sasl.jaas.config": f"{LOGIN}.plain.PlainLoginModule required{known};",
         f"{listener}scram-sha-256.sasl.jaas.config": f"{LOGIN}.scram.ScramLoginModule required;",
         f"{listener}scram-sha-512.sasl.jaas.config": f"{LOGIN}.scram.ScramLoginModule required;",
         f"{listener}oauthbearer.sasl.jaas.config": f"{LOGIN}.oauthbearer.OAuthBearerLoginModule required "
         'unsecuredLoginStringClaim_sub="broker";',
         # A connection lives no longer than this, nor than its token: clients have to come again with another one.
         f"{listener}oauthbearer.connections.max.reauth.ms": "3600000",
+        "listener.name.ssl.ssl.client.auth": "required",
+        "listener.name.ssl.ssl.truststore.type": "PEM",
+        "listener.name.ssl.ssl.truststore.location": str(certificate),
+        "ssl.principal.mapping.rules": "RULE:^CN=(.*)$/$1/",
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": "User:ANONYMOUS",  # whoever uses the listener without SASL
     }
-    with LocalKafka(settings, listeners=["SASL_SSL"]) as kafka:
+    with LocalKafka(settings, listeners=["SASL_SSL", "SSL"]) as kafka:
         admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
         for mechanism in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
-            known = UserScramCredentialUpsertion("alice", ScramCredentialInfo(mechanism, 4096), SECRET.encode())
-            admin.alter_user_scram_credentials([known])["alice"].result(30)
-        yield Secured(kafka, certificate)
+            credential = ScramCredentialInfo(mechanism, 4096)
+            wanted = [UserScramCredentialUpsertion(user, credential, SECRET.encode()) for user in USERS]
+            for done in admin.alter_user_scram_credentials(wanted).values():
+                done.result(30)
+        yield Secured(kafka, folder)
 
 
-def grant(bootstrap_servers: str, topology: Path, prefix: str, *verbs: str) -> None:
+def grant(bootstrap_servers: str, topology: Path, prefix: str, users: Mapping[str, str], *verbs: str) -> None:
+    """Grant users, by role, what `topics` prints; of the verbs alone, where some are given."""
     kinds = {
         "topic": ResourceType.TOPIC,
         "group": ResourceType.GROUP,
@@ -103,17 +136,17 @@ def grant(bootstrap_servers: str, topology: Path, prefix: str, *verbs: str) -> N
             kinds[right.resource],
             right.name,
             ResourcePatternType.PREFIXED if right.prefixed else ResourcePatternType.LITERAL,
-            "User:alice",
+            f"User:{users[right.role]}",
             "*",
             OPERATIONS[operation],
             AclPermissionType.ALLOW,
         )
         for right in permissions(load_topology(topology), prefix)
-        if right.needed_by in verbs
+        if right.role in users and (not verbs or right.needed_by in verbs)
         for operation in right.operations
     ]
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-    for granted in admin.create_acls(wanted).values():
+    for granted in admin.create_acls(list(dict.fromkeys(wanted))).values():
         granted.result(30)
 
 
@@ -129,15 +162,41 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "topology.py"
 
 
-@pytest.mark.parametrize(("mechanism", "delivery"), [("SCRAM-SHA-512", "at_least_once"), ("PLAIN", "exactly_once")])
-async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints(secured, starter, mechanism, delivery):
-    prefix = f"{mechanism.lower()}."
-    await create_topics(secured.kafka.bootstrap_servers, topics_of(load_topology(starter), prefix), replication=1)
-    grant(secured.kafka.bootstrap_servers, starter, prefix, "run", "run --replay", "profile")
+async def writable(servers: str, topics: list[str]) -> set[str]:
+    """Those of the topics that take a record from us."""
+    found = set()
+    for topic in topics:
+        try:
+            await write_once(servers, Written(topic, "key", None))
+            found.add(topic)
+        except Unreachable as error:
+            if "TopicAuthorizationFailed" not in str(error):
+                raise
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "delivery"),
+    [("SCRAM-SHA-512", "at_least_once"), ("PLAIN", "exactly_once"), (MTLS, "at_least_once")],
+)
+async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints_for_each_role(
+    secured, starter, mechanism, delivery, monkeypatch
+):
+    pipeline, prefix, servers = load_topology(starter), f"{mechanism[:5].lower()}.", secured.servers(mechanism)
+    await create_topics(secured.kafka.bootstrap_servers, topics_of(pipeline, prefix), replication=1)
+    grant(
+        secured.kafka.bootstrap_servers, starter, prefix, {"controller": "alice", "dispatcher": "bob"},
+        "run", "run --replay", "profile", f"run --delivery {delivery}",
+    )  # fmt: skip
+    grant(secured.kafka.bootstrap_servers, starter, prefix, {"viewer": "carol", "operator": "carol"})
+    of_dispatchers = {
+        name.replace("INFERLINE_", "INFERLINE_DISPATCHER_"): value
+        for name, value in secured.environment(mechanism, user="bob").items()
+    }
     done = await asyncio.to_thread(
-        run, starter, "--bootstrap-servers", secured.bootstrap_servers, "--prefix", prefix, "--no-create-topics",
+        run, starter, "--bootstrap-servers", servers, "--prefix", prefix, "--no-create-topics",
         "--replay", "--duration", "3s", "--delivery", delivery,
-        environment=secured.environment(mechanism),
+        environment={**secured.environment(mechanism, user="alice"), **of_dispatchers},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -147,12 +206,34 @@ async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints(secur
     written = "".join(file.read_text() for file in starter.parent.glob(".inferline/**/*.log"))
     assert SECRET not in written
 
+    def become(user: str) -> None:
+        for name, value in secured.environment(mechanism, user=user).items():
+            monkeypatch.setenv(name, value)
 
-def test_a_wrong_password_ends_a_run_with_code_5_and_says_whom_kafka_refuses(secured, starter):
-    wrong = secured.environment("SCRAM-SHA-256", password="shut sesame")
-    done = run(starter, "--bootstrap-servers", secured.bootstrap_servers, environment=wrong)
+    names = Names(pipeline.name, prefix)
+    sink = names.topic(pipeline.sink.name)
+    theirs = [sink, names.control, names.decisions, names.assignments]
+    become("alice")
+    assert await writable(servers, theirs) == {names.decisions, names.assignments}
+    become("bob")
+    assert await writable(servers, theirs) == {sink}
+    become("carol")
+    assert await writable(servers, theirs) == {names.control}
+    async with observing(pipeline, servers, prefix, from_environment()) as observer:
+        assert len((await observer.look(0.0)).stages) == len(pipeline.stages)
+    assert (await send_again(servers, pipeline, prefix)).sent == []
+
+
+@pytest.mark.parametrize("whose", ["INFERLINE_KAFKA_SASL_PASSWORD", "INFERLINE_DISPATCHER_KAFKA_SASL_PASSWORD"])
+def test_a_wrong_password_ends_a_run_with_code_5_and_says_whom_kafka_refuses(secured, starter, whose):
+    environment = secured.environment(user="alice")
+    for name, value in secured.environment(user="bob").items():
+        environment[name.replace("INFERLINE_", "INFERLINE_DISPATCHER_")] = value
+    environment[whose] = "shut sesame"
+    done = run(starter, "--bootstrap-servers", secured.bootstrap_servers, environment=environment)
     assert done.returncode == 5, done.stderr
-    assert "refuses user 'alice' with SCRAM-SHA-256" in done.stderr
+    user = "of the dispatchers: Kafka at .* refuses user 'bob'" if "DISPATCHER" in whose else "refuses user 'alice'"
+    assert re.search(f"{user} with SCRAM-SHA-256", done.stderr)
     assert "sesame" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
@@ -209,7 +290,7 @@ def token_endpoint(lasts_s: float, host: str) -> Iterator[tuple[dict[str, str], 
 async def test_tokens_of_an_oauth_endpoint_open_the_door(secured, starter, monkeypatch):
     prefix = "oauth."
     await create_topics(secured.kafka.bootstrap_servers, topics_of(load_topology(starter), prefix), replication=1)
-    grant(secured.kafka.bootstrap_servers, starter, prefix, "run", "dlq replay")
+    grant(secured.kafka.bootstrap_servers, starter, prefix, {"operator": "alice"}, "dlq")
     with token_endpoint(3600, HOST) as (environment, asked):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -224,7 +305,7 @@ async def test_tokens_of_an_oauth_endpoint_open_the_door(secured, starter, monke
 async def test_a_run_outlives_many_tokens_of_an_endpoint_that_its_sealed_processes_know_by_name(secured, starter):
     prefix = "renewed."
     await create_topics(secured.kafka.bootstrap_servers, topics_of(load_topology(starter), prefix), replication=1)
-    grant(secured.kafka.bootstrap_servers, starter, prefix, "run", "run --replay", "profile")
+    grant(secured.kafka.bootstrap_servers, starter, prefix, dict.fromkeys(ROLES, "alice"))
     patient = starter.parent / "patient.py"  # how fast this machine is, is not what is tested
     patient.write_text(starter.read_text().replace('slo="250ms"', 'slo="20s"'))
     with token_endpoint(4, "localhost") as (environment, asked):

@@ -2,7 +2,7 @@ import pytest
 
 from inferline_stream.dataplane.connecting import client_options, plaintext
 from inferline_stream.errors import UsageError
-from inferline_stream.settings import KafkaSecurity, kafka_security
+from inferline_stream.settings import KafkaSecurity, dispatcher_environment, kafka_security
 
 
 def test_without_a_word_connections_are_plain_and_with_a_user_they_are_encrypted():
@@ -57,3 +57,30 @@ def test_the_embedded_brokers_address_is_spoken_to_in_plain_whatever_the_environ
     options = client_options(plaintext("127.0.0.1:9092"))
     assert options == {"bootstrap_servers": "127.0.0.1:9092", "security_protocol": "PLAINTEXT"}
     assert client_options("127.0.0.1:9092")["sasl_plain_username"] == "alice"
+
+
+def test_dispatchers_of_their_own_user_get_nothing_of_the_controllers(tmp_path):
+    controllers = {
+        "INFERLINE_KAFKA_SASL_USERNAME": "alice",
+        "INFERLINE_KAFKA_SASL_PASSWORD": "secret",
+        "INFERLINE_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+    }
+    file = tmp_path / "dispatchers.properties"
+    file.write_text("sasl.username=bob\nsasl.password=sesame\n")
+    found = dispatcher_environment({**controllers, "PATH": "/bin", "INFERLINE_DISPATCHER_KAFKA_CONFIG": str(file)})
+    assert found == {"PATH": "/bin", "INFERLINE_KAFKA_CONFIG": str(file)}
+    bob = kafka_security(found)
+    assert (bob.user, bob.sasl_password, bob.sasl_mechanism) == ("bob", "sesame", "PLAIN")
+
+
+def test_dispatchers_without_a_user_of_their_own_are_the_controllers():
+    controllers = {"INFERLINE_KAFKA_SASL_USERNAME": "alice", "INFERLINE_KAFKA_SASL_PASSWORD": "secret"}
+    assert dispatcher_environment(controllers) == controllers
+    assert dispatcher_environment({**controllers, "INFERLINE_DISPATCHER_KAFKA_SASL_USERNAME": ""}) == controllers
+
+
+def test_what_cannot_be_of_the_dispatchers_is_named_with_their_own_variable():
+    with pytest.raises(
+        UsageError, match=r"of the dispatchers: .* set INFERLINE_DISPATCHER_KAFKA_SASL_PASSWORD, or a line"
+    ):
+        dispatcher_environment({"INFERLINE_DISPATCHER_KAFKA_SASL_USERNAME": "bob"})
