@@ -212,16 +212,18 @@ async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints_for_e
 
     names = Names(pipeline.name, prefix)
     sink = names.topic(pipeline.sink.name)
+    letters = names.dead_letters(names.topic(pipeline.source.name))
     theirs = [sink, names.control, names.decisions, names.assignments]
     become("alice")
     assert await writable(servers, theirs) == {names.decisions, names.assignments}
     become("bob")
     assert await writable(servers, theirs) == {sink}
+    await write_once(servers, Written(letters, "key", b"a letter"))
     become("carol")
     assert await writable(servers, theirs) == {names.control}
     async with observing(pipeline, servers, prefix, from_environment()) as observer:
         assert len((await observer.look(0.0)).stages) == len(pipeline.stages)
-    assert (await send_again(servers, pipeline, prefix)).sent == []
+    assert [letter.value for letter in (await send_again(servers, pipeline, prefix)).sent] == [b"a letter"]
 
 
 @pytest.mark.parametrize("whose", ["INFERLINE_KAFKA_SASL_PASSWORD", "INFERLINE_DISPATCHER_KAFKA_SASL_PASSWORD"])
