@@ -17,7 +17,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
-from aiokafka.record.util import calc_crc32c
+from aiokafka.record.util import calc_crc32c, decode_varint_py
 
 from inferline_stream.broker.decompression import LIMIT_BYTES, Decompressor, TooLarge, Undecodable
 from inferline_stream.dataplane.batch_mark import BatchWatch
@@ -29,12 +29,22 @@ EXPANDED_AT_ONCE_BYTES = 4 * 1024 * 1024
 """Bytes that decompression may add in one turn of the event loop, over all partitions; the first batch always passes.
 What is left of a fetch then is fetched again."""
 
+HEADERS_AT_MOST = 1 << 19
+"""Headers of a batch's records: a tiny one costs dozens of times its bytes in memory, and this many up to 100 MB."""
+
+_HEADER_BYTES = 2
+"""Smallest size of a header: with an empty name, and without a value."""
+
 _HEAD = struct.Struct(">qiibIhiqqqhii")
 """Base offset, length, leader epoch, magic, CRC, attributes, last offset delta, first and greatest timestamp, producer
 id, producer epoch, base sequence, number of records: the head of a batch of format 2."""
 
 _BEFORE_LENGTH_BYTES, _MAGIC_AT, _CHECKED_FROM, _ATTRIBUTES_AT = 12, 16, 21, 21
 _CODEC, _TRANSACTIONAL, _CONTROL = 0x07, 0x10, 0x20
+
+
+class _TooManyHeaders(Exception):
+    """A batch's records have more than `HEADERS_AT_MOST`."""
 
 
 class SkippedBatch(bytes):
@@ -125,6 +135,8 @@ class Unpacker:
             most = self._decompressor.limit_bytes
             why = f"expands to more than {most} bytes (decompressed_bytes)"
             yield batch.note("BatchTooLarge", why)
+        except _TooManyHeaders:
+            yield batch.note("BatchTooLarge", f"has more than {HEADERS_AT_MOST} headers")
         except (Undecodable, CorruptRecordException, ValueError, LookupError, OverflowError, struct.error) as error:
             # Its checksum is right: it would look the same whenever it is fetched.
             yield batch.note("BatchUnreadable", f"cannot be read: {error or type(error).__name__}")
@@ -202,11 +214,37 @@ class FetchedBatch:
             head = bytearray(data[: _HEAD.size])
             struct.pack_into(">h", head, _ATTRIBUTES_AT, self._attributes & ~_CODEC)
             data = bytes(head) + expand(codec, data[_HEAD.size :])
+        if len(data) > HEADERS_AT_MOST * _HEADER_BYTES and _headers_of(data) > HEADERS_AT_MOST:
+            raise _TooManyHeaders
         return iter(DefaultRecordBatch(data))
 
     def note(self, kind: str, why: str) -> _Note:
         """Return the record that stands for the batch, or for what is left of it."""
         return _Note(self.next_offset - 1, self._first_ms, SkippedBatch.of(self, kind, why))
+
+
+def _headers_of(data: bytes) -> int:
+    """Return how many headers the records of a batch have, or say that they have, up to where they are unreadable.
+
+    Counting ends at `HEADERS_AT_MOST`.
+    """
+    count, at = 0, _HEAD.size
+    try:
+        while at < len(data) and count <= HEADERS_AT_MOST:
+            size, begin = decode_varint_py(data, at)
+            if size < 0:
+                return count
+            _, inside = decode_varint_py(data, begin + 1)  # the timestamp, after the attributes
+            _, inside = decode_varint_py(data, inside)  # the offset
+            for _ in ("key", "value"):
+                length, inside = decode_varint_py(data, inside)
+                inside += max(0, length)
+            headers, _ = decode_varint_py(data, inside)
+            count += max(0, headers)
+            at = begin + size
+    except (IndexError, ValueError):
+        pass  # who parses them finds the mistake
+    return count
 
 
 class FetchedBatches:

@@ -14,7 +14,7 @@ from aiokafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.util import calc_crc32c
+from aiokafka.record.util import calc_crc32c, encode_varint
 
 from inferline_stream.broker.decompression import Decompressor, TooLarge, Undecodable
 from inferline_stream.dataplane import fetched_batches
@@ -202,3 +202,42 @@ async def test_nothing_but_the_deadly_batch_is_skipped_and_it_is_not_unpacked():
 def test_a_mark_that_a_dying_process_cut_off_names_no_batch(mark):
     os.ftruncate(mark, 3)
     assert marked_in(mark) is None
+
+
+def batch_with_headers(counts: list[int], value: bytes = b"x") -> bytes:
+    """Tiny headers, as a hostile producer writes them."""
+    records = b""
+    for at, count in enumerate(counts):
+        record = b"\0" + zigzag(0) + zigzag(at) + zigzag(-1) + zigzag(len(value)) + value + zigzag(count)
+        record += (zigzag(0) + zigzag(-1)) * count
+        records += zigzag(len(record)) + record
+    data = bytearray(batch(0, [b""]))[:61] + records
+    struct.pack_into(">i", data, 8, len(data) - 12)
+    struct.pack_into(">i", data, 23, len(counts) - 1)
+    struct.pack_into(">i", data, 57, len(counts))
+    return sealed(data)
+
+
+def zigzag(number: int) -> bytes:
+    buffer = bytearray()
+    encode_varint(number, buffer.append)
+    return bytes(buffer)
+
+
+async def test_a_batch_with_more_tiny_headers_than_fit_in_memory_is_one_note_and_its_neighbours_come(monkeypatch):
+    monkeypatch.setattr(fetched_batches, "HEADERS_AT_MOST", 1000)
+    good, bad = batch_with_headers([500, 500], bytes(2000)), batch_with_headers([1, 1000])
+    assert [(r.value, len(r.headers)) for r in await records_of(good)] == [(bytes(2000), 500)] * 2
+    (note,) = await records_of(bad)
+    assert (note.value.kind, note.offset) == ("BatchTooLarge", 1)
+    assert note.value.reason.endswith("has more than 1000 headers")
+    assert [r.value for r in await records_of(bad + batch(2, [b"after"]))] == [b"", b"after"]
+
+
+async def test_a_large_batch_that_breaks_off_is_unreadable_and_not_counted_for_ever(monkeypatch):
+    monkeypatch.setattr(fetched_batches, "HEADERS_AT_MOST", 10)
+    data = bytearray(batch_with_headers([1, 1], bytes(100)))
+    for at in (61, len(data) - 4):  # the first record's size, the last one's headers
+        broken = data.copy()
+        broken[at:] = b"\xff" * len(broken[at:])
+        assert (await records_of(sealed(broken)))[-1].value.kind == "BatchUnreadable"
