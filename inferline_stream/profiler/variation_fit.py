@@ -173,7 +173,7 @@ class _Fit:
             expected = expected_unit(levels, size, largest=largest)
             slopes[size] = mean_s + slope * (expected - middle), slope * expected
         values, counts = np.unique(levels - lowered, return_counts=True)
-        mean = float((values * counts).sum()) / counts.sum()
+        mean = float((values * counts).sum() / counts.sum())
         self.shares = tuple((float(value) / mean, int(count)) for value, count in zip(values, counts, strict=True))
         """The `Variation`'s units."""
         self._times = {

@@ -17,6 +17,7 @@ import msgspec
 import inferline_stream
 from inferline_stream.controlplane.records import ArrivalTicks, Override, StoredDecision, StoredPlan
 from inferline_stream.dataplane.attachments import Attach, Replace, Retire, Serving, Stop
+from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
@@ -80,6 +81,7 @@ FILLED: tuple[Any, ...] = (
         settings={"lease_s": 3.0},
         live_since_s=1.5,
         incarnation=2,
+        deadly_batches=(BatchId(1, 40, 7),),
     ),
     LeaderHeartbeat(3, "p-0"),
     Grant(
@@ -118,6 +120,7 @@ FILLED: tuple[Any, ...] = (
         dead_lettered=1,
         expired=2,
         duplicates=3,
+        clock_lead_s=6.0,
         queued=7,
         join_events=4,
         join_bytes=5,

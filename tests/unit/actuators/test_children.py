@@ -57,4 +57,4 @@ async def test_a_replica_without_a_sandbox_that_prints_on_and_on_does_not_fill_t
         assert "chatter" in await ended.get()
     started.close()
     assert 20_000 < longest < 1_000_000
-    assert child.log.read_bytes().startswith(b"[")
+    assert b" bytes were cut off here" in child.log.read_bytes()  # what came while it was cut may stand before that
