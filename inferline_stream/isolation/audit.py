@@ -177,6 +177,8 @@ class Audit:
                 self._add("connect", str(port))
 
     def _add(self, kind: str, what: str) -> None:
+        if kind == "write" and "__pycache__" in what.split(os.sep):
+            return  # Python keeps bytecode where it may, and does without where it may not
         if kind == "write" and self.confinement.isolation.scratch and what.startswith(tempfile.gettempdir()):
             return  # it has a folder for them, though another one
         self.found[Finding(self._sealed, kind, what)] += 1

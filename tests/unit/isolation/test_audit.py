@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 
 class Work:
     def __init__(self) -> None:
+        import lately
         (HERE / "weights.bin").read_bytes()
         (HERE / "secret.bin").read_bytes()
         with socket.socket() as client:
@@ -54,6 +55,7 @@ pipeline = Pipeline("audited", slo="1s", source=Topic("in"), sink=Topic("out"), 
 async def audited(folder: Path, text: str, stages: Sequence[str] = ()) -> dict[str, Audited]:
     for name in ("weights.bin", "secret.bin"):
         (folder / name).write_bytes(b"x")
+    (folder / "lately.py").write_text("imported = True")
     file = folder / "topology.py"
     file.write_text(text)
     found = await audit_pipeline(load_topology(file), file, [b"1", b"2"], start_timeout_s=30.0, stages=stages)
@@ -64,6 +66,7 @@ async def test_everything_that_would_be_refused_is_found_and_the_line_that_grant
     found = await audited(tmp_path, TOPOLOGY)
     assert found["first"].declaration == '"sandbox"'
     lacks = found["work"].found
+    assert not [finding for finding in lacks if finding.kind == "write" and "__pycache__" in finding.what]
     assert Finding(False, "read", str(tmp_path / "secret.bin")) in lacks
     assert Finding(False, "read", str(tmp_path / "weights.bin")) not in lacks
     assert Finding(False, "connect", "4321") in lacks
