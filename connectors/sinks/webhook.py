@@ -26,37 +26,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from inferline_stream.connectors import sealing
 from inferline_stream.connectors.sinks import following
 from inferline_stream.connectors.sinks.following import Away, Refusal, SinkCounts, TopicSink, event_id
 from inferline_stream.dataplane.following import Record
+from inferline_stream.dataplane.loop_resolver import LoopResolver
 from inferline_stream.dataplane.looping import Loop
 
 _TRY_AGAIN = frozenset((408, 425, 429))
 _REMEMBERED = 100_000
 _SHOWN = 200
 """Characters of an answer that are told."""
-
-
-class _Addresses(AbstractResolver):
-    """Hosts as the event loop knows them: a sealed process cannot look names up itself."""
-
-    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, Loop)
-        found = await loop.addresses(host)
-        if not found:
-            raise OSError(f"{host}: no such host was known when the sink was sealed, and none is now")
-        infos = [info for address in found for info in await loop.getaddrinfo(address, port, type=1, flags=4)]
-        return [
-            ResolveResult(hostname=host, host=str(where[0]), port=port, family=kind, proto=protocol, flags=4)
-            for kind, _, protocol, _, where in infos
-        ]
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 class Webhook:
@@ -82,7 +63,7 @@ class Webhook:
 
     async def __aenter__(self) -> Webhook:
         loop = asyncio.get_running_loop()
-        resolver = _Addresses() if isinstance(loop, Loop) else None
+        resolver = LoopResolver() if isinstance(loop, Loop) else None
         if isinstance(loop, Loop):
             with contextlib.suppress(OSError):  # it may come up later: each attempt asks again
                 await loop.addresses(str(urlsplit(self._url).hostname))

@@ -17,7 +17,8 @@ from typing import Any, Self
 
 import faust
 
-from inferline_stream.dataplane.connecting import ClientCredentials, hosts, security_of, tls_context
+from inferline_stream.dataplane.access_tokens import ClientCredentials
+from inferline_stream.dataplane.connecting import hosts, security_of, tls_context
 from inferline_stream.dataplane.control import delete_groups
 from inferline_stream.errors import InferlineError
 from inferline_stream.pipeline.names import Names

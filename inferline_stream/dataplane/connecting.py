@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 import logging
 import ssl
-import time
-import urllib.parse
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from http.client import HTTPException, parse_headers
 from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaConnectionError, KafkaError
@@ -27,10 +21,6 @@ from inferline_stream.settings import KafkaSecurity, from_environment, kafka_sec
 logger = logging.getLogger(__name__)
 
 _PLAIN = "PLAINTEXT://"
-_TOKEN_TIMEOUT_S = 10.0
-_RENEW_BEFORE_S = 30.0
-_LONGEST_TOKEN = 1 << 20
-"""Bytes of an endpoint's answer that are read."""
 
 STOP_TIMEOUT_S = 2.0
 """Longest wait for connections to close."""
@@ -75,6 +65,8 @@ def _secured(security: KafkaSecurity) -> dict[str, Any]:
     if security.sasl:
         options["sasl_mechanism"] = security.sasl_mechanism
         if security.sasl_mechanism == "OAUTHBEARER":
+            from inferline_stream.dataplane.access_tokens import ClientCredentials
+
             options["sasl_oauth_token_provider"] = ClientCredentials(security)
         else:
             options["sasl_plain_username"] = security.sasl_username
@@ -92,91 +84,6 @@ def tls_context(security: KafkaSecurity) -> ssl.SSLContext:
             security.ssl_key_password or None,
         )
     return context
-
-
-class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
-    """Access tokens from an OAuth 2.0 token endpoint (RFC 6749, section 4.4), kept until shortly before they end.
-
-    Every process of a run has them renewed by itself, sealed ones included: a sealed process starts no thread, opens
-    no file and looks up no name, so all goes over its event loop, which asks for addresses outside.
-    """
-
-    def __init__(self, security: KafkaSecurity) -> None:
-        self._security = security
-        encrypted = security.sasl_oauthbearer_token_endpoint_url.startswith("https:")
-        self._tls = ssl.create_default_context() if encrypted else None
-        self._token, self._renew_at_s = "", 0.0
-        self._one_at_a_time = asyncio.Lock()
-
-    async def token(self) -> str:
-        """A token that is still good for a while.
-
-        Raises:
-            Unreachable: the endpoint gives none.
-        """
-        async with self._one_at_a_time:
-            if time.monotonic() >= self._renew_at_s:
-                began_s = time.monotonic()
-                self._token, lasts_s = await fetch_token(self._security, self._tls)
-                self._renew_at_s = began_s + max(lasts_s / 2, lasts_s - _RENEW_BEFORE_S)
-            return self._token
-
-
-async def fetch_token(security: KafkaSecurity, tls: ssl.SSLContext | None) -> tuple[str, float]:
-    """A new access token, and for how many seconds it is good.
-
-    Raises:
-        Unreachable: the endpoint does not answer, or gives none.
-    """
-    form = {
-        "grant_type": "client_credentials",
-        "client_id": security.sasl_oauthbearer_client_id,
-        "client_secret": security.sasl_oauthbearer_client_secret,
-        "scope": security.sasl_oauthbearer_scope,
-    }
-    url = security.sasl_oauthbearer_token_endpoint_url
-    body = urllib.parse.urlencode({name: value for name, value in form.items() if value}).encode()
-    try:
-        async with asyncio.timeout(_TOKEN_TIMEOUT_S):
-            status, said = await _post(urllib.parse.urlsplit(url), body, tls)
-        if status != 200:
-            why = f"HTTP status {status}"
-        else:
-            answer = json.loads(said)
-            return str(answer["access_token"]), float(answer.get("expires_in", 300.0))
-    except (OSError, EOFError, ValueError, LookupError, TypeError, HTTPException, asyncio.LimitOverrunError) as error:
-        why = type(error).__name__
-    raise Unreachable(f"{url} gives no token for client {form['client_id']!r}: {why}")
-
-
-async def _post(url: urllib.parse.SplitResult, body: bytes, tls: ssl.SSLContext | None) -> tuple[int, bytes]:
-    """Status and body of the answer to a form."""
-    host, port = url.hostname or "", url.port or (443 if tls else 80)
-    reader, writer = await asyncio.open_connection(host, port, ssl=tls)
-    try:
-        path = f"{url.path or '/'}{'?' if url.query else ''}{url.query}"
-        writer.write(
-            f"POST {path} HTTP/1.1\r\nHost: {url.netloc.rpartition('@')[2]}\r\nConnection: close\r\n"
-            "Accept: application/json\r\nContent-Type: application/x-www-form-urlencoded\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode("ascii")
-            + body
-        )
-        head = await reader.readuntil(b"\r\n\r\n")
-        first, _, lines = head.partition(b"\r\n")
-        headers = parse_headers(io.BytesIO(lines))
-        if headers.get("Transfer-Encoding", "").lower() == "chunked":
-            said = b""
-            while (size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16)) and len(said) < _LONGEST_TOKEN:
-                said += (await reader.readexactly(min(size, _LONGEST_TOKEN) + 2))[:-2]
-        elif (length := headers.get("Content-Length")) is not None:
-            said = await reader.readexactly(min(int(length), _LONGEST_TOKEN))
-        else:
-            said = b""
-            while (more := await reader.read(_LONGEST_TOKEN)) and len(said) < _LONGEST_TOKEN:
-                said += more
-        return int(first.split()[1]), said
-    finally:
-        writer.close()
 
 
 async def unreachable(bootstrap_servers: str, otherwise: str = "") -> Unreachable:

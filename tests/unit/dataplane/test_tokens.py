@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from inferline_stream.dataplane.connecting import ClientCredentials
+from inferline_stream.dataplane.access_tokens import ClientCredentials
 from inferline_stream.dataplane.looping import Loop
 from inferline_stream.errors import Unreachable
 from inferline_stream.isolation.names import NameService
@@ -117,11 +117,11 @@ async def test_it_renews_tokens_that_end_for_as_long_as_it_lives(monkeypatch) ->
         (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "HTTP status 401"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "KeyError"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n[17]", "TypeError"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{", "IncompleteReadError"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n{", "ValueError"),
-        (b"HTTP/1.1\r\n\r\n", "IndexError"),
-        (b"\x00" * 100_000, "LimitOverrunError"),
-        (b"", "IncompleteReadError"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{", "ClientPayloadError"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n{", "ClientResponseError"),
+        (b"HTTP/1.1\r\n\r\n", "ClientResponseError"),
+        (b"\x00" * 100_000, "ClientResponseError"),
+        (b"", "ServerDisconnectedError"),
     ],
 )
 async def test_an_endpoint_that_gives_none_is_named_without_the_secret(monkeypatch, answer: bytes, why: str) -> None:
