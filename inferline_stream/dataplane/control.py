@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -386,10 +386,7 @@ class OffsetReader:
         Raises:
             Unreachable: no answer in time.
         """
-        wanted = [TopicPartition(topic, p) for topic, n in partitions.items() for p in range(n)]
-        with _translated(self._where):
-            ends = await self._consumer.end_offsets(wanted)
-        return {topic: tuple(ends[TopicPartition(topic, p)] for p in range(n)) for topic, n in partitions.items()}
+        return await self._offsets(self._consumer.end_offsets, partitions)
 
     async def begins(self, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Lowest offset that Kafka still has of each partition, by topic.
@@ -397,10 +394,13 @@ class OffsetReader:
         Raises:
             Unreachable: no answer in time.
         """
+        return await self._offsets(self._consumer.beginning_offsets, partitions)
+
+    async def _offsets(self, ask: Any, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         wanted = [TopicPartition(topic, p) for topic, n in partitions.items() for p in range(n)]
         with _translated(self._where):
-            begins = await self._consumer.beginning_offsets(wanted)
-        return {topic: tuple(begins[TopicPartition(topic, p)] for p in range(n)) for topic, n in partitions.items()}
+            found = await ask(wanted)
+        return {topic: tuple(found[TopicPartition(topic, p)] for p in range(n)) for topic, n in partitions.items()}
 
     async def committed(self, group: str, topic: str, partitions: int) -> tuple[int, ...]:
         """The group's committed offset of each partition, -1 where it has none.

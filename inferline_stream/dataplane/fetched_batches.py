@@ -32,6 +32,11 @@ What is left of a fetch then is fetched again."""
 HEADERS_AT_MOST = 1 << 19
 """Headers of a batch's records: a tiny one costs dozens of times its bytes in memory, and this many up to 100 MB."""
 
+CORRUPT_FETCHES = 8
+"""After so many corrupt fetches in a row, what the broker has stored is corrupt, and not what came over the network."""
+
+_CORRUPT_AGAIN_S, CORRUPT_AT_MOST_S = 0.1, 5.0
+
 _HEADER_BYTES = 2
 """Smallest size of a header: with an empty name, and without a value."""
 
@@ -77,6 +82,11 @@ class CorruptBatch(CorruptRecordException):  # type: ignore[misc]  # aiokafka ha
         self.topic: str = place.topic
         self.partition: int = place.partition
         self.offset = offset
+
+
+def corrupt_wait_s(times: int) -> float:
+    """Return how long to wait before a partition is fetched again that was corrupt so many times in a row."""
+    return min(CORRUPT_AT_MOST_S, _CORRUPT_AGAIN_S * 2.0 ** (times - 1))
 
 
 class _Note(NamedTuple):
@@ -243,7 +253,7 @@ def _headers_of(data: bytes) -> int:
             count += max(0, headers)
             at = begin + size
     except (IndexError, ValueError):
-        pass  # who parses them finds the mistake
+        pass  # aiokafka's parser finds the mistake
     return count
 
 
@@ -281,7 +291,7 @@ class FetchedBatches:
         if len(batch) <= _MAGIC_AT:
             raise CorruptRecordException(f"a batch of {len(batch)} bytes")
         if batch[_MAGIC_AT] < 2:
-            return LegacyRecordBatch(batch, batch[_MAGIC_AT])  # no producer that a broker of today knows writes it
+            return LegacyRecordBatch(batch, batch[_MAGIC_AT])  # brokers convert it to format 2 when it is produced
         if len(batch) < _HEAD.size:
             raise CorruptRecordException(f"a batch of {len(batch)} bytes")
         self._last = FetchedBatch(batch, self._unpacker, self.place)

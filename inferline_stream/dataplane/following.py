@@ -14,8 +14,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError
 
 from inferline_stream.dataplane.connecting import client_options, closed, closed_on_failure, unreachable
-from inferline_stream.dataplane.dispatcher.completion import Committed, decode_metadata, encode_metadata
-from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE, CorruptBatch
+from inferline_stream.dataplane.dispatcher.completion import (
+    Committed,
+    decode_metadata,
+    encode_metadata,
+    known_partitions,
+)
+from inferline_stream.dataplane.fetched_batches import CORRUPT_FETCHES, RECORDS_AT_ONCE, CorruptBatch, corrupt_wait_s
 from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, TopicState, recreated, topic_states
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import event_id_prefix
@@ -24,12 +29,8 @@ from inferline_stream.settings import from_environment
 logger = logging.getLogger(__name__)
 
 _COMMIT_AGAIN_S = 0.5
-_CORRUPT_AGAIN_S = 0.2
-_CORRUPT_AT_MOST_S = 10.0
 _CREATED_WITHIN_S = 2.0
 """How long a topic that has just been created may be unknown: brokers learn of it one after another."""
-
-_CORRUPT_FETCHES = 8
 
 STARTS = ("committed", "earliest", "latest")
 
@@ -142,14 +143,14 @@ class RecordFollower:
             # The public `committed` leaves the metadata out.
             found = await self._client._coordinator.fetch_committed_offsets([self._tp(p) for p in every])
             committed = {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
-        known = max((decode_metadata(*entry).partitions for entry in committed.values()), default=0)
+        known = known_partitions(committed.values())
         else_at = ends if self._from_end or self._start == "latest" else begins
         for p in every:
             offset, metadata = committed.get(p, (else_at[p], ""))
             before = decode_metadata(offset, metadata).topic_id
             if p not in committed and p < known:
                 self._halt(p, "its group has committed no offset")
-            elif before and state.id and before != state.id:
+            elif state.replaces(before):
                 self._halt(p, recreated(before, state.id))
             elif offset < begins[p]:
                 self._halt(p, f"Kafka no longer has offset {offset}, but {begins[p]} and those after it")
@@ -191,7 +192,7 @@ class RecordFollower:
         except KafkaError as error:
             logger.warning("topic %s: its state is not known now: %r", self._topic, error)
             return
-        if state is None or state.id != self._state.id:
+        if state is None or state.replaces(self._state.id):
             why = "the topic was deleted" if state is None else recreated(self._state.id, state.id)
             for partition in list(self._next):
                 self._halt(partition, why)
@@ -237,14 +238,20 @@ class RecordFollower:
         return records
 
     async def _after_damage(self, error: CorruptRecordException) -> None:
-        """Fetch again after a while, what was dropped with it, too; what stays damaged is halted."""
+        """Fetch again after a while, what was dropped with it, too; what stays damaged is halted.
+
+        Raises:
+            Unreachable: nothing says which partition is damaged.
+        """
+        if not isinstance(error, CorruptBatch):  # of a format that no broker of today writes
+            raise Unreachable(f"topic {self._topic!r}: records cannot be read ({error})") from error
         self._corrupt += 1
-        if self._corrupt >= _CORRUPT_FETCHES and isinstance(error, CorruptBatch):
+        if self._corrupt >= CORRUPT_FETCHES:
             self._halt(error.partition, f"what Kafka has at offset {error.offset} is corrupt on every fetch")
             self._corrupt = 0
         else:
             logger.warning("topic %s: records are fetched again: %s", self._topic, error)
-            await asyncio.sleep(min(_CORRUPT_AT_MOST_S, _CORRUPT_AGAIN_S * 2**self._corrupt))
+            await asyncio.sleep(corrupt_wait_s(self._corrupt))
         self._assign()
 
     async def commit(self) -> None:

@@ -23,7 +23,7 @@ from aiokafka.errors import (
 
 from inferline_stream.dataplane.client import KafkaFailed
 from inferline_stream.dataplane.connecting import client_options, closed, started
-from inferline_stream.dataplane.fetched_batches import RECORDS_AT_ONCE, CorruptBatch
+from inferline_stream.dataplane.fetched_batches import CORRUPT_FETCHES, RECORDS_AT_ONCE, CorruptBatch, corrupt_wait_s
 from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, TopicState, topic_states
 from inferline_stream.errors import Unreachable
 
@@ -31,13 +31,6 @@ logger = logging.getLogger(__name__)
 
 ONE_BROKER_WAIT_S = 0.5
 """Longest fetch wait where every partition lives on the broker of the assignments topic: a grant ends it anyway."""
-
-CORRUPT_FETCHES = 8
-"""After so many corrupt fetches in a row, what the broker has stored is corrupt, and not what came over the network."""
-
-CORRUPT_AGAIN_S, CORRUPT_AT_MOST_S = 0.1, 5.0
-"""First and longest wait before a partition is fetched again that brought damage; each wait is twice the one before."""
-
 
 CONTROL = -1
 """Stands for the assignments topic's partition, among those of the input topic."""
@@ -213,7 +206,7 @@ class StageReader:
                 raise KafkaFailed(f"topic {self._control.topic} stays corrupt: {error}") from error
             del self._corrupt[number]
             return Fetched({}, (), {}, {number: f"what Kafka has at offset {error.offset} is corrupt on every fetch"})
-        wait_s = min(CORRUPT_AT_MOST_S, CORRUPT_AGAIN_S * 2 ** (times - 1))
+        wait_s = corrupt_wait_s(times)
         self._corrupt[number] = times, time.monotonic() + wait_s
         logger.warning("%s: fetched again in %.1f s: %s", error.topic, wait_s, error)
         self._consumer.pause(self._damaged(number))

@@ -13,7 +13,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.dataplane.asking import surely_committed
 from inferline_stream.dataplane.connecting import client_options, closed, in_time
-from inferline_stream.dataplane.dispatcher.completion import Committed, decode_metadata, encode_metadata
+from inferline_stream.dataplane.dispatcher.completion import (
+    Committed,
+    decode_metadata,
+    encode_metadata,
+    known_partitions,
+)
 from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, topic_states
 from inferline_stream.errors import UsageError
@@ -89,7 +94,7 @@ async def commit_start_offsets(
 
 def _added(committed: Mapping[int, Entry], begins: Mapping[int, int]) -> dict[int, Committed]:
     """Where to begin with partitions that the topic has been given since its stage last worked."""
-    known = max((decode_metadata(*entry).partitions for entry in committed.values()), default=0)
+    known = known_partitions(committed.values())
     return {p: Committed(begin) for p, begin in begins.items() if p not in committed and 0 < known <= p}
 
 
@@ -145,7 +150,7 @@ class _Group:
         self._topic = topic
         self._timeout_s = timeout_s
         self._partitions: list[TopicPartition] = []
-        self._topic_id = ""
+        self._state = UNKNOWN_TOPIC
 
     async def __aenter__(self) -> _Group:
         await in_time(self._where, self._consumer.start(), self._timeout_s, self._consumer)
@@ -153,8 +158,8 @@ class _Group:
         found = await in_time(self._where, metadata, self._timeout_s, self._consumer)
         self._partitions = [TopicPartition(self._topic, partition) for partition in sorted(found)]
         states = topic_states(self._consumer._client, [self._topic])
-        state = (await in_time(self._where, states, self._timeout_s, self._consumer)).get(self._topic, UNKNOWN_TOPIC)
-        self._topic_id = state.id
+        found_states = await in_time(self._where, states, self._timeout_s, self._consumer)
+        self._state = found_states.get(self._topic, UNKNOWN_TOPIC)
         self._consumer.assign(self._partitions)
         for partition in self._partitions:
             self._consumer.seek(partition, 0)
@@ -185,12 +190,11 @@ class _Group:
 
     def is_of_another_topic(self, entry: Entry) -> bool:
         """Whether an offset was committed before the topic was deleted and created again."""
-        topic_id = decode_metadata(*entry).topic_id
-        return bool(topic_id and self._topic_id) and topic_id != self._topic_id
+        return self._state.replaces(decode_metadata(*entry).topic_id)
 
     async def commit(self, wanted: Mapping[int, Committed]) -> None:
         if wanted:
-            count, of = len(self._partitions), self._topic_id
+            count, of = len(self._partitions), self._state.id
             now = {p: replace(each, topic_id=of, partitions=count) for p, each in wanted.items()}
             entries = {p: (each.offset, encode_metadata(each)) for p, each in now.items()}
             await self._consumer.commit({TopicPartition(self._topic, p): entry for p, entry in entries.items()})

@@ -33,6 +33,10 @@ class TopicState:
     id: str
     partitions: int
 
+    def replaces(self, topic_id: str) -> bool:
+        """Return whether this is another topic than the one of an id; False where either is not known."""
+        return bool(topic_id and self.id) and topic_id != self.id
+
 
 UNKNOWN_TOPIC = TopicState("", 0)
 

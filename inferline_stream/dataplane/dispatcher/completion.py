@@ -93,6 +93,15 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
     return Committed(offset, runs, found.get("o", ""), forget_below, found.get("t", ""), max(0, partitions))
 
 
+def known_partitions(committed: Iterable[tuple[int, str]]) -> int:
+    """Return how many partitions a topic is known to have had when offsets of it were committed; 0 if none says.
+
+    Args:
+        committed: offsets and metadata.
+    """
+    return max((decode_metadata(*entry).partitions for entry in committed), default=0)
+
+
 class Completion:
     """Offsets of one partition from the committed one on: which were read, which of them are complete.
 

@@ -436,7 +436,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(self._settings.topic_check_s)
             now, session, before = await self._reader.look_at_topic(), self._session, self._reader.topic
-            if now is None or now.id != before.id:
+            if now is None or now.replaces(before.id):
                 if session is not None:
                     session.halt("the topic was deleted" if now is None else recreated(before.id, now.id))
                 self._reporter.touch()

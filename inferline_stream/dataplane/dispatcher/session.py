@@ -15,7 +15,7 @@ from typing import Protocol
 from inferline_stream.dataplane.batch_mark import BatchWatch
 from inferline_stream.dataplane.client import Outgoing
 from inferline_stream.dataplane.dispatcher.committer import Committer
-from inferline_stream.dataplane.dispatcher.completion import CROWDED_BYTES, decode_metadata
+from inferline_stream.dataplane.dispatcher.completion import CROWDED_BYTES, decode_metadata, known_partitions
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Ending, Intake
@@ -136,7 +136,7 @@ class Session:
             partitions_before: those that the topic is known to have had before; what commits say of it counts, too.
         """
         topic = self._reader.topic
-        known = max([partitions_before, *(decode_metadata(*entry).partitions for entry in committed.values())])
+        known = max(partitions_before, known_partitions(committed.values()))
         added = [number for number in partitions if number not in committed and 0 < known <= number]
         recalls = self._routes.is_join and not self._sender.transactional
         begins = await self._reader.beginnings(partitions if recalls else added) if recalls or added else {}
@@ -153,7 +153,7 @@ class Session:
             if entry is None:
                 self._halt(partition, "its group has committed no offset")
                 continue
-            if found.topic_id and topic.id and found.topic_id != topic.id:
+            if topic.replaces(found.topic_id):
                 self._halt(partition, recreated(found.topic_id, topic.id))
                 continue
             positions[number] = found.offset

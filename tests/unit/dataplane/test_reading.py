@@ -10,7 +10,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from inferline_stream.dataplane import reading
+from inferline_stream.dataplane import fetched_batches, reading
 from inferline_stream.dataplane.client import KafkaFailed
 from inferline_stream.dataplane.fetched_batches import CorruptBatch
 from inferline_stream.dataplane.reading import StageReader
@@ -84,7 +84,7 @@ async def test_a_partition_that_stays_corrupt_is_left_alone_longer_each_time_and
     monkeypatch.setattr(reading.time, "monotonic", lambda: now_s)
     reader = reader_of(consumer)
     waits = []
-    for _ in range(reading.CORRUPT_FETCHES - 1):
+    for _ in range(fetched_batches.CORRUPT_FETCHES - 1):
         consumer.error = CorruptBatch(ONE, 7)
         assert (await reader.fetch((), 0.0)).lost == {}
         assert consumer.paused == {ONE}
@@ -103,12 +103,12 @@ async def test_damage_that_passes_is_forgotten(consumer: Consumer, monkeypatch: 
     now_s = 0.0
     monkeypatch.setattr(reading.time, "monotonic", lambda: now_s)
     reader = reader_of(consumer)
-    for _ in range(3 * reading.CORRUPT_FETCHES):
+    for _ in range(3 * fetched_batches.CORRUPT_FETCHES):
         consumer.error = CorruptBatch(ONE, 7)
         assert (await reader.fetch((), 0.0)).lost == {}
         consumer.error = None
         consumer.records.setdefault(ONE, []).append("a")
-        now_s += reading.CORRUPT_AT_MOST_S
+        now_s += fetched_batches.CORRUPT_AT_MOST_S
         assert (await reader.fetch((), 0.0)).records == {1: ["a"]}
 
 
@@ -117,7 +117,7 @@ async def test_an_assignments_topic_that_stays_corrupt_ends_the_dispatcher(
 ) -> None:
     reader = reader_of(consumer)
     consumer.error = CorruptBatch(CONTROL, 3)
-    for _ in range(reading.CORRUPT_FETCHES - 1):
+    for _ in range(fetched_batches.CORRUPT_FETCHES - 1):
         await reader.fetch((), 0.0)
     with pytest.raises(KafkaFailed, match=r"assignments stays corrupt: .*offset 3"):
         await reader.fetch((), 0.0)
