@@ -79,7 +79,7 @@ class Limits:
     connections: int = 900
 
     def admission(self) -> Connections:
-        """Nobody is connected yet."""
+        """Return the connections of a server that has none yet."""
         request_s = self.body_s + self.acknowledge_s + self.wait_s + self.idle_s
         return Connections(self.requests, self.connections, self.idle_s, request_s)
 

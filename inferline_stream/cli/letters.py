@@ -94,8 +94,8 @@ def _list(letters: Sequence[Letter]) -> None:
     for name in ("letter", "died", "stage", "event", "why", "sent again"):
         table.add_column(name, overflow="fold")
     for letter in letters:
-        why = f"{letter.told('type')}: {letter.told('message')}"[:120]
-        cells = (letter.id, _time(letter.died_ms), letter.told("stage"), letter.event_id, why)
+        why = f"{letter.says('type')}: {letter.says('message')}"[:120]
+        cells = (letter.id, _time(letter.died_ms), letter.says("stage"), letter.event_id, why)
         table.add_row(*(escape(printable(cell)) for cell in cells), _time(letter.sent_again_ms))
     console().print(table)
 
@@ -103,9 +103,9 @@ def _list(letters: Sequence[Letter]) -> None:
 def _show(letter: Letter, pipeline: Pipeline, prefix: str) -> None:
     import msgspec
 
-    told = _in_full(letter, pipeline, prefix)
-    headers, traceback = told.pop("headers"), told.pop("traceback")
-    for name, value in told.items():
+    shown = _in_full(letter, pipeline, prefix)
+    headers, traceback = shown.pop("headers"), shown.pop("traceback")
+    for name, value in shown.items():
         if value is not None:
             text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
             print(f"{name:<12} {printable(text)}")
@@ -120,10 +120,10 @@ def _in_short(letter: Letter, pipeline: Pipeline, prefix: str) -> dict[str, Any]
     return {
         "letter": letter.id,
         "died": _time(letter.died_ms),
-        "stage": letter.told("stage"),
+        "stage": letter.says("stage"),
         "event_id": letter.event_id,
-        "type": letter.told("type"),
-        "message": letter.told("message"),
+        "type": letter.says("type"),
+        "message": letter.says("message"),
         "key": shown_bytes(letter.key),
         "size_bytes": len(letter.value or b""),
         "replays": letter.replays,
@@ -135,17 +135,19 @@ def _in_full(letter: Letter, pipeline: Pipeline, prefix: str) -> dict[str, Any]:
     from inferline_stream.dataplane.dead_letters import decoded, shown_bytes
     from inferline_stream.pipeline.names import ERRORS_PREFIX
 
-    told = _in_short(letter, pipeline, prefix)
-    told["failed_in"] = letter.failed_in
-    told["timestamp"] = _time(letter.time_ms) or None
-    told["parent"] = letter.parent or None
+    shown = _in_short(letter, pipeline, prefix)
+    shown["failed_in"] = letter.failed_in
+    shown["timestamp"] = _time(letter.time_ms) or None
+    shown["parent"] = letter.parent or None
     try:
-        told["value"], told["undecodable"] = _as_json(decoded(letter, pipeline, prefix)), None
+        shown["value"], shown["undecodable"] = _as_json(decoded(letter, pipeline, prefix)), None
     except ValueError as error:
-        told["value"], told["undecodable"] = shown_bytes(letter.value), str(error)
-    told["headers"] = {name: shown_bytes(value) for name, value in letter.headers if not name.startswith(ERRORS_PREFIX)}
-    told["traceback"] = letter.told("traceback")
-    return told
+        shown["value"], shown["undecodable"] = shown_bytes(letter.value), str(error)
+    shown["headers"] = {
+        name: shown_bytes(value) for name, value in letter.headers if not name.startswith(ERRORS_PREFIX)
+    }
+    shown["traceback"] = letter.says("traceback")
+    return shown
 
 
 def _as_json(value: Any) -> Any:

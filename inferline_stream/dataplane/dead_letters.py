@@ -30,8 +30,8 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.version import format_between
 
 _RESTORED_MS = 12 * 3600 * 1000
-"""A record's timestamp comes back unless it is older than this: topics between stages keep a day. Its entry time comes
-back whatever its age, as a header."""
+"""A record's timestamp comes back unless it is older than this: the source may keep no more than a day. Its entry time
+comes back whatever its age, as a header."""
 
 _PLACE = re.compile(rb"\d{1,9}/\d{1,18}")
 """Partition and offset, as a note has them."""
@@ -68,7 +68,7 @@ class Letter:
         """Its place: topic/partition/offset."""
         return f"{self.topic}/{self.partition}/{self.offset}"
 
-    def told(self, name: str) -> str:
+    def says(self, name: str) -> str:
         """What an error header says: stage, type, message, traceback, topic, partition, offset, timestamp_ms."""
         return self._header(ERRORS_PREFIX + name)
 
@@ -172,7 +172,7 @@ def chosen(letters: Iterable[Letter], ids: Collection[str], stage: str | None = 
     return [
         letter
         for letter in known
-        if (not ids or letter.id in ids or letter.event_id in ids) and stage in (None, letter.told("stage"))
+        if (not ids or letter.id in ids or letter.event_id in ids) and stage in (None, letter.says("stage"))
     ]
 
 
@@ -248,7 +248,7 @@ async def send_again(
         wanted = chosen(letters, ids, stage)
         events = {letter.event_id for letter in wanted if letter.event_id}
         wanted = [letter for letter in letters if letter.event_id in events or letter in wanted]
-        cut = [letter for letter in wanted if letter.told("cut_bytes")]
+        cut = [letter for letter in wanted if letter.says("cut_bytes")]
         sent = [letter for letter in wanted if letter not in cut and (again or letter.sent_again_ms is None)]
         if sent:
             await _send(sender, sent, pipeline, names)

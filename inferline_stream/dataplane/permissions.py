@@ -62,7 +62,7 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
 def _controller(pipeline: Pipeline, names: Names, routes: Mapping[str, Routes]) -> Iterator[Permission]:
     source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
     wanted = _to_verify(pipeline, names)
-    for route in routes.values():  # whoever commits where a group starts has to be able to read its topic
+    for route in routes.values():  # to commit where a group starts takes the right to read its topic
         wanted[route.input_topic].add("Read")
     for topic in (source, sink, names.completed, names.stage_stats, names.control):
         wanted[topic].add("Read")
@@ -117,8 +117,8 @@ def _people(pipeline: Pipeline, names: Names, routes: Mapping[str, Routes]) -> I
     yield from _on_topics("viewer", seen, _STATUS)
     yield from (Permission("viewer", "group", route.group, False, ("Describe",), _STATUS) for route in routes.values())
     yield from _on_topics("viewer", _to_verify(pipeline, names), "topics --bootstrap-servers")
-    told = {names.assignments: {"Read"}, names.decisions: {"Read"}, names.control: {"Read", "Write"}}
-    yield from _on_topics("operator", told, _OVERRIDES)
+    overridden = {names.assignments: {"Read"}, names.decisions: {"Read"}, names.control: {"Read", "Write"}}
+    yield from _on_topics("operator", overridden, _OVERRIDES)
     letters = [names.dead_letters(topic) for topic in inputs]
     yield from _on_topics("operator", {topic: {"Read"} for topic in letters}, "dlq")
     yield from _on_topics("operator", {topic: {"Write"} for topic in (*inputs, *letters)}, "dlq replay")

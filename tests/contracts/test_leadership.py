@@ -25,6 +25,6 @@ async def test_a_leader_whose_writes_kafka_refuses_for_good_begins_a_new_term(ka
             await leading.heartbeat()
         assert (leading.renewals, leading.term) == (1, 2)
         async with TopicFollower(kafka.bootstrap_servers, names.assignments) as follower:
-            told = await follower.read_to(await follower.end())
-    assert [record.key for record in told] == [LEADER_KEY.encode()] * 3
-    assert read_log(told, 0.0, Unreadable()).heartbeat.term == 2
+            records = await follower.read_to(await follower.end())
+    assert [record.key for record in records] == [LEADER_KEY.encode()] * 3
+    assert read_log(records, 0.0, Unreadable()).heartbeat.term == 2

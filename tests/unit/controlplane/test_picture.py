@@ -66,11 +66,11 @@ def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() 
 def test_a_plan_that_came_into_force_is_told_with_what_it_holds() -> None:
     seen = picture()
     seen.planned(StoredPlan("c", 1, 12.0, "initial", "", msgspec.Raw(plan_to_bytes(PLAN)), 3))
-    (told,) = seen.state(60.0, 0.0, {}, envelope=(0, 0)).plans
-    assert (told.number, told.time_s, told.reason) == (3, 12.0, "initial")
-    assert told.allocations == {"a": (("cpu", 4, 2, 0.012),)}
+    (shown,) = seen.state(60.0, 0.0, {}, envelope=(0, 0)).plans
+    assert (shown.number, shown.time_s, shown.reason) == (3, 12.0, "initial")
+    assert shown.allocations == {"a": (("cpu", 4, 2, 0.012),)}
     assert seen.state(60.0, 0.0, {}, envelope=(0, 0)).stages[0].hold_s == 0.012
-    assert (told.cost_per_hour, told.predicted_p99_s, told.slo_s) == (0.2, 0.4, 0.5)
+    assert (shown.cost_per_hour, shown.predicted_p99_s, shown.slo_s) == (0.2, 0.4, 0.5)
 
 
 def test_events_are_late_by_the_slo_of_their_time() -> None:

@@ -35,17 +35,17 @@ import errno, json, os, socket, sys, threading
 from inferline_stream.isolation.confinement import decoded
 from inferline_stream.isolation.sealing import seal
 
-told = {}
+outcome = {}
 
 
 def tried(name, attempt):
     try:
         attempt()
-        told[name] = "done"
+        outcome[name] = "done"
     except OSError as error:
-        told[name] = errno.errorcode[error.errno]
+        outcome[name] = errno.errorcode[error.errno]
     except Exception as error:
-        told[name] = type(error).__name__
+        outcome[name] = type(error).__name__
 
 
 CONFINEMENT = decoded(os.environ["TOLD"])
@@ -53,11 +53,11 @@ CONFINEMENT = decoded(os.environ["TOLD"])
 
 
 def run(folder: Path, code: str, isolation: Isolation) -> dict[str, Any]:
-    """Run code in a process with this isolation; what it told."""
+    """Run code in a process with this isolation; what came of it."""
     (folder / "topology.py").touch()
     confinement = confined(isolation, folder / "topology.py", Hardware("cpu-1", 0.0), "127.0.0.1:9092")
     (folder / "inside.py").write_text(
-        PRELUDE + textwrap.dedent(code) + "\nprint(json.dumps(told), flush=True)\nos._exit(0)"
+        PRELUDE + textwrap.dedent(code) + "\nprint(json.dumps(outcome), flush=True)\nos._exit(0)"
     )
     folder.chmod(0o755)
     environment = bootstrap.environment(1, confinement, os.environ)
@@ -186,7 +186,7 @@ def test_threads_start_after_the_seal_and_processes_do_not(tmp_path: Path) -> No
         from inferline_stream.isolation import kernel
         seal(CONFINEMENT)
         def start():
-            thread = threading.Thread(target=lambda: told.update(ran=True))
+            thread = threading.Thread(target=lambda: outcome.update(ran=True))
             thread.start()
             thread.join()
         tried("thread", start)
@@ -208,7 +208,7 @@ def test_calls_by_another_numbering_end_the_process(tmp_path: Path) -> None:
         if child == 0:
             ctypes.CDLL(None).syscall(ctypes.c_long(0x40000000 | 39))  # x32's getpid
             os._exit(0)
-        told["ended by"] = os.waitpid(child, 0)[1]
+        outcome["ended by"] = os.waitpid(child, 0)[1]
         """
     assert run(tmp_path, code, Isolation(helpers=1))["ended by"] & 0x7F == 31  # SIGSYS
 
@@ -245,10 +245,10 @@ def test_a_stage_may_fork_helpers_where_that_is_declared_sealed_as_it_is(tmp_pat
         if child == 0:
             tried("file", lambda: open("/etc/hosts"))
             tried("other process", lambda: os.kill(os.getppid(), 0))
-            os.write(write, json.dumps(told).encode())
+            os.write(write, json.dumps(outcome).encode())
             os._exit(7)
-        told["code"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        told["helper"] = json.loads(os.read(read, 1000))
+        outcome["code"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        outcome["helper"] = json.loads(os.read(read, 1000))
         tried("stranger", lambda: os.kill(1, 0))
         """,
         Isolation(helpers=1),
@@ -304,7 +304,7 @@ def test_limits_hold_for_memory_files_and_core_dumps(tmp_path: Path) -> None:
                 while True:
                     file.write(bytes(1 << 18))
         tried("file", fill)
-        told["core"] = resource.getrlimit(resource.RLIMIT_CORE)
+        outcome["core"] = resource.getrlimit(resource.RLIMIT_CORE)
         seal(CONFINEMENT)
         tried("memory after", lambda: bytearray(300 << 20))
         """,
@@ -317,7 +317,7 @@ def test_limits_hold_for_memory_files_and_core_dumps(tmp_path: Path) -> None:
 def test_memory_that_processes_share_is_reported_as_missing_where_no_control_group_limits_it(tmp_path: Path) -> None:
     code = """
         held = seal(CONFINEMENT)
-        told.update(missing=held.missing, degraded=held.degraded, sealed=held.sealed)
+        outcome.update(missing=held.missing, degraded=held.degraded, sealed=held.sealed)
         """
     found = run(tmp_path, code, Isolation(memory_mb=200))
     lack = unbounded_memory(Isolation(memory_mb=200))
@@ -339,7 +339,7 @@ def test_before_the_seal_certificates_of_authorities_may_be_read_and_private_key
         for path in ("/etc/ssl/private", "/etc/pki/tls/private", "/etc/ssl"):
             tried(path, lambda: os.listdir(path))
         import ssl
-        told["authorities"] = len(ssl.create_default_context().get_ca_certs()) > 10
+        outcome["authorities"] = len(ssl.create_default_context().get_ca_certs()) > 10
         """,
         Isolation(),
     )
@@ -357,7 +357,7 @@ def test_helpers_that_multiply_meet_their_limit_where_control_groups_are_ours(tm
         tmp_path,
         """
         import signal, time
-        told["groups"] = seal(CONFINEMENT).groups
+        outcome["groups"] = seal(CONFINEMENT).groups
         children = []
         def multiply():
             for _ in range(500):
@@ -367,7 +367,7 @@ def test_helpers_that_multiply_meet_their_limit_where_control_groups_are_ours(tm
                     os._exit(0)
                 children.append(child)
         tried("fork", multiply)
-        told["forked"] = len(children)
+        outcome["forked"] = len(children)
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -383,9 +383,9 @@ def test_no_capability_is_left_and_none_comes_back(tmp_path: Path) -> None:
         tmp_path,
         """
         from inferline_stream.isolation import kernel
-        told["held"] = {name: int(kernel.status(name), 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")}
-        told["bounding"] = int(kernel.status("CapBnd"), 16) if os.geteuid() == 0 else 0
-        told["no new privileges"] = kernel.status("NoNewPrivs")
+        outcome["held"] = {name: int(kernel.status(name), 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")}
+        outcome["bounding"] = int(kernel.status("CapBnd"), 16) if os.geteuid() == 0 else 0
+        outcome["no new privileges"] = kernel.status("NoNewPrivs")
         """,
         Isolation(),
     )
@@ -399,8 +399,8 @@ def test_only_the_variables_that_are_declared_or_usual_are_seen(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     monkeypatch.setenv("MODEL_REGION", "eu")
     code = """
-        told.update({name: os.environ.get(name) for name in ("AWS_SECRET_ACCESS_KEY", "MODEL_REGION", "PATH")})
-        told["kernel's"] = "hidden" in open("/proc/self/environ").read()
+        outcome.update({name: os.environ.get(name) for name in ("AWS_SECRET_ACCESS_KEY", "MODEL_REGION", "PATH")})
+        outcome["kernel's"] = "hidden" in open("/proc/self/environ").read()
         """
     found = run(tmp_path, code, Isolation(environment=["MODEL_REGION"]))
     assert found == {
