@@ -1,4 +1,7 @@
-"""A dispatcher that crashes at a certain value, as a parser in C may: run it with ``-m`` in a dispatcher's place."""
+"""A dispatcher that crashes at a certain value, as a parser in C may: run it with ``-m`` in a dispatcher's place.
+
+It is here, and not beside its test, because a sealed dispatcher may read no code but this package.
+"""
 
 from __future__ import annotations
 
