@@ -22,6 +22,7 @@ from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, 
 from inferline_stream.dataplane.partitioning import partition_of
 from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.dataplane.sending import StageSender
+from inferline_stream.dataplane.topics import record_limits
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec
@@ -251,6 +252,8 @@ async def send_again(
         cut = [letter for letter in wanted if letter.says("cut_bytes")]
         sent = [letter for letter in wanted if letter not in cut and (again or letter.sent_again_ms is None)]
         if sent:
+            topics = {topic for letter in sent for topic in (letter.topic, letter.input_topic)}
+            sender.limits = await record_limits(bootstrap_servers, topics, timeout_s)
             await _send(sender, sent, pipeline, names)
         return SentAgain(sent, [letter for letter in wanted if letter.sent_again_ms is not None], cut)
     finally:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from inferline_stream.dataplane.client import (
     PRODUCE_BATCH_BYTES,
     TRANSACTION_TIMEOUT_MS,
     Fenced,
     KafkaFailed,
+    Message,
     Outgoing,
 )
 from inferline_stream.dataplane.connecting import client_options, closed, started
+from inferline_stream.dataplane.sizes import record_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,11 @@ class StageSender:
         transactional_id: for exactly-once; used by one process only, and never again.
     """
 
+    limits: Mapping[str, int]
+    """`max.message.bytes` by topic, where it is known: it limits batches, even where each record would fit alone."""
+
     def __init__(self, bootstrap_servers: str, client_id: str, transactional_id: str | None = None) -> None:
+        self.limits = {}
         self._where = bootstrap_servers
         self._options = {
             **client_options(bootstrap_servers),
@@ -73,16 +80,23 @@ class StageSender:
         acknowledged = []
         with _translated("a record"):
             for (topic, partition), messages in outgoing.items():
-                batch = self._producer.create_batch()
-                for key, value, headers, timestamp_ms in messages:
-                    if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
-                        acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
-                        batch = self._producer.create_batch()
-                        batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
-                batch.close()
-                acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
+                for batch in self._batches(messages, self.limits.get(topic, PRODUCE_BATCH_BYTES)):
+                    acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
             for acknowledgement in acknowledged:
                 await acknowledgement
+
+    def _batches(self, messages: Sequence[Message], limit_bytes: int) -> Iterator[BatchBuilder]:
+        batch = self._producer.create_batch()
+        small = limit_bytes < PRODUCE_BATCH_BYTES
+        for key, value, headers, timestamp_ms in messages:
+            full = small and batch.record_count() and batch.size() + record_bytes(key, value, headers) > limit_bytes
+            if full or batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
+                batch.close()
+                yield batch
+                batch = self._producer.create_batch()
+                batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
+        batch.close()
+        yield batch
 
     async def begin(self) -> None:
         """Begin a transaction."""

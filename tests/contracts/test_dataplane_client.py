@@ -231,6 +231,19 @@ async def test_a_record_that_kafka_refuses_is_an_error_with_its_reason(place):
         await sender.send({(small.topic, 0): [Message(None, b"x" * 2000, [], None)]})
 
 
+async def test_records_that_fit_their_topic_one_by_one_are_taken_together(place):
+    small = Place(place.servers, place._stack)
+    await small.create(max_message_bytes="1000")
+    sender = await small.sender()
+    sender.limits = {small.topic: 1000}
+    sent = [Message(b"k", bytes([n]) * size, HEADERS, None) for n, size in enumerate((700, 1, 100, 600, 600, 1, 1))]
+    await sender.send({(small.topic, 0): sent})
+    reader = await small.reader()
+    reader.hold({0: 0})
+    found = await read(reader, len(sent))
+    assert [record.value for record in found[0]] == [message.value for message in sent]
+
+
 async def test_where_nobody_answers_a_client_says_so_in_time():
     reader = StageReader("127.0.0.1:1", "in", "group", "assignments", fetch_wait_s=0.02)
     began_s = time.monotonic()

@@ -132,6 +132,7 @@ class Dispatcher:
                 self._reader.start(timeout_s),
                 *(() if self._sender.transactional else (self._sender.start(timeout_s),)),
             )
+            self._sender.limits = self._limits
             self._partitions = {topic: await self._reports.partitions_of(topic) for topic in written}
             self._connected()
             self._channel.setblocking(False)
