@@ -40,7 +40,7 @@ answering = Stage(
 
 pipeline = Pipeline(
     "watched",
-    slo="1s",
+    slo="3s",
     source=Topic("questions", partitions=8),
     sink=Topic("answers", partitions=4),
     stages=[asking, answering],
