@@ -109,11 +109,11 @@ def run(
         arguments: of the command.
         options: as they were read from the arguments.
         needs: what it may touch.
-        work: connects, calls the seal, and moves records until it is told to stop.
+        work: connects, calls the seal, and moves records until it is stopped.
         prepare: called first, before anything is isolated.
     """
     log_to_stderr_plainly()
-    logging.getLogger("aiokafka").setLevel(logging.ERROR)  # an outage is told once, by us
+    logging.getLogger("aiokafka").setLevel(logging.ERROR)  # an outage is logged once, by us
     try:
         if options.channel is None:
             prepare()
@@ -142,7 +142,7 @@ def _confinement(options: argparse.Namespace, needs: Needs) -> Confinement:
     )
     lacking = sealing.unsupported(isolation)
     if lacking and options.isolation:
-        raise InvalidTopology(f"--isolation sandbox cannot be had here: {'; '.join(lacking)}; give --isolation none")
+        raise InvalidTopology(f"--isolation sandbox is not available here: {'; '.join(lacking)}; give --isolation none")
     one_core = Hardware("connector", 0.0)
     found = confined(isolation, __file__, one_core, options.bootstrap_servers)
     return Confinement(found.isolation, found.topology, found.kafka_ports, found.kafka_files, listens=needs.listens)
@@ -192,7 +192,7 @@ def stopping() -> asyncio.Event:
 
 
 async def done_in_time(work: asyncio.Future[Any], stop: asyncio.Event, leave_s: float) -> bool:
-    """Wait for work; once told to stop, it has so much time left and is then cancelled. Whether it is done."""
+    """Wait for work; once stopped, it has so much time left and is then cancelled. Whether it is done."""
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

@@ -97,7 +97,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """Settings with `INFERLINE_<NAME>` applied, as ``INFERLINE_TUNER_STEP_S=50ms``; a bare number is seconds or bytes.
 
     Raises:
-        UsageError: a variable that is neither a number nor a duration or size, whichever it is to be.
+        UsageError: a variable that is neither a number nor a duration or size, whichever it has to be.
     """
     source = os.environ if environment is None else environment
     found: dict[str, float] = {}

@@ -48,7 +48,7 @@ class SinkCounts(msgspec.Struct):
 
 
 class Away(Exception):
-    """The other side takes nothing now; the same records are to be tried again.
+    """The other side takes nothing now; the same records have to be tried again.
 
     Args:
         reason: in words.
@@ -91,7 +91,7 @@ class TopicSink:
     """Follows a topic and stores its events, in the background while entered.
 
     While the store takes nothing, nothing is committed: that is said once, and the same records are tried again,
-    at first after a second and later every half minute. While Kafka is away it is waited for. Told to leave, it gives
+    at first after a second and later every half minute. While Kafka is away it waits. Once it has to leave, it gives
     the store five seconds more; what is not stored by then is not committed and comes again.
 
     Args:
@@ -231,7 +231,7 @@ class TopicSink:
         return readable
 
     async def _keep_on(self, records: list[Record]) -> list[Refusal]:
-        """Store for as long as it takes; told to stop meanwhile, the records are left uncommitted."""
+        """Store for as long as it takes; stopped meanwhile, the records are left uncommitted."""
         pause_s, said = _AGAIN_S, False
         while True:
             storing = asyncio.create_task(self._store.store(records))
@@ -255,7 +255,7 @@ class TopicSink:
             known = event_id(record, self._topic)
             if self._producer is None:
                 raise InferlineError(
-                    f"{self._what} refuses event {known!r}: {reason}; mend it and start again, or give --dead-letters"
+                    f"{self._what} refuses event {known!r}: {reason}; fix it and start again, or give --dead-letters"
                 )
             logger.warning("%s refuses event %r: %s", self._what, known, reason)
             await self._deliver(record, self._error_headers(record, reason))
@@ -283,7 +283,7 @@ class TopicSink:
         raise Unreachable(f"topic {self._dead_letters!r}: a refused event could not be kept; it will come again")
 
     async def _commit(self) -> None:
-        """Commit while Kafka lets us; told to stop meanwhile, what was stored will come again, and be known."""
+        """Commit while Kafka lets us; stopped meanwhile, what was stored will come again, and be known."""
         committing = asyncio.create_task(self._follower.commit())
         if not await done_in_time(committing, self._stop, _AGAIN_S):
             raise Unreachable(f"topic {self._topic!r}: Kafka does not take the commit of what was written")

@@ -100,7 +100,7 @@ class Table:
         try:
             await self._connected()
         except Away as away:
-            raise Unreachable(f"{self._told()}: {away}") from None
+            raise Unreachable(f"{self._where()}: {away}") from None
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -165,7 +165,7 @@ class Table:
                 server_settings={"application_name": "inferline-stream"},
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            raise InvalidTopology(f"{self._told()}: {error}; check --database and --password-file") from None
+            raise InvalidTopology(f"{self._where()}: {error}; check --database and --password-file") from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             raise Away(f"{type(error).__name__}: {error}".removesuffix(": ")) from None
         try:
@@ -193,7 +193,7 @@ class Table:
             )
         except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidColumnReferenceError) as error:
             raise InvalidTopology(
-                f"{self._told()}: table {self._table} cannot take events ({error}); it needs event_id with a unique "
+                f"{self._where()}: table {self._table} cannot take events ({error}); it needs event_id with a unique "
                 "key, recorded_at and value, and the right to insert and update"
             ) from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
@@ -204,7 +204,7 @@ class Table:
             self._connection.terminate()
         self._connection = None
 
-    def _told(self) -> str:
+    def _where(self) -> str:
         return f"PostgreSQL at {self._database.host}:{self._database.port}"
 
 
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--tls",
         choices=("off", "on", "trusting"),
         default="off",
-        help="trusting: whoever answers, encrypted all the same",
+        help="trusting: any server that answers, encrypted all the same",
     )
     parser.add_argument("--group", help="consumer group (default: <topic>-to-<table>)")
     options = parser.parse_args(given)

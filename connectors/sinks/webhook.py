@@ -37,7 +37,7 @@ from inferline_stream.dataplane.looping import Loop
 _TRY_AGAIN = frozenset((408, 425, 429))
 _REMEMBERED = 100_000
 _SHOWN = 200
-"""Characters of an answer that are told."""
+"""Characters of an answer that are reported."""
 
 
 class Webhook:
@@ -68,7 +68,7 @@ class Webhook:
             with contextlib.suppress(OSError):  # it may come up later: each attempt asks again
                 await loop.addresses(str(urlsplit(self._url).hostname))
         connector = aiohttp.TCPConnector(resolver=resolver, ttl_dns_cache=10)
-        # Whoever reads the events may not choose where they go: redirects count as refusals.
+        # The receiver of the events may not choose where they go: redirects count as refusals.
         self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, trust_env=False)
         return self
 

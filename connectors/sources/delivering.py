@@ -71,7 +71,7 @@ class Delivery:
         """Return once Kafka has all of them, however long it is away.
 
         Raises:
-            Unreachable: told to stop before; those that Kafka has are sent again by the same ids.
+            Unreachable: stopped before; those that Kafka has are sent again by the same ids.
             RecordRefused: Kafka will never take one of them.
         """
         waiting, said = list(events), False

@@ -211,9 +211,9 @@ class Files:
                 if not packed and not place.is_of(file):
                     logger.warning(
                         "%s: holds something else than what was read up to byte %d (cut off, rewritten or replaced); "
-                        "it is read from its beginning, as %s", path, place.offset, place.anew().known,
+                        "it is read from its beginning, as %s", path, place.offset, place.begun_again().known,
                     )  # fmt: skip
-                    place = place.anew()
+                    place = place.begun_again()
                 offset = place.offset
                 for one in self._events(file, name, offset, whole=whole):
                     identity = f"{place.known}:{one.begin}".encode()
@@ -257,11 +257,11 @@ class Files:
         return lines_of(file, begin, whole=whole)
 
     async def send(self, delivery: Delivery, stop: asyncio.Event, *, follow: bool) -> None:
-        """Send what is new; until the end, or until told to stop.
+        """Send what is new; until the end, or until stopped.
 
         Raises:
             InvalidTopology: a file cannot be read.
-            Unreachable: told to stop while Kafka was away.
+            Unreachable: stopped while Kafka was away.
         """
         while not stop.is_set():
             sent = 0
@@ -288,7 +288,7 @@ class Files:
             while not stop.is_set():
                 events, after = await asyncio.to_thread(self.read, place.file, place, whole=not follow)
                 if after.generation != place.generation:
-                    place = place.anew()
+                    place = place.begun_again()
                     self._state.note(place)
                 if not events:
                     break

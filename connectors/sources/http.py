@@ -63,7 +63,7 @@ async def _look_behind(ingest: Ingest, offsets: OffsetReader, group: str, topic:
 
 
 async def serve(options: argparse.Namespace, seal: sealing.Seal) -> HttpCounts:
-    """Take events until told to stop.
+    """Take events until stopped.
 
     Raises:
         Unreachable: Kafka does not answer, or has no such topic.

@@ -47,7 +47,7 @@ class HttpCounts(msgspec.Struct):
     refused: int = 0
     """Requests that were wrong, or nobody's who may send."""
     held_off: int = 0
-    """Requests that were told to come again."""
+    """Requests that were asked to come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Ingest:
     ) -> None:
         self.counts = HttpCounts()
         self.open = False
-        """Whether events are taken: after the seal, and until told to leave."""
+        """Whether events are taken: after the seal, and until it has to leave."""
         self.behind = 0
         """Events that the pipeline is behind."""
         self._producer = producer
@@ -270,9 +270,9 @@ async def _body(request: web.Request, limits: Limits) -> bytes | Refused:
     return body
 
 
-def _json(told: object, status: int, headers: dict[str, str] | None = None) -> web.Response:
+def _json(reported: object, status: int, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(
-        body=msgspec.json.encode(told) + b"\n", status=status, headers=headers, content_type="application/json"
+        body=msgspec.json.encode(reported) + b"\n", status=status, headers=headers, content_type="application/json"
     )
 
 

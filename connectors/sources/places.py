@@ -22,7 +22,7 @@ class Place(msgspec.Struct, frozen=True):
     offset: int = 0
     """The next byte to read, of what it holds uncompressed."""
     generation: int = 0
-    """How often the file has begun anew."""
+    """How often the file has begun again."""
     inode: int = 0
     """The file's, by which it is known under another name; 0 for not known."""
     mark: str = ""
@@ -48,7 +48,7 @@ class Place(msgspec.Struct, frozen=True):
             return False
         return not self.mark or self.mark == _mark(file, self.offset)
 
-    def anew(self) -> Place:
+    def begun_again(self) -> Place:
         """The beginning of another file by that name."""
         return Place(self.file, generation=self.generation + 1)
 
@@ -77,7 +77,7 @@ class State:
             raise InvalidTopology(f"{path}: cannot be read ({error.strerror}); give another --state") from None
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
-                break  # torn by a crash; what it told is sent again
+                break  # torn by a crash; what it said is sent again
             try:
                 place = msgspec.json.decode(line, type=Place)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -86,7 +86,7 @@ class State:
         self._file: IO[bytes] | None = None
 
     def shorten(self) -> None:
-        """Write it anew, a line per file; before it is opened.
+        """Write it again, a line per file; before it is opened.
 
         Raises:
             InvalidTopology: it cannot be written.

@@ -101,16 +101,16 @@ class TraceReplay:
         assert self._process is not None
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            told = decode_line(line)
-            if isinstance(told, Ready):
-                self._ready.set_result(told)
-            elif isinstance(told, Progress):
-                self.sent, self.acknowledged = told.sent, told.acknowledged
-            elif isinstance(told, ReplayReport):
-                self.sent, self.acknowledged = told.sent, told.acknowledged
-                self._finished.set_result(told)
+            reported = decode_line(line)
+            if isinstance(reported, Ready):
+                self._ready.set_result(reported)
+            elif isinstance(reported, Progress):
+                self.sent, self.acknowledged = reported.sent, reported.acknowledged
+            elif isinstance(reported, ReplayReport):
+                self.sent, self.acknowledged = reported.sent, reported.acknowledged
+                self._finished.set_result(reported)
             else:
-                self._fail(_ERRORS.get(told.exit_code, Unreachable)(told.message))
+                self._fail(_ERRORS.get(reported.exit_code, Unreachable)(reported.message))
         self._fail(Unreachable(f"the trace replay ended with status {await self._process.wait()} before its report"))
 
     def _fail(self, error: InferlineError) -> None:

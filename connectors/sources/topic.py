@@ -42,10 +42,10 @@ def event_of(record: Record, topic: str, *, keep_timestamp: bool) -> Event:
 
 
 async def follow(follower: RecordFollower, delivery: Delivery, stop: asyncio.Event, topic: str, *, keep: bool) -> None:
-    """Copy until told to stop.
+    """Copy until stopped.
 
     Raises:
-        Unreachable: told to stop while Kafka was away, or it cannot be read any more.
+        Unreachable: stopped while Kafka was away, or it cannot be read any more.
         RecordRefused: a record that Kafka will never take.
     """
     while not stop.is_set():

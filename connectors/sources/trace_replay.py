@@ -197,7 +197,7 @@ class _Outbox:
 async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = False) -> ReplayReport:
     """Replay one trace; returns once every event has been acknowledged or has failed, however long Kafka is away.
 
-    Told to stop, it sends nothing more, and gives Kafka a few seconds to acknowledge what was sent.
+    Once stopped, it sends nothing more, and gives Kafka a few seconds to acknowledge what was sent.
 
     Args:
         spec: what and where to.
@@ -238,7 +238,7 @@ async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = Fa
             stopping.cancel()
             delivering = tasks.create_task(_delivered(outbox, producer))
             if not await done_in_time(delivering, stop, _LEAVE_S):
-                producer.last_error = producer.last_error or "told to stop, and Kafka had not acknowledged everything"
+                producer.last_error = producer.last_error or "stopped, and Kafka had not acknowledged everything"
             for task in background:
                 task.cancel()
         return _report(due_s, lateness_s, outbox, producer)
@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spec, hold = _parsed(arguments)
 
     def tell(line: Line) -> None:
-        with contextlib.suppress(BrokenPipeError):  # whoever started it has gone; it still stops in order
+        with contextlib.suppress(BrokenPipeError):  # its starter has gone; it still stops in order
             sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
             sys.stdout.buffer.flush()
 

@@ -18,7 +18,7 @@ Way = Literal["", "fork", "alone"]
 """How a replica that may be forked came to run: forked by a fork server, or started by itself; empty for others."""
 
 LONGEST_RESTART_S = 30.0
-"""Waits double up to this: a stage that cannot start costs little, and is back soon after it is mended."""
+"""Waits double up to this: a stage that cannot start costs little, and is back soon after it is fixed."""
 
 SETTLED_S = 5.0
 """A replica that lived this long had started: its death is a new one, not the same again."""

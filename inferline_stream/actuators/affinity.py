@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 def cores_for(
     wanted: float, machine: Collection[int], taken: Iterable[tuple[float, Collection[int]]]
 ) -> frozenset[int]:
-    """Cores to run on; empty where nothing is to be fixed.
+    """Cores to run on; empty where nothing will be fixed.
 
     A replica gets whole cores of its own; those below one core share a core while their sum fits. One that
     does not fit any more may run anywhere: the machine is oversubscribed, and only the scheduler can be fair.

@@ -1,4 +1,4 @@
-"""GPUs of this machine, as NVIDIA's management library (NVML) tells of them. Alone knows that library.
+"""GPUs of this machine, as NVIDIA's management library (NVML) reports them. The only door to that library.
 
 It comes with the driver: a machine without it has no GPU that a stage could use.
 """

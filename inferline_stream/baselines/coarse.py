@@ -96,7 +96,7 @@ def peak_cost_per_hour(
 
 @dataclass(frozen=True, slots=True)
 class CoarseMemory:
-    """Arrivals of late, units, and since when fewer would do."""
+    """Recent arrivals, units, and since when fewer would do."""
 
     arrivals: tuple[float, ...] = ()
     units: int = 1

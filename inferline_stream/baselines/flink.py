@@ -49,7 +49,7 @@ class Flink:
         utilization_max: above it a vertex is scaled.
         utilization_min: below it a vertex is scaled.
         restart_s: expected downtime of a rescale, caught up with afterwards.
-        catch_up_s: within which lag is to be gone.
+        catch_up_s: within which lag has to be gone.
         backlog_s: lag, in seconds of its rate, above which only more replicas are considered.
         max_down: most that is taken away at once, as a share.
         max_up: most that is added at once, as a multiple.

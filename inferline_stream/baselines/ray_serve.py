@@ -16,7 +16,7 @@ _EPSILON_S = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Which way the last decisions went (+1, 0, −1) and since when; and (time, ongoing requests) of late."""
+    """Which way the last decisions went (+1, 0, −1) and since when; and recent (time, ongoing requests)."""
 
     way: int = 0
     since_s: float | None = None
@@ -73,7 +73,7 @@ class RayServe:
         Args:
             memory: of the decision before.
             time_s: now.
-            ongoing: requests in flight and queued, their mean of late.
+            ongoing: requests in flight and queued, their recent mean.
             running: replicas that run.
             target: replicas asked for.
         """

@@ -27,7 +27,7 @@ class Dataflow:
         caught_up_s: backlog below which it scales down …
         idle_cpu: … if CPU utilization is below this; also the utilization aimed at.
         patience_s: how long either must last.
-        drain_s: within which the backlog is to be gone.
+        drain_s: within which the backlog has to be gone.
         maximum: most replicas.
     """
 
@@ -70,7 +70,7 @@ class Dataflow:
 
 @dataclass(frozen=True, slots=True)
 class NumaflowMemory:
-    """Last change, and (time, pending, rate) of late."""
+    """Last change, and recent (time, pending, rate)."""
 
     changed_s: float = -math.inf
     recent: tuple[tuple[float, float, float], ...] = ()

@@ -3,7 +3,7 @@
 A rebalance is two barriers. *Join*: everybody states the protocols it speaks; once all have, a new generation begins
 and one member leads it. *Sync*: the leader hands in everybody's assignment, and each member gets its own.
 
-What a member may not do is refused with one of aiokafka's `BrokerResponseError`s, whose code the client is told.
+What a member may not do is refused with one of aiokafka's `BrokerResponseError`s, whose code the client receives.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Membership:
             self._touch(known)
             return self._joined(known)
         if known is not None:
-            self._forget(known)  # whoever still waits under this id was given up by the client
+            self._forget(known)  # the client gave up what still waits under this id
         member.id = member.id or f"{member.client_id}-{uuid.uuid4()}"
         member.joining = answer = asyncio.get_running_loop().create_future()
         self.members[member.id] = member

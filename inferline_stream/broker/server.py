@@ -29,7 +29,7 @@ class EmbeddedBroker:
             producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers)
 
     Args:
-        host: where to listen, and the address that clients are told.
+        host: where to listen, and the address that clients are given.
         port: the port; 0 takes a free one.
         rebalance_delay_s: how long the first member of an empty group waits for others. Kafka's own default is 3 s.
     """

@@ -52,7 +52,7 @@ async def fetch(broker: Broker, request: Fields, client: Client) -> Fields:
 
 
 def _read(broker: Broker, request: Fields) -> list[Fields]:
-    """What there is now; at least one batch, however large, lest a consumer never get past it."""
+    """What there is now; at least one batch, however large, so that a consumer gets past it."""
     left_bytes = request["max_bytes"]
     committed = request["isolation_level"] == _READ_COMMITTED
 

@@ -104,7 +104,7 @@ async def describe_configs(broker: Broker, request: Fields, client: Client) -> F
 
 
 async def alter_configs(broker: Broker, request: Fields, client: Client) -> Fields:
-    """Replace what topics were told; the broker itself cannot be told anything."""
+    """Replace the settings of topics; the broker's own cannot be changed."""
 
     def alter(resource: Fields) -> None:
         if resource["resource_type"] != _TOPIC:

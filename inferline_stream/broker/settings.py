@@ -1,4 +1,4 @@
-"""What a topic can be told: Kafka's settings with Kafka's defaults."""
+"""Settings of a topic, by Kafka's names with Kafka's defaults."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 @dataclass(slots=True)
 class Topic:
-    """A topic: what it was told, and its partitions by number."""
+    """A topic: its settings, and its partitions by number."""
 
     given: dict[str, str | None]
     partitions: list[PartitionLog] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Topic:
         self.partitions += [PartitionLog(settings) for _ in range(partitions - len(self))]
 
     def configure(self, given: Mapping[str, str | None], *, validate_only: bool) -> None:
-        """Replace what the topic was told."""
+        """Replace the topic's settings."""
         settings = topic_settings(given)
         if not validate_only:
             self.given = dict(given)

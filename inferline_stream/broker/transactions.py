@@ -61,7 +61,7 @@ class Transactions:
         self._next_producer_id = 0
 
     def init_producer(self, transactional_id: str | None, timeout_s: float) -> tuple[int, int]:
-        """A producer's id and epoch. Its transactional id fences whoever held it and aborts what they left open."""
+        """A producer's id and epoch. A transactional id fences its last producer and aborts what that one left open."""
         if transactional_id is None:
             return self._new_producer_id(), 0
         if not 0 < timeout_s <= LONGEST_TRANSACTION_S:
@@ -135,7 +135,7 @@ class Transactions:
             producer.timer = asyncio.get_running_loop().call_later(producer.timeout_s, self._fence, producer)
 
     def _fence(self, producer: _Producer) -> None:
-        """Shut out whoever holds the id, and abort what they left open."""
+        """Shut out the producer that holds the id, and abort what it left open."""
         producer.epoch += 1
         if producer.state is _State.OPEN:
             self._end(producer, _State.ABORTED)

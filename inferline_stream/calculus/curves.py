@@ -12,7 +12,7 @@ that last S is in β already: counted from the arrival that found them all busy,
 d(n). It is attained: Lindley's recursion, taken for every k-th event, says the same.
 
 **Behind other stages.** Events come after delays that differ by at most J, so that n of them take at least d(n) −
-J. That holds for joins and skipped branches too, and in order of entry as in order of arrival: whoever overtakes
+J. That holds for joins and skipped branches too, and in order of entry as in order of arrival: an event that overtakes
 entered within the same window.
 """
 

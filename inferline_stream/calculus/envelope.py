@@ -8,7 +8,7 @@ length a block holds the largest count of arrivals in a window that ends at one 
 block fills, only that maximum M matters: arrival k exceeds it iff t[k] − t[k − M] < w, one comparison
 (and counts grow by at most 1 from one arrival to the next, so M grows by 1). The blocks whose maximum no later
 block reaches form a queue with falling maxima; its head is the answer. A block that the span has partly
-left behind is looked through again. What remains is the window at the very edge of the span: it holds the
+left behind is looked through again. What remains is the window at the edge of the span: it holds the
 first arrivals inside it, and no arrival from before it.
 """
 
@@ -216,7 +216,7 @@ class TrafficEnvelope:
         late = late[self._now_s - late < self.span_s]
         if not late.size:
             return late
-        # From the start of the block that the first late one falls into: its maximum has to be found anew.
+        # From the start of the block that the first late one falls into: its maximum has to be found again.
         keep = int(np.searchsorted(state.times[:kept], late[0], side="right")) // BLOCK * BLOCK
         merged = np.sort(np.concatenate([state.times[keep:kept], late]), kind="stable")
         # What is inside the span, and each window's edge, only moves back by what is put in before it.
@@ -244,7 +244,7 @@ class TrafficEnvelope:
         self._requeue()
 
     def _requeue(self) -> None:
-        """Build the queues of falling maxima anew from the blocks' maxima."""
+        """Build the queues of falling maxima again from the blocks' maxima."""
         state = self._state
         blocks = int(state.marks[2])
         state.heads[:] = 0

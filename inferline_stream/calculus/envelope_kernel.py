@@ -1,6 +1,6 @@
 """The loops of the traffic envelope as machine code. Imported only by `envelope.compiled_kernel`.
 
-The algorithm is told in `calculus.envelope`; `extend` and `query` here are its plain form.
+`calculus.envelope` describes the algorithm; `extend` and `query` here are its plain form.
 """
 
 from __future__ import annotations

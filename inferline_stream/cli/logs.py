@@ -37,7 +37,7 @@ class _StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             sys.stderr.write(self.format(record) + "\n")
-        except Exception:  # as the logging module does: what cannot be told must not end the work
+        except Exception:  # as the logging module does: what cannot be logged must not end the work
             self.handleError(record)
 
 

@@ -105,7 +105,7 @@ class Bar:
         self._bar.update(self._task, completed=done, total=total, description=doing, visible=visible, left=left)
 
     def each(self, total: int) -> Callable[[str], None]:
-        """What is told each of so many steps by name, as it begins."""
+        """Return a function that takes each of so many steps by name, as it begins."""
         begun = itertools.count()
         return lambda doing: self.show(next(begun), total, doing)
 

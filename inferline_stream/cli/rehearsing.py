@@ -31,7 +31,7 @@ What = Annotated[
 Arrivals = Annotated[
     Path | None, typer.Option("--trace", help="CSV of arrivals; without it those of the sample, or of the run")
 ]
-PlanFile = Annotated[Path | None, typer.Option("--plan", help="a plan saved by `plan --save`; made anew without it")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="a plan saved by `plan --save`; made again without it")]
 StartUp = Annotated[
     str | None, typer.Option(help='in place of the profiled start-up times, e.g. "5s": what a change would do')
 ]

@@ -64,7 +64,7 @@ def run(
     ui_token: Annotated[
         str,
         typer.Option(
-            help="lets whoever enters it on the page hold decisions and set replicas; 16 characters or more",
+            help="lets people who enter it on the page hold decisions and set replicas; 16 characters or more",
             show_default=False,
         ),
     ] = "",

@@ -171,8 +171,8 @@ def envelope_table(state: PipelineState) -> Table:
         share = window.live / window.planned if window.planned else 0.0
         bar = "█" * min(_BAR_COLUMNS, round(share * _BAR_COLUMNS))
         style = "bold red" if share > 1 else "green"
-        told = f"[{style}]{bar:<{_BAR_COLUMNS}}[/] {share:.0%}" if window.planned else "–"
-        table.add_row(format_duration(window.window_s), str(window.live), str(window.planned), told)
+        shown = f"[{style}]{bar:<{_BAR_COLUMNS}}[/] {share:.0%}" if window.planned else "–"
+        table.add_row(format_duration(window.window_s), str(window.live), str(window.planned), shown)
     return table
 
 

@@ -2,7 +2,7 @@
 
 The only module that knows Faust. Nothing waits for its consumer group: until its agents have caught up, and
 whenever they fall silent, the control loop's own readers and timers do the same work (`Watching` takes each
-record once, whoever brings it).
+record once, whichever controller brings it).
 """
 
 from __future__ import annotations

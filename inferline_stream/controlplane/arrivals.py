@@ -56,7 +56,7 @@ class LogGrowth:
 
         Args:
             time_s: when the offsets were read, on a clock that only goes forward.
-            ends: end offset of each partition. An offset that went backwards (a topic made anew) counts
+            ends: end offset of each partition. An offset that went backwards (a topic made again) counts
                 nothing; a partition that was added counts from 0.
         """
         before, since_s = self._ends, self._time_s

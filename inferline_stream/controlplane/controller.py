@@ -70,7 +70,7 @@ class Controller:
 
     Args:
         running: names and settings.
-        picture: what is known; filled here, read by whoever shows it.
+        picture: what is known; filled here, read by what shows it.
         actuator: starts and stops replicas and dispatchers.
         leadership: entered; writes grants.
         policy: the Tuner's step.
@@ -98,7 +98,7 @@ class Controller:
     sample: Trace | None = None
     host: Callable[[], Host] | None = None
     structure: Structure | None = None
-    """Of the pipeline, for whoever asks whether another topology can go on from here."""
+    """Of the pipeline, to see whether another topology can go on from here."""
     stock: dict[str, int] = field(default_factory=dict)
     """Most replicas of a hardware kind, where this place has fewer than the catalogue says."""
     failures: int = 0

@@ -15,7 +15,7 @@ from inferline_stream.controlplane.rolling import Member, next_change
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
-"""How often the actuator is asked what there is, when nothing tells of a change."""
+"""How often the actuator is asked what there is, when nothing reports a change."""
 
 
 @dataclass(slots=True)

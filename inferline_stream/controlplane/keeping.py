@@ -24,7 +24,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.replay.looks import Told
 
 _IDLE_MS = 1000.0
-"""A log that does not grow is told once a second, so that a reader sees that somebody watched."""
+"""A log that does not grow is reported once a second, so that a reader sees that somebody watched."""
 
 _MOVES = 1e-3
 """A figure that has moved by a smaller share is not kept again."""
@@ -125,7 +125,7 @@ class Book:
         self._waiting.append(Written(self.topic, WANTED_KEY, None))
 
     def waiting(self) -> list[Written]:
-        """What is to be written now, in one transaction; call `written` once it has been."""
+        """What has to be written now, in one transaction; call `written` once it has been."""
         return list(self._waiting)
 
     def written(self, count: int) -> None:

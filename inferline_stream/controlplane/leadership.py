@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 LEADER_KEY = "leader"
 HEARTBEAT_S = 1.0
 TAKE_OVER_AFTER_S = 3.0
-"""A leader that has told nothing for this long, while Kafka answered, is taken over from."""
+"""A leader that has written nothing for this long, while Kafka answered, is taken over from."""
 
 LISTEN_S = 1.5
 """Longer than between two heartbeats: however old the last one is, another is waited for. Kafka may have been away."""
@@ -105,7 +105,7 @@ class Leadership:
         self._broken = False
         self._writing = asyncio.Lock()
         self.renewals = 0
-        """How often this controller had to begin a term anew because a transaction was left unsettled."""
+        """How often this controller had to begin another term because a transaction was left unsettled."""
         self.term = 0
         self.log = Log((), None, float("inf"))
         """What the topic said when this term began."""

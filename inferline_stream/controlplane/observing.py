@@ -117,7 +117,7 @@ class Observer:
                 self.picture.decided(_record(stored))
 
     def leader(self) -> Log:
-        """What the controller has last told, and how long ago."""
+        """What the controller last wrote, and how long ago."""
         log = read_log(self._leader, time.time(), self.running.unreadable)
         self._leader = self._leader[-1000:]
         return log

@@ -45,7 +45,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     decisions: list[StoredDecision]
     """The newest few thousand."""
     start_up_s: dict[str, dict[str, float]] = {}
-    """Stage → hardware kind → what replicas took to start of late; kinds that none was started of are missing."""
+    """Stage → hardware kind → what replicas recently took to start; kinds that none was started of are missing."""
     version: int = RECORD_VERSION
 
     @property

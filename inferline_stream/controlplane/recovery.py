@@ -47,7 +47,7 @@ class Found:
     """What the topics of plans, decisions and overrides hold.
 
     Args:
-        plan: of the last term that wrote one; None if there is none, or none is to be followed.
+        plan: of the last term that wrote one; None if there is none, or none should be followed.
         plans: those that came into force, newest last.
         decisions: newest last.
         wanted: replicas that the last controller wanted when it fell silent; None if it left in order.

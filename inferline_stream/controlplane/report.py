@@ -143,7 +143,7 @@ def run_report(
         lag: left in each group.
         exits: replicas that ended unexpectedly.
         emulated: whether any replica slept instead of computing.
-        advisory: whether decisions were only told.
+        advisory: whether decisions were only reported.
         lateness_p99_s: of the trace replay, if there was one.
         counts_events: whether the growth of the source topic counts events alone; see `Topic`.
     """

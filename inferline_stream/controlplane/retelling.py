@@ -53,7 +53,7 @@ def retold(record: RunRecord, events: Events, progress: Callable[[str], None] = 
     Args:
         record: of the run.
         events: of the same run.
-        progress: told which policy is being replayed.
+        progress: called with the policy that is being replayed.
 
     Raises:
         UsageError: matplotlib is missing.
@@ -132,7 +132,7 @@ def _head(record: RunRecord) -> str:
     if report.emulated:
         notes.append("on emulated hardware: replicas slept for their service times")
     if report.advisory:
-        notes.append("advisory: decisions were told, not acted on")
+        notes.append("advisory: decisions were reported, not carried out")
     return f"<h1>Run of {escape(report.pipeline)}</h1><p class=quiet>{escape('; '.join(notes))}</p>"
 
 

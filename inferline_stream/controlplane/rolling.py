@@ -35,7 +35,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is to be asked of the actuator now.
+    """What to ask of the actuator now.
 
     Args:
         leaving: replicas that leave.
@@ -55,7 +55,7 @@ def next_change(
 ) -> Change:
     """The next step towards the replicas wanted.
 
-    Where nothing is to be replaced, all that is missing is added at once, and what is too much leaves at once. Else
+    Where nothing has to be replaced, all that is missing is added at once, and what is too much leaves at once. Else
     there is one replica more than wanted: one of the surplus leaves as soon as the replicas that are READY without
     it give what all those wanted would. Where the stock of a kind has no room for one
     more, and the stage has another replica to go on with, an old one of that kind leaves first.

@@ -45,7 +45,7 @@ FeedTo = Callable[[str, str], AbstractAsyncContextManager[Feed]]
 
 
 class Watcher(Protocol):
-    """Whoever shows a run to people."""
+    """What shows a run to people."""
 
     def step(self, text: str) -> None:
         """The run has come to its next step."""
@@ -104,7 +104,7 @@ class Run:
         advisory: decide without acting.
         delivery: how results get into the sink.
         tracing: OpenTelemetry exporter of a span per batch; empty for none.
-        duration_s: stop after so long; None runs to the end of the feed, or until told to stop.
+        duration_s: stop after so long; None runs to the end of the feed, or until stopped.
         page_port: of the live page; 0 for any free one, None for no page.
         page_token: who knows it may hold decisions and set replicas from the page; empty: nobody may.
         metrics_port: of `/metrics`; likewise.

@@ -25,7 +25,7 @@ class Running:
         settings: periods and time limits.
         advisory: decide without acting.
         delivery: how results get into the sink.
-        arrivals: what tells of the source's arrivals; see `Topic`.
+        arrivals: where the source's arrivals are seen; see `Topic`.
         unreadable: reads what the pipeline keeps in Kafka, and counts what cannot be read.
     """
 

@@ -42,7 +42,7 @@ def served(
         control: what the page may have done; None for a page that is read-only.
         metrics_port: of `/metrics`; likewise.
         metrics_host: address that it is served on.
-        note: told the addresses.
+        note: called with the addresses.
 
     Raises:
         UsageError: a port that is no default is taken.

@@ -39,7 +39,7 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.NEW_CODE: "newer code of the stages was given",
     }
 )
-"""What a reason means, told afterwards."""
+"""What a reason means, said afterwards."""
 
 _BEGINNINGS = {"initial": "the run began", "taken_over": "went on from a controller that fell silent"}
 
@@ -72,12 +72,12 @@ def sentences(story: Story, last: int) -> Iterator[str]:
         yield f"{story.pipeline}: no plan and no decision is written down"
         return
     before: Plan | None = None
-    told: list[list[str]] = []
+    chapters: list[list[str]] = []
     for stored in story.plans:
         plan = plan_from_bytes(bytes(stored.plan), "a stored plan")
-        told.append(list(_of_plan(stored, plan, before)))
+        chapters.append(list(_of_plan(stored, plan, before)))
         before = plan
-    for lines in told[-last:]:
+    for lines in chapters[-last:]:
         yield from lines
     for key, override in sorted(story.overrides.by_key.items()):
         until = "" if override.until_s is None else f" until {_time(override.until_s)}"

@@ -101,7 +101,7 @@ class Session:
             raise _only(error) if error else LeadershipLost("the control loop has ended")
 
     async def follow(self, stop: asyncio.Event) -> None:
-        """Show the newest picture until told to stop, or the control loop ends.
+        """Show the newest picture until stopped, or the control loop ends.
 
         Raises:
             LeadershipLost: another controller leads now.
@@ -122,7 +122,7 @@ class Session:
             self.watcher.now(state)
 
     async def fed(self, stop: asyncio.Event) -> None:
-        """Let the feed write from now to its end, or until told to stop; without one, wait until told."""
+        """Let the feed write from now to its end, or until stopped; without one, wait until stopped."""
         async with contextlib.AsyncExitStack() as stack:
             feed = None
             if self.run.feed is not None:

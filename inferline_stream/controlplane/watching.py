@@ -47,7 +47,7 @@ class Watching:
         running: names.
         picture: to fill.
         offsets: reads them.
-        ticks: told every sample of the source topic.
+        ticks: called with every sample of the source topic.
         heard: called with each report that is newer than those before.
         stamps: tells arrivals, where the growth of the source's log does not.
     """

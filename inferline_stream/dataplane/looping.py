@@ -15,7 +15,7 @@ _LONGEST_ANSWER = 65536
 
 
 class Loop(uvloop.Loop):
-    """uvloop's, with names resolved by itself before the seal, and by whoever started the replica after it."""
+    """uvloop's, with names resolved by itself before the seal, and by the process that started the replica after it."""
 
     channel: socket.socket | None = None
     """Where names are asked for, see `isolation.names`; without one, only names known at the seal can be reached."""
@@ -42,7 +42,7 @@ class Loop(uvloop.Loop):
         raise refused or OSError(f"{host}: no such host was known when the replica was sealed, and none is now")
 
     async def addresses(self, host: str) -> list[str]:
-        """Addresses of a host, as they are now if that can be told, else as they were.
+        """Addresses of a host, as they are now if that can be found out, else as they were.
 
         Raises:
             OSError: before the seal, there is no such host.

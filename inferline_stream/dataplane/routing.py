@@ -25,7 +25,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """What is to be done once a stage is through with an event.
+    """What to do once a stage is through with an event.
 
     Args:
         sends: records, in topological order of their stages.
@@ -42,7 +42,7 @@ def follow(shape: Shape, stage: str, taken: Iterable[str] | None) -> Follow:
     """What follows from a stage's result, or from its having none.
 
     A stage all of whose parents were skipped is skipped. That is decided here for stages with one parent, which
-    need not see the event; a join is told by a marker and decides when it has heard of every parent.
+    need not see the event; a join learns it from a marker and decides when it has heard of every parent.
 
     Args:
         shape: the pipeline's DAG.

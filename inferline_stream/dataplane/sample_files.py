@@ -50,7 +50,7 @@ def _check_counted(events: int, path: str | Path) -> None:
 
 
 def free_memory_bytes() -> int | None:
-    """Memory that can still be had on this machine; None where that is not told."""
+    """Memory that this machine still has; None where that is unknown."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
@@ -58,7 +58,7 @@ def free_memory_bytes() -> int | None:
 
 
 def read_events(path: str | Path) -> list[bytes]:
-    """Events of a JSONL file, one JSON value a line, as the very bytes that stand there; empty lines are left out.
+    """Events of a JSONL file, one JSON value a line, as the bytes that stand there; empty lines are left out.
 
     Raises:
         InvalidTopology: the file cannot be read, holds no event, or a line is no JSON; names the line.

@@ -16,6 +16,6 @@ _BATCH_BYTES, _HEADER_BYTES = 128, 10
 def record_bytes(key: bytes | None, value: bytes | None, headers: Iterable[Header]) -> int:
     """Most bytes that a batch of this one record has."""
     size_bytes = _BATCH_BYTES + len(key or b"") + len(value or b"")
-    for name, told in headers:
-        size_bytes += len(name) + len(told or b"") + _HEADER_BYTES
+    for name, content in headers:
+        size_bytes += len(name) + len(content or b"") + _HEADER_BYTES
     return size_bytes

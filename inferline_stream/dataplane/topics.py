@@ -262,7 +262,7 @@ async def _create(
             raise Unreachable(f"topic {name} cannot be created: {(rest and rest[0]) or error.__name__}")
     deadline = asyncio.get_running_loop().time() + timeout_s
     names = [topic.name for topic in topics]
-    while True:  # created is not yet led: whoever uses a topic before that waits for a metadata refresh
+    while True:  # created is not yet led: a client that uses a topic before that waits for a metadata refresh
         described = await admin.describe_topics(names)
         led = [all(p["leader"] >= 0 for p in topic["partitions"]) and topic["partitions"] for topic in described]
         if len(led) == len(names) and all(led):

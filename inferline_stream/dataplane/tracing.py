@@ -2,7 +2,7 @@
 
 The span of a batch is of kind CONSUMER and links to whatever wrote each of its records: the batch of the stage before,
 or the user's producer, by the W3C ``traceparent`` header. The records that the batch causes carry the span's own
-context in its place, so the path of an event can be followed from link to link, to the sink and to whoever reads there.
+context in its place, so the path of an event can be followed from link to link, to the sink and to what reads there.
 """
 
 from __future__ import annotations

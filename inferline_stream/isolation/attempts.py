@@ -1,6 +1,6 @@
 """Thirty-four ways out of a process that a stage could try, each tried for real against something made for it.
 
-``python -m inferline_stream.isolation.attempts`` seals itself as told on standard input, tries them all, and tells.
+``python -m inferline_stream.isolation.attempts`` seals itself as standard input says, tries them all, and reports.
 None of them harms anything where it succeeds.
 """
 

@@ -84,7 +84,7 @@ class Audit:
         """The process was started."""
         os.close(self.files[0])
         isolation = self.confinement.isolation
-        # A stage that connects is one whose ports are to be declared, and it may make sockets then.
+        # A stage that connects is one whose ports have to be declared, and it may make sockets then.
         options = {"network": True, "jit": isolation.jit, "helpers": bool(isolation.helpers)}
         imports = isolation.seal != "strict"
         self._programs = [
@@ -123,7 +123,7 @@ class Audit:
             try:
                 fcntl.ioctl(listener, _RECEIVE, received)
             except FileNotFoundError:
-                continue  # whoever called is gone
+                continue  # the caller is gone
             ident, thread, _, number, _, _, *arguments = struct.unpack("<QIIiIQ6Q", received)
             with contextlib.suppress(OSError):
                 self._judge(thread, self._names.get(number, str(number)), number, arguments)

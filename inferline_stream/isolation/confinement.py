@@ -1,4 +1,4 @@
-"""What one process is told about its isolation: the stage's declaration, and where and beside what it runs."""
+"""What one process learns about its isolation: the stage's declaration, and where and beside what it runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Confinement:
         gpu: whether it needs a GPU's devices.
         listens: TCP ports that it may be reached at; 0 for whichever is free. A stage has none.
         scratch: folder of its own for temporary files; empty for none.
-        audit: where to tell that calls are to be looked at rather than refused, see `isolation.audit`; -1 otherwise.
+        audit: where to tell that calls are looked at rather than refused, see `isolation.audit`; -1 otherwise.
     """
 
     isolation: Isolation

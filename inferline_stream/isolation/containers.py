@@ -18,7 +18,7 @@ _OPEN_FILES, _PROCESSES = 1024, 1024
 _THE_IMAGES = ("PATH", "HOME", "USER", "LOGNAME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 """Variables whose values mean something on the host alone."""
 _DEVICES = "CUDA_VISIBLE_DEVICES"
-"""Set by whoever starts the process, once it knows which are free; handed on where it is."""
+"""Set by the starter of the process, once it knows which are free; handed on where it is."""
 _THE_ENGINES = ("DOCKER_HOST", "CONTAINER_HOST", "CONTAINERS_CONF", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
 
 

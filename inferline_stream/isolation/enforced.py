@@ -64,7 +64,7 @@ def look(confinement: Confinement) -> Enforced:
     if int(kernel.status("CapEff") or "1", 16) or kernel.status("NoNewPrivs") != "1":
         missing.append("capabilities: not all are given up")
     if isolation.level in ("gvisor", "kata") and not under(isolation.level, os.uname().version, _mounts()):
-        missing.append(f"{isolation.level}: nothing tells of it, so the kernel may be the host's own")
+        missing.append(f"{isolation.level}: nothing shows it, so the kernel may be the host's own")
     on = profiles.machine()
     calls = None
     if on is not None and kernel.status("Seccomp") == "2":

@@ -61,7 +61,7 @@ def install_filter(program: Sequence[bpf.Instruction], *, listen: bool = False) 
 
     Args:
         program: the filter.
-        listen: whether calls with the verdict `bpf.NOTIFY` are to be answered by another process.
+        listen: whether calls with the verdict `bpf.NOTIFY` have to be answered by another process.
 
     Returns:
         With ``listen``, the file descriptor that they are read from.

@@ -24,7 +24,7 @@ class Launch:
     Args:
         module: what it runs.
         confinement: what it may touch.
-        cores: how many it may use; numeric libraries are told.
+        cores: how many it may use; numeric libraries learn it, too.
         pinned: the only cores it may run on; empty for all.
         orphaned: what it is sent when this process has ended.
         files: descriptors that it inherits besides.
@@ -69,7 +69,7 @@ class Launch:
             self.files = (*files, self._names.theirs.fileno())
             arguments = [str(self._names.theirs.fileno())]
         self.confinement = confinement if within is None else within
-        """As it is told, its own folder included."""
+        """As its environment says, its own folder included."""
         self.command = [*bootstrap.command(module, pinned, orphaned, within, forks=forks), *arguments]
         self.environment = bootstrap.environment(cores, within, os.environ)
 

@@ -115,9 +115,9 @@ def overran_memory(process: int) -> bool:
     folder, unified = own_group("memory")
     if folder is None:
         return False
-    told = folder / _name(process) / ("memory.events" if unified else "memory.oom_control")
+    counts_file = folder / _name(process) / ("memory.events" if unified else "memory.oom_control")
     try:
-        counts = dict(line.split() for line in told.read_text().splitlines())
+        counts = dict(line.split() for line in counts_file.read_text().splitlines())
     except OSError:
         return False
     return int(counts.get("oom_kill", 0)) > 0

@@ -1,4 +1,4 @@
-"""Host names for sealed replicas: they cannot look names up themselves, so whoever started them does.
+"""Host names for sealed replicas: they cannot look names up themselves, so the process that started them does.
 
 One datagram of a socket pair asks for a name, another answers with addresses. A name could carry data out, so that
 names are short, few and of hosts.

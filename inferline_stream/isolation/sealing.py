@@ -60,7 +60,7 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
         os.write(confinement.audit, str(listener).encode())
         return
     kernel.drop_capabilities()
-    # A fork finds what it is told of in a folder of /proc that is not there yet; others' secrets stay closed even so.
+    # A fork finds what it needs in a folder of /proc that is not there yet; others' secrets stay closed even so.
     processes = [landlock.Grant("/proc")] if forks else []
     landlock.restrict((*paths.grants(confinement), *processes), confinement.ports, confinement.listens)
     if not confinement.gpu:
@@ -186,9 +186,9 @@ def unsupported(isolation: Isolation) -> tuple[str, ...]:
 
 
 def refusal(isolation: Isolation, lacking: tuple[str, ...]) -> str:
-    """What to say, and to write, where a level cannot be had."""
+    """What to say, and to write, where a level is not available."""
     return (
-        f'isolation {isolation.level!r} cannot be had here: {"; ".join(lacking)}. Write isolation="none", or '
+        f'isolation {isolation.level!r} is not available here: {"; ".join(lacking)}. Write isolation="none", or '
         f'isolation=Isolation("{isolation.level}", on_unsupported="degrade") to take what there is'
     )
 

@@ -25,7 +25,7 @@ class IsolationState:
 
     Args:
         level: declared.
-        replicas: ready replicas that told.
+        replicas: ready replicas that reported.
         sealed: of them, those that have given up all but the system calls of moving records.
         landlock: version of Landlock that keeps them from files; 0 if nothing does.
         ports: TCP ports that they may connect to; None if any.

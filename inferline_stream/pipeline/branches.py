@@ -46,7 +46,7 @@ def maybe_missing(order: Sequence[Stage], join: Stage) -> frozenset[int]:
 
 def _taken(reached: dict[int, _Ways], edge: Edge) -> _Ways:
     """Smallest sets of conditions under which the arrow is taken."""
-    # A parent outside the pipeline is a problem told elsewhere; here it counts as an entry.
+    # A parent outside the pipeline is a problem reported elsewhere; here it counts as an entry.
     ways = reached.get(id(edge.parent), frozenset([frozenset()]))
     if edge.condition is None:
         return ways

@@ -36,7 +36,7 @@ def generated_trace(text: str, rng: np.random.Generator, expecting: Expecting = 
     Args:
         text: the description.
         rng: source of randomness.
-        expecting: told about how many arrivals there will be, before memory is taken for them; may raise.
+        expecting: called with about how many arrivals there will be, before memory is taken for them; may raise.
 
     Raises:
         ValueError: no such form, a missing or unknown part, or a number that cannot be; names the forms.

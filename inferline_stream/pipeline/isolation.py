@@ -32,7 +32,7 @@ class Isolation:
         file_mb: longest file it may write, in MiB, its log included.
         scratch: whether it has a folder of its own for temporary files (`tempfile`), removed when it has ended.
         forked: whether replicas are forked from a parent that has imported the topology already: they start faster.
-        on_unsupported: where this cannot all be had: ``"fail"``, or ``"degrade"`` to what can, with a warning.
+        on_unsupported: where not all of this is available: ``"fail"``, or ``"degrade"`` to what can, with a warning.
         image: of containers; needs Python and this package.
 
     Raises:

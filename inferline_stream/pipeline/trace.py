@@ -17,7 +17,7 @@ from inferline_stream.errors import InvalidTopology
 Seconds = NDArray[np.float64]
 
 Expecting = Callable[[int], None]
-"""Told how many arrivals a trace will have before memory is taken for them; raises if those are too many."""
+"""Called with how many arrivals a trace will have before memory is taken for them; raises if those are too many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

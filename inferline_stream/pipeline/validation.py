@@ -335,7 +335,7 @@ def _of_raw(stage: Stage, stages: Sequence[Stage], pipeline: Pipeline) -> Iterat
 
 
 def _types(stage: Stage) -> StageTypes:
-    """What a stage takes and returns; unknown where its annotations are a problem told elsewhere."""
+    """What a stage takes and returns; unknown where its annotations are a problem reported elsewhere."""
     try:
         return types_of(stage)
     except TypeError:

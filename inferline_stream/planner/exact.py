@@ -6,7 +6,7 @@ share the simulation of their beginning. A beginning is given up when
 - too many events are doomed: later, with the fastest possible rest, than the target allows;
 - it cannot become cheaper than the best plan so far: each remaining stage needs at least the price at which a
   fluid server keeps up with what now really arrives there (`Bounds`);
-- another option of the same or a lower price gave the very same departures, and took no scarce kind in its stead.
+- another option of the same or a lower price gave the same departures, and took no scarce kind in its stead.
 
 None of it assumes that more replicas help. The space searched: one hardware kind per stage, batch limits that were
 profiled and raise throughput, no batch held.

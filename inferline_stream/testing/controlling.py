@@ -27,7 +27,7 @@ from inferline_stream.testing.runs import emulated_run
 
 
 class Controlled(msgspec.Struct, frozen=True):
-    """What is to be controlled; see `emulated_run`."""
+    """What to control; see `emulated_run`."""
 
     topology: str
     bootstrap_servers: str
@@ -75,16 +75,16 @@ class Condition(msgspec.Struct, frozen=True):
     """Steps of the control loop that raised something unforeseen."""
 
 
-async def control(told: Controlled) -> int:
-    """Control until told to stop, or another controller leads; returns the exit code."""
+async def control(given: Controlled) -> int:
+    """Control until stopped, or another controller leads; returns the exit code."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    folder = Path(told.folder) / f"controller-{os.getpid()}"
+    folder = Path(given.folder) / f"controller-{os.getpid()}"
     folder.mkdir()
     asked = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
     _say(b"started")
     try:
-        async with session(told.run(folder), Quiet()) as under_way:
+        async with session(given.run(folder), Quiet()) as under_way:
             loop.add_signal_handler(signal.SIGTERM, stop.set)  # before, there is nothing to be put in order
             _say(b"leads")
             await under_way.ready()
@@ -106,7 +106,7 @@ async def control(told: Controlled) -> int:
 async def _answer(asked: asyncio.StreamReader, under_way: Session, stop: asyncio.Event) -> None:
     while await asked.readline():
         _say(msgspec.json.encode(await _condition(under_way)))
-    stop.set()  # whoever asked is gone
+    stop.set()  # the asker is gone
 
 
 async def _condition(under_way: Session) -> Condition:
@@ -130,7 +130,7 @@ def _say(line: bytes) -> None:
 
 
 def main() -> int:
-    """Read what is to be controlled, and control it."""
+    """Read what to control, and control it."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s controller %(process)d: %(message)s")
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     # Unbuffered: what comes after the first line is for the event loop.

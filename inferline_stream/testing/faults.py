@@ -108,7 +108,7 @@ class Scene:
 
     Args:
         kafka: its own.
-        told: the pipeline, and how it runs.
+        controlled: the pipeline, and how it runs.
         running: its names.
         since: where it began.
         sink: writes the sink topic to `file`.
@@ -120,7 +120,7 @@ class Scene:
     """
 
     kafka: LocalKafka
-    told: Controlled
+    controlled: Controlled
     running: Running
     since: Bounds
     partitions: dict[str, int]
@@ -156,7 +156,7 @@ class Scene:
         await self.leader.says(b"leads", CALM_S)
         leads_s = time.time()
         await self.leader.says(b"ready", CALM_S)
-        self.standby = await _controller(self.told)
+        self.standby = await _controller(self.controlled)
         return leads_s
 
     async def calm(self) -> bool:
@@ -172,7 +172,7 @@ class Scene:
     async def strike(self, kind: str) -> tuple[float, float]:
         """Strike and wait for calm; returns when the fault began and ended, seconds since the epoch."""
         if self.standby.ended:  # it may have been starting while Kafka was away
-            self.standby = await _controller(self.told)
+            self.standby = await _controller(self.controlled)
         began_s = time.time()
         try:
             ended_s = await FAULTS[kind](self)
@@ -195,7 +195,7 @@ class Scene:
         if not self.leader.ended:
             return
         if self.standby.ended:
-            self.standby = await _controller(self.told)
+            self.standby = await _controller(self.controlled)
         await self.take_over()
 
     async def drained(self, offsets: OffsetReader) -> bool:
@@ -236,19 +236,19 @@ class Scene:
 
 @asynccontextmanager
 async def scene(
-    kafka: LocalKafka, told: Controlled, *, seed: int, long_s: float, branch: str, poison: bytes
+    kafka: LocalKafka, controlled: Controlled, *, seed: int, long_s: float, branch: str, poison: bytes
 ) -> AsyncIterator[Scene]:
     """A pipeline in full swing, except that nobody feeds it yet.
 
     Args:
         kafka: only for this.
-        told: the pipeline; its topics may exist already.
+        controlled: the pipeline; its topics may exist already.
         seed: of the choice of victims.
         long_s: see `Scene`.
         branch: see `Scene`.
         poison: see `Scene`.
     """
-    run = told.run(Path(told.folder))
+    run = controlled.run(Path(controlled.folder))
     names, shape = Names(run.pipeline.name, run.prefix), shape_of(run.pipeline)
     running = Running(
         names=names,
@@ -260,16 +260,17 @@ async def scene(
         delivery=run.delivery,
     )
     async with contextlib.AsyncExitStack() as stack:
-        leader = await _controller(told)
+        leader = await _controller(controlled)
         stack.push_async_callback(leader.end, 5.0)
         await leader.says(b"leads", run.settings.start_timeout_s)
         await leader.says(b"ready", run.settings.start_timeout_s)
         async with OffsetReader(run.bootstrap_servers) as offsets:
             partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
             since = await bounds_now(offsets, running, partitions)
-        file = Path(told.folder) / "out.jsonl"
+        file = Path(controlled.folder) / "out.jsonl"
         struck = Scene(
-            kafka, told, running, since, partitions, leader, await _controller(told), await _sink(running, file), file,
+            kafka, controlled, running, since, partitions, leader, await _controller(controlled),
+            await _sink(running, file), file,
             random.Random(seed), long_s, branch, poison,  # noqa: S311  chooses victims, keeps no secret
         )  # fmt: skip
         try:
@@ -279,8 +280,8 @@ async def scene(
                 await process.end(30.0)
 
 
-async def _controller(told: Controlled) -> Process:
-    process = await Process.start("inferline_stream.testing.controlling", line=msgspec.json.encode(told))
+async def _controller(controlled: Controlled) -> Process:
+    process = await Process.start("inferline_stream.testing.controlling", line=msgspec.json.encode(controlled))
     await process.says(b"started", 60.0)
     return process
 
@@ -393,7 +394,7 @@ async def full_disk(scene: Scene) -> float:
 
 
 async def poison(scene: Scene) -> float:
-    """An event that kills whoever processes it, until it is recognised and ends as a dead letter."""
+    """An event that kills its replica, until it is recognised and ends as a dead letter."""
     letters = scene.running.names.dead_letters(scene.running.source)
     async with OffsetReader(scene.kafka.bootstrap_servers) as offsets:
         before = await offsets.ends({letters: 1})

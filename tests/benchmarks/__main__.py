@@ -1,7 +1,7 @@
 """Runs one benchmark by name and prints its figures.
 
 Each module beside this one holds ``measure(quick: bool) -> dict`` from a figure's name to its value. A figure that
-cannot be had on this machine is None, and the key ``<figure>_reason`` says why.
+is not available on this machine is None, and the key ``<figure>_reason`` says why.
 """
 
 from __future__ import annotations

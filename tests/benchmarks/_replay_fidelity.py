@@ -68,7 +68,7 @@ class Pair:
 
 async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
     """One run and its replay."""
-    # A process that starts anew takes a core for half a second: on a small machine it is that of replicas at work.
+    # A process that starts again takes a core for half a second: on a small machine it is that of replicas at work.
     written = write("conditional", folder, "300ms", name, forked=True)
     pipeline = load_topology(written.topology)
     shape = shape_of(pipeline)
@@ -113,17 +113,17 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
 
 
 async def _replayed(run: Path) -> dict[str, Any]:
-    """What the command tells of a run's record.
+    """What the command reports of a run's record.
 
     Raises:
         RuntimeError: it fails; what it says is on standard error.
     """
     command = (sys.executable, "-c", "from inferline_stream.cli.main import app; app()", "replay", str(run))
     replay = await asyncio.create_subprocess_exec(*command, "--output", "json", stdout=asyncio.subprocess.PIPE)
-    told, _ = await replay.communicate()
+    reported, _ = await replay.communicate()
     if replay.returncode:
         raise RuntimeError(f"`inferline-stream replay {run}` ended with {replay.returncode}")
-    found: dict[str, Any] = json.loads(told)
+    found: dict[str, Any] = json.loads(reported)
     return found
 
 

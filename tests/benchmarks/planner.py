@@ -129,8 +129,8 @@ def _savings(instances: list[Instance], proof_s: float) -> Figures:
                 ratios[name] += _held_out(instance, plan)
         if len(instance.models) <= PROOF_STAGES and (least := _optimum(instance, proof_s)) is not None:
             optimum[instance.name] = least
-        told = "  ".join(f"{n} {c[instance.name]:.3f} $/h" for n, c in cost.items() if instance.name in c)
-        sys.stderr.write(f"{instance.name:12} {told or 'infeasible'}\n")
+        reported = "  ".join(f"{n} {c[instance.name]:.3f} $/h" for n, c in cost.items() if instance.name in c)
+        sys.stderr.write(f"{instance.name:12} {reported or 'infeasible'}\n")
     figures: Figures = {"instances": len(instances)}
     pairs = {
         "": ("default", "inferline"),

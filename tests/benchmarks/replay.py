@@ -89,7 +89,7 @@ def speed(quick: bool) -> Figures:
 
 @functools.cache
 def steady(seed: int) -> tuple[Trace, Plan]:
-    """The sample that ramps and bursts are planned on: nothing in it tells of what is to come."""
+    """The sample that ramps and bursts are planned on: nothing in it shows what will come."""
     sample = gamma_trace(BASE_RATE, 1.0, SAMPLE_S, np.random.default_rng([seed, *b"steady"]))
     return sample, planned(sample)
 

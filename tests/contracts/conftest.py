@@ -80,7 +80,7 @@ class Clients:
         return producer
 
     async def consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:
-        """A consumer that begins with the earliest records and commits only when told."""
+        """A consumer that begins with the earliest records and commits only when asked."""
         options = {"auto_offset_reset": "earliest", "enable_auto_commit": False, "fetch_max_wait_ms": 100, **options}
         consumer = AIOKafkaConsumer(*topics, bootstrap_servers=self.bootstrap_servers, **options)
         self._stack.push_async_callback(_stop, consumer)

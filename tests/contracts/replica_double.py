@@ -16,14 +16,14 @@ if spec["stage"] == "loud":
 if spec["stage"] == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if spec["stage"] == "telling":
-    told = {
+    reported = {
         "replica": spec["replica"],
         "threads": os.environ["OMP_NUM_THREADS"],
         "cores": sorted(os.sched_getaffinity(0)),
         "session": os.getsid(0) == os.getpid(),
         "parent": os.getppid(),
     }
-    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.write(json.dumps(reported) + "\n")
 signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
 if spec["stage"] != "telling":
     sys.stdout.write("up\n")

@@ -186,7 +186,7 @@ async def test_a_retiring_replica_that_stays_is_made_to_end_after_the_deadline(s
     assert asyncio.get_running_loop().time() - start_s >= 0.95
 
 
-async def test_a_dead_replica_is_told_and_restarted(subject: Subject) -> None:
+async def test_a_dead_replica_is_reported_and_restarted(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 1)
     (replica,) = await seen(subject)
     await subject.crash(replica)

@@ -158,7 +158,7 @@ async def test_a_topic_that_is_missing_is_said_before_anything_is_sent(kafka, fi
             await replay.ready()
 
 
-async def test_a_broken_events_file_is_told_to_whoever_started_the_replay(kafka, topic, files):
+async def test_a_broken_events_file_is_reported_to_the_starter_of_the_replay(kafka, topic, files):
     (files[0] / "events.jsonl").write_text("{\n")
     async with asyncio.timeout(DEADLINE_S), TraceReplay(spec_of(kafka, topic, files[0])) as replay:
         with pytest.raises(InvalidTopology, match=r"events\.jsonl:1"):

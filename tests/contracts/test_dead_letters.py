@@ -196,7 +196,7 @@ async def test_hostile_records_cost_dead_letters_alone_and_none_of_them_chooses_
     assert entered_ms == sorted(times_ms * 3)
 
 
-def test_a_pipeline_without_topics_of_dead_letters_is_told_apart_from_one_without_letters(embedded_broker, fork):
+def test_a_pipeline_without_topics_of_dead_letters_is_distinguished_from_one_without_letters(embedded_broker, fork):
     command = [COMMAND, "dlq", "ls", str(fork)]
     done = subprocess.run(
         [*command, "--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", "nobody."],

@@ -112,26 +112,26 @@ async def test_added_partitions_are_shared_as_well(clients):
     assert [task.result().value for task in done] == [b"value"]
 
 
-async def test_a_listener_is_told_what_is_revoked_and_what_is_assigned(clients):
+async def test_a_listener_learns_what_is_revoked_and_what_is_assigned(clients):
     topic, group = await clients.topic(2), clients.unique("group")
-    told = []
+    reported = []
 
     class Listener(ConsumerRebalanceListener):
         async def on_partitions_revoked(self, revoked):
-            told.append(("revoked", {partition.partition for partition in revoked}))
+            reported.append(("revoked", {partition.partition for partition in revoked}))
 
         async def on_partitions_assigned(self, assigned):
-            told.append(("assigned", {partition.partition for partition in assigned}))
+            reported.append(("assigned", {partition.partition for partition in assigned}))
 
     consumer = await clients.consumer(group_id=group, **PROMPT)
     consumer.subscribe([topic], listener=Listener())
     await share(clients, [consumer], 2)
     other = await clients.consumer(topic, group_id=group, **PROMPT)
     await share(clients, [consumer, other], 2)
-    await clients.eventually(lambda: len(told) >= 4, "the listener has been told four times")
-    assert [what for what, _ in told] == ["revoked", "assigned", "revoked", "assigned"]
-    assert (told[1][1], told[2][1]) == ({0, 1}, {0, 1})
-    assert told[3][1] == partitions_of(consumer)
+    await clients.eventually(lambda: len(reported) >= 4, "the listener has been called four times")
+    assert [what for what, _ in reported] == ["revoked", "assigned", "revoked", "assigned"]
+    assert (reported[1][1], reported[2][1]) == ({0, 1}, {0, 1})
+    assert reported[3][1] == partitions_of(consumer)
 
 
 async def join(clients, group, member_id="", session_ms=6000, protocol="range"):

@@ -1,7 +1,8 @@
 """What the data plane is built on, shown before anything is built on it.
 
-Leadership: `InitProducerId` on a transactional id fences whoever held it. Zombies: a commit by a consumer that assigns
-partitions itself cannot be refused, so at-least-once needs leases; in exactly-once the transactional id fences it.
+Leadership: `InitProducerId` on a transactional id fences the producer that held it. Zombies: a commit by a consumer
+that assigns partitions itself cannot be refused, so at-least-once needs leases; in exactly-once the transactional id
+fences it.
 Offsets of a group without members expire, unless they are committed again.
 """
 
@@ -113,7 +114,7 @@ async def test_an_offset_expires_unless_it_is_committed_again(own_clients):
     clients = own_clients
     topic, group = await clients.topic(2), clients.unique("stage")
     renewed, left = TopicPartition(topic, 0), TopicPartition(topic, 1)
-    retention_ms = 1500  # told with the commit, as the broker's own setting counts in minutes
+    retention_ms = 1500  # given with the commit, as the broker's own setting counts in minutes
 
     async def commit(*partitions):
         wanted = [(topic, [(partition.partition, 7, "") for partition in partitions])]

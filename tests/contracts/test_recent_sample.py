@@ -83,7 +83,7 @@ async def test_events_are_a_sample_where_there_are_many(
     assert len(set(events)) == 20
 
 
-async def test_an_empty_or_missing_topic_is_told(kafka: KafkaServer, topic: str) -> None:
+async def test_an_empty_or_missing_topic_is_reported(kafka: KafkaServer, topic: str) -> None:
     with pytest.raises(InvalidTopology, match=r"declares no sample, and topic .* holds 0 events of the last hour"):
         await recent_sample(kafka.bootstrap_servers, pipeline(topic))
     with pytest.raises(InvalidTopology, match="holds 0 events of the last hour"):

@@ -39,7 +39,7 @@ from inferline_stream.settings import from_environment
 from inferline_stream.testing.local_kafka import HOST, LocalKafka
 
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
-SECRET = "open sesame"  # with a space: whoever splits a line at spaces fails
+SECRET = "open sesame"  # with a space: a reader that splits a line at spaces fails
 OPERATIONS = {
     "Create": AclOperation.CREATE,
     "Delete": AclOperation.DELETE,
@@ -112,7 +112,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         "listener.name.ssl.ssl.truststore.location": str(certificate),
         "ssl.principal.mapping.rules": "RULE:^CN=(.*)$/$1/",
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "super.users": "User:ANONYMOUS",  # whoever uses the listener without SASL
+        "super.users": "User:ANONYMOUS",  # clients of the listener without SASL
     }
     with LocalKafka(settings, listeners=["SASL_SSL", "SSL"]) as kafka:
         admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
@@ -240,7 +240,7 @@ def test_a_wrong_password_ends_a_run_with_code_5_and_says_whom_kafka_refuses(sec
     assert "Traceback" not in done.stderr
 
 
-async def test_an_authority_that_did_not_sign_the_brokers_certificate_is_told_apart(secured, starter, monkeypatch):
+async def test_an_authority_that_did_not_sign_the_brokers_certificate_is_distinguished(secured, starter, monkeypatch):
     environment = secured.environment()
     del environment["INFERLINE_KAFKA_SSL_CA_LOCATION"]
     for name, value in environment.items():
@@ -274,7 +274,7 @@ def token_endpoint(lasts_s: float, host: str) -> Iterator[tuple[dict[str, str], 
             self.end_headers()
             self.wfile.write(json.dumps({"access_token": token, "expires_in": lasts_s}).encode())
 
-        def log_message(self, *told: object) -> None:
+        def log_message(self, *reported: object) -> None:
             pass
 
     with ThreadingHTTPServer((HOST, 0), Endpoint) as server:

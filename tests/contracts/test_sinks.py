@@ -105,7 +105,7 @@ async def until(condition, what: str) -> None:
 
 
 class Receiver:
-    """An HTTP server that takes events, or does what it is told instead."""
+    """An HTTP server that takes events, or does what a test asks instead."""
 
     def __init__(self) -> None:
         self.posts: list[tuple[str, bytes, str]] = []
@@ -139,8 +139,8 @@ class Receiver:
     async def _post(self, request: web.Request) -> web.Response:
         if self.answers:
             return self.answers.pop(0)
-        told = request.headers
-        self.posts.append((told["Idempotency-Key"], await request.read(), told.get("Authorization", "")))
+        reported = request.headers
+        self.posts.append((reported["Idempotency-Key"], await request.read(), reported.get("Authorization", "")))
         await self.answering.wait()
         return web.Response()
 
@@ -220,7 +220,7 @@ async def test_a_webhook_that_is_away_or_busy_loses_nothing_and_keeps_the_order(
     assert set(receiver.keys) == {f"e{n}" for n in range(6)}
 
 
-async def test_a_sink_told_to_end_leaves_a_silent_receiver_and_what_that_has_not_taken_comes_again(
+async def test_a_sink_that_has_to_end_leaves_a_silent_receiver_and_what_that_has_not_taken_comes_again(
     embedded_broker, receiver
 ):
     where = embedded_broker.bootstrap_servers
@@ -399,7 +399,7 @@ async def test_a_password_that_is_wrong_is_said_at_once(embedded_broker, postgre
     assert "Traceback" not in error.decode()
 
 
-async def test_a_sink_that_retention_has_passed_halts_that_partition_and_goes_on_where_it_is_told(
+async def test_a_sink_that_retention_has_passed_halts_that_partition_and_goes_on_where_it_is_asked(
     apache_kafka, tmp_path
 ):
     where, topic = apache_kafka.bootstrap_servers, await topic_on(apache_kafka.bootstrap_servers)

@@ -125,14 +125,14 @@ async def test_a_post_is_a_record_by_the_id_that_its_answer_tells(kafka, tmp_pat
     where = kafka.bootstrap_servers
     topic = await topic_on(where)
     async with http(where, topic, tmp_path, "--key-field", "user") as (process, client):
-        status, told = await client.post({"user": "u1", "n": 1})
+        status, reported = await client.post({"user": "u1", "n": 1})
         assert status == 202
         assert await client.post({"user": "u2"}, Idempotency_Key="mine/1") == (202, {"event_id": "mine/1"})
         counts = await stopped(process)
     assert counts == {"accepted": 2, "answered": 0, "refused": 0, "held_off": 0}
     records = await records_of(where, topic, 2)
     assert {r.headers[EVENT_ID].decode(): (r.key, r.value) for r in records} == {
-        told["event_id"]: (b"u1", b'{"user": "u1", "n": 1}'),
+        reported["event_id"]: (b"u1", b'{"user": "u1", "n": 1}'),
         "mine/1": (b"u2", b'{"user": "u2"}'),
     }
 
@@ -180,7 +180,7 @@ async def test_a_thousand_idle_connections_cost_a_sealed_source_no_event(embedde
     assert (counts["accepted"], counts["refused"], counts["held_off"]) == (6, 0, 0)
 
 
-async def test_more_than_the_rate_is_told_to_come_again(embedded_broker, tmp_path):
+async def test_more_than_the_rate_is_asked_to_come_again(embedded_broker, tmp_path):
     where = embedded_broker.bootstrap_servers
     topic = await topic_on(where)
     async with http(where, topic, tmp_path, "--rate", "5") as (process, client):
@@ -206,7 +206,7 @@ async def test_a_pipeline_that_is_behind_pushes_back(embedded_broker, tmp_path):
         await stopped(process)
 
 
-async def test_whoever_waits_gets_the_result_and_whoever_waits_in_vain_the_id(embedded_broker, tmp_path):
+async def test_a_client_that_waits_gets_the_result_and_one_that_waits_in_vain_the_id(embedded_broker, tmp_path):
     where = embedded_broker.bootstrap_servers
     topic, sink = await topic_on(where), await topic_on(where)
     async with http(where, topic, tmp_path, "--results", sink) as (process, client):
@@ -221,7 +221,7 @@ async def test_whoever_waits_gets_the_result_and_whoever_waits_in_vain_the_id(em
         assert (await stopped(process))["answered"] == 1
 
 
-async def test_what_was_accepted_outlives_an_outage_and_what_was_not_is_told_so(own_apache_kafka, tmp_path):
+async def test_what_was_accepted_outlives_an_outage_and_what_was_not_is_said_to_be(own_apache_kafka, tmp_path):
     where = own_apache_kafka.bootstrap_servers
     topic = await topic_on(where)
     accepted: set[str] = set()
@@ -256,7 +256,7 @@ async def test_what_was_accepted_outlives_an_outage_and_what_was_not_is_told_so(
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "told"),
+    ("kind", "options", "reported"),
     [
         ("http", ("--listen", "0.0.0.0:0"), "--token-file is needed"),
         ("http", ("--listen", "localhost"), "must be an address and a port"),
@@ -264,11 +264,11 @@ async def test_what_was_accepted_outlives_an_outage_and_what_was_not_is_told_so(
         ("topic", ("--from-topic", "t"), "cannot be sent into itself"),
     ],
 )
-async def test_what_cannot_be_is_refused_before_anything_starts(kind, options, told):
+async def test_what_cannot_be_is_refused_before_anything_starts(kind, options, reported):
     async with running(kind, "127.0.0.1:9", "t", *options) as process:
         _, error = await process.communicate()
     assert process.returncode == 2
-    assert told in error.decode()
+    assert reported in error.decode()
 
 
 async def test_without_tokens_only_this_machine_by_its_own_name_may_send(embedded_broker):

@@ -21,7 +21,7 @@ def starter(tmp_path: Path) -> Path:
     return tmp_path / "topology.py"
 
 
-async def test_each_difference_is_named_and_what_cannot_be_run_on_is_told_apart(kafka, starter):
+async def test_each_difference_is_named_and_what_cannot_be_run_on_is_distinguished(kafka, starter):
     pipeline, prefix = load_topology(starter), f"{secrets.token_hex(4)}."
     stage = next(stage.name for stage in pipeline.stages if stage.after)
     wanted = topics_of(pipeline, prefix, {stage: 4})

@@ -151,41 +151,43 @@ def runbook(notice: Notice) -> str:
     return " ".join(section.split())
 
 
-def test_a_ramp_is_told_of_before_the_slo_is_missed_and_resolved_once_replicas_are_there(watched: Watched) -> None:
+def test_a_ramp_is_reported_before_the_slo_is_missed_and_resolved_once_replicas_are_there(watched: Watched) -> None:
     watched.silent("InferlineSLOAtRisk")
     began_s = time.time()
     (before,) = watched.heard.query("inferline_slo_missed_total")
     ramp = [(3.0 * step, 1.5) for step in range(1, 16)]
     with watched.traffic(ramp, "ramp") as feeding:
-        told = watched.heard.wait("InferlineSLOAtRisk", "firing", 60, began_s)
+        reported = watched.heard.wait("InferlineSLOAtRisk", "firing", 60, began_s)
         feeding.wait(timeout=60)
-    resolved = watched.heard.wait("InferlineSLOAtRisk", "resolved", 60, told.at_s)
-    # Misses of the last minute that the ramp brought: those of the very first events were before.
+    resolved = watched.heard.wait("InferlineSLOAtRisk", "resolved", 60, reported.at_s)
+    # Misses of the last minute that the ramp brought: those of the first events were before.
     missed = f"(sum(inferline_slo_missed_total) - {before['value'][1]})"
     events = "(sum(inferline_slo_events_total) - (sum(inferline_slo_events_total offset 1m) or vector(0)))"
     rates = watched.heard.query_range(f"{missed} / {events}", began_s, resolved.at_s)
     passed = [at_s for at_s, rate in rates if rate > 0.01]
     assert rates
-    assert all(at_s > told.at_s for at_s in passed), f"told {told.at_s - began_s:.1f} s after it began, {rates}"
-    assert told.labels["severity"] == "ticket"
-    assert "not up yet" in runbook(told)
+    assert all(at_s > reported.at_s for at_s in passed), (
+        f"reported {reported.at_s - began_s:.1f} s after it began, {rates}"
+    )
+    assert reported.labels["severity"] == "ticket"
+    assert "not up yet" in runbook(reported)
     assert watched.heard.query('sum(inferline_replicas{stage="ask",state="ready"}) > 1')
     assert watched.heard.query('inferline_decisions_total{action="scale_up"} > 0')
 
 
-def test_a_replica_that_cannot_start_again_is_told_of_and_comes_back_once_its_model_is_there(watched: Watched) -> None:
+def test_a_replica_that_cannot_start_again_is_reported_and_comes_back_once_its_model_is_there(watched: Watched) -> None:
     watched.silent("InferlineReplicasMissing")
     began_s = time.time()
     (watched.folder / "broken").touch()
     for pid in replicas_of("ask", watched):
         os.kill(pid, signal.SIGKILL)
-    told = watched.heard.wait("InferlineReplicasMissing", "firing", 30, began_s)
-    assert told.labels["stage"] == "ask"
-    assert ".inferline/logs/<pipeline>/<replica>.log" in runbook(told)
+    reported = watched.heard.wait("InferlineReplicasMissing", "firing", 30, began_s)
+    assert reported.labels["stage"] == "ask"
+    assert ".inferline/logs/<pipeline>/<replica>.log" in runbook(reported)
     logs = list((watched.folder / ".inferline" / "logs" / "watched").glob("ask-*.log"))
     assert any("weights.bin is not where it was" in log.read_text() for log in logs)
     (watched.folder / "broken").unlink()
-    watched.heard.wait("InferlineReplicasMissing", "resolved", 40, told.at_s)
+    watched.heard.wait("InferlineReplicasMissing", "resolved", 40, reported.at_s)
     watched.ready(20)
 
 
@@ -193,24 +195,24 @@ def test_a_stuck_partition_pages_and_moves_on_once_what_the_stage_waits_for_answ
     watched.silent("InferlineStuckPartition")
     began_s = time.time()
     (watched.folder / "hung").touch()
-    told = watched.heard.wait("InferlineStuckPartition", "firing", 40, began_s)
-    assert (told.labels["stage"], told.labels["severity"]) == ("ask", "page")
-    assert "fix the stage" in runbook(told)
+    reported = watched.heard.wait("InferlineStuckPartition", "firing", 40, began_s)
+    assert (reported.labels["stage"], reported.labels["severity"]) == ("ask", "page")
+    assert "fix the stage" in runbook(reported)
     (watched.folder / "hung").unlink()
-    watched.heard.wait("InferlineStuckPartition", "resolved", 30, told.at_s)
+    watched.heard.wait("InferlineStuckPartition", "resolved", 30, reported.at_s)
     watched.until("sum(inferline_stage_lag_records) < 20", 30)
 
 
-def test_a_broker_that_does_not_answer_is_told_of_as_stale_input_until_it_does(watched: Watched) -> None:
+def test_a_broker_that_does_not_answer_is_reported_as_stale_input_until_it_does(watched: Watched) -> None:
     watched.silent("InferlineInputStale")
     began_s = time.time()
     watched.kafka.suspend()
     try:
-        told = watched.heard.wait("InferlineInputStale", "firing", 40, began_s)
-        assert "the broker does not answer" in runbook(told)
+        reported = watched.heard.wait("InferlineInputStale", "firing", 40, began_s)
+        assert "the broker does not answer" in runbook(reported)
     finally:
         watched.kafka.resume()
-    watched.heard.wait("InferlineInputStale", "resolved", 40, told.at_s)
+    watched.heard.wait("InferlineInputStale", "resolved", 40, reported.at_s)
     watched.ready(30)
 
 
@@ -219,11 +221,11 @@ def test_a_dead_controller_pages_and_another_takes_up_where_it_was(watched: Watc
     began_s = time.time()
     watched.run.kill()
     watched.run.wait()
-    told = watched.heard.wait("InferlineControllerDown", "firing", 30, began_s)
-    assert told.labels["severity"] == "page"
-    assert "Start the controller again" in runbook(told)
+    reported = watched.heard.wait("InferlineControllerDown", "firing", 30, began_s)
+    assert reported.labels["severity"] == "page"
+    assert "Start the controller again" in runbook(reported)
     watched.start()
-    watched.heard.wait("InferlineControllerDown", "resolved", 60, told.at_s)
+    watched.heard.wait("InferlineControllerDown", "resolved", 60, reported.at_s)
     watched.ready(60)
     assert watched.heard.query("inferline_controller_term > 1")
 

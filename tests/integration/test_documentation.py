@@ -160,9 +160,9 @@ def test_the_readme_compares_with_the_figures_that_its_command_prints(tmp_path: 
         (row["policy"], row["setting"] == "default"): row
         for row in json.loads(run(f"{command} --output json", tmp_path))["rows"]
     }
-    told = FIGURES.findall(README.read_text())
-    assert len(told) >= 6
-    for policy, setting, dollars, misses in told:
+    reported = FIGURES.findall(README.read_text())
+    assert len(reported) >= 6
+    for policy, setting, dollars, misses in reported:
         row = printed[policy, "tuned" not in setting]
         # Profiles are measured again on every machine, and a busy one makes every stage slower.
         assert float(dollars) == pytest.approx(row["cost_per_hour"], rel=0.4), (policy, setting)

@@ -48,7 +48,7 @@ def test_every_fault_strikes() -> None:
 async def test_no_fault_loses_an_event(
     own_apache_kafka: LocalKafka, tmp_path: Path, delivery: Literal["at_least_once", "exactly_once"]
 ) -> None:
-    told = Controlled(
+    reported = Controlled(
         topology=str(SWING / "topology.py"),
         bootstrap_servers=own_apache_kafka.bootstrap_servers,
         folder=str(tmp_path),
@@ -61,8 +61,10 @@ async def test_no_fault_loses_an_event(
     (feeding := tmp_path / "feed").mkdir()
     feed_to = trace_feed(trace, SWING / "orders.jsonl", feeding, "number")
     fenced = []
-    async with scene(own_apache_kafka, told, seed=3, long_s=LONG_S, branch="check", poison=b'{"number": -1}') as struck:
-        async with feed_to(told.bootstrap_servers, struck.running.source) as feed:
+    async with scene(
+        own_apache_kafka, reported, seed=3, long_s=LONG_S, branch="check", poison=b'{"number": -1}'
+    ) as struck:
+        async with feed_to(reported.bootstrap_servers, struck.running.source) as feed:
             await feed.ready()
             feed.start()
             fed_until_s = time.monotonic() + 25.0  # 40 events a second, however soon the faults are over
@@ -74,7 +76,7 @@ async def test_no_fault_loses_an_event(
             await asyncio.sleep(max(0.0, fed_until_s - time.monotonic()))
             feed.stop()
             await feed.finished()
-        async with OffsetReader(told.bootstrap_servers) as offsets:
+        async with OffsetReader(reported.bootstrap_servers) as offsets:
             assert await struck.drained(offsets)
             ledger = await struck.ledger(offsets)
             differs = await struck.file_differs(offsets)

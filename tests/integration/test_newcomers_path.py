@@ -194,7 +194,7 @@ def test_the_page_tells_of_the_burst_as_it_happens(walked: Path) -> None:
     assert "envelope exceeded" in text or "rate rising" in text
     assert re.search(r"plan 1\s+the run began", text)
     assert "CG-Peak" in text
-    assert "Decide again" in text, "whoever knows the token has held decisions"
+    assert "Decide again" in text, "the one who knows the token has held decisions"
 
 
 def test_the_alert_names_the_pipeline_and_leads_to_its_runbook(walked: Path) -> None:
@@ -207,9 +207,9 @@ def test_the_run_accounts_for_every_event(walked: Path) -> None:
     text = (walked / "run.txt").read_text()
     figures = {name: re.search(rf"{name}\s+│\s+(\d+)", text) for name in ("events in", "events out", "lost")}
     assert all(figures.values()), text
-    told = {name: int(found[1]) for name, found in figures.items() if found}
-    assert told["events in"] == told["events out"] > 1500
-    assert told["lost"] == 0
+    reported = {name: int(found[1]) for name, found in figures.items() if found}
+    assert reported["events in"] == reported["events out"] > 1500
+    assert reported["lost"] == 0
 
 
 def test_explain_tells_why_replicas_were_added_and_who_held_decisions(walked: Path) -> None:

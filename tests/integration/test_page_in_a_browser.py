@@ -120,17 +120,17 @@ def test_every_figure_is_the_one_that_prometheus_scrapes(tab):
         assert f"CG-Peak ${one['inferline_coarse_peak_cost_dollars_per_hour']:.3f}/h" in notes["cost"]
         of_stage = {name: v for (name, labels), v in scraped.items() if labels == (("stage", "language"),)}
         tab.click("#dag g.stage[data-stage=language]")
-        told = dict(
+        reported = dict(
             zip(tab.locator("#stage dt").all_inner_texts(), tab.locator("#stage dd").all_inner_texts(), strict=True)
         )
-        assert told["utilization"] == f"{of_stage['inferline_stage_utilization_ratio'] * 100:.0f} %"
-        assert told["wait"] == f"{of_stage['inferline_stage_wait_seconds'] * 1e3:g} ms"
-        assert told["service time"] == f"{of_stage['inferline_stage_service_time_seconds'] * 1e3:g} ms"
-        assert told["batch"] == (
+        assert reported["utilization"] == f"{of_stage['inferline_stage_utilization_ratio'] * 100:.0f} %"
+        assert reported["wait"] == f"{of_stage['inferline_stage_wait_seconds'] * 1e3:g} ms"
+        assert reported["service time"] == f"{of_stage['inferline_stage_service_time_seconds'] * 1e3:g} ms"
+        assert reported["batch"] == (
             f"{of_stage['inferline_stage_batch_size']:g} of {of_stage['inferline_stage_max_batch_size']:g}, "
             f"held ≤ {of_stage['inferline_stage_hold_seconds'] * 1e3:g} ms"
         )
-        assert told["lag"] == f"{of_stage['inferline_stage_lag_records']:g} records"
+        assert reported["lag"] == f"{of_stage['inferline_stage_lag_records']:g} records"
         for partition, cell in enumerate(tab.locator("#heat tbody tr").first.locator("td").all_inner_texts()):
             key = ("inferline_partition_lag_records", (("partition", str(partition)), ("stage", "language")))
             assert float(cell) == scraped[key]
@@ -173,23 +173,23 @@ def test_who_enters_the_token_holds_decisions_and_sets_replicas(tab):
         tab.fill("#token", TOKEN)
         tab.press("#token", "Enter")
         tab.click("#pause")
-        tab.wait_for_selector("#told:has-text('pause')")
+        tab.wait_for_selector("#answer:has-text('pause')")
         tab.click("#dag g.stage[data-stage=toxicity]")
         tab.fill("#stage input", "7")
         tab.wait_for_timeout(1200)  # updates must not take back what was typed
         tab.click("text=Hold at")
-        tab.wait_for_selector("#told:has-text('scale toxicity')")
+        tab.wait_for_selector("#answer:has-text('scale toxicity')")
     assert commands == [Command("pause"), Command("scale", "toxicity", 7)]
     assert tab.complaints == []
 
 
-def test_a_wrong_token_is_told_and_asked_for_again(tab):
+def test_a_wrong_token_is_refused_and_asked_for_again(tab):
     with PageServer(a_pipeline, ARROWS, port=0, control=PageControl(TOKEN, print)) as page:
         open_page(tab, page)
         tab.fill("#token", "something else")
         tab.press("#token", "Enter")
         tab.click("#pause")
-        tab.wait_for_selector("#told:has-text('not the token')")
+        tab.wait_for_selector("#answer:has-text('not the token')")
         assert tab.locator("#token").is_visible()
 
 

@@ -79,5 +79,5 @@ async def test_a_killed_replica_comes_back_and_nothing_is_lost(swing, apache_kaf
     assert report.events_in == report.events_out > 400
     assert ready == {("parse", 2), ("check", 1), ("decide", 2)}
     assert not killed & after
-    assert [("SIGKILL" in told) for told in report.exits] == [True, True]
+    assert [("SIGKILL" in reported) for reported in report.exits] == [True, True]
     assert set(report.lag.values()) == {0}

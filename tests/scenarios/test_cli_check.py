@@ -96,7 +96,7 @@ def test_a_sound_topology_passes(folder: Path) -> None:
          "posts.jsonl: stage 'language' cannot take the event"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_with_file_and_stage(
+def test_a_mistake_is_reported_with_file_and_stage(
     folder: Path, changes: list[tuple[str, str]], stage: str, said: str
 ) -> None:
     result = check(folder, *changes)
@@ -108,7 +108,7 @@ def test_a_mistake_is_told_with_file_and_stage(
     assert f"stage {stage!r}" in line or not stage
 
 
-def test_mistakes_of_every_kind_are_told_at_once(folder: Path) -> None:
+def test_mistakes_of_every_kind_are_reported_at_once(folder: Path) -> None:
     result = check(
         folder,
         ('slo="250ms"', 'slo="250"'),
@@ -135,14 +135,14 @@ def test_mistakes_of_every_kind_are_told_at_once(folder: Path) -> None:
         ("", "no pipeline"),
     ],
 )
-def test_a_file_that_cannot_be_loaded_is_told(folder: Path, text: str, said: str) -> None:
+def test_a_file_that_cannot_be_loaded_is_reported(folder: Path, text: str, said: str) -> None:
     (folder / "topology.py").write_text(text)
     result = CliRunner().invoke(app, ["check", str(folder)])
     assert result.exit_code == 3
     assert said in result.stderr
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_reported(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(tmp_path / "nowhere.py")])
     assert result.exit_code == 3
     assert "nowhere.py: cannot be read" in result.stderr

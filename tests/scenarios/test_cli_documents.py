@@ -85,12 +85,12 @@ def fields(value: object, maps: set[str], path: str = "") -> Iterator[str]:
 
 
 def assert_documented(verb: str, document: object) -> None:
-    told = documented(verb)
-    found = set(fields(document, {name for name in told if name.endswith("{}")}))
+    reported = documented(verb)
+    found = set(fields(document, {name for name in reported if name.endswith("{}")}))
     # An empty list has no fields to show.
-    lists = {name[: dot.start()] for name in told for dot in re.finditer(r"(?<=\[\])\.", name)}
-    assert found - told.keys() - lists == set()
-    assert {name for name, may in told.items() if not may} - found == set()
+    lists = {name[: dot.start()] for name in reported for dot in re.finditer(r"(?<=\[\])\.", name)}
+    assert found - reported.keys() - lists == set()
+    assert {name for name, may in reported.items() if not may} - found == set()
 
 
 Printed = dict[str, tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]]
@@ -99,8 +99,8 @@ Printed = dict[str, tuple[subprocess.CompletedProcess[str], subprocess.Completed
 
 def printed(folder: Path, calls: dict[str, list[str]]) -> Printed:
     def both(arguments: list[str]) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
-        told = call(folder, *arguments, "--output", "json")
-        return told, call(folder, *arguments, "--output", "table", NO_COLOR="1", COLUMNS="100")
+        reported = call(folder, *arguments, "--output", "json")
+        return reported, call(folder, *arguments, "--output", "table", NO_COLOR="1", COLUMNS="100")
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(calls, pool.map(both, calls.values()), strict=True))
@@ -136,7 +136,7 @@ def afterwards(folder: Path, traced: object) -> Printed:
 
 
 @pytest.mark.parametrize("verb", OF_A_FINISHED_RUN)
-def test_a_finished_run_is_told_of_in_the_documented_json_and_for_people(verb: str, afterwards: Printed) -> None:
+def test_a_finished_run_is_reported_in_the_documented_json_and_for_people(verb: str, afterwards: Printed) -> None:
     done, shown = afterwards[verb]
     assert done.returncode == 0, done.stderr
     assert_documented(verb, json.loads(done.stdout))

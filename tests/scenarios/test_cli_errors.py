@@ -139,9 +139,9 @@ def outcomes(folder: Path) -> dict[str, subprocess.CompletedProcess[str]]:
 def test_bad_input_is_answered_with_what_is_wrong_and_its_exit_code(bad: Bad, outcomes: dict) -> None:
     done = outcomes[bad.name]
     assert done.returncode == bad.code, done.stderr
-    told = done.stdout + done.stderr if not bad.arguments else done.stderr
-    assert bad.message in " ".join(told.replace("│", " ").split())
-    assert "Traceback" not in told
+    reported = done.stdout + done.stderr if not bad.arguments else done.stderr
+    assert bad.message in " ".join(reported.replace("│", " ").split())
+    assert "Traceback" not in reported
     assert bad.code == 6 or not bad.arguments or done.stdout == ""
 
 

@@ -121,14 +121,14 @@ def test_a_heavier_trace_needs_a_dearer_plan(started: Path, tmp_path: Path) -> N
     assert heavier.cost_per_hour > usual.cost_per_hour
 
 
-def test_an_slo_that_no_plan_meets_is_told_with_the_smallest_that_one_does(started: Path) -> None:
+def test_an_slo_that_no_plan_meets_is_reported_with_the_smallest_that_one_does(started: Path) -> None:
     result = call("plan", started, "--slo", "10ms")
     assert result.exit_code == 4
     assert "Traceback" not in result.stderr
-    told = re.search(r"ask for an SLO of ([0-9.]+) s or more", result.stderr)
-    assert told is not None, result.stderr
-    assert call("plan", started, "--slo", f"{told[1]}s").exit_code == 0
-    assert call("plan", started, "--slo", f"{float(told[1]) * 0.5:.5f}s").exit_code == 4
+    reported = re.search(r"ask for an SLO of ([0-9.]+) s or more", result.stderr)
+    assert reported is not None, result.stderr
+    assert call("plan", started, "--slo", f"{reported[1]}s").exit_code == 0
+    assert call("plan", started, "--slo", f"{float(reported[1]) * 0.5:.5f}s").exit_code == 4
 
 
 @pytest.mark.parametrize(

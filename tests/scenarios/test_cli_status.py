@@ -35,9 +35,9 @@ async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embed
     async with asyncio.timeout(90), session(run, Quiet()) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(stop))
-        await asyncio.sleep(10.0)  # what rates and percentiles of late are taken over
+        await asyncio.sleep(10.0)  # what recent rates and percentiles are taken over
         code, out, err = await call("status", str(SWING), *where, "--output", "json")
-        told, known = json.loads(out), under_way.controller.state
+        reported, known = json.loads(out), under_way.controller.state
         shown, watched, on_screen = await asyncio.gather(
             call("status", str(SWING), *where),
             call("top", str(SWING), *where, "--every", "200ms", "--updates", "3", "--output", "json"),
@@ -53,23 +53,23 @@ async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embed
         await feeding
         report = await under_way.report(await under_way.drain())
     assert (code, err) == (0, "")
-    assert_documented("status", told)
-    stages = {stage["name"]: stage for stage in told["stages"]}
+    assert_documented("status", reported)
+    stages = {stage["name"]: stage for stage in reported["stages"]}
     for stage in known.stages:
         assert stages[stage.name]["replicas"][0][2:4] == [stage.replicas[0].wanted, stage.replicas[0].ready]
         assert 0.5 < stages[stage.name]["service_time_s"] / stage.service_time_s < 2.0
-    assert 0.7 < told["arrival_rate"] / known.arrival_rate < 1.4
-    assert told["envelope"][-1][1] > 0.7 * known.envelope[-1].live
-    assert 0.3 < told["recent_p99_s"] / known.recent_p99_s < 3.0
-    assert [d["replicas"]["parse"] for d in told["decisions"]] == [2]
-    assert told["input_age_s"]["controller"] < 3.0
+    assert 0.7 < reported["arrival_rate"] / known.arrival_rate < 1.4
+    assert reported["envelope"][-1][1] > 0.7 * known.envelope[-1].live
+    assert 0.3 < reported["recent_p99_s"] / known.recent_p99_s < 3.0
+    assert [d["replicas"]["parse"] for d in reported["decisions"]] == [2]
+    assert reported["input_age_s"]["controller"] < 3.0
     assert shown[0] == 0
     for text in ("controller in term 1", "parse", "of the plan's traffic", "scripted for 2 s"):
         assert text in shown[1], shown
     assert [json.loads(line)["pipeline"] for line in watched[1].splitlines()] == ["swing"] * 3
     assert on_screen[:2] == (0, "")
     for text in ("controller in term 1", "parse", "of the plan's traffic"):
-        assert plain(on_screen[2]).count(text) >= 2, "shown anew at each update"
+        assert plain(on_screen[2]).count(text) >= 2, "shown again at each update"
     for (verb, *_), (code, out, err) in zip(ORDERS, ordered, strict=True):
         assert (verb, code, err) == (verb, 0, "")
         assert_documented("scale, pause, resume, deploy", json.loads(out))

@@ -15,11 +15,11 @@ from inferline_stream.dataplane.sample_files import read_arrivals
 
 EXAMPLES = Path(__file__).parents[2] / "topologies"
 COMMAND = str(Path(sys.executable).with_name("inferline-stream"))
-Told = tuple[dict, str]
+Printed = tuple[dict, str]
 """The report, and what else was said."""
 
 
-def run(folder: Path, name: str, *arguments: str) -> Told:
+def run(folder: Path, name: str, *arguments: str) -> Printed:
     """The command, for four minutes at most."""
     line = [COMMAND, "run", name, *arguments, "--output", "json", "--no-ui", "--metrics-port", "0"]
     done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> dict[str, Told]:
+def runs(folder: Path) -> dict[str, Printed]:
     with ThreadPoolExecutor(2) as pool:
         minimal = pool.submit(run, folder, "minimal")
         moderation = pool.submit(run, folder, "moderation", "--duration", "20s")
@@ -44,7 +44,7 @@ def runs(folder: Path) -> dict[str, Told]:
 
 
 @pytest.mark.parametrize("name", ["minimal", "moderation"])
-def test_a_run_accounts_for_every_event(name: str, folder: Path, runs: dict[str, Told]) -> None:
+def test_a_run_accounts_for_every_event(name: str, folder: Path, runs: dict[str, Printed]) -> None:
     report, _ = runs[name]
     assert report["events_in"] == report["events_out"] > 300
     assert (report["lost"], report["duplicated"]) == (0, 0)
@@ -52,10 +52,12 @@ def test_a_run_accounts_for_every_event(name: str, folder: Path, runs: dict[str,
     assert (folder / name / ".inferline").is_dir(), "profiles are kept beside the topology"
 
 
-def test_the_minimal_one_takes_every_arrival_and_scales_up_and_down_again(folder: Path, runs: dict[str, Told]) -> None:
+def test_the_minimal_one_takes_every_arrival_and_scales_up_and_down_again(
+    folder: Path, runs: dict[str, Printed]
+) -> None:
     report, said = runs["minimal"]
     assert report["events_in"] == len(read_arrivals(folder / "minimal/live.csv"))
-    told = {decision["action"]: decision for decision in report["decisions"]}
-    assert {"scale_up", "scale_down"} <= told.keys(), said
+    reported = {decision["action"]: decision for decision in report["decisions"]}
+    assert {"scale_up", "scale_down"} <= reported.keys(), said
     assert all(decision["reason"] for decision in report["decisions"])
-    assert "emulated hardware" in said, "emulated hardware has to be told"
+    assert "emulated hardware" in said, "emulated hardware has to be said"

@@ -1,4 +1,4 @@
-"""Replicas replaced, standing by and planned anew while traffic flows: real processes on the embedded broker."""
+"""Replicas replaced, standing by and planned again while traffic flows: real processes on the embedded broker."""
 
 from __future__ import annotations
 

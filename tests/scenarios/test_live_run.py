@@ -55,9 +55,9 @@ async def test_a_record_replays_to_the_decisions_of_its_run_each_within_a_step(
         await run_to_report(run, Quiet(), asyncio.Event())
     record, events = read_record(tmp_path / "run"), read_events(tmp_path / "run")
     live = [(d.time_s - events.began_s, d.replicas) for d in record.decisions if d.action == "scale_up"]
-    told = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--output", "json"])
-    assert told.exit_code == 0, told.output + repr(told.exception)
-    replayed = [step for step in json.loads(told.stdout)["steps"] if step["action"] == "scale_up"]
+    reported = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--output", "json"])
+    assert reported.exit_code == 0, reported.output + repr(reported.exception)
+    replayed = [step for step in json.loads(reported.stdout)["steps"] if step["action"] == "scale_up"]
     assert len(live) >= 2
     assert [step["replicas"] for step in replayed] == [replicas for _, replicas in live]
     assert [step["time_s"] for step in replayed] == pytest.approx([time_s for time_s, _ in live], abs=0.1)

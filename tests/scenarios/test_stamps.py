@@ -1,4 +1,4 @@
-"""Arrivals told by record timestamps, where producers write in transactions and log growth would count their ends."""
+"""Arrivals seen by record timestamps, where producers write in transactions and log growth would count their ends."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
             ends = (await offsets.ends({source: 2}))[source]
         assert sum(ends) == 2 * 20  # what log growth would have counted: every record and every end of a transaction
         # An earlier controller has written down what came before `late`; the next one counts on from there.
-        told = ArrivalTicks([float(late[0] - 1)], [[100, 50]], [100, 50], float(late[0] - 2))
-        await write_once(servers, Written(names.arrivals, source, encode(told)))
+        reported = ArrivalTicks([float(late[0] - 1)], [[100, 50]], [100, 50], float(late[0] - 2))
+        await write_once(servers, Written(names.arrivals, source, encode(reported)))
         async with Stamps(running, 2) as successor:
             assert (await successor.read(1.0)).size == 16
             assert sum(successor.counts) == 150 + len(late)

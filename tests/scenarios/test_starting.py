@@ -20,7 +20,7 @@ async def wait_at_the_source(run: Run, events: int) -> None:
         await write_once(run.bootstrap_servers, record)
 
 
-async def test_a_backlog_is_worked_off_and_told_apart_from_live_traffic(swing, embedded_broker: KafkaServer) -> None:
+async def test_a_backlog_is_worked_off_and_distinguished_from_live_traffic(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 3)])
     async with asyncio.timeout(90):
         first = await run_to_report(run, Quiet(), asyncio.Event())
@@ -54,6 +54,6 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
             topic = halted.running.source
             assert await halted.offsets.committed(group, topic, 8) == (-1,) * 8
             await halted.controller.retire(halted.running_stages(), 10.0)
-        anew = await run_to_report(replace(run, start=since), Quiet(), asyncio.Event())
-    assert (anew.backlog, anew.lost) == (20, 0)
-    assert anew.events_in == anew.events_out == first.events_in + 20
+        again = await run_to_report(replace(run, start=since), Quiet(), asyncio.Event())
+    assert (again.backlog, again.lost) == (20, 0)
+    assert again.events_in == again.events_out == first.events_in + 20

@@ -99,11 +99,11 @@ def test_compose_runs_ours_read_only_and_without_a_right() -> None:
 def test_compose_sets_settings_that_there_are_and_arguments_that_the_command_takes() -> None:
     service = COMPOSE["services"]["pipeline"]
     assert from_environment(service["environment"]).connect_timeout_s == duration_s("60s")
-    told = typer.main.get_command(app).commands["run"]
+    reported = typer.main.get_command(app).commands["run"]
     command = [
         part.replace("${TOPOLOGY:-topologies/moderation}", "topologies/moderation") for part in service["command"]
     ]
-    context = told.make_context("run", command[1:])
+    context = reported.make_context("run", command[1:])
     assert context.params["bootstrap_servers"] == COMPOSE["services"]["kafka"]["environment"][
         "KAFKA_ADVERTISED_LISTENERS"
     ].removeprefix("PLAINTEXT://")
@@ -122,7 +122,7 @@ def test_compose_sets_settings_that_there_are_and_arguments_that_the_command_tak
     ],
     ids=lambda command: command[0],
 )
-def test_what_monitoring_is_told_is_valid(command: list[str]) -> None:
+def test_what_monitoring_is_given_is_valid(command: list[str]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -121,7 +121,7 @@ def test_a_type_checker_sees_the_installed_package_and_its_edges(installed, tmp_
     (tmp_path / "bad.py").write_text(good.replace("after=[read, search]", "after=[read, 'search']"))
     out = {}
     for name in ("good.py", "bad.py"):
-        # mypy takes what it finds on MYPYPATH for the user's own; the user here is whoever wrote the topology.
+        # mypy takes what it finds on MYPYPATH for the user's own; the user here wrote the topology.
         command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", name]
         done = subprocess.run(
             command,

@@ -25,7 +25,7 @@ def test_what_is_shown_of_it_holds_no_secret():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "reported"),
     [
         ({"SECURITY_PROTOCOL": "TLS"}, "security.protocol='TLS' is none of PLAINTEXT, SSL"),
         ({"SASL_USERNAME": "alice"}, "sasl.password is needed for PLAIN: set INFERLINE_KAFKA_SASL_PASSWORD"),
@@ -38,8 +38,8 @@ def test_what_is_shown_of_it_holds_no_secret():
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_named_with_its_remedy(given, told):
-    with pytest.raises(UsageError, match=told):
+def test_what_cannot_be_is_named_with_its_remedy(given, reported):
+    with pytest.raises(UsageError, match=reported):
         kafka_security({f"INFERLINE_KAFKA_{name}": value for name, value in given.items()})
 
 

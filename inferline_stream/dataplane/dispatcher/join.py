@@ -224,7 +224,7 @@ class Join:
         self._remember(event.event_id, Finished(now_s, event.replay))
 
     def _leave(self, event: Gathered) -> None:
-        """Whoever is finished is the first of its key: the oldest that waits cannot be waiting for another."""
+        """A finished event is the first of its key: the oldest that waits cannot be waiting for another."""
         if event.key is not None:
             turns = self._turns[event.key]
             turns.remove(event)

@@ -72,7 +72,7 @@ function path(points, sx, sy, [low, high], step) {
 
 // x, y: {range, log, format, title}; series: {points: [[x, y|null], …], mark, label, step};
 // lines: {y, mark, label} across; dots: {x, y, mark, title}; marks: {x, kind, key, title} on the x axis;
-// between: [[x, low, high], …] shaded; note: {x, low, high, text}: a span, told in the
+// between: [[x, low, high], …] shaded; note: {x, low, high, text}: a span, shown in the
 // upper right corner.
 export function chart(holder, { series, x, y, lines = [], dots = [], marks = [], between = [], note = null, label, tall = 0.5 }) {
   // Drawn in real pixels, so that text stays readable on a phone.
@@ -132,8 +132,8 @@ function pointed(holder, svg, { series, x, y, sx, left, edge, top, foot }) {
     const points = series.flatMap((s) => s.points).filter((p) => p[1] !== null);
     if (!points.length) return;
     const px = points.reduce((a, b) => (Math.abs(sx(b[0]) - holder.pointed) < Math.abs(sx(a[0]) - holder.pointed) ? b : a))[0];
-    const told = series.map((s) => [s, s.points.find((p) => p[0] === px)?.[1]]).filter(([, v]) => v !== undefined && v !== null);
-    const text = [x.format(px), ...told.map(([s, v]) => `${s.label} ${y.format(v)}`)].join("  ·  ");
+    const values = series.map((s) => [s, s.points.find((p) => p[0] === px)?.[1]]).filter(([, v]) => v !== undefined && v !== null);
+    const text = [x.format(px), ...values.map(([s, v]) => `${s.label} ${y.format(v)}`)].join("  ·  ");
     const wide = text.length * 6.4 + 16, from = Math.min(Math.max(sx(px) - wide / 2, left), Math.max(left, edge - wide));
     svg.append(element("g", { class: "readout" },
       element("line", { x1: sx(px), x2: sx(px), y1: top, y2: foot }),

@@ -1,22 +1,22 @@
-// What whoever knows the token may do: hold decisions, hold a stage at a number of replicas. Every command is confirmed.
+// What people who know the token may do: hold decisions, hold a stage at a number of replicas. Every command is confirmed.
 import { html } from "/charts.js";
 
 const byId = (id) => document.getElementById(id);
 const KEPT = "inferline-token";
 
-function told(words) {
-  byId("told").textContent = words;
+function say(words) {
+  byId("answer").textContent = words;
 }
 
 export async function command(wish) {
   const token = sessionStorage.getItem(KEPT);
-  if (!token) { byId("key").hidden = false; byId("token").focus(); told("Enter the token first."); return; }
+  if (!token) { byId("key").hidden = false; byId("token").focus(); say("Enter the token first."); return; }
   const answer = await fetch("/control", { method: "POST", headers: { Authorization: `Bearer ${token}` }, body: JSON.stringify(wish) }).catch(() => null);
-  if (answer === null) told("The controller does not answer.");
-  else if (answer.ok) told(`${wish.action} ${wish.stage ?? ""} is set; the next decision follows it.`);
+  if (answer === null) say("The controller does not answer.");
+  else if (answer.ok) say(`${wish.action} ${wish.stage ?? ""} is set; the next decision follows it.`);
   else {
     if (answer.status === 401) { sessionStorage.removeItem(KEPT); byId("key").hidden = false; }
-    told(await answer.text());
+    say(await answer.text());
   }
 }
 
@@ -37,6 +37,6 @@ export function showControls() {
     sessionStorage.setItem(KEPT, byId("token").value);
     byId("key").hidden = true;
     byId("token").value = "";
-    told("The token is kept until this tab is closed.");
+    say("The token is kept until this tab is closed.");
   };
 }

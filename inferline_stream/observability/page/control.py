@@ -16,7 +16,7 @@ MOST_REPLICAS = 10_000
 
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One wish of whoever looks at the page.
+    """One wish of a person at the page.
 
     Args:
         action: hold decisions, decide again, hold a stage at a number of replicas, or leave it to the policy again.
@@ -34,7 +34,7 @@ class PageControl:
     """Who may command, and who obeys.
 
     Args:
-        token: whoever sends it may.
+        token: a request with it is allowed.
         obey: called with each command, from another thread; raises an `InferlineError` where it cannot be done.
 
     Raises:

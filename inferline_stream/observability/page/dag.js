@@ -16,7 +16,7 @@ const TALL = { width: 212, height: 106, gapX: 56, gapY: 22 }, SHORT = { width: 1
 const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
 export function isolationOf(held) {
-  if (!held) return "isolation not told yet";
+  if (!held) return "isolation not reported yet";
   if (held.level === "none") return "no isolation";
   const sealed = held.sealed === held.replicas ? "sealed" : `${held.sealed} of ${held.replicas} sealed`;
   const within = held.level === "sandbox" || held.missing.some((lack) => lack.startsWith(`${held.level}:`)) ? "" : ` within ${held.level}`;

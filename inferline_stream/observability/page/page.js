@@ -255,8 +255,8 @@ async function before() {
   if (answer === null) return;
   writable = answer.writable;
   if (writable) showControls();
-  const told = answer.samples.map(sampled), first = history[0]?.t ?? Infinity;
-  history = [...told.filter((h) => h.t < first), ...history];
+  const samples = answer.samples.map(sampled), first = history[0]?.t ?? Infinity;
+  history = [...samples.filter((h) => h.t < first), ...history];
 }
 
 const events = new EventSource("/events");

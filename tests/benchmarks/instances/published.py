@@ -1,6 +1,6 @@
 """The published planning instances: pipelines of really measured models, real prices, generated traffic.
 
-`published.json` lists every instance in full; `python -m tests.benchmarks.instances.published` writes it anew.
+`published.json` lists every instance in full; `python -m tests.benchmarks.instances.published` writes it again.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def published() -> list[Instance]:
     ]
 
 
-# How `published.json` was made. Everything below runs only when the set is written anew.
+# How `published.json` was made. Everything below runs only when the set is written again.
 
 # Only models that were measured on three kinds of hardware or more: with fewer there is little to choose.
 _CHEAP = ("tft-trt", "bert-dist4l-trt", "bert-dist6l-trt", "resnet50-ort-trt")

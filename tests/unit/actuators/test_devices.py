@@ -1,4 +1,4 @@
-"""Which GPU a replica is given, and what NVML tells of a machine's GPUs, through its real calling convention."""
+"""Which GPU a replica is given, and what NVML reports of a machine's GPUs, through its real calling convention."""
 
 from __future__ import annotations
 

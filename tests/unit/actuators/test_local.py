@@ -83,7 +83,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(0.25, "1"), (1.0, "1"), (2.0, "2")])
-async def test_a_replica_is_told_its_name_and_kept_to_its_threads(
+async def test_a_replica_is_given_its_name_and_kept_to_its_threads(
     tmp_path: Path, cores: float, threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with doubles(tmp_path, "telling", cores=cores, monkeypatch=monkeypatch) as local:

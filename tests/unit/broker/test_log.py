@@ -135,7 +135,7 @@ steps = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(steps)
-def test_compaction_changes_nothing_for_whoever_keeps_the_last_committed_value_of_each_key(history):
+def test_compaction_changes_nothing_for_a_reader_that_keeps_the_last_committed_value_of_each_key(history):
     whole = PartitionLog(TopicSettings(retention_ms=-1))
     cleaned = PartitionLog(TopicSettings(cleanup_policy="compact", delete_retention_ms=0, **ROLLS_AT_ONCE))
     sequences = {1: 0, 2: 0}

@@ -24,7 +24,7 @@ async def soon(task):
         return await task
 
 
-async def test_the_first_member_of_an_empty_group_waits_for_others_if_told_so():
+async def test_the_first_member_of_an_empty_group_waits_for_others_if_it_has_to():
     group = Membership(rebalance_delay_s=0.2)
     joining = [asyncio.create_task(group.join(member(), "consumer")) for _ in range(3)]
     joined = [await soon(one) for one in joining]
@@ -45,7 +45,7 @@ async def test_a_generation_begins_once_all_have_joined_again(group):
     assert not joining.done()
     again = await soon(asyncio.create_task(group.join(member(first.member_id), "consumer")))
     assert (again.generation, (await soon(joining)).generation) == (2, 2)
-    assert again.leader_id == first.member_id  # whoever led goes on to lead
+    assert again.leader_id == first.member_id  # the leader goes on to lead
 
 
 async def test_a_follower_waits_for_the_leaders_assignment(group):

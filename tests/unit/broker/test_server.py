@@ -79,7 +79,7 @@ async def test_a_fetch_that_waits_ends_when_its_topic_is_deleted(broker):
     await admin.close()
 
 
-async def test_a_newer_client_is_told_to_ask_in_an_older_version(broker):
+async def test_a_newer_client_is_asked_for_an_older_version(broker):
     size, correlation, code = struct.unpack(">iih", await ask(broker, request(18, 4), 10))
     assert (correlation, code) == (99, 35)
     size, correlation, code, kinds = struct.unpack(">iihi", await ask(broker, request(18, 0), 14))

@@ -10,11 +10,11 @@ from tests.unit.observability.states import a_state
 SEALED = IsolationState("sandbox", 2, 2, 7, (9092,), 76, {})
 
 
-def test_isolation_is_told_in_words_with_the_runtime_around_the_seal_where_it_is_there() -> None:
+def test_isolation_is_shown_in_words_with_the_runtime_around_the_seal_where_it_is_there() -> None:
     assert isolation_words(SEALED) == "sealed, 76 calls"
     assert isolation_words(replace(SEALED, level="kata", sealed=1)) == "1/2 sealed within kata, 76 calls"
-    absent = replace(SEALED, level="gvisor", missing=("gvisor: nothing tells of it",))
-    assert isolation_words(absent) == "[bold yellow]sealed, 76 calls: gvisor: nothing tells of it[/]"
+    absent = replace(SEALED, level="gvisor", missing=("gvisor: nothing shows it",))
+    assert isolation_words(absent) == "[bold yellow]sealed, 76 calls: gvisor: nothing shows it[/]"
 
 
 def test_a_stage_shows_its_pool_what_waits_for_it_and_what_is_wrong_with_it() -> None:

@@ -107,7 +107,7 @@ async def test_any_number_of_idle_connections_leaves_room_for_those_that_ask():
             writer.close()
 
 
-async def test_a_request_beyond_the_limit_is_told_to_come_again():
+async def test_a_request_beyond_the_limit_is_asked_to_come_again():
     body = (
         b"POST /events HTTP/1.1\r\nHost: 127.0.0.1:80\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
     )

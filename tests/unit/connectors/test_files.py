@@ -133,7 +133,7 @@ async def test_a_file_that_was_renamed_loses_no_line_and_repeats_none(tmp_path, 
         file.write_text("11\n12\n")
         expected = [("a.jsonl:2", 2), ("a.jsonl~1:0", 11), ("a.jsonl~1:3", 12)]
         assert sorted(await look(folder, taken)) == sorted(expected)
-        writer.write("3\n")  # whoever writes may notice late
+        writer.write("3\n")  # the writer may notice late
     with file.open("a") as writer:
         writer.write("13\n")
     assert sorted(await look(folder, taken)) == [("a.jsonl:4", 3), ("a.jsonl~1:6", 13)]

@@ -22,7 +22,7 @@ def test_a_late_sample_does_not_look_like_a_burst() -> None:
     assert np.diff(times).max() == pytest.approx(0.01)
 
 
-def test_a_topic_made_anew_and_a_partition_added_count_what_is_theirs() -> None:
+def test_a_topic_made_again_and_a_partition_added_count_what_is_theirs() -> None:
     growth = LogGrowth()
     growth.sample(0.0, (100,))
     assert growth.sample(0.1, (3,)).size == 0

@@ -26,5 +26,5 @@ def test_scale_holds_a_stage_until_it_is_released(replicas: int) -> None:
     assert obeyed(Command("scale", "search", replicas), Command("release", "search")).limits(0.0) == {}
 
 
-def test_what_the_page_sets_is_told_as_the_pages() -> None:
+def test_what_the_page_sets_is_recorded_as_the_pages() -> None:
     assert [o.who for _, o in overrides_of(Command("pause")) if o is not None] == [WHO]

@@ -27,7 +27,7 @@ def decision(number: int, *, applied: bool = True) -> StoredDecision:
     return StoredDecision(number, "c", 1, 0.0, "scale_up", "backlog", "", {"s": {"cpu": number}}, applied)
 
 
-def test_what_grew_is_told_with_the_look_right_before_it() -> None:
+def test_what_grew_is_reported_with_the_look_right_before_it() -> None:
     ticks = Ticks(NAMES, "posts")
     for tick in range(30):
         ticks.sampled(tick * 20.0, [5])
@@ -39,14 +39,14 @@ def test_what_grew_is_told_with_the_look_right_before_it() -> None:
     assert ticks.take() is None
 
 
-def test_a_log_that_stands_still_is_told_once_a_second() -> None:
+def test_a_log_that_stands_still_is_reported_once_a_second() -> None:
     ticks = Ticks(NAMES, "posts")
     for tick in range(126):
         ticks.sampled(tick * 20.0, [5])
     assert decode_ticks(ticks.take().value).times_ms == [1000.0, 2000.0]
 
 
-def test_when_the_policy_was_asked_is_told_with_the_next_tick_and_its_figures_once_they_have_moved() -> None:
+def test_when_the_policy_was_asked_is_reported_with_the_next_tick_and_its_figures_once_they_have_moved() -> None:
     ticks = Ticks(NAMES, "posts")
     ticks.sampled(0.0, [5])
     figures = [("a", 2.0), ("a", 2.001), ("a", 2.1), ("a", None), ("a", None), ("b", 1.0)]

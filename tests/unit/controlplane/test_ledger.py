@@ -46,7 +46,7 @@ def test_a_second_sink_record_is_a_duplicate_and_its_latency_does_not_count() ->
     assert list(ledger.latencies_s) == [pytest.approx(0.25)]
 
 
-def test_records_of_other_runs_and_other_topics_are_told_apart() -> None:
+def test_records_of_other_runs_and_other_topics_are_distinguished() -> None:
     ledger = Ledger("posts", (5,), (7,))
     ledger.entered(source(0, 5))
     ledger.entered(source(0, 6))
@@ -109,7 +109,7 @@ def test_what_was_there_before_is_accounted_for_and_tells_nothing_of_latency_and
     assert miss_rate(ledger, 0.3) == 0.5
 
 
-def test_a_named_event_that_was_there_before_is_told_by_its_record() -> None:
+def test_a_named_event_that_was_there_before_is_known_by_its_record() -> None:
     ledger = Ledger("posts", (0,), (2,), live=(1,))
     ledger.entered(source(0, 0, name=b"old"))
     ledger.entered(source(0, 1, name=b"new"))

@@ -34,13 +34,13 @@ def test_looks_count_from_their_origin() -> None:
     assert (looks.watched_s, looks.staffed_s) == (0.25, pytest.approx(0.5))
 
 
-def test_arrivals_that_were_told_with_their_own_times_were_not_told_by_ticks() -> None:
+def test_arrivals_that_were_reported_with_their_own_times_were_not_reported_by_ticks() -> None:
     looks = notes(FIRST, SECOND).looks(1.4, 1.5, sampled=False)
     assert (looks.ticks_s.size, looks.grown.size) == (0, 0)
     assert looks.asked_s.size == 3
 
 
-def test_what_an_earlier_controller_asked_and_was_told_is_not_this_ones_but_what_it_saw_arrive_is() -> None:
+def test_what_an_earlier_controller_asked_and_was_reported_is_not_this_ones_but_what_it_saw_arrive_is() -> None:
     looks = notes(FIRST, SECOND).looks(1.4, 1.7)
     assert looks.asked_s == pytest.approx([0.3])
     assert looks.told.tolist() == [3.0]

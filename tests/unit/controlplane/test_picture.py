@@ -63,7 +63,7 @@ def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() 
     assert seen.state(60.0, 0.0, {}, envelope=seen.traffic.envelope(60.0)).slo_s == 0.3
 
 
-def test_a_plan_that_came_into_force_is_told_with_what_it_holds() -> None:
+def test_a_plan_that_came_into_force_is_reported_with_what_it_holds() -> None:
     seen = picture()
     seen.planned(StoredPlan("c", 1, 12.0, "initial", "", msgspec.Raw(plan_to_bytes(PLAN)), 3))
     (shown,) = seen.state(60.0, 0.0, {}, envelope=(0, 0)).plans

@@ -26,7 +26,7 @@ def test_a_burst_beyond_the_plan_does_not() -> None:
     assert times(Occasions(300, 30), 299, beyond=lambda s: s % 40 < 29) == []
 
 
-def test_what_people_want_is_planned_for_at_once_and_the_period_begins_anew() -> None:
+def test_what_people_want_is_planned_for_at_once_and_the_period_begins_again() -> None:
     assert times(Occasions(300, 30), 500, wanted=lambda s: s >= 70) == [70, 370]
 
 

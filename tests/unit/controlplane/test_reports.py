@@ -174,7 +174,7 @@ def test_latency_counts_add_up_over_dispatchers_that_ended_too() -> None:
     assert reports.latency_counts("join", 3) == ((1, 3, 3), 2.0)
 
 
-def test_what_restricts_a_stage_is_told_by_its_weakest_replica() -> None:
+def test_what_restricts_a_stage_is_reported_by_its_weakest_replica() -> None:
     reports = Reports(SHAPE, MEASURED)
     assert reports.isolation("entry") is None
     whole = Enforced("sandbox", 7, (9092,), 76, {"files": 1024, "memory_bytes": 5}, sealed=True)

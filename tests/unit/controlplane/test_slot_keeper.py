@@ -202,7 +202,7 @@ async def test_retiring_a_stage_takes_its_slots_back_and_clears_the_log(house: H
     assert (await house.keeper.retired({"a"}), house.log) == (True, {})
 
 
-async def test_partitions_with_lag_are_told_with_who_is_to_work_on_them(house: House) -> None:
+async def test_partitions_with_lag_are_reported_with_who_should_work_on_them(house: House) -> None:
     house.picture.offsets["a"].reached(0.0, [5, *[0] * 7])
     name = the_grant(house).dispatcher
     house.report(name, "serving")

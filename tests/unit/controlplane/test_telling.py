@@ -54,31 +54,33 @@ def test_every_reason_has_its_words() -> None:
     assert WORDS.keys() == set(Reason)
 
 
-def test_a_plan_is_told_with_its_reason_its_numbers_and_what_it_changed() -> None:
-    told = "\n".join(sentences(STORY, 10))
-    assert "plan 1 (initial) by c-1, term 3: the run began" in told
-    assert "plan 2 (plan_saves) by c-1, term 3: 700 arrivals" in told
-    assert "a: 2 × cpu-1, batches up to 8, 50% utilized (before: 2 × cpu-1, batches up to 4)" in told
-    assert told.count("b: 1 × t4, batches up to 8 + 3 × cpu-1, batches up to 1, 25% utilized\n") == 2
-    assert "SLO 250ms, predicted P99 200ms, $0.8500/h, made for 41.5 events/s" in told
+def test_a_plan_is_reported_with_its_reason_its_numbers_and_what_it_changed() -> None:
+    reported = "\n".join(sentences(STORY, 10))
+    assert "plan 1 (initial) by c-1, term 3: the run began" in reported
+    assert "plan 2 (plan_saves) by c-1, term 3: 700 arrivals" in reported
+    assert "a: 2 × cpu-1, batches up to 8, 50% utilized (before: 2 × cpu-1, batches up to 4)" in reported
+    assert reported.count("b: 1 × t4, batches up to 8 + 3 × cpu-1, batches up to 1, 25% utilized\n") == 2
+    assert "SLO 250ms, predicted P99 200ms, $0.8500/h, made for 41.5 events/s" in reported
 
 
-def test_a_decision_is_told_with_who_why_and_on_which_numbers() -> None:
-    told = list(sentences(STORY, 10))[-3:]
-    assert told[0].endswith("scale_up (backlog) by c-1, term 3: queued records would have missed the SLO")
-    assert told[1].strip() == "stage 'a': detail 3"
-    assert told[2].strip() == ("wanted a 4 × cpu-1, b 1 × t4 + 3 × cpu-1; seen 61.2 events/s, ready a 2, b 4, lag a 17")
+def test_a_decision_is_reported_with_who_why_and_on_which_numbers() -> None:
+    reported = list(sentences(STORY, 10))[-3:]
+    assert reported[0].endswith("scale_up (backlog) by c-1, term 3: queued records would have missed the SLO")
+    assert reported[1].strip() == "stage 'a': detail 3"
+    assert reported[2].strip() == (
+        "wanted a 4 × cpu-1, b 1 × t4 + 3 × cpu-1; seen 61.2 events/s, ready a 2, b 4, lag a 17"
+    )
 
 
-def test_what_people_have_set_is_told() -> None:
+def test_what_people_have_set_is_reported() -> None:
     assert "Set by eve: limits/a 1 to 6" in list(sentences(STORY, 10))
 
 
-def test_only_the_newest_are_told_and_the_first_of_them_still_knows_what_it_changed() -> None:
-    told = "\n".join(sentences(STORY, 1))
-    assert "plan 1" not in told
-    assert "(before: 2 × cpu-1, batches up to 4)" in told
-    assert told.count("scale_up") == 1
+def test_only_the_newest_are_reported_and_the_first_of_them_still_knows_what_it_changed() -> None:
+    reported = "\n".join(sentences(STORY, 1))
+    assert "plan 1" not in reported
+    assert "(before: 2 × cpu-1, batches up to 4)" in reported
+    assert reported.count("scale_up") == 1
     assert [d["number"] for d in document(STORY, 2)["decisions"]] == [2, 3]
 
 

@@ -31,7 +31,7 @@ async def test_an_offset_that_stays_away_is_missing(known, monkeypatch):
     assert len(asked) > 1
 
 
-async def test_whoever_has_offsets_is_asked_once():
+async def test_a_group_that_has_offsets_is_asked_once():
     ask, asked = _answers({0: (5, "")})
     await surely_committed(ask, (0,))
     assert await surely_committed(ask, ()) == {0: (5, "")}

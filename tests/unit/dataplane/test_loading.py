@@ -99,7 +99,7 @@ def test_the_only_pipeline_may_have_any_name(tmp_path: Path) -> None:
         ("import msgspec\nmsgspec.json.decode(b'{')", "topology.py:2: msgspec.DecodeError"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_loaded_is_told_with_file_and_line(tmp_path: Path, text: str, said: str) -> None:
+def test_what_cannot_be_loaded_is_reported_with_file_and_line(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InvalidTopology) as raised:
         load_topology(write(tmp_path, text))
     assert str(raised.value).startswith(f"{tmp_path}/{said}")
@@ -111,7 +111,7 @@ def test_an_error_in_a_module_beside_it_names_that_module(tmp_path: Path) -> Non
         load_topology(write(tmp_path, "import broken_beside"))
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InvalidTopology, match="cannot be read \\(No such file or directory\\)"):
         load_topology(tmp_path / "nowhere.py")
 
@@ -144,7 +144,9 @@ def test_a_module_beside_the_topology_wins_over_one_of_another_folder(tmp_path: 
         ("half_broken:run", "half_broken.py:2: code 'half_broken:run' cannot be loaded (ZeroDivisionError"),
     ],
 )
-def test_code_that_cannot_be_loaded_is_told_with_its_name_and_the_remedy(tmp_path: Path, name: str, said: str) -> None:
+def test_code_that_cannot_be_loaded_is_reported_with_its_name_and_the_remedy(
+    tmp_path: Path, name: str, said: str
+) -> None:
     write(tmp_path, "x = 1\n", "half_written.py")
     write(tmp_path, "x = 1\ny = 1 / 0\n", "half_broken.py")
     with pytest.raises(InvalidTopology) as raised:

@@ -158,7 +158,7 @@ def test_a_join_links_to_the_batches_of_all_its_parents():
     assert linked == {parent.span.get_span_context().span_id for parent in parents}
 
 
-def test_failed_events_are_told_with_the_frame_that_raised():
+def test_failed_events_are_reported_with_the_frame_that_raised():
     stage = Traced("left")
     events = stage.events(record(b"1"), record(b"2", offset=1))
     failed = Failed("ValueError", "sevens are not for me", "a traceback", "topology.py:9 in odd")
@@ -169,8 +169,8 @@ def test_failed_events_are_told_with_the_frame_that_raised():
         "1 of 2 events failed: topology.py:9 in odd: ValueError: sevens are not for me"
     )  # fmt: skip
     assert (span.attributes or {})["error.type"] == "ValueError"
-    (told,) = span.events
-    assert dict(told.attributes or {}) == {
+    (reported,) = span.events
+    assert dict(reported.attributes or {}) == {
         "exception.type": "ValueError",
         "exception.message": "sevens are not for me",
         "exception.stacktrace": "a traceback",

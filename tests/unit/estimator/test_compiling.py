@@ -24,11 +24,11 @@ print("numba" in sys.modules)
     assert run(code) == "False"
 
 
-def test_progress_is_told_up_to_the_last_step() -> None:
-    told: list[tuple[int, int]] = []
-    compile_kernels(lambda done, steps: told.append((done, steps)))
-    assert [done for done, _ in told] == list(range(len(told)))
-    assert told[-1][0] == told[-1][1]
+def test_progress_is_reported_up_to_the_last_step() -> None:
+    reported: list[tuple[int, int]] = []
+    compile_kernels(lambda done, steps: reported.append((done, steps)))
+    assert [done for done, _ in reported] == list(range(len(reported)))
+    assert reported[-1][0] == reported[-1][1]
 
 
 def test_after_compiling_nothing_is_compiled_any_more() -> None:

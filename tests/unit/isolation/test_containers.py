@@ -18,9 +18,9 @@ from inferline_stream.pipeline.isolation import Isolation
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A podman that notes what it is told."""
+    """A podman that notes its arguments."""
     program = tmp_path / "podman"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return program
@@ -86,11 +86,11 @@ async def test_what_is_left_of_a_container_is_removed_when_its_process_has_ended
     assert launch.files == (), "no descriptor reaches a container"
     name = next(part for part in launch.command if part.startswith("--name=")).removeprefix("--name=")
     launch.close()
-    told = tmp_path / "told"
+    reported = tmp_path / "arguments"
     async with asyncio.timeout(10):
-        while not told.exists():
+        while not reported.exists():
             await asyncio.sleep(0.01)
-    assert told.read_text() == f"rm --force {name}\n"
+    assert reported.read_text() == f"rm --force {name}\n"
 
 
 @pytest.mark.parametrize(("ports", "network"), [((), "none"), ((5432,), "host")])

@@ -80,7 +80,7 @@ async def port() -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-async def test_a_name_that_is_new_after_the_seal_is_looked_up_by_whoever_started_the_replica(
+async def test_a_name_that_is_new_after_the_seal_is_looked_up_by_the_starter_of_the_replica(
     service: NameService, port: int
 ) -> None:
     service.theirs.setblocking(False)

@@ -23,6 +23,6 @@ def test_gvisor_is_known_by_its_kernels_name_and_kata_by_where_its_files_come_fr
 
 
 @pytest.mark.parametrize("level", ["gvisor", "kata"])
-def test_a_runtime_that_nothing_tells_of_is_told_as_missing(level: str, tmp_path: Path) -> None:
+def test_a_runtime_that_nothing_shows_is_reported_as_missing(level: str, tmp_path: Path) -> None:
     missing = look(Confinement(Isolation(level), str(tmp_path / "topology.py"))).missing
-    assert f"{level}: nothing tells of it, so the kernel may be the host's own" in missing
+    assert f"{level}: nothing shows it, so the kernel may be the host's own" in missing

@@ -48,7 +48,7 @@ def tried(name, attempt):
         outcome[name] = type(error).__name__
 
 
-CONFINEMENT = decoded(os.environ["TOLD"])
+CONFINEMENT = decoded(os.environ["CONFINEMENT"])
 """
 
 
@@ -63,7 +63,7 @@ def run(folder: Path, code: str, isolation: Isolation) -> dict[str, Any]:
     environment = bootstrap.environment(1, confinement, os.environ)
     with subprocess.Popen(
         bootstrap.command("inside", confinement=confinement),
-        env={**environment, "PYTHONPATH": str(folder), "TOLD": confinement.encoded()},
+        env={**environment, "PYTHONPATH": str(folder), "CONFINEMENT": confinement.encoded()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

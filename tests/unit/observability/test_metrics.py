@@ -105,10 +105,10 @@ def test_every_metric_is_documented_with_its_type_its_labels_and_its_number_of_s
         labels = {label for sample in family.samples for label in sample.labels} - {"pipeline"}
         found[family.name + ending] = (family.type, labels, len(family.samples))
     sizes = {"S": 1, "H": 1, "K": 1, "P": 4, "W": 2, "D": 1}  # of the state served
-    told = documented()
-    assert found.keys() == told.keys()
+    reported = documented()
+    assert found.keys() == reported.keys()
     for name, (kind, labels, count) in found.items():
-        expected_kind, expected_labels, formula = told[name]
+        expected_kind, expected_labels, formula = reported[name]
         expected = sum(math.prod(sizes.get(f) or int(f) for f in term.split()) for term in formula.split(" + "))
         assert (sorted(labels), count) == (expected_labels, expected), name
         assert kind == {"info": "gauge"}.get(expected_kind, expected_kind), name

@@ -100,7 +100,7 @@ def test_the_front_holds_what_nothing_cheaper_beats_and_leaves_hindsight_out() -
     assert [(r.policy, r.setting) for r in _front(rows)] == [("default", "default"), ("keda", "lag=3")]
 
 
-def test_numbers_at_one_place_are_told_as_ranges() -> None:
+def test_numbers_at_one_place_are_written_as_ranges() -> None:
     assert _ranges([2, 3, 4, 7]) == "2–4, 7"
 
 

@@ -267,7 +267,7 @@ def test_one_outage_of_the_controller_is_one_alert(tmp_path, what):
 
 
 @needs_promtool
-def test_rules_for_another_slo_than_the_one_in_force_are_told_of_even_where_their_bucket_exists(tmp_path):
+def test_rules_for_another_slo_than_the_one_in_force_are_reported_even_where_their_bucket_exists(tmp_path):
     doubled = {series("inferline_slo_seconds"): f"0.5x{MINUTES}"}  # half of it is a bucket too
     assert promtool_test(tmp_path, 0.25, 0.99, [("InferlineSLOBucketMissing", healthy(0.25) | doubled, 1)]) == ""
 

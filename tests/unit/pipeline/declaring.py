@@ -81,7 +81,7 @@ def moderation(**changes: Any) -> Pipeline:
 
 
 def only_problem(pipeline: Pipeline) -> str:
-    """The one problem of a pipeline, told with the file that declares it."""
+    """The one problem of a pipeline, reported with the file that declares it."""
     found = problems(pipeline)
     assert len(found) == 1, "\n".join(found)
     file = pipeline.declared.rpartition(":")[0]

@@ -104,7 +104,7 @@ def test_what_is_accepted_decodes(data: st.DataObject) -> None:
     narrow = data.draw(narrower(wanted), "given")
     try:
         decode = msgspec.json.Decoder(wanted).decode
-    except TypeError:  # a union that msgspec cannot tell apart, whoever fills it
+    except TypeError:  # a union that msgspec cannot tell apart
         return
     if accepts(wanted, narrow):
         decode(msgspec.json.encode(data.draw(values(narrow), "value")))
@@ -267,7 +267,7 @@ def test_code_given_by_name_has_the_types_that_its_stage_declares(name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["", "score", "score:", ":Score", "a b:c", "a:b:c", "../a:b", "a.:b", "1a:b", "a:b()"])
-def test_a_name_of_code_that_has_another_form_is_told_with_the_remedy(name: str) -> None:
+def test_a_name_of_code_that_has_another_form_is_reported_with_the_remedy(name: str) -> None:
     for judge in (lambda: types_of(Stage("a", name, hardware="cpu-1")), lambda: condition_type(name)):
         with pytest.raises(TypeError, match='does not name code; write "module:name"'):
             judge()

@@ -160,7 +160,7 @@ def test_counts_are_spread_over_their_period(counts: list[int], period_s: float)
         ("t,count\n1,0\n2,0\n", "every count is 0"),
     ],
 )
-def test_a_bad_file_is_told_with_its_line(text: str, said: str) -> None:
+def test_a_bad_file_is_reported_with_its_line(text: str, said: str) -> None:
     with pytest.raises(InvalidTopology) as raised:
         trace_from_csv(text, "a.csv")
     assert said in str(raised.value)

@@ -1,4 +1,4 @@
-"""Each mistake of a declared pipeline is found, and is told with file, stage and remedy."""
+"""Each mistake of a declared pipeline is found, and is reported with file, stage and remedy."""
 
 import itertools
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def test_a_source_is_none_of_the_pipelines_own_topics() -> None:
     assert "is a name that the pipeline uses itself" in only_problem(moderation(source=Topic("moderation.toxicity")))
 
 
-def test_an_unknown_codec_is_told_with_the_nearest() -> None:
+def test_an_unknown_codec_is_reported_with_the_nearest() -> None:
     assert "unknown codec 'jsno'; did you mean 'json'?" in only_problem(moderation(source=Topic("a", codec="jsno")))
 
 
@@ -85,7 +85,7 @@ def test_partitions_are_one_or_more(partitions: Any) -> None:
     assert "must be a whole number, 1 or more" in found
 
 
-def test_a_source_that_is_a_string_is_told_what_to_write() -> None:
+def test_a_source_that_is_a_string_is_answered_with_what_to_write() -> None:
     assert 'write Topic("posts")' in only_problem(moderation(source="posts"))
 
 
@@ -111,7 +111,7 @@ def test_what_is_no_stage_is_found() -> None:
 
 
 @pytest.mark.parametrize("wrap", [Edge, lambda stage: stage])
-def test_a_cycle_is_told_in_the_direction_of_flow(wrap: Callable[[Stage], Any]) -> None:
+def test_a_cycle_is_reported_in_the_direction_of_flow(wrap: Callable[[Stage], Any]) -> None:
     first = Stage("first", pass_on, hardware=["cpu-1"])
     second = Stage("second", pass_on, hardware=["cpu-1"], after=[first])
     third = Stage("third", pass_on, hardware=["cpu-1"], after=[second])
@@ -160,7 +160,7 @@ def test_a_stage_without_hardware_is_found() -> None:
     assert "stage 'only': has no hardware" in only_problem(line(pass_on, hardware=[]))
 
 
-def test_unknown_hardware_is_told_with_the_nearest() -> None:
+def test_unknown_hardware_is_reported_with_the_nearest() -> None:
     found = only_problem(line(pass_on, hardware=["cpu1"]))
     assert "unknown hardware 'cpu1'; did you mean 'cpu-1'" in found
 
@@ -169,7 +169,7 @@ def test_hardware_of_ones_own_is_known() -> None:
     assert problems(moderation(hardware=[Hardware("npu", 0.2)], toxicity={"hardware": ["npu"]})) == ()
 
 
-def test_hardware_given_as_an_object_is_told_where_it_belongs() -> None:
+def test_hardware_given_as_an_object_is_answered_with_where_it_belongs() -> None:
     assert "the object to Pipeline(hardware=)" in only_problem(line(pass_on, hardware=[Hardware("npu", 0.2)]))
 
 
@@ -217,12 +217,12 @@ def test_a_cost_is_a_function_or_names_one(cost: Any, said: str) -> None:
     assert said in only_problem(line(pass_on, cost=cost))
 
 
-def test_one_bad_table_for_two_kinds_is_told_once() -> None:
+def test_one_bad_table_for_two_kinds_is_reported_once() -> None:
     kinds = ["emulated-cpu", "emulated-gpu-small"]
     assert "batch size 1" in only_problem(line(pass_on, hardware=kinds, emulated={2: "20ms"}))
 
 
-def test_emulated_times_for_another_kind_are_told_with_the_nearest() -> None:
+def test_emulated_times_for_another_kind_are_reported_with_the_nearest() -> None:
     table = {1: "20ms"}
     found = only_problem(
         line(pass_on, hardware=["emulated-cpu"], emulated={"emulated-cpu": table, "emulated-cp": table})
@@ -267,7 +267,7 @@ def test_code_given_by_name_is_judged_without_being_imported() -> None:
         ({"run": pass_on, "returns": int}, "takes= and returns= are for code given by name; annotate the function"),
     ],
 )
-def test_a_mistake_in_code_given_by_name_is_told(given: dict[str, Any], said: str) -> None:
+def test_a_mistake_in_code_given_by_name_is_reported(given: dict[str, Any], said: str) -> None:
     assert said in only_problem(named(**given))
 
 

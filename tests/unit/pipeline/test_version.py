@@ -42,7 +42,7 @@ def test_another_function_of_the_same_types_is_compatible_and_has_the_same_versi
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"extra": True}, "stage right is new"),
         ({"conditional": True}, "edge from first to left"),
@@ -53,9 +53,9 @@ def test_another_function_of_the_same_types_is_compatible_and_has_the_same_versi
         ({"codec": "msgpack"}, "the source was topic in (json) and is topic in (msgpack)"),
     ],
 )
-def test_a_change_that_records_under_way_would_notice_is_named_and_changes_the_version(change, told):
+def test_a_change_that_records_under_way_would_notice_is_named_and_changes_the_version(change, reported):
     running, wanted = structure_of(pipeline()), structure_of(pipeline(**change))
-    assert [reason for reason in incompatibilities(running, wanted) if told in reason]
+    assert [reason for reason in incompatibilities(running, wanted) if reported in reason]
     assert running.version != wanted.version
     if "extra" in change:
         assert "stage right is gone" in incompatibilities(wanted, running)[0]

@@ -30,11 +30,11 @@ def _explained(problem, plan):
 def test_each_cheaper_choice_is_cheaper_and_does_to_the_p99_what_is_said(seed):
     problem = random_problem(seed, slack=4.0, rate=120)
     plan = _plan(problem)
-    told = _explained(problem, plan)
+    reported = _explained(problem, plan)
     candidate = tuple(plan.allocations.values())
-    assert [s.stage for s in told.stages] == list(problem.shape.stages)
-    assert sum(s.cost_per_hour for s in told.stages) == pytest.approx(plan.cost_per_hour)
-    for position, stage in enumerate(told.stages):
+    assert [s.stage for s in reported.stages] == list(problem.shape.stages)
+    assert sum(s.cost_per_hour for s in reported.stages) == pytest.approx(plan.cost_per_hour)
+    for position, stage in enumerate(reported.stages):
         assert stage.next_cheaper
         for other in stage.next_cheaper:
             assert other.cost_change_per_hour < 0
@@ -85,9 +85,9 @@ def test_the_hardware_is_named_with_what_an_event_costs_on_it_and_on_the_cheapes
 def test_slack_is_what_the_slo_leaves_and_the_binding_stage_is_named():
     problem = random_problem(2, stages=2, slack=4.0)
     plan = _plan(problem)
-    told = _explained(problem, plan)
-    assert told.slack_s == pytest.approx(plan.slo_s - plan.predicted_p99_s)
-    assert any(stage in told.binding for stage in problem.shape.stages) or "throughput" in told.binding
+    reported = _explained(problem, plan)
+    assert reported.slack_s == pytest.approx(plan.slo_s - plan.predicted_p99_s)
+    assert any(stage in reported.binding for stage in problem.shape.stages) or "throughput" in reported.binding
 
 
 def test_a_plan_of_another_pipeline_is_refused():

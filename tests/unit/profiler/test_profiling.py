@@ -66,7 +66,7 @@ def topology(tmp_path: Path) -> Path:
 
 async def test_a_pipeline_is_measured_once_and_then_known(topology: Path, embedded_broker: KafkaServer) -> None:
     pipeline = load_topology(topology)
-    told: list[Progress] = []
+    reported: list[Progress] = []
     measured = await profile_pipeline(
         pipeline,
         topology,
@@ -74,7 +74,7 @@ async def test_a_pipeline_is_measured_once_and_then_known(topology: Path, embedd
         bootstrap_servers=embedded_broker.bootstrap_servers,
         options=QUICK,
         machine=WITHOUT_GPU,
-        progress=told.append,
+        progress=reported.append,
     )
     assert set(measured.profiles) == {("read", "cpu-1"), ("slow", "cpu-1"), ("add", "emulated-cpu")}
     slow = measured.profiles["slow", "cpu-1"]
@@ -88,16 +88,18 @@ async def test_a_pipeline_is_measured_once_and_then_known(topology: Path, embedd
     assert ratios == pytest.approx({"read": 1.0, "slow": 1 / 3, "add": 1.0})
     assert 0 < measured.hop_overhead_s < 1
 
-    done = [progress.done for progress in told]
+    done = [progress.done for progress in reported]
     assert done == sorted(done)
-    assert told[-1].done == told[-1].total == 1 + 3 + 1 + 3
-    assert [p.note for p in told if "t4" in p.note] == [
+    assert reported[-1].done == reported[-1].total == 1 + 3 + 1 + 3
+    assert [p.note for p in reported if "t4" in p.note] == [
         "stage 'read' on 't4': not profiled, this machine has no GPU, t4 needs Tesla T4; plans leave it out"
     ]
 
-    told.clear()
-    again = await profile_pipeline(pipeline, topology, EVENTS, options=QUICK, machine=WITHOUT_GPU, progress=told.append)
-    assert told[-1].total == 0, "measured again what was known"
+    reported.clear()
+    again = await profile_pipeline(
+        pipeline, topology, EVENTS, options=QUICK, machine=WITHOUT_GPU, progress=reported.append
+    )
+    assert reported[-1].total == 0, "measured again what was known"
     assert again.paths == measured.paths
     assert again.samples == measured.samples
     assert set(measured.samples) == set(shape_of(pipeline).stages)
@@ -139,7 +141,7 @@ async def test_only_what_changed_is_measured(topology: Path) -> None:
     assert measured.profiles["slow", "cpu-1"].service_times[0].quantiles_s[0] >= 0.03
 
 
-async def test_stages_that_cannot_be_built_are_told_together(topology: Path) -> None:
+async def test_stages_that_cannot_be_built_are_reported_together(topology: Path) -> None:
     topology.write_text(TOPOLOGY.replace("time.sleep(0.3)", "import a_model_that_nobody_has"))
     with pytest.raises(InvalidTopology) as raised:
         await profile_pipeline(load_topology(topology), topology, EVENTS, options=QUICK)
@@ -149,7 +151,7 @@ async def test_stages_that_cannot_be_built_are_told_together(topology: Path) -> 
     assert "stage 'slow', declared at" in problem
 
 
-async def test_a_broker_that_does_not_answer_is_told_before_anything_is_measured(topology: Path) -> None:
+async def test_a_broker_that_does_not_answer_is_reported_before_anything_is_measured(topology: Path) -> None:
     doing: list[str] = []
     with pytest.raises(Unreachable, match="does not answer"):
         await profile_pipeline(

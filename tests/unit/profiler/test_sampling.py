@@ -126,7 +126,7 @@ async def test_the_run_goes_on_until_every_stage_was_reached() -> None:
     assert len(run.inputs["third"]) == 1
 
 
-async def test_a_stage_that_no_event_reaches_is_told() -> None:
+async def test_a_stage_that_no_event_reaches_is_reported() -> None:
     of = {**workers(), "entry": Worker(lambda event: (event, ["join"]))}
     with pytest.raises(InvalidTopology, match="stage 'odd': none of the 50 sample events reached it"):
         await run_sample(DIAMOND, of, events(50), seconds=10)
@@ -148,7 +148,7 @@ async def test_failed_events_are_counted_and_go_no_further() -> None:
     assert not any(int(event) % 10 == 7 for event in run.inputs["odd"])
 
 
-async def test_a_stage_that_fails_on_everything_is_told_with_its_first_words() -> None:
+async def test_a_stage_that_fails_on_everything_is_reported_with_its_first_words() -> None:
     def broken(event: StageInput) -> tuple[bytes, list[str]]:
         raise ValueError("no model")
 

@@ -248,7 +248,7 @@ def test_everything_or_single_stages_can_be_measured_again(folder: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"version": 3}', '{"version": "one"}'])
-def test_a_damaged_file_is_told_by_name(folder: Path, text: str) -> None:
+def test_a_damaged_file_is_reported_by_name(folder: Path, text: str) -> None:
     kept = saved(folder)
     file = kept.save(Profile("a", "cpu-1", TIMES, 0.5))
     file.write_text(text)

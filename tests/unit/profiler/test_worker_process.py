@@ -40,10 +40,10 @@ def order(hardware: str, size: int, emulated_s: dict[int, float] | None = None) 
 async def test_a_stage_is_kept_to_its_cores_and_threads_and_always_called_by_one_thread() -> None:
     async with start("tell") as worker:
         outcomes = (await worker.ask(Run(NUMBERS * 3), Outcomes)).outcomes
-        told = [json.loads(outcome.value) for outcome in outcomes]
-    assert {one["threads"] for one in told} == {"1"}
-    assert {len(one["cores"]) for one in told} == {1}
-    assert len({one["thread"] for one in told}) == 1
+        reported = [json.loads(outcome.value) for outcome in outcomes]
+    assert {one["threads"] for one in reported} == {"1"}
+    assert {len(one["cores"]) for one in reported} == {1}
+    assert len({one["thread"] for one in reported}) == 1
     assert worker.start_up_s > 0
     async with start("tell", cores=len(os.sched_getaffinity(0))) as worker:
         (outcome,) = (await worker.ask(Run(NUMBERS[:1]), Outcomes)).outcomes
@@ -109,7 +109,7 @@ async def test_memory_that_runs_out_caps_the_batch(stage: str, largest: int) -> 
     assert why.startswith(f"batches of {2 * largest}: ")
 
 
-async def test_a_stage_that_loses_results_is_told() -> None:
+async def test_a_stage_that_loses_results_is_reported() -> None:
     async with start("forgetful") as worker:
         with pytest.raises(WorkerFailed, match="returned 3 results for a batch of 4; return one per event"):
             await worker.ask(order("cpu-1", 4), Times)
@@ -131,7 +131,7 @@ async def test_what_a_stage_writes_to_its_workers_answers_is_no_answer(value: in
         ("nobody", "nobody"),
     ],
 )
-async def test_a_stage_that_cannot_be_built_is_told(stage: str, said: str) -> None:
+async def test_a_stage_that_cannot_be_built_is_reported(stage: str, said: str) -> None:
     with pytest.raises(WorkerFailed, match=said):
         async with start(stage):
             pass

@@ -37,15 +37,15 @@ def test_each_event_is_complete_once_at_the_part_that_completes_it(arriving):
         before = answered.setdefault(event, set())
         says_something = event not in finished and bool(new - before)
         before |= new
-        told = add(join, b"%d" % event, offset, parent=parent, result=offset, skipped=skipped)
+        reported = add(join, b"%d" % event, offset, parent=parent, result=offset, skipped=skipped)
         if not says_something:
-            assert told is Arrival.DUPLICATE
+            assert reported is Arrival.DUPLICATE
         elif before == set(PARENTS):
-            assert isinstance(told, Gathered)
-            assert told.results.keys() | told.skipped == set(PARENTS)
+            assert isinstance(reported, Gathered)
+            assert reported.results.keys() | reported.skipped == set(PARENTS)
             finished.add(event)
         else:
-            assert told is Arrival.WAITING
+            assert reported is Arrival.WAITING
     assert join.size_bytes >= 0
     assert len(join) == sum(1 for e, seen in answered.items() if e not in finished and seen)
 
@@ -150,7 +150,7 @@ def test_an_event_recalled_from_an_earlier_owner_makes_late_parts_duplicates():
     assert add(join, b"x", 1, parent="a", result=1) is Arrival.DUPLICATE
 
 
-def test_a_replay_of_a_finished_event_is_gathered_anew_once_and_its_own_repeats_are_duplicates():
+def test_a_replay_of_a_finished_event_is_gathered_again_once_and_its_own_repeats_are_duplicates():
     join = Join(("a", "b"))
     add(join, b"x", 0, parent="a", result=1)
     assert isinstance(add(join, b"x", 1, skipped=["b"], dead=2), Gathered)
@@ -184,14 +184,14 @@ def test_in_an_ordered_join_events_of_a_key_come_out_in_the_order_of_their_first
             continue
         if number not in out and number not in firsts:
             firsts.append(number)
-        told = add(join, b"%d" % number, at, parent=parent, result=1, key=b"%d" % (number % 3))
+        reported = add(join, b"%d" % number, at, parent=parent, result=1, key=b"%d" % (number % 3))
         seen.setdefault(number, set()).add(parent)
-        take_out(told if isinstance(told, Gathered) else None, float(at))
+        take_out(reported if isinstance(reported, Gathered) else None, float(at))
         for key in range(3):
             order = [n for n in firsts if n % 3 == key]
             gone = [n for n in out if n % 3 == key]
             assert gone == order[: len(gone)]
-            if len(gone) < len(order):  # whoever is next lacks a part
+            if len(gone) < len(order):  # the next one lacks a part
                 assert seen[order[len(gone)]] != {"a", "b"}
     assert join.size_bytes == 10 * sum(len(seen[n]) for n in firsts if n not in out)
 

@@ -13,7 +13,7 @@ class Number(Struct):
     value: int
 
 
-class Told(Struct):
+class Surroundings(Struct):
     threads: str
     cores: list[int]
     thread: int
@@ -35,13 +35,13 @@ def less_than_nothing(number: Number) -> int:
     return -number.value
 
 
-def tell(numbers: list[Number]) -> list[Told]:
+def tell(numbers: list[Number]) -> list[Surroundings]:
     import threading
 
     ident = threading.get_ident()
     sys.stdout.write("this is not an answer\n")
     sys.stdout.flush()
-    return [Told(os.environ["OMP_NUM_THREADS"], sorted(os.sched_getaffinity(0)), ident) for _ in numbers]
+    return [Surroundings(os.environ["OMP_NUM_THREADS"], sorted(os.sched_getaffinity(0)), ident) for _ in numbers]
 
 
 def at_most_four(numbers: list[Number]) -> list[Number]:
