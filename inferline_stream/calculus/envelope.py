@@ -18,20 +18,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from inferline_stream.calculus.envelope_state import BLOCK, Counts, EnvelopeKernel, EnvelopeState, Times
 from inferline_stream.pipeline.trace import Trace
 
-BLOCK = 512
-"""Arrivals per block: larger ones make a query dearer, smaller ones an arrival."""
-
 _LARGE = 16 * BLOCK
-
-Times = NDArray[np.float64]
-Counts = NDArray[np.int64]
 
 LONGEST_WINDOW_S = 60.0
 """The paper's longest window: it shows the mean rate."""
@@ -82,36 +75,6 @@ def _most_in_window(times: Times, window_s: float, least: int, most: int) -> int
         else:
             most = middle
     return least
-
-
-class EnvelopeState(NamedTuple):
-    """What a kernel works on. Positions count arrivals (or blocks) from the start of `times`.
-
-    `marks` holds, in order: arrivals kept, first arrival inside the span, blocks kept.
-    """
-
-    windows: Times
-    times: Times
-    """Kept arrivals, ascending; as many as `marks[0]` are valid."""
-    marks: Counts
-    block_most: Counts
-    """Shape (windows, blocks): the largest count ending in each block, the open one included."""
-    queue: Counts
-    """Shape (windows, blocks): blocks with falling maxima, from `heads` to `tails`."""
-    heads: Counts
-    tails: Counts
-    edges: Counts
-    """By window: the first arrival whose window lies wholly inside the span."""
-
-
-class EnvelopeKernel(Protocol):
-    """The two loops, once in NumPy and once compiled."""
-
-    def extend(self, state: EnvelopeState, first: int, /) -> None:
-        """Take the arrivals from ``first`` to the last kept one into the blocks."""
-
-    def query(self, state: EnvelopeState, now_s: float, span_s: float, counts: Counts, /) -> None:
-        """Write the most arrivals in any window inside (now − span, now]."""
 
 
 class TrafficEnvelope:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numba import njit
 
-from inferline_stream.calculus.envelope import BLOCK, Counts, EnvelopeState, Times
+from inferline_stream.calculus.envelope_state import BLOCK, Counts, EnvelopeState, Times
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, EnvelopeKernel, Times
+from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
+from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.arrivals import LogGrowth, OffsetHistory
 from inferline_stream.controlplane.latencies import Latencies
 from inferline_stream.controlplane.records import StoredPlan

@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 
-from inferline_stream.calculus.envelope import Times
+from inferline_stream.calculus.envelope_state import Times
 from inferline_stream.controlplane.records import decode_ticks, merged
 from inferline_stream.controlplane.recovery import TRAFFIC_S
 from inferline_stream.controlplane.running import Running

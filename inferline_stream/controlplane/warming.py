@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, EnvelopeKernel, TrafficEnvelope, compiled_kernel
+from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, TrafficEnvelope, compiled_kernel
+from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.controlplane.aside import aside
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.tuning import Tuning

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from inferline_stream.dataplane.headers import Header
 from inferline_stream.errors import InferlineError
+
+Header = tuple[str, bytes]
 
 PRODUCE_BATCH_BYTES = 512 * 1024
 """Bytes per partition and produce request; a topic's `max.message.bytes` is 1 MiB by default."""

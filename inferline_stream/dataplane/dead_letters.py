@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inferline_stream.dataplane.client import Message
+from inferline_stream.dataplane.client import Header, Message
 from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
-from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, SENT_AGAIN, Header, number
+from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, SENT_AGAIN, number
 from inferline_stream.dataplane.partitioning import partition_of
 from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.dataplane.sending import StageSender

@@ -14,13 +14,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError
 
 from inferline_stream.dataplane.connecting import client_options, closed, closed_on_failure, unreachable
-from inferline_stream.dataplane.dispatcher.completion import (
-    Committed,
-    decode_metadata,
-    encode_metadata,
-    known_partitions,
-)
 from inferline_stream.dataplane.fetched_batches import CORRUPT_FETCHES, RECORDS_AT_ONCE, CorruptBatch, corrupt_wait_s
+from inferline_stream.dataplane.offset_metadata import Committed, decode_metadata, encode_metadata, known_partitions
 from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, TopicState, recreated, topic_states
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import event_id_prefix

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from inferline_stream.dataplane.client import Header
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, HEADER_PREFIX, PARENT, SKIPPED, VERSION, WIRE_VERSION
 from inferline_stream.pipeline.version import Structure
 
@@ -39,9 +40,6 @@ LETTERS_KEEP = frozenset((ENTRY_TIME, VERSION, PARENT, SKIPPED, DEAD, REPLAY))
 def version_value(structure: Structure) -> bytes:
     """What records carry: the version of headers and records, and that of the topology that wrote them."""
     return f"{WIRE_VERSION}.{structure.version}".encode()
-
-
-Header = tuple[str, bytes]
 
 
 class Found(NamedTuple):

@@ -13,12 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.dataplane.asking import surely_committed
 from inferline_stream.dataplane.connecting import client_options, closed, in_time
-from inferline_stream.dataplane.dispatcher.completion import (
-    Committed,
-    decode_metadata,
-    encode_metadata,
-    known_partitions,
-)
+from inferline_stream.dataplane.offset_metadata import Committed, decode_metadata, encode_metadata, known_partitions
 from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, topic_states
 from inferline_stream.errors import UsageError

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from inferline_stream.calculus.envelope import EnvelopeKernel
+from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocations, Plan, replicas_of

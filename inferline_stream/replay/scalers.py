@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from inferline_stream.baselines.seen import PipelineRule, PipelineSeen, StageSeen
-from inferline_stream.calculus.envelope import EnvelopeKernel
+from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.replay.looks import as_told
 from inferline_stream.replay.sight import Glimpse, View

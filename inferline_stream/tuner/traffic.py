@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, EnvelopeKernel, Times, TrafficEnvelope
+from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, TrafficEnvelope
+from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 
 RATE_WINDOW_S = 5.0
 """Window of the rates (InferLine §5)."""

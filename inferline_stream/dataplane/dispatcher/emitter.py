@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.dataplane.client import Message
+from inferline_stream.dataplane.client import Header, Message
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Expired, Outcome, Skipped
 from inferline_stream.dataplane.fetched_batches import SkippedBatch
 from inferline_stream.dataplane.frames import Done, Failed
-from inferline_stream.dataplane.headers import DROPPED, LETTERED, REASON, Header, join_headers, letter_headers
+from inferline_stream.dataplane.headers import DROPPED, LETTERED, REASON, join_headers, letter_headers
 from inferline_stream.dataplane.partitioning import murmur2
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from inferline_stream.dataplane.dispatcher.completion import Committed, Completion, encode_metadata
+from inferline_stream.dataplane.dispatcher.completion import Completion
 from inferline_stream.dataplane.dispatcher.join import Join
+from inferline_stream.dataplane.offset_metadata import Committed, encode_metadata
 from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, TopicState
 
 Entry = tuple[int, str]

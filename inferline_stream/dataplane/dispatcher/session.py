@@ -15,7 +15,7 @@ from typing import Protocol
 from inferline_stream.dataplane.batch_mark import BatchWatch
 from inferline_stream.dataplane.client import Outgoing
 from inferline_stream.dataplane.dispatcher.committer import Committer
-from inferline_stream.dataplane.dispatcher.completion import CROWDED_BYTES, decode_metadata, known_partitions
+from inferline_stream.dataplane.dispatcher.completion import CROWDED_BYTES
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Ending, Intake
@@ -27,6 +27,7 @@ from inferline_stream.dataplane.dispatcher.partition import Entry, Partition
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.dispatcher.suspects import Suspects
 from inferline_stream.dataplane.frames import Done
+from inferline_stream.dataplane.offset_metadata import decode_metadata, known_partitions
 from inferline_stream.dataplane.reading import Fetched, StageReader
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes

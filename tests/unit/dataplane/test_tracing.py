@@ -11,7 +11,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from inferline_stream.dataplane.dispatcher.completion import Committed
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Intake
@@ -19,6 +18,7 @@ from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.lease import new_report
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.frames import Done, Failed
+from inferline_stream.dataplane.offset_metadata import Committed
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.tracing import BatchSpans, batch_spans
 from inferline_stream.errors import UsageError

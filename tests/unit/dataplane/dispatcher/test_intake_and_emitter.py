@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from inferline_stream.dataplane.dispatcher.completion import Committed
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Intake
@@ -18,6 +17,7 @@ from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Expired,
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, REPLAY, version_value
+from inferline_stream.dataplane.offset_metadata import Committed
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.dataplane.sizes import LIMIT_BYTES
 from inferline_stream.errors import InvalidTopology
