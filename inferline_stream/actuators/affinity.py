@@ -1,4 +1,4 @@
-"""Which cores a replica is kept to, so that one of `cpu-1` really has one core while the machine has enough."""
+"""Which cores a replica is kept to, in the profile as in a run, so that one of `cpu-1` really has one core."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cores_for(
         return frozenset()
     load = _load(machine, taken)
     share = min(wanted, 1.0)
-    free = sorted((core for core in load if load[core] + share <= 1 + 1e-9), key=lambda core: (-load[core], core))
+    free = sorted((core for core in load if load[core] + share <= 1 + 1e-9), key=lambda core: (-load[core], -core))
     needed = math.ceil(wanted)
     return frozenset(free[:needed]) if len(free) >= needed else frozenset()
 

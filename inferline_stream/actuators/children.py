@@ -21,6 +21,7 @@ from inferline_stream.actuators.fork_servers import Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.relay import Relay
 from inferline_stream.dataplane.batch_mark import BatchId, mark_file, marked_in
+from inferline_stream.dataplane.replica.replica import BUILT
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec, encode_spec
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
 from inferline_stream.isolation.containers import RUNTIMES
@@ -157,6 +158,8 @@ class Children:
                 lambda channel, log: self._fork_servers.fork_replica(spec, launch, channel, log, pinned),
             )
         child.cores, child.pinned, child.hardware, child.devices = cores, pinned, spec.hardware, devices
+        if child.channel is not None:
+            asyncio.get_running_loop().add_reader(child.channel, self._hear, child)
         return child
 
     def start_dispatcher(self, spec: DispatcherSpec) -> Child:
@@ -288,6 +291,19 @@ class Children:
         if found is None:
             raise NoDevice(f"waits for a device that is {hardware.name}: {hardware.gpu_model or 'a GPU'}")
         return found
+
+    def _hear(self, child: Child) -> None:
+        """Take a replica's one message: it is built."""
+        assert child.channel is not None
+        try:
+            data = child.channel.recv(len(BUILT))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data == BUILT:
+            child.launch.ready()
+        asyncio.get_running_loop().remove_reader(child.channel)  # it ends, or has said all
 
     def _reap(self, child: Child) -> None:
         """Take the exit code of a child that has ended, and report it."""

@@ -130,7 +130,7 @@ class _ForkServer:
         self._codes: dict[int, int] = {}
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.settimeout(_ANSWER_S)
-        self._launch = Launch(FORK_SERVER_MODULE, confinement, cores=confinement.cores or 1, forks=True)
+        self._launch = Launch(FORK_SERVER_MODULE, confinement, cores=max(1.0, confinement.cores), forks=True)
         self._process = subprocess.Popen(
             [*self._launch.command, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ import typer
 
 from inferline_stream.cli.checking import Topology
 from inferline_stream.cli.output import Output
-from inferline_stream.cli.profiling import On, Servers, refuse_cluster
+from inferline_stream.cli.profiling import On, Oversubscribe, Servers, refuse_cluster
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.trace import Trace
@@ -40,6 +40,7 @@ def plan(
     ] = None,
     save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
     on: On = "local",
+    oversubscribe: Oversubscribe = False,
     bootstrap_servers: Servers = None,
     prefix: Annotated[str, typer.Option(help="before the name of every topic, as for `run`")] = "",
     seed: Annotated[int, typer.Option(help="of generated traffic and of the random branches of events")] = 0,
@@ -66,6 +67,7 @@ def plan(
     from inferline_stream.pipeline.shape import shape_of
     from inferline_stream.planner.document import plan_to_bytes
     from inferline_stream.planner.explain import CurvePoint, cost_curve, explain
+    from inferline_stream.profiler.profiling import Options
 
     if exact and algorithm == "inferline":
         raise UsageError("--exact proves what our own search finds; leave out --algorithm inferline")
@@ -78,7 +80,8 @@ def plan(
     seconds = slo_s(what.pipeline, slo)
     limits = settings()
 
-    measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, limits=limits))
+    options = Options(broker=bootstrap_servers or "embedded", oversubscribe=oversubscribe)
+    measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=limits))
     search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "seed": seed, "traces": traces}
     found = planned(what, measured, seconds=seconds, **search)
     points: tuple[CurvePoint, ...] = ()

@@ -21,6 +21,14 @@ On = Annotated[
     typer.Option(help="where: local is this machine; ray and kubernetes return with remote pools"),
 ]
 
+Oversubscribe = Annotated[
+    bool,
+    typer.Option(
+        "--oversubscribe",
+        help="take more cores than this machine has, and shares of cores that nothing holds: no P99 is credible then",
+    ),
+]
+
 
 def refuse_cluster(option: str, place: str) -> None:
     """Refuse to use a cluster.
@@ -46,6 +54,7 @@ def profile(
     time: Annotated[str, typer.Option(help='for one stage on one hardware kind, about, e.g. "10s"')] = "2s",
     bootstrap_servers: Servers = None,
     on: On = "local",
+    oversubscribe: Oversubscribe = False,
     plot: Annotated[Path | None, typer.Option(help="also draw the profiles into this .png or .svg file")] = None,
     output: Output = "table",
 ) -> None:
@@ -74,6 +83,7 @@ def profile(
         stages=frozenset(stage) if stage else None,
         stage_s=stage_s,
         broker=bootstrap_servers or "embedded",
+        oversubscribe=oversubscribe,
     )
     measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings()))
     if plot is not None:

@@ -141,7 +141,7 @@ async def profiled(
 
     measured = await profile(bootstrap_servers)
     if bootstrap_servers is None and not measured.hop_overhead_s:
-        chosen = Options(broker=chosen.broker)
+        chosen = Options(broker=chosen.broker, oversubscribe=chosen.oversubscribe)
         async with EmbeddedBrokerProcess() as broker:
             measured = await profile(broker.bootstrap_servers)
     return measured

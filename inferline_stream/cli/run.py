@@ -9,7 +9,7 @@ import typer
 
 from inferline_stream.cli.checking import Topology
 from inferline_stream.cli.output import Output
-from inferline_stream.cli.profiling import On, Servers, refuse_cluster
+from inferline_stream.cli.profiling import On, Oversubscribe, Servers, refuse_cluster
 
 
 def run(
@@ -74,6 +74,7 @@ def run(
     ] = "127.0.0.1",
     seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
     on: On = "local",
+    oversubscribe: Oversubscribe = False,
     stock: Annotated[
         list[str] | None,
         typer.Option(metavar="KIND=REPLICAS", help="this pipeline's share of a hardware kind; may be repeated"),
@@ -118,6 +119,7 @@ def run(
             metrics_port=metrics_port,
             seed=seed,
             gate=gate,
+            oversubscribe=oversubscribe,
             profiles=profiles,
             stock=tuple(stock or ()),
             metrics_host=metrics_host,

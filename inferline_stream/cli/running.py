@@ -80,6 +80,7 @@ class Wanted:
     metrics_port: int
     seed: int
     gate: bool
+    oversubscribe: bool
     profiles: Path | None
     stock: tuple[str, ...]
     metrics_host: str
@@ -189,7 +190,7 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
                 pass  # a Kafka that does not answer is reported before anything else is done
             await _dispatchers_known(servers)
         screen.step("looking at profiles")
-        options = Options(broker=wanted.bootstrap_servers or "embedded")
+        options = Options(broker=wanted.bootstrap_servers or "embedded", oversubscribe=wanted.oversubscribe)
         if wanted.profiles is not None:
             take_profiles(what, wanted.profiles)
         measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.isolation.limits import share_us
 
 ENGINES = ("podman", "docker")
 RUNTIMES: Mapping[str, str] = {"container": "", "gvisor": "runsc", "kata": "kata"}
@@ -99,6 +100,9 @@ def _run(engine: str, name: str, confinement: Confinement, cores: float, pinned:
         options.append(f"--cpuset-cpus={','.join(map(str, sorted(pinned)))}")
     elif cores >= 1:
         options.append(f"--cpus={cores:g}")
+    if 0 < cores < 1:
+        period_us, quota_us = share_us(cores)
+        options += [f"--cpu-period={period_us}", f"--cpu-quota={quota_us}"]
     folder = os.path.dirname(confinement.topology)
     readable = {folder, *isolation.reads, *confinement.kafka_files}
     writable = {*isolation.writes, *filter(None, [confinement.scratch])}

@@ -48,6 +48,7 @@ class Launch:
         self._container: Container | None = None
         self._names: NameService | None = None
         self._scratch = ""
+        self._cores = cores
         self._process = 0
         self.files = files
         """Descriptors that it inherits."""
@@ -76,8 +77,25 @@ class Launch:
     def started(self, process: int) -> None:
         """It runs, and holds the inherited descriptors itself."""
         self._process = process
+        if self._shares:
+            limits.make_group(process)
         if self._names is not None:
             self._names.theirs.close()
+
+    def ready(self) -> None:
+        """It has built what it serves. From now on it has its share of a core and no more."""
+        if self._shares and self._process:
+            limits.hold_share(self._process, self._cores)
+
+    @property
+    def stopped_s(self) -> float:
+        """For how long its share of a core was used up so far."""
+        return limits.stopped_s(self._process) if self._shares and self._process else 0.0
+
+    @property
+    def _shares(self) -> bool:
+        """Whether it has less than a core, which is ours to hold: an engine holds a container's."""
+        return 0 < self._cores < 1 and self._container is None
 
     @property
     def overran(self) -> str:

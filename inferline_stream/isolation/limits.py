@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.pipeline.isolation import Isolation
+
+PERIOD_US = 5_000
+"""Of a share of a core. The shorter it is, the less a small batch waits for its next period; the kernel looks at what
+was used at its ticks, 1 to 10 ms apart, and much shorter periods would be those."""
+
+_LEAST_QUOTA_US = 1_000
+"""The kernel refuses less."""
 
 _MIB = 1 << 20
 _OPEN_FILES = 1024
@@ -46,7 +57,7 @@ def limit(confinement: Confinement) -> None:
 def join_groups(confinement: Confinement, process: int) -> tuple[str, ...]:
     """Put a process into control groups of its own for the limits that its stage declares.
 
-    Cores need none: a replica is pinned to its cores, and paced where it has less than one.
+    Not for cores: whoever starts a process holds its share of one (`hold_share`), sandboxed or not.
 
     Returns:
         The controllers whose limit holds; none where control groups are not ours to make.
@@ -60,9 +71,96 @@ def join_groups(confinement: Confinement, process: int) -> tuple[str, ...]:
     held = []
     for controller, (first, second, value) in wanted.items():
         folder, unified = own_group(controller)
-        if folder is not None and _join(folder / _name(process), process, second if unified else first, value):
+        if folder is not None and _join(folder / _name(process), process, {second if unified else first: value}):
             held.append(controller)
     return tuple(held)
+
+
+def make_group(process: int) -> None:
+    """Put a process that starts into a group for its share of a core, where one can be made.
+
+    It has what nobody else wants until `hold_share`: loading a model at a quarter of a core would take four times as
+    long, and at full weight it would take that from replicas that serve.
+    """
+    folder, unified = _cpu_group()
+    if folder is not None:
+        name, value = ("cpu.weight", 10) if unified else ("cpu.shares", 102)
+        _join(folder / _name(process), process, {name: value})
+
+
+def hold_share(process: int, cores: float) -> bool:
+    """Keep a process, with every thread and helper of its own, to a share of a core; return whether that holds.
+
+    The kernel stops it once its share of a period is used up, and lets it go on with the next one.
+    """
+    folder, unified = _cpu_group()
+    if folder is None:
+        return False
+    period_us, quota_us = share_us(cores)
+    settings: dict[str, int | str] = (
+        {"cpu.max": f"{quota_us} {period_us}", "cpu.weight": 100}
+        if unified
+        else {"cpu.cfs_period_us": period_us, "cpu.cfs_quota_us": quota_us, "cpu.shares": 1024}
+    )
+    return _join(folder / _name(process), process, settings)
+
+
+def share_us(cores: float) -> tuple[int, int]:
+    """Return a period, and what of it is a share of a core, in microseconds."""
+    period_us = max(PERIOD_US, math.ceil(_LEAST_QUOTA_US / cores))
+    return period_us, round(cores * period_us)
+
+
+@cache
+def shares_held() -> bool:
+    """Return whether this process may make control groups for cores, by trial with a process that only waits."""
+    if _cpu_group()[0] is None:
+        return False
+    with subprocess.Popen((sys.executable, "-I", "-S", "-c", "input()"), stdin=subprocess.PIPE) as waiting:
+        held = hold_share(waiting.pid, 0.5)
+        waiting.communicate()
+    leave_groups(waiting.pid)
+    return held
+
+
+def stopped_s(process: int) -> float:
+    """Seconds for which `hold_share` has stopped a process so far; 0 where it holds nothing."""
+    folder, unified = _cpu_group()
+    if folder is None:
+        return 0.0
+    try:
+        lines = (folder / _name(process) / "cpu.stat").read_text().splitlines()
+    except OSError:
+        return 0.0
+    counts = dict(line.split() for line in lines)
+    return int(counts.get("throttled_usec", 0)) / 1e6 if unified else int(counts.get("throttled_time", 0)) / 1e9
+
+
+@cache
+def _cpu_group() -> tuple[Path | None, bool]:
+    """The group that groups for cores may be made in, and whether it is of version 2.
+
+    In version 2 a user's session is a group that passes no controller on, within one of the user's own that does.
+    """
+    folder, unified = own_group("cpu")
+    if folder is None and unified:
+        for group in _unified_groups():
+            with contextlib.suppress(OSError):
+                if "cpu" in (group / "cgroup.subtree_control").read_text().split():
+                    folder = group
+                    break
+    usable = folder is not None and os.access(folder, os.W_OK) and os.access(folder / "cgroup.procs", os.W_OK)
+    return (folder if usable else None), unified
+
+
+def _unified_groups() -> Iterator[Path]:
+    """The groups of version 2 around this process, innermost first."""
+    root = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                own = root / line.split(":", 2)[2].lstrip("/")
+                yield from (group for group in (own, *own.parents) if group.is_relative_to(root))
 
 
 def unbounded_memory(isolation: Isolation) -> str:
@@ -125,8 +223,7 @@ def overran_memory(process: int) -> bool:
 
 def leave_groups(process: int) -> None:
     """Remove the control groups of a process that has ended."""
-    for controller in ("memory", "pids"):
-        folder, _ = own_group(controller)
+    for folder in (own_group("memory")[0], own_group("pids")[0], _cpu_group()[0]):
         if folder is not None:
             with contextlib.suppress(OSError):
                 (folder / _name(process)).rmdir()
@@ -136,10 +233,11 @@ def _name(process: int) -> str:
     return f"inferline-{process}"
 
 
-def _join(group: Path, process: int, setting: str, value: int) -> bool:
+def _join(group: Path, process: int, settings: Mapping[str, int | str]) -> bool:
     try:
         group.mkdir(exist_ok=True)
-        (group / setting).write_text(str(value))
+        for setting, value in settings.items():
+            (group / setting).write_text(str(value))
         (group / "cgroup.procs").write_text(str(process))
     except OSError:
         with contextlib.suppress(OSError):

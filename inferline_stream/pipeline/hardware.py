@@ -18,7 +18,7 @@ class Hardware:
         name: how stages refer to it, e.g. ``"cpu-1"``. A name starting with ``emulated-`` holds one
             slot and sleeps the profiled service time: it uses no core.
         price_per_hour: dollars per replica and hour, the CPU beside a GPU included.
-        cores: CPU cores one replica may use; below 1 the replica is paced to that share of a core.
+        cores: CPU cores one replica may use; below 1 a control group holds it to that share of a core.
         gpus: share of a GPU one replica holds.
         gpu_model: name by which the device reports itself, e.g. ``"Tesla T4"``.
         stock: most replicas of this kind at once, over all stages; None for no limit.

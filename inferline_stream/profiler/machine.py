@@ -11,6 +11,7 @@ import msgspec
 
 from inferline_stream.actuators.devices import slice_of
 from inferline_stream.actuators.nvml import devices
+from inferline_stream.isolation import limits
 from inferline_stream.pipeline.hardware import Hardware
 
 
@@ -21,11 +22,13 @@ class Machine(msgspec.Struct, frozen=True):
         cpu: the processor's model name.
         cores: cores that this process may use.
         gpus: model names, as the devices report themselves.
+        shares: whether a replica can be held to a share of a core.
     """
 
     cpu: str
     cores: int
     gpus: tuple[str, ...] = ()
+    shares: bool = True
 
     @property
     def folder(self) -> str:
@@ -38,13 +41,19 @@ class Machine(msgspec.Struct, frozen=True):
 def this_machine() -> Machine:
     """The machine that this process runs on."""
     gpus = tuple(f"{device.model} {device.slice}".rstrip() for device in devices())
-    return Machine(_cpu_model(), len(os.sched_getaffinity(0)), gpus)
+    return Machine(_cpu_model(), len(os.sched_getaffinity(0)), gpus, limits.shares_held())
 
 
 def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
     """Why a kind cannot be measured on a machine, in words; None if it can."""
     if hardware.emulated:
         return None
+    if 0 < hardware.cores < 1 and not machine.shares:
+        return (
+            f"no control group for cores can be made here, so that nothing holds a replica to the {hardware.cores:g} "
+            f"cores of {hardware.name}: run as root, give the user's session the controller (systemd: Delegate=cpu), "
+            "or let replicas take what they get with --oversubscribe"
+        )
     if hardware.cores > machine.cores:
         return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
     if hardware.gpus > 0:

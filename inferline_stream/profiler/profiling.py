@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import msgspec
+
 from inferline_stream.actuators.devices import devices_for
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.nvml import used_bytes
@@ -65,6 +67,7 @@ class Options:
         sample_s: time for running the sample once.
         stage_s: time for one stage on one kind.
         broker: what the bootstrap servers are called in the store: times between stages differ by broker.
+        oversubscribe: kinds below one core are measured also where nothing holds a replica to its share.
     """
 
     again: bool = False
@@ -72,6 +75,7 @@ class Options:
     sample_s: float = SAMPLE_S
     stage_s: float = STAGE_S
     broker: str = "embedded"
+    oversubscribe: bool = False
 
 
 async def profile_pipeline(
@@ -109,6 +113,8 @@ async def profile_pipeline(
     file = _real(topology)
     limits = settings or Settings()
     here = machine or this_machine()
+    if options.oversubscribe:
+        here = msgspec.structs.replace(here, shares=True)
     store = ProfileStore(pipeline, file.parent, events, here, root)
     known = store.load()
     pairs, notes = pairs_to_profile(pipeline, known, options, here)
@@ -159,6 +165,8 @@ def pairs_to_profile(
         for name in dict.fromkeys(stage.hardware):
             chosen = options.stages is None or stage.name in options.stages
             why = why_not_here(kinds[name], machine)
+            if why is not None and 0 < kinds[name].cores < 1 and not machine.shares:
+                known.profiles.pop((stage.name, name), None)  # where it was measured, something held the share
             if why is not None and (stage.name, name) not in known.profiles:
                 reasons.append(why)
                 notes.append(f"stage {stage.name!r} on {name!r}: not profiled, {why}; plans leave it out")

@@ -1,10 +1,12 @@
 """Stands in for a replica: its stage's name says how it behaves. SIGUSR1 is the end of its last batch."""
 
+import hashlib
 import json
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 channel = socket.socket(fileno=int(sys.argv[-1]))
@@ -24,6 +26,17 @@ if spec["stage"] == "telling":
         "parent": os.getppid(),
     }
     sys.stdout.write(json.dumps(reported) + "\n")
+if spec["stage"] == "busy":  # of the time that it might run, the share in which it did
+    channel.send(b'{"type":"built"}')
+    threading.Thread(target=lambda: [hashlib.sha256(bytes(1 << 20)) for _ in iter(int, 1)], daemon=True).start()
+    time.sleep(0.2)
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
+    while time.perf_counter() < began_s + 1.0:
+        pass
+    took = (time.process_time() - began_cpu_s) / (time.perf_counter() - began_s)
+    sys.stdout.write(json.dumps({"cores": took}) + "\n")
+    sys.stdout.flush()
+    time.sleep(60)
 signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
 if spec["stage"] != "telling":
     sys.stdout.write("up\n")

@@ -11,6 +11,7 @@ stage broke its contract.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
@@ -56,6 +57,9 @@ EXIT_STAGE_FAILED = 70
 LEAVE = b'{"type":"leave"}'
 """Supervisor to replica: end once no batch is in hand."""
 
+BUILT = b'{"type":"built"}'
+"""Replica to supervisor: what it loads as it starts is loaded."""
+
 MAX_DATAGRAM_BYTES = 65536
 _CHUNK_BYTES = 1 << 18
 
@@ -83,6 +87,9 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
         return EXIT_CANNOT_LOAD
     ready = Ready(spec.replica, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, held)
     logger.info("replica %s is ready after %.2f s", spec.replica, ready.start_up_s)
+    if channel is not None:
+        with contextlib.suppress(OSError):  # its end is seen in time
+            channel.send(BUILT)
     return _Server(process, ready, channel, streams).run()
 
 

@@ -1,4 +1,4 @@
-"""Calls a stage with batches: paced to a share of a core, or emulated, where the hardware asks for that."""
+"""Calls a stage with batches, or emulates hardware that asks for that."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ class OutOfMemory(StageFailed):
 class StageCall:
     """A stage as it runs on one kind of hardware.
 
-    On kinds with less than one core it is paced: after using c seconds of CPU in w seconds it sleeps until c/cores
-    have passed, so that a quarter-core replica really is one, without control groups. On emulated kinds it sleeps
-    until the service time of the batch has passed, and uses no core.
+    On emulated kinds it sleeps until the service time of the batch has passed, and uses no core.
 
     Args:
         run: the stage's function, or the class to build once.
@@ -59,7 +57,6 @@ class StageCall:
             what = f"{getattr(run, '__qualname__', run)} cannot be built: {last}"
             where = where_raised(error)
             raise StageFailed(f"{where}: {what}" if where else what) from error
-        self._cores = hardware.cores if not hardware.emulated and 0 < hardware.cores < 1 else None
         self._emulated_s = dict(sorted((emulated_s or {}).items())) if hardware.emulated else {}
         self._varies = varies or Emulated({})
         self._random = Random()  # noqa: S311  no secret depends on it
@@ -74,13 +71,8 @@ class StageCall:
                 service_s *= sum(map(self._varies.weight, values)) / len(values)
             _sleep_until(began_s + service_s)
             return results
-        if self._cores is None:
-            results = self._call(values)
-            _await_devices()
-            return results
-        began_s, began_cpu_s = time.perf_counter(), time.thread_time()
         results = self._call(values)
-        _sleep_until(began_s + (time.thread_time() - began_cpu_s) / self._cores)
+        _await_devices()
         return results
 
 

@@ -94,6 +94,17 @@ async def test_a_replica_is_given_its_name_and_kept_to_its_threads(
     assert (answer["replica"], answer["threads"], answer["session"]) == (seen.replica, threads, True)
 
 
+async def test_a_built_replica_has_its_share_of_a_core_with_all_its_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with doubles(tmp_path, "busy", cores=0.25, monkeypatch=monkeypatch) as local:
+        await local.scale("busy", "kind", 1)
+        (seen,) = await local.observe()
+        assert (await written(tmp_path, seen.replica))["cores"] < 0.4
+        (group,) = Path("/sys/fs/cgroup").rglob(f"inferline-{seen.pid}")
+    assert not group.exists()
+
+
 async def test_replicas_of_one_core_get_different_cores_while_there_are_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -323,7 +323,8 @@ def test_constants_that_are_sets_do_not_depend_on_the_hash_seed(folder: Path) ->
     [
         ("cpu-1", Machine("x", 1), None),
         ("cpu-4", Machine("x", 2), "this machine has 2 cores, cpu-4 needs 4"),
-        ("emulated-gpu-large", Machine("x", 1), None),
+        ("cpu-1", Machine("x", 1, shares=False), None),
+        ("emulated-gpu-large", Machine("x", 1, shares=False), None),
         ("t4", Machine("x", 1), "this machine has no GPU, t4 needs Tesla T4"),
         ("t4", Machine("x", 1, ("Tesla T4",)), None),
         ("h100", Machine("x", 1, ("NVIDIA H100 80GB HBM3",)), None),
@@ -334,6 +335,12 @@ def test_which_kinds_a_machine_can_stand_for(kind: str, machine: Machine, why: s
     from inferline_stream.pipeline.hardware import catalogue
 
     assert why_not_here(catalogue()[kind], machine) == why
+
+
+def test_a_share_of_a_core_is_refused_where_nothing_holds_it() -> None:
+    from inferline_stream.pipeline.hardware import catalogue
+
+    assert "--oversubscribe" in (why_not_here(catalogue()["cpu-0.25"], Machine("x", 8, shares=False)) or "")
 
 
 def test_named_code_counts_with_what_it_imports_and_is_not_imported_itself(tmp_path: Path) -> None:
