@@ -11,11 +11,10 @@ from typing import Self
 
 import msgspec
 
-from inferline_stream.actuators.devices import devices_for
-from inferline_stream.actuators.nvml import devices as machine_devices
-from inferline_stream.actuators.nvml import used_bytes
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.hop import measure_hop_s
+from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.dataplane.specs import ReplicaSpec
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
@@ -25,6 +24,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.validation import validated
+from inferline_stream.profiler.bench import ReplicaBench
 from inferline_stream.profiler.forking import forked_start_up_s
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.measuring import measure, measure_emulated
@@ -216,7 +216,7 @@ class _Steps:
 
 
 class _Session:
-    """One process per stage and number of cores, started when first needed and kept until the end."""
+    """One process per stage, started when first needed and kept until the end, and benches."""
 
     def __init__(self, pipeline: Pipeline, file: Path, settings: Settings, options: Options, steps: _Steps) -> None:
         self._pipeline = pipeline
@@ -225,7 +225,7 @@ class _Session:
         self._options = options
         self._steps = steps
         self._stack = AsyncExitStack()
-        self._running: dict[tuple[str, int, tuple[str, ...] | None], WorkerProcess] = {}
+        self._running: dict[str, WorkerProcess] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -239,7 +239,7 @@ class _Session:
         for name in shape.stages:
             self._steps.begin(f"{name}: starting")
             try:
-                built[name] = await self._worker(name, 1, None)
+                built[name] = await self._worker(name)
             except WorkerFailed as error:
                 problems.append(blame(error, self._pipeline.stage(name).declared, f"stage {name!r}"))
         if problems:
@@ -261,9 +261,8 @@ class _Session:
 
         note = ""
         try:
-            devices = () if kind.emulated else devices_for(kind, machine_devices() if kind.gpus else (), ()) or ()
-            before = used_bytes(devices) if devices else 0
-            worker = await self._worker(stage.name, kind.cores, devices)
+            worker = await self._worker(stage.name)
+            start_up_s = worker.start_up_s
             if kind.emulated:
                 table_s = emulated_s(stage, kind.name)
                 varies = stage.emulated if isinstance(stage.emulated, Emulated) else None
@@ -272,24 +271,31 @@ class _Session:
                 )
             else:
                 seconds = self._options.stage_s
-                times, variation, note = await measure(
-                    worker,
-                    kind,
-                    inputs,
-                    stage.max_batch_size,
-                    seconds=seconds,
-                    device_bytes=lambda: max(0, used_bytes(devices) - before) if devices else 0,
-                    progress=told,
-                )
+                async with self._bench(stage, kind, worker) as bench:
+                    times, variation, note = await measure(
+                        bench,
+                        kind,
+                        inputs,
+                        stage.max_batch_size,
+                        seconds=seconds,
+                        device_bytes=lambda: bench.device_bytes,
+                        progress=told,
+                    )
+                    start_up_s = bench.start_up_s
         except WorkerFailed as error:
             raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
         if note:
             self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {note}")
-        start_up_s = await self._start_up_s(stage, kind, worker)
+        start_up_s = await self._start_up_s(stage, kind, start_up_s)
         return Profile(stage.name, kind.name, times, start_up_s, variation), note
 
-    async def _start_up_s(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> float:
-        """Of the next replica: forked where the stage asks for that and can be, else as the worker started."""
+    def _bench(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> ReplicaBench:
+        spec = ReplicaSpec("", stage.name, str(self._file), kind, isolation=isolation_of(stage.isolation))
+        routes = routes_of(self._pipeline, stage.name)
+        return ReplicaBench(spec, routes, worker, start_timeout_s=self._settings.start_timeout_s)
+
+    async def _start_up_s(self, stage: Stage, kind: Hardware, alone_s: float) -> float:
+        """Of the next replica: forked where the stage asks for that and can be, else as the first one started."""
         isolation = isolation_of(stage.isolation)
         if isolation.level == "sandbox" and isolation.forked:
             confinement = confined(isolation, self._file, kind, "")
@@ -297,26 +303,16 @@ class _Session:
             forked_s = await forked_start_up_s(self._file, stage.name, kind, confinement, timeout_s=timeout_s)
             if forked_s is not None:
                 return forked_s
-        return worker.start_up_s
+        return alone_s
 
-    async def _worker(self, stage: str, cores: float, devices: tuple[str, ...] | None) -> WorkerProcess:
-        """The worker of a stage on so many cores. Kinds below one core are paced, not started differently.
-
-        A stage that may run with and without a GPU chooses by what it sees, so it is shown what a replica would be.
-        """
-        declared = self._pipeline.stage(stage)
-        kinds = catalogue(self._pipeline.hardware)
-        gpus = max(kinds[name].gpus for name in declared.hardware)
-        key = (stage, max(1, int(cores)), devices if gpus else None)
-        for other, held in list(self._running.items()) if gpus else ():
-            if other[0] == stage and other != key:
-                await held.close()  # what it holds of a device's memory is not to be counted, nor to be lacking
-        worker = self._running.get(key)
+    async def _worker(self, stage: str) -> WorkerProcess:
+        """The process that runs a stage's sample, and says what its events cost."""
+        worker = self._running.get(stage)
         if worker is None or worker.ended:
-            like = Hardware("worker", 0.0, cores=cores, gpus=gpus)
+            declared = self._pipeline.stage(stage)
+            kinds = catalogue(self._pipeline.hardware)
+            like = Hardware("worker", 0.0, gpus=max(kinds[name].gpus for name in declared.hardware))
             confinement = confined(isolation_of(declared.isolation), self._file, like, "")
-            starting = WorkerProcess(
-                self._file, stage, confinement, start_timeout_s=self._settings.start_timeout_s, devices=key[2]
-            )
-            worker = self._running[key] = await self._stack.enter_async_context(starting)
+            starting = WorkerProcess(self._file, stage, confinement, start_timeout_s=self._settings.start_timeout_s)
+            worker = self._running[stage] = await self._stack.enter_async_context(starting)
         return worker

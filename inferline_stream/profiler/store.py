@@ -24,7 +24,7 @@ from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.code import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 
-VERSION = 3
+VERSION = 4
 
 FOLDER = Path(".inferline", "profiles")
 """Beside the topology."""

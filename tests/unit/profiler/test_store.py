@@ -19,7 +19,7 @@ from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.code import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 from inferline_stream.profiler.profiling import Options, pairs_to_profile
-from inferline_stream.profiler.store import Known, ProfileStore
+from inferline_stream.profiler.store import VERSION, Known, ProfileStore
 
 HERE = Machine("Test CPU", 4)
 EVENTS = [b"1", b"2"]
@@ -120,7 +120,7 @@ def test_a_profile_is_readable(folder: Path) -> None:
     file = saved(folder).save(Profile("a", "cpu-1", TIMES, 0.5), note="throughput did not grow")
     assert file.parent.name == "test-cpu-4-cores"
     document = json.loads(file.read_text())
-    assert document["version"] == 3
+    assert document["version"] == VERSION
     assert document["service_times"][1]["quantiles_s"]["0.5"] == pytest.approx(0.023)
     assert document["service_times"][1]["throughput"] == 400
     assert document["note"] == "throughput did not grow"
@@ -247,7 +247,7 @@ def test_everything_or_single_stages_can_be_measured_again(folder: Path) -> None
     assert [stage.name for stage, _ in only] == ["b"]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"version": 3}', '{"version": "one"}'])
+@pytest.mark.parametrize("text", ["", "{", f'{{"version": {VERSION}}}', '{"version": "one"}'])
 def test_a_damaged_file_is_reported_by_name(folder: Path, text: str) -> None:
     kept = saved(folder)
     file = kept.save(Profile("a", "cpu-1", TIMES, 0.5))
@@ -284,7 +284,7 @@ def test_a_profile_in_the_file_of_another_is_measured_again(folder: Path) -> Non
 def test_a_file_of_another_version_is_measured_again(folder: Path) -> None:
     kept = saved(folder)
     file = kept.save(Profile("a", "cpu-1", TIMES, 0.5))
-    file.write_text(file.read_text().replace('"version": 3', '"version": 4'))
+    file.write_text(file.read_text().replace(f'"version": {VERSION}', f'"version": {VERSION + 1}'))
     assert kept.load().stale["a", "cpu-1"] == "not profiled yet"
 
 

@@ -15,7 +15,6 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.profiler.checking import building_problems
-from inferline_stream.profiler.measuring import measure
 from inferline_stream.profiler.messages import Measure, Outcomes, Run, Times, Weigh, Weights
 from inferline_stream.profiler.process import WorkerFailed, WorkerProcess
 
@@ -66,20 +65,6 @@ async def test_a_cost_that_cannot_be_is_refused_with_its_event() -> None:
             await worker.ask(Weigh(NUMBERS), Weights)
 
 
-async def test_service_times_are_those_of_the_stage() -> None:
-    async with start("busy") as worker:
-        for size in (1, 8):
-            times_s = (await worker.ask(order("cpu-1", size), Times)).service_s
-            # How much longer depends on who else uses the machine; how much shorter does not.
-            assert 0.005 + 0.001 * size <= min(times_s) < 1.0
-
-
-async def test_a_quarter_of_a_core_takes_four_times_as_long() -> None:
-    async with start("busy") as worker:
-        times_s = (await worker.ask(order("cpu-0.25", 1), Times)).service_s
-    assert 4 * 0.006 <= min(times_s) < 1.0
-
-
 async def test_emulated_hardware_takes_the_declared_time() -> None:
     async with start("busy") as worker:
         times_s = (await worker.ask(order("emulated-cpu", 4, {1: 0.02, 8: 0.055}), Times)).service_s
@@ -99,20 +84,6 @@ async def test_an_event_that_the_stage_raises_on_fails_alone() -> None:
         outcomes = (await worker.ask(Run(NUMBERS), Outcomes)).outcomes
     assert [i for i, outcome in enumerate(outcomes) if outcome.error] == [7]
     assert re.fullmatch(rf"{TOPOLOGY}:\d+ in picky: ValueError: seven is unlucky", outcomes[7].error)
-
-
-@pytest.mark.parametrize(("stage", "largest"), [("memory", 4), ("device", 2), ("killed", 2)])
-async def test_memory_that_runs_out_caps_the_batch(stage: str, largest: int) -> None:
-    async with start(stage) as worker:
-        times, _, why = await measure(worker, KINDS["cpu-1"], NUMBERS, 64, seconds=0.2)
-    assert times[-1].batch_size == largest
-    assert why.startswith(f"batches of {2 * largest}: ")
-
-
-async def test_a_stage_that_loses_results_is_reported() -> None:
-    async with start("forgetful") as worker:
-        with pytest.raises(WorkerFailed, match="returned 3 results for a batch of 4; return one per event"):
-            await worker.ask(order("cpu-1", 4), Times)
 
 
 @pytest.mark.parametrize("value", [0, 1])

@@ -1,0 +1,113 @@
+"""A dispatcher's process on the bench: it hands a replica batches of sample events, as one does those of Kafka.
+
+Its channel brings the `DispatcherSpec`, then one datagram with two descriptors: of the profiler's orders, and of the
+connection to the replica. It answers `Ready` once it could begin, again once the replica could, and then each `Measure`
+with `Times`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import sys
+import time
+
+import uvloop
+
+from inferline_stream.dataplane.attachments import MAX_DATAGRAM_BYTES
+from inferline_stream.dataplane.dispatcher.connection import ReplicaConnection
+from inferline_stream.dataplane.frames import Batch, Broken, Failed, Results
+from inferline_stream.dataplane.frames import Ready as Built
+from inferline_stream.dataplane.looping import Loop
+from inferline_stream.isolation.confinement import dispatcher_confinement
+from inferline_stream.isolation.sealing import seal
+from inferline_stream.profiler.messages import (
+    LENGTH_BYTES,
+    Answer,
+    Failure,
+    Measure,
+    Ready,
+    Times,
+    decode_request,
+    framed,
+    length_of,
+)
+
+_ENDED = "its replica has ended"
+
+
+class Bench:
+    """Runs batches on one replica, one after another, and times each from handing it over to having its results."""
+
+    def __init__(self, replica: socket.socket) -> None:
+        self._heard: asyncio.Queue[Built | Results | Broken | None] = asyncio.Queue()
+        self._connection = ReplicaConnection(replica, self._heard.put_nowait, lambda why: self._heard.put_nowait(None))
+        self._numbers = itertools.count(1)
+
+    async def built(self) -> Answer:
+        """Wait until the replica says that it is ready."""
+        return Ready() if isinstance(await self._heard.get(), Built) else Failure(_ENDED)
+
+    async def measure(self, order: Measure) -> Answer:
+        """Time batches of one size; the first, which allocates and compiles, does not count."""
+        events = itertools.cycle(order.inputs)
+        service_s: list[float] = []
+        end_s = 0.0
+        while len(service_s) <= order.fewest or (len(service_s) <= order.most and time.perf_counter() < end_s):
+            inputs = list(itertools.islice(events, order.batch_size))
+            began_s = time.perf_counter()
+            self._connection.send(Batch(1, next(self._numbers), inputs))
+            frame = await self._heard.get()
+            service_s.append(time.perf_counter() - began_s)
+            if failure := _failure(frame, order.batch_size):
+                return failure
+            end_s = end_s or time.perf_counter() + order.seconds
+        return Times(service_s[1:])
+
+
+def _failure(frame: Built | Results | Broken | None, batch_size: int) -> Failure | None:
+    if isinstance(frame, Broken):
+        return Failure(frame.reason, memory=frame.memory or "out of memory" in frame.reason.lower())
+    if not isinstance(frame, Results):
+        return Failure(_ENDED)
+    failed = next((outcome for outcome in frame.outcomes if isinstance(outcome, Failed)), None)
+    if failed is not None:
+        memory = "out of memory" in failed.message.lower() or failed.type == "MemoryError"
+        return Failure(f"raised on an event that it had taken before: {failed.summary}", memory=memory)
+    if len(frame.calls) != 1:
+        return Failure(f"raised on a batch of {batch_size}, but not on smaller ones", memory=True)
+    return None
+
+
+async def _serve(orders: socket.socket, replica: socket.socket) -> None:
+    reader, writer = await asyncio.open_connection(sock=orders)
+    bench = Bench(replica)
+    seal(dispatcher_confinement(""))
+    writer.write(framed(Ready()))
+    answer = await bench.built()
+    while True:
+        writer.write(framed(answer))
+        await writer.drain()
+        try:
+            header = await reader.readexactly(LENGTH_BYTES)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        request = decode_request(await reader.readexactly(length_of(header)))
+        assert isinstance(request, Measure)
+        answer = await bench.measure(request)
+
+
+def main(channel: socket.socket) -> None:
+    """Serve until the profiler closes its end."""
+    for descriptor in socket.recv_fds(channel, MAX_DATAGRAM_BYTES, 1)[1]:
+        os.close(descriptor)  # of the mark: nothing is taken in from Kafka
+    _, descriptors, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, 2)
+    if len(descriptors) == 2:
+        orders, replica = (socket.socket(fileno=number) for number in descriptors)
+        uvloop.run(_serve(orders, replica), loop_factory=Loop)
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[-1])))
