@@ -210,13 +210,15 @@ class SlotKeeper:
     def wanted(self) -> dict[str, StageSlots]:
         """Return what the grants of each stage should say now."""
         picture, found = self.picture, {}
+        overheads = picture.measured.overheads
+        slot_rate = None if overheads is None else overheads.slot_rate
         for stage, partitions in picture.partitions.items():
             kinds = sorted({kind for name, kind in picture.measured.profiles if name == stage}
                            | {a.hardware for a in picture.plan.allocations[stage]})  # fmt: skip
             rate = picture.plan.arrival_rate * picture.plan.visit_ratios.get(stage, 1.0)
             profiles = {k: p for k in kinds if (p := picture.measured.profiles.get((stage, k))) is not None}
             found[stage] = StageSlots(
-                slots=0 if stage in self._retired else slots_of(rate, partitions),
+                slots=0 if stage in self._retired else slots_of(rate, partitions, slot_rate),
                 max_batch_sizes={kind: picture.batch_limit(stage, kind) for kind in kinds},
                 hold_s=hold_of(picture.plan.allocations[stage]),
                 service_s={k: {b: p.service_time_s(b) for b in p.batch_sizes} for k, p in profiles.items()},

@@ -16,17 +16,19 @@ import msgspec
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.grants import Grant, grant_key
 
-DISPATCHER_RATE = 15_000.0
-"""Records per second that one slot is planned for: about half of what a dispatcher with batches of 1 passes on one core
-(20,000 to 30,000), so that bursts fit too."""
-
 _ANY = 0
 """Number of slots of a dispatcher about which nothing is known: it may serve every partition of its stage."""
 
 
-def slots_of(rate: float, partitions: int) -> int:
-    """Return the number of slots of a stage that gets so many records per second."""
-    return max(1, min(partitions, math.ceil(rate / DISPATCHER_RATE)))
+def slots_of(rate: float, partitions: int, slot_rate: float | None) -> int:
+    """Return the number of slots of a stage that gets so many records per second.
+
+    Args:
+        rate: the records.
+        partitions: each slot needs one.
+        slot_rate: that one slot is planned for, as measured; None where it never was: one slot.
+    """
+    return 1 if slot_rate is None else max(1, min(partitions, math.ceil(rate / slot_rate)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,13 +77,14 @@ class Launch:
     def started(self, process: int) -> None:
         """It runs, and holds the inherited descriptors itself."""
         self._process = process
-        if self._shares:
-            limits.make_group(process)
         if self._names is not None:
             self._names.theirs.close()
 
     def ready(self) -> None:
-        """It has built what it serves. From now on it has its share of a core and no more."""
+        """It has built what it serves. From now on it has its share of a core and no more.
+
+        Loading a model at a quarter of a core would take four times as long, and traffic does not wait.
+        """
         if self._shares and self._process:
             limits.hold_share(self._process, self._cores)
 

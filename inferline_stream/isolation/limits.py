@@ -76,18 +76,6 @@ def join_groups(confinement: Confinement, process: int) -> tuple[str, ...]:
     return tuple(held)
 
 
-def make_group(process: int) -> None:
-    """Put a process that starts into a group for its share of a core, where one can be made.
-
-    It has what nobody else wants until `hold_share`: loading a model at a quarter of a core would take four times as
-    long, and at full weight it would take that from replicas that serve.
-    """
-    folder, unified = _cpu_group()
-    if folder is not None:
-        name, value = ("cpu.weight", 10) if unified else ("cpu.shares", 102)
-        _join(folder / _name(process), process, {name: value})
-
-
 def hold_share(process: int, cores: float) -> bool:
     """Keep a process, with every thread and helper of its own, to a share of a core; return whether that holds.
 
@@ -98,9 +86,9 @@ def hold_share(process: int, cores: float) -> bool:
         return False
     period_us, quota_us = share_us(cores)
     settings: dict[str, int | str] = (
-        {"cpu.max": f"{quota_us} {period_us}", "cpu.weight": 100}
+        {"cpu.max": f"{quota_us} {period_us}"}
         if unified
-        else {"cpu.cfs_period_us": period_us, "cpu.cfs_quota_us": quota_us, "cpu.shares": 1024}
+        else {"cpu.cfs_period_us": period_us, "cpu.cfs_quota_us": quota_us}
     )
     return _join(folder / _name(process), process, settings)
 
@@ -116,7 +104,9 @@ def shares_held() -> bool:
     """Return whether this process may make control groups for cores, by trial with a process that only waits."""
     if _cpu_group()[0] is None:
         return False
-    with subprocess.Popen((sys.executable, "-I", "-S", "-c", "input()"), stdin=subprocess.PIPE) as waiting:
+    with subprocess.Popen(
+        (sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"), stdin=subprocess.PIPE
+    ) as waiting:
         held = hold_share(waiting.pid, 0.5)
         waiting.communicate()
     leave_groups(waiting.pid)

@@ -161,6 +161,28 @@ def _interpolated(sizes: Sequence[int], values: Sequence[float], size: int) -> f
 
 
 @dataclass(frozen=True, slots=True)
+class Overheads:
+    """What runs around replicas on one machine.
+
+    Args:
+        slot_rate: records per second that one slot's dispatcher is planned for.
+        cores: by rate of records, ascending from 0: what the dispatcher of a stage takes, with the broker's and the
+            feed's part where these run here, too.
+    """
+
+    slot_rate: float
+    cores: tuple[tuple[float, float], ...] = ()
+
+    def stage_cores(self, rate: float) -> float:
+        """Cores taken for one stage that gets so many records a second: linear between measured rates and beyond."""
+        if len(self.cores) < 2:
+            return 0.0
+        right = min(max(1, bisect.bisect_left([known for known, _ in self.cores], rate)), len(self.cores) - 1)
+        (below, least), (above, most) = self.cores[right - 1], self.cores[right]
+        return max(0.0, least + (most - least) * (rate - below) / (above - below))
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineProfile:
     """Everything that was measured of a pipeline.
 
@@ -171,12 +193,14 @@ class PipelineProfile:
             to a replica); once per arrow taken, once into the entry stages and once into the sink.
         samples: by stage, an input that it has processed, encoded as in its topic; at a join by parent. A dispatcher
             probes replicas with it. Stages without a small enough one are missing.
+        overheads: None where they were never measured.
     """
 
     profiles: Mapping[tuple[str, str], Profile]
     paths: Paths
     hop_overhead_s: float = 0.0
     samples: Mapping[str, bytes | dict[str, bytes]] = field(default_factory=dict)
+    overheads: Overheads | None = None
 
     def steady(self) -> PipelineProfile:
         """The same where every batch takes the mean of its size, as in the paper."""

@@ -28,6 +28,7 @@ from inferline_stream.profiler.bench import ReplicaBench
 from inferline_stream.profiler.forking import forked_start_up_s
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.measuring import measure, measure_emulated
+from inferline_stream.profiler.overheads import keep_overheads, kept_overheads, measure_overheads, overheads_file
 from inferline_stream.profiler.process import WorkerFailed, WorkerProcess, blame
 from inferline_stream.profiler.sampling import SampleRun, run_sample
 from inferline_stream.profiler.store import Known, ProfileStore
@@ -121,7 +122,11 @@ async def profile_pipeline(
     needs_run = bool(pairs) or known.paths is None
     needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_overhead_s)
     shape = shape_of(pipeline)
-    steps = _Steps(progress, (len(shape.stages) + 1 + len(pairs) if needs_run else 0) + needs_hop)
+    kept = overheads_file(here, options.broker)
+    overheads = None if options.again else kept_overheads(kept)
+    needs_overheads = bootstrap_servers is not None and overheads is None
+    total = (len(shape.stages) + 1 + len(pairs) if needs_run else 0) + needs_hop + needs_overheads
+    steps = _Steps(progress, total)
     for note in notes:
         steps.note(note)
     if needs_hop:  # first: a broker that does not answer is told at once
@@ -130,6 +135,11 @@ async def profile_pipeline(
         known.hop_overhead_s[options.broker] = await measure_hop_s(
             bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
         )
+    if needs_overheads:
+        assert bootstrap_servers is not None
+        steps.begin("what dispatchers carry and take")
+        overheads = await measure_overheads(bootstrap_servers, timeout_s=limits.connect_timeout_s)
+        keep_overheads(kept, overheads)
     if needs_run:
         async with _Session(pipeline, file, limits, options, steps) as session:
             run = await session.sample(shape, events)
@@ -146,7 +156,11 @@ async def profile_pipeline(
         store.save_paths(known)
     steps.end()
     return PipelineProfile(
-        known.profiles, known.paths, known.hop_overhead_s.get(options.broker, 0.0), samples=known.samples
+        known.profiles,
+        known.paths,
+        known.hop_overhead_s.get(options.broker, 0.0),
+        samples=known.samples,
+        overheads=overheads,
     )
 
 

@@ -42,8 +42,9 @@ def test_the_first_dispatcher_of_a_slot_begins_at_once() -> None:
     assert leader.step().grants == ()
 
 
-def test_a_slot_is_planned_for_fifteen_thousand_records_per_second_and_needs_a_partition() -> None:
-    assert [slots_of(rate, 8) for rate in (0.0, 15_000.0, 15_001.0, 1e6)] == [1, 1, 2, 8]
+def test_a_stage_has_the_slots_that_its_rate_takes_by_measurement_and_each_needs_a_partition() -> None:
+    assert [slots_of(rate, 8, 9_000.0) for rate in (0.0, 9_000.0, 9_001.0, 1e6)] == [1, 1, 2, 8]
+    assert slots_of(1e6, 8, None) == 1
 
 
 def test_after_a_fenced_dispatcher_a_new_one_begins_at_once() -> None:

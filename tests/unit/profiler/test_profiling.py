@@ -64,7 +64,11 @@ def topology(tmp_path: Path) -> Path:
     return file
 
 
-async def test_a_pipeline_is_measured_once_and_then_known(topology: Path, embedded_broker: KafkaServer) -> None:
+async def test_a_pipeline_is_measured_once_and_then_known(
+    topology: Path, embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("INFERLINE_CACHE", raising=False)
     pipeline = load_topology(topology)
     reported: list[Progress] = []
     measured = await profile_pipeline(
@@ -87,10 +91,12 @@ async def test_a_pipeline_is_measured_once_and_then_known(topology: Path, embedd
     ratios = visit_ratios(shape_of(pipeline), measured.paths)
     assert ratios == pytest.approx({"read": 1.0, "slow": 1 / 3, "add": 1.0})
     assert 0 < measured.hop_overhead_s < 1
+    assert measured.overheads is not None
+    assert measured.overheads.slot_rate > 100
 
     done = [progress.done for progress in reported]
     assert done == sorted(done)
-    assert reported[-1].done == reported[-1].total == 1 + 3 + 1 + 3
+    assert reported[-1].done == reported[-1].total == 1 + 1 + 3 + 1 + 3
     assert [p.note for p in reported if "t4" in p.note] == [
         "stage 'read' on 't4': not profiled, this machine has no GPU, t4 needs Tesla T4; plans leave it out"
     ]
@@ -124,7 +130,7 @@ async def test_the_time_between_stages_is_measured_for_each_broker(
         options=Options(broker="kafka-2:9092"),
         progress=lambda p: doing.append(p.doing),
     )
-    assert set(doing) - {"", "done"} == {"time between two stages"}
+    assert set(doing) - {"", "done", "what dispatchers carry and take"} == {"time between two stages"}
     assert measured.hop_overhead_s > 0
     elsewhere = await profile_pipeline(pipeline, topology, EVENTS, options=Options(broker="kafka-3:9092"))
     assert elsewhere.hop_overhead_s == 0

@@ -1,0 +1,227 @@
+"""What runs around replicas takes: the records a second that one slot's dispatcher carries, and cores by rate.
+
+One stage that does nothing runs behind a real dispatcher on the broker of the run. CPU time is what counts, of this
+process and all that it has started but for the replica, so that others on the machine do not matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from inferline_stream.actuators.supervisor import Supervisor
+from inferline_stream.dataplane.connecting import client_options, closed
+from inferline_stream.dataplane.control import OffsetReader
+from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.dataplane.routes import Routes, routes_of
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.starting import commit_start_offsets
+from inferline_stream.dataplane.topics import create_topics, topics_of
+from inferline_stream.errors import Unreachable
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.profile import Overheads
+from inferline_stream.profiler.machine import Machine
+from inferline_stream.settings import surroundings
+
+_TOPOLOGY = Path(__file__).with_name("passing.py")
+_STAGE = "pass"
+_PARTITIONS = 8
+_FLOOD = 8_000
+"""Records that wait when the dispatcher begins: about a second of work."""
+_BATCH = 8
+"""A stage whose dispatcher is what limits it has batches: its replicas are not free for each record."""
+_VALUE = b'"%b"' % (b"x" * 254)
+_RATES = (0.0, 100.0, 1_000.0)
+"""At which cores are measured: requests to the broker dominate at low rates, records at high ones."""
+_RATE_S = 0.8
+_STEP_S = 0.01
+_UP_S = 30.0
+_BUSY = 0.5
+"""Utilization that a slot's dispatcher is planned for: bursts have to fit, too."""
+
+
+def overheads_file(machine: Machine, broker: str) -> Path:
+    """Where a machine's overheads are kept, for every pipeline.
+
+    Args:
+        machine: the machine.
+        broker: as profiles call it. One that this process does not start is like any other.
+    """
+    kind = "embedded" if broker == "embedded" else "kafka"
+    return surroundings().cache / "machines" / f"{machine.folder}-{kind}.json"
+
+
+def kept_overheads(file: Path) -> Overheads | None:
+    """What was measured by this release, if it was."""
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=_Kept)
+    except (OSError, msgspec.MsgspecError, ValueError):
+        return None
+    return found.overheads if found.release == _release() else None
+
+
+def keep_overheads(file: Path, overheads: Overheads) -> None:
+    """Write it down; a cache that cannot be written is done without."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_suffix(f".{os.getpid()}")
+        new.write_bytes(msgspec.json.encode(_Kept(_release(), overheads)))
+        os.replace(new, file)
+
+
+class _Kept(msgspec.Struct):
+    release: str
+    overheads: Overheads
+
+
+def _release() -> str:
+    try:
+        return version("inferline-stream")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) -> Overheads:
+    """Measure a slot's capacity, and what a stage's dispatcher, broker and feed take by rate. A few seconds.
+
+    Uses topics of its own, deleted again. A broker that this process has not started takes its cores elsewhere.
+
+    Raises:
+        Unreachable: Kafka does not answer in time.
+    """
+    pipeline, prefix = load_topology(_TOPOLOGY), f"{secrets.token_hex(4)}-"
+    topics = topics_of(pipeline, prefix, {_STAGE: _PARTITIONS})
+    await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
+    try:
+        await commit_start_offsets(bootstrap_servers, pipeline, prefix, "earliest", timeout_s=timeout_s)
+        async with AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-overheads-")))
+            run = _Pool(
+                bootstrap_servers,
+                Names(pipeline.name, prefix),
+                await stack.enter_async_context(Supervisor(folder)),
+                await stack.enter_async_context(RecordProducer(bootstrap_servers, connect_timeout_s=timeout_s)),
+                await stack.enter_async_context(OffsetReader(bootstrap_servers, timeout_s)),
+            )
+            async with asyncio.timeout(_UP_S):
+                return await run.measured(routes_of(pipeline, _STAGE, prefix))
+    except TimeoutError:
+        raise Unreachable(f"a dispatcher did not do {_FLOOD} records in {_UP_S:g} s") from None
+    finally:
+        await _delete(bootstrap_servers, [topic.name for topic in topics])
+
+
+class _Pool:
+    """One stage that does nothing, behind a dispatcher."""
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        names: Names,
+        supervisor: Supervisor,
+        producer: RecordProducer,
+        offsets: OffsetReader,
+    ) -> None:
+        self._servers = bootstrap_servers
+        self._names = names
+        self._supervisor = supervisor
+        self._producer = producer
+        self._offsets = offsets
+        self._source, self._sink = names.topic("in"), names.topic("out")
+        self._sent = 0
+
+    async def measured(self, routes: Routes) -> Overheads:
+        kind = Hardware("cpu-1", 0.0, cores=0.0)
+        await self._supervisor.know({(_STAGE, kind.name): ReplicaSpec("", _STAGE, str(_TOPOLOGY), kind)})
+        name = f"{_STAGE}-0-{secrets.token_hex(4)}"
+        await self._supervisor.dispatch(_STAGE, [DispatcherSpec(name, 0, routes, self._servers)])
+        await self._supervisor.scale(_STAGE, kind.name, 1)
+        grant = Grant(_STAGE, 0, 1, name, 1, 1, max_batch_sizes={kind.name: _BATCH})
+        key = grant_key(_STAGE, 0).encode()
+        await self._producer.send(self._names.assignments, encode_control(grant), key=key)
+        await self._send(1)
+        await self._done()
+        (dispatcher,) = await self._supervisor.dispatchers()
+        (replica,) = await self._supervisor.observe()
+        assert dispatcher.pid is not None
+        assert replica.pid is not None
+        began_s = cpu_s(dispatcher.pid)
+        await self._send(_FLOOD)
+        await self._done()
+        slot_rate = _BUSY * _FLOOD / max(cpu_s(dispatcher.pid) - began_s, 1e-3)
+        cores = [(rate, await self._cores(rate, replica.pid)) for rate in _RATES]
+        return Overheads(slot_rate, tuple(cores))
+
+    async def _cores(self, rate: float, replica: int) -> float:
+        """Cores that this process and its descendants take at so many records a second, the replica left out."""
+        began_s, began_cpu_s = time.perf_counter(), tree_cpu_s(os.getpid()) - cpu_s(replica)
+        while (past_s := time.perf_counter() - began_s) < _RATE_S:
+            await self._send(int(past_s * rate) - int((past_s - _STEP_S) * rate) if past_s > _STEP_S else 0)
+            await asyncio.sleep(_STEP_S)
+        await self._done()
+        took_s = time.perf_counter() - began_s
+        return (tree_cpu_s(os.getpid()) - cpu_s(replica) - began_cpu_s) / took_s
+
+    async def _send(self, records: int) -> None:
+        for _ in range(records):
+            self._sent += 1
+            await self._producer.send(self._source, _VALUE, key=b"%d" % self._sent)
+
+    async def _done(self) -> None:
+        """Wait until every record that was sent has come out."""
+        while sum((await self._offsets.ends({self._sink: _PARTITIONS}))[self._sink]) < self._sent:  # noqa: ASYNC110
+            await asyncio.sleep(_STEP_S)  # Kafka tells nobody
+
+
+def cpu_s(process: int) -> float:
+    """CPU time that a process has taken so far, in seconds; 0 once it is gone."""
+    try:
+        with open(f"/proc/{process}/schedstat", encoding="ascii") as file:
+            leader = int(file.read().split()[0]) / 1e9
+        with open(f"/proc/{process}/stat", encoding="ascii") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except (OSError, IndexError):
+        return 0.0
+    ticks = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return max(leader, ticks)  # of all its threads, to a hundredth; of the first one, exactly
+
+
+def tree_cpu_s(process: int) -> float:
+    """The same of a process and of all that descend from it."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                with open(f"/proc/{entry}/stat", encoding="ascii") as file:
+                    parents[int(entry)] = int(file.read().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+    family = {process}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(map(cpu_s, family))
+
+
+async def _delete(bootstrap_servers: str, topics: list[str]) -> None:
+    admin: Any = AIOKafkaAdminClient(**client_options(bootstrap_servers))
+    with contextlib.suppress(KafkaError):  # empty topics that stay behind harm nobody
+        try:
+            await admin.start()
+            await admin.delete_topics(topics)
+        finally:
+            await closed(admin)
