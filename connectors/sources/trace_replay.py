@@ -40,7 +40,7 @@ import numpy as np
 
 from inferline_stream.connectors.sealing import done_in_time
 from inferline_stream.dataplane.producing import RecordProducer
-from inferline_stream.dataplane.sample_files import read_arrivals, read_events
+from inferline_stream.dataplane.sample_files import keyed, read_arrivals, read_events
 from inferline_stream.errors import InferlineError, InvalidTopology, UsageError
 from inferline_stream.pipeline.trace import Seconds
 from inferline_stream.settings import from_environment
@@ -131,18 +131,6 @@ def due_times(spec: ReplaySpec) -> Seconds:
     if not len(trace):
         raise InvalidTopology(f"{spec.arrivals}: no arrivals between {spec.start_s} s and {end_s} s of the trace")
     return trace.sped_up(spec.speed_up).arrivals_s
-
-
-def keyed(event: bytes, field: str) -> bytes:
-    """The record key that an event has in a field: a text as UTF-8, anything else as JSON.
-
-    Raises:
-        InvalidTopology: the event is no object with that field.
-    """
-    value = msgspec.json.decode(event)
-    if not isinstance(value, dict) or field not in value:
-        raise InvalidTopology(f"event {event[:80]!r} has no field {field!r}; give another --key-field")
-    return value[field].encode() if isinstance(value[field], str) else msgspec.json.encode(value[field])
 
 
 async def pace(due_s: Seconds, offer: Callable[[int], None], lateness_s: list[float]) -> None:

@@ -147,7 +147,7 @@ def _traces(given: Any, what: Any, *, bootstrap_servers: str | None, prefix: str
             if bootstrap_servers is None:
                 raise UsageError("--trace topic reads the source topic; give --bootstrap-servers too")
             timeout_s = settings().connect_timeout_s
-            recent, _ = asyncio.run(
+            recent, _, _ = asyncio.run(
                 recent_sample(bootstrap_servers, what.pipeline, prefix, connect_timeout_s=timeout_s)
             )
             found.append(recent)

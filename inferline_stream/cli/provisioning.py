@@ -41,12 +41,14 @@ class Declared:
         file: the topology file, absolute.
         events: the sample's events, as they stand in the source topic.
         trace: the sample's arrivals.
+        keys: of the events, where they were read from a topic.
     """
 
     pipeline: Pipeline
     file: Path
     events: list[bytes]
     trace: Trace
+    keys: list[bytes | None] | None = None
 
 
 def topology_file(topology: Path) -> Path:
@@ -95,8 +97,8 @@ def declared(
             "the source topic's last hour"
         )
     timeout_s = settings().connect_timeout_s
-    recent, events = asyncio.run(recent_sample(bootstrap_servers, pipeline, prefix, connect_timeout_s=timeout_s))
-    return Declared(pipeline, file, events, recent if trace is None else read_arrivals(trace))
+    recent, events, keys = asyncio.run(recent_sample(bootstrap_servers, pipeline, prefix, connect_timeout_s=timeout_s))
+    return Declared(pipeline, file, events, recent if trace is None else read_arrivals(trace), keys)
 
 
 def slo_s(pipeline: Pipeline, override: str | None) -> float:
@@ -133,6 +135,7 @@ async def profiled(
                 what.pipeline,
                 what.file,
                 what.events,
+                keys=what.keys,
                 bootstrap_servers=servers,
                 options=chosen,
                 settings=limits,

@@ -274,6 +274,7 @@ def _feed(wanted: Wanted, what: Declared) -> FeedTo | None:
             arrivals=str(arrivals.resolve()),
             events=str((what.file.parent / sample.events).resolve()),
             speed_up=wanted.speed_up,
+            key_field=sample.key,
         )
         async with TraceReplay(spec) as replay:
             yield replay

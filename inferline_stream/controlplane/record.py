@@ -20,6 +20,7 @@ from inferline_stream.controlplane.records import StoredDecision, StoredPlan
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
+from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
@@ -40,6 +41,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     profiles: list[Profile]
     paths: Paths
     hop_overhead_s: float
+    keys: Keys = Keys()
     plans: list[StoredPlan]
     """That came into force: the first at the start, and the newest."""
     decisions: list[StoredDecision]
@@ -52,7 +54,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     def measured(self) -> PipelineProfile:
         """The profiles as planning takes them."""
         profiles = {(profile.stage, profile.hardware): profile for profile in self.profiles}
-        return PipelineProfile(profiles, self.paths, self.hop_overhead_s)
+        return PipelineProfile(profiles, self.paths, self.hop_overhead_s, keys=self.keys)
 
     @property
     def as_it_ran(self) -> PipelineProfile:

@@ -240,6 +240,7 @@ class Session:
             profiles=list(measured.profiles.values()),
             paths=measured.paths,
             hop_overhead_s=measured.hop_overhead_s,
+            keys=measured.keys,
             plans=plans,
             decisions=list(deciding.decisions),
             start_up_s=self.controller.picture.reports.every_start_up_s(),

@@ -37,8 +37,8 @@ async def recent_sample(
     *,
     connect_timeout_s: float = 10.0,
     now_s: float | None = None,
-) -> tuple[Trace, list[bytes]]:
-    """Arrivals of the source topic's last hour, and events drawn from them.
+) -> tuple[Trace, list[bytes], list[bytes | None]]:
+    """Arrivals of the source topic's last hour, events drawn from them, and the keys of those.
 
     Args:
         bootstrap_servers: of the cluster.
@@ -57,6 +57,7 @@ async def recent_sample(
         partitions = (await offsets.existing([topic])).get(topic, 0)
     times_s: list[float] = []
     events: list[bytes] = []
+    keys: list[bytes | None] = []
     left_out = 0
     if partitions:
         rng = random.Random(0)  # noqa: S311  draws a sample, keeps no secret
@@ -71,8 +72,9 @@ async def recent_sample(
                 times_s.append(time_s)
                 if len(events) < EVENTS_KEPT:
                     events.append(record.value)
+                    keys.append(record.key)
                 elif (place := rng.randrange(len(times_s))) < EVENTS_KEPT:  # reservoir sampling
-                    events[place] = record.value
+                    events[place], keys[place] = record.value, record.key
     outside = f" ({left_out} more bear times outside it)" if left_out else ""
     if outside:
         logger.warning(
@@ -88,7 +90,7 @@ async def recent_sample(
             f'hour{outside}; add sample=Sample(arrivals="arrivals.csv", events="events.jsonl")'
         )
     arrivals = np.sort(np.array(times_s))
-    return Trace(arrivals - arrivals[0]), events
+    return Trace(arrivals - arrivals[0]), events, keys
 
 
 def _time_s(record: Followed, header: str | None, end_s: float) -> float | None:

@@ -11,6 +11,7 @@ import msgspec
 from inferline_stream.dataplane.headers import version_value
 from inferline_stream.dataplane.routing import Follow, follow
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.keys import keeps_order
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import Arrow, Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline
@@ -165,7 +166,7 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         stages=shape.stages,
         arrows=tuple((arrow.parent, arrow.child, arrow.conditional) for arrow in shape.arrows),
         ordered=tuple(each.name for each in pipeline.stages if len(each.after) > 1 and each.ordered),
-        keys_in_order=own.ordered is not False if len(own.after) < 2 else bool(own.ordered),
+        keys_in_order=keeps_order(own),
         slo_s=pipeline.slo_s,
         on_expired=cast("OnExpired", pipeline.on_expired),
         version=version,

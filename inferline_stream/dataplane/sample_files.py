@@ -78,6 +78,18 @@ def read_events(path: str | Path) -> list[bytes]:
     return events
 
 
+def keyed(event: bytes, field: str) -> bytes:
+    """The record key that an event has in a field: a text as UTF-8, anything else as JSON.
+
+    Raises:
+        InvalidTopology: the event is no object with that field.
+    """
+    value = msgspec.json.decode(event)
+    if not isinstance(value, dict) or field not in value:
+        raise InvalidTopology(f"event {event[:80]!r} has no field {field!r}; name another, or none")
+    return value[field].encode() if isinstance(value[field], str) else msgspec.json.encode(value[field])
+
+
 def _contents(path: Path) -> bytes:
     try:
         data = path.read_bytes()

@@ -13,14 +13,16 @@ import threading
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
-from inferline_stream.estimator import batch_order, bound_partitions, kernels, shared_queue
+from inferline_stream.estimator import batch_order, bound_partitions, kernels, keyed_queue, shared_queue
 
-_SOURCES = (kernels, shared_queue, batch_order, bound_partitions)
+_SOURCES = (kernels, shared_queue, keyed_queue, batch_order, bound_partitions)
 _CALLED = (
     "draw",
     "put_in_order",
     "held_until",
     "emit_rest",
+    "is_current",
+    "oldest_sent_s",
     "starts_before",
     "deal",
     "serve_replica",
@@ -29,11 +31,13 @@ _CALLED = (
 )
 _ENTERED = (
     "draw_masks",
+    "draw_keys",
     "draw_partitions",
     "draw_lots",
     "merge",
     "serve_shared",
     "serve_choosing",
+    "serve_keyed",
     "serve_bound",
     "count_late",
     "count_missing",

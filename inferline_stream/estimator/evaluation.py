@@ -17,6 +17,7 @@ from inferline_stream.estimator import kernels
 from inferline_stream.estimator.bound_server import BoundServer
 from inferline_stream.estimator.compiled import compiled
 from inferline_stream.estimator.kernels import Lateness, Tokens
+from inferline_stream.estimator.keyed_server import KeyedServer
 from inferline_stream.estimator.merger import NONE, Merger
 from inferline_stream.estimator.server import Server
 from inferline_stream.estimator.station import Station
@@ -224,7 +225,7 @@ class _Run:
         self.workload = workload
         self.gone: dict[int, Tokens] = {}
         self.known: dict[int, float] = {}
-        self.servers: dict[int, Server | BoundServer] = {}
+        self.servers: dict[int, Server | KeyedServer | BoundServer] = {}
         self._simulated = simulated
         self._stations = stations
         self._kept = kept
@@ -235,7 +236,8 @@ class _Run:
         self._ends: dict[int, float] = {}
         self._window = (-math.inf, -math.inf)
         for s in simulated:
-            serving = Server if stations[s].owners is None else BoundServer
+            one_queue = KeyedServer if workload.lanes(s).size else Server
+            serving = one_queue if stations[s].owners is None else BoundServer
             self.servers[s] = serving(workload, s, stations[s], code)
 
     def advance(self, first: int, end: int) -> None:

@@ -12,6 +12,10 @@ Rules, held bit for bit by the event-heap reference (`estimator.reference`):
   other, could end all of it before it would end its own.
 - With a hold that replica waits until its batch limit is reached or the oldest that waits was sent that long ago: a
   dispatcher counts from when a record entered its topic.
+- Where events of one key keep their order, those of a key of which a batch is in hand are not eligible until it ends.
+  The waiting ones of a key go together, in order of arrival, as many as the batch holds: at the place of the one of
+  them that is first in the queue's order, of equal ones by the arrival of their first. What is said above of events
+  that wait is said of the eligible ones.
 - Partitioned: each replica takes, one after another, the earliest-entered of the heads of its partitions. Batches that
   end at one instant are ordered by (start, replica).
 - A stage's departures are emitted in order of time, a batch's in the order in which they were taken.
@@ -190,10 +194,28 @@ def draw_masks(first: int, key: int, thresholds: Ints, masks: Masks) -> None:
         masks[i] = m
 
 
-def draw_partitions(key: int, partitions: int, chosen: Masks) -> None:
-    """The partition of each event's key."""
+def draw_keys(key: int, thresholds: Ints, chosen: Masks) -> None:
+    """The number of each event's key from 1; 0 for a rare one. Thresholds are cumulative shares in units of 2⁻³²."""
     for i in range(chosen.size):
-        chosen[i] = (draw(i, key) * partitions) >> 32
+        bits = draw(i, key)
+        first = 0
+        end = thresholds.size
+        while first < end:
+            middle = (first + end) >> 1
+            if thresholds[middle] <= bits:
+                first = middle + 1
+            else:
+                end = middle
+        chosen[i] = 0 if first == thresholds.size else first + 1
+
+
+def draw_partitions(key: int, partitions: int, keys: Masks, chosen: Masks) -> None:
+    """The partition of each event: that of its key where that is a busy one; ``keys`` may be empty."""
+    for i in range(chosen.size):
+        whose = i
+        if keys.size > 0 and keys[i] > 0:
+            whose = chosen.size + int(keys[i])
+        chosen[i] = (draw(whose, key) * partitions) >> 32
 
 
 def merge(pending: Sources, join: Joining, out: Tokens, skipped: Tokens) -> tuple[np.int64, np.int64]:

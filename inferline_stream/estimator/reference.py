@@ -80,6 +80,8 @@ class _Stage:
     waiting: list[list[tuple[float, int]]]  # by partition, (arrival, event) in order of arrival; one queue: one
     tokens: dict[int, list[bool]] = field(default_factory=dict)  # at a join by event: was it a record?
     sent_s: dict[int, float] = field(default_factory=dict)  # by event: when its (last) record was sent
+    keys: dict[int, int] = field(default_factory=dict)  # by event, where keys keep their order
+    in_hand: list[int] = field(default_factory=list)  # keys of the events in hand
 
 
 def simulate_with_heap(workload: Workload, stations: Mapping[int, Station] | Sequence[Station]) -> HeapSimulation:
@@ -106,6 +108,7 @@ class _Simulation:
                 workload.key("service", s),
                 [_Replica(int(kind)) for kind in station.kinds],
                 [[] for _ in range(1 if station.owners is None else station.owners.size)],
+                keys={event: key for event, key in enumerate(workload.lanes(s).tolist()) if key},
             )
             for s, station in enumerate(stations)
         ]
@@ -166,8 +169,10 @@ class _Simulation:
         self._plan(now, _DISPATCH, (), s)
 
     def _partition(self, s: int, event: int) -> int:
-        join = len(self.workload.shape.parents(s)) > 1
-        u = draw(event, self.workload.key("event id" if join else "record key")) / 2**32
+        by_id = len(self.workload.shape.parents(s)) > 1 and s not in self.workload.ordered
+        key = 0 if by_id or not self.workload.keys.size else int(self.workload.keys[event])
+        whose = len(self.workload) + key if key else event
+        u = draw(whose, self.workload.key("event id" if by_id else "record key")) / 2**32
         return int(u * len(self.stages[s].waiting))
 
     def _dispatch(self, now: float, s: int) -> None:
@@ -181,7 +186,7 @@ class _Simulation:
             return
         while True:
             free = [r for r, replica in enumerate(stage.replicas) if not replica.busy]
-            if not (free and stage.waiting[0]):
+            if not (free and self._eligible(stage)):
                 return
             chosen = self._chosen(stage, free)
             if self._awaits_others(now, stage, chosen) or not self._start(now, s, chosen, [0]):
@@ -204,32 +209,38 @@ class _Simulation:
             left_s, expected_s = replica.busy_until_s - now, self._expected_s(stage, r)
             if replica.busy and (left_s + expected_s) * TIE < within_s:
                 served += int((within_s / TIE - left_s) / expected_s) * int(stage.station.limits[replica.kind])
-        return served >= len(stage.waiting[0])
+        return served >= len(self._eligible(stage))
+
+    def _eligible(self, stage: _Stage) -> list[tuple[float, int]]:
+        """What waits in the one queue, less the events of keys of which some are in hand."""
+        return [entry for entry in stage.waiting[0] if stage.keys.get(entry[1]) not in stage.in_hand]
 
     def _expected_s(self, stage: _Stage, r: int) -> float:
         """How long a replica would take for what waits: the mean."""
         station, kind = stage.station, stage.replicas[r].kind
-        size = min(int(station.limits[kind]), len(stage.waiting[0]))
+        size = min(int(station.limits[kind]), len(self._eligible(stage)))
         return float(station.table[kind * station.width + size])
 
     def _start(self, now: float, s: int, r: int, held: list[int]) -> bool:
         """Start a batch on a free replica if there is one to start."""
         stage, station, replica = self.stages[s], self.stages[s].station, self.stages[s].replicas[r]
         limit = int(station.limits[replica.kind])
-        queued = [entry for p in held for entry in stage.waiting[p]]
+        one_queue = station.owners is None
+        queued = self._eligible(stage) if one_queue else [entry for p in held for entry in stage.waiting[p]]
         if not queued:
             return False
         due = min(stage.sent_s[event] for _, event in queued) + station.hold_s
         if station.hold_s > 0 and len(queued) < limit and due > now:
             self._plan(due, _DISPATCH, (), s)
             return False
-        batch: list[int] = []
-        while len(batch) < limit and any(stage.waiting[p] for p in held):
+        batch: list[int] = self._in_order(stage)[:limit] if one_queue else []
+        while not one_queue and len(batch) < limit and any(stage.waiting[p] for p in held):
             heads = [p for p in held if stage.waiting[p]]
             p = min(heads, key=lambda p: stage.waiting[p][0][1])
-            if station.owners is None:  # stable: of equal ones the first to arrive
-                stage.waiting[p].sort(key=lambda entry: self._rank_s(station, *entry))
             batch.append(stage.waiting[p].pop(0)[1])
+        if one_queue:
+            stage.waiting[0] = [entry for entry in stage.waiting[0] if entry[1] not in batch]
+            stage.in_hand += [stage.keys[event] for event in batch if event in stage.keys]
         self.batches += 1
         replica.busy = True
         end = now + self._service_s(station, replica.kind, batch, stage.service_key)
@@ -238,6 +249,14 @@ class _Simulation:
         self.log += [Happening(now, s, event, "starts", r, self.batches) for event in batch]
         self._plan(end, _BATCH_ENDS, (s, now, order), s, r, _Batch(now, order, self.batches, batch))
         return True
+
+    def _in_order(self, stage: _Stage) -> list[int]:
+        """The eligible events of one queue, those of a key together; of equal ones the first to arrive."""
+        together: dict[object, list[tuple[float, int]]] = {}
+        for entry in self._eligible(stage):
+            together.setdefault(("key", key) if (key := stage.keys.get(entry[1])) else entry[1], []).append(entry)
+        groups = sorted(together.values(), key=lambda g: min(self._rank_s(stage.station, *entry) for entry in g))
+        return [event for group in groups for _, event in group]
 
     def _rank_s(self, station: Station, arrival_s: float, event: int) -> float:
         return max(float(self.workload.entry_s[event]), arrival_s - station.order_slo_s)
@@ -256,6 +275,9 @@ class _Simulation:
     def _end(self, now: float, s: int, r: int, batch: _Batch) -> None:
         stage = self.stages[s]
         stage.replicas[r].busy = False
+        for event in batch.events:
+            if event in stage.keys and stage.station.owners is None:
+                stage.in_hand.remove(stage.keys[event])
         for position, event in enumerate(batch.events):
             self.log.append(Happening(now, s, event, "ends", r, batch.number))
             if not self.workload.shape.children(s):

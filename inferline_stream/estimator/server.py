@@ -66,8 +66,8 @@ class Server:
         room = self._times.size
         if held + more > room:
             room = max(held + more, room * 3 // 2)
-        self._times = _moved(self._times, first, held, room)
-        self._events = _moved(self._events, first, held, room)
+        self._times = moved(self._times, first, held, room)
+        self._events = moved(self._events, first, held, room)
         self._base += first
         in_flight = self._station.replicas * self._station.width
         if self._out.times.size < room + in_flight:
@@ -75,7 +75,7 @@ class Server:
         return held
 
 
-def _moved(array: Any, first: int, held: int, room: int) -> Any:
+def moved(array: Any, first: int, held: int, room: int) -> Any:
     """What is held from ``first`` on, at the front of an array that has the room."""
     if first == 0 and room == array.size:
         return array

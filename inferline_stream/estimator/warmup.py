@@ -7,6 +7,7 @@ calls it so that nobody waits at all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.kernels import Ints, Varying
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
@@ -32,10 +34,16 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
     """
     shape = Shape(("a", "b", "c"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
     measured = PipelineProfile({}, independent_paths(shape, {("a", "b"): 0.5}))
-    steps = [_station(), _station(kinds=2), _station(owners=np.zeros(1, dtype=np.int64))][: 2 + everything]
-    workload = prepare(shape, measured, Trace(np.arange(8.0)))
+    keyed = replace(measured, keys=Keys((("busy", 0.5),), shape.stages))
+    plain, with_keys = (prepare(shape, profile, Trace(np.arange(8.0))) for profile in (measured, keyed))
+    steps = [
+        (plain, _station()),
+        (plain, _station(kinds=2)),
+        (with_keys, _station()),
+        (plain, _station(owners=np.zeros(1, dtype=np.int64))),
+    ][: 3 + everything]
     tell = progress or (lambda done, of: None)
-    for done, station in enumerate(steps):
+    for done, (workload, station) in enumerate(steps):
         tell(done, len(steps))
         evaluate(workload, [station] * 3, slo_s=1.0, allowed=8, slice_events=4)
     tell(len(steps), len(steps))

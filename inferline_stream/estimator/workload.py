@@ -15,6 +15,9 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visited
 from inferline_stream.pipeline.trace import Trace
 
+NO_KEYS: kernels.Masks = np.empty(0, dtype=np.uint16)
+"""Where no two events of one key meet, or their order is not kept."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
@@ -28,6 +31,8 @@ class Workload:
         feeds: by stage.
         hop_s: time between two stages beyond queueing and service.
         seed: of every draw.
+        keys: uint16 (events,) number of each event's key from 1, 0 for one of no account; empty if all are.
+        ordered: stages that keep the order of a key's events.
     """
 
     shape: Shape
@@ -37,6 +42,8 @@ class Workload:
     feeds: tuple[Feed, ...]
     hop_s: float
     seed: int
+    keys: kernels.Masks = field(default_factory=lambda: NO_KEYS)
+    ordered: frozenset[int] = frozenset()
     _partitions: dict[tuple[int, int], kernels.Masks] = field(default_factory=dict, repr=False)
     _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
 
@@ -50,18 +57,23 @@ class Workload:
     def partition_of(self, stage: int, partitions: int, *, code: Any = None) -> kernels.Masks:
         """Partition of every event in a stage's input topic, uint16 (events,), drawn once and kept.
 
-        The draw stands for the hash of a record's key; at a join, of the event's id.
+        The draw stands for the hash of a record's key; at a join that keeps no order, of the event's id.
 
         Args:
             stage: position in the shape.
             partitions: of the topic.
             code: the kernels; the compiled ones by default.
         """
-        name = self.key("event id" if len(self.shape.parents(stage)) > 1 else "record key"), partitions
+        by_id = len(self.shape.parents(stage)) > 1 and stage not in self.ordered
+        name = self.key("event id" if by_id else "record key"), partitions
         if name not in self._partitions:
             chosen = self._partitions[name] = np.empty(len(self), dtype=np.uint16)
-            (code or compiled()).draw_partitions(*name, chosen)
+            (code or compiled()).draw_partitions(*name, NO_KEYS if by_id else self.keys, chosen)
         return self._partitions[name]
+
+    def lanes(self, stage: int) -> kernels.Masks:
+        """The keys of events that a stage processes in order, see ``keys``; empty where it keeps none."""
+        return self.keys if stage in self.ordered else NO_KEYS
 
     def lots(self, stage: int, *, code: Any = None) -> kernels.Masks:
         """What every event draws for its service time at a stage, uint16 (events,), drawn once and kept.
@@ -93,11 +105,11 @@ def prepare(
     recorded: kernels.Ints | None = None,
     code: Any = None,
 ) -> Workload:
-    """Draw every event's path from the joint distribution that was measured, or take those that were recorded.
+    """Draw every event's path and key from the distributions that were measured, or take paths that were recorded.
 
     Args:
         shape: the DAG.
-        measured: its paths and the overhead of a hop.
+        measured: its paths and keys and the overhead of a hop.
         trace: when events enter.
         seed: the same seed gives the same draws, whatever the plan.
         recorded: int64 (events,) arrows that each event took, as in `Paths.masks`.
@@ -118,7 +130,21 @@ def prepare(
         raise ValueError(f"{len(trace):,} events are more than the {np.iinfo(np.int32).max:,} supported; use a part")
     masks = np.zeros(len(trace), dtype=np.uint16)
     arrivals_s, hop_s = trace.arrivals_s, measured.hop_overhead_s
-    workload = Workload(shape, arrivals_s, masks, paths.masks, feeds(shape, paths), hop_s, seed)
+    shares = np.array([share for _, share in measured.keys.shares])
+    workload = Workload(
+        shape,
+        arrivals_s,
+        masks,
+        paths.masks,
+        feeds(shape, paths),
+        hop_s,
+        seed,
+        np.empty(len(trace) if shares.size else 0, dtype=np.uint16),
+        frozenset(s for s, name in enumerate(shape.stages) if name in measured.keys.ordered),
+    )
+    if workload.keys.size:
+        until = np.round(np.minimum(np.cumsum(shares), 1.0) * 2.0**32).astype(np.int64)
+        (code or compiled()).draw_keys(workload.key("key"), until, workload.keys)
     if recorded is not None:
         known = np.array(paths.masks, dtype=np.int64)
         found = recorded[:, None] == known

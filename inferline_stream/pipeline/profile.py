@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.pipeline.variation import Variation
 
@@ -194,6 +195,7 @@ class PipelineProfile:
         samples: by stage, an input that it has processed, encoded as in its topic; at a join by parent. A dispatcher
             probes replicas with it. Stages without a small enough one are missing.
         overheads: None where they were never measured.
+        keys: busy keys of the sample's events, and where their order is kept.
     """
 
     profiles: Mapping[tuple[str, str], Profile]
@@ -201,6 +203,7 @@ class PipelineProfile:
     hop_overhead_s: float = 0.0
     samples: Mapping[str, bytes | dict[str, bytes]] = field(default_factory=dict)
     overheads: Overheads | None = None
+    keys: Keys = field(default_factory=Keys)
 
     def steady(self) -> PipelineProfile:
         """The same where every batch takes the mean of its size, as in the paper."""

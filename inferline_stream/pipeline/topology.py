@@ -55,11 +55,14 @@ class Sample:
         events: JSONL file with one event a line, beside the topology; used in turn.
         replay: arrivals that `run` replays when it feeds the source topic itself; by default the
             sample's own.
+        key: field of the events that becomes their records' key. Plans then know busy keys, whose events stages process
+            one batch after the other.
     """
 
     arrivals: str
     events: str
     replay: str | None = None
+    key: str | None = None
 
 
 class Stage:

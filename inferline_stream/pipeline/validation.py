@@ -80,6 +80,8 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
     sample: Any = pipeline.sample
     if sample is not None and not isinstance(sample, Sample):
         yield f'sample {sample!r} is no Sample; write Sample(arrivals="arrivals.csv", events="events.jsonl")'
+    elif sample is not None and not (sample.key is None or (isinstance(sample.key, str) and sample.key)):
+        yield f'sample key {sample.key!r} must be the name of a field of its events, e.g. key="user"'
     yield from _of_own_hardware(pipeline.hardware)
     yield from _of_stage_list(pipeline.stages)
     cycle = _cycle(stages)

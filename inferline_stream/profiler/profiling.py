@@ -14,12 +14,14 @@ import msgspec
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.hop import measure_hop_s
 from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.dataplane.sample_files import keyed
 from inferline_stream.dataplane.specs import ReplicaSpec
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
+from inferline_stream.pipeline.keys import keys_of
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
@@ -84,6 +86,7 @@ async def profile_pipeline(
     topology: Path,
     events: list[bytes],
     *,
+    keys: Sequence[bytes | None] | None = None,
     bootstrap_servers: str | None = None,
     options: Options = Options(),
     settings: Settings | None = None,
@@ -97,6 +100,7 @@ async def profile_pipeline(
         pipeline: the pipeline that the file declares.
         topology: the topology file.
         events: the sample's, as they stand in the source topic.
+        keys: of their records; by default from the field that the sample names.
         bootstrap_servers: a broker to measure the time between stages with; without one, the last time
             measured is taken, or 0.
         options: what, and how thoroughly.
@@ -155,12 +159,16 @@ async def profile_pipeline(
     if needs_hop and not needs_run:
         store.save_paths(known)
     steps.end()
+    if keys is None:
+        field = None if pipeline.sample is None else pipeline.sample.key
+        keys = [] if field is None else [keyed(event, field) for event in events]
     return PipelineProfile(
         known.profiles,
         known.paths,
         known.hop_overhead_s.get(options.broker, 0.0),
         samples=known.samples,
         overheads=overheads,
+        keys=keys_of(pipeline, keys),
     )
 
 

@@ -46,9 +46,10 @@ async def fill(kafka: KafkaServer, topic: str, ages_s: list[float], now_s: float
 async def test_arrivals_are_the_timestamps_of_the_last_hour_over_all_partitions(kafka: KafkaServer, topic: str) -> None:
     now_s = time.time()
     await fill(kafka, topic, [7200.0, 3700.0, *(600.0 - i for i in range(60))], now_s)
-    trace, events = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)
+    trace, events, keys = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)
     assert trace.arrivals_s.tolist() == pytest.approx(range(60), abs=2e-3)
     assert sorted(events) == sorted(b'{"number": %d}' % number for number in range(2, 62))
+    assert [b'{"number": %s}' % key for key in keys] == events
 
 
 @pytest.mark.parametrize("header", [None, "at"])
@@ -66,7 +67,7 @@ async def test_one_wrong_time_changes_no_rate(
     source = Topic(topic, timestamp_header=header)
     stage = Stage("only", list, hardware=["cpu-1"])
     pipeline = Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=[stage])
-    trace, events = await recent_sample(kafka.bootstrap_servers, pipeline, now_s=now_s)
+    trace, events, _ = await recent_sample(kafka.bootstrap_servers, pipeline, now_s=now_s)
     assert trace.arrivals_s.tolist() == pytest.approx(range(60), abs=2e-3)
     assert len(events) == 60
     assert "3 of 63 records bear times outside the last hour" in caplog.text
@@ -78,7 +79,7 @@ async def test_events_are_a_sample_where_there_are_many(
     monkeypatch.setattr(recent, "EVENTS_KEPT", 20)
     now_s = time.time()
     await fill(kafka, topic, [600.0 - i for i in range(300)], now_s)
-    trace, events = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)
+    trace, events, _ = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)
     assert len(trace) == 300
     assert len(set(events)) == 20
 

@@ -61,18 +61,42 @@ def test_a_whole_batch_ends_together_and_holds_no_more_than_the_limit(seed: int)
 @settings(max_examples=60)
 @given(SEEDS)
 def test_no_event_waits_while_a_replica_that_may_take_it_is_free(seed: int) -> None:
-    """Work conservation, at stages that wait neither for fuller batches nor for faster replicas."""
+    """Work conservation, at stages that wait neither for fuller batches, faster replicas nor the order of keys."""
     pipeline = random_pipeline(seed)
     run = simulate_with_heap(pipeline.workload, pipeline.stations)
     for stage, station in enumerate(pipeline.stations):
         log = [entry for entry in run.log if entry.stage == stage]
         if station.hold_s > 0 or (station.owners is None and station.limits.size > 1):
             continue
+        if station.owners is None and pipeline.workload.lanes(stage).any():
+            continue
         if station.owners is None:
             assert busy_while_waiting(log, station.replicas)
         else:
             for replica in {entry.replica for entry in log}:
                 assert busy_while_waiting([entry for entry in log if entry.replica == replica], 1)
+
+
+@settings(max_examples=60)
+@given(SEEDS)
+def test_events_of_one_key_leave_in_the_order_in_which_they_arrived_and_no_two_batches_of_them_overlap(
+    seed: int,
+) -> None:
+    pipeline = random_pipeline(seed)
+    run = simulate_with_heap(pipeline.workload, pipeline.stations)
+    for stage, station in enumerate(pipeline.stations):
+        lanes = pipeline.workload.lanes(stage)
+        for key in set(lanes.tolist()) - {0} if station.owners is None else ():
+            log = [entry for entry in run.log if entry.stage == stage and lanes[entry.event] == key]
+            arrived, left = ([e.event for e in log if e.what == what] for what in ("arrives", "ends"))
+            assert left == arrived
+            in_hand = set[int]()
+            for entry in log:
+                if entry.what == "starts":
+                    in_hand.add(entry.batch)
+                    assert len(in_hand) == 1
+                elif entry.what == "ends":
+                    in_hand.discard(entry.batch)
 
 
 def busy_while_waiting(log: list[Happening], replicas: int) -> bool:

@@ -4,7 +4,8 @@ import time
 import numpy as np
 import pytest
 
-from inferline_stream.connectors.sources.trace_replay import ReplaySpec, _Outbox, due_times, keyed, pace
+from inferline_stream.connectors.sources.trace_replay import ReplaySpec, _Outbox, due_times, pace
+from inferline_stream.dataplane.sample_files import keyed
 from inferline_stream.errors import InvalidTopology, UsageError
 
 

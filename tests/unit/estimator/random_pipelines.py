@@ -10,6 +10,7 @@ import numpy as np
 from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.station import STEADY, Station
 from inferline_stream.estimator.workload import Workload, prepare
+from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
@@ -33,7 +34,7 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> Random
     }
     grid = 2.0 ** -rng.integers(3, 7) if rng.random() < 0.5 else 0.0
     hop_s = rng.choice([0.0, 0.01, 0.3]) if not grid else grid * rng.integers(0, 3)
-    measured = PipelineProfile({}, independent_paths(shape, conditional), float(hop_s))
+    measured = PipelineProfile({}, independent_paths(shape, conditional), float(hop_s), keys=random_keys(shape, seed))
     n = int(rng.integers(1, events))
     times = np.cumsum(rng.gamma(1 / 4, 4.0, n)) * rng.choice([0.02, 0.1, 0.5])
     if grid:
@@ -42,6 +43,16 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> Random
         times = times + 1.7e9
     workload = prepare(shape, measured, Trace(times), seed=seed, code=code)
     return RandomPipeline(workload, [random_station(rng, grid) for _ in shape.stages])
+
+
+def random_keys(shape: Shape, seed: int) -> Keys:
+    """In half of the pipelines, some busy keys and stages that keep their order; of randomness of its own."""
+    rng = np.random.default_rng([seed, 1])
+    if rng.random() < 0.5:
+        return Keys()
+    shares = rng.dirichlet(np.full(int(rng.integers(1, 9)), 0.7)) * rng.choice([0.4, 1.0])
+    named = tuple((f"k{i}", float(share)) for i, share in enumerate(shares) if share > 1e-9)
+    return Keys(named, tuple(name for name in shape.stages if rng.random() < 0.7))
 
 
 def random_shape(rng: np.random.Generator) -> Shape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,16 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
     assert sum(bool(s.varying.largest.any()) for s in varying) > 100
     assert sum(s.owners is not None for s in varying) > 50
     assert sum(np.unique(p.workload.entry_s).size < len(p.workload) for p in pipelines) > 20
+    keyed = [s for p in pipelines for i, s in enumerate(p.stations) if p.workload.lanes(i).any()]
+    assert sum(s.owners is None and s.limits.size > 1 for s in keyed) > 50
+    assert sum(s.hold_s > 0 for s in keyed) > 50
+    assert sum(0 < s.order_slo_s < np.inf for s in keyed) > 50
+    unordered = [replace(p.workload, ordered=frozenset()) for p in pipelines]
+    changed = [
+        not same(evaluate(p.workload, p.stations).latency_s, evaluate(w, p.stations).latency_s)
+        for p, w in zip(pipelines, unordered, strict=True)
+    ]
+    assert sum(changed) > 50
 
 
 def test_the_interpreted_source_of_the_kernels_gives_the_same_bits() -> None:

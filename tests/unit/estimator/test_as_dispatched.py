@@ -1,9 +1,11 @@
-"""A held queue: the estimator against the dispatcher's own queue and pool, driven in virtual time."""
+"""Holds, keys and mixed kinds: the estimator against the dispatcher's own queue and pool, driven in virtual time."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.estimator.simulation import simulate
+from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace
 from tests.unit.estimator.small import ONE, measured
@@ -25,8 +29,14 @@ SECOND = 1024.0
 class VirtualDispatcher:
     """The feeder's loop (choose, due, take, begin, finish) on a clock of whole milliseconds."""
 
-    def __init__(self, held: tuple[Allocation, ...], service_ms: dict[str, dict[int, int]], slo_ms: int) -> None:
-        self.queue, self.pool = StageQueue(slo_ms * 1000, keys_in_order=False), Pool()
+    def __init__(
+        self,
+        held: tuple[Allocation, ...],
+        service_ms: dict[str, dict[int, int]],
+        slo_ms: int,
+        key_of: Sequence[int] = (),
+    ) -> None:
+        self.queue, self.pool, self.key_of = StageQueue(slo_ms * 1000, keys_in_order=bool(len(key_of))), Pool(), key_of
         profile = {kind: {size: ms / 1e3 for size, ms in times.items()} for kind, times in service_ms.items()}
         self.pool.configure({a.hardware: a.max_batch_size for a in held}, profile)
         self.service_ms, self.hold_ms = service_ms, held[0].hold_s * SECOND
@@ -49,7 +59,8 @@ class VirtualDispatcher:
                 if batch is not None:
                     self._finish(now, batch)
                 elif what >= 0:
-                    self.queue.add(_event(what, sent_ms[what]))
+                    key = int(self.key_of[what]) if len(self.key_of) else 0
+                    self.queue.add(_event(what, sent_ms[what], b"%d" % key if key else None))
             for at, batch in self._kick(now):
                 heapq.heappush(coming, (at, 1, next(order), -1, batch))
         return [self.ended_ms[event] for event in range(len(sent_ms))]
@@ -74,12 +85,13 @@ class VirtualDispatcher:
     def _finish(self, now: int, batch: tuple) -> None:
         replica, events = batch
         self.pool.finish(replica, (), now / 1e3)
+        self.queue.release(events)
         for event in events:
             self.ended_ms[int.from_bytes(event.event_id)] = now
 
 
-def _event(number: int, sent_ms: int) -> Event:
-    return Event(0, (number,), number.to_bytes(4), sent_ms * 1000, sent_ms, sent_ms, None, [], b"", 1, ())
+def _event(number: int, sent_ms: int, key: bytes | None = None) -> Event:
+    return Event(0, (number,), number.to_bytes(4), sent_ms * 1000, sent_ms, sent_ms, key, [], b"", 1, ())
 
 
 def arrivals_ms(seed: int, events: int = 400) -> list[int]:
@@ -100,6 +112,26 @@ def test_the_dispatchers_queue_and_pool_hold_as_the_estimator_says(seed: int) ->
     found = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND)
     assert any(found.stages["a"].batches[2:])
     assert left_ms == ((found.latency_s + sent_s) * SECOND - HOP_MS).tolist()
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_dispatchers_queue_and_pool_keep_the_order_of_keys_as_the_estimator_says(seed: int) -> None:
+    rng = np.random.default_rng(3000 + seed)
+    limit, replicas = int(rng.choice([1, 4, 8])), int(rng.integers(2, 6))
+    service_ms = {"h": {size: 20 + 3 * size for size in range(1, limit + 1)}}
+    held = (Allocation("h", limit, replicas, int(rng.choice([0, 5, 20])) / SECOND),)
+    sent_ms = arrivals_ms(seed)
+    shares = rng.dirichlet(np.full(6, 0.7)) * 0.9
+    keys = Keys(tuple((f"k{i}", float(share)) for i, share in enumerate(shares)), ("a",))
+    sent_s = np.array(sent_ms) / SECOND
+    profile = measured(ONE, {"a": {b: ms / SECOND for b, ms in service_ms["h"].items()}}, hop_s=HOP_MS / SECOND)
+    keyed = replace(profile, keys=keys)
+    key_of = prepare(ONE, keyed, Trace(sent_s)).keys
+    left_ms = VirtualDispatcher(held, service_ms, slo_ms=100, key_of=key_of).run(sent_ms)
+    found = simulate(ONE, {"a": held}, keyed, Trace(sent_s), order_slo_s=100 / SECOND)
+    assert left_ms == ((found.latency_s + sent_s) * SECOND - HOP_MS).tolist()
+    unordered = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND)
+    assert not np.array_equal(found.latency_s, unordered.latency_s)
 
 
 def test_a_held_pool_leaves_the_replicas_with_the_highest_numbers_idle() -> None:

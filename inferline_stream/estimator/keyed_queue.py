@@ -1,0 +1,383 @@
+"""One queue per stage that keeps the order of a key's events: rules in `estimator.kernels`.
+
+A lane per key holds its events that wait. Eligible are events without a lane and lanes none of whose events is in hand:
+they stand in a heap. An entry of a lane is out of date once its rank or its first event is another.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from inferline_stream.estimator.kernels import (
+    EIGHT,
+    LOWEST,
+    ONE,
+    TIE,
+    ZERO,
+    Account,
+    Events,
+    Floats,
+    Index,
+    Ints,
+    Masks,
+    Queue,
+    Service,
+    Tokens,
+)
+
+
+class Lanes(NamedTuple):
+    """The lanes. Lane 0 stands for none.
+
+    Args:
+        lane_of: by event.
+        following: by event, the next one that waits in its lane; -1 for the last.
+        sent_s: by event that waits.
+        number: by event that waits, its place among all arrivals.
+        first: (lanes,) first event that waits.
+        last: (lanes,) last event that waits.
+        waiting: (lanes,) events that wait.
+        in_hand: (lanes,) events in hand.
+        rank_s: (lanes,) least rank of those that wait.
+        falls: (lanes,) whether the rank of one that waits is below that of the one before it.
+    """
+
+    lane_of: Masks
+    following: Events
+    sent_s: Floats
+    number: Ints
+    first: Ints
+    last: Ints
+    waiting: Ints
+    in_hand: Ints
+    rank_s: Floats
+    falls: Ints
+
+
+class Heap(NamedTuple):
+    """Eligible entries, the least rank and number first: ``item`` is an event, or a lane below 0. ``size`` is (1,)."""
+
+    rank_s: Floats
+    number: Ints
+    item: Ints
+    size: Ints
+
+
+class KeyedState(NamedTuple):
+    """Replicas and what waits for them.
+
+    Args:
+        marks: head of the ring, replicas, how many of its first ones are free, first position that has not arrived,
+            events that are eligible.
+        clock: (1,) when to look at a batch that had to wait, if nothing happens before.
+        ring_time: (2^k,) replicas in the order in which they are free, in a ring; when.
+        ring_row: (2^k,) the replica's row of ``members``.
+        ring_size: (2^k,) events of the batch in hand.
+        ring_kind: (2^k,) kind of the replica.
+        members: (replicas · width) events of the batch in hand, row after row.
+        lanes: of the keys.
+        heap: of what is eligible; has room for twice the arrivals and all lanes beside what it holds.
+    """
+
+    marks: Ints
+    clock: Floats
+    ring_time: Floats
+    ring_row: Ints
+    ring_size: Ints
+    ring_kind: Ints
+    members: Events
+    lanes: Lanes
+    heap: Heap
+
+
+def is_current(lanes: Lanes, lane: np.uint64, rank_s: float, number: np.int64) -> bool:
+    """Whether an entry of the heap is its lane's newest."""
+    return bool(
+        lanes.in_hand[lane] == 0
+        and lanes.waiting[lane] > 0
+        and lanes.rank_s[lane] == rank_s
+        and lanes.number[Index(lanes.first[lane])] == number
+    )
+
+
+def oldest_sent_s(lanes: Lanes, heap: Heap) -> float:
+    """When the oldest eligible event was sent. Looks at each one: they are fewer than a batch holds."""
+    oldest_s = math.inf
+    for place in range(heap.size[0]):
+        item = heap.item[place]
+        if item >= 0:
+            oldest_s = min(oldest_s, lanes.sent_s[Index(item)])
+        elif is_current(lanes, Index(-item), heap.rank_s[place], heap.number[place]):
+            event = lanes.first[Index(-item)]
+            while event >= 0:
+                oldest_s = min(oldest_s, lanes.sent_s[Index(event)])
+                event = np.int64(lanes.following[Index(event)])
+    return oldest_s
+
+
+def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedState, out: Tokens) -> np.int64:
+    """As `shared_queue.serve_choosing`, where keys keep their order. Returns how many departures were written.
+
+    One function, in which entries are put into the heap in two places and taken out in one: a call counts references to
+    each array that it is given, which takes longer than all that is done for an event.
+
+    Args:
+        queue: arrivals.
+        service: how batches are served.
+        account: what was done.
+        state: read and written.
+        out: departures, written.
+    """
+    times, events, _, _, horizon_s, entry_s = queue
+    limits, table, varying, lots, hold_s, hop_s, slo_s = service
+    fixed_s, per_unit_s, factors, units, largest = varying
+    means = lots.size == 0
+    marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap = state
+    lane_of, following, sent_s, number_of, first_of, last_of, waiting_in, in_hand, rank_of, falls = lanes
+    heap_rank, heap_number, heap_item, _ = heap
+    batches, totals = account
+    out_times, out_events = out
+    entries = Index(heap.size[0])
+    n = Index(queue.n) - Index(queue.base)
+    wrap = Index(ring_time.size - 1)
+    width = Index(table.shape[0] // limits.size)
+    head = Index(marks[0])
+    replicas = Index(marks[1])
+    free = Index(marks[2])
+    m = Index(marks[3]) - Index(queue.base)
+    eligible = marks[4]
+    wake_s = clock[0]
+    gone = ZERO
+    while True:
+        ends_s = ring_time[(head + free) & wrap] if free < replicas else math.inf
+        t = min(ends_s, wake_s)
+        if free > ZERO and m < n:  # with nobody free it is enough to know what has arrived until somebody is
+            t = min(t, times[m] + hop_s)
+        if not t < horizon_s:
+            break
+        # Batches that end leave, and free their keys.
+        while free < replicas and ring_time[(head + free) & wrap] <= t:
+            slot = (head + free) & wrap
+            end_s = ring_time[slot]
+            first = Index(ring_row[slot]) * width
+            for q in range(ring_size[slot]):
+                event = members[first + Index(q)]
+                out_times[gone] = end_s
+                out_events[gone] = event
+                gone += ONE
+                lane = Index(lane_of[Index(event)])
+                if lane == ZERO:
+                    continue
+                in_hand[lane] -= 1
+                if in_hand[lane] > 0 or waiting_in[lane] == 0:
+                    continue
+                other = Index(first_of[lane])
+                number = number_of[other]
+                rank_s = max(entry_s[other], sent_s[other] + hop_s - slo_s)
+                if falls[lane]:
+                    before_s = rank_s
+                    falls[lane] = 0
+                    while following[other] >= 0:
+                        other = Index(following[other])
+                        other_s = max(entry_s[other], sent_s[other] + hop_s - slo_s)
+                        if other_s < before_s:
+                            falls[lane] = 1
+                        before_s = other_s
+                        rank_s = min(rank_s, other_s)
+                rank_of[lane] = rank_s
+                eligible += waiting_in[lane]
+                place = entries
+                entries += ONE
+                while place > ZERO:
+                    above = (place - ONE) >> ONE
+                    if heap_rank[above] < rank_s or (heap_rank[above] == rank_s and heap_number[above] < number):
+                        break
+                    heap_rank[place] = heap_rank[above]
+                    heap_number[place] = heap_number[above]
+                    heap_item[place] = heap_item[above]
+                    place = above
+                heap_rank[place] = rank_s
+                heap_number[place] = number
+                heap_item[place] = -np.int64(lane)
+            free += ONE
+        # Arrivals.
+        while m < n and times[m] + hop_s <= t:
+            own = Index(events[m])
+            number = np.int64(m) + queue.base
+            rank_s = max(entry_s[own], times[m] + hop_s - slo_s)
+            sent_s[own] = times[m]
+            m += ONE
+            item = np.int64(own)
+            lane = Index(lane_of[own])
+            if lane == ZERO:
+                eligible += 1
+            else:
+                number_of[own] = number
+                following[own] = -1
+                lowers = True
+                if waiting_in[lane] == 0:
+                    first_of[lane] = item
+                    falls[lane] = 0
+                    rank_of[lane] = rank_s
+                else:
+                    before = Index(last_of[lane])
+                    following[before] = np.int32(item)
+                    if rank_s < max(entry_s[before], sent_s[before] + hop_s - slo_s):
+                        falls[lane] = 1
+                    lowers = rank_s < rank_of[lane]
+                    rank_of[lane] = min(rank_s, rank_of[lane])
+                last_of[lane] = item
+                waiting_in[lane] += 1
+                if in_hand[lane] > 0:
+                    continue
+                eligible += 1
+                if not lowers:
+                    continue
+                number = number_of[Index(first_of[lane])]
+                item = -np.int64(lane)
+            place = entries
+            entries += ONE
+            while place > ZERO:
+                above = (place - ONE) >> ONE
+                if heap_rank[above] < rank_s or (heap_rank[above] == rank_s and heap_number[above] < number):
+                    break
+                heap_rank[place] = heap_rank[above]
+                heap_number[place] = heap_number[above]
+                heap_item[place] = heap_item[above]
+                place = above
+            heap_rank[place] = rank_s
+            heap_number[place] = number
+            heap_item[place] = item
+        # Batches.
+        wake_s = math.inf
+        while eligible > 0 and free > ZERO:
+            waiting = Index(eligible)
+            kind = Index(ring_kind[head & wrap])
+            taken = head
+            if limits.size > 1:
+                best_s = math.inf
+                for candidate in range(limits.size):
+                    expected_s = table[Index(candidate) * width + min(Index(limits[candidate]), waiting)]
+                    if expected_s * TIE < best_s:
+                        for ahead in range(np.int64(free)):
+                            if ring_kind[(head + Index(ahead)) & wrap] == candidate:
+                                best_s = expected_s
+                                kind = Index(candidate)
+                                taken = head + Index(ahead)
+                                break
+                served_by_busy = 0
+                for ahead in range(np.int64(free), marks[1]):
+                    slot = (head + Index(ahead)) & wrap
+                    most = Index(limits[ring_kind[slot]])
+                    expected_s = table[Index(ring_kind[slot]) * width + min(most, waiting)]
+                    left_s = ring_time[slot] - t
+                    if (left_s + expected_s) * TIE < best_s:
+                        served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring_kind[slot]]
+                if served_by_busy >= eligible:
+                    break
+            limit = Index(limits[kind])
+            if hold_s > 0 and waiting < limit:
+                heap.size[0] = np.int64(entries)
+                due_s = oldest_sent_s(lanes, heap) + hold_s
+                if due_s > t:
+                    wake_s = due_s
+                    break
+            row = ring_row[taken & wrap]
+            first = Index(row) * width
+            size = ZERO
+            while size < limit and entries > ZERO:
+                item = heap_item[ZERO]
+                number = heap_number[ZERO]
+                rank_s = heap_rank[ZERO]
+                lane = Index(-item) if item < 0 else ZERO
+                if lane == ZERO:
+                    members[first + size] = np.int32(item)
+                    size += ONE
+                    eligible -= 1
+                elif (
+                    in_hand[lane] == 0
+                    and waiting_in[lane] > 0
+                    and rank_of[lane] == rank_s
+                    and number_of[Index(first_of[lane])] == number
+                ):
+                    eligible -= waiting_in[lane]
+                    while size < limit and waiting_in[lane] > 0:
+                        event_taken = first_of[lane]
+                        members[first + size] = np.int32(event_taken)
+                        size += ONE
+                        first_of[lane] = np.int64(following[Index(event_taken)])
+                        waiting_in[lane] -= 1
+                        in_hand[lane] += 1
+                entries -= ONE
+                rank_s = heap_rank[entries]
+                number = heap_number[entries]
+                item = heap_item[entries]
+                place = ZERO
+                below = ONE
+                while below < entries:
+                    beside = below + ONE
+                    if beside < entries and (
+                        heap_rank[beside] < heap_rank[below]
+                        or (heap_rank[beside] == heap_rank[below] and heap_number[beside] < heap_number[below])
+                    ):
+                        below = beside
+                    if rank_s < heap_rank[below] or (rank_s == heap_rank[below] and number < heap_number[below]):
+                        break
+                    heap_rank[place] = heap_rank[below]
+                    heap_number[place] = heap_number[below]
+                    heap_item[place] = heap_item[below]
+                    place = below
+                    below = (place << ONE) + ONE
+                heap_rank[place] = rank_s
+                heap_number[place] = number
+                heap_item[place] = item
+            while taken > head:
+                to = taken & wrap
+                taken -= ONE
+                ring_time[to] = ring_time[taken & wrap]
+                ring_row[to] = ring_row[taken & wrap]
+                ring_kind[to] = ring_kind[taken & wrap]
+            row_of_table = kind * width + size
+            if means:
+                service_s = table[row_of_table]
+            else:
+                lot = Index(lots[Index(members[first])])
+                asked = units[kind, lot >> EIGHT]
+                for q in range(1, size):
+                    also = units[kind, Index(lots[Index(members[first + Index(q)])]) >> EIGHT]
+                    asked = max(asked, also) if largest[kind] else asked + also
+                if not largest[kind]:
+                    asked /= np.float64(size)
+                service_s = (fixed_s[row_of_table] + per_unit_s[row_of_table] * asked) * factors[
+                    row_of_table, lot & LOWEST
+                ]
+            batches[row_of_table] += 1
+            totals[0] += service_s
+            totals[1] += service_s * np.float64(size)
+            finish_s = t + service_s
+            slot = head + replicas
+            head += ONE
+            free -= ONE
+            while slot > head + free and ring_time[(slot - ONE) & wrap] > finish_s:
+                to = slot & wrap
+                slot -= ONE
+                ring_time[to] = ring_time[slot & wrap]
+                ring_row[to] = ring_row[slot & wrap]
+                ring_size[to] = ring_size[slot & wrap]
+                ring_kind[to] = ring_kind[slot & wrap]
+            slot = slot & wrap
+            ring_time[slot] = finish_s
+            ring_row[slot] = row
+            ring_size[slot] = np.int64(size)
+            ring_kind[slot] = np.int64(kind)
+            head = head & wrap
+    heap.size[0] = np.int64(entries)
+    marks[0] = np.int64(head)
+    marks[2] = np.int64(free)
+    marks[3] = np.int64(m) + queue.base
+    marks[4] = eligible
+    clock[0] = wake_s
+    return np.int64(gone)
