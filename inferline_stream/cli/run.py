@@ -9,7 +9,7 @@ import typer
 
 from inferline_stream.cli.checking import Topology
 from inferline_stream.cli.output import Output
-from inferline_stream.cli.profiling import On, Oversubscribe, Servers, refuse_cluster
+from inferline_stream.cli.profiling import On, Oversubscribe, Servers
 
 
 def run(
@@ -94,12 +94,12 @@ def run(
 
     Ctrl-C stops the feed, drains what has arrived and reports; a second Ctrl-C ends everything at once.
     """
-    refuse_cluster("--on", on)
-
+    from inferline_stream.cli.placing import Place
     from inferline_stream.cli.running import Wanted, run_and_report
 
     run_and_report(
         Wanted(
+            place=Place(on),
             topology=topology,
             bootstrap_servers=bootstrap_servers,
             replay=replay,

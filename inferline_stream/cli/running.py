@@ -22,6 +22,7 @@ from rich.logging import RichHandler
 from inferline_stream.cli.frame import Terminated
 from inferline_stream.cli.logs import log_to_people
 from inferline_stream.cli.output import console
+from inferline_stream.cli.placing import Place, actuator_of
 from inferline_stream.cli.provisioning import (
     Declared,
     declared,
@@ -61,6 +62,7 @@ from inferline_stream.tuner.policy import POLICIES
 class Wanted:
     """The command's options; see `cli.run.run`."""
 
+    place: Place
     topology: Path
     bootstrap_servers: str | None
     replay: bool | None
@@ -140,6 +142,7 @@ def _lost(report: RunReport) -> str:
 
 def _check(wanted: Wanted) -> None:
     """Refuse what cannot be done before minutes are spent on profiles and a plan."""
+    wanted.place.check(wanted.bootstrap_servers)
     if not wanted.speed_up > 0:
         raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
     if wanted.replay is False and wanted.arrivals is not None:
@@ -232,7 +235,8 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             sample=what.trace,
             live_since_s=time.time(),
         )
-        return await run_to_report(run, screen, stopping.stop)
+        actuator = await stack.enter_async_context(actuator_of(wanted.place, run))
+        return await run_to_report(run, screen, stopping.stop, actuator)
 
 
 def _logs(what: Declared) -> Path:

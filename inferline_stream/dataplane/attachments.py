@@ -24,6 +24,15 @@ class Retire(msgspec.Struct, frozen=True, tag="retire"):
     replica: str
 
 
+class Lost(msgspec.Struct, frozen=True, tag="lost"):
+    """Supervisor to dispatcher: the way to this replica broke, which says nothing of the batch that it has in hand.
+
+    The replica's end of the socket pair stays open until the dispatcher has closed its own.
+    """
+
+    replica: str
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Supervisor to dispatcher: drain as if another dispatcher had been granted the slot, and exit."""
 
@@ -39,7 +48,7 @@ class Replace(msgspec.Struct, frozen=True, tag="replace"):
     reason: str
 
 
-FromSupervisor = Attach | Retire | Stop
+FromSupervisor = Attach | Retire | Lost | Stop
 FromDispatcher = Serving | Replace
 
 MAX_DATAGRAM_BYTES = 65536

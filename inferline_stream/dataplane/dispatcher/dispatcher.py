@@ -18,6 +18,7 @@ from inferline_stream.dataplane.asking import surely_committed
 from inferline_stream.dataplane.attachments import (
     MAX_DATAGRAM_BYTES,
     Attach,
+    Lost,
     Replace,
     Retire,
     Serving,
@@ -194,6 +195,8 @@ class Dispatcher:
                 self._feeder.attach(socket.socket(fileno=files[0]), message.replica, message.hardware, message.number)
             elif isinstance(message, Retire):
                 self._feeder.retire(message.replica)
+            elif isinstance(message, Lost):
+                self._feeder.lost(message.replica)
             else:
                 self.leave("stopped")
 

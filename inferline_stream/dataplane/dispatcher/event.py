@@ -35,5 +35,7 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """Whether it died before and was sent again: its miss was counted then."""
     kills: int = 0
     """Replicas that died, hung or broke their contract while they had it in hand alone."""
+    cuts: int = 0
+    """How often the way to the replica that had it in hand broke."""
     late: bool = False
     """Whether a batch that held it has passed its deadline."""

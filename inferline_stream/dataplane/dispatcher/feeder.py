@@ -24,6 +24,11 @@ from inferline_stream.dataplane.tracing import BatchSpans
 logger = logging.getLogger(__name__)
 
 
+_CUTS = 3
+"""So often an event may lose its replica to the network, or to a node's end, without coming under suspicion. One that
+ends whole nodes, or the processes around its replica, looks the same, and must not do so for ever."""
+
+
 @dataclass(slots=True, eq=False)
 class Hand:
     """A batch that a replica has in hand."""
@@ -105,6 +110,24 @@ class Feeder:
         if member.hand is None:
             self._leave(name)
         self._changed()
+
+    def lost(self, name: str) -> None:
+        """Take back what a replica has in hand, since the way to it broke: that is no fault of its events."""
+        member = self._members.get(name)
+        if member is None:
+            return
+        hand, session = member.hand, self.session
+        for event in () if hand is None else hand.events:
+            event.cuts += 1
+        blamed = hand is not None and any(event.cuts > _CUTS for event in hand.events)
+        if hand is not None and session is not None and hand.epoch == session.epoch and not blamed:
+            self._report.batches_lost += bool(hand.events or hand.probe)
+            if hand.alone or hand.probe:
+                session.returned(hand.events)
+                session.suspects.interrupted()
+                hand.events, hand.probe = (), False
+            self._put_back(member)
+        self._end(member, "the way to it broke")
 
     def close(self) -> None:
         """Close every connection; replicas wait for the next dispatcher."""

@@ -203,6 +203,10 @@ class Suspects:
         self._back_off(now_s, "a replica ended on an event that the stage is known to process")
         return self.reason
 
+    def interrupted(self) -> None:
+        """Note that what `next` gave came to no end, for no reason of its own: it runs again."""
+        self._running, self._probing = None, False
+
     def drop(self, partition: int | None = None) -> list[Event]:
         """Remove and return the suspects of a partition, or all; what is running counts no more."""
         dropped = [each for each in self._suspects if partition is None or each.event.partition == partition]

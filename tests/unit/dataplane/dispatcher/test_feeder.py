@@ -275,3 +275,47 @@ async def test_the_queue_is_served_once_fresh_replicas_may_be_even_if_nothing_el
         pool.slot.fetched(b"x")
         assert replica.idle()
         assert (await replica.batch()).inputs == [b"x"]
+
+
+async def test_a_batch_whose_connection_breaks_runs_again_without_suspicion():
+    async with fed(limit=2) as pool:
+        replicas = [await pool.attached() for _ in range(2)]
+        pool.slot.fetched(b"1", b"2")
+        first = await replicas[0].batch()
+        pool.feeder.lost(replicas[0].name)
+        again = await replicas[1].batch()
+        assert again.inputs == first.inputs
+        assert len(pool.slot.session.suspects) == 0
+        replicas[1].answer(again)
+        await until(lambda: pool.slot.offset() == 2, "both are committed")
+        assert pool.slot.report.batches_lost == 1
+
+
+async def test_a_suspect_whose_connection_breaks_runs_alone_again_and_is_not_condemned():
+    async with fed(limit=2) as pool:
+        pool.feeder.session.suspects.learn(b"sample")
+        doomed = await pool.attached()
+        pool.slot.fetched(b"1")
+        await doomed.batch()
+        doomed.die()  # its first kill
+        for _ in range(3):
+            replica = await pool.attached()
+            await replica.batch()
+            pool.feeder.lost(replica.name)
+        last = await pool.attached()
+        while (batch := await last.batch()).inputs != [b"1"]:
+            last.answer(batch)  # a probe
+        last.answer(batch)
+        await until(lambda: pool.slot.offset() == 1, "it is committed")
+        assert pool.slot.sender.sent == [b"1"]
+
+
+async def test_an_event_whose_connections_break_again_and_again_comes_under_suspicion():
+    async with fed() as pool:
+        pool.slot.fetched(b"1")
+        for _ in range(4):
+            assert len(pool.slot.session.suspects) == 0
+            replica = await pool.attached()
+            await replica.batch()
+            pool.feeder.lost(replica.name)
+        assert len(pool.slot.session.suspects) == 1
