@@ -354,6 +354,10 @@ def surroundings(environment: Mapping[str, str] | None = None) -> Surroundings:
     )
 
 
-def pod_told(name: str, spec: str) -> tuple[str, str]:
-    """What a pod's environment says in two variables: its name, and its replica's spec; empty where it says nothing."""
-    return os.environ.get(name, ""), os.environ.get(spec, "")
+HOST_NAME, HOST_ADDRESS, HOST_SPEC = "INFERLINE_HOST_NAME", "INFERLINE_HOST_ADDRESS", "INFERLINE_HOST_SPEC"
+"""Of the first process of a pod: its own name and address, and what it is given, as JSON."""
+
+
+def host_given() -> tuple[str, str, str]:
+    """Return the values of `HOST_NAME`, `HOST_ADDRESS` and `HOST_SPEC`; empty where they are not set."""
+    return os.environ.get(HOST_NAME, ""), os.environ.get(HOST_ADDRESS, ""), os.environ.get(HOST_SPEC, "")

@@ -39,6 +39,7 @@ class ObservedReplica:
         restarts: deaths so far.
         pending: why it has no place to run on yet, or cannot start there, where something tells; empty if it runs.
         way: how it came to run; may be learned a little later.
+        node: that it is on, in a cluster; empty while it has none.
     """
 
     replica: str
@@ -50,6 +51,7 @@ class ObservedReplica:
     restarts: int
     pending: str = ""
     way: Way = field(default="", compare=False)
+    node: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class ObservedDispatcher:
         pid: its process; None while it is started again.
         state: ``stopping`` once it was sent `attachments.Stop`.
         started_s: when it was last started, on the event loop's clock.
+        node: that it is on, in a cluster; empty while it has none.
     """
 
     dispatcher: str
@@ -101,6 +104,7 @@ class ObservedDispatcher:
     pid: int | None
     state: DispatcherState
     started_s: float
+    node: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,7 @@ class Children:
         log_folder: for the files that hold what they print.
         ended: called with each child that has ended, its exit code, a reason in words and its last lines.
         devices: GPUs that replicas may be given; by default those of this machine, looked for when one is needed.
+        placed: whether something else has chosen cores and devices, as for a pod: a replica may use all that it sees.
         replica_module: what a replica's process runs as ``__main__``.
         dispatcher_module: likewise.
     """
@@ -118,6 +119,7 @@ class Children:
         ended: Callable[[Child, int, str, str], None],
         *,
         devices: tuple[Device, ...] | None = None,
+        placed: bool = False,
         replica_module: str = REPLICA_MODULE,
         dispatcher_module: str = DISPATCHER_MODULE,
     ) -> None:
@@ -125,6 +127,7 @@ class Children:
         self._log_folder = log_folder
         self._ended = ended
         self._devices = devices
+        self._placed = placed
         self._modules = (replica_module, dispatcher_module)
         self._fork_servers = ForkServers()
         self._dead_logs: dict[str, deque[Path]] = {}
@@ -139,14 +142,16 @@ class Children:
             InvalidTopology: its isolation needs what this machine does not have.
             OSError: the process could not be started.
         """
-        devices = self._devices_for(spec.hardware)
+        devices = () if self._placed else self._devices_for(spec.hardware)
         cores = spec.hardware.cores
-        pinned = cores_for(cores, self._machine, [(other.cores, other.pinned) for other in self.all])
+        taken = [(other.cores, other.pinned) for other in self.all]
+        pinned = frozenset[int]() if self._placed else cores_for(cores, self._machine, taken)
         launch = Launch(
             self._modules[0], confined(spec.isolation, spec.topology, spec.hardware), cores=cores, pinned=pinned
         )
-        # A replica sees its own devices, and one without a GPU sees none: it would otherwise take memory on each.
-        launch.environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        if not self._placed:
+            # A replica sees its own devices, and one without a GPU sees none: it would otherwise take memory on each.
+            launch.environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         if spec.isolation.level in RUNTIMES:
             child = self._contained(spec, launch)
         else:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 
@@ -31,6 +31,7 @@ from inferline_stream.dataplane.attachments import (
     MAX_DATAGRAM_BYTES,
     Attach,
     FromSupervisor,
+    Lost,
     Replace,
     Retire,
     Serving,
@@ -44,6 +45,19 @@ from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InvalidTopology
 
 logger = logging.getLogger(__name__)
+
+
+class Remote(Protocol):
+    """A replica on another host, which has one connection to this one."""
+
+    name: str
+    hardware: str
+
+    def connect(self, dispatcher: socket.socket) -> None:
+        """Carry the replica's frames to and from this socket."""
+
+    def replace(self, reason: str) -> None:
+        """Have its host end it now, and start another one."""
 
 
 class Supervisor:
@@ -105,6 +119,7 @@ class Supervisor:
         """Replica → the dispatcher that it is attached to."""
         self._replaced: dict[str, str] = {}
         """Replica → why its dispatcher wants another one."""
+        self._remote: dict[str, Remote] = {}
 
     async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
         """Set the templates of replicas; see `Actuator.know`."""
@@ -139,6 +154,42 @@ class Supervisor:
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each hardware kind that has none left."""
         return self._places.capacity()
+
+    def serving(self, stage: str) -> tuple[str, int]:
+        """Return the dispatcher of a stage that serves here, and how many replicas it has; empty where none does."""
+        for (of, _), child in self._serving.items():
+            if of == stage:
+                return child.name, sum(attached is child for attached in self._attached.values())
+        return "", 0
+
+    def admit(self, stage: str, remote: Remote) -> bool:
+        """Attach a replica of another host, if a dispatcher serves here; return whether it does."""
+        if not self.serving(stage)[0]:
+            return False
+        self._remote[remote.name] = remote
+        self._attach(stage, self._pools[stage].add(remote.name))
+        return True
+
+    def retire_remote(self, name: str) -> None:
+        """Let a replica of another host finish its batch; its dispatcher then sends it away."""
+        if (dispatcher := self._attached.get(name)) is not None:
+            dispatcher.send(encode_attachment(Retire(name)))
+
+    def remote_gone(self, stage: str, remote: Remote, *, lost: bool) -> None:
+        """Forget a replica of another host.
+
+        Args:
+            stage: of the replica.
+            remote: the replica.
+            lost: whether the way to it broke, so that what it had in hand is not to blame.
+        """
+        if self._remote.get(remote.name) is not remote:
+            return
+        del self._remote[remote.name]
+        self._pools[stage].remove(remote.name)
+        dispatcher = self._attached.pop(remote.name, None)
+        if lost and dispatcher is not None:
+            dispatcher.send(encode_attachment(Lost(remote.name)))
 
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
@@ -222,6 +273,8 @@ class Supervisor:
             self._replace(child, message)
 
     def _replace(self, dispatcher: Child, message: Replace) -> None:
+        if (remote := self._remote.get(message.replica)) is not None:
+            remote.replace(message.reason)
         for child in self._replicas:
             if child.name == message.replica and self._attached.get(child.name) is dispatcher:
                 self._replaced[child.name] = message.reason
@@ -231,13 +284,20 @@ class Supervisor:
         """Connect a replica with the dispatcher that serves its slot, if one does, by a fresh pair of sockets."""
         dispatcher = self._serving.get((stage, member.slot)) if member.slot is not None else None
         replica = next((child for child in self._replicas if child.name == member.replica), None)
-        if dispatcher is None or replica is None or self._attached.get(member.replica) is dispatcher:
+        remote = self._remote.get(member.replica)
+        if dispatcher is None or self._attached.get(member.replica) is dispatcher:
+            return
+        if replica is None and remote is None:
             return
         self._attached[member.replica] = dispatcher
+        hardware = self._replicas[replica].hardware if replica is not None else remote.hardware if remote else ""
         ours, theirs = socket.socketpair()
         with ours:
-            attach = Attach(member.replica, self._replicas[replica].hardware, member.number)
-            dispatcher.send(encode_attachment(attach), ours.fileno())
+            dispatcher.send(encode_attachment(Attach(member.replica, hardware, member.number)), ours.fileno())
+        if replica is None:
+            assert remote is not None
+            remote.connect(theirs)
+            return
         if replica.relay is not None:
             replica.relay.connect(theirs)
         else:

@@ -20,6 +20,7 @@ from inferline_stream.dataplane.control import (
     Written,
 )
 from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat, decode_control, encode_control, grant_key
+from inferline_stream.dataplane.posts import host_of
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import Names
 
@@ -62,7 +63,8 @@ def read_log(records: Sequence[Followed], now_s: float, unreadable: Unreadable) 
     """
     grants: dict[str, Grant] = {}
     heartbeat = None
-    for entry in unreadable.readable_by_key(records, _assigned):
+    own = [record for record in records if not host_of((record.key or b"").decode(errors="replace"))]
+    for entry in unreadable.readable_by_key(own, _assigned):
         if isinstance(entry.value, Grant):
             grants[entry.key] = entry.value
         elif entry.key == LEADER_KEY:

@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,6 +51,7 @@ class Director:
         live_since_s: see `DispatcherSpec`.
         tracing: see `DispatcherSpec`.
         dispatcher_module: see `Supervisor`.
+        actuator: starts and stops processes, given the pipeline's names; by default a `Supervisor`.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Director:
         live_since_s: float = 0.0,
         tracing: str = "",
         dispatcher_module: str = DISPATCHER_MODULE,
+        actuator: Callable[[Names], AbstractAsyncContextManager[Any]] | None = None,
     ) -> None:
         self.bootstrap_servers = bootstrap_servers
         self.topology = topology
@@ -82,6 +85,7 @@ class Director:
         self._samples = dict(samples or {})
         self._live_since_s, self._tracing = live_since_s, tracing
         self._dispatcher_module = dispatcher_module
+        self._actuator = actuator
         self._hardware = catalogue(self.pipeline.hardware)
         self._term = time.time_ns() // 1000  # above that of a director before on the same topics
         self._number = 0
@@ -109,7 +113,11 @@ class Director:
             for stage, routes in self.routes.items():
                 self.partitions[stage] = len(await self.producer.partitions_for(routes.input_topic))
             self.logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-logs-")))
-            supervisor = Supervisor(self.logs, dispatcher_module=self._dispatcher_module)
+            supervisor: AbstractAsyncContextManager[Any] = (
+                Supervisor(self.logs, dispatcher_module=self._dispatcher_module)
+                if self._actuator is None
+                else self._actuator(self.names)
+            )
             self.supervisor = await stack.enter_async_context(supervisor)
             await self.supervisor.know(
                 {

@@ -1,0 +1,497 @@
+"""Dispatchers and replicas as pods: per stage a Deployment of dispatchers, and one of replicas per hardware kind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+import httpx2
+from lightkube import ApiError, AsyncClient
+from lightkube.models.autoscaling_v1 import ScaleSpec
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.apps_v1 import Deployment
+from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
+from lightkube.resources.core_v1 import Pod, ResourceQuota
+from lightkube.types import PatchType
+
+from inferline_stream.actuators.actuator import (
+    DispatcherExit,
+    ObservedDispatcher,
+    ObservedReplica,
+    ReplicaExit,
+    placed,
+    surplus,
+)
+from inferline_stream.actuators.kubernetes import manifests
+from inferline_stream.actuators.kubernetes.api_server import apply, delete, plain, secret_exists, translated
+from inferline_stream.actuators.kubernetes.manifests import (
+    COMPONENT_LABEL,
+    DISPATCHER,
+    DISPATCHER_PORT,
+    FIELD_MANAGER,
+    MANAGED_BY,
+    PIPELINE_LABEL,
+    SPARE,
+    Cluster,
+    left_by_quotas,
+    resources,
+)
+from inferline_stream.actuators.kubernetes.pods import DispatcherPod, Pods, dispatcher_pod
+from inferline_stream.actuators.kubernetes.postings import Postings
+from inferline_stream.actuators.network.credentials import new_credential
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.errors import InferlineError, Unreachable, UsageError
+from inferline_stream.pipeline.names import Names
+
+logger = logging.getLogger(__name__)
+
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+_GOES_FIRST = "-1000"
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 5.0
+_WATCH_S = 300
+"""After so long a watch is begun again: a connection that died silently is noticed."""
+
+_QUOTAS_S = 5.0
+_CREATED_WITHIN_S = 10.0
+"""Until a Deployment's controller has made the pods asked for; it may be longer where the cluster is busy."""
+
+
+class KubernetesActuator:
+    """`Actuator` on a cluster.
+
+    What runs outlives this object unless it is asked to drain or close. Another controller, or this one started again,
+    finds pods by their labels, and what dispatchers' pods run by their postings. Must be used within one event loop;
+    `async with` begins to watch, and only ends watching.
+
+    Args:
+        names: of the pipeline in Kafka.
+        bootstrap_servers: of Kafka, as pods reach it.
+        cluster: where.
+        client: to the API server; closed by its maker.
+        drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        bootstrap_servers: str,
+        cluster: Cluster,
+        client: AsyncClient,
+        *,
+        drain_timeout_s: float = 30.0,
+    ) -> None:
+        self._pipeline = manifests.dns_label(names.prefix + names.pipeline)
+        self._names = names
+        self._bootstrap_servers = bootstrap_servers
+        self._cluster = cluster
+        self._client = client
+        self._drain_timeout_s = drain_timeout_s
+        self._specs: dict[tuple[str, str], ReplicaSpec] = {}
+        self._pods = Pods()
+        self._dispatcher_pods: dict[str, DispatcherPod] = {}
+        self._postings = Postings(bootstrap_servers, names.assignments)
+        self._wanted: dict[str, dict[str, DispatcherSpec]] = {}
+        """By stage, dispatchers that were asked for, by name."""
+        self._given_up: set[str] = set()
+        """Dispatchers that were replaced because they were silent."""
+        self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
+        self._changed = asyncio.Condition()
+        self._listed = asyncio.Event()
+        self._stages: dict[str, str] = {}
+        """Stages whose common objects are there, with the address of their dispatchers."""
+        self._applied: set[tuple[str, str]] = set()
+        self._asked: dict[tuple[str, str], int] = {}
+        self._replacing: dict[str, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._one_at_a_time = asyncio.Lock()
+        self._posting = asyncio.Lock()
+        self._post_soon = asyncio.Event()
+        self._quotas: list[dict[str, Any]] = []
+        self._quotas_s = float("-inf")
+
+    # Actuator
+
+    async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
+        """Set the templates of replicas; see `Actuator.know`."""
+        changed = {key for key, spec in specs.items() if self._specs.get(key) != spec}
+        self._specs = dict(specs)
+        self._applied -= changed
+
+    async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
+        """Ask for exactly this many replicas; see `Actuator.scale`.
+
+        The cluster ends pods that have no place or are not ready yet before those named.
+
+        Raises:
+            Unreachable: the API server does not answer.
+            UsageError: something else scales the same Deployment.
+        """
+        if replicas < 0:
+            raise ValueError(f"stage {stage!r} on {hardware!r}: {replicas} replicas must be 0 or more")
+        if (stage, hardware) not in self._specs:
+            if replicas > 0:
+                raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
+            return
+        await self._listed.wait()
+        async with self._one_at_a_time:
+            name = manifests.replicas_name(self._pipeline, stage, hardware)
+            with translated():
+                if (stage, hardware) not in self._applied:
+                    await self._apply_replicas(name, stage, hardware)
+                before = (await self._client.get(Deployment.Scale, name, namespace=self._cluster.namespace)).spec
+                asked = (before.replicas if before is not None else 0) or 0
+                if asked != self._asked.get((stage, hardware), asked):  # somebody has set it since
+                    await self._refuse_another_scaler(name)
+                leaving = surplus(self._alike(stage, hardware), replicas, retiring) if asked > replicas else ()
+                for replica in leaving:
+                    await self._goes_first(replica)
+                if asked != replicas:
+                    self._pods.retiring(stage, hardware, max(0, asked - replicas))
+                    await self._set_scale(name, replicas)
+            self._asked[stage, hardware] = replicas
+            for replica in leaving:
+                if (task := self._replacing.pop(replica, None)) is not None:
+                    task.cancel()
+            await self._until(lambda: self._has(stage, hardware, replicas), _CREATED_WITHIN_S)
+
+    async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
+        """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`.
+
+        Each is posted to a pod that has none as soon as there is one; one pod more waits to take over.
+
+        Raises:
+            Unreachable: the API server, or Kafka, does not answer.
+        """
+        await self._listed.wait()
+        self._wanted[stage] = {spec.dispatcher: spec for spec in dispatchers}
+        async with self._one_at_a_time:
+            with translated():
+                if dispatchers or stage in self._stages:
+                    await self._apply_dispatchers(stage, len(dispatchers) + SPARE if dispatchers else None)
+        await self._post()
+        if not dispatchers and stage in self._stages:
+            async with self._one_at_a_time:
+                with translated():
+                    await self._set_scale(manifests.dispatchers_name(self._pipeline, stage), 0)
+
+    async def replace_dispatcher(self, dispatcher: str) -> None:
+        """Give a silent dispatcher up, and have its pod replaced; see `Actuator.replace_dispatcher`.
+
+        It is not among `dispatchers` any more, and no exit is reported: its node may be cut off, and the process live
+        on. Its slot moves once its lease must have expired.
+        """
+        self._given_up.add(dispatcher)
+        pod = self._postings.host_of(dispatcher)
+        if pod is not None:
+            await self._delete(pod)
+
+    async def observe(self) -> tuple[ObservedReplica, ...]:
+        """Return every replica that was asked for and is not gone, oldest first."""
+        await self._listed.wait()
+        return self._pods.observed()
+
+    async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
+        """Return every dispatcher that has a pod, or waits for one."""
+        await self._listed.wait()
+        found = []
+        for pod in self._dispatcher_pods.values():
+            spec = self._postings.on(pod.name)
+            if spec is not None and not pod.goes and spec.dispatcher not in self._given_up:
+                wanted = self._wanted.get(pod.stage)
+                stopping = wanted is not None and spec.dispatcher not in wanted
+                found.append(
+                    ObservedDispatcher(
+                        spec.dispatcher,
+                        pod.stage,
+                        spec.slot,
+                        spec.incarnation,
+                        None,
+                        "stopping" if stopping else "running",
+                        pod.started_s,
+                        pod.node,
+                    )
+                )
+        now_s = asyncio.get_running_loop().time()
+        for stage, specs in self._wanted.items():
+            for spec in specs.values():
+                if not self._postings.had(spec.dispatcher):
+                    found.append(ObservedDispatcher(spec.dispatcher, stage, spec.slot, 1, None, "running", now_s))
+        return tuple(found)
+
+    async def capacity(self) -> Mapping[str, int]:
+        """Replicas that have a place, of each kind without more of them; and what the namespace's quotas leave.
+
+        What is held is counted in pods of this pipeline: others in the namespace use up its quotas all the same.
+        """
+        await self._listed.wait()
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._quotas_s >= _QUOTAS_S:
+            self._quotas_s = now_s
+            with contextlib.suppress(ApiError, httpx2.HTTPError):  # not allowed to look, or an outage: the last holds
+                found = self._client.list(ResourceQuota, namespace=self._cluster.namespace)
+                self._quotas = [plain(quota) async for quota in found]
+        observed = self._pods.observed()
+        room = placed(observed, now_s)
+        for stage, kind in self._applied:
+            held = sum(r.hardware == kind and r.state != "waiting" for r in observed)
+            spec = self._specs[stage, kind]
+            for left in left_by_quotas(resources(spec.hardware, spec.isolation), self._quotas):
+                room[kind] = min(room.get(kind, held + left), held + left)
+        return room
+
+    async def next_exit(self) -> ReplicaExit | DispatcherExit:
+        """Wait for the next replica that ends. Dispatchers start again within their pods, and report that."""
+        return await self._exits.get()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Stop every dispatcher, retire every replica and wait until all are gone; force them after the deadline."""
+        await self._listed.wait()
+        until_s = asyncio.get_running_loop().time() + deadline_s
+        for stage in sorted({*self._stages, *self._wanted, *(pod.stage for pod in self._dispatcher_pods.values())}):
+            await self.dispatch(stage, [])
+        await self._until(lambda: not self._dispatcher_pods, deadline_s)
+        for stage, hardware in sorted({(r.stage, r.hardware) for r in await self.observe()}):
+            await self.scale(stage, hardware, 0)
+        left_s = max(0.0, until_s - asyncio.get_running_loop().time())
+
+        def gone() -> bool:
+            return not self._pods.observed() and not self._dispatcher_pods
+
+        if not await self._until(gone, left_s):
+            for name in [*self._dispatcher_pods, *(replica.replica for replica in self._pods.observed())]:
+                await self._delete(name)
+            await self._until(gone, self._drain_timeout_s)
+
+    async def aclose(self) -> None:
+        """End every process now, and remove what was made; none is left when this returns."""
+        await self.drain(0.0)
+        with translated():
+            await delete(self._client, self._cluster.namespace, {PIPELINE_LABEL: self._pipeline, **MANAGED_BY})
+        await self._stop_watching()
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._watch(), name="pods"), asyncio.create_task(self._keep_posted())]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop_watching()
+
+    async def _stop_watching(self) -> None:
+        tasks = [*self._replacing.values(), *self._tasks]
+        self._tasks = []
+        self._replacing.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Objects
+
+    async def _stage(self, stage: str) -> str:
+        """Make what a stage's pods have in common; returns ``host:port`` of its dispatchers."""
+        if stage not in self._stages:
+            cluster, pipeline = self._cluster, self._pipeline
+            own = manifests.credential_name(pipeline, stage, DISPATCHER)
+            if not await secret_exists(self._client, own, cluster.namespace):
+                credential = new_credential(f"{pipeline}/{stage}")
+                await apply(self._client, manifests.credential_secrets(pipeline, stage, credential, cluster))
+            ports = {port for (of, _), spec in self._specs.items() if of == stage for port in spec.isolation.ports}
+            await apply(self._client, manifests.network_policies(pipeline, stage, cluster, ports))
+            await apply(self._client, manifests.disruption_budgets(pipeline, stage, cluster))
+            (made,) = await apply(self._client, [manifests.service(pipeline, stage, cluster)])
+            self._stages[stage] = f"{made['spec']['clusterIP']}:{DISPATCHER_PORT}"
+        return self._stages[stage]
+
+    async def _apply_replicas(self, name: str, stage: str, hardware: str) -> None:
+        """Make the Deployment, or bring it up to date; its number of replicas stays as it is, 0 for a new one."""
+        await self._refuse_another_scaler(name)
+        address = await self._stage(stage)
+        wanted = manifests.replicas(
+            self._pipeline,
+            self._specs[stage, hardware],
+            self._cluster,
+            address,
+            grace_s=self._drain_timeout_s,
+        )
+        if not await self._exists(name):
+            # Without a number, the API server would begin with one replica.
+            new = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
+            with contextlib.suppress(ApiError):  # another controller was faster
+                await self._client.create(cast("Deployment", Deployment.from_dict(new)), field_manager=FIELD_MANAGER)
+        await apply(self._client, [wanted])
+        self._applied.add((stage, hardware))
+
+    async def _apply_dispatchers(self, stage: str, replicas: int | None) -> None:
+        await self._stage(stage)
+        wanted = manifests.dispatchers(
+            self._pipeline,
+            stage,
+            self._bootstrap_servers,
+            self._names.assignments,
+            self._cluster,
+            grace_s=self._drain_timeout_s,
+        )
+        if replicas is not None:
+            wanted["spec"]["replicas"] = replicas
+            await apply(self._client, [wanted])
+
+    async def _exists(self, name: str) -> bool:
+        try:
+            await self._client.get(Deployment, name, namespace=self._cluster.namespace)
+        except ApiError as error:
+            if error.status.code != 404:
+                raise
+            return False
+        return True
+
+    async def _set_scale(self, name: str, replicas: int) -> None:
+        await self._client.patch(
+            Deployment.Scale,
+            name,
+            Deployment.Scale(metadata=ObjectMeta(name=name), spec=ScaleSpec(replicas=replicas)),
+            namespace=self._cluster.namespace,
+            patch_type=PatchType.MERGE,
+        )
+
+    async def _refuse_another_scaler(self, name: str) -> None:
+        """A ScaledObject of KEDA makes a HorizontalPodAutoscaler too, so that one look finds both."""
+        async for scaler in self._client.list(HorizontalPodAutoscaler, namespace=self._cluster.namespace):
+            target = scaler.spec.scaleTargetRef if scaler.spec is not None else None
+            if target is not None and target.kind == "Deployment" and target.name == name:
+                own = scaler.metadata.name if scaler.metadata is not None else "?"
+                raise UsageError(
+                    f"HorizontalPodAutoscaler {own!r} scales Deployment {name!r} too, and the two would undo each "
+                    f"other's work; remove it, or the ScaledObject that made it"
+                )
+
+    # Pods
+
+    def _alike(self, stage: str, hardware: str) -> list[ObservedReplica]:
+        return [r for r in self._pods.observed() if (r.stage, r.hardware) == (stage, hardware)]
+
+    def _has(self, stage: str, hardware: str, replicas: int) -> bool:
+        """Whether there are so many; while the cluster replaces those of an older template, there is one more."""
+        there = [r for r in self._alike(stage, hardware) if r.state != "retiring"]
+        return len(there) == replicas or self._pods.replaced(stage, hardware)
+
+    async def _until(self, holds: Callable[[], bool], deadline_s: float) -> bool:
+        try:
+            async with asyncio.timeout(deadline_s), self._changed:
+                await self._changed.wait_for(holds)
+        except TimeoutError:
+            return holds()
+        return True
+
+    async def _goes_first(self, pod: str) -> None:
+        patch = {"metadata": {"annotations": {DELETION_COST: _GOES_FIRST}}}
+        with contextlib.suppress(ApiError):  # it is gone already
+            await self._client.patch(Pod, pod, patch, namespace=self._cluster.namespace, patch_type=PatchType.MERGE)
+
+    async def _delete(self, pod: str) -> None:
+        with contextlib.suppress(ApiError, httpx2.HTTPError):  # gone already; or the next list shows it again
+            await self._client.delete(Pod, pod, namespace=self._cluster.namespace, grace_period=0)
+
+    async def _replace(self, pod: str, delay_s: float) -> None:
+        """Delete a dead pod after a wait, so that its Deployment makes another."""
+        await asyncio.sleep(delay_s)
+        await self._delete(pod)
+        self._replacing.pop(pod, None)
+
+    async def _watch(self) -> None:
+        """List, then watch from there; from the start again whenever the API server ends it, fails or has forgotten."""
+        retry_s = _FIRST_RETRY_S
+        labels: dict[str, Any] = {PIPELINE_LABEL: self._pipeline, **MANAGED_BY}
+        namespace = self._cluster.namespace
+        while True:
+            try:
+                pods = self._client.list(Pod, namespace=namespace, labels=labels)
+                found = [plain(pod) async for pod in pods]
+                there = {pod["metadata"]["name"] for pod in found}
+                for name in self._dispatcher_pods.keys() - there:
+                    del self._dispatcher_pods[name]
+                await self._take_in([*self._pods.missing(there)], found)
+                self._listed.set()
+                retry_s = _FIRST_RETRY_S
+                async with asyncio.timeout(_WATCH_S):
+                    watch = self._client.watch(
+                        Pod, namespace=namespace, labels=labels, resource_version=pods.resourceVersion
+                    )
+                    async for kind, pod in watch:
+                        seen = plain(pod)
+                        if kind == "DELETED":
+                            self._dispatcher_pods.pop(seen["metadata"]["name"], None)
+                            await self._take_in(self._pods.gone(seen["metadata"]["name"]))
+                        elif kind in ("ADDED", "MODIFIED"):
+                            await self._take_in([], [seen])
+            except TimeoutError:
+                continue
+            except (ApiError, httpx2.HTTPError, OSError) as error:
+                logger.warning("watching pods of %s: %s; again in %.1f s", self._pipeline, error, retry_s)
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
+
+    async def _take_in(self, exits: list[ReplicaExit], pods: list[dict[str, Any]] | None = None) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for pod in sorted(pods or (), key=_age):
+            if pod["metadata"]["labels"][COMPONENT_LABEL] == DISPATCHER:
+                name = pod["metadata"]["name"]
+                known = self._dispatcher_pods.get(name)
+                self._dispatcher_pods[name] = dispatcher_pod(pod, now_s if known is None else known.started_s)
+            else:
+                exits += self._pods.changed(pod, now_s)
+        for exit_ in exits:
+            self._exits.put_nowait(exit_)
+            if exit_.restart_in_s and exit_.replica in {r.replica for r in self._pods.observed()}:
+                task = asyncio.create_task(self._replace(exit_.replica, exit_.restart_in_s))
+                self._replacing[exit_.replica] = task
+        self._post_soon.set()
+        async with self._changed:
+            self._changed.notify_all()
+
+    # Postings
+
+    async def _keep_posted(self) -> None:
+        """Post dispatchers that wait for a pod as pods come, and take postings of pods back that are gone."""
+        while True:
+            await self._post_soon.wait()
+            self._post_soon.clear()
+            try:
+                await self._post()
+            except (Unreachable, InferlineError) as error:
+                logger.warning("dispatchers cannot be posted: %s", error)
+                await asyncio.sleep(_FIRST_RETRY_S)
+                self._post_soon.set()
+
+    async def _post(self) -> None:
+        async with self._posting:
+            await self._postings.look()
+            for pod in list(self._postings.hosts):
+                spec = self._postings.on(pod)
+                there, wanted = self._dispatcher_pods.get(pod), None
+                if there is not None:
+                    wanted = self._wanted.get(there.stage)
+                unwanted = wanted is not None and spec is not None and spec.dispatcher not in wanted
+                if self._listed.is_set() and (there is None or unwanted):
+                    await self._postings.take_back(pod)
+            for stage, specs in self._wanted.items():
+                free = [
+                    pod
+                    for pod in self._dispatcher_pods.values()
+                    if pod.stage == stage and pod.listens and not pod.goes and self._postings.on(pod.name) is None
+                ]
+                newest = max((pod.started_s for pod in free), default=0.0)
+                templates = {pod.template for pod in free if pod.started_s == newest}
+                free.sort(key=lambda pod: (pod.template not in templates, pod.started_s))
+                for spec in specs.values():
+                    if free and not self._postings.had(spec.dispatcher):
+                        await self._postings.post(free.pop(0).name, spec, len(specs))
+
+
+def _age(pod: dict[str, Any]) -> tuple[str, str]:
+    return pod["metadata"].get("creationTimestamp") or "", pod["metadata"]["name"]

@@ -1,0 +1,161 @@
+"""A Kubernetes API server: manifests applied, Jobs run to their end, objects deleted; its errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import httpx2
+from lightkube import ApiError, AsyncClient, KubeConfig
+from lightkube.codecs import from_dict
+from lightkube.core.exceptions import ConfigError
+from lightkube.generic_resource import create_namespaced_resource
+from lightkube.resources.apps_v1 import Deployment
+from lightkube.resources.batch_v1 import Job
+from lightkube.resources.core_v1 import Pod, ResourceQuota, Secret, Service
+from lightkube.resources.networking_v1 import NetworkPolicy
+from lightkube.resources.policy_v1 import PodDisruptionBudget
+from lightkube.types import CascadeType
+
+from inferline_stream.actuators.kubernetes.manifests import FIELD_MANAGER
+from inferline_stream.actuators.kubernetes.pods import pending_of
+from inferline_stream.errors import InferlineError, Unreachable, UsageError
+
+_JOB_LOOK_S = 1.0
+
+
+async def run_job(client: AsyncClient, manifest: dict[str, Any], deadline_s: float) -> str:
+    """Run a Job to its end and return what its pod wrote; the Job is deleted, however it ended.
+
+    Raises:
+        InferlineError: it has no place within the deadline, or its image cannot be had; says why.
+        Unreachable: the API server does not answer.
+    """
+    name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+    labels: dict[str, Any] = {"job-name": name}
+    pending = "no pod was made for it"
+    with translated():
+        await client.create(cast("Job", Job.from_dict(manifest)))
+        try:
+            async with asyncio.timeout(deadline_s):
+                while True:
+                    async for pod in client.list(Pod, namespace=namespace, labels=labels):
+                        found = plain(pod)
+                        if found.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+                            said = client.log(found["metadata"]["name"], namespace=namespace)
+                            return "\n".join([line.rstrip("\n") async for line in said])
+                        pending = pending_of(found) or "it still runs"
+                    await asyncio.sleep(_JOB_LOOK_S)
+        except TimeoutError:
+            raise InferlineError(f"Job {name!r} had not ended after {deadline_s:g} s: {pending}") from None
+        finally:
+            with contextlib.suppress(ApiError, httpx2.HTTPError):
+                await client.delete(Job, name, namespace=namespace, cascade=CascadeType.BACKGROUND)
+
+
+async def apply(client: AsyncClient, wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Apply manifests server-side; return the objects as they are then."""
+    found = []
+    for manifest in wanted:
+        made = await client.apply(from_dict(manifest), field_manager=FIELD_MANAGER, force=True)
+        found.append(plain(cast("Pod", made)))
+    return found
+
+
+async def secret_exists(client: AsyncClient, name: str, namespace: str) -> bool:
+    """Whether there is a Secret of that name; its content is not looked at."""
+    try:
+        await client.get(Secret, name, namespace=namespace)
+    except ApiError as error:
+        if error.status.code != 404:
+            raise
+        return False
+    return True
+
+
+async def delete(client: AsyncClient, namespace: str, labels: dict[str, Any]) -> None:
+    """Delete everything of a pipeline but its pods, which go with their Deployments."""
+    for kind in (Deployment, PodDisruptionBudget, NetworkPolicy, Service, Secret):
+        async for item in client.list(kind, namespace=namespace, labels=labels):
+            with contextlib.suppress(ApiError):  # it is gone already
+                await client.delete(kind, plain(cast("Pod", item))["metadata"]["name"], namespace=namespace)
+
+
+async def install(client: AsyncClient, manifests: Sequence[dict[str, Any]]) -> list[str]:
+    """Apply manifests; return in words those whose kind the cluster does not know.
+
+    Raises:
+        UsageError: the API server refuses.
+        Unreachable: it does not answer.
+    """
+    unknown = []
+    for manifest in manifests:
+        version, _, short = manifest["apiVersion"].rpartition("/")
+        with translated():
+            try:
+                if version == "monitoring.coreos.com":
+                    create_namespaced_resource(version, short, manifest["kind"], f"{manifest['kind'].lower()}s")
+                await client.apply(from_dict(manifest), field_manager=FIELD_MANAGER, force=True)
+            except (ApiError, httpx2.HTTPStatusError) as error:
+                # Of a group that it does not have, an API server says so in plain text, and lightkube does not read it.
+                code = error.status.code if isinstance(error, ApiError) else error.response.status_code
+                if code != 404 or version != "monitoring.coreos.com":
+                    raise
+                unknown.append(f"{manifest['kind']}: the cluster has no Prometheus operator")
+    return unknown
+
+
+async def controllers(client: AsyncClient, namespace: str) -> list[dict[str, Any]]:
+    """Deployments of every pipeline's controllers in a namespace.
+
+    Raises:
+        Unreachable: the API server does not answer.
+    """
+    labels: dict[str, Any] = {"app.kubernetes.io/name": FIELD_MANAGER, "app.kubernetes.io/component": "controller"}
+    with translated():
+        return [plain(found) async for found in client.list(Deployment, namespace=namespace, labels=labels)]
+
+
+def cluster_client() -> AsyncClient:
+    """A client as kubectl would connect: within a cluster, by KUBECONFIG, or by ``~/.kube/config``.
+
+    Raises:
+        UsageError: none of them is there.
+    """
+    try:
+        return AsyncClient(config=KubeConfig.from_env().get(), field_manager=FIELD_MANAGER)
+    except ConfigError as error:
+        raise UsageError(f"no Kubernetes cluster is configured: {error}; set KUBECONFIG") from None
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """What goes wrong with the API server, in this package's errors.
+
+    Raises:
+        UsageError: it forbids what was asked.
+        InferlineError: it refuses.
+        Unreachable: it does not answer.
+    """
+    try:
+        yield
+    except ApiError as error:
+        if error.status.code == 403:
+            raise UsageError(f"Kubernetes refuses: {error.status.message}; grant the controller's Role") from error
+        raise InferlineError(f"Kubernetes refuses: {error.status.message}") from error
+    except httpx2.HTTPStatusError as error:  # not in Kubernetes' words: what it has not, or a proxy before it
+        text = f"{error.response.status_code} {error.response.reason_phrase}: {error.request.url.path}"
+        if error.response.is_server_error:
+            raise Unreachable(f"the Kubernetes API server does not answer: {text}") from error
+        raise InferlineError(f"Kubernetes refuses: {text}") from error
+    except (httpx2.HTTPError, OSError) as error:
+        raise Unreachable(f"the Kubernetes API server does not answer: {error or type(error).__name__}") from error
+
+
+def plain(item: Pod | ResourceQuota | Deployment) -> dict[str, Any]:
+    """An object as in the API server's JSON."""
+    found: dict[str, Any] = json.loads(json.dumps(item.to_dict(), default=str))
+    return found

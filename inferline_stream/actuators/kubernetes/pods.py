@@ -1,0 +1,227 @@
+"""What a cluster's pods say about replicas and dispatchers: folds over what the API server reports, without any IO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from inferline_stream.actuators.actuator import (
+    SETTLED_S,
+    ObservedReplica,
+    ReplicaExit,
+    restart_in_s,
+)
+from inferline_stream.actuators.kubernetes.manifests import HARDWARE_LABEL, STAGE_LABEL
+
+TEMPLATE_LABEL = "pod-template-hash"
+"""Kubernetes' own, of every pod of a Deployment."""
+
+LOST = -1
+"""Exit code of a pod that vanished without one: deleted by force, or its node is gone."""
+
+
+@dataclass(slots=True)
+class _Known:
+    seen: ObservedReplica
+    template: str = ""
+    """Of its Deployment's versions, the one that it was made from."""
+    failures: int = 0
+    """Deaths in a row before this one, none of which came long after its start."""
+    reported: bool = False
+    """Whether its end was reported: what is left is an empty pod that waits to be deleted."""
+    expected: bool = False
+    code: int = LOST
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Pods:
+    """Replicas by what was told about their pods.
+
+    A pod is one replica for its whole life and lends it its name. Where its container has ended, the pod is dead, even
+    if the kubelet starts the container again: its place is filled by deleting it.
+    """
+
+    _known: dict[str, _Known] = field(default_factory=dict)
+    _owed: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Replicas that were asked to go and whose pods are not yet seen to."""
+    _heirs: dict[tuple[str, str], list[tuple[int, int]]] = field(default_factory=dict)
+    """Restarts and failures of replicas whose places are not filled again yet."""
+
+    def observed(self) -> tuple[ObservedReplica, ...]:
+        """Return every replica that is not gone, oldest first."""
+        return tuple(known.seen for known in self._known.values())
+
+    def replaced(self, stage: str, hardware: str) -> bool:
+        """Whether the cluster is replacing pods of an older template, and has one more than it was asked for."""
+        return len({k.template for k in self._known.values() if _place(k) == (stage, hardware)}) > 1
+
+    def _templates(self) -> dict[tuple[str, str], str]:
+        """Return the version that a Deployment makes its pods from: that of the pod made last."""
+        return {_place(known): known.template for known in self._known.values()}
+
+    def retiring(self, stage: str, hardware: str, count: int) -> None:
+        """Expect so many ends more, of whichever pods the cluster ends then."""
+        self._owed[stage, hardware] = self._owed.get((stage, hardware), 0) + count
+
+    def changed(self, pod: Mapping[str, Any], now_s: float) -> list[ReplicaExit]:
+        """Take in a pod that was added or has changed; return the replicas that have ended.
+
+        Args:
+            pod: as in the API server's JSON.
+            now_s: on the event loop's clock.
+        """
+        name, kind = pod["metadata"]["name"], _kind(pod)
+        known = self._known.get(name)
+        if known is None:
+            if _finished(pod):  # before our time
+                return []
+            restarts, failures = self._heirs.get(kind, [(0, 0)]).pop(0) if self._heirs.get(kind) else (0, 0)
+            template = pod["metadata"]["labels"].get(TEMPLATE_LABEL, "")
+            known = _Known(ObservedReplica(name, *kind, "running", None, now_s, restarts), template, failures)
+            self._known[name] = known
+        if pod["metadata"].get("deletionTimestamp") and known.seen.state != "retiring":
+            if known.template != self._templates()[kind]:
+                known.expected = True
+            elif self._owed.get(kind, 0) > 0:
+                known.expected = True
+                self._owed[kind] -= 1
+            known.seen = replace(known.seen, state="retiring")
+        known.seen = replace(known.seen, pending=pending_of(pod), node=pod["spec"].get("nodeName", ""))
+        ended = _ended(pod)
+        if ended is None:
+            return []
+        known.code, known.reason = ended
+        if known.seen.state == "retiring" or known.reported:
+            return []  # reported once the pod is gone; or reported already
+        known.reported = True
+        known.failures = 1 if now_s - known.seen.started_s >= SETTLED_S else known.failures + 1
+        known.seen = replace(known.seen, state="waiting", restarts=known.seen.restarts + 1, pending="")
+        return [self._exit(known, restart_in_s(known.failures))]
+
+    def gone(self, name: str) -> list[ReplicaExit]:
+        """Forget a pod that is no more; return its replica's end, unless it was reported before."""
+        known = self._known.pop(name, None)
+        if known is None:
+            return []
+        if not known.expected:
+            lost = 0 if known.reported else 1
+            self._heirs.setdefault(_place(known), []).append((known.seen.restarts + lost, known.failures))
+        if known.reported:
+            return []
+        return [self._exit(known, None if known.expected else 0.0)]
+
+    def missing(self, names: Iterable[str]) -> list[ReplicaExit]:
+        """Forget all that is not in a fresh list of pods."""
+        there = set(names)
+        return [exit_ for name in list(self._known) if name not in there for exit_ in self.gone(name)]
+
+    def _exit(self, known: _Known, restart: float | None) -> ReplicaExit:
+        seen = known.seen
+        if known.reason:
+            reason = known.reason
+        elif known.expected:
+            reason = "ended as asked"
+        else:
+            reason = "its pod was deleted, or its node is gone"
+        code = 0 if known.expected and known.code == LOST else known.code
+        return ReplicaExit(
+            seen.replica,
+            seen.stage,
+            seen.hardware,
+            code,
+            known.expected,
+            reason.splitlines()[-1],
+            restart,
+            known.reason,
+        )
+
+
+def _kind(pod: Mapping[str, Any]) -> tuple[str, str]:
+    found = pod["metadata"]["labels"]
+    return found[STAGE_LABEL], found[HARDWARE_LABEL]
+
+
+def _place(known: _Known) -> tuple[str, str]:
+    return known.seen.stage, known.seen.hardware
+
+
+def _finished(pod: Mapping[str, Any]) -> bool:
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    statuses = pod.get("status", {}).get("containerStatuses") or [{}]
+    found: Mapping[str, Any] = statuses[0]
+    return found
+
+
+def _ended(pod: Mapping[str, Any]) -> tuple[int, str] | None:
+    """Return exit code and words of the pod's first and only life, once that is over."""
+    container = _container(pod)
+    last = container.get("lastState", {}).get("terminated")
+    ended = last or container.get("state", {}).get("terminated")
+    if ended is not None:
+        code = int(ended.get("exitCode", LOST))
+        words = ended.get("message") or ended.get("reason") or f"ended with exit code {code}"
+        return (128 - code if code > 128 else code), words.strip()
+    if _finished(pod):
+        status = pod["status"]
+        return LOST, status.get("message") or status.get("reason") or "evicted"
+    return None
+
+
+def pending_of(pod: Mapping[str, Any]) -> str:
+    """Return why the pod has no place yet, or cannot start in it; empty where it runs."""
+    if (why := _unplaced(pod)) is not None:
+        return why
+    waiting = _container(pod).get("state", {}).get("waiting")
+    if waiting and waiting.get("reason") not in ("ContainerCreating", "PodInitializing", None):
+        return str(waiting.get("message") or waiting["reason"])
+    return ""
+
+
+def _unplaced(pod: Mapping[str, Any]) -> str | None:
+    """Return why no node has room for it; None where one has."""
+    for condition in pod.get("status", {}).get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return str(condition.get("message") or condition.get("reason") or "not scheduled yet")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherPod:
+    """A pod that can run a dispatcher, or does.
+
+    Args:
+        name: of the pod.
+        stage: of its Deployment.
+        node: that it is on; empty while it has none.
+        template: of its Deployment's versions, the one that it was made from.
+        started_s: when it was first seen, on the event loop's clock.
+        listens: whether its host is ready.
+        goes: whether it is being deleted.
+    """
+
+    name: str
+    stage: str
+    node: str
+    template: str
+    started_s: float
+    listens: bool
+    goes: bool
+
+
+def dispatcher_pod(pod: Mapping[str, Any], started_s: float) -> DispatcherPod:
+    """Return what an API server's JSON says of a dispatcher's pod."""
+    metadata = pod["metadata"]
+    return DispatcherPod(
+        metadata["name"],
+        metadata["labels"][STAGE_LABEL],
+        pod["spec"].get("nodeName", ""),
+        metadata["labels"].get(TEMPLATE_LABEL, ""),
+        started_s,
+        bool(_container(pod).get("ready")),
+        bool(metadata.get("deletionTimestamp")) or _finished(pod),
+    )

@@ -1,0 +1,242 @@
+"""``python -m inferline_stream.actuators.network.dispatcher_host``: the parent of one dispatcher of a cluster.
+
+It runs what its posting names, takes connections of its stage's replicas while that dispatcher serves, and starts it
+again at once when it dies. SIGTERM drains it. Name, address and `DispatcherHostSpec` come from the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+import sys
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from inferline_stream.actuators.children import DISPATCHER_MODULE
+from inferline_stream.actuators.network.credentials import dispatcher_context
+from inferline_stream.actuators.network.link import End, Ended, Hello, Leaving, Link, Message, Offer, Take
+from inferline_stream.actuators.network.logs import LogCopier
+from inferline_stream.actuators.supervisor import Supervisor
+from inferline_stream.dataplane.control import TopicFollower
+from inferline_stream.dataplane.posts import Posting, decode_posting, posting_key
+from inferline_stream.errors import Unreachable
+from inferline_stream.printable import log_to_stderr_plainly
+from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_SPEC, host_given
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_S, SHUTDOWN_S = 5.0, 1.0
+_LIVES = 1000
+"""Restarts of a dispatcher that one life of its host is given numbers for."""
+
+
+class DispatcherHostSpec(msgspec.Struct, frozen=True):
+    """What a dispatcher's host is given."""
+
+    stage: str
+    bootstrap_servers: str
+    assignments: str
+    """Full name of the topic that has its postings."""
+    life: str
+    """Folder that lasts as long as the host's name does, over restarts of this process."""
+    credential: str
+    """Folder of the dispatchers' credential."""
+    port: int
+    """That replicas connect to."""
+    drain_timeout_s: float = 30.0
+
+
+class _Remote:
+    """A replica that is served over a link."""
+
+    def __init__(self, hello: Hello, link: Link) -> None:
+        self.name, self.hardware, self.link = hello.replica, hello.hardware, link
+
+    def connect(self, dispatcher: socket.socket) -> None:
+        """Carry the replica's frames."""
+        self.link.carry(dispatcher)
+
+    def replace(self, reason: str) -> None:
+        """Ask its host to end it."""
+        self.link.send(End(reason))
+
+
+class DispatcherHost:
+    """Connects one stage's replicas with the dispatcher that serves here.
+
+    Args:
+        supervisor: runs the dispatcher.
+        stage: of both.
+    """
+
+    def __init__(self, supervisor: Supervisor, stage: str) -> None:
+        self._supervisor = supervisor
+        self._stage = stage
+        self._hellos: dict[Link, Hello] = {}
+        self._remotes: dict[Link, _Remote] = {}
+        self.slots = 1
+
+    async def listen(self, address: str, port: int, context: ssl.SSLContext) -> asyncio.Server:
+        """Take connections.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        return await asyncio.get_running_loop().create_server(
+            lambda: Link(self._heard, self._lost),
+            address,
+            port,
+            ssl=context,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_shutdown_timeout=SHUTDOWN_S,
+        )
+
+    def close(self) -> None:
+        """Close every connection."""
+        for link in [*self._hellos, *self._remotes]:
+            link.close()
+
+    def _heard(self, link: Link, message: Message) -> None:
+        match message:
+            case Hello():
+                self._hellos[link] = message
+                dispatcher, replicas = self._supervisor.serving(self._stage)
+                link.send(Offer(dispatcher, self.slots, replicas))
+            case Take() if link in self._hellos:
+                self._take(link, self._hellos.pop(link))
+            case Leaving() if link in self._remotes:
+                self._supervisor.retire_remote(self._remotes[link].name)
+            case Ended() if link in self._remotes:
+                remote = self._remotes.pop(link)
+                logger.info("replica %s ended: %s", remote.name, message.reason)
+                self._supervisor.remote_gone(self._stage, remote, lost=False)
+                link.close()
+
+    def _take(self, link: Link, hello: Hello) -> None:
+        for other in [other for other, remote in self._remotes.items() if remote.name == hello.replica]:
+            self._lost(other, "it has connected again")
+            other.close()
+        remote = _Remote(hello, link)
+        if self._supervisor.admit(self._stage, remote):
+            self._remotes[link] = remote
+            logger.info("replica %s on %s is connected", hello.replica, hello.hardware)
+        else:
+            link.close()
+
+    def _lost(self, link: Link, why: str) -> None:
+        """A connection has ended, and its replica did not say that it has."""
+        self._hellos.pop(link, None)
+        remote = self._remotes.pop(link, None)
+        if remote is None:
+            return
+        logger.info("replica %s: %s", remote.name, why)
+        self._supervisor.remote_gone(self._stage, remote, lost=True)
+        if (sock := link.drop()) is not None:
+            _close_after_peer(sock)
+
+
+def _close_after_peer(sock: socket.socket) -> None:
+    """Close a socket once the dispatcher has closed its end: it shall read first why."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        with contextlib.suppress(BlockingIOError):
+            try:
+                if sock.recv(1 << 16):
+                    return
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass
+            loop.remove_reader(sock.fileno())
+            sock.close()
+
+    loop.add_reader(sock.fileno(), read)
+
+
+async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost, supervisor: Supervisor) -> None:
+    """Run what the host's newest posting names, for ever."""
+    starts = _starts(Path(spec.life))
+    key, wait_s = posting_key(name).encode(), 0.1
+    while True:
+        try:
+            async with TopicFollower(spec.bootstrap_servers, spec.assignments) as topic:
+                wait_s = 0.1
+                while True:
+                    found = [record.value for record in await topic.read(0.5) if record.key == key]
+                    if found:
+                        await _post(found[-1], spec, host, supervisor, starts)
+        except Unreachable as error:
+            logger.warning("%s; again in %.1f s", error, wait_s)
+            await asyncio.sleep(wait_s)
+            wait_s = min(5.0, 2 * wait_s)
+
+
+async def _post(
+    value: bytes | None, spec: DispatcherHostSpec, host: DispatcherHost, supervisor: Supervisor, starts: int
+) -> None:
+    try:
+        posting: Posting | None = decode_posting(value) if value else None
+    except msgspec.MsgspecError as error:
+        logger.error("a posting cannot be read and is skipped: %s", error)
+        return
+    if posting is None:
+        await supervisor.dispatch(spec.stage, [])
+        return
+    host.slots = posting.slots
+    incarnation = posting.dispatcher.incarnation + starts * _LIVES
+    await supervisor.dispatch(spec.stage, [msgspec.structs.replace(posting.dispatcher, incarnation=incarnation)])
+
+
+def _starts(life: Path) -> int:
+    """Count this start of the host; its dispatchers' incarnations go on from those of the process before."""
+    file = life / "starts"
+    starts = int(file.read_text()) if file.exists() else 0
+    file.write_text(str(starts + 1))
+    return starts
+
+
+async def run(name: str, address: str, spec: DispatcherHostSpec, dispatcher_module: str = DISPATCHER_MODULE) -> int:
+    """Serve until SIGTERM; returns the exit code."""
+    life, going = Path(spec.life), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, going.set)
+    supervisor = Supervisor(life / "logs", drain_timeout_s=spec.drain_timeout_s, dispatcher_module=dispatcher_module)
+    async with supervisor, LogCopier(life / "logs"):
+        host = DispatcherHost(supervisor, spec.stage)
+        server = await host.listen(address, spec.port, dispatcher_context(Path(spec.credential)))
+        (life / "ready").touch()
+        following = asyncio.create_task(_follow(spec, name, host, supervisor))
+        ending = asyncio.create_task(going.wait())
+        try:
+            await asyncio.wait((following, ending), return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                following.result()
+        finally:
+            for task in (following, ending):
+                task.cancel()
+            await asyncio.gather(following, ending, return_exceptions=True)
+            server.close()
+            await supervisor.drain(spec.drain_timeout_s)
+            host.close()
+    return 0
+
+
+def main() -> int:
+    """Run what the environment says; returns the exit code."""
+    log_to_stderr_plainly()
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    name, address, given = host_given()
+    if not (name and address and given):
+        sys.stderr.write(f"a host is given its name, address and spec in {HOST_NAME}, {HOST_ADDRESS} and {HOST_SPEC}\n")
+        return 2
+    return uvloop.run(run(name, address, msgspec.json.decode(given, type=DispatcherHostSpec)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

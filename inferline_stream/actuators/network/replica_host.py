@@ -1,0 +1,261 @@
+"""``python -m inferline_stream.actuators.network.replica_host``: the parent of one replica of a cluster.
+
+It starts the replica, which loads its stage and seals itself with a pair of sockets as its only way out, and connects
+to a dispatcher of its stage, again and again. A dispatcher that is lost costs the replica nothing but its batch: the
+model stays loaded. SIGTERM has it finish its batch and leave. Name and `ReplicaHostSpec` come from the environment.
+
+A host runs one replica in its life, and exits as it did. One that is started again, as a container is in its pod,
+waits until its pod is deleted, so that no name is used twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import socket
+import ssl
+import sys
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from inferline_stream.actuators.children import REPLICA_MODULE, Child, Children
+from inferline_stream.actuators.network.credentials import replica_context
+from inferline_stream.actuators.network.dispatcher_host import SHUTDOWN_S
+from inferline_stream.actuators.network.link import End, Ended, Hello, Leaving, Link, Message, Offer, Take
+from inferline_stream.actuators.network.logs import LogCopier
+from inferline_stream.dataplane.replica.replica import LEAVE
+from inferline_stream.dataplane.specs import ReplicaSpec
+from inferline_stream.isolation.containers import RUNTIMES
+from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.printable import log_to_stderr_plainly
+from inferline_stream.settings import HOST_NAME, HOST_SPEC, host_given
+
+logger = logging.getLogger(__name__)
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 0.5
+"""Between attempts: short, since a stage stands still without its replicas."""
+
+_DIAL_S = 1.5
+"""Longest time to a dispatcher's offer. The common address may still lead to a node that is lost: then another attempt
+finds another dispatcher."""
+
+_TRIES = 3
+"""Connections per dispatcher of the stage, to find the one with the fewest replicas behind one common address."""
+
+
+class ReplicaHostSpec(msgspec.Struct, frozen=True):
+    """What a replica's host is given."""
+
+    replica: ReplicaSpec
+    """Without a name: the host's becomes the replica's."""
+    dispatcher: str
+    """``host:port`` at which a dispatcher of the stage is found, perhaps another one each time."""
+    life: str
+    """Folder that lasts as long as the host's name does, over restarts of this process."""
+    credential: str
+    """Folder of the replicas' credential."""
+
+
+class _Offered:
+    """A link on which `Hello` was sent."""
+
+    def __init__(self, host: ReplicaHost) -> None:
+        self._host = host
+        self.offer: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
+        self.over = asyncio.Event()
+
+    def heard(self, link: Link, message: Message) -> None:
+        """Take what the dispatcher's host sends."""
+        if isinstance(message, Offer) and not self.offer.done():
+            self.offer.set_result(message)
+        elif isinstance(message, End):
+            self._host.end(message.reason)
+
+    def closed(self, link: Link, why: str) -> None:
+        """The connection is gone."""
+        logger.info("the connection to the dispatcher ended: %s", why)
+        if not self.offer.done():
+            self.offer.set_exception(ConnectionResetError(why))
+        self.over.set()
+
+
+class ReplicaHost:
+    """Keeps one replica connected.
+
+    Args:
+        name: of host and replica.
+        spec: of the host.
+        replica_module: what the replica's process runs as ``__main__``.
+    """
+
+    def __init__(self, name: str, spec: ReplicaHostSpec, replica_module: str = REPLICA_MODULE) -> None:
+        self._spec = msgspec.structs.replace(spec.replica, replica=name, isolation=_within(spec.replica.isolation))
+        self._address, _, port = spec.dispatcher.rpartition(":")
+        self._port = int(port)
+        self._context: ssl.SSLContext = replica_context(Path(spec.credential))
+        self._life = Path(spec.life)
+        self._children = Children(self._life / "logs", self._ended, placed=True, replica_module=replica_module)
+        self._child: Child | None = None
+        self._link: Link | None = None
+        self._leaving = False
+        self._why = ""
+        self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> int:
+        """Run the replica to its end; returns its exit code.
+
+        Raises:
+            InvalidTopology: its isolation needs what this machine does not have.
+        """
+        async with LogCopier(self._life / "logs"):
+            self._child = self._children.start_replica(self._spec)
+            connecting = asyncio.create_task(self._stay_connected())
+            try:
+                done, _ = await asyncio.wait((self.code, connecting), return_when=asyncio.FIRST_COMPLETED)
+                if connecting in done:
+                    connecting.result()
+                return await self.code
+            finally:
+                connecting.cancel()
+                await asyncio.gather(connecting, return_exceptions=True)
+                if self._link is not None:
+                    self._link.close()
+                self._children.close()
+
+    def leave(self) -> None:
+        """Have the replica finish its batch and leave."""
+        self._leaving = True
+        if self._link is not None:
+            self._link.send(Leaving())
+        elif self._child is not None:
+            self._child.send(LEAVE)
+
+    def end(self, reason: str) -> None:
+        """End the replica now, because its dispatcher wants another one."""
+        self._why = reason
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+
+    def _ended(self, child: Child, code: int, reason: str, tail: str) -> None:
+        reason = self._why or reason
+        logger.log(logging.INFO if code == 0 else logging.ERROR, "replica %s ended: %s", child.name, reason)
+        if self._link is not None:
+            self._link.send(Ended(reason))
+        if not self.code.done():
+            self.code.set_result(code)
+
+    async def _stay_connected(self) -> None:
+        wait_s = _FIRST_WAIT_S
+        while not self.code.done():
+            try:
+                link, offered = await self._connect()
+            except (OSError, TimeoutError) as error:
+                logger.debug("no dispatcher at %s:%d: %s", self._address, self._port, error)
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311  spreads attempts
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                continue
+            wait_s = _FIRST_WAIT_S
+            self._attach(link)
+            await offered.over.wait()
+            self._link = None
+            if self._leaving and self._child is not None:
+                self._child.send(LEAVE)
+
+    async def _connect(self) -> tuple[Link, _Offered]:
+        """Connect to the dispatcher that has the fewest replicas.
+
+        Raises:
+            OSError: none serves.
+        """
+        best: tuple[Link, _Offered] | None = None
+        fewest, seen, tries, left = 0, set[str](), 0, 1
+        while left > 0:
+            link, offered, offer = await self._offered()
+            if not offer.dispatcher:
+                link.close()
+                break
+            tries += 1
+            seen.add(offer.dispatcher)
+            left = 0 if len(seen) >= offer.slots else _TRIES * offer.slots - tries
+            if best is None or offer.replicas < fewest:
+                if best is not None:
+                    best[0].close()
+                best, fewest = (link, offered), offer.replicas
+            else:
+                link.close()
+        if best is None:
+            raise ConnectionRefusedError("no dispatcher serves there")
+        return best
+
+    async def _offered(self) -> tuple[Link, _Offered, Offer]:
+        offered = _Offered(self)
+        async with asyncio.timeout(_DIAL_S):
+            _, link = await asyncio.get_running_loop().create_connection(
+                lambda: Link(offered.heard, offered.closed),
+                self._address,
+                self._port,
+                ssl=self._context,
+                ssl_handshake_timeout=_DIAL_S,
+                ssl_shutdown_timeout=SHUTDOWN_S,
+            )
+            try:
+                link.send(Hello(self._spec.replica, self._spec.hardware.name))
+                return link, offered, await offered.offer
+            except BaseException:
+                link.close()
+                raise
+
+    def _attach(self, link: Link) -> None:
+        assert self._child is not None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._child.send(b'{"type":"attach"}', theirs.fileno())
+        link.on_first((self._life / "ready").touch)
+        self._link = link
+        link.send(Take())
+        link.carry(ours)
+        if self._leaving:
+            link.send(Leaving())
+
+
+def _within(isolation: Isolation) -> Isolation:
+    """A replica's isolation inside the container that it may have asked for: there it seals itself as far as it can."""
+    if isolation.level not in RUNTIMES:
+        return isolation
+    fields = {name: getattr(isolation, name) for name in isolation.__dataclass_fields__}
+    return Isolation(**{**fields, "level": "sandbox", "on_unsupported": "degrade"})
+
+
+async def run(name: str, spec: ReplicaHostSpec, replica_module: str = REPLICA_MODULE) -> int:
+    """Run the replica to its end, or wait where this host has had its replica; returns the exit code."""
+    loop, life = asyncio.get_running_loop(), Path(spec.life)
+    begun = life / "begun"
+    if begun.exists():
+        going = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, going.set)
+        logger.warning("%s has had its replica; it waits to be deleted", name)
+        await going.wait()
+        return 0
+    begun.touch()
+    host = ReplicaHost(name, spec, replica_module)
+    loop.add_signal_handler(signal.SIGTERM, host.leave)
+    code = await host.run()
+    return 128 - code if code < 0 else code
+
+
+def main() -> int:
+    """Run what the environment says; returns the exit code."""
+    log_to_stderr_plainly()
+    name, _, given = host_given()
+    if not (name and given):
+        sys.stderr.write(f"a host is given its name in {HOST_NAME} and its spec in {HOST_SPEC}\n")
+        return 2
+    return uvloop.run(run(name, msgspec.json.decode(given, type=ReplicaHostSpec)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Pools whose dispatchers and replicas are pods: real processes that speak TLS, behind a fake API server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
+from inferline_stream.actuators.kubernetes.manifests import Cluster
+from inferline_stream.pipeline.names import Names
+from inferline_stream.testing.director import Director, event_id
+from tests.contracts.pooled import PASSING, in_order_of_keys, more, under_load
+from tests.kube.api import KubeApi, client_of
+from tests.kube.kubelet import Kubelet
+
+
+class Pods:
+    """A director of pods."""
+
+    def __init__(self, director: Director, api: KubeApi, kubelet: Kubelet) -> None:
+        self.director, self.api, self.kubelet = director, api, kubelet
+
+    @property
+    def dispatcher(self) -> str:
+        """Name of the pod whose dispatcher serves."""
+        name = self.director.dispatcher("work")
+        pod = self.director.supervisor._postings.host_of(name)
+        assert pod is not None, f"{name} has no pod"
+        return pod
+
+    @property
+    def replicas(self) -> list[str]:
+        """Names of the replicas that are ready, the names of their pods."""
+        return [status.replica for status in self.director.ready("work")]
+
+
+@contextlib.asynccontextmanager
+async def pods(kafka: Any, folder: Path, **options: Any) -> AsyncIterator[Pods]:
+    """A pool of pods without a replica yet."""
+    async with KubeApi() as api, client_of(api) as client:
+        kubelet = api.node.run = Kubelet(folder, api)
+
+        @contextlib.asynccontextmanager
+        async def actuator(names: Names) -> AsyncIterator[KubernetesActuator]:
+            cluster = Cluster(api.namespace, "image")
+            async with KubernetesActuator(names, kafka.bootstrap_servers, cluster, client) as made:
+                try:
+                    yield made
+                finally:
+                    async with asyncio.timeout(30.0):
+                        await made.aclose()
+
+        options = {"partitions": {"work": 4}, "max_batch_size": 4, **options}
+        async with Director(kafka.bootstrap_servers, PASSING, actuator=actuator, **options) as director:
+            yield Pods(director, api, kubelet)
+        assert api.pods() == []
+        assert not kubelet.processes
+
+
+async def finished(of: Pods, ids: list[str]) -> None:
+    """Every event has exactly one result, and none is a dead letter."""
+    await of.director.caught_up(60.0)
+    sink = await of.director.results()
+    assert Counter(map(event_id, sink)) == Counter(ids)
+    assert in_order_of_keys(sink)
+    assert await of.director.letters("work") == []
+
+
+async def test_scaling_one_to_four_to_one_under_load_loses_and_repeats_nothing(
+    apache_kafka: Any, tmp_path: Path
+) -> None:
+    async with pods(apache_kafka, tmp_path, delivery="exactly_once") as of:
+        await of.director.start(replicas=1)
+        async with under_load(of.director) as ids:
+            await of.director.scale("work", 4)
+            await more(of.director, "work", 300)
+            await of.director.scale("work", 1)
+            await more(of.director, "work", 100)
+        await finished(of, ids)
+        assert all(exit_.expected for exit_ in of.director.exits), of.director.exits
+
+
+def process_of_dispatcher(of: Pods, pod: str = "") -> int:
+    """Return the dispatcher's process within a pod, by default within the one that serves."""
+    started = re.findall(r"work-0-\w+ started, process (\d+)", of.kubelet.log(pod or of.dispatcher))
+    return int(started[-1])
+
+
+async def test_a_replica_that_is_cut_off_for_ten_seconds_costs_nothing_and_serves_again_with_its_model_loaded(
+    apache_kafka: Any, tmp_path: Path
+) -> None:
+    async with pods(apache_kafka, tmp_path, delivery="exactly_once") as of:
+        await of.director.start(replicas=2)
+        before = set(of.replicas)
+        wire = of.kubelet.wires[of.replicas[0]]
+        async with under_load(of.director, b"who") as ids:
+            wire.cut()
+            await of.director.until(lambda: len(of.replicas) == 1, "the silent one is noticed")
+            await asyncio.sleep(10.0)
+            wire.mend()
+            await of.director.until(lambda: len(of.replicas) == 2, "it is connected again", 30.0)
+            await more(of.director, "work", 200)
+        await finished(of, ids)
+        assert set(of.replicas) == before
+        assert len({record.value for record in await of.director.results()}) == 2, "a model was loaded again"
+        assert of.director.exits == []
+
+
+async def test_half_a_response_and_a_slow_link_cost_nothing(apache_kafka: Any, tmp_path: Path) -> None:
+    async with pods(apache_kafka, tmp_path, delivery="exactly_once") as of:
+        await of.director.start(replicas=2)
+        torn, slow = (of.kubelet.wires[name] for name in of.replicas)
+        async with under_load(of.director, b"x" * 1000) as ids:
+            connections = torn.connections
+            torn.tear_after = 2500
+            slow.slow_s = 0.2
+            await of.director.until(lambda: torn.connections > connections, "the torn one is connected again")
+            await of.director.until(lambda: len(of.replicas) == 2, "both serve", 30.0)
+            await more(of.director, "work", 200)
+        await finished(of, ids)
+        assert of.director.exits == []
+
+
+async def test_a_dispatcher_that_dies_starts_again_within_its_pod_and_no_replica_loads_its_model_again(
+    apache_kafka: Any, tmp_path: Path
+) -> None:
+    async with pods(apache_kafka, tmp_path, delivery="exactly_once") as of:
+        await of.director.start(replicas=2)
+        before = set(of.replicas)
+        async with under_load(of.director, b"who") as ids:
+            pod = of.dispatcher
+            for _ in range(2):
+                os.kill(process_of_dispatcher(of), signal.SIGKILL)
+                incarnation = of.director.report("work").incarnation
+                await of.director.until(
+                    lambda was=incarnation: of.director.report("work").incarnation > was and len(of.replicas) == 2,
+                    "the next one serves both replicas",
+                    30.0,
+                )
+                await more(of.director, "work", 100)
+        await finished(of, ids)
+        assert (of.dispatcher, set(of.replicas)) == (pod, before)
+        assert len({record.value for record in await of.director.results()}) == 2, "a model was loaded again"
+        assert of.director.exits == []
+
+
+async def test_a_dispatcher_whose_node_is_lost_is_taken_over_by_the_pod_that_waits(
+    apache_kafka: Any, tmp_path: Path
+) -> None:
+    async with pods(apache_kafka, tmp_path, delivery="exactly_once") as of:
+        await of.director.start(replicas=2)
+        before = set(of.replicas)
+        async with under_load(of.director, b"who") as ids:
+            pod = of.dispatcher
+            os.kill(of.kubelet.processes[pod], signal.SIGSTOP)  # its node is gone, and nobody knows yet
+            os.kill(process_of_dispatcher(of), signal.SIGSTOP)
+            await of.director.dispatch("work", silent=True)
+            await of.director.until(lambda: len(of.replicas) == 2, "the next one serves both replicas", 30.0)
+            await more(of.director, "work", 200)
+            lost, host = process_of_dispatcher(of, pod), of.kubelet.processes[pod]
+            for process in (lost, host):  # the node was only cut off, and comes back
+                os.kill(process, signal.SIGCONT)
+            await more(of.director, "work", 200)
+        await finished(of, ids)
+        assert of.dispatcher != pod
+        assert set(of.replicas) == before
+        assert len({record.value for record in await of.director.results()}) == 2, "a model was loaded again"
+
+
+async def test_replicas_whose_node_is_lost_or_emptied_cost_nothing(apache_kafka: Any, tmp_path: Path) -> None:
+    async with pods(apache_kafka, tmp_path, delivery="exactly_once") as of:
+        await of.director.start(replicas=2)
+        lost, emptied = of.replicas
+        async with under_load(of.director) as ids:
+            await of.api.lose_node_of(lost)
+            await of.director.until(lambda: lost not in of.replicas and len(of.replicas) == 2, "it is replaced", 30.0)
+            await of.api.evict(emptied)
+            await of.director.until(
+                lambda: emptied not in of.replicas and len(of.replicas) == 2, "it is replaced", 30.0
+            )
+            await more(of.director, "work", 200)
+        await finished(of, ids)
+        assert "is ready after" in of.kubelet.log(emptied)
+        assert of.director.total("work", "batches_lost") <= 1, "the one that was emptied had time for its batch"
+        assert [exit_.replica for exit_ in of.director.exits] == [lost, emptied]
+
+
+async def test_a_dispatcher_whose_node_is_emptied_drains_and_hands_over(apache_kafka: Any, tmp_path: Path) -> None:
+    async with pods(apache_kafka, tmp_path) as of:
+        await of.director.start(replicas=2)
+        name = of.director.dispatcher("work")
+        async with under_load(of.director) as ids:
+            await of.api.evict(of.dispatcher)
+            await of.director.until(lambda: of.director.phase(name) == "gone", "it has drained")
+            await of.director.dispatch("work")
+            await of.director.until(lambda: len(of.replicas) == 2, "the next one serves both replicas", 30.0)
+            await more(of.director, "work", 200)
+        await finished(of, ids)

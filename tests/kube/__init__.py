@@ -1,0 +1,1 @@
+"""A Kubernetes API server and kubelet for tests: what manifests name runs as processes of this machine."""
