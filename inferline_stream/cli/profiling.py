@@ -18,7 +18,7 @@ Servers = Annotated[
 ]
 On = Annotated[
     Literal["local", "ray", "kubernetes"],
-    typer.Option(help="where: local is this machine; ray and kubernetes return with remote pools"),
+    typer.Option(help="where: local is this machine, kubernetes the cluster that kubeconfig names"),
 ]
 
 Oversubscribe = Annotated[

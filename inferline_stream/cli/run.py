@@ -75,6 +75,18 @@ def run(
     seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
     on: On = "local",
     oversubscribe: Oversubscribe = False,
+    image: Annotated[
+        str, typer.Option(help="--on kubernetes: holds this package, the topology and what its stages import")
+    ] = "",
+    path: Annotated[str, typer.Option(help="of the topology file in the image; by default as here")] = "",
+    namespace: Annotated[str, typer.Option(help="by default that of the kubeconfig's context")] = "",
+    secret: Annotated[
+        str, typer.Option(help="a Secret whose keys become dispatchers' environment, such as Kafka's password")
+    ] = "",
+    service_account: Annotated[str, typer.Option(help="of the pods, which are given no token of it")] = "default",
+    hand_over: Annotated[
+        bool, typer.Option("--hand-over", help="leave the pods at work at the end, for the controller that follows")
+    ] = False,
     stock: Annotated[
         list[str] | None,
         typer.Option(metavar="KIND=REPLICAS", help="this pipeline's share of a hardware kind; may be repeated"),
@@ -99,7 +111,7 @@ def run(
 
     run_and_report(
         Wanted(
-            place=Place(on),
+            place=Place(on, image, path, namespace, secret, service_account, hand_over),
             topology=topology,
             bootstrap_servers=bootstrap_servers,
             replay=replay,

@@ -39,7 +39,7 @@ from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
 from inferline_stream.controlplane.record import new_run
 from inferline_stream.controlplane.report import RunReport
-from inferline_stream.controlplane.session import FeedTo, Run, run_to_report
+from inferline_stream.controlplane.session import FeedTo, Run, run_and_hand_over, run_to_report
 from inferline_stream.dataplane.connecting import refused
 from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.starting import check_start
@@ -102,6 +102,9 @@ def run_and_report(wanted: Wanted) -> None:
             report = uvloop.run(_run(wanted, what, people, screen, stopping))
         except asyncio.CancelledError:
             raise stopping.forced() from None
+        if report is None:
+            people.print("Left dispatchers and replicas at work: the next run leads them.")
+            return
         if wanted.as_json:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
         else:
@@ -180,7 +183,9 @@ async def _dispatchers_known(bootstrap_servers: str) -> None:
         raise Unreachable(f"of the dispatchers: {why}")
 
 
-async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, stopping: _Stopping) -> RunReport:
+async def _run(
+    wanted: Wanted, what: Declared, people: Console, screen: Screen, stopping: _Stopping
+) -> RunReport | None:
     limits = settings()
     stopping.watch()
     async with AsyncExitStack() as stack:
@@ -233,9 +238,14 @@ async def _run(wanted: Wanted, what: Declared, people: Console, screen: Screen, 
             metrics_host=wanted.metrics_host,
             settings=limits,
             sample=what.trace,
-            live_since_s=time.time(),
+            # Dispatchers that outlive a controller count what their next one would count otherwise.
+            live_since_s=0.0 if wanted.place.hand_over else time.time(),
+            hands_over=wanted.place.hand_over,
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.place, run))
+        if actuator is not None and run.hands_over:
+            await run_and_hand_over(run, screen, stopping.stop, actuator)
+            return None
         return await run_to_report(run, screen, stopping.stop, actuator)
 
 

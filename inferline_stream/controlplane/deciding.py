@@ -259,9 +259,10 @@ class Deciding:
         self.picture.planned(self.plans[-1])
         self.book.plan(self.plans[-1])
 
-    async def close(self) -> None:
-        """The run ends in order: write down that no successor is to go on from here."""
-        self.book.close()
+    async def close(self, *, hands_over: bool = False) -> None:
+        """The run ends in order: write down that no successor goes on from here, unless one does."""
+        if not hands_over:
+            self.book.close()
 
         async def written() -> bool:
             return not self.book.waiting()

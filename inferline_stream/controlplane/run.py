@@ -110,6 +110,7 @@ class Run:
         metrics_port: of `/metrics`; likewise.
         metrics_host: address that it is served on.
         faust: host the control loop's agents and timer in a Faust app as well.
+        hands_over: leave dispatchers and replicas at work at the end, for the controller that follows.
         replans: plan again now and then, from what was recorded and measured.
         settings: periods and time limits.
         sample: the arrivals that the plan was made for, for what others would have bought for them.
@@ -139,6 +140,7 @@ class Run:
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
     faust: bool = True
+    hands_over: bool = False
     replans: bool = True
     settings: Settings = field(default_factory=Settings)
     sample: Trace | None = None

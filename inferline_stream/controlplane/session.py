@@ -41,7 +41,7 @@ from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.version import DRAIN_FIRST, Structure, incompatibilities, structure_of
 from inferline_stream.tuner.policy import POLICIES
 
-__all__ = ["Feed", "FeedTo", "Quiet", "Run", "Session", "Watcher", "run_to_report", "session"]
+__all__ = ["Feed", "FeedTo", "Quiet", "Run", "Session", "Watcher", "run_and_hand_over", "run_to_report", "session"]
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         finally:
             if not control.done():  # it leads still: let the next one begin at once
                 with contextlib.suppress(InferlineError):
-                    await controller.deciding.close()
+                    await controller.deciding.close(hands_over=run.hands_over)
                     await leadership.resign()
 
 
@@ -194,6 +194,41 @@ async def run_to_report(run: Run, watcher: Watcher, stop: asyncio.Event, actuato
         await under_way.fed(stop)
         lag = await under_way.drain()
         return await under_way.report(lag)
+
+
+async def run_and_hand_over(run: Run, watcher: Watcher, stop: asyncio.Event, actuator: Actuator) -> None:
+    """Lead a pipeline until told to stop, and leave what it runs to the controller that follows.
+
+    Args:
+        run: what runs, and how; it hands over.
+        watcher: who shows it.
+        stop: set it to leave.
+        actuator: starts processes that outlive it.
+
+    Raises:
+        LeadershipLost: another controller leads now.
+        Unreachable: Kafka does not answer.
+    """
+    leads = asyncio.Event()
+
+    async def lead() -> None:
+        async with session(run, watcher, actuator) as under_way:
+            leads.set()
+            await under_way.fed(stop)
+
+    leading = asyncio.create_task(lead())
+    waiting = [asyncio.create_task(event.wait()) for event in (leads, stop)]
+    try:
+        await asyncio.wait([leading, *waiting], return_when=asyncio.FIRST_COMPLETED)
+        if not leads.is_set():  # another one leads still: there is nothing to hand over
+            leading.cancel()
+            await asyncio.wait([leading])
+        if not leading.cancelled():
+            await leading
+    finally:
+        for task in (leading, *waiting):
+            task.cancel()
+        await asyncio.gather(leading, *waiting, return_exceptions=True)
 
 
 async def _begun(

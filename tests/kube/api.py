@@ -160,6 +160,11 @@ class KubeApi:
             if selected(pod, selector) and ready(pod) and "deletionTimestamp" not in pod["metadata"]
         ]
 
+    @property
+    def every_pod(self) -> list[Json]:
+        """Every pod that there ever was, oldest first."""
+        return self._controllers.every_pod
+
     def pods(self) -> list[Json]:
         """All pods, oldest first."""
         return self._controllers.pods()

@@ -40,6 +40,7 @@ class Controllers:
     namespace: str
     places: dict[str, int]
     quota: dict[str, str]
+    every_pod: list[Json] = field(default_factory=list)
     _pods_made: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _addresses: itertools.count[int] = field(default_factory=itertools.count)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -108,6 +109,7 @@ class Controllers:
             "status": {"phase": "Pending", "conditions": [], "containerStatuses": []},
         }
         self.store.of("pods")[name] = pod
+        self.every_pod.append(pod)
         await self.store.tell("ADDED", pod)
         await self._schedule(pod)
 

@@ -60,6 +60,8 @@ TABLE = [
     Bad("an update time without a unit", f"top reviews --every 1 --bootstrap-servers {NOBODY}", 2, "--every: '1' is not a duration"),
     Bad("a rehearsal slower than life", "rules reviews --faster 0.5", 2, "'0.5': Input should be greater than or equal to 1"),
     Bad("a place that cannot be written", "rules reviews --save nowhere/rules.yml", 2, "another --save"),
+    Bad("a cluster without an image", f"run reviews --on kubernetes --bootstrap-servers {NOBODY}", 2, "--on kubernetes needs --image"),
+    Bad("an image for no cluster", "run reviews --image reviews:1", 2, "--image is for --on kubernetes"),
     Bad("a cluster without a Kafka", "run reviews --on kubernetes", 2, "--on kubernetes needs --bootstrap-servers"),
     Bad("a cluster to measure on", "profile reviews --on ray", 2, "--on ray: pools run on one machine in this release; Ray returns with remote pools"),
     Bad("a cluster to deploy to", f"deploy reviews --target kubernetes --bootstrap-servers {NOBODY}", 2, "--target kubernetes: pools run on one machine"),

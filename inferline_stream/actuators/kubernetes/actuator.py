@@ -169,15 +169,17 @@ class KubernetesActuator:
         """
         await self._listed.wait()
         self._wanted[stage] = {spec.dispatcher: spec for spec in dispatchers}
-        async with self._one_at_a_time:
-            with translated():
-                if dispatchers or stage in self._stages:
-                    await self._apply_dispatchers(stage, len(dispatchers) + SPARE if dispatchers else None)
-        await self._post()
-        if not dispatchers and stage in self._stages:
+        if dispatchers:
             async with self._one_at_a_time:
                 with translated():
-                    await self._set_scale(manifests.dispatchers_name(self._pipeline, stage), 0)
+                    await self._apply_dispatchers(stage, len(dispatchers) + SPARE)
+        await self._post()
+        if not dispatchers:
+            name = manifests.dispatchers_name(self._pipeline, stage)
+            async with self._one_at_a_time:
+                with translated():
+                    if await self._exists(name):
+                        await self._set_scale(name, 0)
 
     async def replace_dispatcher(self, dispatcher: str) -> None:
         """Give a silent dispatcher up, and have its pod replaced; see `Actuator.replace_dispatcher`.
@@ -198,6 +200,8 @@ class KubernetesActuator:
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that has a pod, or waits for one."""
         await self._listed.wait()
+        if self._dispatcher_pods:
+            await self._postings.look()
         found = []
         for pod in self._dispatcher_pods.values():
             spec = self._postings.on(pod.name)
@@ -327,7 +331,7 @@ class KubernetesActuator:
         await apply(self._client, [wanted])
         self._applied.add((stage, hardware))
 
-    async def _apply_dispatchers(self, stage: str, replicas: int | None) -> None:
+    async def _apply_dispatchers(self, stage: str, replicas: int) -> None:
         await self._stage(stage)
         wanted = manifests.dispatchers(
             self._pipeline,
@@ -337,9 +341,8 @@ class KubernetesActuator:
             self._cluster,
             grace_s=self._drain_timeout_s,
         )
-        if replicas is not None:
-            wanted["spec"]["replicas"] = replicas
-            await apply(self._client, [wanted])
+        wanted["spec"]["replicas"] = replicas
+        await apply(self._client, [wanted])
 
     async def _exists(self, name: str) -> bool:
         try:
@@ -470,6 +473,8 @@ class KubernetesActuator:
 
     async def _post(self) -> None:
         async with self._posting:
+            if not self._dispatcher_pods and not self._wanted and not self._postings.hosts:
+                return
             await self._postings.look()
             for pod in list(self._postings.hosts):
                 spec = self._postings.on(pod)

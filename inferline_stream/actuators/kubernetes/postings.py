@@ -12,8 +12,6 @@ from inferline_stream.dataplane.control import TopicFollower, Written, write_onc
 from inferline_stream.dataplane.posts import Posting, decode_posting, encode_posting, host_of, posting_key
 from inferline_stream.dataplane.specs import DispatcherSpec
 
-_QUIET_S = 0.05
-
 
 class Postings:
     """Writes postings, and knows those that were written. `look` before anything else.
@@ -27,7 +25,8 @@ class Postings:
         self._bootstrap_servers, self._topic = bootstrap_servers, topic
         self._on: dict[str, DispatcherSpec] = {}
         self._names: set[str] = set()
-        self._opened = False
+        self._looked = False
+        self._looking = asyncio.Lock()
 
     @property
     def hosts(self) -> Collection[str]:
@@ -52,17 +51,19 @@ class Postings:
         Raises:
             Unreachable: Kafka does not answer.
         """
-        if self._opened:
-            return
+        async with self._looking:
+            if not self._looked:
+                await self._look()
+                self._looked = True
+
+    async def _look(self) -> None:
         async with TopicFollower(self._bootstrap_servers, self._topic) as topic:
-            while records := await topic.read(_QUIET_S):
-                for record in records:
-                    if host := host_of((record.key or b"").decode(errors="replace")):
-                        self._on.pop(host, None)
-                        with contextlib.suppress(msgspec.MsgspecError, ValueError):
-                            if record.value:
-                                self._note(host, decode_posting(record.value).dispatcher)
-        self._opened = True
+            for record in await topic.read_to(await topic.end()):
+                if host := host_of((record.key or b"").decode(errors="replace")):
+                    self._on.pop(host, None)
+                    with contextlib.suppress(msgspec.MsgspecError, ValueError):
+                        if record.value:
+                            self._note(host, decode_posting(record.value).dispatcher)
 
     async def post(self, host: str, spec: DispatcherSpec, slots: int) -> None:
         """Have a host run a dispatcher.

@@ -168,10 +168,12 @@ async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost, sup
         try:
             async with TopicFollower(spec.bootstrap_servers, spec.assignments) as topic:
                 wait_s = 0.1
+                records = await topic.read_to(await topic.end())
                 while True:
-                    found = [record.value for record in await topic.read(0.5) if record.key == key]
+                    found = [record.value for record in records if record.key == key]
                     if found:
                         await _post(found[-1], spec, host, supervisor, starts)
+                    records = await topic.read(0.5)
         except Unreachable as error:
             logger.warning("%s; again in %.1f s", error, wait_s)
             await asyncio.sleep(wait_s)

@@ -1,0 +1,379 @@
+"""The Kubernetes actuator against an API server that fails, forgets, loses nodes and has no places left."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
+from inferline_stream.actuators.kubernetes.manifests import (
+    Cluster,
+    dispatchers,
+    left_by_quotas,
+    products,
+    replicas,
+    replicas_name,
+    resources,
+)
+from inferline_stream.dataplane.routes import Routes
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.errors import Unreachable, UsageError
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.pipeline.names import Names
+from tests.kube.api import KubeApi, client_of
+
+DEADLINE_S = 30.0
+KINDS = catalogue([Hardware("a100-1g.10gb", 0.6, gpus=1 / 7, gpu_model="NVIDIA A100")])
+
+
+def template(stage: str, hardware: str) -> ReplicaSpec:
+    return ReplicaSpec("", stage, "/app/topology.py", KINDS[hardware])
+
+
+SPECS = {(stage, kind): template(stage, kind) for stage in ("a", "b") for kind in ("cpu-1", "t4")}
+NOBODY = "127.0.0.1:1"
+
+
+def pod_of(spec: ReplicaSpec, **of: str) -> dict[str, Any]:
+    made = replicas("p", spec, Cluster("ns", "image", **of), "10.0.0.1:9470", grace_s=30.0)
+    return made["spec"]["template"]["spec"]
+
+
+@asynccontextmanager
+async def acting(api: KubeApi, image: str = "image") -> AsyncIterator[KubernetesActuator]:
+    async with (
+        client_of(api) as client,
+        KubernetesActuator(Names("p"), NOBODY, Cluster(api.namespace, image), client, drain_timeout_s=1.0) as actuator,
+    ):
+        await actuator.know(SPECS)
+        yield actuator
+
+
+async def until(holds: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not holds():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pytest.fail(f"waited {DEADLINE_S:.0f} s for {what}")
+
+
+async def test_a_death_during_an_outage_of_the_api_server_is_reported_after_it() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 2)
+        await until(lambda: len(api.containers) == 2, "two containers")
+        await api.stop_serving()
+        died = next(iter(api.containers))
+        api.containers[died].end.set_result(137)
+        with pytest.raises(Unreachable, match="API server does not answer"):
+            await actuator.scale("a", "cpu-1", 3)
+        await api.serve()
+        async with asyncio.timeout(DEADLINE_S):
+            gone = await actuator.next_exit()
+        assert (gone.replica, gone.exit_code, gone.expected) == (died, -9, False)
+        await actuator.scale("a", "cpu-1", 3)
+        await until(lambda: len(api.pods()) == 3, "three pods")
+
+
+async def test_a_watch_that_the_server_has_forgotten_begins_with_a_new_list() -> None:
+    async with KubeApi(keep_events=1) as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 3)
+        await api.stop_serving()
+        await api.lose_node_of(api.pods()[0]["metadata"]["name"])
+        api.forget_events()
+        await api.serve()
+        async with asyncio.timeout(DEADLINE_S):
+            gone = await actuator.next_exit()
+        assert "node is gone" in gone.reason
+        names = {pod["metadata"]["name"] for pod in api.pods()}
+        async with asyncio.timeout(DEADLINE_S):
+            while {r.replica for r in await actuator.observe()} != names:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_watch_that_says_nothing_any_more_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inferline_stream.actuators.kubernetes.actuator._WATCH_S", 0.2)
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 2)
+        api.mute = True
+        lost = (await actuator.observe())[0].replica
+        await api.lose_node_of(lost)
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await actuator.next_exit()).replica == lost
+
+
+async def test_pods_of_a_lost_node_are_reported_and_their_places_filled() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 2)
+        lost, kept = await actuator.observe()
+        await api.lose_node_of(lost.replica)
+        async with asyncio.timeout(DEADLINE_S):
+            gone = await actuator.next_exit()
+        assert (gone.replica, gone.expected, gone.restart_in_s) == (lost.replica, False, 0.0)
+        await until(lambda: len(api.pods()) == 2, "another pod")
+        async with asyncio.timeout(DEADLINE_S):
+            while len(found := await actuator.observe()) < 2:
+                await asyncio.sleep(0.01)
+        assert found[0] == kept
+        assert found[1].restarts == 1
+
+
+async def test_a_pod_without_a_place_says_why() -> None:
+    async with KubeApi(places={"t4": 1}) as api, acting(api) as actuator:
+        await actuator.scale("a", "t4", 2)
+        await until(lambda: len(api.containers) == 1, "one container")
+        said = {r.pending for r in await actuator.observe()}
+        assert said == {"", "0/1 nodes are available: 1 Insufficient t4."}
+
+
+async def test_a_kind_without_a_place_left_is_reported_until_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inferline_stream.actuators.actuator.PATIENCE_S", 0.1)
+    async with KubeApi(places={"t4": 1}) as api, acting(api) as actuator:
+        await actuator.scale("a", "t4", 3)
+        await actuator.scale("a", "cpu-1", 1)
+        async with asyncio.timeout(DEADLINE_S):
+            while await actuator.capacity() != {"t4": 1}:
+                await asyncio.sleep(0.01)
+        api.places.clear()
+        await actuator.scale("a", "t4", 1)
+        async with asyncio.timeout(DEADLINE_S):
+            while await actuator.capacity() != {}:
+                await asyncio.sleep(0.01)
+
+
+async def test_what_a_quota_leaves_is_reported_and_taken_up_once_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inferline_stream.actuators.kubernetes.actuator._QUOTAS_S", 0.0)
+    async with KubeApi(quota={"requests.nvidia.com/gpu": "3"}) as api, acting(api) as actuator:
+        await actuator.scale("a", "t4", 2)
+        assert await actuator.capacity() == {"t4": 3}
+        api.quota["requests.nvidia.com/gpu"] = "2"
+        assert await actuator.capacity() == {"t4": 2}
+
+
+def test_quotas_are_read_as_kubernetes_writes_them() -> None:
+    wanted = resources(KINDS["t4"], Isolation(memory_mb=928))
+    gpus = {"status": {"hard": {"requests.nvidia.com/gpu": "4"}, "used": {"requests.nvidia.com/gpu": "1"}}}
+    processor = {"status": {"hard": {"cpu": "2", "limits.memory": "3Gi"}, "used": {"cpu": "500m"}}}
+    others = {"spec": {"scopes": ["BestEffort"]}, "status": {"hard": {"pods": "0"}}}
+    assert left_by_quotas(wanted, [gpus]) == [3]
+    assert sorted(left_by_quotas(wanted, [processor, others])) == [1, 3]
+    assert left_by_quotas(resources(KINDS["cpu-1"], Isolation()), [gpus]) == []
+
+
+async def test_a_place_that_comes_free_is_taken() -> None:
+    async with KubeApi(places={"t4": 1}) as api, acting(api) as actuator:
+        await actuator.scale("a", "t4", 1)
+        await actuator.scale("b", "t4", 1)
+        await actuator.scale("a", "t4", 0)
+        await until(lambda: len(api.containers) == 1, "one container")
+        next(iter(api.containers.values())).end.set_result(0)
+        await until(lambda: [p["metadata"]["labels"]["inferline-stream.dev/stage"] for p in api.pods()] == ["b"], "b")
+        async with asyncio.timeout(DEADLINE_S):
+            while [r.pending for r in await actuator.observe()] != [""]:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_deployment_that_something_else_scales_is_left_alone() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        api.autoscaler("p-a-cpu-1")
+        with pytest.raises(UsageError, match=r"'p-a-cpu-1-hpa' scales Deployment 'p-a-cpu-1' too.*remove it"):
+            await actuator.scale("a", "cpu-1", 2)
+        assert api.pods() == []
+
+
+async def test_an_autoscaler_that_comes_later_is_noticed_by_what_it_does() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 2)
+        api.autoscaler("p-a-cpu-1")
+        await actuator.scale("a", "cpu-1", 3)  # it has done nothing yet
+        api.deployment("p-a-cpu-1")["spec"]["replicas"] = 9
+        with pytest.raises(UsageError, match="'p-a-cpu-1-hpa' scales Deployment 'p-a-cpu-1' too"):
+            await actuator.scale("a", "cpu-1", 2)
+
+
+async def test_another_controller_finds_the_replicas_of_the_one_before() -> None:
+    async with KubeApi() as api:
+        async with acting(api) as first:
+            await first.scale("a", "cpu-1", 2)
+            before = await first.observe()
+        async with acting(api) as second:
+            after = await second.observe()
+            assert {r.replica for r in after} == {r.replica for r in before}
+            await second.scale("a", "cpu-1", 2)
+            assert len(api.pods()) == 2
+
+
+async def test_a_newer_image_replaces_every_replica_and_their_ends_are_expected() -> None:
+    async with KubeApi() as api:
+        async with acting(api) as first:
+            await first.scale("a", "cpu-1", 3)
+            before = {r.replica for r in await first.observe()}
+        async with acting(api, "image:2") as second:
+            await second.scale("a", "cpu-1", 3)
+            for _ in before:
+                await second.scale("a", "cpu-1", 3)  # changes nothing, and does not wait for the cluster
+                async with asyncio.timeout(DEADLINE_S):
+                    gone = await second.next_exit()
+                assert (gone.replica in before, gone.expected, gone.restart_in_s) == (True, True, None)
+            after = await second.observe()
+            assert [(r.state, r.restarts) for r in after] == [("running", 0)] * 3
+        assert {pod["spec"]["containers"][0]["image"] for pod in api.pods()} == {"image:2"}
+
+
+async def test_two_controllers_that_ask_for_the_same_make_it_once() -> None:
+    async with KubeApi() as api, acting(api) as one, acting(api) as other:
+        await asyncio.gather(one.scale("a", "cpu-1", 3), other.scale("a", "cpu-1", 3))
+        assert len(api.pods()) == 3
+
+
+async def test_what_others_have_set_on_a_deployment_stays() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 1)
+        api.deployment("p-a-cpu-1")["spec"]["template"]["spec"]["priorityClassName"] = "high"
+        async with acting(api) as another:
+            await another.scale("a", "cpu-1", 2)
+        assert api.deployment("p-a-cpu-1")["spec"]["template"]["spec"]["priorityClassName"] == "high"
+        assert api.deployment("p-a-cpu-1")["spec"]["replicas"] == 2
+
+
+async def test_a_container_that_its_kubelet_starts_again_is_no_new_replica() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 1)
+        (first,) = await actuator.observe()
+        await until(lambda: first.replica in api.containers, "its container")
+        api.containers[first.replica].end.set_result(70)
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await actuator.next_exit()).exit_code == 70
+            while not (found := [r for r in await actuator.observe() if r.state == "running"]):
+                await asyncio.sleep(0.01)
+        assert found[0].replica != first.replica
+
+
+def test_names_of_deployments_are_labels_and_differ_where_their_stages_do() -> None:
+    assert replicas_name("p", "a", "cpu-1") == "p-a-cpu-1"
+    names = {replicas_name("p", stage, "cpu-0.5") for stage in ("a_b", "a-b", "a" * 80, "a" * 81)}
+    assert len(names) == 4
+    assert all(
+        len(name) <= 52 and name.strip("-") == name and name.isascii() and name == name.lower() for name in names
+    )
+
+
+def test_a_gpu_its_slice_and_its_nodes_are_asked_for_by_their_names_in_the_cluster() -> None:
+    assert resources(KINDS["t4"], Isolation())["limits"]["nvidia.com/gpu"] == "1"
+    assert resources(KINDS["a100-1g.10gb"], Isolation())["limits"]["nvidia.com/mig-1g.10gb"] == "1"
+    pod = pod_of(template("a", "t4"))
+    assert pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] == {
+        "nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "nvidia.com/gpu.product", "operator": "In", "values": ["Tesla-T4"]}]}
+        ]
+    }
+    assert "nvidia.com/gpu" in [toleration["key"] for toleration in pod["tolerations"]]
+
+
+def test_a_model_that_comes_in_several_forms_is_any_of_them_and_one_that_is_named_in_full_is_itself() -> None:
+    assert "NVIDIA-A100-SXM4-80GB" in products(KINDS["a100-1g.10gb"])
+    assert products(Hardware("mine", 1.0, gpus=1, gpu_model="NVIDIA A100-SXM4-80GB")) == ("NVIDIA-A100-SXM4-80GB",)
+    assert products(Hardware("any", 1.0, gpus=1)) == products(KINDS["cpu-1"]) == ()
+
+
+def test_a_replicas_pod_has_no_right_in_the_cluster_and_none_on_its_node() -> None:
+    pod = pod_of(template("a", "cpu-1"), secret="kafka")
+    assert not pod["automountServiceAccountToken"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    (container,) = pod["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert "envFrom" not in container, "Kafka's password is for dispatchers"
+
+
+def test_a_level_beyond_the_sandbox_is_the_clusters_runtime_of_that_name() -> None:
+    for level, runtime in (("none", None), ("sandbox", None), ("gvisor", "gvisor"), ("kata", "kata")):
+        spec = msgspec.structs.replace(template("a", "cpu-1"), isolation=Isolation(level))
+        pod = pod_of(spec)
+        assert pod.get("runtimeClassName") == runtime
+
+
+def test_what_a_pod_may_use_is_limited_by_what_its_stage_declares() -> None:
+    spec = msgspec.structs.replace(
+        template("a", "cpu-1"), isolation=Isolation(memory_mb=512, scratch=True, file_mb=100)
+    )
+    pod = pod_of(spec)
+    limits = pod["containers"][0]["resources"]["limits"]
+    assert (limits["memory"], limits["ephemeral-storage"]) == ("608Mi", "228Mi")
+    assert {v["name"]: v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if "emptyDir" in v} == {
+        "life": "64Mi",
+        "tmp": "100Mi",
+    }
+
+
+def test_no_pod_is_ended_for_what_users_code_does_and_none_has_a_token_or_may_write() -> None:
+    dispatcher = dispatchers("p", "a", "kafka:9092", "p.assignments", Cluster("ns", "image", secret="k"), grace_s=30.0)
+    for pod in (pod_of(template("a", "t4")), dispatcher["spec"]["template"]["spec"]):
+        (container,) = pod["containers"]
+        assert "livenessProbe" not in container
+        assert container["readinessProbe"]["exec"]["command"] == ["test", "-e", "/run/inferline/ready"]
+        assert not pod["automountServiceAccountToken"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert all("sizeLimit" in v["emptyDir"] for v in pod["volumes"] if "emptyDir" in v)
+
+
+async def test_what_a_stage_has_in_common_is_made_once_and_its_keys_are_kept() -> None:
+    async with KubeApi() as api:
+        async with acting(api) as first:
+            await first.scale("a", "cpu-1", 1)
+        made = {key: value["data"] for key, value in api.applied.items() if key[0] == "secrets"}
+        async with acting(api) as second:
+            await second.scale("a", "cpu-1", 2)
+            await second.scale("a", "t4", 1)
+        assert {key: value["data"] for key, value in api.applied.items() if key[0] == "secrets"} == made
+        assert sorted(api.applied) == [
+            ("networkpolicies", "p-a-dispatcher"),
+            ("networkpolicies", "p-a-replica"),
+            ("poddisruptionbudgets", "p-a-dispatcher"),
+            ("poddisruptionbudgets", "p-a-replica"),
+            ("secrets", "p-a-dispatcher-tls"),
+            ("secrets", "p-a-replica-tls"),
+            ("services", "p-a-dispatcher"),
+        ]
+
+
+def dispatcher(name: str, slot: int = 0) -> DispatcherSpec:
+    routes = Routes("p", "", "a", "in", "out", ("a",), (), (), True, 1.0, "process", b"1")
+    return DispatcherSpec(name, slot, routes, NOBODY)
+
+
+async def test_a_dispatcher_is_posted_to_a_pod_and_its_successor_to_the_one_that_waits(
+    kafka: Any, clients: Any
+) -> None:
+    names = Names("p", clients.unique("prefix"))
+    await create_topics(
+        kafka.bootstrap_servers, [TopicSettings(names.assignments, 1, "grants", {"cleanup.policy": "compact"})]
+    )
+    async with (
+        KubeApi() as api,
+        client_of(api) as client,
+        KubernetesActuator(names, kafka.bootstrap_servers, Cluster(api.namespace, "image"), client) as actuator,
+    ):
+        await actuator.know(SPECS)
+        await actuator.dispatch("a", [dispatcher("a-0-x")])
+        await until(lambda: len(api.containers) == 2, "one that serves and one that waits")
+        await until(lambda: actuator._postings.host_of("a-0-x") is not None, "its pod")
+        pod = actuator._postings.host_of("a-0-x")
+        assert [d.dispatcher for d in await actuator.dispatchers()] == ["a-0-x"]
+        await actuator.replace_dispatcher("a-0-x")
+        assert await actuator.dispatchers() == (), "it was silent, and may live on"
+        await actuator.dispatch("a", [dispatcher("a-0-y")])
+        await until(lambda: actuator._postings.host_of("a-0-y") is not None, "the successor's pod")
+        assert actuator._postings.host_of("a-0-y") != pod
+        async with KubernetesActuator(names, kafka.bootstrap_servers, Cluster("test", "image"), client) as another:
+            assert [d.dispatcher for d in await another.dispatchers()] == ["a-0-y"]
+            await another.dispatch("a", [])
+            await until(lambda: all("deletionTimestamp" in pod["metadata"] for pod in api.pods()), "all pods to go")
