@@ -1,7 +1,8 @@
-"""`deploy`: newer code of the stages into a running pipeline."""
+"""`deploy`: newer code of the stages into a running pipeline; or a pipeline into a cluster."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -9,7 +10,6 @@ import typer
 from inferline_stream.cli.checking import Topology
 from inferline_stream.cli.output import Output
 from inferline_stream.cli.overriding import Kafka, Prefix
-from inferline_stream.cli.profiling import refuse_cluster
 
 
 def deploy(
@@ -18,17 +18,55 @@ def deploy(
     bootstrap_servers: Kafka,
     prefix: Prefix = "",
     target: Annotated[
-        Literal["running", "kubernetes"], typer.Option(help="where: kubernetes returns with remote pools")
+        Literal["running", "kubernetes"],
+        typer.Option(help="newer code into the running pipeline; or the pipeline, with its controller, into a cluster"),
     ] = "running",
+    image: Annotated[str, typer.Option(help="this package, the topology, what its stages import")] = "",
+    path: Annotated[str, typer.Option(help="of the topology file in the image; by default as here")] = "",
+    namespace: Annotated[str, typer.Option(help="of everything; by default that of the kubeconfig's context")] = "",
+    service_account: Annotated[str, typer.Option(help="of dispatchers and replicas; made, without a right")] = "",
+    secret: Annotated[
+        str,
+        typer.Option(
+            help="a Secret whose keys become the environment of controllers and dispatchers, such as Kafka's password"
+        ),
+    ] = "",
+    stock: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=REPLICAS", help="this pipeline's share of a hardware kind; may be repeated"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False,
+    save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None,
     output: Output = "table",
 ) -> None:
-    """Bring newer code into a running pipeline.
+    """Bring newer code into a running pipeline, or a pipeline into a cluster.
 
-    Every replica is replaced by one that runs the topology as it is now. The new one is READY before an old one leaves,
-    and nothing is lost or repeated. A change that code alone cannot make, e.g. a new stage, is refused with what to do.
+    Newer code: every replica is replaced by one that runs the topology as it is now. The new one is READY before an old
+    one leaves, and nothing is lost or repeated. A change that code alone cannot make, e.g. a new stage, is refused with
+    what to do.
+
+    Kubernetes: applies a controller (two, of which one acts), the rights it needs, its network policy, alert rules, and
+    the profiles. It makes what each stage needs. The image is yours: see docker/README.md.
     """
-    refuse_cluster("--target", target)
+    from inferline_stream.errors import UsageError
 
+    if target == "kubernetes":
+        from inferline_stream.cli.installing import Wanted, install
+
+        wanted = Wanted(
+            topology, bootstrap_servers, prefix, image, path, namespace, service_account, secret, tuple(stock or ())
+        )
+        install(wanted, dry_run=dry_run, save=save, as_json=output == "json")
+    elif image or path or namespace or secret or service_account or stock or dry_run or save:
+        raise UsageError(
+            "--image, --path, --namespace, --service-account, --secret, --stock, --dry-run and --save are for "
+            "--target kubernetes"
+        )
+    else:
+        _newer_code(topology, bootstrap_servers, prefix, output)
+
+
+def _newer_code(topology: Path, bootstrap_servers: str, prefix: str, output: Output) -> None:
     import asyncio
     import time
 

@@ -86,7 +86,8 @@ async def actuator_of(place: Place, run: Run) -> AsyncIterator[Actuator | None]:
             except LeadershipLost:
                 raise  # another controller has the pods now
             except BaseException:
-                await pods.aclose()
+                if not place.hand_over:
+                    await pods.aclose()
                 raise
             if not place.hand_over:
                 await pods.aclose()

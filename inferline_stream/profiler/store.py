@@ -222,6 +222,17 @@ class ProfileStore:
         _write(self._paths_file, stored)
         return self._paths_file
 
+    def files(self) -> dict[str, str]:
+        """Return every file of profiles that hold here, as JSON by path within the pipeline's folder; see `take`."""
+        found = {self._paths_file} if self._paths_file.exists() else set()
+        for stage in self._pipeline.stages:
+            for kind in stage.hardware:
+                files = [self._file(self._machine.folder, stage.name, kind)]
+                if why_not_here(self._kinds[kind], self._machine) is not None:
+                    files += sorted(self._root.glob(f"*/{stage.name}.{kind}.json"))
+                found |= {file for file in files if file.exists()}
+        return {str(file.relative_to(self._root)): file.read_text("utf-8") for file in sorted(found)}
+
     def take(self, files: Mapping[str, str]) -> None:
         """Keep what was measured elsewhere.
 

@@ -173,8 +173,8 @@ class KubernetesActuator:
             async with self._one_at_a_time:
                 with translated():
                     await self._apply_dispatchers(stage, len(dispatchers) + SPARE)
-        await self._post()
-        if not dispatchers:
+            await self._post()
+        else:  # their hosts drain them; the postings are taken back once the pods are gone
             name = manifests.dispatchers_name(self._pipeline, stage)
             async with self._one_at_a_time:
                 with translated():

@@ -1,0 +1,288 @@
+"""What a pipeline is in a cluster before it has a replica: its controller, and what it may do. Plain values.
+
+What each stage needs is the controller's to make, see `manifests`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from inferline_stream.actuators.kubernetes.manifests import (
+    COMPONENT_LABEL,
+    DISPATCHER,
+    FIELD_MANAGER,
+    NAMES,
+    REPLICA,
+    SECURITY,
+    Cluster,
+    credential_name,
+    dns_label,
+)
+from inferline_stream.observability.rules import Target, rules_document
+
+CONTROLLERS = 2
+"""One acts, the other waits for it to fall silent."""
+
+PROFILES_FOLDER = "/etc/inferline/profiles"
+METRICS_PORT = 9464
+STOCK_ANNOTATION = "inferline-stream.dev/stock"
+"""On a controller's Deployment: its pipeline's share of hardware kinds."""
+
+_HAND_OVER_S = 30
+
+RIGHTS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("apps", ("deployments",), ("get", "create", "patch")),
+    ("apps", ("deployments/scale",), ("get", "patch")),
+    ("autoscaling", ("horizontalpodautoscalers",), ("list",)),
+    ("", ("pods",), ("list", "watch", "patch", "delete")),
+    ("", ("resourcequotas",), ("list",)),
+    ("", ("services",), ("create", "patch")),
+    ("", ("secrets",), ("create",)),
+    ("networking.k8s.io", ("networkpolicies",), ("create", "patch")),
+    ("policy", ("poddisruptionbudgets",), ("create", "patch")),
+)
+"""API group, resources and verbs: what `KubernetesActuator` asks for while it leads, and nothing else."""
+
+SECRET_RIGHTS = ("get", "patch")
+"""Of the stages' credentials alone, which it makes: no other Secret of the namespace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """One pipeline in one namespace.
+
+    Args:
+        target: what its alert rules are made from.
+        topology: path of the topology file within the image.
+        stages: names of its stages.
+        cluster: image, namespace and what else pods are given.
+        bootstrap_servers: of Kafka, as pods reach it.
+        profiles: what was measured in the cluster: JSON by path within the profiles' folder.
+        stock: the pipeline's share of hardware kinds.
+        prefix: before the name of every topic.
+    """
+
+    target: Target
+    stages: Sequence[str]
+    topology: str
+    cluster: Cluster
+    bootstrap_servers: str
+    profiles: Mapping[str, str]
+    stock: Mapping[str, int] = field(default_factory=dict)
+    prefix: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the controller and of what belongs to it."""
+        return dns_label(f"{self.target.pipeline}-controller")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of the controller's pods. Dispatchers' and replicas' are others: the controller looks for those."""
+        return {
+            "app.kubernetes.io/name": FIELD_MANAGER,
+            COMPONENT_LABEL: "controller",
+            "app.kubernetes.io/instance": self.target.pipeline,
+        }
+
+
+def manifests(of: Installation) -> list[dict[str, Any]]:
+    """Return everything to apply, in the order in which things need each other."""
+    return [
+        _object(of, "v1", "ServiceAccount", of.name),
+        _object(of, "v1", "ServiceAccount", of.cluster.service_account, automountServiceAccountToken=False),
+        _role(of),
+        _role_binding(of),
+        _object(of, "v1", "ConfigMap", _profiles_name(of), data={_key(path): text for path, text in _files(of)}),
+        _controller(of),
+        _object(
+            of,
+            "v1",
+            "Service",
+            of.name,
+            spec={"selector": of.labels, "ports": [{"name": "metrics", "port": METRICS_PORT, "targetPort": "metrics"}]},
+        ),
+        _disruption_budget(of, of.name, of.labels),
+        _controller_network(of),
+        _object(
+            of,
+            "monitoring.coreos.com/v1",
+            "ServiceMonitor",
+            of.name,
+            spec={
+                "selector": {"matchLabels": of.labels},
+                "endpoints": [{"port": "metrics", "interval": "5s"}],
+                "jobLabel": "app.kubernetes.io/name",
+            },
+        ),
+        _object(of, "monitoring.coreos.com/v1", "PrometheusRule", of.name, spec=rules_document(of.target)),
+    ]
+
+
+def file_name(manifest: Mapping[str, Any]) -> str:
+    """Return the name of a manifest's file in a folder for kustomize."""
+    return f"{manifest['kind'].lower()}-{manifest['metadata']['name']}.yaml"
+
+
+def kustomization(of: Installation, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what makes a folder of the manifests one for kustomize."""
+    return {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": of.cluster.namespace,
+        "resources": [file_name(manifest) for manifest in found],
+    }
+
+
+def _object(of: Installation, version: str, kind: str, name: str, **fields: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": of.cluster.namespace, "labels": of.labels}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **fields}
+
+
+def _role(of: Installation) -> dict[str, Any]:
+    rules = [
+        {"apiGroups": [group], "resources": list(resources), "verbs": list(verbs)} for group, resources, verbs in RIGHTS
+    ]
+    own = dns_label(of.prefix + of.target.pipeline)
+    names = [credential_name(own, stage, side) for stage in of.stages for side in (DISPATCHER, REPLICA)]
+    rules.append({"apiGroups": [""], "resources": ["secrets"], "verbs": list(SECRET_RIGHTS), "resourceNames": names})
+    return _object(of, "rbac.authorization.k8s.io/v1", "Role", of.name, rules=rules)
+
+
+def _role_binding(of: Installation) -> dict[str, Any]:
+    return _object(
+        of,
+        "rbac.authorization.k8s.io/v1",
+        "RoleBinding",
+        of.name,
+        roleRef={"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": of.name},
+        subjects=[{"kind": "ServiceAccount", "name": of.name, "namespace": of.cluster.namespace}],
+    )
+
+
+def _controller(of: Installation) -> dict[str, Any]:
+    writable = {"life": str(PurePosixPath(of.topology).parent / ".inferline"), "tmp": "/tmp"}  # noqa: S108
+    container: dict[str, Any] = {
+        "name": "controller",
+        "image": of.cluster.image,
+        "command": ["inferline-stream", "run", of.topology],
+        "args": [
+            *("--on", "kubernetes", "--image", of.cluster.image, "--namespace", of.cluster.namespace),
+            *("--bootstrap-servers", of.bootstrap_servers, "--profiles", PROFILES_FOLDER),
+            *("--service-account", of.cluster.service_account, "--hand-over", "--no-replay", "--no-ui"),
+            *("--metrics-host", "0.0.0.0", "--metrics-port", str(METRICS_PORT)),  # noqa: S104  within the pod's network
+            *(("--secret", of.cluster.secret) if of.cluster.secret else ()),
+            *(part for kind, most in sorted(of.stock.items()) for part in ("--stock", f"{kind}={most}")),
+            *(("--prefix", of.prefix) if of.prefix else ()),
+        ],
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+        "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            *({"name": name, "mountPath": path} for name, path in writable.items()),
+            {"name": "profiles", "mountPath": PROFILES_FOLDER, "readOnly": True},
+        ],
+        "securityContext": dict(SECURITY),
+    }
+    if of.cluster.secret:
+        container["envFrom"] = [{"secretRef": {"name": of.cluster.secret}}]
+    items = [{"key": _key(path), "path": path} for path, _ in _files(of)]
+    apart = {"labelSelector": {"matchLabels": of.labels}, "topologyKey": "kubernetes.io/hostname"}
+    pod = {
+        "containers": [container],
+        "serviceAccountName": of.name,
+        "enableServiceLinks": False,  # a variable named after a service could be taken for a setting of ours
+        "terminationGracePeriodSeconds": _HAND_OVER_S,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "affinity": {
+            "podAntiAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": apart}]
+            }
+        },
+        "volumes": [
+            *({"name": name, "emptyDir": {"sizeLimit": "256Mi"}} for name in writable),
+            {"name": "profiles", "configMap": {"name": _profiles_name(of), **({"items": items} if items else {})}},
+        ],
+    }
+    deployment = _object(
+        of,
+        "apps/v1",
+        "Deployment",
+        of.name,
+        spec={
+            "replicas": CONTROLLERS,
+            "selector": {"matchLabels": of.labels},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {"metadata": {"labels": of.labels}, "spec": pod},
+        },
+    )
+    deployment["metadata"]["annotations"] = {STOCK_ANNOTATION: json.dumps(dict(of.stock), sort_keys=True)}
+    return deployment
+
+
+def overcommitted(
+    controllers: Iterable[Mapping[str, Any]], stock: Mapping[str, int]
+) -> dict[str, tuple[int, dict[str, int]]]:
+    """Return hardware kinds of which pipelines together may hold more than there are: how many, and each one's share.
+
+    A pipeline without a share of a kind is left out, though it may hold all of it.
+
+    Args:
+        controllers: their Deployments, as the API server gives them.
+        stock: replicas of each kind that there are places for, over all pipelines.
+    """
+    shares: dict[str, dict[str, int]] = {}
+    for controller in controllers:
+        metadata = controller["metadata"]
+        share = json.loads(metadata.get("annotations", {}).get(STOCK_ANNOTATION, "{}"))
+        for kind, most in share.items():
+            shares.setdefault(kind, {})[metadata["labels"]["app.kubernetes.io/instance"]] = most
+    return {
+        kind: (stock[kind], found)
+        for kind, found in sorted(shares.items())
+        if kind in stock and sum(found.values()) > stock[kind]
+    }
+
+
+def _disruption_budget(of: Installation, name: str, selected: Mapping[str, str]) -> dict[str, Any]:
+    """Nodes are emptied one controller at a time."""
+    spec = {"maxUnavailable": 1, "selector": {"matchLabels": dict(selected)}}
+    return _object(of, "policy/v1", "PodDisruptionBudget", name, spec=spec)
+
+
+def _controller_network(of: Installation) -> dict[str, Any]:
+    """In: scrapes. Out: names, Kafka, the API server."""
+    kafka = [_port(port) for port in of.cluster.kafka_ports]
+    return _object(
+        of,
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        of.name,
+        spec={
+            "podSelector": {"matchLabels": of.labels},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"ports": [_port(METRICS_PORT)]}],
+            "egress": [NAMES, {"ports": kafka}, {"ports": [_port(443), _port(6443)]}],
+        },
+    )
+
+
+def _port(number: int, protocol: str = "TCP") -> dict[str, Any]:
+    return {"protocol": protocol, "port": number}
+
+
+def _profiles_name(of: Installation) -> str:
+    return dns_label(f"{of.target.pipeline}-profiles")
+
+
+def _files(of: Installation) -> list[tuple[str, str]]:
+    return sorted(of.profiles.items())
+
+
+def _key(path: str) -> str:
+    """ConfigMaps have no folders: their volume puts files into them."""
+    return path.replace("/", "--")

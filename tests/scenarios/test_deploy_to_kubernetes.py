@@ -1,0 +1,153 @@
+"""`deploy --target kubernetes`: the controllers that it installs are real processes here, and so are their replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.actuators.manifests import MANAGED_BY, STAGE_LABEL
+from inferline_stream.controlplane.leadership import leads
+from inferline_stream.dataplane.control import OffsetReader, TopicFollower
+from inferline_stream.errors import Unreachable
+from inferline_stream.pipeline.names import Names
+from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.testing.kube_api import KubeApi, kubeconfig_of
+from inferline_stream.testing.kube_store import Json, ready
+from inferline_stream.testing.kubelet import kubelet
+from tests.contracts.wire import next_release
+
+DEADLINE_S = 180.0
+COMMAND = Path(sys.executable).with_name("inferline-stream")
+
+
+async def called(*command: object, **environment: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *map(str, command),
+        env={**os.environ, **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+    return said.decode()
+
+
+async def until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not await holds():
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        pytest.fail(f"waited {DEADLINE_S:.0f} s for {what}")
+
+
+async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and_is_upgraded_under_load(
+    embedded_broker: KafkaServer, tmp_path: Path
+) -> None:
+    topology, servers = tmp_path / "reviews/topology.py", embedded_broker.bootstrap_servers
+    prefix = "deployed."
+    names = Names("reviews", prefix)
+    await called(COMMAND, "init", topology.parent)
+    async with KubeApi() as api:
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(json.dumps(kubeconfig_of(api)))
+        later = {"reviews:2": {"PYTHONPATH": str(next_release(tmp_path / "next"))}}
+        api.node.run = kubelet(tmp_path / "pods", api, {"KUBECONFIG": str(kubeconfig)}, later)
+        (tmp_path / "pods").mkdir()
+
+        async def deployed(image: str) -> None:
+            told = await called(
+                *(COMMAND, "deploy", topology, "--target", "kubernetes", "--image", image, "--prefix", prefix),
+                *("--bootstrap-servers", servers),
+                KUBECONFIG=str(kubeconfig),
+            )
+            assert "applied to namespace test" in told
+
+        async def fed(seconds: int) -> None:
+            await called(
+                *(sys.executable, "-m", "inferline_stream.connectors.sources.trace_replay"),
+                *("--bootstrap-servers", servers, "--topic", f"{prefix}reviews-in", "--duration-s", seconds),
+                *("--arrivals", topology.with_name("arrivals.csv"), "--events", topology.with_name("events.jsonl")),
+            )
+
+        await deployed("reviews:1")
+
+        def log_of(pod: str) -> str:
+            file = tmp_path / "pods" / f"{pod}.log"
+            return file.read_text() if file.exists() else ""
+
+        def acting() -> list[str]:
+            """Controllers that lead by what they wrote since they were last started."""
+            since = {name: log_of(name).rpartition("looking at profiles")[2] for name in api.containers}
+            return [name for name, text in since.items() if "starting replicas" in text]
+
+        def is_replica(pod: Json) -> bool:
+            return pod["metadata"]["labels"].items() >= MANAGED_BY.items()
+
+        def replicas() -> set[str]:
+            return {pod["metadata"]["name"] for pod in api.pods() if is_replica(pod)}
+
+        def at_work() -> bool:
+            stages = {p["metadata"]["labels"].get(STAGE_LABEL) for p in api.pods()} - {None}
+            ready = [(tmp_path / "pods" / name / "ready").exists() for name in replicas()]
+            return len(stages) == 3 and all(ready)
+
+        async def served() -> bool:
+            try:
+                return await leads(servers, names) and len(acting()) == 1 and at_work()
+            except Unreachable:  # its topics are not there yet
+                return False
+
+        await until(served, f"replicas of every stage to be ready; a controller said {[*map(log_of, api.containers)]}")
+        (first,), before = acting(), replicas()
+        feed = asyncio.create_task(fed(8))
+        await asyncio.sleep(2.0)
+        await api.evict(first)
+
+        async def replaced() -> bool:
+            return first not in api.containers and len(acting()) == 1
+
+        await until(replaced, "the waiting controller to act")
+        # On a busy machine the one that waits may have found it silent just before.
+        assert "Left the replicas at work" in log_of(first) or "another controller leads" in log_of(first)
+        assert before <= replicas()
+        await feed
+
+        feed = asyncio.create_task(fed(14))
+        await deployed("reviews:2")
+
+        async def upgraded() -> bool:
+            served = {p["metadata"]["labels"][STAGE_LABEL] for p in api.pods() if ready(p) and is_replica(p)}
+            assert len(served) == 3, f"only {served} have a replica that is READY"
+            images = {pod["spec"]["containers"][0]["image"] for pod in api.pods()}
+            return images == {"reviews:2"} and len(acting()) == 1 and at_work()
+
+        await until(upgraded, f"every pod to be of the newer image; a controller said {[*map(log_of, api.containers)]}")
+        assert not before & replicas()
+        assert not any("ended: " in log_of(pod) for pod in api.containers), "the cluster's own doing is told as a death"
+        await feed
+        async with TopicFollower(servers, names.assignments) as assignments:
+
+            async def dealt() -> bool:
+                return any(b"by the next release" in (record.value or b"") for record in await assignments.read(0.2))
+
+            await until(dealt, "a controller of the next release to deal partitions")
+
+        async with OffsetReader(servers) as offsets:
+            topics = [f"{prefix}reviews-in", f"{prefix}ratings"]
+            partitions = {topic: await offsets.partitions(topic) for topic in topics}
+
+            async def through() -> bool:
+                ends = await offsets.ends(partitions)
+                arrived, left = (sum(ends[topic]) for topic in topics)
+                return arrived == left > 300
+
+            await until(through, "as many ratings as reviews")
+        monitor = api.applied["prometheusrules", "reviews-controller"]
+    assert monitor["spec"]["groups"]
