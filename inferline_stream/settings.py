@@ -357,6 +357,14 @@ def surroundings(environment: Mapping[str, str] | None = None) -> Surroundings:
 HOST_NAME, HOST_ADDRESS, HOST_SPEC = "INFERLINE_HOST_NAME", "INFERLINE_HOST_ADDRESS", "INFERLINE_HOST_SPEC"
 """Of the first process of a pod: its own name and address, and what it is given, as JSON."""
 
+HOST_NODE = "INFERLINE_HOST_NODE"
+"""Node of a pod, for people; empty elsewhere."""
+
+
+def host_node() -> str:
+    """Return the value of `HOST_NODE`; empty where it is not set."""
+    return os.environ.get(HOST_NODE, "")
+
 
 def host_given() -> tuple[str, str, str]:
     """Return the values of `HOST_NAME`, `HOST_ADDRESS` and `HOST_SPEC`; empty where they are not set."""

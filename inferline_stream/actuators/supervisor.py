@@ -52,6 +52,7 @@ class Remote(Protocol):
 
     name: str
     hardware: str
+    node: str
 
     def connect(self, dispatcher: socket.socket) -> None:
         """Carry the replica's frames to and from this socket."""
@@ -293,7 +294,8 @@ class Supervisor:
         hardware = self._replicas[replica].hardware if replica is not None else remote.hardware if remote else ""
         ours, theirs = socket.socketpair()
         with ours:
-            dispatcher.send(encode_attachment(Attach(member.replica, hardware, member.number)), ours.fileno())
+            attach = Attach(member.replica, hardware, member.number, "" if remote is None else remote.node)
+            dispatcher.send(encode_attachment(attach), ours.fileno())
         if replica is None:
             assert remote is not None
             remote.connect(theirs)

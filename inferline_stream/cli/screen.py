@@ -165,9 +165,21 @@ def stages_table(state: PipelineState) -> Table:
             held = isolation_words(stage.isolation) if row == 0 else ""
             table.add_row(stage.name if row == 0 else "", kind.hardware, replicas, *figures, held)
     troubles = [f"{stage.name}: {stage.trouble}" for stage in state.stages if stage.trouble]
-    if troubles:
-        table.caption = Text("\n".join(troubles), style="bold yellow", justify="left")
+    lines = [Text(trouble, style="bold yellow") for trouble in troubles]
+    lines += [Text(f"{stage.name}: {nodes_words(stage)}", style="dim") for stage in state.stages if stage.nodes]
+    if lines:
+        table.caption = Text("\n").join(lines)
+        table.caption_justify = "left"
     return table
+
+
+def nodes_words(stage: StageState) -> str:
+    """What a stage has on each node of a cluster."""
+    found = []
+    for node, of in stage.nodes.items():
+        parts = ["dispatcher"] * of.dispatchers + ([f"{of.replicas} ready"] if of.replicas else [])
+        found.append(f"{node} ({', '.join(parts)})")
+    return "; ".join(found)
 
 
 def isolation_words(held: IsolationState | None) -> str:

@@ -403,6 +403,7 @@ class Picture:
             quarantined=figures.quarantined,
             dispatcher_utilization=figures.dispatcher_utilization,
             trouble=figures.trouble,
+            nodes=figures.nodes,
             halted=figures.halted,
             restarts=self.restarts[stage],
             stuck_partitions=stuck if sum(c.ready for c in counts) else (),

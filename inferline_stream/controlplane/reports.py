@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Set
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Way
 from inferline_stream.controlplane.totals import Totals, slowdown
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
-from inferline_stream.observability.state import IsolationState
+from inferline_stream.observability.state import IsolationState, NodeState
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 
@@ -73,6 +73,8 @@ class StageFigures:
     halted: Mapping[int, str]
     trouble: str
     """What is wrong with its pool, in words."""
+    nodes: Mapping[str, NodeState]
+    """In a cluster: what it has on each node."""
     newest_s: float | None
     """When the oldest of its dispatchers' newest reports was read."""
     slowdown: Mapping[str, float]
@@ -298,9 +300,15 @@ class Reports:
             join_bytes=sum(r.join_bytes for r in living),
             halted={partition: why for r in living for partition, why in r.halted.items()},
             trouble="; ".join(sorted({r.reason for r in living if r.reason})),
+            nodes=self._nodes(name, living),
             newest_s=newest_s,
             slowdown=self._slowdown(name, recent),
         )
+
+    def _nodes(self, stage: str, living: Sequence[PoolReport]) -> dict[str, NodeState]:
+        dispatchers = Counter(report.node for report in living if report.node and report.phase == "serving")
+        replicas = Counter(r.node for r in self.replicas(stage) if r.node and r.phase == "ready")
+        return {node: NodeState(dispatchers[node], replicas[node]) for node in sorted({*dispatchers, *replicas})}
 
     def _slowdown(self, stage: str, recent: Totals) -> dict[str, float]:
         found = {}

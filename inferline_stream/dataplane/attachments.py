@@ -16,6 +16,8 @@ class Attach(msgspec.Struct, frozen=True, tag="attach"):
     hardware: str
     number: int
     """Its position in the pool; work goes to the lowest numbers first, so that those with the highest are idle."""
+    node: str = ""
+    """That it is on, in a cluster."""
 
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):

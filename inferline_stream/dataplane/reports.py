@@ -40,6 +40,8 @@ class ReplicaStatus(msgspec.Struct):
     """What restricts it, as it found by trial; None until it is ready."""
     quarantined: bool = False
     """Whether it runs suspected events only."""
+    node: str = ""
+    """That it is on, in a cluster."""
 
 
 class PoolReport(msgspec.Struct):
@@ -103,6 +105,8 @@ class PoolReport(msgspec.Struct):
     """Events that are run alone now, because one of them may have killed a replica."""
     reason: str = ""
     """Why the dispatcher failed or left, or what is wrong with its pool, in words."""
+    node: str = ""
+    """That the dispatcher is on, in a cluster."""
     version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:

@@ -53,6 +53,8 @@ class DispatcherSpec(msgspec.Struct, frozen=True):
     """Seconds since the epoch: events that entered before are a backlog, and their latency says nothing."""
     incarnation: int = 1
     """How often a dispatcher of this name was started; set by the supervisor."""
+    node: str = ""
+    """That it is on, in a cluster; set by its host."""
     deadly_batches: tuple[BatchId, ...] = ()
     """Batches that ended dispatchers before, and are skipped; set by the supervisor."""
     version: int = WIRE_VERSION

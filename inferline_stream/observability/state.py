@@ -50,6 +50,14 @@ class IsolationState:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeState:
+    """What a stage has on one node of a cluster: dispatchers that serve, and replicas that are ready."""
+
+    dispatchers: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
 class StageState:
     """One stage now. Times are means over the last seconds; None where nothing was measured."""
 
@@ -111,6 +119,8 @@ class StageState:
     """Dispatchers that the stage's partitions are dealt to."""
     trouble: str = ""
     """What is wrong with its pool, in words; empty if nothing is."""
+    nodes: Mapping[str, NodeState] = field(default_factory=dict)
+    """In a cluster: what it has on each node."""
 
     @property
     def batch_fill(self) -> float | None:

@@ -78,6 +78,9 @@ async def test_scaling_one_to_four_to_one_under_load_loses_and_repeats_nothing(
 ) -> None:
     async with pods(apache_kafka, tmp_path, delivery="exactly_once") as of:
         await of.director.start(replicas=1)
+        report = of.director.report("work")
+        assert report.node.startswith("node-"), "status shows dispatcher and replicas by node"
+        assert len({report.node, *(replica.node for replica in report.replicas)}) == 2
         async with under_load(of.director) as ids:
             await of.director.scale("work", 4)
             await more(of.director, "work", 300)

@@ -60,6 +60,7 @@ class Kubelet:
         (declared,) = container.pod["spec"]["containers"]
         mounts = self._mounts(self._folder / pod, container.pod["spec"], declared)
         fields = {"metadata.name": pod, "status.podIP": container.pod["status"]["podIP"]}
+        fields["spec.nodeName"] = container.pod["spec"]["nodeName"]
         given = {}
         for entry in declared.get("env", ()):
             text = entry.get("value") or fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]

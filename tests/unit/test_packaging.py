@@ -155,7 +155,7 @@ def _declared(*extras: str) -> dict[str, Requirement]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("inferline_stream", ("dev",)),  # doors to optional libraries import them when used
+        ("inferline_stream", ("kubernetes", "dev")),  # doors to optional libraries import them when used
         ("connectors", ("postgres",)),
         ("topologies/minimal", ()),
         ("topologies/moderation", ("moderation",)),

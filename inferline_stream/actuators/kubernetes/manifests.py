@@ -23,7 +23,7 @@ from inferline_stream.actuators.network.replica_host import ReplicaHostSpec
 from inferline_stream.dataplane.specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_SPEC
+from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_NODE, HOST_SPEC
 
 FIELD_MANAGER = "inferline-stream"
 PIPELINE_LABEL = "inferline-stream.dev/pipeline"
@@ -377,6 +377,7 @@ def _container(component: str, cluster: Cluster, given: str, wanted: Mapping[str
         "env": [
             {"name": HOST_NAME, "valueFrom": field("metadata.name")},
             {"name": HOST_ADDRESS, "valueFrom": field("status.podIP")},
+            {"name": HOST_NODE, "valueFrom": field("spec.nodeName")},
             {"name": HOST_SPEC, "value": given},
         ],
         "resources": dict(wanted),

@@ -27,7 +27,7 @@ from inferline_stream.dataplane.control import TopicFollower
 from inferline_stream.dataplane.posts import Posting, decode_posting, posting_key
 from inferline_stream.errors import Unreachable
 from inferline_stream.printable import log_to_stderr_plainly
-from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_SPEC, host_given
+from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_SPEC, host_given, host_node
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Remote:
     """A replica that is served over a link."""
 
     def __init__(self, hello: Hello, link: Link) -> None:
-        self.name, self.hardware, self.link = hello.replica, hello.hardware, link
+        self.name, self.hardware, self.node, self.link = hello.replica, hello.hardware, hello.node, link
 
     def connect(self, dispatcher: socket.socket) -> None:
         """Carry the replica's frames."""
@@ -193,7 +193,8 @@ async def _post(
         return
     host.slots = posting.slots
     incarnation = posting.dispatcher.incarnation + starts * _LIVES
-    await supervisor.dispatch(spec.stage, [msgspec.structs.replace(posting.dispatcher, incarnation=incarnation)])
+    dispatcher = msgspec.structs.replace(posting.dispatcher, incarnation=incarnation, node=host_node())
+    await supervisor.dispatch(spec.stage, [dispatcher])
 
 
 def _starts(life: Path) -> int:

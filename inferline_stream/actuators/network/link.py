@@ -35,6 +35,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
     replica: str
     hardware: str
+    node: str = ""
     version: int = WIRE_VERSION
 
 

@@ -32,7 +32,7 @@ from inferline_stream.dataplane.specs import ReplicaSpec
 from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.printable import log_to_stderr_plainly
-from inferline_stream.settings import HOST_NAME, HOST_SPEC, host_given
+from inferline_stream.settings import HOST_NAME, HOST_SPEC, host_given, host_node
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class ReplicaHost:
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
             try:
-                link.send(Hello(self._spec.replica, self._spec.hardware.name))
+                link.send(Hello(self._spec.replica, self._spec.hardware.name, host_node()))
                 return link, offered, await offered.offer
             except BaseException:
                 link.close()

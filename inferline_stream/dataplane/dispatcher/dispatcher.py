@@ -83,6 +83,7 @@ class Dispatcher:
         self._report = report = new_report(
             spec.dispatcher, spec.incarnation, routes.stage, spec.slot, len(self._bounds_s) + 1
         )
+        report.node = spec.node
         self._lease = Lease(settings.lease_s)
         servers, names = spec.bootstrap_servers, routes.names
         self._reader = StageReader(
@@ -192,7 +193,8 @@ class Dispatcher:
             if isinstance(message, Attach) and not files:
                 self._ask_to_replace(message.replica, "its connection did not arrive: too many files are open")
             elif isinstance(message, Attach):
-                self._feeder.attach(socket.socket(fileno=files[0]), message.replica, message.hardware, message.number)
+                sock = socket.socket(fileno=files[0])
+                self._feeder.attach(sock, message.replica, message.hardware, message.number, message.node)
             elif isinstance(message, Retire):
                 self._feeder.retire(message.replica)
             elif isinstance(message, Lost):

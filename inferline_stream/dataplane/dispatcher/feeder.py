@@ -90,14 +90,14 @@ class Feeder:
 
     # The pool
 
-    def attach(self, sock: socket.socket, name: str, hardware: str, number: int) -> None:
+    def attach(self, sock: socket.socket, name: str, hardware: str, number: int, node: str = "") -> None:
         """Take a replica into the pool; it gets work once it says that it is ready."""
         self._ended(name, "it was attached again")  # what it had in hand would be waited for for ever
         replica = self._pool.attach(name, hardware, number)
         connection = ReplicaConnection(
             sock, lambda frame: self._heard(name, frame), lambda why: self._closed(name, why)
         )
-        self._members[name] = _Member(replica, connection, ReplicaStatus(name, hardware, "starting"))
+        self._members[name] = _Member(replica, connection, ReplicaStatus(name, hardware, "starting", node=node))
         self._changed()
 
     def retire(self, name: str) -> None:

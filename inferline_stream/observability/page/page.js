@@ -197,6 +197,7 @@ function stageDetails(state) {
     ["queued", `${number(stage.queued)} events`], ["dispatcher, of a core", stage.dispatcher_utilization === null ? "–" : percent(stage.dispatcher_utilization)],
     ["suspects", number(stage.suspects)], ["quarantined", number(stage.quarantined)], ["batches lost", number(stage.batches_lost)],
     ["dead letters", number(stage.dead_lettered)], ["restarts", number(stage.restarts)], ["kept from growing by", stage.limit || "nothing"],
+    ...stage.nodes.map(([node, dispatchers, replicas]) => [`on ${node}`, `${dispatchers ? "its dispatcher, " : ""}${replicas} ready`]),
   ];
   if (holder.dataset.stage !== stage.name) {
     holder.dataset.stage = stage.name;

@@ -72,6 +72,7 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
                     "halted": stage.halted,
                     "quarantined": stage.quarantined,
                     "batches_lost": stage.batches_lost,
+                    "nodes": [[node, of.dispatchers, of.replicas] for node, of in stage.nodes.items()],
                     "limit": stage.limit,
                     "dead_lettered": stage.dead_lettered,
                     "restarts": stage.restarts,

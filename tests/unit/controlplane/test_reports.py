@@ -7,7 +7,7 @@ import pytest
 from inferline_stream.controlplane.reports import Reports
 from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus
 from inferline_stream.isolation.enforced import Enforced
-from inferline_stream.observability.state import IsolationState
+from inferline_stream.observability.state import IsolationState, NodeState
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 
@@ -188,6 +188,16 @@ def test_what_restricts_a_stage_is_reported_by_its_weakest_replica() -> None:
     assert reports.isolation("entry") == IsolationState(
         "sandbox", 2, 1, 0, None, None, {"files": 1024}, ("files: every path may be opened",)
     )
+
+
+def test_a_stage_is_shown_by_node_where_dispatchers_serve_and_replicas_are_ready() -> None:
+    reports = Reports(SHAPE, MEASURED)
+    placed = [("a", "n1", "ready"), ("b", "n1", "starting"), ("c", "n2", "ready"), ("d", "", "ready")]
+    replicas = [ReplicaStatus(name, "cpu", phase, node=node) for name, node, phase in placed]
+    reports.add(report(1, replicas=replicas, phase="serving", node="n3"), 1.0)
+    reports.add(report(1, dispatcher="waits", phase="standby", node="n4"), 1.0)
+    found = reports.stage("entry", 1.0).nodes
+    assert found == {"n1": NodeState(0, 1), "n2": NodeState(0, 1), "n3": NodeState(1, 0)}
 
 
 def test_the_first_replica_of_a_stage_that_forks_says_nothing_of_those_to_come() -> None:
