@@ -52,6 +52,12 @@ def test_what_users_write_to_get_their_code_in_is_linted_too_and_begins_at_a_sta
     assert f" AS {base[1]}\n" in (DOCKER / "Dockerfile").read_text()
 
 
+def test_the_path_that_the_readme_names_is_where_its_dockerfile_has_put_the_topology() -> None:
+    (put,) = re.findall(r"^COPY reviews (\S+)$", readme_dockerfile(), re.MULTILINE)
+    named = set(re.findall(r"--path\s(\S+)", (DOCKER / "README.md").read_text()))
+    assert {path.rstrip("`") for path in named} == {f"{put}/topology.py"}
+
+
 def test_no_process_of_an_image_is_root_and_the_user_is_a_number() -> None:
     for text in ((DOCKER / "Dockerfile").read_text(), readme_dockerfile()):
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", re.findall(r"^USER (\S+)$", text, re.MULTILINE)[-1])
@@ -70,7 +76,7 @@ def test_the_image_is_locked_as_what_is_tested_is() -> None:
         return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", file.read_text(), re.MULTILINE))
 
     image, tested = pins(DOCKER / "requirements.lock"), pins(ROOT / "requirements-dev.lock")
-    assert {"aiokafka", "onnxruntime"} <= image.keys()
+    assert {"cryptography", "lightkube", "onnxruntime"} <= image.keys()
     assert {name: tested.get(name) for name in image} == image
 
 
