@@ -309,6 +309,8 @@ def plan_table(plan: Plan, pipeline: Pipeline) -> Table:
         f"SLO {format_duration(plan.slo_s)}, predicted P99 {format_duration(plan.predicted_p99_s)}, "
         f"{plan.arrival_rate:.1f} events/s on average"
     )
+    for stage, bound in plan.key_bound.items():
+        table.caption += f"\n{stage}: {bound}"
     if any(kinds[a.hardware].emulated for allocations in plan.allocations.values() for a in allocations):
         table.caption += "\nemulated hardware sleeps its declared service times and computes nothing"
     return table

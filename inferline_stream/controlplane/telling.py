@@ -102,6 +102,8 @@ def _of_plan(stored: StoredPlan, plan: Plan, before: Plan | None) -> Iterator[st
         bound = f", {plan.utilization[stage]:.0%} utilized" if stage in plan.utilization else ""
         if held:
             yield f"    {stage}: {now}{bound}{changed}"
+    for stage, bound_by in plan.key_bound.items():
+        yield f"    {stage}: {bound_by}"
 
 
 def _held(plan: Plan, stage: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.units import format_duration
@@ -66,6 +66,30 @@ def cost_per_hour(allocations: Allocations, catalogue: Catalogue) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyBound:
+    """A key whose events one replica cannot serve, at a stage that processes them in order: one batch at a time.
+
+    More replicas do not help it. `Stage(ordered=False)` does, and so does faster hardware.
+
+    Args:
+        key: the key.
+        arrival_rate: its events per second at the stage.
+        served_rates: most events per second that one replica serves, by the hardware kinds that are too slow.
+    """
+
+    key: str
+    arrival_rate: float
+    served_rates: Mapping[str, float]
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{kind} {rate:.4g}" for kind, rate in self.served_rates.items())
+        return (
+            f"key_bound: events of key {self.key!r} come {self.arrival_rate:.4g} times a second and keep their order, "
+            f"so one replica at a time serves them, at most so many a second: {rates}; Stage(ordered=False) lifts that"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A provisioned pipeline and the evidence it was chosen on.
 
@@ -83,6 +107,7 @@ class Plan:
         lower_bound_per_hour: dollars per hour below which no plan with one hardware kind per stage and without holds
             meets the SLO less the margin, as far as a search proved it; 0 where none did. As high as the cost: none of
             those is cheaper.
+        key_bound: by stage, the most frequent key, where one replica of some hardware kind could not serve it.
     """
 
     pipeline: str
@@ -96,3 +121,4 @@ class Plan:
     utilization: Mapping[str, float]
     algorithm: str = "inferline"
     lower_bound_per_hour: float = 0.0
+    key_bound: Mapping[str, KeyBound] = field(default_factory=dict)

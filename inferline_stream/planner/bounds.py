@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 
 import numpy as np
@@ -44,6 +45,9 @@ _ROUNDING = 1e-9
 
 _TINY_S = 1e-12
 """Stands for no time at all where one is divided by it."""
+
+BUSIEST_KEYS = 8
+"""Keys that are looked at one by one, the most frequent: where none of them asks too much, others do not either."""
 
 _MOST_REPLICAS = 1_000_000
 """Beyond any plan: ends counting where nothing else does."""
@@ -108,10 +112,17 @@ class Bounds:
     Args:
         problem: the problem; its traces are those the bounds hold for.
         masks: per trace, the position in `Paths.masks` of each event's set of arrows.
+        keys: per trace, the number of each event's key from 1, see `Workload.keys`.
     """
 
-    def __init__(self, problem: Problem, masks: Sequence[NDArray[np.integer]]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        masks: Sequence[NDArray[np.integer]],
+        keys: Sequence[NDArray[np.integer]] = (),
+    ) -> None:
         self.problem = problem
+        self._keys = keys
         self._routes = [_Route(problem.shape, mask) for mask in problem.measured.paths.masks]
         self._masks = masks
         self._counts = [np.bincount(m, minlength=len(self._routes)) for m in masks]
@@ -126,11 +137,25 @@ class Bounds:
         """Per stage, a rate of service at or below which no plan meets the target; worked out when first asked for."""
         return tuple(map(self._required_rate, range(len(self.fastest_s))))
 
+    @cached_property
+    def key_rate(self) -> tuple[float, ...]:
+        """Per stage that keeps the order of keys, a rate at or below which no replica serves the busiest key in time.
+
+        Batches of one key follow each other, so one replica at a time is its fluid server. 0.0 at other stages.
+        """
+        stages, keys = self.problem.shape.stages, self.problem.measured.keys
+        most = min(len(keys.shares), BUSIEST_KEYS) + 1 if any(k.size for k in self._keys) else 1
+        return tuple(
+            max((self._required_rate(s, key) for key in range(1, most)), default=0.0) if name in keys.ordered else 0.0
+            for s, name in enumerate(stages)
+        )
+
     def _allowed(self, counts: NDArray[np.int64]) -> int:
         events = sum(int(n) for n, route in zip(counts, self._routes, strict=True) if route.reaches_sink)
         return events - max(1, math.ceil(self.problem.objective * events * (1 - 1e-12)))
 
-    def _required_rate(self, stage: int) -> float:
+    def _required_rate(self, stage: int, key: int = 0) -> float:
+        """Of all events of a stage, or of those of one key."""
         hop_s = self.problem.measured.hop_overhead_s
         through = [i for i, r in enumerate(self._routes) if r.reaches_sink and r.visits[stage]]
         if not through:
@@ -138,10 +163,12 @@ class Bounds:
         before = min(self._routes[i].before_s(stage, self.fastest_s, hop_s) for i in through)
         after = min(self._routes[i].after_s(stage, self.fastest_s, hop_s) for i in through)
         window_s = (self.problem.target_s - before - after) * (1 + _ROUNDING)
-        rates = (
-            _slowest_rate(trace.arrivals_s[np.isin(mask, through)], window_s, allowed)
-            for trace, mask, allowed in zip(self.problem.traces, self._masks, self.allowed, strict=True)
-        )
+        rates = []
+        for i, (trace, mask) in enumerate(zip(self.problem.traces, self._masks, strict=True)):
+            counts = np.isin(mask, through)
+            if key:
+                counts &= self._keys[i] == key
+            rates.append(_slowest_rate(trace.arrivals_s[counts], window_s, self.allowed[i]))
         return max(rates)
 
     def latency_possible(self, candidate: Candidate) -> bool:
@@ -175,7 +202,13 @@ class Bounds:
         rates = (service_rate(self.problem, s, o) for s, o in enumerate(candidate))
         if any(rate <= required for rate, required in zip(rates, self.required_rate, strict=True)):
             return False
+        if any(key_rate and self.fastest_rate(s, candidate[s]) <= key_rate for s, key_rate in enumerate(self.key_rate)):
+            return False
         return self.latency_possible(candidate)
+
+    def fastest_rate(self, stage: int, option: Option) -> float:
+        """Most events per second that one replica of a stage serves."""
+        return max(service_rate(self.problem, stage, (replace(a, replicas=1),)) for a in option if a.replicas)
 
     def fewest_replicas(self, stage: int, hardware: str, max_batch_size: int | None = None) -> int | None:
         """Replicas of one kind below which the stage cannot serve fast enough; None if no number it may have can.
@@ -190,7 +223,7 @@ class Bounds:
         rate = service_rate(self.problem, stage, (Allocation(hardware, limit, 1),))
         cap = replica_cap(self.problem, name, hardware)
         needed = math.floor(self.required_rate[stage] / rate) + 1 if rate > 0 else _MOST_REPLICAS
-        if needed > cap or math.isinf(self.required_rate[stage]):
+        if needed > cap or math.isinf(self.required_rate[stage]) or rate <= self.key_rate[stage]:
             return None
         return needed if needed <= _MOST_REPLICAS else None
 

@@ -56,7 +56,7 @@ class Evaluator:
         self.workloads: Sequence[Workload] = workloads or [
             prepare(problem.shape, problem.measured, trace, seed=problem.seed) for trace in problem.traces
         ]
-        self.bounds = Bounds(problem, [w.masks for w in self.workloads])
+        self.bounds = Bounds(problem, [w.masks for w in self.workloads], [w.keys for w in self.workloads])
         self.evaluations = 0
         """Candidates simulated."""
         self.simulated_events = 0

@@ -7,6 +7,7 @@ from decimal import ROUND_CEILING, Decimal
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.key_bounds import busiest_key, without_order
 from inferline_stream.planner.problem import Candidate, Problem, fastest_path_s, fastest_s, hardware_kinds
 from inferline_stream.planner.quickest import quickest
 
@@ -23,6 +24,8 @@ def infeasible(problem: Problem, evaluator: Evaluator) -> Infeasible:
             f"an event needs {fastest_path_s(problem):.4g} s when nothing waits, "
             f"{times[worst]:.4g} s of it in stage {worst!r} on its fastest hardware; give that stage faster hardware"
         )
+    elif key := _key(problem, best):
+        why = key
     else:
         worst = _tightest(problem, evaluator, best)
         why = f"stage {worst!r} cannot keep up: {_limits(problem, worst)}"
@@ -52,6 +55,15 @@ def _tightest(problem: Problem, evaluator: Evaluator, candidate: Candidate) -> s
         return _rate(problem, problem.shape.stages[stage], candidate[stage]) / needed if needed > 0 else float("inf")
 
     return problem.shape.stages[min(range(len(candidate)), key=room)]
+
+
+def _key(problem: Problem, candidate: Candidate) -> str:
+    """The key that is to blame, where the SLO would be met if no stage kept the order of keys; else nothing."""
+    found = {s: key for s in range(len(candidate)) if (key := busiest_key(problem, s)) is not None}
+    if not found or Evaluator(without_order(problem, *found)).quantile_s(candidate) > problem.target_s:
+        return ""
+    worst = max(found, key=lambda s: found[s].arrival_rate / max(found[s].served_rates.values()))
+    return f"stage {problem.shape.stages[worst]!r}: {found[worst]}"
 
 
 def _limits(problem: Problem, stage: str) -> str:

@@ -68,11 +68,15 @@ def initialise(search: Search) -> Candidate | None:
 
     Returns:
         The first feasible candidate, or None: T_s exceeds the SLO (the paper's comparison is printed the
-        wrong way round), stock is used up, or one stage's is and all that the others could have would not do.
+        wrong way round), stock is used up, or one stage's is and all that the others could have would not do;
+        or, what the paper does not know of, events of one key keep their order and are too many for a replica.
     """
     problem = search.problem
     candidate = fastest_start(problem)
     if candidate is None or fastest_path_s(problem) > problem.target_s:
+        return None
+    keys = problem.measured.keys
+    if keys.shares and keys.ordered and not search.feasible(_with_most(search, candidate)):
         return None
     ended: set[int] = set()
     while not search.feasible(candidate):

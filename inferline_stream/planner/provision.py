@@ -18,6 +18,7 @@ from inferline_stream.planner.evaluation import Evaluator, Stopped
 from inferline_stream.planner.exact import prove
 from inferline_stream.planner.infeasible import infeasible
 from inferline_stream.planner.inferline import Search, plan_inferline
+from inferline_stream.planner.key_bounds import key_bound
 from inferline_stream.planner.menu import combined
 from inferline_stream.planner.problem import (
     COST_EPSILON,
@@ -339,6 +340,12 @@ def plan_of(problem: Problem, outcome: Outcome, *, pipeline: str) -> Plan:
     ]
     windows = windows_s(min(fastest_path_s(problem), LONGEST_WINDOW_S))
     envelopes = [dict(trace_envelope(t, windows)) for t in problem.traces]
+    bounds = Evaluator(problem).bounds if problem.measured.keys.shares else None
+    key_bounds = {
+        name: found
+        for s, name in enumerate(stages)
+        if bounds is not None and (found := key_bound(problem, bounds, s, candidate[s])) is not None
+    }
     return Plan(
         pipeline=pipeline,
         slo_s=problem.target_s,
@@ -351,4 +358,5 @@ def plan_of(problem: Problem, outcome: Outcome, *, pipeline: str) -> Plan:
         utilization={s: r / m for s, r, m in zip(stages, rates, served, strict=True)},
         algorithm=outcome.algorithm,
         lower_bound_per_hour=outcome.lower_bound_per_hour if math.isfinite(outcome.lower_bound_per_hour) else 0.0,
+        key_bound=key_bounds,
     )

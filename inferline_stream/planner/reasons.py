@@ -9,6 +9,7 @@ from inferline_stream.estimator.evaluation import StageStatistics, evaluate
 from inferline_stream.pipeline.plan import Allocation, hold_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.key_bounds import key_bound, without_order
 from inferline_stream.planner.problem import Candidate, Option, batch_limits, hardware_kinds, replaced
 
 
@@ -42,6 +43,7 @@ class Reasons:
         if hold_of(self._candidate[stage]):
             yield self._hold(stage)
         yield self._count(stage)
+        yield from self._key(stage)
 
     def _hardware(self, stage: int, part: Allocation) -> str:
         name = self._problem.shape.stages[stage]
@@ -88,6 +90,12 @@ class Reasons:
             f"{format_duration(hold_of(option))}: batches are of {now:.1f} events on average; without that they would "
             f"be of {before:.1f}, and P99 would be {self._p99(stage, eager)}"
         )
+
+    def _key(self, stage: int) -> Iterator[str]:
+        found = key_bound(self._problem, self._evaluator.bounds, stage, self._candidate[stage])
+        if found is not None:
+            lifted = Evaluator(without_order(self._problem, stage)).quantile_s(self._candidate)
+            yield f"{found}, and P99 would be {format_duration(lifted)}"
 
     def _count(self, stage: int) -> str:
         option, busy = self._candidate[stage], self._statistics[stage].utilization

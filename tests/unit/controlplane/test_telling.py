@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from inferline_stream.controlplane.overrides import Overrides
 from inferline_stream.controlplane.records import Override, StoredDecision, StoredPlan
 from inferline_stream.controlplane.telling import WORDS, Story, document, sentences
-from inferline_stream.pipeline.plan import Allocation, Plan
-from inferline_stream.planner.document import plan_to_bytes
+from inferline_stream.pipeline.plan import Allocation, KeyBound, Plan
+from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
 from inferline_stream.tuner.decision import Reason
 
 
@@ -86,3 +88,12 @@ def test_only_the_newest_are_reported_and_the_first_of_them_still_knows_what_it_
 
 def test_nothing_written_down_is_said() -> None:
     assert list(sentences(Story("p", (), (), Overrides()), 5)) == ["p: no plan and no decision is written down"]
+
+
+def test_a_key_that_binds_a_stage_is_told_with_its_remedy() -> None:
+    plan = plan_from_bytes(bytes(STORY.plans[0].plan))
+    bound = replace(plan, key_bound={"a": KeyBound("anna", 31.0, {"cpu-1": 20.0})})
+    raw = msgspec.Raw(plan_to_bytes(bound))
+    told = "\n".join(sentences(Story("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5))
+    assert "a: key_bound: events of key 'anna' come 31 times a second" in told
+    assert "cpu-1 20; Stage(ordered=False) lifts that" in told

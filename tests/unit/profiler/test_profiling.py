@@ -106,6 +106,10 @@ async def test_a_pipeline_is_measured_once_and_then_known(
         pipeline, topology, EVENTS, options=QUICK, machine=WITHOUT_GPU, progress=reported.append
     )
     assert reported[-1].total == 0, "measured again what was known"
+    keys = [b"a", b"b", *(b"a" for _ in EVENTS[2:])]
+    keyed = await profile_pipeline(pipeline, topology, EVENTS, keys=keys, options=QUICK, machine=WITHOUT_GPU)
+    assert (again.keys.shares, again.keys.ordered) == ((), ("read", "slow"))
+    assert keyed.keys.shares == (("a", 1 - 1 / len(EVENTS)),)
     assert again.paths == measured.paths
     assert again.samples == measured.samples
     assert set(measured.samples) == set(shape_of(pipeline).stages)

@@ -1,0 +1,78 @@
+"""A key hotter than one replica can serve: ruled out unseen, and named with its remedy."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inferline_stream.errors import Infeasible
+from inferline_stream.pipeline.keys import Keys
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
+from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.explain import explain
+from inferline_stream.planner.key_bounds import without_order
+from inferline_stream.planner.provision import provision
+from tests.unit.planner.problems import candidates, meets, plain_problem, prices, random_problem
+
+SLOW_S, FAST_S = 0.04, 0.01
+"""25 and 100 events a second, one by one."""
+
+
+def hot(share, *, rate=60.0, slo_s=0.3, kinds=("slow", "fast"), ordered=("s",)):
+    """One stage without batches, and a key with that share of the events."""
+    times = {"s": {kind: {"slow": SLOW_S, "fast": FAST_S}[kind] for kind in kinds}}
+    trace = gamma_trace(rate, 1.0, 60.0, np.random.default_rng(3))
+    problem = plain_problem(times, trace.arrivals_s, slo_s, prices())
+    return replace(problem, measured=replace(problem.measured, keys=Keys((("acme", share),), ordered)))
+
+
+def planned(problem):
+    return provision(problem.shape, problem.measured, problem.traces, problem.target_s, problem.catalogue)
+
+
+def test_a_key_too_hot_for_one_kind_is_served_by_a_faster_one_and_named_in_plan_and_explanation():
+    problem = hot(0.6)
+    plan = planned(problem)
+    assert {a.hardware for a in plan.allocations["s"]} == {"fast"}
+    found = plan.key_bound["s"]
+    assert (found.key, found.served_rates) == ("acme", {"slow": pytest.approx(25.0)})
+    assert found.arrival_rate == pytest.approx(0.6 * plan.arrival_rate)
+    assert plan_from_bytes(plan_to_bytes(plan)) == plan
+    (stage,) = explain(plan, problem.shape, problem.measured, problem.traces, problem.catalogue).stages
+    (reason,) = [r for r in stage.reasons if r.startswith("key_bound: ")]
+    assert "'acme'" in reason
+    assert "Stage(ordered=False)" in reason
+
+
+def test_where_the_order_is_not_kept_or_no_key_is_hot_cheaper_hardware_does_and_nothing_is_named():
+    for problem in (hot(0.6, ordered=()), hot(0.05)):
+        plan = planned(problem)
+        assert {a.hardware for a in plan.allocations["s"]} == {"slow"}
+        assert not plan.key_bound
+
+
+def test_a_key_too_hot_for_every_kind_makes_the_problem_infeasible_and_is_to_blame():
+    with pytest.raises(Infeasible, match=r"stage 's': key_bound: events of key 'acme' come .*Stage\(ordered=False\)"):
+        planned(hot(0.6, kinds=("slow",)))
+    assert planned(without_order(hot(0.6, kinds=("slow",)), 0)).allocations
+
+
+def test_what_is_slow_for_the_key_is_ruled_out_before_it_is_simulated():
+    evaluator = Evaluator(hot(0.6))
+    assert 30 < evaluator.bounds.key_rate[0] < 60
+    assert evaluator.bounds.fewest_replicas(0, "slow") is None
+    assert not evaluator.feasible(((Allocation("slow", 1, 50),),))
+    assert evaluator.evaluations == 0
+    assert evaluator.feasible(((Allocation("slow", 1, 1), Allocation("fast", 1, 2)),)) == (evaluator.evaluations == 1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_candidate_that_meets_the_target_is_ruled_out_for_its_keys(seed):
+    problem = random_problem(seed, stages=1, rate=80.0)
+    keys = Keys((("a", 0.5), ("b", 0.3)), problem.shape.stages)
+    problem = replace(problem, measured=replace(problem.measured, keys=keys))
+    bounds = Evaluator(problem).bounds
+    found = [c for c in candidates(problem, 8) if meets(problem, c)]
+    assert all(bounds.possible(c) for c in found)
