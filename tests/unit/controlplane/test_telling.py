@@ -94,6 +94,6 @@ def test_a_key_that_binds_a_stage_is_told_with_its_remedy() -> None:
     plan = plan_from_bytes(bytes(STORY.plans[0].plan))
     bound = replace(plan, key_bound={"a": KeyBound("anna", 31.0, {"cpu-1": 20.0})})
     raw = msgspec.Raw(plan_to_bytes(bound))
-    told = "\n".join(sentences(Story("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5))
-    assert "a: key_bound: events of key 'anna' come 31 times a second" in told
-    assert "cpu-1 20; Stage(ordered=False) lifts that" in told
+    said = "\n".join(sentences(Story("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5))
+    assert "a: key_bound: events of key 'anna' come 31 times a second" in said
+    assert "cpu-1 20; Stage(ordered=False) lifts that" in said

@@ -9,12 +9,15 @@ import pytest
 
 from inferline_stream.estimator.compiled import interpreted
 from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
+from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.reference import simulate_with_heap
-from inferline_stream.estimator.station import station
+from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.variation import LEVELS
 from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipeline
-from tests.unit.estimator.small import ONE, allocated, measured
+from tests.unit.estimator.small import CHAIN, ONE, allocated, measured
 
 GROUPS = 10
 PIPELINES_PER_GROUP = 110
@@ -78,6 +81,24 @@ def test_the_interpreted_source_of_the_kernels_gives_the_same_bits() -> None:
         assert same(found.latency_s, expected.latency_s), f"seed {seed}"
         for stage, statistics in expected.statistics.items():
             assert np.array_equal(found.statistics[stage].batches, statistics.batches)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_events_of_a_key_that_overtook_each_other_before_wait_as_the_event_heap_says(seed: int) -> None:
+    """In a lane whose later events entered before its first, at a stage that has far too much to do."""
+    rng = np.random.default_rng(seed)
+    keys = Keys(tuple((f"k{i}", 0.15) for i in range(6)), ("b",))
+    profile = replace(measured(CHAIN, {"a": {1: 1.0}, "b": {1: 1.0}}), keys=keys)
+    workload = prepare(CHAIN, profile, Trace(np.cumsum(rng.exponential(0.1, 200))), seed=seed)
+    table, factors = np.array([np.nan, 0.5]), np.sort(rng.lognormal(0.0, 1.0, (2, LEVELS)))
+    varying = Varying(table, np.zeros(2), factors, np.ones((1, LEVELS)), np.zeros(1, np.uint8))
+    mixing = Station(np.array([1]), table, np.zeros(9, np.int64), varying=varying)
+    slow = Station(np.array([2]), np.array([np.nan, 0.4, 0.5]), np.zeros(2, np.int64), order_slo_s=np.inf)
+    for stations in ([mixing, slow], [mixing, replace(slow, order_slo_s=1.0)]):
+        expected = simulate_with_heap(workload, stations).latency_s
+        found = evaluate(workload, stations, slice_events=7).latency_s
+        assert found is not None
+        assert same(found, expected)
 
 
 def stage_by_stage(pipeline: RandomPipeline) -> dict[int, Departures]:

@@ -34,6 +34,6 @@ def test_shares_that_cannot_be_are_refused(shares):
 
 def test_a_sample_s_key_names_a_field():
     for key in ("", 3):
-        told = only_problem(moderation(sample=Sample("arrivals.csv", "posts.jsonl", key=key)))
-        assert f"sample key {key!r} must be the name of a field" in told
+        found = only_problem(moderation(sample=Sample("arrivals.csv", "posts.jsonl", key=key)))
+        assert f"sample key {key!r} must be the name of a field" in found
     assert not problems(moderation(sample=Sample("arrivals.csv", "posts.jsonl", key="user")))
