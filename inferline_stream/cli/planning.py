@@ -55,6 +55,7 @@ def plan(
     from inferline_stream.cli.output import console
     from inferline_stream.cli.provisioning import (
         declared,
+        not_credible,
         plan_table,
         planned,
         profiled,
@@ -83,6 +84,7 @@ def plan(
     options = Options(broker=bootstrap_servers or "embedded", oversubscribe=oversubscribe)
     measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=limits))
     search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "seed": seed, "traces": traces}
+    search["oversubscribe"] = oversubscribe
     found = planned(what, measured, seconds=seconds, **search)
     points: tuple[CurvePoint, ...] = ()
     if curve or plot is not None:
@@ -115,7 +117,7 @@ def plan(
         typer.echo(document.decode(), nl=False)
         return
     people = console()
-    people.print(plan_table(found, pipeline))
+    people.print(plan_table(found, pipeline, not_credible(found, what, measured)))
     show_why(people, found, why)
     if points:
         show_curve(people, points, found)

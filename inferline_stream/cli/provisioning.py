@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from inferline_stream.dataplane.loading import file_and_name, load_topology
 from inferline_stream.dataplane.recent import recent_sample
 from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.isolation.limits import cores_here, shares_held
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -23,6 +25,7 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, simulation_bytes
 from inferline_stream.pipeline.units import duration_s, format_duration
 from inferline_stream.pipeline.validation import validated
+from inferline_stream.planner.core_budget import replica_cores
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.profiling import Options, Progress, profile_pipeline
 from inferline_stream.profiler.store import ProfileStore
@@ -214,6 +217,7 @@ def planned(
     seed: int = 0,
     traces: Sequence[Trace] = (),
     known: Sequence[Plan] = (),
+    oversubscribe: bool = False,
 ) -> Plan:
     """The cheapest plan for the sample that meets an SLO of so many seconds; its cost so far is shown on the way.
 
@@ -227,9 +231,10 @@ def planned(
         seed: of the random branches.
         traces: to plan for in place of the sample.
         known: earlier plans, so that a looser SLO never costs more.
+        oversubscribe: whether replicas may have more cores than this machine has for them.
 
     Raises:
-        Infeasible: there is none.
+        Infeasible: there is none, or none that fits on this machine.
         InvalidTopology: traces that do not fit in memory.
     """
     from inferline_stream.estimator.warmup import compile_kernels
@@ -261,7 +266,26 @@ def planned(
             progress=show,
             seed=seed,
             order_slo_s=pipeline.slo_s,
+            cores=math.inf if oversubscribe else cores_for_replicas(what, measured, traces),
         )
+
+
+def cores_for_replicas(what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> float:
+    """Cores of this machine that replicas may have, beside all that runs around them."""
+    rate = max(trace.arrival_rate for trace in traces or (what.trace,))
+    return replica_cores(cores_here(), shape_of(what.pipeline), measured, rate)
+
+
+def not_credible(plan: Plan, what: Declared, measured: PipelineProfile) -> str:
+    """Why nobody should believe the plan's P99 on this machine, in words; empty if somebody may."""
+    kinds = catalogue(what.pipeline.hardware)
+    held = [(a.replicas, kinds[a.hardware]) for options in plan.allocations.values() for a in options]
+    needed, there = sum(count * kind.cores for count, kind in held), cores_for_replicas(what, measured)
+    if needed > there + 1e-9:
+        return f"the P99 is not credible: replicas take {needed:.2f} cores, and this machine has {there:.2f} for them"
+    if any(0 < kind.cores < 1 for _, kind in held) and not shares_held():
+        return "the P99 is not credible: nothing here holds replicas to their shares of a core"
+    return ""
 
 
 def check_memory(events: int, stages: int) -> None:
@@ -278,8 +302,8 @@ def check_memory(events: int, stages: int) -> None:
         )
 
 
-def plan_table(plan: Plan, pipeline: Pipeline) -> Table:
-    """The plan for people: stage, hardware, batch, replicas, utilization, $/h; the whole below."""
+def plan_table(plan: Plan, pipeline: Pipeline, warning: str = "") -> Table:
+    """The plan for people: stage, hardware, batch, replicas, utilization, $/h; the whole below, and a warning."""
     from rich.table import Table
 
     kinds = catalogue(pipeline.hardware)
@@ -313,4 +337,6 @@ def plan_table(plan: Plan, pipeline: Pipeline) -> Table:
         table.caption += f"\n{stage}: {bound}"
     if any(kinds[a.hardware].emulated for allocations in plan.allocations.values() for a in allocations):
         table.caption += "\nemulated hardware sleeps its declared service times and computes nothing"
+    if warning:
+        table.caption += f"\n{warning}"
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import signal
 import sys
@@ -25,7 +26,9 @@ from inferline_stream.cli.output import console
 from inferline_stream.cli.placing import Place, actuator_of
 from inferline_stream.cli.provisioning import (
     Declared,
+    cores_for_replicas,
     declared,
+    not_credible,
     plan_table,
     planned,
     profiled,
@@ -211,8 +214,9 @@ async def _run(
             seconds=what.pipeline.slo_s,
             algorithm=wanted.algorithm,
             seed=wanted.seed,
+            oversubscribe=wanted.oversubscribe,
         )
-        people.print(plan_table(plan, what.pipeline))
+        people.print(plan_table(plan, what.pipeline, not_credible(plan, what, measured)))
         run = Run(
             pipeline=what.pipeline,
             topology=what.file,
@@ -241,6 +245,7 @@ async def _run(
             # Dispatchers that outlive a controller count what their next one would count otherwise.
             live_since_s=0.0 if wanted.place.hand_over else time.time(),
             hands_over=wanted.place.hand_over,
+            cores=math.inf if wanted.oversubscribe else cores_for_replicas(what, measured),
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.place, run))
         if actuator is not None and run.hands_over:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -99,8 +100,8 @@ class Controller:
     host: Callable[[], Host] | None = None
     structure: Structure | None = None
     """Of the pipeline, to see whether another topology can go on from here."""
-    stock: dict[str, int] = field(default_factory=dict)
-    """Most replicas of a hardware kind, where this place has fewer than the catalogue says."""
+    cores: float = math.inf
+    """Most that all replicas together may have."""
     failures: int = 0
     """Steps of the loop that raised something unforeseen; each was logged."""
     state: PipelineState | None = None
@@ -121,7 +122,7 @@ class Controller:
     def __post_init__(self) -> None:
         if not self.wanted:
             self.wanted.update(replicas_of_plan(self.picture.plan.allocations))
-        self.fleet = Fleet(self.actuator, self.picture, self.wanted, self.standby)
+        self.fleet = Fleet(self.actuator, self.picture, self.wanted, self.standby, self.cores)
         self.slots = SlotKeeper(
             self.running, self.picture, self.leadership, self.actuator, self.dispatcher, self._outdated
         )
@@ -138,7 +139,7 @@ class Controller:
             declared_standby=self.standby,
             sample=self.sample,
             structure=self.structure,
-            stock=self.stock,
+            cores=self.cores,
         )
 
     async def run(self) -> None:
@@ -174,6 +175,7 @@ class Controller:
                 lambda: self.deciding.overrides,
                 self.max_batch_sizes or {},
                 self.deciding.propose,
+                self.cores,
             )
             async with asyncio.TaskGroup() as tasks:
                 for period_s, step in (

@@ -20,7 +20,7 @@ from inferline_stream.controlplane.records import PLANS_KEPT, Override, StoredDe
 from inferline_stream.controlplane.recovery import Found
 from inferline_stream.controlplane.replanning import Proposal
 from inferline_stream.controlplane.running import Running
-from inferline_stream.controlplane.scaling import going_over, within
+from inferline_stream.controlplane.scaling import going_over, stock_of_cores, within
 from inferline_stream.controlplane.tuning import Tuning, windows_of
 from inferline_stream.controlplane.waiting import until
 from inferline_stream.controlplane.warming import Warming
@@ -55,7 +55,7 @@ class Deciding:
         declared_standby: replicas that stand by, by stage, where people have not set another number.
         sample: traffic that the plan was made for; see `Warming`.
         structure: of the pipeline, written down with its plans.
-        stock: most replicas of a hardware kind, where this place has fewer than the catalogue says.
+        cores: most that all replicas together may have.
     """
 
     running: Running
@@ -69,7 +69,7 @@ class Deciding:
     declared_standby: Mapping[str, int]
     sample: Trace | None
     structure: Structure | None
-    stock: Mapping[str, int]
+    cores: float
     room: Mapping[str, int] = field(default_factory=dict)
     """Most replicas of a hardware kind that there are places for now."""
     held: bool = False
@@ -153,7 +153,8 @@ class Deciding:
         if self._was_paused:  # what happened meanwhile is no history to decide on
             self._was_paused = False
             self.tuning.again(nested(self.fleet.wanted))
-        stock = {**within(self.stock, self.room, self.picture.catalogue), **self.overrides.stock(now_s)}
+        carried = stock_of_cores(self.fleet.wanted, self.picture.catalogue, self.cores)
+        stock = {**within(carried, self.room, self.picture.catalogue), **self.overrides.stock(now_s)}
         seen = self.picture.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
         if self.began_s is None:
             self.began_s, self.watched_s = now_s, seen.watched_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.rolling import Member, next_change
+from inferline_stream.controlplane.scaling import within_cores
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +30,14 @@ class Fleet:
         wanted: replicas that are to work, by stage and hardware kind.
         standby: replicas beyond those, by stage. They are attached to the dispatcher like all others; since it gives
             work to the lowest numbers first, as many are idle.
+        cores: most that all replicas that are to work may have together. While one replaces another, both have theirs.
     """
 
     actuator: Actuator
     picture: Picture
     wanted: dict[tuple[str, str], int]
     standby: Mapping[str, int] = field(default_factory=dict)
+    cores: float = math.inf
     newest_code_s: float = float("-inf")
     """Replicas started before this time run older code. On the event loop's clock."""
     started_s: dict[str, float] = field(default_factory=dict)
@@ -52,8 +56,11 @@ class Fleet:
 
     async def want(self, wanted: Mapping[tuple[str, str], int]) -> None:
         """These replicas from now on; what can be done at once is done when this returns."""
+        fitting = within_cores(wanted, self.wanted, self.picture.catalogue, self.cores)
+        if fitting != dict(wanted):
+            logger.warning("%s replicas would take more than the %.2f cores there are", dict(wanted), self.cores)
         self.wanted.clear()
-        self.wanted.update(wanted)
+        self.wanted.update(fitting)
         await self.reconcile()
 
     def changed(self) -> None:

@@ -86,6 +86,7 @@ class Planning:
         overrides: what people want now.
         max_batch_sizes: that stages declare.
         take: given each proposal and the profile that it was made with.
+        cores: most that all replicas together may have.
     """
 
     running: Running
@@ -93,6 +94,7 @@ class Planning:
     overrides: Callable[[], Overrides]
     max_batch_sizes: Mapping[str, int]
     take: Callable[[Proposal, PipelineProfile], Awaitable[None]]
+    cores: float = math.inf
     _occasions: Occasions = field(init=False)
     _mark: Mark = field(default_factory=dict)
 
@@ -147,6 +149,7 @@ class Planning:
             ticks=records,
             saves_share=settings.planner_saves_share,
             effort_s=settings.planner_effort_s,
+            cores=self.cores,
         )
 
     def _catalogue(self, now_s: float) -> dict[str, Hardware]:

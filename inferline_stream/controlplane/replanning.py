@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Inputs:
         ticks: records of the arrivals topic, in order.
         saves_share: share of its cost by which a new plan must be cheaper.
         effort_s: longest time for the search.
+        cores: most that all replicas together may have.
     """
 
     shape: Shape
@@ -62,6 +64,7 @@ class Inputs:
     ticks: Sequence[Followed]
     saves_share: float
     effort_s: float
+    cores: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ def replan(inputs: Inputs) -> Proposal:
             margin=SAVING_MARGIN if p99_s <= inputs.slo_s else None,
             known=[before],
             stop=lambda: time.monotonic() > give_up_s,
+            cores=inputs.cores,
         )
     except Infeasible as error:
         return Proposal(Reason.PLAN_INFEASIBLE, str(error))

@@ -115,6 +115,7 @@ class Run:
         settings: periods and time limits.
         sample: the arrivals that the plan was made for, for what others would have bought for them.
         run_folder: where the finished run is written down, a folder that does not exist yet; None for nowhere.
+        cores: most that all replicas together may have; None for those of this machine.
         live_since_s: seconds since the epoch; what entered before is a backlog, apart from live traffic in metrics.
     """
 
@@ -146,6 +147,7 @@ class Run:
     sample: Trace | None = None
     run_folder: Path | None = None
     live_since_s: float = 0.0
+    cores: float | None = None
 
     @property
     def kinds(self) -> Catalogue:

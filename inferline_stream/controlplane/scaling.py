@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocations, Plan
+
+_ROUNDING = 1e-9
 
 Replicas = Mapping[tuple[str, str], int]
 """(stage, hardware kind) → replicas."""
@@ -33,24 +36,52 @@ def going_over(wanted: Replicas, plan: Plan) -> dict[str, dict[str, int]]:
     }
 
 
-def local_stock(allocations: Allocations, catalogue: Catalogue, cores: int) -> dict[str, int]:
-    """Most replicas of each CPU kind without a stock of its own that one machine carries.
+def cores_held(replicas: Replicas, catalogue: Catalogue) -> float:
+    """Cores of all replicas together."""
+    return sum(count * catalogue[kind].cores for (_, kind), count in replicas.items())
 
-    More processes than cores only make each other slower. What the plan asks for is always allowed.
+
+def stock_of_cores(held: Replicas, catalogue: Catalogue, cores: float) -> dict[str, int]:
+    """Most replicas of each kind that takes cores, if only that kind grows: those held, and what the rest has room for.
 
     Args:
-        allocations: the plan's.
+        held: replicas wanted now. They stay allowed, however many.
         catalogue: hardware kinds.
-        cores: of the machine.
+        cores: most that all replicas together may have.
     """
-    planned: dict[str, int] = {}
-    for (_, kind), count in replicas_of_plan(allocations).items():
-        planned[kind] = planned.get(kind, 0) + count
-    return {
-        name: max(planned.get(name, 0), int(cores / kind.cores))
+    if math.isinf(cores):
+        return {}
+    left = max(0.0, cores - cores_held(held, catalogue))
+    counts: dict[str, int] = {}
+    for (_, kind), count in held.items():
+        counts[kind] = counts.get(kind, 0) + count
+    found = {
+        name: counts.get(name, 0) + math.floor(left / kind.cores + _ROUNDING)
         for name, kind in catalogue.items()
-        if kind.stock is None and kind.cores > 0 and not kind.gpus
+        if kind.cores > 0
     }
+    return {
+        name: most if (stock := catalogue[name].stock) is None else min(most, stock) for name, most in found.items()
+    }
+
+
+def within_cores(wanted: Replicas, before: Replicas, catalogue: Catalogue, cores: float) -> dict[tuple[str, str], int]:
+    """Replicas wanted, less so many of those that are new that all of them fit.
+
+    Args:
+        wanted: by a decision.
+        before: that were wanted until now.
+        catalogue: hardware kinds.
+        cores: most that all replicas together may have.
+    """
+    found = dict(wanted)
+    while cores_held(found, catalogue) > cores + _ROUNDING:
+        new = {key: count - before.get(key, 0) for key, count in found.items() if catalogue[key[1]].cores > 0}
+        most = max(new, key=lambda key: new[key], default=None)
+        if most is None or new[most] <= 0:
+            break
+        found[most] -= 1
+    return found
 
 
 def within(stock: Mapping[str, int], room: Mapping[str, int], catalogue: Catalogue) -> dict[str, int]:

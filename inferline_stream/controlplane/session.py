@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+import math
 import secrets
 import tempfile
 import time
@@ -27,7 +27,7 @@ from inferline_stream.controlplane.recovery import Found, find
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.run import Feed, FeedTo, Quiet, Run, Watcher
 from inferline_stream.controlplane.running import Running, lags
-from inferline_stream.controlplane.scaling import local_stock, replicas_of_plan
+from inferline_stream.controlplane.scaling import replicas_of_plan
 from inferline_stream.controlplane.serving import served
 from inferline_stream.controlplane.tuning import windows_of
 from inferline_stream.controlplane.underway import Session
@@ -35,6 +35,7 @@ from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.starting import commit_start_offsets
 from inferline_stream.dataplane.topics import ready_topics, topics_of
 from inferline_stream.errors import InferlineError, UsageError
+from inferline_stream.isolation import limits
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.shape import shape_of
@@ -77,10 +78,10 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         leadership = await stack.enter_async_context(
             Leadership(run.bootstrap_servers, names, controller_name, running.unreadable)
         )
-        stock: dict[str, int] = {}
+        cores = math.inf
         if actuator is None:
             actuator = await stack.enter_async_context(_local(run))
-            stock = local_stock(run.plan.allocations, run.kinds, len(os.sched_getaffinity(0)))
+            cores = limits.cores_here() if run.cores is None else run.cores
         await actuator.know(run.replica_specs)
         found = await find(run.bootstrap_servers, names, running.unreadable)
         since = await _begun(run, found, running, offsets, partitions)
@@ -103,7 +104,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
             standby={stage.name: stage.standby for stage in pipeline.stages},
             max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages} if run.replans else None,
             sample=run.sample if run.policy is POLICIES["default"] else None,
-            stock=stock,
+            cores=cores,
             host=(lambda: _faust_app(run, names, leadership.term, faust_folder)) if run.faust else None,
         )
         stack.enter_context(

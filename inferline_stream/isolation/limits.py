@@ -153,6 +153,27 @@ def _unified_groups() -> Iterator[Path]:
                 yield from (group for group in (own, *own.parents) if group.is_relative_to(root))
 
 
+def cores_here() -> float:
+    """Cores that this process may use: those that it is kept to, and no more than its control groups let through."""
+    found = [float(len(os.sched_getaffinity(0)))]
+    groups = [(group, "") for group in _unified_groups()]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if "cpu" in controllers.split(","):
+                own = Path("/sys/fs/cgroup/cpu") / path.lstrip("/")
+                groups += [(group, "v1") for group in (own, *own.parents) if "cpu" in group.parts]
+    for group, version in groups:
+        with contextlib.suppress(OSError, ValueError):  # no group, or no limit
+            if version:
+                quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            else:
+                quota, period = (group / "cpu.max").read_text().split()
+            if int(quota) > 0:
+                found.append(int(quota) / int(period))
+    return min(found)
+
+
 def unbounded_memory(isolation: Isolation) -> str:
     """What would escape the memory that a stage declares, in words, on this machine; empty if nothing."""
     if isolation.level != "sandbox" or isolation.memory_mb is None:  # a container's engine makes its group

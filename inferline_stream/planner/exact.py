@@ -26,7 +26,7 @@ from inferline_stream.estimator.evaluation import Departures, fastest_rest_s, si
 from inferline_stream.planner.bounds import service_rate, slowest_rate_between
 from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator, Stopped
 from inferline_stream.planner.menu import menu
-from inferline_stream.planner.problem import COST_EPSILON, Candidate, Option, cost_of, in_stock, price_of
+from inferline_stream.planner.problem import COST_EPSILON, Candidate, Option, cost_of, in_stock, is_scarce, price_of
 
 Upstream = tuple[dict[int, Departures], ...]
 """Per trace, departures of the stages decided."""
@@ -131,7 +131,7 @@ class _Tree:
             mark = hashlib.sha256(b"".join(d.times_s.tobytes() + d.events.tobytes() for d in served)).digest()
             # What a scarce kind spares in price may be missing below, so it stands in for none but itself.
             kind = option[0].hardware
-            scarce = None if self._problem.catalogue[kind].stock is None else kind
+            scarce = kind if is_scarce(self._problem, kind) else None
             if not seen.isdisjoint({(mark, None), (mark, scarce)}):
                 continue
             seen.add((mark, scarce))

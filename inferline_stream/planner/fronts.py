@@ -30,6 +30,7 @@ from inferline_stream.planner.problem import (
     arrival_rates,
     batch_limits,
     hardware_kinds,
+    in_cores,
     price_of,
     replica_cap,
     rest_s,
@@ -167,7 +168,9 @@ class Fronts:
         return list(kept.values())
 
     def _left(self, chosen: Candidate, option: Option) -> bool:
-        """Whether the stock of every kind suffices for one stage more."""
+        """Whether stock and cores suffice for one stage more."""
+        if not in_cores(self._problem, (*chosen, option)):
+            return False
         for a in option:
             stock = self._problem.catalogue[a.hardware].stock
             if stock is not None:

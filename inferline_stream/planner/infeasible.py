@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from decimal import ROUND_CEILING, Decimal
 
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.key_bounds import busiest_key, without_order
-from inferline_stream.planner.problem import Candidate, Problem, fastest_path_s, fastest_s, hardware_kinds
+from inferline_stream.planner.problem import Candidate, Problem, cores_of, fastest_path_s, fastest_s, hardware_kinds
 from inferline_stream.planner.quickest import quickest
 
 
@@ -34,6 +35,19 @@ def infeasible(problem: Problem, evaluator: Evaluator) -> Infeasible:
     if smallest is not None:
         hint = f", or ask for an SLO of {_above(smallest)} s or more, the smallest that a plan was found for"
     return Infeasible(f"no plan meets the SLO of {slo_s:.4g} s: {why}{hint}", smallest)
+
+
+def does_not_fit(problem: Problem, candidate: Candidate) -> Infeasible:
+    """The error where the cheapest plan takes more cores than replicas may have."""
+    stages = zip(problem.shape.stages, candidate, strict=True)
+    parts = [f"{stage} {a.replicas} × {a.hardware}" for stage, option in stages for a in option]
+    needed = sum(cores_of(problem.catalogue, option) for option in candidate)
+    return Infeasible(
+        f"no plan that meets the SLO of {problem.target_s:.4g} s fits on this machine: beside everything else that "
+        f"runs, replicas may have {problem.cores:.2f} cores, and the cheapest plan takes {needed:.2f} "
+        f"({', '.join(parts)}). Use a machine with {math.ceil(needed - problem.cores)} more, a longer SLO or faster "
+        "code; --oversubscribe runs it all the same, and then no P99 is credible"
+    )
 
 
 def _above(seconds: float) -> str:

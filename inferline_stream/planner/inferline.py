@@ -106,15 +106,23 @@ def _with_most(search: Search, candidate: Candidate) -> Candidate:
 
 
 def fastest_start(problem: Problem) -> Candidate | None:
-    """One replica with batch 1 per stage, on the kind in stock with the least service time, cheaper ones first."""
+    """One replica with batch 1 per stage, on the kind in stock with the least service time, cheaper ones first.
+
+    Where all share a number of cores, on the fastest kind that leaves the stages to come the least that they need.
+    """
     candidate: list[Option] = []
+    cores = {name: kind.cores for name, kind in problem.catalogue.items()}
+    rest = sum(min(cores[kind] for kind in hardware_kinds(problem, stage)) for stage in problem.shape.stages)
+    free = problem.cores + 1e-9  # shares of cores are no exact numbers
     left = {name: math.inf if kind.stock is None else kind.stock for name, kind in problem.catalogue.items()}
     for stage in problem.shape.stages:
-        kinds = [kind for kind in hardware_kinds(problem, stage) if left[kind] > 0]
+        rest -= min(cores[kind] for kind in hardware_kinds(problem, stage))
+        kinds = [kind for kind in hardware_kinds(problem, stage) if left[kind] > 0 and cores[kind] + rest <= free]
         if not kinds:
             return None
         fastest = min(kinds, key=lambda kind: problem.measured.profiles[stage, kind].service_time_s(1))
         left[fastest] -= 1
+        free -= cores[fastest]
         candidate.append((Allocation(fastest, 1, 1),))
     return tuple(candidate)
 

@@ -19,6 +19,8 @@ Option = tuple[Allocation, ...]
 Candidate = tuple[Option, ...]
 """An option per stage, by position in `Shape.stages`."""
 
+_ROUNDING = 1e-9
+
 COST_EPSILON = 1e-9
 """Dollars per hour below which two costs count as equal: far below any price, above rounding."""
 
@@ -39,6 +41,7 @@ class Problem:
         objective: share of events that must meet the target.
         seed: the estimator's seed.
         order_slo_s: SLO of the order of the queues, see `estimator.simulate`; None is the target.
+        cores: most that all replicas together may have.
 
     Raises:
         InvalidTopology: a stage that was profiled on no hardware of the catalogue.
@@ -55,6 +58,7 @@ class Problem:
     objective: float = 0.99
     seed: int = 0
     order_slo_s: float | None = None
+    cores: float = math.inf
 
     def __post_init__(self) -> None:
         if not self.traces or not all(len(trace) for trace in self.traces):
@@ -92,9 +96,23 @@ def batch_limits(problem: Problem, stage: str, hardware: str) -> tuple[int, ...]
 
 
 def replica_cap(problem: Problem, stage: str, hardware: str) -> float:
-    """Most replicas of one kind that the stage can use: its partitions and the kind's stock bound it."""
-    stock = problem.catalogue[hardware].stock
-    return min(math.inf if stock is None else stock, problem.partitions.get(stage, math.inf))
+    """Most replicas of one kind that the stage can use: its partitions, the kind's stock and all cores bound it."""
+    kind = problem.catalogue[hardware]
+    stock = math.inf if kind.stock is None else kind.stock
+    if kind.cores > 0 and math.isfinite(problem.cores):
+        stock = min(stock, math.floor(problem.cores / kind.cores + _ROUNDING))
+    return min(stock, problem.partitions.get(stage, math.inf))
+
+
+def cores_of(catalogue: Catalogue, option: Option) -> float:
+    """Cores that an option's replicas have together."""
+    return sum(a.replicas * catalogue[a.hardware].cores for a in option)
+
+
+def is_scarce(problem: Problem, hardware: str) -> bool:
+    """Whether another stage may lack what one takes of a kind: its stock, or the cores that all share."""
+    kind = problem.catalogue[hardware]
+    return kind.stock is not None or (kind.cores > 0 and math.isfinite(problem.cores))
 
 
 def price_of(problem: Problem, option: Option) -> float:
@@ -108,7 +126,7 @@ def cost_of(problem: Problem, candidate: Candidate) -> float:
 
 
 def in_stock(problem: Problem, candidate: Candidate) -> bool:
-    """Whether the stock of every kind suffices for all stages together, and no stage has idle replicas by design.
+    """Whether stock and cores suffice for all stages together, and no stage has idle replicas by design.
 
     Of the beginning of a candidate, too: then for its stages.
     """
@@ -118,8 +136,15 @@ def in_stock(problem: Problem, candidate: Candidate) -> bool:
             return False
         for a in option:
             held[a.hardware] = held.get(a.hardware, 0) + a.replicas
+    if not in_cores(problem, candidate):
+        return False
     stocks = ((problem.catalogue[kind].stock, count) for kind, count in held.items())
     return all(stock is None or count <= stock for stock, count in stocks)
+
+
+def in_cores(problem: Problem, candidate: Candidate) -> bool:
+    """Whether the cores suffice for a candidate, or for its beginning."""
+    return sum(cores_of(problem.catalogue, option) for option in candidate) <= problem.cores + _ROUNDING
 
 
 def replaced(candidate: Candidate, stage: int, option: Option) -> Candidate:

@@ -16,7 +16,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.descent import with_largest_limits, without_needless_holds
 from inferline_stream.planner.evaluation import Evaluator, Stopped
 from inferline_stream.planner.exact import prove
-from inferline_stream.planner.infeasible import infeasible
+from inferline_stream.planner.infeasible import does_not_fit, infeasible
 from inferline_stream.planner.inferline import Search, plan_inferline
 from inferline_stream.planner.key_bounds import key_bound
 from inferline_stream.planner.menu import combined
@@ -29,6 +29,7 @@ from inferline_stream.planner.problem import (
     fastest_path_s,
     hardware_kinds,
     in_stock,
+    is_scarce,
 )
 from inferline_stream.planner.search import lowered, refine
 
@@ -89,6 +90,7 @@ def provision(
     stop: Callable[[], bool] | None = None,
     seed: int = 0,
     order_slo_s: float | None = None,
+    cores: float = math.inf,
 ) -> Plan:
     """Find the cheapest plan that meets the SLO.
 
@@ -118,6 +120,7 @@ def provision(
         stop: asked before every simulation; True ends the search.
         seed: of the estimator's draws.
         order_slo_s: SLO by which the running pipeline orders its queues; None is ``slo_s``.
+        cores: most that all replicas together may have.
 
     Raises:
         Infeasible: no plan meets the SLO; says which stage makes it so and the smallest SLO that some plan meets.
@@ -135,6 +138,7 @@ def provision(
         seed=seed,
         partitions=partitions or {},
         order_slo_s=order_slo_s,
+        cores=cores,
     )
     outcome = search(
         problem,
@@ -173,7 +177,7 @@ def search(
     papers: list[Candidate] = []
     work = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
     kinds = {kind for stage in problem.shape.stages for kind in hardware_kinds(problem, stage)}
-    scarce = any(problem.catalogue[kind].stock is not None for kind in kinds)
+    scarce = any(is_scarce(problem, kind) for kind in kinds)
     journal = _Journal(problem, progress)
     whole = Evaluator(problem, stop)
     journal.watch(whole)
@@ -220,6 +224,10 @@ def search(
         if journal.best is None:
             raise
     if journal.best is None:
+        if math.isfinite(problem.cores):
+            roomy = replace(problem, cores=math.inf)
+            wanted = search(roomy, algorithm=algorithm, margin=margin, mixed=mixed, progress=progress, stop=stop)
+            raise does_not_fit(problem, wanted.candidate)
         raise infeasible(problem, Evaluator(problem))
     p99_s = Evaluator(problem, workloads=whole.workloads).quantile_s(journal.best)
     # Known plans need not keep the margin that the bound was proven with.

@@ -352,3 +352,16 @@ def test_hardware_of_which_the_first_counts_are_far_too_few_is_searched_all_the_
     optimum = cost_of(problem, prove(evaluator, None).best)
     begun = Fronts(evaluator, evaluator.bounds, mixed=False).candidates()
     assert cost_of(problem, begun[0]) <= 1.1 * optimum
+
+
+@pytest.mark.parametrize("algorithm", ["default", "exact", "inferline"])
+def test_replicas_never_take_more_cores_than_there_are_and_what_does_not_fit_is_said_so(algorithm):
+    catalogue = {"small": Hardware("small", 0.1, cores=0.5), "large": Hardware("large", 1.0, cores=1.0)}
+    times_s = {"a": {"small": 0.1, "large": 0.02}, "b": {"small": 0.01, "large": 0.01}}
+    problem = plain_problem(times_s, np.arange(0, 20, 1 / 40), 0.4, catalogue)
+    roomy = search(problem, algorithm=algorithm).candidate
+    assert sum(a.replicas * catalogue[a.hardware].cores for option in roomy for a in option) > 2
+    found = search(replace(problem, cores=2.0), algorithm=algorithm).candidate
+    assert sum(a.replicas * catalogue[a.hardware].cores for option in found for a in option) <= 2
+    with pytest.raises(Infeasible, match=r"fits on this machine.* replicas may have 0.90 cores, and the cheapest"):
+        search(replace(problem, cores=0.9), algorithm=algorithm)
