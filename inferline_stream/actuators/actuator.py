@@ -40,6 +40,8 @@ class ObservedReplica:
         pending: why it has no place to run on yet, or cannot start there, where something tells; empty if it runs.
         way: how it came to run; may be learned a little later.
         node: that it is on, in a cluster; empty while it has none.
+        ran_s: CPU time of its process so far, native threads included; 0 where nothing tells.
+        waited_s: time that it could have run and had no core, stops for its share of one left out; likewise.
     """
 
     replica: str
@@ -52,6 +54,8 @@ class ObservedReplica:
     pending: str = ""
     way: Way = field(default="", compare=False)
     node: str = field(default="", compare=False)
+    ran_s: float = field(default=0.0, compare=False)
+    waited_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

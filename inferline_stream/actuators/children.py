@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from inferline_stream.actuators.affinity import cores_for
+from inferline_stream.actuators.core_use import waited_s
 from inferline_stream.actuators.devices import Device, devices_for
 from inferline_stream.actuators.fork_servers import Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
@@ -82,6 +83,11 @@ class Child:
     def forked(self) -> bool:
         """Whether it was forked by a fork server."""
         return isinstance(self.process, Forked)
+
+    @property
+    def waited_s(self) -> float:
+        """Time that it could have run and had no core, stops for its share of one left out."""
+        return max(0.0, waited_s(self.process.pid) - self.launch.stopped_s)
 
     def signal(self, number: signal.Signals) -> None:
         """Signal it; never another process that was given the same number."""

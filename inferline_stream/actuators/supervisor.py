@@ -9,6 +9,7 @@ import signal
 import socket
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -23,6 +24,7 @@ from inferline_stream.actuators.actuator import (
 )
 from inferline_stream.actuators.batch_deaths import BatchDeaths
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE, Child, Children, NoDevice
+from inferline_stream.actuators.core_use import cpu_s
 from inferline_stream.actuators.devices import Device
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
 from inferline_stream.actuators.places import Place, Places
@@ -142,7 +144,11 @@ class Supervisor:
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone, oldest first."""
-        return self._places.observe()
+        use = {child.name: (cpu_s(child.process.pid), child.waited_s) for child in self._replicas}
+        return tuple(
+            replace(seen, ran_s=use[seen.replica][0], waited_s=use[seen.replica][1]) if seen.replica in use else seen
+            for seen in self._places.observe()
+        )
 
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""

@@ -91,6 +91,7 @@ class Deciding:
     watched_s: float = 0.0
     _decides_from_s: float | None = None
     _was_paused: bool = False
+    _crowded: bool = False
     _code_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -153,7 +154,14 @@ class Deciding:
         if self._was_paused:  # what happened meanwhile is no history to decide on
             self._was_paused = False
             self.tuning.again(nested(self.fleet.wanted))
-        carried = stock_of_cores(self.fleet.wanted, self.picture.catalogue, self.cores)
+        crowded = self.picture.core_use.crowded
+        if bool(crowded) != self._crowded:
+            self._crowded = bool(crowded)
+            detail = crowded or "replicas have the cores again that they were planned with"
+            replicas = nested(self.fleet.wanted)
+            self._decided(self._record(Action.HOLD, Reason.OVERSUBSCRIBED, detail, replicas), replicas)
+        # No replica is added to cores that are not there.
+        carried = stock_of_cores(self.fleet.wanted, self.picture.catalogue, 0.0 if crowded else self.cores)
         stock = {**within(carried, self.room, self.picture.catalogue), **self.overrides.stock(now_s)}
         seen = self.picture.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
         if self.began_s is None:
@@ -199,7 +207,7 @@ class Deciding:
 
     async def propose(self, proposal: Proposal, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
-        if self.held or self.paused or proposal.reason is None:
+        if self.held or self.paused or proposal.reason is None or self._crowded:
             self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
             return
         replicas = nested(self.fleet.wanted)

@@ -11,10 +11,11 @@ from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.arrivals import LogGrowth, OffsetHistory
+from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.latencies import Latencies
 from inferline_stream.controlplane.records import StoredPlan
 from inferline_stream.controlplane.reports import RECENT_S, Reports, StageFigures
-from inferline_stream.controlplane.scaling import Replicas, cost_per_hour, replicas_of_plan
+from inferline_stream.controlplane.scaling import Replicas, cores_held, cost_per_hour, replicas_of_plan
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.observability.state import (
     DecisionRecord,
@@ -85,6 +86,7 @@ class Picture:
     """Held since the start, by stage and hardware kind."""
     coarse_peak_per_hour: float | None = None
     """What InferLine's CG-Peak would cost for the sample that the plan was made for."""
+    core_use: CoreUse = field(default_factory=CoreUse)
     reports: Reports = field(init=False)
     offsets: dict[str, OffsetHistory] = field(init=False)
     traffic: Traffic = field(init=False)
@@ -146,6 +148,7 @@ class Picture:
                 self.replica_seconds[key] += count * (time_s - self._held_since_s)
         self._held_since_s, self.rate_per_hour = time_s, cost_per_hour(replicas, self.catalogue)
         self._held = Counter((r.stage, r.hardware) for r in replicas if r.state != "waiting")
+        self.core_use.add(time_s, replicas, cores_held(self._held, self.catalogue))
 
     def decided(self, record: DecisionRecord) -> None:
         """A decision was made."""
@@ -203,7 +206,7 @@ class Picture:
             stock: most replicas of a hardware kind, where it differs from the catalogue's.
         """
         ratios = self.reports.visit_ratios(now_s)
-        figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
+        figures = {stage: self.reports.stage(stage, now_s, self._waited_s) for stage in self.shape.stages}
         expired = sum(f.total.expired for f in figures.values())
         lost = expired + sum(f.total.dead_lettered for f in figures.values())
         newest_s, watched_s = self.growth.newest_s, self.growth.watched_since_s
@@ -224,7 +227,11 @@ class Picture:
             # Dead letters are misses, but no number of replicas would have saved one: only waiting holds replicas.
             late_events=self.latencies.late() + expired,
             recent=self.traffic.recent(now_s),
+            oversubscribed=self.core_use.crowded,
         )
+
+    def _waited_s(self, stage: str, hardware: str) -> float:
+        return self.core_use.recent(stage, hardware).waited_s
 
     def _stage_observation(
         self, stage: str, now_s: float, figures: StageFigures, ratio: float | None, wanted: Replicas
@@ -348,6 +355,7 @@ class Picture:
             term=term,
             plans=tuple(self.plans),
             coarse_peak_per_hour=self.coarse_peak_per_hour,
+            oversubscribed=self.core_use.crowded,
         )
 
     def _kinds(self, wanted: Replicas) -> set[str]:
@@ -396,6 +404,8 @@ class Picture:
             batches=figures.total.batches,
             batches_lost=figures.total.batches_lost,
             busy_total_s=figures.total.busy_s,
+            cpu_total_s=self.core_use.total(stage).ran_s,
+            core_wait_total_s=self.core_use.total(stage).waited_s,
             wait_total_s=figures.total.wait_s,
             clock_lead_s=figures.clock_lead_s,
             queued=figures.queued,

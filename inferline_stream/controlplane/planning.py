@@ -107,6 +107,8 @@ class Planning:
     async def step(self) -> None:
         """Plan, and hand over what it came to, if there is reason to plan."""
         now_s = asyncio.get_running_loop().time()
+        if self.picture.core_use.crowded:
+            return  # what is measured now is the machine's lack of cores
         if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
             return
         reports, shape = self.picture.reports, self.picture.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Way
@@ -79,6 +79,10 @@ class StageFigures:
     """When the oldest of its dispatchers' newest reports was read."""
     slowdown: Mapping[str, float]
     """By hardware kind: measured service time over the profile's, at the batch sizes that ran."""
+
+
+def _none(stage: str, hardware: str) -> float:
+    return 0.0
 
 
 class Reports:
@@ -276,8 +280,14 @@ class Reports:
                 found.add(pair[2]).add(pair[1], -1)
         return found
 
-    def stage(self, name: str, now_s: float) -> StageFigures:
-        """One stage now."""
+    def stage(self, name: str, now_s: float, waited_s: Callable[[str, str], float] = _none) -> StageFigures:
+        """One stage now.
+
+        Args:
+            name: the stage.
+            now_s: now.
+            waited_s: of a stage and a hardware kind, how long its replicas waited for a core lately.
+        """
         known = self._of(name)
         living = [k.newest for k in known if not k.ended]
         recent = self._recent(name, now_s)
@@ -302,7 +312,7 @@ class Reports:
             trouble="; ".join(sorted({r.reason for r in living if r.reason})),
             nodes=self._nodes(name, living),
             newest_s=newest_s,
-            slowdown=self._slowdown(name, recent),
+            slowdown=self._slowdown(name, recent, waited_s),
         )
 
     def _nodes(self, stage: str, living: Sequence[PoolReport]) -> dict[str, NodeState]:
@@ -310,11 +320,11 @@ class Reports:
         replicas = Counter(r.node for r in self.replicas(stage) if r.node and r.phase == "ready")
         return {node: NodeState(dispatchers[node], replicas[node]) for node in sorted({*dispatchers, *replicas})}
 
-    def _slowdown(self, stage: str, recent: Totals) -> dict[str, float]:
+    def _slowdown(self, stage: str, recent: Totals, waited_s: Callable[[str, str], float]) -> dict[str, float]:
         found = {}
         for hardware, sizes in recent.batch_stats.items():
             profile = self.measured.profiles.get((stage, hardware))
-            factor = None if profile is None else slowdown(profile, sizes, _FEWEST_BATCHES)
+            factor = None if profile is None else slowdown(profile, sizes, _FEWEST_BATCHES, waited_s(stage, hardware))
             if factor is not None:
                 found[hardware] = factor
         return found

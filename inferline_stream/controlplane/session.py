@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import secrets
 import tempfile
 import time
@@ -16,10 +17,12 @@ from functools import partial
 from pathlib import Path
 
 from inferline_stream.actuators.actuator import Actuator
+from inferline_stream.actuators.core_use import taken_s
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.baselines.coarse import peak_cost_per_hour
 from inferline_stream.controlplane.commanding import page_control
 from inferline_stream.controlplane.controller import Controller, Host
+from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.leadership import Leadership
 from inferline_stream.controlplane.ledger import Bounds, bounds_now
 from inferline_stream.controlplane.picture import Picture
@@ -78,10 +81,13 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         leadership = await stack.enter_async_context(
             Leadership(run.bootstrap_servers, names, controller_name, running.unreadable)
         )
-        cores = math.inf
+        cores, core_use = math.inf, CoreUse()
         if actuator is None:
             actuator = await stack.enter_async_context(_local(run))
+            machine = os.sched_getaffinity(0)
             cores = limits.cores_here() if run.cores is None else run.cores
+            if limits.cores_here() == len(machine) and not math.isinf(cores):
+                core_use = CoreUse(len(machine), partial(taken_s, machine))
         await actuator.know(run.replica_specs)
         found = await find(run.bootstrap_servers, names, running.unreadable)
         since = await _begun(run, found, running, offsets, partitions)
@@ -92,7 +98,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
         plan, wanted = _going_on(run, found)
         controller = Controller(
             running,
-            _picture(run, plan, partitions),
+            _picture(run, plan, partitions, core_use),
             actuator,
             leadership,
             run.policy,
@@ -157,7 +163,7 @@ def _running(run: Run) -> Running:
     )
 
 
-def _picture(run: Run, plan: Plan, partitions: Mapping[str, int]) -> Picture:
+def _picture(run: Run, plan: Plan, partitions: Mapping[str, int], core_use: CoreUse) -> Picture:
     """What a controller knows before it has read anything."""
     pipeline, shape = run.pipeline, shape_of(run.pipeline)
     picture = Picture(
@@ -170,6 +176,7 @@ def _picture(run: Run, plan: Plan, partitions: Mapping[str, int]) -> Picture:
         partitions,
         windows_of(plan, run.settings),
         declared_slo_s=pipeline.slo_s,
+        core_use=core_use,
     )
     if run.sample is not None:
         picture.coarse_peak_per_hour = peak_cost_per_hour(shape, run.measured, plan, run.kinds, run.sample)

@@ -72,11 +72,22 @@ def since(last: Totals, first: Totals) -> Totals:
     return Totals().add(last).add(first, -1)
 
 
-def slowdown(profile: Profile, batches: Batches, fewest: int) -> float | None:
-    """Measured service time over the profile's, at the batch sizes that ran; None from too few batches."""
+def slowdown(profile: Profile, batches: Batches, fewest: int, waited_s: float = 0.0) -> float | None:
+    """Measured service time over the profile's, at the batch sizes that ran; None from too few batches.
+
+    Time without a core counts as far as the profile has it, too: beyond that the machine is full, not the model slower.
+
+    Args:
+        profile: of the stage on the kind.
+        batches: that ran.
+        fewest: batches to tell anything from.
+        waited_s: time that their replicas could have run meanwhile and had no core.
+    """
     count = sum(stats.batches for stats in batches.values())
     if not count or count < fewest:
         return None
     largest = profile.batch_sizes[-1]
     expected_s = sum(stats.batches * profile.service_time_s(min(size, largest)) for size, stats in batches.items())
-    return sum(stats.service_s for stats in batches.values()) / expected_s
+    service_s = sum(stats.service_s for stats in batches.values())
+    beyond_s = max(0.0, waited_s - profile.waited_share * expected_s)
+    return max(service_s - beyond_s, min(service_s, expected_s)) / expected_s

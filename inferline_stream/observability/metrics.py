@@ -189,6 +189,11 @@ def _pipeline_families(state: PipelineState) -> Iterator[Metric]:
         ages.add_metric([state.pipeline, name], age_s)
     yield ages
     yield from gauge("inferline_paused", "1 while scaling decisions are held.", float(state.paused))
+    yield from gauge(
+        "inferline_oversubscribed",
+        "1 while others take cores that replicas were planned with.",
+        float(bool(state.oversubscribed)),
+    )
     yield from gauge("inferline_plan_feasible", "0 when no plan meets the SLO.", float(state.plan_feasible))
     yield from gauge("inferline_controller_term", "Term of the leading controller.", state.term)
     yield counter("inferline_loop_failures", "Steps of the control loop that failed and were logged.", state.failures)
@@ -302,6 +307,12 @@ _STAGE_COUNTERS: tuple[tuple[str, str, Callable[[StageState], float]], ...] = (
     ("events", "Events that left the stage.", lambda s: s.events),
     ("batches", "Batches run.", lambda s: s.batches),
     ("busy_seconds", "Time replicas spent in batches.", lambda s: s.busy_total_s),
+    ("cpu_seconds", "CPU time of replicas, native threads included.", lambda s: s.cpu_total_s),
+    (
+        "core_wait_seconds",
+        "Time replicas could have run and had no core, stops for their shares of one left out.",
+        lambda s: s.core_wait_total_s,
+    ),
     ("waited_seconds", "Time events spent queued in the stage.", lambda s: s.wait_total_s),
     ("dead_lettered", "Events sent to the dead-letter topic.", lambda s: s.dead_lettered),
     ("expired", "Events that passed their deadline before the stage.", lambda s: s.expired),

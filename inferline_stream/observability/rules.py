@@ -219,6 +219,15 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
         "`inferline-stream plan` names the stage that makes it so and the smallest feasible SLO.",
     )
     yield Alert(
+        "InferlineOversubscribed",
+        f"inferline_oversubscribed{{{match}}} == 1",
+        "0s",
+        TICKET,
+        "Others take the cores that replicas were planned with",
+        "Nothing is scaled up meanwhile: more replicas would only share what is left. `inferline-stream status` says "
+        "how much is missing. End what takes the cores, or plan with fewer.",
+    )
+    yield Alert(
         "InferlineInputStale",
         f"inferline_input_age_seconds{{{match}}} > 10",
         time("30s"),

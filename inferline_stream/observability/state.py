@@ -88,6 +88,10 @@ class StageState:
     batches_lost: int = 0
     """Batches whose replica died, hung or broke its contract; each was run again."""
     busy_total_s: float = 0.0
+    cpu_total_s: float = 0.0
+    """CPU time of replicas since the start, native threads included."""
+    core_wait_total_s: float = 0.0
+    """Time that replicas could have run and had no core, stops for their shares of one left out."""
     wait_total_s: float = 0.0
     restarts: int = 0
     """Replicas that died and were started again."""
@@ -262,6 +266,8 @@ class PipelineState:
     """Term of the leading controller."""
     plans: tuple[PlanRecord, ...] = ()
     """Those that came into force, latest last."""
+    oversubscribed: str = ""
+    """Why replicas do not have the cores that they were planned with, in words; empty while they have."""
     recent_p95_s: float | None = None
     coarse_peak_per_hour: float | None = None
     """What replicating the pipeline as one unit, sized for its peak, would cost (InferLine's CG-Peak)."""

@@ -85,6 +85,8 @@ class Profile:
         service_times: by ascending batch size, starting at batch size 1.
         start_up_s: from asking for a replica to its READY.
         variation: how batches of one size differ; None where all take S(b).
+        waited_share: share of the service time in which a replica could have run and had no core, because it shared
+            one; stops by its control group are no part of it.
 
     Raises:
         ValueError: no service time for batch size 1, unordered batch sizes, a bad start-up time.
@@ -95,6 +97,7 @@ class Profile:
     service_times: tuple[ServiceTime, ...]
     start_up_s: float = 0.0
     variation: Variation | None = None
+    waited_share: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = [entry.batch_size for entry in self.service_times]

@@ -37,6 +37,7 @@ from inferline_stream.profiler.messages import (
     Measure,
     Ready,
     Request,
+    Times,
     Weigh,
     decode_answer,
     framed,
@@ -85,6 +86,8 @@ class ReplicaBench:
         self._ended: asyncio.Future[tuple[int, str, str]] | None = None
         self._devices: tuple[str, ...] = ()
         self._before_bytes = 0
+        self._replica: Child | None = None
+        self._served_s = self._waited_s = 0.0
         self.start_up_s = 0.0
         """From asking for the first replica to its being ready."""
 
@@ -96,6 +99,11 @@ class ReplicaBench:
     ) -> None:
         self._stop()
         self._folder.cleanup()
+
+    @property
+    def waited_share(self) -> float:
+        """Share of the service time in which the replica had no core."""
+        return min(1.0, self._waited_s / self._served_s) if self._served_s else 0.0
 
     @property
     def device_bytes(self) -> int:
@@ -116,7 +124,13 @@ class ReplicaBench:
         assert isinstance(request, Measure)
         if self._streams is None:
             await self._start()
-        return await self._ask(request, answer)
+        assert self._replica is not None
+        before_s = self._replica.waited_s
+        times = await self._ask(request, answer)
+        if isinstance(times, Times):
+            self._waited_s += self._replica.waited_s - before_s
+            self._served_s += sum(times.service_s)
+        return times
 
     async def _start(self) -> None:
         kind = self._spec.hardware
@@ -138,7 +152,7 @@ class ReplicaBench:
                 await self._answer(Ready)
                 began_s = time.perf_counter()
                 replica = f"{self._spec.stage}-{kind.name}-{secrets.token_hex(4)}"
-                child = children.start_replica(msgspec.structs.replace(self._spec, replica=replica))
+                child = self._replica = children.start_replica(msgspec.structs.replace(self._spec, replica=replica))
                 if child.relay is not None:
                     child.relay.connect(there.dup())
                 else:

@@ -21,6 +21,7 @@ import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from inferline_stream.actuators.core_use import cpu_s
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.connecting import client_options, closed
 from inferline_stream.dataplane.control import OffsetReader
@@ -186,19 +187,6 @@ class _Pool:
         """Wait until every record that was sent has come out."""
         while sum((await self._offsets.ends({self._sink: _PARTITIONS}))[self._sink]) < self._sent:  # noqa: ASYNC110
             await asyncio.sleep(_STEP_S)  # Kafka tells nobody
-
-
-def cpu_s(process: int) -> float:
-    """CPU time that a process has taken so far, in seconds; 0 once it is gone."""
-    try:
-        with open(f"/proc/{process}/schedstat", encoding="ascii") as file:
-            leader = int(file.read().split()[0]) / 1e9
-        with open(f"/proc/{process}/stat", encoding="ascii") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except (OSError, IndexError):
-        return 0.0
-    ticks = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return max(leader, ticks)  # of all its threads, to a hundredth; of the first one, exactly
 
 
 def tree_cpu_s(process: int) -> float:

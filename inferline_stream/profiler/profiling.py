@@ -284,7 +284,7 @@ class _Session:
         note = ""
         try:
             worker = await self._worker(stage.name)
-            start_up_s = worker.start_up_s
+            start_up_s, waited_share = worker.start_up_s, 0.0
             if kind.emulated:
                 table_s = emulated_s(stage, kind.name)
                 varies = stage.emulated if isinstance(stage.emulated, Emulated) else None
@@ -303,13 +303,13 @@ class _Session:
                         device_bytes=lambda: bench.device_bytes,
                         progress=told,
                     )
-                    start_up_s = bench.start_up_s
+                    start_up_s, waited_share = bench.start_up_s, bench.waited_share
         except WorkerFailed as error:
             raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
         if note:
             self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {note}")
         start_up_s = await self._start_up_s(stage, kind, start_up_s)
-        return Profile(stage.name, kind.name, times, start_up_s, variation), note
+        return Profile(stage.name, kind.name, times, start_up_s, variation, waited_share), note
 
     def _bench(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> ReplicaBench:
         spec = ReplicaSpec("", stage.name, str(self._file), kind, isolation=isolation_of(stage.isolation))

@@ -65,6 +65,7 @@ class StoredProfile(msgspec.Struct, frozen=True):
         start_up_s: from asking for a replica to its READY.
         service_times: by ascending batch size.
         variation: how batches of one size differ, if they do.
+        waited_share: of the service time, without a core.
         note: why there are no larger batches, if so.
         measured_at: when.
     """
@@ -78,6 +79,7 @@ class StoredProfile(msgspec.Struct, frozen=True):
     start_up_s: float
     service_times: list[StoredServiceTime]
     variation: StoredVariation | None = None
+    waited_share: float = 0.0
     isolation: str = "none"
     emulated_s: dict[int, float] = {}
     note: str = ""
@@ -195,6 +197,7 @@ class ProfileStore:
             start_up_s=_rounded(profile.start_up_s),
             service_times=[_stored(entry) for entry in profile.service_times],
             variation=_stored_variation(profile.variation),
+            waited_share=round(profile.waited_share, 4),
             isolation=_isolation(stage),
             emulated_s=emulated_s(stage, profile.hardware) if kind.emulated else {},
             note=note,
@@ -326,7 +329,7 @@ class ProfileStore:
                 if variation is None
                 else Variation(tuple(variation.units), variation.largest, tuple(variation.noise))
             )
-            return Profile(stored.stage, stored.hardware.name, times, stored.start_up_s, varies)
+            return Profile(stored.stage, stored.hardware.name, times, stored.start_up_s, varies, stored.waited_share)
         except (ValueError, KeyError) as error:
             raise InvalidTopology(f"{file}: is no profile ({error}); delete it and profile again") from None
 

@@ -43,6 +43,8 @@ class Reason(StrEnum):
     """Replicas could be given back, but too many events were late already to try with fewer."""
     STOCK_EXHAUSTED = "stock_exhausted"
     """More replicas are needed than the hardware in stock can give."""
+    OVERSUBSCRIBED = "oversubscribed"
+    """Others take the cores that replicas were planned with: more replicas would only share what is left."""
     PARTITION_STUCK = "partition_stuck"
     """A partition's offset stands still while its stage has capacity: replicas would not help."""
     INPUT_STALE = "input_stale"

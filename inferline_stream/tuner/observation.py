@@ -83,6 +83,8 @@ class Observation:
         late_events: those of them that waited for longer than the SLO, expired ones included and dead letters not:
             replicas could have saved the former alone.
         recent: arrivals in each of the last 30 seconds, oldest first, for trends; empty if unknown.
+        oversubscribed: why replicas do not have the cores that they were planned with, in words; empty while they
+            have. `stock` allows no more of them then, and time that replicas wait for a core is in no throughput.
     """
 
     time_s: float
@@ -97,3 +99,4 @@ class Observation:
     events: int = 0
     late_events: int = 0
     recent: tuple[int, ...] = ()
+    oversubscribed: str = ""

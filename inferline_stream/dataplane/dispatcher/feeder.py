@@ -17,7 +17,7 @@ from inferline_stream.dataplane.dispatcher.lease import count_calls
 from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.suspects import Lost, Probe
-from inferline_stream.dataplane.frames import Batch, Broken, Failed, Leave, Ready, Results
+from inferline_stream.dataplane.frames import Batch, Broken, Call, Failed, Leave, Ready, Results
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.dataplane.tracing import BatchSpans
 
@@ -270,7 +270,10 @@ class Feeder:
         replica = member.replica
         self._report.busy_s += max(0.0, now_s - replica.began_s)
         self._pool.finish(replica, frame.calls, now_s)
-        count_calls(self._report, replica.hardware, frame.calls)
+        calls = frame.calls
+        if len(calls) == 1:  # with decoding and encoding, as profiles have it
+            calls = [Call(calls[0].batch_size, max(calls[0].service_s, frame.busy_s))]
+        count_calls(self._report, replica.hardware, calls)
         if hand.span is not None and self._spans is not None:
             self._spans.end(hand.span, frame.outcomes)
         if session is not None and hand.epoch == session.epoch:

@@ -18,7 +18,7 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
-from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.settings import Settings
 
@@ -183,6 +183,7 @@ async def test_a_controller_that_comes_back_keeps_the_dispatchers_of_its_host() 
 async def test_a_higher_rate_gives_the_stage_more_slots_once_the_old_one_is_gone(house: House) -> None:
     first = the_grant(house).dispatcher
     house.report(first, "serving")
+    house.picture.measured = replace(house.picture.measured, overheads=Overheads(15_000.0))
     house.picture.plan = replace(house.picture.plan, arrival_rate=20_000.0)
     await house.step(2)
     assert (the_grant(house).dispatcher, house.asked[-1]) == ("", [])

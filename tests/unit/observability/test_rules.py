@@ -39,6 +39,7 @@ def healthy(slo_s: float) -> dict[str, str]:
         series("inferline_state_age_seconds"): f"0.5{flat}",
         series("inferline_plan_feasible"): f"1{flat}",
         series("inferline_paused"): f"0{flat}",
+        series("inferline_oversubscribed"): f"0{flat}",
         series("inferline_slo_events_total"): f"0+600x{MINUTES}",
         series("inferline_slo_missed_total"): f"0{flat}",
         series("inferline_envelope_excess_ratio", window_seconds="60"): f"0.9{flat}",
@@ -93,6 +94,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
             wanted: f"3{flat}",
         },
         "InferlinePlanInfeasible": {series("inferline_plan_feasible"): f"0{flat}"},
+        "InferlineOversubscribed": {series("inferline_oversubscribed"): f"1{flat}"},
         "InferlineInputStale": {series("inferline_input_age_seconds", input="arrivals"): f"11{flat}"},
         "InferlineUnreadableRecords": {series("inferline_unreadable_records_total", topic="p.control"): f"1{flat}"},
         "InferlineModelDrift": {series("inferline_model_drift_ratio"): f"0.6{flat}"},
@@ -154,7 +156,7 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
 NAMES = [alert.name for alert in alerts(Target(P, *TARGETS[0]))]
 ALL_OR_NOTHING = (
     "InferlineSLOAtRisk", "InferlinePlanInfeasible", "InferlineSLOBucketMissing", "InferlinePartitionHalted",
-    "InferlinePoolInTrouble",
+    "InferlinePoolInTrouble", "InferlineOversubscribed",
 )  # fmt: skip
 """Nothing comes close to them, or has a test of its own."""
 BURNS = [name for name in NAMES if name.startswith("InferlineSLOBurn")]
