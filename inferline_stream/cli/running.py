@@ -201,7 +201,11 @@ async def _run(
                 pass  # a Kafka that does not answer is reported before anything else is done
             await _dispatchers_known(servers)
         screen.step("looking at profiles")
-        options = Options(broker=wanted.bootstrap_servers or "embedded", oversubscribe=wanted.oversubscribe)
+        elsewhere = wanted.place.on != "local"
+        unbounded = wanted.oversubscribe or elsewhere  # a cluster finds places for its pods by itself
+        options = Options(
+            broker=wanted.bootstrap_servers or "embedded", oversubscribe=wanted.oversubscribe, elsewhere=elsewhere
+        )
         if wanted.profiles is not None:
             take_profiles(what, wanted.profiles)
         measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)
@@ -214,9 +218,9 @@ async def _run(
             seconds=what.pipeline.slo_s,
             algorithm=wanted.algorithm,
             seed=wanted.seed,
-            oversubscribe=wanted.oversubscribe,
+            oversubscribe=unbounded,
         )
-        people.print(plan_table(plan, what.pipeline, not_credible(plan, what, measured)))
+        people.print(plan_table(plan, what.pipeline, "" if elsewhere else not_credible(plan, what, measured)))
         run = Run(
             pipeline=what.pipeline,
             topology=what.file,
@@ -245,7 +249,7 @@ async def _run(
             # Dispatchers that outlive a controller count what their next one would count otherwise.
             live_since_s=0.0 if wanted.place.hand_over else time.time(),
             hands_over=wanted.place.hand_over,
-            cores=math.inf if wanted.oversubscribe else cores_for_replicas(what, measured),
+            cores=math.inf if unbounded else cores_for_replicas(what, measured),
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.place, run))
         if actuator is not None and run.hands_over:

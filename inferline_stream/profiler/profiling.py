@@ -71,6 +71,7 @@ class Options:
         stage_s: time for one stage on one kind.
         broker: what the bootstrap servers are called in the store: times between stages differ by broker.
         oversubscribe: kinds below one core are measured also where nothing holds a replica to its share.
+        elsewhere: replicas will run in a cluster, so that what was measured where something held it counts.
     """
 
     again: bool = False
@@ -79,6 +80,7 @@ class Options:
     stage_s: float = STAGE_S
     broker: str = "embedded"
     oversubscribe: bool = False
+    elsewhere: bool = False
 
 
 async def profile_pipeline(
@@ -187,7 +189,7 @@ def pairs_to_profile(
         for name in dict.fromkeys(stage.hardware):
             chosen = options.stages is None or stage.name in options.stages
             why = why_not_here(kinds[name], machine)
-            if why is not None and 0 < kinds[name].cores < 1 and not machine.shares:
+            if why is not None and 0 < kinds[name].cores < 1 and not machine.shares and not options.elsewhere:
                 known.profiles.pop((stage.name, name), None)  # where it was measured, something held the share
             if why is not None and (stage.name, name) not in known.profiles:
                 reasons.append(why)
