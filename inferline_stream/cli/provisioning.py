@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -240,6 +242,7 @@ def planned(
     from inferline_stream.estimator.warmup import compile_kernels
     from inferline_stream.planner.provision import Progress as Searching
     from inferline_stream.planner.provision import provision
+    from inferline_stream.planner.spread import Spread
 
     with Bar("getting the estimator ready, once per installation") as bar:
         compile_kernels(bar.show, everything=False)
@@ -252,22 +255,24 @@ def planned(
             cost = "" if progress.cost_per_hour is None else f"${progress.cost_per_hour:.4f}/h so far, "
             bar.show(0, None, f"{cost}{progress.evaluations} plans simulated, {progress.phase} (Ctrl-C takes the best)")
 
-        return provision(
-            shape_of(pipeline),
-            measured,
-            traces,
-            seconds,
-            catalogue(pipeline.hardware),
-            pipeline=pipeline.name,
-            algorithm=algorithm,
-            max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
-            objective=pipeline.objective,
-            known=known,
-            progress=show,
-            seed=seed,
-            order_slo_s=pipeline.slo_s,
-            cores=math.inf if oversubscribe else cores_for_replicas(what, measured, traces),
-        )
+        with ThreadPoolExecutor(threads := len(os.sched_getaffinity(0))) as pool:
+            return provision(
+                shape_of(pipeline),
+                measured,
+                traces,
+                seconds,
+                catalogue(pipeline.hardware),
+                pipeline=pipeline.name,
+                algorithm=algorithm,
+                max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
+                objective=pipeline.objective,
+                known=known,
+                progress=show,
+                seed=seed,
+                order_slo_s=pipeline.slo_s,
+                cores=math.inf if oversubscribe else cores_for_replicas(what, measured, traces),
+                spread=Spread(pool.map, threads),
+            )
 
 
 def cores_for_replicas(what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> float:

@@ -159,7 +159,7 @@ def simulate_stage(
     rest_s: kernels.Floats | None = None,
     allowed: int | None = None,
     slice_events: int = SLICE_EVENTS,
-    report: Callable[[int], None] = lambda _: None,
+    report: Callable[[int, int], None] = lambda arrived, largest: None,
     code: Any = None,
 ) -> Departures | None:
     """Departures of one stage, given those of the stages before it.
@@ -173,7 +173,8 @@ def simulate_stage(
         rest_s: by mask, time still to go after this stage, as `fastest_rest_s` gives it; none by default.
         allowed: give up (None) once more events than this, of those that visit the stage and reach the sink, are late.
         slice_events: changes nothing but speed.
-        report: told how many events have come to the stage when it ends, or is given up.
+        report: told how many events have come to the stage when it ends, or is given up, and how many the largest batch
+            until then had.
         code: the kernels; the compiled ones by default.
     """
     code = code or compiled()
@@ -189,7 +190,7 @@ def simulate_stage(
             count += late.count(stage, run.gone[stage], run.known[stage])
             if count > allowed:
                 break
-    report(run.servers[stage].arrivals)
+    report(run.servers[stage].arrivals, run.largest_batch(stage))
     return None if allowed is not None and count > allowed else run.departures()[stage]
 
 
@@ -288,6 +289,15 @@ class _Run:
         """Of the stages simulated."""
         return {s: self._statistics(s) for s in self._simulated}
 
+    def largest_batch(self, s: int) -> int:
+        """Events in the largest batch that a stage has begun; 0 without any."""
+        sizes = np.flatnonzero(self._batches(s))
+        return int(sizes[-1]) if sizes.size else 0
+
+    def _batches(self, s: int) -> kernels.Ints:
+        batches: kernels.Ints = self.servers[s].account.batches.reshape(-1, self._stations[s].width).sum(axis=0)
+        return batches
+
     def _statistics(self, s: int) -> StageStatistics:
         server, station = self.servers[s], self._stations[s]
         n = server.arrivals
@@ -295,7 +305,7 @@ class _Run:
         span_s = self._ends.get(s, 0.0) - float(self.workload.entry_s[0]) if n else 0.0
         return StageStatistics(
             arrivals=n,
-            batches=server.account.batches.reshape(-1, station.width).sum(axis=0),
+            batches=self._batches(s),
             wait_s=max(0.0, (self._waits[s] - served_s) / n - self.workload.hop_s) if n else math.nan,
             service_time_s=served_s / n if n else math.nan,
             utilization=busy_s / (span_s * station.replicas) if n else 0.0,

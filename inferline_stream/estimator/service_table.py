@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -44,8 +45,9 @@ class ServiceTable:
         return float(((self.fixed_s + self.per_unit_s * self.units[0]) * self.factors[:, 0])[1:].min())
 
 
+@lru_cache(maxsize=256)
 def service_table(profile: Profile, max_batch_size: int) -> ServiceTable:
-    """Lay out a profile for batches up to a limit.
+    """Lay out a profile for batches up to a limit. A search asks for the same ones again and again: they are kept.
 
     Raises:
         InvalidTopology: a batch size that was never profiled.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from inferline_stream.pipeline.plan import hold_of
 from inferline_stream.planner.evaluation import Evaluator
@@ -93,15 +94,16 @@ def with_largest_limits(evaluator: Evaluator, candidate: Candidate) -> Candidate
     evaluator.accept(candidate)
     for stage, name in enumerate(problem.shape.stages):
         for place, part in enumerate(candidate[stage]):
-            for limit in reversed(batch_limits(problem, name, part.hardware)):
-                if limit <= part.max_batch_size:
-                    break
-                larger = replace(part, max_batch_size=limit)
-                option = (*candidate[stage][:place], larger, *candidate[stage][place + 1 :])
-                if evaluator.feasible(changed := replaced(candidate, stage, option)):
-                    candidate = changed
-                    evaluator.accept(candidate)
-                    break
+            before, after = candidate[stage][:place], candidate[stage][place + 1 :]
+            larger = [
+                replaced(candidate, stage, (*before, replace(part, max_batch_size=limit), *after))
+                for limit in reversed(batch_limits(problem, name, part.hardware))
+                if limit > part.max_batch_size
+            ]
+            found = next((c for c in evaluator.ahead(larger) if evaluator.feasible(c)), None)
+            if found is not None:
+                candidate = found
+                evaluator.accept(candidate)
     return candidate
 
 
@@ -116,12 +118,6 @@ def _spare(evaluator: Evaluator, late: Sequence[int]) -> float:
 def _first_feasible(
     surrogate: Surrogate, evaluator: Evaluator, *, below: float, target_late: float, tries: int
 ) -> Candidate | None:
-    tried = 0
-    for proposal in surrogate.proposals(below, target_late):
-        if tried >= tries:
-            return None
-        if in_stock(evaluator.problem, proposal.candidate):
-            tried += 1
-            if evaluator.feasible(proposal.candidate):
-                return proposal.candidate
-    return None
+    proposed = (p.candidate for p in surrogate.proposals(below, target_late))
+    tried = islice((c for c in proposed if in_stock(evaluator.problem, c)), tries)
+    return next((c for c in evaluator.ahead(tried) if evaluator.feasible(c)), None)

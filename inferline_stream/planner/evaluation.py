@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +19,11 @@ from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds
 from inferline_stream.planner.problem import Candidate, Option, Problem, replaced, replica_cap
+from inferline_stream.planner.spread import ALONE, Spread
 
 KEPT_BYTES = 1_500_000_000
-"""Most memory for departures of the accepted candidate; longer traces are simulated whole every time."""
+"""Most memory for departures of the accepted candidate, and again for those simulated at once; longer traces are
+simulated whole every time."""
 
 SLICE_EVENTS = 1 << 13
 """Events after which a simulation of a short piece looks whether it is lost."""
@@ -34,6 +39,16 @@ class Stopped(Exception):
     """The caller wants no further simulation."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Verdict:
+    """Of one simulation: late events per trace or None, the largest batch by stage, what was kept, and the work."""
+
+    late: tuple[int, ...] | None
+    largest: Mapping[int, int]
+    departures: list[tuple[_Departed, _Departed]]
+    simulated_events: int
+
+
 class Evaluator:
     """Simulates candidates of one problem.
 
@@ -44,6 +59,7 @@ class Evaluator:
         problem: the problem.
         stop: asked before every simulation; True ends the search with `Stopped`.
         workloads: of another evaluator of the same traces, paths and seed; None to prepare them.
+        spread: where it simulates.
     """
 
     def __init__(
@@ -51,8 +67,10 @@ class Evaluator:
         problem: Problem,
         stop: Callable[[], bool] = lambda: False,
         workloads: Sequence[Workload] | None = None,
+        spread: Spread = ALONE,
     ) -> None:
         self.problem = problem
+        self.spread = spread
         self.workloads: Sequence[Workload] = workloads or [
             prepare(problem.shape, problem.measured, trace, seed=problem.seed) for trace in problem.traces
         ]
@@ -61,14 +79,18 @@ class Evaluator:
         """Candidates simulated."""
         self.simulated_events = 0
         """Events simulated, once per stage."""
+        self._counting = threading.Lock()
         self._stop = stop
+        self._ahead: dict[Candidate, _Verdict] = {}
         self._late: dict[Candidate, tuple[int, ...] | None] = {}
         # By candidate without one stage's limit: the largest batch there, and the candidate as it was simulated.
         self._unreached: dict[Hashable, tuple[int, Candidate]] = {}
         self._stations: dict[tuple[int, Option], Station] = {}
         self.above = _ancestors(problem)
         events = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
-        self._keeps = events * _BYTES_PER_DEPARTURE <= KEPT_BYTES
+        candidates = KEPT_BYTES // (events * _BYTES_PER_DEPARTURE)
+        self._keeps = candidates > 0
+        self._width = min(spread.width, max(candidates, 1))
         self._base: tuple[Candidate, list[_Departed]] | None = None
         # Per trace, what was kept of the base and what was simulated: put together only where it becomes the base.
         self._last: tuple[Candidate, list[tuple[_Departed, _Departed]]] | None = None
@@ -87,6 +109,21 @@ class Evaluator:
                 self._late[candidate] = self._simulated(candidate) if self.bounds.possible(candidate) else None
         return self._late[candidate]
 
+    def ahead(self, candidates: Iterable[Candidate]) -> Iterable[Candidate]:
+        """Give the candidates one by one, several of them simulated at once.
+
+        As many as the spread is wide and as departures fit in `KEPT_BYTES`. Verdicts that are not asked for before
+        the base changes count for nothing: neither they nor the work done depend on the width.
+        """
+        waiting = iter(candidates)
+        while batch := list(itertools.islice(waiting, self._width)):
+            new = [c for c in batch if c not in self._late and c not in self._ahead and self._alike(c) == c]
+            if len(new) > 1:
+                self.check()
+                new = [c for c in new if self.bounds.possible(c)]
+                self._ahead |= zip(new, self.spread.map(self._verdict, new), strict=True)
+            yield from batch
+
     def accept(self, candidate: Candidate) -> None:
         """Make the candidate the base that others are compared with."""
         if self._base is not None and self._base[0] == candidate:
@@ -95,6 +132,7 @@ class Evaluator:
             self._last = None
             self._simulated(candidate)
         self._base = None
+        self._ahead = {}
         if self._last is not None:
             self._base = (candidate, [{**kept, **new} for kept, new in self._last[1]])
 
@@ -119,7 +157,7 @@ class Evaluator:
         for count in (1 << i for i in range(32)):
             departures = simulate_stage(workload, stage, upstream, self.station(stage, (Allocation(kind, 1, count),)))
             assert departures is not None
-            self.simulated_events += departures.events.size
+            self.count(departures.events.size)
             if count >= len(workload) or (before and np.array_equal(before.times_s, departures.times_s)):
                 return max(1, count // 2)
             before = departures
@@ -130,7 +168,7 @@ class Evaluator:
         found = []
         for i, workload in enumerate(self.workloads):
             evaluation = evaluate(workload, self.stations(candidate), kept=self._kept(i, candidate))
-            self.simulated_events += evaluation.simulated_events
+            self.count(evaluation.simulated_events)
             assert evaluation.latency_s is not None
             found.append(evaluation.latency_s)
         self.evaluations += 1
@@ -139,6 +177,11 @@ class Evaluator:
     def quantile_s(self, candidate: Candidate) -> float:
         """The latency that `Problem.objective` of the events do not pass, the largest over the traces."""
         return max(quantile_s(latency, self.problem.objective) for latency in self.latencies_s(candidate))
+
+    def count(self, events: int) -> None:
+        """Events were simulated, in any thread."""
+        with self._counting:
+            self.simulated_events += events
 
     def check(self) -> None:
         """Raise `Stopped` if the caller wants no further simulation."""
@@ -174,11 +217,23 @@ class Evaluator:
 
     def _simulated(self, candidate: Candidate) -> tuple[int, ...] | None:
         self.check()
+        verdict = self._ahead.pop(candidate, None) or self._verdict(candidate)
         self.evaluations += 1
+        self.count(verdict.simulated_events)
+        for stage, size in verdict.largest.items():
+            if len(candidate[stage]) == 1 and size < candidate[stage][0].max_batch_size:
+                self._unreached[_without_limit(candidate, stage)] = (size, candidate)
+        if verdict.late is not None and self._keeps:
+            self._last = (candidate, verdict.departures)
+        return verdict.late
+
+    def _verdict(self, candidate: Candidate) -> _Verdict:
+        """Simulate, and change nothing: several may run at once."""
         stages = frozenset(range(len(candidate)))
         departures: list[tuple[_Departed, _Departed]] = []
         late: list[int] = []
         largest: dict[int, int] = {}
+        events = 0
         for i, workload in enumerate(self.workloads):
             kept = self._kept(i, candidate)
             evaluation = evaluate(
@@ -191,21 +246,14 @@ class Evaluator:
                 latencies=False,
                 slice_events=min(max(SLICE_EVENTS, len(workload) // 32), ESTIMATOR_SLICE),
             )
-            self.simulated_events += evaluation.simulated_events
+            events += evaluation.simulated_events
             for stage, statistics in evaluation.statistics.items():
                 largest[stage] = max(largest.get(stage, 0), statistics.largest_batch)
             if evaluation.aborted or evaluation.late > self.bounds.allowed[i]:
                 break
             late.append(evaluation.late)
             departures.append((kept, evaluation.departures))
-        for stage, size in largest.items():
-            if len(candidate[stage]) == 1 and size < candidate[stage][0].max_batch_size:
-                self._unreached[_without_limit(candidate, stage)] = (size, candidate)
-        if len(late) < len(self.workloads):
-            return None
-        if self._keeps:
-            self._last = (candidate, departures)
-        return tuple(late)
+        return _Verdict(tuple(late) if len(late) == len(self.workloads) else None, largest, departures, events)
 
     def _kept(self, trace: int, candidate: Candidate) -> _Departed:
         """Departures of the base at stages where neither they nor their ancestors differ from it."""

@@ -179,8 +179,8 @@ class _Tree:
             served.append(departures)
         return tuple(served)
 
-    def _count(self, events: int) -> None:
-        self._evaluator.simulated_events += events
+    def _count(self, events: int, _largest: int) -> None:
+        self._evaluator.count(events)
         self._effort -= max(events, LEAST_COUNTED)
 
     def _rates(self, stage: int, upstream: Upstream) -> list[float]:

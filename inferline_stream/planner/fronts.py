@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import Departures, evaluate, fastest_rest_s, simulate_stage
 from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.planner.alike import Alike
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.holds import holds
@@ -84,6 +85,23 @@ class _Part:
     late_s: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Offer:
+    """An option for a part, and the price of both."""
+
+    price: float
+    part: _Part
+    option: Option
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Served:
+    """What came of an offer, and the events simulated."""
+
+    part: _Part | None
+    events: int
+
+
 class Fronts:
     """Candidates for one piece of traffic, from nothing.
 
@@ -139,21 +157,37 @@ class Fronts:
         prices = [price_of(self._problem, option) for option in self._menus[stage]]
         offers = [(part.price + price, i, o) for i, part in enumerate(parts) for o, price in enumerate(prices)]
         earliest = math.inf
-        for price, i, o in sorted(offers):
-            part, option = parts[i], self._menus[stage][o]
-            if price >= dearest:
-                return
+
+        def worth(offer: _Offer) -> bool:
             # What is decided makes the part late already: no option makes it earlier than one that is cheaper.
-            if earliest <= part.late_s * (1 + _SAME) or not self._left(part.chosen, option):
+            return earliest > offer.part.late_s * (1 + _SAME)
+
+        menu = self._menus[stage]
+        offered = (_Offer(price, parts[i], menu[o]) for price, i, o in sorted(offers) if price < dearest)
+        left = (offer for offer in offered if worth(offer) and self._left(offer.part.chosen, offer.option))
+        for offer, served in self._ahead(left, lambda x: self._joined(x, stage, allowed)):
+            if not worth(offer):  # since what was simulated beside it
                 continue
-            gone = self._served(stage, option, part.departures, allowed)
-            if gone is None:
-                continue
-            least_s = self._with(part.least_s, stage, gone)
-            late_s = self._late_s(least_s, allowed)
-            if last or late_s < earliest:
-                earliest = earliest if last else late_s
-                yield _Part((*part.chosen, option), price, {**part.departures, stage: gone}, least_s, late_s)
+            self.evaluator.count(served.events)
+            if served.part is not None and (last or served.part.late_s < earliest):
+                earliest = earliest if last else served.part.late_s
+                yield served.part
+
+    def _ahead(self, offers: Iterable[_Offer], serve: Callable[[_Offer], _Served]) -> Iterator[tuple[_Offer, _Served]]:
+        """Offers and what comes of them, as many at once as the spread is wide."""
+        spread, waiting = self.evaluator.spread, iter(offers)
+        while batch := list(itertools.islice(waiting, spread.width)):
+            yield from zip(batch, spread.map(serve, batch), strict=True)
+
+    def _joined(self, offer: _Offer, stage: int, allowed: int) -> _Served:
+        """A part with one option more; nothing where too many events are late."""
+        part = offer.part
+        gone, events, _ = self._served(stage, offer.option, part.departures, allowed)
+        if gone is None:
+            return _Served(None, events)
+        least_s = self._with(part.least_s, stage, gone)
+        chosen, departures = (*part.chosen, offer.option), {**part.departures, stage: gone}
+        return _Served(_Part(chosen, offer.price, departures, least_s, self._late_s(least_s, allowed)), events)
 
     def _front(self, parts: list[_Part]) -> list[_Part]:
         """The cheapest part of each stretch of lateness."""
@@ -179,8 +213,17 @@ class Fronts:
                     return False
         return True
 
-    def _served(self, stage: int, option: Option, upstream: dict[int, Departures], allowed: int) -> Departures | None:
+    def _served(
+        self, stage: int, option: Option, upstream: dict[int, Departures], allowed: int
+    ) -> tuple[Departures | None, int, int]:
+        """Departures, or None where too many events are late; events simulated; and the largest batch."""
         self.evaluator.check()
+        largest = 0
+
+        def note(_arrived: int, largest_batch: int) -> None:
+            nonlocal largest
+            largest = largest_batch
+
         gone = simulate_stage(
             self._workload,
             stage,
@@ -190,9 +233,9 @@ class Fronts:
             rest_s=self._rest_s[stage],
             allowed=allowed,
             slice_events=SLICE_EVENTS,
+            report=note,
         )
-        self.evaluator.simulated_events += len(self._workload) if gone is None else gone.events.size
-        return gone
+        return gone, len(self._workload) if gone is None else gone.events.size, largest
 
     def _with(self, least_s: Times, stage: int, gone: Departures) -> Times:
         """Least latencies, now that a stage's departures are known too."""
@@ -213,7 +256,7 @@ class Fronts:
         plenty = [plentiful(self.evaluator, stage) for stage in stages]
         stations = self.evaluator.stations(tuple(plenty))
         upstream = dict(evaluate(self._workload, stations, keep=stages, latencies=False).departures)
-        return [self._menu(stage, upstream) for stage in stages]
+        return list(self.evaluator.spread.map(lambda stage: self._menu(stage, upstream), stages))
 
     def _menu(self, stage: int, upstream: dict[int, Departures]) -> list[Option]:
         kept: list[Option] = []
@@ -266,12 +309,14 @@ class Fronts:
         """How late each option is, those left out with which the stage alone makes far too many events late."""
         allowed = self.evaluator.bounds.allowed[0]
         known = np.full(len(self._workload), -np.inf)
-        found: list[tuple[float, Option]] = []
+        alike: Alike[float | None] = Alike()
         for option in options:
-            gone = self._served(stage, option, upstream, CROWDED * allowed)
-            if gone is not None:
-                found.append((self._late_s(self._with(known, stage, gone), allowed), option))
-        return found
+            if option not in alike:
+                gone, events, largest = self._served(stage, option, upstream, CROWDED * allowed)
+                self.evaluator.count(events)
+                late_s = None if gone is None else self._late_s(self._with(known, stage, gone), allowed)
+                alike.add(option, late_s, largest)
+        return [(late_s, option) for option in options if (late_s := alike[option]) is not None]
 
     def _held(self, stage: int, options: Sequence[Option]) -> list[Option]:
         """The options of one kind with holds that leave a full batch within the stage's share of the target."""

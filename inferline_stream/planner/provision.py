@@ -31,7 +31,8 @@ from inferline_stream.planner.problem import (
     in_stock,
     is_scarce,
 )
-from inferline_stream.planner.search import lowered, refine
+from inferline_stream.planner.search import busiest, lowered, refine
+from inferline_stream.planner.spread import ALONE, Spread
 
 Algorithm = Literal["default", "inferline", "exact"]
 
@@ -70,6 +71,10 @@ PROVEN_EFFORT = 7_000_000
 PAPER_WORK = 3_000_000
 """Events times stages up to which the paper's plan is found first, as a plan to have early and to beat."""
 
+PAPER_EVENTS = 24_000
+"""On longer traces the paper's algorithm plans for a piece of so many events, the busiest: what suffices for it and for
+the whole is a plan to beat, too."""
+
 
 def provision(
     shape: Shape,
@@ -91,6 +96,7 @@ def provision(
     seed: int = 0,
     order_slo_s: float | None = None,
     cores: float = math.inf,
+    spread: Spread = ALONE,
 ) -> Plan:
     """Find the cheapest plan that meets the SLO.
 
@@ -121,6 +127,7 @@ def provision(
         seed: of the estimator's draws.
         order_slo_s: SLO by which the running pipeline orders its queues; None is ``slo_s``.
         cores: most that all replicas together may have.
+        spread: where candidates are simulated; the plan does not depend on it.
 
     Raises:
         Infeasible: no plan meets the SLO; says which stage makes it so and the smallest SLO that some plan meets.
@@ -148,6 +155,7 @@ def provision(
         mixed=mixed,
         progress=progress,
         stop=stop,
+        spread=spread,
     )
     return plan_of(problem, outcome, pipeline=pipeline)
 
@@ -161,6 +169,7 @@ def search(
     mixed: bool = True,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    spread: Spread = ALONE,
 ) -> Outcome:
     """`provision` on a problem already put together, with what else there is to know of the result.
 
@@ -179,7 +188,7 @@ def search(
     kinds = {kind for stage in problem.shape.stages for kind in hardware_kinds(problem, stage)}
     scarce = any(is_scarce(problem, kind) for kind in kinds)
     journal = _Journal(problem, progress)
-    whole = Evaluator(problem, stop)
+    evaluator = whole = Evaluator(problem, stop, spread=spread)
     journal.watch(whole)
     try:
         for candidate in known:
@@ -189,13 +198,13 @@ def search(
             evaluator = whole
             if target_s != problem.target_s:
                 stricter = replace(problem, target_s=target_s, order_slo_s=problem.queue_slo_s)
-                evaluator = Evaluator(stricter, stop, whole.workloads)
+                evaluator = Evaluator(stricter, stop, whole.workloads, spread)
             journal.watch(evaluator)
             if algorithm == "inferline":
                 searched = _paper(evaluator, journal)
             else:
-                if work <= PAPER_WORK and not papers:
-                    papers = list(_paper(whole, journal))
+                if not papers:
+                    papers = _papers(whole, journal, short=work <= PAPER_WORK, stop=stop)
                     known = [*known, *papers]
                 searched = refine(evaluator, known, mixed=mixed, stop=stop, report=journal.report)
             found = None
@@ -229,7 +238,7 @@ def search(
             wanted = search(roomy, algorithm=algorithm, margin=margin, mixed=mixed, progress=progress, stop=stop)
             raise does_not_fit(problem, wanted.candidate)
         raise infeasible(problem, Evaluator(problem))
-    p99_s = Evaluator(problem, workloads=whole.workloads).quantile_s(journal.best)
+    p99_s = evaluator.quantile_s(journal.best)  # whatever its target: the queues are the same
     # Known plans need not keep the margin that the bound was proven with.
     lower_bound = min(lower_bound, cost_of(problem, journal.best))
     return Outcome(journal.best, p99_s, lower_bound, algorithm, journal.evaluations, journal.simulated_events)
@@ -245,6 +254,22 @@ def _settled(whole: Evaluator, kept_free: Evaluator, cheapest: Candidate | None,
     if cheapest is not None and cost_of(whole.problem, cheapest) < cost_of(whole.problem, found) - COST_EPSILON:
         return with_largest_limits(whole, without_needless_holds(whole, cheapest))
     return with_largest_limits(kept_free, without_needless_holds(kept_free, found))
+
+
+def _papers(whole: Evaluator, journal: _Journal, *, short: bool, stop: Callable[[], bool]) -> list[Candidate]:
+    """The paper's plan, or on long traces that for their busiest pieces if it meets the target on the whole."""
+    if short:
+        return list(_paper(whole, journal))
+    problem = whole.problem
+    piece = replace(problem, traces=tuple(busiest(trace, PAPER_EVENTS) for trace in problem.traces))
+    on_piece = Evaluator(piece, stop)
+    journal.watch(on_piece)
+    asked = Search(piece, on_piece.bounds, on_piece.feasible, on_piece.most_busy, journal.report)
+    found = plan_inferline(asked)
+    if found is None or not whole.feasible(found):
+        return []
+    journal.take(found)
+    return [found]
 
 
 def _paper(evaluator: Evaluator, journal: _Journal) -> Iterator[Candidate]:

@@ -22,8 +22,8 @@ from inferline_stream.planner.problem import COST_EPSILON, Candidate, Problem, c
 from inferline_stream.planner.quickest import quickest
 from inferline_stream.planner.surrogate import Surrogate
 
-COARSE_EVENTS = 20_000
-"""Events of the shortest piece: some 200 of them may be late at P99."""
+COARSE_EVENTS = 6_000
+"""Events of the shortest piece: some 60 of them may be late at P99. Longer ones found no cheaper plans."""
 
 LEVEL_RATIO = 10
 """How many times more events each level has than the one before."""
@@ -84,7 +84,7 @@ def refine(
     """
     problem = whole.problem
     pieces = levels(problem)
-    coarse = whole if len(pieces) == 1 else Evaluator(pieces[0], stop)
+    coarse = whole if len(pieces) == 1 else Evaluator(pieces[0], stop, spread=whole.spread)
     fronts = Fronts(coarse, whole.bounds, mixed=mixed)
     found = _on_piece(coarse, fronts, known, mixed=mixed, report=report)
     if coarse is whole:
@@ -92,7 +92,7 @@ def refine(
         return
     reached = False
     for piece in pieces[1:]:
-        here = whole if piece is problem else Evaluator(piece, stop)
+        here = whole if piece is problem else Evaluator(piece, stop, spread=whole.spread)
         report("verifying" if here is whole else "refining", None)
         kept: list[Candidate] = []
         for good in _deeper(here, fronts, found, mixed=mixed, tries=_tries(here)):
@@ -116,7 +116,7 @@ def lowered(whole: Evaluator, found: Candidate, *, mixed: bool, stop: Callable[[
         stop: asked before every simulation.
     """
     pieces = levels(whole.problem)
-    coarse = whole if len(pieces) == 1 else Evaluator(pieces[0], stop)
+    coarse = whole if len(pieces) == 1 else Evaluator(pieces[0], stop, spread=whole.spread)
     yield from descend(Surrogate(coarse, whole.bounds, found, mixed=mixed), whole, found, tries=_tries(whole))
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.planner.alike import Alike
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.holds import holds
@@ -93,7 +94,7 @@ class Surrogate:
         self._workload: Workload = evaluator.workloads[0]
         self._target_s = evaluator.problem.target_s
         self._mixed = mixed
-        self._completions: dict[tuple[int, Candidate], dict[Option, Times | None]] = {}
+        self._completions: dict[tuple[int, Candidate], Alike[Times | None]] = {}
         self._sample: NDArray[np.int64] | None = None
         self._rates = arrival_rates(evaluator.problem)
         self._in_vain: dict[tuple[int, str], int] = {}
@@ -106,7 +107,7 @@ class Surrogate:
         """Predict around another candidate."""
         stages = range(len(base))
         evaluation = evaluate(self._workload, self._evaluator.stations(base), keep=stages, latencies=False)
-        self._evaluator.simulated_events += evaluation.simulated_events
+        self._evaluator.count(evaluation.simulated_events)
         self.base = base
         self._departures: Mapping[int, Departures] = evaluation.departures
         if self._sample is None:
@@ -190,8 +191,14 @@ class Surrogate:
     def _completion_s(self, stage: int, option: Option) -> Times | None:
         """When the sampled events leave the stage with that option; None if too many are late for sure."""
         above = tuple(self.base[a] for a in sorted(self._evaluator.above[stage] - {stage}))
-        known = self._completions.setdefault((stage, above), {})
+        known = self._completions.setdefault((stage, above), Alike())
         if option not in known:
+            largest = 0
+
+            def note(_arrived: int, largest_batch: int) -> None:
+                nonlocal largest
+                largest = largest_batch
+
             departures = simulate_stage(
                 self._workload,
                 stage,
@@ -200,9 +207,10 @@ class Surrogate:
                 late_s=self._target_s,
                 allowed=CROWDED * self.allowed + 1,
                 slice_events=SLICE_EVENTS,
+                report=note,
             )
-            self._evaluator.simulated_events += self._departures[stage].events.size
-            known[option] = None if departures is None else self._sampled(departures)
+            self._evaluator.count(self._departures[stage].events.size)
+            known.add(option, None if departures is None else self._sampled(departures), largest)
         return known[option]
 
     def _effect_s(self, stage: int, option: Option) -> Times | None:
@@ -261,7 +269,9 @@ class Surrogate:
             began = len(found)
             while pairs and count > 0:
                 options = [(Allocation(kind, limit, count, hold_s),) for limit, hold_s in pairs]
-                ranked = sorted((self._alone_s(stage, o), i) for i, o in enumerate(options) if self._keeps_up(stage, o))
+                # The largest limits first: those that no batch reaches need not be simulated.
+                tried = [(i, o) for i, o in enumerate(options) if self._keeps_up(stage, o)]
+                ranked = sorted((self._alone_s(stage, o), i) for i, o in reversed(tried))
                 pairs = [pairs[i] for late_s, i in ranked[:BEST_HOLDS] if late_s <= self._target_s * NEAR]
                 found += [options[i] for late_s, i in ranked if late_s <= self._target_s * NEAR]
                 if len(found) == began:
@@ -295,10 +305,8 @@ class Surrogate:
         prices = [price_of(problem, option) for option in base]
         saving = max(p - self._bounds.least_stage_price(s) for s, p in enumerate(prices)) + below - cost
         least, share = self._bounds.least_stage_price, cost / (2 * len(base))
-        menus = [
-            self.choices(stage, max(price, min(price + max(saving, 0.0), max(FAR * least(stage), share))))
-            for stage, price in enumerate(prices)
-        ]
+        dearest = [max(p, min(p + max(saving, 0.0), max(FAR * least(s), share))) for s, p in enumerate(prices)]
+        menus = list(self._evaluator.spread.map(lambda s: self.choices(s, dearest[s]), range(len(base))))
         found = [*self._singles(menus, prices, below - cost, target_late)]
         found += self._pairs(menus, prices, below - cost, target_late)
         unique = {p.candidate: p for p in found if p.candidate != base}
@@ -347,6 +355,6 @@ def nearby(bounds: Bounds, stage: int, option: Option) -> list[Option]:
         others = [a for a in option if a is not part]
         cap = replica_cap(problem, name, part.hardware)
         counts = [n for n in range(part.replicas - 2, part.replicas + 3) if 0 < n <= cap]
-        for limit in batch_limits(problem, name, part.hardware):
+        for limit in reversed(batch_limits(problem, name, part.hardware)):
             found += [combined(problem, [*others, replace(part, max_batch_size=limit, replicas=n)]) for n in counts]
     return [o for o in found if service_rate(problem, stage, o) > bounds.required_rate[stage]]
