@@ -235,7 +235,9 @@ def search(
     if journal.best is None:
         if math.isfinite(problem.cores):
             roomy = replace(problem, cores=math.inf)
-            wanted = search(roomy, algorithm=algorithm, margin=margin, mixed=mixed, progress=progress, stop=stop)
+            wanted = search(
+                roomy, algorithm=algorithm, margin=margin, mixed=mixed, progress=progress, stop=stop, spread=spread
+            )
             raise does_not_fit(problem, wanted.candidate)
         raise infeasible(problem, Evaluator(problem))
     p99_s = evaluator.quantile_s(journal.best)  # whatever its target: the queues are the same
