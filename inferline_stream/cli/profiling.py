@@ -41,7 +41,7 @@ def refuse_cluster(option: str, place: str) -> None:
     if place in ("kubernetes", "ray"):
         name = place.capitalize()
         raise UsageError(
-            f"{option} {place}: pools run on one machine in this release; {name} returns with remote pools. "
+            f"{option} {place}: this release measures on the machine that it runs on, not on {name}. "
             f"Leave out {option}, and start the command on the machine that has the hardware"
         )
 
