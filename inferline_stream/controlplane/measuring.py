@@ -33,11 +33,13 @@ class Measured:
         batches: by (stage, hardware kind) and batch size.
         results: by stage, events that the stage was called on.
         taken: by (parent, child), results that took that edge.
+        network: batches that replicas on other hosts answered, and the time that the network took of them, in seconds.
     """
 
     batches: Mapping[tuple[str, str], Batches]
     results: Mapping[str, int]
     taken: Mapping[tuple[str, str], int]
+    network: tuple[int, float] = (0, 0.0)
 
 
 def mark(reports: Reports, stages: Iterable[str]) -> Mark:
@@ -52,11 +54,12 @@ def measured_since(reports: Reports, stages: Iterable[str], before: Mark) -> Mea
         {(stage, kind): sizes for stage, sums in grown.items() for kind, sizes in sums.batch_stats.items()},
         {stage: sums.served for stage, sums in grown.items()},
         {(stage, child): count for stage, sums in grown.items() for child, count in sums.edges_taken.items()},
+        (sum(sums.remote_batches for sums in grown.values()), sum(sums.network_s for sums in grown.values())),
     )
 
 
 def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> PipelineProfile:
-    """The profile with service times scaled to what replicas measured, and paths to the branches taken.
+    """The profile with service times scaled to what replicas measured, paths to the branches taken, and the network.
 
     Of a stage on one kind of hardware all batch sizes are scaled alike: those that ran tell of those that did not.
     Kinds that did not run keep their profile.
@@ -71,7 +74,15 @@ def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> Pipelin
         results = seen.results.get(edge[0], 0)
         if arrow.conditional and results >= FEWEST_RESULTS:
             shares[edge] = min(1.0, seen.taken.get(edge, 0) / results)
-    return replace(profile, profiles=profiles, paths=_follow(shape, profile.paths, shares))
+    batches, carrying_s = seen.network
+    network_s = carrying_s / batches if batches >= FEWEST_BATCHES else profile.network_s
+    return replace(
+        profile,
+        profiles=profiles,
+        paths=_follow(shape, profile.paths, shares),
+        hop_overhead_s=profile.hop_overhead_s - profile.network_s + network_s,
+        network_s=network_s,
+    )
 
 
 def _scaled(profile: Profile, factor: float) -> Profile:

@@ -26,6 +26,8 @@ class Totals:
     duplicates: int = 0
     backlog: int = 0
     batches_lost: int = 0
+    remote_batches: int = 0
+    network_s: float = 0.0
     latency_sum_s: float = 0.0
     batch_stats: dict[str, dict[int, BatchStats]] = field(default_factory=dict)
     edges_taken: dict[str, int] = field(default_factory=dict)

@@ -99,6 +99,10 @@ class PoolReport(msgspec.Struct):
     latency_max_s: float = 0.0
     backlog: int = 0
     """Final stage only: results of events that are no live traffic; they are in no bucket."""
+    remote_batches: int = 0
+    """Batches that replicas on other hosts have answered."""
+    network_s: float = 0.0
+    """Sum over those of the time from handing a batch over to having its results, less the replica's own."""
     batches_lost: int = 0
     """Batches whose replica died, hung or broke its contract; each was run again."""
     suspects: int = 0

@@ -199,6 +199,8 @@ class PipelineProfile:
             probes replicas with it. Stages without a small enough one are missing.
         overheads: None where they were never measured.
         keys: busy keys of the sample's events, and where their order is kept.
+        network_s: the part of ``hop_overhead_s`` that carrying a batch to a replica on another host takes, as measured
+            while the pipeline runs.
     """
 
     profiles: Mapping[tuple[str, str], Profile]
@@ -207,6 +209,7 @@ class PipelineProfile:
     samples: Mapping[str, bytes | dict[str, bytes]] = field(default_factory=dict)
     overheads: Overheads | None = None
     keys: Keys = field(default_factory=Keys)
+    network_s: float = 0.0
 
     def steady(self) -> PipelineProfile:
         """The same where every batch takes the mean of its size, as in the paper."""

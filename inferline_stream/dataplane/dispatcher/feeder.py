@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -269,6 +270,9 @@ class Feeder:
         member.hand = None
         replica = member.replica
         self._report.busy_s += max(0.0, now_s - replica.began_s)
+        if member.status.node and 0 <= frame.busy_s < math.inf:
+            self._report.remote_batches += 1
+            self._report.network_s += max(0.0, now_s - replica.began_s - frame.busy_s)
         self._pool.finish(replica, frame.calls, now_s)
         calls = frame.calls
         if len(calls) == 1:  # with decoding and encoding, as profiles have it

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from inferline_stream.controlplane.measuring import Measured, corrected, mark, measured_since
@@ -60,6 +62,16 @@ def test_few_batches_and_small_differences_change_nothing(batches: int, service_
     before = profile(independent_paths(SHAPE, {}))
     given = reports(report("r", 1, batches=batches, service_s=service_s))
     assert corrected(before, SHAPE, since_start(given)).profiles == before.profiles
+
+
+def test_the_network_is_part_of_the_hop_as_measured_last_and_from_enough_batches_alone() -> None:
+    before = replace(profile(independent_paths(SHAPE, {})), hop_overhead_s=0.005)
+    found = before
+    for batches, network_s, hop_s in ((100, 0.2, 0.007), (100, 0.1, 0.006), (49, 4.9, 0.006)):
+        given = report("r", 1, batches=batches, service_s=batches * 0.020)
+        given.remote_batches, given.network_s = batches, network_s
+        found = corrected(found, SHAPE, since_start(reports(given)))
+        assert found.hop_overhead_s == pytest.approx(hop_s)
 
 
 def test_branches_follow_the_shares_seen_and_keep_going_together() -> None:

@@ -291,6 +291,28 @@ async def test_a_batch_whose_connection_breaks_runs_again_without_suspicion():
         assert pool.slot.report.batches_lost == 1
 
 
+async def test_what_the_network_takes_of_a_batch_is_counted_for_replicas_on_other_nodes_alone():
+    async with fed() as pool:
+        near, report = await pool.attached(), pool.slot.report
+        pool.slot.fetched(b"near")
+        near.answer(await near.batch())
+        await until(lambda: pool.slot.offset() == 1, "it is done")
+        assert (report.remote_batches, report.network_s) == (0, 0.0)
+        pool.feeder.retire(near.name)
+        ours, theirs = socket.socketpair()
+        pool.feeder.attach(ours, "far", KIND, 7, "node-1")
+        far = Replica("far", theirs)
+        pool.replicas.append(far)
+        far.ready()
+        pool.slot.fetched(b"far", first=1)
+        batch = await far.batch()
+        await asyncio.sleep(0.05)
+        far.answer(batch)  # it says that it took 0.01 s
+        await until(lambda: pool.slot.offset() == 2, "it is done")
+        assert report.remote_batches == 1
+        assert report.network_s >= 0.04
+
+
 async def test_a_suspect_whose_connection_breaks_runs_alone_again_and_is_not_condemned():
     async with fed(limit=2) as pool:
         pool.feeder.session.suspects.learn(b"sample")
