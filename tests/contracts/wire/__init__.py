@@ -16,7 +16,7 @@ import msgspec
 
 import inferline_stream
 from inferline_stream.controlplane.records import ArrivalTicks, Override, StoredDecision, StoredPlan
-from inferline_stream.dataplane.attachments import Attach, Replace, Retire, Serving, Stop
+from inferline_stream.dataplane.attachments import Attach, Lost, Replace, Retire, Serving, Stop
 from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.frames import (
     Batch,
@@ -32,6 +32,7 @@ from inferline_stream.dataplane.frames import (
     encode_frame,
 )
 from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat
+from inferline_stream.dataplane.posts import Posting
 from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
@@ -81,6 +82,7 @@ FILLED: tuple[Any, ...] = (
         settings={"lease_s": 3.0},
         live_since_s=1.5,
         incarnation=2,
+        node="n-1",
         deadly_batches=(BatchId(1, 40, 7),),
     ),
     LeaderHeartbeat(3, "p-0"),
@@ -108,7 +110,7 @@ FILLED: tuple[Any, ...] = (
         number=9,
         held={0: 12},
         halted={1: "why"},
-        replicas=[ReplicaStatus("a-cpu-1-0", "cpu-1", "ready", 1.5, Enforced("sandbox"), True)],
+        replicas=[ReplicaStatus("a-cpu-1-0", "cpu-1", "ready", 1.5, Enforced("sandbox"), True, "n-2")],
         events=40,
         busy_s=2.0,
         replica_s=3.0,
@@ -128,12 +130,17 @@ FILLED: tuple[Any, ...] = (
         latency_sum_s=0.5,
         latency_max_s=0.1,
         backlog=6,
+        remote_batches=9,
+        network_s=0.5,
         batches_lost=2,
         suspects=1,
         reason="why",
+        node="n-1",
     ),
-    Attach("a-cpu-1-0", "cpu-1", 1),
+    Posting("p-a-dispatcher-5f", DispatcherSpec("a-0-5f", 0, ROUTES, "kafka:9092"), 2),
+    Attach("a-cpu-1-0", "cpu-1", 1, "n-2"),
     Retire("a-cpu-1-0"),
+    Lost("a-cpu-1-0"),
     Stop(),
     Serving(),
     Replace("a-cpu-1-0", "why"),
