@@ -80,6 +80,14 @@ async def test_a_death_during_an_outage_of_the_api_server_is_reported_after_it()
         await until(lambda: len(api.pods()) == 3, "three pods")
 
 
+async def test_an_api_server_that_does_not_answer_is_reported_before_anything_is_asked_of_it() -> None:
+    async with KubeApi() as api:
+        await api.stop_serving()
+        with pytest.raises(Unreachable, match="API server does not answer"):
+            async with acting(api):
+                pass
+
+
 async def test_a_watch_that_the_server_has_forgotten_begins_with_a_new_list() -> None:
     async with KubeApi(keep_events=1) as api, acting(api) as actuator:
         await actuator.scale("a", "cpu-1", 3)

@@ -1,8 +1,8 @@
-"""A small Kubernetes API server for tests: Deployments, Jobs, pods and whatever is applied, in one namespace.
+"""A small Kubernetes API server for tests: Deployments, pods and whatever is applied, in one namespace.
 
 It keeps what an actuator relies on: resource versions, list and watch that begins where the list ended, 410 for a
-version it has forgotten, server-side apply that leaves other managers' fields alone; `kube_controllers` and `kube_node`
-are what works behind it.
+version it has forgotten, server-side apply that leaves other managers' fields alone. `controllers` and `node` are what
+works behind it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import copy
 import itertools
 import json
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self
 
@@ -22,7 +21,7 @@ from lightkube import AsyncClient, KubeConfig
 from tests.kube.answers import POD, SUCCESS, answer, body, failure, line, not_applicable, refused
 from tests.kube.controllers import Controllers
 from tests.kube.node import Container, Node
-from tests.kube.store import Json, Store, belongs, merged, placed, ready, selected
+from tests.kube.store import Json, Store, belongs, merged, ready, selected
 
 
 class KubeApi:
@@ -86,7 +85,6 @@ class KubeApi:
         app.add_routes(
             [
                 web.get(f"/api/v1/namespaces/{self.namespace}/resourcequotas", self._list_quotas),
-                web.get(f"/api/v1/namespaces/{self.namespace}/events", self._list_events),
                 web.get(pods, self._list_pods),
                 web.patch(pods + "/{name}", self._patch_pod),
                 web.delete(pods + "/{name}", self._delete_pod),
@@ -98,9 +96,6 @@ class KubeApi:
                 web.get(deployments + "/{name}/scale", self._get_scale),
                 web.patch(deployments + "/{name}/scale", self._patch_scale),
                 web.get(f"/apis/autoscaling/v2/namespaces/{self.namespace}/horizontalpodautoscalers", self._list_hpas),
-                web.get(pods + "/{name}/log", self._log),
-                web.post(f"/apis/batch/v1/namespaces/{self.namespace}/jobs", self._create_job),
-                web.delete(f"/apis/batch/v1/namespaces/{self.namespace}/jobs/{{name}}", self._delete_job),
                 web.patch(f"/api/v1/namespaces/{self.namespace}/{{plural}}/{{name}}", self._apply),
                 web.patch(f"/apis/{{group}}/{{version}}/namespaces/{self.namespace}/{{plural}}/{{name}}", self._apply),
                 *(
@@ -320,48 +315,6 @@ class KubeApi:
         return answer(
             {"metadata": {"resourceVersion": str(self._store.version)}, "items": [quota] if self.quota else []}
         )
-
-    async def _list_events(self, request: web.Request) -> web.Response:
-        self._note(request)
-        about = dict(part.split("=", 1) for part in request.query["fieldSelector"].split(","))
-        pod = about["involvedObject.name"]
-        said = {True: "Successfully pulled image in 3.1s", False: "Container image already present on machine"}
-        item = {
-            "metadata": {"name": f"{pod}.pulled", "namespace": self.namespace},
-            "involvedObject": {"kind": "Pod", "name": pod},
-            "reason": "Pulled",
-            "message": said[self.node.pulled.get(pod, False)],
-        }
-        items = [item] if pod in self.node.pulled and about["reason"] == "Pulled" else []
-        return self._list("Event", items)
-
-    async def _log(self, request: web.Request) -> web.Response:
-        self._note(request)
-        name = request.match_info["name"]
-        if name not in self._store.of("pods"):
-            return refused(404, "NotFound", f'pods "{name}" not found')
-        if not placed(self._store.of("pods")[name]):
-            return web.Response(status=204)
-        return web.Response(text=self.node.logs.get(name, ""))
-
-    async def _create_job(self, request: web.Request) -> web.Response:
-        self._note(request)
-        wanted = await request.json()
-        if ("jobs", wanted["metadata"]["name"]) in self.applied:
-            return refused(409, "AlreadyExists", f'jobs.batch "{wanted["metadata"]["name"]}" already exists')
-        self.applied["jobs", wanted["metadata"]["name"]] = self._store.stamp(wanted)
-        await self._controllers.make_pod(
-            f"{wanted['metadata']['name']}-{secrets.token_hex(3)}", wanted["spec"]["template"]
-        )
-        return answer(wanted, status=201)
-
-    async def _delete_job(self, request: web.Request) -> web.Response:
-        self._note(request)
-        for pod in self.pods():
-            if pod["metadata"]["labels"].get("job-name") == request.match_info["name"]:
-                await self._controllers.remove(pod["metadata"]["name"])
-        del self.applied["jobs", request.match_info["name"]]
-        return answer(SUCCESS)
 
     async def _get_scale(self, request: web.Request) -> web.Response:
         self._note(request)

@@ -105,7 +105,6 @@ class Kubelet:
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
-        container.log = self.log(pod)
         return 128 - code if code < 0 else code
 
     async def _wired(self, text: str, pod: str, address: str, stack: AsyncExitStack) -> str:

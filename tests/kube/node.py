@@ -23,8 +23,6 @@ class Container:
     """Its readiness probe succeeds."""
     end: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """To be given the exit code, 128 + n for signal n."""
-    log: str = ""
-    """What it has written, for whoever asks for its pod's log."""
 
 
 @dataclass(slots=True)
@@ -45,12 +43,6 @@ class Node:
     run: Callable[[Container], Awaitable[int]] | None = None
     containers: dict[str, Container] = field(default_factory=dict)
     """Running containers by their pod's name."""
-    logs: dict[str, str] = field(default_factory=dict)
-    """What pods have written whose container has ended, by pod."""
-    images: set[str] = field(default_factory=set)
-    """Images that need not be pulled any more."""
-    pulled: dict[str, bool] = field(default_factory=dict)
-    """By pod, whether its image had to be pulled."""
     _ending: set[str] = field(default_factory=set)
     _gone: set[str] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -98,9 +90,6 @@ class Node:
         await asyncio.sleep(self.start_up_s)
         name, restarts, last = pod["metadata"]["name"], 0, None
         while name not in self._gone and name not in self._ending:
-            image = pod["spec"]["containers"][0]["image"]
-            self.pulled.setdefault(name, image not in self.images)
-            self.images.add(image)
             container = self.containers[name] = Container(pod)
             if self.run is None:
                 container.ready.set()
@@ -112,17 +101,12 @@ class Node:
                 probing.cancel()
                 await asyncio.gather(probing, return_exceptions=True)
             self.containers.pop(name, None)
-            self.logs[name] = self.logs.get(name, "") + container.log
             if name in self._gone:
                 return
             last = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "message": _words(code)}
             if name in self._ending:
                 await self.report(name, _status("Running", {"terminated": last}, restarts, None))
                 break
-            if pod["spec"].get("restartPolicy") == "Never":
-                phase = "Failed" if code else "Succeeded"
-                await self.report(name, _status(phase, {"terminated": last}, restarts, None))
-                return
             restarts += 1
             waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
             await self.report(name, _status("Running", waiting, restarts, last))

@@ -35,6 +35,7 @@ from inferline_stream.actuators.kubernetes.manifests import (
     FIELD_MANAGER,
     MANAGED_BY,
     PIPELINE_LABEL,
+    REPLICA,
     SPARE,
     Cluster,
     left_by_quotas,
@@ -86,6 +87,7 @@ class KubernetesActuator:
         drain_timeout_s: float = 30.0,
     ) -> None:
         self._pipeline = manifests.dns_label(names.prefix + names.pipeline)
+        self._labels: dict[str, Any] = {PIPELINE_LABEL: self._pipeline, **MANAGED_BY}
         self._names = names
         self._bootstrap_servers = bootstrap_servers
         self._cluster = cluster
@@ -275,10 +277,19 @@ class KubernetesActuator:
         """End every process now, and remove what was made; none is left when this returns."""
         await self.drain(0.0)
         with translated():
-            await delete(self._client, self._cluster.namespace, {PIPELINE_LABEL: self._pipeline, **MANAGED_BY})
+            await delete(self._client, self._cluster.namespace, self._labels)
         await self._stop_watching()
 
     async def __aenter__(self) -> Self:
+        """Begin to watch.
+
+        Raises:
+            Unreachable: the API server does not answer.
+            UsageError: it forbids to list pods.
+        """
+        with translated():
+            async for _ in self._client.list(Pod, namespace=self._cluster.namespace, labels=self._labels):
+                break
         self._tasks = [asyncio.create_task(self._watch(), name="pods"), asyncio.create_task(self._keep_posted())]
         return self
 
@@ -301,7 +312,7 @@ class KubernetesActuator:
         """Make what a stage's pods have in common; returns ``host:port`` of its dispatchers."""
         if stage not in self._stages:
             cluster, pipeline = self._cluster, self._pipeline
-            own = manifests.credential_name(pipeline, stage, DISPATCHER)
+            own = manifests.credential_name(pipeline, stage, REPLICA)  # made last: where it is, both are
             if not await secret_exists(self._client, own, cluster.namespace):
                 credential = new_credential(f"{pipeline}/{stage}")
                 await apply(self._client, manifests.credential_secrets(pipeline, stage, credential, cluster))
@@ -409,8 +420,7 @@ class KubernetesActuator:
     async def _watch(self) -> None:
         """List, then watch from there; from the start again whenever the API server ends it, fails or has forgotten."""
         retry_s = _FIRST_RETRY_S
-        labels: dict[str, Any] = {PIPELINE_LABEL: self._pipeline, **MANAGED_BY}
-        namespace = self._cluster.namespace
+        labels, namespace = self._labels, self._cluster.namespace
         while True:
             try:
                 pods = self._client.list(Pod, namespace=namespace, labels=labels)

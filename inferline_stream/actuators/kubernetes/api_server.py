@@ -1,8 +1,7 @@
-"""A Kubernetes API server: manifests applied, Jobs run to their end, objects deleted; its errors."""
+"""A Kubernetes API server: manifests applied, objects deleted; its errors."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
@@ -14,46 +13,12 @@ from lightkube.codecs import from_dict
 from lightkube.core.exceptions import ConfigError
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.resources.apps_v1 import Deployment
-from lightkube.resources.batch_v1 import Job
 from lightkube.resources.core_v1 import Pod, ResourceQuota, Secret, Service
 from lightkube.resources.networking_v1 import NetworkPolicy
 from lightkube.resources.policy_v1 import PodDisruptionBudget
-from lightkube.types import CascadeType
 
 from inferline_stream.actuators.kubernetes.manifests import FIELD_MANAGER
-from inferline_stream.actuators.kubernetes.pods import pending_of
 from inferline_stream.errors import InferlineError, Unreachable, UsageError
-
-_JOB_LOOK_S = 1.0
-
-
-async def run_job(client: AsyncClient, manifest: dict[str, Any], deadline_s: float) -> str:
-    """Run a Job to its end and return what its pod wrote; the Job is deleted, however it ended.
-
-    Raises:
-        InferlineError: it has no place within the deadline, or its image cannot be had; says why.
-        Unreachable: the API server does not answer.
-    """
-    name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
-    labels: dict[str, Any] = {"job-name": name}
-    pending = "no pod was made for it"
-    with translated():
-        await client.create(cast("Job", Job.from_dict(manifest)))
-        try:
-            async with asyncio.timeout(deadline_s):
-                while True:
-                    async for pod in client.list(Pod, namespace=namespace, labels=labels):
-                        found = plain(pod)
-                        if found.get("status", {}).get("phase") in ("Succeeded", "Failed"):
-                            said = client.log(found["metadata"]["name"], namespace=namespace)
-                            return "\n".join([line.rstrip("\n") async for line in said])
-                        pending = pending_of(found) or "it still runs"
-                    await asyncio.sleep(_JOB_LOOK_S)
-        except TimeoutError:
-            raise InferlineError(f"Job {name!r} had not ended after {deadline_s:g} s: {pending}") from None
-        finally:
-            with contextlib.suppress(ApiError, httpx2.HTTPError):
-                await client.delete(Job, name, namespace=namespace, cascade=CascadeType.BACKGROUND)
 
 
 async def apply(client: AsyncClient, wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
