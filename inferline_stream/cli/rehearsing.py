@@ -129,7 +129,8 @@ def compare(
     """Put policies side by side on a trace: ours, KEDA, HPA, Flink, DS2, Ray Serve, Dataflow … and hindsight.
 
     Each begins with our plan and has its hardware and batch limits, start-up times and statistics; coarse-grained
-    ones begin with units of their own. The regret is the cost above that of a schedule made in hindsight.
+    ones begin with units of their own. Rules of others scale ordinary consumer groups, and once more our pools with one
+    queue per stage. The regret is the cost above that of a schedule made in hindsight.
     """
     from inferline_stream.calculus.envelope import compiled_kernel
     from inferline_stream.cli.output import Bar, console, print_json
@@ -303,7 +304,7 @@ def _rows_table(comparison: Comparison) -> Table:
         outcome = row.outcome
         regrets = ["" if r is None else f"{r:+.1%}" for r in (row.regret, row.regret_instant)]
         table.add_row(
-            row.policy,
+            row.label,
             row.setting,
             f"{outcome.cost:.4f}",
             f"{outcome.miss_rate:.2%}",

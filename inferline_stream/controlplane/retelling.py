@@ -205,12 +205,13 @@ def _others(record: RunRecord, comparison: Comparison) -> str:
     for row in sorted(comparison.rows, key=lambda r: r.outcome.cost):
         ratio = f"{row.outcome.cost / report.cost:.2f}" if report.cost > 0 else ""
         kept = "kept" if row.keeps_objective else "not kept"
-        rows.append((row.policy, f"${row.outcome.cost:.4f}", ratio, f"{row.outcome.miss_rate:.2%}", kept))
+        rows.append((row.label, f"${row.outcome.cost:.4f}", ratio, f"{row.outcome.miss_rate:.2%}", kept))
     picture = io.BytesIO()
     draw_comparison(picture, comparison, objective=record.objective, title="")
     note = (
         "The recorded arrivals, replayed in simulated time with the profiles and the plan that the run began with; "
-        "every policy with its default setting. <b>default</b> and <b>inferline</b> are this program's own; the "
+        "every policy with its default setting. Rules of others scale ordinary consumer groups, and "
+        "where it says so our pools. <b>default</b> and <b>inferline</b> are this program's own; the "
         "clairvoyants know the arrivals beforehand. The run itself also paid for starting up, draining and whatever "
         "else the machine did."
     )

@@ -1,8 +1,12 @@
-"""A stage whose partitions stay with their replicas, being simulated: as `server.Server`, with other kernels."""
+"""A stage whose partitions stay with their replicas, being simulated: as `server.Server`, with other kernels.
+
+Replicas may come and go between two calls, as members of a consumer group do.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +37,8 @@ class BoundServer:
         self._service = service_of(workload, stage, station, code)
         self._serve = code.serve_bound
         self._arrived: Tokens = NONE
-        self._station = station
-        replicas = station.replicas
+        self._width = station.width
+        self.members = replicas = station.replicas
         self._bound = Bound(
             partition_of=workload.partition_of(stage, station.owners.size, code=code),
             owner=station.owners,
@@ -47,7 +51,7 @@ class BoundServer:
             left_events=np.empty(0, dtype=np.int32),
             left_begin=_ints(replicas + 1),
         )
-        self._desk = _desk(station, 0)
+        self._desk = _desk(self._bound, 0)
         self._out = NONE
 
     def receive(self, sent: Tokens) -> None:
@@ -68,25 +72,73 @@ class BoundServer:
         n = self._serve(self._arrived, task, self._bound, self._desk, self._out)
         return Tokens(self._out.times[:n], self._out.events[:n])
 
+    def join(self, now_s: float) -> None:
+        """A member of the one kind there is, ready now: it gets its share of the partitions."""
+        self._regroup([*range(self.members), None], now_s)
+        self.members += 1
+
+    def leave(self, now_s: float) -> float:
+        """The member that came last gives up its partitions. Returns when what it has in hand is done."""
+        self.members -= 1
+        busy = self._bound.flight_size[self.members] > 0
+        free_s = float(self._bound.free_s[self.members]) if busy else now_s
+        self._regroup([*range(self.members)], now_s)
+        return free_s
+
+    def _regroup(self, stay: Sequence[int | None], now_s: float) -> None:
+        """Deal the partitions out to these members, by their places of before; None is a new one.
+
+        Behind them stand those that have left with a batch in hand, and without any member one that is never free.
+        A partition that moves waits until its owner of before has done what it has in hand.
+        """
+        old = self._bound
+        gone = [r for r in range(len(stay), old.kind_of.size) if r not in stay and old.flight_size[r]]
+        places = [*stay, *gone] if stay else [*gone, None]
+        owner = _shared_out(old.owner, stay) if stay else np.full(old.owner.size, len(gone), dtype=np.int64)
+        came_from = np.array([-1 if r is None else r for r in places], dtype=np.int64)
+        new, free_s = came_from < 0, old.free_s[came_from]
+        free_s[new] = now_s if stay else math.inf
+        left = int(old.left_begin[-1])
+        times, events = old.left_times[:left].copy(), old.left_events[:left].copy()
+        before = np.repeat(np.arange(old.kind_of.size), np.diff(old.left_begin))
+        after = owner[old.partition_of[events]]
+        moved = came_from[after] != before
+        until_s = np.where(old.flight_size > 0, old.free_s, -math.inf)[before]
+        times[moved] = np.maximum(times[moved], np.maximum(until_s[moved], now_s))
+        order = np.lexsort((events, times, after))
+        room = old.left_times.size
+        self._bound = Bound(
+            partition_of=old.partition_of,
+            owner=owner,
+            kind_of=_ints(len(places)),
+            free_s=free_s,
+            flight_start=old.flight_start[came_from],
+            flight_size=np.where(new, 0, old.flight_size[came_from]),
+            members=old.members[came_from],
+            left_times=times[order],
+            left_events=events[order],
+            left_begin=np.searchsorted(after[order], np.arange(len(places) + 1)).astype(np.int64),
+        )
+        self._make_room(room)
+
     def _make_room(self, room: int) -> None:
         left = int(self._bound.left_begin[-1])
         times, events = np.empty(room), np.empty(room, dtype=np.int32)
         times[:left], events[:left] = self._bound.left_times[:left], self._bound.left_events[:left]
         self._bound = self._bound._replace(left_times=times, left_events=events)
-        self._desk = _desk(self._station, room)
-        in_flight = self._station.replicas * self._station.width
+        self._desk = _desk(self._bound, room)
+        in_flight = self._bound.members.size
         self._out = Tokens(np.empty(room + in_flight), np.empty(room + in_flight, dtype=np.int32))
 
 
-def _desk(station: Station, room: int) -> Desk:
-    assert station.owners is not None
-    replicas, partitions = station.replicas, station.owners.size
+def _desk(bound: Bound, room: int) -> Desk:
+    replicas, partitions = bound.kind_of.size, bound.owner.size
     leaves = power_of_two(replicas)
     batches = room + replicas
     return Desk(
         Line(
             times=np.empty(room),
-            events=np.empty(2 * room + replicas * station.width, dtype=np.int32),
+            events=np.empty(2 * room + bound.members.size, dtype=np.int32),
             begin=_ints(replicas + 1),
             replica_of=_ints(room),
         ),
@@ -118,3 +170,20 @@ def _desk(station: Station, room: int) -> Desk:
 
 def _ints(size: int) -> Ints:
     return np.zeros(size, dtype=np.int64)
+
+
+def _shared_out(owner: Ints, stay: Sequence[int | None]) -> Ints:
+    """Owner of each partition among those that stay: evenly, and as few as possible move."""
+    least, more = divmod(owner.size, len(stay))
+    place_of = {r: place for place, r in enumerate(stay) if r is not None}
+    shared: Ints = np.full(owner.size, -1, dtype=np.int64)
+    owned = [0] * len(stay)
+    for partition, before in enumerate(owner.tolist()):
+        place = place_of.get(before)
+        if place is not None and owned[place] < least + (sum(n > least for n in owned) < more):
+            shared[partition] = place
+            owned[place] += 1
+    for partition in np.flatnonzero(shared < 0).tolist():
+        shared[partition] = place = owned.index(min(owned))
+        owned[place] += 1
+    return shared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.clairvoyant import cheapest, work_bound
 from inferline_stream.replay.conditions import Conditions
-from inferline_stream.replay.contenders import FAMILIES, Contest, Family, Setting
+from inferline_stream.replay.contenders import FAMILIES, Contest, Family, Setting, ordinary
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Tuner
@@ -26,8 +26,13 @@ from inferline_stream.tuner.state import initial_state
 
 NO_TUNER, CLAIRVOYANT, INSTANT = "no tuner", "clairvoyant", "instant clairvoyant"
 
+PARTITIONS = 24
+"""Of each stage's input topic, where a rule scales ordinary consumer groups: more than any of them has replicas."""
+
 NAMES = (*POLICIES, NO_TUNER, *(family.name for family in FAMILIES), CLAIRVOYANT, INSTANT)
 """Everything that can be compared."""
+
+_RULES = {family.name for family in FAMILIES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class Row:
         setting: ``default``, or the tuned values in words.
         outcome: the replay.
         keeps_objective: whether the share of misses is within what the objective allows.
+        on_our_pool: whether stages have one queue each, as we run them, or replicas own partitions, as in ordinary
+            consumer groups.
         regret: cost over the clairvoyant's, less 1; None without one.
         regret_instant: the same over the instant clairvoyant's.
     """
@@ -47,8 +54,14 @@ class Row:
     setting: str
     outcome: Outcome
     keeps_objective: bool
+    on_our_pool: bool = True
     regret: float | None = None
     regret_instant: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The policy, and of a rule of others whether it runs on our pool."""
+        return f"{self.policy} on our pool" if self.on_our_pool and self.policy in _RULES else self.policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +71,23 @@ class Comparison:
     rows: tuple[Row, ...]
     work_bound: float
 
-    def row(self, policy: str, setting: str = "default") -> Row:
+    def row(self, policy: str, setting: str = "default", *, on_our_pool: bool = True) -> Row:
         """The row of that policy and setting.
 
         Raises:
             KeyError: it was not compared.
         """
         for row in self.rows:
-            if row.policy == policy and (row.setting == "default") == (setting == "default"):
+            alike = row.policy == policy and row.on_our_pool == on_our_pool
+            if alike and (row.setting == "default") == (setting == "default"):
                 return row
         raise KeyError(f"{policy} ({setting})")
 
     def cheaper(self, policy: str = "default") -> tuple[Row, ...]:
         """Rows of others, hindsight left out, that keep the objective for less money than this policy."""
         ours = self.row(policy).outcome.cost
-        others = {NO_TUNER, CLAIRVOYANT, INSTANT, *POLICIES}
         return tuple(
-            row for row in self.rows if row.policy not in others and row.keeps_objective and row.outcome.cost < ours
+            row for row in self.rows if row.policy in _RULES and row.keeps_objective and row.outcome.cost < ours
         )
 
 
@@ -99,7 +112,8 @@ def compare(
 
     Our policies run with their defaults. Each rule of others runs with its defaults, and with the setting of its
     space that is cheapest within the objective on the *sample* (or misses least, if none keeps it): tuned as a user
-    would, on what is known beforehand.
+    would, on what is known beforehand. Rules of others scale ordinary consumer groups of `PARTITIONS` partitions, and
+    once more our pools, so that rule and queues can be told apart.
 
     Args:
         shape: the DAG.
@@ -130,8 +144,8 @@ def compare(
     tell = progress or (lambda _: None)
     rows: list[Row] = []
 
-    def add(policy: str, setting: str, outcome: Outcome) -> None:
-        rows.append(Row(policy, setting, outcome, outcome.miss_rate <= 1 - objective))
+    def add(policy: str, setting: str, outcome: Outcome, *, on_our_pool: bool = True) -> None:
+        rows.append(Row(policy, setting, outcome, outcome.miss_rate <= 1 - objective, on_our_pool))
 
     for name, step in POLICIES.items():
         if name in policies:
@@ -147,11 +161,13 @@ def compare(
     for family in FAMILIES:
         if family.name in policies:
             tell(family.name)
-            add(family.name, "default", arena.rule(family, contest, {}))
-            if tune and family.space:
-                setting = arena.tuned(family, contest, 1 - objective)
-                told = ", ".join(f"{key}={value:g}" for key, value in setting.items())
-                add(family.name, told, arena.rule(family, contest, setting))
+            for on_our_pool in (False, True):
+                rule = partial(arena.rule, family, contest, on_our_pool=on_our_pool)
+                add(family.name, "default", rule({}), on_our_pool=on_our_pool)
+                if tune and family.space:
+                    setting = _tuned(family, lambda setting: rule(setting, on=arena.sample), 1 - objective)  # noqa: B023  called before the next round
+                    told = ", ".join(f"{key}={value:g}" for key, value in setting.items())
+                    add(family.name, told, rule(setting), on_our_pool=on_our_pool)
     basis = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs).basis
     for name, instant in ((CLAIRVOYANT, False), (INSTANT, True)):
         if name in policies:
@@ -168,6 +184,17 @@ def _with_regret(rows: Sequence[Row]) -> tuple[Row, ...]:
         return row.outcome.cost / costs[to] - 1 if costs.get(to) else None
 
     return tuple(replace(row, regret=regret(row, CLAIRVOYANT), regret_instant=regret(row, INSTANT)) for row in rows)
+
+
+def _tuned(family: Family, on_sample: Callable[[Setting], Outcome], allowed: float) -> dict[str, float]:
+    """The cheapest setting that keeps the objective on the sample; the one that misses least if none does."""
+
+    def rank(setting: Setting) -> tuple[bool, float, float]:
+        found = on_sample(setting)
+        kept = found.miss_rate <= allowed
+        return (not kept, 0.0 if kept else found.miss_rate, found.cost)
+
+    return min(family.settings(), key=rank)
 
 
 class _Arena:
@@ -201,6 +228,7 @@ class _Arena:
         *,
         allocations: Allocations | None = None,
         on: Workload | None = None,
+        partitions: int | None = None,
     ) -> Outcome:
         """One replay."""
         workload = on or self.judged
@@ -214,29 +242,32 @@ class _Arena:
             slo_s=self._plan.slo_s,
             conditions=conditions or self.conditions,
             workload=workload,
+            partitions=partitions,
         )
 
-    def rule(self, family: Family, contest: Contest, setting: Setting, on: Workload | None = None) -> Outcome:
+    def rule(
+        self,
+        family: Family,
+        contest: Contest,
+        setting: Setting,
+        *,
+        on_our_pool: bool,
+        on: Workload | None = None,
+    ) -> Outcome:
         """One rule with one setting."""
         allocations = family.allocations(contest) if family.allocations else self._plan.allocations
+        if not on_our_pool:
+            allocations = ordinary(allocations, self._measured)
+        partitions = None if on_our_pool else PARTITIONS
         scaler = Ruled(
             family.name,
             family.make(contest, setting),
             self._shape,
             replicas={name: replicas_of(held) for name, held in allocations.items()},
             hardware=contest.hardware(),
+            partitions=partitions,
         )
-        return self.run(scaler, allocations=allocations, on=on)
-
-    def tuned(self, family: Family, contest: Contest, allowed: float) -> dict[str, float]:
-        """The cheapest setting that keeps the objective on the sample; the one that misses least if none does."""
-
-        def rank(setting: Mapping[str, float]) -> tuple[bool, float, float]:
-            found = self.rule(family, contest, setting, self.sample)
-            kept = found.miss_rate <= allowed
-            return (not kept, 0.0 if kept else found.miss_rate, found.cost)
-
-        return min(family.settings(), key=rank)
+        return self.run(scaler, allocations=allocations, on=on, partitions=partitions)
 
     def bound(self, objective: float) -> float:
         """See `work_bound`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -152,6 +153,19 @@ def _loaded(contest: Contest) -> tuple[str, ...]:
         if contest.measured.profiles[name, contest.hardware()[name]].throughput(contest.batch(name))
         < 100 * contest.plan.arrival_rate
     )
+
+
+def ordinary(allocations: Allocations, measured: PipelineProfile) -> dict[str, tuple[Allocation, ...]]:
+    """The same for consumer groups, whose members are all of one kind and take what they are given at once.
+
+    Where kinds are mixed it is the first one, with as many replicas as serve the same.
+    """
+    found: dict[str, tuple[Allocation, ...]] = {}
+    for stage, held in allocations.items():
+        served = sum(a.replicas * measured.profiles[stage, a.hardware].throughput(a.max_batch_size) for a in held)
+        one = measured.profiles[stage, held[0].hardware].throughput(held[0].max_batch_size)
+        found[stage] = (replace(held[0], replicas=math.ceil(served / one - 1e-9), hold_s=0.0),)
+    return found
 
 
 FAMILIES = (

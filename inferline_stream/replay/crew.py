@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from inferline_stream.replay.group_plant import GroupPlant
 from inferline_stream.replay.plant import Plant
 
 
@@ -42,7 +43,7 @@ class Crew:
         start_up_s: by kind.
     """
 
-    plant: Plant
+    plant: Plant | GroupPlant
     stage: int
     start_up_s: tuple[float, ...]
     present: dict[str, Replica] = field(default_factory=dict)
@@ -128,6 +129,6 @@ class Crew:
     def _leave(self, replica: Replica) -> None:
         """It takes no further batch and is gone once the one in flight has ended."""
         waiting = self._leaving.get(replica.kind, 0)
-        replica.left_s = self.plant.first_free_s(self.stage, replica.kind, waiting)
+        replica.left_s = self.plant.leave(self.stage, replica.kind, waiting)
         self._leaving[replica.kind] = waiting + 1
         self._push(replica.left_s, "left", str(replica.kind))

@@ -72,6 +72,7 @@ def _row(row: Row) -> dict[str, Any]:
     return {
         **summary(row.outcome),
         "policy": row.policy,
+        "on_our_pool": row.on_our_pool,
         "setting": row.setting,
         "keeps_objective": row.keeps_objective,
         "regret": row.regret,

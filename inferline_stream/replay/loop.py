@@ -16,6 +16,7 @@ from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.crew import Crew
+from inferline_stream.replay.group_plant import GroupPlant
 from inferline_stream.replay.looks import Looks
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.replay.plant import Plant
@@ -47,6 +48,7 @@ def replay(
     most_replicas: int = 256,
     slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
+    partitions: int | None = None,
     looks: Looks | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> Outcome:
@@ -68,6 +70,8 @@ def replay(
         most_replicas: of one stage at once.
         slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
+        partitions: of each stage's input topic, which replicas own as in an ordinary consumer group; None for one queue
+            per stage.
         looks: when a live policy was asked and what it was told, on the trace's clock: the same is done here. By
             default the first decision is made one period after time 0, and arrivals are told at once. Costs count from
             time 0.
@@ -83,6 +87,7 @@ def replay(
         conditions,
         slo_s=slo_s,
         most_replicas=most_replicas,
+        partitions=partitions,
     )
     steps = loop.run(scaler, slowdowns, looks, progress)
     return loop.outcome(scaler.name, catalogue, steps)
@@ -99,6 +104,7 @@ class _Loop:
         *,
         slo_s: float,
         most_replicas: int,
+        partitions: int | None,
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
         self._end_s = float(workload.entry_s[-1]) if len(workload) else 0.0
@@ -110,7 +116,11 @@ class _Loop:
         ]
         self._setups = setups
         self._crews: list[Crew] = []
-        self._plant = Plant(workload, measured, setups, slo_s=slo_s, most_replicas=most_replicas)
+        self._plant: Plant | GroupPlant = (
+            Plant(workload, measured, setups, slo_s=slo_s, most_replicas=most_replicas)
+            if partitions is None
+            else GroupPlant(workload, measured, setups, partitions=partitions, slo_s=slo_s)
+        )
         for s, setup in enumerate(setups):
             profiles = [measured.profiles[setup.name, kind.hardware] for kind in setup.kinds]
             start_up_s = [p.start_up_s if conditions.start_up_s is None else conditions.start_up_s for p in profiles]
@@ -155,7 +165,7 @@ class _Loop:
             if looks is not None:
                 figures |= looks.told_between(before_s, now_s)
             known = int(np.searchsorted(told_s, now_s, side="left"))
-            ended = self._plant.tables.ended
+            ended = self._plant.ended
             view = View(
                 now_s,
                 seen_s[told:known],
@@ -203,7 +213,7 @@ class _Loop:
                 left_s = self._end_s if replica.left_s is None else min(replica.left_s, self._end_s)
                 key = (setup.name, setup.kinds[replica.kind].hardware)
                 hours[key] = hours.get(key, 0.0) + max(left_s - max(replica.asked_s, 0.0), 0.0) / 3600
-        latency_s = self._plant.tables.latency_s
+        latency_s = self._plant.latency_s
         finals = self._shape.finals()
         reaches = np.max([self._workload.feeds[s].visits for s in finals], axis=0)[self._workload.masks] > 0
         latency_s[np.isnan(latency_s) & reaches] = math.inf

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import Events, Ints
+from inferline_stream.estimator.kernels import Events, Floats, Ints
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.replay.kernel import advance
 from inferline_stream.replay.tables import StageSetup, empty_tables
 
-_HEAD, _LENGTH = 0, 1  # places in `marks`
+_HEAD, _LENGTH, _NEEDED = 0, 1, 3  # places in `marks`
 
 
 class Plant:
@@ -73,14 +73,14 @@ class Plant:
         x.ring_time[s, grown[behind]], x.ring_kind[s, grown[behind]] = self.now_s, kind
         x.ring_size[s, grown[behind]] = 0
 
-    def first_free_s(self, s: int, kind: int, skip: int = 0) -> float:
-        """When a replica of this kind could leave, the ``skip`` first ones being about to leave anyway.
+    def leave(self, s: int, kind: int, leaving: int) -> float:
+        """When a replica of this kind can be removed, so many others being about to leave already.
 
         Replicas leave in the order in which they finish.
         """
         x, places = self.tables, self._places(s)
         of_kind = places[x.ring_kind[s, places] == kind]
-        return max(float(x.ring_time[s, of_kind[skip]]), self.now_s)
+        return max(float(x.ring_time[s, of_kind[leaving]]), self.now_s)
 
     def remove_first(self, s: int, kind: int) -> None:
         """The replica of this kind that is or was free first leaves; it must be free now."""
@@ -98,9 +98,32 @@ class Plant:
 
     # What can be seen of it.
 
-    def lag(self, s: int) -> int:
-        """Records not yet completed."""
-        return int(self.tables.arrived_count[s] - self.tables.sent_count[s])
+    @property
+    def ended(self) -> Ints:
+        """Events that have reached the sink, and those of them that were late."""
+        return self.tables.ended
+
+    @property
+    def latency_s(self) -> Floats:
+        """By event; NaN of those that have not reached the sink."""
+        return self.tables.latency_s
+
+    def arrived(self, s: int) -> int:
+        """Records sent to the stage."""
+        return int(self.tables.arrived_count[s])
+
+    def completed(self, s: int) -> int:
+        """Records that have left it."""
+        return int(self.tables.sent_count[s])
+
+    def oldest_s(self, s: int) -> float | None:
+        """When the oldest record that waits was sent; None if none waits."""
+        waiting = int(self.tables.marks[s, _NEEDED])
+        return float(self.tables.arrived[s, waiting]) if waiting < self.arrived(s) else None
+
+    def busy_s(self, s: int) -> float:
+        """Σ of service times begun."""
+        return float(self.tables.totals[s, 0])
 
     def slow(self, s: int, factor: float) -> None:
         """Service times of a stage are this many times the profile's from now on."""
@@ -111,6 +134,8 @@ class Plant:
 
     def nominal_s(self, s: int) -> float:
         """Σ of S(b) over the batches begun, as the profile has it."""
+        if self.slowed[s] == 1.0 and not self.tables.varies[s]:
+            return self.busy_s(s)
         batches = self.tables.batches[s]
         return float(batches @ np.nan_to_num(self._nominal[0][s, : batches.size]))
 

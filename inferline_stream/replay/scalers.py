@@ -180,6 +180,7 @@ class Ruled:
         shape: the pipeline's DAG.
         replicas: by stage, to begin with.
         hardware: by stage, what its replicas run on.
+        partitions: of each stage's topic, where replicas own them; None for one queue.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class Ruled:
         *,
         replicas: Mapping[str, int],
         hardware: Mapping[str, str],
+        partitions: int | None = None,
     ) -> None:
         self.name = name
         self.period_s = rule.period_s
@@ -197,6 +199,7 @@ class Ruled:
         self._memory = rule.begin(replicas)
         self._order = shape.stages
         self._hardware = hardware
+        self._partitions = partitions
         self._parents = {
             stage: tuple(shape.stages[shape.arrows[a].parent] for a in shape.parents(s))
             for s, stage in enumerate(shape.stages)
@@ -236,6 +239,7 @@ class Ruled:
             busy=busy,
             cpu=busy,
             lags=(seen.lag,),
+            partitions=self._partitions,
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.replay.crew import Crew
+from inferline_stream.replay.group_plant import GroupPlant
 from inferline_stream.replay.looks import Told
 from inferline_stream.replay.plant import Plant
 
@@ -76,7 +77,7 @@ class Sight:
         looks_back: how many looks ago the glimpse was taken that is given out.
     """
 
-    def __init__(self, plant: Plant, crews: Sequence[Crew], looks_back: int) -> None:
+    def __init__(self, plant: Plant | GroupPlant, crews: Sequence[Crew], looks_back: int) -> None:
         self._plant = plant
         self._crews = crews
         self._recent: deque[tuple[Glimpse, ...]] = deque(maxlen=looks_back + 1)
@@ -103,18 +104,15 @@ class Sight:
         return self._seconds[0]
 
     def _glimpse(self, s: int, now_s: float) -> Glimpse:
-        x = self._plant.tables
-        arrived, waiting = int(x.arrived_count[s]), int(x.marks[s, 3])
-        ready, pending = self._crews[s].counted()
-        busy_s = float(x.totals[s, 0])
+        plant = self._plant
+        arrived, completed = plant.arrived(s), plant.completed(s)
         return Glimpse(
             now_s,
             arrived,
-            int(x.sent_count[s]),
-            self._plant.lag(s),
-            float(x.arrived[s, waiting]) if waiting < arrived else None,
-            busy_s,
-            self._plant.nominal_s(s) if self._plant.slowed[s] != 1.0 or x.varies[s] else busy_s,
-            ready,
-            pending,
+            completed,
+            arrived - completed,
+            plant.oldest_s(s),
+            plant.busy_s(s),
+            plant.nominal_s(s),
+            *self._crews[s].counted(),
         )

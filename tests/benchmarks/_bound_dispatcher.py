@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import runpy
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,52 +31,69 @@ MODULE = "tests.benchmarks._bound_dispatcher"
 
 
 class BoundPool(Pool):
-    """Gives a replica work only from its own queue."""
+    """Gives a replica work only from its own queue. Those that are ready are members; events are dealt out anew when
+    one comes or goes."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.members: list[PooledReplica] = []
         BoundQueue.pool = self
 
-    def attach(self, *arguments: Any, **more: Any) -> PooledReplica:
-        replica = super().attach(*arguments, **more)
-        self.members.append(replica)
-        return replica
+    def ready(self, name: str, now_s: float) -> None:
+        super().ready(name, now_s)
+        self._regroup()
 
     def retire(self, name: str) -> None:
-        self.members = [member for member in self.members if member.replica != name]
         super().retire(name)
+        self._regroup()
 
     def detach(self, name: str) -> None:
-        self.members = [member for member in self.members if member.replica != name]
         super().detach(name)
+        self._regroup()
+
+    def _regroup(self) -> None:
+        members = [each for each in self.replicas.values() if each.ready and not each.leaving]
+        if members != self.members:
+            self.members = members
+            if BoundQueue.queue is not None:
+                BoundQueue.queue.deal_out()
 
     def choose(self, now_s: float, queued: int) -> PooledReplica | None:
+        queue = BoundQueue.queue
+        assert queue is not None, "what waits, waits in one"
         for number, replica in enumerate(self.members):
-            if replica.ready and not replica.in_hand and BoundQueue.queue.part(number).eligible:
-                BoundQueue.queue.chosen = number
+            if not replica.in_hand and queue.part(number).eligible:
+                queue.chosen = number
                 return replica
         return None
 
 
 class BoundQueue:
-    """`StageQueue` in parts, one for each replica; `take` takes from the part that the pool has chosen."""
+    """`StageQueue` in parts, one for each member; `take` takes from the part that the pool has chosen."""
 
     pool: BoundPool
-    queue: BoundQueue
+    queue: BoundQueue | None = None
+    """The newest one."""
 
     def __init__(self, slo_us: int, *, keys_in_order: bool) -> None:
         self._made = (slo_us, keys_in_order)
         self._parts: list[StageQueue] = []
-        self._of: dict[Event, int] = {}
+        self._of: dict[Event, StageQueue] = {}
         self.chosen = 0
         BoundQueue.queue = self
 
     def part(self, number: int) -> StageQueue:
-        """Return a replica's own queue."""
+        """Return a member's own queue."""
         while len(self._parts) <= number:
             self._parts.append(StageQueue(self._made[0], keys_in_order=self._made[1]))
         return self._parts[number]
+
+    def deal_out(self) -> None:
+        """Give what waits to the members that there are now; what is in hand stays with who has it."""
+        before, self._parts = self._parts, []
+        for part in before:
+            for event in part.take(len(part)):
+                self.add(event)
 
     @property
     def eligible(self) -> int:
@@ -95,37 +113,48 @@ class BoundQueue:
         return self.part(self.chosen).due_ms(limit, hold_ms)
 
     def add(self, event: Event) -> None:
-        number = self._of[event] = zlib.crc32(event.event_id) % max(1, len(self.pool.members))
-        self.part(number).add(event)
+        number = zlib.crc32(event.event_id) % max(1, len(self.pool.members))
+        part = self._of[event] = self.part(number)
+        part.add(event)
 
     def take(self, limit: int) -> list[Event]:
         return self.part(self.chosen).take(limit)
 
     def put_back(self, events: Sequence[Event], limit: int = 0) -> None:
         for event in reversed(events):
-            self.part(self._of[event]).put_back([event], limit)
+            if self._of[event] in self._parts:
+                self._of[event].put_back([event], limit)
+            else:
+                self.add(event)
 
     def release(self, events: Sequence[Event]) -> None:
         for event in events:
-            self.part(self._of.pop(event)).release([event])
+            self._of.pop(event).release([event])
 
     def drop(self, partition: int) -> list[Event]:
         return [event for part in self._parts for event in part.drop(partition)]
 
 
 def bind(supervisor: Supervisor) -> None:
-    """Let a supervisor start this module, unsealed: a sealed dispatcher may read only its own package."""
+    """Let a supervisor start this module."""
     start = supervisor._children.start_dispatcher
-    unsealed = Confinement(Isolation("none"), "")
 
     def start_unsealed(spec: DispatcherSpec) -> children.Child:
-        with (
-            mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])),
-            mock.patch.object(children, "dispatcher_confinement", return_value=unsealed),
-        ):
+        with unsealed():
             return start(spec)
 
     supervisor._children.start_dispatcher = start_unsealed  # type: ignore[method-assign]
+
+
+@contextmanager
+def unsealed() -> Iterator[None]:
+    """Dispatchers started within are not sealed: a sealed one may read only its own package."""
+    confinement = Confinement(Isolation("none"), "")
+    with (
+        mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])),
+        mock.patch.object(children, "dispatcher_confinement", return_value=confinement),
+    ):
+        yield
 
 
 def leave_unsealed() -> None:

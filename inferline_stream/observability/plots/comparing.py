@@ -97,7 +97,7 @@ def _list(axes: object, rows: Sequence[Row], objective: float) -> None:
     for n, row in enumerate(rows, start=1):
         weight = "bold" if row.policy in POLICIES else "normal"
         colour = INK if row.outcome.miss_rate <= 1 - objective else QUIET
-        name = f"{n}  {row.policy}" + ("" if row.setting == "default" else ", tuned")
+        name = f"{n}  {row.label}" + ("" if row.setting == "default" else ", tuned")
         y = 1 - (n + 0.5) * step
         for x, align, text in ((0.0, "left", name), (0.72, "right", f"{row.outcome.cost:.3g}"),
                                (0.95, "right", f"{row.outcome.miss_rate:.2%}")):  # fmt: skip

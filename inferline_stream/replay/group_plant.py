@@ -1,0 +1,129 @@
+"""The pipeline under control as ordinary consumer groups run it: each replica serves the partitions that it owns.
+
+The Estimator's own kernels for bound partitions serve the queues up to a horizon that moves on. When a member comes or
+leaves, partitions are dealt out evenly again. Only those that move wait, and no longer than for the batch that their
+old owner has in hand, as with cooperative rebalancing; the seconds that a group needs to agree are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from inferline_stream.estimator.bound_server import BoundServer
+from inferline_stream.estimator.compiled import compiled
+from inferline_stream.estimator.kernels import Floats, Ints, Tokens
+from inferline_stream.estimator.merger import Merger
+from inferline_stream.estimator.station import Station, station
+from inferline_stream.estimator.workload import Workload
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.replay.tables import StageSetup
+
+
+class GroupPlant:
+    """As `plant.Plant`, with a queue for each replica.
+
+    Args:
+        workload: events and their paths.
+        measured: service times.
+        stages: in the shape's order, each of one kind.
+        partitions: of each stage's input topic.
+        slo_s: beyond it an event counts as late.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        measured: PipelineProfile,
+        stages: Sequence[StageSetup],
+        *,
+        partitions: int,
+        slo_s: float,
+    ) -> None:
+        self.now_s = float("-inf")
+        self.ended: Ints = np.zeros(2, dtype=np.int64)
+        self.latency_s: Floats = np.full(len(workload), np.nan)
+        self._workload, self._slo_s, self._code = workload, slo_s, compiled()
+        self._entered = 0
+        self._groups = []
+        for s, setup in enumerate(stages):
+            (kind,) = setup.kinds
+            one = (Allocation(kind.hardware, kind.max_batch_size, 1),)
+            self._groups.append(_Group(workload, s, station(measured, setup.name, one, partitions=partitions)))
+        self._mergers = {s: Merger(workload, s, self._code) for s in range(len(stages)) if workload.shape.parents(s)}
+
+    def advance(self, until_s: float) -> None:
+        """Let everything happen that happens before ``until_s``."""
+        workload = self._workload
+        first, self._entered = self._entered, int(np.searchsorted(workload.entry_s, until_s, side="left"))
+        entered = Tokens(workload.entry_s[first : self._entered], np.arange(first, self._entered, dtype=np.int32))
+        gone: list[Tokens] = []
+        skipped: dict[int, Tokens] = {}
+        for s, group in enumerate(self._groups):
+            arrived = entered
+            if s in self._mergers:
+                sources = self._mergers[s].feed.sources
+                given = [skipped[parent] if skips else gone[parent] for parent, skips in sources]
+                arrived, skipped[s] = self._mergers[s].take(given, until_s)
+            gone.append(group.advance(arrived, until_s))
+        for s in workload.shape.finals():
+            self._code.record_latencies(gone[s], workload.entry_s, workload.hop_s, self.latency_s)
+            self.ended += gone[s].events.size, int((self.latency_s[gone[s].events] > self._slo_s).sum())
+        self.now_s = until_s
+
+    def add(self, s: int, kind: int) -> None:
+        """A member that is ready now."""
+        self._groups[s].add(self.now_s)
+
+    def leave(self, s: int, kind: int, leaving: int) -> float:
+        """The member that came last gives up its partitions. Returns when it has done what it has in hand."""
+        return max(self._groups[s].server.leave(self.now_s), self.now_s)
+
+    def remove_first(self, s: int, kind: int) -> None:
+        """A member that has left and has nothing in hand any more is gone: nothing is left to do."""
+
+    def slow(self, s: int, factor: float) -> None:
+        """Not for groups: rules of others are compared on profiles as they are."""
+        raise NotImplementedError
+
+    def arrived(self, s: int) -> int:
+        """Records sent to the stage."""
+        return self._groups[s].server.arrivals
+
+    def completed(self, s: int) -> int:
+        """Records that have left it."""
+        return self._groups[s].completed
+
+    def oldest_s(self, s: int) -> float | None:
+        """Not known: no rule asks for it."""
+        return None
+
+    def busy_s(self, s: int) -> float:
+        """Σ of service times begun."""
+        return float(self._groups[s].server.account.totals[0])
+
+    def nominal_s(self, s: int) -> float:
+        """The same: nothing ever differs from the profile."""
+        return self.busy_s(s)
+
+
+class _Group:
+    """One stage's members."""
+
+    def __init__(self, workload: Workload, s: int, one: Station) -> None:
+        self.server = BoundServer(workload, s, one, compiled())
+        self.completed = 0
+        self._begun = False
+
+    def advance(self, arrived: Tokens, until_s: float) -> Tokens:
+        self.server.receive(arrived)
+        gone = self.server.advance(until_s)
+        self.completed += gone.times.size
+        return gone
+
+    def add(self, now_s: float) -> None:
+        if self._begun:  # the first member is there from the beginning
+            self.server.join(now_s)
+        self._begun = True

@@ -1,0 +1,36 @@
+"""``python -m tests.benchmarks._bound_supervisor``: a supervisor whose dispatchers give each replica its own queue.
+
+In place of `inferline_stream.actuators.supervisor_process`, for a whole run: see `_bound_dispatcher`.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+from inferline_stream.actuators import local
+from inferline_stream.actuators.children import Child, Children
+from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.dataplane.specs import DispatcherSpec
+from tests.benchmarks._bound_dispatcher import MODULE, unsealed
+
+
+@contextmanager
+def bound_actuator(log_folder: Path) -> Iterator[LocalActuator]:
+    """An actuator with such a supervisor; to be used within the block."""
+    with mock.patch.object(local, "_SUPERVISOR_MODULE", "tests.benchmarks._bound_supervisor"):
+        yield LocalActuator(log_folder, dispatcher_module=MODULE)
+
+
+if __name__ == "__main__":
+    start = Children.start_dispatcher
+
+    def start_unsealed(self: Children, spec: DispatcherSpec) -> Child:
+        with unsealed():
+            return start(self, spec)
+
+    Children.start_dispatcher = start_unsealed  # type: ignore[method-assign]
+    runpy.run_module("inferline_stream.actuators.supervisor_process", run_name="__main__")
