@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.problem import (
+    COST_EPSILON,
     Option,
     Problem,
     batch_limits,
@@ -19,6 +21,12 @@ from inferline_stream.planner.problem import (
 
 THINNING = 10
 """A thinned menu steps by a replica up to about this many, then by a tenth."""
+
+TRIED_COUNTS = 4
+"""Replica counts of another kind that are tried in the place of some of the present one."""
+
+MOST_BESIDE = 2
+"""Replicas of another kind that are tried beside the present ones."""
 
 
 def menu(bounds: Bounds, stage: int, dearest: float, *, thinned: bool = False, mixed: bool = False) -> list[Option]:
@@ -80,7 +88,10 @@ def topped_up(bounds: Bounds, stage: int, dearest: float) -> list[Option]:
 
 
 def mixtures(bounds: Bounds, stage: int, option: Option) -> list[Option]:
-    """Options near a given one that put one or two replicas of another kind in the place of some of it.
+    """Options near a given one with replicas of another kind in the place of one or two of it, or beside all of it.
+
+    In their place are several counts: what a dear replica serves may take many cheap ones. Beside are one or two, where
+    they cost less than another replica of the same kind.
 
     Args:
         bounds: of the problem.
@@ -88,23 +99,52 @@ def mixtures(bounds: Bounds, stage: int, option: Option) -> list[Option]:
         option: where to start from.
 
     Returns:
-        Options that cost less than the one given.
+        Options that are fast enough, cheapest first.
     """
     problem, name = bounds.problem, bounds.problem.shape.stages[stage]
-    now = price_of(problem, option)
     found: dict[Option, None] = {}
-    for part in option:
-        for fewer in range(max(0, part.replicas - 2), part.replicas):
-            rest = [a for a in option if a is not part] + [replace(part, replicas=fewer)] * (fewer > 0)
-            for kind in hardware_kinds(problem, name):
-                if kind == part.hardware:
-                    continue
-                for limit in batch_limits(problem, name, kind):
-                    for count in (1, 2, 3, 4):
-                        mixed = combined(problem, [*rest, Allocation(kind, limit, count, part.hold_s)])
-                        if len(mixed) > 1 and price_of(problem, mixed) < now:
-                            found[mixed] = None
+    for part, kind in itertools.product(option, hardware_kinds(problem, name)):
+        for fewer, limit in itertools.product((0, 1, 2), batch_limits(problem, name, kind)):
+            if kind == part.hardware or fewer > part.replicas:
+                continue
+            one = Allocation(kind, limit, 1, part.hold_s)
+            every = in_place_of(bounds, stage, option, part=part, fewer=fewer, one=one)
+            if fewer == 0:
+                tried = every[:MOST_BESIDE]
+            else:
+                last = len(every) - 1
+                tried = [every[last * step // (TRIED_COUNTS - 1)] for step in range(TRIED_COUNTS) if every]
+            found |= dict.fromkeys(mixed for mixed in tried if len(mixed) > 1)
     return sorted(found, key=lambda o: price_of(problem, o))
+
+
+def in_place_of(
+    bounds: Bounds, stage: int, option: Option, *, part: Allocation, fewer: int, one: Allocation
+) -> list[Option]:
+    """Options with replicas of another kind in the place of some, by their number; those of no use are left out.
+
+    Args:
+        bounds: of the problem.
+        stage: position of the stage.
+        option: where to start from.
+        part: what of it there are fewer of.
+        fewer: by how many.
+        one: a replica of the other kind.
+
+    Returns:
+        Options that are fast enough and cost less; with none fewer, less than another replica like the present.
+    """
+    problem, name = bounds.problem, bounds.problem.shape.stages[stage]
+    rest = [a for a in option if a is not part]
+    rest += [replace(part, replicas=part.replicas - fewer)] * (part.replicas > fewer)
+    missing = bounds.required_rate[stage] - service_rate(problem, stage, tuple(rest))
+    fewest = max(1, math.floor(missing / service_rate(problem, stage, (one,))) + 1)
+    room = price_of(problem, option) - price_of(problem, tuple(rest))
+    room += problem.catalogue[part.hardware].price_per_hour if fewer == 0 else 0.0
+    price = problem.catalogue[one.hardware].price_per_hour
+    most = (room - COST_EPSILON) / price if price > 0 else fewest + TRIED_COUNTS
+    counts = range(fewest, int(min(most, replica_cap(problem, name, one.hardware))) + 1)
+    return [combined(problem, [*rest, replace(one, replicas=count)]) for count in counts]
 
 
 def combined(problem: Problem, allocations: list[Allocation]) -> Option:

@@ -20,6 +20,7 @@ from inferline_stream.planner.infeasible import does_not_fit, infeasible
 from inferline_stream.planner.inferline import Search, plan_inferline
 from inferline_stream.planner.key_bounds import key_bound
 from inferline_stream.planner.menu import combined
+from inferline_stream.planner.mixing import mixed_in
 from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,
@@ -226,6 +227,9 @@ def search(
                     raise Stopped
             if found is not None:
                 if algorithm != "inferline":
+                    for candidate in mixed_in(evaluator, found) if mixed else ():
+                        journal.take(candidate)
+                        found = candidate
                     journal.best = _settled(whole, evaluator, journal.best, found)
                 if evaluator is whole or not _dearer(problem, found, papers):
                     break
