@@ -40,6 +40,8 @@ class Reasons:
         for place, part in enumerate(self._candidate[stage]):
             yield self._hardware(stage, part)
             yield self._batch(stage, place)
+        if len(self._candidate[stage]) > 1:
+            yield self._mixture(stage)
         if hold_of(self._candidate[stage]):
             yield self._hold(stage)
         yield self._count(stage)
@@ -79,6 +81,14 @@ class Reasons:
             return f"{words}; larger ones serve no more, were not profiled, or are not allowed"
         changed = (*option[:place], replace(part, max_batch_size=larger), *option[place + 1 :])
         return f"{words}; with batches up to {larger} P99 would be {self._p99(stage, changed)}"
+
+    def _mixture(self, stage: int) -> str:
+        option = self._candidate[stage]
+        without = (
+            f"without its {part.hardware} P99 would be {self._p99(stage, (*option[:place], *option[place + 1 :]))}"
+            for place, part in enumerate(option)
+        )
+        return f"the free replica that would finish first takes the next batch; {', '.join(without)}"
 
     def _hold(self, stage: int) -> str:
         option = self._candidate[stage]

@@ -59,6 +59,10 @@ def stage(name, table, after=(), run=same, cost=None, **varies):
     return Stage(name, run, hardware=["emulated-cpu"], emulated=Emulated(table, **varies) if varies else table,
                  max_batch_size=max(table), after=after, isolation=ISOLATION, cost=cost)
 
+
+def mixed(name, tables):
+    return Stage(name, same, hardware=list(tables), emulated=tables, max_batch_size=16, isolation=ISOLATION)
+
 """
 
 _TAIL = """
@@ -70,6 +74,9 @@ pipeline = Pipeline({name!r}, slo={slo!r}, source=Topic("in", partitions={partit
 _STAGES = {
     "single": f"""
 stages = [stage("classify", {MIDDLE})]
+""",
+    "mixed": f"""
+stages = [mixed("classify", {{"emulated-cpu": {HEAVY}, "emulated-gpu-small": {LIGHT}}})]
 """,
     "lognormal": f"""
 stages = [stage("classify", {MIDDLE}, cv=0.5)]
@@ -125,8 +132,9 @@ def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False)
     """Write one of the pipelines.
 
     Args:
-        kind: ``single``, ``chain``, ``conditional`` or ``diamond``; ``lognormal``, ``classes`` or ``declared``,
-            whose service times vary by chance, by event, and by both, with what an event costs declared.
+        kind: ``single``, ``chain``, ``conditional`` or ``diamond``; ``mixed``, of two hardware kinds; ``lognormal``,
+            ``classes`` or ``declared``, whose service times vary by chance, by event, and by both, with what an event
+            costs declared.
         folder: a new one is made inside.
         slo: e.g. ``"200ms"``.
         name: of the pipeline.

@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from inferline_stream.estimator.selection import quantile_s
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
@@ -78,6 +78,8 @@ class Case:
         rate: arrivals per second.
         cv: of their gaps.
         stages: (batch limit, replicas) of each.
+        hold_s: by stage, of those that hold batches.
+        beside: by stage, what it has of another kind than its first.
     """
 
     pipeline: str
@@ -85,7 +87,11 @@ class Case:
     rate: float
     cv: float
     stages: Mapping[str, tuple[int, int]]
+    hold_s: Mapping[str, float] = field(default_factory=dict)
+    beside: Mapping[str, tuple[Allocation, ...]] = field(default_factory=dict)
 
+
+GPU = "emulated-gpu-small"
 
 CASES = {
     "single": Case("single", "150ms", 220.0, 4.0, {"classify": (8, 2)}),
@@ -102,8 +108,22 @@ CASES = {
     "bursty_diamond": Case(
         "diamond", "250ms", 120.0, 4.0, {"parse": (8, 1), "classify": (16, 1), "search": (4, 1), "answer": (4, 1)}
     ),
+    "held": Case("single", "150ms", 220.0, 1.0, {"classify": (8, 3)}, hold_s={"classify": 0.03}),
+    "held_chain": Case(
+        "chain", "250ms", 220.0, 2.0, {"parse": (4, 2), "classify": (8, 4)}, hold_s={"parse": 0.01, "classify": 0.04}
+    ),
+    "mixed": Case("mixed", "200ms", 320.0, 2.0, {"classify": (4, 3)}, beside={"classify": (Allocation(GPU, 16, 1),)}),
+    "mixed_held": Case(
+        "mixed",
+        "250ms",
+        380.0,
+        1.0,
+        {"classify": (8, 2)},
+        hold_s={"classify": 0.02},
+        beside={"classify": (Allocation(GPU, 16, 1),)},
+    ),
 }
-QUICK = ("single", "chain", "diamond")
+QUICK = ("held", "mixed", "diamond")
 
 VARIABLE = {
     "lognormal": Case("lognormal", "300ms", 150.0, 1.0, {"classify": (8, 2)}),
@@ -246,6 +266,16 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
     replicas = {stage: count for stage, (_, count) in case.stages.items()}
     limits = {stage: limit for stage, (limit, _) in case.stages.items()}
     plan = plan_by_hand(pipeline, measured, trace, replicas, max_batch_sizes=limits)
+    allocations = {
+        stage: tuple(replace(a, hold_s=case.hold_s.get(stage, 0.0)) for a in (*held, *case.beside.get(stage, ())))
+        for stage, held in plan.allocations.items()
+    }
+    served = {
+        stage: sum(a.replicas * measured.profiles[stage, a.hardware].throughput(a.max_batch_size) for a in held)
+        for stage, held in allocations.items()
+    }
+    utilization = {stage: plan.arrival_rate * plan.visit_ratios[stage] / rate for stage, rate in served.items()}
+    plan = replace(plan, allocations=allocations, utilization=utilization)
     run = Run(
         pipeline=pipeline,
         topology=written.topology,

@@ -134,6 +134,23 @@ def test_the_dispatchers_queue_and_pool_keep_the_order_of_keys_as_the_estimator_
     assert not np.array_equal(found.latency_s, unordered.latency_s)
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_the_dispatchers_pool_chooses_among_kinds_with_limits_of_their_own_as_the_estimator_says(seed: int) -> None:
+    rng = np.random.default_rng(5000 + seed)
+    kinds = {"a": (40, 9, 4), "b": (18, 4, 8), "c": (7, 2, 1)}
+    service_ms = {k: {b: fixed + each * b for b in range(1, limit + 1)} for k, (fixed, each, limit) in kinds.items()}
+    hold_s = int(rng.choice([0, 0, 20])) / SECOND
+    chosen = list(kinds)[: int(rng.integers(2, 4))]
+    held = tuple(Allocation(k, kinds[k][2], int(rng.integers(1, 4)), hold_s) for k in chosen)
+    sent_ms = arrivals_ms(seed)
+    left_ms = VirtualDispatcher(held, service_ms, slo_ms=100).run(sent_ms)
+    sent_s = np.array(sent_ms) / SECOND
+    times = {f"a.{k}": {b: ms / SECOND for b, ms in service_ms[k].items()} for k in chosen}
+    profile = measured(ONE, times, hop_s=HOP_MS / SECOND)
+    found = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND)
+    assert left_ms == ((found.latency_s + sent_s) * SECOND - HOP_MS).tolist()
+
+
 def test_a_held_pool_leaves_the_replicas_with_the_highest_numbers_idle() -> None:
     service_ms = {"h": {size: 20 + size for size in range(1, 9)}}
     sent_ms = list(range(0, 4000, 4))
