@@ -41,6 +41,12 @@ def plan(
     save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
     on: On = "local",
     oversubscribe: Oversubscribe = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse", help="let 10 s of the sample go through the plan's replicas, and plan again if need be"
+        ),
+    ] = False,
     bootstrap_servers: Servers = None,
     prefix: Annotated[str, typer.Option(help="before the name of every topic, as for `run`")] = "",
     seed: Annotated[int, typer.Option(help="of generated traffic and of the random branches of events")] = 0,
@@ -48,6 +54,8 @@ def plan(
 ) -> None:
     """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO, and say why."""
     refuse_cluster("--on", on)
+
+    from functools import partial
 
     import msgspec
     import uvloop
@@ -62,6 +70,7 @@ def plan(
         settings,
         slo_s,
     )
+    from inferline_stream.cli.rehearsal import Again, rehearsed
     from inferline_stream.cli.telling import CURVE_FACTORS, curve_document, explanation_document, show_curve, show_why
     from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.hardware import catalogue
@@ -86,6 +95,9 @@ def plan(
     search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "seed": seed, "traces": traces}
     search["oversubscribe"] = oversubscribe
     found = planned(what, measured, seconds=seconds, **search)
+    if rehearse:
+        again = Again(partial(planned, what, seconds=seconds, **search), partial(typer.echo, err=True))
+        measured, found = uvloop.run(rehearsed(what, measured, found, again, limits))
     points: tuple[CurvePoint, ...] = ()
     if curve or plot is not None:
         points = cost_curve(

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,7 @@ from inferline_stream.cli.provisioning import (
     take_profiles,
     with_stock,
 )
+from inferline_stream.cli.rehearsal import Again, rehearsed
 from inferline_stream.cli.screen import Screen
 from inferline_stream.connectors.sources.replaying import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
@@ -211,15 +213,18 @@ async def _run(
         measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)
         what = replace(what, pipeline=with_stock(what.pipeline, wanted.stock))
         screen.step("planning")
-        plan = await asyncio.to_thread(
+        search = partial(
             planned,
             what,
-            measured,
             seconds=what.pipeline.slo_s,
             algorithm=wanted.algorithm,
             seed=wanted.seed,
             oversubscribe=unbounded,
         )
+        plan = await asyncio.to_thread(search, measured=measured)
+        if not unbounded:
+            again = Again(search, screen.note, wanted.speed_up, lambda: screen.step("rehearsing"))
+            measured, plan = await rehearsed(what, measured, plan, again, limits)
         people.print(plan_table(plan, what.pipeline, "" if elsewhere else not_credible(plan, what, measured)))
         run = Run(
             pipeline=what.pipeline,

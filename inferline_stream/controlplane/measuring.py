@@ -67,7 +67,7 @@ def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> Pipelin
     profiles = {}
     for key, own in profile.profiles.items():
         factor = slowdown(own, seen.batches.get(key, {}), FEWEST_BATCHES)
-        profiles[key] = own if factor is None or abs(factor - 1) <= NOISE else _scaled(own, factor)
+        profiles[key] = own if factor is None or abs(factor - 1) <= NOISE else scaled(own, factor)
     shares = {}
     for arrow in shape.arrows:
         edge = shape.stages[arrow.parent], shape.stages[arrow.child]
@@ -85,7 +85,8 @@ def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> Pipelin
     )
 
 
-def _scaled(profile: Profile, factor: float) -> Profile:
+def scaled(profile: Profile, factor: float) -> Profile:
+    """A profile in which batches of every size take so many times longer."""
     times = tuple(
         replace(
             entry,

@@ -66,6 +66,7 @@ class StoredProfile(msgspec.Struct, frozen=True):
         service_times: by ascending batch size.
         variation: how batches of one size differ, if they do.
         waited_share: of the service time, without a core.
+        rehearsed: whether batches took no longer in a rehearsal of a plan.
         note: why there are no larger batches, if so.
         measured_at: when.
     """
@@ -80,6 +81,7 @@ class StoredProfile(msgspec.Struct, frozen=True):
     service_times: list[StoredServiceTime]
     variation: StoredVariation | None = None
     waited_share: float = 0.0
+    rehearsed: bool = False
     isolation: str = "none"
     emulated_s: dict[int, float] = {}
     note: str = ""
@@ -121,6 +123,7 @@ class Known:
         hop_overhead_s: by broker.
         samples: see `PipelineProfile`.
         stale: for the others why not, by stage and hardware.
+        rehearsed: of those that hold, the ones that a rehearsal has confirmed.
     """
 
     profiles: dict[tuple[str, str], Profile] = field(default_factory=dict)
@@ -129,6 +132,7 @@ class Known:
     hop_overhead_s: dict[str, float] = field(default_factory=dict)
     samples: dict[str, StageInput] = field(default_factory=dict)
     stale: dict[tuple[str, str], str] = field(default_factory=dict)
+    rehearsed: set[tuple[str, str]] = field(default_factory=set)
 
 
 class ProfileStore:
@@ -206,6 +210,14 @@ class ProfileStore:
         file = self._file(self._machine.folder, profile.stage, profile.hardware)
         _write(file, stored)
         return file
+
+    def correct(self, profile: Profile, *, rehearsed: bool = False) -> None:
+        """Put other service times in the place of those measured on this machine, and say what a rehearsal came to."""
+        file = self._file(self._machine.folder, profile.stage, profile.hardware)
+        stored = self._read(file, StoredProfile)
+        if stored is not None:
+            times = [_stored(entry) for entry in profile.service_times]
+            _write(file, msgspec.structs.replace(stored, service_times=times, rehearsed=rehearsed))
 
     def save_paths(self, known: Known) -> Path:
         """Write which arrows the sample took, and the time between stages by broker. Returns the file."""
@@ -286,6 +298,8 @@ class ProfileStore:
             if why is None:
                 known.profiles[stage, kind] = self._profile_of(stored, file)
                 known.stale.pop((stage, kind), None)
+                if stored.rehearsed:
+                    known.rehearsed.add((stage, kind))
                 return
             known.stale[stage, kind] = why
 

@@ -1,0 +1,83 @@
+"""Plans are rehearsed before their first traffic: slow stages are found, and what has passed is not tried again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.cli import rehearsal
+from inferline_stream.cli.provisioning import Declared
+from inferline_stream.controlplane.measuring import scaled
+from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PROBABILITIES, PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import independent_paths, shape_of
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.profiler.machine import this_machine
+from inferline_stream.profiler.store import Known, ProfileStore
+from inferline_stream.settings import Settings
+from inferline_stream.testing.runs import plan_by_hand
+
+TOPOLOGY = """
+import time
+from inferline_stream import Pipeline, Sample, Stage, Topic
+
+def work(numbers: list[int]) -> list[int]:
+    time.sleep(0.02)
+    return numbers
+
+stage = Stage("work", work, hardware=["cpu-1"], max_batch_size=1)
+sample = Sample(arrivals="arrivals.csv", events="events.jsonl")
+pipeline = Pipeline("rehearsed", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage], sample=sample)
+"""
+
+
+@pytest.fixture
+def declared(tmp_path: Path) -> Declared:
+    times_s = [0.05 * n for n in range(200)]
+    (tmp_path / "arrivals.csv").write_text("arrival_s\n" + "".join(f"{time_s:.3f}\n" for time_s in times_s))
+    (tmp_path / "events.jsonl").write_text("1\n2\n3\n")
+    file = tmp_path / "topology.py"
+    file.write_text(TOPOLOGY)
+    return Declared(load_topology(file), file, [b"1", b"2", b"3"], Trace(times_s))
+
+
+async def test_a_stage_that_is_slower_than_its_profile_is_planned_for_again_and_then_passes(
+    declared: Declared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "REHEARSAL_S", 2.0)
+    # No machine runs the stage in half of what it sleeps, and any does in much more.
+    true = Profile("work", "cpu-1", (ServiceTime(1, 0.5, (0.5,) * len(PROBABILITIES)),))
+    store = ProfileStore(declared.pipeline, declared.file.parent, declared.events, this_machine())
+    shape = shape_of(declared.pipeline)
+    wrong = PipelineProfile({("work", "cpu-1"): scaled(true, 0.02)}, independent_paths(shape, {}))
+    store.save(wrong.profiles["work", "cpu-1"], note="kept")
+    store.save_paths(Known(paths=wrong.paths))
+    asked: list[float] = []
+    notes: list[str] = []
+
+    def plan(measured: PipelineProfile) -> Plan:
+        asked.append(measured.profiles["work", "cpu-1"].service_time_s(1))
+        return plan_by_hand(declared.pipeline, measured, declared.trace, {"work": 1})
+
+    first = plan(wrong)
+    again = rehearsal.Again(plan, notes.append)
+    measured, _ = await rehearsal.rehearsed(declared, wrong, first, again, Settings())
+    assert measured.profiles["work", "cpu-1"].service_time_s(1) >= 0.02
+    assert asked[1] >= 0.02
+    assert "work on cpu-1 takes" in notes[0]
+    assert notes[0].endswith("planned again")
+    kept = store.load()
+    assert kept.profiles["work", "cpu-1"].service_time_s(1) == pytest.approx(asked[-1], rel=1e-3)
+
+    slow = replace(measured, profiles={("work", "cpu-1"): true})
+    store.correct(true)
+    notes.clear()
+    await rehearsal.rehearsed(declared, slow, first, again, Settings())
+    if not notes[0].startswith("rehearsal: it says nothing"):  # others take the cores
+        assert notes == ["rehearsal: no stage was slower than its profile in 2 s of the sample"]
+        assert store.load().rehearsed == {("work", "cpu-1")}
+        await rehearsal.rehearsed(declared, slow, first, again, Settings())
+        assert len(notes) == 1, "what has passed is not tried again"
