@@ -387,6 +387,7 @@ class Picture:
             utilization=figures.utilization,
             wait_s=figures.wait_s,
             service_time_s=figures.service_time_s,
+            predicted_service_s=figures.predicted_service_s,
             mean_batch_size=figures.mean_batch_size,
             partition_lags=offsets.lags(),
             lag_s=offsets.oldest_s(now_s),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Way
-from inferline_stream.controlplane.totals import Totals, slowdown
+from inferline_stream.controlplane.totals import Totals, expected_service_s, slowdown
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.state import IsolationState, NodeState
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -78,7 +78,11 @@ class StageFigures:
     newest_s: float | None
     """When the oldest of its dispatchers' newest reports was read."""
     slowdown: Mapping[str, float]
-    """By hardware kind: measured service time over the profile's, at the batch sizes that ran."""
+    """By hardware kind: measured service time over the profile's, at the batch sizes that ran.
+
+    Waiting for a core beyond the profile's share is left out."""
+    predicted_service_s: float | None
+    """Mean service time of the batches that ran lately, as profiled; None where some ran on what was never profiled."""
 
 
 def _none(stage: str, hardware: str) -> float:
@@ -313,6 +317,7 @@ class Reports:
             nodes=self._nodes(name, living),
             newest_s=newest_s,
             slowdown=self._slowdown(name, recent, waited_s),
+            predicted_service_s=self._predicted_s(name, recent),
         )
 
     def _nodes(self, stage: str, living: Sequence[PoolReport]) -> dict[str, NodeState]:
@@ -328,6 +333,15 @@ class Reports:
             if factor is not None:
                 found[hardware] = factor
         return found
+
+    def _predicted_s(self, stage: str, recent: Totals) -> float | None:
+        expected_s = 0.0
+        for hardware, sizes in recent.batch_stats.items():
+            profile = self.measured.profiles.get((stage, hardware))
+            if profile is None:
+                return None
+            expected_s += expected_service_s(profile, sizes)
+        return expected_s / recent.batches if recent.batches >= _FEWEST_BATCHES else None
 
     def visit_ratios(self, now_s: float) -> dict[str, float | None]:
         """Recent visits per event to each stage, along the branches taken; None where too few events were seen.

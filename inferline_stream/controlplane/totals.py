@@ -74,6 +74,12 @@ def since(last: Totals, first: Totals) -> Totals:
     return Totals().add(last).add(first, -1)
 
 
+def expected_service_s(profile: Profile, batches: Batches) -> float:
+    """Return the time that batches would have taken as profiled, all together."""
+    largest = profile.batch_sizes[-1]
+    return sum(stats.batches * profile.service_time_s(min(size, largest)) for size, stats in batches.items())
+
+
 def slowdown(profile: Profile, batches: Batches, fewest: int, waited_s: float = 0.0) -> float | None:
     """Measured service time over the profile's, at the batch sizes that ran; None from too few batches.
 
@@ -88,8 +94,7 @@ def slowdown(profile: Profile, batches: Batches, fewest: int, waited_s: float = 
     count = sum(stats.batches for stats in batches.values())
     if not count or count < fewest:
         return None
-    largest = profile.batch_sizes[-1]
-    expected_s = sum(stats.batches * profile.service_time_s(min(size, largest)) for size, stats in batches.items())
+    expected_s = expected_service_s(profile, batches)
     service_s = sum(stats.service_s for stats in batches.values())
     beyond_s = max(0.0, waited_s - profile.waited_share * expected_s)
     return max(service_s - beyond_s, min(service_s, expected_s)) / expected_s

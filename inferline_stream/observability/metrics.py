@@ -253,6 +253,11 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...]
     ("utilization_ratio", "Busy share of the stage's replicas, recent mean.", lambda s: s.utilization),
     ("wait_seconds", "Mean time queued in the stage, recent.", lambda s: s.wait_s),
     ("service_time_seconds", "Mean service time of a batch, recent.", lambda s: s.service_time_s),
+    (
+        "service_time_ratio",
+        "Mean service time over what the plan's profiles predict for the same batches, recent.",
+        lambda s: s.service_ratio,
+    ),
     ("batch_size", "Mean batch size, recent.", lambda s: s.mean_batch_size),
     ("batch_fill_ratio", "Mean batch size over the limit, recent.", lambda s: s.batch_fill),
     ("max_batch_size", "Batch limit in force.", lambda s: s.max_batch_size),

@@ -279,6 +279,16 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         "Stage {{ $labels.stage }} may not grow further: {{ $labels.limit }}",
         "The stage needs more replicas than the hardware stock allows. Add stock.",
     )
+    ratio = f"inferline_stage_service_time_ratio{{{match}}}"
+    yield Alert(
+        "InferlineServiceTimeDrift",
+        f"{ratio} > 1.2 or {ratio} < {1 / 1.2:.3f}",
+        time("5m"),
+        TICKET,
+        "Stage {{ $labels.stage }}: batches take {{ $value | humanize }} times what its profile predicts",
+        "The plan was made for other service times. The next planning run takes what replicas measure; if the stage "
+        "stays so, profile it again with `inferline-stream profile --again`.",
+    )
     yield Alert(
         "InferlineReplicasMissing",
         f"{wanted} > {ready}",

@@ -88,6 +88,8 @@ class StageState:
     batches_lost: int = 0
     """Batches whose replica died, hung or broke its contract; each was run again."""
     busy_total_s: float = 0.0
+    predicted_service_s: float | None = None
+    """Mean service time of the batches that ran lately, as the plan's profiles have it; None where too few ran."""
     cpu_total_s: float = 0.0
     """CPU time of replicas since the start, native threads included."""
     core_wait_total_s: float = 0.0
@@ -130,6 +132,13 @@ class StageState:
     def batch_fill(self) -> float | None:
         """Mean batch over the largest that is allowed."""
         return None if self.mean_batch_size is None else self.mean_batch_size / self.max_batch_size
+
+    @property
+    def service_ratio(self) -> float | None:
+        """Mean service time measured lately over the predicted one."""
+        if self.service_time_s is None or not self.predicted_service_s:
+            return None
+        return self.service_time_s / self.predicted_service_s
 
     @property
     def lag_records(self) -> int:

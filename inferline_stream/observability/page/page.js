@@ -34,6 +34,7 @@ function verdict(state) {
   if (state.recent_p99_s !== null && state.recent_p99_s > state.slo_s) return ["bad", "P99 above the SLO"];
   if (!state.plan_feasible) return ["warn", "No plan meets the SLO on recent traffic"];
   if (state.paused) return ["warn", "Decisions are held"];
+  if (state.oversubscribed) return ["warn", "Others take the cores that replicas were planned with"];
   const open = state.stages.filter((s) => s.isolation?.missing.length).map((s) => s.name);
   if (open.length) return ["warn", `Isolation is not whole in ${open.join(", ")}`];
   const behind = state.stages.some((s) => replicasOf(s, READY) < replicasOf(s, WANTED));
@@ -193,7 +194,8 @@ function stageDetails(state) {
   const figures = [
     ...stage.replicas.map(([hardware, planned, wanted, ready, pending]) => [hardware, `${ready} of ${wanted} ready, ${planned} planned${pending ? `, ${pending} starting` : ""}`]),
     ["batch", batchOf(stage).replace("batch ", "")], ["records in", `${number(stage.arrival_rate)}/s`], ["utilization", stage.utilization === null ? "–" : percent(stage.utilization, 0)],
-    ["wait", seconds(stage.wait_s)], ["service time", seconds(stage.service_time_s)], ["lag", `${number(sum(stage.lags))} records`], ["oldest", sum(stage.lags) ? seconds(stage.lag_s) : "–"],
+    ["wait", seconds(stage.wait_s)], ["service time", `${seconds(stage.service_time_s)}, predicted ${seconds(stage.predicted_service_s)}`],
+    ["CPU of a batch", seconds(stage.cpu_s)], ["without a core", seconds(stage.core_wait_s)], ["lag", `${number(sum(stage.lags))} records`], ["oldest", sum(stage.lags) ? seconds(stage.lag_s) : "–"],
     ["queued", `${number(stage.queued)} events`], ["dispatcher, of a core", stage.dispatcher_utilization === null ? "–" : percent(stage.dispatcher_utilization)],
     ["suspects", number(stage.suspects)], ["quarantined", number(stage.quarantined)], ["batches lost", number(stage.batches_lost)],
     ["dead letters", number(stage.dead_lettered)], ["restarts", number(stage.restarts)], ["kept from growing by", stage.limit || "nothing"],

@@ -41,6 +41,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
                 utilization=0.7,
                 wait_s=0.004,
                 service_time_s=0.02,
+                predicted_service_s=0.02,
                 mean_batch_size=2.0,
                 partition_lags=tuple(range(partitions)),
                 lag_s=0.5,

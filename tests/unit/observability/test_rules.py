@@ -66,6 +66,7 @@ def healthy(slo_s: float) -> dict[str, str]:
     }  # fmt: skip
     found |= {series("inferline_stage_at_limit", limit="stock", **stage): f"0{flat}"}
     found |= {series("inferline_stage_dispatchers", **stage): f"2{flat}"}
+    found |= {series("inferline_stage_service_time_ratio", **stage): f"1{flat}"}
     found |= {
         series("inferline_input_age_seconds", input=name): f"0.3{flat}" for name in ("reports/toxicity", "offsets")
     }
@@ -100,6 +101,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         "InferlineModelDrift": {series("inferline_model_drift_ratio"): f"0.6{flat}"},
         "InferlineSLOBucketMissing": {series("inferline_latency_seconds_bucket", le=bucket_label(slo_s)): None},
         "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1{flat}"},
+        "InferlineServiceTimeDrift": {series("inferline_stage_service_time_ratio", **stage): f"1.25{flat}"},
         "InferlineReplicasMissing": {wanted: f"3{flat}"},
         "InferlinePartitionHalted": {series("inferline_stage_halted_partitions", **stage): f"1{flat}"},
         "InferlineInnerTopicFills": {
@@ -136,6 +138,7 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
             series("inferline_model_drift_ratio"): f"0.1{flat}",
             series("inferline_recent_p99_seconds"): f"{0.4 * slo_s}{flat}",
         },
+        "InferlineServiceTimeDrift": {series("inferline_stage_service_time_ratio", **stage): f"0.85{flat}"},
         "InferlineReplicasMissing": {wanted: f"2x{MINUTES - 2} 3x1"},
         "InferlineInnerTopicFills": {
             series("inferline_stage_uncommitted_ratio", **stage): f"1{flat}",
