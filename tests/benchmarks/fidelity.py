@@ -1,4 +1,4 @@
-"""Estimated against measured P99 of plans on Apache Kafka, with emulated hardware.
+"""Estimated against measured P99 of plans on Apache Kafka: on emulated hardware, and of real models on real cores.
 
 Each plan runs as in production, with its own controller, replicas and topics; its profiles come from the profiler
 while that Kafka runs. Afterwards every event's entry time, key and branch are read back from the source topic, and the
@@ -8,11 +8,11 @@ append. Where service times vary, by chance or from event to event, `variable_er
 `variable_by_means_error_max` that of an estimate by means. While others keep the machine busy a plan is measured again,
 at most twice, and the quietest time counts.
 
-The moderation example runs beside them, with real models on real cores and the plan that the Planner gives it: its
-figures are printed and belong to none of those above. It is measured once, and left out with --quick. Its replicas
-share this machine's cores with each other and with Kafka, which no profile of a stage alone knows: `_slowdown_max` is
-the most that any stage's batches took over its profile, and `_live_profile_p99_error` the error with profiles corrected
-by that, as the periodic planner does.
+The moderation example runs with real models, with the plans that the Planner gives for several rates and SLOs, and
+counts like the others; it is left out with --quick. `_slowdown_max` is the most that any stage's batches took over its
+profile, and `_live_profile_p99_error` the error with profiles corrected by that, as the periodic planner does.
+
+README's first command runs ten times besides (not with --quick): `corrections` are its `throughput_fell` decisions.
 
 A run with the default policy under traffic that steps is replayed besides: as many decisions should be the same, at the
 same time, and as many events late.
@@ -21,7 +21,10 @@ same time, and as many events late.
 from __future__ import annotations
 
 import asyncio
+import math
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -29,10 +32,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import uvloop
 
 from inferline_stream.controlplane.measuring import corrected, measured_since
+from inferline_stream.controlplane.record import read_record
+from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.run import Quiet, Run
 from inferline_stream.controlplane.session import session
 from inferline_stream.controlplane.totals import slowdown
@@ -43,15 +49,19 @@ from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.selection import quantile_s
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.isolation.limits import cores_here
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.planner.core_budget import replica_cores
+from inferline_stream.planner.document import plan_from_bytes
 from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.profiling import Options, profile_pipeline
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.testing.runs import Script, plan_by_hand, trace_feed
+from inferline_stream.tuner.decision import Reason
 from tests.benchmarks import _moderation
 from tests.benchmarks._live import append_time_sink, passed
 from tests.benchmarks._machine import Elsewhere
@@ -125,6 +135,20 @@ CASES = {
 }
 QUICK = ("held", "mixed", "diamond")
 
+REAL = {
+    "moderation": (1.0, 0.5),
+    "moderation_slow": (0.6, 0.5),
+    "moderation_tight": (0.8, 0.35),
+    "moderation_loose": (1.2, 0.8),
+}
+"""Of the example: seconds of its sample per second, and SLO in seconds."""
+
+REAL_S = 90.0
+"""Of the busiest stretch of its sample."""
+
+FIRST_COMMANDS = 10
+FIRST_COMMAND_S = 90
+
 VARIABLE = {
     "lognormal": Case("lognormal", "300ms", 150.0, 1.0, {"classify": (8, 2)}),
     "classes": Case("classes", "300ms", 130.0, 1.0, {"classify": (8, 2)}),
@@ -186,12 +210,8 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
         for name in (QUICK_VARIABLE if quick else VARIABLE)
     }
     again = await _replayed(bootstrap_servers, folder, 1 if quick else 3)
-    example: dict[str, Found] = {}
     if not quick:
-        try:
-            example["moderation"] = await _example(bootstrap_servers, folder)
-        except InferlineError as error:  # real models on a slow machine are no reason to lose the rest
-            sys.stderr.write(f"moderation: {error}\n")
+        found |= await _real(bootstrap_servers, folder)
     errors = [abs(plan.error) for plan in found.values()]
     figures: Figures = {
         "p99_error_max": max(errors),
@@ -200,10 +220,11 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
         "variable_by_means_error_max": max(abs(plan.by_means_error) for plan in variable.values()),
         "infeasible_in_practice": sum(p.p99_s[0] <= p.plan.slo_s < p.p99_s[1] for p in (found | variable).values()),
         "plans": len(found),
+        "plans_of_real_models": sum(name in REAL for name in found),
         "plans_called_feasible": sum(p.p99_s[0] <= p.plan.slo_s for p in found.values()),
         "plans_disturbed": sum(p.elsewhere_cores > QUIET_CORES for p in found.values()),
     }
-    for name, plan in (found | variable | example).items():
+    for name, plan in (found | variable).items():
         estimated_s, measured_s = plan.p99_s
         figures |= {
             f"{name}_p99_error": round(plan.error, 3),
@@ -217,7 +238,35 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
             f"{name}_live_profile_p99_error": round(plan.live_profile_error, 3),
             f"{name}_slowdown_max": round(plan.slowdown_max, 2),
         }
-    return figures | again
+    first = dict.fromkeys(("corrections",)) if quick else first_commands(folder, FIRST_COMMANDS, FIRST_COMMAND_S)
+    return figures | again | first
+
+
+def first_commands(folder: Path, runs: int, seconds: float) -> Figures:
+    """README's first command, each time as on a machine that has not seen it."""
+    errors, costs, misses, corrections = [], [], [], 0
+    for k in range(runs):
+        home = folder / f"first{k}"
+        shutil.copytree(_moderation.TOPOLOGY.parent, home, ignore=shutil.ignore_patterns(".inferline"))
+        options = ("--duration", f"{seconds:g}s", "--no-ui", "--metrics-port", "0", "--output", "json")
+        app = (sys.executable, "-c", "from inferline_stream.cli.main import app; app()")
+        command = [*app, "run", str(home / _moderation.TOPOLOGY.name), *options]
+        done = subprocess.run(command, capture_output=True, check=True)
+        report = msgspec.json.decode(done.stdout, type=RunReport)
+        record = read_record(next((home / ".inferline" / "runs" / report.pipeline).iterdir()))
+        plan = plan_from_bytes(bytes(record.plans[0].plan), "the run's plan")
+        corrections += sum(line.reason == Reason.THROUGHPUT_FELL for line in report.decisions)
+        errors.append(abs(plan.predicted_p99_s / (report.p99_s or math.nan) - 1))
+        costs.append(report.cost * 3600 / report.duration_s / plan.cost_per_hour)
+        misses.append(report.slo_miss_rate or 0.0)
+        shown = f"P99 error {errors[-1]:.2f}, cost {costs[-1]:.2f}, {misses[-1]:.2%} late"
+        sys.stderr.write(f"first command {k}: {shown}\n")
+    return {
+        "corrections": corrections,
+        "first_command_p99_error_max": round(max(errors), 3),
+        "first_command_cost_ratio_max": round(max(costs), 3),
+        "first_command_miss_rate_max": round(max(misses), 4),
+    }
 
 
 async def _replayed(bootstrap_servers: str, folder: Path, runs: int) -> Figures:
@@ -291,36 +340,55 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
     return await _compared(run, lambda event: taken(event["n"]))
 
 
-async def _example(bootstrap_servers: str, folder: Path) -> Found:
-    """The example as a user has it: profiled and planned for its own sample, then fed with that."""
+async def _real(bootstrap_servers: str, folder: Path) -> dict[str, Found]:
+    """The example as a user has it: profiled, planned for its own sample, then fed with that."""
     from py3langid import classify
 
     home = folder / "moderation"
     home.mkdir()
     example = await _moderation.profiled(bootstrap_servers, home, Options(broker=bootstrap_servers))
-    pipeline, trace = example.pipeline, read_arrivals(_moderation.TOPOLOGY.parent / example.sample.arrivals)
-    plan = provision(
-        shape_of(pipeline),
-        example.measured,
-        trace,
-        pipeline.slo_s,
-        catalogue(pipeline.hardware),
-        pipeline=pipeline.name,
-        max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
-    )
-    run = Run(
-        pipeline=pipeline,
-        topology=_moderation.TOPOLOGY,
-        bootstrap_servers=bootstrap_servers,
-        plan=plan,
-        measured=example.measured,
-        log_folder=home / "logs",
-        prefix="moderation-",
-        feed=trace_feed(trace, example.events, home, "text"),
-        policy=Script(()),
-        replans=False,
-    )
-    return await _compared(run, lambda post: {"toxicity": classify(post["text"])[0] == "en"})
+    pipeline, whole = example.pipeline, read_arrivals(_moderation.TOPOLOGY.parent / example.sample.arrivals)
+    found: dict[str, Found] = {}
+    for name, (speed_up, slo_s) in REAL.items():
+        trace = busiest_stretch(whole.sped_up(speed_up), REAL_S)
+        cores = replica_cores(cores_here(), shape_of(pipeline), example.measured, trace.arrival_rate)
+        try:
+            plan = provision(
+                shape_of(pipeline),
+                example.measured,
+                trace,
+                slo_s,
+                catalogue(pipeline.hardware),
+                pipeline=pipeline.name,
+                max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
+                cores=cores,
+            )
+            (home / name).mkdir()
+            run = Run(
+                pipeline=pipeline,
+                topology=_moderation.TOPOLOGY,
+                bootstrap_servers=bootstrap_servers,
+                plan=plan,
+                measured=example.measured,
+                log_folder=home / name / "logs",
+                prefix=f"{name}-",
+                feed=trace_feed(trace, example.events, home / name, "text"),
+                policy=Script(()),
+                replans=False,
+                cores=cores,
+            )
+            found[name] = await _compared(run, lambda post: {"toxicity": classify(post["text"])[0] == "en"})
+        except InferlineError as error:  # real models on a slow machine are no reason to lose the rest
+            sys.stderr.write(f"{name}: {error}\n")
+    return found
+
+
+def busiest_stretch(trace: Trace, seconds: float) -> Trace:
+    """So many seconds of a trace, where most events come."""
+    times_s = trace.arrivals_s
+    ends = times_s.searchsorted(times_s + seconds, side="right")
+    first = int((ends - np.arange(times_s.size)).argmax())
+    return Trace(times_s[first : ends[first]] - times_s[first])
 
 
 async def _compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Found:
