@@ -48,17 +48,18 @@ class Wire:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # transports end in the next rounds of the loop
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with contextlib.suppress(OSError, asyncio.CancelledError):
+        back: asyncio.StreamWriter | None = None
+        try:
             await self._open.wait()
             found = self._endpoints()
             if not found:
-                writer.transport.abort()
                 return
             self.connections += 1
             there, back = await asyncio.open_connection(random.choice(found), self.port)
@@ -72,9 +73,13 @@ class Wire:
                 for each in both:
                     each.cancel()
                 await asyncio.gather(*both, return_exceptions=True)
-                await self._open.wait()  # an end does not pass either
-                back.close()
-        writer.close()
+            await self._open.wait()  # an end does not pass either
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            for end in (writer, back):
+                if end is not None:
+                    end.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, pod: bool) -> None:
         with contextlib.suppress(OSError):

@@ -45,7 +45,10 @@ HOST_MIB = 96
 """Memory of a replica's host beside the replica."""
 
 LIFE_MIB = 64
-"""Of a pod's logs."""
+"""Of a replica's logs, which are cut at 16 MiB, and of `/tmp` where its stage asks for none."""
+
+DISPATCHER_LIFE_MIB = 256
+"""Of a dispatcher's logs: those of some that died are kept."""
 
 SPARE = 1
 """Dispatchers' pods beyond the slots: one takes over within seconds where a node is lost."""
@@ -235,15 +238,25 @@ def dispatchers(
     host = DispatcherHostSpec(
         stage, bootstrap_servers, assignments, LIFE_FOLDER, CREDENTIAL_FOLDER, DISPATCHER_PORT, drain_timeout_s=grace_s
     )
-    wanted = {"cpu": "1", "memory": "384Mi", "ephemeral-storage": f"{3 * LIFE_MIB}Mi"}
-    limits = {"memory": "2Gi", "ephemeral-storage": f"{3 * LIFE_MIB}Mi"}
+    storage = f"{DISPATCHER_LIFE_MIB + 2 * LIFE_MIB}Mi"
+    wanted = {"cpu": "1", "memory": "384Mi", "ephemeral-storage": storage}
+    limits = {"memory": "2Gi", "ephemeral-storage": storage}
     given = msgspec.json.encode(host).decode()
     container = _container(DISPATCHER, cluster, given, {"requests": wanted, "limits": limits})
     container["ports"] = [{"name": "replicas", "containerPort": DISPATCHER_PORT}]
     if cluster.secret:
         container["envFrom"] = [{"secretRef": {"name": cluster.secret}}]
     own = labels(pipeline, stage, DISPATCHER)
-    pod = _pod(pipeline, stage, DISPATCHER, container, cluster, grace_s=grace_s, scratch_mib=LIFE_MIB)
+    pod = _pod(
+        pipeline,
+        stage,
+        DISPATCHER,
+        container,
+        cluster,
+        grace_s=grace_s,
+        scratch_mib=LIFE_MIB,
+        life_mib=DISPATCHER_LIFE_MIB,
+    )
     apart = {"labelSelector": {"matchLabels": own}, "topologyKey": "kubernetes.io/hostname"}
     preferred = [{"weight": 100, "podAffinityTerm": apart}]
     pod["affinity"] = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
@@ -402,6 +415,7 @@ def _pod(
     *,
     grace_s: float,
     scratch_mib: int,
+    life_mib: int = LIFE_MIB,
 ) -> dict[str, Any]:
     return {
         "containers": [container],
@@ -420,7 +434,7 @@ def _pod(
             for state in ("not-ready", "unreachable")
         ],
         "volumes": [
-            {"name": "life", "emptyDir": {"sizeLimit": f"{LIFE_MIB}Mi"}},
+            {"name": "life", "emptyDir": {"sizeLimit": f"{life_mib}Mi"}},
             {"name": "tmp", "emptyDir": {"sizeLimit": f"{scratch_mib}Mi"}},
             {"name": "credential", "secret": {"secretName": credential_name(pipeline, stage, component)}},
         ],
