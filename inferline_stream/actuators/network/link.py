@@ -172,6 +172,9 @@ class Link(asyncio.Protocol):
 
     def carry(self, sock: socket.socket) -> None:
         """Carry what a local socket sends and is to receive. Its end closes the connection; this closes the socket."""
+        if self._transport is None:  # it has ended meanwhile
+            sock.close()
+            return
         sock.setblocking(False)
         self._sock = sock
         if not self._paused:

@@ -36,12 +36,15 @@ from inferline_stream.settings import HOST_NAME, HOST_SPEC, host_given, host_nod
 
 logger = logging.getLogger(__name__)
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 0.5
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 0.6
 """Between attempts: short, since a stage stands still without its replicas."""
 
-_DIAL_S = 1.5
-"""Longest time to a dispatcher's offer. The common address may still lead to a node that is lost: then another attempt
-finds another dispatcher."""
+_AT_ONCE = 12
+"""Attempts under way. The common address may still lead to a node that is lost, where an attempt hangs: the next one is
+not held up by it, and finds another dispatcher."""
+
+_DIAL_S = 3.0
+"""Longest time to a dispatcher's offer."""
 
 _TRIES = 3
 """Connections per dispatcher of the stage, to find the one with the fewest replicas behind one common address."""
@@ -149,16 +152,8 @@ class ReplicaHost:
             self.code.set_result(code)
 
     async def _stay_connected(self) -> None:
-        wait_s = _FIRST_WAIT_S
         while not self.code.done():
-            try:
-                link, offered = await self._connect()
-            except (OSError, TimeoutError) as error:
-                logger.debug("no dispatcher at %s:%d: %s", self._address, self._port, error)
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311  spreads attempts
-                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-                continue
-            wait_s = _FIRST_WAIT_S
+            link, offered = await self._connect()
             self._attach(link)
             await offered.over.wait()
             self._link = None
@@ -166,30 +161,46 @@ class ReplicaHost:
                 self._child.send(LEAVE)
 
     async def _connect(self) -> tuple[Link, _Offered]:
-        """Connect to the dispatcher that has the fewest replicas.
-
-        Raises:
-            OSError: none serves.
-        """
-        best: tuple[Link, _Offered] | None = None
-        fewest, seen, tries, left = 0, set[str](), 0, 1
-        while left > 0:
-            link, offered, offer = await self._offered()
-            if not offer.dispatcher:
-                link.close()
+        """Connect to the dispatcher that has the fewest replicas, however long none serves."""
+        link, offered, best = await self._served()
+        seen = {best.dispatcher}
+        for _ in range(_TRIES * best.slots if best.slots > 1 else 0):
+            if len(seen) >= best.slots or offered.over.is_set():
                 break
-            tries += 1
+            other, other_offered, offer = await self._served()
             seen.add(offer.dispatcher)
-            left = 0 if len(seen) >= offer.slots else _TRIES * offer.slots - tries
-            if best is None or offer.replicas < fewest:
-                if best is not None:
-                    best[0].close()
-                best, fewest = (link, offered), offer.replicas
-            else:
+            if offer.replicas < best.replicas:
                 link.close()
-        if best is None:
-            raise ConnectionRefusedError("no dispatcher serves there")
-        return best
+                link, offered, best = other, other_offered, offer
+            else:
+                other.close()
+        return link, offered
+
+    async def _served(self) -> tuple[Link, _Offered, Offer]:
+        """Connect to a dispatcher that serves, by attempts that overlap."""
+        wait_s, pending = _FIRST_WAIT_S, set[asyncio.Task[tuple[Link, _Offered, Offer]]]()
+        try:
+            while True:
+                if len(pending) < _AT_ONCE:
+                    pending.add(asyncio.create_task(self._offered()))
+                pause_s = wait_s * random.uniform(0.5, 1.5)  # noqa: S311  spreads attempts
+                done, pending = await asyncio.wait(pending, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+                found = [task.result() for task in done if task.exception() is None]
+                serving = [each for each in found if each[2].dispatcher]
+                for each in found:
+                    if not serving or each is not serving[0]:
+                        each[0].close()
+                if serving:
+                    return serving[0]
+                if done:
+                    await asyncio.sleep(pause_s)
+                wait_s = min(1.5 * wait_s, _LONGEST_WAIT_S)
+        finally:
+            for task in pending:
+                task.cancel()
+            for late in await asyncio.gather(*pending, return_exceptions=True):
+                if not isinstance(late, BaseException):
+                    late[0].close()
 
     async def _offered(self) -> tuple[Link, _Offered, Offer]:
         offered = _Offered(self)
