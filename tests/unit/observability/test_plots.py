@@ -64,7 +64,7 @@ def test_every_axis_has_its_quantity_and_unit(tmp_path: Path) -> None:
         "curve": ["SLO on the P99 [ms]", "cost [$/h]", "the plan: $1.25/h"],
         "profiles": ["events per second", "service time [ms]", "batch size"],
         "replay": ["default: $120/h, 10.00% above 200 ms", "time [s]", "misses [%]", "window [s]", "replicas"],
-        "comparison": ["cost of the trace [$]", "events above the SLO [%]", "keda, tuned"],
+        "comparison": ["cost of the trace [$]", "events above the SLO [%]", "keda on our pool, tuned"],
     }
     for name, texts in wanted.items():
         drawn = files[name].read_text()
