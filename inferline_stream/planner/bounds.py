@@ -10,8 +10,11 @@ All of it holds for any queue discipline, so a candidate that a bound rules out 
   Windows of one length that open in order of entry are served best first come, first served, dropping what
   would be late; that count is exact for the fluid server.
 
-Where service times vary, rates are those of their means. A plan that would meet the target only because its draws are
-better than the average is ruled out, too: it is not one to rely on.
+Where service times vary, rates are higher than those of their means. The batches that take longest are left out of the
+mean, as large a share of them as events may be late: events that are late own no slice. And draws may be luckier than
+expected by ε, on a short trace more than on a long one. A server slower than what arrives by a share of ε misses a
+share of ε, and so not too many before allowed/ε events have come: ε is `LUCK` standard errors of the mean of the
+batches that these fill. No mean is lower than the least that a batch can draw.
 """
 
 from __future__ import annotations
@@ -48,6 +51,9 @@ _TINY_S = 1e-12
 
 BUSIEST_KEYS = 8
 """Keys that are looked at one by one, the most frequent: where none of them asks too much, others do not either."""
+
+LUCK = 4.0
+"""Standard errors by which the mean of what batches draw may lie below what is expected."""
 
 _MOST_REPLICAS = 1_000_000
 """Beyond any plan: ends counting where nothing else does."""
@@ -129,6 +135,7 @@ class Bounds:
         self.allowed = tuple(self._allowed(counts) for counts in self._counts)
         """Per trace, how many of the events that reach the sink may be late."""
         self._least_s: dict[tuple[str, str, int], float] = {}
+        self._most_per_s: dict[tuple[str, str, int], float] = {}
         self.fastest_s = tuple(map(self._least_of_any_s, problem.shape.stages))
         """Per stage, least service time of any hardware and batch size."""
 
@@ -199,7 +206,7 @@ class Bounds:
 
     def possible(self, candidate: Candidate) -> bool:
         """False if the candidate is infeasible for sure."""
-        rates = (service_rate(self.problem, s, o) for s, o in enumerate(candidate))
+        rates = (self.most_rate(s, o) for s, o in enumerate(candidate))
         if any(rate <= required for rate, required in zip(rates, self.required_rate, strict=True)):
             return False
         if any(key_rate and self.fastest_rate(s, candidate[s]) <= key_rate for s, key_rate in enumerate(self.key_rate)):
@@ -208,7 +215,40 @@ class Bounds:
 
     def fastest_rate(self, stage: int, option: Option) -> float:
         """Most events per second that one replica of a stage serves."""
-        return max(service_rate(self.problem, stage, (replace(a, replicas=1),)) for a in option if a.replicas)
+        return max(self.most_rate(stage, (replace(a, replicas=1),)) for a in option if a.replicas)
+
+    def most_rate(self, stage: int, option: Option) -> float:
+        """Most events per second that a stage's replicas serve in time, whatever their batches and their luck."""
+        return sum(a.replicas * self._most(stage, a.hardware, a.max_batch_size) for a in option)
+
+    def _most(self, stage: int, kind: str, limit: int) -> float:
+        name = self.problem.shape.stages[stage]
+        if (name, kind, limit) not in self._most_per_s:
+            profile = self.problem.measured.profiles[name, kind]
+            allowed = min(self.allowed)
+            self._most_per_s[name, kind, limit] = max(
+                size / (profile.service_time_s(size) * self._luckiest(profile, size, allowed))
+                for size in _sizes(profile, limit)
+            )
+        return self._most_per_s[name, kind, limit]
+
+    def _luckiest(self, profile: Profile, size: int, allowed: int) -> float:
+        """Mean of the times of batches of one size that events in time have, over S(b): the least that is likely."""
+        if profile.variation is None:
+            return 1.0
+        table = service_table(profile, size)
+        times_s = np.outer(table.fixed_s[size] + table.per_unit_s[size] * table.units, table.factors[size]).ravel()
+        shares = np.full(table.units.size, 1 / table.units.size)
+        if table.largest:
+            shares = np.diff((np.arange(table.units.size + 1) / table.units.size) ** size)
+        weights = np.repeat(shares / table.factors.shape[1], table.factors.shape[1])
+        order = np.argsort(times_s)
+        times_s, weights = times_s[order] / table.mean_s[size], weights[order]
+        kept = np.minimum(weights, np.maximum(0.0, self.problem.objective - (np.cumsum(weights) - weights)))
+        deviation = math.sqrt(float((weights * (times_s - 1) ** 2).sum()))
+        mean = float((kept * times_s).sum() / kept.sum())
+        error = LUCK * deviation / math.sqrt(max(1.0, allowed / size))
+        return max(float(times_s[0]), mean - min(error, error**2))
 
     def fewest_replicas(self, stage: int, hardware: str, max_batch_size: int | None = None) -> int | None:
         """Replicas of one kind below which the stage cannot serve fast enough; None if no number it may have can.
@@ -220,7 +260,7 @@ class Bounds:
         """
         name = self.problem.shape.stages[stage]
         limit = max_batch_size or batch_limits(self.problem, name, hardware)[-1]
-        rate = service_rate(self.problem, stage, (Allocation(hardware, limit, 1),))
+        rate = self.most_rate(stage, (Allocation(hardware, limit, 1),))
         cap = replica_cap(self.problem, name, hardware)
         needed = math.floor(self.required_rate[stage] / rate) + 1 if rate > 0 else _MOST_REPLICAS
         if needed > cap or math.isinf(self.required_rate[stage]) or rate <= self.key_rate[stage]:
@@ -242,7 +282,7 @@ class Bounds:
         name = self.problem.shape.stages[stage]
         offers = []
         for kind in hardware_kinds(self.problem, name):
-            one = service_rate(self.problem, stage, (Allocation(kind, batch_limits(self.problem, name, kind)[-1], 1),))
+            one = self.most_rate(stage, (Allocation(kind, batch_limits(self.problem, name, kind)[-1], 1),))
             offers.append((self.problem.catalogue[kind].price_per_hour, one, replica_cap(self.problem, name, kind)))
         return _least_cover(offers, self.required_rate[stage] if rate is None else rate)
 
@@ -361,7 +401,7 @@ class _Route:
 
 
 def service_rate(problem: Problem, stage: int, option: Option) -> float:
-    """Most events per second that a stage's replicas can serve, whatever their batches."""
+    """Events per second that a stage's replicas serve in the batches that suit them best, on average."""
     name = problem.shape.stages[stage]
     return sum(
         a.replicas * _best_throughput(problem.measured.profiles[name, a.hardware], a.max_batch_size) for a in option
@@ -369,6 +409,9 @@ def service_rate(problem: Problem, stage: int, option: Option) -> float:
 
 
 def _best_throughput(profile: Profile, limit: int) -> float:
-    """The most at the profiled batch sizes up to a limit: between them S(b) is linear, b/S(b) monotone."""
-    sizes = [size for size in profile.batch_sizes if size < limit] + [limit]
-    return max(size / profile.service_time_s(size) for size in sizes)
+    return max(size / profile.service_time_s(size) for size in _sizes(profile, limit))
+
+
+def _sizes(profile: Profile, limit: int) -> list[int]:
+    """Where the most can be: the profiled batch sizes up to a limit. Between them S(b) is linear, b/S(b) monotone."""
+    return [size for size in profile.batch_sizes if size < limit] + [limit]

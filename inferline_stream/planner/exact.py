@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import Departures, fastest_rest_s, simulate_stage
-from inferline_stream.planner.bounds import service_rate, slowest_rate_between
+from inferline_stream.planner.bounds import slowest_rate_between
 from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator, Stopped
 from inferline_stream.planner.menu import menu
 from inferline_stream.planner.problem import COST_EPSILON, Candidate, Option, cost_of, in_stock, is_scarce, price_of
@@ -150,7 +150,7 @@ class _Tree:
         below, above = -math.inf, least * _PORTION + COST_EPSILON
         while below < min(self.cost - others, least * _DEAREST):
             for option in menu(self._evaluator.bounds, stage, above):
-                fast_enough = service_rate(self._problem, stage, option) > rate
+                fast_enough = self._evaluator.bounds.most_rate(stage, option) > rate
                 if fast_enough and price_of(self._problem, option) > below:
                     yield option
             below, above = above, above * _PORTION

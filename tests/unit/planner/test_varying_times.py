@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
+import pytest
 
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
@@ -34,6 +36,7 @@ def measured(variation: Variation | None, spread: float = 0.0) -> PipelineProfil
 
 CHANCE = measured(Variation(noise=LOGNORMAL), math.sqrt(math.log(1.5)))
 CLASSES = measured(Variation(((1.0, 205), (5.0, 51))))
+LARGEST = measured(Variation(((1.0, 205), (5.0, 51)), largest=True, noise=LOGNORMAL), 0.3)
 
 
 def test_a_plan_meets_the_slo_with_times_that_vary_and_one_by_means_does_not() -> None:
@@ -73,3 +76,26 @@ def test_staffing_takes_more_replicas_where_times_vary() -> None:
     )
     assert varying.needed("a", 2.0) > by_means.needed("a", 2.0)
     assert varying.needed("a", 0.5) >= by_means.needed("a", 0.5)
+
+
+@pytest.mark.parametrize("events", [400, 3000])
+@pytest.mark.parametrize("profile", [CHANCE, CLASSES, LARGEST], ids=["chance", "classes", "largest"])
+def test_no_feasible_plan_is_ruled_out_because_its_draws_are_luckier_than_the_average(
+    events: int, profile: PipelineProfile
+) -> None:
+    """Busy replicas, every batch limit, and targets that each plan just attains, on traces of every length."""
+    found = 0
+    for seed in range(12):
+        for count, limit in ((2, 8), (2, 4), (9, 1)):
+            rate = 0.98 * count * profile.profiles["a", "x"].throughput(limit)
+            trace = gamma_trace(rate, 1.0, events / rate, np.random.default_rng(seed))
+            candidate = ((Allocation("x", limit, count),),)
+            problem = Problem(SHAPE, profile, (trace,), 10.0, KINDS, seed=seed)
+            target_s = Evaluator(problem).quantile_s(candidate)
+            bounds = Evaluator(replace(problem, target_s=target_s * (1 + 1e-12))).bounds
+            assert bounds.possible(candidate)
+            fewest = bounds.fewest_replicas(0, "x", limit)
+            assert fewest is not None
+            assert fewest <= count
+            found += 2 * fewest >= count
+    assert events < 3000 or found > 5, "bounds that never bind are no use"
