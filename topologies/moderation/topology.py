@@ -118,14 +118,14 @@ sandbox = Isolation("sandbox", on_unsupported="degrade")
 language = Stage(
     "language",
     Language,
-    hardware=["cpu-0.25", "cpu-1"],
+    hardware=["cpu-0.1", "cpu-0.25"],
     isolation=replace(sandbox, scratch=True),  # py3langid unpacks its model into a temporary file
 )
 toxicity = Stage(
     "toxicity",
     Toxicity,
     after=[language.when(is_english)],
-    hardware=["cpu-0.25", "cpu-1"],
+    hardware=["cpu-0.1", "cpu-0.25"],
     max_batch_size=32,
     isolation=sandbox,  # its model lies among Python's packages
 )
@@ -137,7 +137,7 @@ duplicate = Stage(
     max_batch_size=8,
     isolation=replace(sandbox, reads=("known.npy", "vocabulary.txt")),
 )
-verdict = Stage("verdict", decide, after=[language, toxicity, duplicate], hardware=["cpu-0.25"], isolation=sandbox)
+verdict = Stage("verdict", decide, after=[language, toxicity, duplicate], hardware=["cpu-0.1"], isolation=sandbox)
 
 pipeline = Pipeline(
     "moderation",
