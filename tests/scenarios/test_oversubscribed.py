@@ -1,0 +1,47 @@
+"""A machine that is full: no replica is added to cores that are not there, and scaling goes on once they are."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from inferline_stream.controlplane.core_use import CoreUse
+from inferline_stream.controlplane.session import Quiet, Run, session
+from inferline_stream.controlplane.waiting import until
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.tuner.policy import POLICIES
+
+
+async def test_traffic_beyond_the_plan_adds_nothing_while_others_take_the_cores_and_then_does(
+    swing, embedded_broker: KafkaServer
+) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(150, 60)], policy=POLICIES["default"])
+    run.pipeline.hardware = (Hardware("emulated-cpu", 0.0665, cores=0.1),)
+    async with asyncio.timeout(90), session(replace(run, cores=100.0), Quiet()) as under_way:
+        await under_way.ready()
+        picture, stop = under_way.controller.picture, asyncio.Event()
+        picture.core_use = CoreUse()  # it judges nothing: a test says what it sees
+        picture.core_use.crowded = "whatever is no replica takes every core"
+        feeding = asyncio.create_task(under_way.fed(stop))
+
+        def reasons() -> list[tuple[str, str]]:
+            return [(str(decision.action), str(decision.reason)) for decision in picture.decisions]
+
+        async def asked_in_vain() -> bool:
+            return ("hold", "stock_exhausted") in reasons()
+
+        async def added() -> bool:
+            return any(action == "scale_up" for action, _ in reasons())
+
+        assert await until(asked_in_vain, 30.0), reasons()
+        assert reasons()[0] == ("hold", "oversubscribed")
+        assert not await added()
+        assert under_way.controller.state is not None
+        assert under_way.controller.state.oversubscribed
+        picture.core_use.crowded = ""
+        assert await until(added, 30.0), reasons()
+        assert reasons().count(("hold", "oversubscribed")) == 2
+        stop.set()
+        await feeding
+        await under_way.drain()
