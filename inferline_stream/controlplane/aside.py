@@ -8,6 +8,7 @@ input and writes what it returns, or raises, to standard output. Both ends are o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import pickle
@@ -15,6 +16,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from inferline_stream.isolation import bootstrap
@@ -52,6 +54,8 @@ async def aside(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs)
 def main() -> None:
     """Answer one order."""
     os.nice(19)
+    with contextlib.suppress(OSError):  # where sessions are groups, a nice value counts within its own alone
+        Path("/proc/self/autogroup").write_text("19")
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is not the answer
     module, name, args, kwargs = pickle.load(sys.stdin.buffer)  # noqa: S301  written by our own parent
