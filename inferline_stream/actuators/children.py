@@ -16,13 +16,22 @@ from pathlib import Path
 from typing import IO
 
 from inferline_stream.actuators.affinity import cores_for
-from inferline_stream.actuators.core_use import waited_s
+from inferline_stream.actuators.core_use import cpu_s, waited_s
 from inferline_stream.actuators.devices import Device, devices_for
 from inferline_stream.actuators.fork_servers import Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
+from inferline_stream.actuators.processes import Remote
 from inferline_stream.actuators.relay import Relay
+from inferline_stream.dataplane.attachments import (
+    MAX_DATAGRAM_BYTES,
+    Attach,
+    FromDispatcher,
+    FromSupervisor,
+    decode_from_dispatcher,
+    encode_attachment,
+)
 from inferline_stream.dataplane.batch_mark import BatchId, mark_file, marked_in
-from inferline_stream.dataplane.replica.replica import BUILT
+from inferline_stream.dataplane.replica.replica import BUILT, LEAVE
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec, encode_spec
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
 from inferline_stream.isolation.containers import RUNTIMES
@@ -80,9 +89,29 @@ class Child:
     devices: tuple[str, ...] = ()
 
     @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid
+
+    @property
+    def pending(self) -> str:
+        """Empty: it runs."""
+        return ""
+
+    @property
+    def node(self) -> str:
+        """Empty: it runs on this host."""
+        return ""
+
+    @property
     def forked(self) -> bool:
         """Whether it was forked by a fork server."""
         return isinstance(self.process, Forked)
+
+    @property
+    def ran_s(self) -> float:
+        """Its CPU time so far, native threads included."""
+        return cpu_s(self.process.pid)
 
     @property
     def waited_s(self) -> float:
@@ -106,6 +135,29 @@ class Child:
         except OSError:
             pass  # it has ended, which its pidfd says
 
+    def tell(self, message: FromSupervisor) -> None:
+        """Send a dispatcher a message that hands over nothing."""
+        self.send(encode_attachment(message))
+
+    def take(self, attach: Attach, replica: socket.socket) -> None:
+        """Hand a dispatcher its end of a socket pair to a replica; this closes our copy."""
+        with replica:
+            self.send(encode_attachment(attach), replica.fileno())
+
+    def connect(self, dispatcher: socket.socket) -> None:
+        """Hand a replica its end of a socket pair to a dispatcher, which is its only one from now on."""
+        if self.relay is not None:
+            self.relay.connect(dispatcher)
+            return
+        with dispatcher:
+            self.send(b'{"type":"attach"}', dispatcher.fileno())
+
+    def leave(self) -> None:
+        """Have a replica end once it has no batch in hand."""
+        self.send(LEAVE)
+        if self.relay is not None:
+            self.relay.leave()
+
 
 class Children:
     """Starts processes and reports their ends. Must be used and closed within one event loop.
@@ -113,31 +165,38 @@ class Children:
     Args:
         log_folder: for the files that hold what they print.
         ended: called with each child that has ended, its exit code, a reason in words and its last lines.
+        heard: called with each message of a dispatcher.
         devices: GPUs that replicas may be given; by default those of this machine, looked for when one is needed.
         placed: whether something else has chosen cores and devices, as for a pod: a replica may use all that it sees.
         replica_module: what a replica's process runs as ``__main__``.
         dispatcher_module: likewise.
+        single: whether it starts one process, on a machine whose cores somebody else deals out: none are kept for it,
+            and nothing is started that could fork the next one.
     """
 
     def __init__(
         self,
         log_folder: Path,
         ended: Callable[[Child, int, str, str], None],
+        heard: Callable[[Child, FromDispatcher], None] = lambda child, message: None,
         *,
         devices: tuple[Device, ...] | None = None,
         placed: bool = False,
         replica_module: str = REPLICA_MODULE,
         dispatcher_module: str = DISPATCHER_MODULE,
+        single: bool = False,
     ) -> None:
         self.all: list[Child] = []
         self._log_folder = log_folder
         self._ended = ended
+        self._heard = heard
         self._devices = devices
         self._placed = placed
         self._modules = (replica_module, dispatcher_module)
+        self._single = single
         self._fork_servers = ForkServers()
         self._dead_logs: dict[str, deque[Path]] = {}
-        self._machine = os.sched_getaffinity(0)
+        self._machine = frozenset[int]() if single else os.sched_getaffinity(0)
         self._looking: asyncio.TimerHandle | None = None
 
     def start_replica(self, spec: ReplicaSpec) -> Child:
@@ -166,11 +225,13 @@ class Children:
                 spec.stage,
                 launch,
                 encode_spec(spec),
-                lambda channel, log: self._fork_servers.fork_replica(spec, launch, channel, log, pinned),
+                lambda channel, log: (
+                    None if self._single else self._fork_servers.fork_replica(spec, launch, channel, log, pinned)
+                ),
             )
         child.cores, child.pinned, child.hardware, child.devices = cores, pinned, spec.hardware, devices
         if child.channel is not None:
-            asyncio.get_running_loop().add_reader(child.channel, self._hear, child)
+            asyncio.get_running_loop().add_reader(child.channel, self._hear_replica, child)
         return child
 
     def start_dispatcher(self, spec: DispatcherSpec) -> Child:
@@ -181,15 +242,24 @@ class Children:
         """
         launch = Launch(self._modules[1], dispatcher_confinement(spec.bootstrap_servers, spec.tracing), cores=1)
         launch.environment["CUDA_VISIBLE_DEVICES"] = ""
-        own = self._modules[1] == DISPATCHER_MODULE
-        return self._started(
+        forks = self._modules[1] == DISPATCHER_MODULE and not self._single
+        child = self._started(
             spec.dispatcher,
             spec.routes.stage,
             launch,
             encode_spec(spec),
-            lambda channel, log: self._fork_servers.fork_dispatcher(launch, channel, log) if own else None,
+            lambda channel, log: self._fork_servers.fork_dispatcher(launch, channel, log) if forks else None,
             mark=mark_file(),
         )
+        assert child.channel is not None
+        asyncio.get_running_loop().add_reader(child.channel, self._hear_dispatcher, child)
+        return child
+
+    def attach(self, dispatcher: Child, replica: Child | Remote, attach: Attach) -> None:
+        """Connect a replica with a dispatcher by a fresh pair of sockets."""
+        ours, theirs = socket.socketpair()
+        dispatcher.take(attach, ours)
+        replica.connect(theirs)
 
     def close(self) -> None:
         """Kill every child and the fork servers; none is left when this returns, and their ends are not reported."""
@@ -236,6 +306,20 @@ class Children:
             theirs.close()
         child.send(spec, *(() if mark is None else (mark,)))
         return child
+
+    def _hear_dispatcher(self, child: Child) -> None:
+        """Take one message of a dispatcher's."""
+        assert child.channel is not None
+        try:
+            data = child.channel.recv(MAX_DATAGRAM_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(child.channel)
+            return  # it ends, which its pidfd says
+        self._heard(child, decode_from_dispatcher(data))
 
     def _contained(self, spec: ReplicaSpec, launch: Launch) -> Child:
         ours, theirs = socket.socketpair()
@@ -303,7 +387,7 @@ class Children:
             raise NoDevice(f"waits for a device that is {hardware.name}: {hardware.gpu_model or 'a GPU'}")
         return found
 
-    def _hear(self, child: Child) -> None:
+    def _hear_replica(self, child: Child) -> None:
         """Take a replica's one message: it is built."""
         assert child.channel is not None
         try:

@@ -29,7 +29,9 @@ class Post:
 
     Args:
         spec: of the dispatcher; the incarnation is that of the last start.
-        pid: of its process; None while it is started again.
+        pid: of its process; None while it is started again, or not known yet.
+        node: the host that it runs on, where that is another one.
+        running: whether it was started and has not ended.
         failures: deaths in a row, none of which came long after its start.
         started_s: when it was last started, on the event loop's clock.
         stopping: whether it was asked to stop.
@@ -38,6 +40,8 @@ class Post:
 
     spec: DispatcherSpec
     pid: int | None = None
+    node: str = ""
+    running: bool = False
     failures: int = 0
     started_s: float = 0.0
     stopping: bool = False
@@ -56,7 +60,7 @@ class Posts:
 
     Args:
         exits: takes the exits.
-        start: called with a post to fill: sets its ``pid``, and later calls `ended`, perhaps at once.
+        start: called with a post to fill: sets its ``pid`` where it is known, and later calls `ended`, perhaps at once.
         stop: asks a running dispatcher to drain and end.
         kill: ends one at once, which must lead to `ended`.
         dealt: called with a stage whose slots may have changed.
@@ -101,7 +105,7 @@ class Posts:
     def replace(self, dispatcher: str) -> None:
         """As `Actuator.replace_dispatcher`."""
         post = self._posts.get(dispatcher)
-        if post is not None and post.pid is not None:
+        if post is not None and post.running:
             post.silent = True
             self._kill(post)
 
@@ -116,6 +120,7 @@ class Posts:
                 post.pid,
                 "stopping" if post.stopping else "running",
                 post.started_s,
+                post.node,
             )
             for name, post in self._posts.items()
         )
@@ -142,7 +147,7 @@ class Posts:
         if post._timer is not None:
             post._timer.cancel()
             post._timer = None
-        spec, post.pid = post.spec, None
+        spec, post.pid, post.running = post.spec, None, False
         restarted = not post.stopping and code not in _LEFT
         if post.silent:
             reason = f"replaced, because it was silent ({reason})"
@@ -169,7 +174,7 @@ class Posts:
         post._timer = loop.call_later(delay_s, self._start, post)
 
     def _start(self, post: Post) -> None:
-        post._timer, post.silent = None, False
+        post._timer, post.silent, post.running = None, False, True
         post.started_s = asyncio.get_running_loop().time()
         post.spec = msgspec.structs.replace(post.spec, incarnation=post.spec.incarnation + 1)
         self._begin(post)
@@ -180,7 +185,7 @@ class Posts:
             return  # it has to be gone sooner than that
         if post._timer is not None:
             post._timer.cancel()
-        if post.pid is None:
+        if not post.running:
             self._forget(post)
             return
         already, post.stopping = post.stopping, True

@@ -32,6 +32,7 @@ class Place:
         replica: its name, a new one at each start.
         running: whether it was started and has not ended.
         pid: its process, where known.
+        node: the host that it runs on, where that is another one.
         pending: why it does not run yet although it was started; empty if it does.
         held_up: whether nothing at all was started for it yet, and there is nothing to hand over.
         started_s: when, on the event loop's clock.
@@ -46,6 +47,7 @@ class Place:
     replica: str = ""
     running: bool = False
     pid: int | None = None
+    node: str = ""
     pending: str = ""
     held_up: bool = False
     started_s: float = 0.0
@@ -71,6 +73,7 @@ class Place:
             self.restarts,
             self.pending,
             self.way,
+            self.node,
         )
 
 
@@ -153,7 +156,7 @@ class Places:
         if place._timer is not None:
             place._timer.cancel()
             place._timer = None
-        place.running, place.pid, place.pending = False, None, ""
+        place.running, place.pid, place.node, place.pending = False, None, "", ""
         delay_s = None
         if place.retiring:
             logger.info("replica %s retired: %s", place.replica, reason)

@@ -6,13 +6,11 @@ import asyncio
 import logging
 import secrets
 import signal
-import socket
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Generic, Self
 
 import msgspec
 
@@ -23,79 +21,48 @@ from inferline_stream.actuators.actuator import (
     ReplicaExit,
 )
 from inferline_stream.actuators.batch_deaths import BatchDeaths
-from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE, Child, Children, NoDevice
-from inferline_stream.actuators.core_use import cpu_s
-from inferline_stream.actuators.devices import Device
+from inferline_stream.actuators.children import NoDevice
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
 from inferline_stream.actuators.places import Place, Places
+from inferline_stream.actuators.processes import Ended, Heard, P, Processes, Remote
 from inferline_stream.actuators.replica_slots import Member, ReplicaSlots
 from inferline_stream.dataplane.attachments import (
-    MAX_DATAGRAM_BYTES,
     Attach,
-    FromSupervisor,
+    FromDispatcher,
     Lost,
     Replace,
     Retire,
     Serving,
     Stop,
-    decode_from_dispatcher,
-    encode_attachment,
 )
 from inferline_stream.dataplane.batch_mark import BatchId
-from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InvalidTopology
 
 logger = logging.getLogger(__name__)
 
 
-class Remote(Protocol):
-    """A replica on another host, which has one connection to this one."""
-
-    name: str
-    hardware: str
-    node: str
-
-    def connect(self, dispatcher: socket.socket) -> None:
-        """Carry the replica's frames to and from this socket."""
-
-    def replace(self, reason: str) -> None:
-        """Have its host end it now, and start another one."""
-
-
-class Supervisor:
-    """Starts and stops this host's dispatchers and replicas, and connects them: `Actuator` within one process.
+class Supervisor(Generic[P]):
+    """Starts and stops dispatchers and replicas, and connects them: `Actuator` within one process.
 
     Must be used and closed within one event loop; `async with` closes it.
 
     Args:
-        log_folder: where the files go that hold what children print.
+        processes: makes what starts the processes: this host's `Children`, or the actors of a cluster.
         drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
         kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
-        devices: GPUs that replicas may be given; by default those of this machine.
-        replica_module: what each replica's process runs as ``__main__``.
-        dispatcher_module: likewise.
     """
 
     def __init__(
         self,
-        log_folder: Path,
+        processes: Callable[[Ended[P], Heard[P]], Processes[P]],
         *,
         drain_timeout_s: float = 30.0,
         kill_after_s: float = 5.0,
-        devices: tuple[Device, ...] | None = None,
-        replica_module: str = REPLICA_MODULE,
-        dispatcher_module: str = DISPATCHER_MODULE,
     ) -> None:
         self._specs: dict[tuple[str, str], ReplicaSpec] = {}
         self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
-        self._children = Children(
-            log_folder,
-            self._ended,
-            devices=devices,
-            replica_module=replica_module,
-            dispatcher_module=dispatcher_module,
-        )
+        self._children = processes(self._ended, self._hear)
         self._places = Places(
             self._exits,
             self._start_replica,
@@ -108,17 +75,17 @@ class Supervisor:
         self._posts = Posts(
             self._exits,
             self._start_dispatcher,
-            lambda post: self._tell(post, Stop()),
+            lambda post: self._dispatchers[post].tell(Stop()),
             self._kill_dispatcher,
             self._deal,
             drain_timeout_s=drain_timeout_s,
         )
-        self._replicas: dict[Child, Place] = {}
-        self._dispatchers: dict[Post, Child] = {}
+        self._replicas: dict[P, Place] = {}
+        self._dispatchers: dict[Post, P] = {}
         self._batch_deaths = BatchDeaths()
         self._pools: defaultdict[str, ReplicaSlots] = defaultdict(ReplicaSlots)
-        self._serving: dict[tuple[str, int], Child] = {}
-        self._attached: dict[str, Child] = {}
+        self._serving: dict[tuple[str, int], P] = {}
+        self._attached: dict[str, P] = {}
         """Replica → the dispatcher that it is attached to."""
         self._replaced: dict[str, str] = {}
         """Replica → why its dispatcher wants another one."""
@@ -144,7 +111,9 @@ class Supervisor:
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone, oldest first."""
-        use = {child.name: (cpu_s(child.process.pid), child.waited_s) for child in self._replicas}
+        for child, place in self._replicas.items():
+            place.pid, place.pending, place.node = child.pid, child.pending, child.node
+        use = {child.name: (child.ran_s, child.waited_s) for child in self._replicas}
         return tuple(
             replace(seen, ran_s=use[seen.replica][0], waited_s=use[seen.replica][1]) if seen.replica in use else seen
             for seen in self._places.observe()
@@ -152,6 +121,8 @@ class Supervisor:
 
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""
+        for post, child in self._dispatchers.items():
+            post.pid, post.node = child.pid, child.node
         return self._posts.observe()
 
     async def next_exit(self) -> ReplicaExit | DispatcherExit:
@@ -160,6 +131,7 @@ class Supervisor:
 
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each hardware kind that has none left."""
+        await self.observe()
         return self._places.capacity()
 
     def serving(self, stage: str) -> tuple[str, int]:
@@ -180,7 +152,7 @@ class Supervisor:
     def retire_remote(self, name: str) -> None:
         """Let a replica of another host finish its batch; its dispatcher then sends it away."""
         if (dispatcher := self._attached.get(name)) is not None:
-            dispatcher.send(encode_attachment(Retire(name)))
+            dispatcher.tell(Retire(name))
 
     def remote_gone(self, stage: str, remote: Remote, *, lost: bool) -> None:
         """Forget a replica of another host.
@@ -196,7 +168,7 @@ class Supervisor:
         self._pools[stage].remove(remote.name)
         dispatcher = self._attached.pop(remote.name, None)
         if lost and dispatcher is not None:
-            dispatcher.send(encode_attachment(Lost(remote.name)))
+            dispatcher.tell(Lost(remote.name))
 
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
@@ -235,7 +207,6 @@ class Supervisor:
         except OSError as error:
             self._places.ended(place, 127, f"could not be started: {error}")
             return
-        place.pid = child.process.pid
         if spec.isolation.forked:
             place.way = "fork" if child.forked else "alone"
         self._replicas[child] = place
@@ -248,30 +219,17 @@ class Supervisor:
         except OSError as error:
             self._posts.ended(post, 127, f"could not be started: {error}")
             return
-        post.pid = child.process.pid
+        post.pid = child.pid
         self._dispatchers[post] = child
-        assert child.channel is not None
-        asyncio.get_running_loop().add_reader(child.channel, self._hear, post, child)
 
     def _kill_dispatcher(self, post: Post) -> None:
         self._dispatchers[post].signal(signal.SIGKILL)
 
-    def _tell(self, post: Post, message: FromSupervisor) -> None:
-        self._dispatchers[post].send(encode_attachment(message))
-
-    def _hear(self, post: Post, child: Child) -> None:
+    def _hear(self, child: P, message: FromDispatcher) -> None:
         """Take one message of a dispatcher's."""
-        assert child.channel is not None
-        try:
-            data = child.channel.recv(MAX_DATAGRAM_BYTES)
-        except BlockingIOError:
+        post = next((post for post, each in self._dispatchers.items() if each is child), None)
+        if post is None:
             return
-        except OSError:
-            data = b""
-        if not data:
-            asyncio.get_running_loop().remove_reader(child.channel)
-            return  # it ends, which its pidfd says
-        message = decode_from_dispatcher(data)
         if isinstance(message, Serving):
             self._serving[post.stage, post.spec.slot] = child
             for member in self._pools[post.stage].of(post.spec.slot):
@@ -279,7 +237,7 @@ class Supervisor:
         elif isinstance(message, Replace):
             self._replace(child, message)
 
-    def _replace(self, dispatcher: Child, message: Replace) -> None:
+    def _replace(self, dispatcher: P, message: Replace) -> None:
         if (remote := self._remote.get(message.replica)) is not None:
             remote.replace(message.reason)
         for child in self._replicas:
@@ -298,19 +256,12 @@ class Supervisor:
             return
         self._attached[member.replica] = dispatcher
         hardware = self._replicas[replica].hardware if replica is not None else remote.hardware if remote else ""
-        ours, theirs = socket.socketpair()
-        with ours:
-            attach = Attach(member.replica, hardware, member.number, "" if remote is None else remote.node)
-            dispatcher.send(encode_attachment(attach), ours.fileno())
+        attached = replica if replica is not None else remote
+        assert attached is not None
+        attach = Attach(member.replica, hardware, member.number, attached.node)
+        self._children.attach(dispatcher, attached, attach)
         if replica is None:
-            assert remote is not None
-            remote.connect(theirs)
             return
-        if replica.relay is not None:
-            replica.relay.connect(theirs)
-        else:
-            with theirs:
-                replica.send(b'{"type":"attach"}', theirs.fileno())
         if self._replicas[replica].retiring:
             self._leave(self._replicas[replica])
 
@@ -318,13 +269,11 @@ class Supervisor:
         """Have a replica finish its batch and end: by its dispatcher, which may have sent it one, or by itself."""
         dispatcher = self._attached.get(place.replica)
         if dispatcher is not None:
-            dispatcher.send(encode_attachment(Retire(place.replica)))
+            dispatcher.tell(Retire(place.replica))
             return
         for child, held in self._replicas.items():
             if held is place:
-                child.send(LEAVE)
-                if child.relay is not None:
-                    child.relay.leave()
+                child.leave()
 
     def _deal(self, stage: str) -> None:
         """Deal a stage's replicas to the slots that it has now."""
@@ -340,7 +289,7 @@ class Supervisor:
             if held is place:
                 child.signal(number)
 
-    def _ended(self, child: Child, code: int, reason: str, tail: str) -> None:
+    def _ended(self, child: P, code: int, reason: str, tail: str) -> None:
         place = self._replicas.pop(child, None)
         if place is not None:
             self._replica_ended(child, place, code, reason, tail)
@@ -365,7 +314,7 @@ class Supervisor:
         if self._batch_deaths.died_at(post.stage, batch):
             logger.error("stage %s: dispatchers end whenever they take in %s: it is skipped", post.stage, where)
 
-    def _replica_ended(self, child: Child, place: Place, code: int, reason: str, tail: str) -> None:
+    def _replica_ended(self, child: P, place: Place, code: int, reason: str, tail: str) -> None:
         self._pools[place.stage].remove(child.name)
         self._attached.pop(child.name, None)
         why = self._replaced.pop(child.name, "")

@@ -13,11 +13,13 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inferline_stream.actuators import supervisor_calls as calls
 from inferline_stream.actuators.actuator import ReplicaExit
+from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.printable import log_to_stderr_plainly
 
@@ -30,12 +32,15 @@ class _Process:
     def __init__(self, hello: calls.Hello) -> None:
         self._hello = hello
         self.supervisor = Supervisor(
-            Path(hello.log_folder),
+            partial(
+                Children,
+                Path(hello.log_folder),
+                devices=hello.devices,
+                replica_module=hello.replica_module,
+                dispatcher_module=hello.dispatcher_module,
+            ),
             drain_timeout_s=hello.drain_timeout_s,
             kill_after_s=hello.kill_after_s,
-            devices=hello.devices,
-            replica_module=hello.replica_module,
-            dispatcher_module=hello.dispatcher_module,
         )
         self._listed = bool(hello.listen)
         self._writer: asyncio.StreamWriter | None = None

@@ -13,6 +13,7 @@ import secrets
 import tempfile
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from inferline_stream.actuators.children import Child, Children
 from inferline_stream.actuators.core_use import cpu_s
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.connecting import client_options, closed
@@ -115,7 +117,7 @@ async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) 
             run = _Pool(
                 bootstrap_servers,
                 Names(pipeline.name, prefix),
-                await stack.enter_async_context(Supervisor(folder)),
+                await stack.enter_async_context(Supervisor(partial(Children, folder))),
                 await stack.enter_async_context(RecordProducer(bootstrap_servers, connect_timeout_s=timeout_s)),
                 await stack.enter_async_context(OffsetReader(bootstrap_servers, timeout_s)),
             )
@@ -134,7 +136,7 @@ class _Pool:
         self,
         bootstrap_servers: str,
         names: Names,
-        supervisor: Supervisor,
+        supervisor: Supervisor[Child],
         producer: RecordProducer,
         offsets: OffsetReader,
     ) -> None:

@@ -11,13 +11,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
-from inferline_stream.actuators.children import DISPATCHER_MODULE
+from inferline_stream.actuators.children import DISPATCHER_MODULE, Children
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.connecting import client_options, closed
 from inferline_stream.dataplane.frames import StageInput
@@ -114,7 +115,7 @@ class Director:
                 self.partitions[stage] = len(await self.producer.partitions_for(routes.input_topic))
             self.logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-logs-")))
             supervisor: AbstractAsyncContextManager[Any] = (
-                Supervisor(self.logs, dispatcher_module=self._dispatcher_module)
+                Supervisor(partial(Children, self.logs, dispatcher_module=self._dispatcher_module))
                 if self._actuator is None
                 else self._actuator(self.names)
             )
@@ -283,7 +284,9 @@ class Director:
 
     async def warm(self) -> None:
         """Wait until processes are forked from now on, where their stage asks for that."""
-        servers = self.supervisor._children._fork_servers._servers.values()
+        children = self.supervisor._children
+        assert isinstance(children, Children)
+        servers = children._fork_servers._servers.values()
         await self.until(lambda: all(server.ready or server.broken for server in servers), "fork servers are ready", 60)
 
     def ready_s(self, replica: str) -> float:

@@ -13,12 +13,13 @@ import signal
 import socket
 import ssl
 import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import uvloop
 
-from inferline_stream.actuators.children import DISPATCHER_MODULE
+from inferline_stream.actuators.children import DISPATCHER_MODULE, Child, Children
 from inferline_stream.actuators.network.credentials import dispatcher_context
 from inferline_stream.actuators.network.link import End, Ended, Hello, Leaving, Link, Message, Offer, Take
 from inferline_stream.actuators.network.logs import LogCopier
@@ -75,7 +76,7 @@ class DispatcherHost:
         stage: of both.
     """
 
-    def __init__(self, supervisor: Supervisor, stage: str) -> None:
+    def __init__(self, supervisor: Supervisor[Child], stage: str) -> None:
         self._supervisor = supervisor
         self._stage = stage
         self._hellos: dict[Link, Hello] = {}
@@ -160,7 +161,7 @@ def _close_after_peer(sock: socket.socket) -> None:
     loop.add_reader(sock.fileno(), read)
 
 
-async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost, supervisor: Supervisor) -> None:
+async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost, supervisor: Supervisor[Child]) -> None:
     """Run what the host's newest posting names, for ever."""
     starts = _starts(Path(spec.life))
     key, wait_s = posting_key(name).encode(), 0.1
@@ -181,7 +182,7 @@ async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost, sup
 
 
 async def _post(
-    value: bytes | None, spec: DispatcherHostSpec, host: DispatcherHost, supervisor: Supervisor, starts: int
+    value: bytes | None, spec: DispatcherHostSpec, host: DispatcherHost, supervisor: Supervisor[Child], starts: int
 ) -> None:
     try:
         posting: Posting | None = decode_posting(value) if value else None
@@ -209,7 +210,8 @@ async def run(name: str, address: str, spec: DispatcherHostSpec, dispatcher_modu
     """Serve until SIGTERM; returns the exit code."""
     life, going = Path(spec.life), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, going.set)
-    supervisor = Supervisor(life / "logs", drain_timeout_s=spec.drain_timeout_s, dispatcher_module=dispatcher_module)
+    children = partial(Children, life / "logs", dispatcher_module=dispatcher_module)
+    supervisor = Supervisor(children, drain_timeout_s=spec.drain_timeout_s)
     async with supervisor, LogCopier(life / "logs"):
         host = DispatcherHost(supervisor, spec.stage)
         server = await host.listen(address, spec.port, dispatcher_context(Path(spec.credential)))

@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ReplicaExit
+from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.routes import routes_of
@@ -48,7 +50,9 @@ class Host:
         self.topology.write_text(TOPOLOGY)
         self.isolation = isolation
         self.supervisor = Supervisor(
-            self.logs, drain_timeout_s=10.0, kill_after_s=0.5, dispatcher_module="inferline_stream.testing.dispatcher"
+            partial(Children, self.logs, dispatcher_module="inferline_stream.testing.dispatcher"),
+            drain_timeout_s=10.0,
+            kill_after_s=0.5,
         )
 
     async def scale(self, replicas: int) -> None:

@@ -1,0 +1,111 @@
+"""What a supervisor starts and connects: processes of this host, or actors of a cluster."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from inferline_stream.dataplane.attachments import Attach, FromDispatcher, FromSupervisor
+from inferline_stream.dataplane.batch_mark import BatchId
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+
+
+class Process(Protocol):
+    """A dispatcher or a replica that was started, here or on another host."""
+
+    @property
+    def name(self) -> str:
+        """Of the dispatcher or replica."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, once that is known."""
+
+    @property
+    def pending(self) -> str:
+        """Why it has no place to run on yet; empty if it runs."""
+
+    @property
+    def node(self) -> str:
+        """The host that it runs on; empty for this one, or while that is not known."""
+
+    @property
+    def ran_s(self) -> float:
+        """Its CPU time so far, native threads included; 0 where nothing reports it."""
+
+    @property
+    def waited_s(self) -> float:
+        """Time that it could have run and had no core; likewise."""
+
+    @property
+    def forked(self) -> bool:
+        """Whether it was forked by a fork server."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """GPUs of this host that it was given."""
+
+    @property
+    def died_at(self) -> BatchId | None:
+        """The batch that a dispatcher was taking in when it ended."""
+
+    def signal(self, number: signal.Signals, /) -> None:
+        """Signal it."""
+
+    def tell(self, message: FromSupervisor, /) -> None:
+        """Send a dispatcher a message that hands over nothing."""
+
+    def leave(self) -> None:
+        """Have a replica end once it has no batch in hand."""
+
+
+class Remote(Protocol):
+    """A replica on another host, which has one connection to this one."""
+
+    name: str
+    hardware: str
+    node: str
+
+    def connect(self, dispatcher: socket.socket) -> None:
+        """Carry the replica's frames to and from this socket."""
+
+    def replace(self, reason: str) -> None:
+        """Have its host end it now, and start another one."""
+
+
+P = TypeVar("P", bound=Process)
+
+
+class Processes(Protocol[P]):
+    """Starts processes, connects them, and reports their ends."""
+
+    def start_replica(self, spec: ReplicaSpec, /) -> P:
+        """Start a replica.
+
+        Raises:
+            NoDevice: its GPU is not free.
+            InvalidTopology: its isolation needs what the machine does not have.
+            OSError: the process could not be started.
+        """
+
+    def start_dispatcher(self, spec: DispatcherSpec, /) -> P:
+        """Start a dispatcher.
+
+        Raises:
+            OSError: the process could not be started.
+        """
+
+    def attach(self, dispatcher: P, replica: P | Remote, attach: Attach, /) -> None:
+        """Connect a replica with a dispatcher."""
+
+    def close(self) -> None:
+        """End what is left at once; its end is not reported."""
+
+
+Ended = Callable[[P, int, str, str], None]
+"""Takes a process that has ended, its exit code, a reason in words and its last lines."""
+
+Heard = Callable[[P, FromDispatcher], None]
+"""Takes a dispatcher and its message."""
