@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -20,7 +20,7 @@ from inferline_stream.actuators.core_use import cpu_s, waited_s
 from inferline_stream.actuators.devices import Device, devices_for
 from inferline_stream.actuators.fork_servers import Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
-from inferline_stream.actuators.processes import Remote
+from inferline_stream.actuators.processes import Found, Remote
 from inferline_stream.actuators.relay import Relay
 from inferline_stream.dataplane.attachments import (
     MAX_DATAGRAM_BYTES,
@@ -198,6 +198,10 @@ class Children:
         self._dead_logs: dict[str, deque[Path]] = {}
         self._machine = frozenset[int]() if single else os.sched_getaffinity(0)
         self._looking: asyncio.TimerHandle | None = None
+
+    async def found(self) -> Sequence[Found[Child]]:
+        """Return nothing: children end with their parent."""
+        return ()
 
     def start_replica(self, spec: ReplicaSpec) -> Child:
         """Start a replica.

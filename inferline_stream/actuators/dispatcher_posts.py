@@ -102,6 +102,11 @@ class Posts:
                 self._stop(post, self._drain_timeout_s)
         self._dealt(stage)
 
+    def adopt(self, post: Post) -> None:
+        """Go on with a dispatcher that an earlier controller has started."""
+        self._posts[post.spec.dispatcher] = post
+        self._dealt(post.stage)
+
     def replace(self, dispatcher: str) -> None:
         """As `Actuator.replace_dispatcher`."""
         post = self._posts.get(dispatcher)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from inferline_stream.dataplane.attachments import Attach, FromDispatcher, FromSupervisor
 from inferline_stream.dataplane.batch_mark import BatchId
@@ -78,8 +79,30 @@ class Remote(Protocol):
 P = TypeVar("P", bound=Process)
 
 
+@dataclass(frozen=True, slots=True)
+class Found(Generic[P]):
+    """A process that an earlier controller has left.
+
+    Args:
+        process: the dispatcher or replica.
+        spec: what it was started with.
+        age_s: time since it was started.
+        serving: of a dispatcher, whether it owns its partitions.
+        attached: of a dispatcher, the names of the replicas that it is connected with.
+    """
+
+    process: P
+    spec: ReplicaSpec | DispatcherSpec
+    age_s: float
+    serving: bool = False
+    attached: tuple[str, ...] = ()
+
+
 class Processes(Protocol[P]):
     """Starts processes, connects them, and reports their ends."""
+
+    async def found(self) -> Sequence[Found[P]]:
+        """Return what an earlier controller has left, and take it over; asked once."""
 
     def start_replica(self, spec: ReplicaSpec, /) -> P:
         """Start a replica.

@@ -78,7 +78,7 @@ class _End:
 
     async def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            async for frame in _frames(self._socket):
+            async for frame in frames(self._socket):
                 self._received(frame)
         # The other side is to notice that nothing comes any more.
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ class _End:
                 await asyncio.get_running_loop().sock_sendall(self._socket, await self._out.get())
 
 
-async def _frames(source: socket.socket) -> AsyncIterator[bytes]:
+async def frames(source: socket.socket) -> AsyncIterator[bytes]:
     """Yield whole frames. Raises ValueError on what is no frame."""
     data = bytearray()
     while chunk := await asyncio.get_running_loop().sock_recv(source, _CHUNK_BYTES):

@@ -24,7 +24,7 @@ from inferline_stream.actuators.batch_deaths import BatchDeaths
 from inferline_stream.actuators.children import NoDevice
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
 from inferline_stream.actuators.places import Place, Places
-from inferline_stream.actuators.processes import Ended, Heard, P, Processes, Remote
+from inferline_stream.actuators.processes import Ended, Found, Heard, P, Processes, Remote
 from inferline_stream.actuators.replica_slots import Member, ReplicaSlots
 from inferline_stream.dataplane.attachments import (
     Attach,
@@ -63,6 +63,7 @@ class Supervisor(Generic[P]):
         self._specs: dict[tuple[str, str], ReplicaSpec] = {}
         self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
         self._children = processes(self._ended, self._hear)
+        self._knows = False
         self._places = Places(
             self._exits,
             self._start_replica,
@@ -92,8 +93,13 @@ class Supervisor(Generic[P]):
         self._remote: dict[str, Remote] = {}
 
     async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
-        """Set the templates of replicas; see `Actuator.know`."""
+        """Set the templates of replicas; see `Actuator.know`. The first call takes over what another one has left."""
         self._specs = dict(specs)
+        if not self._knows:
+            self._knows = True
+            found = await self._children.found()
+            for each in sorted(found, key=lambda each: isinstance(each.spec, ReplicaSpec)):
+                self._adopt(each)
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`."""
@@ -191,6 +197,27 @@ class Supervisor(Generic[P]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _adopt(self, found: Found[P]) -> None:
+        """Go on with a process, dispatchers first."""
+        process, spec = found.process, found.spec
+        started_s = asyncio.get_running_loop().time() - found.age_s
+        if isinstance(spec, DispatcherSpec):
+            post = Post(spec, started_s=started_s, running=True)
+            self._dispatchers[post] = process
+            self._attached |= dict.fromkeys(found.attached, process)
+            if found.serving:
+                self._serving[post.stage, spec.slot] = process
+            self._posts.adopt(post)
+            return
+        place = Place(spec.stage, spec.hardware.name, spec.replica, running=True, started_s=started_s)
+        self._replicas[process] = place
+        self._places.all.append(place)
+        member = self._pools[spec.stage].add(spec.replica)
+        dispatcher = self._attached.get(spec.replica)
+        served = next((post.spec.slot for post, each in self._dispatchers.items() if each is dispatcher), None)
+        member.slot = member.slot if served is None else served
+        self._attach(spec.stage, member)
 
     def _start_replica(self, place: Place) -> None:
         place.replica = f"{place.stage}-{place.hardware}-{secrets.token_hex(4)}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,3 +164,20 @@ async def own_clients(own_apache_kafka: LocalKafka) -> AsyncIterator[Clients]:
     """Clients of an Apache Kafka that no other test uses."""
     async with AsyncExitStack() as stack:
         yield Clients(own_apache_kafka.bootstrap_servers, stack)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """A Ray cluster (`ray.cluster_utils.Cluster`) that this process has joined; tests may add nodes to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        import ray
+        from ray.cluster_utils import Cluster
+
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 16, "include_dashboard": False})
+        made.connect()
+        yield made
+        ray.shutdown()
+        made.shutdown()

@@ -1,6 +1,7 @@
-"""What every actuator promises, on local processes and on the fake alike."""
+"""What every actuator promises, on local processes, on actors of a Ray cluster, and on the fake alike."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ import pytest
 
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedReplica, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.actuators.ray import ray_actuator
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.pipeline.hardware import catalogue
@@ -64,6 +66,12 @@ class Local:
         os.kill(replica.pid, signal.SIGUSR1)
 
 
+class OnRay(Local):
+    def __init__(self, folder: Path, actuator: Actuator) -> None:
+        self.folder = folder
+        self.actuator = actuator
+
+
 class Fake:
     def __init__(self) -> None:
         self.actuator = FakeActuator(drain_timeout_s=1.0)
@@ -75,19 +83,35 @@ class Fake:
         self.actuator.finish(replica.replica)
 
 
-@pytest.fixture(params=["local", "fake"])
+@pytest.fixture(params=["local", "ray", "fake"])
 async def subject(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Subject]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    made: Subject = Local(tmp_path) if request.param == "local" else Fake()
-    await made.actuator.know(SPECS)
-    yield made
-    async with asyncio.timeout(DEADLINE_S):
-        await made.actuator.aclose()
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "ray":
+            request.getfixturevalue("ray_cluster")
+            on_ray = ray_actuator(
+                tmp_path.name,
+                tmp_path,
+                drain_timeout_s=1.0,
+                kill_after_s=0.3,
+                replica_module="replica_double",
+                dispatcher_module="inferline_stream.testing.dispatcher",
+            )
+            made: Subject = OnRay(tmp_path, await stack.enter_async_context(on_ray))
+        else:
+            made = Local(tmp_path) if request.param == "local" else Fake()
+        await made.actuator.know(SPECS)
+        yield made
+        async with asyncio.timeout(DEADLINE_S):
+            await made.actuator.aclose()
 
 
 async def seen(subject: Subject, state: str = "running") -> list[ObservedReplica]:
+    async with asyncio.timeout(DEADLINE_S):
+        while any(replica.pending for replica in await subject.actuator.observe()):  # actors find their places later
+            await asyncio.sleep(0.02)
     return [replica for replica in await subject.actuator.observe() if replica.state == state]
 
 
@@ -113,9 +137,9 @@ async def test_scale_starts_exactly_the_replicas_asked_for(subject: Subject) -> 
 
 async def test_asking_twice_changes_nothing(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 2)
-    before = await subject.actuator.observe()
+    before = await seen(subject)
     await subject.actuator.scale("a", "cpu-1", 2)
-    assert await subject.actuator.observe() == before
+    assert list(await subject.actuator.observe()) == before
 
 
 async def test_names_are_never_used_twice(subject: Subject) -> None:
@@ -148,9 +172,9 @@ async def test_the_youngest_retires_where_none_is_named(subject: Subject) -> Non
 
 async def test_a_name_retires_nobody_while_none_is_too_many(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 2)
-    before = await subject.actuator.observe()
+    before = await seen(subject)
     await subject.actuator.scale("a", "cpu-1", 2, retiring=[before[0].replica])
-    assert await subject.actuator.observe() == before
+    assert await seen(subject) == before
 
 
 async def test_a_retired_replica_ends_as_expected_and_stays_away(subject: Subject) -> None:
@@ -178,6 +202,7 @@ async def test_scaling_up_again_starts_another_one_beside_the_retiring(subject: 
 
 async def test_a_retiring_replica_that_stays_is_made_to_end_after_the_deadline(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 1)
+    await seen(subject)
     start_s = asyncio.get_running_loop().time()
     await subject.actuator.scale("a", "cpu-1", 0)
     gone = await next_exit(subject)

@@ -1,0 +1,360 @@
+"""Dispatchers and replicas as actors of a Ray cluster, one each. With `ray_host` alone knows ray.
+
+Actors are detached, in a namespace of the pipeline's own: they outlive the controller, and the next one takes them
+over. Ray restarts none of them: the supervisor decides, as on one host. The end of an actor, or of its node, is the end
+of its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ray
+from ray.exceptions import ActorDiedError, RayError
+from ray.util import list_named_actors
+
+from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
+from inferline_stream.actuators.devices import slice_of
+from inferline_stream.actuators.processes import Ended, Found, Heard
+from inferline_stream.actuators.ray_host import End, Host, News, Role, Standing, Terms, Where, first_line
+from inferline_stream.actuators.supervisor import Supervisor
+from inferline_stream.dataplane.attachments import Attach, FromSupervisor, Stop, encode_attachment
+from inferline_stream.dataplane.batch_mark import BatchId
+from inferline_stream.dataplane.specs import (
+    EXIT_FENCED,
+    DispatcherSpec,
+    ReplicaSpec,
+    decode_dispatcher_spec,
+    decode_replica_spec,
+)
+from inferline_stream.errors import Unreachable
+
+logger = logging.getLogger(__name__)
+
+_ADOPT_S = 5.0
+"""Longest that an actor may take to answer a new controller; after that it is given up."""
+
+_FORCE_S = 2.0
+"""From the order to kill a child to the end of its actor: a host that is frozen hears no order."""
+
+_SUPERSEDED = "another controller has taken it over"
+
+
+def requirements(spec: ReplicaSpec) -> dict[str, Any]:
+    """Return what a replica's actor asks its node for. Emulated kinds sleep, and ask for no core.
+
+    A GPU's model becomes Ray's accelerator type, which its nodes find out by themselves: ``Tesla T4`` is ``T4``. Ray
+    knows a slice of a GPU (MIG) only as a GPU, on a node that is started with its UUID: its kind is a custom resource.
+    """
+    hardware = spec.hardware
+    asked: dict[str, Any] = {"num_cpus": hardware.cores, "num_gpus": hardware.gpus}
+    if slice_of(hardware):
+        asked |= {"num_gpus": 1, "resources": {hardware.name: 1}}
+    elif hardware.gpus and hardware.gpu_model is not None:
+        asked["accelerator_type"] = hardware.gpu_model.split()[-1]
+    if spec.isolation.memory_mb is not None:
+        asked["memory"] = spec.isolation.memory_mb << 20
+    return asked
+
+
+@dataclass(slots=True, eq=False)
+class RayProcess:
+    """A dispatcher or a replica, and the actor that hosts it."""
+
+    name: str
+    role: Role
+    actor: Any = None
+    controller: str = ""
+    pid: int | None = None
+    pending: str = ""
+    node: str = ""
+    died_at: BatchId | None = None
+    forked: bool = False
+    devices: tuple[str, ...] = ()
+    forced: bool = False
+    """Whether its actor was killed, so that nobody can say when its child ends."""
+    following: asyncio.Task[None] | None = None
+    dismissed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it was asked to end: it counts as ended then where it obeys another controller."""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal it. One that has no place yet, or whose host does not obey, loses its actor."""
+        self.dismissed.set()
+        if not self.node:
+            self.kill()
+            return
+        self.actor.signal.remote(self.controller, int(number))
+        if number == signal.SIGKILL:
+            asyncio.get_running_loop().call_later(_FORCE_S, self._force)
+
+    def tell(self, message: FromSupervisor) -> None:
+        """Send a dispatcher a message that hands over nothing. One that is to stop before it has begun ends at once."""
+        if isinstance(message, Stop):
+            self.dismissed.set()
+            if not self.node:
+                self.kill()
+                return
+        self.actor.tell.remote(self.controller, encode_attachment(message))
+
+    def leave(self) -> None:
+        """Have a replica end once it has no batch in hand."""
+        self.dismissed.set()
+        if self.node:
+            self.actor.leave.remote(self.controller)
+        else:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the actor, and its child with it."""
+        with contextlib.suppress(RayError, ValueError):
+            ray.kill(self.actor)
+
+    def _force(self) -> None:
+        if self.following is not None and not self.following.done():
+            logger.warning("the host of %s does not answer: its actor is killed", self.name)
+            self.forced = True
+            self.kill()
+
+
+class RayActors:
+    """`Processes` on a cluster that this process has joined. Must be used and closed within one event loop.
+
+    Args:
+        ended: see `Ended`.
+        heard: see `Heard`.
+        namespace: of the pipeline's actors.
+        terms: of every actor; role and spec are filled in.
+        environment: variables for dispatchers, beside those of their node.
+    """
+
+    def __init__(
+        self,
+        ended: Ended[RayProcess],
+        heard: Heard[RayProcess],
+        *,
+        namespace: str,
+        terms: Terms,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._ended = ended
+        self._heard = heard
+        self._namespace = namespace
+        self._terms = terms
+        self._environment = dict(environment)
+        self._following: set[asyncio.Task[None]] = set()
+        self._all: set[RayProcess] = set()
+        self._superseded = False
+
+    async def found(self) -> Sequence[Found[RayProcess]]:
+        """Take over the actors of an earlier controller; those of another identity drain and end."""
+        listed = await asyncio.to_thread(list_named_actors, True)
+        names = [str(each["name"]) for each in listed if each["namespace"] == self._namespace]
+        standing = await asyncio.gather(*map(self._adopt, names))
+        return [each for each in standing if each is not None]
+
+    async def _adopt(self, name: str) -> Found[RayProcess] | None:
+        try:
+            actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
+        except ValueError:
+            return None  # it has ended meanwhile
+        try:
+            async with asyncio.timeout(_ADOPT_S):
+                answer = await actor.adopt.remote(self._terms.controller, self._terms.identity)
+        except (TimeoutError, RayError) as error:
+            logger.warning("actor %s does not answer and is killed: %s", name, error)
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+            return None
+        if answer is None:
+            logger.info("actor %s belongs to other code: it drains", name)
+            actor.retire.remote()
+            return None
+        found = msgspec.json.decode(answer, type=Standing)
+        decode = decode_replica_spec if found.role == "replica" else decode_dispatcher_spec
+        spec: ReplicaSpec | DispatcherSpec = decode(found.spec)
+        called = spec.replica if isinstance(spec, ReplicaSpec) else spec.dispatcher
+        process = RayProcess(called, found.role, actor, self._terms.controller, found.where.pid, node=found.where.node)
+        self._follow(process, None)
+        return Found(process, spec, found.age_s, found.serving, tuple(found.attached))
+
+    def start_replica(self, spec: ReplicaSpec) -> RayProcess:
+        """Ask for an actor with what the replica's hardware kind needs.
+
+        Raises:
+            OSError: another controller has taken over.
+        """
+        return self._start(RayProcess(spec.replica, "replica"), spec.replica, spec, requirements(spec), {})
+
+    def start_dispatcher(self, spec: DispatcherSpec) -> RayProcess:
+        """Ask for an actor that needs nothing of its node: a stage stands still while its dispatcher has no place.
+
+        Raises:
+            OSError: another controller has taken over.
+        """
+        name = f"{spec.dispatcher}/{spec.incarnation}"
+        process = RayProcess(spec.dispatcher, "dispatcher")
+        return self._start(process, name, spec, {"num_cpus": 0}, self._environment)
+
+    def _start(
+        self,
+        process: RayProcess,
+        name: str,
+        spec: ReplicaSpec | DispatcherSpec,
+        asked: dict[str, Any],
+        environment: dict[str, str],
+    ) -> RayProcess:
+        if self._superseded:
+            raise OSError(_SUPERSEDED)
+        terms = msgspec.structs.replace(self._terms, role=process.role, spec=msgspec.json.encode(spec).decode())
+        options = {"name": name, "namespace": self._namespace, "lifetime": "detached", "max_restarts": 0, **asked}
+        try:
+            process.actor = ray.remote(Host).options(**options).remote(msgspec.json.encode(terms))
+        except (RayError, ValueError) as error:
+            raise OSError(str(error)) from error
+        process.controller = self._terms.controller
+        process.pending = f"waits for a node of the Ray cluster that has {_words(asked)} free"
+        self._follow(process, environment)
+        return process
+
+    def attach(self, dispatcher: RayProcess, replica: RayProcess, attach: Attach) -> None:
+        """Connect a replica with a dispatcher."""
+        dispatcher.actor.attach.remote(self._terms.controller, encode_attachment(attach), replica.actor)
+
+    def close(self) -> None:
+        """End what is left at once; its end is not reported."""
+        self._ended = lambda *_: None
+        for task in self._following:
+            task.cancel()
+        if not self._superseded:
+            for process in self._all:
+                process.kill()
+
+    def _follow(self, process: RayProcess, environment: dict[str, str] | None) -> None:
+        self._all.add(process)
+        process.following = asyncio.create_task(self._live(process, environment))
+        self._following.add(process.following)
+        process.following.add_done_callback(self._following.discard)
+
+    async def _live(self, process: RayProcess, environment: dict[str, str] | None) -> None:
+        """Follow a process from its place on a node to its end."""
+        try:
+            if environment is not None:
+                where = msgspec.json.decode(await process.actor.start.remote(environment), type=Where)
+                process.pid, process.node, process.pending = where.pid, where.node, ""
+            end = await self._end(process)
+        except RayError as error:
+            end = self._lost(process, error)
+        if end is None:  # another controller's now
+            await process.dismissed.wait()
+            self._ended(process, 0, _SUPERSEDED, "")
+            return
+        self._all.discard(process)
+        process.kill()
+        process.died_at = end.died_at
+        self._ended(process, end.exit_code, end.reason, end.tail)
+
+    async def _end(self, process: RayProcess) -> End | None:
+        while True:
+            news = msgspec.json.decode(await process.actor.news.remote(self._terms.controller), type=News)
+            if news.superseded:
+                self._stay_away()
+                return None
+            for message in news.messages:
+                self._heard(process, message)
+            if news.end is not None:
+                return news.end
+
+    def _lost(self, process: RayProcess, error: RayError) -> End:
+        """Return the end of a process whose actor cannot be asked.
+
+        A dispatcher's name is used again only where its process has surely ended. One that lives on somewhere would
+        otherwise serve beside its successor; with another name it loses the slot.
+        """
+        surely = isinstance(error, ActorDiedError) and not process.forced
+        where = f" on {process.node}" if process.node else ""
+        reason = f"its node or its actor{where} is gone: {first_line(error)}"
+        return End(-signal.SIGKILL if surely or process.role == "replica" else EXIT_FENCED, reason)
+
+    def _stay_away(self) -> None:
+        if not self._superseded:
+            logger.warning("the pipeline's actors serve this controller no more: %s", _SUPERSEDED)
+        self._superseded = True
+
+
+async def join(address: str = "auto") -> None:
+    """Join a Ray cluster, unless this process has joined one.
+
+    Raises:
+        Unreachable: none answers there.
+    """
+    if ray.is_initialized():
+        return
+    try:
+        await asyncio.to_thread(ray.init, address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RayError, OSError, RuntimeError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise Unreachable(
+            f"no Ray cluster answers at {address!r}: {why}. Start one with `ray start --head`, or set RAY_ADDRESS"
+        ) from None
+
+
+@asynccontextmanager
+async def ray_actuator(
+    namespace: str,
+    log_folder: Path,
+    *,
+    identity: str = "",
+    environment: Mapping[str, str] | None = None,
+    drain_timeout_s: float = 30.0,
+    kill_after_s: float = 5.0,
+    orphan_s: float = 3600.0,
+    replica_module: str = REPLICA_MODULE,
+    dispatcher_module: str = DISPATCHER_MODULE,
+) -> AsyncIterator[Supervisor[RayProcess]]:
+    """`Actuator` on a Ray cluster that this process has joined.
+
+    Topology, code and log folder are at the same path on every node. At the end of the block every actor ends; those of
+    a controller that dies go on.
+
+    Args:
+        namespace: of the pipeline's actors: the next controller finds them by it.
+        log_folder: absolute; where, on each node, the files go that hold what children print.
+        identity: what a controller must have in common with the one before to take over its actors.
+        environment: variables for dispatchers, such as credentials for Kafka, beside those of their node.
+        drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
+        kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
+        orphan_s: how long actors go on without a controller.
+        replica_module: what each replica's process runs as ``__main__``.
+        dispatcher_module: likewise.
+    """
+    terms = Terms(
+        role="replica",
+        spec="",
+        identity=identity,
+        controller=secrets.token_hex(8),
+        log_folder=str(log_folder),
+        replica_module=replica_module,
+        dispatcher_module=dispatcher_module,
+        orphan_s=orphan_s,
+        drain_timeout_s=drain_timeout_s,
+    )
+    actors = partial(RayActors, namespace=namespace, terms=terms, environment=environment or {})
+    async with Supervisor(actors, drain_timeout_s=drain_timeout_s, kill_after_s=kill_after_s) as supervisor:
+        yield supervisor
+
+
+def _words(asked: Mapping[str, Any]) -> str:
+    named = {**asked, **asked.get("resources", {})}
+    named.pop("resources", None)
+    return ", ".join(f"{name} {value}" for name, value in named.items() if value) or "room"
