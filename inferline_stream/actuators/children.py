@@ -170,8 +170,7 @@ class Children:
         placed: whether something else has chosen cores and devices, as for a pod: a replica may use all that it sees.
         replica_module: what a replica's process runs as ``__main__``.
         dispatcher_module: likewise.
-        single: whether it starts one process, on a machine whose cores somebody else deals out: none are kept for it,
-            and nothing is started that could fork the next one.
+        single: whether it starts one process: nothing is started then that could fork the next one.
     """
 
     def __init__(
@@ -196,7 +195,7 @@ class Children:
         self._single = single
         self._fork_servers = ForkServers()
         self._dead_logs: dict[str, deque[Path]] = {}
-        self._machine = frozenset[int]() if single else os.sched_getaffinity(0)
+        self._machine = os.sched_getaffinity(0)
         self._looking: asyncio.TimerHandle | None = None
 
     async def found(self) -> Sequence[Found[Child]]:

@@ -27,7 +27,7 @@ from ray.util import list_named_actors
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
 from inferline_stream.actuators.devices import slice_of
 from inferline_stream.actuators.processes import Ended, Found, Heard
-from inferline_stream.actuators.ray_host import End, Host, News, Role, Standing, Terms, Where, first_line
+from inferline_stream.actuators.ray_host import End, Host, News, Role, Standing, Terms, Where, cause
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.attachments import Attach, FromSupervisor, Stop, encode_attachment
 from inferline_stream.dataplane.batch_mark import BatchId
@@ -47,6 +47,9 @@ _ADOPT_S = 5.0
 
 _FORCE_S = 2.0
 """From the order to kill a child to the end of its actor: a host that is frozen hears no order."""
+
+DISPATCHER_NEEDS: dict[str, Any] = {"num_cpus": 0}
+"""What the actor of a dispatcher asks its node for: nothing. While it had no place, its stage would stand still."""
 
 _SUPERSEDED = "another controller has taken it over"
 
@@ -197,14 +200,14 @@ class RayActors:
         return self._start(RayProcess(spec.replica, "replica"), spec.replica, spec, requirements(spec), {})
 
     def start_dispatcher(self, spec: DispatcherSpec) -> RayProcess:
-        """Ask for an actor that needs nothing of its node: a stage stands still while its dispatcher has no place.
+        """Ask for an actor; see `DISPATCHER_NEEDS`.
 
         Raises:
             OSError: another controller has taken over.
         """
         name = f"{spec.dispatcher}/{spec.incarnation}"
         process = RayProcess(spec.dispatcher, "dispatcher")
-        return self._start(process, name, spec, {"num_cpus": 0}, self._environment)
+        return self._start(process, name, spec, DISPATCHER_NEEDS, self._environment)
 
     def _start(
         self,
@@ -283,7 +286,7 @@ class RayActors:
         """
         surely = isinstance(error, ActorDiedError) and not process.forced
         where = f" on {process.node}" if process.node else ""
-        reason = f"its node or its actor{where} is gone: {first_line(error)}"
+        reason = f"its actor{where} is gone: {cause(error)}"
         return End(-signal.SIGKILL if surely or process.role == "replica" else EXIT_FENCED, reason)
 
     def _stay_away(self) -> None:

@@ -24,13 +24,11 @@ import ray
 from ray.exceptions import RayError
 
 from inferline_stream.actuators.children import Child, Children, NoDevice
-from inferline_stream.actuators.devices import Device, slice_of
 from inferline_stream.actuators.relay import frames
 from inferline_stream.dataplane.attachments import Attach, FromDispatcher, Lost, Replace, Serving, Stop
 from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.specs import decode_dispatcher_spec, decode_replica_spec
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)
 
@@ -137,19 +135,19 @@ class Host:
                 made with is kept by the cluster.
         """
         terms = self._terms
-        os.environ.update(environment)  # the actor is this one child's
+        context = ray.get_runtime_context()
+        given = ",".join(context.get_accelerator_ids().get("GPU", []))
+        os.environ.update({**environment, "CUDA_VISIBLE_DEVICES": given})  # the actor is this one child's
         self._going = asyncio.create_task(self._watch_controller())
         try:
             if terms.role == "replica":
-                replica = decode_replica_spec(terms.spec)
-                self._child = self._children(replica.hardware).start_replica(replica)
+                self._child = self._children().start_replica(decode_replica_spec(terms.spec))
             else:
-                self._child = self._children(None).start_dispatcher(decode_dispatcher_spec(terms.spec))
+                self._child = self._children().start_dispatcher(decode_dispatcher_spec(terms.spec))
         except InvalidTopology as error:
             self._finish(End(error.exit_code, str(error)))
         except (NoDevice, OSError) as error:
             self._finish(End(127, f"could not be started: {error}"))
-        context = ray.get_runtime_context()
         node = f"{socket.gethostname()}/{context.get_node_id()[:8]}"
         self._where = Where(node, self._child.pid if self._child is not None else None)
         self._began_s = time.monotonic()
@@ -157,9 +155,9 @@ class Host:
         return msgspec.json.encode(self._where)
 
     async def news(self, controller: str) -> bytes:
-        """Wait for news, or a while; return them."""
+        """Wait for news, or a while; return them. Whoever waits is alive, as far as anyone knows."""
         if controller == self._controller:
-            self._heard_s = time.monotonic()
+            self._heard_s = time.monotonic() + _POLL_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await self._changed.wait()
@@ -233,9 +231,9 @@ class Host:
                     return
                 answer = await replica.run.remote(number, frame)
         except RayError as error:
-            logger.warning("the way to replica %s broke: %s", name, first_line(error))
+            logger.warning("the way to replica %s broke: %s", name, cause(error))
             dispatcher.tell(Lost(name))
-            self._hear(dispatcher, Replace(name, "the way to it broke"))
+            self._hear(dispatcher, Replace(name, f"the way to it broke: {cause(error)}"))
             await link.receive()  # its end stays open until the dispatcher has closed its own
         except OSError:
             pass  # the dispatcher has closed its end
@@ -281,13 +279,13 @@ class Host:
 
     # The child
 
-    def _children(self, hardware: Hardware | None) -> Children:
+    def _children(self) -> Children:
         terms = self._terms
         return Children(
             Path(terms.log_folder),
             lambda child, code, reason, tail: self._finish(End(code, reason, tail, child.died_at)),
             self._hear,
-            devices=_devices(hardware) if hardware is not None else (),
+            placed=True,
             replica_module=terms.replica_module,
             dispatcher_module=terms.dispatcher_module,
             single=True,
@@ -371,13 +369,8 @@ class _Link:
             self._sock.close()
 
 
-def first_line(error: RayError) -> str:
-    """Return what a library's error says, in one line."""
+def cause(error: RayError) -> str:
+    """Return why a call of an actor failed, in a sentence of the library's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines and lines[0].startswith("The actor died") else (lines or [type(error).__name__])[0]
-
-
-def _devices(hardware: Hardware) -> tuple[Device, ...]:
-    """Return the GPUs that Ray has given this actor, which are taken to be what its kind asks for."""
-    given = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-    return tuple(Device(uuid, hardware.gpu_model or "", slice=slice_of(hardware)) for uuid in given)
+    told = next((line for line in lines if line.startswith("The actor is dead because")), (lines or [""])[0])
+    return told.partition(". ")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,298 @@
+"""Pools on a Ray cluster of several nodes that lose nodes, actors and replicas under load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from ray.cluster_utils import Cluster
+
+from inferline_stream.actuators import ray as on_ray
+from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica
+from inferline_stream.actuators.ray import ray_actuator, requirements
+from inferline_stream.actuators.ray_host import Host, Terms, Where
+from inferline_stream.controlplane.session import Quiet, Session, session
+from inferline_stream.dataplane.routes import Routes
+from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.testing.runs import emulated_run
+
+DEADLINE_S = 40.0
+TOPOLOGY = """
+from inferline_stream import Hardware, Pipeline, Sample, Stage, Topic
+
+
+def same(numbers: list[int]) -> list[int]:
+    return numbers
+
+
+work = Stage("work", same, hardware=["emulated-core"], emulated={"emulated-core": {1: "20ms", 4: "32ms"}},
+             max_batch_size=4)
+pipeline = Pipeline("rayed", slo="400ms", source=Topic("in", partitions=4), sink=Topic("out", partitions=2),
+                    stages=[work], sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
+                    hardware=[Hardware("emulated-core", 0.1, cores=1)])
+"""
+
+
+async def until(holds: Callable[[], Any], what: str, within_s: float = DEADLINE_S) -> None:
+    give_up_s = time.monotonic() + within_s
+    while True:
+        held = holds()
+        if await held if asyncio.iscoroutine(held) else held:
+            return
+        assert time.monotonic() < give_up_s, f"not within {within_s:g} s: {what}"
+        await asyncio.sleep(0.05)
+
+
+def host_of(pid: int) -> int:
+    """The process of the actor that hosts a child."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def thaw(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+class Rayed:
+    """A run on the cluster."""
+
+    def __init__(self, under_way: Session, actuator: Actuator) -> None:
+        self.under_way, self.actuator = under_way, actuator
+
+    async def running(self) -> list[ObservedReplica]:
+        return [r for r in await self.actuator.observe() if r.state == "running" and r.pid is not None]
+
+    async def dispatchers(self) -> list[ObservedDispatcher]:
+        return [d for d in await self.actuator.dispatchers() if d.pid is not None]
+
+    async def gone(self, replica: ObservedReplica) -> None:
+        async def is_gone() -> bool:
+            return replica.replica not in [r.replica for r in await self.actuator.observe() if r.state == "running"]
+
+        await until(is_gone, f"the end of {replica.replica} is seen")
+
+    async def served_by_another(self, before: ObservedDispatcher) -> None:
+        async def another() -> bool:
+            return any(d.pid != before.pid for d in await self.dispatchers())
+
+        await until(another, "another dispatcher runs")
+
+    def pending(self) -> int:
+        state = self.under_way.controller.state
+        return sum(kind.pending for kind in state.stages[0].replicas) if state is not None else 0
+
+    def ready(self) -> int:
+        state = self.under_way.controller.state
+        return sum(kind.ready for kind in state.stages[0].replicas) if state is not None else 0
+
+    async def scaled(self, replicas: int) -> None:
+        self.under_way.controller.wanted["work", "emulated-core"] = replicas
+        self.under_way.controller.fleet.changed()
+        await until(lambda: self.ready() == replicas, f"{replicas} replicas are ready")
+
+    def events(self) -> int:
+        state = self.under_way.controller.state
+        return state.stages[0].events if state is not None else 0
+
+    async def flows(self) -> None:
+        """Wait until events come through again."""
+        before = self.events()
+        await until(lambda: self.events() > before + 20, "events come through")
+
+
+@contextlib.asynccontextmanager
+async def rayed(kafka: KafkaServer, folder: Path, delivery: str) -> AsyncIterator[Rayed]:
+    folder.mkdir()
+    (folder / "topology.py").write_text(TOPOLOGY)
+    (folder / "events.jsonl").write_text("".join(f"{number}\n" for number in range(50)))
+    run = emulated_run(folder, kafka.bootstrap_servers, folder, levels=[(40, 600)], delivery=delivery, faust=False)
+    async with (
+        ray_actuator(str(folder), folder / "logs", identity=run.identity, drain_timeout_s=10.0) as actuator,
+        session(run, Quiet(), actuator) as under_way,
+    ):
+        await under_way.ready()
+        yield Rayed(under_way, actuator)
+
+
+async def test_no_end_of_a_node_an_actor_or_a_replica_loses_an_event(
+    ray_cluster: Cluster, embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def node() -> Any:
+        return ray_cluster.add_node(num_cpus=1, resources={"replicas": 6, "dispatchers": 2}, wait=False)
+
+    nodes = {each.node_id[:8]: each for each in (node(), node())}
+    monkeypatch.setattr(on_ray, "DISPATCHER_NEEDS", {"num_cpus": 0, "resources": {"dispatchers": 1}})
+    monkeypatch.setattr(on_ray, "requirements", lambda spec: {"num_cpus": 0, "resources": {"replicas": 1}})
+    ray_cluster.wait_for_nodes()
+    stop = asyncio.Event()
+    async with (
+        rayed(embedded_broker, tmp_path / "once", "exactly_once") as once,
+        rayed(embedded_broker, tmp_path / "least", "at_least_once") as least,
+    ):
+        pools = (once, least)
+
+        async def both(work: Callable[[Rayed], Any]) -> None:
+            await asyncio.gather(*map(work, pools))
+
+        feeding = [asyncio.create_task(pool.under_way.fed(stop)) for pool in pools]
+        await both(lambda pool: pool.scaled(4))
+        await both(Rayed.flows)
+
+        frozen = []
+        for pool in pools:
+            victim, other, *_ = await pool.running()
+            os.kill(host_of(victim.pid), signal.SIGKILL)
+            await pool.gone(victim)
+            frozen += [other.pid, host_of(other.pid)]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        thawing = asyncio.get_running_loop().call_later(10.0, thaw, frozen)
+        await both(Rayed.flows)
+
+        before = [(await pool.dispatchers())[0] for pool in pools]
+        for dispatcher in before:
+            os.kill(host_of(dispatcher.pid), signal.SIGKILL)
+        await asyncio.gather(*(pool.served_by_another(than) for pool, than in zip(pools, before, strict=True)))
+        await both(Rayed.flows)
+
+        (dispatcher,) = await once.dispatchers()
+        lost = dispatcher.node.rpartition("/")[2]
+        theirs = [each for pool in pools for each in await pool.running() if each.node == dispatcher.node]
+        ray_cluster.remove_node(nodes.pop(lost), allow_graceful=False)
+        await once.served_by_another(dispatcher)
+        for each in theirs:
+            await once.gone(each)
+            await least.gone(each)
+        await until(lambda: once.pending() + least.pending() == 2, "two of eight replicas have no place")
+        assert await once.actuator.capacity() in ({}, {"emulated-core": len(await once.running())})
+        await both(Rayed.flows)
+        nodes["new"] = node()
+        await both(lambda pool: pool.scaled(4))
+        await both(lambda pool: pool.scaled(1))
+        stop.set()
+        await asyncio.gather(*feeding)
+        thawing.cancel()
+        thaw(frozen)
+        reports = [await pool.under_way.report(await pool.under_way.drain()) for pool in pools]
+    for each in nodes.values():
+        ray_cluster.remove_node(each, allow_graceful=False)
+    for report in reports:
+        assert (report.lost, report.unknown, report.unaccounted) == (0, 0, 0)
+        assert report.completed == {}  # no dead letter
+    assert reports[0].duplicated == 0
+
+
+UNSEALED = Isolation("none")
+SPEC = ReplicaSpec("", "a", "/nowhere/topology.py", catalogue()["emulated-cpu"])
+DISPATCHER = DispatcherSpec(
+    "a-0-x", 0, Routes("p", "", "a", "in", "out", ("a",), (), (), True, 1.0, "process", b"1"), "127.0.0.1:1"
+)
+CONTROLLER = """
+import asyncio, os, sys
+from pathlib import Path
+from inferline_stream.actuators.ray import join, ray_actuator
+from tests.contracts.test_ray import DISPATCHER, SPEC, on_the_cluster, pids
+
+async def main() -> None:
+    await join(sys.argv[1])
+    async with on_the_cluster(Path(sys.argv[2])) as actuator:
+        await actuator.know({("a", "emulated-cpu"): SPEC})
+        await actuator.scale("a", "emulated-cpu", 2)
+        await actuator.dispatch("a", [DISPATCHER])
+        while None in await pids(actuator):
+            await asyncio.sleep(0.05)
+        os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+
+
+def on_the_cluster(folder: Path, **more: Any) -> Any:
+    modules = {"replica_module": "replica_double", "dispatcher_module": "inferline_stream.testing.dispatcher"}
+    terms = {"identity": "the same", "drain_timeout_s": 1.0, "kill_after_s": 0.3, **modules, **more}
+    return ray_actuator(str(folder), folder, **terms)
+
+
+async def killed_controller(cluster: Cluster, folder: Path) -> None:
+    """Run a controller that starts a dispatcher and two replicas and is killed."""
+    repository = Path(__file__).parents[2]
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", CONTROLLER, cluster.address, str(folder)),
+        env={**os.environ, "PYTHONPATH": f"{repository}:{Path(__file__).parent}"},
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        assert await killed.wait() == -signal.SIGKILL
+
+
+async def pids(actuator: Actuator) -> set[int | None]:
+    return {each.pid for each in (*await actuator.observe(), *await actuator.dispatchers())}
+
+
+async def test_a_controller_finds_what_one_that_was_killed_has_left_and_takes_it_over(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    await killed_controller(ray_cluster, tmp_path)
+    async with on_the_cluster(tmp_path) as second, contextlib.AsyncExitStack() as stack:
+        await second.know({("a", "emulated-cpu"): SPEC})
+        left = await pids(second)
+        assert len(left) == 3
+        assert all(os.path.exists(f"/proc/{pid}") for pid in left)
+        await second.scale("a", "emulated-cpu", 2)
+        await second.dispatch("a", [DISPATCHER])
+        assert await pids(second) == left
+
+        third = await stack.enter_async_context(on_the_cluster(tmp_path))
+        await third.know({("a", "emulated-cpu"): SPEC})
+        assert await pids(third) == left
+        await second.aclose()  # of a controller that was superseded: it ends nothing
+        assert await pids(third) == left
+        assert all(os.path.exists(f"/proc/{pid}") for pid in left)
+        others = await stack.enter_async_context(on_the_cluster(tmp_path, identity="other code"))
+        await others.know({("a", "emulated-cpu"): SPEC})
+        assert await pids(others) == set()
+        await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in left), "what other code runs has drained")
+
+
+async def test_without_a_controller_a_host_ends(
+    ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Any] = []
+    monkeypatch.setattr("inferline_stream.actuators.ray_host.ray.kill", ended.append)
+    monkeypatch.setattr("ray.runtime_context.RuntimeContext.current_actor", "the host")
+    modules = ("replica_double", "inferline_stream.testing.dispatcher")
+    spec = msgspec.json.encode(DISPATCHER).decode()
+    host = Host(
+        msgspec.json.encode(Terms("dispatcher", spec, "", "me", str(tmp_path), *modules, 0.5, drain_timeout_s=1.0))
+    )
+    where = msgspec.json.decode(await host.start({}), type=Where)
+    await asyncio.sleep(0.3)
+    assert os.path.exists(f"/proc/{where.pid}")
+    await until(lambda: ended == ["the host"], "the host has ended")
+    assert not os.path.exists(f"/proc/{where.pid}")
+    assert (tmp_path / "a-0-x.log").read_text().splitlines()[-1] == "stopped"
+
+
+def test_actors_ask_for_what_the_catalogue_says() -> None:
+    def asked(hardware: Hardware, isolation: Isolation = UNSEALED) -> dict[str, Any]:
+        return requirements(ReplicaSpec("", "a", "/nowhere/topology.py", hardware, isolation=isolation))
+
+    kinds = catalogue()
+    assert asked(kinds["cpu-0.5"]) == {"num_cpus": 0.5, "num_gpus": 0.0}
+    assert asked(kinds["v100"]) == {"num_cpus": 1.0, "num_gpus": 1, "accelerator_type": "V100"}
+    assert asked(kinds["emulated-gpu-small"]) == {"num_cpus": 0, "num_gpus": 0.0}
+    assert asked(kinds["cpu-1"], Isolation("none", memory_mb=512))["memory"] == 512 << 20
+    slice_ = Hardware("a100-1g.10gb", 0.5, gpus=1, gpu_model="NVIDIA A100")
+    assert asked(slice_) == {"num_cpus": 1.0, "num_gpus": 1, "resources": {"a100-1g.10gb": 1}}
