@@ -48,6 +48,10 @@ _ADOPT_S = 5.0
 _FORCE_S = 2.0
 """From the order to kill a child to the end of its actor: a host that is frozen hears no order."""
 
+_AVOID_S = 60.0
+"""So long nothing is started on a node that has not answered, if there is room elsewhere: Ray itself takes ten seconds
+or more to find out that a node is gone, and goes on placing actors there."""
+
 DISPATCHER_NEEDS: dict[str, Any] = {"num_cpus": 0}
 """What the actor of a dispatcher asks its node for: nothing. While it had no place, its stage would stand still."""
 
@@ -158,6 +162,8 @@ class RayActors:
         self._following: set[asyncio.Task[None]] = set()
         self._all: set[RayProcess] = set()
         self._superseded = False
+        self._avoid_until_s: dict[str, float] = {}
+        """By id of a node."""
 
     async def found(self) -> Sequence[Found[RayProcess]]:
         """Take over the actors of an earlier controller; those of another identity drain and end."""
@@ -221,6 +227,9 @@ class RayActors:
             raise OSError(_SUPERSEDED)
         terms = msgspec.structs.replace(self._terms, role=process.role, spec=msgspec.json.encode(spec).decode())
         options = {"name": name, "namespace": self._namespace, "lifetime": "detached", "max_restarts": 0, **asked}
+        if avoided := self._avoided():
+            elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"}
+            options |= {"label_selector": elsewhere, "fallback_strategy": [{"label_selector": {}}]}
         try:
             process.actor = ray.remote(Host).options(**options).remote(msgspec.json.encode(terms))
         except (RayError, ValueError) as error:
@@ -229,6 +238,11 @@ class RayActors:
         process.pending = f"waits for a node of the Ray cluster that has {_words(asked)} free"
         self._follow(process, environment)
         return process
+
+    def _avoided(self) -> list[str]:
+        now_s = asyncio.get_running_loop().time()
+        self._avoid_until_s = {node: until_s for node, until_s in self._avoid_until_s.items() if until_s > now_s}
+        return list(self._avoid_until_s)
 
     def attach(self, dispatcher: RayProcess, replica: RayProcess, attach: Attach) -> None:
         """Connect a replica with a dispatcher."""
@@ -285,6 +299,9 @@ class RayActors:
         otherwise serve beside its successor; with another name it loses the slot.
         """
         surely = isinstance(error, ActorDiedError) and not process.forced
+        if process.node and not surely:
+            node_id = process.node.rpartition("/")[2]
+            self._avoid_until_s[node_id] = asyncio.get_running_loop().time() + _AVOID_S
         where = f" on {process.node}" if process.node else ""
         reason = f"its actor{where} is gone: {cause(error)}"
         return End(-signal.SIGKILL if surely or process.role == "replica" else EXIT_FENCED, reason)

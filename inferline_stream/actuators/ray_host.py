@@ -66,6 +66,7 @@ class Where(msgspec.Struct, frozen=True):
     """Where the child runs."""
 
     node: str
+    """Name of the host and id of Ray's node, which may be one of several there."""
     pid: int | None
     """None if it could not be started."""
 
@@ -148,7 +149,7 @@ class Host:
             self._finish(End(error.exit_code, str(error)))
         except (NoDevice, OSError) as error:
             self._finish(End(127, f"could not be started: {error}"))
-        node = f"{socket.gethostname()}/{context.get_node_id()[:8]}"
+        node = f"{socket.gethostname()}/{context.get_node_id()}"
         self._where = Where(node, self._child.pid if self._child is not None else None)
         self._began_s = time.monotonic()
         self._up.set()

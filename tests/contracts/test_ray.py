@@ -133,7 +133,7 @@ async def test_no_end_of_a_node_an_actor_or_a_replica_loses_an_event(
     def node() -> Any:
         return ray_cluster.add_node(num_cpus=1, resources={"replicas": 6, "dispatchers": 2}, wait=False)
 
-    nodes = {each.node_id[:8]: each for each in (node(), node())}
+    nodes = {each.node_id: each for each in (node(), node())}
     monkeypatch.setattr(on_ray, "DISPATCHER_NEEDS", {"num_cpus": 0, "resources": {"dispatchers": 1}})
     monkeypatch.setattr(on_ray, "requirements", lambda spec: {"num_cpus": 0, "resources": {"replicas": 1}})
     ray_cluster.wait_for_nodes()
