@@ -21,12 +21,13 @@ from typing import Any
 
 import msgspec
 import ray
+from ray._private.services import canonicalize_bootstrap_address_or_die  # what `ray.init` itself asks
 from ray.exceptions import ActorDiedError, RayError
 from ray.util import list_named_actors
 
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
 from inferline_stream.actuators.devices import slice_of
-from inferline_stream.actuators.processes import Ended, Found, Heard
+from inferline_stream.actuators.processes import Ended, Found, Heard, Remote
 from inferline_stream.actuators.ray_host import End, Host, News, Role, Standing, Terms, Where, cause
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.attachments import Attach, FromSupervisor, Stop, encode_attachment
@@ -41,6 +42,9 @@ from inferline_stream.dataplane.specs import (
 from inferline_stream.errors import Unreachable
 
 logger = logging.getLogger(__name__)
+
+_CONNECT_S = 5.0
+"""Longest wait for the cluster's first answer."""
 
 _ADOPT_S = 5.0
 """Longest that an actor may take to answer a new controller; after that it is given up."""
@@ -244,8 +248,9 @@ class RayActors:
         self._avoid_until_s = {node: until_s for node, until_s in self._avoid_until_s.items() if until_s > now_s}
         return list(self._avoid_until_s)
 
-    def attach(self, dispatcher: RayProcess, replica: RayProcess, attach: Attach) -> None:
-        """Connect a replica with a dispatcher."""
+    def attach(self, dispatcher: RayProcess, replica: RayProcess | Remote, attach: Attach) -> None:
+        """Connect a replica with a dispatcher. Actors are all that there is here."""
+        assert isinstance(replica, RayProcess)
         dispatcher.actor.attach.remote(self._terms.controller, encode_attachment(attach), replica.actor)
 
     def close(self) -> None:
@@ -312,20 +317,25 @@ class RayActors:
         self._superseded = True
 
 
-async def join(address: str = "auto") -> None:
-    """Join a Ray cluster, unless this process has joined one.
+async def join() -> None:
+    """Join the Ray cluster that RAY_ADDRESS names, else the one that runs here, unless this process has joined one.
 
     Raises:
-        Unreachable: none answers there.
+        Unreachable: none answers.
     """
     if ray.is_initialized():
         return
     try:
+        address = await asyncio.to_thread(canonicalize_bootstrap_address_or_die, "auto")
+        host, _, port = address.rpartition(":")
+        async with asyncio.timeout(_CONNECT_S):  # Ray would try for two minutes, and then end this process
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        writer.close()
         await asyncio.to_thread(ray.init, address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RayError, OSError, RuntimeError, ValueError) as error:
-        why = str(error).splitlines()[0]
+    except (OSError, RayError, RuntimeError, ValueError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Unreachable(
-            f"no Ray cluster answers at {address!r}: {why}. Start one with `ray start --head`, or set RAY_ADDRESS"
+            f"no Ray cluster answers: {why}. Start one with `ray start --head`, or set RAY_ADDRESS"
         ) from None
 
 

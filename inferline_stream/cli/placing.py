@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +14,9 @@ from inferline_stream.dataplane.control import LeadershipLost
 from inferline_stream.errors import UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.pipeline.names import Names
+from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, given
 
 On = Literal["local", "ray", "kubernetes"]
-
-_BUILT = ("local", "kubernetes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,6 @@ class Place:
         """
         if self.on != "local" and bootstrap_servers is None:
             raise UsageError(f"--on {self.on} needs --bootstrap-servers: the embedded broker is for this machine only")
-        if self.on not in _BUILT:
-            raise UsageError(f"--on {self.on}: pools run on one machine in this release; leave out --on")
         kubernetes = {
             "--image": self.image, "--path": self.path, "--namespace": self.namespace, "--secret": self.secret,
             "--hand-over": self.hand_over,
@@ -49,8 +47,19 @@ class Place:
             if not self.image:
                 raise UsageError("--on kubernetes needs --image: this package, the topology, what its stages import")
             kubernetes_door()
-        elif given := [option for option, value in kubernetes.items() if value]:
+        elif self.on == "ray":
+            ray_door()
+        if self.on != "kubernetes" and (given := [option for option, value in kubernetes.items() if value]):
             raise UsageError(f"{given[0]} is for --on kubernetes")
+
+    async def reach(self) -> None:
+        """Find out that the place answers, before minutes are spent on profiles and a plan.
+
+        Raises:
+            Unreachable: it does not.
+        """
+        if self.on == "ray":
+            await ray_door().join()
 
 
 @asynccontextmanager
@@ -63,6 +72,10 @@ async def actuator_of(place: Place, run: Run) -> AsyncIterator[Actuator | None]:
     """
     if place.on == "local":
         yield None
+        return
+    if place.on == "ray":
+        async with on_ray(run) as actuator:
+            yield actuator
         return
     door = kubernetes_door()
     from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
@@ -91,6 +104,35 @@ async def actuator_of(place: Place, run: Run) -> AsyncIterator[Actuator | None]:
                 raise
             if not place.hand_over:
                 await pods.aclose()
+
+
+def on_ray(run: Run) -> AbstractAsyncContextManager[Actuator]:
+    """Return the actuator of the Ray cluster that this process has joined, for the run."""
+    where = f"{run.pipeline.name} {run.prefix} {run.bootstrap_servers}"
+    source = dispatcher_environment()
+    telling = [name for name in source if name.startswith("OTEL_")] if run.tracing else []
+    actuator: AbstractAsyncContextManager[Actuator] = ray_door().ray_actuator(
+        f"inferline-{run.prefix}{run.pipeline.name}-{hashlib.blake2s(where.encode(), digest_size=4).hexdigest()}",
+        run.log_folder.absolute(),
+        identity=run.identity,
+        environment=given((*KAFKA_VARIABLES, *telling), source),
+        drain_timeout_s=run.settings.drain_timeout_s,
+        orphan_s=run.settings.orphan_s,
+    )
+    return actuator
+
+
+def ray_door() -> Any:
+    """Return the module that knows Ray.
+
+    Raises:
+        UsageError: the library is not installed.
+    """
+    try:
+        from inferline_stream.actuators import ray
+    except ImportError as error:
+        raise UsageError(f"--on ray: {error}; pip install 'inferline-stream[ray]'") from None
+    return ray
 
 
 def kubernetes_door() -> Any:

@@ -18,7 +18,9 @@ Servers = Annotated[
 ]
 On = Annotated[
     Literal["local", "ray", "kubernetes"],
-    typer.Option(help="where: local is this machine, kubernetes the cluster that kubeconfig names"),
+    typer.Option(
+        help="where: local is this machine, kubernetes the cluster that kubeconfig names, ray that of RAY_ADDRESS"
+    ),
 ]
 
 Oversubscribe = Annotated[
@@ -39,9 +41,8 @@ def refuse_cluster(option: str, place: str) -> None:
     from inferline_stream.errors import UsageError
 
     if place in ("kubernetes", "ray"):
-        name = place.capitalize()
         raise UsageError(
-            f"{option} {place}: this release measures on the machine that it runs on, not on {name}. "
+            f"{option} {place}: this release measures on the machine that it runs on. "
             f"Leave out {option}, and start the command on the machine that has the hardware"
         )
 

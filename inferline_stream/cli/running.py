@@ -202,6 +202,7 @@ async def _run(
             async with OffsetReader(servers, limits.connect_timeout_s):
                 pass  # a Kafka that does not answer is reported before anything else is done
             await _dispatchers_known(servers)
+        await wanted.place.reach()
         screen.step("looking at profiles")
         elsewhere = wanted.place.on != "local"
         unbounded = wanted.oversubscribe or elsewhere  # a cluster finds places for its pods by itself

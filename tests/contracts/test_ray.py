@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -29,6 +32,7 @@ from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import emulated_run
 
 DEADLINE_S = 40.0
+MINIMAL = Path(__file__).parents[2] / "topologies" / "minimal"
 TOPOLOGY = """
 from inferline_stream import Hardware, Pipeline, Sample, Stage, Topic
 
@@ -127,6 +131,81 @@ async def rayed(kafka: KafkaServer, folder: Path, delivery: str) -> AsyncIterato
         yield Rayed(under_way, actuator)
 
 
+UNSEALED = Isolation("none")
+SPEC = ReplicaSpec("", "a", "/nowhere/topology.py", catalogue()["emulated-cpu"])
+DISPATCHER = DispatcherSpec(
+    "a-0-x", 0, Routes("p", "", "a", "in", "out", ("a",), (), (), True, 1.0, "process", b"1"), "127.0.0.1:1"
+)
+CONTROLLER = """
+import asyncio, os, sys
+from pathlib import Path
+from inferline_stream.actuators.ray import join, ray_actuator
+from tests.contracts.test_ray import DISPATCHER, SPEC, on_the_cluster, pids
+
+async def main() -> None:
+    await join()
+    async with on_the_cluster(Path(sys.argv[1])) as actuator:
+        await actuator.know({("a", "emulated-cpu"): SPEC})
+        await actuator.scale("a", "emulated-cpu", 2)
+        await actuator.dispatch("a", [DISPATCHER])
+        while None in await pids(actuator):
+            await asyncio.sleep(0.05)
+        os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+
+
+def on_the_cluster(folder: Path, **more: Any) -> Any:
+    modules = {"replica_module": "replica_double", "dispatcher_module": "inferline_stream.testing.dispatcher"}
+    terms = {"identity": "the same", "drain_timeout_s": 1.0, "kill_after_s": 0.3, **modules, **more}
+    return ray_actuator(str(folder), folder, **terms)
+
+
+async def killed_controller(cluster: Cluster, folder: Path) -> None:
+    """Run a controller that starts a dispatcher and two replicas and is killed."""
+    repository = Path(__file__).parents[2]
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", CONTROLLER, str(folder)),
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{repository}:{Path(__file__).parent}",
+            "RAY_ADDRESS": cluster.address,
+        },
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        assert await killed.wait() == -signal.SIGKILL
+
+
+async def pids(actuator: Actuator) -> set[int | None]:
+    return {each.pid for each in (*await actuator.observe(), *await actuator.dispatchers())}
+
+
+async def test_a_controller_finds_what_one_that_was_killed_has_left_and_takes_it_over(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    await killed_controller(ray_cluster, tmp_path)
+    async with on_the_cluster(tmp_path) as second, contextlib.AsyncExitStack() as stack:
+        await second.know({("a", "emulated-cpu"): SPEC})
+        left = await pids(second)
+        assert len(left) == 3
+        assert all(os.path.exists(f"/proc/{pid}") for pid in left)
+        await second.scale("a", "emulated-cpu", 2)
+        await second.dispatch("a", [DISPATCHER])
+        assert await pids(second) == left
+
+        third = await stack.enter_async_context(on_the_cluster(tmp_path))
+        await third.know({("a", "emulated-cpu"): SPEC})
+        assert await pids(third) == left
+        await second.aclose()  # of a controller that was superseded: it ends nothing
+        assert await pids(third) == left
+        assert all(os.path.exists(f"/proc/{pid}") for pid in left)
+        others = await stack.enter_async_context(on_the_cluster(tmp_path, identity="other code"))
+        await others.know({("a", "emulated-cpu"): SPEC})
+        assert await pids(others) == set()
+        await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in left), "what other code runs has drained")
+
+
 async def test_no_end_of_a_node_an_actor_or_a_replica_loses_an_event(
     ray_cluster: Cluster, embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,77 +274,6 @@ async def test_no_end_of_a_node_an_actor_or_a_replica_loses_an_event(
     assert reports[0].duplicated == 0
 
 
-UNSEALED = Isolation("none")
-SPEC = ReplicaSpec("", "a", "/nowhere/topology.py", catalogue()["emulated-cpu"])
-DISPATCHER = DispatcherSpec(
-    "a-0-x", 0, Routes("p", "", "a", "in", "out", ("a",), (), (), True, 1.0, "process", b"1"), "127.0.0.1:1"
-)
-CONTROLLER = """
-import asyncio, os, sys
-from pathlib import Path
-from inferline_stream.actuators.ray import join, ray_actuator
-from tests.contracts.test_ray import DISPATCHER, SPEC, on_the_cluster, pids
-
-async def main() -> None:
-    await join(sys.argv[1])
-    async with on_the_cluster(Path(sys.argv[2])) as actuator:
-        await actuator.know({("a", "emulated-cpu"): SPEC})
-        await actuator.scale("a", "emulated-cpu", 2)
-        await actuator.dispatch("a", [DISPATCHER])
-        while None in await pids(actuator):
-            await asyncio.sleep(0.05)
-        os.kill(os.getpid(), 9)
-
-asyncio.run(main())
-"""
-
-
-def on_the_cluster(folder: Path, **more: Any) -> Any:
-    modules = {"replica_module": "replica_double", "dispatcher_module": "inferline_stream.testing.dispatcher"}
-    terms = {"identity": "the same", "drain_timeout_s": 1.0, "kill_after_s": 0.3, **modules, **more}
-    return ray_actuator(str(folder), folder, **terms)
-
-
-async def killed_controller(cluster: Cluster, folder: Path) -> None:
-    """Run a controller that starts a dispatcher and two replicas and is killed."""
-    repository = Path(__file__).parents[2]
-    killed = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", CONTROLLER, cluster.address, str(folder)),
-        env={**os.environ, "PYTHONPATH": f"{repository}:{Path(__file__).parent}"},
-    )
-    async with asyncio.timeout(DEADLINE_S):
-        assert await killed.wait() == -signal.SIGKILL
-
-
-async def pids(actuator: Actuator) -> set[int | None]:
-    return {each.pid for each in (*await actuator.observe(), *await actuator.dispatchers())}
-
-
-async def test_a_controller_finds_what_one_that_was_killed_has_left_and_takes_it_over(
-    ray_cluster: Cluster, tmp_path: Path
-) -> None:
-    await killed_controller(ray_cluster, tmp_path)
-    async with on_the_cluster(tmp_path) as second, contextlib.AsyncExitStack() as stack:
-        await second.know({("a", "emulated-cpu"): SPEC})
-        left = await pids(second)
-        assert len(left) == 3
-        assert all(os.path.exists(f"/proc/{pid}") for pid in left)
-        await second.scale("a", "emulated-cpu", 2)
-        await second.dispatch("a", [DISPATCHER])
-        assert await pids(second) == left
-
-        third = await stack.enter_async_context(on_the_cluster(tmp_path))
-        await third.know({("a", "emulated-cpu"): SPEC})
-        assert await pids(third) == left
-        await second.aclose()  # of a controller that was superseded: it ends nothing
-        assert await pids(third) == left
-        assert all(os.path.exists(f"/proc/{pid}") for pid in left)
-        others = await stack.enter_async_context(on_the_cluster(tmp_path, identity="other code"))
-        await others.know({("a", "emulated-cpu"): SPEC})
-        assert await pids(others) == set()
-        await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in left), "what other code runs has drained")
-
-
 async def test_without_a_controller_a_host_ends(
     ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,3 +304,38 @@ def test_actors_ask_for_what_the_catalogue_says() -> None:
     assert asked(kinds["cpu-1"], Isolation("none", memory_mb=512))["memory"] == 512 << 20
     slice_ = Hardware("a100-1g.10gb", 0.5, gpus=1, gpu_model="NVIDIA A100")
     assert asked(slice_) == {"num_cpus": 1.0, "num_gpus": 1, "resources": {"a100-1g.10gb": 1}}
+
+
+def command(arguments: str, *, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", f"{before}from inferline_stream.cli.main import app; app()", *arguments.split()],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+def test_the_command_runs_the_minimal_example_on_the_cluster(
+    ray_cluster: Cluster, embedded_broker: KafkaServer, tmp_path: Path
+) -> None:
+    minimal = tmp_path / "minimal"
+    shutil.copytree(MINIMAL, minimal, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    done = command(
+        f"run {minimal} --on ray --bootstrap-servers {embedded_broker.bootstrap_servers} --prefix r. --replay --no-ui "
+        "--metrics-port 0 --duration 5s --output json",
+        RAY_ADDRESS=ray_cluster.address,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["lost"], report["exits"]) == (0, [])
+    assert report["events_in"] == report["events_out"] > 30
+
+
+def test_no_cluster_is_code_5_and_no_library_is_code_2(embedded_broker: KafkaServer) -> None:
+    run = f"run {MINIMAL} --on ray --bootstrap-servers {embedded_broker.bootstrap_servers}"
+    none = command(run, RAY_ADDRESS="127.0.0.1:1")
+    assert (none.returncode, "no Ray cluster answers" in none.stderr) == (5, True), none.stderr
+    missing = command(run, before="import sys; sys.modules['ray'] = None; ")
+    assert (missing.returncode, "inferline-stream[ray]" in missing.stderr) == (2, True), missing.stderr
