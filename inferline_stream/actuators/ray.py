@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 import ray
+from ray._private import worker
 from ray._private.services import canonicalize_bootstrap_address_or_die  # what `ray.init` itself asks
 from ray.exceptions import ActorDiedError, RayError
 from ray.util import list_named_actors
@@ -90,6 +91,9 @@ class RayProcess:
     pid: int | None = None
     pending: str = ""
     node: str = ""
+    node_id: str = ""
+    attachment: tuple[RayProcess, Attach] | None = None
+    """Of a replica: the dispatcher that it is to be connected with."""
     died_at: BatchId | None = None
     forked: bool = False
     devices: tuple[str, ...] = ()
@@ -197,7 +201,8 @@ class RayActors:
         decode = decode_replica_spec if found.role == "replica" else decode_dispatcher_spec
         spec: ReplicaSpec | DispatcherSpec = decode(found.spec)
         called = spec.replica if isinstance(spec, ReplicaSpec) else spec.dispatcher
-        process = RayProcess(called, found.role, actor, self._terms.controller, found.where.pid, node=found.where.node)
+        process = RayProcess(called, found.role, actor, self._terms.controller, found.where.pid)
+        process.node, process.node_id = found.where.node, found.where.node_id
         self._follow(process, None)
         return Found(process, spec, found.age_s, found.serving, tuple(found.attached))
 
@@ -249,9 +254,17 @@ class RayActors:
         return list(self._avoid_until_s)
 
     def attach(self, dispatcher: RayProcess, replica: RayProcess | Remote, attach: Attach) -> None:
-        """Connect a replica with a dispatcher. Actors are all that there is here."""
+        """Connect a replica with a dispatcher, once the replica has a place. Actors are all that there is here."""
         assert isinstance(replica, RayProcess)
-        dispatcher.actor.attach.remote(self._terms.controller, encode_attachment(attach), replica.actor)
+        replica.attachment = dispatcher, attach
+        if replica.node:
+            self._connect(replica)
+
+    def _connect(self, replica: RayProcess) -> None:
+        if replica.attachment is not None:
+            dispatcher, attach = replica.attachment
+            message = encode_attachment(msgspec.structs.replace(attach, node=replica.node))
+            dispatcher.actor.attach.remote(self._terms.controller, message, replica.actor)
 
     def close(self) -> None:
         """End what is left at once; its end is not reported."""
@@ -273,7 +286,8 @@ class RayActors:
         try:
             if environment is not None:
                 where = msgspec.json.decode(await process.actor.start.remote(environment), type=Where)
-                process.pid, process.node, process.pending = where.pid, where.node, ""
+                process.pid, process.node, process.node_id, process.pending = where.pid, where.node, where.node_id, ""
+                self._connect(process)
             end = await self._end(process)
         except RayError as error:
             end = self._lost(process, error)
@@ -305,8 +319,7 @@ class RayActors:
         """
         surely = isinstance(error, ActorDiedError) and not process.forced
         if process.node and not surely:
-            node_id = process.node.rpartition("/")[2]
-            self._avoid_until_s[node_id] = asyncio.get_running_loop().time() + _AVOID_S
+            self._avoid_until_s[process.node_id] = asyncio.get_running_loop().time() + _AVOID_S
         where = f" on {process.node}" if process.node else ""
         reason = f"its actor{where} is gone: {cause(error)}"
         return End(-signal.SIGKILL if surely or process.role == "replica" else EXIT_FENCED, reason)
@@ -331,12 +344,19 @@ async def join() -> None:
         async with asyncio.timeout(_CONNECT_S):  # Ray would try for two minutes, and then end this process
             _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         writer.close()
+        worker.print_to_stdstream = _log_error  # it prints on standard output, which is the command's
         await asyncio.to_thread(ray.init, address, log_to_driver=False, configure_logging=False)
     except (OSError, RayError, RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Unreachable(
             f"no Ray cluster answers: {why}. Start one with `ray start --head`, or set RAY_ADDRESS"
         ) from None
+
+
+def _log_error(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    """Log what the cluster reports to everyone who has joined it."""
+    for line in data["lines"]:
+        logger.info("Ray: %s", str(line).splitlines()[0])
 
 
 @asynccontextmanager

@@ -66,7 +66,8 @@ class Where(msgspec.Struct, frozen=True):
     """Where the child runs."""
 
     node: str
-    """Name of the host and id of Ray's node, which may be one of several there."""
+    """Name of the host and first digits of the id of Ray's node, which may be one of several there."""
+    node_id: str
     pid: int | None
     """None if it could not be started."""
 
@@ -137,6 +138,8 @@ class Host:
         """
         terms = self._terms
         context = ray.get_runtime_context()
+        node_id = str(context.get_node_id())
+        node = f"{socket.gethostname()}/{node_id[:8]}"
         given = ",".join(context.get_accelerator_ids().get("GPU", []))
         os.environ.update({**environment, "CUDA_VISIBLE_DEVICES": given})  # the actor is this one child's
         self._going = asyncio.create_task(self._watch_controller())
@@ -144,13 +147,13 @@ class Host:
             if terms.role == "replica":
                 self._child = self._children().start_replica(decode_replica_spec(terms.spec))
             else:
-                self._child = self._children().start_dispatcher(decode_dispatcher_spec(terms.spec))
+                dispatcher = msgspec.structs.replace(decode_dispatcher_spec(terms.spec), node=node)
+                self._child = self._children().start_dispatcher(dispatcher)
         except InvalidTopology as error:
             self._finish(End(error.exit_code, str(error)))
         except (NoDevice, OSError) as error:
             self._finish(End(127, f"could not be started: {error}"))
-        node = f"{socket.gethostname()}/{context.get_node_id()}"
-        self._where = Where(node, self._child.pid if self._child is not None else None)
+        self._where = Where(node, node_id, self._child.pid if self._child is not None else None)
         self._began_s = time.monotonic()
         self._up.set()
         return msgspec.json.encode(self._where)

@@ -295,12 +295,12 @@ class Supervisor(Generic[P]):
     def _leave(self, place: Place) -> None:
         """Have a replica finish its batch and end: by its dispatcher, which may have sent it one, or by itself."""
         dispatcher = self._attached.get(place.replica)
-        if dispatcher is not None:
-            dispatcher.tell(Retire(place.replica))
-            return
         for child, held in self._replicas.items():
             if held is place:
-                child.leave()
+                if dispatcher is None or child.pending:
+                    child.leave()
+                else:
+                    dispatcher.tell(Retire(place.replica))
 
     def _deal(self, stage: str) -> None:
         """Deal a stage's replicas to the slots that it has now."""

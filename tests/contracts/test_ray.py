@@ -107,6 +107,10 @@ class Rayed:
         self.under_way.controller.fleet.changed()
         await until(lambda: self.ready() == replicas, f"{replicas} replicas are ready")
 
+    def replicas_by_node(self) -> int:
+        state = self.under_way.controller.state
+        return sum(on.replicas for on in state.stages[0].nodes.values()) if state is not None else 0
+
     def events(self) -> int:
         state = self.under_way.controller.state
         return state.stages[0].events if state is not None else 0
@@ -206,74 +210,6 @@ async def test_a_controller_finds_what_one_that_was_killed_has_left_and_takes_it
         await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in left), "what other code runs has drained")
 
 
-async def test_no_end_of_a_node_an_actor_or_a_replica_loses_an_event(
-    ray_cluster: Cluster, embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def node() -> Any:
-        return ray_cluster.add_node(num_cpus=1, resources={"replicas": 6, "dispatchers": 2}, wait=False)
-
-    nodes = {each.node_id: each for each in (node(), node())}
-    monkeypatch.setattr(on_ray, "DISPATCHER_NEEDS", {"num_cpus": 0, "resources": {"dispatchers": 1}})
-    monkeypatch.setattr(on_ray, "requirements", lambda spec: {"num_cpus": 0, "resources": {"replicas": 1}})
-    ray_cluster.wait_for_nodes()
-    stop = asyncio.Event()
-    async with (
-        rayed(embedded_broker, tmp_path / "once", "exactly_once") as once,
-        rayed(embedded_broker, tmp_path / "least", "at_least_once") as least,
-    ):
-        pools = (once, least)
-
-        async def both(work: Callable[[Rayed], Any]) -> None:
-            await asyncio.gather(*map(work, pools))
-
-        feeding = [asyncio.create_task(pool.under_way.fed(stop)) for pool in pools]
-        await both(lambda pool: pool.scaled(4))
-        await both(Rayed.flows)
-
-        frozen = []
-        for pool in pools:
-            victim, other, *_ = await pool.running()
-            os.kill(host_of(victim.pid), signal.SIGKILL)
-            await pool.gone(victim)
-            frozen += [other.pid, host_of(other.pid)]
-        for pid in frozen:
-            os.kill(pid, signal.SIGSTOP)
-        thawing = asyncio.get_running_loop().call_later(10.0, thaw, frozen)
-        await both(Rayed.flows)
-
-        before = [(await pool.dispatchers())[0] for pool in pools]
-        for dispatcher in before:
-            os.kill(host_of(dispatcher.pid), signal.SIGKILL)
-        await asyncio.gather(*(pool.served_by_another(than) for pool, than in zip(pools, before, strict=True)))
-        await both(Rayed.flows)
-
-        (dispatcher,) = await once.dispatchers()
-        lost = dispatcher.node.rpartition("/")[2]
-        theirs = [each for pool in pools for each in await pool.running() if each.node == dispatcher.node]
-        ray_cluster.remove_node(nodes.pop(lost), allow_graceful=False)
-        await once.served_by_another(dispatcher)
-        for each in theirs:
-            await once.gone(each)
-            await least.gone(each)
-        await until(lambda: once.pending() + least.pending() == 2, "two of eight replicas have no place")
-        assert await once.actuator.capacity() in ({}, {"emulated-core": len(await once.running())})
-        await both(Rayed.flows)
-        nodes["new"] = node()
-        await both(lambda pool: pool.scaled(4))
-        await both(lambda pool: pool.scaled(1))
-        stop.set()
-        await asyncio.gather(*feeding)
-        thawing.cancel()
-        thaw(frozen)
-        reports = [await pool.under_way.report(await pool.under_way.drain()) for pool in pools]
-    for each in nodes.values():
-        ray_cluster.remove_node(each, allow_graceful=False)
-    for report in reports:
-        assert (report.lost, report.unknown, report.unaccounted) == (0, 0, 0)
-        assert report.completed == {}  # no dead letter
-    assert reports[0].duplicated == 0
-
-
 async def test_without_a_controller_a_host_ends(
     ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,3 +275,72 @@ def test_no_cluster_is_code_5_and_no_library_is_code_2(embedded_broker: KafkaSer
     assert (none.returncode, "no Ray cluster answers" in none.stderr) == (5, True), none.stderr
     missing = command(run, before="import sys; sys.modules['ray'] = None; ")
     assert (missing.returncode, "inferline-stream[ray]" in missing.stderr) == (2, True), missing.stderr
+
+
+async def test_no_end_of_a_node_an_actor_or_a_replica_loses_an_event(
+    ray_cluster: Cluster, embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def node() -> Any:
+        return ray_cluster.add_node(num_cpus=1, resources={"replicas": 6, "dispatchers": 2}, wait=False)
+
+    nodes = {each.node_id: each for each in (node(), node())}
+    monkeypatch.setattr(on_ray, "DISPATCHER_NEEDS", {"num_cpus": 0, "resources": {"dispatchers": 1}})
+    monkeypatch.setattr(on_ray, "requirements", lambda spec: {"num_cpus": 0, "resources": {"replicas": 1}})
+    ray_cluster.wait_for_nodes()
+    stop = asyncio.Event()
+    async with (
+        rayed(embedded_broker, tmp_path / "once", "exactly_once") as once,
+        rayed(embedded_broker, tmp_path / "least", "at_least_once") as least,
+    ):
+        pools = (once, least)
+
+        async def both(work: Callable[[Rayed], Any]) -> None:
+            await asyncio.gather(*map(work, pools))
+
+        feeding = [asyncio.create_task(pool.under_way.fed(stop)) for pool in pools]
+        await both(lambda pool: pool.scaled(4))
+        await both(Rayed.flows)
+        await both(lambda pool: until(lambda: pool.replicas_by_node() == 4, "four replicas are shown by node"))
+
+        frozen = []
+        for pool in pools:
+            victim, other, *_ = await pool.running()
+            os.kill(host_of(victim.pid), signal.SIGKILL)
+            await pool.gone(victim)
+            frozen += [other.pid, host_of(other.pid)]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        thawing = asyncio.get_running_loop().call_later(10.0, thaw, frozen)
+        await both(Rayed.flows)
+
+        before = [(await pool.dispatchers())[0] for pool in pools]
+        for dispatcher in before:
+            os.kill(host_of(dispatcher.pid), signal.SIGKILL)
+        await asyncio.gather(*(pool.served_by_another(than) for pool, than in zip(pools, before, strict=True)))
+        await both(Rayed.flows)
+
+        (dispatcher,) = await once.dispatchers()
+        (lost,) = (node_id for node_id in nodes if dispatcher.node.endswith(node_id[:8]))
+        theirs = [each for pool in pools for each in await pool.running() if each.node == dispatcher.node]
+        ray_cluster.remove_node(nodes.pop(lost), allow_graceful=False)
+        await once.served_by_another(dispatcher)
+        for each in theirs:
+            await once.gone(each)
+            await least.gone(each)
+        await until(lambda: once.pending() + least.pending() == 2, "two of eight replicas have no place")
+        assert await once.actuator.capacity() in ({}, {"emulated-core": len(await once.running())})
+        await both(Rayed.flows)
+        nodes["new"] = node()
+        await both(lambda pool: pool.scaled(4))
+        await both(lambda pool: pool.scaled(1))
+        stop.set()
+        await asyncio.gather(*feeding)
+        thawing.cancel()
+        thaw(frozen)
+        reports = [await pool.under_way.report(await pool.under_way.drain()) for pool in pools]
+    for each in nodes.values():
+        ray_cluster.remove_node(each, allow_graceful=False)
+    for report in reports:
+        assert (report.lost, report.unknown, report.unaccounted) == (0, 0, 0)
+        assert report.completed == {}  # no dead letter
+    assert reports[0].duplicated == 0
