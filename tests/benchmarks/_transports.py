@@ -159,14 +159,19 @@ def _process(what: str, *socks: socket.socket, folder: Path | None = None, port:
     )
 
 
+def serve_idly(sock: socket.socket) -> None:
+    """Be a replica that returns what it gets, and end with the connection."""
+
+    def process(inputs: list[bytes]) -> tuple[list[Done], list[object]]:
+        return [Done(value, 0) for value in inputs], []
+
+    _Server(process, Ready("r", 0.0, None), None, sock).run()
+    os._exit(0)
+
+
 def _main(what: str, folder: Path, port: int, *socks: socket.socket) -> None:
     if what == "replica":
-
-        def process(inputs: list[bytes]) -> tuple[list[Done], list[object]]:
-            return [Done(value, 0) for value in inputs], []
-
-        _Server(process, Ready("r", 0.0, None), None, socks[0]).run()
-        os._exit(0)
+        serve_idly(socks[0])
     uvloop.run(_serve(what, folder, port, socks))
 
 
