@@ -1,0 +1,189 @@
+"""The hosts of a dispatcher and of a replica, without a cluster: their children are this test."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from inferline_stream.actuators.ray import RayActors, RayProcess
+from inferline_stream.actuators.ray_host import Host, Terms, Where
+from inferline_stream.dataplane.attachments import Attach, Lost, Replace, encode_attachment
+from inferline_stream.dataplane.frames import Batch, Leave, Ready, Results, encode_frame, to_dispatcher, to_replica
+from inferline_stream.dataplane.specs import EXIT_FENCED
+
+DEADLINE_S = 20.0
+TERMS = Terms("replica", "", "same", "me", "", "", "", 60.0, 1.0)
+BATCH, RESULTS = bytes(encode_frame(Batch(1, 1, [b"x"]))), bytes(encode_frame(Results(1, 1, [], [], 0.0)))
+READY = bytes(encode_frame(Ready("r", 0.0, None)))
+
+
+class Child:
+    """A dispatcher or a replica by its ends of socket pairs."""
+
+    def __init__(self) -> None:
+        self.socks: list[socket.socket] = []
+        self.heard: list[Any] = []
+
+    def take(self, attach: Attach, sock: socket.socket) -> None:
+        self.connect(sock)
+
+    def connect(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.socks.append(sock)
+
+    def tell(self, message: Any) -> None:
+        self.heard.append(message)
+
+    async def receive(self, at: int = -1) -> bytes:
+        async with asyncio.timeout(DEADLINE_S):
+            return await asyncio.get_running_loop().sock_recv(self.socks[at], 1 << 16)
+
+    async def send(self, data: bytes, at: int = -1) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.socks[at], data)
+
+
+class Handle:
+    """Calls a host as Ray does; `lost` is what it raises once it is set."""
+
+    def __init__(self, host: Host) -> None:
+        self.lost: Exception | None = None
+        for name in ("connect", "run"):
+            setattr(self, name, SimpleNamespace(remote=self._through(getattr(host, name))))
+
+    def _through(self, method: Any) -> Any:
+        async def call(*given: Any) -> Any:
+            found = await method(*given)
+            if self.lost is not None:
+                raise self.lost
+            return found
+
+        return call
+
+
+class Pair:
+    """A dispatcher's host attached to a replica's."""
+
+    def __init__(self) -> None:
+        self.dispatcher, self.replica = Child(), Child()
+        self.hosts = [Host(msgspec.json.encode(TERMS)) for _ in range(2)]
+        for host, child in zip(self.hosts, (self.dispatcher, self.replica), strict=True):
+            host._child = child  # type: ignore[assignment]
+            host._up.set()
+        self.handle = Handle(self.hosts[1])
+
+    async def attach(self) -> None:
+        await self.hosts[0].attach("me", encode_attachment(Attach("r", "cpu-1", 0)), self.handle)
+        before = len(self.replica.socks)
+        async with asyncio.timeout(DEADLINE_S):
+            while len(self.replica.socks) == before:
+                await asyncio.sleep(0.001)
+        await self.replica.send(READY)
+        assert await self.dispatcher.receive() == READY
+
+    def messages(self) -> list[Any]:
+        return self.hosts[0]._messages
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    made = Pair()
+    await made.attach()
+    yield made
+    for bridge in made.hosts[0]._bridges.values():
+        bridge.cancel()
+        await asyncio.gather(bridge, return_exceptions=True)
+    for sock in (*made.dispatcher.socks, *made.replica.socks):
+        sock.close()
+    for link in made.hosts[1]._links.values():
+        link.close()
+
+
+async def test_frames_go_to_the_replica_and_back(pair: Pair) -> None:
+    for _ in range(3):
+        await pair.dispatcher.send(BATCH)
+        (frame,) = to_replica().feed(await pair.replica.receive())
+        assert frame.inputs == [b"x"]
+        await pair.replica.send(RESULTS)
+        (frame,) = to_dispatcher().feed(await pair.dispatcher.receive())
+        assert frame.batch == 1
+
+
+async def test_a_replica_that_leaves_or_dies_closes_the_connection_and_that_is_all(pair: Pair) -> None:
+    await pair.dispatcher.send(bytes(encode_frame(Leave())))
+    await pair.replica.receive()
+    pair.replica.socks[-1].close()
+    assert await pair.dispatcher.receive() == b""
+    assert (pair.dispatcher.heard, pair.messages()) == ([], [])
+
+
+async def test_a_way_that_breaks_blames_nobody_and_has_the_replica_replaced(pair: Pair) -> None:
+    pair.handle.lost = ActorUnavailableError("its node does not answer", None)
+    await pair.dispatcher.send(BATCH)
+    await pair.replica.receive()
+    await pair.replica.send(RESULTS)
+    async with asyncio.timeout(DEADLINE_S):
+        while not pair.dispatcher.heard:
+            await asyncio.sleep(0.001)
+    assert pair.dispatcher.heard == [Lost("r")]
+    (message,) = pair.messages()
+    assert isinstance(message, Replace)
+    assert message.replica == "r"
+    await asyncio.sleep(0.02)
+    with pytest.raises(BlockingIOError):
+        pair.dispatcher.socks[-1].recv(1)  # open still: its end would be a death, and somebody's fault
+    pair.dispatcher.socks[-1].close()
+    async with asyncio.timeout(DEADLINE_S):
+        await pair.hosts[0]._bridges["r"]
+
+
+async def test_another_dispatcher_gets_the_replica_once_that_has_answered_what_it_had(pair: Pair) -> None:
+    running = asyncio.create_task(pair.hosts[1].run(1, BATCH))
+    await pair.replica.receive()
+    connecting = asyncio.create_task(pair.hosts[1].connect())
+    await asyncio.sleep(0.02)
+    await pair.replica.send(RESULTS, 0)
+    async with asyncio.timeout(DEADLINE_S):
+        assert await running == RESULTS
+        await pair.replica.send(READY)
+        assert await connecting == (2, READY)
+        assert await pair.hosts[1].run(1, BATCH) == b""
+    again = asyncio.create_task(pair.hosts[1].run(2, BATCH))
+    await pair.replica.receive()
+    await pair.replica.send(RESULTS)
+    assert await again == RESULTS
+
+
+async def test_orders_of_a_controller_that_was_superseded_are_not_obeyed(pair: Pair) -> None:
+    assert await pair.hosts[0].adopt("another", "other code") is None
+    pair.hosts[0]._where = Where("n", "n", 1)
+    news = asyncio.create_task(pair.hosts[0].news("me"))
+    await asyncio.sleep(0.01)
+    assert await pair.hosts[0].adopt("another", "same") is not None
+    assert b'"superseded":true' in await news
+    sockets = len(pair.dispatcher.socks)
+    await pair.hosts[0].attach("me", encode_attachment(Attach("s", "cpu-1", 0)), pair.handle)
+    assert len(pair.dispatcher.socks) == sockets
+
+
+@pytest.mark.parametrize(
+    ("error", "forced", "code", "avoided"),
+    [
+        (ActorDiedError(), False, -9, []),
+        (ActorDiedError(), True, EXIT_FENCED, ["n"]),
+        (ActorUnavailableError("no answer", None), False, EXIT_FENCED, ["n"]),
+    ],
+)
+async def test_the_name_of_a_dispatcher_that_may_live_is_not_used_again(
+    error: Any, forced: bool, code: int, avoided: list[str]
+) -> None:
+    actors = RayActors(lambda *_: None, lambda *_: None, namespace="", terms=TERMS, environment={})
+    process = RayProcess("d", "dispatcher", node="host/n", node_id="n", forced=forced)
+    assert actors._lost(process, error).exit_code == code
+    assert actors._avoided() == avoided
