@@ -95,6 +95,9 @@ class RayProcess:
     attachment: tuple[RayProcess, Attach] | None = None
     """Of a replica: the dispatcher that it is to be connected with."""
     died_at: BatchId | None = None
+    ran_s: float = 0.0
+    waited_s: float = 0.0
+    """Both are known to its node alone."""
     forked: bool = False
     devices: tuple[str, ...] = ()
     forced: bool = False
