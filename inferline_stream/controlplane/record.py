@@ -41,6 +41,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     profiles: list[Profile]
     paths: Paths
     hop_overhead_s: float
+    hop_spread_s: tuple[float, ...] = ()
     keys: Keys = Keys()
     plans: list[StoredPlan]
     """That came into force: the first at the start, and the newest."""
@@ -54,7 +55,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     def measured(self) -> PipelineProfile:
         """The profiles as planning takes them."""
         profiles = {(profile.stage, profile.hardware): profile for profile in self.profiles}
-        return PipelineProfile(profiles, self.paths, self.hop_overhead_s, keys=self.keys)
+        return PipelineProfile(
+            profiles, self.paths, self.hop_overhead_s, keys=self.keys, hop_spread_s=self.hop_spread_s
+        )
 
     @property
     def as_it_ran(self) -> PipelineProfile:

@@ -240,6 +240,7 @@ class Session:
             profiles=list(measured.profiles.values()),
             paths=measured.paths,
             hop_overhead_s=measured.hop_overhead_s,
+            hop_spread_s=measured.hop_spread_s,
             keys=measured.keys,
             plans=plans,
             decisions=list(deciding.decisions),

@@ -25,8 +25,9 @@ from inferline_stream.dataplane.sending import StageSender
 from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
+from inferline_stream.pipeline.profile import HOP_PROBABILITIES
 
-_RECORDS = 300
+_RECORDS = 460
 _WARMING = 60
 _GAP_S = 0.004
 _PARTITIONS = 8
@@ -42,19 +43,22 @@ while data := peer.recv(65536):
 """
 
 
-async def measure_hop_s(
+async def measure_hop(
     bootstrap_servers: str,
     *,
     fetch_wait_s: float,
     prefix: str = "",
     timeout_s: float = 10.0,
     clock_s: Callable[[], float] = time.perf_counter,
-) -> float:
+) -> tuple[float, tuple[float, ...]]:
     """Time from finishing a result to having its record, with a dispatcher's own sender and reader, and to a replica.
 
     At random times over several partitions, as in a pipeline: a record that comes while Kafka still takes the one
-    before, or while the reader's fetch is on its way, waits for that. The mean of the middle half, since a machine
-    that stands still for a moment is not what a hop takes. Uses a topic of its own, deleted again.
+    before, or while the reader's fetch is on its way, waits for that. Uses a topic of its own, deleted again.
+
+    Returns:
+        The mean of the middle half, since a machine that stands still for a moment is not what a hop takes; and how far
+        the times at `HOP_PROBABILITIES` lie from it.
 
     Raises:
         Unreachable: Kafka does not answer in time, or loses records.
@@ -73,7 +77,9 @@ async def measure_hop_s(
         await asyncio.gather(reader.stop(), sender.stop())
         await _delete(bootstrap_servers, list(wanted))
     quarter = len(times_s) // 4
-    return statistics.fmean(times_s[quarter:-quarter]) + await _round_trip_s(clock_s)
+    typical_s = statistics.fmean(times_s[quarter:-quarter])
+    spread_s = tuple(times_s[round(p * (len(times_s) - 1))] - typical_s for p in HOP_PROBABILITIES)
+    return typical_s + await _round_trip_s(clock_s), spread_s
 
 
 async def _round_trip_s(clock_s: Callable[[], float]) -> float:

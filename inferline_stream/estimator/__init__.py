@@ -1,9 +1,9 @@
 """Discrete-event simulation of a plan on a trace: the latency of every event, exactly. Pure.
 
-`simulation.simulate` is what most callers want; `workload`, `station` and `evaluation` are its parts, for whoever
+`simulation.simulate` is what most callers want; `workload`, `station` and `evaluation` are its parts, for anyone who
 simulates many plans on one trace. A stage needs only its arrivals in order, so that the pipeline is simulated stage by
-stage (`evaluation`): `routes` says where a stage's arrivals come from, `merger` puts them together, `server` and
-`bound_server` serve them. The loops are in `kernels`, `shared_queue`, `bound_partitions` and `batch_order`,
-made machine code by `compiled`; the rules they obey are written in `kernels` and once more, as one heap
-of events, in `reference`, with which they agree bit for bit.
+stage (`evaluation`): `routes` says where a stage's arrivals come from, `merger` puts them together, `server`,
+`keyed_server` and `bound_server` serve them, `delay` draws their hops. The loops are in `kernels`, `shared_queue`,
+`keyed_queue`, `bound_partitions` and `batch_order`, made machine code by `compiled`; the rules they obey are written in
+`kernels` and once more, as one heap of events, in `reference`, with which they agree bit for bit.
 """

@@ -35,6 +35,7 @@ _ENTERED = (
     "draw_partitions",
     "draw_lots",
     "merge",
+    "delay",
     "serve_shared",
     "serve_choosing",
     "serve_keyed",

@@ -16,6 +16,7 @@ import numpy as np
 from inferline_stream.estimator import kernels
 from inferline_stream.estimator.bound_server import BoundServer
 from inferline_stream.estimator.compiled import compiled
+from inferline_stream.estimator.delay import Delay
 from inferline_stream.estimator.kernels import Lateness, Tokens
 from inferline_stream.estimator.keyed_server import KeyedServer
 from inferline_stream.estimator.merger import NONE, Merger
@@ -31,7 +32,7 @@ class Departures:
     """What leaves a stage: one entry per event that visits it.
 
     Args:
-        times_s: float64, ascending.
+        times_s: float64, ascending: when they count as sent, see `kernels`.
         events: int32, whose they are.
         skipped: of a join that a later join waits for: when it was known that an event skips it.
     """
@@ -235,6 +236,8 @@ class _Run:
         self._mergers = {s: Merger(workload, s, code) for s in simulated if workload.shape.parents(s)}
         self._waits: dict[int, float] = dict.fromkeys(simulated, 0.0)
         self._ends: dict[int, float] = {}
+        self._delays: dict[tuple[str, int], Delay] = {}
+        self._code = code
         self._window = (-math.inf, -math.inf)
         for s in simulated:
             one_queue = KeyedServer if workload.lanes(s).size else Server
@@ -257,14 +260,23 @@ class _Run:
             else:
                 horizon_s = now_s
                 arrived = Tokens(entry_s[first:end], np.arange(first, end, dtype=np.int32))
+                arrived = self._delayed("hop in", s, arrived, now_s)
             known[s] = horizon_s + hop_s
             server.receive(arrived)
-            gone = self.gone[s] = server.advance(known[s])
+            gone = server.advance(known[s])
             self._waits[s] += float(gone.times.sum()) - float(arrived.times.sum())
             if gone.times.size:
                 self._ends[s] = float(gone.times[-1])
+            gone = self.gone[s] = self._delayed("hop", s, gone, known[s])
             if s in self._keep:
                 self._keep[s].append((_copy(gone), _copy(self._skipped.get(s, NONE))))
+
+    def _delayed(self, purpose: str, s: int, sent: Tokens, horizon_s: float) -> Tokens:
+        if not self.workload.hop_extra_s.size:
+            return sent
+        if (purpose, s) not in self._delays:
+            self._delays[purpose, s] = Delay(self.workload, purpose, s, self._code)
+        return self._delays[purpose, s].take(sent, horizon_s)
 
     def window(self, stage: int) -> Tokens:
         """A kept stage's departures in the present slice."""

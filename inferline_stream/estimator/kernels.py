@@ -3,7 +3,9 @@
 Rules, held bit for bit by the event-heap reference (`estimator.reference`):
 
 - A record that leaves a stage at t arrives at ``t + hop`` and a batch that starts at t ends at ``t + S``: these sums,
-  rounded once, are the instants. Service times are above 0.
+  rounded once, are the instants. Service times are above 0. Where hops differ, what a stage sends at t, and what enters
+  the pipeline then, counts as sent at ``t + extra``, by a draw of its event and the stage; ``hop`` is the least. A join
+  that is skipped sends its markers without.
 - At one instant arrivals (records and skip markers) come first, ordered by (sent, sending stage, start of their batch,
   position in it), then dispatch. A batch therefore holds whatever has arrived up to its start, that instant included.
 - One queue: in order of max(entry time, arrival − SLO), of equal ones in order of arrival. Whenever a replica is free,
@@ -216,6 +218,40 @@ def draw_partitions(key: int, partitions: int, keys: Masks, chosen: Masks) -> No
         if keys.size > 0 and keys[i] > 0:
             whose = chosen.size + int(keys[i])
         chosen[i] = (draw(whose, key) * partitions) >> 32
+
+
+def delay(gone: Tokens, key: int, extra_s: Floats, late: Tokens, until: tuple[int, float]) -> tuple[np.int64, np.int64]:
+    """Give every token what its event draws of the time between two stages beyond the least, and put them in order.
+
+    Args:
+        gone: tokens, ascending; none of an earlier call.
+        key: of the draws.
+        extra_s: equally probable times, 256 of them.
+        late: tokens that wait, ascending, with room for all; those before the horizon come first, ascending.
+        until: how many wait, and the horizon: tokens from there on wait for the next call.
+
+    Returns:
+        How many are before the horizon, and how many there are.
+    """
+    times, events = late
+    sent_s, whose = gone
+    held, horizon_s = until
+    n = Index(held)
+    for i in range(sent_s.size):
+        event = whose[i]
+        t = sent_s[i] + extra_s[draw(int(event), key) >> 24]
+        place = n
+        while place > ZERO and times[place - ONE] > t:
+            times[place] = times[place - ONE]
+            events[place] = events[place - ONE]
+            place -= ONE
+        times[place] = t
+        events[place] = event
+        n += ONE
+    ready = ZERO
+    while ready < n and times[ready] < horizon_s:
+        ready += ONE
+    return np.int64(ready), np.int64(n)
 
 
 def merge(pending: Sources, join: Joining, out: Tokens, skipped: Tokens) -> tuple[np.int64, np.int64]:

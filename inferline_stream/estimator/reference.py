@@ -116,7 +116,8 @@ class _Simulation:
     def run(self) -> HeapSimulation:
         for event, entry_s in enumerate(self.workload.entry_s.tolist()):
             for s in self.workload.shape.entries():
-                self._send((entry_s, -1, (0, -math.inf, 0, event)), s, event, record=True)
+                sent_s = entry_s + self._extra_s(event, "hop in", s)
+                self._send((sent_s, -1, (0, entry_s, -math.inf, 0, event)), s, event, record=True)
         while self.heap:
             now, what, _, _, payload = heapq.heappop(self.heap)
             if what == _BATCH_ENDS:
@@ -133,6 +134,10 @@ class _Simulation:
     def _send(self, place: _Place, target: int, event: int, *, record: bool) -> None:
         """A record, or a skip marker, on its way."""
         self._plan(place[0] + self.workload.hop_s, _ARRIVES, place, target, event, record, place)
+
+    def _extra_s(self, event: int, purpose: str, s: int) -> float:
+        extra_s = self.workload.hop_extra_s
+        return float(extra_s[int(draw(event, self.workload.key(purpose, s)) / 2**24)]) if extra_s.size else 0.0
 
     def _outcome(self, s: int, event: int, place: _Place, *, ran: bool) -> None:
         """Send what follows from an event's having run at a stage, or from a join's being skipped."""
@@ -280,10 +285,11 @@ class _Simulation:
                 stage.in_hand.remove(stage.keys[event])
         for position, event in enumerate(batch.events):
             self.log.append(Happening(now, s, event, "ends", r, batch.number))
+            sent_s = now + self._extra_s(event, "hop", s)
             if not self.workload.shape.children(s):
-                latency = now + self.workload.hop_s - float(self.workload.entry_s[event])
+                latency = sent_s + self.workload.hop_s - float(self.workload.entry_s[event])
                 self.latency_s[event] = np.fmax(self.latency_s[event], latency)
-            self._outcome(s, event, (now, s, (0, batch.start_s, batch.order, position)), ran=True)
+            self._outcome(s, event, (sent_s, s, (0, now, batch.start_s, batch.order, position)), ran=True)
         self._plan(now, _DISPATCH, (), s)
 
     def _mask(self, event: int) -> int:

@@ -16,7 +16,7 @@ from inferline_stream.estimator.kernels import Ints, Varying
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.keys import Keys
-from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.variation import LEVELS
@@ -34,7 +34,8 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
     """
     shape = Shape(("a", "b", "c"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
     measured = PipelineProfile({}, independent_paths(shape, {("a", "b"): 0.5}))
-    keyed = replace(measured, keys=Keys((("busy", 0.5),), shape.stages))
+    spread_s = tuple(np.linspace(0.0, 0.5, len(HOP_PROBABILITIES)).tolist())
+    keyed = replace(measured, keys=Keys((("busy", 0.5),), shape.stages), hop_spread_s=spread_s)
     plain, with_keys = (prepare(shape, profile, Trace(np.arange(8.0))) for profile in (measured, keyed))
     steps = [
         (plain, _station()),

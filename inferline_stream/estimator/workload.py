@@ -11,7 +11,8 @@ import numpy as np
 from inferline_stream.estimator import kernels
 from inferline_stream.estimator.compiled import compiled
 from inferline_stream.estimator.routes import Feed, feeds
-from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.estimator.service_table import MIDDLES
+from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visited
 from inferline_stream.pipeline.trace import Trace
 
@@ -29,10 +30,12 @@ class Workload:
         masks: uint16 (events,) index into ``path_masks``.
         path_masks: distinct sets of arrows taken, see `Paths.masks`.
         feeds: by stage.
-        hop_s: time between two stages beyond queueing and service.
+        hop_s: time between two stages beyond queueing and service, the least if it differs.
         seed: of every draw.
         keys: uint16 (events,) number of each event's key from 1, 0 for one of no account; empty if all are.
         ordered: stages that keep the order of a key's events.
+        hop_extra_s: float64 (LEVELS,) equally probable times of a hop beyond the least; empty if all take the same.
+        mean_hop_s: mean of the time between two stages.
     """
 
     shape: Shape
@@ -44,6 +47,8 @@ class Workload:
     seed: int
     keys: kernels.Masks = field(default_factory=lambda: NO_KEYS)
     ordered: frozenset[int] = frozenset()
+    hop_extra_s: kernels.Floats = field(default_factory=lambda: np.empty(0))
+    mean_hop_s: float = 0.0
     _partitions: dict[tuple[int, int], kernels.Masks] = field(default_factory=dict, repr=False)
     _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
 
@@ -96,6 +101,15 @@ class Workload:
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
+def hop_extra_s(measured: PipelineProfile) -> kernels.Floats:
+    """Return equally probable times of a hop beyond the least, float64 (LEVELS,) ascending; empty if there is one."""
+    if not measured.hop_spread_s:
+        return np.empty(0)
+    hops_s = np.maximum(0.0, measured.hop_overhead_s + np.array(measured.hop_spread_s))
+    extra_s: kernels.Floats = np.interp(MIDDLES, HOP_PROBABILITIES, hops_s) - measured.least_hop_s
+    return extra_s
+
+
 def prepare(
     shape: Shape,
     measured: PipelineProfile,
@@ -129,7 +143,7 @@ def prepare(
     if len(trace) > np.iinfo(np.int32).max:
         raise ValueError(f"{len(trace):,} events are more than the {np.iinfo(np.int32).max:,} supported; use a part")
     masks = np.zeros(len(trace), dtype=np.uint16)
-    arrivals_s, hop_s = trace.arrivals_s, measured.hop_overhead_s
+    arrivals_s, hop_s, extra_s = trace.arrivals_s, measured.least_hop_s, hop_extra_s(measured)
     shares = np.array([share for _, share in measured.keys.shares])
     workload = Workload(
         shape,
@@ -141,6 +155,8 @@ def prepare(
         seed,
         np.empty(len(trace) if shares.size else 0, dtype=np.uint16),
         frozenset(s for s, name in enumerate(shape.stages) if name in measured.keys.ordered),
+        extra_s,
+        hop_s + float(extra_s.mean() if extra_s.size else 0.0),
     )
     if workload.keys.size:
         until = np.round(np.minimum(np.cumsum(shares), 1.0) * 2.0**32).astype(np.int64)

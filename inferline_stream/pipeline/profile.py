@@ -15,6 +15,10 @@ from inferline_stream.pipeline.variation import Variation
 PROBABILITIES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 """Levels at which `ServiceTime.quantiles_s` holds the measured times."""
 
+HOP_PROBABILITIES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99)
+"""Levels of `PipelineProfile.hop_spread_s`; between them it is linear, and the last one stands for what is above: there
+a machine that stood still for a moment was measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceTime:
@@ -201,6 +205,11 @@ class PipelineProfile:
         keys: busy keys of the sample's events, and where their order is kept.
         network_s: the part of ``hop_overhead_s`` that carrying a batch to a replica on another host takes, as measured
             while the pipeline runs.
+        hop_spread_s: how far the time between two stages lies from ``hop_overhead_s`` at `HOP_PROBABILITIES`, under
+            load; empty where it is always the same.
+
+    Raises:
+        ValueError: a spread that is no ascending list of so many finite numbers.
     """
 
     profiles: Mapping[tuple[str, str], Profile]
@@ -210,6 +219,19 @@ class PipelineProfile:
     overheads: Overheads | None = None
     keys: Keys = field(default_factory=Keys)
     network_s: float = 0.0
+    hop_spread_s: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        spread = self.hop_spread_s
+        if spread and (len(spread) != len(HOP_PROBABILITIES) or list(spread) != sorted(spread)):
+            raise ValueError(f"spread {spread} of a hop must ascend, and have {len(HOP_PROBABILITIES)} levels")
+        if not all(map(math.isfinite, spread)):
+            raise ValueError(f"spread {spread} of a hop must be finite")
+
+    @property
+    def least_hop_s(self) -> float:
+        """The shortest time between two stages."""
+        return max(0.0, self.hop_overhead_s + min(self.hop_spread_s, default=0.0))
 
     def steady(self) -> PipelineProfile:
         """The same where every batch takes the mean of its size, as in the paper."""

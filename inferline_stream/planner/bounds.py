@@ -163,7 +163,7 @@ class Bounds:
 
     def _required_rate(self, stage: int, key: int = 0) -> float:
         """Of all events of a stage, or of those of one key."""
-        hop_s = self.problem.measured.hop_overhead_s
+        hop_s = self.problem.measured.least_hop_s
         through = [i for i, r in enumerate(self._routes) if r.reaches_sink and r.visits[stage]]
         if not through:
             return 0.0
@@ -182,7 +182,7 @@ class Bounds:
         """Whether enough events could be in time if nothing ever waited."""
         stages = self.problem.shape.stages
         least = [self._least_of(stage, option) for stage, option in zip(stages, candidate, strict=True)]
-        hop_s = self.problem.measured.hop_overhead_s
+        hop_s = self.problem.measured.least_hop_s
         late = [
             r.reaches_sink and r.latency_s(least, hop_s) > self.problem.target_s * (1 + _ROUNDING) for r in self._routes
         ]

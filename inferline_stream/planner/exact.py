@@ -210,7 +210,7 @@ class _Tree:
 
     def _reach_s(self, stage: int, decided: dict[int, Departures]) -> dict[int, float]:
         """Decided stages all of whose events here go on to the stage, with the least time from there."""
-        shape, hop_s = self._problem.shape, self._problem.measured.hop_overhead_s
+        shape, hop_s = self._problem.shape, self._problem.measured.least_hop_s
         found: dict[int, float] = {}
         for a in shape.parents(stage):
             arrow = shape.arrows[a]

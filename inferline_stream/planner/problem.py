@@ -179,5 +179,5 @@ def fastest_s(problem: Problem, stage: str, batch_one: bool = True) -> float:
 
 def rest_s(problem: Problem, service_time_s: Sequence[float]) -> float:
     """Longest path through stages with these service times: a hop into each stage and one into the sink."""
-    hop_s = problem.measured.hop_overhead_s
+    hop_s = problem.measured.least_hop_s
     return problem.shape.longest_path_s([time_s + hop_s for time_s in service_time_s]) + hop_s

@@ -12,7 +12,7 @@ from typing import Self
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.dataplane.hop import measure_hop_s
+from inferline_stream.dataplane.hop import measure_hop
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.sample_files import keyed
 from inferline_stream.dataplane.specs import ReplicaSpec
@@ -126,7 +126,7 @@ async def profile_pipeline(
     known = store.load()
     pairs, notes = pairs_to_profile(pipeline, known, options, here)
     needs_run = bool(pairs) or known.paths is None
-    needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_overhead_s)
+    needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_spread_s)
     shape = shape_of(pipeline)
     kept = overheads_file(here, options.broker)
     overheads = None if options.again else kept_overheads(kept)
@@ -138,7 +138,7 @@ async def profile_pipeline(
     if needs_hop:  # first: a broker that does not answer is told at once
         assert bootstrap_servers is not None
         steps.begin("time between two stages")
-        known.hop_overhead_s[options.broker] = await measure_hop_s(
+        known.hop_overhead_s[options.broker], known.hop_spread_s[options.broker] = await measure_hop(
             bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
         )
     if needs_overheads:
@@ -171,6 +171,7 @@ async def profile_pipeline(
         samples=known.samples,
         overheads=overheads,
         keys=keys_of(pipeline, keys),
+        hop_spread_s=known.hop_spread_s.get(options.broker, ()),
     )
 
 

@@ -99,6 +99,7 @@ class StoredPaths(msgspec.Struct, frozen=True):
         paths: arrows taken (positions in ``arrows``) and the share of events that took them.
         failed: by stage, sample events that it raised on.
         hop_overhead_s: by broker.
+        hop_spread_s: by broker, see `PipelineProfile`.
         samples: by stage, an input that it has processed.
     """
 
@@ -108,6 +109,7 @@ class StoredPaths(msgspec.Struct, frozen=True):
     paths: list[tuple[list[int], float]]
     failed: dict[str, int] = {}
     hop_overhead_s: dict[str, float] = {}
+    hop_spread_s: dict[str, tuple[float, ...]] = {}
     samples: dict[str, StageInput] = {}
     version: int = VERSION
 
@@ -121,6 +123,7 @@ class Known:
         paths: if they still hold.
         failed: by stage, sample events that it raised on.
         hop_overhead_s: by broker.
+        hop_spread_s: by broker.
         samples: see `PipelineProfile`.
         stale: for the others why not, by stage and hardware.
         rehearsed: of those that hold, the ones that a rehearsal has confirmed.
@@ -130,6 +133,7 @@ class Known:
     paths: Paths | None = None
     failed: dict[str, int] = field(default_factory=dict)
     hop_overhead_s: dict[str, float] = field(default_factory=dict)
+    hop_spread_s: dict[str, tuple[float, ...]] = field(default_factory=dict)
     samples: dict[str, StageInput] = field(default_factory=dict)
     stale: dict[tuple[str, str], str] = field(default_factory=dict)
     rehearsed: set[tuple[str, str]] = field(default_factory=set)
@@ -184,7 +188,7 @@ class ProfileStore:
         if paths is not None:
             if (paths.code, paths.events) == (self._paths_code, self._events):
                 known.paths, known.failed, known.samples = _paths_of(paths), paths.failed, paths.samples
-            known.hop_overhead_s = paths.hop_overhead_s
+            known.hop_overhead_s, known.hop_spread_s = paths.hop_overhead_s, paths.hop_spread_s
         return known
 
     def save(self, profile: Profile, *, note: str = "") -> Path:
@@ -232,6 +236,7 @@ class ProfileStore:
             ],
             failed=known.failed,
             hop_overhead_s={broker: _rounded(hop_s) for broker, hop_s in known.hop_overhead_s.items()},
+            hop_spread_s={broker: tuple(map(_rounded, spread_s)) for broker, spread_s in known.hop_spread_s.items()},
             samples=known.samples,
         )
         _write(self._paths_file, stored)
@@ -266,7 +271,9 @@ class ProfileStore:
                     continue
                 paths, own = msgspec.json.decode(text, type=StoredPaths), self._read(self._paths_file, StoredPaths)
                 hop_s = {**(own.hop_overhead_s if own is not None else {}), **paths.hop_overhead_s}
-                _write(self._paths_file, msgspec.structs.replace(paths, hop_overhead_s=hop_s))
+                spread_s = {**(own.hop_spread_s if own is not None else {}), **paths.hop_spread_s}
+                taken = msgspec.structs.replace(paths, hop_overhead_s=hop_s, hop_spread_s=spread_s)
+                _write(self._paths_file, taken)
         except (msgspec.DecodeError, ValueError) as error:
             raise InvalidTopology(f"{path}: cannot be read as a profile ({error}); profile again") from None
 

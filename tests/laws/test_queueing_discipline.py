@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferline_stream.estimator.evaluation import evaluate, fastest_rest_s
+from inferline_stream.estimator.kernels import draw
 from inferline_stream.estimator.reference import Happening, HeapSimulation, simulate_with_heap
 from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipeline
 
@@ -55,7 +56,14 @@ def test_a_whole_batch_ends_together_and_holds_no_more_than_the_limit(seed: int)
     for (stage, _), entries in batches.items():
         station = pipeline.stations[stage]
         assert len(entries) <= station.limits[station.kinds[entries[0].replica]]
-        assert {left_s[stage, entry.event] for entry in entries} == {entries[0].time_s}
+        assert len({entry.time_s for entry in entries}) == 1
+        for entry in entries:
+            assert left_s[stage, entry.event] == entry.time_s + hop_extra_s(pipeline, stage, entry.event)
+
+
+def hop_extra_s(pipeline: RandomPipeline, stage: int, event: int) -> float:
+    extra_s = pipeline.workload.hop_extra_s
+    return float(extra_s[draw(event, pipeline.workload.key("hop", stage)) >> 24]) if extra_s.size else 0.0
 
 
 @settings(max_examples=60)

@@ -11,7 +11,7 @@ from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.station import STEADY, Station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.keys import Keys
-from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.variation import LEVELS
@@ -34,7 +34,8 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> Random
     }
     grid = 2.0 ** -rng.integers(3, 7) if rng.random() < 0.5 else 0.0
     hop_s = rng.choice([0.0, 0.01, 0.3]) if not grid else grid * rng.integers(0, 3)
-    measured = PipelineProfile({}, independent_paths(shape, conditional), float(hop_s), keys=random_keys(shape, seed))
+    paths, keys = independent_paths(shape, conditional), random_keys(shape, seed)
+    measured = PipelineProfile({}, paths, float(hop_s), keys=keys, hop_spread_s=random_spread_s(seed, grid))
     n = int(rng.integers(1, events))
     times = np.cumsum(rng.gamma(1 / 4, 4.0, n)) * rng.choice([0.02, 0.1, 0.5])
     if grid:
@@ -53,6 +54,16 @@ def random_keys(shape: Shape, seed: int) -> Keys:
     shares = rng.dirichlet(np.full(int(rng.integers(1, 9)), 0.7)) * rng.choice([0.4, 1.0])
     named = tuple((f"k{i}", float(share)) for i, share in enumerate(shares) if share > 1e-9)
     return Keys(named, tuple(name for name in shape.stages if rng.random() < 0.7))
+
+
+def random_spread_s(seed: int, grid: float) -> tuple[float, ...]:
+    """In half of the pipelines, hops that differ, on the grid if there is one."""
+    rng = np.random.default_rng([seed, 2])
+    if rng.random() < 0.5:
+        return ()
+    if grid:
+        return tuple(sorted(grid * rng.integers(-1, 4, len(HOP_PROBABILITIES)).astype(float)))
+    return tuple(np.sort(rng.gamma(1.0, float(rng.choice([0.005, 0.1])), len(HOP_PROBABILITIES)) - 0.005).tolist())
 
 
 def random_shape(rng: np.random.Generator) -> Shape:

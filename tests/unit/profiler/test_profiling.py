@@ -91,6 +91,7 @@ async def test_a_pipeline_is_measured_once_and_then_known(
     ratios = visit_ratios(shape_of(pipeline), measured.paths)
     assert ratios == pytest.approx({"read": 1.0, "slow": 1 / 3, "add": 1.0})
     assert 0 < measured.hop_overhead_s < 1
+    assert 0 < measured.least_hop_s < measured.hop_overhead_s < measured.hop_overhead_s + measured.hop_spread_s[-1] < 2
     assert measured.overheads is not None
     assert measured.overheads.slot_rate > 100
 
@@ -118,6 +119,7 @@ async def test_a_pipeline_is_measured_once_and_then_known(
             measured.profiles[key].service_times[0].mean_s, rel=1e-3
         )
     assert again.hop_overhead_s == pytest.approx(measured.hop_overhead_s, rel=1e-3)
+    assert again.hop_spread_s == pytest.approx(measured.hop_spread_s, rel=1e-3)
 
 
 async def test_the_time_between_stages_is_measured_for_each_broker(
