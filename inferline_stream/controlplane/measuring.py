@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 from inferline_stream.controlplane.reports import Reports
 from inferline_stream.controlplane.totals import Batches, Totals, since, slowdown
-from inferline_stream.pipeline.profile import PipelineProfile, Profile
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths, visited
+from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, STEADY, Variation
 
 FEWEST_BATCHES = 50
 """A service time from fewer batches would be noise."""
@@ -18,6 +22,9 @@ FEWEST_RESULTS = 300
 
 NOISE = 0.1
 """Relative difference from the profile that is taken for noise: one measurement of it is no better than the other."""
+
+_NORMAL = tuple(NormalDist().inv_cdf(min(max(p, 1e-3), 1 - 1e-3)) for p in NOISE_PROBABILITIES)
+"""Noise of times of which only the spread is known: lognormal, cut off at one in a thousand."""
 
 _SWEEPS = 50
 
@@ -61,21 +68,23 @@ def measured_since(reports: Reports, stages: Iterable[str], before: Mark) -> Mea
 def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> PipelineProfile:
     """The profile with service times scaled to what replicas measured, paths to the branches taken, and the network.
 
-    Of a stage on one kind of hardware all batch sizes are scaled alike: those that ran tell of those that did not.
-    Kinds that did not run keep their profile.
+    Of a stage on one kind of hardware all batch sizes are scaled alike, since those that ran show the others. Of those
+    that ran often, mean and spread are what was measured. Kinds that did not run keep their profile.
     """
     profiles = {}
     for key, own in profile.profiles.items():
-        factor = slowdown(own, seen.batches.get(key, {}), FEWEST_BATCHES)
-        profiles[key] = own if factor is None or abs(factor - 1) <= NOISE else scaled(own, factor)
+        batches = seen.batches.get(key, {})
+        factor = slowdown(own, batches, FEWEST_BATCHES)
+        now = own if factor is None or abs(factor - 1) <= NOISE else scaled(own, factor)
+        profiles[key] = _spread_as_seen(_sizes_as_seen(now, batches), batches)
     shares = {}
     for arrow in shape.arrows:
         edge = shape.stages[arrow.parent], shape.stages[arrow.child]
         results = seen.results.get(edge[0], 0)
         if arrow.conditional and results >= FEWEST_RESULTS:
             shares[edge] = min(1.0, seen.taken.get(edge, 0) / results)
-    batches, carrying_s = seen.network
-    network_s = carrying_s / batches if batches >= FEWEST_BATCHES else profile.network_s
+    remote, carrying_s = seen.network
+    network_s = carrying_s / remote if remote >= FEWEST_BATCHES else profile.network_s
     return replace(
         profile,
         profiles=profiles,
@@ -85,18 +94,51 @@ def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> Pipelin
     )
 
 
+def _sizes_as_seen(profile: Profile, batches: Batches) -> Profile:
+    """A profile with the means of those batch sizes that ran often and differ from it."""
+    times = []
+    for entry in profile.service_times:
+        stats = batches.get(entry.batch_size)
+        factor = stats.service_s / stats.batches / entry.mean_s if stats and stats.batches >= FEWEST_BATCHES else 1.0
+        times.append(longer(entry, factor) if abs(factor - 1) > NOISE else entry)
+    return replace(profile, service_times=tuple(times))
+
+
+def _spread_as_seen(profile: Profile, batches: Batches) -> Profile:
+    """A profile whose batches vary as those that ran, if what events ask for does not tell how they vary.
+
+    Batch sizes that ran too little have the mean of what the others show.
+    """
+    often = {size: stats for size, stats in batches.items() if stats.batches >= FEWEST_BATCHES and stats.squares > 0}
+    if not often or (profile.variation is not None and profile.variation.units):
+        return profile
+    spreads = {
+        size: math.sqrt(math.log(max(1.0, stats.squares * stats.batches / stats.service_s**2)))
+        for size, stats in often.items()
+    }
+    usual = statistics.fmean(spreads.values())
+    wanted = [spreads.get(entry.batch_size, usual) for entry in profile.service_times]
+    apart = [abs(entry.spread - spread) for entry, spread in zip(profile.service_times, wanted, strict=True)]
+    if usual < STEADY or max(apart) <= NOISE * usual:
+        return profile
+    noise = profile.variation.noise if profile.variation is not None and profile.variation.noise else _NORMAL
+    times = tuple(replace(e, spread=spread) for e, spread in zip(profile.service_times, wanted, strict=True))
+    return replace(profile, service_times=times, variation=Variation(noise=noise))
+
+
+def longer(entry: ServiceTime, factor: float) -> ServiceTime:
+    """One batch size that takes so many times longer."""
+    return replace(
+        entry,
+        mean_s=entry.mean_s * factor,
+        fixed_s=entry.fixed_s * factor,
+        quantiles_s=tuple(q * factor for q in entry.quantiles_s),
+    )
+
+
 def scaled(profile: Profile, factor: float) -> Profile:
     """A profile in which batches of every size take so many times longer."""
-    times = tuple(
-        replace(
-            entry,
-            mean_s=entry.mean_s * factor,
-            fixed_s=entry.fixed_s * factor,
-            quantiles_s=tuple(q * factor for q in entry.quantiles_s),
-        )
-        for entry in profile.service_times
-    )
-    return replace(profile, service_times=times)
+    return replace(profile, service_times=tuple(longer(entry, factor) for entry in profile.service_times))
 
 
 def _follow(shape: Shape, paths: Paths, shares: Mapping[tuple[str, str], float]) -> Paths:

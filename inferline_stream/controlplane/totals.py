@@ -43,6 +43,7 @@ class Totals:
                 sums = own.setdefault(size, BatchStats())
                 sums.batches += sign * stats.batches
                 sums.service_s += sign * stats.service_s
+                sums.squares += sign * stats.squares
         for child, count in other.edges_taken.items():
             self.edges_taken[child] = self.edges_taken.get(child, 0) + sign * count
         self.latency_buckets += [0] * (len(other.latency_buckets) - len(self.latency_buckets))

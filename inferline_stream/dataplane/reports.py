@@ -27,6 +27,8 @@ class BatchStats(msgspec.Struct):
 
     batches: int = 0
     service_s: float = 0.0
+    squares: float = 0.0
+    """Of the service times, in s²: how much they vary."""
 
 
 class ReplicaStatus(msgspec.Struct):
@@ -119,7 +121,7 @@ class PoolReport(msgspec.Struct):
         if any(size < 1 for size in stats):
             raise ValueError(f"batch sizes {sorted(stats)}")
         numbers = [getattr(self, name) for name in _NUMBERS]
-        numbers += [n for of in stats.values() for n in (of.batches, of.service_s)]
+        numbers += [n for of in stats.values() for n in (of.batches, of.service_s, of.squares)]
         numbers += [*self.edges_taken.values(), *self.latency_buckets, *(r.start_up_s for r in self.replicas)]
         if any(abs(number) >= _MOST for number in numbers):
             raise ValueError("a number is out of range")

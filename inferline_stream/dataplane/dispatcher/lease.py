@@ -125,6 +125,7 @@ def count_calls(report: PoolReport, hardware: str, calls: Sequence[Call]) -> Non
             stats = sizes[call.batch_size] = BatchStats()
         stats.batches += 1
         stats.service_s += call.service_s
+        stats.squares += call.service_s**2
 
 
 def count_latency(report: PoolReport, bounds_s: Sequence[float], latency_s: float) -> None:

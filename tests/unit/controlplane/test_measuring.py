@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from inferline_stream.controlplane.reports import Reports
 from inferline_stream.dataplane.reports import BatchStats, PoolReport
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths, visit_ratios
+from inferline_stream.pipeline.variation import Variation
 
 SHAPE = Shape(("a", "b", "c", "d"), (Arrow(0, 1, True), Arrow(0, 2, True), Arrow(1, 3), Arrow(2, 3)))
 
@@ -101,3 +103,30 @@ def test_partial_correlations_are_fitted_to_both_shares() -> None:
     # Proportional fitting keeps the odds ratio of the sample: 0.4·0.4 / (0.1·0.1) = 16.
     odds = weights[0b1111] * weights[0b0000] / (weights[0b0101] * weights[0b1010])
     assert odds == pytest.approx(16, rel=1e-3)
+
+
+def test_a_batch_size_that_ran_often_has_its_own_mean_and_the_others_what_all_show() -> None:
+    before = profile(independent_paths(SHAPE, {}))
+    ones, fours = report("r", 1, batches=100, service_s=1.0, size=1), report("q", 1, batches=900, service_s=36.0)
+    after = corrected(before, SHAPE, since_start(reports(ones, fours))).profiles["a", "cpu-1"]
+    assert [entry.mean_s for entry in after.service_times] == pytest.approx([0.010, 0.040], rel=0.1)
+
+
+@pytest.mark.parametrize(("spread", "follows"), [(0.5, True), (0.02, False)])
+def test_times_vary_as_measured_where_events_do_not_say_how(spread: float, follows: bool) -> None:
+    before = profile(independent_paths(SHAPE, {}))
+    given = report("r", 1, batches=1000, service_s=20.0)
+    given.batch_stats["cpu-1"][4].squares = 1000 * 0.02**2 * math.exp(spread**2)  # lognormal
+    after = corrected(before, SHAPE, since_start(reports(given))).profiles["a", "cpu-1"]
+    assert (after.variation is not None) is follows
+    assert [entry.spread for entry in after.service_times] == pytest.approx([spread * follows] * 2)
+    assert [entry.mean_s for entry in after.service_times] == pytest.approx([0.010, 0.020])
+
+
+def test_what_events_ask_for_stays_what_makes_times_vary() -> None:
+    plain = profile(independent_paths(SHAPE, {}))
+    own = replace(plain.profiles["a", "cpu-1"], variation=Variation(units=((1.0, 128), (5.0, 128))))
+    given = report("r", 1, batches=1000, service_s=20.0)
+    given.batch_stats["cpu-1"][4].squares = 1000 * 0.02**2 * 2
+    before = replace(plain, profiles={**plain.profiles, ("a", "cpu-1"): own})
+    assert corrected(before, SHAPE, since_start(reports(given))).profiles["a", "cpu-1"] == own
