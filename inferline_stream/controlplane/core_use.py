@@ -16,6 +16,9 @@ LOOK_S, CALM_S = 2.0, 4.0
 SLACK_CORES = 0.15
 """Cores that may be missing: less is noise, and half of a tick on each core."""
 
+FULL = 0.9
+"""Share of the machine's time that is taken where somebody lacks a core: below it nobody has to wait for long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -90,7 +93,7 @@ class CoreUse:
         return Use(sum(use.ran_s for use in own), sum(use.waited_s for use in own))
 
     def _judge(self, now_s: float) -> None:
-        """Others have taken cores of replicas if less is left than those were planned with."""
+        """Others have taken cores of replicas if less is left than those were planned with, and hardly any is idle."""
         if not self.cores:
             return
         last = self._samples[-1]
@@ -98,8 +101,9 @@ class CoreUse:
         if last.time_s - first.time_s < LOOK_S / 2:
             return
         ran_s = sum(use.ran_s - first.use.get(key, Use()).ran_s for key, use in last.use.items())
-        others = (last.taken_s - first.taken_s - ran_s) / (last.time_s - first.time_s)
-        missing = last.reserved > 0 and others + last.reserved > self.cores + SLACK_CORES
+        taken = (last.taken_s - first.taken_s) / (last.time_s - first.time_s)
+        others = taken - ran_s / (last.time_s - first.time_s)
+        missing = last.reserved > 0 and others + last.reserved > self.cores + SLACK_CORES and taken > FULL * self.cores
         if missing == bool(self.crowded):
             self._since_s = None
             if missing:

@@ -40,6 +40,12 @@ def test_a_core_that_others_take_is_said_within_seconds_and_taken_back_once_it_i
     assert not machine.run(LOOK_S + CALM_S, others=0.6)[-1]
 
 
+def test_cores_that_replicas_were_planned_with_and_leave_idle_are_no_lack() -> None:
+    machine = Machine()
+    machine.run(10.0, others=0.6)
+    assert not any(machine.run(20.0, others=1.1))
+
+
 def test_a_moment_is_no_lack_of_cores() -> None:
     machine = Machine()
     machine.run(10.0, others=0.6)
