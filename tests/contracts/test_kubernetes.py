@@ -218,6 +218,17 @@ async def test_another_controller_finds_the_replicas_of_the_one_before() -> None
             assert len(api.pods()) == 2
 
 
+async def test_replicas_on_a_kind_that_is_not_planned_any_more_are_sent_away_all_the_same() -> None:
+    async with KubeApi() as api:
+        async with acting(api) as first:
+            await first.scale("a", "t4", 1)
+        async with acting(api) as second:
+            await second.know({("a", "cpu-1"): SPECS["a", "cpu-1"]})
+            await second.scale("a", "t4", 0)
+            await second.scale("b", "t4", 0)
+        assert api.deployment("p-a-t4")["spec"]["replicas"] == 0
+
+
 async def test_a_newer_image_replaces_every_replica_and_their_ends_are_expected() -> None:
     async with KubeApi() as api:
         async with acting(api) as first:
@@ -381,7 +392,13 @@ async def test_a_dispatcher_is_posted_to_a_pod_and_its_successor_to_the_one_that
         await actuator.dispatch("a", [dispatcher("a-0-y")])
         await until(lambda: actuator._postings.host_of("a-0-y") is not None, "the successor's pod")
         assert actuator._postings.host_of("a-0-y") != pod
-        async with KubernetesActuator(names, kafka.bootstrap_servers, Cluster("test", "image"), client) as another:
+        async with (
+            KubernetesActuator(names, kafka.bootstrap_servers, Cluster("test", "image"), client) as waits,
+            KubernetesActuator(names, kafka.bootstrap_servers, Cluster("test", "image"), client) as another,
+        ):
             assert [d.dispatcher for d in await another.dispatchers()] == ["a-0-y"]
+            await another.dispatch("a", [dispatcher("a-0-z")])
+            await until(lambda: another._postings.host_of("a-0-z") is not None, "the next one's pod")
+            assert [d.dispatcher for d in await waits.dispatchers()] == ["a-0-z"], "it knows what was posted meanwhile"
             await another.dispatch("a", [])
             await until(lambda: all("deletionTimestamp" in pod["metadata"] for pod in api.pods()), "all pods to go")

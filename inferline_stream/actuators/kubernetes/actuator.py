@@ -99,6 +99,9 @@ class KubernetesActuator:
         self._postings = Postings(bootstrap_servers, names.assignments)
         self._wanted: dict[str, dict[str, DispatcherSpec]] = {}
         """By stage, dispatchers that were asked for, by name."""
+        self._leads = False
+        """Whether dispatchers were asked for or about. A controller that waits must not know postings before it leads:
+        the one that leads writes others meanwhile."""
         self._given_up: set[str] = set()
         """Dispatchers that were replaced because they were silent."""
         self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
@@ -135,16 +138,17 @@ class KubernetesActuator:
         """
         if replicas < 0:
             raise ValueError(f"stage {stage!r} on {hardware!r}: {replicas} replicas must be 0 or more")
-        if (stage, hardware) not in self._specs:
-            if replicas > 0:
-                raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
-            return
+        known = (stage, hardware) in self._specs
+        if replicas > 0 and not known:
+            raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
         await self._listed.wait()
         async with self._one_at_a_time:
             name = manifests.replicas_name(self._pipeline, stage, hardware)
             with translated():
-                if (stage, hardware) not in self._applied:
+                if known and (stage, hardware) not in self._applied:
                     await self._apply_replicas(name, stage, hardware)
+                elif not known and not await self._exists(name):
+                    return
                 before = (await self._client.get(Deployment.Scale, name, namespace=self._cluster.namespace)).spec
                 asked = (before.replicas if before is not None else 0) or 0
                 if asked != self._asked.get((stage, hardware), asked):  # somebody has set it since
@@ -170,6 +174,7 @@ class KubernetesActuator:
             Unreachable: the API server, or Kafka, does not answer.
         """
         await self._listed.wait()
+        self._leads = True
         self._wanted[stage] = {spec.dispatcher: spec for spec in dispatchers}
         if dispatchers:
             async with self._one_at_a_time:
@@ -202,6 +207,7 @@ class KubernetesActuator:
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that has a pod, or waits for one."""
         await self._listed.wait()
+        self._leads = True
         if self._dispatcher_pods:
             await self._postings.look()
         found = []
@@ -483,7 +489,7 @@ class KubernetesActuator:
 
     async def _post(self) -> None:
         async with self._posting:
-            if not self._dispatcher_pods and not self._wanted and not self._postings.hosts:
+            if not self._leads:
                 return
             await self._postings.look()
             for pod in list(self._postings.hosts):

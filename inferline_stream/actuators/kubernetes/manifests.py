@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class Cluster:
         service_account: of the pods, which never speak to the API server.
         secret: name of a Secret whose keys become environment variables of dispatchers, such as Kafka's password;
             empty for none.
-        kafka_ports: TCP ports that dispatchers may reach.
+        kafka_ports: TCP ports that dispatchers may reach: Kafka's, and where spans go.
     """
 
     namespace: str
@@ -303,9 +303,7 @@ def disruption_budgets(pipeline: str, stage: str, cluster: Cluster) -> list[dict
     ]
 
 
-def network_policies(
-    pipeline: str, stage: str, cluster: Cluster, ports: Iterable[int] = (), tracing_ports: Iterable[int] = ()
-) -> list[dict[str, Any]]:
+def network_policies(pipeline: str, stage: str, cluster: Cluster, ports: Collection[int] = ()) -> list[dict[str, Any]]:
     """Return who may reach whom: dispatchers reach Kafka, and replicas the dispatchers of their stage.
 
     Args:
@@ -313,11 +311,10 @@ def network_policies(
         stage: the stage.
         cluster: where.
         ports: that the stage itself declares.
-        tracing_ports: where spans go.
     """
     mine, theirs = labels(pipeline, stage, DISPATCHER), labels(pipeline, stage, REPLICA)
-    declared = [*({"ports": [_port(p) for p in sorted(ports)]} for _ in range(bool(ports)))]
-    outside = [_port(p) for p in sorted({*cluster.kafka_ports, *tracing_ports})]
+    declared = [NAMES, {"ports": [_port(number) for number in sorted(ports)]}] if ports else []
+    outside = [_port(number) for number in sorted(cluster.kafka_ports)]
     return [
         _policy(
             pipeline, stage, DISPATCHER, cluster,
@@ -329,7 +326,6 @@ def network_policies(
             ingress=[],
             egress=[
                 {"to": [{"podSelector": {"matchLabels": mine}}], "ports": [_port(DISPATCHER_PORT)]},
-                *([NAMES] if declared else []),
                 *declared,
             ],
         ),

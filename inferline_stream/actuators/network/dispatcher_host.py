@@ -209,6 +209,7 @@ def _starts(life: Path) -> int:
 async def run(name: str, address: str, spec: DispatcherHostSpec, dispatcher_module: str = DISPATCHER_MODULE) -> int:
     """Serve until SIGTERM; returns the exit code."""
     life, going = Path(spec.life), asyncio.Event()
+    (life / "ready").unlink(missing_ok=True)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, going.set)
     children = partial(Children, life / "logs", dispatcher_module=dispatcher_module)
     supervisor = Supervisor(children, drain_timeout_s=spec.drain_timeout_s)

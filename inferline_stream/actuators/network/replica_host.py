@@ -244,6 +244,7 @@ def _within(isolation: Isolation) -> Isolation:
 async def run(name: str, spec: ReplicaHostSpec, replica_module: str = REPLICA_MODULE) -> int:
     """Run the replica to its end, or wait where this host has had its replica; returns the exit code."""
     loop, life = asyncio.get_running_loop(), Path(spec.life)
+    (life / "ready").unlink(missing_ok=True)
     begun = life / "begun"
     if begun.exists():
         going = asyncio.Event()
