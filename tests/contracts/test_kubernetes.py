@@ -232,17 +232,17 @@ async def test_replicas_on_a_kind_that_is_not_planned_any_more_are_sent_away_all
 async def test_a_newer_image_replaces_every_replica_and_their_ends_are_expected() -> None:
     async with KubeApi() as api:
         async with acting(api) as first:
-            await first.scale("a", "cpu-1", 3)
+            await first.scale("a", "cpu-1", 2)
             before = {r.replica for r in await first.observe()}
         async with acting(api, "image:2") as second:
-            await second.scale("a", "cpu-1", 3)
+            await second.scale("a", "cpu-1", 2)
             for _ in before:
-                await second.scale("a", "cpu-1", 3)  # changes nothing, and does not wait for the cluster
+                await second.scale("a", "cpu-1", 2)  # changes nothing, and does not wait for the cluster
                 async with asyncio.timeout(DEADLINE_S):
                     gone = await second.next_exit()
                 assert (gone.replica in before, gone.expected, gone.restart_in_s) == (True, True, None)
             after = await second.observe()
-            assert [(r.state, r.restarts) for r in after] == [("running", 0)] * 3
+            assert [(r.state, r.restarts) for r in after] == [("running", 0)] * 2
         assert {pod["spec"]["containers"][0]["image"] for pod in api.pods()} == {"image:2"}
 
 

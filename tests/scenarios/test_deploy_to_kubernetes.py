@@ -114,7 +114,7 @@ async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and
 
         await until(served, f"replicas of every stage to be ready; a controller said {[*map(log_of, api.containers)]}")
         (first,), before = acting(), replicas()
-        feed = asyncio.create_task(fed(8))
+        feed = asyncio.create_task(fed(5))
         await asyncio.sleep(2.0)
         await api.evict(first)
 
@@ -127,7 +127,7 @@ async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and
         assert before <= replicas()
         await feed
 
-        feed = asyncio.create_task(fed(14))
+        feed = asyncio.create_task(fed(10))
         await deployed("reviews:2")
 
         async def upgraded() -> bool:
@@ -153,7 +153,7 @@ async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and
             async def through() -> bool:
                 ends = await offsets.ends(partitions)
                 arrived, left = (sum(ends[topic]) for topic in topics)
-                return arrived == left > 300
+                return arrived == left > 200
 
             await until(through, "as many ratings as reviews")
         monitor = api.applied["prometheusrules", "reviews-controller"]

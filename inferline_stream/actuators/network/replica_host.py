@@ -29,6 +29,7 @@ from inferline_stream.actuators.network.link import End, Ended, Hello, Leaving, 
 from inferline_stream.actuators.network.logs import LogCopier
 from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.dataplane.specs import ReplicaSpec
+from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.printable import log_to_stderr_plainly
@@ -255,7 +256,11 @@ async def run(name: str, spec: ReplicaHostSpec, replica_module: str = REPLICA_MO
     begun.touch()
     host = ReplicaHost(name, spec, replica_module)
     loop.add_signal_handler(signal.SIGTERM, host.leave)
-    code = await host.run()
+    try:
+        code = await host.run()
+    except InferlineError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
     return 128 - code if code < 0 else code
 
 
