@@ -210,6 +210,7 @@ async def test_replicas_whose_node_is_lost_or_emptied_cost_nothing(apache_kafka:
         assert "is ready after" in of.kubelet.log(emptied)
         assert of.director.total("work", "batches_lost") <= 1, "the one that was emptied had time for its batch"
         assert [exit_.replica for exit_ in of.director.exits] == [lost, emptied]
+        assert "finished its batch" in of.director.exits[-1].reason
 
 
 async def test_a_dispatcher_whose_node_is_emptied_drains_and_hands_over(apache_kafka: Any, tmp_path: Path) -> None:

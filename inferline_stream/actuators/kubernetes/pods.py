@@ -119,7 +119,9 @@ class Pods:
 
     def _exit(self, known: _Known, restart: float | None) -> ReplicaExit:
         seen = known.seen
-        if known.reason:
+        if known.code == 0 and not known.expected and seen.state == "retiring":
+            reason = "its pod was evicted or deleted; it finished its batch"
+        elif known.reason:
             reason = known.reason
         elif known.expected:
             reason = "ended as asked"
