@@ -90,7 +90,8 @@ class Evaluator:
         events = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
         candidates = KEPT_BYTES // (events * _BYTES_PER_DEPARTURE)
         self._keeps = candidates > 0
-        self._width = min(spread.width, max(candidates, 1))
+        self.width = min(spread.width, max(candidates, 1))
+        """How many candidates are simulated at once."""
         self._base: tuple[Candidate, list[_Departed]] | None = None
         # Per trace, what was kept of the base and what was simulated: put together only where it becomes the base.
         self._last: tuple[Candidate, list[tuple[_Departed, _Departed]]] | None = None
@@ -116,13 +117,17 @@ class Evaluator:
         the base changes count for nothing: neither they nor the work done depend on the width.
         """
         waiting = iter(candidates)
-        while batch := list(itertools.islice(waiting, self._width)):
-            new = [c for c in batch if c not in self._late and c not in self._ahead and self._alike(c) == c]
-            if len(new) > 1:
-                self.check()
-                new = [c for c in new if self.bounds.possible(c)]
-                self._ahead |= zip(new, self.spread.map(self._verdict, new), strict=True)
+        while batch := list(itertools.islice(waiting, self.width)):
+            self.together(batch)
             yield from batch
+
+    def together(self, candidates: Sequence[Candidate]) -> None:
+        """Simulate candidates at once whose verdicts are about to be asked for; see `ahead`."""
+        new = [c for c in candidates if c not in self._late and c not in self._ahead and self._alike(c) == c]
+        if len(new) > 1 and self.width > 1:
+            self.check()
+            new = [c for c in new if self.bounds.possible(c)]
+            self._ahead |= zip(new, self.spread.map(self._verdict, new), strict=True)
 
     def accept(self, candidate: Candidate) -> None:
         """Make the candidate the base that others are compared with."""

@@ -6,6 +6,7 @@ shows it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -44,14 +45,27 @@ def mixed_in(evaluator: Evaluator, candidate: Candidate) -> Iterator[Candidate]:
     while found is not None:
         candidate, found = with_largest_limits(evaluator, found), None
         evaluator.accept(candidate)
-        for stage, options in _choices(evaluator.bounds, candidate):
+        for changed in _several_at_once(evaluator, candidate):
             if evaluator.simulated_events >= until:
                 break
             below = cost_of(evaluator.problem, found or candidate) - COST_EPSILON
-            changed = [replaced(candidate, stage, option) for option in options]
             found = _cheapest(evaluator, [c for c in changed if cost_of(evaluator.problem, c) < below]) or found
         if found is not None:
             yield found
+
+
+def _several_at_once(evaluator: Evaluator, candidate: Candidate) -> Iterator[list[Candidate]]:
+    """Of each choice the candidates in stock, the last of several choices simulated at once: it is asked for first."""
+    problem = evaluator.problem
+    every = (
+        [c for option in options if in_stock(problem, c := replaced(candidate, stage, option))]
+        for stage, options in _choices(evaluator.bounds, candidate)
+    )
+    below = cost_of(problem, candidate) - COST_EPSILON
+    while batch := list(itertools.islice(every, evaluator.width)):
+        cheaper = ([c for c in changed if cost_of(problem, c) < below] for changed in batch)
+        evaluator.together([changed[-1] for changed in cheaper if changed])
+        yield from batch
 
 
 def _choices(bounds: Bounds, candidate: Candidate) -> Iterator[tuple[int, Sequence[Option]]]:
@@ -80,7 +94,6 @@ def _with(option: Option, others: Sequence[Allocation], part: Allocation) -> Opt
 
 def _cheapest(evaluator: Evaluator, candidates: Sequence[Candidate]) -> Candidate | None:
     """The first that meets the target, by bisection: the last one is tried first, and without it none does."""
-    candidates = [candidate for candidate in candidates if in_stock(evaluator.problem, candidate)]
     found: Candidate | None = None
     low, high = 0, len(candidates) - 1
     middle = high
