@@ -12,6 +12,7 @@ import contextlib
 import logging
 import secrets
 import signal
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -347,8 +348,12 @@ async def join() -> None:
         async with asyncio.timeout(_CONNECT_S):  # Ray would try for two minutes, and then end this process
             _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         writer.close()
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it would speak of signals, which are the command's
         worker.print_to_stdstream = _log_error  # it prints on standard output, which is the command's
         await asyncio.to_thread(ray.init, address, log_to_driver=False, configure_logging=False)
+        if threading.current_thread() is threading.main_thread() and (handler := signal.getsignal(signal.SIGTERM)):
+            signal.signal(signal.SIGTERM, handler)  # Ray's library has put its own in its place, which aborts
+            signal.siginterrupt(signal.SIGTERM, False)
     except (OSError, RayError, RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Unreachable(

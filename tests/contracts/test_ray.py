@@ -242,9 +242,12 @@ def test_actors_ask_for_what_the_catalogue_says() -> None:
     assert asked(slice_) == {"num_cpus": 1.0, "num_gpus": 1, "resources": {"a100-1g.10gb": 1}}
 
 
+COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
+
+
 def command(arguments: str, *, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", f"{before}from inferline_stream.cli.main import app; app()", *arguments.split()],
+        [*COMMAND[:-1], before + COMMAND[-1], *arguments.split()],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -258,15 +261,25 @@ def test_the_command_runs_the_minimal_example_on_the_cluster(
 ) -> None:
     minimal = tmp_path / "minimal"
     shutil.copytree(MINIMAL, minimal, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    done = command(
+    arguments = (
         f"run {minimal} --on ray --bootstrap-servers {embedded_broker.bootstrap_servers} --prefix r. --replay --no-ui "
-        "--metrics-port 0 --duration 5s --output json",
-        RAY_ADDRESS=ray_cluster.address,
+        "--metrics-port 0 --output json"
     )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    running = subprocess.Popen(
+        [*COMMAND, *arguments.split()],
+        env={**os.environ, "RAY_ADDRESS": ray_cluster.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert running.stderr is not None
+    while b"  out " not in (line := running.stderr.readline()) or b"  out 0" in line:  # events come through
+        assert line, "it has ended"
+    running.send_signal(signal.SIGTERM)  # Ray's library would abort here
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 0
+    report = json.loads(said)
     assert (report["lost"], report["exits"]) == (0, [])
-    assert report["events_in"] == report["events_out"] > 30
+    assert report["events_in"] == report["events_out"] > 0
 
 
 def test_no_cluster_is_code_5_and_no_library_is_code_2(embedded_broker: KafkaServer) -> None:
@@ -317,6 +330,7 @@ async def test_no_end_of_a_node_an_actor_or_a_replica_loses_an_event(
         for dispatcher in before:
             os.kill(host_of(dispatcher.pid), signal.SIGKILL)
         await asyncio.gather(*(pool.served_by_another(than) for pool, than in zip(pools, before, strict=True)))
+        assert [(await pool.dispatchers())[0].dispatcher for pool in pools] == [than.dispatcher for than in before]
         await both(Rayed.flows)
 
         (dispatcher,) = await once.dispatchers()
@@ -324,11 +338,11 @@ async def test_no_end_of_a_node_an_actor_or_a_replica_loses_an_event(
         theirs = [each for pool in pools for each in await pool.running() if each.node == dispatcher.node]
         ray_cluster.remove_node(nodes.pop(lost), allow_graceful=False)
         await once.served_by_another(dispatcher)
+        assert (await once.dispatchers())[0].dispatcher != dispatcher.dispatcher  # nobody saw it end: its name is gone
         for each in theirs:
             await once.gone(each)
             await least.gone(each)
         await until(lambda: once.pending() + least.pending() == 2, "two of eight replicas have no place")
-        assert await once.actuator.capacity() in ({}, {"emulated-core": len(await once.running())})
         await both(Rayed.flows)
         nodes["new"] = node()
         await both(lambda pool: pool.scaled(4))
