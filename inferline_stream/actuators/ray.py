@@ -13,6 +13,7 @@ import logging
 import secrets
 import signal
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -60,6 +61,9 @@ or more to find out that a node is gone, and goes on placing actors there."""
 
 DISPATCHER_NEEDS: dict[str, Any] = {"num_cpus": 0}
 """What the actor of a dispatcher asks its node for: nothing. While it had no place, its stage would stand still."""
+
+_DEAD_LOGS = 30
+"""Of replicas that failed: so many are kept, wherever they are. The next start on a node removes older ones there."""
 
 _SUPERSEDED = "another controller has taken it over"
 
@@ -174,6 +178,8 @@ class RayActors:
         self._following: set[asyncio.Task[None]] = set()
         self._all: set[RayProcess] = set()
         self._superseded = False
+        self._dead: deque[str] = deque(maxlen=10 * _DEAD_LOGS)
+        """Replicas that failed; the newest last."""
         self._avoid_until_s: dict[str, float] = {}
         """By id of a node."""
 
@@ -289,7 +295,9 @@ class RayActors:
         """Follow a process from its place on a node to its end."""
         try:
             if environment is not None:
-                where = msgspec.json.decode(await process.actor.start.remote(environment), type=Where)
+                where = msgspec.json.decode(
+                    await process.actor.start.remote(environment, list(self._dead)[:-_DEAD_LOGS]), type=Where
+                )
                 process.pid, process.node, process.node_id, process.pending = where.pid, where.node, where.node_id, ""
                 self._connect(process)
             end = await self._end(process)
@@ -301,6 +309,8 @@ class RayActors:
             return
         self._all.discard(process)
         process.kill()
+        if end.exit_code and process.role == "replica":
+            self._dead.append(process.name)
         process.died_at = end.died_at
         self._ended(process, end.exit_code, end.reason, end.tail)
 

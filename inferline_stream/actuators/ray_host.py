@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,14 +129,17 @@ class Host:
 
     # A controller's calls
 
-    async def start(self, environment: Mapping[str, str]) -> bytes:
+    async def start(self, environment: Mapping[str, str], forgotten: Sequence[str] = ()) -> bytes:
         """Start the child; return its `Where`.
 
         Args:
             environment: variables for the child beside this node's own. They come by a call, since what an actor is
                 made with is kept by the cluster.
+            forgotten: replicas that ended long ago: what they wrote on this node is removed.
         """
         terms = self._terms
+        for name in forgotten:
+            Path(terms.log_folder, f"{name}.log").unlink(missing_ok=True)  # noqa: ASYNC240  a few files
         context = ray.get_runtime_context()
         node_id = str(context.get_node_id())
         node = f"{socket.gethostname()}/{node_id[:8]}"

@@ -10,11 +10,12 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.actuators.core_use import taken_s
@@ -23,7 +24,7 @@ from inferline_stream.baselines.coarse import peak_cost_per_hour
 from inferline_stream.controlplane.commanding import page_control
 from inferline_stream.controlplane.controller import Controller, Host
 from inferline_stream.controlplane.core_use import CoreUse
-from inferline_stream.controlplane.leadership import Leadership
+from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
 from inferline_stream.controlplane.ledger import Bounds, bounds_now
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.recovery import Found, find
@@ -88,7 +89,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
             cores = limits.cores_here() if run.cores is None else run.cores
             if limits.cores_here() == len(machine) and not math.isinf(cores):
                 core_use = CoreUse(len(machine), partial(taken_s, machine))
-        await actuator.know(run.replica_specs)
+        await _led(leadership, actuator.know(run.replica_specs))
         found = await find(run.bootstrap_servers, names, running.unreadable)
         since = await _begun(run, found, running, offsets, partitions)
         await leadership.heartbeat()
@@ -134,6 +135,17 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
                 with contextlib.suppress(InferlineError):
                     await controller.deciding.close(hands_over=run.hands_over)
                     await leadership.resign()
+
+
+async def _led(leadership: Leadership, work: Coroutine[Any, Any, None]) -> None:
+    """Do what may take a while as this controller begins, and go on leading meanwhile."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=HEARTBEAT_S))[0]:
+            await leadership.heartbeat()
+        task.result()
+    finally:
+        task.cancel()
 
 
 def _local(run: Run) -> LocalActuator:
