@@ -33,20 +33,20 @@ class Process(Protocol):
         """The host that it runs on; empty for this one, or while that is not known."""
 
     @property
-    def ran_s(self) -> float:
-        """Its CPU time so far, native threads included; 0 where nothing reports it."""
-
-    @property
-    def waited_s(self) -> float:
-        """Time that it could have run and had no core; likewise."""
-
-    @property
     def forked(self) -> bool:
         """Whether it was forked by a fork server."""
 
     @property
     def devices(self) -> tuple[str, ...]:
         """GPUs of this host that it was given."""
+
+    @property
+    def ran_s(self) -> float:
+        """CPU time so far; 0 where nothing tells."""
+
+    @property
+    def waited_s(self) -> float:
+        """Time that it could have run and had no core; 0 where nothing tells."""
 
     @property
     def died_at(self) -> BatchId | None:

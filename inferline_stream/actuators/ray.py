@@ -102,7 +102,6 @@ class RayProcess:
     died_at: BatchId | None = None
     ran_s: float = 0.0
     waited_s: float = 0.0
-    """Both are known to its node alone."""
     forked: bool = False
     devices: tuple[str, ...] = ()
     forced: bool = False

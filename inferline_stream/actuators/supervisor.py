@@ -117,9 +117,10 @@ class Supervisor(Generic[P]):
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone, oldest first."""
+        use = {}
         for child, place in self._replicas.items():
             place.pid, place.pending, place.node = child.pid, child.pending, child.node
-        use = {child.name: (child.ran_s, child.waited_s) for child in self._replicas}
+            use[child.name] = child.ran_s, child.waited_s
         return tuple(
             replace(seen, ran_s=use[seen.replica][0], waited_s=use[seen.replica][1]) if seen.replica in use else seen
             for seen in self._places.observe()
