@@ -29,7 +29,8 @@ from inferline_stream.pipeline.units import duration_s, format_duration
 from inferline_stream.pipeline.validation import validated
 from inferline_stream.planner.core_budget import replica_cores
 from inferline_stream.profiler.machine import this_machine
-from inferline_stream.profiler.profiling import Options, Progress, profile_pipeline
+from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, overheads_file
+from inferline_stream.profiler.profiling import Options, Progress, profile_pipeline, takes_cores
 from inferline_stream.profiler.store import ProfileStore
 from inferline_stream.settings import Settings, from_environment
 
@@ -152,6 +153,11 @@ async def profiled(
         chosen = Options(broker=chosen.broker, oversubscribe=chosen.oversubscribe)
         async with EmbeddedBrokerProcess() as broker:
             measured = await profile(broker.bootstrap_servers)
+    if measured.overheads is None and takes_cores(what.pipeline):
+        async with EmbeddedBrokerProcess() as broker:
+            overheads = await measure_overheads(broker.bootstrap_servers)
+        keep_overheads(overheads_file(this_machine()), overheads)
+        measured = replace(measured, overheads=overheads)
     return measured
 
 

@@ -1,6 +1,6 @@
 """What runs around replicas takes: the records a second that one slot's dispatcher carries, and cores by rate.
 
-One stage that does nothing runs behind a real dispatcher on the broker of the run. CPU time is what counts, of this
+One stage that does nothing runs behind a real dispatcher on an embedded broker. CPU time is what counts, of this
 process and all that it has started but for the replica, so that others on the machine do not matter.
 """
 
@@ -58,15 +58,9 @@ _BUSY = 0.5
 """Utilization that a slot's dispatcher is planned for: bursts have to fit, too."""
 
 
-def overheads_file(machine: Machine, broker: str) -> Path:
-    """Where a machine's overheads are kept, for every pipeline.
-
-    Args:
-        machine: the machine.
-        broker: as profiles call it. One that this process does not start is like any other.
-    """
-    kind = "embedded" if broker == "embedded" else "kafka"
-    return surroundings().cache / "machines" / f"{machine.folder}-{kind}.json"
+def overheads_file(machine: Machine) -> Path:
+    """Where a machine's overheads are kept, for every pipeline."""
+    return surroundings().cache / "machines" / f"{machine.folder}.json"
 
 
 def kept_overheads(file: Path) -> Overheads | None:
@@ -102,7 +96,7 @@ def _release() -> str:
 async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) -> Overheads:
     """Measure a slot's capacity, and what a stage's dispatcher, broker and feed take by rate. A few seconds.
 
-    Uses topics of its own, deleted again. A broker that this process has not started takes its cores elsewhere.
+    Uses topics of its own, deleted again.
 
     Raises:
         Unreachable: Kafka does not answer in time.

@@ -36,6 +36,9 @@ from inferline_stream.profiler.sampling import SampleRun, run_sample
 from inferline_stream.profiler.store import Known, ProfileStore
 from inferline_stream.settings import Settings
 
+EMBEDDED = "embedded"
+"""What a broker is called that this process has started for itself."""
+
 SAMPLE_S = 4.0
 """Time to spend on running the sample once."""
 
@@ -78,7 +81,7 @@ class Options:
     stages: frozenset[str] | None = None
     sample_s: float = SAMPLE_S
     stage_s: float = STAGE_S
-    broker: str = "embedded"
+    broker: str = EMBEDDED
     oversubscribe: bool = False
     elsewhere: bool = False
 
@@ -128,9 +131,12 @@ async def profile_pipeline(
     needs_run = bool(pairs) or known.paths is None
     needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_spread_s)
     shape = shape_of(pipeline)
-    kept = overheads_file(here, options.broker)
+    kept = overheads_file(here)
     overheads = None if options.again else kept_overheads(kept)
-    needs_overheads = bootstrap_servers is not None and overheads is None
+    # On nobody's Kafka: a user who may run a pipeline there need not be allowed topics of other names.
+    needs_overheads = (
+        bootstrap_servers is not None and overheads is None and options.broker == EMBEDDED and takes_cores(pipeline)
+    )
     total = (len(shape.stages) + 1 + len(pairs) if needs_run else 0) + needs_hop + needs_overheads
     steps = _Steps(progress, total)
     for note in notes:
@@ -173,6 +179,12 @@ async def profile_pipeline(
         keys=keys_of(pipeline, keys),
         hop_spread_s=known.hop_spread_s.get(options.broker, ()),
     )
+
+
+def takes_cores(pipeline: Pipeline) -> bool:
+    """Whether any replica may take a core: emulated hardware needs no budget of them."""
+    kinds = catalogue(pipeline.hardware)
+    return any(kinds[name].cores > 0 for stage in pipeline.stages for name in stage.hardware)
 
 
 def pairs_to_profile(
