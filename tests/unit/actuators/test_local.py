@@ -102,6 +102,8 @@ async def test_a_built_replica_has_its_share_of_a_core_with_all_its_threads(
         (seen,) = await local.observe()
         assert (await written(tmp_path, seen.replica))["cores"] < 0.4
         (group,) = Path("/sys/fs/cgroup").rglob(f"inferline-{seen.pid}")
+        (used,) = await local.observe()
+        assert used.ran_s > 0.05  # in a second and more at a quarter of a core
     assert not group.exists()
 
 
