@@ -218,13 +218,17 @@ class SlotKeeper:
             rate = picture.plan.arrival_rate * picture.plan.visit_ratios.get(stage, 1.0)
             profiles = {k: p for k in kinds if (p := picture.measured.profiles.get((stage, k))) is not None}
             found[stage] = StageSlots(
-                slots=0 if stage in self._retired else slots_of(rate, partitions, slot_rate),
+                slots=0 if stage in self._retired else self._slots(stage, slots_of(rate, partitions, slot_rate)),
                 max_batch_sizes={kind: picture.batch_limit(stage, kind) for kind in kinds},
                 hold_s=hold_of(picture.plan.allocations[stage]),
                 service_s={k: {b: p.service_time_s(b) for b in p.batch_sizes} for k, p in profiles.items()},
                 sample=picture.samples.get(stage),
             )
         return found
+
+    def _slots(self, stage: str, otherwise: int) -> int:
+        """Return the slots that the plan was simulated with, where it says so and there are partitions for them."""
+        return min(self.picture.plan.slots.get(stage, otherwise), self.picture.partitions[stage])
 
     # -- the end -------------------------------------------------------------------------------------
 

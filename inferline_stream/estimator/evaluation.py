@@ -21,6 +21,7 @@ from inferline_stream.estimator.kernels import Lateness, Tokens
 from inferline_stream.estimator.keyed_server import KeyedServer
 from inferline_stream.estimator.merger import NONE, Merger
 from inferline_stream.estimator.server import Server
+from inferline_stream.estimator.slotted_server import SlottedServer
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
 
@@ -227,7 +228,7 @@ class _Run:
         self.workload = workload
         self.gone: dict[int, Tokens] = {}
         self.known: dict[int, float] = {}
-        self.servers: dict[int, Server | KeyedServer | BoundServer] = {}
+        self.servers: dict[int, Server | KeyedServer | SlottedServer | BoundServer] = {}
         self._simulated = simulated
         self._stations = stations
         self._kept = kept
@@ -240,9 +241,7 @@ class _Run:
         self._code = code
         self._window = (-math.inf, -math.inf)
         for s in simulated:
-            one_queue = KeyedServer if workload.lanes(s).size else Server
-            serving = one_queue if stations[s].owners is None else BoundServer
-            self.servers[s] = serving(workload, s, stations[s], code)
+            self.servers[s] = _serving(workload, s, stations[s])(workload, s, stations[s], code)
 
     def advance(self, first: int, end: int) -> None:
         """Let the events of one slice enter, and every stage go as far as its arrivals are known."""
@@ -322,6 +321,16 @@ class _Run:
             service_time_s=served_s / n if n else math.nan,
             utilization=busy_s / (span_s * station.replicas) if n else 0.0,
         )
+
+
+def _serving(
+    workload: Workload, stage: int, station: Station
+) -> type[Server] | type[KeyedServer] | type[SlottedServer] | type[BoundServer]:
+    if station.owners is not None:
+        return BoundServer
+    if station.slots > 1:
+        return SlottedServer
+    return KeyedServer if workload.lanes(stage).size else Server
 
 
 class _Kept(Mapping[int, Departures]):

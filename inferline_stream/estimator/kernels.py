@@ -18,6 +18,7 @@ Rules, held bit for bit by the event-heap reference (`estimator.reference`):
   The waiting ones of a key go together, in order of arrival, as many as the batch holds: at the place of the one of
   them that is first in the queue's order, of equal ones by the arrival of their first. What is said above of events
   that wait is said of the eligible ones.
+- Of several slots each serves its events as if alone; of batches that end at one instant the lower slot's come first.
 - Partitioned: each replica takes, one after another, the earliest-entered of the heads of its partitions. Batches that
   end at one instant are ordered by (start, replica).
 - A stage's departures are emitted in order of time, a batch's in the order in which they were taken.

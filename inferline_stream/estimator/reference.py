@@ -103,13 +103,16 @@ class _Simulation:
         self.batches = 0
         self.numbers = itertools.count()
         self.stages = [
-            _Stage(
-                station,
-                workload.key("service", s),
-                [_Replica(int(kind)) for kind in station.kinds],
-                [[] for _ in range(1 if station.owners is None else station.owners.size)],
-                keys={event: key for event, key in enumerate(workload.lanes(s).tolist()) if key},
-            )
+            [
+                _Stage(
+                    pool,
+                    workload.key("service", s),
+                    [_Replica(int(kind)) for kind in pool.kinds],
+                    [[] for _ in range(1 if station.owners is None else station.owners.size)],
+                    keys={event: key for event, key in enumerate(workload.lanes(s).tolist()) if key},
+                )
+                for pool in map(station.of_slot, range(station.slots))
+            ]
             for s, station in enumerate(stations)
         ]
 
@@ -117,7 +120,7 @@ class _Simulation:
         for event, entry_s in enumerate(self.workload.entry_s.tolist()):
             for s in self.workload.shape.entries():
                 sent_s = entry_s + self._extra_s(event, "hop in", s)
-                self._send((sent_s, -1, (0, entry_s, -math.inf, 0, event)), s, event, record=True)
+                self._send((sent_s, -1, (0, entry_s, 0, -math.inf, 0, event)), s, event, record=True)
         while self.heap:
             now, what, _, _, payload = heapq.heappop(self.heap)
             if what == _BATCH_ENDS:
@@ -155,46 +158,48 @@ class _Simulation:
                 self._along(further, event, place, taken=False)
 
     def _arrive(self, now: float, s: int, event: int, record: bool, place: _Place) -> None:
-        stage = self.stages[s]
+        pools = self.stages[s]
         parents = len(self.workload.shape.parents(s))
         if parents > 1:
-            tokens = stage.tokens.setdefault(event, [])
+            tokens = pools[0].tokens.setdefault(event, [])
             tokens.append(record)
             if len(tokens) < parents:
                 return
             if not any(tokens):
                 self._outcome(s, event, (now, s, (1, *place)), ran=False)
                 return
-        owners = stage.station.owners
-        partition = 0 if owners is None else self._partition(s, event)
+        owners = pools[0].station.owners
+        slot = self._partition(s, event, len(pools)) if len(pools) > 1 else 0
+        stage = pools[slot]
+        partition = 0 if owners is None else self._partition(s, event, len(stage.waiting))
         replica = -1 if owners is None else int(owners[partition])
         self.log.append(Happening(now, s, event, "arrives", replica, -1))
         stage.waiting[partition].append((now, event))
         stage.sent_s[event] = place[0]
-        self._plan(now, _DISPATCH, (), s)
+        self._plan(now, _DISPATCH, (), s, slot)
 
-    def _partition(self, s: int, event: int) -> int:
+    def _partition(self, s: int, event: int, partitions: int) -> int:
         by_id = len(self.workload.shape.parents(s)) > 1 and s not in self.workload.ordered
         key = 0 if by_id or not self.workload.keys.size else int(self.workload.keys[event])
         whose = len(self.workload) + key if key else event
         u = draw(whose, self.workload.key("event id" if by_id else "record key")) / 2**32
-        return int(u * len(self.stages[s].waiting))
+        return int(u * partitions)
 
-    def _dispatch(self, now: float, s: int) -> None:
-        stage = self.stages[s]
+    def _dispatch(self, now: float, s: int, slot: int) -> None:
+        stage = self.stages[s][slot]
         owners = stage.station.owners
         if owners is not None:
             for r in range(len(stage.replicas)):
                 held = [p for p in range(len(stage.waiting)) if owners[p] == r]
                 if not stage.replicas[r].busy:
-                    self._start(now, s, r, held)
+                    self._start(now, s, slot, r, held)
             return
         while True:
             free = [r for r, replica in enumerate(stage.replicas) if not replica.busy]
             if not (free and self._eligible(stage)):
                 return
             chosen = self._chosen(stage, free)
-            if self._awaits_others(now, stage, chosen) or not self._start(now, s, chosen, [0]):
+            if self._awaits_others(now, stage, chosen) or not self._start(now, s, slot, chosen, [0]):
                 return
 
     def _chosen(self, stage: _Stage, free: list[int]) -> int:
@@ -226,9 +231,10 @@ class _Simulation:
         size = min(int(station.limits[kind]), len(self._eligible(stage)))
         return float(station.table[kind * station.width + size])
 
-    def _start(self, now: float, s: int, r: int, held: list[int]) -> bool:
+    def _start(self, now: float, s: int, slot: int, r: int, held: list[int]) -> bool:
         """Start a batch on a free replica if there is one to start."""
-        stage, station, replica = self.stages[s], self.stages[s].station, self.stages[s].replicas[r]
+        stage = self.stages[s][slot]
+        station, replica = stage.station, stage.replicas[r]
         limit = int(station.limits[replica.kind])
         one_queue = station.owners is None
         queued = self._eligible(stage) if one_queue else [entry for p in held for entry in stage.waiting[p]]
@@ -236,7 +242,7 @@ class _Simulation:
             return False
         due = min(stage.sent_s[event] for _, event in queued) + station.hold_s
         if station.hold_s > 0 and len(queued) < limit and due > now:
-            self._plan(due, _DISPATCH, (), s)
+            self._plan(due, _DISPATCH, (), s, slot)
             return False
         batch: list[int] = self._in_order(stage)[:limit] if one_queue else []
         while not one_queue and len(batch) < limit and any(stage.waiting[p] for p in held):
@@ -251,9 +257,13 @@ class _Simulation:
         end = now + self._service_s(station, replica.kind, batch, stage.service_key)
         replica.busy_until_s = end
         order = self.batches if station.owners is None else r
-        self.log += [Happening(now, s, event, "starts", r, self.batches) for event in batch]
-        self._plan(end, _BATCH_ENDS, (s, now, order), s, r, _Batch(now, order, self.batches, batch))
+        self.log += [Happening(now, s, event, "starts", self._number(s, slot, r), self.batches) for event in batch]
+        self._plan(end, _BATCH_ENDS, (s, slot, now, order), s, slot, r, _Batch(now, order, self.batches, batch))
         return True
+
+    def _number(self, s: int, slot: int, r: int) -> int:
+        """Of a slot's replica, among those of the stage."""
+        return slot + r * len(self.stages[s])
 
     def _in_order(self, stage: _Stage) -> list[int]:
         """The eligible events of one queue, those of a key together; of equal ones the first to arrive."""
@@ -277,20 +287,20 @@ class _Simulation:
         factor = factors[row, int(draw(batch[0], key) / 2**16) % 256]
         return float((fixed_s[row] + per_unit_s[row] * x) * factor)
 
-    def _end(self, now: float, s: int, r: int, batch: _Batch) -> None:
-        stage = self.stages[s]
+    def _end(self, now: float, s: int, slot: int, r: int, batch: _Batch) -> None:
+        stage = self.stages[s][slot]
         stage.replicas[r].busy = False
         for event in batch.events:
             if event in stage.keys and stage.station.owners is None:
                 stage.in_hand.remove(stage.keys[event])
         for position, event in enumerate(batch.events):
-            self.log.append(Happening(now, s, event, "ends", r, batch.number))
+            self.log.append(Happening(now, s, event, "ends", self._number(s, slot, r), batch.number))
             sent_s = now + self._extra_s(event, "hop", s)
             if not self.workload.shape.children(s):
                 latency = sent_s + self.workload.hop_s - float(self.workload.entry_s[event])
                 self.latency_s[event] = np.fmax(self.latency_s[event], latency)
-            self._outcome(s, event, (sent_s, s, (0, now, batch.start_s, batch.order, position)), ran=True)
-        self._plan(now, _DISPATCH, (), s)
+            self._outcome(s, event, (sent_s, s, (0, now, slot, batch.start_s, batch.order, position)), ran=True)
+        self._plan(now, _DISPATCH, (), s, slot)
 
     def _mask(self, event: int) -> int:
         return self.workload.path_masks[int(self.workload.masks[event])]

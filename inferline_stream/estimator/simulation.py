@@ -12,11 +12,11 @@ from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.estimator.evaluation import SLICE_EVENTS, StageStatistics, evaluate
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.estimator.selection import quantile_s
-from inferline_stream.estimator.station import station
+from inferline_stream.estimator.station import slots_of, station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
 
 
@@ -87,6 +87,7 @@ def simulate(
             "use a part of the trace, or a machine with more memory"
         )
     _check(shape, allocations, partitions)
+    rates = visit_ratios(shape, measured.paths) if measured.overheads is not None and partitions is None else {}
     stations = [
         station(
             measured,
@@ -94,6 +95,7 @@ def simulate(
             allocations[name],
             order_slo_s=order_slo_s,
             partitions=None if partitions is None else partitions[name],
+            slots=slots_of(measured, trace.arrival_rate * rates.get(name, 0.0), allocations[name]),
         )
         for name in shape.stages
     ]

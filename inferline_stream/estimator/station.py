@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +35,11 @@ class Station:
         order_slo_s: SLO of the order of the queue, max(entry time, arrival − SLO); 0 is the order of arrival.
         owners: int64 (partitions,) replica of each partition; None for one queue.
         varying: how service times differ from S(b).
+        slots: dispatchers, each with a pool and a queue of its own: partitions and replicas are dealt to them in turn.
 
     Raises:
-        ValueError: no replica, a service time that is not finite and above 0, a negative hold or SLO, or a hold of
-            replicas that own partitions.
+        ValueError: no replica, a slot without one, a service time that is not finite and above 0, a negative hold or
+            SLO, or a hold or slots of replicas that own partitions.
     """
 
     limits: NDArray[np.int64]
@@ -48,10 +49,13 @@ class Station:
     order_slo_s: float = 0.0
     owners: NDArray[np.int64] | None = None
     varying: Varying = STEADY
+    slots: int = 1
 
     def __post_init__(self) -> None:
         if not self.kinds.size:
             raise ValueError("a station needs a replica")
+        if not 1 <= self.slots <= self.kinds.size or (self.slots > 1 and self.owners is not None):
+            raise ValueError(f"{self.slots} slots need as many replicas of one queue each, {self.kinds.size} are given")
         if not (math.isfinite(self.hold_s) and self.hold_s >= 0):
             raise ValueError(f"hold {self.hold_s} s must be 0 or more")
         if not self.order_slo_s >= 0:
@@ -79,6 +83,10 @@ class Station:
         """Over all kinds."""
         return int(self.kinds.size)
 
+    def of_slot(self, slot: int) -> Station:
+        """Return the pool of one slot."""
+        return replace(self, kinds=self.kinds[slot :: self.slots], slots=1)
+
     @property
     def fastest_s(self) -> float:
         """The shortest time that any batch can take."""
@@ -105,6 +113,7 @@ def station(
     *,
     order_slo_s: float = 0.0,
     partitions: int | None = None,
+    slots: int = 1,
 ) -> Station:
     """Resolve a stage's allocations.
 
@@ -114,6 +123,7 @@ def station(
         allocations: several for mixed hardware.
         order_slo_s: see `Station`.
         partitions: of the stage's input topic, bound to replicas as in a consumer group; None for one queue.
+        slots: see `Station`.
 
     Raises:
         InvalidTopology: no replicas, an unknown profile or batch size, holds that differ, or partitions that cannot be.
@@ -139,7 +149,14 @@ def station(
         order_slo_s=float(order_slo_s),
         owners=owners,
         varying=varying(tables, width) if any(x.varies for x in tables) else STEADY,
+        slots=slots,
     )
+
+
+def slots_of(measured: PipelineProfile, rate: float, allocations: Sequence[Allocation]) -> int:
+    """Return how many slots a stage has that gets so many records a second: no more than replicas."""
+    slots = 1 if measured.overheads is None else measured.overheads.slots(rate)
+    return max(1, min(slots, sum(a.replicas for a in allocations)))
 
 
 def varying(tables: Sequence[ServiceTable], width: int) -> Varying:

@@ -107,6 +107,7 @@ class Plan:
         lower_bound_per_hour: dollars per hour below which no plan with one hardware kind per stage and without holds
             meets the SLO less the margin, as far as a search proved it; 0 where none did. As high as the cost: none of
             those is cheaper.
+        slots: by stage, dispatchers, each with a queue of its own; stages that are missing have one.
         key_bound: by stage, the most frequent key, where one replica of some hardware kind could not serve it.
     """
 
@@ -121,4 +122,5 @@ class Plan:
     utilization: Mapping[str, float]
     algorithm: str = "inferline"
     lower_bound_per_hour: float = 0.0
+    slots: Mapping[str, int] = field(default_factory=dict)
     key_bound: Mapping[str, KeyBound] = field(default_factory=dict)

@@ -181,6 +181,10 @@ class Overheads:
     slot_rate: float
     cores: tuple[tuple[float, float], ...] = ()
 
+    def slots(self, rate: float) -> int:
+        """Return how many dispatchers a stage needs that gets so many records a second."""
+        return max(1, math.ceil(rate / self.slot_rate))
+
     def stage_cores(self, rate: float) -> float:
         """Cores taken for one stage that gets so many records a second: linear between measured rates and beyond."""
         if len(self.cores) < 2:

@@ -38,6 +38,7 @@ from inferline_stream.planner.problem import (
     batch_limits,
     hardware_kinds,
     replica_cap,
+    slots,
 )
 
 _PRECISION = 1.01
@@ -129,6 +130,7 @@ class Bounds:
     ) -> None:
         self.problem = problem
         self._keys = keys
+        self._slots = slots(problem)
         self._routes = [_Route(problem.shape, mask) for mask in problem.measured.paths.masks]
         self._masks = masks
         self._counts = [np.bincount(m, minlength=len(self._routes)) for m in masks]
@@ -206,6 +208,8 @@ class Bounds:
 
     def possible(self, candidate: Candidate) -> bool:
         """False if the candidate is infeasible for sure."""
+        if any(sum(a.replicas for a in option) < self._slots[s] for s, option in enumerate(candidate)):
+            return False  # a dispatcher without a replica serves nothing
         rates = (self.most_rate(s, o) for s, o in enumerate(candidate))
         if any(rate <= required for rate, required in zip(rates, self.required_rate, strict=True)):
             return False
@@ -263,6 +267,7 @@ class Bounds:
         rate = self.most_rate(stage, (Allocation(hardware, limit, 1),))
         cap = replica_cap(self.problem, name, hardware)
         needed = math.floor(self.required_rate[stage] / rate) + 1 if rate > 0 else _MOST_REPLICAS
+        needed = max(needed, self._slots[stage])
         if needed > cap or math.isinf(self.required_rate[stage]) or rate <= self.key_rate[stage]:
             return None
         return needed if needed <= _MOST_REPLICAS else None

@@ -18,7 +18,7 @@ from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds
-from inferline_stream.planner.problem import Candidate, Option, Problem, replaced, replica_cap
+from inferline_stream.planner.problem import Candidate, Option, Problem, replaced, replica_cap, slots
 from inferline_stream.planner.spread import ALONE, Spread
 
 KEPT_BYTES = 1_500_000_000
@@ -86,6 +86,7 @@ class Evaluator:
         # By candidate without one stage's limit: the largest batch there, and the candidate as it was simulated.
         self._unreached: dict[Hashable, tuple[int, Candidate]] = {}
         self._stations: dict[tuple[int, Option], Station] = {}
+        self._slots = slots(problem)
         self.above = _ancestors(problem)
         events = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
         candidates = KEPT_BYTES // (events * _BYTES_PER_DEPARTURE)
@@ -208,6 +209,7 @@ class Evaluator:
                 option,
                 order_slo_s=self.problem.queue_slo_s,
                 partitions=self.problem.partitions.get(name),
+                slots=min(self._slots[stage], sum(a.replicas for a in option)),
             )
             self._stations[stage, option] = found
         return found

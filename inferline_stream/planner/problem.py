@@ -159,6 +159,15 @@ def arrival_rates(problem: Problem) -> tuple[float, ...]:
     return tuple(rate * ratios[stage] for stage in problem.shape.stages)
 
 
+def slots(problem: Problem) -> tuple[int, ...]:
+    """Dispatchers of each stage; 1 where replicas own partitions."""
+    overheads, bound = problem.measured.overheads, problem.partitions
+    if overheads is None:
+        return (1,) * len(problem.shape.stages)
+    rates = zip(problem.shape.stages, arrival_rates(problem), strict=True)
+    return tuple(1 if name in bound else overheads.slots(rate) for name, rate in rates)
+
+
 def fastest_path_s(problem: Problem, batch_one: bool = True) -> float:
     """T_s on the fastest hardware, hops included; infinite stock of it assumed.
 

@@ -31,6 +31,7 @@ from inferline_stream.planner.problem import (
     hardware_kinds,
     in_stock,
     is_scarce,
+    slots,
 )
 from inferline_stream.planner.search import busiest, lowered, refine
 from inferline_stream.planner.spread import ALONE, Spread
@@ -397,5 +398,6 @@ def plan_of(problem: Problem, outcome: Outcome, *, pipeline: str) -> Plan:
         utilization={s: r / m for s, r, m in zip(stages, rates, served, strict=True)},
         algorithm=outcome.algorithm,
         lower_bound_per_hour=outcome.lower_bound_per_hour if math.isfinite(outcome.lower_bound_per_hour) else 0.0,
+        slots={name: count for name, count in zip(stages, slots(problem), strict=True) if count > 1},
         key_bound=key_bounds,
     )

@@ -10,7 +10,7 @@ from inferline_stream.pipeline.plan import Allocation, hold_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.key_bounds import key_bound, without_order
-from inferline_stream.planner.problem import Candidate, Option, batch_limits, hardware_kinds, replaced
+from inferline_stream.planner.problem import Candidate, Option, batch_limits, hardware_kinds, replaced, slots
 
 
 class Reasons:
@@ -45,6 +45,7 @@ class Reasons:
         if hold_of(self._candidate[stage]):
             yield self._hold(stage)
         yield self._count(stage)
+        yield from self._dispatchers(stage)
         yield from self._key(stage)
 
     def _hardware(self, stage: int, part: Allocation) -> str:
@@ -81,6 +82,14 @@ class Reasons:
             return f"{words}; larger ones serve no more, were not profiled, or are not allowed"
         changed = (*option[:place], replace(part, max_batch_size=larger), *option[place + 1 :])
         return f"{words}; with batches up to {larger} P99 would be {self._p99(stage, changed)}"
+
+    def _dispatchers(self, stage: int) -> Iterator[str]:
+        count, overheads = slots(self._problem)[stage], self._problem.measured.overheads
+        if count > 1 and overheads is not None:
+            yield (
+                f"{count} dispatchers, since one is planned for {overheads.slot_rate:.4g} records a second: each has "
+                "its share of the replicas, and a queue of its own"
+            )
 
     def _mixture(self, stage: int) -> str:
         option = self._candidate[stage]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,16 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> Random
     if rng.random() < 0.2:
         times = times + 1.7e9
     workload = prepare(shape, measured, Trace(times), seed=seed, code=code)
-    return RandomPipeline(workload, [random_station(rng, grid) for _ in shape.stages])
+    stations = [random_station(rng, grid) for _ in shape.stages]
+    return RandomPipeline(workload, [with_slots(station, seed + s) for s, station in enumerate(stations)])
+
+
+def with_slots(station: Station, seed: int) -> Station:
+    """A third of the one queues dealt to two dispatchers or three."""
+    rng = np.random.default_rng([seed, 3])
+    if station.owners is not None or rng.random() < 0.67:
+        return station
+    return replace(station, slots=int(rng.integers(1, min(3, station.replicas) + 1)))
 
 
 def random_keys(shape: Shape, seed: int) -> Keys:

@@ -57,6 +57,8 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
     assert sum(bool(s.varying.largest.any()) for s in varying) > 100
     assert sum(s.owners is not None for s in varying) > 50
     assert sum(np.unique(p.workload.entry_s).size < len(p.workload) for p in pipelines) > 20
+    assert sum(s.slots > 1 for s in queues) > 50
+    assert sum(s.slots > 1 and s.limits.size > 1 for s in queues) > 20
     keyed = [s for p in pipelines for i, s in enumerate(p.stations) if p.workload.lanes(i).any()]
     assert sum(s.owners is None and s.limits.size > 1 for s in keyed) > 50
     assert sum(s.hold_s > 0 for s in keyed) > 50

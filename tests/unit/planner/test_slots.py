@@ -1,0 +1,46 @@
+"""Stages that one dispatcher cannot serve: planned as the pools that they are."""
+
+from dataclasses import replace
+
+import pytest
+
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import Overheads
+from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
+from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.explain import explain
+from inferline_stream.planner.provision import provision
+from tests.unit.planner.problems import chain
+
+
+def busy(slot_rate):
+    problem = chain(0.3, rate=400.0, events=6000, slo=2.0)
+    return replace(problem, measured=replace(problem.measured, overheads=Overheads(slot_rate)))
+
+
+def planned(problem):
+    return provision(problem.shape, problem.measured, problem.traces, problem.target_s, problem.catalogue)
+
+
+def test_a_plan_has_as_many_dispatchers_as_its_rate_needs_and_is_simulated_with_them():
+    one, three = (planned(busy(slot_rate)) for slot_rate in (1e6, 150.0))
+    assert not one.slots
+    assert three.slots == {"s0": 3}
+    assert three.cost_per_hour > one.cost_per_hour
+    problem = busy(150.0)
+    found = simulate(problem.shape, three.allocations, problem.measured, problem.traces[0], order_slo_s=three.slo_s)
+    assert found.p99_s == three.predicted_p99_s <= three.slo_s
+    assert plan_from_bytes(plan_to_bytes(three)) == three
+    (stage,) = explain(three, problem.shape, problem.measured, problem.traces, problem.catalogue).stages
+    assert any(
+        reason.startswith("3 dispatchers, since one is planned for 150 records a second") for reason in stage.reasons
+    )
+
+
+@pytest.mark.parametrize(("replicas", "possible"), [(2, False), (3, True)])
+def test_a_dispatcher_without_a_replica_serves_nothing(replicas, possible):
+    evaluator = Evaluator(replace(busy(150.0), target_s=50.0))
+    candidate = ((Allocation("x", 8, replicas),),)
+    assert evaluator.bounds.possible(candidate) == possible
+    assert evaluator.bounds.fewest_replicas(0, "x", 8) == 3
