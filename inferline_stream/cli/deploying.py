@@ -51,6 +51,9 @@ def deploy(
     from inferline_stream.errors import UsageError
 
     if target == "kubernetes":
+        from inferline_stream.cli.placing import kubernetes_door
+
+        kubernetes_door()  # before what imports its libraries
         from inferline_stream.cli.installing import Wanted, install
 
         wanted = Wanted(

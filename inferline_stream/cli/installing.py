@@ -79,16 +79,16 @@ async def _apply(wanted: Wanted, what: Declared, *, as_json: bool) -> None:
     stock = {name: kind.stock for name, kind in kinds.items() if kind.stock is not None}
     beyond = overcommitted(everybody, stock)
     if as_json:
-        told = {kind: {"stock": most, "shares": shares} for kind, (most, shares) in beyond.items()}
+        shared = {kind: {"stock": most, "shares": shares} for kind, (most, shares) in beyond.items()}
         where = {"pipeline": what.pipeline.name, "namespace": of.cluster.namespace}
-        print_json({**where, "applied": applied, "left_out": unknown, "overcommitted": told})
+        print_json({**where, "applied": applied, "left_out": unknown, "overcommitted": shared})
         return
     print(f"{what.pipeline.name}: applied to namespace {of.cluster.namespace}: {', '.join(applied)}")
     for text in unknown:
         print(f"left out: {text}")
     for kind, (most, shares) in beyond.items():
         each = ", ".join(f"{pipeline} {share}" for pipeline, share in sorted(shares.items()))
-        print(f"overcommitted: {kind}: {each}, of {most} in stock; whoever asks first has them")
+        print(f"overcommitted: {kind}: {each}, of {most} in stock; those that ask first have them")
 
 
 def _rendered(wanted: Wanted, what: Declared, namespace: str) -> tuple[Installation, list[dict[str, Any]]]:

@@ -146,5 +146,5 @@ def kubernetes_door() -> Any:
 
         from inferline_stream.actuators.kubernetes import api_server
     except ImportError as error:
-        raise UsageError(f"--on kubernetes: {error}; pip install 'inferline-stream[kubernetes]'") from None
+        raise UsageError(f"Kubernetes: {error}; pip install 'inferline-stream[kubernetes]'") from None
     return api_server

@@ -217,7 +217,7 @@ async def run_to_report(run: Run, watcher: Watcher, stop: asyncio.Event, actuato
 
 
 async def run_and_hand_over(run: Run, watcher: Watcher, stop: asyncio.Event, actuator: Actuator) -> None:
-    """Lead a pipeline until told to stop, and leave what it runs to the controller that follows.
+    """Lead a pipeline until asked to stop, and leave what it runs to the controller that follows.
 
     Args:
         run: what runs, and how; it hands over.

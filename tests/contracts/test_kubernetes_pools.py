@@ -120,11 +120,11 @@ async def test_a_replica_that_is_cut_off_for_ten_seconds_costs_nothing_and_serve
         wire = of.kubelet.wires[of.replicas[0]]
         async with under_load(of.director, b"who") as ids:
             loop = asyncio.get_running_loop()
-            mended_s = loop.time() + 10.0
+            restored_s = loop.time() + 10.0
             wire.cut()
             await of.director.until(lambda: len(of.replicas) == 1, "the silent one is noticed")
-            await asyncio.sleep(max(0.0, mended_s - loop.time()))
-            wire.mend()
+            await asyncio.sleep(max(0.0, restored_s - loop.time()))
+            wire.restore()
             await of.director.until(lambda: len(of.replicas) == 2, "it is connected again", 30.0)
             await more(of.director, "work", 200)
         await finished(of, ids)

@@ -31,7 +31,7 @@ class KubeApi:
         start_up_s: from a pod's place to its container's start.
         places: pods of a hardware kind that find a place at once; kinds left out have no limit.
         run: what a container does until it ends, see `Node`.
-        keep_events: changes remembered for watches; a watch from before them is told 410.
+        keep_events: changes remembered for watches; a watch from before them gets 410.
         namespace: of everything.
         quota: hard limits of the namespace's ResourceQuota, e.g. ``requests.nvidia.com/gpu``; whole numbers.
         unknown_groups: API groups that this server does not have, such as those of an operator not installed.
@@ -57,7 +57,7 @@ class KubeApi:
         self.places = dict(places or {})
         self.quota = dict(quota or {})
         self.mute = False
-        """Watches are told nothing, as behind a connection that died silently."""
+        """Whether watches get nothing, as behind a connection that died silently."""
         self._unknown_groups = unknown_groups
         self._store = Store(keep_events)
         self.node = Node(self._reported, self.lose_node_of, start_up_s, run)
@@ -123,7 +123,7 @@ class KubeApi:
             self._runner = None
 
     def forget_events(self) -> None:
-        """Every watch that resumes from before now is told 410."""
+        """Answer every watch that resumes from before now with 410."""
         self._store.forget()
 
     def autoscaler(self, deployment: str) -> None:
@@ -195,10 +195,10 @@ class KubeApi:
         since = int(request.query.get("resourceVersion") or self._store.version)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        with contextlib.suppress(ConnectionError):  # whoever watched is gone
-            told = since
-            while (news := await self._store.after(told)) is not None:
-                told = news[-1][0]
+        with contextlib.suppress(ConnectionError):  # the watcher is gone
+            seen = since
+            while (news := await self._store.after(seen)) is not None:
+                seen = news[-1][0]
                 for _, kind, pod in news:
                     if selected(pod, selector) and not self.mute:
                         await response.write(line(kind, POD | pod))

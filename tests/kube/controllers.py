@@ -92,7 +92,7 @@ class Controllers:
         return [p for p in self.pods() if belongs(p, deployment) and "deletionTimestamp" not in p["metadata"]]
 
     async def make_pod(self, name: str, template: Json) -> None:
-        """Make one, unless the quota is used up: whoever wants it tries again when something else changes."""
+        """Make one, unless the quota is used up: a Deployment tries again when something else changes."""
         template = copy.deepcopy(template)
         if any(self.used(name) + _asked(template, name) > int(most) for name, most in self.quota.items()):
             return

@@ -31,10 +31,10 @@ class Node:
 
     Args:
         report: takes a pod's name and its new status.
-        remove: takes the name of a pod that has ended as it was told to.
+        remove: takes the name of a pod that has ended as it was asked to.
         start_up_s: from a pod's place to its container's start.
         run: what a container does until it ends; returns its exit code, and sets `Container.ready`. By default it is
-            ready at once, and ends when it is told to through `Container.end` or its grace period is over.
+            ready at once, and ends through `Container.end` or when its grace period is over.
     """
 
     report: Callable[[str, Json], Awaitable[None]]

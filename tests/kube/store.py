@@ -17,7 +17,7 @@ class Store:
     """Objects by plural and name; changes of pods are remembered, so many of them.
 
     Args:
-        keep_events: changes remembered; a watch from before them is told that they are forgotten.
+        keep_events: changes remembered; a watch from before them learns that they are forgotten.
     """
 
     keep_events: int = 1000
@@ -40,7 +40,7 @@ class Store:
         return item
 
     async def tell(self, change: str, pod: Json) -> None:
-        """A pod was ADDED, MODIFIED or DELETED: all who watch are told."""
+        """Pass on to every watch that a pod was ADDED, MODIFIED or DELETED."""
         self.stamp(pod)
         async with self._news:
             self._events.append((self.version, change, copy.deepcopy(pod)))
@@ -59,7 +59,7 @@ class Store:
         return None
 
     def forget(self) -> None:
-        """Every watch that resumes from before now is told that its version is forgotten."""
+        """Forget every change: a watch that resumes from before now learns that its version is gone."""
         self._events.clear()
         self._forgotten = self.version
 

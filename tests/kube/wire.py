@@ -34,7 +34,7 @@ class Wire:
         """Let nothing pass; neither side is notified."""
         self._open.clear()
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Let everything pass again, late as it is."""
         self._open.set()
 

@@ -1,6 +1,6 @@
 """What one stage is in Kubernetes: a Deployment of dispatchers, one of replicas per hardware kind, and what joins them.
 
-Plain values, derived from the catalogue and the replicas' specs. Fields that are not named here belong to whoever sets
+Plain values, derived from the catalogue and the replicas' specs. Fields that are not named here belong to those who set
 them: tolerations, affinities or a service mesh's annotations stay, since objects are applied server-side.
 """
 

@@ -37,7 +37,7 @@ class _Known:
 
 @dataclass(slots=True)
 class Pods:
-    """Replicas by what was told about their pods.
+    """Replicas by what the API server said of their pods.
 
     A pod is one replica for its whole life and lends it its name. Where its container has ended, the pod is dead, even
     if the kubelet starts the container again: its place is filled by deleting it.
