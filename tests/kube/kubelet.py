@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from inferline_stream.isolation import bootstrap
 from tests.kube.api import KubeApi
 from tests.kube.node import Container
 from tests.kube.wire import Wire
@@ -68,12 +69,14 @@ class Kubelet:
                 text = text.replace(f'"{path}"', f'"{folder}"')
             given[entry["name"]] = await self._wired(text, pod, fields["status.podIP"], stack)
         command = [mounts.get(part, part) for part in (*declared["command"], *declared.get("args", ()))]
-        program = sys.executable if command[0] == "python" else str(Path(sys.executable).with_name(command[0]))
+        if command[:2] == ["python", "-m"]:  # it ends with this process, however that ends
+            command = [*bootstrap.command(command[2]), *command[3:]]
+        else:
+            command[0] = str(Path(sys.executable).with_name(command[0]))
         image = self._images.get(declared["image"], {})
         with (self._folder / f"{pod}.log").open("ab") as written:
             process = await asyncio.create_subprocess_exec(
-                program,
-                *command[1:],
+                *command,
                 env={**os.environ, **self._environment, **image, **given},
                 stdout=written,
                 stderr=written,
