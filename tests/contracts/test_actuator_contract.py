@@ -195,9 +195,9 @@ async def test_scaling_up_again_starts_another_one_beside_the_retiring(subject: 
     (replica,) = await seen(subject)
     await subject.actuator.scale("a", "cpu-1", 0)
     await subject.actuator.scale("a", "cpu-1", 1)
-    (other,) = await seen(subject)
-    assert other.replica != replica.replica
-    assert [r.replica for r in await seen(subject, "retiring")] == [replica.replica]
+    retiring, other = await subject.actuator.observe()
+    assert (retiring.replica, retiring.state) == (replica.replica, "retiring")
+    assert (other.replica != replica.replica, other.state) == (True, "running")
 
 
 async def test_a_retiring_replica_that_stays_is_made_to_end_after_the_deadline(subject: Subject) -> None:

@@ -353,7 +353,7 @@ async def test_no_end_of_a_node_an_actor_or_a_replica_loses_an_event(
         thaw(frozen)
         reports = [await pool.under_way.report(await pool.under_way.drain()) for pool in pools]
     for each in nodes.values():
-        ray_cluster.remove_node(each, allow_graceful=False)
+        ray_cluster.remove_node(each)  # in order: Ray would else go on placing actors there
     for report in reports:
         assert (report.lost, report.unknown, report.unaccounted) == (0, 0, 0)
         assert report.completed == {}  # no dead letter
