@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.errors import StageFailed
 from inferline_stream.isolation.audit import Audit
 from inferline_stream.isolation.confinement import Confinement
@@ -102,7 +103,7 @@ class WorkerProcess:
     async def __aenter__(self) -> Self:
         began_s = time.perf_counter()
         cores = self._confinement.cores
-        pinned = _last_cores(cores, os.sched_getaffinity(0))
+        pinned = cores_for(max(1.0, cores), os.sched_getaffinity(0), ())
         files = () if self._audit is None else self._audit.files
         launch = self._launch = Launch(MODULE, self._confinement, cores=cores, pinned=pinned, files=files)
         if self._devices is not None:
@@ -194,8 +195,3 @@ class WorkerProcess:
             if self._audit is not None:
                 self._audit.close()
         self._log.close()
-
-
-def _last_cores(cores: float, machine: Collection[int]) -> list[int]:
-    """The machine's last cores, as many as the kind has: system work tends to happen on the first ones."""
-    return sorted(machine)[-max(1, int(cores)) :]
