@@ -106,7 +106,7 @@ class Crew:
                 if replica.working:
                     self._leave(replica)
                 else:
-                    replica.left_s = now_s
+                    replica.left_s = replica.ready_s  # a start that was begun is paid for
         self.changes += changed
         self._counted = None
 

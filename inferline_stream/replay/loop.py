@@ -45,7 +45,6 @@ def replay(
     slo_s: float,
     conditions: Conditions | None = None,
     seed: int = 0,
-    most_replicas: int = 256,
     slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
     partitions: int | None = None,
@@ -67,7 +66,6 @@ def replay(
         slo_s: beyond it an event is a miss.
         conditions: delays.
         seed: of the paths drawn.
-        most_replicas: of one stage at once.
         slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
         partitions: of each stage's input topic, which replicas own as in an ordinary consumer group; None for one queue
@@ -86,7 +84,6 @@ def replay(
         workload,
         conditions,
         slo_s=slo_s,
-        most_replicas=most_replicas,
         partitions=partitions,
     )
     steps = loop.run(scaler, slowdowns, looks, progress)
@@ -103,7 +100,6 @@ class _Loop:
         conditions: Conditions,
         *,
         slo_s: float,
-        most_replicas: int,
         partitions: int | None,
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
@@ -117,7 +113,7 @@ class _Loop:
         self._setups = setups
         self._crews: list[Crew] = []
         self._plant: Plant | GroupPlant = (
-            Plant(workload, measured, setups, slo_s=slo_s, most_replicas=most_replicas)
+            Plant(workload, measured, setups, slo_s=slo_s)
             if partitions is None
             else GroupPlant(workload, measured, setups, partitions=partitions, slo_s=slo_s)
         )

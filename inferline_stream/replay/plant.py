@@ -18,6 +18,9 @@ from inferline_stream.replay.tables import StageSetup, empty_tables
 
 _HEAD, _LENGTH, _NEEDED = 0, 1, 3  # places in `marks`
 
+FIRST_ROOM = 255
+"""Replicas of a stage that there is room for at first."""
+
 
 class Plant:
     """Stages with their queues. Time only moves forward, by `advance`; everything else happens at the present.
@@ -27,7 +30,6 @@ class Plant:
         measured: service times of every kind.
         stages: in the shape's order.
         slo_s: beyond it an event counts as late.
-        most_replicas: see `empty_tables`.
     """
 
     def __init__(
@@ -37,17 +39,15 @@ class Plant:
         stages: Sequence[StageSetup],
         *,
         slo_s: float,
-        most_replicas: int = 256,
     ) -> None:
         self.stages = tuple(stages)
-        self.tables = empty_tables(workload, measured, stages, most_replicas=most_replicas)
+        self.tables = empty_tables(workload, measured, stages, most_replicas=FIRST_ROOM)
         self.now_s = float("-inf")
         self.slowed = [1.0 for _ in stages]
         tables = self.tables
         self._nominal = tuple(array.copy() for array in (tables.table, tables.fixed_s, tables.per_unit_s))
         self._hop_s = workload.mean_hop_s
         self._slo_s = slo_s
-        self._most = most_replicas
         self._wrap = self.tables.ring_time.shape[1] - 1
         self._advance = advance()
 
@@ -57,14 +57,10 @@ class Plant:
         self.now_s = until_s
 
     def add(self, s: int, kind: int) -> None:
-        """A replica that is ready now: into the ring, behind those that have been free for longer.
-
-        Raises:
-            ValueError: more replicas at once than the plant was made for.
-        """
+        """A replica that is ready now: into the ring, behind those that have been free for longer."""
+        if self.tables.marks[s, _LENGTH] >= self._wrap:
+            self._grow()
         x, places = self.tables, self._places(s)
-        if places.size >= self._most:
-            raise ValueError(f"stage {self.stages[s].name!r}: more than {self._most} replicas at once")
         behind = int(np.searchsorted(x.ring_time[s, places], self.now_s, side="right"))
         x.marks[s, _LENGTH] += 1
         grown = self._places(s)
@@ -72,6 +68,20 @@ class Plant:
             array[s, grown[behind + 1 :]] = array[s, places[behind:]]
         x.ring_time[s, grown[behind]], x.ring_kind[s, grown[behind]] = self.now_s, kind
         x.ring_size[s, grown[behind]] = 0
+
+    def _grow(self) -> None:
+        """Rings of twice the room, each from its beginning."""
+        x = self.tables
+        rings = {}
+        for name in ("ring_time", "ring_start", "ring_size", "ring_kind"):
+            ring = getattr(x, name)
+            grown = np.zeros((ring.shape[0], 2 * ring.shape[1]), ring.dtype)
+            for s, head in enumerate(x.marks[:, _HEAD]):
+                grown[s, : ring.shape[1]] = np.roll(ring[s], -int(head))
+            rings[name] = grown
+        x.marks[:, _HEAD] = 0
+        self.tables = x._replace(**rings)
+        self._wrap = 2 * self._wrap + 1
 
     def leave(self, s: int, kind: int, leaving: int) -> float:
         """When a replica of this kind can be removed, so many others being about to leave already.

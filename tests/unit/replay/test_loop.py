@@ -165,3 +165,21 @@ def test_a_stage_that_slows_down_serves_from_then_on_at_its_new_speed():
     )
     assert found.latency_s == pytest.approx([0.2] * 5 + [0.6] * 5)
     assert found.miss_rate == pytest.approx(0.5)
+
+
+def test_a_start_that_is_taken_back_is_paid_for_all_the_same():
+    """Asked for at 1 s with a start of 2 s, given back at 1.5 s: two seconds of a replica, of use to nobody."""
+    plan = Scheduled("wavering", [(1.0, {"a": {"x": 2}}), (1.5, {"a": {"x": 1}})], period_s=0.5)
+    trace = Trace(np.arange(0.0, 10.1, 1.0))
+    found = run(one_stage(0.1, start_up_s=2.0), {"a": (Allocation("x", 1, 1),)}, trace, plan)
+    assert found.replica_hours["a", "x"] == pytest.approx((10.0 + 2.0) / 3600)
+
+
+@pytest.mark.parametrize("most", [200, 300, 1200])
+def test_any_number_of_replicas_serves_at_once(most):
+    """As many events at one instant as replicas: none waits, though all but one replica came later."""
+    trace = Trace(np.concatenate([np.arange(0.0, 6.0, 2.0), np.full(most, 8.0), [20.0]]))
+    plan = Scheduled("many", [(3.0, {"a": {"x": most}}), (9.0, {"a": {"x": 1}})])
+    found = run(one_stage(1.5), {"a": (Allocation("x", 1, 1),)}, trace, plan)
+    assert found.latency_s == pytest.approx(1.5)
+    assert found.peak_replicas == most
