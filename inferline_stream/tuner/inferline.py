@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from inferline_stream.tuner.basis import StageBasis
+from inferline_stream.tuner.basis import Basis, StageBasis
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.state import TunerState
@@ -23,7 +23,7 @@ def inferline_step(state: TunerState, seen: Observation) -> tuple[TunerState, De
     Scale up at once when any live rate r_i = q_i/ΔT_i exceeds the sample's, all stages to
     k_m = ⌈r_max·s_m/(µ_m·ρ_m)⌉, r_max being the largest *exceeding* rate; only ever adds. Scale down after
     15 s without any change to k_m = ⌈λ_new·s_m/(µ_m·ρ_p)⌉, λ_new being the largest rate of 5 s windows over
-    the last 30 s and ρ_p the least of all ρ_m; never below 1.
+    the last 30 s and ρ_p the least of all ρ_m (of stages that cost money); never below 1.
     """
     basis = state.basis
     state = replace(state, time_s=seen.time_s, changed_s=seen.time_s if state.time_s is None else state.changed_s)
@@ -43,7 +43,7 @@ def inferline_step(state: TunerState, seen: Observation) -> tuple[TunerState, De
         return _decided(state, seen, wanted, Decision(wanted, Action.SCALE_UP, Reason.ENVELOPE_EXCEEDED, detail))
     if seen.time_s - state.changed_s < STABLE_S:
         return state, None
-    lowest = min(basis.utilization(stage) for stage in basis.stages)
+    lowest = min(basis.utilization(stage) for stage in _paid(basis))
     wanted = {}
     for stage in basis.stages:
         load = stage.planned * (seen.peak_rate / basis.arrival_rate) * (basis.utilization(stage) / lowest)
@@ -51,6 +51,11 @@ def inferline_step(state: TunerState, seen: Observation) -> tuple[TunerState, De
         wanted[stage.name] = _moved(stage, held, min(_replicas(stage, load), _total(held)))
     detail = f"no 5 s of the last 30 s above {seen.peak_rate:.1f}/s"
     return _decided(state, seen, wanted, Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail))
+
+
+def _paid(basis: Basis) -> Sequence[StageBasis]:
+    """Stages that cost money: the paper knows no others, and one that is next to idle would hold all the rest."""
+    return [s for s in basis.stages if any(k.price_per_hour > 0 for k in s.kinds)] or basis.stages
 
 
 def _decided(
