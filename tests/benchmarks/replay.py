@@ -26,6 +26,7 @@ from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing import staffing
+from tests.benchmarks._judging import families
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, SAMPLE_S, azure, big_spike, burst, ramp, world_cup
 
@@ -248,4 +249,5 @@ def measure(quick: bool) -> Figures:
         **({} if quick else experiment("ramp_10", lambda rng: ramp(10.0, rng), seeds)),
         **experiment("burst", burst, seeds),
         **contest(quick),
+        **families(range(12 if quick else 240)),
     }
