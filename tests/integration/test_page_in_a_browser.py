@@ -125,7 +125,9 @@ def test_every_figure_is_the_one_that_prometheus_scrapes(tab):
         )
         assert reported["utilization"] == f"{of_stage['inferline_stage_utilization_ratio'] * 100:.0f} %"
         assert reported["wait"] == f"{of_stage['inferline_stage_wait_seconds'] * 1e3:g} ms"
-        assert reported["service time"] == f"{of_stage['inferline_stage_service_time_seconds'] * 1e3:g} ms"
+        measured, predicted = reported["service time"].split(", predicted ")
+        assert measured == f"{of_stage['inferline_stage_service_time_seconds'] * 1e3:g} ms"
+        assert predicted == f"{a_pipeline().stages[0].predicted_service_s * 1e3:g} ms"
         assert reported["batch"] == (
             f"{of_stage['inferline_stage_batch_size']:g} of {of_stage['inferline_stage_max_batch_size']:g}, "
             f"held ≤ {of_stage['inferline_stage_hold_seconds'] * 1e3:g} ms"
