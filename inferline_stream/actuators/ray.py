@@ -98,7 +98,7 @@ class RayProcess:
     node: str = ""
     node_id: str = ""
     attachment: tuple[RayProcess, Attach] | None = None
-    """Of a replica: the dispatcher that it is to be connected with."""
+    """Of a replica: the dispatcher that it has to be connected with."""
     died_at: BatchId | None = None
     ran_s: float = 0.0
     waited_s: float = 0.0

@@ -162,7 +162,7 @@ class Host:
         return msgspec.json.encode(self._where)
 
     async def news(self, controller: str) -> bytes:
-        """Wait for news, or a while; return them. Whoever waits is alive, as far as anyone knows."""
+        """Wait for news, or a while; return them. One that waits is alive, as far as anyone knows."""
         if controller == self._controller:
             self._heard_s = time.monotonic() + _POLL_S
             with contextlib.suppress(TimeoutError):
@@ -366,7 +366,7 @@ class _Link:
                 self._sock.close()
 
     def close(self) -> None:
-        """Close it; whoever receives gets an end first."""
+        """Close it; the receiver gets an end first."""
         if self._closed:
             return
         self._closed = True
@@ -379,5 +379,5 @@ class _Link:
 def cause(error: RayError) -> str:
     """Return why a call of an actor failed, in a sentence of the library's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next((line for line in lines if line.startswith("The actor is dead because")), (lines or [""])[0])
-    return told.partition(". ")[0].rstrip(".") or type(error).__name__
+    reason = next((line for line in lines if line.startswith("The actor is dead because")), (lines or [""])[0])
+    return reason.partition(". ")[0].rstrip(".") or type(error).__name__

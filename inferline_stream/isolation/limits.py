@@ -57,7 +57,7 @@ def limit(confinement: Confinement) -> None:
 def join_groups(confinement: Confinement, process: int) -> tuple[str, ...]:
     """Put a process into control groups of its own for the limits that its stage declares.
 
-    Not for cores: whoever starts a process holds its share of one (`hold_share`), sandboxed or not.
+    Not for cores: the starter of a process holds its share of one (`hold_share`), sandboxed or not.
 
     Returns:
         The controllers whose limit holds; none where control groups are not ours to make.

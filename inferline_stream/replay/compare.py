@@ -113,7 +113,7 @@ def compare(
     Our policies run with their defaults. Each rule of others runs with its defaults, and with the setting of its
     space that is cheapest within the objective on the *sample* (or misses least, if none keeps it): tuned as a user
     would, on what is known beforehand. Rules of others scale ordinary consumer groups of `PARTITIONS` partitions, and
-    once more our pools, so that rule and queues can be told apart.
+    once more our pools, so that rule and queues can be distinguished.
 
     Args:
         shape: the DAG.
@@ -166,8 +166,8 @@ def compare(
                 add(family.name, "default", rule({}), on_our_pool=on_our_pool)
                 if tune and family.space:
                     setting = _tuned(family, lambda setting: rule(setting, on=arena.sample), 1 - objective)  # noqa: B023  called before the next round
-                    told = ", ".join(f"{key}={value:g}" for key, value in setting.items())
-                    add(family.name, told, rule(setting), on_our_pool=on_our_pool)
+                    chosen = ", ".join(f"{key}={value:g}" for key, value in setting.items())
+                    add(family.name, chosen, rule(setting), on_our_pool=on_our_pool)
     basis = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs).basis
     for name, instant in ((CLAIRVOYANT, False), (INSTANT, True)):
         if name in policies:

@@ -31,7 +31,7 @@ MODULE = "tests.benchmarks._bound_dispatcher"
 
 
 class BoundPool(Pool):
-    """Gives a replica work only from its own queue. Those that are ready are members; events are dealt out anew when
+    """Gives a replica work only from its own queue. Those that are ready are members; events are dealt out again when
     one comes or goes."""
 
     def __init__(self, *arguments: Any) -> None:

@@ -145,8 +145,8 @@ def _tuned(name: str) -> str:
 
 
 def _setting(replayed: Comparison, name: str) -> dict[str, float]:
-    told = replayed.row(name, "tuned", on_our_pool=False).setting
-    return {key: float(value) for key, value in (pair.split("=") for pair in told.split(", "))}
+    chosen = replayed.row(name, "tuned", on_our_pool=False).setting
+    return {key: float(value) for key, value in (pair.split("=") for pair in chosen.split(", "))}
 
 
 async def _live(
