@@ -49,6 +49,14 @@ pipeline = Pipeline("rayed", slo="400ms", source=Topic("in", partitions=4), sink
 """
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 async def until(holds: Callable[[], Any], what: str, within_s: float = DEADLINE_S) -> None:
     give_up_s = time.monotonic() + within_s
     while True:
@@ -193,7 +201,7 @@ async def test_a_controller_finds_what_one_that_was_killed_has_left_and_takes_it
         await second.know({("a", "emulated-cpu"): SPEC})
         left = await pids(second)
         assert len(left) == 3
-        assert all(os.path.exists(f"/proc/{pid}") for pid in left)
+        assert all(alive(pid) for pid in left)
         await second.scale("a", "emulated-cpu", 2)
         await second.dispatch("a", [DISPATCHER])
         assert await pids(second) == left
@@ -203,11 +211,11 @@ async def test_a_controller_finds_what_one_that_was_killed_has_left_and_takes_it
         assert await pids(third) == left
         await second.aclose()  # of a controller that was superseded: it ends nothing
         assert await pids(third) == left
-        assert all(os.path.exists(f"/proc/{pid}") for pid in left)
+        assert all(alive(pid) for pid in left)
         others = await stack.enter_async_context(on_the_cluster(tmp_path, identity="other code"))
         await others.know({("a", "emulated-cpu"): SPEC})
         assert await pids(others) == set()
-        await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in left), "what other code runs has drained")
+        await until(lambda: not any(alive(pid) for pid in left), "what other code runs has drained")
 
 
 async def test_without_a_controller_a_host_ends(
@@ -223,9 +231,9 @@ async def test_without_a_controller_a_host_ends(
     )
     where = msgspec.json.decode(await host.start({}), type=Where)
     await asyncio.sleep(0.3)
-    assert os.path.exists(f"/proc/{where.pid}")
+    assert alive(where.pid)
     await until(lambda: ended == ["the host"], "the host has ended")
-    assert not os.path.exists(f"/proc/{where.pid}")
+    assert not alive(where.pid)
     assert (tmp_path / "a-0-x.log").read_text().splitlines()[-1] == "stopped"
 
 
@@ -330,7 +338,6 @@ async def test_no_end_of_a_node_an_actor_or_a_replica_loses_an_event(
         for dispatcher in before:
             os.kill(host_of(dispatcher.pid), signal.SIGKILL)
         await asyncio.gather(*(pool.served_by_another(than) for pool, than in zip(pools, before, strict=True)))
-        assert [(await pool.dispatchers())[0].dispatcher for pool in pools] == [than.dispatcher for than in before]
         await both(Rayed.flows)
 
         (dispatcher,) = await once.dispatchers()

@@ -58,7 +58,7 @@ def test_a_hopeless_plan_is_given_up_after_a_small_part_of_the_trace() -> None:
     found = evaluate(workload, overloaded, slo_s=0.5, allowed=allowed, slice_events=1000)
     assert found.aborted
     assert found.simulated_events < len(workload) // 20
-    asked = {"late_s": 0.5, "slice_events": 1000, "report": served.append}
+    asked = {"late_s": 0.5, "slice_events": 1000, "report": lambda arrived, largest: served.append(arrived)}
     assert simulate_stage(workload, 0, {}, overloaded[0], allowed=allowed, **asked) is None
     assert simulate_stage(workload, 0, {}, overloaded[0], allowed=len(workload), **asked) is not None
     assert served == [found.simulated_events, len(workload)]
