@@ -112,7 +112,7 @@ class Host:
 
     def __init__(self, terms: bytes) -> None:
         self._terms = msgspec.json.decode(terms, type=Terms)
-        self._controller = self._terms.controller
+        self._controller: str | None = self._terms.controller
         self._child: Child | None = None
         self._where: Where | None = None
         self._end: End | None = None
@@ -189,8 +189,9 @@ class Host:
         return msgspec.json.encode(standing)
 
     async def retire(self) -> None:
-        """End in order, as if no controller had been there for long."""
-        self._heard_s = float("-inf")
+        """End in order, as if no controller had been there for long. The one that still asks has no say any more."""
+        self._controller, self._heard_s = None, float("-inf")
+        self._changed.set()  # that one is waiting
 
     async def signal(self, controller: str, number: int) -> None:
         """Signal the child."""

@@ -215,6 +215,7 @@ async def test_a_controller_finds_what_one_that_was_killed_has_left_and_takes_it
         others = await stack.enter_async_context(on_the_cluster(tmp_path, identity="other code"))
         await others.know({("a", "emulated-cpu"): SPEC})
         assert await pids(others) == set()
+        await until(lambda: not any(alive(pid) for pid in left), "what other code runs has drained")
 
 
 async def test_without_a_controller_a_host_ends(

@@ -172,6 +172,23 @@ async def test_orders_of_a_controller_that_was_superseded_are_not_obeyed(pair: P
     assert len(pair.dispatcher.socks) == sockets
 
 
+async def test_a_host_that_retires_ends_although_a_controller_goes_on_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    context = SimpleNamespace(current_actor="the host")
+    cluster = SimpleNamespace(kill=ended.append, get_runtime_context=lambda: context)
+    monkeypatch.setattr("inferline_stream.actuators.ray_host.ray", cluster)
+    host = Host(msgspec.json.encode(TERMS))
+    host._over.set()  # its child has ended
+    asking = asyncio.create_task(host.news("me"))
+    await asyncio.sleep(0.01)
+    await host.retire()
+    assert b'"superseded":true' in await asking
+    assert b'"superseded":true' in await host.news("me")
+    async with asyncio.timeout(DEADLINE_S):
+        await host._watch_controller()
+    assert ended == ["the host"]
+
+
 @pytest.mark.parametrize(
     ("error", "forced", "code", "avoided"),
     [
