@@ -51,12 +51,12 @@ def deploy(
     from inferline_stream.errors import UsageError
 
     if target == "kubernetes":
-        from inferline_stream.cli.placing import kubernetes_door
+        from inferline_stream.cli.place import kubernetes_door
 
         kubernetes_door()  # before what imports its libraries
-        from inferline_stream.cli.installing import Wanted, install
+        from inferline_stream.cli.installation import DeployOptions, install
 
-        wanted = Wanted(
+        wanted = DeployOptions(
             topology, bootstrap_servers, prefix, image, path, namespace, service_account, secret, tuple(stock or ())
         )
         install(wanted, dry_run=dry_run, save=save, as_json=output == "json")

@@ -106,7 +106,7 @@ def run(
 
     Ctrl-C stops the feed, drains what has arrived and reports; a second Ctrl-C ends everything at once.
     """
-    from inferline_stream.cli.placing import Place
+    from inferline_stream.cli.place import Place
     from inferline_stream.cli.running import Wanted, run_and_report
 
     run_and_report(

@@ -24,7 +24,7 @@ from rich.logging import RichHandler
 from inferline_stream.cli.frame import Terminated
 from inferline_stream.cli.logs import log_to_people
 from inferline_stream.cli.output import console
-from inferline_stream.cli.placing import Place, actuator_of
+from inferline_stream.cli.place import Place, actuator_of
 from inferline_stream.cli.provisioning import (
     Declared,
     cores_for_replicas,

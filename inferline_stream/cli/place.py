@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,18 +39,19 @@ class Place:
         """
         if self.on != "local" and bootstrap_servers is None:
             raise UsageError(f"--on {self.on} needs --bootstrap-servers: the embedded broker is for this machine only")
-        kubernetes = {
-            "--image": self.image, "--path": self.path, "--namespace": self.namespace, "--secret": self.secret,
-            "--hand-over": self.hand_over,
-        }  # fmt: skip
         if self.on == "kubernetes":
             if not self.image:
                 raise UsageError("--on kubernetes needs --image: this package, the topology, what its stages import")
             kubernetes_door()
-        elif self.on == "ray":
+            return
+        of_kubernetes = {
+            "--image": self.image, "--path": self.path, "--namespace": self.namespace, "--secret": self.secret,
+            "--hand-over": self.hand_over,
+        }  # fmt: skip
+        if used := [option for option, value in of_kubernetes.items() if value]:
+            raise UsageError(f"{used[0]} is for --on kubernetes, and this is --on {self.on}: leave it out")
+        if self.on == "ray":
             ray_door()
-        if self.on != "kubernetes" and (given := [option for option, value in kubernetes.items() if value]):
-            raise UsageError(f"{given[0]} is for --on kubernetes")
 
     async def reach(self) -> None:
         """Find out that the place answers, before minutes are spent on profiles and a plan.
@@ -110,12 +111,12 @@ def on_ray(run: Run) -> AbstractAsyncContextManager[Actuator]:
     """Return the actuator of the Ray cluster that this process has joined, for the run."""
     where = f"{run.pipeline.name} {run.prefix} {run.bootstrap_servers}"
     source = dispatcher_environment()
-    telling = [name for name in source if name.startswith("OTEL_")] if run.tracing else []
+    of_spans = [name for name in source if name.startswith("OTEL_")] if run.tracing else []
     actuator: AbstractAsyncContextManager[Actuator] = ray_door().ray_actuator(
         f"inferline-{run.prefix}{run.pipeline.name}-{hashlib.blake2s(where.encode(), digest_size=4).hexdigest()}",
         run.log_folder.absolute(),
         identity=run.identity,
-        environment=given((*KAFKA_VARIABLES, *telling), source),
+        environment=given((*KAFKA_VARIABLES, *of_spans), source),
         drain_timeout_s=run.settings.drain_timeout_s,
         orphan_s=run.settings.orphan_s,
     )
@@ -128,10 +129,8 @@ def ray_door() -> Any:
     Raises:
         UsageError: the library is not installed.
     """
-    try:
+    with _installed("--on ray", "ray"):
         from inferline_stream.actuators import ray
-    except ImportError as error:
-        raise UsageError(f"--on ray: {error}; pip install 'inferline-stream[ray]'") from None
     return ray
 
 
@@ -141,10 +140,16 @@ def kubernetes_door() -> Any:
     Raises:
         UsageError: a library is not installed.
     """
-    try:
+    with _installed("Kubernetes", "kubernetes"):
         import cryptography  # noqa: F401
 
         from inferline_stream.actuators.kubernetes import api_server
-    except ImportError as error:
-        raise UsageError(f"Kubernetes: {error}; pip install 'inferline-stream[kubernetes]'") from None
     return api_server
+
+
+@contextmanager
+def _installed(what: str, extra: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(f"{what}: {error}; pip install 'inferline-stream[{extra}]'") from None

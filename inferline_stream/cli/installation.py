@@ -19,7 +19,7 @@ from inferline_stream.actuators.kubernetes.installation import (
 )
 from inferline_stream.actuators.kubernetes.manifests import Cluster, dns_label
 from inferline_stream.cli.output import print_json
-from inferline_stream.cli.placing import kubernetes_door
+from inferline_stream.cli.place import kubernetes_door
 from inferline_stream.cli.provisioning import Declared, declared, with_stock
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
@@ -31,7 +31,7 @@ from inferline_stream.profiler.store import ProfileStore
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class DeployOptions:
     """The command's options; see `cli.deploying.deploy`."""
 
     topology: Path
@@ -45,7 +45,7 @@ class Wanted:
     stock: tuple[str, ...]
 
 
-def install(wanted: Wanted, *, dry_run: bool, save: Path | None, as_json: bool = False) -> None:
+def install(wanted: DeployOptions, *, dry_run: bool, save: Path | None, as_json: bool = False) -> None:
     """Render, and print, write or apply.
 
     Raises:
@@ -68,7 +68,7 @@ def install(wanted: Wanted, *, dry_run: bool, save: Path | None, as_json: bool =
     asyncio.run(_apply(wanted, what, as_json=as_json))
 
 
-async def _apply(wanted: Wanted, what: Declared, *, as_json: bool) -> None:
+async def _apply(wanted: DeployOptions, what: Declared, *, as_json: bool) -> None:
     door = kubernetes_door()
     async with door.cluster_client() as client:
         of, found = _rendered(wanted, what, wanted.namespace or client.namespace)
@@ -91,7 +91,7 @@ async def _apply(wanted: Wanted, what: Declared, *, as_json: bool) -> None:
         print(f"overcommitted: {kind}: {each}, of {most} in stock; those that ask first have them")
 
 
-def _rendered(wanted: Wanted, what: Declared, namespace: str) -> tuple[Installation, list[dict[str, Any]]]:
+def _rendered(wanted: DeployOptions, what: Declared, namespace: str) -> tuple[Installation, list[dict[str, Any]]]:
     pipeline = what.pipeline
     account = wanted.service_account or dns_label(f"{pipeline.name}-pod")
     shared = with_stock(pipeline, wanted.stock)
