@@ -46,7 +46,7 @@ class Place:
             return
         of_kubernetes = {
             "--image": self.image, "--path": self.path, "--namespace": self.namespace, "--secret": self.secret,
-            "--hand-over": self.hand_over,
+            "--service-account": self.service_account != "default", "--hand-over": self.hand_over,
         }  # fmt: skip
         if used := [option for option, value in of_kubernetes.items() if value]:
             raise UsageError(f"{used[0]} is for --on kubernetes, and this is --on {self.on}: leave it out")
