@@ -9,13 +9,13 @@ import os
 import signal
 import socket
 import subprocess
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from inferline_stream.actuators.affinity import cores_for
+from inferline_stream.actuators.child_logs import ChildLog, ChildLogs
 from inferline_stream.actuators.core_use import cpu_s, waited_s
 from inferline_stream.actuators.devices import Device, devices_for
 from inferline_stream.actuators.fork_servers import Forked, ForkServers
@@ -43,21 +43,6 @@ logger = logging.getLogger(__name__)
 REPLICA_MODULE = "inferline_stream.dataplane.replica"
 DISPATCHER_MODULE = "inferline_stream.dataplane.dispatcher"
 
-_TAIL_BYTES = 8192
-_TAIL_LINES = 15
-_LONGEST_LINE = 500
-_DEAD_LOGS = 10
-"""Of each stage: one that dies again and again would otherwise fill the disk with its last words."""
-
-LOG_BYTES = 16 << 20
-"""Of each file of the log folder: what nothing else limits, such as a replica that is not in a sandbox, prints on."""
-
-LOG_KEPT_BYTES = 1 << 20
-"""What stays of a log that was too long: its end."""
-
-_LOOK_S = 1.0
-"""How often logs are looked at."""
-
 
 class NoDevice(Exception):
     """Every device of the kind is taken."""
@@ -72,9 +57,7 @@ class Child:
     process: subprocess.Popen[bytes] | Forked
     pidfd: int
     launch: Launch
-    log: Path
-    log_start: int
-    """Size of its log when it was started."""
+    log: ChildLog
     channel: socket.socket | None = None
     """To the process, SOCK_SEQPACKET; a replica in a container has none."""
     mark: int | None = None
@@ -186,7 +169,7 @@ class Children:
         single: bool = False,
     ) -> None:
         self.all: list[Child] = []
-        self._log_folder = log_folder
+        self._logs = ChildLogs(log_folder)
         self._ended = ended
         self._heard = heard
         self._devices = devices
@@ -194,9 +177,7 @@ class Children:
         self._modules = (replica_module, dispatcher_module)
         self._single = single
         self._fork_servers = ForkServers()
-        self._dead_logs: dict[str, deque[Path]] = {}
         self._machine = os.sched_getaffinity(0)
-        self._looking: asyncio.TimerHandle | None = None
 
     async def found(self) -> Sequence[Found[Child]]:
         """Return nothing: children end with their parent."""
@@ -267,8 +248,7 @@ class Children:
     def close(self) -> None:
         """Kill every child and the fork servers; none is left when this returns, and their ends are not reported."""
         self._ended = lambda *_: None
-        if self._looking is not None:
-            self._looking.cancel()
+        self._logs.close()
         for child in list(self.all):
             child.signal(signal.SIGKILL)
             self._reap(child)
@@ -287,8 +267,8 @@ class Children:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         try:
-            log, log_start = self._log(name)
-            with log.open("ab") as file:
+            log = self._logs.of(name)
+            with log.path.open("ab") as file:
                 process = fork(theirs.fileno(), file) or subprocess.Popen(
                     [*launch.command, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
@@ -298,7 +278,7 @@ class Children:
                     pass_fds=(*launch.files, theirs.fileno()),
                     start_new_session=True,  # Ctrl-C in the terminal is for the run, which drains its children
                 )
-            child = self._watched(Child(name, stage, process, -1, launch, log, log_start, ours, mark))
+            child = self._watched(Child(name, stage, process, -1, launch, log, ours, mark))
         except OSError:
             launch.close()
             ours.close()
@@ -327,8 +307,8 @@ class Children:
     def _contained(self, spec: ReplicaSpec, launch: Launch) -> Child:
         ours, theirs = socket.socketpair()
         try:
-            log, log_start = self._log(spec.replica)
-            with log.open("ab") as file:
+            log = self._logs.of(spec.replica)
+            with log.path.open("ab") as file:
                 process = subprocess.Popen(
                     launch.command,
                     stdin=theirs.fileno(),
@@ -345,7 +325,6 @@ class Children:
                     -1,
                     launch,
                     log,
-                    log_start,
                     relay=Relay(ours, encode_spec(spec)),
                 )
             )
@@ -356,28 +335,14 @@ class Children:
         finally:
             theirs.close()
 
-    def _log(self, name: str) -> tuple[Path, int]:
-        self._log_folder.mkdir(parents=True, exist_ok=True)
-        log = self._log_folder / f"{name}.log"
-        return log, log.stat().st_size if log.exists() else 0
-
     def _watched(self, child: Child) -> Child:
         child.pidfd = os.pidfd_open(child.process.pid)
         child.launch.started(child.process.pid)
         self.all.append(child)
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._cut_logs)
+        self._logs.started(child.log)
         asyncio.get_running_loop().add_reader(child.pidfd, self._reap, child)
         logger.info("%s started, process %d", child.name, child.process.pid)
         return child
-
-    def _cut_logs(self) -> None:
-        """Keep the logs short, for as long as this supervisor lives."""
-        self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._cut_logs)
-        cut = {log for log in self._log_folder.glob("*.log") if cut_log(log)}
-        for child in self.all:
-            if child.log in cut:
-                child.log_start = 0
 
     def _devices_for(self, hardware: Hardware) -> tuple[str, ...]:
         if not hardware.gpus:
@@ -420,40 +385,9 @@ class Children:
             os.close(child.mark)
         overran = child.launch.overran
         child.launch.close()
-        tail = "" if code == 0 else _tail(child.log, child.log_start)
-        if code == 0 and child.log.stat().st_size == 0:
-            child.log.unlink()  # nothing to read
-        else:
-            self._keep_few(child.stage, child.log)
-        self._ended(child, code, _reason(code, tail, overran, child.log), tail)
-
-    def _keep_few(self, stage: str, log: Path) -> None:
-        logs = self._dead_logs.setdefault(stage, deque())
-        if log not in logs:
-            logs.append(log)
-        if len(logs) > _DEAD_LOGS:
-            logs.popleft().unlink(missing_ok=True)
-
-
-def cut_log(log: Path) -> bool:
-    """Shorten a log to its end, if it has become too long; return whether it was.
-
-    Its writer goes on at the new end, since logs are opened for appending alone. What is written between our
-    reading and our cutting is lost.
-    """
-    with contextlib.suppress(OSError):  # it was removed meanwhile, or the disk is full
-        if log.stat().st_size <= LOG_BYTES:
-            return False
-        file = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        try:
-            size = os.fstat(file).st_size
-            _, _, kept = os.pread(file, LOG_KEPT_BYTES, size - LOG_KEPT_BYTES).partition(b"\n")
-            os.ftruncate(file, 0)
-            os.write(file, b"[%d bytes were cut off here: a log may have %d]\n%b" % (size - len(kept), LOG_BYTES, kept))
-        finally:
-            os.close(file)
-        return True
-    return False
+        tail = "" if code == 0 else child.log.tail()
+        self._logs.ended(child.log, child.stage, code)
+        self._ended(child, code, _reason(code, tail, overran, child.log.path), tail)
 
 
 def _reason(code: int, tail: str, overran: str, log: Path) -> str:
@@ -464,14 +398,3 @@ def _reason(code: int, tail: str, overran: str, log: Path) -> str:
         return "ended by itself"
     said = tail.splitlines()[-1].strip() if tail else "it wrote nothing"
     return f"exit code {code}: {said} (log: {log})"
-
-
-def _tail(log: Path, start: int) -> str:
-    """Return the last lines of a log, from a position, that are not empty."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(start, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join([line[:_LONGEST_LINE] for line in lines if line.strip()][-_TAIL_LINES:])

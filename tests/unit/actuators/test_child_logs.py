@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.actuators import children
-from inferline_stream.actuators.children import Children, cut_log
+from inferline_stream.actuators import child_logs
+from inferline_stream.actuators.child_logs import cut_log
+from inferline_stream.actuators.children import Children
 from inferline_stream.dataplane.specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware
 
@@ -17,8 +18,8 @@ DOUBLES = Path(__file__).parents[2] / "contracts"
 
 
 def test_a_long_log_keeps_its_end_and_says_what_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "LOG_BYTES", 1500)
-    monkeypatch.setattr(children, "LOG_KEPT_BYTES", 500)
+    monkeypatch.setattr(child_logs, "LOG_BYTES", 1500)
+    monkeypatch.setattr(child_logs, "LOG_KEPT_BYTES", 500)
     log = tmp_path / "a.log"
     lines = [f"line {number}\n" for number in range(200)]
     log.write_text("".join(lines[:100]))
@@ -41,20 +42,21 @@ async def test_a_replica_without_a_sandbox_that_prints_on_and_on_does_not_fill_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(DOUBLES))
-    monkeypatch.setattr(children, "LOG_BYTES", 20_000)
-    monkeypatch.setattr(children, "LOG_KEPT_BYTES", 5_000)
-    monkeypatch.setattr(children, "_LOOK_S", 0.05)
+    monkeypatch.setattr(child_logs, "LOG_BYTES", 20_000)
+    monkeypatch.setattr(child_logs, "LOG_KEPT_BYTES", 5_000)
+    monkeypatch.setattr(child_logs, "_LOOK_S", 0.05)
     ended: asyncio.Queue[str] = asyncio.Queue()
     started = Children(tmp_path, lambda child, code, why, tail: ended.put_nowait(tail), replica_module="replica_double")
     child = started.start_replica(ReplicaSpec("chatty-1", "chatty", "/nowhere/topology.py", Hardware("kind", 0.1)))
     longest, cuts, before = 0, 0, 0
     async with asyncio.timeout(30):
         while cuts < 5:  # it prints a kilobyte every millisecond
-            size = child.log.stat().st_size
+            size = child.log.path.stat().st_size
             longest, cuts, before = max(longest, size), cuts + (size < before), size
             await asyncio.sleep(0.005)
         child.signal(signal.SIGTERM)
         assert "chatter" in await ended.get()
     started.close()
     assert 20_000 < longest < 1_000_000
-    assert b" bytes were cut off here" in child.log.read_bytes()  # what came while it was cut may stand before that
+    # What came while it was cut may stand before that.
+    assert b" bytes were cut off here" in child.log.path.read_bytes()
