@@ -105,7 +105,7 @@ async def test_a_watch_that_the_server_has_forgotten_begins_with_a_new_list() ->
 
 
 async def test_a_watch_that_says_nothing_any_more_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inferline_stream.actuators.kubernetes.actuator._WATCH_S", 0.2)
+    monkeypatch.setattr("inferline_stream.actuators.kubernetes.pod_changes._WATCH_S", 0.2)
     async with KubeApi() as api, acting(api) as actuator:
         await actuator.scale("a", "cpu-1", 2)
         api.mute = True

@@ -7,14 +7,10 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import httpx2
 from lightkube import ApiError, AsyncClient
-from lightkube.models.autoscaling_v1 import ScaleSpec
-from lightkube.models.meta_v1 import ObjectMeta
-from lightkube.resources.apps_v1 import Deployment
-from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
 from lightkube.resources.core_v1 import Pod, ResourceQuota
 from lightkube.types import PatchType
 
@@ -27,36 +23,29 @@ from inferline_stream.actuators.actuator import (
     surplus,
 )
 from inferline_stream.actuators.kubernetes import manifests
-from inferline_stream.actuators.kubernetes.api_server import apply, delete, plain, secret_exists, translated
+from inferline_stream.actuators.kubernetes.api_server import delete, plain, translated
+from inferline_stream.actuators.kubernetes.deployments import Deployments
 from inferline_stream.actuators.kubernetes.manifests import (
     COMPONENT_LABEL,
     DISPATCHER,
-    DISPATCHER_PORT,
-    FIELD_MANAGER,
     MANAGED_BY,
     PIPELINE_LABEL,
-    REPLICA,
-    SPARE,
     Cluster,
     left_by_quotas,
     resources,
 )
+from inferline_stream.actuators.kubernetes.pod_changes import Gone, Listed, Seen, follow_pods
 from inferline_stream.actuators.kubernetes.pods import DispatcherPod, Pods, dispatcher_pod
 from inferline_stream.actuators.kubernetes.postings import Postings
-from inferline_stream.actuators.network.credentials import new_credential
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
-from inferline_stream.errors import InferlineError, Unreachable, UsageError
+from inferline_stream.errors import InferlineError
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _GOES_FIRST = "-1000"
-_FIRST_RETRY_S = 0.1
-_LONGEST_RETRY_S = 5.0
-_WATCH_S = 300
-"""After so long a watch is begun again: a connection that died silently is noticed."""
-
+_POST_AGAIN_S = 0.1
 _QUOTAS_S = 5.0
 _CREATED_WITHIN_S = 10.0
 """Until a Deployment's controller has made the pods asked for; it may be longer where the cluster is busy."""
@@ -88,12 +77,12 @@ class KubernetesActuator:
     ) -> None:
         self._pipeline = manifests.dns_label(names.prefix + names.pipeline)
         self._labels: dict[str, Any] = {PIPELINE_LABEL: self._pipeline, **MANAGED_BY}
-        self._names = names
-        self._bootstrap_servers = bootstrap_servers
         self._cluster = cluster
         self._client = client
         self._drain_timeout_s = drain_timeout_s
-        self._specs: dict[tuple[str, str], ReplicaSpec] = {}
+        self._deployments = Deployments(
+            self._pipeline, bootstrap_servers, names.assignments, cluster, client, grace_s=drain_timeout_s
+        )
         self._pods = Pods()
         self._dispatcher_pods: dict[str, DispatcherPod] = {}
         self._postings = Postings(bootstrap_servers, names.assignments)
@@ -107,9 +96,6 @@ class KubernetesActuator:
         self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
         self._changed = asyncio.Condition()
         self._listed = asyncio.Event()
-        self._stages: dict[str, str] = {}
-        """Stages whose common objects are there, with the address of their dispatchers."""
-        self._applied: set[tuple[str, str]] = set()
         self._asked: dict[tuple[str, str], int] = {}
         self._replacing: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -123,9 +109,7 @@ class KubernetesActuator:
 
     async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
         """Set the templates of replicas; see `Actuator.know`."""
-        changed = {key for key, spec in specs.items() if self._specs.get(key) != spec}
-        self._specs = dict(specs)
-        self._applied -= changed
+        self._deployments.know(specs)
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`.
@@ -138,27 +122,25 @@ class KubernetesActuator:
         """
         if replicas < 0:
             raise ValueError(f"stage {stage!r} on {hardware!r}: {replicas} replicas must be 0 or more")
-        known = (stage, hardware) in self._specs
+        known, name = self._deployments.knows(stage, hardware), self._deployments.of_replicas(stage, hardware)
         if replicas > 0 and not known:
             raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
         await self._listed.wait()
         async with self._one_at_a_time:
-            name = manifests.replicas_name(self._pipeline, stage, hardware)
             with translated():
-                if known and (stage, hardware) not in self._applied:
-                    await self._apply_replicas(name, stage, hardware)
-                elif not known and not await self._exists(name):
+                if known:
+                    await self._deployments.apply_replicas(stage, hardware)
+                elif not await self._deployments.exists(name):
                     return
-                before = (await self._client.get(Deployment.Scale, name, namespace=self._cluster.namespace)).spec
-                asked = (before.replicas if before is not None else 0) or 0
+                asked = await self._deployments.replicas(name)
                 if asked != self._asked.get((stage, hardware), asked):  # somebody has set it since
-                    await self._refuse_another_scaler(name)
+                    await self._deployments.refuse_another_scaler(name)
                 leaving = surplus(self._alike(stage, hardware), replicas, retiring) if asked > replicas else ()
                 for replica in leaving:
                     await self._goes_first(replica)
                 if asked != replicas:
                     self._pods.retiring(stage, hardware, max(0, asked - replicas))
-                    await self._set_scale(name, replicas)
+                    await self._deployments.scale(name, replicas)
             self._asked[stage, hardware] = replicas
             for replica in leaving:
                 if (task := self._replacing.pop(replica, None)) is not None:
@@ -179,14 +161,14 @@ class KubernetesActuator:
         if dispatchers:
             async with self._one_at_a_time:
                 with translated():
-                    await self._apply_dispatchers(stage, len(dispatchers) + SPARE)
+                    await self._deployments.apply_dispatchers(stage, len(dispatchers))
             await self._post()
         else:  # their hosts drain them; the postings are taken back once the pods are gone
-            name = manifests.dispatchers_name(self._pipeline, stage)
+            name = self._deployments.of_dispatchers(stage)
             async with self._one_at_a_time:
                 with translated():
-                    if await self._exists(name):
-                        await self._set_scale(name, 0)
+                    if await self._deployments.exists(name):
+                        await self._deployments.scale(name, 0)
 
     async def replace_dispatcher(self, dispatcher: str) -> None:
         """Give a silent dispatcher up, and have its pod replaced; see `Actuator.replace_dispatcher`.
@@ -249,9 +231,8 @@ class KubernetesActuator:
                 self._quotas = [plain(quota) async for quota in found]
         observed = self._pods.observed()
         room = placed(observed, now_s)
-        for stage, kind in self._applied:
+        for (_, kind), spec in self._deployments.applied.items():
             held = sum(r.hardware == kind and r.state != "waiting" for r in observed)
-            spec = self._specs[stage, kind]
             for left in left_by_quotas(resources(spec.hardware, spec.isolation), self._quotas):
                 room[kind] = min(room.get(kind, held + left), held + left)
         return room
@@ -264,7 +245,8 @@ class KubernetesActuator:
         """Stop every dispatcher, retire every replica and wait until all are gone; force them after the deadline."""
         await self._listed.wait()
         until_s = asyncio.get_running_loop().time() + deadline_s
-        for stage in sorted({*self._stages, *self._wanted, *(pod.stage for pod in self._dispatcher_pods.values())}):
+        staffed = {pod.stage for pod in self._dispatcher_pods.values()}
+        for stage in sorted({*self._deployments.stages, *self._wanted, *staffed}):
             await self.dispatch(stage, [])
         await self._until(lambda: not self._dispatcher_pods, deadline_s)
         for stage, hardware in sorted({(r.stage, r.hardware) for r in await self.observe()}):
@@ -296,7 +278,8 @@ class KubernetesActuator:
         with translated():
             async for _ in self._client.list(Pod, namespace=self._cluster.namespace, labels=self._labels):
                 break
-        self._tasks = [asyncio.create_task(self._watch(), name="pods"), asyncio.create_task(self._keep_posted())]
+        following = follow_pods(self._client, self._cluster.namespace, self._labels, self._pods_changed)
+        self._tasks = [asyncio.create_task(following, name="pods"), asyncio.create_task(self._keep_posted())]
         return self
 
     async def __aexit__(
@@ -311,84 +294,6 @@ class KubernetesActuator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    # Objects
-
-    async def _stage(self, stage: str) -> str:
-        """Make what a stage's pods have in common; returns ``host:port`` of its dispatchers."""
-        if stage not in self._stages:
-            cluster, pipeline = self._cluster, self._pipeline
-            own = manifests.credential_name(pipeline, stage, REPLICA)  # made last: where it is, both are
-            if not await secret_exists(self._client, own, cluster.namespace):
-                credential = new_credential(f"{pipeline}/{stage}")
-                await apply(self._client, manifests.credential_secrets(pipeline, stage, credential, cluster))
-            ports = {port for (of, _), spec in self._specs.items() if of == stage for port in spec.isolation.ports}
-            await apply(self._client, manifests.network_policies(pipeline, stage, cluster, ports))
-            await apply(self._client, manifests.disruption_budgets(pipeline, stage, cluster))
-            (made,) = await apply(self._client, [manifests.service(pipeline, stage, cluster)])
-            self._stages[stage] = f"{made['spec']['clusterIP']}:{DISPATCHER_PORT}"
-        return self._stages[stage]
-
-    async def _apply_replicas(self, name: str, stage: str, hardware: str) -> None:
-        """Make the Deployment, or bring it up to date; its number of replicas stays as it is, 0 for a new one."""
-        await self._refuse_another_scaler(name)
-        address = await self._stage(stage)
-        wanted = manifests.replicas(
-            self._pipeline,
-            self._specs[stage, hardware],
-            self._cluster,
-            address,
-            grace_s=self._drain_timeout_s,
-        )
-        if not await self._exists(name):
-            # Without a number, the API server would begin with one replica.
-            new = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
-            with contextlib.suppress(ApiError):  # another controller was faster
-                await self._client.create(cast("Deployment", Deployment.from_dict(new)), field_manager=FIELD_MANAGER)
-        await apply(self._client, [wanted])
-        self._applied.add((stage, hardware))
-
-    async def _apply_dispatchers(self, stage: str, replicas: int) -> None:
-        await self._stage(stage)
-        wanted = manifests.dispatchers(
-            self._pipeline,
-            stage,
-            self._bootstrap_servers,
-            self._names.assignments,
-            self._cluster,
-            grace_s=self._drain_timeout_s,
-        )
-        wanted["spec"]["replicas"] = replicas
-        await apply(self._client, [wanted])
-
-    async def _exists(self, name: str) -> bool:
-        try:
-            await self._client.get(Deployment, name, namespace=self._cluster.namespace)
-        except ApiError as error:
-            if error.status.code != 404:
-                raise
-            return False
-        return True
-
-    async def _set_scale(self, name: str, replicas: int) -> None:
-        await self._client.patch(
-            Deployment.Scale,
-            name,
-            Deployment.Scale(metadata=ObjectMeta(name=name), spec=ScaleSpec(replicas=replicas)),
-            namespace=self._cluster.namespace,
-            patch_type=PatchType.MERGE,
-        )
-
-    async def _refuse_another_scaler(self, name: str) -> None:
-        """A ScaledObject of KEDA makes a HorizontalPodAutoscaler too, so that one look finds both."""
-        async for scaler in self._client.list(HorizontalPodAutoscaler, namespace=self._cluster.namespace):
-            target = scaler.spec.scaleTargetRef if scaler.spec is not None else None
-            if target is not None and target.kind == "Deployment" and target.name == name:
-                own = scaler.metadata.name if scaler.metadata is not None else "?"
-                raise UsageError(
-                    f"HorizontalPodAutoscaler {own!r} scales Deployment {name!r} too, and the two would undo each "
-                    f"other's work; remove it, or the ScaledObject that made it"
-                )
 
     # Pods
 
@@ -423,41 +328,23 @@ class KubernetesActuator:
         await self._delete(pod)
         self._replacing.pop(pod, None)
 
-    async def _watch(self) -> None:
-        """List, then watch from there; from the start again whenever the API server ends it, fails or has forgotten."""
-        retry_s = _FIRST_RETRY_S
-        labels, namespace = self._labels, self._cluster.namespace
-        while True:
-            try:
-                pods = self._client.list(Pod, namespace=namespace, labels=labels)
-                found = [plain(pod) async for pod in pods]
+    async def _pods_changed(self, change: Listed | Seen | Gone) -> None:
+        match change:
+            case Listed(found):
                 there = {pod["metadata"]["name"] for pod in found}
                 for name in self._dispatcher_pods.keys() - there:
                     del self._dispatcher_pods[name]
-                await self._take_in([*self._pods.missing(there)], found)
+                await self._take_in(self._pods.missing(there), found)
                 self._listed.set()
-                retry_s = _FIRST_RETRY_S
-                async with asyncio.timeout(_WATCH_S):
-                    watch = self._client.watch(
-                        Pod, namespace=namespace, labels=labels, resource_version=pods.resourceVersion
-                    )
-                    async for kind, pod in watch:
-                        seen = plain(pod)
-                        if kind == "DELETED":
-                            self._dispatcher_pods.pop(seen["metadata"]["name"], None)
-                            await self._take_in(self._pods.gone(seen["metadata"]["name"]))
-                        elif kind in ("ADDED", "MODIFIED"):
-                            await self._take_in([], [seen])
-            except TimeoutError:
-                continue
-            except (ApiError, httpx2.HTTPError, OSError) as error:
-                logger.warning("watching pods of %s: %s; again in %.1f s", self._pipeline, error, retry_s)
-                await asyncio.sleep(retry_s)
-                retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
+            case Seen(pod):
+                await self._take_in([], [pod])
+            case Gone(name):
+                self._dispatcher_pods.pop(name, None)
+                await self._take_in(self._pods.gone(name), [])
 
-    async def _take_in(self, exits: list[ReplicaExit], pods: list[dict[str, Any]] | None = None) -> None:
+    async def _take_in(self, exits: list[ReplicaExit], pods: list[dict[str, Any]]) -> None:
         now_s = asyncio.get_running_loop().time()
-        for pod in sorted(pods or (), key=_age):
+        for pod in sorted(pods, key=_age):
             if pod["metadata"]["labels"][COMPONENT_LABEL] == DISPATCHER:
                 name = pod["metadata"]["name"]
                 known = self._dispatcher_pods.get(name)
@@ -482,9 +369,9 @@ class KubernetesActuator:
             self._post_soon.clear()
             try:
                 await self._post()
-            except (Unreachable, InferlineError) as error:
+            except InferlineError as error:
                 logger.warning("dispatchers cannot be posted: %s", error)
-                await asyncio.sleep(_FIRST_RETRY_S)
+                await asyncio.sleep(_POST_AGAIN_S)
                 self._post_soon.set()
 
     async def _post(self) -> None:

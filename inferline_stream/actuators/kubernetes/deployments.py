@@ -1,0 +1,165 @@
+"""A pipeline's Deployments in a cluster, and what the pods of each stage have in common: made, updated and scaled."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping
+from typing import cast
+
+from lightkube import ApiError, AsyncClient
+from lightkube.models.autoscaling_v1 import ScaleSpec
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.apps_v1 import Deployment
+from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
+from lightkube.types import PatchType
+
+from inferline_stream.actuators.kubernetes import manifests
+from inferline_stream.actuators.kubernetes.api_server import apply, secret_exists
+from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, FIELD_MANAGER, REPLICA, SPARE, Cluster
+from inferline_stream.actuators.network.credentials import new_credential
+from inferline_stream.dataplane.specs import ReplicaSpec
+from inferline_stream.errors import UsageError
+
+
+class Deployments:
+    """One of dispatchers per stage, and one of replicas per stage and hardware kind.
+
+    Raises what `AsyncClient` does; see `api_server.translated`. One call at a time.
+
+    Args:
+        pipeline: its name in the cluster.
+        bootstrap_servers: of Kafka, as pods reach it.
+        assignments: full name of the topic that has the postings.
+        cluster: where.
+        client: to the API server.
+        grace_s: time a pod has to end by itself.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        bootstrap_servers: str,
+        assignments: str,
+        cluster: Cluster,
+        client: AsyncClient,
+        *,
+        grace_s: float,
+    ) -> None:
+        self._pipeline = pipeline
+        self._bootstrap_servers = bootstrap_servers
+        self._assignments = assignments
+        self._cluster = cluster
+        self._client = client
+        self._grace_s = grace_s
+        self._specs: dict[tuple[str, str], ReplicaSpec] = {}
+        self._applied: set[tuple[str, str]] = set()
+        self._addresses: dict[str, str] = {}
+        """Of the dispatchers of stages whose common objects are there."""
+
+    @property
+    def stages(self) -> Collection[str]:
+        """Stages that something was made of."""
+        return self._addresses.keys()
+
+    @property
+    def applied(self) -> Mapping[tuple[str, str], ReplicaSpec]:
+        """Templates of the replicas' Deployments that are up to date, by stage and hardware kind."""
+        return {key: self._specs[key] for key in self._applied}
+
+    def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
+        """Set the templates of replicas, by stage and hardware kind."""
+        self._applied -= {key for key, spec in specs.items() if self._specs.get(key) != spec}
+        self._specs = dict(specs)
+
+    def knows(self, stage: str, hardware: str) -> bool:
+        """Whether there is a template."""
+        return (stage, hardware) in self._specs
+
+    def of_replicas(self, stage: str, hardware: str) -> str:
+        """Return the name of a stage's Deployment of replicas."""
+        return manifests.replicas_name(self._pipeline, stage, hardware)
+
+    def of_dispatchers(self, stage: str) -> str:
+        """Return the name of a stage's Deployment of dispatchers."""
+        return manifests.dispatchers_name(self._pipeline, stage)
+
+    async def apply_replicas(self, stage: str, hardware: str) -> None:
+        """Make a Deployment, or bring it up to date; its number of replicas stays as it is, 0 for a new one."""
+        if (stage, hardware) in self._applied:
+            return
+        name = self.of_replicas(stage, hardware)
+        await self.refuse_another_scaler(name)
+        address = await self._address(stage)
+        spec = self._specs[stage, hardware]
+        wanted = manifests.replicas(self._pipeline, spec, self._cluster, address, grace_s=self._grace_s)
+        if not await self.exists(name):
+            # Without a number, the API server would begin with one replica.
+            new = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
+            with contextlib.suppress(ApiError):  # another controller was faster
+                await self._client.create(cast("Deployment", Deployment.from_dict(new)), field_manager=FIELD_MANAGER)
+        await apply(self._client, [wanted])
+        self._applied.add((stage, hardware))
+
+    async def apply_dispatchers(self, stage: str, slots: int) -> None:
+        """Make a Deployment, or bring it up to date, with a pod for each slot and the spare ones."""
+        await self._address(stage)
+        wanted = manifests.dispatchers(
+            self._pipeline, stage, self._bootstrap_servers, self._assignments, self._cluster, grace_s=self._grace_s
+        )
+        wanted["spec"]["replicas"] = slots + SPARE
+        await apply(self._client, [wanted])
+
+    async def _address(self, stage: str) -> str:
+        """Make what a stage's pods have in common; returns ``host:port`` of its dispatchers."""
+        if stage not in self._addresses:
+            cluster, pipeline = self._cluster, self._pipeline
+            own = manifests.credential_name(pipeline, stage, REPLICA)  # made last: where it is, both are
+            if not await secret_exists(self._client, own, cluster.namespace):
+                credential = new_credential(f"{pipeline}/{stage}")
+                await apply(self._client, manifests.credential_secrets(pipeline, stage, credential, cluster))
+            ports = {port for (of, _), spec in self._specs.items() if of == stage for port in spec.isolation.ports}
+            await apply(self._client, manifests.network_policies(pipeline, stage, cluster, ports))
+            await apply(self._client, manifests.disruption_budgets(pipeline, stage, cluster))
+            (made,) = await apply(self._client, [manifests.service(pipeline, stage, cluster)])
+            self._addresses[stage] = f"{made['spec']['clusterIP']}:{DISPATCHER_PORT}"
+        return self._addresses[stage]
+
+    async def exists(self, name: str) -> bool:
+        """Whether there is a Deployment of that name."""
+        try:
+            await self._client.get(Deployment, name, namespace=self._cluster.namespace)
+        except ApiError as error:
+            if error.status.code != 404:
+                raise
+            return False
+        return True
+
+    async def replicas(self, name: str) -> int:
+        """Return the number that a Deployment was last asked for."""
+        found = (await self._client.get(Deployment.Scale, name, namespace=self._cluster.namespace)).spec
+        return (found.replicas if found is not None else 0) or 0
+
+    async def scale(self, name: str, replicas: int) -> None:
+        """Ask a Deployment for a number of pods."""
+        await self._client.patch(
+            Deployment.Scale,
+            name,
+            Deployment.Scale(metadata=ObjectMeta(name=name), spec=ScaleSpec(replicas=replicas)),
+            namespace=self._cluster.namespace,
+            patch_type=PatchType.MERGE,
+        )
+
+    async def refuse_another_scaler(self, name: str) -> None:
+        """A ScaledObject of KEDA makes a HorizontalPodAutoscaler too, so that one look finds both.
+
+        Raises:
+            UsageError: something else scales the Deployment.
+        """
+        async for scaler in self._client.list(HorizontalPodAutoscaler, namespace=self._cluster.namespace):
+            target = scaler.spec.scaleTargetRef if scaler.spec is not None else None
+            if target is not None and target.kind == "Deployment" and target.name == name:
+                own = scaler.metadata.name if scaler.metadata is not None else "?"
+                raise UsageError(
+                    f"HorizontalPodAutoscaler {own!r} scales Deployment {name!r} too, and the two would undo each "
+                    f"other's work; remove it, or the ScaledObject that made it"
+                )

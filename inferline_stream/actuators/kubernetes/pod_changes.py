@@ -1,0 +1,81 @@
+"""What an API server reports of a pipeline's pods: a list, and every change after it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from lightkube import ApiError, AsyncClient
+from lightkube.resources.core_v1 import Pod
+
+from inferline_stream.actuators.kubernetes.api_server import plain
+from inferline_stream.actuators.kubernetes.manifests import PIPELINE_LABEL
+
+logger = logging.getLogger(__name__)
+
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 5.0
+_WATCH_S = 300
+"""After so long a watch is begun again: a connection that died silently is noticed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """All pods that there are; others are gone. Each is as in the API server's JSON."""
+
+    pods: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A pod that was added or has changed, as in the API server's JSON."""
+
+    pod: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The name of a pod that is no more."""
+
+    name: str
+
+
+async def follow_pods(
+    client: AsyncClient,
+    namespace: str,
+    labels: Mapping[str, Any],
+    take: Callable[[Listed | Seen | Gone], Awaitable[None]],
+) -> None:
+    """List, then watch from there; from the start again whenever the API server ends it, fails or has forgotten.
+
+    Args:
+        client: to the API server.
+        namespace: of the pods.
+        labels: that they have.
+        take: called with each change; the next one waits for it.
+    """
+    retry_s = _FIRST_RETRY_S
+    chosen = dict(labels)
+    while True:
+        try:
+            pods = client.list(Pod, namespace=namespace, labels=chosen)
+            await take(Listed([plain(pod) async for pod in pods]))
+            retry_s = _FIRST_RETRY_S
+            async with asyncio.timeout(_WATCH_S):
+                watch = client.watch(Pod, namespace=namespace, labels=chosen, resource_version=pods.resourceVersion)
+                async for kind, pod in watch:
+                    if kind == "DELETED":
+                        await take(Gone(plain(pod)["metadata"]["name"]))
+                    elif kind in ("ADDED", "MODIFIED"):
+                        await take(Seen(plain(pod)))
+        except TimeoutError:
+            continue
+        except (ApiError, httpx2.HTTPError, OSError) as error:
+            pipeline = labels[PIPELINE_LABEL]
+            logger.warning("watching pods of %s: %s; again in %.1f s", pipeline, error, retry_s)
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
