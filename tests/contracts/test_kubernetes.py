@@ -229,6 +229,14 @@ async def test_replicas_on_a_kind_that_is_not_planned_any_more_are_sent_away_all
         assert api.deployment("p-a-t4")["spec"]["replicas"] == 0
 
 
+async def test_a_kind_that_is_not_planned_any_more_limits_nothing() -> None:
+    async with KubeApi(quota={"requests.nvidia.com/gpu": "3"}) as api, acting(api) as actuator:
+        await actuator.scale("a", "t4", 1)
+        assert await actuator.capacity() == {"t4": 3}
+        await actuator.know({("a", "cpu-1"): SPECS["a", "cpu-1"]})
+        assert await actuator.capacity() == {}
+
+
 async def test_a_newer_image_replaces_every_replica_and_their_ends_are_expected() -> None:
     async with KubeApi() as api:
         async with acting(api) as first:

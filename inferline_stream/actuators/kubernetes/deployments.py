@@ -68,7 +68,7 @@ class Deployments:
 
     def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
         """Set the templates of replicas, by stage and hardware kind."""
-        self._applied -= {key for key, spec in specs.items() if self._specs.get(key) != spec}
+        self._applied = {key for key in self._applied if specs.get(key) == self._specs[key]}
         self._specs = dict(specs)
 
     def knows(self, stage: str, hardware: str) -> bool:
