@@ -196,8 +196,6 @@ class KubernetesActuator:
         for pod in self._dispatcher_pods.values():
             spec = self._postings.on(pod.name)
             if spec is not None and not pod.goes and spec.dispatcher not in self._given_up:
-                wanted = self._wanted.get(pod.stage)
-                stopping = wanted is not None and spec.dispatcher not in wanted
                 found.append(
                     ObservedDispatcher(
                         spec.dispatcher,
@@ -205,7 +203,7 @@ class KubernetesActuator:
                         spec.slot,
                         spec.incarnation,
                         None,
-                        "stopping" if stopping else "running",
+                        "stopping" if self._is_unwanted(pod.name) else "running",
                         pod.started_s,
                         pod.node,
                     )
@@ -379,26 +377,34 @@ class KubernetesActuator:
             if not self._leads:
                 return
             await self._postings.look()
-            for pod in list(self._postings.hosts):
-                spec = self._postings.on(pod)
-                there, wanted = self._dispatcher_pods.get(pod), None
-                if there is not None:
-                    wanted = self._wanted.get(there.stage)
-                unwanted = wanted is not None and spec is not None and spec.dispatcher not in wanted
-                if self._listed.is_set() and (there is None or unwanted):
-                    await self._postings.take_back(pod)
+            if self._listed.is_set():
+                for pod in list(self._postings.hosts):
+                    if self._is_unwanted(pod):
+                        await self._postings.take_back(pod)
             for stage, specs in self._wanted.items():
-                free = [
-                    pod
-                    for pod in self._dispatcher_pods.values()
-                    if pod.stage == stage and pod.listens and not pod.goes and self._postings.on(pod.name) is None
-                ]
-                newest = max((pod.started_s for pod in free), default=0.0)
-                templates = {pod.template for pod in free if pod.started_s == newest}
-                free.sort(key=lambda pod: (pod.template not in templates, pod.started_s))
+                free = self._free(stage)
                 for spec in specs.values():
                     if free and not self._postings.had(spec.dispatcher):
                         await self._postings.post(free.pop(0).name, spec, len(specs))
+
+    def _is_unwanted(self, pod: str) -> bool:
+        """Whether a posting has no use any more: its pod is gone, or its dispatcher is none of those asked for."""
+        there, spec = self._dispatcher_pods.get(pod), self._postings.on(pod)
+        if there is None:
+            return True
+        wanted = self._wanted.get(there.stage)
+        return wanted is not None and spec is not None and spec.dispatcher not in wanted
+
+    def _free(self, stage: str) -> list[DispatcherPod]:
+        """Return pods that wait for a dispatcher: those of the newest template first, and of each the oldest."""
+        free = [
+            pod
+            for pod in self._dispatcher_pods.values()
+            if pod.stage == stage and pod.listens and not pod.goes and self._postings.on(pod.name) is None
+        ]
+        newest = max((pod.started_s for pod in free), default=0.0)
+        templates = {pod.template for pod in free if pod.started_s == newest}
+        return sorted(free, key=lambda pod: (pod.template not in templates, pod.started_s))
 
 
 def _age(pod: dict[str, Any]) -> tuple[str, str]:
