@@ -21,7 +21,17 @@ import uvloop
 
 from inferline_stream.actuators.children import DISPATCHER_MODULE, Child, Children
 from inferline_stream.actuators.network.credentials import dispatcher_context
-from inferline_stream.actuators.network.link import End, Ended, Hello, Leaving, Link, Message, Offer, Take
+from inferline_stream.actuators.network.link import (
+    SHUTDOWN_S,
+    End,
+    Ended,
+    Hello,
+    Leaving,
+    Link,
+    Message,
+    Offer,
+    Take,
+)
 from inferline_stream.actuators.network.logs import LogCopier
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.control import TopicFollower
@@ -32,7 +42,7 @@ from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_SPEC, host_g
 
 logger = logging.getLogger(__name__)
 
-HANDSHAKE_S, SHUTDOWN_S = 5.0, 1.0
+_HANDSHAKE_S = 5.0
 _LIVES = 1000
 """Restarts of a dispatcher that one life of its host is given numbers for."""
 
@@ -94,7 +104,7 @@ class DispatcherHost:
             address,
             port,
             ssl=context,
-            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_handshake_timeout=_HANDSHAKE_S,
             ssl_shutdown_timeout=SHUTDOWN_S,
         )
 

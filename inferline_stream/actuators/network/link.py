@@ -24,6 +24,9 @@ PING_S = 0.8
 SILENT_S = 2.5
 """Shorter than the shortest hard deadline of a batch, 3 s: a partition is not blamed on a replica or its events."""
 
+SHUTDOWN_S = 1.0
+"""Longest that TLS may take to end a connection in order."""
+
 _HEADER = struct.Struct("<BI")
 _BYTES, _MESSAGE = 0, 1
 _LONGEST = 1 << 20

@@ -24,8 +24,17 @@ import uvloop
 
 from inferline_stream.actuators.children import REPLICA_MODULE, Child, Children
 from inferline_stream.actuators.network.credentials import replica_context
-from inferline_stream.actuators.network.dispatcher_host import SHUTDOWN_S
-from inferline_stream.actuators.network.link import End, Ended, Hello, Leaving, Link, Message, Offer, Take
+from inferline_stream.actuators.network.link import (
+    SHUTDOWN_S,
+    End,
+    Ended,
+    Hello,
+    Leaving,
+    Link,
+    Message,
+    Offer,
+    Take,
+)
 from inferline_stream.actuators.network.logs import LogCopier
 from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.dataplane.specs import ReplicaSpec
