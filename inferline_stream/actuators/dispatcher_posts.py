@@ -152,7 +152,7 @@ class Posts:
         if post._timer is not None:
             post._timer.cancel()
             post._timer = None
-        spec, post.pid, post.running = post.spec, None, False
+        spec, post.pid, post.node, post.running = post.spec, None, "", False
         restarted = not post.stopping and code not in _LEFT
         if post.silent:
             reason = f"replaced, because it was silent ({reason})"

@@ -33,3 +33,17 @@ async def test_a_dispatcher_that_is_replaced_between_two_starts_leaves_its_slot_
     posts.dispatch("work", [second, other])
     assert posts.of("a") is None
     assert all(slots == {0, 1} for slots in dealt)
+
+
+async def test_a_dispatcher_that_waits_to_be_started_again_is_on_no_node() -> None:
+    def start(post: Post) -> None:
+        post.pid, post.node = 1, "n"
+
+    posts = Posts(asyncio.Queue(), start, lambda post: None, lambda post: None, lambda stage: None, drain_timeout_s=1.0)
+    posts.dispatch("work", [DispatcherSpec("a", 0, routes(), "127.0.0.1:9")])
+    post = posts.of("a")
+    assert post is not None
+    for _ in range(2):
+        posts.ended(post, -9, "killed")
+    (seen,) = posts.observe()
+    assert (seen.pid, seen.node) == (None, "")
