@@ -17,6 +17,7 @@ import signal
 import socket
 import ssl
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,6 @@ from inferline_stream.actuators.network.link import (
     Take,
 )
 from inferline_stream.actuators.network.logs import LogCopier
-from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.dataplane.specs import ReplicaSpec
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.containers import RUNTIMES
@@ -145,7 +145,7 @@ class ReplicaHost:
         if self._link is not None:
             self._link.send(Leaving())
         elif self._child is not None:
-            self._child.send(LEAVE)
+            self._child.leave()
 
     def end(self, reason: str) -> None:
         """End the replica now, because its dispatcher wants another one."""
@@ -168,7 +168,7 @@ class ReplicaHost:
             await offered.over.wait()
             self._link = None
             if self._leaving and self._child is not None:
-                self._child.send(LEAVE)
+                self._child.leave()
 
     async def _connect(self) -> tuple[Link, _Offered]:
         """Connect to the dispatcher that has the fewest replicas, however long none serves."""
@@ -233,8 +233,7 @@ class ReplicaHost:
     def _attach(self, link: Link) -> None:
         assert self._child is not None
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._child.send(b'{"type":"attach"}', theirs.fileno())
+        self._child.connect(theirs)
         link.on_first((self._life / "ready").touch)
         self._link = link
         link.send(Take())
@@ -247,8 +246,7 @@ def _within(isolation: Isolation) -> Isolation:
     """A replica's isolation inside the container that it may have asked for: there it seals itself as far as it can."""
     if isolation.level not in RUNTIMES:
         return isolation
-    fields = {name: getattr(isolation, name) for name in isolation.__dataclass_fields__}
-    return Isolation(**{**fields, "level": "sandbox", "on_unsupported": "degrade"})
+    return replace(isolation, level="sandbox", on_unsupported="degrade")
 
 
 async def run(name: str, spec: ReplicaHostSpec, replica_module: str = REPLICA_MODULE) -> int:
