@@ -51,7 +51,7 @@ def deploy(
     from inferline_stream.errors import UsageError
 
     if target == "kubernetes":
-        from inferline_stream.cli.place import kubernetes_door
+        from inferline_stream.cli.platform import kubernetes_door
 
         kubernetes_door()  # before what imports its libraries
         from inferline_stream.cli.installation import DeployOptions, install

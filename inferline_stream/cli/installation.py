@@ -19,7 +19,7 @@ from inferline_stream.actuators.kubernetes.installation import (
 )
 from inferline_stream.actuators.kubernetes.manifests import Cluster, dns_label
 from inferline_stream.cli.output import print_json
-from inferline_stream.cli.place import kubernetes_door
+from inferline_stream.cli.platform import kubernetes_door
 from inferline_stream.cli.provisioning import Declared, declared, with_stock
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement

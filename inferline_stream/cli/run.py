@@ -106,12 +106,12 @@ def run(
 
     Ctrl-C stops the feed, drains what has arrived and reports; a second Ctrl-C ends everything at once.
     """
-    from inferline_stream.cli.place import Place
+    from inferline_stream.cli.platform import Platform
     from inferline_stream.cli.running import Wanted, run_and_report
 
     run_and_report(
         Wanted(
-            place=Place(on, image, path, namespace, secret, service_account, hand_over),
+            platform=Platform(on, image, path, namespace, secret, service_account, hand_over),
             topology=topology,
             bootstrap_servers=bootstrap_servers,
             replay=replay,

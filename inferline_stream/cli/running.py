@@ -24,7 +24,7 @@ from rich.logging import RichHandler
 from inferline_stream.cli.frame import Terminated
 from inferline_stream.cli.logs import log_to_people
 from inferline_stream.cli.output import console
-from inferline_stream.cli.place import Place, actuator_of
+from inferline_stream.cli.platform import Platform, actuator_of
 from inferline_stream.cli.provisioning import (
     Declared,
     cores_for_replicas,
@@ -67,7 +67,7 @@ from inferline_stream.tuner.policy import POLICIES
 class Wanted:
     """The command's options; see `cli.run.run`."""
 
-    place: Place
+    platform: Platform
     topology: Path
     bootstrap_servers: str | None
     replay: bool | None
@@ -150,7 +150,7 @@ def _lost(report: RunReport) -> str:
 
 def _check(wanted: Wanted) -> None:
     """Refuse what cannot be done before minutes are spent on profiles and a plan."""
-    wanted.place.check(wanted.bootstrap_servers)
+    wanted.platform.check(wanted.bootstrap_servers)
     if not wanted.speed_up > 0:
         raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
     if wanted.replay is False and wanted.arrivals is not None:
@@ -202,9 +202,9 @@ async def _run(
             async with OffsetReader(servers, limits.connect_timeout_s):
                 pass  # a Kafka that does not answer is reported before anything else is done
             await _dispatchers_known(servers)
-        await wanted.place.reach()
+        await wanted.platform.reach()
         screen.step("looking at profiles")
-        elsewhere = wanted.place.on != "local"
+        elsewhere = wanted.platform.on != "local"
         unbounded = wanted.oversubscribe or elsewhere  # a cluster finds places for its pods by itself
         options = Options(
             broker=wanted.bootstrap_servers or "embedded", oversubscribe=wanted.oversubscribe, elsewhere=elsewhere
@@ -253,11 +253,11 @@ async def _run(
             settings=limits,
             sample=what.trace,
             # Dispatchers that outlive a controller count what their next one would count otherwise.
-            live_since_s=0.0 if wanted.place.hand_over else time.time(),
-            hands_over=wanted.place.hand_over,
+            live_since_s=0.0 if wanted.platform.hand_over else time.time(),
+            hands_over=wanted.platform.hand_over,
             cores=math.inf if unbounded else cores_for_replicas(what, measured),
         )
-        actuator = await stack.enter_async_context(actuator_of(wanted.place, run))
+        actuator = await stack.enter_async_context(actuator_of(wanted.platform, run))
         if actuator is not None and run.hands_over:
             await run_and_hand_over(run, screen, stopping.stop, actuator)
             return None

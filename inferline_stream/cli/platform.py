@@ -20,7 +20,7 @@ On = Literal["local", "ray", "kubernetes"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Platform:
     """The command's options; see `cli.run.run`."""
 
     on: On = "local"
@@ -35,7 +35,7 @@ class Place:
         """Refuse what cannot be done there.
 
         Raises:
-            UsageError: an option is missing, or belongs to another place.
+            UsageError: an option is missing, or belongs to another platform.
         """
         if self.on != "local" and bootstrap_servers is None:
             raise UsageError(f"--on {self.on} needs --bootstrap-servers: the embedded broker is for this machine only")
@@ -54,7 +54,7 @@ class Place:
             ray_door()
 
     async def reach(self) -> None:
-        """Find out that the place answers, before minutes are spent on profiles and a plan.
+        """Find out that the platform answers, before minutes are spent on profiles and a plan.
 
         Raises:
             Unreachable: it does not.
@@ -64,17 +64,17 @@ class Place:
 
 
 @asynccontextmanager
-async def actuator_of(place: Place, run: Run) -> AsyncIterator[Actuator | None]:
+async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | None]:
     """Start and stop the run's processes there; None for processes of this machine.
 
     Raises:
         UsageError: a library is not installed, or the cluster refuses.
         Unreachable: the cluster does not answer.
     """
-    if place.on == "local":
+    if platform.on == "local":
         yield None
         return
-    if place.on == "ray":
+    if platform.on == "ray":
         async with on_ray(run) as actuator:
             yield actuator
         return
@@ -84,11 +84,11 @@ async def actuator_of(place: Place, run: Run) -> AsyncIterator[Actuator | None]:
 
     async with door.cluster_client() as client:
         cluster = Cluster(
-            place.namespace or client.namespace,
-            place.image,
-            place.path,
-            place.service_account,
-            place.secret,
+            platform.namespace or client.namespace,
+            platform.image,
+            platform.path,
+            platform.service_account,
+            platform.secret,
             dispatcher_confinement(run.bootstrap_servers, run.tracing).ports,
         )
         names = Names(run.pipeline.name, run.prefix)
@@ -100,10 +100,10 @@ async def actuator_of(place: Place, run: Run) -> AsyncIterator[Actuator | None]:
             except LeadershipLost:
                 raise  # another controller has the pods now
             except BaseException:
-                if not place.hand_over:
+                if not platform.hand_over:
                     await pods.aclose()
                 raise
-            if not place.hand_over:
+            if not platform.hand_over:
                 await pods.aclose()
 
 
