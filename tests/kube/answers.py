@@ -43,6 +43,16 @@ def refused(code: int, reason: str, message: str) -> web.Response:
     return answer(failure(code, reason, message), status=code)
 
 
+def missing(kind: str, name: str) -> web.Response:
+    """The refusal of what is not there."""
+    return refused(404, "NotFound", f'{kind} "{name}" not found')
+
+
+def selector_of(request: web.Request) -> dict[str, str]:
+    """Labels that what is listed must have."""
+    return dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
+
+
 def not_applicable(request: web.Request) -> web.Response | None:
     """Why a request is no server-side apply; None if it is."""
     if request.content_type != "application/apply-patch+yaml":

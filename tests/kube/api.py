@@ -18,7 +18,18 @@ from typing import Self
 from aiohttp import web
 from lightkube import AsyncClient, KubeConfig
 
-from tests.kube.answers import POD, SUCCESS, answer, body, failure, line, not_applicable, refused
+from tests.kube.answers import (
+    POD,
+    SUCCESS,
+    answer,
+    body,
+    failure,
+    line,
+    missing,
+    not_applicable,
+    refused,
+    selector_of,
+)
 from tests.kube.controllers import Controllers
 from tests.kube.node import Container, Node
 from tests.kube.store import Json, Store, belongs, merged, ready, selected
@@ -79,7 +90,7 @@ class KubeApi:
 
     async def serve(self) -> None:
         """Answer, on the same port as before if there was one."""
-        app = web.Application()
+        app = web.Application(middlewares=[self._noted])
         deployments = f"/apis/apps/v1/namespaces/{self.namespace}/deployments"
         pods = f"/api/v1/namespaces/{self.namespace}/pods"
         app.add_routes(
@@ -175,16 +186,19 @@ class KubeApi:
     async def _reported(self, pod: str, status: Json) -> None:
         await self._controllers.report(pod, status)
 
-    def _note(self, request: web.Request) -> None:
+    @web.middleware
+    async def _noted(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
         self.requests.append((request.method, request.path))
+        return await handler(request)
 
     def _list(self, kind: str, items: list[Json], version: str = "v1") -> web.Response:
         metadata = {"resourceVersion": str(self._store.version)}
         return answer({"kind": f"{kind}List", "apiVersion": version, "metadata": metadata, "items": items})
 
     async def _list_pods(self, request: web.Request) -> web.StreamResponse:
-        self._note(request)
-        selector = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
+        selector = selector_of(request)
         if request.query.get("watch") == "true":
             return await self._watch(request, selector)
         found = sorted(self.pods(), key=lambda pod: pod["metadata"]["name"])
@@ -207,32 +221,28 @@ class KubeApi:
         return response
 
     async def _patch_pod(self, request: web.Request) -> web.Response:
-        self._note(request)
         pod = self._store.of("pods").get(request.match_info["name"])
         if pod is None:
-            return refused(404, "NotFound", f'pods "{request.match_info["name"]}" not found')
+            return missing("pods", request.match_info["name"])
         patch = await request.json()
         pod["metadata"].setdefault("annotations", {}).update(patch["metadata"]["annotations"])
         await self._store.tell("MODIFIED", pod)
         return answer(POD | pod)
 
     async def _delete_pod(self, request: web.Request) -> web.Response:
-        self._note(request)
         pod = self._store.of("pods").get(request.match_info["name"])
         if pod is None:
-            return refused(404, "NotFound", f'pods "{request.match_info["name"]}" not found')
+            return missing("pods", request.match_info["name"])
         grace_s = float(request.query.get("gracePeriodSeconds") or (await body(request)).get("gracePeriodSeconds", 30))
         await self._controllers.terminate(pod, grace_s)
         return answer(POD | pod)
 
     async def _list_deployments(self, request: web.Request) -> web.Response:
-        self._note(request)
-        selector = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
+        selector = selector_of(request)
         items = [item for item in self.deployments() if selected(item, selector)]
         return self._list("Deployment", items, "apps/v1")
 
     async def _create_deployment(self, request: web.Request) -> web.Response:
-        self._note(request)
         wanted = await request.json()
         name = wanted["metadata"]["name"]
         if name in self._store.of("deployments"):
@@ -243,14 +253,12 @@ class KubeApi:
         return answer(wanted, status=201)
 
     async def _get_deployment(self, request: web.Request) -> web.Response:
-        self._note(request)
         found = self._store.of("deployments").get(request.match_info["name"])
         if found is None:
-            return refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
+            return missing("deployments.apps", request.match_info["name"])
         return answer(found)
 
     async def _delete_deployment(self, request: web.Request) -> web.Response:
-        self._note(request)
         gone = self._store.of("deployments").pop(request.match_info["name"])
         for pod in self.pods():
             if belongs(pod, gone):
@@ -258,7 +266,6 @@ class KubeApi:
         return answer(SUCCESS)
 
     async def _apply_deployment(self, request: web.Request) -> web.Response:
-        self._note(request)
         if (refusal := not_applicable(request)) is not None:
             return refusal
         wanted = json.loads(await request.text())
@@ -271,7 +278,6 @@ class KubeApi:
         return answer(found, status=201 if current is None else 200)
 
     async def _apply(self, request: web.Request) -> web.Response:
-        self._note(request)
         plural, name = request.match_info["plural"], request.match_info["name"]
         if request.match_info.get("group") in self._unknown_groups:
             return web.Response(status=404, text="404 page not found\n")
@@ -287,25 +293,21 @@ class KubeApi:
         return answer(self.applied[plural, name], status=201 if current is None else 200)
 
     async def _list_applied(self, request: web.Request) -> web.Response:
-        self._note(request)
-        selector = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
+        selector = selector_of(request)
         found = [item for (plural, _), item in self.applied.items() if plural == request.match_info["plural"]]
         return self._list("", [item for item in found if selected(item, selector)])
 
     async def _get_applied(self, request: web.Request) -> web.Response:
-        self._note(request)
         plural, name = request.match_info["plural"], request.match_info["name"]
         found = self.applied.get((plural, name))
-        return refused(404, "NotFound", f'{plural} "{name}" not found') if found is None else answer(found)
+        return missing(plural, name) if found is None else answer(found)
 
     async def _delete_applied(self, request: web.Request) -> web.Response:
-        self._note(request)
         plural, name = request.match_info["plural"], request.match_info["name"]
         gone = self.applied.pop((plural, name), None)
-        return refused(404, "NotFound", f'{plural} "{name}" not found') if gone is None else answer(SUCCESS)
+        return missing(plural, name) if gone is None else answer(SUCCESS)
 
     async def _list_quotas(self, request: web.Request) -> web.Response:
-        self._note(request)
         used = {name: str(self._controllers.used(name)) for name in self.quota}
         quota = {
             "metadata": {"name": "quota", "namespace": self.namespace},
@@ -317,17 +319,15 @@ class KubeApi:
         )
 
     async def _get_scale(self, request: web.Request) -> web.Response:
-        self._note(request)
         found = self._store.of("deployments").get(request.match_info["name"])
         if found is None:
-            return refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
+            return missing("deployments.apps", request.match_info["name"])
         return answer(self._scale_of(found))
 
     async def _patch_scale(self, request: web.Request) -> web.Response:
-        self._note(request)
         found = self._store.of("deployments").get(request.match_info["name"])
         if found is None:
-            return refused(404, "NotFound", f'deployments.apps "{request.match_info["name"]}" not found')
+            return missing("deployments.apps", request.match_info["name"])
         found["spec"]["replicas"] = (await request.json())["spec"].get("replicas", 0)
         self._store.stamp(found)
         self._controllers.reconcile_soon(found)  # its controller learns of it in its own time
@@ -347,7 +347,6 @@ class KubeApi:
         }
 
     async def _list_hpas(self, request: web.Request) -> web.Response:
-        self._note(request)
         items = list(self._store.of("hpas").values())
         return self._list("HorizontalPodAutoscaler", items, "autoscaling/v2")
 

@@ -51,7 +51,7 @@ def deployment(name: str, namespace: str) -> dict[str, Any]:
     }
 
 
-class Wire:
+class Recorder:
     """Asks and writes down: what was asked in words, the answer's status, type and body."""
 
     def __init__(self, client: httpx2.AsyncClient, namespace: str) -> None:
@@ -109,12 +109,12 @@ async def exchanges(config: SingleConfig) -> dict[str, dict[str, Any]]:
     labels = ",".join(f"{key}={value}" for key, value in wanted["spec"]["selector"]["matchLabels"].items())
     new = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
     async with AsyncClient(config, ConnectionParams(trust_env=False)) as client:
-        wire = Wire(client, namespace)
+        recorder = Recorder(client, namespace)
 
         async def listed(words: str, selector: str, count: int) -> Any:
             async with asyncio.timeout(DEADLINE_S):
                 while True:
-                    found = await wire.ask(words, "GET", pods, labelSelector=selector)
+                    found = await recorder.ask(words, "GET", pods, labelSelector=selector)
                     looked_at = [pod for pod in found["items"] if pod["status"].get("conditions")]
                     if len(found["items"]) == len(looked_at) == count:
                         return found
@@ -122,43 +122,43 @@ async def exchanges(config: SingleConfig) -> dict[str, dict[str, Any]]:
 
         async def scaled(words: str, replicas: int) -> None:
             body = {"metadata": {"name": own}, "spec": {"replicas": replicas}}
-            await wire.ask(words, "PATCH", f"{deployments}/{own}/scale", body, patch="merge")
+            await recorder.ask(words, "PATCH", f"{deployments}/{own}/scale", body, patch="merge")
 
-        await wire.ask("a Deployment that is not there", "GET", f"{deployments}/{own}")
-        await wire.ask("a scale that is not there", "GET", f"{deployments}/{own}/scale")
-        await wire.ask("create a Deployment", "POST", deployments, new, fieldManager=MANAGER)
-        await wire.ask("create it again", "POST", deployments, new, fieldManager=MANAGER)
+        await recorder.ask("a Deployment that is not there", "GET", f"{deployments}/{own}")
+        await recorder.ask("a scale that is not there", "GET", f"{deployments}/{own}/scale")
+        await recorder.ask("create a Deployment", "POST", deployments, new, fieldManager=MANAGER)
+        await recorder.ask("create it again", "POST", deployments, new, fieldManager=MANAGER)
         options = {"patch": "apply", "fieldManager": MANAGER, "force": "true"}
-        await wire.ask("apply it without a number", "PATCH", f"{deployments}/{own}", wanted, **options)
-        await wire.ask("apply without a manager", "PATCH", f"{deployments}/{own}", wanted, patch="apply")
-        await wire.ask("its scale", "GET", f"{deployments}/{own}/scale")
+        await recorder.ask("apply it without a number", "PATCH", f"{deployments}/{own}", wanted, **options)
+        await recorder.ask("apply without a manager", "PATCH", f"{deployments}/{own}", wanted, patch="apply")
+        await recorder.ask("its scale", "GET", f"{deployments}/{own}/scale")
         await scaled("scale to two", 2)
         before = await listed("its pods", labels, 2)
         first = before["items"][0]["metadata"]["name"]
         cost = {"metadata": {"annotations": {DELETION_COST: "-1000"}}}
-        await wire.ask("a pod's cost", "PATCH", f"{pods}/{first}", cost, patch="merge")
-        await wire.ask("cost of a pod that is not there", "PATCH", f"{pods}/none", cost, patch="merge")
-        await wire.ask("delete a pod at once", "DELETE", f"{pods}/{first}", {"gracePeriodSeconds": 0})
-        await wire.ask("delete a pod that is not there", "DELETE", f"{pods}/none", {"gracePeriodSeconds": 0})
+        await recorder.ask("a pod's cost", "PATCH", f"{pods}/{first}", cost, patch="merge")
+        await recorder.ask("cost of a pod that is not there", "PATCH", f"{pods}/none", cost, patch="merge")
+        await recorder.ask("delete a pod at once", "DELETE", f"{pods}/{first}", {"gracePeriodSeconds": 0})
+        await recorder.ask("delete a pod that is not there", "DELETE", f"{pods}/none", {"gracePeriodSeconds": 0})
         version = before["metadata"]["resourceVersion"]
         changes = {"ADDED", "MODIFIED", "DELETED"}
-        await wire.watch("changes since a list", pods, changes, labelSelector=labels, resourceVersion=version)
-        await wire.watch("changes since what is forgotten", pods, {"ERROR"}, resourceVersion="1")
+        await recorder.watch("changes since a list", pods, changes, labelSelector=labels, resourceVersion=version)
+        await recorder.watch("changes since what is forgotten", pods, {"ERROR"}, resourceVersion="1")
         await listed("its pods again", labels, 2)
         await scaled("scale to none", 0)
         await listed("no pods", labels, 0)
-        await wire.ask("no quotas", "GET", "/api/v1/namespaces/NAMESPACE/resourcequotas")
+        await recorder.ask("no quotas", "GET", "/api/v1/namespaces/NAMESPACE/resourcequotas")
         scalers = "/apis/autoscaling/v2/namespaces/NAMESPACE/horizontalpodautoscalers"
-        await wire.ask("no other scaler", "GET", scalers)
+        await recorder.ask("no other scaler", "GET", scalers)
         monitor = {
             "apiVersion": "monitoring.coreos.com/v1",
             "kind": "ServiceMonitor",
             "metadata": {"name": f"{name}-controller", "namespace": namespace},
         }
         path = f"/apis/monitoring.coreos.com/v1/namespaces/NAMESPACE/servicemonitors/{name}-controller"
-        await wire.ask("apply a ServiceMonitor", "PATCH", path, monitor, **options)
-        await wire.ask("delete a Deployment", "DELETE", f"{deployments}/{own}")
-    return {_named(words, name): plain(answer, name, namespace) for words, answer in wire.answers.items()}
+        await recorder.ask("apply a ServiceMonitor", "PATCH", path, monitor, **options)
+        await recorder.ask("delete a Deployment", "DELETE", f"{deployments}/{own}")
+    return {_named(words, name): plain(answer, name, namespace) for words, answer in recorder.answers.items()}
 
 
 def plain(found: Any, name: str, namespace: str) -> Any:
