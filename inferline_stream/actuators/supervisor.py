@@ -274,24 +274,24 @@ class Supervisor(Generic[P]):
                 child.signal(signal.SIGKILL)
 
     def _attach(self, stage: str, member: Member) -> None:
-        """Connect a replica with the dispatcher that serves its slot, if one does, by a fresh pair of sockets."""
+        """Connect a replica with the dispatcher that serves its slot, if one does."""
         dispatcher = self._serving.get((stage, member.slot)) if member.slot is not None else None
-        replica = next((child for child in self._replicas if child.name == member.replica), None)
-        remote = self._remote.get(member.replica)
         if dispatcher is None or self._attached.get(member.replica) is dispatcher:
             return
-        if replica is None and remote is None:
+        if (remote := self._remote.get(member.replica)) is not None:
+            self._hand_over(dispatcher, remote, remote.hardware, member)
             return
+        for child, place in self._replicas.items():
+            if child.name == member.replica:
+                self._hand_over(dispatcher, child, place.hardware, member)
+                if place.retiring:
+                    self._leave(place)
+                return
+
+    def _hand_over(self, dispatcher: P, replica: P | Remote, hardware: str, member: Member) -> None:
         self._attached[member.replica] = dispatcher
-        hardware = self._replicas[replica].hardware if replica is not None else remote.hardware if remote else ""
-        attached = replica if replica is not None else remote
-        assert attached is not None
-        attach = Attach(member.replica, hardware, member.number, attached.node)
-        self._children.attach(dispatcher, attached, attach)
-        if replica is None:
-            return
-        if self._replicas[replica].retiring:
-            self._leave(self._replicas[replica])
+        attach = Attach(member.replica, hardware, member.number, replica.node)
+        self._children.attach(dispatcher, replica, attach)
 
     def _leave(self, place: Place) -> None:
         """Have a replica finish its batch and end: by its dispatcher, which may have sent it one, or by itself."""
