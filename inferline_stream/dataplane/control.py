@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -396,7 +396,11 @@ class OffsetReader:
         """
         return await self._offsets(self._consumer.beginning_offsets, partitions)
 
-    async def _offsets(self, ask: Any, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    async def _offsets(
+        self,
+        ask: Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]],
+        partitions: Mapping[str, int],
+    ) -> dict[str, tuple[int, ...]]:
         wanted = [TopicPartition(topic, p) for topic, n in partitions.items() for p in range(n)]
         with _translated(self._where):
             found = await ask(wanted)
