@@ -155,6 +155,8 @@ def _check(wanted: Wanted) -> None:
         raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
     if wanted.replay is False and wanted.arrivals is not None:
         raise UsageError("--arrivals is what is replayed, and --no-replay replays nothing: leave one of them out")
+    if wanted.gate and wanted.platform.hand_over:
+        raise UsageError("--gate judges a run that has ended, and --hand-over leaves it at work: leave one of them out")
     _seconds(wanted.duration)
     check_start(wanted.start)
     if wanted.tracing:

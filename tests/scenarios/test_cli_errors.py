@@ -63,6 +63,7 @@ TABLE = [
     Bad("a cluster without an image", f"run reviews --on kubernetes --bootstrap-servers {NOBODY}", 2, "--on kubernetes needs --image"),
     Bad("an image for no cluster", "run reviews --image reviews:1", 2, "--image is for --on kubernetes"),
     Bad("an account for no cluster", "run reviews --service-account pods", 2, "--service-account is for --on kubernetes"),
+    Bad("a gate for a run that goes on", f"run reviews --on kubernetes --image i --hand-over --gate --bootstrap-servers {NOBODY}", 2, "leave one of them out"),
     Bad("a cluster without a Kafka", "run reviews --on kubernetes", 2, "--on kubernetes needs --bootstrap-servers"),
     Bad("a cluster to measure on", "profile reviews --on ray", 2, "--on ray: this release measures on the machine that it runs on"),
     Bad("a cluster to deploy to", f"deploy reviews --target kubernetes --bootstrap-servers {NOBODY}", 2, "--target kubernetes needs --image"),
