@@ -12,12 +12,12 @@ from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import (
     Cluster,
     dispatchers,
-    left_by_quotas,
     products,
     replicas,
     replicas_name,
     resources,
 )
+from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.topics import TopicSettings, create_topics

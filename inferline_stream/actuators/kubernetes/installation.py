@@ -21,6 +21,7 @@ from inferline_stream.actuators.kubernetes.manifests import (
     Cluster,
     credential_name,
     dns_label,
+    policy_port,
 )
 from inferline_stream.observability.rules import Target, rules_document
 
@@ -256,7 +257,7 @@ def _disruption_budget(of: Installation, name: str, selected: Mapping[str, str])
 
 def _controller_network(of: Installation) -> dict[str, Any]:
     """In: scrapes. Out: names, Kafka, the API server."""
-    kafka = [_port(port) for port in of.cluster.kafka_ports]
+    kafka = [policy_port(port) for port in of.cluster.kafka_ports]
     return _object(
         of,
         "networking.k8s.io/v1",
@@ -265,14 +266,10 @@ def _controller_network(of: Installation) -> dict[str, Any]:
         spec={
             "podSelector": {"matchLabels": of.labels},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"ports": [_port(METRICS_PORT)]}],
-            "egress": [NAMES, {"ports": kafka}, {"ports": [_port(443), _port(6443)]}],
+            "ingress": [{"ports": [policy_port(METRICS_PORT)]}],
+            "egress": [NAMES, {"ports": kafka}, {"ports": [policy_port(443), policy_port(6443)]}],
         },
     )
-
-
-def _port(number: int, protocol: str = "TCP") -> dict[str, Any]:
-    return {"protocol": protocol, "port": number}
 
 
 def _profiles_name(of: Installation) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import string
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,38 +141,6 @@ def resources(hardware: Hardware, isolation: Isolation) -> dict[str, Any]:
 def _scratch_mib(isolation: Isolation) -> int:
     """Of files that a replica may write: none is longer than `file_mb`, and few are needed."""
     return isolation.file_mb if isolation.scratch or isolation.writes else LIFE_MIB
-
-
-def left_by_quotas(wanted: Mapping[str, Mapping[str, str]], quotas: Iterable[Mapping[str, Any]]) -> list[int]:
-    """How many more replicas each quota of a namespace has room for, for each resource that it limits.
-
-    Args:
-        wanted: of one replica, as `resources` gives it.
-        quotas: ResourceQuotas as in the API server's JSON; those for some pods only are left out.
-    """
-    asked = {f"{verb}.{name}": value for verb in ("requests", "limits") for name, value in wanted.get(verb, {}).items()}
-    asked |= {name: asked[f"requests.{name}"] for name in ("cpu", "memory") if f"requests.{name}" in asked}
-    asked |= {"pods": "1"}
-    found = []
-    for quota in quotas:
-        if any(quota.get("spec", {}).get(name) for name in ("scopes", "scopeSelector")):
-            continue
-        hard, used = (quota.get("status", {}).get(name) or {} for name in ("hard", "used"))
-        for name, most in hard.items():
-            if (each := _quantity(asked.get(name, "0"))) > 0:
-                found.append(max(0, math.floor((_quantity(most) - _quantity(used.get(name, "0"))) / each + 1e-9)))
-    return found
-
-
-_SUFFIXES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
-_SUFFIXES |= {f"{letter}i": 1024.0 ** (power + 1) for power, letter in enumerate("KMGTPE")}
-
-
-def _quantity(text: str) -> float:
-    """A quantity as Kubernetes writes it, e.g. ``250m`` or ``2Gi``."""
-    number = text.rstrip(string.ascii_letters)
-    suffix = text.removeprefix(number)
-    return float(number) * _SUFFIXES[suffix]
 
 
 _PRODUCTS = {
@@ -313,32 +280,33 @@ def network_policies(pipeline: str, stage: str, cluster: Cluster, ports: Collect
         ports: that the stage itself declares.
     """
     mine, theirs = labels(pipeline, stage, DISPATCHER), labels(pipeline, stage, REPLICA)
-    declared = [NAMES, {"ports": [_port(number) for number in sorted(ports)]}] if ports else []
-    outside = [_port(number) for number in sorted(cluster.kafka_ports)]
+    declared = [NAMES, {"ports": [policy_port(number) for number in sorted(ports)]}] if ports else []
+    outside = [policy_port(number) for number in sorted(cluster.kafka_ports)]
     return [
         _policy(
             pipeline, stage, DISPATCHER, cluster,
-            ingress=[{"from": [{"podSelector": {"matchLabels": theirs}}], "ports": [_port(DISPATCHER_PORT)]}],
+            ingress=[{"from": [{"podSelector": {"matchLabels": theirs}}], "ports": [policy_port(DISPATCHER_PORT)]}],
             egress=[NAMES, {"ports": outside}],
         ),
         _policy(
             pipeline, stage, REPLICA, cluster,
             ingress=[],
             egress=[
-                {"to": [{"podSelector": {"matchLabels": mine}}], "ports": [_port(DISPATCHER_PORT)]},
+                {"to": [{"podSelector": {"matchLabels": mine}}], "ports": [policy_port(DISPATCHER_PORT)]},
                 *declared,
             ],
         ),
     ]  # fmt: skip
 
 
-def _port(number: int, protocol: str = "TCP") -> dict[str, Any]:
+def policy_port(number: int, protocol: str = "TCP") -> dict[str, Any]:
+    """Return a port of a network policy."""
     return {"protocol": protocol, "port": number}
 
 
 NAMES: dict[str, Any] = {
     "to": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}],
-    "ports": [_port(53, "UDP"), _port(53)],
+    "ports": [policy_port(53, "UDP"), policy_port(53)],
 }
 """An egress rule: the cluster's name service."""
 
