@@ -192,6 +192,8 @@ class Host:
         """End in order, as if no controller had been there for long. The one that still asks has no say any more."""
         self._controller, self._heard_s = None, float("-inf")
         self._changed.set()  # that one is waiting
+        if self._going is None:  # it was never started: its controller died first
+            self._going = asyncio.create_task(self._watch_controller())
 
     async def signal(self, controller: str, number: int) -> None:
         """Signal the child."""

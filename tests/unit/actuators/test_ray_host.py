@@ -172,21 +172,37 @@ async def test_orders_of_a_controller_that_was_superseded_are_not_obeyed(pair: P
     assert len(pair.dispatcher.socks) == sockets
 
 
-async def test_a_host_that_retires_ends_although_a_controller_goes_on_asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[str] = []
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Actors that were killed, the host's own among them."""
+    found: list[str] = []
     context = SimpleNamespace(current_actor="the host")
-    cluster = SimpleNamespace(kill=ended.append, get_runtime_context=lambda: context)
+    cluster = SimpleNamespace(kill=found.append, get_runtime_context=lambda: context)
     monkeypatch.setattr("inferline_stream.actuators.ray_host.ray", cluster)
+    return found
+
+
+async def test_a_host_that_retires_ends_although_a_controller_goes_on_asking(killed: list[str]) -> None:
     host = Host(msgspec.json.encode(TERMS))
     host._over.set()  # its child has ended
+    host._going = asyncio.create_task(host._watch_controller())
     asking = asyncio.create_task(host.news("me"))
     await asyncio.sleep(0.01)
     await host.retire()
     assert b'"superseded":true' in await asking
     assert b'"superseded":true' in await host.news("me")
     async with asyncio.timeout(DEADLINE_S):
-        await host._watch_controller()
-    assert ended == ["the host"]
+        await host._going
+    assert killed == ["the host"]
+
+
+async def test_a_host_that_was_never_started_ends_when_it_retires(killed: list[str]) -> None:
+    host = Host(msgspec.json.encode(msgspec.structs.replace(TERMS, drain_timeout_s=0.01)))
+    await host.retire()
+    assert host._going is not None
+    async with asyncio.timeout(DEADLINE_S):
+        await host._going
+    assert killed == ["the host"]
 
 
 @pytest.mark.parametrize(
