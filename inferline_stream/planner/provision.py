@@ -20,7 +20,7 @@ from inferline_stream.planner.infeasible import does_not_fit, infeasible
 from inferline_stream.planner.inferline import Search, plan_inferline
 from inferline_stream.planner.key_bounds import key_bound
 from inferline_stream.planner.menu import combined
-from inferline_stream.planner.mixing import mixed_in
+from inferline_stream.planner.mixture_search import mixed_in
 from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,

@@ -13,7 +13,7 @@ from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.explain import explain
-from inferline_stream.planner.mixing import mixed_in
+from inferline_stream.planner.mixture_search import mixed_in
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 from inferline_stream.planner.provision import provision
 from tests.unit.planner.problems import meets
