@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,6 @@ class Workload:
         keys: uint16 (events,) number of each event's key from 1, 0 for one of no account; empty if all are.
         ordered: stages that keep the order of a key's events.
         hop_extra_s: float64 (LEVELS,) equally probable times of a hop beyond the least; empty if all take the same.
-        mean_hop_s: mean of the time between two stages.
     """
 
     shape: Shape
@@ -48,12 +47,17 @@ class Workload:
     keys: kernels.Masks = field(default_factory=lambda: NO_KEYS)
     ordered: frozenset[int] = frozenset()
     hop_extra_s: kernels.Floats = field(default_factory=lambda: np.empty(0))
-    mean_hop_s: float = 0.0
     _partitions: dict[tuple[int, int], kernels.Masks] = field(default_factory=dict, repr=False)
     _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.entry_s.size)
+
+    def with_mean_hops(self) -> Workload:
+        """Return the same events where every hop takes the mean of them all."""
+        if not self.hop_extra_s.size:
+            return self
+        return replace(self, hop_s=self.hop_s + float(self.hop_extra_s.mean()), hop_extra_s=np.empty(0))
 
     def needs(self, stage: int) -> frozenset[int]:
         """Stages whose departures the simulation of this one reads."""
@@ -143,20 +147,18 @@ def prepare(
     if len(trace) > np.iinfo(np.int32).max:
         raise ValueError(f"{len(trace):,} events are more than the {np.iinfo(np.int32).max:,} supported; use a part")
     masks = np.zeros(len(trace), dtype=np.uint16)
-    arrivals_s, hop_s, extra_s = trace.arrivals_s, measured.least_hop_s, hop_extra_s(measured)
     shares = np.array([share for _, share in measured.keys.shares])
     workload = Workload(
         shape,
-        arrivals_s,
+        trace.arrivals_s,
         masks,
         paths.masks,
         feeds(shape, paths),
-        hop_s,
+        measured.least_hop_s,
         seed,
         np.empty(len(trace) if shares.size else 0, dtype=np.uint16),
         frozenset(s for s, name in enumerate(shape.stages) if name in measured.keys.ordered),
-        extra_s,
-        hop_s + float(extra_s.mean() if extra_s.size else 0.0),
+        hop_extra_s(measured),
     )
     if workload.keys.size:
         until = np.round(np.minimum(np.cumsum(shares), 1.0) * 2.0**32).astype(np.int64)

@@ -8,6 +8,7 @@ old owner has in hand, as with cooperative rebalancing; the seconds that a group
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,14 +46,15 @@ class GroupPlant:
         self.now_s = float("-inf")
         self.ended: Ints = np.zeros(2, dtype=np.int64)
         self.latency_s: Floats = np.full(len(workload), np.nan)
-        self._workload, self._slo_s, self._code = workload, slo_s, compiled()
+        self._workload, self._slo_s = workload, slo_s
+        self._code = code = compiled()
         self._entered = 0
         self._groups = []
         for s, setup in enumerate(stages):
             (kind,) = setup.kinds
             one = (Allocation(kind.hardware, kind.max_batch_size, 1),)
-            self._groups.append(_Group(workload, s, station(measured, setup.name, one, partitions=partitions)))
-        self._mergers = {s: Merger(workload, s, self._code) for s in range(len(stages)) if workload.shape.parents(s)}
+            self._groups.append(_Group(workload, s, station(measured, setup.name, one, partitions=partitions), code))
+        self._mergers = {s: Merger(workload, s, code) for s in range(len(stages)) if workload.shape.parents(s)}
 
     def advance(self, until_s: float) -> None:
         """Let everything happen that happens before ``until_s``."""
@@ -112,8 +114,8 @@ class GroupPlant:
 class _Group:
     """One stage's members."""
 
-    def __init__(self, workload: Workload, s: int, one: Station) -> None:
-        self.server = BoundServer(workload, s, one, compiled())
+    def __init__(self, workload: Workload, s: int, one: Station, code: Any) -> None:
+        self.server = BoundServer(workload, s, one, code)
         self.completed = 0
         self._begun = False
 

@@ -76,7 +76,7 @@ def replay(
         progress: told, period by period, how much of the trace has passed: seconds of seconds.
     """
     conditions = conditions or Conditions()
-    workload = workload or prepare(shape, measured, trace, seed=seed)
+    workload = (workload or prepare(shape, measured, trace, seed=seed)).with_mean_hops()
     loop = _Loop(
         shape,
         allocations,

@@ -46,7 +46,7 @@ class Plant:
         self.slowed = [1.0 for _ in stages]
         tables = self.tables
         self._nominal = tuple(array.copy() for array in (tables.table, tables.fixed_s, tables.per_unit_s))
-        self._hop_s = workload.mean_hop_s
+        self._hop_s = workload.hop_s
         self._slo_s = slo_s
         self._wrap = self.tables.ring_time.shape[1] - 1
         self._advance = advance()

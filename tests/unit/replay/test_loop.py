@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour
-from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
@@ -183,3 +183,13 @@ def test_any_number_of_replicas_serves_at_once(most):
     found = run(one_stage(1.5), {"a": (Allocation("x", 1, 1),)}, trace, plan)
     assert found.latency_s == pytest.approx(1.5)
     assert found.peak_replicas == most
+
+
+@pytest.mark.parametrize("partitions", [None, 1])
+def test_every_hop_takes_the_mean_of_those_measured_on_pools_and_in_consumer_groups(partitions):
+    spread_s = (-0.002, -0.001, -0.001, 0.0, 0.0, 0.001, 0.004, 0.006, 0.011, 0.02)
+    measured = replace(one_stage(0.1), hop_overhead_s=0.005, hop_spread_s=spread_s)
+    shares, extra_s = np.array(HOP_PROBABILITIES), np.array(spread_s)
+    mean_s = 0.005 + float(np.diff(shares) @ (extra_s[1:] + extra_s[:-1]) / 2) + (1 - shares[-1]) * spread_s[-1]
+    found = run(measured, {"a": (Allocation("x", 1, 1),)}, Trace(np.arange(1.0, 9.0)), partitions=partitions)
+    assert found.latency_s == pytest.approx(np.full(8, 0.1 + 2 * mean_s), rel=1e-3)
