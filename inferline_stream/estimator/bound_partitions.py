@@ -18,7 +18,6 @@ import numpy as np
 from inferline_stream.estimator.batch_order import Batches, Sorting, sort_by_tree, sort_in_buckets
 from inferline_stream.estimator.kernels import (
     EIGHT,
-    LOWEST,
     ONE,
     ZERO,
     Account,
@@ -31,6 +30,7 @@ from inferline_stream.estimator.kernels import (
     Members,
     Service,
     Tokens,
+    drawn_s,
 )
 
 
@@ -177,7 +177,6 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
         for k in range(flight):
             events[out] = bound.members[r, k]
             out += ONE
-    fixed_s, per_unit_s, factors, units, largest = varying
     means = lots.size == 0
     busy_s, served_s = account.totals
     i = begin  # next arrival that is not among the sorted ones
@@ -248,17 +247,7 @@ def serve_replica(r: int, task: Task, bound: Bound, desk: Desk) -> None:
                     last_key[p] = rank
             ordered = i
         row = first_row + size
-        if means:
-            service_s = table[row]
-        else:  # not a function: calls count references to each array that they are given, at 100 ns for these
-            lot = Index(lots[Index(events[first])])
-            asked = units[Index(kind), lot >> EIGHT]
-            for q in range(1, size):
-                other = units[Index(kind), Index(lots[Index(events[first + Index(q)])]) >> EIGHT]
-                asked = max(asked, other) if largest[Index(kind)] else asked + other
-            if not largest[Index(kind)]:
-                asked /= np.float64(size)
-            service_s = (fixed_s[row] + per_unit_s[row] * asked) * factors[row, lot & LOWEST]
+        service_s = table[row] if means else drawn_s(varying, lots, events, (first, size, Index(kind), row))
         account.batches[row] += 1
         busy_s += service_s
         served_s += service_s * np.float64(size)

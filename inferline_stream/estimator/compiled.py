@@ -16,6 +16,8 @@ from typing import Any
 from inferline_stream.estimator import batch_order, bound_partitions, kernels, keyed_queue, shared_queue
 
 _SOURCES = (kernels, shared_queue, keyed_queue, batch_order, bound_partitions)
+_INLINED = ("drawn_s", "chosen", "bring_forward", "put_back", "push", "drop_first")
+"""Where they are called, each is part of its caller: a call would count references to every array that it is given."""
 _CALLED = (
     "draw",
     "put_in_order",
@@ -70,14 +72,19 @@ def _compiled() -> SimpleNamespace:
     # numba notices changes of the file that a function is in, not of those it calls: the name tells them all.
     version = sources_version()
     scope = dict(vars(interpreted))
-    for name in (*_CALLED, *_ENTERED):  # in this order: each finds those before it
+    for name in (*_INLINED, *_CALLED, *_ENTERED):  # in this order: each finds those before it
         plain = scope[name]
         copy = FunctionType(plain.__code__, scope, name, plain.__defaults__)
         copy.__module__ = plain.__module__
         copy.__qualname__ = f"{name}_{version}"
         copy.__doc__ = plain.__doc__
+        options: dict[str, Any] = {
+            "nogil": True,
+            "error_model": "numpy",
+            "inline": "always" if name in _INLINED else "never",
+        }
         try:
-            scope[name] = njit(nogil=True, cache=True, error_model="numpy")(copy)
+            scope[name] = njit(cache=True, **options)(copy)
         except RuntimeError:  # no folder to cache in, as in a read-only container: compiled in every process
-            scope[name] = njit(nogil=True, error_model="numpy")(copy)
+            scope[name] = njit(**options)(copy)
     return SimpleNamespace(**{name: scope[name] for name in _ENTERED})

@@ -181,6 +181,30 @@ def draw(event: int, key: int) -> int:
     return x ^ (x >> 16)
 
 
+def drawn_s(
+    varying: Varying, lots: Masks, events: Events, batch: tuple[np.uint64, np.uint64, np.uint64, np.uint64]
+) -> float:
+    """How long a batch takes whose service time varies.
+
+    Args:
+        varying: how.
+        lots: see `Service`.
+        events: has those of the batch.
+        batch: where the first of them is, how many there are, the kind of the replica, and its row of the table.
+    """
+    fixed_s, per_unit_s, factors, units, largest = varying
+    first, size, kind, row = batch
+    lot = Index(lots[Index(events[first])])
+    asked = units[kind, lot >> EIGHT]
+    for q in range(1, size):
+        other = units[kind, Index(lots[Index(events[first + Index(q)])]) >> EIGHT]
+        asked = max(asked, other) if largest[kind] else asked + other
+    if not largest[kind]:
+        asked /= np.float64(size)
+    service_s: float = (fixed_s[row] + per_unit_s[row] * asked) * factors[row, lot & LOWEST]
+    return service_s
+
+
 def draw_lots(key: int, chosen: Masks) -> None:
     """What each event draws at one stage: 16 bits, see `Service`."""
     for i in range(chosen.size):

@@ -13,7 +13,6 @@ import numpy as np
 
 from inferline_stream.estimator.kernels import (
     EIGHT,
-    LOWEST,
     ONE,
     TIE,
     ZERO,
@@ -24,6 +23,7 @@ from inferline_stream.estimator.kernels import (
     Queue,
     Service,
     Tokens,
+    drawn_s,
 )
 
 
@@ -129,7 +129,6 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
     replicas = Index(marks[1])
     i = Index(marks[2]) - base  # first that waits
     d = Index(marks[4]) - base  # first that is not known to be in order
-    fixed_s, per_unit_s, factors, units, largest = varying
     means = lots.size == 0
     gone = ZERO
     room = Index(out.times.size)
@@ -170,17 +169,7 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         while j < end and times[j] + hop_s <= t:
             j += ONE
         size = j - i
-        if means:
-            service_s = table[size]
-        else:  # not a function: calls count references to each array that they are given, at 100 ns for these
-            lot = Index(lots[Index(events[i])])
-            asked = units[ZERO, lot >> EIGHT]
-            for q in range(1, size):
-                other = units[ZERO, Index(lots[Index(events[i + Index(q)])]) >> EIGHT]
-                asked = max(asked, other) if largest[ZERO] else asked + other
-            if not largest[ZERO]:
-                asked /= np.float64(size)
-            service_s = (fixed_s[size] + per_unit_s[size] * asked) * factors[size, lot & LOWEST]
+        service_s = table[size] if means else drawn_s(varying, lots, events, (i, size, ZERO, size))
         account.batches[size] += 1
         busy_s += service_s
         served_s += service_s * np.float64(size)
@@ -233,13 +222,103 @@ def emit_rest(queue: Queue, state: SharedState, gone: np.uint64, out: Tokens) ->
     return gone
 
 
+class Ring(NamedTuple):
+    """Replicas in the order in which they are free, see `SharedState`; ``first`` is what is known of the batch."""
+
+    time: Floats
+    first: Ints
+    size: Ints
+    kind: Ints
+
+
+def chosen(
+    ring: Ring, kinds: tuple[Ints, Floats], places: tuple[np.uint64, np.uint64, np.uint64], t: float, waiting: np.uint64
+) -> tuple[np.uint64, np.uint64, np.int64]:
+    """Choose the free replica whose batch would end first.
+
+    Args:
+        ring: has one that is free.
+        kinds: limits and table, see `Service`.
+        places: head of the ring, how many of its first ones are free, replicas.
+        t: the present.
+        waiting: events that wait.
+
+    Returns:
+        Its kind, its place, and how many events busy replicas could end before it would end its batch.
+    """
+    limits, table = kinds
+    head, free, replicas = places
+    wrap = Index(ring.time.size - 1)
+    width = Index(table.shape[0] // limits.size)
+    kind = Index(ring.kind[head & wrap])
+    taken = head
+    best_s = math.inf
+    for other in range(limits.size):
+        expected_s = table[Index(other) * width + min(Index(limits[other]), waiting)]
+        if expected_s * TIE < best_s:
+            for ahead in range(np.int64(free)):
+                if ring.kind[(head + Index(ahead)) & wrap] == other:
+                    best_s = expected_s
+                    kind = Index(other)
+                    taken = head + Index(ahead)
+                    break
+    served_by_busy = np.int64(0)
+    for ahead in range(np.int64(free), np.int64(replicas)):
+        slot = (head + Index(ahead)) & wrap
+        most = Index(limits[ring.kind[slot]])
+        expected_s = table[Index(ring.kind[slot]) * width + min(most, waiting)]
+        left_s = ring.time[slot] - t
+        if (left_s + expected_s) * TIE < best_s:
+            served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring.kind[slot]]
+    return kind, taken, served_by_busy
+
+
+def bring_forward(ring: Ring, head: np.uint64, taken: np.uint64) -> None:
+    """Overwrite the place of a free replica by those before it: the head is then free for its return."""
+    wrap = Index(ring.time.size - 1)
+    while taken > head:
+        to = taken & wrap
+        taken -= ONE
+        ring.time[to] = ring.time[taken & wrap]
+        ring.first[to] = ring.first[taken & wrap]
+        ring.size[to] = ring.size[taken & wrap]
+        ring.kind[to] = ring.kind[taken & wrap]
+
+
+def put_back(
+    ring: Ring, lowest: np.uint64, slot: np.uint64, replica: tuple[float, np.int64, np.int64, np.int64]
+) -> None:
+    """Put a replica with a batch behind all that end no later.
+
+    Args:
+        ring: the others; ``slot`` is behind them.
+        lowest: the first place that it may come to.
+        slot: the first place that is free.
+        replica: time, first, size and kind.
+    """
+    wrap = Index(ring.time.size - 1)
+    finish_s, first, size, kind = replica
+    while slot > lowest and ring.time[(slot - ONE) & wrap] > finish_s:
+        to = slot & wrap
+        slot -= ONE
+        ring.time[to] = ring.time[slot & wrap]
+        ring.first[to] = ring.first[slot & wrap]
+        ring.size[to] = ring.size[slot & wrap]
+        ring.kind[to] = ring.kind[slot & wrap]
+    slot = slot & wrap
+    ring.time[slot] = finish_s
+    ring.first[slot] = first
+    ring.size[slot] = size
+    ring.kind[slot] = kind
+
+
 def serve_choosing(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> np.int64:
     """As `serve_shared`, for replicas of several kinds: somewhat slower."""
     times, events, _, _, horizon_s, _ = queue
     limits, table, varying, lots, hold_s, hop_s, _ = service
-    fixed_s, per_unit_s, factors, units, largest = varying
     means = lots.size == 0
     marks, clock, ring_time, ring_start, ring_size, ring_kind = state
+    ring = Ring(ring_time, ring_start, ring_size, ring_kind)
     base = Index(queue.base)
     n = Index(queue.n) - base
     wrap = Index(ring_time.size - 1)
@@ -250,7 +329,6 @@ def serve_choosing(queue: Queue, service: Service, account: Account, state: Shar
     d = Index(marks[4]) - base
     m = Index(marks[5]) - base  # first that has not arrived
     now_s = clock[0]
-    kind = ZERO
     gone = ZERO
     while i < n:
         t = max(times[i] + hop_s, ring_time[head], now_s)
@@ -266,33 +344,12 @@ def serve_choosing(queue: Queue, service: Service, account: Account, state: Shar
         while m < n and times[m] + hop_s <= t:
             m += ONE
         waiting = m - i
-        best_s = math.inf
-        taken = head
-        for other in range(limits.size):
-            expected_s = table[Index(other) * width + min(Index(limits[other]), waiting)]
-            if expected_s * TIE < best_s:
-                for place in range(marks[1]):
-                    slot = (head + Index(place)) & wrap
-                    if ring_time[slot] > t:
-                        break
-                    if ring_kind[slot] == other:
-                        best_s = expected_s
-                        kind = Index(other)
-                        taken = head + Index(place)
-                        break
+        free = ONE
+        while free < replicas and ring_time[(head + free) & wrap] <= t:
+            free += ONE
+        kind, taken, served_by_busy = chosen(ring, (limits, table), (head, free, replicas), t, waiting)
         limit = Index(limits[kind])
-        again_s = math.inf
-        served_by_busy = 0
-        if limits.size > 1:
-            for place in range(marks[1]):
-                slot = (head + Index(place)) & wrap
-                if ring_time[slot] > t:
-                    again_s = min(again_s, ring_time[slot])
-                    most = Index(limits[ring_kind[slot]])
-                    expected_s = table[Index(ring_kind[slot]) * width + min(most, waiting)]
-                    left_s = ring_time[slot] - t
-                    if (left_s + expected_s) * TIE < best_s:
-                        served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring_kind[slot]]
+        again_s = ring_time[(head + free) & wrap] if free < replicas else math.inf
         waits = bool(served_by_busy >= np.int64(waiting))
         if hold_s > 0 and waiting < limit and not waits:
             oldest_s = times[i]
@@ -324,43 +381,15 @@ def serve_choosing(queue: Queue, service: Service, account: Account, state: Shar
                 k += ONE
             ring_size[slot] = 0
             at += ONE
-        while taken > head:
-            to = taken & wrap
-            taken -= ONE
-            ring_time[to] = ring_time[taken & wrap]
-            ring_start[to] = ring_start[taken & wrap]
-            ring_size[to] = ring_size[taken & wrap]
-            ring_kind[to] = ring_kind[taken & wrap]
+        bring_forward(ring, head, taken)
         row = kind * width + size
-        if means:
-            service_s = table[row]
-        else:  # not a function: calls count references to each array that they are given, at 100 ns for these
-            lot = Index(lots[Index(events[i])])
-            asked = units[kind, lot >> EIGHT]
-            for q in range(1, size):
-                other = units[kind, Index(lots[Index(events[i + Index(q)])]) >> EIGHT]
-                asked = max(asked, other) if largest[kind] else asked + other
-            if not largest[kind]:
-                asked /= np.float64(size)
-            service_s = (fixed_s[row] + per_unit_s[row] * asked) * factors[row, lot & LOWEST]
+        service_s = table[row] if means else drawn_s(varying, lots, events, (i, size, kind, row))
         account.batches[row] += 1
         account.totals[0] += service_s
         account.totals[1] += service_s * np.float64(size)
-        finish_s = t + service_s
-        slot = head + replicas
+        back = head + replicas
         head += ONE
-        while slot > head and ring_time[(slot - ONE) & wrap] > finish_s:
-            to = slot & wrap
-            slot -= ONE
-            ring_time[to] = ring_time[slot & wrap]
-            ring_start[to] = ring_start[slot & wrap]
-            ring_size[to] = ring_size[slot & wrap]
-            ring_kind[to] = ring_kind[slot & wrap]
-        slot = slot & wrap
-        ring_time[slot] = finish_s
-        ring_start[slot] = np.int64(i + base)
-        ring_size[slot] = np.int64(size)
-        ring_kind[slot] = np.int64(kind)
+        put_back(ring, head, back, (t + service_s, np.int64(i + base), np.int64(size), np.int64(kind)))
         head = head & wrap
         i += size
     marks[0] = np.int64(head)
