@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.pipeline.keys import Keys
+from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.pipeline.variation import Variation
 
@@ -236,6 +237,10 @@ class PipelineProfile:
     def least_hop_s(self) -> float:
         """The shortest time between two stages."""
         return max(0.0, self.hop_overhead_s + min(self.hop_spread_s, default=0.0))
+
+    def throughput(self, stage: str, allocations: Sequence[Allocation]) -> float:
+        """Return how many events per second replicas of a stage serve in full batches."""
+        return sum(a.replicas * self.profiles[stage, a.hardware].throughput(a.max_batch_size) for a in allocations)
 
     def steady(self) -> PipelineProfile:
         """The same where every batch takes the mean of its size, as in the paper."""

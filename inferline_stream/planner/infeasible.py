@@ -6,7 +6,6 @@ import math
 from decimal import ROUND_CEILING, Decimal
 
 from inferline_stream.errors import Infeasible
-from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.key_bounds import busiest_key, without_order
 from inferline_stream.planner.problem import Candidate, Problem, cores_of, fastest_path_s, fastest_s, hardware_kinds
@@ -30,11 +29,10 @@ def infeasible(problem: Problem, evaluator: Evaluator) -> Infeasible:
     else:
         worst = _tightest(problem, evaluator, best)
         why = f"stage {worst!r} cannot keep up: {_limits(problem, worst)}"
-    smallest = None if latency_s is None else latency_s
     hint = ""
-    if smallest is not None:
-        hint = f", or ask for an SLO of {_above(smallest)} s or more, the smallest that a plan was found for"
-    return Infeasible(f"no plan meets the SLO of {slo_s:.4g} s: {why}{hint}", smallest)
+    if latency_s is not None:
+        hint = f", or ask for an SLO of {_above(latency_s)} s or more, the smallest that a plan was found for"
+    return Infeasible(f"no plan meets the SLO of {slo_s:.4g} s: {why}{hint}", latency_s)
 
 
 def does_not_fit(problem: Problem, candidate: Candidate) -> Infeasible:
@@ -45,19 +43,15 @@ def does_not_fit(problem: Problem, candidate: Candidate) -> Infeasible:
     return Infeasible(
         f"no plan that meets the SLO of {problem.target_s:.4g} s fits on this machine: beside everything else that "
         f"runs, replicas may have {problem.cores:.2f} cores, and the cheapest plan takes {needed:.2f} "
-        f"({', '.join(parts)}). Use a machine with {math.ceil(needed - problem.cores)} more, a longer SLO or faster "
-        "code; --oversubscribe runs it all the same, and then no P99 is credible"
+        f"({', '.join(parts)}). Use a machine with {math.ceil(needed - problem.cores)} cores more, a longer SLO "
+        "or faster code; --oversubscribe runs it all the same, and then no P99 is credible"
     )
 
 
 def _above(seconds: float) -> str:
-    """Seconds with four digits, rounded up: an SLO that is told must be one that can be met."""
+    """Seconds with four digits, rounded up: an SLO that the message names must be one that can be met."""
     unit = Decimal(1).scaleb(Decimal(seconds).adjusted() - 3)
     return f"{Decimal(seconds).quantize(unit, ROUND_CEILING).normalize():f}"
-
-
-def _rate(problem: Problem, stage: str, option: tuple[Allocation, ...]) -> float:
-    return sum(a.replicas * problem.measured.profiles[stage, a.hardware].throughput(a.max_batch_size) for a in option)
 
 
 def _tightest(problem: Problem, evaluator: Evaluator, candidate: Candidate) -> str:
@@ -66,7 +60,8 @@ def _tightest(problem: Problem, evaluator: Evaluator, candidate: Candidate) -> s
 
     def room(stage: int) -> float:
         needed = bounds.required_rate[stage]
-        return _rate(problem, problem.shape.stages[stage], candidate[stage]) / needed if needed > 0 else float("inf")
+        served = problem.measured.throughput(problem.shape.stages[stage], candidate[stage])
+        return served / needed if needed > 0 else math.inf
 
     return problem.shape.stages[min(range(len(candidate)), key=room)]
 

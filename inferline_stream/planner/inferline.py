@@ -132,11 +132,7 @@ def by_bottleneck(problem: Problem, candidate: Candidate) -> list[int]:
     rates = arrival_rates(problem)
 
     def headroom(stage: int) -> float:
-        name = problem.shape.stages[stage]
-        served = sum(
-            a.replicas * problem.measured.profiles[name, a.hardware].throughput(a.max_batch_size)
-            for a in candidate[stage]
-        )
+        served = problem.measured.throughput(problem.shape.stages[stage], candidate[stage])
         return served / rates[stage] if rates[stage] > 0 else math.inf
 
     return sorted(range(len(candidate)), key=headroom)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from inferline_stream.pipeline.plan import Allocation, KeyBound
 from inferline_stream.planner.bounds import Bounds, service_rate
-from inferline_stream.planner.problem import Problem, arrival_rates, batch_limits, hardware_kinds
+from inferline_stream.planner.problem import Candidate, Problem, arrival_rates, batch_limits, hardware_kinds
 
 
 def busiest_key(problem: Problem, stage: int, held: Sequence[Allocation] = ()) -> KeyBound | None:
@@ -45,6 +45,12 @@ def key_bound(problem: Problem, bounds: Bounds, stage: int, held: Sequence[Alloc
     needed = max(found.arrival_rate, bounds.key_rate[stage])
     slow = {kind: rate for kind, rate in found.served_rates.items() if rate <= needed}
     return replace(found, served_rates=slow) if slow else None
+
+
+def key_bounds(problem: Problem, bounds: Bounds, candidate: Candidate) -> dict[str, KeyBound]:
+    """Return `key_bound` by stage, of stages that have one."""
+    found = {name: key_bound(problem, bounds, s, candidate[s]) for s, name in enumerate(problem.shape.stages)}
+    return {name: bound for name, bound in found.items() if bound is not None}
 
 
 def without_order(problem: Problem, *stages: int) -> Problem:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, trace_envelope, windows_s
 from inferline_stream.pipeline.hardware import Catalogue
-from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.plan import KeyBound, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
@@ -18,7 +18,7 @@ from inferline_stream.planner.evaluation import Evaluator, Stopped
 from inferline_stream.planner.exact import prove
 from inferline_stream.planner.infeasible import does_not_fit, infeasible
 from inferline_stream.planner.inferline import Search, plan_inferline
-from inferline_stream.planner.key_bounds import key_bound
+from inferline_stream.planner.key_bounds import key_bounds
 from inferline_stream.planner.menu import combined
 from inferline_stream.planner.mixture_search import mixed_in
 from inferline_stream.planner.problem import (
@@ -209,10 +209,7 @@ def search(
                     papers = _papers(whole, journal, short=work <= PAPER_WORK, stop=stop)
                     known = [*known, *papers]
                 searched = refine(evaluator, known, mixed=mixed, stop=stop, report=journal.report)
-            found = None
-            for candidate in searched:
-                journal.take(candidate)
-                found = candidate
+            found = journal.take_all(searched)
             short = algorithm == "default" and len(problem.shape.stages) <= PROVEN_STAGES
             # Where kinds are scarce a plan may exist although nothing that was looked at fits into the stock.
             if (found is not None or scarce) and (short or algorithm == "exact"):
@@ -221,16 +218,13 @@ def search(
                 if proof.best is not None:
                     before, found, lower_bound = found, proof.best, proof.lower_bound
                     if found != before:  # cheaper without holds: it may be cheaper still with some
-                        for candidate in lowered(evaluator, found, mixed=mixed, stop=stop):
-                            journal.take(candidate)
-                            found = candidate
+                        found = journal.take_all(lowered(evaluator, found, mixed=mixed, stop=stop)) or found
                 elif proof.stopped:  # not infeasible: nobody knows yet
                     raise Stopped
             if found is not None:
                 if algorithm != "inferline":
-                    for candidate in mixed_in(evaluator, found) if mixed else ():
-                        journal.take(candidate)
-                        found = candidate
+                    if mixed:
+                        found = journal.take_all(mixed_in(evaluator, found)) or found
                     journal.best = _settled(whole, evaluator, journal.best, found)
                 if evaluator is whole or not _dearer(problem, found, papers):
                     break
@@ -244,11 +238,12 @@ def search(
                 roomy, algorithm=algorithm, margin=margin, mixed=mixed, progress=progress, stop=stop, spread=spread
             )
             raise does_not_fit(problem, wanted.candidate)
-        raise infeasible(problem, Evaluator(problem))
+        raise infeasible(problem, Evaluator(problem, workloads=whole.workloads))
     p99_s = evaluator.quantile_s(journal.best)  # whatever its target: the queues are the same
     # Known plans need not keep the margin that the bound was proven with.
     lower_bound = min(lower_bound, cost_of(problem, journal.best))
-    return Outcome(journal.best, p99_s, lower_bound, algorithm, journal.evaluations, journal.simulated_events)
+    keys = key_bounds(problem, whole.bounds, journal.best)
+    return Outcome(journal.best, p99_s, lower_bound, algorithm, journal.evaluations, journal.simulated_events, keys)
 
 
 def _dearer(problem: Problem, found: Candidate, papers: Sequence[Candidate]) -> bool:
@@ -306,6 +301,7 @@ class Outcome:
         algorithm: which search found it.
         evaluations: candidates simulated.
         simulated_events: events simulated, once per stage visited.
+        key_bound: by stage, a key that one replica of some hardware kind cannot serve.
     """
 
     candidate: Candidate
@@ -314,6 +310,7 @@ class Outcome:
     algorithm: str
     evaluations: int
     simulated_events: int
+    key_bound: Mapping[str, KeyBound]
 
 
 class _Journal:
@@ -343,6 +340,13 @@ class _Journal:
         if self.best is None or cost < cost_of(self._problem, self.best) - COST_EPSILON:
             self.best = candidate
         self.report("found", candidate)
+
+    def take_all(self, candidates: Iterable[Candidate]) -> Candidate | None:
+        """Take each candidate as it comes. Returns the last one; None without any."""
+        last = None
+        for last in candidates:
+            self.take(last)
+        return last
 
     def report(self, phase: str, _candidate: Candidate | None) -> None:
         if self._progress is not None:
@@ -374,18 +378,9 @@ def plan_of(problem: Problem, outcome: Outcome, *, pipeline: str) -> Plan:
     """The plan of a search's outcome, with the evidence."""
     candidate, stages = outcome.candidate, problem.shape.stages
     rates = arrival_rates(problem)
-    served = [
-        sum(a.replicas * problem.measured.profiles[s, a.hardware].throughput(a.max_batch_size) for a in option)
-        for s, option in zip(stages, candidate, strict=True)
-    ]
+    served = map(problem.measured.throughput, stages, candidate)
     windows = windows_s(min(fastest_path_s(problem), LONGEST_WINDOW_S))
     envelopes = [dict(trace_envelope(t, windows)) for t in problem.traces]
-    bounds = Evaluator(problem).bounds if problem.measured.keys.shares else None
-    key_bounds = {
-        name: found
-        for s, name in enumerate(stages)
-        if bounds is not None and (found := key_bound(problem, bounds, s, candidate[s])) is not None
-    }
     return Plan(
         pipeline=pipeline,
         slo_s=problem.target_s,
@@ -399,5 +394,5 @@ def plan_of(problem: Problem, outcome: Outcome, *, pipeline: str) -> Plan:
         algorithm=outcome.algorithm,
         lower_bound_per_hour=outcome.lower_bound_per_hour if math.isfinite(outcome.lower_bound_per_hour) else 0.0,
         slots={name: count for name, count in zip(stages, slots(problem), strict=True) if count > 1},
-        key_bound=key_bounds,
+        key_bound=outcome.key_bound,
     )

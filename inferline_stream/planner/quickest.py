@@ -25,7 +25,10 @@ def quickest(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, float |
     None for the latency if the stock does not suffice for the most that each stage alone could have.
     """
     candidate: Candidate = tuple(
-        max((_most(problem, s, k, 1) for k in hardware_kinds(problem, s)), key=lambda o: _throughput(problem, s, o))
+        max(
+            (_most(problem, s, k, 1) for k in hardware_kinds(problem, s)),
+            key=lambda o: problem.measured.throughput(s, o),
+        )
         for s in problem.shape.stages
     )
     if not in_stock(problem, candidate):
@@ -45,7 +48,3 @@ def quickest(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, float |
 def _most(problem: Problem, stage: str, kind: str, limit: int) -> Option:
     """As many replicas of a kind as the stage can have."""
     return (Allocation(kind, limit, max(1, int(min(replica_cap(problem, stage, kind), PLENTY)))),)
-
-
-def _throughput(problem: Problem, stage: str, option: Option) -> float:
-    return sum(a.replicas * problem.measured.profiles[stage, a.hardware].throughput(a.max_batch_size) for a in option)

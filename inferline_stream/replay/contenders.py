@@ -162,9 +162,9 @@ def ordinary(allocations: Allocations, measured: PipelineProfile) -> dict[str, t
     """
     found: dict[str, tuple[Allocation, ...]] = {}
     for stage, held in allocations.items():
-        served = sum(a.replicas * measured.profiles[stage, a.hardware].throughput(a.max_batch_size) for a in held)
-        one = measured.profiles[stage, held[0].hardware].throughput(held[0].max_batch_size)
-        found[stage] = (replace(held[0], replicas=math.ceil(served / one - 1e-9), hold_s=0.0),)
+        one = replace(held[0], replicas=1, hold_s=0.0)
+        wanted = measured.throughput(stage, held) / measured.throughput(stage, (one,))
+        found[stage] = (replace(one, replicas=math.ceil(wanted - 1e-9)),)
     return found
 
 

@@ -127,8 +127,7 @@ class _Search:
         self._price: dict[str, float] = {}
         for name in shape.stages:
             held = plan.allocations[name]
-            supply = sum(a.replicas * measured.profiles[name, a.hardware].throughput(a.max_batch_size) for a in held)
-            self.throughput[name] = supply / planned[name]
+            self.throughput[name] = measured.throughput(name, held) / planned[name]
             self._price[name] = sum(a.replicas * prices[a.hardware] for a in held) / planned[name]
         self.planned = planned
         self._load = {name: plan.arrival_rate * plan.visit_ratios[name] for name in shape.stages}
