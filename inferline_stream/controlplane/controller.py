@@ -340,7 +340,9 @@ class Controller:
             paused=self.deciding.paused,
             term=self.leadership.term,
             slots={stage: len(held) for stage, held in self.slots.table.grants.items()},
-            limits={stage: _LIMITS[reason] for reason, stage in self.deciding.tuning.state.told if reason in _LIMITS},
+            limits={
+                stage: _LIMITS[reason] for reason, stage in self.deciding.tuning.state.reported if reason in _LIMITS
+            },
         )
         self.state = replace(
             state,

@@ -29,7 +29,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.version import Structure
 from inferline_stream.planner.document import plan_to_bytes
-from inferline_stream.replay.looks import Told, told_of
+from inferline_stream.replay.looks import Figures, figures_of
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.policy import Policy
 
@@ -65,7 +65,7 @@ class Deciding:
     found: Found
     fleet: Fleet
     told: Callable[[DecisionRecord], None]
-    asked: Callable[[float, Told], None]
+    asked: Callable[[float, Figures], None]
     declared_standby: Mapping[str, int]
     sample: Trace | None
     structure: Structure | None
@@ -166,7 +166,7 @@ class Deciding:
         seen = self.picture.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
         if self.began_s is None:
             self.began_s, self.watched_s = now_s, seen.watched_s
-        self.asked(now_s, told_of(seen))
+        self.asked(now_s, figures_of(seen))
         decision = self.tuning.step(seen)
         if decision is not None:
             await self._apply(decision, seen.envelope)

@@ -21,7 +21,7 @@ from inferline_stream.controlplane.records import (
 )
 from inferline_stream.dataplane.control import Written
 from inferline_stream.pipeline.names import Names
-from inferline_stream.replay.looks import Told
+from inferline_stream.replay.looks import Figures
 
 _IDLE_MS = 1000.0
 """A log that does not grow is reported once a second, so that a reader sees that somebody watched."""
@@ -47,7 +47,7 @@ class Ticks:
         self._figures: dict[str, float | None] = {}
         self._new: list[tuple[float, str, float | None]] = []
 
-    def asked(self, time_s: float, told: Told) -> None:
+    def asked(self, time_s: float, told: Figures) -> None:
         """The policy is asked, seconds since the epoch, and told these figures. It is kept with the next tick."""
         self._asked.append(time_s * 1e3)
         for key, figure in told.items():

@@ -67,7 +67,7 @@ class Tuning:
             state = replace(
                 state,
                 insured_until_s=before.insured_until_s,
-                told=before.told,
+                reported=before.reported,
                 budget=before.budget,
                 handover_budget_left=before.handover_budget_left,
             )

@@ -69,7 +69,7 @@ def sources_version() -> str:
 def _compiled() -> SimpleNamespace:
     from numba import njit
 
-    # numba notices changes of the file that a function is in, not of those it calls: the name tells them all.
+    # numba notices changes of the file that a function is in, not of those it calls: the name covers them all.
     version = sources_version()
     scope = dict(vars(interpreted))
     for name in (*_INLINED, *_CALLED, *_ENTERED):  # in this order: each finds those before it

@@ -175,8 +175,8 @@ def simulate_stage(
         rest_s: by mask, time still to go after this stage, as `fastest_rest_s` gives it; none by default.
         allowed: give up (None) once more events than this, of those that visit the stage and reach the sink, are late.
         slice_events: changes nothing but speed.
-        report: told how many events have come to the stage when it ends, or is given up, and how many the largest batch
-            until then had.
+        report: called when the simulation ends, or is given up, with how many events have come to the stage, and how
+            many the largest batch until then had.
         code: the kernels; the compiled ones by default.
     """
     code = code or compiled()

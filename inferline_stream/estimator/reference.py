@@ -153,7 +153,7 @@ class _Simulation:
         child = shape.arrows[a].child
         if taken or len(shape.parents(child)) > 1:
             self._send(place, child, event, record=taken)
-        else:  # the child is skipped and has no other parent: nobody but this stage can tell what comes after it
+        else:  # the child is skipped and has no other parent: only this stage knows what comes after it
             for further in shape.children(child):
                 self._along(further, event, place, taken=False)
 

@@ -2,8 +2,8 @@
 
 Times flow along every arrow: a stage has an *outcome* for every event, either its completion or the moment at which
 it was known that the event skips it. A skipped stage with one parent has its parent's outcome (the parent works out
-everything that is skipped and tells the joins at once); a skipped join has the arrival of the last marker that tells
-it so. An arrow into a join therefore carries a record or a skip marker for every event, and the event is complete at
+everything that is skipped and marks it at the joins at once); a skipped join has the arrival of the last such marker.
+An arrow into a join therefore carries a record or a skip marker for every event, and the event is complete at
 the join once all have arrived.
 
 Of the arrows into a join only those matter that can be the last to arrive. Outcomes never come before those of

@@ -14,7 +14,7 @@ _SMALL = 100_000
 def quantile_s(latency_s: NDArray[np.float64], share: float) -> float:
     """The smallest latency that at least this share of the events keeps: the ⌈share·n⌉-th of n; NaN are left out.
 
-    A sample tells a bound below which the answer almost surely does not lie; only what lies above it is
+    A sample gives a bound below which the answer almost surely does not lie; only what lies above it is
     selected from. Should the bound be wrong, everything is.
 
     Args:

@@ -1,6 +1,6 @@
 """Compiles every kernel, or loads it from the cache: some seconds once per installation, then half a second.
 
-Whoever shows something on screen calls this first, so that nobody waits without knowing what for; building an image
+Code that shows something on screen calls this first, so that nobody waits without knowing what for; building an image
 calls it so that nobody waits at all.
 """
 
@@ -29,7 +29,7 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
     """Simulate a few events with each kind of queue.
 
     Args:
-        progress: told before and after every step; they are slow only where nothing is cached yet.
+        progress: called before and after every step; they are slow only where nothing is cached yet.
         everything: also partitions bound to replicas, which no product path simulates.
     """
     shape = Shape(("a", "b", "c"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
@@ -43,11 +43,11 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
         (with_keys, _station()),
         (plain, _station(owners=np.zeros(1, dtype=np.int64))),
     ][: 3 + everything]
-    tell = progress or (lambda done, of: None)
+    report = progress or (lambda done, of: None)
     for done, (workload, station) in enumerate(steps):
-        tell(done, len(steps))
+        report(done, len(steps))
         evaluate(workload, [station] * 3, slo_s=1.0, allowed=8, slice_events=4)
-    tell(len(steps), len(steps))
+    report(len(steps), len(steps))
 
 
 def _station(*, owners: Ints | None = None, kinds: int = 1) -> Station:

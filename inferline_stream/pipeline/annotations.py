@@ -88,7 +88,7 @@ def condition_type(condition: Callable[[Any], bool] | str) -> Any:
         inspect.signature(condition).bind(object())
     except TypeError:
         raise TypeError(f"condition {name} must take exactly one argument, its parent's result") from None
-    except ValueError:  # a builtin that does not tell its signature
+    except ValueError:  # a builtin that does not give its signature
         return Any
     hints = _hints(condition)
     answer = hints.get("return", bool)
@@ -162,7 +162,7 @@ def _called(run: Callable[..., Any]) -> Callable[..., Any]:
             raise TypeError(
                 f"class {run.__qualname__} cannot be constructed without arguments; give them defaults"
             ) from None
-        except ValueError:  # an extension class that does not tell its signature
+        except ValueError:  # an extension class that does not give its signature
             pass
     elif inspect.isroutine(run):
         function = run

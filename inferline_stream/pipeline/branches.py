@@ -31,7 +31,7 @@ def maybe_missing(order: Sequence[Stage], join: Stage) -> frozenset[int]:
             reached[id(stage)] = frozenset([frozenset()])
             continue
         ways = frozenset[frozenset[_Condition]]().union(*(_taken(reached, edge) for edge in stage.after))
-        if len(ways) > _MOST_WAYS:  # too many to tell apart: say that every arrow may be missing
+        if len(ways) > _MOST_WAYS:  # too many to distinguish: say that every arrow may be missing
             return frozenset(range(len(join.after)))
         reached[id(stage)] = _smallest(ways)
         if stage is join:

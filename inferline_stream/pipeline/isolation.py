@@ -21,7 +21,7 @@ class Isolation:
             ``"kata"``, which put the sealed replica into a container with that runtime.
         reads: files and folders it may read beside code, from the topology's folder where relative; ``~`` is home.
         writes: files and folders it may read and write.
-        ports: TCP ports it may connect to beside Kafka's. The kernel cannot tell hosts apart.
+        ports: TCP ports it may connect to beside Kafka's. The kernel cannot distinguish hosts.
         environment: variables it may see beside the usual ones, such as PATH and HOME.
         seal: ``"strict"``, no file is opened after the seal; ``"imports"``, files may be read still, for stages that
             import late; ``"off"``, only what is set before the first import holds.

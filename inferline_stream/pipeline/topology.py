@@ -34,7 +34,7 @@ class Topic:
             place of the record's timestamp.
         max_bytes: largest record, key and headers included; larger events and results become dead letters. By default
             what Kafka takes (`max.message.bytes`); a topic that has to be created is made to take so much.
-        arrivals: of the source: what tells how many came. ``"offsets"``, growth of the log, reads no record;
+        arrivals: of the source: what shows how many came. ``"offsets"``, growth of the log, reads no record;
             ``"timestamps"`` reads the records, and is needed where producers write in transactions.
     """
 

@@ -15,7 +15,7 @@ PLAN_VERSION = 2
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file: the plan's own fields beside the version of their meaning, and what `plan` may tell about it."""
+    """The file: the plan's own fields beside the version of their meaning, and what `plan` may say about it."""
 
     version: int
     plan: Plan

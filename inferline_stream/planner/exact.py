@@ -72,7 +72,7 @@ def prove(
     Args:
         evaluator: of the whole traces; its ``stop`` ends the search, and the gap is stated.
         best: a feasible candidate, or None.
-        take: told every better candidate.
+        take: called with every better candidate.
         effort: events to simulate, once per stage and no less than `LEAST_COUNTED` a time, before the search ends and
             states the gap. Of a simulation that is given up only those that came to the stage until then count.
     """

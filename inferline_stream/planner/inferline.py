@@ -46,8 +46,8 @@ class Search:
         bounds: its lower bounds.
         feasible: the verdict on a candidate.
         most_busy: of a candidate, a stage and a kind: more replicas than this can never be busy at once with
-            batch 1, or be had.
-        report: told the phase, and the candidate once one is feasible.
+            batch 1, or than there can be.
+        report: called with the phase, and with the candidate once one is feasible.
     """
 
     problem: Problem
@@ -96,7 +96,7 @@ def initialise(search: Search) -> Candidate | None:
 
 
 def _with_most(search: Search, candidate: Candidate) -> Candidate:
-    """The candidate with all replicas that can be busy wherever another can be had, as if each had the stock alone."""
+    """The candidate with all replicas that can be busy where another is available, as if each had the stock alone."""
     largest = candidate
     for stage, (held,) in enumerate(candidate):
         if with_replica_added(search.problem, candidate, stage) is not None:

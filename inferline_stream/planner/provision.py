@@ -124,7 +124,7 @@ def provision(
         known: earlier plans. Those that meet this SLO are candidates whatever their margin, so that a looser SLO
             never costs more.
         mixed: a stage may mix hardware kinds.
-        progress: told now and then how far the search has come.
+        progress: called now and then with how far the search has come.
         stop: asked before every simulation; True ends the search.
         seed: of the estimator's draws.
         order_slo_s: SLO by which the running pipeline orders its queues; None is ``slo_s``.
@@ -314,7 +314,7 @@ class Outcome:
 
 
 class _Journal:
-    """The best candidate so far, the work done, and who is told."""
+    """The best candidate so far, the work done, and to whom both are reported."""
 
     def __init__(self, problem: Problem, progress: Callable[[Progress], None] | None) -> None:
         self.best: Candidate | None = None

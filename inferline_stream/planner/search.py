@@ -36,7 +36,7 @@ CARRIED = 2
 """Candidates carried from one level to the next."""
 
 ROUNDS = 3
-"""How often at most a piece is searched anew with an allowance that goes with a longer one's."""
+"""How often at most a piece is searched again with an allowance that goes with a longer one's."""
 
 MOST_ALLOWED = 4
 """Late events allowed on the shortest piece at most, in multiples of what the objective allows."""
@@ -80,7 +80,7 @@ def refine(
         known: candidates to look at beside those found.
         mixed: whether a stage may mix hardware kinds.
         stop: asked before every simulation.
-        report: told the phase and nothing more; results are what is yielded.
+        report: called with the phase and nothing more; results are what is yielded.
     """
     problem = whole.problem
     pieces = levels(problem)
@@ -186,7 +186,7 @@ def _deeper(
 
 
 def _allowance(here: Evaluator, coarse: Evaluator, candidate: Candidate) -> int:
-    """Late events on the shortest piece that go with those allowed on a longer one, as a candidate of both tells."""
+    """Late events on the shortest piece that go with those allowed on a longer one, by a candidate run on both."""
     late = here.late(candidate)
     assert late is not None
     latency_s = coarse.latencies_s(candidate)[0]

@@ -1,4 +1,4 @@
-"""What could be had by knowing the trace: schedules made in hindsight, and a bound that no policy can pass."""
+"""What knowing the trace could save: schedules made in hindsight, and a bound that no policy can pass."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def compare(
         seed: of the paths drawn.
         knobs: of the default policy.
         kernel: of the envelope.
-        progress: told what is being run.
+        progress: called with what is being run.
 
     Raises:
         ValueError: a policy that is not in `NAMES`.
@@ -141,7 +141,7 @@ def compare(
     table = staffing(shape, plan, measured, sample, prices, objective=objective, seed=seed)
     arena = _Arena(shape, plan, measured, catalogue, conditions or Conditions(), seed=seed)
     arena.judged, arena.sample = arena.workload(trace), arena.workload(sample)
-    tell = progress or (lambda _: None)
+    report = progress or (lambda _: None)
     rows: list[Row] = []
 
     def add(policy: str, setting: str, outcome: Outcome, *, on_our_pool: bool = True) -> None:
@@ -149,7 +149,7 @@ def compare(
 
     for name, step in POLICIES.items():
         if name in policies:
-            tell(name)
+            report(name)
             state = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs)
             period_s = arena.conditions.step_s
             add(name, "default", arena.run(Tuner(name, step, state, shape, period_s=period_s, kernel=kernel)))
@@ -160,7 +160,7 @@ def compare(
     contest = Contest(shape, plan, measured, sample, start_up_s)
     for family in FAMILIES:
         if family.name in policies:
-            tell(family.name)
+            report(family.name)
             for on_our_pool in (False, True):
                 rule = partial(arena.rule, family, contest, on_our_pool=on_our_pool)
                 add(family.name, "default", rule({}), on_our_pool=on_our_pool)
@@ -171,7 +171,7 @@ def compare(
     basis = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs).basis
     for name, instant in ((CLAIRVOYANT, False), (INSTANT, True)):
         if name in policies:
-            tell(name)
+            report(name)
             how = replace(arena.conditions, start_up_s=0.0) if instant else arena.conditions
             add(name, "default", cheapest(basis, trace, partial(arena.run, conditions=how), instant=instant))
     return Comparison(_with_regret(rows), arena.bound(objective))

@@ -35,7 +35,7 @@ class Contest:
         plan: ours.
         measured: profiles.
         sample: what the plan was made for; settings are tuned on it.
-        start_up_s: the longest start-up time, which some rules are told.
+        start_up_s: the longest start-up time, which some rules are given.
     """
 
     shape: Shape

@@ -11,7 +11,7 @@ from inferline_stream.replay.compare import Comparison, Row
 from inferline_stream.replay.outcome import Outcome
 
 BIN_S = 15.0
-"""Length of the bins of which the worst is told (the paper's)."""
+"""Length of the bins of which the worst is shown (the paper's)."""
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:

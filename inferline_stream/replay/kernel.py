@@ -38,7 +38,7 @@ def advance() -> Advance:
     scope: dict[str, Any] = dict(globals())
     scope.update({name: getattr(compiled(), name) for name in _USED})
     step = FunctionType(_advance.__code__, scope, "advance")
-    # numba's cache notices changes of this file alone: the name tells which kernels were compiled into it.
+    # numba's cache notices changes of this file alone: the name says which kernels were compiled into it.
     step.__qualname__ = "advance_" + sources_version()
     step.__module__ = __name__
     compiled_step: Advance = njit(nogil=True, cache=True, error_model="numpy")(step)

@@ -1,4 +1,4 @@
-"""How a live policy looked: when it was asked, and what it had been told by then that no queue of a replay decides."""
+"""How a live policy looked: when it was asked, and what it had measured by then that no queue of a replay decides."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.kernels import Floats, Ints
 from inferline_stream.tuner.observation import Observation
 
-Told = Mapping[str, float | None]
-"""Measured figures by what they are of, as `told_of` names them; None where too little was seen."""
+Figures = Mapping[str, float | None]
+"""Measured figures by what they are of, as `figures_of` names them; None where too little was seen."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,9 +21,9 @@ class Looks:
 
     Args:
         asked_s: float64 (steps,), ascending: when it was asked.
-        ticks_s: float64 (ticks,), ascending: when the source's log was sampled; empty where arrivals are told at once.
+        ticks_s: float64 (ticks,), ascending: when the source's log was sampled; empty where arrivals are known at once.
         grown: int64 (ticks,): its length in records then, from any origin.
-        told_s: float64 (figures,), ascending: when a figure was told, each as it changes.
+        told_s: float64 (figures,), ascending: when a figure became known, each as it changes.
         told_key: int64 (figures,): place of its name in `keys`.
         told: float64 (figures,): the figure; NaN for None.
         keys: str (names,).
@@ -42,15 +42,15 @@ class Looks:
     staffed_s: float = float("nan")
 
     def arrivals(self) -> tuple[Floats, Floats]:
-        """Times of the arrivals, spread evenly between samples as the control plane does; and when each was told."""
+        """Times of the arrivals, spread evenly between samples as in the control plane; and when each became known."""
         came = np.diff(self.grown)
         tick = np.repeat(np.arange(came.size), came)
         place = np.arange(tick.size) - np.repeat(np.cumsum(came) - came, came)
-        before_s, told_s = self.ticks_s[tick], self.ticks_s[tick + 1]
-        return before_s + (told_s - before_s) * place / came[tick], told_s
+        before_s, known_s = self.ticks_s[tick], self.ticks_s[tick + 1]
+        return before_s + (known_s - before_s) * place / came[tick], known_s
 
-    def told_between(self, since_s: float, until_s: float) -> dict[str, float | None]:
-        """The newest of each figure that was told after ``since_s`` and not after ``until_s``."""
+    def figures_between(self, since_s: float, until_s: float) -> dict[str, float | None]:
+        """The newest of each figure that became known after ``since_s`` and not after ``until_s``."""
         first, end = np.searchsorted(self.told_s, (since_s, until_s), side="right")
         return {
             str(self.keys[key]): None if np.isnan(value) else float(value)
@@ -58,7 +58,7 @@ class Looks:
         }
 
 
-def told_of(seen: Observation) -> dict[str, float | None]:
+def figures_of(seen: Observation) -> dict[str, float | None]:
     """The measured figures of an observation."""
     found = {}
     for name, stage in seen.stages.items():
@@ -69,18 +69,18 @@ def told_of(seen: Observation) -> dict[str, float | None]:
     return found
 
 
-def as_told(seen: Observation, told: Told) -> Observation:
+def with_figures(seen: Observation, figures: Figures) -> Observation:
     """The observation with these figures in place of its own."""
     stages = {}
     for name, stage in seen.stages.items():
         supply = {
             hardware: replace(
                 own,
-                throughput=told.get(f"{name} {hardware} throughput", own.throughput),
-                start_up_s=told.get(f"{name} {hardware} start_up_s", own.start_up_s),
+                throughput=figures.get(f"{name} {hardware} throughput", own.throughput),
+                start_up_s=figures.get(f"{name} {hardware} start_up_s", own.start_up_s),
             )
             for hardware, own in stage.supply.items()
         }
-        visits = told.get(f"{name} visit_ratio", stage.visit_ratio)
+        visits = figures.get(f"{name} visit_ratio", stage.visit_ratio)
         stages[name] = replace(stage, supply=supply, visit_ratio=visits)
     return replace(seen, stages=stages)

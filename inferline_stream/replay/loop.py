@@ -70,10 +70,10 @@ def replay(
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
         partitions: of each stage's input topic, which replicas own as in an ordinary consumer group; None for one queue
             per stage.
-        looks: when a live policy was asked and what it was told, on the trace's clock: the same is done here. By
-            default the first decision is made one period after time 0, and arrivals are told at once. Costs count from
+        looks: when a live policy was asked and what it had measured, on the trace's clock: the same is done here. By
+            default the first decision is made one period after time 0, and arrivals are known at once. Costs count from
             time 0.
-        progress: told, period by period, how much of the trace has passed: seconds of seconds.
+        progress: called every period with how much of the trace has passed: seconds of seconds.
     """
     conditions = conditions or Conditions()
     workload = (workload or prepare(shape, measured, trace, seed=seed)).with_mean_hops()
@@ -142,11 +142,11 @@ class _Loop:
             asked_s = period_s * np.arange(1, math.ceil(self._end_s / period_s) + 1)
         else:
             asked_s = looks.asked_s[looks.asked_s <= self._end_s]
-        seen_s, told_s = looks.arrivals() if looks is not None and looks.ticks_s.size else (entry_s, entry_s)
+        seen_s, known_s = looks.arrivals() if looks is not None and looks.ticks_s.size else (entry_s, entry_s)
         figures: dict[str, float | None] = {}
         before_s = -math.inf
         steps: list[Step] = []
-        told = 0
+        given = 0
         for now_s in asked_s.tolist():
             if progress is not None:
                 progress(now_s - asked_s[0], self._end_s - asked_s[0])
@@ -159,12 +159,12 @@ class _Loop:
             if sight_s:
                 self._advance(now_s)
             if looks is not None:
-                figures |= looks.told_between(before_s, now_s)
-            known = int(np.searchsorted(told_s, now_s, side="left"))
+                figures |= looks.figures_between(before_s, now_s)
+            known = int(np.searchsorted(known_s, now_s, side="left"))
             ended = self._plant.ended
             view = View(
                 now_s,
-                seen_s[told:known],
+                seen_s[given:known],
                 int(np.searchsorted(entry_s, now_s, side="left")),
                 (int(ended[0]), int(ended[1])),
                 sight.reported,
@@ -172,7 +172,7 @@ class _Loop:
                 now_s - asked_s[0] + (0.0 if looks is None else looks.watched_s),
                 figures,
             )
-            told, before_s = known, now_s
+            given, before_s = known, now_s
             wish = scaler.decide(view)
             if wish is not None:
                 self._apply(wish)

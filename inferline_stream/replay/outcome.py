@@ -14,7 +14,7 @@ from inferline_stream.estimator.selection import quantile_s
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decision that changed something or told something.
+    """One decision that changed or reported something.
 
     Args:
         time_s: since the start of the trace.

@@ -9,7 +9,7 @@ from typing import Protocol
 from inferline_stream.baselines.seen import PipelineRule, PipelineSeen, StageSeen
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.pipeline.shape import Shape
-from inferline_stream.replay.looks import as_told
+from inferline_stream.replay.looks import with_figures
 from inferline_stream.replay.sight import Glimpse, View
 from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
@@ -18,7 +18,7 @@ from inferline_stream.tuner.state import TunerState, staffed
 from inferline_stream.tuner.traffic import Traffic
 
 LEAST_EVENTS = 200
-"""Events below which a visit ratio or service time of late is not told: too few to be one."""
+"""Events below which a recent visit ratio or service time is left out: too few to be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ PureStep = Callable[[TunerState, Observation], tuple[TunerState, Decision | None
 
 
 class Tuner:
-    """The production policy: the very function of the live loop, on the very observations.
+    """The production policy: the same function as in the live loop, on the same observations.
 
     Args:
         name: of the policy.
@@ -103,7 +103,7 @@ class Tuner:
         if self._later is not None and view.time_s >= self._later[0]:
             self.state, self._later = staffed(self.state, self._later[1]), None
         self._traffic.add(view.arrivals_s)
-        self.state, decision = self._step(self.state, as_told(self.observation(view), view.told))
+        self.state, decision = self._step(self.state, with_figures(self.observation(view), view.figures))
         if decision is None:
             return None
         return Wish(decision.replicas, decision.action.value, decision.reason.value, decision.detail)
@@ -153,7 +153,7 @@ class Tuner:
         )
 
     def _visit_ratios(self, now: Sequence[Glimpse], before: Sequence[Glimpse]) -> list[float | None]:
-        """Visits per event of late: shares of the arrows taken, multiplied along the way.
+        """Recent visits per event: shares of the arrows taken, multiplied along the way.
 
         Arrivals at a stage over arrivals at the pipeline would mistake a backlog upstream for a shift.
         """

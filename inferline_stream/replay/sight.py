@@ -1,4 +1,4 @@
-"""What a policy sees: arrivals at once, or as a live one was told them; stages as old as their statistics."""
+"""What a policy sees: arrivals at once, or when a live one got them; stages as old as their statistics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.replay.crew import Crew
 from inferline_stream.replay.group_plant import GroupPlant
-from inferline_stream.replay.looks import Told
+from inferline_stream.replay.looks import Figures
 from inferline_stream.replay.plant import Plant
 
 RATE_SPAN_S = 10.0
@@ -49,13 +49,13 @@ class View:
 
     Args:
         time_s: now.
-        arrivals_s: times of the arrivals told since the last decision.
+        arrivals_s: times of the arrivals that became known since the last decision.
         entered: events so far.
         ended: events that have reached the sink so far, and those of them that were late.
         now: every stage as last reported.
         earlier: the same about `RATE_SPAN_S` before.
         watched_s: how long arrivals have been watched.
-        told: figures that a live policy was told instead of what is seen here.
+        figures: what a live policy had measured, instead of what is seen here.
     """
 
     time_s: float
@@ -65,7 +65,7 @@ class View:
     now: tuple[Glimpse, ...]
     earlier: tuple[Glimpse, ...]
     watched_s: float
-    told: Told
+    figures: Figures
 
 
 class Sight:
@@ -87,10 +87,10 @@ class Sight:
         """Take in the present."""
         now_s = self._plant.now_s
         self._recent.append(tuple([self._glimpse(s, now_s) for s in range(len(self._crews))]))
-        told = self._recent[0]
-        if not self._seconds or told[0].time_s >= self._seconds[-1][0].time_s + 1.0 - 1e-9:
-            self._seconds.append(told)
-            while len(self._seconds) > 1 and self._seconds[1][0].time_s <= told[0].time_s - RATE_SPAN_S:
+        given = self._recent[0]
+        if not self._seconds or given[0].time_s >= self._seconds[-1][0].time_s + 1.0 - 1e-9:
+            self._seconds.append(given)
+            while len(self._seconds) > 1 and self._seconds[1][0].time_s <= given[0].time_s - RATE_SPAN_S:
                 self._seconds.popleft()
 
     @property

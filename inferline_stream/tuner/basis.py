@@ -199,7 +199,7 @@ def basis_of(
     if not envelope or not plan.allocations or not all(plan.allocations.values()):
         raise ValueError(
             f"plan of {plan.pipeline!r}: needs stages with allocations and an envelope with windows of "
-            f"{shortest_window_s} s or more; make it anew with `inferline-stream plan`"
+            f"{shortest_window_s} s or more; make it again with `inferline-stream plan`"
         )
     stages = []
     for name, allocations in plan.allocations.items():

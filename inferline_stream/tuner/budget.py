@@ -20,14 +20,14 @@ LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ErrorBudget:
-    """Events that ended of late, and those of them that were late.
+    """Events that ended recently, and those of them that were late.
 
     Args:
         time_s: of the last look.
         ended: total at the last look.
         late: total of late ones at the last look.
-        recent: events of late, weighed by age.
-        recent_late: late ones of late, weighed by age.
+        recent: events, weighed by age.
+        recent_late: late ones, weighed by age.
     """
 
     time_s: float
@@ -37,7 +37,7 @@ class ErrorBudget:
     recent_late: float = 0.0
 
     def after(self, time_s: float, ended: int, late: int) -> ErrorBudget:
-        """Once these totals were seen; totals that fell were started anew and tell nothing for once."""
+        """Once these totals were seen; totals that fell were started again and say nothing for once."""
         kept = math.exp(-max(time_s - self.time_s, 0.0) / SPAN_S)
         new, new_late = ended - self.ended, late - self.late
         if new < 0 or new_late < 0:

@@ -17,7 +17,7 @@ class Action(StrEnum):
     REPLACE = "replace"
     """The same replicas, one after another, with newer code."""
     HOLD = "hold"
-    """Nothing changes; told once when it begins, since someone should know why."""
+    """Nothing changes; reported once when it begins, since someone should know why."""
 
 
 class Reason(StrEnum):
@@ -34,7 +34,7 @@ class Reason(StrEnum):
     THROUGHPUT_FELL = "throughput_fell"
     """Replicas of a stage are slower than profiled."""
     INSURANCE = "insurance"
-    """What the plan was made for, and a little beyond where that is cheap, is to be had without scaling."""
+    """What the plan was made for, and a little beyond where that is cheap, is held without scaling."""
     LOAD_FELL = "load_fell"
     """The load fits fewer replicas."""
     LIMIT_CHANGED = "limit_changed"
@@ -56,9 +56,9 @@ class Reason(StrEnum):
     PLAN_SAVES = "plan_saves"
     """A new plan costs less by more than a change is worth."""
     PLAN_MISSES_SLO = "plan_misses_slo"
-    """The plan in force would miss the SLO on the traffic recorded of late, with what replicas measure."""
+    """The plan in force would miss the SLO on the traffic recorded recently, with what replicas measure."""
     PLAN_INFEASIBLE = "plan_infeasible"
-    """No plan meets the SLO on the traffic recorded of late."""
+    """No plan meets the SLO on the traffic recorded recently."""
     NEW_CODE = "new_code"
     """People gave newer code of the stages."""
 

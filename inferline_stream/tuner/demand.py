@@ -70,15 +70,15 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
         demand = _demand(basis, stage, seen, traffic)
         profiled = {kind.hardware: kind.throughput for kind in stage.kinds}
         slowed = min((demand.throughputs[hardware] / profiled[hardware] for hardware in profiled), default=1.0)
-        # The floor is a number of replicas, told as what they give when they are as fast as profiled: that they are
+        # The floor is a number of replicas, given as what they serve when they are as fast as profiled: that they are
         # slower just now is no reason to hold more of them than were bought.
         if demand.needed / slowed < floor[stage.name]:
             below_since_s[stage.name] = since_s = state.below_since_s.get(stage.name, seen.time_s)
             if demand.needed < stage.supply and seen.time_s - since_s >= memory_s:
                 found[stage.name] = demand
                 continue
-            told = f"the plan's supply is kept for {memory_s / 60:.0f} min after its last use"
-            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, told, demand.stuck)
+            detail = f"the plan's supply is kept for {memory_s / 60:.0f} min after its last use"
+            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, detail, demand.stuck)
         found[stage.name] = demand
     if below_since_s != state.below_since_s:
         state = replace(state, below_since_s=below_since_s)
@@ -89,7 +89,7 @@ def _insured(state: TunerState, seen: Observation, traffic: Traffic) -> TunerSta
     """The state that knows until when to insure: for long after a leap, for a while after the plan was not enough.
 
     What the sample did counts as just before, and a beginning as a time when the plan may not be enough. Only arrivals
-    tell that it was not: a forecast is answered by the replicas that it asks for, and is often wrong about noise.
+    show that it was not: a forecast is answered by the replicas that it asks for, and is often wrong about noise.
     """
     knobs, now_s = state.basis.knobs, seen.time_s
     begins = state.insured_until_s == -math.inf
@@ -123,13 +123,13 @@ def traffic_of(basis: Basis, seen: Observation) -> Traffic:
             recent, lead_s, confidence=knobs.inner_confidence, limit=knobs.forecast_limit, above=seen_rate
         )
     if planned_rate > 0 and rate > seen_rate:
-        told = f"{rate:.1f}/s expected within {lead_s:.1f} s, planned for {planned_rate:.1f}/s"
-        return Traffic(rate / planned_rate, Reason.RATE_RISING, told, outgrown)
+        expected = f"{rate:.1f}/s expected within {lead_s:.1f} s, planned for {planned_rate:.1f}/s"
+        return Traffic(rate / planned_rate, Reason.RATE_RISING, expected, outgrown)
     return Traffic(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown)
 
 
 def _start_up_s(kind: Kind, stage: StageBasis, seen: Observation) -> float:
-    """As measured of late, else as profiled."""
+    """As measured recently, else as profiled."""
     there = seen.stages.get(stage.name)
     supply = there.supply.get(kind.hardware) if there is not None else None
     return kind.start_up_s if supply is None or supply.start_up_s is None else supply.start_up_s

@@ -17,7 +17,7 @@ _SQUARES = {span: span * (span * span - 1) / 12 for span in SPANS}
 """Σ (t − mean t)² over the seconds of each span."""
 
 LEAST_EVENTS = 100
-"""Arrivals within a span below which it tells no rate to within a tenth."""
+"""Arrivals within a span below which it shows no rate to within a tenth."""
 
 SURGE_SPAN_S = 10
 """Two spans of this length, one after the other, are compared: about as long as a new replica takes to be of use."""

@@ -32,7 +32,7 @@ class Knobs:
     """Relative change of a visit ratio or throughput that is acted on: smaller ones are within what is measured."""
 
     drain_s: float = 5.0
-    """Time within which a backlog is to be gone once the replicas for it are there."""
+    """Time within which a backlog has to be gone once the replicas for it are there."""
 
     stuck_s: float = 5.0
     """A partition whose committed offset has stood still for this long, with records waiting, is stuck."""
@@ -52,7 +52,7 @@ class Knobs:
     calm_memory_s: float = 60.0
     """The same for traffic that has not leapt for `plan_memory_s`: what it will need is seen in time. Also how long
     more than the plan is held from the beginning, and after arrivals beyond the plan: until the envelope, whose longest
-    window is as long, tells what the traffic is."""
+    window is as long, shows what the traffic is."""
 
     insurance: tuple[tuple[float, float], ...] = ((1.75, 0.25), (2.5, 0.05))
     """What is held beyond the plan while traffic may leap, as replicas take time to start: (multiple of the planned

@@ -13,9 +13,9 @@ class Supply:
     Args:
         ready: replicas that work or could work at once.
         pending: replicas asked for that are not ready yet.
-        throughput: µ of one replica at the planned batch limit as measured of late, events per second;
+        throughput: µ of one replica at the planned batch limit as measured recently, events per second;
             None where too little was measured: the profile's is used.
-        start_up_s: start-up time as measured of late; None: the profile's is used.
+        start_up_s: start-up time as measured recently; None: the profile's is used.
     """
 
     ready: int
@@ -32,7 +32,7 @@ class StageObservation:
         supply: by hardware kind.
         age_s: age of the newest report of any of its replicas, on the clock of `Observation.time_s`;
             None if there never was one.
-        visit_ratio: visits per event of late; None where too few events were seen to tell.
+        visit_ratio: recent visits per event; None where too few events were seen to know.
         partition_lags: records not yet committed, by partition; empty if unknown.
         partition_idle_s: by partition, how long its committed offset has stood still while it had lag;
             0 where it moves or has no lag. Empty if unknown.
@@ -75,7 +75,7 @@ class Observation:
         arrivals_age_s: age of the newest sample of arrivals (not of the newest arrival); None if there
             never was one.
         watched_s: how long arrivals have been watched without a gap; below 60 s the envelope does not
-            yet tell that traffic fell.
+            yet show that traffic fell.
         stock: most replicas of a hardware kind that this pipeline may hold now; a kind missing here
             has the catalogue's stock.
         limits: by stage, where people set any.

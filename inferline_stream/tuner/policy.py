@@ -20,7 +20,7 @@ __all__ = ["POLICIES", "Policy", "TunerState", "inferline_step", "initial_state"
 Policy = Callable[[TunerState, Observation], tuple[TunerState, Decision | None]]
 
 QUIET_S = 30.0
-"""A condition that was told is told again only after it has been away for this long."""
+"""A condition that was reported is reported again only after it has been away for this long."""
 
 _NO_LIMITS = Limits()
 
@@ -87,7 +87,7 @@ def _raised(
         fit = more(stage, before, demand.throughputs, demand.needed, stock=left, maximum=limits.maximum)
         now = fit.replicas
         if limits is not _NO_LIMITS:
-            # Who is not seen is not made smaller, whoever asks for it.
+            # A stage that is not seen is not made smaller, even if people ask for it.
             most = None if doubted else limits.maximum
             now = within(stage, now, demand.throughputs, minimum=limits.minimum, maximum=most, stock=left)
             if now != fit.replicas:
@@ -155,8 +155,8 @@ def _lowered(
     if wanted == state.wanted:
         return state, None, ()
     if state.handover_budget_left == 0:
-        told = f"more than {1 - basis.objective:.2%} of the events of late were late: replicas are kept for now"
-        return state, None, (Doubt(Reason.HANDOVER_BUDGET, "", told),)
+        detail = f"more than {1 - basis.objective:.2%} of recent events were late: replicas are kept for now"
+        return state, None, (Doubt(Reason.HANDOVER_BUDGET, "", detail),)
     names = [name for name in wanted if wanted[name] != state.wanted[name]]
     detail = "; ".join(f"stage {name!r} needs {needed[name].needed:.1f}/s" for name in names)
     decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
@@ -172,26 +172,26 @@ def _stuck(needed: Mapping[str, Demand]) -> tuple[Doubt, ...]:
 
 
 def _hold(state: TunerState, troubles: tuple[Doubt, ...]) -> tuple[TunerState, Decision | None]:
-    """Tell the first trouble that is new, or that all input is fresh again; else nothing.
+    """Report the first trouble that is new, or that all input is fresh again; else nothing.
 
-    A trouble that comes and goes is told again only once it has been away for a while.
+    A trouble that comes and goes is reported again only once it has been away for a while.
     """
-    if not troubles and not state.told:
+    if not troubles and not state.reported:
         return state, None
     assert state.time_s is not None
     now_s, present = state.time_s, {(doubt.reason, doubt.where) for doubt in troubles}
     stale = any(reason is Reason.INPUT_STALE for reason, _ in present)
-    told = {
+    reported = {
         key: now_s if key in present else seen_s
-        for key, seen_s in state.told.items()
+        for key, seen_s in state.reported.items()
         if key in present or (now_s - seen_s < QUIET_S and (stale or key[0] is not Reason.INPUT_STALE))
     }
-    new = next((doubt for doubt in troubles if (doubt.reason, doubt.where) not in told), None)
+    new = next((doubt for doubt in troubles if (doubt.reason, doubt.where) not in reported), None)
     if new is not None:
-        told[new.reason, new.where] = now_s
-        return replace(state, told=told), Decision(state.wanted, Action.HOLD, new.reason, new.detail)
-    restored = not stale and any(reason is Reason.INPUT_STALE for reason, _ in state.told)
-    state = replace(state, told=told)
+        reported[new.reason, new.where] = now_s
+        return replace(state, reported=reported), Decision(state.wanted, Action.HOLD, new.reason, new.detail)
+    restored = not stale and any(reason is Reason.INPUT_STALE for reason, _ in state.reported)
+    state = replace(state, reported=reported)
     if restored:
         return state, Decision(state.wanted, Action.HOLD, Reason.INPUT_RESTORED, "arrivals and reports are fresh again")
     return state, None

@@ -28,9 +28,9 @@ class TunerState:
         fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
         below_since_s: by stage, since when it has needed less than plan and insurance give, without a break.
         insured_until_s: until then more is held than the plan, see `Knobs.insurance`.
-        told: conditions that were told, and when each was last seen.
+        reported: conditions that were reported, and when each was last seen.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
-        budget: events that were late of late.
+        budget: events that were late recently.
         handover_budget_left: share of the error budget that is left; None before any event has ended. Without any
             left no replica is given back.
     """
@@ -42,7 +42,7 @@ class TunerState:
     fits_since_s: Mapping[str, float] = field(default_factory=dict)
     below_since_s: Mapping[str, float] = field(default_factory=dict)
     insured_until_s: float = -math.inf
-    told: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
+    reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
     blind_until_s: float = -math.inf
     budget: ErrorBudget | None = None
     handover_budget_left: float | None = None

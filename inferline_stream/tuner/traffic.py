@@ -1,4 +1,4 @@
-"""Arrivals of a pipeline turned into what an observation tells of traffic. One class for live use and replay."""
+"""Arrivals of a pipeline turned into what an observation says about traffic. One class for live use and replay."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ HISTORY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """One condition that is told when it begins.
+    """One condition that is reported when it begins.
 
     Args:
         reason: what is wrong.
@@ -66,8 +66,8 @@ def doubts(state: TunerState, seen: Observation) -> tuple[Doubt, ...]:
     found = []
     age_s = seen.arrivals_age_s
     if age_s is None or not age_s <= ARRIVALS_STALE_S:
-        told = "no sample of arrivals yet" if age_s is None else f"newest sample of arrivals is {age_s:.1f} s old"
-        found.append(Doubt(Reason.INPUT_STALE, "", told))
+        detail = "no sample of arrivals yet" if age_s is None else f"newest sample of arrivals is {age_s:.1f} s old"
+        found.append(Doubt(Reason.INPUT_STALE, "", detail))
     if len(seen.envelope) != len(state.basis.windows_s) or not math.isfinite(seen.arrival_rate):
         found.append(Doubt(Reason.INPUT_STALE, "", "the traffic envelope is incomplete"))
     for stage in state.basis.stages:
@@ -77,6 +77,6 @@ def doubts(state: TunerState, seen: Observation) -> tuple[Doubt, ...]:
         elif (there.age_s is None or not there.age_s <= REPORTS_STALE_S) and any(
             supply.ready for supply in there.supply.values()
         ):
-            told = "have never reported" if there.age_s is None else f"last reported {there.age_s:.1f} s ago"
-            found.append(Doubt(Reason.INPUT_STALE, stage.name, f"replicas of stage {stage.name!r} {told}"))
+            since = "have never reported" if there.age_s is None else f"last reported {there.age_s:.1f} s ago"
+            found.append(Doubt(Reason.INPUT_STALE, stage.name, f"replicas of stage {stage.name!r} {since}"))
     return tuple(found)

@@ -133,7 +133,7 @@ def test_after_the_clock_has_jumped_nothing_is_taken_away_for_a_minute(leaps):
         if calm_s < 60.0:
             assert totals(tuner.wanted) == before
         if calm_s == 0.0:
-            assert (Reason.CLOCK_JUMPED, "") in tuner.told
+            assert (Reason.CLOCK_JUMPED, "") in tuner.reported
             assert decision is None or decision.reason is Reason.CLOCK_JUMPED
 
 
@@ -167,12 +167,12 @@ def test_without_any_traffic_the_minimum_that_people_set_is_kept():
 
 def wavering(tuner: TunerState, seconds: float) -> list[Reason]:
     """More is needed than the stock can give, every other step."""
-    told = []
+    reported = []
     for tick in range(int(seconds * 10)):
         tuner, decision = step(tuner, traffic(0.1 * tick, 9000.0 if tick % 2 else 100.0))
         if decision is not None and decision.action is Action.HOLD:
-            told.append(decision.reason)
-    return told
+            reported.append(decision.reason)
+    return reported
 
 
 def test_a_condition_that_comes_and_goes_is_told_once():

@@ -104,7 +104,7 @@ def test_what_is_accepted_decodes(data: st.DataObject) -> None:
     narrow = data.draw(narrower(wanted), "given")
     try:
         decode = msgspec.json.Decoder(wanted).decode
-    except TypeError:  # a union that msgspec cannot tell apart
+    except TypeError:  # a union whose parts msgspec cannot distinguish
         return
     if accepts(wanted, narrow):
         decode(msgspec.json.encode(data.draw(values(narrow), "value")))

@@ -13,7 +13,7 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.replay.looks import Looks, as_told, told_of
+from inferline_stream.replay.looks import Looks, figures_of, with_figures
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.scalers import Scheduled, Tuner, Wish
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
@@ -54,7 +54,7 @@ class Watching:
         self.views = []
 
     def decide(self, view) -> Wish | None:
-        self.views.append((view.time_s, view.arrivals_s.tolist(), view.watched_s, dict(view.told)))
+        self.views.append((view.time_s, view.arrivals_s.tolist(), view.watched_s, dict(view.figures)))
 
 
 def test_a_policy_is_asked_when_the_live_one_was_and_told_what_had_been_sampled_by_then():
@@ -69,9 +69,9 @@ def test_a_policy_is_asked_when_the_live_one_was_and_told_what_had_been_sampled_
 def test_a_policy_is_told_figures_when_the_live_one_was_and_the_newest_of_each_holds():
     watching = Watching()
     lived(watching)
-    told = [view[3] for view in watching.views]
+    figures = [view[3] for view in watching.views]
     began, both = {"a x start_up_s": 0.25}, {"a x start_up_s": 0.25, "a x throughput": 80.0}
-    assert told == [began, began, both, {"a x start_up_s": None, "a x throughput": 80.0}]
+    assert figures == [began, began, both, {"a x start_up_s": None, "a x throughput": 80.0}]
 
 
 def test_without_samples_arrivals_are_told_at_once():
@@ -96,9 +96,9 @@ def test_arrivals_are_spread_between_samples_as_the_control_plane_spreads_them(s
         seen += [(at_s, time_s) for at_s in growth.sample(time_s, ends)]
         ticks_s.append(time_s)
         grown.append(sum(ends))
-    at_s, told_s = replace(LOOKS, ticks_s=np.array(ticks_s), grown=np.array(grown)).arrivals()
+    at_s, known_s = replace(LOOKS, ticks_s=np.array(ticks_s), grown=np.array(grown)).arrivals()
     assert at_s == pytest.approx([at for at, _ in seen])
-    assert told_s.tolist() == [told for _, told in seen]
+    assert known_s.tolist() == [known for _, known in seen]
 
 
 def test_figures_of_one_observation_take_the_place_of_anothers():
@@ -107,8 +107,8 @@ def test_figures_of_one_observation_take_the_place_of_anothers():
         return Observation(0.0, (1,), 1.0, 1.0, {"a": StageObservation(supply, visit_ratio=visit_ratio)})
 
     live, simulated = seen(90.0, None, 0.4), seen(None, 3.0, 0.5)
-    assert as_told(simulated, told_of(live)) == live
-    assert as_told(simulated, {}) == simulated
+    assert with_figures(simulated, figures_of(live)) == live
+    assert with_figures(simulated, {}) == simulated
 
 
 def test_the_policy_sees_the_figures_that_it_is_told():
@@ -118,7 +118,7 @@ def test_the_policy_sees_the_figures_that_it_is_told():
         seen.append(observation.stages["a"].supply["x"])
         return state, None
 
-    lived(Tuner("told", step, initial_state(PLAN, MEASURED, KINDS), ONE))
+    lived(Tuner("live", step, initial_state(PLAN, MEASURED, KINDS), ONE))
     assert [(supply.start_up_s, supply.throughput) for supply in seen] == [(0.25, None)] * 2 + [
         (0.25, 80.0),
         (None, 80.0),

@@ -1,4 +1,4 @@
-"""Traffic that leaps is told from traffic that drifts, and only the former is insured against for long."""
+"""Traffic that leaps is distinguished from traffic that drifts, and only the former is insured against for long."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_forecast_is_held_against_the_stretch_that_the_table_was_made_from():
 
 
 def test_a_rise_within_the_plan_has_to_be_surer_than_one_beyond_it():
-    """To 114/s, or 106/s if it is to be surer: more than a plan for 100/s; about the 110/s seen in one for 200/s."""
+    """To 114/s, or 106/s if it has to be surer: more than a plan for 100/s; about the 110/s seen in one for 200/s."""
     rising = tuple(100 + max(0, second - 24) * 5 for second in range(30))
     busy = (100, 300, 7950)
 
