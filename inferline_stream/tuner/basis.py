@@ -49,12 +49,14 @@ class StageBasis:
         kinds: hardware kinds it may run on, each with its batch limit set by the plan.
         visit_ratio: s, visits per event.
         hold_s: how long a free replica waits for a fuller batch.
+        slots: its dispatchers: each needs a replica, for its partitions are served by no other one's.
     """
 
     name: str
     kinds: tuple[Kind, ...]
     visit_ratio: float
     hold_s: float = 0.0
+    slots: int = 1
 
     planned: int = field(init=False)
     """k⁰, replicas planned over all kinds."""
@@ -217,7 +219,8 @@ def basis_of(
                     start_up_s=profile.start_up_s,
                 )
             )
-        stages.append(StageBasis(name, tuple(kinds), plan.visit_ratios[name], hold_of(allocations)))
+        held = StageBasis(name, tuple(kinds), plan.visit_ratios[name], hold_of(allocations), plan.slots.get(name, 1))
+        stages.append(held)
     used = {kind.hardware for stage in stages for kind in stage.kinds}
     return Basis(
         slo_s=plan.slo_s,

@@ -23,7 +23,7 @@ def inferline_step(state: TunerState, seen: Observation) -> tuple[TunerState, De
     Scale up at once when any live rate r_i = q_i/ΔT_i exceeds the sample's, all stages to
     k_m = ⌈r_max·s_m/(µ_m·ρ_m)⌉, r_max being the largest *exceeding* rate; only ever adds. Scale down after
     15 s without any change to k_m = ⌈λ_new·s_m/(µ_m·ρ_p)⌉, λ_new being the largest rate of 5 s windows over
-    the last 30 s and ρ_p the least of all ρ_m (of stages that cost money); never below 1.
+    the last 30 s and ρ_p the least of all ρ_m (of stages that cost money); never below one for each dispatcher.
     """
     basis = state.basis
     state = replace(state, time_s=seen.time_s, changed_s=seen.time_s if state.time_s is None else state.changed_s)
@@ -67,8 +67,8 @@ def _decided(
 
 
 def _replicas(stage: StageBasis, load: float) -> int:
-    """⌈load⌉, at least 1; a load that rounding lifted above a whole number is that number."""
-    return max(1, math.ceil(load * (1 - _ROUNDING)))
+    """⌈load⌉, at least one for each dispatcher; a load that rounding lifted above a whole number is that number."""
+    return max(stage.slots, math.ceil(load * (1 - _ROUNDING)))
 
 
 def _total(held: Mapping[str, int]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from inferline_stream.tuner.basis import StageBasis
 from inferline_stream.tuner.budget import LOOK_S, ErrorBudget
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.demand import Demand, demands
@@ -86,10 +87,11 @@ def _raised(
         before = state.wanted[stage.name]
         fit = more(stage, before, demand.throughputs, demand.needed, stock=left, maximum=limits.maximum)
         now = fit.replicas
-        if limits is not _NO_LIMITS:
+        if limits is not _NO_LIMITS or stage.slots > 1:
             # A stage that is not seen is not made smaller, even if people ask for it.
             most = None if doubted else limits.maximum
-            now = within(stage, now, demand.throughputs, minimum=limits.minimum, maximum=most, stock=left)
+            least = _fewest(stage, limits, now)
+            now = within(stage, now, demand.throughputs, minimum=least, maximum=most, stock=left)
             if now != fit.replicas:
                 limited.append(stage.name)
         for hardware in left:
@@ -101,6 +103,11 @@ def _raised(
                 Doubt(fit.short, stage.name, f"stage {stage.name!r} needs more than {given} replicas: {demand.detail}")
             )
     return wanted, tuple(limited), tuple(short)
+
+
+def _fewest(stage: StageBasis, limits: Limits, held: Mapping[str, int]) -> int:
+    """The least that a stage may have: what people allow, and a replica for each dispatcher if it has any at all."""
+    return max(limits.minimum, stage.slots) if any(held.values()) else limits.minimum
 
 
 def _held(state: TunerState, hardware: str) -> int:
@@ -120,9 +127,11 @@ def _changed(
     more_of = any(sum(wanted[name].values()) > sum(state.wanted[name].values()) for name in changed)
     action = Action.SCALE_UP if more_of else Action.SCALE_DOWN
     if leading in limited:
-        limits = seen.limits[leading]
+        limits = seen.limits.get(leading, _NO_LIMITS)
         most = "any number of" if limits.maximum is None else f"{limits.maximum}"
-        reason, detail = Reason.LIMIT_CHANGED, f"{limits.minimum} to {most} replicas are allowed"
+        (stage,) = (stage for stage in state.basis.stages if stage.name == leading)
+        least = _fewest(stage, limits, wanted[leading])
+        reason, detail = Reason.LIMIT_CHANGED, f"{least} to {most} replicas are allowed"
     else:
         reason, detail = needed[leading].reason, needed[leading].detail
     fits = {name: since_s for name, since_s in state.fits_since_s.items() if name not in changed}
@@ -144,7 +153,10 @@ def _lowered(
         if any(kind.pending for kind in seen.stages[name].supply.values()):
             continue
         enough = demand.needed * (1 + knobs.down_margin)
-        after = fewer(stage, held, demand.throughputs, enough, seen.limits.get(name, _NO_LIMITS).minimum)
+        limits = seen.limits.get(name, _NO_LIMITS)
+        after = fewer(stage, held, demand.throughputs, enough, limits.minimum)
+        if sum(after.values()) < (least := _fewest(stage, limits, after)):
+            after = fewer(stage, held, demand.throughputs, enough, least)
         if after == held:
             continue
         fits_since_s[name] = state.fits_since_s.get(name, now_s)

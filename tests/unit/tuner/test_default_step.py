@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.knobs import Knobs
-from inferline_stream.tuner.policy import step
-from tests.unit.tuner.plans import seen, state
+from inferline_stream.tuner.observation import Limits
+from inferline_stream.tuner.policy import POLICIES, initial_state, step
+from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
 
 PLAIN = Knobs(insurance=(), plan_memory_s=0.0)
 """Nothing beyond the plan, and the plan's own replicas are given back like any others."""
@@ -77,7 +78,7 @@ def test_what_remains_after_scaling_down_carries_the_load():
 
 
 @pytest.mark.parametrize("stale", [{"arrivals_age_s": None}, {"arrivals_age_s": 5.0}])
-def test_missing_arrivals_hold_everything_and_are_told_once(stale):
+def test_missing_arrivals_hold_everything_and_are_reported_once(stale):
     tuner, _ = after(state(PLAIN), [seen(0.0, (600, 1200, 12000))])
     held = []
     for observation in calm(0.1, 60.0):
@@ -111,7 +112,7 @@ def test_nothing_is_ever_taken_from_a_pipeline_that_is_not_seen(history):
             assert decision.action is not Action.SCALE_DOWN
 
 
-def test_stock_bounds_what_is_asked_for_and_the_shortage_is_told():
+def test_stock_bounds_what_is_asked_for_and_the_shortage_is_reported():
     short = state(PLAIN, {"x": Hardware("x", 1.0, stock=6)})
     tuner, decisions = after(short, [seen(0.0, (900, 1800, 18000))])
     assert sum(totals(decisions[0]).values()) == 6
@@ -127,3 +128,23 @@ def test_what_is_insured_is_a_number_of_replicas_however_slow_they_are_just_now(
     }
     slow = [replace(quiet, stages=stages, time_s=t / 10) for t in range(20)]
     assert after(state(Knobs(insurance=())), slow)[1] == []
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_each_dispatcher_keeps_a_replica_however_little_traffic_there_is(policy):
+    tuner = initial_state(replace(plan(), slots={"b": 3}), measured(), CATALOGUE, knobs=PLAIN)
+    for observation in calm(0.0, 100.0, rate=1.0):
+        tuner, _ = POLICIES[policy](tuner, observation)
+    assert tuner.wanted == {"a": {"x": 1}, "b": {"x": 3}}
+
+
+def test_dispatchers_get_their_replicas_back_once_people_allow_it():
+    tuner = initial_state(replace(plan(), slots={"b": 3}), measured(), CATALOGUE, knobs=PLAIN)
+    quiet = seen(0.0, (3, 6, 60), peak_rate=1.0)
+    for limits, kept in ((Limits(0, 0), 0), (Limits(0), 3), (Limits(0, 1), 1), (Limits(1), 3)):
+        tuner, _ = step(tuner, replace(quiet, limits={"b": limits}))
+        assert tuner.wanted["b"] == {"x": kept}
+    tuner, _ = step(tuner, replace(quiet, limits={"b": Limits(1, 1)}))
+    tuner, decision = step(tuner, quiet)
+    assert tuner.wanted["b"] == {"x": 3}
+    assert "3 to any number of replicas are allowed" in decision.detail
