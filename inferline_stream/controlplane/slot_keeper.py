@@ -14,7 +14,7 @@ from inferline_stream.controlplane.leadership import Leadership
 from inferline_stream.controlplane.picture import Picture
 from inferline_stream.controlplane.running import Running
 from inferline_stream.controlplane.silence import Silence
-from inferline_stream.controlplane.slots import Dispatchers, Orders, StageSlots, Table, slots_of
+from inferline_stream.controlplane.slots import Dispatchers, Orders, StageSlots, Table
 from inferline_stream.dataplane.control import fence
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.specs import DispatcherSpec
@@ -210,25 +210,18 @@ class SlotKeeper:
     def wanted(self) -> dict[str, StageSlots]:
         """Return what the grants of each stage should say now."""
         picture, found = self.picture, {}
-        overheads = picture.measured.overheads
-        slot_rate = None if overheads is None else overheads.slot_rate
         for stage, partitions in picture.partitions.items():
             kinds = sorted({kind for name, kind in picture.measured.profiles if name == stage}
                            | {a.hardware for a in picture.plan.allocations[stage]})  # fmt: skip
-            rate = picture.plan.arrival_rate * picture.plan.visit_ratios.get(stage, 1.0)
             profiles = {k: p for k in kinds if (p := picture.measured.profiles.get((stage, k))) is not None}
             found[stage] = StageSlots(
-                slots=0 if stage in self._retired else self._slots(stage, slots_of(rate, partitions, slot_rate)),
+                slots=0 if stage in self._retired else min(picture.plan.slots.get(stage, 1), partitions),
                 max_batch_sizes={kind: picture.batch_limit(stage, kind) for kind in kinds},
                 hold_s=hold_of(picture.plan.allocations[stage]),
                 service_s={k: {b: p.service_time_s(b) for b in p.batch_sizes} for k, p in profiles.items()},
                 sample=picture.samples.get(stage),
             )
         return found
-
-    def _slots(self, stage: str, otherwise: int) -> int:
-        """Return the slots that the plan was simulated with, where it says so and there are partitions for them."""
-        return min(self.picture.plan.slots.get(stage, otherwise), self.picture.partitions[stage])
 
     # -- the end -------------------------------------------------------------------------------------
 

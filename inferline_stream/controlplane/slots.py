@@ -7,7 +7,6 @@ that changes hands is granted twice: first with ``begins=False``, which takes it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -18,17 +17,6 @@ from inferline_stream.dataplane.grants import Grant, grant_key
 
 _ANY = 0
 """Number of slots of a dispatcher about which nothing is known: it may serve every partition of its stage."""
-
-
-def slots_of(rate: float, partitions: int, slot_rate: float | None) -> int:
-    """Return the number of slots of a stage that gets so many records per second.
-
-    Args:
-        rate: the records.
-        partitions: each slot needs one.
-        slot_rate: that one slot is planned for, as measured; None where it never was: one slot.
-    """
-    return 1 if slot_rate is None else max(1, min(partitions, math.ceil(rate / slot_rate)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from inferline_stream.actuators.actuator import ObservedDispatcher
 from inferline_stream.controlplane.report import RunReport
 from inferline_stream.controlplane.session import Quiet, Run, Session, session
 from inferline_stream.controlplane.waiting import until
-from inferline_stream.pipeline.profile import Overheads
 from inferline_stream.testing.kafka import KafkaServer
 
 
@@ -42,12 +41,11 @@ async def through(run: Run, change: Callable[[Session], Awaitable[None]]) -> Run
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 async def test_more_and_fewer_slots_lose_and_repeat_nothing(swing, embedded_broker: KafkaServer, delivery: str) -> None:
     run: Run = replace(swing(embedded_broker.bootstrap_servers, levels=[(40, 10)]), delivery=delivery)
-    rate = run.plan.arrival_rate
 
     async def change(under_way: Session) -> None:
         for count in (2, 1):
             picture = under_way.controller.picture
-            picture.measured = replace(picture.measured, overheads=Overheads(1.01 * rate / count))
+            picture.plan = replace(picture.plan, slots={"parse": count})
             assert await until(lambda n=count: granted(under_way, "parse", n), 10.0), f"no {count} slots"
 
     report = await through(run, change)

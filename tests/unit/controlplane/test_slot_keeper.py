@@ -18,7 +18,7 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
-from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.settings import Settings
 
@@ -180,16 +180,20 @@ async def test_a_controller_that_comes_back_keeps_the_dispatchers_of_its_host() 
     assert (the_grant(house).dispatcher, the_grant(house).begins) == ("mine", True)
 
 
-async def test_a_higher_rate_gives_the_stage_more_slots_once_the_old_one_is_gone(house: House) -> None:
+async def test_a_plan_with_more_dispatchers_gives_the_stage_more_slots_once_the_old_one_is_gone(house: House) -> None:
     first = the_grant(house).dispatcher
     house.report(first, "serving")
-    house.picture.measured = replace(house.picture.measured, overheads=Overheads(15_000.0))
-    house.picture.plan = replace(house.picture.plan, arrival_rate=20_000.0)
+    house.picture.plan = replace(house.picture.plan, slots={"a": 2})
     await house.step(2)
     assert (the_grant(house).dispatcher, house.asked[-1]) == ("", [])
     house.report(first, "gone")
     await house.step()
     assert sorted((g.slot, g.slots, g.begins) for g in house.log.values()) == [(0, 2, True), (1, 2, True)]
+
+
+async def test_a_stage_has_no_more_slots_than_its_topic_has_partitions(house: House) -> None:
+    house.picture.plan = replace(house.picture.plan, slots={"a": 9})
+    assert house.keeper.wanted()["a"].slots == 8
 
 
 async def test_retiring_a_stage_takes_its_slots_back_and_clears_the_log(house: House) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from inferline_stream.controlplane import slots
-from inferline_stream.controlplane.slots import Dispatchers, Orders, StageSlots, Table, recovered, slots_of
+from inferline_stream.controlplane.slots import Dispatchers, Orders, StageSlots, Table, recovered
 from inferline_stream.dataplane.grants import Grant, partitions_of
 
 PARTITIONS = 6
@@ -40,11 +40,6 @@ def test_the_first_dispatcher_of_a_slot_begins_at_once() -> None:
     leader = Leader()
     assert leader.granted(leader.step()) == [(0, 1, "a-0-1", True)]
     assert leader.step().grants == ()
-
-
-def test_a_stage_has_the_slots_that_its_rate_takes_by_measurement_and_each_needs_a_partition() -> None:
-    assert [slots_of(rate, 8, 9_000.0) for rate in (0.0, 9_000.0, 9_001.0, 1e6)] == [1, 1, 2, 8]
-    assert slots_of(1e6, 8, None) == 1
 
 
 def test_after_a_fenced_dispatcher_a_new_one_begins_at_once() -> None:

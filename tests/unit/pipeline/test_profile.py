@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.pipeline.profile import PROBABILITIES, PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import PROBABILITIES, Overheads, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths
 
 POSITIVE = st.floats(1e-4, 10.0)
@@ -109,3 +109,7 @@ def test_a_pipelines_profile_knows_the_hardware_of_each_stage() -> None:
     measured = PipelineProfile(profiles, Paths((0,), (1.0,)))
     assert measured.hardware_of("a") == ("x", "y")
     assert measured.hardware_of("nobody") == ()
+
+
+def test_a_stage_needs_as_many_dispatchers_as_its_rate_takes_and_one_at_least():
+    assert [Overheads(9_000.0).slots(rate) for rate in (0.0, 9_000.0, 9_001.0, 1e6)] == [1, 1, 2, 112]
