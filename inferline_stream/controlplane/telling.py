@@ -108,7 +108,8 @@ def _of_plan(stored: StoredPlan, plan: Plan, before: Plan | None) -> Iterator[st
 
 
 def _held(plan: Plan, stage: str) -> str:
-    return in_words(plan.allocations.get(stage, ())) or "nothing"
+    words, count = in_words(plan.allocations.get(stage, ())), plan.slots.get(stage, 1)
+    return f"{words}, {count} dispatchers" if words and count > 1 else words or "nothing"
 
 
 def _of_decision(decision: StoredDecision) -> Iterator[str]:

@@ -90,10 +90,17 @@ def test_nothing_written_down_is_said() -> None:
     assert list(sentences(Story("p", (), (), Overrides()), 5)) == ["p: no plan and no decision is written down"]
 
 
-def test_a_key_that_binds_a_stage_is_told_with_its_remedy() -> None:
+def test_a_key_that_binds_a_stage_is_reported_with_its_remedy() -> None:
     plan = plan_from_bytes(bytes(STORY.plans[0].plan))
     bound = replace(plan, key_bound={"a": KeyBound("anna", 31.0, {"cpu-1": 20.0})})
     raw = msgspec.Raw(plan_to_bytes(bound))
     said = "\n".join(sentences(Story("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5))
     assert "a: key_bound: events of key 'anna' come 31 times a second" in said
     assert "cpu-1 20; Stage(ordered=False) lifts that" in said
+
+
+def test_several_dispatchers_of_a_stage_are_reported_with_what_it_holds() -> None:
+    plan = replace(plan_from_bytes(bytes(STORY.plans[0].plan)), slots={"a": 2})
+    raw = msgspec.Raw(plan_to_bytes(plan))
+    said = "\n".join(sentences(Story("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5))
+    assert "a: 2 × cpu-1, batches up to 4, 2 dispatchers, 50% utilized" in said
