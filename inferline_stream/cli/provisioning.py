@@ -21,7 +21,7 @@ from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.isolation.limits import cores_here, shares_held
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan, hold_of
-from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.profile import Overheads, PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, simulation_bytes
@@ -125,7 +125,8 @@ async def profiled(
 ) -> PipelineProfile:
     """Profiles of every stage, measured where missing, with a bar on standard error.
 
-    Without bootstrap servers an embedded broker is started if the time between stages is not known yet.
+    An embedded broker is started where the time between stages is not known yet and there are no bootstrap servers, and
+    once per machine for what runs around replicas.
     """
     chosen = options or Options(broker=bootstrap_servers or "embedded")
 
@@ -149,16 +150,27 @@ async def profiled(
             )
 
     measured = await profile(bootstrap_servers)
-    if bootstrap_servers is None and not measured.hop_overhead_s:
-        chosen = Options(broker=chosen.broker, oversubscribe=chosen.oversubscribe)
+    lacks_hop = bootstrap_servers is None and not measured.hop_overhead_s
+    lacks_overheads = measured.overheads is None and takes_cores(what.pipeline)
+    if lacks_hop or lacks_overheads:
+        # On nobody's Kafka: a user who may run a pipeline there need not be allowed topics of other names.
         async with EmbeddedBrokerProcess() as broker:
-            measured = await profile(broker.bootstrap_servers)
-    if measured.overheads is None and takes_cores(what.pipeline):
-        async with EmbeddedBrokerProcess() as broker:
-            overheads = await measure_overheads(broker.bootstrap_servers)
-        keep_overheads(overheads_file(this_machine()), overheads)
-        measured = replace(measured, overheads=overheads)
+            if lacks_hop:
+                chosen = replace(chosen, again=False)
+                measured = await profile(broker.bootstrap_servers)
+            if lacks_overheads:
+                measured = replace(measured, overheads=await _overheads(broker.bootstrap_servers))
     return measured
+
+
+async def _overheads(bootstrap_servers: str) -> Overheads:
+    """Measure what runs around replicas takes, and keep it for every pipeline on this machine."""
+    with Bar("profiling") as bar:
+        bar.show(0, 1, "what dispatchers carry and take")
+        found = await measure_overheads(bootstrap_servers)
+        bar.show(1, 1, "done")
+    keep_overheads(overheads_file(this_machine()), found)
+    return found
 
 
 def duration_of(option: str, text: str) -> float:

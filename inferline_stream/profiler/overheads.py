@@ -41,7 +41,7 @@ from inferline_stream.pipeline.profile import Overheads
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.settings import surroundings
 
-_TOPOLOGY = Path(__file__).with_name("passing.py")
+_TOPOLOGY = Path(__file__).with_name("overheads_topology.py")
 _STAGE = "pass"
 _PARTITIONS = 8
 _FLOOD = 8_000
@@ -182,11 +182,11 @@ class _Pool:
     async def _done(self) -> None:
         """Wait until every record that was sent has come out."""
         while sum((await self._offsets.ends({self._sink: _PARTITIONS}))[self._sink]) < self._sent:  # noqa: ASYNC110
-            await asyncio.sleep(_STEP_S)  # Kafka tells nobody
+            await asyncio.sleep(_STEP_S)  # Kafka calls nobody back
 
 
 def tree_cpu_s(process: int) -> float:
-    """The same of a process and of all that descend from it."""
+    """Return the CPU time of a process and of all that descend from it, in seconds."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdecimal():

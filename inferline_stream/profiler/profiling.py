@@ -30,7 +30,7 @@ from inferline_stream.profiler.bench import ReplicaBench
 from inferline_stream.profiler.forking import forked_start_up_s
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.measuring import measure, measure_emulated
-from inferline_stream.profiler.overheads import keep_overheads, kept_overheads, measure_overheads, overheads_file
+from inferline_stream.profiler.overheads import kept_overheads, overheads_file
 from inferline_stream.profiler.process import WorkerFailed, WorkerProcess, blame
 from inferline_stream.profiler.sampling import SampleRun, run_sample
 from inferline_stream.profiler.store import Known, ProfileStore
@@ -101,6 +101,8 @@ async def profile_pipeline(
 ) -> PipelineProfile:
     """Everything that planning needs of a pipeline: from the store where it holds, measured where not.
 
+    What runs around replicas takes is not measured here, since that needs a broker of our own; see `measure_overheads`.
+
     Args:
         pipeline: the pipeline that the file declares.
         topology: the topology file.
@@ -130,55 +132,38 @@ async def profile_pipeline(
     pairs, notes = pairs_to_profile(pipeline, known, options, here)
     needs_run = bool(pairs) or known.paths is None
     needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_spread_s)
-    shape = shape_of(pipeline)
-    kept = overheads_file(here)
-    overheads = None if options.again else kept_overheads(kept)
-    # On nobody's Kafka: a user who may run a pipeline there need not be allowed topics of other names.
-    needs_overheads = (
-        bootstrap_servers is not None and overheads is None and options.broker == EMBEDDED and takes_cores(pipeline)
-    )
-    total = (len(shape.stages) + 1 + len(pairs) if needs_run else 0) + needs_hop + needs_overheads
-    steps = _Steps(progress, total)
+    stages = len(pipeline.stages)
+    steps = _Steps(progress, (stages + 1 + len(pairs) if needs_run else 0) + needs_hop)
     for note in notes:
         steps.note(note)
-    if needs_hop:  # first: a broker that does not answer is told at once
+    if needs_hop:  # first: a broker that does not answer is reported at once
         assert bootstrap_servers is not None
         steps.begin("time between two stages")
         known.hop_overhead_s[options.broker], known.hop_spread_s[options.broker] = await measure_hop(
             bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
         )
-    if needs_overheads:
-        assert bootstrap_servers is not None
-        steps.begin("what dispatchers carry and take")
-        overheads = await measure_overheads(bootstrap_servers, timeout_s=limits.connect_timeout_s)
-        keep_overheads(kept, overheads)
     if needs_run:
         async with _Session(pipeline, file, limits, options, steps) as session:
-            run = await session.sample(shape, events)
-            known.paths = run.paths
-            known.failed = {stage: count for stage, (count, _) in run.failed.items()}
-            known.samples = run.samples
-            store.save_paths(known)
-            for stage, kind in pairs:
-                profile, note = await session.profile(stage, kind, run.inputs[stage.name])
-                known.profiles[stage.name, kind.name] = profile
-                store.save(profile, note=note)
-    assert known.paths is not None
-    if needs_hop and not needs_run:
+            await session.measure(events, pairs, known, store)
+    elif needs_hop:
         store.save_paths(known)
     steps.end()
-    if keys is None:
-        field = None if pipeline.sample is None else pipeline.sample.key
-        keys = [] if field is None else [keyed(event, field) for event in events]
+    assert known.paths is not None
     return PipelineProfile(
         known.profiles,
         known.paths,
         known.hop_overhead_s.get(options.broker, 0.0),
         samples=known.samples,
-        overheads=overheads,
-        keys=keys_of(pipeline, keys),
+        overheads=None if options.again else kept_overheads(overheads_file(here)),
+        keys=keys_of(pipeline, _sample_keys(pipeline, events) if keys is None else keys),
         hop_spread_s=known.hop_spread_s.get(options.broker, ()),
     )
+
+
+def _sample_keys(pipeline: Pipeline, events: Sequence[bytes]) -> Sequence[bytes | None]:
+    """Return the keys that the sample's records will have, by the field that it names; none where it names none."""
+    field = None if pipeline.sample is None else pipeline.sample.key
+    return [] if field is None else [keyed(event, field) for event in events]
 
 
 def takes_cores(pipeline: Pipeline) -> bool:
@@ -270,7 +255,21 @@ class _Session:
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    async def sample(self, shape: Shape, events: Sequence[bytes]) -> SampleRun:
+    async def measure(
+        self, events: Sequence[bytes], pairs: Sequence[tuple[Stage, Hardware]], known: Known, store: ProfileStore
+    ) -> None:
+        """Run the sample, then time each stage on each kind; what is found is written down at once."""
+        run = await self._sample(shape_of(self._pipeline), events)
+        known.paths = run.paths
+        known.failed = {stage: count for stage, (count, _) in run.failed.items()}
+        known.samples = run.samples
+        store.save_paths(known)
+        for stage, kind in pairs:
+            profile, note = await self._profile(stage, kind, run.inputs[stage.name])
+            known.profiles[stage.name, kind.name] = profile
+            store.save(profile, note=note)
+
+    async def _sample(self, shape: Shape, events: Sequence[bytes]) -> SampleRun:
         """Build every stage, one after the other since that is timed, and run the sample through them."""
         built, problems = {}, []
         for name in shape.stages:
@@ -287,7 +286,7 @@ class _Session:
             self._steps.note(f"{message}; stage {name!r} raised on {count} of {run.events} sample events")
         return run
 
-    async def profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
+    async def _profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
         """One stage on one kind of hardware, and why larger batches are missing, if so."""
         self._steps.begin(f"{stage.name} on {kind.name}")
         passes = 2 * stage.max_batch_size.bit_length()

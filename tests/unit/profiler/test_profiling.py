@@ -10,9 +10,11 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.sealing import unsupported
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.pipeline.profile import Overheads
 from inferline_stream.pipeline.shape import shape_of, visit_ratios
 from inferline_stream.profiler.forking import forked_start_up_s
 from inferline_stream.profiler.machine import Machine
+from inferline_stream.profiler.overheads import keep_overheads, overheads_file
 from inferline_stream.profiler.profiling import Options, Progress, profile_pipeline
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
@@ -92,16 +94,17 @@ async def test_a_pipeline_is_measured_once_and_then_known(
     assert ratios == pytest.approx({"read": 1.0, "slow": 1 / 3, "add": 1.0})
     assert 0 < measured.hop_overhead_s < 1
     assert 0 < measured.least_hop_s < measured.hop_overhead_s < measured.hop_overhead_s + measured.hop_spread_s[-1] < 2
-    assert measured.overheads is not None
-    assert measured.overheads.slot_rate > 100
+    assert measured.overheads is None
 
     done = [progress.done for progress in reported]
     assert done == sorted(done)
-    assert reported[-1].done == reported[-1].total == 1 + 1 + 3 + 1 + 3
+    assert reported[-1].done == reported[-1].total == 1 + 3 + 1 + 3
     assert [p.note for p in reported if "t4" in p.note] == [
         "stage 'read' on 't4': not profiled, this machine has no GPU, t4 needs Tesla T4; plans leave it out"
     ]
 
+    known = Overheads(4_000.0, ((0.0, 0.1),))
+    keep_overheads(overheads_file(WITHOUT_GPU), known)
     reported.clear()
     again = await profile_pipeline(
         pipeline, topology, EVENTS, options=QUICK, machine=WITHOUT_GPU, progress=reported.append
@@ -111,6 +114,7 @@ async def test_a_pipeline_is_measured_once_and_then_known(
     keyed = await profile_pipeline(pipeline, topology, EVENTS, keys=keys, options=QUICK, machine=WITHOUT_GPU)
     assert (again.keys.shares, again.keys.ordered) == ((), ("read", "slow"))
     assert keyed.keys.shares == (("a", 1 - 1 / len(EVENTS)),)
+    assert again.overheads == known
     assert again.paths == measured.paths
     assert again.samples == measured.samples
     assert set(measured.samples) == set(shape_of(pipeline).stages)
