@@ -1,4 +1,4 @@
-"""Time that a record spends between two stages beyond queueing and service: produce, fetch, and a replica's frames."""
+"""Time that a record spends between two stages beyond queueing and service: produce and fetch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import random
 import secrets
-import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -18,7 +16,6 @@ from aiokafka.errors import KafkaError
 
 from inferline_stream.dataplane.client import Message
 from inferline_stream.dataplane.connecting import client_options, closed
-from inferline_stream.dataplane.frames import Batch, encode_frame, to_replica
 from inferline_stream.dataplane.headers import read_headers
 from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.sending import StageSender
@@ -33,15 +30,6 @@ _GAP_S = 0.004
 _PARTITIONS = 8
 _LOST_AFTER_S = 10.0
 
-_ROUND_TRIPS = 200
-_RECORD_BYTES = 1024
-_ECHO = """
-import socket, sys
-peer = socket.socket(fileno=int(sys.argv[1]))
-while data := peer.recv(65536):
-    peer.sendall(data)
-"""
-
 
 async def measure_hop(
     bootstrap_servers: str,
@@ -51,7 +39,9 @@ async def measure_hop(
     timeout_s: float = 10.0,
     clock_s: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, tuple[float, ...]]:
-    """Time from finishing a result to having its record, with a dispatcher's own sender and reader, and to a replica.
+    """Time from finishing a result to having its record, with a dispatcher's own sender and reader.
+
+    Handing it to a replica is part of the service time.
 
     At random times over several partitions, as in a pipeline: a record that comes while Kafka still takes the one
     before, or while the reader's fetch is on its way, waits for that. Uses a topic of its own, deleted again.
@@ -79,27 +69,7 @@ async def measure_hop(
     quarter = len(times_s) // 4
     typical_s = statistics.fmean(times_s[quarter:-quarter])
     spread_s = tuple(times_s[round(p * (len(times_s) - 1))] - typical_s for p in HOP_PROBABILITIES)
-    return typical_s + await _round_trip_s(clock_s), spread_s
-
-
-async def _round_trip_s(clock_s: Callable[[], float]) -> float:
-    """Time that a record takes to another process and back, in frames; the median."""
-    batch, frames, times_s = Batch(1, 1, [bytes(_RECORD_BYTES)]), to_replica(), []
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        command = (sys.executable, "-I", "-S", "-c", _ECHO, str(theirs.fileno()))
-        echo = await asyncio.create_subprocess_exec(*command, pass_fds=(theirs.fileno(),))
-        theirs.close()
-        loop = asyncio.get_running_loop()
-        for _ in range(_ROUND_TRIPS):
-            began_s = clock_s()
-            await loop.sock_sendall(ours, encode_frame(batch))
-            while not list(frames.feed(await loop.sock_recv(ours, 65536))):
-                pass
-            times_s.append(clock_s() - began_s)
-    await echo.wait()
-    return statistics.median(times_s)
+    return typical_s, spread_s
 
 
 async def _hops_s(reader: StageReader, sender: StageSender, topic: str, clock_s: Callable[[], float]) -> list[float]:

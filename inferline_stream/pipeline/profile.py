@@ -202,8 +202,8 @@ class PipelineProfile:
     Args:
         profiles: by (stage, hardware).
         paths: which arrows the sample's events took.
-        hop_overhead_s: time a record spends between two stages beyond queueing and service (produce, fetch, handing it
-            to a replica); once per arrow taken, once into the entry stages and once into the sink.
+        hop_overhead_s: time a record spends between two stages beyond queueing and service (produce, fetch); once per
+            arrow taken, once into the entry stages and once into the sink. Handing it to a replica is service.
         samples: by stage, an input that it has processed, encoded as in its topic; at a join by parent. A dispatcher
             probes replicas with it. Stages without a small enough one are missing.
         overheads: None where they were never measured.

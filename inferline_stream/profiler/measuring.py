@@ -151,11 +151,13 @@ async def measure_emulated(
     max_batch_size: int,
     table_s: Mapping[int, float],
     *,
+    handed_s: float,
     varies: Emulated | None = None,
 ) -> tuple[tuple[ServiceTime, ...], Variation | None]:
-    """The declared service times, each longer by what sleeping and handing over were measured to take.
+    """The declared service times, each longer by what sleeping was measured to take, and by ``handed_s``.
 
-    Where they vary, random batches of the sample are timed as the emulation would, and fitted as measured ones are.
+    That is what handing a batch over takes: the worker times its own call. Where the times vary, random batches of the
+    sample are timed as the emulation would, and fitted as measured ones are.
 
     Raises:
         WorkerFailed: the stage cannot run.
@@ -163,7 +165,7 @@ async def measure_emulated(
     declared_s = emulated_service_s(table_s, 1)
     fewest = 10 if declared_s <= 0.1 else 3
     order = Measure(list(inputs), hardware, dict(table_s), 1, 0.3, fewest, MOST_BATCHES)
-    over_s = np.maximum(0.0, np.array((await worker.ask(order, Times)).service_s) - declared_s)
+    over_s = handed_s + np.maximum(0.0, np.array((await worker.ask(order, Times)).service_s) - declared_s)
     sizes = [s for s in sorted({*table_s, *powers_of_two(max(table_s))}) if s <= max_batch_size]
     if varies is None:
         return tuple(service_time(size, emulated_service_s(table_s, size) + over_s) for size in sizes), None

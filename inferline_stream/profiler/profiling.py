@@ -28,6 +28,7 @@ from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.validation import validated
 from inferline_stream.profiler.bench import ReplicaBench
 from inferline_stream.profiler.forking import forked_start_up_s
+from inferline_stream.profiler.handover import handover_s
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.measuring import measure, measure_emulated
 from inferline_stream.profiler.overheads import kept_overheads, overheads_file
@@ -248,6 +249,7 @@ class _Session:
         self._steps = steps
         self._stack = AsyncExitStack()
         self._running: dict[str, WorkerProcess] = {}
+        self._handed_s: float | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -302,8 +304,10 @@ class _Session:
             if kind.emulated:
                 table_s = emulated_s(stage, kind.name)
                 varies = stage.emulated if isinstance(stage.emulated, Emulated) else None
+                if self._handed_s is None:
+                    self._handed_s = await handover_s()
                 times, variation = await measure_emulated(
-                    worker, kind, inputs, stage.max_batch_size, table_s, varies=varies
+                    worker, kind, inputs, stage.max_batch_size, table_s, handed_s=self._handed_s, varies=varies
                 )
             else:
                 seconds = self._options.stage_s

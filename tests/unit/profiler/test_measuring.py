@@ -126,15 +126,16 @@ async def test_no_memory_for_a_single_event_is_an_error() -> None:
 async def test_emulated_times_are_the_declared_ones_and_what_was_measured_on_top() -> None:
     table = {1: 0.020, 8: 0.060}
     worker = Worker(lambda size: 0.0203)
-    times, _ = await measure_emulated(worker, KINDS["emulated-cpu"], INPUTS, 64, table)
+    times, _ = await measure_emulated(worker, KINDS["emulated-cpu"], INPUTS, 64, table, handed_s=0.0001)
     assert worker.sizes == [1]
     assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
     declared = [0.020, 0.020 + 0.040 / 7, 0.020 + 3 * 0.040 / 7, 0.060]
-    assert [entry.mean_s for entry in times] == pytest.approx([time_s + 0.0003 for time_s in declared])
+    assert [entry.mean_s for entry in times] == pytest.approx([time_s + 0.0004 for time_s in declared])
 
 
 async def test_emulated_sizes_end_at_the_limit() -> None:
-    times, _ = await measure_emulated(Worker(lambda size: 0.02), KINDS["emulated-cpu"], INPUTS, 4, {1: 0.02, 8: 0.06})
+    table, worker = {1: 0.02, 8: 0.06}, Worker(lambda size: 0.02)
+    times, _ = await measure_emulated(worker, KINDS["emulated-cpu"], INPUTS, 4, table, handed_s=0.0)
     assert [entry.batch_size for entry in times] == [1, 2, 4]
 
 
