@@ -123,13 +123,14 @@ def plan(
         from inferline_stream.observability.plots.planning import draw_cost_curve
 
         draw_cost_curve(plot, {pipeline.name: points}, title=f"What an SLO costs: {pipeline.name}", chosen=found)
+    doubt = not_credible(found, what, measured, traces)
     if output == "json":
         curves = curve_document(points) if points else msgspec.UNSET
-        document = plan_to_bytes(found, explanation=explanation_document(why), curve=curves)
+        document = plan_to_bytes(found, explanation=explanation_document(why), curve=curves, not_credible=doubt)
         typer.echo(document.decode(), nl=False)
         return
     people = console()
-    people.print(plan_table(found, pipeline, not_credible(found, what, measured)))
+    people.print(plan_table(found, pipeline, doubt))
     show_why(people, found, why)
     if points:
         show_curve(people, points, found)

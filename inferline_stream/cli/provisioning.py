@@ -299,11 +299,18 @@ def cores_for_replicas(what: Declared, measured: PipelineProfile, traces: Sequen
     return replica_cores(cores_here(), shape_of(what.pipeline), measured, rate)
 
 
-def not_credible(plan: Plan, what: Declared, measured: PipelineProfile) -> str:
-    """Why nobody should believe the plan's P99 on this machine, in words; empty if somebody may."""
+def not_credible(plan: Plan, what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> str:
+    """Why nobody should believe the plan's P99 on this machine, in words; empty if somebody may.
+
+    Args:
+        plan: the plan.
+        what: pipeline and sample.
+        measured: its profiles.
+        traces: that it was made for in place of the sample.
+    """
     kinds = catalogue(what.pipeline.hardware)
     held = [(a.replicas, kinds[a.hardware]) for options in plan.allocations.values() for a in options]
-    needed, there = sum(count * kind.cores for count, kind in held), cores_for_replicas(what, measured)
+    needed, there = sum(count * kind.cores for count, kind in held), cores_for_replicas(what, measured, traces)
     if needed > there + 1e-9:
         return f"the P99 is not credible: replicas take {needed:.2f} cores, and this machine has {there:.2f} for them"
     if any(0 < kind.cores < 1 for _, kind in held) and not shares_held():

@@ -21,6 +21,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plan: Plan
     explanation: Any = msgspec.UNSET
     curve: Any = msgspec.UNSET
+    not_credible: Any = msgspec.UNSET
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -29,15 +30,18 @@ class _Versioned(msgspec.Struct, frozen=True):
     version: int
 
 
-def plan_to_bytes(plan: Plan, *, explanation: Any = msgspec.UNSET, curve: Any = msgspec.UNSET) -> bytes:
+def plan_to_bytes(
+    plan: Plan, *, explanation: Any = msgspec.UNSET, curve: Any = msgspec.UNSET, not_credible: str = ""
+) -> bytes:
     """The plan as indented JSON, stages in the plan's order; the same plan gives the same bytes.
 
     Args:
         plan: the plan.
         explanation: why it is what it is, for people and programs that read along; a reader of plans skips it.
         curve: what other SLOs would cost; skipped likewise.
+        not_credible: why nobody should believe the predicted P99, in words; likewise. Empty if somebody may.
     """
-    document = _Document(PLAN_VERSION, plan, explanation, curve)
+    document = _Document(PLAN_VERSION, plan, explanation, curve, not_credible or msgspec.UNSET)
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 

@@ -1,6 +1,7 @@
 """Plans as JSON, and what changes between two of them."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -30,6 +31,13 @@ PLAN = Plan(
 def test_a_plan_read_back_is_the_plan_that_was_written():
     assert plan_from_bytes(plan_to_bytes(PLAN)) == PLAN
     assert plan_from_dict(plan_to_dict(PLAN)) == PLAN
+
+
+def test_a_doubt_about_the_p99_is_written_and_a_reader_of_plans_skips_it():
+    doubted = plan_to_bytes(PLAN, not_credible="it takes 3 cores of 2")
+    assert json.loads(doubted)["not_credible"] == "it takes 3 cores of 2"
+    assert plan_from_bytes(doubted) == PLAN
+    assert "not_credible" not in plan_to_dict(PLAN)
 
 
 def test_the_same_plan_gives_the_same_bytes_in_the_plan_s_own_order_of_stages():
