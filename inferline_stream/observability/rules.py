@@ -22,6 +22,10 @@ _LARGEST_RATIO = 0.9
 """A miss ratio that can really be reached: thresholds at or above 1 would never fire."""
 
 
+_LEAST_DRIFT = 0.01
+"""Share of the SLO by which a batch must differ from its profile: less is the machine's noise, and harms no plan."""
+
+
 @dataclass(frozen=True, slots=True)
 class Alert:
     """One alerting rule.
@@ -280,9 +284,11 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         "The stage needs more replicas than the hardware stock allows. Add stock.",
     )
     ratio = f"inferline_stage_service_time_ratio{{{match}}}"
+    service_s = f"inferline_stage_service_time_seconds{{{match}}}"
     yield Alert(
         "InferlineServiceTimeDrift",
-        f"{ratio} > 1.2 or {ratio} < {1 / 1.2:.3f}",
+        f"({ratio} > 1.2 or {ratio} < {1 / 1.2:.3f}) and on (pipeline, stage) "
+        f"abs({service_s} - {service_s} / on (pipeline, stage) {ratio}) > {_LEAST_DRIFT * target.slo_s:.6g}",
         time("5m"),
         TICKET,
         "Stage {{ $labels.stage }}: batches take {{ $value | humanize }} times what its profile predicts",

@@ -138,8 +138,7 @@ async def test_the_others_keep_the_slo_and_the_alert_names_the_stage(
     assert report.events_in - report.events_out >= len(attacks), "an attack has succeeded"
     assert after.late_events <= report.events_out / 100, "events of the other stages missed the SLO"
     fired = stages_named_by_alerts(tmp_path, before, after)
-    # How long a batch of some milliseconds takes at the end is the machine's matter; here it stays so for minutes.
-    assert {stage for alert, stage in fired if alert != "InferlineServiceTimeDrift"} == {"hostile"}
+    assert {stage for _, stage in fired} == {"hostile"}
     assert ("InferlineDeadLettersGrow", "hostile") in fired
 
 

@@ -67,6 +67,7 @@ def healthy(slo_s: float) -> dict[str, str]:
     found |= {series("inferline_stage_at_limit", limit="stock", **stage): f"0{flat}"}
     found |= {series("inferline_stage_dispatchers", **stage): f"2{flat}"}
     found |= {series("inferline_stage_service_time_ratio", **stage): f"1{flat}"}
+    found |= {series("inferline_stage_service_time_seconds", **stage): f"{0.2 * slo_s}{flat}"}
     found |= {
         series("inferline_input_age_seconds", input=name): f"0.3{flat}" for name in ("reports/toxicity", "offsets")
     }
@@ -286,6 +287,25 @@ def test_every_burn_alert_fires_above_its_threshold_and_is_silent_below(tmp_path
         below = {**above, series("inferline_slo_missed_total"): f"0+{600 * burn.threshold * 0.95}x{LONG_MINUTES}"}
         cases += [(name, above, 1), (name, below, 0)]
     assert promtool_test(tmp_path, slo_s, objective, cases, LONG_MINUTES) == ""
+
+
+@needs_promtool
+@pytest.mark.parametrize("slo_s", [0.005, 0.25, 5.0])
+def test_service_times_drift_only_by_more_than_a_hundredth_of_the_slo(tmp_path, slo_s):
+    def drift(ratio: float, share: float) -> dict[str, str]:
+        """Batches that take a share of the SLO, and so many times what was profiled."""
+        names = {"ratio": ratio, "seconds": share * slo_s}
+        return {
+            series(f"inferline_stage_service_time_{name}", stage="toxicity"): f"{value}x{MINUTES}"
+            for name, value in names.items()
+        }
+
+    seen = {(1.5, 0.029): 0, (1.5, 0.031): 1, (0.5, 0.009): 0, (0.5, 0.011): 1}
+    cases = [
+        ("InferlineServiceTimeDrift", healthy(slo_s) | drift(ratio, share), fires)
+        for (ratio, share), fires in seen.items()
+    ]
+    assert promtool_test(tmp_path, slo_s, 0.99, cases) == ""
 
 
 @needs_promtool
