@@ -77,6 +77,8 @@ class Launch:
     def started(self, process: int) -> None:
         """It runs, and holds the inherited descriptors itself."""
         self._process = process
+        if self._shares:
+            limits.begin_share(process)  # before it has helpers
         if self._names is not None:
             self._names.theirs.close()
 

@@ -76,10 +76,23 @@ def join_groups(confinement: Confinement, process: int) -> tuple[str, ...]:
     return tuple(held)
 
 
-def hold_share(process: int, cores: float) -> bool:
-    """Keep a process, with every thread and helper of its own, to a share of a core; return whether that holds.
+def begin_share(process: int) -> bool:
+    """Put a process that will have a share of a core into a group of its own, without a limit yet.
 
-    The kernel stops it once its share of a period is used up, and lets it go on with the next one.
+    What it starts from now on is in that group, and held with it by `hold_share`.
+    """
+    folder, unified = _cpu_group()
+    if folder is None:
+        return False
+    no_limit: dict[str, int | str] = {"cpu.max": "max"} if unified else {"cpu.cfs_quota_us": -1}
+    return _join(folder / _name(process), process, no_limit)
+
+
+def hold_share(process: int, cores: float) -> bool:
+    """Keep a process, with its threads and what it started since `begin_share`, to a share of a core.
+
+    Returns whether that holds. The kernel stops them once the share of a period is used up, and lets them go on with
+    the next one.
     """
     folder, unified = _cpu_group()
     if folder is None:

@@ -1,0 +1,42 @@
+"""Shares of a core: held for a process and for what it has started."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.isolation import limits
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.isolation.launch import Launch
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.isolation import Isolation
+
+HAS_A_HELPER = """
+import subprocess, sys
+sys.stdin.readline()
+helper = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+print(helper.pid, flush=True)
+sys.stdin.read()
+helper.communicate()
+"""
+
+
+@pytest.mark.skipif(not limits.shares_held(), reason="no control group for cores can be made here")
+def test_a_helper_that_was_started_while_the_stage_was_built_is_held_to_the_share_too(tmp_path: Path) -> None:
+    kind = Hardware("kind", 0.1, cores=0.25)
+    launch = Launch("nothing", confined(Isolation("none"), tmp_path / "topology.py", kind, ""), cores=kind.cores)
+    command = (sys.executable, "-I", "-S", "-c", HAS_A_HELPER)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        launch.started(process.pid)
+        print(file=process.stdin, flush=True)
+        helper = int(process.stdout.readline())
+        launch.ready()
+        (group,) = Path("/sys/fs/cgroup").rglob(f"inferline-{process.pid}")
+        held = set((group / "cgroup.procs").read_text().split())
+        process.stdin.close()
+    launch.close()
+    assert held == {str(process.pid), str(helper)}
+    assert not group.exists()
