@@ -8,7 +8,6 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -73,9 +72,8 @@ class WorkerProcess:
         stage: the stage's name.
         confinement: what it may touch, as a replica of that stage may, and the cores that it may use.
         start_timeout_s: longest it may take to build the stage.
-        audit: watches it, if it is to be watched rather than confined.
+        audit: watches it rather than confining it; None to confine it.
         build_only: whether nothing will be asked of it beyond being built.
-        devices: UUIDs of the only GPUs that it sees; None for whatever this process sees.
     """
 
     def __init__(
@@ -87,9 +85,7 @@ class WorkerProcess:
         start_timeout_s: float,
         audit: Audit | None = None,
         build_only: bool = False,
-        devices: Collection[str] | None = None,
     ) -> None:
-        self._devices = devices
         self._confinement = confinement if audit is None else audit.confinement
         self._audit = audit
         self._begin = Begin(str(topology), stage, self._confinement.encoded(), build_only)
@@ -106,8 +102,6 @@ class WorkerProcess:
         pinned = cores_for(max(1.0, cores), os.sched_getaffinity(0), ())
         files = () if self._audit is None else self._audit.files
         launch = self._launch = Launch(MODULE, self._confinement, cores=cores, pinned=pinned, files=files)
-        if self._devices is not None:
-            launch.environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices)
         self._process = await asyncio.create_subprocess_exec(
             *launch.command,
             stdin=asyncio.subprocess.PIPE,
