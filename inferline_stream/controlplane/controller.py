@@ -58,7 +58,7 @@ _ROOM_S = 2.0
 """How often the actuator is asked how many replicas there are places for."""
 
 _LIMITS = {Reason.STOCK_EXHAUSTED: "stock"}
-"""What the Tuner tells when a stage needs more than it may have, as metrics call it."""
+"""What the Tuner says when a stage needs more than it may have, as metrics call it."""
 
 
 Host = Callable[..., AbstractAsyncContextManager[Any]]

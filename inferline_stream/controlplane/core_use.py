@@ -116,6 +116,6 @@ class CoreUse:
 
     def _words(self, others: float, reserved: float) -> str:
         return (
-            f"whatever is no replica takes {others:.2f} of {self.cores:g} cores, and replicas were planned with "
+            f"everything but replicas takes {others:.2f} of {self.cores:g} cores, and replicas were planned with "
             f"{reserved:.2f}: more of them would only share what is left"
         )

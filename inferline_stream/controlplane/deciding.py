@@ -1,4 +1,4 @@
-"""What is decided: by the policy, by planning runs, by people. Told at once, and written down."""
+"""What is decided: by the policy, by planning runs, by people. Reported at once, and written down."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Deciding:
         found: what earlier terms have left.
         fleet: brings about what is decided.
         told: called with every decision, at once.
-        asked: called whenever the policy is asked: seconds since the epoch, and what it is told.
+        asked: called whenever the policy is asked: seconds since the epoch, and what it sees.
         declared_standby: replicas that stand by, by stage, where people have not set another number.
         sample: traffic that the plan was made for; see `Warming`.
         structure: of the pipeline, written down with its plans.
@@ -139,7 +139,7 @@ class Deciding:
         code_s = self.overrides.code_s
         if code_s is not None and code_s > self._code_s:
             self._code_s = code_s
-            # By the clock of whoever gave it; one that is ahead of ours means now.
+            # By the clock of the one who gave it; one that is ahead of ours means now.
             self.fleet.newest_code_s = loop_s - max(0.0, now_s - code_s)
             self.fleet.changed()
 
@@ -230,10 +230,10 @@ class Deciding:
     def _decided(
         self, record: DecisionRecord, replicas: Mapping[str, Mapping[str, int]], envelope: Sequence[int] = ()
     ) -> None:
-        """Tell of a decision, and have it written down."""
+        """Report a decision, and have it written down."""
         self.picture.decided(record)
-        told = {"action": record.action, "reason": record.reason, "replicas": dict(record.replicas)}
-        logger.info("%s (%s): %s", record.action, record.reason, record.detail, extra=told)
+        fields = {"action": record.action, "reason": record.reason, "replicas": dict(record.replicas)}
+        logger.info("%s (%s): %s", record.action, record.reason, record.detail, extra=fields)
         self.told(record)
         self.book.number += 1
         now_s, ready = asyncio.get_running_loop().time(), dict.fromkeys(self.picture.offsets, 0)

@@ -27,10 +27,10 @@ class Fleet:
     Args:
         actuator: starts and retires replicas.
         picture: knows which are ready.
-        wanted: replicas that are to work, by stage and hardware kind.
+        wanted: replicas that should work, by stage and hardware kind.
         standby: replicas beyond those, by stage. They are attached to the dispatcher like all others; since it gives
             work to the lowest numbers first, as many are idle.
-        cores: most that all replicas that are to work may have together. While one replaces another, both have theirs.
+        cores: most that all replicas that should work may have together. While one replaces another, both have theirs.
     """
 
     actuator: Actuator
@@ -43,7 +43,7 @@ class Fleet:
     started_s: dict[str, float] = field(default_factory=dict)
     """When each replica was asked for, on the event loop's clock."""
     ways: dict[str, Way] = field(default_factory=dict)
-    """How each replica came to run, where something tells."""
+    """How each replica came to run, where that is known."""
     pending: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Replicas that were asked for and have no place, by stage and hardware kind."""
     older: frozenset[str] = frozenset()
@@ -146,7 +146,7 @@ class Fleet:
         return replicas
 
     async def retire(self, stages: Collection[str]) -> None:
-        """Every replica of these stages is to leave, once it has finished its batch."""
+        """Every replica of these stages leaves, once it has finished its batch."""
         self._retired |= set(stages)
         await self.reconcile()
 

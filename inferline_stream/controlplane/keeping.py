@@ -47,10 +47,10 @@ class Ticks:
         self._figures: dict[str, float | None] = {}
         self._new: list[tuple[float, str, float | None]] = []
 
-    def asked(self, time_s: float, told: Figures) -> None:
-        """The policy is asked, seconds since the epoch, and told these figures. It is kept with the next tick."""
+    def asked(self, time_s: float, figures: Figures) -> None:
+        """The policy is asked, seconds since the epoch, with these figures. They are kept with the next tick."""
         self._asked.append(time_s * 1e3)
-        for key, figure in told.items():
+        for key, figure in figures.items():
             if key not in self._figures or not _close(figure, self._figures[key]):
                 self._figures[key] = figure
                 self._new.append((time_s * 1e3, key, figure))
@@ -121,7 +121,7 @@ class Book:
             self._waiting.append(Written(self.topic, decision_key(decision.number - DECISIONS_KEPT), None))
 
     def close(self) -> None:
-        """The run ends in order: no successor is to go on from here."""
+        """The run ends in order: no successor goes on from here."""
         self._waiting.append(Written(self.topic, WANTED_KEY, None))
 
     def waiting(self) -> list[Written]:

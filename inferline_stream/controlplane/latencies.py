@@ -67,7 +67,7 @@ class Latencies:
 def with_bound(histogram: LatencyHistogram, bound_s: float) -> LatencyHistogram:
     """The histogram with this bound among its own: its bucket is split in proportion, rounded down.
 
-    Beyond the last bound nothing tells where latencies lie: all of them count as above a bound there.
+    Beyond the last bound nobody knows where latencies lie: all of them count as above a bound there.
     """
     bounds, counts = histogram.bounds_s, histogram.counts
     if bound_s in bounds:

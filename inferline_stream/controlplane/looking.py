@@ -72,7 +72,7 @@ class Notes:
             asked_from_s: when the policy was first asked; what was before was another controller's.
             watched_s: see `Looks`.
             staffed_s: see `Looks`.
-            sampled: whether arrivals were told by the log's growth, and not each with its own time.
+            sampled: whether arrivals were seen by the log's growth, and not each with its own time.
         """
         asked_s = np.sort(np.array(self._asked_s))
         asked_s = asked_s[asked_s > asked_from_s - _SAME_S]

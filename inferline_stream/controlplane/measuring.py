@@ -1,4 +1,4 @@
-"""Profiles and visit ratios as the running replicas show them: what the Planner is to believe instead of the sample."""
+"""Profiles and visit ratios as the running replicas show them: what the Planner believes instead of the sample."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _sizes_as_seen(profile: Profile, batches: Batches) -> Profile:
 
 
 def _spread_as_seen(profile: Profile, batches: Batches) -> Profile:
-    """A profile whose batches vary as those that ran, if what events ask for does not tell how they vary.
+    """A profile whose batches vary as those that ran, if what events ask for does not say how they vary.
 
     Batch sizes that ran too little have the mean of what the others show.
     """

@@ -29,7 +29,7 @@ _AGAIN_S = 10.0
 """An SLO that people want and that could not be planned for yet is tried again after so long."""
 
 _LONG_S = 5.0
-"""Windows of the envelope from this length on tell of a level, shorter ones of bursts."""
+"""Windows of the envelope from this length on show a level, shorter ones bursts."""
 
 
 @dataclass(slots=True)

@@ -32,7 +32,7 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
     asked_ms: list[float] = []
     """When the policy was asked since the record before, likewise."""
     told: list[tuple[float, str, float | None]] = []
-    """What it was told then for the first time, (milliseconds since the epoch, name, figure); see `replay.looks`."""
+    """Figures that it saw then for the first time, (milliseconds since the epoch, name, figure); see `replay.looks`."""
     version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:
@@ -211,7 +211,7 @@ def _in_range(*numbers: float) -> None:
 def merged(records: Iterable[ArrivalTicks]) -> list[tuple[float, list[int]]]:
     """Ticks of any writers as one growing log: (seconds since the epoch, end offsets), ascending in both.
 
-    A tick that tells nothing new in any partition is kept (it shows that somebody watched), one from
+    A tick that holds nothing new in any partition is kept (it shows that somebody watched), one from
     before the newest is not.
     """
     ticks: list[tuple[float, list[int]]] = []

@@ -143,11 +143,11 @@ def _quantile_s(inputs: Inputs, trace: Trace) -> float:
 
 
 def recorded(ticks: Sequence[Followed], partitions: int) -> Trace:
-    """Arrivals as the records of the arrivals topic tell them, spread over the time between two samples.
+    """Arrivals as the records of the arrivals topic hold them, spread over the time between two samples.
 
     Args:
         ticks: the records, in order.
-        partitions: of the source topic; records that tell of another number are left out.
+        partitions: of the source topic; records of another number are left out.
     """
     growth = LogGrowth()
     entries = Unreadable().readable(ticks, decode_ticks)

@@ -16,7 +16,7 @@ _NO_OUTPUT = frozenset(("skipped",))
 
 
 class DecisionLine(msgspec.Struct, frozen=True):
-    """One decision, as the report tells it."""
+    """One decision, as the report has it."""
 
     time_s: float
     """Seconds since the run's first sample."""

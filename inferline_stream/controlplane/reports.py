@@ -152,7 +152,7 @@ class Reports:
             known.recent.clear()
 
     def lose(self, dispatcher: str) -> None:
-        """It is gone, and nothing else tells whether its replicas live."""
+        """It is gone, and nothing else shows whether its replicas live."""
         if (known := self._reported.get(dispatcher)) is not None:
             self.end(dispatcher)
             self._pools.pop((known.newest.stage, known.newest.slot), None)
@@ -346,8 +346,8 @@ class Reports:
     def visit_ratios(self, now_s: float) -> dict[str, float | None]:
         """Recent visits per event to each stage, along the branches taken; None where too few events were seen.
 
-        A join hears of every event that reaches any of its parents or is skipped on the way, so its own
-        share of served events tells its ratio; any other stage is visited by the share of its parent's
+        A join gets every event that reaches any of its parents or is skipped on the way, so its own
+        share of served events is its ratio; any other stage is visited by the share of its parent's
         results that took the edge.
         """
         recent = {name: self._recent(name, now_s) for name in self._shape.stages}

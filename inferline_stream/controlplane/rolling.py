@@ -1,4 +1,4 @@
-"""From the replicas that a stage has to those that it is to have: added, taken away, replaced one after another. Pure.
+"""From the replicas that a stage has to those that it should have: added, taken away, replaced one after another. Pure.
 
 A replica is replaced because its hardware kind is no longer wanted or because it runs older code. The new one is READY
 before the old one is asked to leave, so that supply never falls below what is wanted by replacing.

@@ -37,7 +37,7 @@ class Feed(Protocol):
         """Write nothing more."""
 
     async def finished(self) -> Any:
-        """Wait for its end; what it tells has an ``lateness_p99_s``."""
+        """Wait for its end; what it returns has a ``lateness_p99_s``."""
 
 
 FeedTo = Callable[[str, str], AbstractAsyncContextManager[Feed]]

@@ -16,7 +16,7 @@ DEAF_AT_MOST_S = 15.0
 
 @dataclass(slots=True)
 class Silence:
-    """Tells the silence of dispatchers from our own blindness.
+    """Distinguishes the silence of dispatchers from our own blindness.
 
     A report cannot arrive while Kafka is away or while this process is stopped. The clock that measures silence
     therefore advances only in steps in which Kafka answered us, never by more than half a second at once, and for a

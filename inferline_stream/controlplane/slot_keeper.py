@@ -235,7 +235,7 @@ class SlotKeeper:
         return not any(h.stage in stages for h in self.table.holders.values()) and not self.table.grants.keys() & stages
 
     def stuck(self) -> str:
-        """Return the partitions with lag and who is to work on them, in words."""
+        """Return the partitions with lag and who should work on them, in words."""
         found = []
         for stage, history in self.picture.offsets.items():
             grants = self.table.grants.get(stage, {})

@@ -104,7 +104,7 @@ class Orders:
     Args:
         grants: to write in one transaction, in this order.
         forgotten: keys to delete in the same one.
-        dispatchers: name → slot of every dispatcher that the actuator is to run, by stage.
+        dispatchers: name → slot of every dispatcher that the actuator should run, by stage.
     """
 
     grants: tuple[Grant, ...]

@@ -1,7 +1,7 @@
 """Arrivals by the timestamps of the source's own records: where its offsets also count what is no event.
 
 A producer that writes in transactions ends each with a record of its own in the log, and what it aborts stays there.
-This reads every record, so it costs with their size; elsewhere log growth tells the same for next to nothing.
+This reads every record, so it costs with their size; elsewhere log growth shows the same for next to nothing.
 
 Timestamps are what producers say. One that cannot be right counts as now where the record has just come, and not at
 all where it was there before: a record of the year 2100 would make all others older than the envelope's windows.

@@ -89,7 +89,7 @@ def slowdown(profile: Profile, batches: Batches, fewest: int, waited_s: float = 
     Args:
         profile: of the stage on the kind.
         batches: that ran.
-        fewest: batches to tell anything from.
+        fewest: batches that are enough to judge by.
         waited_s: time that their replicas could have run meanwhile and had no core.
     """
     count = sum(stats.batches for stats in batches.values())

@@ -1,4 +1,4 @@
-"""The policy's memory for the plan in force: made anew for a new plan, and after people held decisions."""
+"""The policy's memory for the plan in force: made again for a new plan, and after people held decisions."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Tuning:
         self.again(self.held)
 
     def again(self, held: Mapping[str, Mapping[str, int]]) -> None:
-        """Begin anew from the plan in force and these replicas.
+        """Begin again from the plan in force and these replicas.
 
-        What was remembered of loads is no longer true; what events have missed is, and so is what people were told.
+        What was remembered of loads is no longer true; what events have missed is, and so is what people have seen.
         """
         picture, before = self.picture, self._stepped
         state = initial_state(

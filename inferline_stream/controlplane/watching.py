@@ -49,7 +49,7 @@ class Watching:
         offsets: reads them.
         ticks: called with every sample of the source topic.
         heard: called with each report that is newer than those before.
-        stamps: tells arrivals, where the growth of the source's log does not.
+        stamps: shows arrivals, where the growth of the source's log does not.
     """
 
     running: Running

@@ -36,7 +36,7 @@ class Confinement:
         gpu: whether it needs a GPU's devices.
         listens: TCP ports that it may be reached at; 0 for whichever is free. A stage has none.
         scratch: folder of its own for temporary files; empty for none.
-        audit: where to tell that calls are looked at rather than refused, see `isolation.audit`; -1 otherwise.
+        audit: where to say that calls are looked at rather than refused, see `isolation.audit`; -1 otherwise.
     """
 
     isolation: Isolation

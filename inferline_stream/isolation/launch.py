@@ -62,7 +62,7 @@ class Launch:
             self.confinement = within
             environment = bootstrap.environment(cores, within, os.environ)
             made = Container(module, within, cores=cores, pinned=pinned, environment=environment)
-            # Nothing is inherited: hosts are looked up before the seal, and the end of standard input tells the rest.
+            # Nothing is inherited: hosts are looked up before the seal, and the end of standard input says the rest.
             self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
             return
         if within is not None and within.kafka_ports:  # a process that may connect to nothing needs no addresses

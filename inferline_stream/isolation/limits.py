@@ -49,7 +49,7 @@ def limit(confinement: Confinement) -> None:
         hard = resource.getrlimit(which)[1]
         most = size if hard == resource.RLIM_INFINITY else min(size, hard)
         resource.setrlimit(which, (most, most))
-    if confinement.topology:  # users' code: of all processes, the kernel is to end this one first
+    if confinement.topology:  # users' code: of all processes, the kernel ends this one first
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
 

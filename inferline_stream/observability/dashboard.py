@@ -29,7 +29,7 @@ class Panel:
         queries: (expression, legend).
         kind: Grafana's name of the picture.
         width: of 24 columns.
-        what: what it tells, shown on hover.
+        what: what it shows, on hover.
     """
 
     title: str

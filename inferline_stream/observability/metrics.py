@@ -50,7 +50,7 @@ class StateCollector(Collector):
         state = self._state()
         if state is not None:
             age = GaugeMetricFamily(
-                "inferline_state_age_seconds", "Age of all that this scrape tells: grows where the control loop hangs.",
+                "inferline_state_age_seconds", "Age of all that this scrape shows: grows where the control loop hangs.",
                 labels=["pipeline"],
             )  # fmt: skip
             age.add_metric([state.pipeline], max(0.0, self._now_s() - state.time_s))

@@ -229,7 +229,7 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
         TICKET,
         "Others take the cores that replicas were planned with",
         "Nothing is scaled up meanwhile: more replicas would only share what is left. `inferline-stream status` says "
-        "how much is missing. End what takes the cores, or plan with fewer.",
+        "how much is missing. End what takes the cores, or plan for fewer cores.",
     )
     yield Alert(
         "InferlineInputStale",

@@ -1,4 +1,4 @@
-"""Runs a pipeline's sample through its stages unrestricted, and tells what the isolation of each would have refused."""
+"""Run a pipeline's sample through its stages unrestricted, and report what each isolation would have refused."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ async def building_problems(pipeline: Pipeline, topology: Path, start_timeout_s:
                 async with worker:
                     return None
             except ValueError:
-                return None  # an isolation that cannot be is told of as such
+                return None  # an isolation that cannot be is a problem of its own
             except WorkerFailed as error:
                 return blame(error, stage.declared, f"stage {stage.name!r} cannot be built in a worker process")
 

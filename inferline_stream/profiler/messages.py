@@ -19,7 +19,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     Args:
         topology: the file.
         stage: the stage's name.
-        confinement: what the process was told that it may touch, see `isolation.confinement`.
+        confinement: what the process may touch, see `isolation.confinement`.
         build_only: whether nothing will be asked of the stage, so that the pipeline around it need not be valid.
     """
 

@@ -66,7 +66,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is to be profiled, and how thoroughly.
+    """What to profile, and how thoroughly.
 
     Args:
         again: also what is known already.
@@ -115,7 +115,7 @@ async def profile_pipeline(
         settings: time limits.
         machine: this machine, a cluster, or what a test makes of it.
         root: of the files; beside the topology by default.
-        progress: told at each step.
+        progress: called at each step.
 
     Raises:
         InvalidTopology: the pipeline is not valid, a stage cannot be built or run, no sample event reaches it,
@@ -211,7 +211,7 @@ def _real(topology: Path) -> Path:
 
 
 class _Steps:
-    """Counts steps and tells of them."""
+    """Counts steps and reports them."""
 
     def __init__(self, tell: Callable[[Progress], None], total: int) -> None:
         self._tell = tell
@@ -230,7 +230,7 @@ class _Steps:
         self._tell(Progress(self._begun - 1 + share, self._total, f"{self._doing}{detail}"))
 
     def note(self, note: str) -> None:
-        """Something to be kept on the screen."""
+        """Something to keep on the screen."""
         self._tell(Progress(max(0, self._begun - 1), self._total, self._doing, note))
 
     def end(self) -> None:
@@ -294,7 +294,7 @@ class _Session:
         passes = 2 * stage.max_batch_size.bit_length()
         passed = itertools.count()
 
-        def told(batch_size: int) -> None:
+        def begun(batch_size: int) -> None:
             self._steps.within(min(1.0, next(passed) / passes), f": batches of {batch_size}")
 
         note = ""
@@ -319,7 +319,7 @@ class _Session:
                         stage.max_batch_size,
                         seconds=seconds,
                         device_bytes=lambda: bench.device_bytes,
-                        progress=told,
+                        progress=begun,
                     )
                     start_up_s, waited_share = bench.start_up_s, bench.waited_share
         except WorkerFailed as error:

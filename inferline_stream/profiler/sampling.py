@@ -80,7 +80,7 @@ async def run_sample(
         workers: by stage; stages without one are left out, which their parents do not notice.
         events: as they stand in the source topic.
         seconds: time to spend.
-        progress: told the share that is done.
+        progress: called with the share that is done.
 
     Raises:
         InvalidTopology: a stage is reached by no event, or raises on every one.

@@ -22,7 +22,7 @@ async def test_traffic_beyond_the_plan_adds_nothing_while_others_take_the_cores_
         await under_way.ready()
         picture, stop = under_way.controller.picture, asyncio.Event()
         picture.core_use = CoreUse()  # it judges nothing: a test says what it sees
-        picture.core_use.crowded = "whatever is no replica takes every core"
+        picture.core_use.crowded = "everything but replicas takes every core"
         feeding = asyncio.create_task(under_way.fed(stop))
 
         def reasons() -> list[tuple[str, str]]:
