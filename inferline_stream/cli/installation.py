@@ -112,7 +112,7 @@ def _rendered(wanted: DeployOptions, what: Declared, namespace: str) -> tuple[In
 
 
 def _profiles(what: Declared) -> dict[str, str]:
-    """Return the profiles' files: a controller in a pod measures nothing.
+    """Return the profiles' files: a controller in a pod measures no stage.
 
     Raises:
         InvalidTopology: one is missing.
