@@ -52,12 +52,16 @@ async def rehearse(run: Run) -> Rehearsed:
     crowded = ""
     async with session(run, Quiet()) as under_way:
         await under_way.ready()
-        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
-        while not feeding.done():
-            crowded = under_way.controller.picture.core_use.crowded or crowded
-            await asyncio.wait([feeding], timeout=0.5)
-        feeding.result()
         picture = under_way.controller.picture
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        try:
+            while not feeding.done():
+                crowded = picture.core_use.crowded or crowded
+                await asyncio.wait([feeding], timeout=0.5)
+            feeding.result()
+        finally:  # on Ctrl-C the feed ends before the broker that it writes to
+            feeding.cancel()
+            await asyncio.wait([feeding])
         seen = measured_since(picture.reports, picture.shape.stages, {})
         await under_way.drain()
     factors = {key: slowdown(run.measured.profiles[key], sizes, _FEWEST_BATCHES) for key, sizes in seen.batches.items()}
