@@ -6,6 +6,8 @@ import contextlib
 import math
 import os
 import resource
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,6 +23,9 @@ was used at its ticks, 1 to 10 ms apart, and much shorter periods would be those
 
 _LEAST_QUOTA_US = 1_000
 """The kernel refuses less."""
+
+_ENDS_S = 0.5
+"""Longest that a helper which was killed is waited for."""
 
 _MIB = 1 << 20
 _OPEN_FILES = 1024
@@ -246,11 +251,29 @@ def overran_memory(process: int) -> bool:
 
 
 def leave_groups(process: int) -> None:
-    """Remove the control groups of a process that has ended."""
+    """Remove the control groups of a process that has ended; helpers that it has left behind are killed."""
     for folder in (own_group("memory")[0], own_group("pids")[0], _cpu_group()[0]):
         if folder is not None:
-            with contextlib.suppress(OSError):
-                (folder / _name(process)).rmdir()
+            _remove(folder / _name(process))
+
+
+def _remove(group: Path) -> None:
+    with contextlib.suppress(OSError):
+        group.rmdir()
+    with contextlib.suppress(OSError):  # it is gone, unless there is somebody in it
+        for helper in (group / "cgroup.procs").read_text().split():
+            _kill(int(helper))
+        group.rmdir()
+
+
+def _kill(process: int) -> None:
+    """Kill a process, and wait for its end for a moment: a group that it is in cannot be removed before."""
+    ended = os.pidfd_open(process)
+    try:
+        signal.pidfd_send_signal(ended, signal.SIGKILL)
+        select.select([ended], [], [], _ENDS_S)
+    finally:
+        os.close(ended)
 
 
 def _name(process: int) -> str:

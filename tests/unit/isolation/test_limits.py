@@ -1,5 +1,7 @@
 """Shares of a core: held for a process and for what it has started."""
 
+import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +17,14 @@ from inferline_stream.pipeline.isolation import Isolation
 HAS_A_HELPER = """
 import subprocess, sys
 sys.stdin.readline()
-helper = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+helper = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
 print(helper.pid, flush=True)
 sys.stdin.read()
-helper.communicate()
 """
 
 
 @pytest.mark.skipif(not limits.shares_held(), reason="no control group for cores can be made here")
-def test_a_helper_that_was_started_while_the_stage_was_built_is_held_to_the_share_too(tmp_path: Path) -> None:
+def test_a_helper_that_was_started_while_the_stage_was_built_has_the_same_share_and_end(tmp_path: Path) -> None:
     kind = Hardware("kind", 0.1, cores=0.25)
     launch = Launch("nothing", confined(Isolation("none"), tmp_path / "topology.py", kind, ""), cores=kind.cores)
     command = (sys.executable, "-I", "-S", "-c", HAS_A_HELPER)
@@ -37,6 +38,9 @@ def test_a_helper_that_was_started_while_the_stage_was_built_is_held_to_the_shar
         (group,) = Path("/sys/fs/cgroup").rglob(f"inferline-{process.pid}")
         held = set((group / "cgroup.procs").read_text().split())
         process.stdin.close()
+    ended = os.pidfd_open(helper)
     launch.close()
     assert held == {str(process.pid), str(helper)}
     assert not group.exists()
+    assert select.select([ended], [], [], 10.0)[0], "the helper has outlived its replica"
+    os.close(ended)
