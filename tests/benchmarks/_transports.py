@@ -27,7 +27,7 @@ import uvloop
 from aiohttp import web
 
 from inferline_stream.actuators.network.credentials import dispatcher_context, new_credential, replica_context
-from inferline_stream.actuators.network.link import Link
+from inferline_stream.actuators.network.link import Hello, Link
 from inferline_stream.dataplane.dispatcher.connection import ReplicaConnection
 from inferline_stream.dataplane.frames import HEADER_BYTES, Batch, Done, Ready, Results, encode_frame, to_dispatcher
 from inferline_stream.dataplane.replica.replica import _Server
@@ -79,42 +79,36 @@ async def _measured(rounds: int, trips: int) -> dict[str, float]:
 
 @asynccontextmanager
 async def _transport(name: str, folder: Path) -> AsyncIterator[Trip]:
-    ours, theirs = socket.socketpair()
-    processes = []
-    if name == "socketpair":
-        processes.append(_process("replica", theirs))
-        async with _connected(ours) as trip:
-            yield trip
-    elif name == "https":
-        listening = socket.create_server(("127.0.0.1", 0))
-        processes += [_process("replica", theirs), _process("http", ours, listening, folder=folder)]
-        url = f"https://127.0.0.1:{listening.getsockname()[1]}/batch"
-        context = replica_context(folder / "replica")
-        connector = aiohttp.TCPConnector(ssl=context)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            yield functools.partial(_posted, session, url)
-    else:
-        listening = socket.create_server(("127.0.0.1", 0))
+    async with AsyncExitStack() as held:
+
+        def pair() -> tuple[socket.socket, socket.socket]:
+            ours, theirs = socket.socketpair()
+            return held.enter_context(ours), held.enter_context(theirs)
+
+        def start(what: str, *socks: socket.socket, port: int = 0) -> None:
+            held.callback(_end, _process(what, *socks, folder=folder, port=port))
+
+        ours, theirs = pair()
+        start("replica", theirs)
+        if name == "socketpair":
+            yield await held.enter_async_context(_connected(ours))
+            return
+        listening = held.enter_context(socket.create_server(("127.0.0.1", 0)))
         port = listening.getsockname()[1]
-        processes += [_process("replica", theirs), _process("replica host", ours, folder=folder, port=port)]
-        near, far = socket.socketpair()
+        if name == "https":
+            start("http", ours, listening)
+            connector = aiohttp.TCPConnector(ssl=replica_context(folder / "replica"))
+            session = await held.enter_async_context(aiohttp.ClientSession(connector=connector))
+            yield functools.partial(_posted, session, f"https://127.0.0.1:{port}/batch")
+            return
+        start("replica host", ours, port=port)
+        near, far = pair()
         if name == "tls frames":
-            processes.append(_process("dispatcher host", far, listening, folder=folder))
-            async with _connected(near) as trip:
-                yield trip
+            start("dispatcher host", far, listening)
         else:
             server = await _accept(far, listening, dispatcher_context(folder / "dispatcher"))
-            async with _connected(near) as trip:
-                yield trip
-            server.close()
-        near.close()
-        far.close()
-        listening.close()
-    ours.close()
-    theirs.close()
-    for process in processes:
-        process.kill()
-        process.wait()
+            held.callback(server.close)
+        yield await held.enter_async_context(_connected(near))
 
 
 @asynccontextmanager
@@ -143,20 +137,25 @@ async def _posted(session: aiohttp.ClientSession, url: str, batch: Batch) -> Res
 
 
 async def _accept(sock: socket.socket, listening: socket.socket, context: ssl.SSLContext) -> asyncio.Server:
+    """Carry what each connection brings after its `Hello` to a socket, as a dispatcher's host does."""
+
     def made() -> Link:
-        link = Link(lambda link, message: None, lambda link, why: None)
-        link.carry(sock.dup())
-        return link
+        return Link(lambda link, message: link.carry(sock.dup()), lambda link, why: None)
 
     return await asyncio.get_running_loop().create_server(made, sock=listening, ssl=context)
 
 
-def _process(what: str, *socks: socket.socket, folder: Path | None = None, port: int = 0) -> subprocess.Popen[bytes]:
+def _process(what: str, *socks: socket.socket, folder: Path, port: int) -> subprocess.Popen[bytes]:
     files = [sock.fileno() for sock in socks]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks._transports", what, str(folder), str(port), *map(str, files)],
         pass_fds=files,
     )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def serve_idly(sock: socket.socket) -> None:
@@ -181,6 +180,7 @@ async def _serve(what: str, folder: Path, port: int, socks: tuple[socket.socket,
         await asyncio.get_running_loop().create_connection(
             lambda: link, "127.0.0.1", port, ssl=replica_context(folder / "replica")
         )
+        link.send(Hello("r", "idle"))
         link.carry(socks[0])
     elif what == "dispatcher host":
         await _accept(socks[0], socks[1], dispatcher_context(folder / "dispatcher"))
