@@ -23,7 +23,6 @@ from inferline_stream.dataplane.dispatcher import dispatcher, process, session
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
-from inferline_stream.dataplane.specs import DispatcherSpec
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.pipeline.isolation import Isolation
 
@@ -137,18 +136,16 @@ class BoundQueue:
 
 def bind(supervisor: Supervisor) -> None:
     """Let a supervisor start this module."""
-    start = supervisor._children.start_dispatcher
-
-    def start_unsealed(spec: DispatcherSpec) -> children.Child:
-        with unsealed():
-            return start(spec)
-
-    supervisor._children.start_dispatcher = start_unsealed  # type: ignore[method-assign]
+    started_by = supervisor._children
+    started_by.start_dispatcher = unsealed()(started_by.start_dispatcher)  # type: ignore[method-assign]
 
 
 @contextmanager
 def unsealed() -> Iterator[None]:
-    """Dispatchers started within are not sealed: a sealed one may read only its own package."""
+    """Dispatchers started within, or by a function decorated with it, are not sealed.
+
+    A sealed one may read only its own package.
+    """
     confinement = Confinement(Isolation("none"), "")
     with (
         mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])),

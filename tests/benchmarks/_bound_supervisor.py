@@ -12,9 +12,8 @@ from pathlib import Path
 from unittest import mock
 
 from inferline_stream.actuators import local
-from inferline_stream.actuators.children import Child, Children
+from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.dataplane.specs import DispatcherSpec
 from tests.benchmarks._bound_dispatcher import MODULE, unsealed
 
 
@@ -26,11 +25,5 @@ def bound_actuator(log_folder: Path) -> Iterator[LocalActuator]:
 
 
 if __name__ == "__main__":
-    start = Children.start_dispatcher
-
-    def start_unsealed(self: Children, spec: DispatcherSpec) -> Child:
-        with unsealed():
-            return start(self, spec)
-
-    Children.start_dispatcher = start_unsealed  # type: ignore[method-assign]
+    Children.start_dispatcher = unsealed()(Children.start_dispatcher)  # type: ignore[method-assign]
     runpy.run_module("inferline_stream.actuators.supervisor_process", run_name="__main__")
