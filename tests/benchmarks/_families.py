@@ -27,7 +27,7 @@ SHARE_PLANNED_ON = 0.25
 
 MOST_EVENTS = 250_000
 MOST_REPLICAS = 60
-"""Of a plan: the rate is lowered until it fits. Traffic may rise to ten times as much."""
+"""Of a plan, about: rates are drawn below what so many carry. Traffic may rise to ten times as much."""
 
 Points = list[tuple[float, float]]
 """(seconds, multiple of the base rate), joined by straight lines."""

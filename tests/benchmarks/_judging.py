@@ -52,7 +52,7 @@ class Judged:
         return self.alone.cost < self.ours.cost and self.alone.miss_rate < self.ours.miss_rate
 
 
-def judge(seed: int, *, judging: bool, policy: str = "default") -> Judged | None:
+def judge(seed: int, *, judging: bool) -> Judged | None:
     """One run; None where no plan meets the SLO on its sample."""
     drawn = case(seed, judging=judging)
     p = drawn.pipeline
@@ -77,7 +77,7 @@ def judge(seed: int, *, judging: bool, policy: str = "default") -> Judged | None
             workload=workload,
         )
 
-    ours = run(Tuner(policy, POLICIES[policy], state, p.shape, kernel=compiled_kernel()))
+    ours = run(Tuner("default", POLICIES["default"], state, p.shape, kernel=compiled_kernel()))
     return Judged(drawn, ours, cheapest(state.basis, drawn.trace, run, instant=False), run(Fixed()))
 
 
@@ -99,7 +99,7 @@ def reversals(outcome: Outcome) -> int:
 
 
 def families(seeds: range, *, judging: bool = True) -> Figures:
-    """Figures of BENCHMARKS over these seeds, and regret and misses of each family."""
+    """Regret and misses over these seeds, and of each family."""
     runs = [r for seed in seeds if (r := judge(seed, judging=judging)) is not None]
     counted = [r for r in runs if r.counts]
     slow = [r for r in runs if r.case.start_up_s == 90.0 and r.clairvoyant.miss_rate <= 1 - OBJECTIVE]

@@ -6,14 +6,13 @@ the search itself.
 Savings are those of the default with its margin, over the paper's plan, which has none. `_same_margin` figures give
 the paper's algorithm the same margin; on instances of up to `PROOF_STAGES` stages the default is also asked for a
 plan without one: `gap_to_optimum_mean` is what that costs above the cheapest plan there is (0 where holds or mixed
-kinds make it cheaper). `dearer_than_greedy_long` counts those instances again, on `LONG_WORK` times the work up to
-which the search begins with the paper's own plan. `saving_possible_mean` is what the cheapest plan there is, of one
-kind per stage and without a margin,
-saves over the paper's on the instances where it is proven in time (`PROOF_S`), `saving_found_mean` what the default
-saves on the same. `bound_over_pooled` is the cost of the default plan where each replica has a queue of its own
-(`BOUND_PARTITIONS` partitions a stage, as in an ordinary consumer group) over its cost on one queue. `held_out` figures
-justify the margin: the share of other traces of the same traffic on which a plan keeps its SLO, and the most that it is
-passed by.
+kinds make it cheaper). `dearer_than_greedy_long` counts, of instances of up to four stages, those on traces of
+`LONG_WORK` times the work up to which the search begins with the paper's own plan. `saving_possible_mean` is what the
+cheapest plan there is, of one kind per stage and without a margin, saves over the paper's on the instances where it is
+proven in time (`PROOF_S`), `saving_found_mean` what the default saves on the same. `bound_over_pooled` is, on instances
+of up to four stages, the cost of the default plan where each replica has a queue of its own (`BOUND_PARTITIONS`
+partitions a stage, as in an ordinary consumer group) over its cost on one queue. `held_out` figures justify the margin:
+the share of other traces of the same traffic on which a plan keeps its SLO, and the most that it is passed by.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ SHAPES = {
 
 
 def measure(quick: bool) -> Figures:
-    """Figures of BENCHMARKS, row planner."""
+    """All figures of this module, by name."""
     compile_kernels()
     figures: Figures = {}
     for stages in (4,) if quick else (4, 8, 16):
