@@ -1,0 +1,91 @@
+"""Sinks and sources as the processes that they are, and what their topics hold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.pipeline.names import EVENT_ID
+from tests.contracts.commands import DEADLINE_S, command
+
+SEALABLE = not unsupported(Isolation())
+
+
+async def topic_on(bootstrap_servers: str, partitions: int = 2) -> str:
+    name = f"sinks-{uuid.uuid4().hex[:8]}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(name, partitions, 1), NewTopic(f"{name}.dlq", 1, 1)])
+    finally:
+        await admin.close()
+    return name
+
+
+async def send(bootstrap_servers: str, topic: str, events: list[tuple[str, bytes]]) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers)
+    await producer.start()
+    try:
+        for known, value in events:
+            await producer.send_and_wait(topic, value, headers=[(EVENT_ID, known.encode())])
+    finally:
+        await producer.stop()
+
+
+def numbered(numbers: range) -> list[tuple[str, bytes]]:
+    return [(f"e{n}", b'{"n": %d}' % n) for n in numbers]
+
+
+class Command:
+    """A sink's process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self._errors = b""
+
+    async def stopped(self, code: int = 0) -> dict[str, Any]:
+        """Its counts, after SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+        output, self._errors = await self.process.communicate()
+        assert self.process.returncode == code, self._errors
+        counts: dict[str, Any] = json.loads(output)
+        return counts
+
+    async def errors(self) -> bytes:
+        """What it wrote to standard error, once it has ended."""
+        return self._errors
+
+    def worker(self) -> int:
+        """The isolated process beneath, that moves the records."""
+        (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(child)
+
+
+@contextlib.asynccontextmanager
+async def running(kind: str, bootstrap_servers: str, topic: str, *options: str) -> AsyncIterator[Command]:
+    module = f"inferline_stream.connectors.{kind}"
+    to = ("--bootstrap-servers", bootstrap_servers, "--topic", topic)
+    async with command(sys.executable, "-m", module, *to, *options) as process:
+        yield Command(process)
+
+
+async def until(condition, what: str) -> None:
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition():
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        pytest.fail(f"not in {DEADLINE_S:g} s: {what}")

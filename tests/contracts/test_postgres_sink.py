@@ -1,0 +1,113 @@
+"""The PostgreSQL sink as the process that it is, sealed, against a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.dataplane.following import RecordFollower
+from inferline_stream.testing.local_postgres import LocalPostgres
+from tests.contracts.commands import DEADLINE_S
+from tests.contracts.sink_process import SEALABLE, numbered, running, send, topic_on
+
+asyncpg = pytest.importorskip("asyncpg", reason="the PostgreSQL sink's client is not installed")
+
+
+@pytest.fixture
+async def topic(kafka) -> str:
+    return await topic_on(kafka.bootstrap_servers)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[LocalPostgres]:
+    with LocalPostgres() as server:
+        yield server
+
+
+@pytest.fixture
+def password(postgres, tmp_path) -> Path:
+    file = tmp_path / "password"
+    file.write_text(f"{postgres.password}\n")
+    return file
+
+
+async def rows(postgres: LocalPostgres, table: str) -> dict[str, object]:
+    connection = await asyncpg.connect(postgres.url, password=postgres.password)
+    try:
+        if await connection.fetchval("SELECT to_regclass($1)", table) is None:
+            return {}
+        return {row["event_id"]: json.loads(row["value"]) for row in await connection.fetch(f"SELECT * FROM {table}")}
+    finally:
+        await connection.close()
+
+
+async def until_rows(postgres: LocalPostgres, table: str, count: int) -> dict[str, object]:
+    async with asyncio.timeout(DEADLINE_S):
+        while len(found := await rows(postgres, table)) < count:
+            await asyncio.sleep(0.1)
+    return found
+
+
+async def test_a_table_holds_every_event_once_through_an_outage_of_the_database_and_a_crash(
+    kafka, topic, postgres, password
+):
+    table = f"verdicts_{uuid.uuid4().hex[:8]}"
+    options = ("--database", postgres.url, "--table", table, "--password-file", str(password))
+    await send(kafka.bootstrap_servers, topic, [*numbered(range(10)), ("e3", b'{"n": 33}')])
+    async with running("sinks.postgres", kafka.bootstrap_servers, topic, *options) as sink:
+        await until_rows(postgres, table, 10)
+        postgres.stop()
+        await send(kafka.bootstrap_servers, topic, numbered(range(10, 20)))
+        line = b""
+        while b"trying again" not in line:
+            line = await sink.process.stderr.readline()
+        postgres.start()
+        await until_rows(postgres, table, 20)
+        os.kill(sink.worker() if SEALABLE else sink.process.pid, signal.SIGKILL)
+        assert await sink.process.wait() != 0
+    await send(kafka.bootstrap_servers, topic, numbered(range(20, 25)))
+    async with running("sinks.postgres", kafka.bootstrap_servers, topic, *options) as sink:
+        found = await until_rows(postgres, table, 25)
+        await sink.stopped()
+    assert found.pop("e3") in ({"n": 3}, {"n": 33})  # whichever came last; two partitions have no order
+    assert found == {f"e{n}": {"n": n} for n in range(25) if n != 3}
+
+
+async def test_values_that_a_table_can_never_take_are_dead_letters(embedded_broker, postgres, password):
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where, partitions=1)
+    events = [("a", b"1"), ("b", b"no json"), ("c", b'"\\u0000"'), ("d", b"null")]
+    await send(where, topic, events)
+    table = f"public.letters_{uuid.uuid4().hex[:8]}"
+    async with running(
+        "sinks.postgres", where, topic, "--database", postgres.url, "--table", table, "--password-file", str(password),
+        "--dead-letters", f"{topic}.dlq",
+    ) as sink:  # fmt: skip
+        assert await until_rows(postgres, table, 2) == {"a": 1, "d": None}
+        async with RecordFollower(where, f"{topic}.dlq", None) as letters:
+            found = []
+            while len(found) < 2:
+                found += await letters.batch(1.0)
+        assert [letter.value for letter in found] == [b"no json", b'"\\u0000"']
+        counts = await sink.stopped()
+    assert (counts["written"], counts["refused"]) == (2, 2)
+
+
+async def test_a_password_that_is_wrong_is_said_at_once(embedded_broker, postgres, tmp_path):
+    topic = await topic_on(embedded_broker.bootstrap_servers)
+    (tmp_path / "wrong").write_text("wrong")
+    async with running(
+        "sinks.postgres", embedded_broker.bootstrap_servers, topic, "--database", postgres.url, "--table", "t",
+        "--password-file", str(tmp_path / "wrong"),
+    ) as sink:  # fmt: skip
+        _, error = await sink.process.communicate()
+    assert sink.process.returncode == 3
+    assert "password authentication failed" in error.decode()
+    assert "Traceback" not in error.decode()
