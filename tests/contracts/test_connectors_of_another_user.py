@@ -103,7 +103,7 @@ async def test_sources_and_sinks_of_another_user_than_root_are_sealed_as_well(
 async def test_what_another_user_may_not_open_is_named_with_the_option(
     embedded_broker: KafkaServer, other_user: tuple[str, ...], folder: Path, case: tuple[str, tuple[str, ...], str]
 ) -> None:
-    module, options, reported = case
+    module, options, message = case
     closed = folder / "of-root"
     closed.mkdir(mode=0o700)
     for name in ("tokens", "token"):
@@ -120,4 +120,4 @@ async def test_what_another_user_may_not_open_is_named_with_the_option(
         _, errors = await process.communicate()
     text = errors.decode()
     assert (process.returncode, "Traceback" in text) == (3, False), text
-    assert reported.format(closed=closed) in text
+    assert message.format(closed=closed) in text

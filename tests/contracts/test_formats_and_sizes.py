@@ -106,9 +106,9 @@ async def test_what_is_too_large_for_a_topic_becomes_a_dead_letter_and_the_rest_
         letters = await director.read(f"{prefix}in.dlq")
         done = await send_again(kafka.bootstrap_servers, director.pipeline, prefix)
     assert [record.value for record in sink] == [b"1" * 1000, b"333"]
-    reported = [dict(record.headers) for record in letters]
-    assert Counter(found["__inferline.errors.type"] for found in reported) == Counter({b"Oversize": 3})
+    headers = [dict(record.headers) for record in letters]
+    assert Counter(found["__inferline.errors.type"] for found in headers) == Counter({b"Oversize": 3})
     assert {len(record.value or b"") for record in letters} == {1900, 5000, 0}
-    (cut,) = [found for found in reported if "__inferline.errors.cut_bytes" in found]
+    (cut,) = [found for found in headers if "__inferline.errors.cut_bytes" in found]
     assert cut["__inferline.errors.cut_bytes"] == b"50000"
     assert (len(done.sent), len(done.cut)) == (2, 1)

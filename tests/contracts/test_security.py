@@ -274,7 +274,7 @@ def token_endpoint(lasts_s: float, host: str) -> Iterator[tuple[dict[str, str], 
             self.end_headers()
             self.wfile.write(json.dumps({"access_token": token, "expires_in": lasts_s}).encode())
 
-        def log_message(self, *reported: object) -> None:
+        def log_message(self, *message: object) -> None:
             pass
 
     with ThreadingHTTPServer((HOST, 0), Endpoint) as server:

@@ -125,14 +125,14 @@ async def test_a_post_is_a_record_by_the_id_that_its_answer_tells(kafka, tmp_pat
     where = kafka.bootstrap_servers
     topic = await topic_on(where)
     async with http(where, topic, tmp_path, "--key-field", "user") as (process, client):
-        status, reported = await client.post({"user": "u1", "n": 1})
+        status, answer = await client.post({"user": "u1", "n": 1})
         assert status == 202
         assert await client.post({"user": "u2"}, Idempotency_Key="mine/1") == (202, {"event_id": "mine/1"})
         counts = await stopped(process)
     assert counts == {"accepted": 2, "answered": 0, "refused": 0, "held_off": 0}
     records = await records_of(where, topic, 2)
     assert {r.headers[EVENT_ID].decode(): (r.key, r.value) for r in records} == {
-        reported["event_id"]: (b"u1", b'{"user": "u1", "n": 1}'),
+        answer["event_id"]: (b"u1", b'{"user": "u1", "n": 1}'),
         "mine/1": (b"u2", b'{"user": "u2"}'),
     }
 
@@ -256,7 +256,7 @@ async def test_what_was_accepted_outlives_an_outage_and_what_was_not_is_said_to_
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "reported"),
+    ("kind", "options", "said"),
     [
         ("http", ("--listen", "0.0.0.0:0"), "--token-file is needed"),
         ("http", ("--listen", "localhost"), "must be an address and a port"),
@@ -264,11 +264,11 @@ async def test_what_was_accepted_outlives_an_outage_and_what_was_not_is_said_to_
         ("topic", ("--from-topic", "t"), "cannot be sent into itself"),
     ],
 )
-async def test_what_cannot_be_is_refused_before_anything_starts(kind, options, reported):
+async def test_what_cannot_be_is_refused_before_anything_starts(kind, options, said):
     async with running(kind, "127.0.0.1:9", "t", *options) as process:
         _, error = await process.communicate()
     assert process.returncode == 2
-    assert reported in error.decode()
+    assert said in error.decode()
 
 
 async def test_without_tokens_only_this_machine_by_its_own_name_may_send(embedded_broker):

@@ -44,7 +44,7 @@ class Receiver:
     async def _post(self, request: web.Request) -> web.Response:
         if self.answers:
             return self.answers.pop(0)
-        reported = request.headers
-        self.posts.append((reported["Idempotency-Key"], await request.read(), reported.get("Authorization", "")))
+        headers = request.headers
+        self.posts.append((headers["Idempotency-Key"], await request.read(), headers.get("Authorization", "")))
         await self.answering.wait()
         return web.Response()

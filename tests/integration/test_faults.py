@@ -48,7 +48,7 @@ def test_every_fault_strikes() -> None:
 async def test_no_fault_loses_an_event(
     own_apache_kafka: LocalKafka, tmp_path: Path, delivery: Literal["at_least_once", "exactly_once"]
 ) -> None:
-    reported = Controlled(
+    controlled = Controlled(
         topology=str(SWING / "topology.py"),
         bootstrap_servers=own_apache_kafka.bootstrap_servers,
         folder=str(tmp_path),
@@ -62,9 +62,9 @@ async def test_no_fault_loses_an_event(
     feed_to = trace_feed(trace, SWING / "orders.jsonl", feeding, "number")
     fenced = []
     async with scene(
-        own_apache_kafka, reported, seed=3, long_s=LONG_S, branch="check", poison=b'{"number": -1}'
+        own_apache_kafka, controlled, seed=3, long_s=LONG_S, branch="check", poison=b'{"number": -1}'
     ) as struck:
-        async with feed_to(reported.bootstrap_servers, struck.running.source) as feed:
+        async with feed_to(controlled.bootstrap_servers, struck.running.source) as feed:
             await feed.ready()
             feed.start()
             fed_until_s = time.monotonic() + 25.0  # 40 events a second, however soon the faults are over
@@ -76,7 +76,7 @@ async def test_no_fault_loses_an_event(
             await asyncio.sleep(max(0.0, fed_until_s - time.monotonic()))
             feed.stop()
             await feed.finished()
-        async with OffsetReader(reported.bootstrap_servers) as offsets:
+        async with OffsetReader(controlled.bootstrap_servers) as offsets:
             assert await struck.drained(offsets)
             ledger = await struck.ledger(offsets)
             differs = await struck.file_differs(offsets)

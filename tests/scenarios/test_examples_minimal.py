@@ -35,10 +35,10 @@ def test_its_live_arrivals_have_the_levels_that_its_readme_tells():
     def rate(window: Trace, seconds: float) -> tuple[float, float]:
         return len(window) / seconds, 4 * np.sqrt(len(window)) / seconds  # a Poisson count within four deviations
 
-    for start_s, end_s, reported in [(0, 2, 16), (2, 8, 48), (8, 90, 10)]:
+    for start_s, end_s, written in [(0, 2, 16), (2, 8, 48), (8, 90, 10)]:
         found, tolerance = rate(trace.window(start_s, end_s), end_s - start_s)
-        assert found == pytest.approx(reported, abs=tolerance)
-        assert f"{reported}" in (EXAMPLE / "README.md").read_text()
+        assert found == pytest.approx(written, abs=tolerance)
+        assert f"{written}" in (EXAMPLE / "README.md").read_text()
 
 
 def test_its_questions_take_both_branches():
