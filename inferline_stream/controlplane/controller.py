@@ -77,7 +77,7 @@ class Controller:
         policy: the Tuner's step.
         found: what earlier terms have left.
         dispatcher: what a new dispatcher is started with.
-        told: called with every decision, at once.
+        on_decision: called with every decision, at once.
         wanted: replicas to ask for first; by default the plan's. The newest are kept here.
         standby: replicas that stand by, by stage, where people have not set another number.
         max_batch_sizes: that stages declare. Given, the plan is looked at again now and then.
@@ -92,7 +92,7 @@ class Controller:
     policy: Policy
     found: Found
     dispatcher: SpecOf
-    told: Callable[[DecisionRecord], None] = lambda record: None
+    on_decision: Callable[[DecisionRecord], None] = lambda record: None
     wanted: dict[tuple[str, str], int] = field(default_factory=dict)
     standby: Mapping[str, int] = field(default_factory=dict)
     max_batch_sizes: Mapping[str, int] | None = None
@@ -134,7 +134,7 @@ class Controller:
             self.policy,
             self.found,
             self.fleet,
-            self.told,
+            self.on_decision,
             self._ticks.asked,
             declared_standby=self.standby,
             sample=self.sample,
@@ -202,17 +202,17 @@ class Controller:
     async def _every(self, period_s: float, step: Callable[[], Awaitable[None]]) -> None:
         """Repeat a step for good. What it raises is logged and counted, and the loop goes on."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        due_s, told_s = loop.time(), float("-inf")
+        due_s, reported_s = loop.time(), float("-inf")
         while task is None or not task.cancelling():  # a client may have swallowed that
             try:
                 await step()
-                told_s = float("-inf")
+                reported_s = float("-inf")
             except LeadershipLost:
                 raise
             except Unreachable as error:
-                if loop.time() - told_s >= TELL_AGAIN_S:
+                if loop.time() - reported_s >= TELL_AGAIN_S:
                     logger.warning("%s", error)
-                    told_s = loop.time()
+                    reported_s = loop.time()
                 await asyncio.sleep(0.1)
             except Exception:
                 self.failures += 1

@@ -50,7 +50,7 @@ class Deciding:
         policy: the Tuner's step.
         found: what earlier terms have left.
         fleet: brings about what is decided.
-        told: called with every decision, at once.
+        on_decision: called with every decision, at once.
         asked: called whenever the policy is asked: seconds since the epoch, and what it sees.
         declared_standby: replicas that stand by, by stage, where people have not set another number.
         sample: traffic that the plan was made for; see `Warming`.
@@ -64,7 +64,7 @@ class Deciding:
     policy: Policy
     found: Found
     fleet: Fleet
-    told: Callable[[DecisionRecord], None]
+    on_decision: Callable[[DecisionRecord], None]
     asked: Callable[[float, Figures], None]
     declared_standby: Mapping[str, int]
     sample: Trace | None
@@ -234,7 +234,7 @@ class Deciding:
         self.picture.decided(record)
         fields = {"action": record.action, "reason": record.reason, "replicas": dict(record.replicas)}
         logger.info("%s (%s): %s", record.action, record.reason, record.detail, extra=fields)
-        self.told(record)
+        self.on_decision(record)
         self.book.number += 1
         now_s, ready = asyncio.get_running_loop().time(), dict.fromkeys(self.picture.offsets, 0)
         for (stage, kind), count in self.fleet.wanted.items():

@@ -40,7 +40,7 @@ class Ticks:
 
     def __init__(self, names: Names, source: str) -> None:
         self._topic, self._source = names.arrivals, source
-        self._told: tuple[float, list[int]] | None = None
+        self._written: tuple[float, list[int]] | None = None
         self._last: tuple[float, list[int]] = (0.0, [])
         self._waiting: list[tuple[float, list[int]]] = []
         self._asked: list[float] = []
@@ -58,10 +58,10 @@ class Ticks:
     def sampled(self, time_ms: float, ends: Sequence[int]) -> None:
         """End offsets at that time, milliseconds since the epoch."""
         now = (time_ms, list(ends))
-        if self._told is None:
-            self._told = self._last = now
+        if self._written is None:
+            self._written = self._last = now
             return
-        newest = self._waiting[-1] if self._waiting else self._told
+        newest = self._waiting[-1] if self._waiting else self._written
         if time_ms <= self._last[0]:
             return
         if now[1] != newest[1]:
@@ -74,13 +74,15 @@ class Ticks:
 
     def take(self) -> Written | None:
         """What has been collected, as one record; None if nothing has."""
-        if not self._waiting or self._told is None:
+        if not self._waiting or self._written is None:
             return None
         ticks, self._waiting = self._waiting, []
         asked, self._asked = self._asked, []
         new, self._new = self._new, []
-        record = ArrivalTicks([t for t, _ in ticks], [e for _, e in ticks], self._told[1], self._told[0], asked, new)
-        self._told = ticks[-1]
+        record = ArrivalTicks(
+            [t for t, _ in ticks], [e for _, e in ticks], self._written[1], self._written[0], asked, new
+        )
+        self._written = ticks[-1]
         return Written(self._topic, self._source, encode(record))
 
 

@@ -20,7 +20,7 @@ from inferline_stream.replay.looks import Looks
 
 FILE = "looks.npz"
 
-_TIMES = ("asked_s", "ticks_s", "told_s")
+_TIMES = ("asked_s", "ticks_s", "figures_s")
 """In the file as differences in microseconds, as is the log's growth: both are nearly even, and a third of the size."""
 
 _SAME_S = 1e-3
@@ -37,9 +37,9 @@ class Notes:
     _asked_s: array[float] = field(default_factory=lambda: array("d"))
     _ticks_s: array[float] = field(default_factory=lambda: array("d"))
     _grown: array[int] = field(default_factory=lambda: array("q"))
-    _told_s: array[float] = field(default_factory=lambda: array("d"))
-    _told_key: array[int] = field(default_factory=lambda: array("q"))
-    _told: array[float] = field(default_factory=lambda: array("d"))
+    _figures_s: array[float] = field(default_factory=lambda: array("d"))
+    _figures_key: array[int] = field(default_factory=lambda: array("q"))
+    _figures: array[float] = field(default_factory=lambda: array("d"))
     _keys: dict[str, int] = field(default_factory=dict)
     _ends: list[int] = field(default_factory=list)
 
@@ -51,10 +51,10 @@ class Notes:
                 self._ends = highest(self._ends, ends)
                 self._ticks_s.append(time_ms / 1e3)
                 self._grown.append(sum(self._ends))
-        for time_ms, key, figure in record.told:
-            self._told_s.append(time_ms / 1e3)
-            self._told_key.append(self._keys.setdefault(key, len(self._keys)))
-            self._told.append(math.nan if figure is None else figure)
+        for time_ms, key, figure in record.figures:
+            self._figures_s.append(time_ms / 1e3)
+            self._figures_key.append(self._keys.setdefault(key, len(self._keys)))
+            self._figures.append(math.nan if figure is None else figure)
 
     def looks(
         self,
@@ -78,16 +78,16 @@ class Notes:
         asked_s = asked_s[asked_s > asked_from_s - _SAME_S]
         if not asked_s.size or asked_s[0] > asked_from_s + _SAME_S:
             return None
-        told_s = np.array(self._told_s)
-        order = np.argsort(told_s, kind="stable")
-        order = order[told_s[order] > asked_from_s - _SAME_S]
+        figures_s = np.array(self._figures_s)
+        order = np.argsort(figures_s, kind="stable")
+        order = order[figures_s[order] > asked_from_s - _SAME_S]
         return Looks(
             asked_s=_whole(asked_s - origin_s),
             ticks_s=_whole(np.array(self._ticks_s) - origin_s) if sampled else np.empty(0),
             grown=np.array(self._grown) if sampled else np.empty(0, np.int64),
-            told_s=_whole(told_s[order] - origin_s),
-            told_key=np.array(self._told_key)[order],
-            told=np.array(self._told)[order],
+            figures_s=_whole(figures_s[order] - origin_s),
+            figures_key=np.array(self._figures_key)[order],
+            figures=np.array(self._figures)[order],
             keys=np.array(list(self._keys), np.str_),
             watched_s=watched_s,
             staffed_s=math.nan if staffed_s is None else staffed_s - origin_s,

@@ -31,7 +31,7 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
     previous_ms: float
     asked_ms: list[float] = []
     """When the policy was asked since the record before, likewise."""
-    told: list[tuple[float, str, float | None]] = []
+    figures: list[tuple[float, str, float | None]] = []
     """Figures that it saw then for the first time, (milliseconds since the epoch, name, figure); see `replay.looks`."""
     version: int = WIRE_VERSION
 

@@ -105,7 +105,7 @@ async def session(run: Run, watcher: Watcher, actuator: Actuator | None = None) 
             run.policy,
             found,
             run.dispatcher_spec,
-            told=watcher.decided,
+            on_decision=watcher.decided,
             wanted=wanted,
             structure=structure,
             standby={stage.name: stage.standby for stage in pipeline.stages},

@@ -123,11 +123,11 @@ class Watching:
         growth, shift_s = self.picture.growth, now_s - time.time()
         since_s = (growth.newest_s or now_s) - shift_s
         came = await arrivals_between(self.running, growth.ends, ends, since_s, now_s - shift_s)
-        grown, told_s = list(growth.ends), since_s
+        grown, sampled_s = list(growth.ends), since_s
         for time_s, partition in came:
-            if time_s >= told_s + self.running.settings.arrivals_sample_s:
+            if time_s >= sampled_s + self.running.settings.arrivals_sample_s:
                 self.ticks.sampled(time_s * 1e3, grown)
-                told_s = time_s
+                sampled_s = time_s
             grown[partition] += 1
         growth.skip(now_s, ends)
         self.picture.arrived(np.array([time_s for time_s, _ in came]) + shift_s)

@@ -67,7 +67,7 @@ class Audit:
     """
 
     def __init__(self, confinement: Confinement) -> None:
-        self._told, telling = os.pipe()
+        self._woken, telling = os.pipe()
         self.files = (telling,)
         self.confinement = replace(confinement, audit=telling)
         self.found: Counter[Finding] = Counter()
@@ -100,10 +100,10 @@ class Audit:
         """The process has ended."""
         if self._thread is not None:
             self._thread.join()
-        os.close(self._told)
+        os.close(self._woken)
 
     def _watch(self, process: int) -> None:
-        number = os.read(self._told, 16)
+        number = os.read(self._woken, 16)
         if not number:
             return  # it ended before
         with contextlib.suppress(OSError):

@@ -23,9 +23,9 @@ class Looks:
         asked_s: float64 (steps,), ascending: when it was asked.
         ticks_s: float64 (ticks,), ascending: when the source's log was sampled; empty where arrivals are known at once.
         grown: int64 (ticks,): its length in records then, from any origin.
-        told_s: float64 (figures,), ascending: when a figure became known, each as it changes.
-        told_key: int64 (figures,): place of its name in `keys`.
-        told: float64 (figures,): the figure; NaN for None.
+        figures_s: float64 (figures,), ascending: when a figure became known, each as it changes.
+        figures_key: int64 (figures,): place of its name in `keys`.
+        figures: float64 (figures,): the figure; NaN for None.
         keys: str (names,).
         watched_s: how long arrivals had been watched when it was first asked.
         staffed_s: since when it decided by the simulated table of its plan; NaN if it never did.
@@ -34,9 +34,9 @@ class Looks:
     asked_s: Floats
     ticks_s: Floats
     grown: Ints
-    told_s: Floats
-    told_key: Ints
-    told: Floats
+    figures_s: Floats
+    figures_key: Ints
+    figures: Floats
     keys: NDArray[np.str_]
     watched_s: float = 0.0
     staffed_s: float = float("nan")
@@ -51,10 +51,10 @@ class Looks:
 
     def figures_between(self, since_s: float, until_s: float) -> dict[str, float | None]:
         """The newest of each figure that became known after ``since_s`` and not after ``until_s``."""
-        first, end = np.searchsorted(self.told_s, (since_s, until_s), side="right")
+        first, end = np.searchsorted(self.figures_s, (since_s, until_s), side="right")
         return {
             str(self.keys[key]): None if np.isnan(value) else float(value)
-            for key, value in zip(self.told_key[first:end], self.told[first:end], strict=True)
+            for key, value in zip(self.figures_key[first:end], self.figures[first:end], strict=True)
         }
 
 

@@ -56,12 +56,12 @@ def test_when_the_policy_was_asked_is_reported_with_the_next_tick_and_its_figure
     ticks.sampled(700.0, [6])
     record = decode_ticks(ticks.take().value)
     assert record.asked_ms == pytest.approx([100.0, 200.0, 300.0, 400.0, 500.0, 600.0])
-    times, keys, told = zip(*record.told, strict=True)
+    times, keys, figures = zip(*record.figures, strict=True)
     assert times == pytest.approx((100.0, 300.0, 400.0, 600.0))
-    assert (keys, told) == (("a", "a", "a", "b"), (2.0, 2.1, None, 1.0))
+    assert (keys, figures) == (("a", "a", "a", "b"), (2.0, 2.1, None, 1.0))
     ticks.sampled(720.0, [7])
     record = decode_ticks(ticks.take().value)
-    assert (record.asked_ms, record.told) == ([], [])
+    assert (record.asked_ms, record.figures) == ([], [])
 
 
 def test_a_second_writer_and_a_second_reading_add_nothing() -> None:

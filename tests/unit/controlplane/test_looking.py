@@ -28,9 +28,9 @@ def test_looks_count_from_their_origin() -> None:
     assert looks.asked_s == pytest.approx([0.1, 0.2025, 0.3])
     assert looks.ticks_s == pytest.approx([-0.9, -0.4, 0.6, 0.62])
     assert looks.grown.tolist() == [5, 7, 8, 10]
-    assert looks.told_s == pytest.approx([0.1, 0.1, 0.3])
-    assert [looks.keys[key] for key in looks.told_key] == ["b", "a", "a"]
-    np.testing.assert_array_equal(looks.told, [0.5, np.nan, 3.0])
+    assert looks.figures_s == pytest.approx([0.1, 0.1, 0.3])
+    assert [looks.keys[key] for key in looks.figures_key] == ["b", "a", "a"]
+    np.testing.assert_array_equal(looks.figures, [0.5, np.nan, 3.0])
     assert (looks.watched_s, looks.staffed_s) == (0.25, pytest.approx(0.5))
 
 
@@ -43,7 +43,7 @@ def test_arrivals_that_were_reported_with_their_own_times_were_not_reported_by_t
 def test_what_an_earlier_controller_asked_and_was_reported_is_not_this_ones_but_what_it_saw_arrive_is() -> None:
     looks = notes(FIRST, SECOND).looks(1.4, 1.7)
     assert looks.asked_s == pytest.approx([0.3])
-    assert looks.told.tolist() == [3.0]
+    assert looks.figures.tolist() == [3.0]
     assert looks.ticks_s.size == 4
     assert np.isnan(looks.staffed_s)
 

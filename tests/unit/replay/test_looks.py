@@ -31,9 +31,9 @@ LOOKS = Looks(
     asked_s=np.array([-0.5, 0.33, 0.47, 1.0, 2.9]),
     ticks_s=np.array([-1.0, 0.3, 0.5, 2.0]),
     grown=np.array([7, 8, 11, 12]),
-    told_s=np.array([-0.5, 0.47, 1.0]),
-    told_key=np.array([0, 1, 0]),
-    told=np.array([0.25, 80.0, np.nan]),
+    figures_s=np.array([-0.5, 0.47, 1.0]),
+    figures_key=np.array([0, 1, 0]),
+    figures=np.array([0.25, 80.0, np.nan]),
     keys=np.array(["a x start_up_s", "a x throughput"]),
     watched_s=4.0,
 )
