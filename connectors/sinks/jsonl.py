@@ -29,11 +29,11 @@ from typing import BinaryIO
 
 import msgspec
 
-from inferline_stream.connectors import sealing
-from inferline_stream.connectors.sinks import following
-from inferline_stream.connectors.sinks.following import Away, Refusal, SinkCounts, TopicSink, event_id
-from inferline_stream.dataplane.following import Record
+from inferline_stream.connectors import confinement
+from inferline_stream.connectors.sinks import topic_sink
+from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.kafka.record_follower import Record
 
 _AGAIN_S = 1.0
 
@@ -207,21 +207,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m inferline_stream.connectors.sinks.jsonl", description="Write a topic's events to a JSONL file."
     )
-    sealing.add_options(parser)
-    following.add_options(parser)
+    confinement.add_options(parser)
+    topic_sink.add_options(parser)
     parser.add_argument("--path", required=True, type=Path, help="the file; appended to if it is this sink's")
     parser.add_argument("--group", help="consumer group (default: <topic>-to-<file name>)")
     options = parser.parse_args(given)
     group = options.group or f"{options.topic}-to-{options.path.name}"
 
-    async def work(seal: sealing.Seal) -> None:
+    async def work(seal: confinement.Seal) -> None:
         sink = JsonlSink(
             options.bootstrap_servers, topic=options.topic, path=options.path, group=group, start=options.start
         )
-        await following.run(sink, seal)
+        await topic_sink.run(sink, seal)
 
-    needs = sealing.Needs(writes=(options.path,))
-    return sealing.run("inferline_stream.connectors.sinks.jsonl", given, options, needs=needs, work=work)
+    needs = confinement.Needs(writes=(options.path,))
+    return confinement.run("inferline_stream.connectors.sinks.jsonl", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

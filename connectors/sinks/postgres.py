@@ -31,12 +31,12 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from inferline_stream.connectors import sealing
-from inferline_stream.connectors.sinks import following
-from inferline_stream.connectors.sinks.following import Away, Refusal, SinkCounts, TopicSink, event_id
-from inferline_stream.dataplane.following import Record
+from inferline_stream.connectors import confinement
+from inferline_stream.connectors.sinks import topic_sink
+from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id
 from inferline_stream.dataplane.headers import LATEST_MS
 from inferline_stream.errors import InvalidTopology, Unreachable
+from inferline_stream.kafka.record_follower import Record
 
 if TYPE_CHECKING:
     import asyncpg
@@ -264,8 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m inferline_stream.connectors.sinks.postgres",
         description="Write a topic's events to a PostgreSQL table, each once.",
     )
-    sealing.add_options(parser)
-    following.add_options(parser)
+    confinement.add_options(parser)
+    topic_sink.add_options(parser)
     parser.add_argument("--database", required=True, type=database, metavar="postgresql://USER@HOST:PORT/NAME")
     parser.add_argument("--table", required=True, type=_table, help="created where it is missing")
     parser.add_argument("--password-file", type=Path, help="its first line is the user's password")
@@ -278,14 +278,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--group", help="consumer group (default: <topic>-to-<table>)")
     options = parser.parse_args(given)
     files = tuple(filter(None, (options.password_file,)))
-    needs = sealing.Needs(reads=files, ports=(options.database.port,))
+    needs = confinement.Needs(reads=files, ports=(options.database.port,))
 
-    async def work(seal: sealing.Seal) -> None:
+    async def work(seal: confinement.Seal) -> None:
         try:
             import asyncpg  # noqa: F401  before the seal
         except ModuleNotFoundError:
             raise InvalidTopology("asyncpg is not installed: pip install 'inferline-stream[postgres]'") from None
-        password = sealing.secret(options.password_file)
+        password = confinement.secret(options.password_file)
         to = Table(options.database, options.table, options.topic, password=password, tls=_context(options.tls))
         async with to as store:
             sink = TopicSink(
@@ -297,9 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 dead_letters=options.dead_letters,
                 start=options.start,
             )
-            await following.run(sink, seal)
+            await topic_sink.run(sink, seal)
 
-    return sealing.run("inferline_stream.connectors.sinks.postgres", given, options, needs=needs, work=work)
+    return confinement.run("inferline_stream.connectors.sinks.postgres", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

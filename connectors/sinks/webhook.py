@@ -27,12 +27,12 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from inferline_stream.connectors import sealing
-from inferline_stream.connectors.sinks import following
-from inferline_stream.connectors.sinks.following import Away, Refusal, SinkCounts, TopicSink, event_id
-from inferline_stream.dataplane.following import Record
-from inferline_stream.dataplane.loop_resolver import LoopResolver
-from inferline_stream.dataplane.looping import Loop
+from inferline_stream.connectors import confinement
+from inferline_stream.connectors.sinks import topic_sink
+from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id
+from inferline_stream.kafka.event_loop import Loop
+from inferline_stream.kafka.loop_resolver import LoopResolver
+from inferline_stream.kafka.record_follower import Record
 
 _TRY_AGAIN = frozenset((408, 425, 429))
 _REMEMBERED = 100_000
@@ -149,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m inferline_stream.connectors.sinks.webhook",
         description="Post a topic's events to an HTTP address, with retries.",
     )
-    sealing.add_options(parser)
-    following.add_options(parser)
+    confinement.add_options(parser)
+    topic_sink.add_options(parser)
     parser.add_argument("--url", required=True, type=_url)
     parser.add_argument("--token-file", type=Path, help="its first line is sent as Authorization: Bearer")
     parser.add_argument("--timeout-s", type=float, default=10.0, help="longest wait for one answer (default 10)")
@@ -160,10 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--timeout-s {options.timeout_s}: must be above 0")
     url: Any = urlsplit(options.url)
     files = tuple(filter(None, (options.token_file,)))
-    needs = sealing.Needs(reads=files, ports=(url.port or {"https": 443, "http": 80}[url.scheme],))
+    needs = confinement.Needs(reads=files, ports=(url.port or {"https": 443, "http": 80}[url.scheme],))
 
-    async def work(seal: sealing.Seal) -> None:
-        token = sealing.secret(options.token_file)
+    async def work(seal: confinement.Seal) -> None:
+        token = confinement.secret(options.token_file)
         async with Webhook(options.url, options.topic, token=token, timeout_s=options.timeout_s) as store:
             sink = TopicSink(
                 options.bootstrap_servers,
@@ -174,9 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 dead_letters=options.dead_letters,
                 start=options.start,
             )
-            await following.run(sink, seal)
+            await topic_sink.run(sink, seal)
 
-    return sealing.run("inferline_stream.connectors.sinks.webhook", given, options, needs=needs, work=work)
+    return confinement.run("inferline_stream.connectors.sinks.webhook", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

@@ -38,12 +38,12 @@ from typing import IO, cast
 
 import msgspec
 
-from inferline_stream.connectors import sealing
-from inferline_stream.connectors.sources import delivering
-from inferline_stream.connectors.sources.delivering import Delivery, Event, key_of
+from inferline_stream.connectors import confinement
+from inferline_stream.connectors.sources import delivery
+from inferline_stream.connectors.sources.delivery import Delivery, Event, key_of
 from inferline_stream.connectors.sources.places import Place, State
-from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.settings import from_environment
 
 logger = logging.getLogger(__name__)
@@ -310,8 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m inferline_stream.connectors.sources.files",
         description="Send the lines of files into a topic: JSONL and CSV, gzipped ones too.",
     )
-    sealing.add_options(parser)
-    delivering.add_options(parser)
+    confinement.add_options(parser)
+    delivery.add_options(parser)
     parser.add_argument("--path", required=True, type=Path, help="a file or a folder")
     parser.add_argument("--pattern", action="append", help=f"of files in a folder (default {' '.join(_PATTERNS)})")
     parser.add_argument("--follow", action="store_true", help="wait for more, rather than end")
@@ -321,8 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     state_file = options.state or options.path.parent / f".{options.path.name}.{options.topic}.state"
 
-    async def work(seal: sealing.Seal) -> None:
-        stop = sealing.stopping()
+    async def work(seal: confinement.Seal) -> None:
+        stop = confinement.stopping()
         state = State(state_file)
         files = Files(
             options.path,
@@ -341,14 +341,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)
                 seal()
                 await files.send(delivery, stop, follow=options.follow)
-        sealing.tell(delivery.counts)
+        confinement.tell(delivery.counts)
 
     def prepare() -> None:
         State(state_file).shorten()
 
-    needs = sealing.Needs(reads=(options.path,), writes=(state_file,), late=True)
+    needs = confinement.Needs(reads=(options.path,), writes=(state_file,), late=True)
     module = "inferline_stream.connectors.sources.files"
-    return sealing.run(module, given, options, needs=needs, work=work, prepare=prepare)
+    return confinement.run(module, given, options, needs=needs, work=work, prepare=prepare)
 
 
 if __name__ == "__main__":

@@ -36,14 +36,14 @@ from pathlib import Path
 
 from aiohttp import web
 
-from inferline_stream.connectors import sealing
-from inferline_stream.connectors.sources.admitting import Tokens
+from inferline_stream.connectors import confinement
+from inferline_stream.connectors.sources.admission import Tokens
 from inferline_stream.connectors.sources.ingest import LOOK_AGAIN_S, HttpCounts, Ingest, Limits, Results
 from inferline_stream.connectors.sources.listener import Listener
-from inferline_stream.dataplane.control import OffsetReader
-from inferline_stream.dataplane.following import RecordFollower
-from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.errors import InvalidTopology, Unreachable, UsageError
+from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.record_follower import RecordFollower
+from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.settings import from_environment
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ async def _look_behind(ingest: Ingest, offsets: OffsetReader, group: str, topic:
         await asyncio.sleep(LOOK_AGAIN_S)
 
 
-async def serve(options: argparse.Namespace, seal: sealing.Seal) -> HttpCounts:
+async def serve(options: argparse.Namespace, seal: confinement.Seal) -> HttpCounts:
     """Take events until stopped.
 
     Raises:
@@ -70,7 +70,7 @@ async def serve(options: argparse.Namespace, seal: sealing.Seal) -> HttpCounts:
         UsageError: the port is taken.
         InvalidTopology: a token or certificate cannot be read.
     """
-    stop, where = sealing.stopping(), options.bootstrap_servers
+    stop, where = confinement.stopping(), options.bootstrap_servers
     tokens = Tokens(_tokens(options.token_file)) if options.token_file else None
     tls = _context(options.certificate, options.key)
     timeout_s = from_environment().connect_timeout_s
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m inferline_stream.connectors.sources.http",
         description="Take events over HTTP: each POST to /events becomes a record.",
     )
-    sealing.add_options(parser)
+    confinement.add_options(parser)
     parser.add_argument("--topic", required=True, help="to send into; must exist")
     parser.add_argument("--listen", type=_address, default=("127.0.0.1", 8080), metavar="ADDRESS:PORT")
     parser.add_argument("--token-file", type=Path, help="a token a line; needed wherever others can connect")
@@ -189,12 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.most_behind and not options.group:
         parser.error("--most-behind needs --group, of the pipeline's first stage: <pipeline>.<stage>")
 
-    async def work(seal: sealing.Seal) -> None:
-        sealing.tell(await serve(options, seal))
+    async def work(seal: confinement.Seal) -> None:
+        confinement.tell(await serve(options, seal))
 
     files = tuple(filter(None, (options.token_file, options.certificate, options.key)))
-    needs = sealing.Needs(reads=files, listens=(options.listen[1],))
-    return sealing.run("inferline_stream.connectors.sources.http", given, options, needs=needs, work=work)
+    needs = confinement.Needs(reads=files, listens=(options.listen[1],))
+    return confinement.run("inferline_stream.connectors.sources.http", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from inferline_stream.connectors import sealing
-from inferline_stream.connectors.sources import delivering
-from inferline_stream.connectors.sources.delivering import Delivery, Event
-from inferline_stream.dataplane.fetched_batches import SkippedBatch
-from inferline_stream.dataplane.following import Record, RecordFollower
-from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.connectors import confinement
+from inferline_stream.connectors.sources import delivery
+from inferline_stream.connectors.sources.delivery import Delivery, Event
 from inferline_stream.isolation.confinement import ports_of
+from inferline_stream.kafka.fetched_batches import SkippedBatch
+from inferline_stream.kafka.record_follower import Record, RecordFollower
+from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.pipeline.names import EVENT_ID, HEADER_PREFIX
 from inferline_stream.settings import from_environment
 
@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m inferline_stream.connectors.sources.topic",
         description="Send the records of another topic into a pipeline's source topic.",
     )
-    sealing.add_options(parser)
-    delivering.add_options(parser)
+    confinement.add_options(parser)
+    delivery.add_options(parser)
     parser.add_argument("--from-topic", required=True, help="to follow; must exist")
     parser.add_argument("--from-bootstrap-servers", metavar="HOST:PORT", help="its Kafka, if it is another")
     parser.add_argument("--keep-timestamps", action="store_true", help="of the records; latency counts from them")
@@ -83,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.from_topic, source) == (options.topic, options.bootstrap_servers):
         parser.error(f"--from-topic {options.from_topic}: a topic cannot be sent into itself")
 
-    async def work(seal: sealing.Seal) -> None:
-        stop, timeout_s = sealing.stopping(), from_environment().connect_timeout_s
+    async def work(seal: confinement.Seal) -> None:
+        stop, timeout_s = confinement.stopping(), from_environment().connect_timeout_s
         group = options.group or f"{options.from_topic}-to-{options.topic}"
         async with (
             RecordFollower(source, options.from_topic, group, connect_timeout_s=timeout_s) as follower,
@@ -94,10 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)
             seal()
             await follow(follower, delivery, stop, options.from_topic, keep=options.keep_timestamps)
-        sealing.tell(delivery.counts)
+        confinement.tell(delivery.counts)
 
-    needs = sealing.Needs(ports=ports_of(source))
-    return sealing.run("inferline_stream.connectors.sources.topic", given, options, needs=needs, work=work)
+    needs = confinement.Needs(ports=ports_of(source))
+    return confinement.run("inferline_stream.connectors.sources.topic", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

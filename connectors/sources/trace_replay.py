@@ -38,10 +38,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from inferline_stream.connectors.sealing import done_in_time
-from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.connectors.confinement import done_in_time
 from inferline_stream.dataplane.sample_files import keyed, read_arrivals, read_events
 from inferline_stream.errors import InferlineError, InvalidTopology, UsageError
+from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.pipeline.trace import Seconds
 from inferline_stream.settings import from_environment
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from inferline_stream.dataplane.batch_mark import BatchId
+from inferline_stream.kafka.batch_mark import BatchId
 
 DEATHS = 2
 """After so many the batch is to blame: one dispatcher may have been killed while it happened to take the batch in."""

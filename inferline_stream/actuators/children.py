@@ -30,12 +30,12 @@ from inferline_stream.dataplane.attachments import (
     decode_from_dispatcher,
     encode_attachment,
 )
-from inferline_stream.dataplane.batch_mark import BatchId, mark_file, marked_in
 from inferline_stream.dataplane.replica.replica import BUILT, LEAVE
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec, encode_spec
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
 from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.isolation.launch import Launch
+from inferline_stream.kafka.batch_mark import BatchId, mark_file, marked_in
 from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)

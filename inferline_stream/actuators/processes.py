@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from inferline_stream.dataplane.attachments import Attach, FromDispatcher, FromSupervisor
-from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.kafka.batch_mark import BatchId
 
 
 class Process(Protocol):

@@ -34,7 +34,6 @@ from inferline_stream.actuators.processes import Ended, Found, Heard, Remote
 from inferline_stream.actuators.ray_host import End, Host, News, Role, Standing, Terms, Where, cause
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.attachments import Attach, FromSupervisor, Stop, encode_attachment
-from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.specs import (
     EXIT_FENCED,
     DispatcherSpec,
@@ -43,6 +42,7 @@ from inferline_stream.dataplane.specs import (
     decode_replica_spec,
 )
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.batch_mark import BatchId
 
 logger = logging.getLogger(__name__)
 

@@ -26,9 +26,9 @@ from ray.exceptions import RayError
 from inferline_stream.actuators.children import Child, Children, NoDevice
 from inferline_stream.actuators.relay import frames
 from inferline_stream.dataplane.attachments import Attach, FromDispatcher, Lost, Replace, Serving, Stop
-from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.specs import decode_dispatcher_spec, decode_replica_spec
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.kafka.batch_mark import BatchId
 
 logger = logging.getLogger(__name__)
 

@@ -35,9 +35,9 @@ from inferline_stream.dataplane.attachments import (
     Serving,
     Stop,
 )
-from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.kafka.batch_mark import BatchId
 
 logger = logging.getLogger(__name__)
 

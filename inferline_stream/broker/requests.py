@@ -10,7 +10,7 @@ from typing import Any, get_args
 from aiokafka.protocol import admin, commit, coordination, fetch, group, metadata, offset, produce, transaction
 from aiokafka.protocol.api import RequestStruct
 
-from inferline_stream.broker import serving_groups, serving_records, serving_topics, serving_transactions
+from inferline_stream.broker import group_requests, record_requests, topic_requests, transaction_requests
 from inferline_stream.broker.metadata_wire import LATER_METADATA
 from inferline_stream.broker.state import Broker, Client
 from inferline_stream.broker.wire import Fields
@@ -45,29 +45,29 @@ API_VERSIONS = 18
 
 # Ranges end where aiokafka's structures do, and begin where fields have the names that the newest have.
 APIS: Mapping[int, Api] = {
-    0: _api(produce.ProduceRequestStruct, 3, 7, serving_records.produce),
-    1: _api(fetch.FetchRequestStruct, 5, 11, serving_records.fetch),
-    2: _api(offset.OffsetRequestStruct, 1, 3, serving_records.list_offsets),
-    3: _api(metadata.MetadataRequestStruct, 1, 10, serving_topics.metadata, LATER_METADATA),
-    8: _api(commit.OffsetCommitRequestStruct, 2, 3, serving_groups.commit_offsets),
-    9: _api(commit.OffsetFetchRequestStruct, 1, 3, serving_groups.fetch_offsets),
-    10: _api(coordination.FindCoordinatorRequestStruct, 0, 1, serving_groups.find_coordinator),
-    11: _api(group.JoinGroupRequestStruct, 1, 2, serving_groups.join_group),
-    12: _api(group.HeartbeatRequestStruct, 0, 1, serving_groups.heartbeat),
-    13: _api(group.LeaveGroupRequestStruct, 0, 1, serving_groups.leave_group),
-    14: _api(group.SyncGroupRequestStruct, 0, 1, serving_groups.sync_group),
-    15: _api(admin.DescribeGroupsRequestStruct, 0, 2, serving_groups.describe_groups),
-    16: _api(admin.ListGroupsRequestStruct, 0, 1, serving_groups.list_groups),
+    0: _api(produce.ProduceRequestStruct, 3, 7, record_requests.produce),
+    1: _api(fetch.FetchRequestStruct, 5, 11, record_requests.fetch),
+    2: _api(offset.OffsetRequestStruct, 1, 3, record_requests.list_offsets),
+    3: _api(metadata.MetadataRequestStruct, 1, 10, topic_requests.metadata, LATER_METADATA),
+    8: _api(commit.OffsetCommitRequestStruct, 2, 3, group_requests.commit_offsets),
+    9: _api(commit.OffsetFetchRequestStruct, 1, 3, group_requests.fetch_offsets),
+    10: _api(coordination.FindCoordinatorRequestStruct, 0, 1, group_requests.find_coordinator),
+    11: _api(group.JoinGroupRequestStruct, 1, 2, group_requests.join_group),
+    12: _api(group.HeartbeatRequestStruct, 0, 1, group_requests.heartbeat),
+    13: _api(group.LeaveGroupRequestStruct, 0, 1, group_requests.leave_group),
+    14: _api(group.SyncGroupRequestStruct, 0, 1, group_requests.sync_group),
+    15: _api(admin.DescribeGroupsRequestStruct, 0, 2, group_requests.describe_groups),
+    16: _api(admin.ListGroupsRequestStruct, 0, 1, group_requests.list_groups),
     API_VERSIONS: _api(admin.ApiVersionRequestStruct, 0, 2, api_versions),
-    19: _api(admin.CreateTopicsRequestStruct, 0, 3, serving_topics.create_topics),
-    20: _api(admin.DeleteTopicsRequestStruct, 0, 3, serving_topics.delete_topics),
-    22: _api(transaction.InitProducerIdRequestStruct, 0, 0, serving_transactions.init_producer_id),
-    24: _api(transaction.AddPartitionsToTxnRequestStruct, 0, 0, serving_transactions.add_partitions),
-    25: _api(transaction.AddOffsetsToTxnRequestStruct, 0, 0, serving_transactions.add_offsets),
-    26: _api(transaction.EndTxnRequestStruct, 0, 0, serving_transactions.end_transaction),
-    28: _api(transaction.TxnOffsetCommitRequestStruct, 0, 0, serving_transactions.commit_offsets),
-    32: _api(admin.DescribeConfigsRequestStruct, 0, 2, serving_topics.describe_configs),
-    33: _api(admin.AlterConfigsRequestStruct, 0, 1, serving_topics.alter_configs),
-    37: _api(admin.CreatePartitionsRequestStruct, 0, 1, serving_topics.create_partitions),
-    42: _api(admin.DeleteGroupsRequestStruct, 0, 1, serving_groups.delete_groups),
+    19: _api(admin.CreateTopicsRequestStruct, 0, 3, topic_requests.create_topics),
+    20: _api(admin.DeleteTopicsRequestStruct, 0, 3, topic_requests.delete_topics),
+    22: _api(transaction.InitProducerIdRequestStruct, 0, 0, transaction_requests.init_producer_id),
+    24: _api(transaction.AddPartitionsToTxnRequestStruct, 0, 0, transaction_requests.add_partitions),
+    25: _api(transaction.AddOffsetsToTxnRequestStruct, 0, 0, transaction_requests.add_offsets),
+    26: _api(transaction.EndTxnRequestStruct, 0, 0, transaction_requests.end_transaction),
+    28: _api(transaction.TxnOffsetCommitRequestStruct, 0, 0, transaction_requests.commit_offsets),
+    32: _api(admin.DescribeConfigsRequestStruct, 0, 2, topic_requests.describe_configs),
+    33: _api(admin.AlterConfigsRequestStruct, 0, 1, topic_requests.alter_configs),
+    37: _api(admin.CreatePartitionsRequestStruct, 0, 1, topic_requests.create_partitions),
+    42: _api(admin.DeleteGroupsRequestStruct, 0, 1, group_requests.delete_groups),
 }

@@ -19,20 +19,20 @@ from inferline_stream.actuators.kubernetes.installation import (
 )
 from inferline_stream.actuators.kubernetes.manifests import Cluster, dns_label
 from inferline_stream.cli.output import print_json
+from inferline_stream.cli.plan_steps import Declared, declared, with_stock
 from inferline_stream.cli.platform import kubernetes_door
-from inferline_stream.cli.provisioning import Declared, declared, with_stock
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.observability.rules import Target
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.profiler.machine import this_machine
-from inferline_stream.profiler.profiling import Options, pairs_to_profile
-from inferline_stream.profiler.store import ProfileStore
+from inferline_stream.profiler.pipeline_profiler import Options, pairs_to_profile
+from inferline_stream.profiler.profile_store import ProfileStore
 
 
 @dataclass(frozen=True, slots=True)
 class DeployOptions:
-    """The command's options; see `cli.deploying.deploy`."""
+    """The command's options; see `cli.deploy.deploy`."""
 
     topology: Path
     bootstrap_servers: str

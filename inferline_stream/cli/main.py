@@ -6,24 +6,24 @@ from typing import Annotated
 
 import typer
 
-from inferline_stream.cli.alerting import rules
-from inferline_stream.cli.checking import check
-from inferline_stream.cli.deploying import deploy
-from inferline_stream.cli.diffing import diff
-from inferline_stream.cli.explaining import explain
+from inferline_stream.cli.check import check
+from inferline_stream.cli.deploy import deploy
+from inferline_stream.cli.diff import diff
+from inferline_stream.cli.dlq import dlq
+from inferline_stream.cli.explain import explain
 from inferline_stream.cli.frame import Verbs, add_verbs
-from inferline_stream.cli.letters import dlq
+from inferline_stream.cli.init import init
 from inferline_stream.cli.output import Output, print_json
-from inferline_stream.cli.overriding import pause, resume, scale
-from inferline_stream.cli.planning import plan
-from inferline_stream.cli.profiling import profile
-from inferline_stream.cli.rehearsing import compare, replay
-from inferline_stream.cli.reporting import report
+from inferline_stream.cli.overrides import pause, resume, scale
+from inferline_stream.cli.plan import plan
+from inferline_stream.cli.profile import profile
+from inferline_stream.cli.replay import compare, replay
+from inferline_stream.cli.report import report
+from inferline_stream.cli.rules import rules
 from inferline_stream.cli.run import run
-from inferline_stream.cli.sandboxing import sandbox
-from inferline_stream.cli.starting import init
+from inferline_stream.cli.sandbox import sandbox
+from inferline_stream.cli.status import status, top
 from inferline_stream.cli.topics import topics
-from inferline_stream.cli.watching import status, top
 
 app = typer.Typer(
     cls=Verbs,

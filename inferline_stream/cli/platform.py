@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from inferline_stream.actuators.actuator import Actuator
-from inferline_stream.controlplane.run import Run
-from inferline_stream.dataplane.control import LeadershipLost
 from inferline_stream.errors import UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
+from inferline_stream.kafka.controller_client import LeadershipLost
 from inferline_stream.pipeline.names import Names
+from inferline_stream.runs.run import Run
 from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, given
 
 On = Literal["local", "ray", "kubernetes"]

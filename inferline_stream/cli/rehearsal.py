@@ -9,17 +9,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from inferline_stream.cli.provisioning import Declared, cores_for_replicas
-from inferline_stream.connectors.sources.replaying import TraceReplay
+from inferline_stream.cli.plan_steps import Declared, cores_for_replicas
+from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
-from inferline_stream.controlplane.embedded import EmbeddedBrokerProcess
-from inferline_stream.controlplane.rehearsal import hold, rehearse, slowed
-from inferline_stream.controlplane.run import FeedTo, Run
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.profiler.machine import this_machine
-from inferline_stream.profiler.store import ProfileStore
+from inferline_stream.profiler.profile_store import ProfileStore
+from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
+from inferline_stream.runs.rehearsal import hold, rehearse, slowed
+from inferline_stream.runs.run import FeedTo, Run
 from inferline_stream.settings import Settings
 
 REHEARSAL_S = 10.0

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.check import Topology
 from inferline_stream.cli.output import Output
-from inferline_stream.cli.profiling import On, Oversubscribe, Servers
+from inferline_stream.cli.profile import On, Oversubscribe, Servers
 
 
 def run(
@@ -106,8 +106,8 @@ def run(
 
     Ctrl-C stops the feed, drains what has arrived and reports; a second Ctrl-C ends everything at once.
     """
+    from inferline_stream.cli.pipeline_run import Wanted, run_and_report
     from inferline_stream.cli.platform import Platform
-    from inferline_stream.cli.running import Wanted, run_and_report
 
     run_and_report(
         Wanted(

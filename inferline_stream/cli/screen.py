@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from inferline_stream.cli.logs import logs_as_json
-from inferline_stream.controlplane.report import RunReport
 from inferline_stream.observability.state import DecisionRecord, IsolationState, PipelineState, StageState
 from inferline_stream.pipeline.units import format_duration
+from inferline_stream.runs.report import RunReport
 
 logger = logging.getLogger(__name__)
 

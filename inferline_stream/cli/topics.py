@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.checking import Topology
+from inferline_stream.cli.check import Topology
 from inferline_stream.cli.output import Output
-from inferline_stream.cli.overriding import Prefix
+from inferline_stream.cli.overrides import Prefix
 
 if TYPE_CHECKING:
     from inferline_stream.dataplane.permissions import Permission, Role
-    from inferline_stream.dataplane.topics import TopicSettings
+    from inferline_stream.kafka.topics import TopicSettings
 
 
 def topics(
@@ -42,11 +42,11 @@ def topics(
     """
     import uvloop
 
-    from inferline_stream.cli.provisioning import topology_file
-    from inferline_stream.dataplane.loading import load_topology
+    from inferline_stream.cli.plan_steps import topology_file
     from inferline_stream.dataplane.permissions import permission_commands, permissions, topic_commands
-    from inferline_stream.dataplane.topics import topics_of, verify_topics
+    from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.errors import InvalidTopology
+    from inferline_stream.kafka.topics import topics_of, verify_topics
     from inferline_stream.pipeline.validation import validated
 
     pipeline = validated(load_topology(topology_file(topology)))
@@ -87,7 +87,7 @@ def _principals(given: list[str]) -> dict[Role, str]:
 def _print_json(wanted: list[TopicSettings], rights: list[Permission], differences: list[str]) -> None:
     import msgspec
 
-    from inferline_stream.dataplane.topics import REPLICATION
+    from inferline_stream.kafka.topics import REPLICATION
 
     document = {
         "topics": [

@@ -17,25 +17,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedDispatcher
-from inferline_stream.controlplane.deciding import Deciding
-from inferline_stream.controlplane.fleet import Fleet
-from inferline_stream.controlplane.keeping import Ticks
+from inferline_stream.controlplane.apply.fleet import Fleet
+from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKeeper, SpecOf
+from inferline_stream.controlplane.decide.decider import Deciding
+from inferline_stream.controlplane.decide.replan_clock import LOOK_S, Planning
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
-from inferline_stream.controlplane.picture import Picture
-from inferline_stream.controlplane.planning import LOOK_S, Planning
-from inferline_stream.controlplane.records import decode_override
-from inferline_stream.controlplane.recovery import Found, find_arrivals
-from inferline_stream.controlplane.reports import RECENT_S
-from inferline_stream.controlplane.running import Running
-from inferline_stream.controlplane.scaling import replicas_of_plan
-from inferline_stream.controlplane.slot_keeper import TELL_AGAIN_S, SlotKeeper, SpecOf
-from inferline_stream.controlplane.stamps import Stamps
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.controlplane.watching import LAGS_S, Watching
-from inferline_stream.dataplane.control import LeadershipLost, OffsetReader, TopicFollower, delete_groups
-from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.controlplane.log.journal import Ticks
+from inferline_stream.controlplane.log.messages import decode_override
+from inferline_stream.controlplane.observe.collector import LAGS_S, Watching
+from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.observe.pool_reports import RECENT_S
+from inferline_stream.controlplane.observe.record_timestamps import Stamps
+from inferline_stream.controlplane.observe.recovery import Found, find_arrivals
+from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.controller_client import LeadershipLost, OffsetReader, TopicFollower, delete_groups
+from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.observability.state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.version import Structure
@@ -62,7 +62,7 @@ _LIMITS = {Reason.STOCK_EXHAUSTED: "stock"}
 
 
 Host = Callable[..., AbstractAsyncContextManager[Any]]
-"""Makes a `controlplane.app.ControlApp`, given what takes its records and its timer's step."""
+"""Makes a `controlplane.faust_app.ControlApp`, given what takes its records and its timer's step."""
 
 
 @dataclass(slots=True)

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from inferline_stream.controlplane.unreadable import Unreadable
-from inferline_stream.dataplane.control import (
+from inferline_stream.controlplane.record_decoder import Unreadable
+from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat, decode_control, encode_control, grant_key
+from inferline_stream.dataplane.posts import host_of
+from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.controller_client import (
     Followed,
     LeaderProducer,
     LeadershipLost,
@@ -19,9 +22,6 @@ from inferline_stream.dataplane.control import (
     Unsettled,
     Written,
 )
-from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat, decode_control, encode_control, grant_key
-from inferline_stream.dataplane.posts import host_of
-from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)

@@ -15,15 +15,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inferline_stream.dataplane.client import Header, Message
 from inferline_stream.dataplane.codecs import codec
-from inferline_stream.dataplane.control import Followed, OffsetReader, TopicFollower
 from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, SENT_AGAIN, number
-from inferline_stream.dataplane.partitioning import partition_of
 from inferline_stream.dataplane.routes import input_topic
-from inferline_stream.dataplane.sending import StageSender
-from inferline_stream.dataplane.topics import record_limits
 from inferline_stream.errors import Unreachable, UsageError
+from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
+from inferline_stream.kafka.outgoing import Header, Message
+from inferline_stream.kafka.partitioner import partition_of
+from inferline_stream.kafka.stage_sender import StageSender
+from inferline_stream.kafka.topics import record_limits
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, Names

@@ -25,13 +25,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.replica import replica
 from inferline_stream.dataplane.replica.stage_call import StageCall
 from inferline_stream.dataplane.replica.stage_code import StageCode
 from inferline_stream.dataplane.specs import ReplicaSpec, decode_replica_spec
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError
-from inferline_stream.isolation import kernel, sealing
+from inferline_stream.isolation import kernel, seal
 from inferline_stream.isolation.confinement import decoded
 
 DISPATCHERS = b"dispatchers"
@@ -164,7 +164,7 @@ def _become(request: dict[str, Any], files: list[int], live: Live) -> None:
             os.sched_setaffinity(0, request["cores"])
         if "numpy" in sys.modules:
             importlib.import_module("numpy.random").seed()  # else every replica would draw the same numbers
-        sealing.confine_fork(decoded(request["confinement"]))
+        seal.confine_fork(decoded(request["confinement"]))
         code = live(socket.socket(fileno=own), socket.socket(fileno=names[0]) if names else None)
         logging.shutdown()
         sys.stdout.flush()

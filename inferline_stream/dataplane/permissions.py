@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from inferline_stream.dataplane.routes import Routes, every_route
-from inferline_stream.dataplane.topics import REPLICATION, TopicSettings, durability, topics_of
+from inferline_stream.kafka.topics import REPLICATION, TopicSettings, durability, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline
 

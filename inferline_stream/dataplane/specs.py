@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.routes import Routes
+from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import WIRE_VERSION

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from inferline_stream.dataplane.client import Header
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.errors import UsageError
+from inferline_stream.kafka.outgoing import Header
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

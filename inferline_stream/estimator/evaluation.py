@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator import kernels
-from inferline_stream.estimator.bound_server import BoundServer
-from inferline_stream.estimator.compiled import compiled
 from inferline_stream.estimator.delay import Delay
+from inferline_stream.estimator.fixed_owner_server import BoundServer
+from inferline_stream.estimator.join_arrivals import NONE, Merger
 from inferline_stream.estimator.kernels import Lateness, Tokens
 from inferline_stream.estimator.keyed_server import KeyedServer
-from inferline_stream.estimator.merger import NONE, Merger
+from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.server import Server
 from inferline_stream.estimator.slotted_server import SlottedServer
 from inferline_stream.estimator.station import Station

@@ -1,4 +1,4 @@
-"""The loops of the simulation, as plain functions; `estimator.compiled` makes machine code of this very source.
+"""The loops of the simulation, as plain functions; `estimator.numba_kernels` makes machine code of this very source.
 
 Rules, held bit for bit by the event-heap reference (`estimator.reference`):
 

@@ -11,7 +11,7 @@ import numpy as np
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.estimator.evaluation import SLICE_EVENTS, StageStatistics, evaluate
 from inferline_stream.estimator.kernels import Floats
-from inferline_stream.estimator.selection import quantile_s
+from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.station import slots_of, station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocations

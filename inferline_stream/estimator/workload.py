@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator import kernels
-from inferline_stream.estimator.compiled import compiled
-from inferline_stream.estimator.routes import Feed, feeds
+from inferline_stream.estimator.feeds import Feed, feeds
+from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.service_table import MIDDLES
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visited

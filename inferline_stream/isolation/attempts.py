@@ -25,7 +25,7 @@ from typing import Any
 
 from inferline_stream.isolation import kernel
 from inferline_stream.isolation.confinement import decoded
-from inferline_stream.isolation.sealing import seal
+from inferline_stream.isolation.seal import seal
 
 _BLOCKED = frozenset(
     (

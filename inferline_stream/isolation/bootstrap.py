@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> None:
 def _confine(text: str, *, forks: bool) -> None:
     from inferline_stream.errors import InferlineError
     from inferline_stream.isolation.confinement import decoded
-    from inferline_stream.isolation.sealing import confine
+    from inferline_stream.isolation.seal import confine
 
     try:
         confine(decoded(text), forks=forks)

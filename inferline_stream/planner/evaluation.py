@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import SLICE_EVENTS as ESTIMATOR_SLICE
 from inferline_stream.estimator.evaluation import Departures, evaluate, simulate_stage
-from inferline_stream.estimator.selection import quantile_s
+from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation

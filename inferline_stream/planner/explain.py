@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from inferline_stream.errors import Infeasible
-from inferline_stream.estimator.selection import quantile_s
+from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -16,10 +16,10 @@ from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.confidence import Interval, p99_confidence
 from inferline_stream.planner.evaluation import Evaluator
-from inferline_stream.planner.menu import menu
 from inferline_stream.planner.problem import Candidate, Option, Problem, in_stock, price_of, replaced
 from inferline_stream.planner.provision import candidate_of
 from inferline_stream.planner.reasons import Reasons
+from inferline_stream.planner.stage_options import menu
 
 
 @dataclass(frozen=True, slots=True)

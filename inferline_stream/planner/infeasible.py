@@ -8,8 +8,8 @@ from decimal import ROUND_CEILING, Decimal
 from inferline_stream.errors import Infeasible
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.key_bounds import busiest_key, without_order
+from inferline_stream.planner.lowest_latency import quickest
 from inferline_stream.planner.problem import Candidate, Problem, cores_of, fastest_path_s, fastest_s, hardware_kinds
-from inferline_stream.planner.quickest import quickest
 
 
 def infeasible(problem: Problem, evaluator: Evaluator) -> Infeasible:

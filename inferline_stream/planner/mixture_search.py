@@ -12,9 +12,8 @@ from dataclasses import replace
 
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds
-from inferline_stream.planner.descent import with_largest_limits
 from inferline_stream.planner.evaluation import Evaluator
-from inferline_stream.planner.menu import in_place_of
+from inferline_stream.planner.local_search import with_largest_limits
 from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,
@@ -25,6 +24,7 @@ from inferline_stream.planner.problem import (
     in_stock,
     replaced,
 )
+from inferline_stream.planner.stage_options import in_place_of
 
 EFFORT = 30_000_000
 """Events simulated, once per stage, before no more is tried: half a second on long traces."""

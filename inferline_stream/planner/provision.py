@@ -13,14 +13,13 @@ from inferline_stream.pipeline.plan import KeyBound, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.descent import with_largest_limits, without_needless_holds
+from inferline_stream.planner.branch_and_bound import prove
 from inferline_stream.planner.evaluation import Evaluator, Stopped
-from inferline_stream.planner.exact import prove
 from inferline_stream.planner.infeasible import does_not_fit, infeasible
-from inferline_stream.planner.inferline import Search, plan_inferline
 from inferline_stream.planner.key_bounds import key_bounds
-from inferline_stream.planner.menu import combined
+from inferline_stream.planner.local_search import with_largest_limits, without_needless_holds
 from inferline_stream.planner.mixture_search import mixed_in
+from inferline_stream.planner.paper_greedy import Search, plan_inferline
 from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,
@@ -35,6 +34,7 @@ from inferline_stream.planner.problem import (
 )
 from inferline_stream.planner.search import busiest, lowered, refine
 from inferline_stream.planner.spread import ALONE, Spread
+from inferline_stream.planner.stage_options import combined
 
 Algorithm = Literal["default", "inferline", "exact"]
 

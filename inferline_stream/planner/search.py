@@ -15,11 +15,11 @@ from dataclasses import replace
 import numpy as np
 
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.descent import descend, repair
 from inferline_stream.planner.evaluation import Evaluator
-from inferline_stream.planner.fronts import Fronts
+from inferline_stream.planner.local_search import descend, repair
+from inferline_stream.planner.lowest_latency import quickest
+from inferline_stream.planner.pareto_search import Fronts
 from inferline_stream.planner.problem import COST_EPSILON, Candidate, Problem, cost_of, in_stock
-from inferline_stream.planner.quickest import quickest
 from inferline_stream.planner.surrogate import Surrogate
 
 COARSE_EVENTS = 6_000

@@ -25,7 +25,6 @@ from inferline_stream.planner.alike import Alike
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.holds import holds
-from inferline_stream.planner.menu import THINNING, combined, menu, mixtures
 from inferline_stream.planner.problem import (
     Candidate,
     Option,
@@ -37,6 +36,7 @@ from inferline_stream.planner.problem import (
     replaced,
     replica_cap,
 )
+from inferline_stream.planner.stage_options import THINNING, combined, menu, mixtures
 
 SLOWEST = 0.05
 """Share of events, the slowest at the first base, that are all sampled."""

@@ -43,7 +43,7 @@ from inferline_stream.profiler.messages import (
     framed,
     length_of,
 )
-from inferline_stream.profiler.process import WorkerFailed, WorkerProcess
+from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess
 
 _A = TypeVar("_A", bound=Answer)
 

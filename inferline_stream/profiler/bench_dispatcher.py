@@ -20,9 +20,9 @@ from inferline_stream.dataplane.attachments import MAX_DATAGRAM_BYTES
 from inferline_stream.dataplane.dispatcher.connection import ReplicaConnection
 from inferline_stream.dataplane.frames import Batch, Broken, Failed, Results
 from inferline_stream.dataplane.frames import Ready as Built
-from inferline_stream.dataplane.looping import Loop
 from inferline_stream.isolation.confinement import dispatcher_confinement
-from inferline_stream.isolation.sealing import seal
+from inferline_stream.isolation.seal import seal
+from inferline_stream.kafka.event_loop import Loop
 from inferline_stream.profiler.messages import (
     LENGTH_BYTES,
     Answer,

@@ -25,16 +25,16 @@ from aiokafka.errors import KafkaError
 from inferline_stream.actuators.children import Child, Children
 from inferline_stream.actuators.core_use import cpu_s
 from inferline_stream.actuators.supervisor import Supervisor
-from inferline_stream.dataplane.connecting import client_options, closed
-from inferline_stream.dataplane.control import OffsetReader
 from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
-from inferline_stream.dataplane.loading import load_topology
-from inferline_stream.dataplane.producing import RecordProducer
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
-from inferline_stream.dataplane.starting import commit_start_offsets
-from inferline_stream.dataplane.topics import create_topics, topics_of
+from inferline_stream.dataplane.start_offsets import commit_start_offsets
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.connection import client_options, closed
+from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import Overheads

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
-from inferline_stream.dataplane.loading import last_line, load_code, load_topology
 from inferline_stream.dataplane.replica.stage_call import StageCall
 from inferline_stream.dataplane.replica.stage_code import StageCode
 from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.dataplane.topology_loader import last_line, load_code, load_topology
 from inferline_stream.errors import InferlineError, StageFailed
 from inferline_stream.isolation.confinement import decoded
 from inferline_stream.isolation.refusals import Refusals
-from inferline_stream.isolation.sealing import seal
+from inferline_stream.isolation.seal import seal
 from inferline_stream.pipeline.annotations import condition_type, stage_types
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.topology import Pipeline, Stage

@@ -14,9 +14,9 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Scheduled
-from inferline_stream.tuner.basis import Basis
 from inferline_stream.tuner.demand import supply_for
-from inferline_stream.tuner.fitting import fewer, more
+from inferline_stream.tuner.plan_basis import Basis
+from inferline_stream.tuner.replica_fit import fewer, more
 
 SLOT_S = 1.0
 """Length of the slots for which a schedule is made."""

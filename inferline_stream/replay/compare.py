@@ -19,9 +19,9 @@ from inferline_stream.replay.contenders import FAMILIES, Contest, Family, Settin
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Tuner
-from inferline_stream.tuner.knobs import Knobs
 from inferline_stream.tuner.policy import POLICIES
-from inferline_stream.tuner.staffing import staffing
+from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.staffing_table import staffing
 from inferline_stream.tuner.state import initial_state
 
 NO_TUNER, CLAIRVOYANT, INSTANT = "no tuner", "clairvoyant", "instant clairvoyant"

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.estimator.bound_server import BoundServer
-from inferline_stream.estimator.compiled import compiled
+from inferline_stream.estimator.fixed_owner_server import BoundServer
+from inferline_stream.estimator.join_arrivals import Merger
 from inferline_stream.estimator.kernels import Floats, Ints, Tokens
-from inferline_stream.estimator.merger import Merger
+from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.plan import Allocation

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.estimator.compiled import compiled, sources_version
 from inferline_stream.estimator.kernels import (
     Account,
     Joining,
@@ -21,6 +20,7 @@ from inferline_stream.estimator.kernels import (
     merge,
     record_latencies,
 )
+from inferline_stream.estimator.numba_kernels import compiled, sources_version
 from inferline_stream.estimator.shared_queue import SharedState, serve_choosing, serve_shared
 from inferline_stream.replay.tables import Tables
 

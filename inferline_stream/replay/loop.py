@@ -15,13 +15,13 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.conditions import Conditions
-from inferline_stream.replay.crew import Crew
 from inferline_stream.replay.group_plant import GroupPlant
-from inferline_stream.replay.looks import Looks
+from inferline_stream.replay.live_looks import Looks
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.replay.plant import Plant
+from inferline_stream.replay.policy_view import Sight, View
 from inferline_stream.replay.scalers import Scaler, Wish
-from inferline_stream.replay.sight import Sight, View
+from inferline_stream.replay.stage_replicas import Crew
 from inferline_stream.replay.tables import Kind, StageSetup
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.estimator.selection import quantile_s
+from inferline_stream.estimator.quantile import quantile_s
 
 
 @dataclass(frozen=True, slots=True)

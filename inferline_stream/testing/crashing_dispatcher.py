@@ -12,8 +12,8 @@ from typing import Any
 
 from aiokafka.record.default_records import DefaultRecordBatch
 
-from inferline_stream.dataplane import fetched_batches
 from inferline_stream.dataplane.dispatcher import intake
+from inferline_stream.kafka import fetched_batches
 
 UNPACKED = b"ends it when it is unpacked"
 TAKEN_IN = b"ends it when it is taken in"

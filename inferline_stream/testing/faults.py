@@ -25,13 +25,13 @@ from pathlib import Path
 import msgspec
 from aiokafka import AIOKafkaProducer
 
-from inferline_stream.controlplane.ledger import Bounds, Ledger, bounds_now, read_ledger
-from inferline_stream.controlplane.running import Running, lags
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import OffsetReader, TopicFollower
+from inferline_stream.controlplane.observe.event_ledger import Bounds, Ledger, bounds_now, read_ledger
+from inferline_stream.controlplane.pipeline_context import Running, lags
+from inferline_stream.controlplane.polling import until
+from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID, Names
 from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.testing.controlling import Condition, Controlled
+from inferline_stream.testing.controller_process import Condition, Controlled
 from inferline_stream.testing.local_kafka import LocalKafka
 
 logger = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ async def scene(
 
 
 async def _controller(controlled: Controlled) -> Process:
-    process = await Process.start("inferline_stream.testing.controlling", line=msgspec.json.encode(controlled))
+    process = await Process.start("inferline_stream.testing.controller_process", line=msgspec.json.encode(controlled))
     await process.says(b"started", 60.0)
     return process
 

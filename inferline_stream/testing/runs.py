@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.calculus.envelope import trace_envelope, windows_s
-from inferline_stream.connectors.sources.replaying import TraceReplay
+from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
-from inferline_stream.controlplane.session import FeedTo, Run
-from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
@@ -26,6 +25,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.runs.session import FeedTo, Run
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import TunerState

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from inferline_stream.tuner.basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.forecast import rising_rate, surged
 from inferline_stream.tuner.observation import Observation, StageObservation
+from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.state import TunerState
 
 BUSY = 0.5

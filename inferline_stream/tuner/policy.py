@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from inferline_stream.tuner.basis import StageBasis
 from inferline_stream.tuner.budget import LOOK_S, ErrorBudget
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.demand import Demand, demands
-from inferline_stream.tuner.fitting import fewer, more, within
-from inferline_stream.tuner.inferline import inferline_step
+from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
 from inferline_stream.tuner.observation import Limits, Observation
+from inferline_stream.tuner.paper_policy import inferline_step
+from inferline_stream.tuner.plan_basis import StageBasis
+from inferline_stream.tuner.replica_fit import fewer, more, within
 from inferline_stream.tuner.state import TunerState, initial_state
-from inferline_stream.tuner.trust import HISTORY_S, START_S, Doubt, doubts, on_this_clock
 
 __all__ = ["POLICIES", "Policy", "TunerState", "inferline_step", "initial_state", "step"]
 

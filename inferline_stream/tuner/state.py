@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.tuner.basis import Basis, Replicas, basis_of
 from inferline_stream.tuner.budget import ErrorBudget
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.knobs import Knobs
-from inferline_stream.tuner.staffing import Staffing
+from inferline_stream.tuner.plan_basis import Basis, Replicas, basis_of
+from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.staffing_table import Staffing
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Scaler, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
-from inferline_stream.tuner.staffing import staffing
+from inferline_stream.tuner.staffing_table import staffing
 from tests.benchmarks._families import Case, case
 
 Figures = dict[str, float | int | str | None]

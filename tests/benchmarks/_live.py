@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.controlplane.session import Run, Session
-from inferline_stream.dataplane.control import OffsetReader, TopicFollower
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.runs.session import Run, Session
 from inferline_stream.testing.runs import emulated_run, trace_feed
 
 PARTITIONS = 8

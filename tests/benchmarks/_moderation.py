@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.sample_files import read_events
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.topology import Pipeline, Sample
-from inferline_stream.profiler.profiling import Options, profile_pipeline
+from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
 
 TOPOLOGY = Path(__file__).parents[2] / "topologies/moderation/topology.py"
 

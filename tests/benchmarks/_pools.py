@@ -17,12 +17,12 @@ from typing import Any, Self
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from inferline_stream.dataplane.connecting import client_options
-from inferline_stream.dataplane.control import OffsetReader
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.kafka.connection import client_options
+from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile

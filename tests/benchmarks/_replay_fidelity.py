@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.controlplane.record import read_events, read_record
-from inferline_stream.controlplane.run import Quiet, Run
-from inferline_stream.controlplane.session import session
-from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.sample_files import read_events as read_sample
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import gamma_trace, levels_trace
-from inferline_stream.profiler.profiling import Options, profile_pipeline
+from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
+from inferline_stream.runs.archive import read_events, read_record
+from inferline_stream.runs.run import Quiet, Run
+from inferline_stream.runs.session import session
 from inferline_stream.testing.runs import plan_by_hand, trace_feed
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from inferline_stream.dataplane.control import TopicFollower
+from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.pipeline.shape import Shape
 from tests.benchmarks._pipelines import mask_of
 

@@ -20,9 +20,9 @@ import numpy as np
 from aiokafka.conn import AIOKafkaConnection
 
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.controlplane.session import Quiet, session
-from inferline_stream.dataplane.topics import create_topics, topics_of
+from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
+from inferline_stream.runs.session import Quiet, session
 from inferline_stream.testing.actuator import FakeActuator
 from inferline_stream.testing.kafka import EmbeddedKafka
 from inferline_stream.testing.runs import emulated_run

@@ -20,9 +20,9 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.replay.loop import Slowdown, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Tuner
-from inferline_stream.tuner.knobs import Knobs
 from inferline_stream.tuner.policy import POLICIES, initial_state
-from inferline_stream.tuner.staffing import Staffing, staffing
+from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.staffing_table import Staffing, staffing
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, big_spike, burst, ramp, world_cup
 from tests.benchmarks.replay import MEASURED, PRICES, WINDOWS, planned, quarters, steady

@@ -24,8 +24,8 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.replay.loop import replay
+from inferline_stream.replay.policy_view import View
 from inferline_stream.replay.scalers import Tuner, Wish
-from inferline_stream.replay.sight import View
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from tests.benchmarks import _ray_calls, _transports
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from inferline_stream.estimator.compiled import compiled
 from inferline_stream.estimator.evaluation import SLICE_EVENTS, evaluate
 from inferline_stream.estimator.kernels import Tokens
+from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.reference import simulate_with_heap
 from inferline_stream.estimator.server import Server
 from inferline_stream.estimator.simulation import simulate

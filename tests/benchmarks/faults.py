@@ -28,12 +28,12 @@ from pathlib import Path
 
 import numpy as np
 
-from inferline_stream.controlplane.ledger import Ledger
-from inferline_stream.dataplane.control import OffsetReader
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.controlplane.observe.event_ledger import Ledger
+from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.trace import levels_trace
-from inferline_stream.testing.controlling import Controlled
+from inferline_stream.testing.controller_process import Controlled
 from inferline_stream.testing.faults import FAULTS, scene
 from inferline_stream.testing.local_kafka import LocalKafka
 from inferline_stream.testing.runs import trace_feed

@@ -36,17 +36,13 @@ import msgspec
 import numpy as np
 import uvloop
 
-from inferline_stream.controlplane.measuring import corrected, measured_since
-from inferline_stream.controlplane.record import read_record
-from inferline_stream.controlplane.report import RunReport
-from inferline_stream.controlplane.run import Quiet, Run
-from inferline_stream.controlplane.session import session
-from inferline_stream.controlplane.totals import slowdown
-from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.controlplane.observe.live_profile import corrected, measured_since
+from inferline_stream.controlplane.observe.totals import slowdown
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError
 from inferline_stream.estimator.evaluation import evaluate
-from inferline_stream.estimator.selection import quantile_s
+from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.isolation.limits import cores_here
@@ -58,7 +54,11 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.core_budget import replica_cores
 from inferline_stream.planner.document import plan_from_bytes
 from inferline_stream.planner.provision import provision
-from inferline_stream.profiler.profiling import Options, profile_pipeline
+from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
+from inferline_stream.runs.archive import read_record
+from inferline_stream.runs.report import RunReport
+from inferline_stream.runs.run import Quiet, Run
+from inferline_stream.runs.session import session
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.testing.runs import Script, plan_by_hand, trace_feed
 from inferline_stream.tuner.decision import Reason

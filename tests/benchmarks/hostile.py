@@ -27,14 +27,14 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.controlplane.deciding import Deciding
+from inferline_stream.controlplane.decide.decider import Deciding
 from inferline_stream.controlplane.leadership import leads
-from inferline_stream.controlplane.records import Override, encode
-from inferline_stream.controlplane.recovery import find
-from inferline_stream.controlplane.session import Quiet, Session, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import TopicFollower, Written, write_once
+from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.observe.recovery import find
+from inferline_stream.controlplane.polling import until
 from inferline_stream.errors import InferlineError
+from inferline_stream.kafka.controller_client import TopicFollower, Written, write_once
+from inferline_stream.runs.session import Quiet, Session, session
 from inferline_stream.settings import Settings
 from inferline_stream.testing.faults import Process
 from inferline_stream.testing.kafka import EmbeddedKafka, find_apache_kafka

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from inferline_stream.isolation import profiles
-from inferline_stream.isolation.probing import Probed, probe
-from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.isolation.probes import Probed, probe
+from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.director import Director
 from inferline_stream.testing.kafka import EmbeddedKafka

@@ -27,7 +27,7 @@ from pathlib import Path
 import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.testing.director import Director
 from inferline_stream.testing.kafka import find_apache_kafka
 from tests.benchmarks._machine import Elsewhere

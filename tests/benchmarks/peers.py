@@ -22,10 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from inferline_stream.calculus.envelope import compiled_kernel
-from inferline_stream.controlplane.report import RunReport
-from inferline_stream.controlplane.run import Quiet, Run
-from inferline_stream.controlplane.session import run_to_report
-from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan, cost_per_hour, replicas_of
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -36,6 +33,9 @@ from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import PARTITIONS, Comparison, compare
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.contenders import FAMILIES, Contest, ordinary
+from inferline_stream.runs.report import RunReport
+from inferline_stream.runs.run import Quiet, Run
+from inferline_stream.runs.session import run_to_report
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.testing.runs import declared_profile, emulated_run, trace_feed
 from inferline_stream.tuner.policy import POLICIES

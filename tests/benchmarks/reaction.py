@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.controlplane.records import Override, encode
-from inferline_stream.controlplane.session import Quiet, Session, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.polling import until
+from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.runs.session import Quiet, Session, session
 from inferline_stream.testing.director import ready_logged_s
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES

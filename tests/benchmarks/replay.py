@@ -25,7 +25,7 @@ from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
-from inferline_stream.tuner.staffing import staffing
+from inferline_stream.tuner.staffing_table import staffing
 from tests.benchmarks._judging import families
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, SAMPLE_S, azure, big_spike, burst, ramp, world_cup

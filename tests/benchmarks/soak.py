@@ -15,11 +15,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from inferline_stream.controlplane.session import Quiet, Session, session
-from inferline_stream.dataplane.control import TopicFollower
+from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.runs.session import Quiet, Session, session
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.testing.runs import emulated_run
-from inferline_stream.testing.soaking import CONTROLLER, SUPERVISOR, Growth, Look, growth, soak
+from inferline_stream.testing.soak import CONTROLLER, SUPERVISOR, Growth, Look, growth, soak
 
 SOAKED = Path(__file__).parents[1] / "scenarios" / "soaked"
 RATE = 175.0

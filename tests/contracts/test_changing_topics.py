@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.dataplane.starting import commit_start_offsets
+from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.testing.director import Director, event_id
 from tests.contracts.pooled import PASSING
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from inferline_stream.dataplane.connecting import client_options, closed
-from inferline_stream.dataplane.control import TopicFollower
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.kafka.connection import client_options, closed
+from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.testing.kafka import KafkaServer
 
 

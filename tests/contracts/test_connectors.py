@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from inferline_stream.connectors.sinks.jsonl import JsonlSink
-from inferline_stream.connectors.sources.replaying import TraceReplay
+from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.errors import InvalidTopology, Unreachable
 from inferline_stream.pipeline.names import EVENT_ID

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 import inferline_stream
-from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.commands import command

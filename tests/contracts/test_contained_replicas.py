@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import inferline_stream
-from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.director import Director
 

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from inferline_stream.dataplane.client import Fenced, KafkaFailed, Message
-from inferline_stream.dataplane.reading import StageReader
-from inferline_stream.dataplane.sending import StageSender
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.outgoing import Fenced, KafkaFailed, Message
+from inferline_stream.kafka.stage_reader import StageReader
+from inferline_stream.kafka.stage_sender import StageSender
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 
 HEADERS = [("shop", b"7"), ("empty", b"")]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.director import Director
 

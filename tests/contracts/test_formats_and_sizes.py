@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from inferline_stream.dataplane.dead_letters import send_again
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.testing.director import Director
 
 NUMBERED = '''

@@ -11,7 +11,7 @@ import pytest
 
 from inferline_stream.isolation import limits
 from inferline_stream.isolation.confinement import confined
-from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.director import Director

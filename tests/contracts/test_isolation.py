@@ -16,7 +16,7 @@ import pytest
 import inferline_stream
 from inferline_stream.dataplane.reports import ReplicaStatus
 from inferline_stream.isolation import bootstrap
-from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.director import Director
 

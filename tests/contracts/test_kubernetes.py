@@ -20,8 +20,8 @@ from inferline_stream.actuators.kubernetes.manifests import (
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
 from inferline_stream.errors import Unreachable, UsageError
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import Names

@@ -6,10 +6,10 @@ import pytest
 from aiokafka import TopicPartition
 
 from inferline_stream.controlplane.leadership import LEADER_KEY, Leadership, read_log
-from inferline_stream.controlplane.unreadable import Unreadable
-from inferline_stream.dataplane.control import TopicFollower
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.controlplane.record_decoder import Unreadable
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.pipeline.names import Names
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.dataplane.following import RecordFollower
+from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.testing.local_postgres import LocalPostgres
 from tests.contracts.commands import DEADLINE_S
 from tests.contracts.sink_process import SEALABLE, numbered, running, send, topic_on

@@ -23,11 +23,11 @@ from inferline_stream.actuators import ray as on_ray
 from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica
 from inferline_stream.actuators.ray import ray_actuator, requirements
 from inferline_stream.actuators.ray_host import Host, Terms, Where
-from inferline_stream.controlplane.session import Quiet, Session, session
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.runs.session import Quiet, Session, session
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import emulated_run
 

@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from inferline_stream.cli.main import app
-from inferline_stream.dataplane import recent
-from inferline_stream.dataplane.producing import RecordProducer
-from inferline_stream.dataplane.recent import recent_sample
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.dataplane import source_sample
+from inferline_stream.dataplane.source_sample import recent_sample
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.planner.document import plan_from_bytes
 from inferline_stream.testing.kafka import KafkaServer
@@ -76,7 +76,7 @@ async def test_one_wrong_time_changes_no_rate(
 async def test_events_are_a_sample_where_there_are_many(
     kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "EVENTS_KEPT", 20)
+    monkeypatch.setattr(source_sample, "EVENTS_KEPT", 20)
     now_s = time.time()
     await fill(kafka, topic, [600.0 - i for i in range(300)], now_s)
     trace, events, _ = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)

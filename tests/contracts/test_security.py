@@ -27,13 +27,13 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from inferline_stream.controlplane.observing import observing
-from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.controlplane.observer import observing
 from inferline_stream.dataplane.dead_letters import Letter, dead_letters, send_again
-from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.permissions import ROLES, permissions
-from inferline_stream.dataplane.topics import create_topics, topics_of
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.controller_client import Written, write_once
+from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import from_environment
 from inferline_stream.testing.local_kafka import HOST, LocalKafka

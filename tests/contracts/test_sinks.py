@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
-from inferline_stream.dataplane.following import RecordFollower
+from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.contracts.commands import DEADLINE_S

@@ -20,8 +20,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from inferline_stream.dataplane.following import Record, RecordFollower
-from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.isolation.seal import unsupported
+from inferline_stream.kafka.record_follower import Record, RecordFollower
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import EVENT_ID
 from tests.contracts.commands import DEADLINE_S, command

@@ -2,7 +2,7 @@
 
 from aiokafka.client import AIOKafkaClient
 
-from inferline_stream.dataplane.topic_state import TopicState, topic_states
+from inferline_stream.kafka.topic_state import TopicState, topic_states
 
 
 async def test_a_topic_that_is_created_again_has_another_id_and_one_that_grows_keeps_it(clients):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from inferline_stream.dataplane.loading import load_topology
-from inferline_stream.dataplane.topics import create_topics, durability, topics_of, verify_topics
+from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.kafka.topics import create_topics, durability, topics_of, verify_topics
 
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
 

@@ -16,10 +16,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.controlplane.records import Override, encode
-from inferline_stream.controlplane.session import Quiet, Run, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.polling import until
 from inferline_stream.dataplane.frames import (
     FORMAT,
     FrameError,
@@ -29,6 +27,8 @@ from inferline_stream.dataplane.frames import (
     to_dispatcher,
     to_replica,
 )
+from inferline_stream.kafka.controller_client import Written, write_once
+from inferline_stream.runs.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import emulated_run
 from tests.contracts.wire import CURRENT, FILLED, FOLDER, FRAMES, document, frames, next_release, this_release

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from inferline_stream.dataplane.following import RecordFollower
+from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from tests.contracts.sink_process import SEALABLE, numbered, running, send, topic_on, until
 from tests.contracts.webhook_receiver import Receiver

@@ -17,10 +17,10 @@ import pytest
 
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane import controller as controlling
-from inferline_stream.controlplane.ledger import read_ledger
-from inferline_stream.controlplane.session import Quiet, Run, Session, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.controlplane.observe.event_ledger import read_ledger
+from inferline_stream.controlplane.polling import until
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.runs.session import Quiet, Run, Session, session
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import LocalKafka
 from inferline_stream.testing.runs import emulated_run

@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from inferline_stream.dataplane.control import OffsetReader
+from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.pipeline.trace import levels_trace
-from inferline_stream.testing.controlling import Controlled
+from inferline_stream.testing.controller_process import Controlled
 from inferline_stream.testing.faults import FAULTS, scene
 from inferline_stream.testing.local_kafka import LocalKafka
 from inferline_stream.testing.runs import trace_feed

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from inferline_stream.controlplane.record import Events
-from inferline_stream.controlplane.retelling import live_outcome, retold
 from inferline_stream.pipeline.trace import gamma_trace
-from tests.unit.controlplane.test_record import RECORD
+from inferline_stream.runs.archive import Events
+from inferline_stream.runs.html_report import live_outcome, retold
+from tests.unit.runs.test_archive import RECORD
 
 CHROMIUM = shutil.which("chromium")
 BEGAN_S = RECORD.started_s + 0.5

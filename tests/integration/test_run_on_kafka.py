@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from inferline_stream.controlplane.session import Quiet, Run, run_to_report, session
 from inferline_stream.pipeline.names import Names
+from inferline_stream.runs.session import Quiet, Run, run_to_report, session
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import emulated_run
 

@@ -16,10 +16,10 @@ from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.decision import Action, Reason
-from inferline_stream.tuner.fitting import supply
-from inferline_stream.tuner.knobs import Knobs
 from inferline_stream.tuner.observation import Limits, Observation, Supply
 from inferline_stream.tuner.policy import step
+from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.replica_fit import supply
 from inferline_stream.tuner.state import TunerState
 from tests.unit.tuner.plans import CATALOGUE, SHAPE, measured, plan, seen, state
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.controlplane.session import Quiet, Run, session
-from inferline_stream.controlplane.waiting import until
+from inferline_stream.controlplane.polling import until
+from inferline_stream.runs.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.observation import Limits
 from tests.scenarios.test_cli_documents import COMMAND, assert_documented

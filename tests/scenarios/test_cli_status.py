@@ -6,7 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from inferline_stream.controlplane.session import Quiet, Run, session
+from inferline_stream.runs.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
 from tests.scenarios.test_cli_documents import COMMAND, assert_documented, on_a_terminal, plain
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from inferline_stream.controlplane.app import ControlApp
-from inferline_stream.controlplane.session import Quiet, Run, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import Written, delete_groups, write_once
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.controlplane.faust_app import ControlApp
+from inferline_stream.controlplane.polling import until
+from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.pipeline.names import Names
+from inferline_stream.runs.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
 
 

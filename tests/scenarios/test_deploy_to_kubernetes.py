@@ -19,8 +19,8 @@ from inferline_stream.actuators.kubernetes.manifests import (
     STAGE_LABEL,
 )
 from inferline_stream.controlplane.leadership import leads
-from inferline_stream.dataplane.control import OffsetReader, TopicFollower
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
 from inferline_stream.pipeline.names import Names
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.wire import next_release

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.trace import Trace
 
 EXAMPLE = Path(__file__).parents[2] / "topologies/minimal"

@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.records import Override, encode
-from inferline_stream.controlplane.session import Quiet, Run, Session, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.polling import until
+from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.runs.session import Quiet, Run, Session, session
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.policy import POLICIES

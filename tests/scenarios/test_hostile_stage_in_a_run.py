@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from inferline_stream.controlplane.session import Quiet, Run, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.controlplane.polling import until
+from inferline_stream.isolation.seal import unsupported
 from inferline_stream.observability.metrics import StateCollector
 from inferline_stream.observability.rules import Target, rules_yaml
 from inferline_stream.observability.state import PipelineState
 from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.runs.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import emulated_run
 from tests.contracts.hostile import ATTACKS

@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from inferline_stream.cli.main import app
-from inferline_stream.controlplane.record import read_events, read_record
-from inferline_stream.controlplane.records import Override, encode
-from inferline_stream.controlplane.session import Quiet, Run, run_to_report, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import Written, write_once
+from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.polling import until
+from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.runs.archive import read_events, read_record
+from inferline_stream.runs.session import Quiet, Run, run_to_report, session
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Limits, Observation

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from inferline_stream.controlplane.marks import Marks
-from inferline_stream.controlplane.session import Quiet, Run, session
+from inferline_stream.controlplane.observe.end_offsets import Marks
+from inferline_stream.runs.session import Quiet, Run, session
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])

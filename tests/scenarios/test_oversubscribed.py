@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import replace
 
 from inferline_stream.controlplane.core_use import CoreUse
-from inferline_stream.controlplane.session import Quiet, Run, session
-from inferline_stream.controlplane.waiting import until
+from inferline_stream.controlplane.polling import until
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.runs.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.policy import POLICIES
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.cli import rehearsal
-from inferline_stream.cli.provisioning import Declared
-from inferline_stream.controlplane.measuring import scaled
-from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.cli.plan_steps import Declared
+from inferline_stream.controlplane.observe.live_profile import scaled
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PROBABILITIES, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.profiler.machine import this_machine
-from inferline_stream.profiler.store import Known, ProfileStore
+from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.settings import Settings
 from inferline_stream.testing.runs import plan_by_hand
 
@@ -49,7 +49,7 @@ async def test_a_stage_that_is_slower_than_its_profile_is_planned_for_again_and_
     declared: Declared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rehearsal, "REHEARSAL_S", 2.0)
-    monkeypatch.setattr("inferline_stream.controlplane.session.taken_s", lambda cores: 0.0)  # whatever others take
+    monkeypatch.setattr("inferline_stream.runs.session.taken_s", lambda cores: 0.0)  # whatever others take
     # No machine runs the stage in half of what it sleeps, and any does in much more.
     true = Profile("work", "cpu-1", (ServiceTime(1, 0.5, (0.5,) * len(PROBABILITIES)),))
     store = ProfileStore(declared.pipeline, declared.file.parent, declared.events, this_machine())
@@ -88,7 +88,7 @@ async def test_a_rehearsal_while_others_take_the_cores_changes_nothing(
     declared: Declared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rehearsal, "REHEARSAL_S", 4.0)
-    monkeypatch.setattr("inferline_stream.controlplane.session.taken_s", lambda cores: 10 * time.monotonic())
+    monkeypatch.setattr("inferline_stream.runs.session.taken_s", lambda cores: 10 * time.monotonic())
     shape = shape_of(declared.pipeline)
     times = (ServiceTime(1, 0.01, (0.01,) * len(PROBABILITIES)),)
     wrong = PipelineProfile({("work", "cpu-1"): Profile("work", "cpu-1", times)}, independent_paths(shape, {}))

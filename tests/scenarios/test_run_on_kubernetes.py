@@ -9,9 +9,9 @@ from pathlib import Path
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
-from inferline_stream.controlplane.session import Quiet, Run, session
-from inferline_stream.controlplane.waiting import until
+from inferline_stream.controlplane.polling import until
 from inferline_stream.pipeline.names import Names
+from inferline_stream.runs.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
 from tests.kube.api import KubeApi, client_of
 from tests.kube.kubelet import Kubelet

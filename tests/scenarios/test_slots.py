@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from inferline_stream.actuators.actuator import ObservedDispatcher
-from inferline_stream.controlplane.report import RunReport
-from inferline_stream.controlplane.session import Quiet, Run, Session, session
-from inferline_stream.controlplane.waiting import until
+from inferline_stream.controlplane.polling import until
+from inferline_stream.runs.report import RunReport
+from inferline_stream.runs.session import Quiet, Run, Session, session
 from inferline_stream.testing.kafka import KafkaServer
 
 

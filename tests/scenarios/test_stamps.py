@@ -9,11 +9,11 @@ import time
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from inferline_stream.controlplane.records import ArrivalTicks, encode
-from inferline_stream.controlplane.running import Running
-from inferline_stream.controlplane.stamps import Stamps
-from inferline_stream.dataplane.control import OffsetReader, Written, write_once
-from inferline_stream.dataplane.topics import TopicSettings, create_topics
+from inferline_stream.controlplane.log.messages import ArrivalTicks, encode
+from inferline_stream.controlplane.observe.record_timestamps import Stamps
+from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.kafka.controller_client import OffsetReader, Written, write_once
+from inferline_stream.kafka.topics import TopicSettings, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer

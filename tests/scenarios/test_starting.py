@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from inferline_stream.controlplane.session import Quiet, Run, run_to_report, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import Written, delete_groups, write_once
+from inferline_stream.controlplane.polling import until
+from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
 from inferline_stream.pipeline.names import Names
+from inferline_stream.runs.session import Quiet, Run, run_to_report, session
 from inferline_stream.testing.kafka import KafkaServer
 
 

@@ -11,17 +11,17 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.controlplane.ledger import read_ledger
-from inferline_stream.controlplane.records import StoredPlan, encode
-from inferline_stream.controlplane.session import Quiet, Run, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import Written, write_once
-from inferline_stream.dataplane.starting import commit_start_offsets
-from inferline_stream.dataplane.topics import create_topics, topics_of
+from inferline_stream.controlplane.log.messages import StoredPlan, encode
+from inferline_stream.controlplane.observe.event_ledger import read_ledger
+from inferline_stream.controlplane.polling import until
+from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.errors import UsageError
+from inferline_stream.kafka.controller_client import Written, write_once
+from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.document import plan_to_bytes
+from inferline_stream.runs.session import Quiet, Run, session
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.runs import Script
 

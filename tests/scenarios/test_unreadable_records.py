@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from inferline_stream.controlplane.records import Override, encode
-from inferline_stream.controlplane.session import Quiet, Run, session
-from inferline_stream.controlplane.waiting import until
-from inferline_stream.dataplane.control import Written, write_once
-from inferline_stream.dataplane.loading import load_topology
-from inferline_stream.dataplane.topics import create_topics, topics_of
+from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.polling import until
+from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.kafka.controller_client import Written, write_once
+from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
+from inferline_stream.runs.session import Quiet, Run, session
 from inferline_stream.tuner.observation import Limits
 from tests.scenarios.test_cli_status import SWING, call
 

@@ -1,7 +1,7 @@
 import pytest
 
-from inferline_stream.dataplane.connecting import client_options, plaintext
 from inferline_stream.errors import UsageError
+from inferline_stream.kafka.connection import client_options, plaintext
 from inferline_stream.settings import KafkaSecurity, dispatcher_environment, kafka_security
 
 

@@ -34,9 +34,9 @@ from inferline_stream.actuators.network.link import (
 )
 from inferline_stream.actuators.network.logs import LogCopier
 from inferline_stream.actuators.supervisor import Supervisor
-from inferline_stream.dataplane.control import TopicFollower
 from inferline_stream.dataplane.posts import Posting, decode_posting, posting_key
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.printable import log_to_stderr_plainly
 from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_SPEC, host_given, host_node
 

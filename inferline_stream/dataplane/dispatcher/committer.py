@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired
 from inferline_stream.dataplane.dispatcher.partition import Entry, Partition
-from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.routes import Routes
+from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.settings import Settings
 
 logger = logging.getLogger(__name__)

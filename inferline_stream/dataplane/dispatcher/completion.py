@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 from collections import deque
 
-from inferline_stream.dataplane.offset_metadata import (
+from inferline_stream.kafka.offset_metadata import (
     METADATA_LIMIT_BYTES,
     Committed,
     Run,

@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.dataplane.asking import surely_committed
 from inferline_stream.dataplane.attachments import (
     MAX_DATAGRAM_BYTES,
     Attach,
@@ -25,8 +24,6 @@ from inferline_stream.dataplane.attachments import (
     decode_from_supervisor,
     encode_attachment,
 )
-from inferline_stream.dataplane.batch_mark import BatchWatch
-from inferline_stream.dataplane.client import Fenced, KafkaFailed
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.feeder import Feeder
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter, new_report
@@ -34,16 +31,19 @@ from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, Session
-from inferline_stream.dataplane.fetched_batches import bound_batches
 from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
-from inferline_stream.dataplane.reading import StageReader
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
-from inferline_stream.dataplane.sending import ReportSender, StageSender
 from inferline_stream.dataplane.specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
-from inferline_stream.dataplane.topic_state import recreated
-from inferline_stream.dataplane.topics import record_limits
 from inferline_stream.dataplane.tracing import batch_spans
 from inferline_stream.errors import InferlineError
+from inferline_stream.kafka.batch_mark import BatchWatch
+from inferline_stream.kafka.committed_offsets import surely_committed
+from inferline_stream.kafka.fetched_batches import bound_batches
+from inferline_stream.kafka.outgoing import Fenced, KafkaFailed
+from inferline_stream.kafka.stage_reader import StageReader
+from inferline_stream.kafka.stage_sender import ReportSender, StageSender
+from inferline_stream.kafka.topic_state import recreated
+from inferline_stream.kafka.topics import record_limits
 from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.settings import Settings
 

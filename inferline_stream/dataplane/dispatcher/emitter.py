@@ -8,16 +8,16 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.dataplane.client import Header, Message
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Expired, Outcome, Skipped
-from inferline_stream.dataplane.fetched_batches import SkippedBatch
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DROPPED, LETTERED, REASON, join_headers, letter_headers
-from inferline_stream.dataplane.partitioning import murmur2
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.dataplane.sizes import LIMIT_BYTES, record_bytes
+from inferline_stream.kafka.fetched_batches import SkippedBatch
+from inferline_stream.kafka.outgoing import Header, Message
+from inferline_stream.kafka.partitioner import murmur2
+from inferline_stream.kafka.record_size import LIMIT_BYTES, record_bytes
 from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX, PARENT
 
 _HASHES_REMEMBERED = 65_536

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.dataplane.client import Header
 from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.kafka.outgoing import Header
 
 
 class Event(msgspec.Struct, gc=False, eq=False):

@@ -12,11 +12,11 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
 from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Skipped
 from inferline_stream.dataplane.dispatcher.partition import Partition
-from inferline_stream.dataplane.fetched_batches import SkippedBatch
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import LATEST_MS, Found, event_headers, read_headers, timestamp_us
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.dataplane.sizes import record_bytes
+from inferline_stream.kafka.fetched_batches import SkippedBatch
+from inferline_stream.kafka.record_size import record_bytes
 from inferline_stream.pipeline.names import event_id_prefix
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from inferline_stream.dataplane.dispatcher.completion import Completion
 from inferline_stream.dataplane.dispatcher.join import Join
-from inferline_stream.dataplane.offset_metadata import Committed, encode_metadata
-from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC, TopicState
+from inferline_stream.kafka.offset_metadata import Committed, encode_metadata
+from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState
 
 Entry = tuple[int, str]
 """Offset and metadata of a commit."""

@@ -14,11 +14,11 @@ import uvloop
 
 from inferline_stream.dataplane.attachments import MAX_DATAGRAM_BYTES
 from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
-from inferline_stream.dataplane.looping import Loop
 from inferline_stream.dataplane.specs import EXIT_FAILED, decode_dispatcher_spec
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.confinement import dispatcher_confinement
-from inferline_stream.isolation.sealing import seal
+from inferline_stream.isolation.seal import seal
+from inferline_stream.kafka.event_loop import Loop
 from inferline_stream.printable import log_to_stderr_plainly
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from inferline_stream.dataplane.batch_mark import BatchWatch
-from inferline_stream.dataplane.client import Outgoing
 from inferline_stream.dataplane.dispatcher.committer import Committer
 from inferline_stream.dataplane.dispatcher.completion import CROWDED_BYTES
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
@@ -27,11 +25,13 @@ from inferline_stream.dataplane.dispatcher.partition import Entry, Partition
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.dispatcher.suspects import Suspects
 from inferline_stream.dataplane.frames import Done
-from inferline_stream.dataplane.offset_metadata import decode_metadata, known_partitions
-from inferline_stream.dataplane.reading import Fetched, StageReader
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.dataplane.topic_state import recreated
+from inferline_stream.kafka.batch_mark import BatchWatch
+from inferline_stream.kafka.offset_metadata import decode_metadata, known_partitions
+from inferline_stream.kafka.outgoing import Outgoing
+from inferline_stream.kafka.stage_reader import Fetched, StageReader
+from inferline_stream.kafka.topic_state import recreated
 from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.settings import Settings
 

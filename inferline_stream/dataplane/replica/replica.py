@@ -37,16 +37,16 @@ from inferline_stream.dataplane.frames import (
     encode_frame,
     to_replica,
 )
-from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.replica.link import Link, StandardStreams
 from inferline_stream.dataplane.replica.stage_call import OutOfMemory, StageCall
 from inferline_stream.dataplane.replica.stage_code import StageCode
 from inferline_stream.dataplane.specs import ReplicaSpec, decode_replica_spec
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError, StageFailed
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.isolation.refusals import Refusals
-from inferline_stream.isolation.sealing import seal
+from inferline_stream.isolation.seal import seal
 from inferline_stream.printable import log_to_stderr_plainly
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import msgspec
 
 from inferline_stream.dataplane.codecs import Decode, codec
 from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
-from inferline_stream.dataplane.loading import load_code
 from inferline_stream.dataplane.replica.stage_call import attempt, run_batch
 from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.dataplane.topology_loader import load_code
 from inferline_stream.errors import InvalidTopology, StageFailed
 from inferline_stream.pipeline.annotations import join_fields, types_of
 from inferline_stream.pipeline.codec import Codec

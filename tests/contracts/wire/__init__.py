@@ -15,9 +15,8 @@ from typing import Any
 import msgspec
 
 import inferline_stream
-from inferline_stream.controlplane.records import ArrivalTicks, Override, StoredDecision, StoredPlan
+from inferline_stream.controlplane.log.messages import ArrivalTicks, Override, StoredDecision, StoredPlan
 from inferline_stream.dataplane.attachments import Attach, Lost, Replace, Retire, Serving, Stop
-from inferline_stream.dataplane.batch_mark import BatchId
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
@@ -37,6 +36,7 @@ from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaSt
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation.enforced import Enforced
+from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.version import Structure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inferline_stream.actuators.batch_deaths import REMEMBERED, BatchDeaths
-from inferline_stream.dataplane.batch_mark import BatchId
+from inferline_stream.kafka.batch_mark import BatchId
 
 ONE, OTHER_OFFSET = BatchId(0, 7, 1), BatchId(0, 9, 1)
 OTHER_CONTENT, OTHER_PARTITION = BatchId(0, 7, 2), BatchId(1, 7, 1)

@@ -17,9 +17,9 @@ import pytest
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation

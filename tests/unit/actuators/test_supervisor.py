@@ -14,9 +14,9 @@ import pytest
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ReplicaExit
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.supervisor import Supervisor
-from inferline_stream.dataplane.loading import load_topology
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 

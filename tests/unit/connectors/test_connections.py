@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from inferline_stream.connectors.sources.connections import Connections
 from inferline_stream.connectors.sources.ingest import Ingest, Limits
 from inferline_stream.connectors.sources.listener import Listener
-from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.kafka.record_producer import RecordProducer
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n"
 

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from inferline_stream.connectors.sources.ingest import Ingest, Limits
-from inferline_stream.dataplane.producing import RecordProducer
+from inferline_stream.kafka.record_producer import RecordProducer
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for_and_frees_its_place():

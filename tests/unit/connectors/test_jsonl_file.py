@@ -5,8 +5,8 @@ import pytest
 
 from inferline_stream.connectors.sinks.jsonl import JsonlFile
 from inferline_stream.connectors.sinks.postgres import _refused
-from inferline_stream.dataplane.following import Record
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.kafka.record_follower import Record
 from inferline_stream.pipeline.names import EVENT_ID
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.core_use import CALM_S, LOOK_S, CoreUse
-from inferline_stream.controlplane.totals import slowdown
+from inferline_stream.controlplane.observe.totals import slowdown
 from inferline_stream.dataplane.reports import BatchStats
 from inferline_stream.pipeline.profile import Profile, ServiceTime
 

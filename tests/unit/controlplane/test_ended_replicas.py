@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from inferline_stream.actuators.actuator import DispatcherExit
+from inferline_stream.controlplane.apply.slots import Dispatchers, step
 from inferline_stream.controlplane.controller import Controller
-from inferline_stream.controlplane.overrides import Overrides
-from inferline_stream.controlplane.picture import Picture
-from inferline_stream.controlplane.recovery import Found
-from inferline_stream.controlplane.running import Running
-from inferline_stream.controlplane.slots import Dispatchers, step
+from inferline_stream.controlplane.log.overrides import Overrides
+from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.observe.recovery import Found
+from inferline_stream.controlplane.pipeline_context import Running
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.metrics import StateCollector
 from inferline_stream.observability.state import DecisionRecord

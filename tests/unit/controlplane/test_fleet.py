@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from inferline_stream.controlplane.fleet import Fleet
-from inferline_stream.controlplane.picture import Picture
+from inferline_stream.controlplane.apply.fleet import Fleet
+from inferline_stream.controlplane.observe.pipeline_view import Picture
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan

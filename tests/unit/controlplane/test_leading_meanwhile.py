@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from inferline_stream.controlplane import session
+from inferline_stream.runs import session
 
 
 async def test_heartbeats_are_written_while_the_work_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher
-from inferline_stream.controlplane.picture import Picture
-from inferline_stream.controlplane.slot_keeper import SlotKeeper
+from inferline_stream.controlplane.apply.slot_keeper import SlotKeeper
+from inferline_stream.controlplane.observe.pipeline_view import Picture
 from inferline_stream.dataplane.grants import Grant, grant_key
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.errors import Unreachable

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from inferline_stream.controlplane import slots
-from inferline_stream.controlplane.slots import Dispatchers, Orders, StageSlots, Table, recovered
+from inferline_stream.controlplane.apply import slots
+from inferline_stream.controlplane.apply.slots import Dispatchers, Orders, StageSlots, Table, recovered
 from inferline_stream.dataplane.grants import Grant, partitions_of
 
 PARTITIONS = 6

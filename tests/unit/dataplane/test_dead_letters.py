@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.cli import letters as verb
+from inferline_stream.cli import dlq as verb
 from inferline_stream.dataplane import dead_letters
-from inferline_stream.dataplane.control import Followed
 from inferline_stream.dataplane.dead_letters import Letter, noted
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import REPLAY, SENT_AGAIN
+from inferline_stream.kafka.controller_client import Followed
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, PARENT, Names
 from tests.unit.dataplane.dispatcher.test_intake_and_emitter import Taken, pipeline
 from tests.unit.dataplane.dispatcher.test_intake_and_emitter import sent as emitted

@@ -3,7 +3,7 @@ import shlex
 import pytest
 
 from inferline_stream.dataplane.permissions import ROLES, Permission, permission_commands, permissions, topic_commands
-from inferline_stream.dataplane.topics import topics_of
+from inferline_stream.kafka.topics import topics_of
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from inferline_stream.dataplane.access_tokens import ClientCredentials
-from inferline_stream.dataplane.looping import Loop
 from inferline_stream.errors import Unreachable
 from inferline_stream.isolation.names import NameService
+from inferline_stream.kafka.access_tokens import ClientCredentials
+from inferline_stream.kafka.event_loop import Loop
 from inferline_stream.settings import KafkaSecurity
 
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.lease import new_report
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.frames import Done, Failed
-from inferline_stream.dataplane.offset_metadata import Committed
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.tracing import BatchSpans, batch_spans
 from inferline_stream.errors import UsageError
+from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 

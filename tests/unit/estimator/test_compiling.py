@@ -34,7 +34,7 @@ def test_progress_is_reported_up_to_the_last_step() -> None:
 def test_after_compiling_nothing_is_compiled_any_more() -> None:
     """Every kind of argument that a simulation passes was met before."""
     code = """
-from inferline_stream.estimator.compiled import compiled
+from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.warmup import compile_kernels
 from tests.unit.estimator.random_pipelines import random_pipeline
 from inferline_stream.estimator.evaluation import evaluate, simulate_stage, count_late, latencies_s

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from inferline_stream.estimator.compiled import interpreted
 from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
 from inferline_stream.estimator.kernels import Varying
+from inferline_stream.estimator.numba_kernels import interpreted
 from inferline_stream.estimator.reference import simulate_with_heap
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import prepare

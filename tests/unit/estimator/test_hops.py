@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.estimator.evaluation import evaluate
-from inferline_stream.estimator.selection import quantile_s
+from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import hop_extra_s, prepare

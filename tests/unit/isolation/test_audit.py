@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation.audit import Finding
-from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.profiler.auditing import Audited, audit_pipeline
+from inferline_stream.profiler.stage_audit import Audited, audit_pipeline
 
 pytestmark = pytest.mark.skipif(
     bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"

@@ -7,10 +7,10 @@ import pytest
 
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.plots import canvas
-from inferline_stream.observability.plots.comparing import _front, _ranges, draw_comparison
-from inferline_stream.observability.plots.planning import draw_cost_curve
+from inferline_stream.observability.plots.comparison import _front, _ranges, draw_comparison
+from inferline_stream.observability.plots.cost_curve import draw_cost_curve
 from inferline_stream.observability.plots.profiles import draw_profiles
-from inferline_stream.observability.plots.replaying import draw_replay
+from inferline_stream.observability.plots.replay import draw_replay
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths

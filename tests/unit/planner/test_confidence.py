@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from inferline_stream.estimator.selection import quantile_s
+from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.planner.confidence import p99_confidence
 
 

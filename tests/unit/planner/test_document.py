@@ -8,8 +8,8 @@ import pytest
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, in_words
-from inferline_stream.planner.difference import difference
 from inferline_stream.planner.document import plan_from_bytes, plan_from_dict, plan_to_bytes, plan_to_dict
+from inferline_stream.planner.plan_diff import difference
 
 PLAN = Plan(
     pipeline="moderation",

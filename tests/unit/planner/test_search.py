@@ -12,14 +12,14 @@ from inferline_stream.errors import Infeasible, InvalidTopology
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
-from inferline_stream.planner.descent import with_largest_limits
+from inferline_stream.planner.branch_and_bound import prove
 from inferline_stream.planner.evaluation import Evaluator, Stopped
-from inferline_stream.planner.exact import prove
-from inferline_stream.planner.fronts import Fronts
-from inferline_stream.planner.menu import menu
+from inferline_stream.planner.local_search import with_largest_limits
+from inferline_stream.planner.pareto_search import Fronts
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 from inferline_stream.planner.provision import MARGIN, provision, search
 from inferline_stream.planner.search import busiest, levels
+from inferline_stream.planner.stage_options import menu
 from tests.unit.planner.problems import SIZES, least_cost, meets, p99_s, plain_problem, prices, random_problem
 
 FEASIBLE_SEEDS = (0, 1, 2, 4, 5, 6, 8)

@@ -20,7 +20,7 @@ from inferline_stream.planner.bounds import Bounds
 from inferline_stream.planner.evaluation import Evaluator
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
-from inferline_stream.tuner.staffing import staffing
+from inferline_stream.tuner.staffing_table import staffing
 
 SHAPE = Shape(("a",), ())
 KINDS = {"x": Hardware("x", 1.0)}

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.profiler.checking import building_problems
 from inferline_stream.profiler.messages import Outcome, Outcomes, Run
-from inferline_stream.profiler.process import WorkerProcess
+from inferline_stream.profiler.topology_check import building_problems
+from inferline_stream.profiler.worker_process import WorkerProcess
 
 TOPOLOGY = """
 from inferline_stream import Pipeline, Stage, Topic

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.dataplane.loading import load_topology
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.profiler.checking import building_problems
 from inferline_stream.profiler.messages import Measure, Outcomes, Run, Times, Weigh, Weights
-from inferline_stream.profiler.process import WorkerFailed, WorkerProcess
+from inferline_stream.profiler.topology_check import building_problems
+from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess
 
 TOPOLOGY = Path(__file__).parent / "odd_stages" / "topology.py"
 KINDS = catalogue()

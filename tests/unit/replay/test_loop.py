@@ -19,8 +19,8 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.loop import Slowdown, replay
+from inferline_stream.replay.policy_view import View
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
-from inferline_stream.replay.sight import View
 from tests.unit.estimator.random_pipelines import random_shape
 
 ONE = Shape(("a",), ())

@@ -4,8 +4,8 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
-from inferline_stream.tuner.knobs import Knobs
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
+from inferline_stream.tuner.policy_settings import Knobs
 from inferline_stream.tuner.state import TunerState, initial_state
 
 SHAPE = Shape(("a", "b"), (Arrow(0, 1, conditional=True),))

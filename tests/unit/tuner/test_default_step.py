@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.tuner.decision import Action, Reason
-from inferline_stream.tuner.knobs import Knobs
 from inferline_stream.tuner.observation import Limits
 from inferline_stream.tuner.policy import POLICIES, initial_state, step
+from inferline_stream.tuner.policy_settings import Knobs
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
 
 PLAIN = Knobs(insurance=(), plan_memory_s=0.0)

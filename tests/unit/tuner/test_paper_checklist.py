@@ -10,7 +10,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.decision import Action, Reason
-from inferline_stream.tuner.inferline import inferline_step
+from inferline_stream.tuner.paper_policy import inferline_step
 from tests.unit.tuner.plans import CATALOGUE, SHAPE, measured, plan, seen, state
 
 CALM = (290, 590, 5900)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inferline_stream.planner.problem import cost_of
 from inferline_stream.planner.provision import plan_of, search
-from inferline_stream.tuner.staffing import staffing
+from inferline_stream.tuner.staffing_table import staffing
 from tests.unit.planner.problems import chain
 
 

@@ -11,9 +11,9 @@ from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.demand import traffic_of
 from inferline_stream.tuner.forecast import surged, surges
-from inferline_stream.tuner.knobs import Knobs
 from inferline_stream.tuner.policy import step
-from inferline_stream.tuner.staffing import Staffing
+from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.staffing_table import Staffing
 from tests.unit.tuner.plans import seen, state
 
 

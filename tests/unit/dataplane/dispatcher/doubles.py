@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from inferline_stream.dataplane.batch_mark import BatchWatch
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import Lease, new_report
 from inferline_stream.dataplane.dispatcher.session import Session
@@ -27,9 +26,10 @@ from inferline_stream.dataplane.frames import (
     encode_frame,
     to_replica,
 )
-from inferline_stream.dataplane.reading import Fetched
 from inferline_stream.dataplane.routes import Routes, routes_of
-from inferline_stream.dataplane.topic_state import UNKNOWN_TOPIC
+from inferline_stream.kafka.batch_mark import BatchWatch
+from inferline_stream.kafka.stage_reader import Fetched
+from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.settings import Settings
 

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher.completion import Completion
-from inferline_stream.dataplane.offset_metadata import METADATA_LIMIT_BYTES, Committed, decode_metadata, encode_metadata
+from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, decode_metadata, encode_metadata
 
 offsets = st.lists(st.integers(0, 400), unique=True, max_size=60).map(sorted)
 steps = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), max_size=40)

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.dataplane.client import KafkaFailed
 from inferline_stream.dataplane.dispatcher import dispatcher as dispatcher_module
 from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.frames import Done
 from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
-from inferline_stream.dataplane.reading import Fetched
 from inferline_stream.dataplane.specs import DispatcherSpec
-from inferline_stream.dataplane.topic_state import TopicState
+from inferline_stream.kafka.outgoing import KafkaFailed
+from inferline_stream.kafka.stage_reader import Fetched
+from inferline_stream.kafka.topic_state import TopicState
 from tests.unit.dataplane.dispatcher.doubles import Entry, Reader, Sender, routes, until
 
 ME, SUCCESSOR = "work-0-a", "work-0-b"

@@ -16,7 +16,7 @@ from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, EVENT_ID_BYTES, LATEST_MS, REASON, REPLAY, SENT_AGAIN, read_headers
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.dataplane.sizes import LIMIT_BYTES, record_bytes
+from inferline_stream.kafka.record_size import LIMIT_BYTES, record_bytes
 from inferline_stream.pipeline.names import (
     ENTRY_TIME,
     ERRORS_PREFIX,

@@ -17,10 +17,10 @@ from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Expired,
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, REPLAY, version_value
-from inferline_stream.dataplane.offset_metadata import Committed
 from inferline_stream.dataplane.routes import Routes, routes_of
-from inferline_stream.dataplane.sizes import LIMIT_BYTES
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.kafka.offset_metadata import Committed
+from inferline_stream.kafka.record_size import LIMIT_BYTES
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, SKIPPED, VERSION
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.version import structure_of

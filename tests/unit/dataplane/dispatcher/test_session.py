@@ -8,7 +8,7 @@ from inferline_stream.dataplane.dispatcher import session as session_module
 from inferline_stream.dataplane.dispatcher.committer import COMMIT_EVERY_S
 from inferline_stream.dataplane.dispatcher.lease import LeaseExpired
 from inferline_stream.dataplane.frames import Done
-from inferline_stream.dataplane.topic_state import TopicState
+from inferline_stream.kafka.topic_state import TopicState
 from inferline_stream.pipeline.topology import Topic
 from tests.unit.dataplane.dispatcher.doubles import Slot, until
 

@@ -7,7 +7,7 @@ import pytest
 
 from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Ready, Results
 from inferline_stream.dataplane.replica.replica import LEAVE
-from inferline_stream.isolation.sealing import unsupported
+from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from tests.unit.dataplane.replica.replica_process import replica
 

@@ -1,0 +1,331 @@
+"""What every sink does: follow a topic, store its events somewhere, and only then commit."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Protocol, Self
+
+import msgspec
+
+from inferline_stream.connectors.confinement import Seal, done_in_time, stopping, tell
+from inferline_stream.errors import InferlineError, Unreachable
+from inferline_stream.kafka.fetched_batches import SkippedBatch
+from inferline_stream.kafka.record_follower import STARTS, Record, RecordFollower
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
+from inferline_stream.settings import from_environment
+
+logger = logging.getLogger(__name__)
+
+_GATHER_S = 0.2  # an fsync or a transaction takes milliseconds: at most five a second
+_AGAIN_S = 1.0
+_AGAIN_AT_MOST_S = 30.0
+_LEAVE_S = 5.0
+
+
+class SinkCounts(msgspec.Struct):
+    """What became of the topic's records."""
+
+    written: int = 0
+    """Events written by this process."""
+    duplicates: int = 0
+    """Records dropped because their event is there already."""
+    undecodable: int = 0
+    """Records dropped because their value is no JSON."""
+    unreadable: int = 0
+    """Batches of records that cannot be unpacked; with `--dead-letters`, their places are among the dead letters."""
+    halted: dict[int, str] = {}
+    """Partitions that are not read any more, and why."""
+    refused: int = 0
+    """Events that the other side will never take; they are among the dead letters."""
+
+
+class Away(Exception):
+    """The other side takes nothing now; the same records have to be tried again.
+
+    Args:
+        reason: in words.
+        after_s: not before, if the other side said so.
+    """
+
+    def __init__(self, reason: str, after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after_s = after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A record that the other side will never take, and why."""
+
+    record: Record
+    reason: str
+
+
+class Store(Protocol):
+    """Where a sink puts events. Storing may be cancelled."""
+
+    counts: SinkCounts
+
+    async def store(self, records: Sequence[Record]) -> list[Refusal]:
+        """Make these durable, each event once, however often a record comes; returns those that never will be.
+
+        Raises:
+            Away: not all could be stored yet; all of them will come again.
+        """
+
+
+def event_id(record: Record, topic: str) -> str:
+    """The pipeline's id of an event, from its header; its place in the topic for a record without one."""
+    given = record.headers.get(EVENT_ID, b"").decode(errors="backslashreplace")
+    return given or f"{record.ids_from or topic}/{record.partition}/{record.offset}"
+
+
+class TopicSink:
+    """Follows a topic and stores its events, in the background while entered.
+
+    While the store takes nothing, nothing is committed: that is said once, and the same records are tried again,
+    at first after a second and later every half minute. While Kafka is away it waits. Once it has to leave, it gives
+    the store five seconds more; what is not stored by then is not committed and comes again.
+
+    Args:
+        bootstrap_servers: ``host:port``, or several of them, separated by commas.
+        topic: the topic as Kafka knows it; it must exist.
+        store: where to.
+        what: the store's name, for messages.
+        group: consumer group that holds how far the store has come; one group per store.
+        dead_letters: topic for refused events; without one, a refused event ends the sink.
+        again_at_most_s: longest pause between two attempts.
+        start: where to begin; see `RecordFollower`.
+
+    Raises:
+        Unreachable: on entering, Kafka does not answer or has no such topic; on leaving, it failed later.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        *,
+        topic: str,
+        store: Store,
+        what: str,
+        group: str,
+        dead_letters: str = "",
+        again_at_most_s: float = _AGAIN_AT_MOST_S,
+        start: str = "committed",
+    ) -> None:
+        self._topic = topic
+        self._store = store
+        self._what = what
+        self._again_at_most_s = again_at_most_s
+        timeout_s = from_environment().connect_timeout_s
+        self._follower = RecordFollower(bootstrap_servers, topic, group, connect_timeout_s=timeout_s, start=start)
+        self._dead_letters = dead_letters
+        self._producer = RecordProducer(bootstrap_servers, connect_timeout_s=timeout_s) if dead_letters else None
+        self._stack = contextlib.AsyncExitStack()
+        self._stop = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        self._stored = asyncio.Condition()
+        self._reached: dict[int, int] = {}  # by partition, offset below which everything is stored and committed
+
+    @property
+    def counts(self) -> SinkCounts:
+        """What became of the records so far."""
+        return self._store.counts
+
+    async def connect(self) -> None:
+        """Connect to Kafka, and move nothing yet; entering does so where this was not called."""
+        await self._stack.enter_async_context(self._follower)
+        if self._producer is not None:
+            await self._stack.enter_async_context(self._producer)
+            await self._producer.partitions(self._dead_letters)
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Begin to move records."""
+        self._following = asyncio.create_task(self._follow())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Store what was read, commit it, and disconnect.
+
+        Raises:
+            Unreachable: Kafka failed, or what was read could not be stored.
+        """
+        self._stop.set()
+        try:
+            if self._following is not None:
+                await self._following
+        finally:
+            await self._stack.aclose()
+
+    async def caught_up(self) -> None:
+        """Wait until everything that is in the topic now is stored and committed.
+
+        Raises:
+            Unreachable: Kafka failed meanwhile.
+        """
+        assert self._following is not None
+        ends = await self._follower.ends()
+        if halted := self._follower.halted:
+            raise Unreachable(f"topic {self._topic!r}: partitions are halted: {halted}")
+        waiting = asyncio.create_task(self._until_stored(ends))
+        await asyncio.wait((waiting, self._following), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            await self._following  # raises what ended it
+
+    async def failed(self) -> None:
+        """Wait until it can no longer follow the topic; raises why.
+
+        Raises:
+            Unreachable: Kafka failed.
+        """
+        assert self._following is not None
+        await asyncio.shield(self._following)
+
+    async def _until_stored(self, ends: dict[int, int]) -> None:
+        async with self._stored:
+            await self._stored.wait_for(lambda: all(self._reached.get(p, 0) >= end for p, end in ends.items()))
+
+    async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stop.is_set():
+            until = loop.time() + _GATHER_S
+            records = []
+            while (left_s := until - loop.time()) > 0 and not self._stop.is_set():
+                records += await self._follower.batch(left_s)
+            if records:
+                await self._refuse(await self._keep_on(await self._readable(records)))
+                await self._commit()
+            self.counts.halted = dict(self._follower.halted)
+            async with self._stored:
+                self._reached = await self._follower.positions()
+                self._stored.notify_all()
+
+    async def _readable(self, records: list[Record]) -> list[Record]:
+        """Put aside the notes on batches that could not be unpacked; no store has a place for them."""
+        readable = []
+        for record in records:
+            if not isinstance(record.value, SkippedBatch):
+                readable.append(record)
+                continue
+            logger.error("%s leaves out %s/%d: %s", self._what, self._topic, record.partition, record.value.reason)
+            if self._producer is not None:
+                await self._deliver(replace(record, value=None), self._error_headers(record, record.value.reason))
+            self.counts.unreadable += 1
+        return readable
+
+    async def _keep_on(self, records: list[Record]) -> list[Refusal]:
+        """Store for as long as it takes; stopped meanwhile, the records are left uncommitted."""
+        pause_s, said = _AGAIN_S, False
+        while True:
+            storing = asyncio.create_task(self._store.store(records))
+            if not await done_in_time(storing, self._stop, _LEAVE_S):
+                raise Unreachable(f"{self._what}: {len(records)} records not written in time; they come again")
+            try:
+                return storing.result()
+            except Away as away:
+                if self._stop.is_set():
+                    raise Unreachable(f"{self._what}: {len(records)} records not written: {away}") from None
+                if not said:
+                    logger.warning("%s: %s; trying again until it can be written", self._what, away)
+                said = True
+                again_s = min(self._again_at_most_s, max(pause_s, away.after_s))
+            pause_s *= 2
+            await self._pause(again_s * random.uniform(0.8, 1.0))  # noqa: S311  so that many do not come at once
+
+    async def _refuse(self, refusals: list[Refusal]) -> None:
+        for refusal in refusals:
+            record, reason = refusal.record, refusal.reason
+            known = event_id(record, self._topic)
+            if self._producer is None:
+                raise InferlineError(
+                    f"{self._what} refuses event {known!r}: {reason}; fix it and start again, or give --dead-letters"
+                )
+            logger.warning("%s refuses event %r: %s", self._what, known, reason)
+            await self._deliver(record, self._error_headers(record, reason))
+            self.counts.refused += 1
+
+    def _error_headers(self, record: Record, reason: str) -> list[tuple[str, bytes]]:
+        headers = [(name, value) for name, value in record.headers.items() if not name.startswith(ERRORS_PREFIX)]
+        headers.append((f"{ERRORS_PREFIX}message", reason.encode("utf-8", "replace")))
+        headers.append((f"{ERRORS_PREFIX}timestamp_ms", b"%d" % record.timestamp_ms))
+        if EVENT_ID not in record.headers:
+            headers.append((EVENT_ID, event_id(record, self._topic).encode()))
+        return headers
+
+    async def _deliver(self, record: Record, headers: list[tuple[str, bytes]]) -> None:
+        assert self._producer is not None
+        while not self._stop.is_set():
+            with contextlib.suppress(Unreachable):
+                return await self._producer.deliver(
+                    self._dead_letters,
+                    record.value,
+                    key=record.key,
+                    headers=headers,  # no timestamp: a letter is as old as the refusal
+                )
+            await self._pause(_AGAIN_S)
+        raise Unreachable(f"topic {self._dead_letters!r}: a refused event could not be kept; it will come again")
+
+    async def _commit(self) -> None:
+        """Commit while Kafka lets us; stopped meanwhile, what was stored will come again, and be known."""
+        committing = asyncio.create_task(self._follower.commit())
+        if not await done_in_time(committing, self._stop, _AGAIN_S):
+            raise Unreachable(f"topic {self._topic!r}: Kafka does not take the commit of what was written")
+        committing.result()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every sink has beside those of a connector."""
+    parser.add_argument("--topic", required=True, help="to follow; must exist")
+    parser.add_argument(
+        "--start",
+        choices=STARTS,
+        default="committed",
+        help="where to begin: where the group stands, or, for once, at the beginning or the end of the topic",
+    )
+    parser.add_argument("--dead-letters", default="", metavar="TOPIC", help="for events that are refused for good")
+
+
+async def run(sink: TopicSink, seal: Seal) -> None:
+    """Connect a sink, seal the process, and move records until SIGINT or SIGTERM; then print the counts as JSON.
+
+    Raises:
+        InferlineError: why it ended before, or which partitions it has halted.
+    """
+    stop = stopping()
+    try:
+        await sink.connect()
+        seal()
+        sink.start()
+        waiting, failing = asyncio.create_task(stop.wait()), asyncio.create_task(sink.failed())
+        await asyncio.wait((waiting, failing), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        failing.cancel()
+        await asyncio.gather(waiting, failing, return_exceptions=True)
+    finally:
+        await sink.aclose()
+    tell(sink.counts)
+    if halted := sink.counts.halted:
+        where = "; ".join(f"partition {partition}: {why}" for partition, why in sorted(halted.items()))
+        raise InferlineError(f"what came to halted partitions was not written. {where}; say --start earliest or latest")

@@ -1,0 +1,125 @@
+"""`check`: every mistake of a topology at once, and where each value of the configuration comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inferline_stream.cli.output import Output
+
+if TYPE_CHECKING:
+    from inferline_stream.pipeline.topology import Pipeline
+
+Topology = Annotated[
+    Path, typer.Argument(help="the topology file, or the folder that holds a topology.py; file:name for one of several")
+]
+
+
+def check(
+    context: typer.Context,
+    topology: Topology,
+    *,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="only show every setting, its value, and where that comes from")
+    ] = False,
+    output: Output = "table",
+) -> None:
+    """Look for every mistake of a topology, and build each stage in a process of its own."""
+    from inferline_stream.cli.output import console, print_json
+    from inferline_stream.cli.plan_steps import shown, topology_file
+    from inferline_stream.dataplane.topology_loader import load_topology
+
+    file = topology_file(topology)
+    pipeline = load_topology(file)
+    if show_config:
+        rows = configuration(pipeline, shown(file), context)
+        if output == "json":
+            print_json({"settings": rows})
+        else:
+            console().print(_table(rows))
+        return
+    _check(pipeline, file)
+    if output == "json":
+        print_json({"pipeline": pipeline.name, "topology": str(file), "stages": [s.name for s in pipeline.stages]})
+        return
+    stages = len(pipeline.stages)
+    print(f"{shown(file)}: pipeline {pipeline.name!r} is sound; its {stages} stages were built in worker processes")
+
+
+def _check(pipeline: Pipeline, file: Path) -> None:
+    import asyncio
+
+    from inferline_stream.errors import InvalidTopology
+    from inferline_stream.pipeline.validation import problems
+    from inferline_stream.profiler.topology_check import building_problems, event_problems, sample_problems
+    from inferline_stream.settings import from_environment
+
+    declared = problems(pipeline)
+    files = sample_problems(pipeline, file.parent)
+    events = [] if declared or files else event_problems(pipeline, file.parent)
+    building = asyncio.run(building_problems(pipeline, file, from_environment().start_timeout_s))
+    found = [*declared, *files, *events, *building]
+    if found:
+        raise InvalidTopology(*found)
+
+
+def configuration(pipeline: Pipeline, file: str, context: typer.Context) -> list[dict[str, Any]]:
+    """Every setting: name, value, where it comes from, and what it is."""
+    import inspect
+
+    from inferline_stream.cli.frame import flag_variables
+    from inferline_stream.pipeline.topology import Pipeline
+    from inferline_stream.settings import (
+        DISPATCHER_KAFKA_VARIABLES,
+        KAFKA_VARIABLES,
+        Settings,
+        dispatcher_environment,
+        from_environment,
+        given,
+        kafka_security,
+        reasons,
+    )
+
+    rows = []
+    defaults = {name: p.default for name, p in inspect.signature(Pipeline.__init__).parameters.items()}
+    for name in ("slo", "objective", "on_expired"):
+        value = getattr(pipeline, name)
+        rows.append(_row(name, value, "default" if value == defaults[name] else file, "of the pipeline"))
+    chosen, usual, why = from_environment(), Settings(), reasons()
+    variables = {name: f"INFERLINE_{name.upper()}" for name in Settings.__dataclass_fields__}
+    present = given(variables.values())
+    for name, variable in variables.items():
+        source = variable if variable in present else "default"
+        value = getattr(chosen if variable in present else usual, name)
+        rows.append(_row(name, value, source, why.get(name, "")))
+    kafka, dispatchers = given(KAFKA_VARIABLES), given(DISPATCHER_KAFKA_VARIABLES)
+    rows.append(
+        _row("kafka_security", str(kafka_security()), ", ".join(kafka) or "default", "how clients speak to Kafka")
+    )
+    if dispatchers:
+        found = str(kafka_security(dispatcher_environment()))
+        rows.append(_row("dispatcher_kafka_security", found, ", ".join(dispatchers), "how dispatchers speak to Kafka"))
+    flags = flag_variables(context.parent.command) if context.parent is not None else {}
+    for variable, value in given(flags).items():
+        rows.append(_row(flags[variable], value, variable, "flag of the command line"))
+    return rows
+
+
+def _row(name: str, value: object, source: str, meaning: str) -> dict[str, Any]:
+    return {"name": name, "value": value, "from": source, "meaning": meaning}
+
+
+def _table(rows: list[dict[str, Any]]) -> object:
+    from rich.table import Table
+
+    table = Table(title="Configuration")
+    for column in ("name", "value", "from", "meaning"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        source = str(row["from"])
+        table.add_row(
+            row["name"], str(row["value"]), source, row["meaning"], style="dim" if source == "default" else "bold"
+        )
+    return table

@@ -1,0 +1,110 @@
+"""`deploy`: newer code of the stages into a running pipeline; or a pipeline into a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from inferline_stream.cli.check import Topology
+from inferline_stream.cli.output import Output
+from inferline_stream.cli.overrides import Kafka, Prefix
+
+
+def deploy(
+    topology: Topology,
+    *,
+    bootstrap_servers: Kafka,
+    prefix: Prefix = "",
+    target: Annotated[
+        Literal["running", "kubernetes"],
+        typer.Option(help="newer code into the running pipeline; or the pipeline, with its controller, into a cluster"),
+    ] = "running",
+    image: Annotated[str, typer.Option(help="this package, the topology, what its stages import")] = "",
+    path: Annotated[str, typer.Option(help="of the topology file in the image; by default as here")] = "",
+    namespace: Annotated[str, typer.Option(help="of everything; by default that of the kubeconfig's context")] = "",
+    service_account: Annotated[str, typer.Option(help="of dispatchers and replicas; made, without a right")] = "",
+    secret: Annotated[
+        str,
+        typer.Option(
+            help="a Secret whose keys become the environment of controllers and dispatchers, such as Kafka's password"
+        ),
+    ] = "",
+    stock: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=REPLICAS", help="this pipeline's share of a hardware kind; may be repeated"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False,
+    save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None,
+    output: Output = "table",
+) -> None:
+    """Bring newer code into a running pipeline, or a pipeline into a cluster.
+
+    Newer code: every replica is replaced by one that runs the topology as it is now. The new one is READY before an old
+    one leaves, and nothing is lost or repeated. A change that code alone cannot make, e.g. a new stage, is refused with
+    what to do.
+
+    Kubernetes: applies a controller (two, of which one acts), the rights it needs, its network policy, alert rules, and
+    the profiles. It makes what each stage needs. The image is yours: see docker/README.md.
+    """
+    from inferline_stream.errors import UsageError
+
+    if target == "kubernetes":
+        from inferline_stream.cli.platform import kubernetes_door
+
+        kubernetes_door()  # before what imports its libraries
+        from inferline_stream.cli.installation import DeployOptions, install
+
+        wanted = DeployOptions(
+            topology, bootstrap_servers, prefix, image, path, namespace, service_account, secret, tuple(stock or ())
+        )
+        install(wanted, dry_run=dry_run, save=save, as_json=output == "json")
+    elif image or path or namespace or secret or service_account or stock or dry_run or save:
+        raise UsageError(
+            "--image, --path, --namespace, --service-account, --secret, --stock, --dry-run and --save are for "
+            "--target kubernetes"
+        )
+    else:
+        _newer_code(topology, bootstrap_servers, prefix, output)
+
+
+def _newer_code(topology: Path, bootstrap_servers: str, prefix: str, output: Output) -> None:
+    import asyncio
+    import time
+
+    from inferline_stream.cli.output import print_json
+    from inferline_stream.cli.overrides import as_fields, who
+    from inferline_stream.cli.plan_steps import topology_file
+    from inferline_stream.controlplane.leadership import leads
+    from inferline_stream.controlplane.log.messages import Override, encode
+    from inferline_stream.controlplane.observe.recovery import find
+    from inferline_stream.dataplane.topology_loader import load_topology
+    from inferline_stream.errors import UsageError
+    from inferline_stream.kafka.controller_client import Written, write_once
+    from inferline_stream.pipeline.names import Names
+    from inferline_stream.pipeline.validation import validated
+    from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
+
+    pipeline = validated(load_topology(topology_file(topology)))
+    names = Names(pipeline.name, prefix)
+
+    override = Override("code", value=time.time(), who=who())
+
+    async def order() -> None:
+        if not await leads(bootstrap_servers, names):
+            raise UsageError(f"no run leads {pipeline.name!r} there: start one with `inferline-stream run`")
+        plan = (await find(bootstrap_servers, names)).plan
+        if plan is not None and plan.structure is not None:
+            reasons = incompatibilities(plan.structure, structure_of(pipeline))
+            if reasons:
+                raise UsageError(f"{'; '.join(reasons)}. {DRAIN_FIRST.capitalize()}")
+        await write_once(bootstrap_servers, Written(names.control, override.key, encode(override)))
+
+    asyncio.run(order())
+    if output == "json":
+        print_json({"pipeline": pipeline.name, "overrides": [as_fields(override.key, override)]})
+        return
+    print(
+        f"{pipeline.name}: every replica is replaced, one after another; the new one is READY before the old one leaves"
+    )

@@ -1,0 +1,52 @@
+"""`explain`: plans and decisions of a pipeline, in words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from inferline_stream.cli.check import Topology
+from inferline_stream.cli.output import Output
+from inferline_stream.cli.overrides import Prefix
+
+Running = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", help="Kafka that the pipeline runs on; without it, its newest finished run"),
+]
+
+
+def explain(
+    topology: Topology,
+    *,
+    bootstrap_servers: Running = None,
+    last: Annotated[int, typer.Option(help="so many of the newest plans and decisions", min=1)] = 10,
+    prefix: Prefix = "",
+    output: Output = "table",
+) -> None:
+    """Tell which plan is in force, what people have set, and what was decided: who, when, why, on which numbers."""
+    import asyncio
+
+    import msgspec
+
+    from inferline_stream.cli.plan_steps import topology_file
+    from inferline_stream.controlplane.log.explanation import Story, document, sentences
+    from inferline_stream.controlplane.log.overrides import Overrides
+    from inferline_stream.controlplane.observe.recovery import find
+    from inferline_stream.dataplane.topology_loader import load_topology
+    from inferline_stream.pipeline.names import Names
+    from inferline_stream.runs.archive import newest_run, read_record
+
+    file = topology_file(topology)
+    name = load_topology(file).name
+    if bootstrap_servers is None:
+        record = read_record(newest_run(file.parent, name))
+        story = Story(name, record.plans, record.decisions, Overrides())
+    else:
+        found = asyncio.run(find(bootstrap_servers, Names(name, prefix)))
+        story = Story(name, found.plans, found.decisions, found.overrides)
+    if output == "json":
+        print(msgspec.json.format(msgspec.json.encode(document(story, last)), indent=2).decode())
+        return
+    for sentence in sentences(story, last):
+        print(sentence)

@@ -1,0 +1,171 @@
+"""`plan`: the cheapest allocation that meets the SLO on the sample; why; and what other SLOs would cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from inferline_stream.cli.check import Topology
+from inferline_stream.cli.output import Output
+from inferline_stream.cli.profile import On, Oversubscribe, Servers, refuse_cluster
+
+if TYPE_CHECKING:
+    from inferline_stream.pipeline.trace import Trace
+
+
+def plan(
+    topology: Topology,
+    *,
+    algorithm: Annotated[
+        Literal["default", "inferline", "exact"],
+        typer.Option(help="search: ours, the paper's greedy, or exhaustive for small pipelines"),
+    ] = "default",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="go on until the plan is proven; Ctrl-C ends it and states the gap")
+    ] = False,
+    slo: Annotated[str | None, typer.Option(help='in place of the topology\'s, e.g. "150ms"')] = None,
+    trace: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='arrivals in place of the sample\'s: a CSV file, "gamma:rate=150,cv=4,for=10m", '
+            '"ramp:from=100,to=250,over=60s", "levels:150x60s,250x30s", or "topic", the source topic\'s last hour; '
+            "given several times, the plan meets the SLO on each"
+        ),
+    ] = None,
+    curve: Annotated[bool, typer.Option("--curve", help="also plan for tighter and looser SLOs")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
+    on: On = "local",
+    oversubscribe: Oversubscribe = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse", help="let 10 s of the sample go through the plan's replicas, and plan again if need be"
+        ),
+    ] = False,
+    bootstrap_servers: Servers = None,
+    prefix: Annotated[str, typer.Option(help="before the name of every topic, as for `run`")] = "",
+    seed: Annotated[int, typer.Option(help="of generated traffic and of the random branches of events")] = 0,
+    output: Output = "table",
+) -> None:
+    """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO, and say why."""
+    refuse_cluster("--on", on)
+
+    from functools import partial
+
+    import msgspec
+    import uvloop
+
+    from inferline_stream.cli.output import console
+    from inferline_stream.cli.plan_steps import (
+        declared,
+        not_credible,
+        plan_table,
+        planned,
+        profiled,
+        settings,
+        slo_s,
+    )
+    from inferline_stream.cli.plan_text import CURVE_FACTORS, curve_document, explanation_document, show_curve, show_why
+    from inferline_stream.cli.rehearsal import Again, rehearsed
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.hardware import catalogue
+    from inferline_stream.pipeline.shape import shape_of
+    from inferline_stream.planner.document import plan_to_bytes
+    from inferline_stream.planner.explain import CurvePoint, cost_curve, explain
+    from inferline_stream.profiler.pipeline_profiler import Options
+
+    if exact and algorithm == "inferline":
+        raise UsageError("--exact proves what our own search finds; leave out --algorithm inferline")
+    if plot is not None:
+        from inferline_stream.observability.plots.canvas import check_file
+
+        check_file(plot)
+    what = declared(topology, bootstrap_servers=bootstrap_servers, prefix=prefix)
+    traces = _traces(trace or (), what, bootstrap_servers=bootstrap_servers, prefix=prefix, seed=seed)
+    seconds = slo_s(what.pipeline, slo)
+    limits = settings()
+
+    options = Options(broker=bootstrap_servers or "embedded", oversubscribe=oversubscribe)
+    measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=limits))
+    search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "seed": seed, "traces": traces}
+    search["oversubscribe"] = oversubscribe
+    found = planned(what, measured, seconds=seconds, **search)
+    if rehearse:
+        again = Again(partial(planned, what, seconds=seconds, **search), partial(typer.echo, err=True))
+        measured, found = uvloop.run(rehearsed(what, measured, found, again, limits))
+    points: tuple[CurvePoint, ...] = ()
+    if curve or plot is not None:
+        points = cost_curve(
+            [seconds * factor for factor in CURVE_FACTORS],
+            lambda slo_s, known: planned(what, measured, seconds=slo_s, known=known, **search),
+            known=[found],
+        )
+        found = next((p.plan for p in points if p.slo_s == seconds and p.plan is not None), found)
+    pipeline = what.pipeline
+    kinds = catalogue(pipeline.hardware)
+    why = explain(
+        found,
+        shape_of(pipeline),
+        measured,
+        traces,
+        kinds,
+        objective=pipeline.objective,
+        seed=seed,
+    )
+    if save is not None:
+        save.write_bytes(plan_to_bytes(found))
+    if plot is not None:
+        from inferline_stream.observability.plots.cost_curve import draw_cost_curve
+
+        draw_cost_curve(plot, {pipeline.name: points}, title=f"What an SLO costs: {pipeline.name}", chosen=found)
+    doubt = not_credible(found, what, measured, traces)
+    if output == "json":
+        curves = curve_document(points) if points else msgspec.UNSET
+        document = plan_to_bytes(found, explanation=explanation_document(why), curve=curves, not_credible=doubt)
+        typer.echo(document.decode(), nl=False)
+        return
+    people = console()
+    people.print(plan_table(found, pipeline, doubt))
+    show_why(people, found, why)
+    if points:
+        show_curve(people, points, found)
+
+
+def _traces(given: Any, what: Any, *, bootstrap_servers: str | None, prefix: str, seed: int) -> tuple[Trace, ...]:
+    """The traces to plan for: those given, or the sample's."""
+    import asyncio
+
+    import numpy as np
+
+    from inferline_stream.cli.plan_steps import check_memory, settings
+    from inferline_stream.dataplane.sample_files import read_arrivals
+    from inferline_stream.dataplane.source_sample import recent_sample
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.generated import generated_trace, is_generated
+
+    def expecting(events: int) -> None:
+        check_memory(events, len(what.pipeline.stages))
+
+    found: list[Trace] = []
+    for number, text in enumerate(given):
+        if is_generated(text):
+            try:
+                found.append(generated_trace(text, np.random.default_rng([seed, number]), expecting))
+            except ValueError as error:
+                raise UsageError(f"--trace: {error}") from None
+        elif text == "topic":
+            if bootstrap_servers is None:
+                raise UsageError("--trace topic reads the source topic; give --bootstrap-servers too")
+            timeout_s = settings().connect_timeout_s
+            recent, _, _ = asyncio.run(
+                recent_sample(bootstrap_servers, what.pipeline, prefix, connect_timeout_s=timeout_s)
+            )
+            found.append(recent)
+        else:
+            found.append(read_arrivals(Path(text)))
+    return tuple(found) or (what.trace,)

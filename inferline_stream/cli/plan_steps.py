@@ -1,0 +1,372 @@
+"""Steps that `profile`, `plan` and `run` share: load, sample, profile with a bar, plan, show the plan."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from inferline_stream.cli.output import Bar
+from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
+from inferline_stream.dataplane.source_sample import recent_sample
+from inferline_stream.dataplane.topology_loader import file_and_name, load_topology
+from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.isolation.limits import cores_here, shares_held
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.plan import Plan, hold_of
+from inferline_stream.pipeline.profile import Overheads, PipelineProfile
+from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace, simulation_bytes
+from inferline_stream.pipeline.units import duration_s, format_duration
+from inferline_stream.pipeline.validation import validated
+from inferline_stream.planner.core_budget import replica_cores
+from inferline_stream.profiler.machine import this_machine
+from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, overheads_file
+from inferline_stream.profiler.pipeline_profiler import Options, Progress, profile_pipeline, takes_cores
+from inferline_stream.profiler.profile_store import ProfileStore
+from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
+from inferline_stream.settings import Settings, from_environment
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A valid pipeline with the file that declares it and its sample.
+
+    Args:
+        pipeline: the pipeline.
+        file: the topology file, absolute.
+        events: the sample's events, as they stand in the source topic.
+        trace: the sample's arrivals.
+        keys: of the events, where they were read from a topic.
+    """
+
+    pipeline: Pipeline
+    file: Path
+    events: list[bytes]
+    trace: Trace
+    keys: list[bytes | None] | None = None
+
+
+def topology_file(topology: Path) -> Path:
+    """The file meant by a path: itself, or the topology.py of a folder; ``:name`` stays behind it."""
+    file, variable = file_and_name(topology)
+    return file.with_name(f"{file.name}:{variable}") if variable else file
+
+
+def shown(file: Path) -> str:
+    """A path as short as it can be from where the user is."""
+    try:
+        return str(file.relative_to(Path.cwd()))
+    except ValueError:
+        return str(file)
+
+
+def settings() -> Settings:
+    """Settings with the environment's."""
+    return from_environment()
+
+
+def declared(
+    topology: Path, trace: Path | None = None, *, bootstrap_servers: str | None = None, prefix: str = ""
+) -> Declared:
+    """Load and validate a topology and read its sample: the files declared, else the source topic's last hour.
+
+    Args:
+        topology: the file or its folder.
+        trace: arrivals that take the place of the sample's.
+        bootstrap_servers: where the source topic is.
+        prefix: of the pipeline's names.
+
+    Raises:
+        InvalidTopology: everything that is wrong with any of them; no sample at all.
+        Unreachable: Kafka does not answer.
+    """
+    file = topology_file(topology)
+    pipeline = validated(load_topology(file))
+    if pipeline.sample is not None:
+        events = read_events(file.parent / pipeline.sample.events)
+        return Declared(pipeline, file, events, read_arrivals(trace or file.parent / pipeline.sample.arrivals))
+    if bootstrap_servers is None:
+        raise InvalidTopology(
+            f"{pipeline.declared}: declares no sample; add "
+            'sample=Sample(arrivals="arrivals.csv", events="events.jsonl"), or give --bootstrap-servers to take '
+            "the source topic's last hour"
+        )
+    timeout_s = settings().connect_timeout_s
+    recent, events, keys = asyncio.run(recent_sample(bootstrap_servers, pipeline, prefix, connect_timeout_s=timeout_s))
+    return Declared(pipeline, file, events, recent if trace is None else read_arrivals(trace), keys)
+
+
+def slo_s(pipeline: Pipeline, override: str | None) -> float:
+    """The SLO in seconds: the pipeline's, or one given on the command line.
+
+    Raises:
+        UsageError: no duration above 0.
+    """
+    return pipeline.slo_s if override is None else duration_of("--slo", override)
+
+
+async def profiled(
+    what: Declared,
+    *,
+    bootstrap_servers: str | None,
+    options: Options | None = None,
+    limits: Settings | None = None,
+) -> PipelineProfile:
+    """Profiles of every stage, measured where missing, with a bar on standard error.
+
+    An embedded broker is started where the time between stages is not known yet and there are no bootstrap servers, and
+    once per machine for what runs around replicas.
+    """
+    chosen = options or Options(broker=bootstrap_servers or "embedded")
+
+    async def profile(servers: str | None) -> PipelineProfile:
+        with Bar("profiling") as bar:
+
+            def show(progress: Progress) -> None:
+                if progress.note:
+                    bar.note(progress.note)
+                bar.show(progress.done, progress.total, progress.doing)
+
+            return await profile_pipeline(
+                what.pipeline,
+                what.file,
+                what.events,
+                keys=what.keys,
+                bootstrap_servers=servers,
+                options=chosen,
+                settings=limits,
+                progress=show,
+            )
+
+    measured = await profile(bootstrap_servers)
+    lacks_hop = bootstrap_servers is None and not measured.hop_overhead_s
+    lacks_overheads = measured.overheads is None and takes_cores(what.pipeline)
+    if lacks_hop or lacks_overheads:
+        # On nobody's Kafka: a user who may run a pipeline there need not be allowed topics of other names.
+        async with EmbeddedBrokerProcess() as broker:
+            if lacks_hop:
+                chosen = replace(chosen, again=False)
+                measured = await profile(broker.bootstrap_servers)
+            if lacks_overheads:
+                measured = replace(measured, overheads=await _overheads(broker.bootstrap_servers))
+    return measured
+
+
+async def _overheads(bootstrap_servers: str) -> Overheads:
+    """Measure what runs around replicas takes, and keep it for every pipeline on this machine."""
+    with Bar("profiling") as bar:
+        bar.show(0, 1, "what dispatchers carry and take")
+        found = await measure_overheads(bootstrap_servers)
+        bar.show(1, 1, "done")
+    keep_overheads(overheads_file(this_machine()), found)
+    return found
+
+
+def duration_of(option: str, text: str) -> float:
+    """An option's duration in seconds.
+
+    Raises:
+        UsageError: it is none, or not above 0.
+    """
+    try:
+        seconds = duration_s(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+    if seconds <= 0:
+        raise UsageError(f"{option}: {text!r} must be above 0")
+    return seconds
+
+
+def with_stock(pipeline: Pipeline, shares: Sequence[str]) -> Pipeline:
+    """A pipeline that holds no more of a hardware kind than its share.
+
+    Args:
+        pipeline: the pipeline.
+        shares: ``kind=replicas`` each.
+
+    Raises:
+        UsageError: a kind that none of its stages runs on, or no number.
+    """
+    kinds = catalogue(pipeline.hardware)
+    used = {name for stage in pipeline.stages for name in stage.hardware}
+    shared = []
+    for share in shares:
+        name, _, count = share.partition("=")
+        if name not in used or not count.isdecimal():
+            known = ", ".join(sorted(used))
+            raise UsageError(f"--stock {share!r}: give KIND=REPLICAS, with a kind of {pipeline.name!r}: {known}")
+        shared.append(replace(kinds[name], stock=int(count)))
+    found = copy(pipeline)
+    found.hardware = (*pipeline.hardware, *shared)
+    return found
+
+
+def take_profiles(what: Declared, folder: Path) -> None:
+    """Keep profiles that were measured on another machine, as if they had been measured on this one.
+
+    Args:
+        what: the pipeline.
+        folder: that holds ``paths.json`` and the profiles, in a folder of their own.
+    """
+    store = ProfileStore(what.pipeline, what.file.parent, what.events, this_machine())
+    store.take({str(file.relative_to(folder)): file.read_text("utf-8") for file in _profile_files(folder)})
+
+
+def _profile_files(folder: Path) -> list[Path]:
+    """Files of profiles below a folder; what Kubernetes keeps beside a volume's files is none."""
+    return [file for file in sorted(folder.rglob("*.json")) if ".." not in str(file.relative_to(folder))]
+
+
+def planned(
+    what: Declared,
+    measured: PipelineProfile,
+    *,
+    seconds: float,
+    algorithm: Literal["default", "inferline", "exact"] = "default",
+    seed: int = 0,
+    traces: Sequence[Trace] = (),
+    known: Sequence[Plan] = (),
+    oversubscribe: bool = False,
+) -> Plan:
+    """The cheapest plan for the sample that meets an SLO of so many seconds; its cost so far is shown on the way.
+
+    Ctrl-C ends the search with the best plan so far.
+
+    Args:
+        what: pipeline and sample.
+        measured: its profiles.
+        seconds: the SLO.
+        algorithm: which search.
+        seed: of the random branches.
+        traces: to plan for in place of the sample.
+        known: earlier plans, so that a looser SLO never costs more.
+        oversubscribe: whether replicas may have more cores than this machine has for them.
+
+    Raises:
+        Infeasible: there is none, or none that fits on this machine.
+        InvalidTopology: traces that do not fit in memory.
+    """
+    from inferline_stream.estimator.warmup import compile_kernels
+    from inferline_stream.planner.provision import Progress as Searching
+    from inferline_stream.planner.provision import provision
+    from inferline_stream.planner.spread import Spread
+
+    with Bar("getting the estimator ready, once per installation") as bar:
+        compile_kernels(bar.show, everything=False)
+    pipeline = what.pipeline
+    traces = tuple(traces) or (what.trace,)
+    check_memory(sum(map(len, traces)), len(pipeline.stages))
+    with Bar("planning") as bar:
+
+        def show(progress: Searching) -> None:
+            cost = "" if progress.cost_per_hour is None else f"${progress.cost_per_hour:.4f}/h so far, "
+            bar.show(0, None, f"{cost}{progress.evaluations} plans simulated, {progress.phase} (Ctrl-C takes the best)")
+
+        with ThreadPoolExecutor(threads := len(os.sched_getaffinity(0))) as pool:
+            return provision(
+                shape_of(pipeline),
+                measured,
+                traces,
+                seconds,
+                catalogue(pipeline.hardware),
+                pipeline=pipeline.name,
+                algorithm=algorithm,
+                max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
+                objective=pipeline.objective,
+                known=known,
+                progress=show,
+                seed=seed,
+                order_slo_s=pipeline.slo_s,
+                cores=math.inf if oversubscribe else cores_for_replicas(what, measured, traces),
+                spread=Spread(pool.map, threads),
+            )
+
+
+def cores_for_replicas(what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> float:
+    """Cores of this machine that replicas may have, beside all that runs around them."""
+    rate = max(trace.arrival_rate for trace in traces or (what.trace,))
+    return replica_cores(cores_here(), shape_of(what.pipeline), measured, rate)
+
+
+def not_credible(plan: Plan, what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> str:
+    """Why nobody should believe the plan's P99 on this machine, in words; empty if somebody may.
+
+    Args:
+        plan: the plan.
+        what: pipeline and sample.
+        measured: its profiles.
+        traces: that it was made for in place of the sample.
+    """
+    kinds = catalogue(what.pipeline.hardware)
+    held = [(a.replicas, kinds[a.hardware]) for options in plan.allocations.values() for a in options]
+    needed, there = sum(count * kind.cores for count, kind in held), cores_for_replicas(what, measured, traces)
+    if needed > there + 1e-9:
+        return f"the P99 is not credible: replicas take {needed:.2f} cores, and this machine has {there:.2f} for them"
+    if any(0 < kind.cores < 1 for _, kind in held) and not shares_held():
+        return "the P99 is not credible: nothing here holds replicas to their shares of a core"
+    return ""
+
+
+def check_memory(events: int, stages: int) -> None:
+    """Refuse traces whose simulation would not fit in what memory is free.
+
+    Raises:
+        InvalidTopology: says how much it would need.
+    """
+    needed, free = simulation_bytes(events, stages), free_memory_bytes()
+    if free is not None and needed > free:
+        raise InvalidTopology(
+            f"planning for {events:,} events needs about {needed / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free; give a part of the trace, such as its busiest hour"
+        )
+
+
+def plan_table(plan: Plan, pipeline: Pipeline, warning: str = "") -> Table:
+    """The plan for people: stage, hardware, batch, replicas, utilization, $/h; the whole below, and a warning."""
+    from rich.table import Table
+
+    kinds = catalogue(pipeline.hardware)
+    table = Table(title=f"Plan for {plan.pipeline}", min_width=60)
+    table.add_column("stage")
+    table.add_column("hardware")
+    holds = any(hold_of(allocations) for allocations in plan.allocations.values())
+    for name in ("batch", *(["hold"] if holds else []), "replicas", "utilization", "$/h"):
+        table.add_column(name, justify="right")
+    for stage, allocations in plan.allocations.items():
+        for allocation in allocations:
+            cost = allocation.replicas * kinds[allocation.hardware].price_per_hour
+            utilization = f"{plan.utilization[stage]:.0%}"
+            table.add_row(
+                stage,
+                allocation.hardware,
+                str(allocation.max_batch_size),
+                *([format_duration(allocation.hold_s) if allocation.hold_s else "–"] if holds else []),
+                str(allocation.replicas),
+                utilization,
+                f"{cost:.4f}",
+            )
+    replicas = sum(a.replicas for allocations in plan.allocations.values() for a in allocations)
+    table.add_section()
+    table.add_row("all", "", "", *([""] if holds else []), str(replicas), "", f"{plan.cost_per_hour:.4f}", style="bold")
+    table.caption = (
+        f"SLO {format_duration(plan.slo_s)}, predicted P99 {format_duration(plan.predicted_p99_s)}, "
+        f"{plan.arrival_rate:.1f} events/s on average"
+    )
+    for stage, bound in plan.key_bound.items():
+        table.caption += f"\n{stage}: {bound}"
+    if any(kinds[a.hardware].emulated for allocations in plan.allocations.values() for a in allocations):
+        table.caption += "\nemulated hardware sleeps its declared service times and computes nothing"
+    if warning:
+        table.caption += f"\n{warning}"
+    return table

@@ -1,0 +1,164 @@
+"""`profile`: measure the stages that have no profile yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from inferline_stream.cli.check import Topology
+from inferline_stream.cli.output import Output
+
+if TYPE_CHECKING:
+    from inferline_stream.pipeline.profile import PipelineProfile
+
+Servers = Annotated[
+    str | None, typer.Option("--bootstrap-servers", help="Kafka, host:port; an embedded broker is started without it")
+]
+On = Annotated[
+    Literal["local", "ray", "kubernetes"],
+    typer.Option(
+        help="where: local is this machine, kubernetes the cluster that kubeconfig names, ray that of RAY_ADDRESS"
+    ),
+]
+
+Oversubscribe = Annotated[
+    bool,
+    typer.Option(
+        "--oversubscribe",
+        help="take more cores than this machine has, and shares of cores that nothing holds: no P99 is credible then",
+    ),
+]
+
+
+def refuse_cluster(option: str, place: str) -> None:
+    """Refuse to use a cluster.
+
+    Raises:
+        UsageError: the place is a cluster.
+    """
+    from inferline_stream.errors import UsageError
+
+    if place in ("kubernetes", "ray"):
+        raise UsageError(
+            f"{option} {place}: this release measures on the machine that it runs on. "
+            f"Leave out {option}, and start the command on the machine that has the hardware"
+        )
+
+
+def profile(
+    topology: Topology,
+    *,
+    stage: Annotated[list[str] | None, typer.Option(help="with --again: only this stage; may be repeated")] = None,
+    again: Annotated[bool, typer.Option("--again", help="measure also what has a profile that still holds")] = False,
+    time: Annotated[str, typer.Option(help='for one stage on one hardware kind, about, e.g. "10s"')] = "2s",
+    bootstrap_servers: Servers = None,
+    on: On = "local",
+    oversubscribe: Oversubscribe = False,
+    plot: Annotated[Path | None, typer.Option(help="also draw the profiles into this .png or .svg file")] = None,
+    output: Output = "table",
+) -> None:
+    """Measure service times, start-up times and paths, and keep them beside the topology."""
+    refuse_cluster("--on", on)
+
+    import uvloop
+
+    from inferline_stream.cli.output import console
+    from inferline_stream.cli.plan_steps import declared, profiled, settings
+    from inferline_stream.errors import UsageError
+    from inferline_stream.profiler.pipeline_profiler import Options
+
+    if plot is not None:
+        from inferline_stream.observability.plots.canvas import check_file
+
+        check_file(plot)
+    stage_s = _stage_s(time)
+    what = declared(topology, bootstrap_servers=bootstrap_servers)
+    names = [known.name for known in what.pipeline.stages]
+    unknown = [name for name in stage or () if name not in names]
+    if unknown:
+        raise UsageError(f"--stage {unknown[0]!r}: the pipeline has {', '.join(names)}")
+    options = Options(
+        again=again,
+        stages=frozenset(stage) if stage else None,
+        stage_s=stage_s,
+        broker=bootstrap_servers or "embedded",
+        oversubscribe=oversubscribe,
+    )
+    measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings()))
+    if plot is not None:
+        from inferline_stream.observability.plots.profiles import draw_profiles
+
+        draw_profiles(plot, measured, names, title=f"Profiles of {what.pipeline.name}")
+    if output == "json":
+        typer.echo(_document(measured, names))
+    else:
+        console().print(_table(measured, names))
+
+
+def _stage_s(text: str) -> float:
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.units import duration_s
+
+    try:
+        seconds = duration_s(text)
+    except ValueError as error:
+        raise UsageError(f"--time: {error}") from None
+    if seconds < 0.1:
+        raise UsageError(f"--time {text}: less than 100ms measures nothing")
+    return seconds
+
+
+def _table(measured: PipelineProfile, names: list[str]) -> object:
+    from rich.table import Table
+
+    from inferline_stream.pipeline.units import format_duration
+
+    table = Table(title="Profiles", caption=f"time between two stages: {format_duration(measured.hop_overhead_s)}")
+    for name in ("stage", "hardware"):
+        table.add_column(name)
+    for name in ("batch", "mean", "P50", "P99", "events/s", "start-up"):
+        table.add_column(name, justify="right")
+    for stage in names:
+        for kind in measured.hardware_of(stage):
+            found = measured.profiles[stage, kind]
+            for row, entry in enumerate(found.service_times):
+                table.add_row(
+                    stage if row == 0 else "",
+                    kind if row == 0 else "",
+                    str(entry.batch_size),
+                    format_duration(entry.mean_s),
+                    format_duration(entry.p50_s),
+                    format_duration(entry.p99_s),
+                    f"{entry.throughput:.1f}",
+                    format_duration(found.start_up_s) if row == 0 else "",
+                )
+            table.add_section()
+    return table
+
+
+def _document(measured: PipelineProfile, names: list[str]) -> str:
+    import msgspec
+
+    profiles = [
+        {
+            "stage": stage,
+            "hardware": kind,
+            "start_up_s": measured.profiles[stage, kind].start_up_s,
+            "service_times": [
+                {
+                    "batch_size": entry.batch_size,
+                    "mean_s": entry.mean_s,
+                    "p50_s": entry.p50_s,
+                    "p99_s": entry.p99_s,
+                    "throughput": entry.throughput,
+                }
+                for entry in measured.profiles[stage, kind].service_times
+            ],
+        }
+        for stage in names
+        for kind in measured.hardware_of(stage)
+    ]
+    document = {"profiles": profiles, "hop_overhead_s": measured.hop_overhead_s}
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()

@@ -1,0 +1,64 @@
+"""`rules`: Prometheus alert rules of a pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from inferline_stream.cli.check import Topology
+
+
+def rules(
+    topology: Topology,
+    *,
+    save: Annotated[Path | None, typer.Option(help="file to write; standard output by default")] = None,
+    faster: Annotated[
+        float, typer.Option(help="divide every window and hold by this, to rehearse alerts in minutes", min=1.0)
+    ] = 1.0,
+    output: Annotated[
+        Literal["yaml", "table", "json"], typer.Option(help="a rule file as YAML or JSON, or a list to read")
+    ] = "yaml",
+) -> None:
+    """Write recording and alert rules on SLO risk, for Prometheus.
+
+    They are made from the same list as the metrics' latency buckets, for the topology's SLO and objective: alerts on
+    the burn rate of the error budget over several windows, and on what endangers the SLO before it is missed.
+    """
+    import json
+
+    from inferline_stream.cli.output import console
+    from inferline_stream.cli.plan_steps import topology_file
+    from inferline_stream.dataplane.topology_loader import load_topology
+    from inferline_stream.errors import UsageError
+    from inferline_stream.observability.rules import Target, rules_document, rules_yaml
+    from inferline_stream.pipeline.validation import validated
+
+    pipeline = validated(load_topology(topology_file(topology)))
+    target = Target(pipeline.name, pipeline.slo_s, pipeline.objective, faster)
+    document = rules_document(target)
+    if output == "table" and save is None:
+        console().print(_table(document))
+        return
+    text = rules_yaml(target) if output == "yaml" else json.dumps(document, indent=2) + "\n"
+    if save is None:
+        print(text, end="")
+        return
+    try:
+        save.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write the rules to {save}: {error.strerror}; choose another --save") from None
+
+
+def _table(document: dict[str, Any]) -> object:
+    from rich.table import Table
+
+    (group,) = document["groups"]
+    table = Table(title=f"Alerts of {group['name'].removeprefix('inferline.')}")
+    for name in ("alert", "severity", "for", "tells"):
+        table.add_column(name)
+    for rule in group["rules"]:
+        if "alert" in rule:
+            table.add_row(rule["alert"], rule["labels"]["severity"], rule["for"], rule["annotations"]["summary"])
+    return table

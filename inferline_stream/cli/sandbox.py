@@ -1,0 +1,145 @@
+"""`sandbox`: what this machine can isolate, what a level withstands, and what a stage would need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from inferline_stream.cli.output import Output
+
+if TYPE_CHECKING:
+    from inferline_stream.isolation.probes import Probed
+
+_SHOWN = 4
+"Findings of a kind, on screen."
+
+_LEVELS = ("none", "launch", "imports", "strict")
+
+
+def sandbox(
+    action: Annotated[
+        Literal["check", "probe", "audit"],
+        typer.Argument(
+            help="check: what the kernel offers; probe: try 29 ways out; audit: what a topology's stages would need"
+        ),
+    ],
+    topology: Annotated[Path | None, typer.Argument(help="for audit: the topology file or its folder")] = None,
+    *,
+    level: Annotated[
+        Literal["none", "launch", "imports", "strict"] | None,
+        typer.Option(help="for probe: no isolation, before the seal, or either seal; all of them by default"),
+    ] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="for audit: only this stage; may be repeated")] = None,
+    output: Output = "table",
+) -> None:
+    """Look at the isolation of replicas: what this machine offers, what it withstands, what a stage lacks."""
+    if action == "check":
+        _check(output)
+    elif action == "probe":
+        _probe([level] if level else _LEVELS, output)
+    else:
+        _audit(topology, stage or [], output)
+
+
+def _check(output: str) -> None:
+    from inferline_stream.errors import InvalidTopology
+    from inferline_stream.isolation.abilities import abilities
+    from inferline_stream.isolation.seal import unsupported
+    from inferline_stream.pipeline.isolation import Isolation
+
+    found = abilities()
+    lacking = unsupported(Isolation())
+    if output == "json":
+        typer.echo(json.dumps({"abilities": found, "sandbox": not lacking, "lacking": list(lacking)}))
+    else:
+        width = max(map(len, found))
+        for name, value in found.items():
+            print(f"{name:<{width}}  {value}")
+        print('isolation "sandbox" is whole here' if not lacking else 'isolation "sandbox" is not whole here')
+    if lacking:
+        raise InvalidTopology(*lacking)
+
+
+def _probe(levels: tuple[str, ...] | list[str], output: str) -> None:
+    import asyncio
+
+    from inferline_stream.isolation.probes import probe
+    from inferline_stream.pipeline.isolation import Isolation
+
+    isolations = {
+        "none": Isolation("none"),
+        "launch": Isolation(seal="off"),
+        "imports": Isolation(seal="imports"),
+        "strict": Isolation(),
+    }
+    found = {level: asyncio.run(probe(isolations[level])) for level in levels}
+    if output == "json":
+        typer.echo(json.dumps({level: {"blocked": one.blocked, **asdict(one)} for level, one in found.items()}))
+    else:
+        _show_probes(found)
+
+
+def _show_probes(found: dict[str, Probed]) -> None:
+    from rich.table import Table
+
+    from inferline_stream.cli.output import console
+
+    table = Table(title="Ways out of a replica")
+    table.add_column("tried")
+    for level in found:
+        table.add_column(level)
+    columns = [one.attempts for one in found.values()]
+    for row in zip(*columns, strict=True):
+        table.add_row(
+            row[0].name, *(f"[green]{one.answer}[/]" if one.blocked else f"[red]{one.answer}[/]" for one in row)
+        )
+    count = len(columns[0])
+    table.add_section()
+    table.add_row("blocked", *(f"{one.blocked} of {count}" for one in found.values()))
+    table.add_row("system calls", *(str(one.held.system_calls or "all") for one in found.values()))
+    console().print(table)
+
+
+def _audit(topology: Path | None, stages: list[str], output: str) -> None:
+    import asyncio
+
+    from inferline_stream.cli.plan_steps import declared, settings
+    from inferline_stream.errors import UsageError
+    from inferline_stream.profiler.stage_audit import audit_pipeline
+
+    if topology is None:
+        raise UsageError("audit needs a topology: inferline-stream sandbox audit topology.py")
+    what = declared(topology)
+    names = [known.name for known in what.pipeline.stages]
+    unknown = [name for name in stages if name not in names]
+    if unknown:
+        raise UsageError(f"--stage {unknown[0]!r}: the pipeline has {', '.join(names)}")
+    found = asyncio.run(
+        audit_pipeline(what.pipeline, what.file, what.events, start_timeout_s=settings().start_timeout_s, stages=stages)
+    )
+    if output == "json":
+        rows = [
+            {
+                "stage": one.stage,
+                "declaration": one.declaration,
+                "found": [{**asdict(finding), "times": times} for finding, times in one.found.items()],
+            }
+            for one in found
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    for one in found:
+        if not one.found:
+            print(f"stage {one.stage!r}: lacks nothing")
+            continue
+        print(f"stage {one.stage!r}: would lack what follows, some of which it may do without; all of it is granted by")
+        print(f"  isolation={one.declaration}")
+        for sealed, kind in dict.fromkeys((finding.sealed, finding.kind) for finding in one.found):
+            alike = [finding for finding in one.found if (finding.sealed, finding.kind) == (sealed, kind)]
+            when = "after the seal" if sealed else "while it starts"
+            print(f"  {kind}, {when}: {', '.join(finding.what for finding in alike[:_SHOWN])}", end="")
+            print(f" and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else "")

@@ -1,0 +1,186 @@
+"""`status` and `top`: how a running pipeline stands, once or all the time, from anywhere that reaches its Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inferline_stream.cli.check import Topology
+from inferline_stream.cli.frame import terminated
+from inferline_stream.cli.output import Output
+from inferline_stream.cli.overrides import Kafka, Prefix
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from inferline_stream.observability.page.snapshot import Arrows
+    from inferline_stream.observability.state import DecisionRecord, PipelineState
+
+_LOOK_S = 1.5
+"""Rates are growth between two looks: this long, at first."""
+
+_SILENT_S = 3.0
+_BAR_COLUMNS = 30
+_DECISIONS_SHOWN = 5
+
+
+def status(topology: Topology, *, bootstrap_servers: Kafka, prefix: Prefix = "", output: Output = "table") -> None:
+    """Show how a running pipeline stands: replicas, latencies, lag, its traffic against the plan's, the last decisions.
+
+    Everything is read from Kafka, so it works from any machine, and also when the controller is gone.
+    """
+    from inferline_stream.cli.output import console
+    from inferline_stream.observability.page.snapshot import snapshot
+
+    async def once() -> tuple[PipelineState, Arrows]:
+        async for seen in _looks(topology, bootstrap_servers, prefix, 1.0):
+            return seen
+        raise AssertionError("looks go on for ever")
+
+    state, arrows = asyncio.run(once())
+    if output == "json":
+        sys.stdout.write(snapshot(state, arrows).decode() + "\n")
+    else:
+        console().print(picture(state))
+
+
+def top(
+    topology: Topology,
+    *,
+    bootstrap_servers: Kafka,
+    every: Annotated[str, typer.Option(help="time between two updates")] = "1s",
+    updates: Annotated[int | None, typer.Option(help="end after so many; with Ctrl-C without it", min=1)] = None,
+    prefix: Prefix = "",
+    output: Output = "table",
+) -> None:
+    """Watch a running pipeline in the terminal: what `status` shows, again and again, until Ctrl-C.
+
+    With `--output json` each update is one line with one object.
+    """
+    from rich.live import Live
+
+    from inferline_stream.cli.output import console
+    from inferline_stream.errors import UsageError
+    from inferline_stream.observability.page.snapshot import snapshot
+    from inferline_stream.pipeline.units import duration_s
+    from inferline_stream.printable import printable_json
+
+    try:
+        every_s = duration_s(every)
+    except ValueError as error:
+        raise UsageError(f"--every: {error}") from None
+    screen = console()
+
+    async def watch(live: Live | None) -> None:
+        seen = 0
+        async for state, arrows in _looks(topology, bootstrap_servers, prefix, every_s):
+            if output == "json":
+                sys.stdout.write(printable_json(snapshot(state, arrows).decode()) + "\n")
+                sys.stdout.flush()
+            elif live is not None:
+                live.update(picture(state), refresh=True)
+            else:
+                screen.print(picture(state))
+            seen += 1
+            if seen == updates:
+                return
+
+    try:
+        if output == "table" and screen.is_terminal:
+            with Live(console=screen, auto_refresh=False, screen=updates is None) as live:
+                asyncio.run(watch(live))
+        else:
+            asyncio.run(watch(None))
+    except KeyboardInterrupt as error:
+        if terminated(error):
+            raise  # Ctrl-C is how it ends, SIGTERM is not
+
+
+async def _looks(
+    topology: Path, bootstrap_servers: str, prefix: str, every_s: float
+) -> AsyncIterator[tuple[PipelineState, Arrows]]:
+    from inferline_stream.cli.plan_steps import topology_file
+    from inferline_stream.controlplane.observer import observing
+    from inferline_stream.dataplane.topology_loader import load_topology
+    from inferline_stream.pipeline.shape import shape_of
+    from inferline_stream.pipeline.validation import validated
+    from inferline_stream.settings import from_environment
+
+    pipeline = validated(load_topology(topology_file(topology)))
+    shape = shape_of(pipeline)
+    arrows = [(shape.stages[a.parent], shape.stages[a.child], a.conditional) for a in shape.arrows]
+    async with observing(pipeline, bootstrap_servers, prefix, from_environment()) as observer:
+        yield await observer.look(_LOOK_S), arrows
+        while True:
+            yield await observer.look(every_s), arrows
+
+
+def picture(state: PipelineState) -> Group:
+    """Everything on one screen."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from inferline_stream.cli.screen import headline, stages_table
+
+    newest = state.decisions[: -1 - _DECISIONS_SHOWN : -1]
+    decisions = [Text("\nlast decisions", style="bold"), *(_decision(made, state.time_s) for made in newest)]
+    return Group(
+        controller_line(state), headline(state), Text(), stages_table(state), Text(), envelope_table(state),
+        *(decisions if newest else ()),
+    )  # fmt: skip
+
+
+def controller_line(state: PipelineState) -> Text:
+    """Who leads, and whether decisions are held."""
+    from rich.text import Text
+
+    from inferline_stream.pipeline.units import format_duration
+
+    line = Text(f"{state.pipeline}  ", style="bold")
+    age_s = state.input_age_s.get("controller")
+    if age_s is None:
+        line.append("no controller", style="bold red")
+    elif age_s > _SILENT_S:
+        line.append(f"controller silent for {format_duration(age_s)}", style="bold red")
+    else:
+        line.append(f"controller in term {state.term}", style="green")
+    if state.paused:
+        line.append("  decisions are held", style="bold yellow")
+    return line
+
+
+def envelope_table(state: PipelineState) -> Table:
+    """Most arrivals in any window of each length: live against the plan's, 100 % a full bar."""
+    from rich.table import Table
+
+    from inferline_stream.pipeline.units import format_duration
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("window", "live", "plan"):
+        table.add_column(name, justify="right")
+    table.add_column("of the plan's traffic")
+    for window in state.envelope:
+        share = window.live / window.planned if window.planned else 0.0
+        bar = "█" * min(_BAR_COLUMNS, round(share * _BAR_COLUMNS))
+        style = "bold red" if share > 1 else "green"
+        shown = f"[{style}]{bar:<{_BAR_COLUMNS}}[/] {share:.0%}" if window.planned else "–"
+        table.add_row(format_duration(window.window_s), str(window.live), str(window.planned), shown)
+    return table
+
+
+def _decision(made: DecisionRecord, now_s: float) -> Text:
+    from rich.text import Text
+
+    from inferline_stream.pipeline.units import format_duration
+
+    advised = "" if made.applied or made.action == "hold" else " (advised)"
+    age = format_duration(max(0.0, now_s - made.time_s))
+    return Text(f"{age:>8} ago  {made.action}{advised}  {made.reason}: {made.detail}")

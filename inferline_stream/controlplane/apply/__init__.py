@@ -1,0 +1,1 @@
+"""How a decision becomes replicas and dispatchers."""

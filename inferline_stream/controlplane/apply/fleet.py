@@ -1,0 +1,155 @@
+"""The replicas of a pipeline: what is wanted is asked of the actuator, step by step, from what is there now."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
+from inferline_stream.controlplane.apply.rolling_update import Member, next_change
+from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.replica_counts import within_cores
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.5
+"""How often the actuator is asked what there is, when nothing reports a change."""
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Brings about the replicas wanted.
+
+    Args:
+        actuator: starts and retires replicas.
+        picture: knows which are ready.
+        wanted: replicas that should work, by stage and hardware kind.
+        standby: replicas beyond those, by stage. They are attached to the dispatcher like all others; since it gives
+            work to the lowest numbers first, as many are idle.
+        cores: most that all replicas that should work may have together. While one replaces another, both have theirs.
+    """
+
+    actuator: Actuator
+    picture: Picture
+    wanted: dict[tuple[str, str], int]
+    standby: Mapping[str, int] = field(default_factory=dict)
+    cores: float = math.inf
+    newest_code_s: float = float("-inf")
+    """Replicas started before this time run older code. On the event loop's clock."""
+    started_s: dict[str, float] = field(default_factory=dict)
+    """When each replica was asked for, on the event loop's clock."""
+    ways: dict[str, Way] = field(default_factory=dict)
+    """How each replica came to run, where that is known."""
+    pending: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Replicas that were asked for and have no place, by stage and hardware kind."""
+    older: frozenset[str] = frozenset()
+    """Stages with a replica that runs older code."""
+    _asked: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Replicas that the actuator was asked for last, by stage and hardware kind."""
+    _retired: set[str] = field(default_factory=set)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def want(self, wanted: Mapping[tuple[str, str], int]) -> None:
+        """These replicas from now on; what can be done at once is done when this returns."""
+        fitting = within_cores(wanted, self.wanted, self.picture.catalogue, self.cores)
+        if fitting != dict(wanted):
+            logger.warning("%s replicas would take more than the %.2f cores there are", dict(wanted), self.cores)
+        self.wanted.clear()
+        self.wanted.update(fitting)
+        await self.reconcile()
+
+    def changed(self) -> None:
+        """A replica became ready or ended, or what is wanted has changed."""
+        self._wake.set()
+
+    async def step(self) -> None:
+        """Wait for a change, or a while, and take the next step."""
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+        await self.reconcile()
+
+    async def reconcile(self) -> None:
+        """Take the next step of every stage towards what is wanted."""
+        async with self._one_at_a_time:
+            observed = await self.observe()
+            for stage in self.picture.shape.stages:
+                await self._reconcile(stage, [r for r in observed if r.stage == stage], self._room(observed))
+
+    async def _reconcile(self, stage: str, observed: Sequence[ObservedReplica], room: Mapping[str, int]) -> None:
+        own = [r for r in observed if r.state != "retiring"]
+        wanted = self._of_stage(stage)
+        kinds = {*wanted, *(r.hardware for r in own)}
+        throughputs = {kind: self.picture.planned_throughput(stage, kind) for kind in kinds}
+        change = next_change(wanted, [self._member(r) for r in own], throughputs, room=room)
+        for kind, count in change.counts.items():
+            leaving = [r.replica for r in own if r.hardware == kind and r.replica in change.leaving]
+            staying = sum(r.hardware == kind for r in own) - len(leaving)
+            if leaving:
+                await self._ask(stage, kind, staying, leaving)
+            if count != staying or (stage, kind) not in self._asked:  # those there may be an earlier controller's
+                await self._ask(stage, kind, count)
+        if change.leaving or change.counts != {kind: sum(r.hardware == kind for r in own) for kind in change.counts}:
+            logger.info("stage %s: %s leave, %s asked for", stage, change.leaving or "none", dict(change.counts))
+            await self.observe()
+
+    async def _ask(self, stage: str, kind: str, count: int, leaving: Collection[str] = ()) -> None:
+        await self.actuator.scale(stage, kind, count, leaving)
+        self._asked[stage, kind] = count
+
+    def _of_stage(self, stage: str) -> dict[str, int]:
+        """Replicas by hardware kind, standbys included: those are of the fastest kind, which can stand in for any."""
+        if stage in self._retired:
+            return {}
+        wanted = {kind: count for (name, kind), count in self.wanted.items() if name == stage and count > 0}
+        standby = self.standby.get(stage, 0)
+        if standby and wanted:
+            fastest = max(wanted, key=lambda kind: self.picture.planned_throughput(stage, kind))
+            wanted[fastest] += standby
+        return wanted
+
+    def _member(self, r: ObservedReplica) -> Member:
+        return Member(
+            r.replica,
+            r.hardware,
+            r.started_s,
+            ready=r.state == "running" and self.picture.reports.is_ready(r.replica),
+            fresh=r.state == "waiting" or r.started_s >= self.newest_code_s,
+            waiting=r.state == "waiting",
+        )
+
+    def _room(self, observed: Sequence[ObservedReplica]) -> dict[str, int]:
+        """What the stock of each kind has left; one that is leaving still takes its place."""
+        there = [r.hardware for r in observed if r.state != "waiting"]
+        return {
+            name: kind.stock - there.count(name)
+            for name, kind in self.picture.catalogue.items()
+            if kind.stock is not None
+        }
+
+    async def observe(self) -> tuple[ObservedReplica, ...]:
+        """Return what there is. What was known of replicas that are gone is forgotten."""
+        replicas = await self.actuator.observe()
+        there = [r for r in replicas if r.state != "waiting"]
+        self.pending = Counter((r.stage, r.hardware) for r in replicas if r.state == "running" and r.pending)
+        self.started_s = {r.replica: r.started_s for r in there}
+        self.ways = {r.replica: r.way for r in there}
+        self.older = frozenset(r.stage for r in there if r.started_s < self.newest_code_s)
+        return replicas
+
+    async def retire(self, stages: Collection[str]) -> None:
+        """Every replica of these stages leaves, once it has finished its batch."""
+        self._retired |= set(stages)
+        await self.reconcile()
+
+    async def gone(self, stages: Collection[str]) -> bool:
+        """Whether no replica of these stages is left."""
+        return not any(r.stage in stages for r in await self.actuator.observe())

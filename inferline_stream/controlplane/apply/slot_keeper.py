@@ -1,0 +1,252 @@
+"""Keeps every slot served: writes grants, asks for dispatchers, and hears their reports, exits and silence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedDispatcher
+from inferline_stream.controlplane.apply import slots
+from inferline_stream.controlplane.apply.slots import Dispatchers, Orders, StageSlots, Table
+from inferline_stream.controlplane.leadership import Leadership
+from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.observe.silence import Silence
+from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
+from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.controller_client import fence
+from inferline_stream.pipeline.plan import hold_of
+
+logger = logging.getLogger(__name__)
+
+_STEP_S = 0.1
+
+_ANSWERED_S = 0.5
+"""Kafka counts as answering for this long after an answer."""
+
+_SETTLED_S = 0.3
+"""So long after a grant was written, every report from before it has been read."""
+
+_REMEMBERED_S = 60.0
+"""How long a dispatcher that has ended is remembered: its last report may be read after its exit."""
+
+TELL_AGAIN_S = 10.0
+"""How often the log repeats that Kafka still does not answer."""
+
+SpecOf = Callable[[str, str, int], DispatcherSpec]
+"""(dispatcher, stage, slot) → what it is started with."""
+
+
+@dataclass(slots=True)
+class SlotKeeper:
+    """Keeps every slot served.
+
+    Args:
+        running: names and settings.
+        picture: plan, profiles, samples and partitions.
+        leadership: writes.
+        actuator: runs dispatchers.
+        spec: of a new dispatcher.
+        outdated: whether to replace a dispatcher because newer code was given.
+    """
+
+    running: Running
+    picture: Picture
+    leadership: Leadership
+    actuator: Actuator
+    spec: SpecOf
+    outdated: Callable[[ObservedDispatcher], bool] = lambda dispatcher: False
+    table: Table = field(init=False)
+    silence: Silence = field(init=False)
+    _phases: dict[str, tuple[DispatcherPhase, int]] = field(default_factory=dict)
+    """Phase of each dispatcher, and number of the newest grant that it has read."""
+    _ended: dict[str, float] = field(default_factory=dict)
+    """When each dispatcher ended, on the event loop's clock."""
+    _unclean: set[str] = field(default_factory=set)
+    """Those of them that may have left a transaction open."""
+    _retired: set[str] = field(default_factory=set)
+    _asked: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    _renewals: int = 0
+    _settled: int = 0
+    _written_s: float = 0.0
+    """When the newest grant was written, on the clock of `silence`."""
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.silence = Silence(self.running.settings.dead_after_s)
+        self.table = slots.recovered(self.leadership.term, self.leadership.log.grants)
+        self.silence.expect(self.table.holders)
+
+    # -- what comes in -------------------------------------------------------------------------------
+
+    def heard(self, report: PoolReport) -> None:
+        """Take in a report that is newer than those before."""
+        name = report.dispatcher
+        if name in self._ended:
+            return
+        if report.phase == "gone":
+            self._end(name)
+            return
+        self.silence.heard(name)
+        if report.phase in ("serving", "draining"):
+            self.table = slots.met(self.table, name, report.stage, report.slot)
+        now = (report.phase, report.number)
+        if self._phases.get(name) != now:
+            self._phases[name] = now
+            self._wake.set()
+
+    def exited(self, exit_: DispatcherExit) -> None:
+        """Take in the end of a dispatcher's process."""
+        self.silence.forget(exit_.dispatcher)
+        self._phases.pop(exit_.dispatcher, None)
+        if not exit_.restarted and exit_.dispatcher not in self._ended:
+            if exit_.exit_code:
+                self._unclean.add(exit_.dispatcher)
+            self._end(exit_.dispatcher)
+
+    def _end(self, dispatcher: str) -> None:
+        self._ended[dispatcher] = asyncio.get_running_loop().time()
+        self.silence.forget(dispatcher)
+        self._phases.pop(dispatcher, None)
+        self._wake.set()
+
+    def changed(self) -> None:
+        """Look at once: plan, limits or code have changed."""
+        self._wake.set()
+
+    # -- what goes out -------------------------------------------------------------------------------
+
+    async def step(self, answered_s: float) -> None:
+        """Wait for a change, or a moment, and do what has become necessary.
+
+        Args:
+            answered_s: when Kafka last answered, on the event loop's clock.
+        """
+        try:
+            async with asyncio.timeout(_STEP_S):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+        now_s = asyncio.get_running_loop().time()
+        self.silence.advance(now_s, answered=now_s - answered_s < _ANSWERED_S)
+        self._ended = {d: at for d, at in self._ended.items() if now_s - at < _REMEMBERED_S or d in self.table.holders}
+        self._unclean &= self._ended.keys()
+        if self.leadership.renewals != self._renewals:
+            self._renewals, self._settled, self._written_s = self.leadership.renewals, 0, self.silence.clock_s
+            self.table = slots.recovered(self.leadership.term, self.leadership.log.grants, self.table)
+        there = [d for d in await self.actuator.dispatchers() if d.state == "running"]
+        ours = frozenset(d.dispatcher for d in there)
+        await self._replace_silent(ours)
+        if self.silence.clock_s - self._written_s >= _SETTLED_S:
+            self._settled = self.table.number
+        wanted = self.wanted()
+        await self._fence(wanted, ours)
+        seen = Dispatchers(
+            ours=ours,
+            ended=frozenset(self._ended),
+            silent=frozenset(self.silence.silent),
+            standing_by=frozenset(d for d, (phase, _) in self._phases.items() if phase == "standby"),
+            idle={d: number for d, (phase, number) in self._phases.items() if phase in ("starting", "standby")},
+            outdated=frozenset(d.dispatcher for d in there if self.outdated(d)),
+            settled=self._settled,
+        )
+        table, orders = slots.step(self.table, wanted, seen, secrets.token_hex(4))
+        await self._write(orders)
+        self.table = table
+        await self._dispatch(orders)
+
+    async def _replace_silent(self, ours: Collection[str]) -> None:
+        for dispatcher in sorted(self.silence.fell_silent()):
+            if dispatcher in ours:
+                logger.warning("dispatcher %s was silent for %g s: replaced", dispatcher, self.silence.dead_after_s)
+                await self.actuator.replace_dispatcher(dispatcher)
+            elif dispatcher in self.table.holders:
+                logger.warning(
+                    "dispatcher %s was silent for %g s: its slot moves", dispatcher, self.silence.dead_after_s
+                )
+                self._unclean.add(dispatcher)
+
+    async def _fence(self, wanted: Mapping[str, StageSlots], ours: Collection[str]) -> None:
+        """End what a dead dispatcher may have left open, where no successor with its transactional id does so."""
+        if self.running.delivery != "exactly_once":
+            return
+        for name, holder in self.table.holders.items():
+            dead = name in self._ended or (name in self.silence.silent and name not in ours)
+            unclean = name in self._unclean or name.startswith("?")
+            slots_now = wanted[holder.stage].slots if holder.stage in wanted else 0
+            if dead and unclean and slots_now not in (0, holder.slots):
+                at = f"{holder.stage}-{holder.slot}"
+                await fence(self.running.bootstrap_servers, self.running.names.transactional_id(at))
+                self._unclean.discard(name)
+
+    async def _write(self, orders: Orders) -> None:
+        if orders.grants or orders.forgotten:
+            for grant in orders.grants:
+                logger.info(
+                    "slot %s/%d of %d: %s%s", grant.stage, grant.slot, grant.slots, grant.dispatcher or "nobody",
+                    "" if grant.begins else ", not yet",
+                )  # fmt: skip
+            try:
+                await self.leadership.write(orders.grants, orders.forgotten)
+            except Unreachable:
+                self._wake.set()  # nothing was written: decide again from the same memory
+                raise
+            self._written_s = self.silence.clock_s
+            self._wake.set()
+
+    async def _dispatch(self, orders: Orders) -> None:
+        """Have the actuator run what the grants name; a grant is written first, so that its dispatcher finds it."""
+        for stage, dispatchers in orders.dispatchers.items():
+            if self._asked.get(stage) != dispatchers:
+                specs = [self.spec(name, stage, slot) for name, slot in dispatchers.items()]
+                await self.actuator.dispatch(stage, specs)
+                self._asked[stage] = dispatchers
+
+    def wanted(self) -> dict[str, StageSlots]:
+        """Return what the grants of each stage should say now."""
+        picture, found = self.picture, {}
+        for stage, partitions in picture.partitions.items():
+            kinds = sorted({kind for name, kind in picture.measured.profiles if name == stage}
+                           | {a.hardware for a in picture.plan.allocations[stage]})  # fmt: skip
+            profiles = {k: p for k in kinds if (p := picture.measured.profiles.get((stage, k))) is not None}
+            found[stage] = StageSlots(
+                slots=0 if stage in self._retired else min(picture.plan.slots.get(stage, 1), partitions),
+                max_batch_sizes={kind: picture.batch_limit(stage, kind) for kind in kinds},
+                hold_s=hold_of(picture.plan.allocations[stage]),
+                service_s={k: {b: p.service_time_s(b) for b in p.batch_sizes} for k, p in profiles.items()},
+                sample=picture.samples.get(stage),
+            )
+        return found
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    def retire(self, stages: Collection[str]) -> None:
+        """Take back every slot of these stages: their dispatchers finish what replicas have in hand and end."""
+        self._retired |= set(stages)
+        self._wake.set()
+
+    async def retired(self, stages: Collection[str]) -> bool:
+        """Whether no dispatcher of these stages may serve, and none of their grants is left in the log."""
+        return not any(h.stage in stages for h in self.table.holders.values()) and not self.table.grants.keys() & stages
+
+    def stuck(self) -> str:
+        """Return the partitions with lag and who should work on them, in words."""
+        found = []
+        for stage, history in self.picture.offsets.items():
+            grants = self.table.grants.get(stage, {})
+            for partition, lag in enumerate(history.lags()):
+                if not lag:
+                    continue
+                grant = next((g for g in grants.values() if g.slots and partition % g.slots == g.slot), None)
+                where = f"{self.running.topic(stage)}/{partition} lags {lag}, "
+                where += "no slot" if grant is None else grant.dispatcher or "nobody"
+                if grant is not None and (report := self.picture.reports.newest(grant.dispatcher)) is not None:
+                    at = report.halted.get(partition) or f"at {report.held.get(partition, 'none')}"
+                    where += f" ({report.phase}, {at}, {report.queued} queued{report.reason and ', ' + report.reason})"
+                found.append(where)
+        return "; ".join(found)

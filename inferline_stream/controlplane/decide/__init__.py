@@ -1,0 +1,1 @@
+"""What the controller decides: by the policy, by planning runs, by people."""

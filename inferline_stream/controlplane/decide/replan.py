@@ -1,0 +1,156 @@
+"""Whether another plan is worth having, from what was recorded and measured: a function of values, run aside."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inferline_stream.controlplane.log.messages import decode_ticks, merged
+from inferline_stream.controlplane.observe.offset_history import LogGrowth
+from inferline_stream.controlplane.record_decoder import Unreadable
+from inferline_stream.errors import Infeasible
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.units import format_duration
+from inferline_stream.planner.provision import provision
+from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.staffing_table import MOST_EVENTS, busiest
+
+FEWEST_EVENTS = 500
+"""A plan for fewer arrivals would be a plan for noise."""
+
+
+SAVING_MARGIN = 0.1
+"""Share of the SLO that a plan keeps free on the recorded traffic to take the place of one that still meets it: other
+traffic of the same kind would else call the dearer plan back a few minutes later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a planning run is given.
+
+    Args:
+        shape: the DAG.
+        measured: profiles and paths, corrected by what replicas measure.
+        plan: in force.
+        slo_s: that people want now.
+        objective: share of events that must meet it.
+        catalogue: hardware kinds with the prices and stock of now.
+        source_partitions: of the source topic.
+        max_batch_sizes: that stages declare.
+        ticks: records of the arrivals topic, in order.
+        saves_share: share of its cost by which a new plan must be cheaper.
+        effort_s: longest time for the search.
+        cores: most that all replicas together may have.
+    """
+
+    shape: Shape
+    measured: PipelineProfile
+    plan: Plan
+    slo_s: float
+    objective: float
+    catalogue: Mapping[str, Hardware]
+    source_partitions: int
+    max_batch_sizes: Mapping[str, int]
+    ticks: Sequence[Followed]
+    saves_share: float
+    effort_s: float
+    cores: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a planning run came to.
+
+    Args:
+        reason: for a new plan, or for saying that there is none; None where the plan in force stays.
+        detail: in words, with the numbers.
+        plan: the new one, None without.
+        trace: that it was made for.
+    """
+
+    reason: Reason | None
+    detail: str
+    plan: Plan | None = None
+    trace: Trace | None = None
+
+
+def replan(inputs: Inputs) -> Proposal:
+    """Judge the plan in force on the recorded arrivals, look for a cheaper one, and say which it should be."""
+    trace = recorded(inputs.ticks, inputs.source_partitions)
+    if len(trace) < FEWEST_EVENTS:
+        return Proposal(None, f"only {len(trace)} arrivals are recorded, a plan needs {FEWEST_EVENTS}")
+    stretch = busiest(trace, MOST_EVENTS)
+    before = inputs.plan
+    p99_s = _quantile_s(inputs, stretch)
+    cost = cost_per_hour(before.allocations, inputs.catalogue)
+    give_up_s = time.monotonic() + inputs.effort_s
+    try:
+        plan = provision(
+            inputs.shape,
+            inputs.measured,
+            stretch,
+            inputs.slo_s,
+            inputs.catalogue,
+            pipeline=before.pipeline,
+            max_batch_sizes=inputs.max_batch_sizes,
+            objective=inputs.objective,
+            margin=SAVING_MARGIN if p99_s <= inputs.slo_s else None,
+            known=[before],
+            stop=lambda: time.monotonic() > give_up_s,
+            cores=inputs.cores,
+        )
+    except Infeasible as error:
+        return Proposal(Reason.PLAN_INFEASIBLE, str(error))
+    numbers = (
+        f"{len(stretch)} arrivals at {stretch.arrival_rate:.1f}/s: the plan in force costs ${cost:.4f}/h and has a P99 "
+        f"of {format_duration(p99_s)}, the cheapest ${plan.cost_per_hour:.4f}/h and "
+        f"{format_duration(plan.predicted_p99_s)}"
+    )
+    if inputs.slo_s != before.slo_s:
+        old, new = format_duration(before.slo_s), format_duration(inputs.slo_s)
+        return Proposal(Reason.LIMIT_CHANGED, f"SLO {new} in place of {old}; {numbers}", plan, stretch)
+    if p99_s > inputs.slo_s:
+        return Proposal(Reason.PLAN_MISSES_SLO, numbers, plan, stretch)
+    if cost - plan.cost_per_hour > inputs.saves_share * cost:
+        return Proposal(Reason.PLAN_SAVES, numbers, plan, stretch)
+    return Proposal(None, numbers)
+
+
+def _quantile_s(inputs: Inputs, trace: Trace) -> float:
+    """Latency of the plan in force at the objective, on this trace and with these profiles."""
+    plan = inputs.plan
+    allocations: dict[str, tuple[Allocation, ...]] = {
+        stage: tuple(a for a in held if a.replicas) for stage, held in plan.allocations.items()
+    }
+    found = simulate(
+        inputs.shape,
+        allocations,
+        inputs.measured,
+        trace,
+        order_slo_s=inputs.slo_s,
+    )
+    return found.quantile_s(inputs.objective)
+
+
+def recorded(ticks: Sequence[Followed], partitions: int) -> Trace:
+    """Arrivals as the records of the arrivals topic hold them, spread over the time between two samples.
+
+    Args:
+        ticks: the records, in order.
+        partitions: of the source topic; records of another number are left out.
+    """
+    growth = LogGrowth()
+    entries = Unreadable().readable(ticks, decode_ticks)
+    log = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
+    joined = np.concatenate([np.empty(0), *(growth.sample(time_s, ends) for time_s, ends in log)])
+    return Trace(joined - joined[0] if joined.size else joined)

@@ -1,0 +1,169 @@
+"""The Planner's clock: looks at the plan again every few minutes, and at once when it no longer fits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from inferline_stream.controlplane.decide.replan import Inputs, Proposal, replan
+from inferline_stream.controlplane.decide.subprocess_call import aside
+from inferline_stream.controlplane.log.overrides import Overrides
+from inferline_stream.controlplane.observe.live_profile import Mark, corrected, mark, measured_since
+from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+"""How often to look whether there is reason to plan."""
+
+_AGAIN_S = 10.0
+"""An SLO that people want and that could not be planned for yet is tried again after so long."""
+
+_LONG_S = 5.0
+"""Windows of the envelope from this length on show a level, shorter ones bursts."""
+
+
+@dataclass(slots=True)
+class Occasions:
+    """When to plan. Times are on one clock.
+
+    Args:
+        every_s: without any other reason.
+        beyond_s: how long traffic must have been beyond the plan; twice as long each time that it still is.
+    """
+
+    every_s: float
+    beyond_s: float
+    _due_s: float | None = None
+    _beyond_since_s: float | None = None
+    _looks: int = 0
+    _wanted: object = None
+
+    def due(self, now_s: float, *, beyond: bool, wanted: object) -> bool:
+        """Whether to plan now. If so, the time until the next occasion begins.
+
+        Args:
+            now_s: now.
+            beyond: whether traffic is beyond the plan.
+            wanted: what people want of a plan; any change is an occasion.
+        """
+        if self._due_s is None:
+            self._due_s, self._wanted = now_s + self.every_s, wanted
+        if not beyond:
+            self._beyond_since_s, self._looks = None, 0
+        elif self._beyond_since_s is None:
+            self._beyond_since_s = now_s
+        since_s = self._beyond_since_s
+        long_beyond = since_s is not None and now_s - since_s >= self.beyond_s * 2**self._looks
+        if not (long_beyond or wanted != self._wanted or now_s >= self._due_s):
+            return False
+        if long_beyond:
+            self._beyond_since_s, self._looks = now_s, self._looks + 1
+        self._due_s, self._wanted = now_s + self.every_s, wanted
+        return True
+
+    def again(self, at_s: float) -> None:
+        """Plan again at that time, if not before."""
+        self._due_s = at_s
+
+
+@dataclass(slots=True)
+class Planning:
+    """Asks for plans, one at a time, in a process of their own.
+
+    Args:
+        running: names and settings.
+        picture: the plan in force and what was measured.
+        overrides: what people want now.
+        max_batch_sizes: that stages declare.
+        take: given each proposal and the profile that it was made with.
+        cores: most that all replicas together may have.
+    """
+
+    running: Running
+    picture: Picture
+    overrides: Callable[[], Overrides]
+    max_batch_sizes: Mapping[str, int]
+    take: Callable[[Proposal, PipelineProfile], Awaitable[None]]
+    cores: float = math.inf
+    _occasions: Occasions = field(init=False)
+    _mark: Mark = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        settings = self.running.settings
+        self._occasions = Occasions(settings.planner_every_s, settings.planner_beyond_s)
+        if self._slo_s() != self.picture.plan.slo_s:  # set by people before this controller led
+            self._occasions.again(0.0)
+
+    async def step(self) -> None:
+        """Plan, and hand over what it came to, if there is reason to plan."""
+        now_s = asyncio.get_running_loop().time()
+        if self.picture.core_use.crowded:
+            return  # what is measured now is the machine's lack of cores
+        if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
+            return
+        reports, shape = self.picture.reports, self.picture.shape
+        measured = corrected(self.picture.measured, shape, measured_since(reports, shape.stages, self._mark))
+        proposal = await aside(replan, await self._inputs(measured))
+        logger.info("planned again: %s (%s)", proposal.reason or "the plan stays", proposal.detail)
+        if proposal.plan is not None:
+            self._mark = mark(reports, shape.stages)
+        elif proposal.reason is None and self._slo_s() != self.picture.plan.slo_s:
+            self._occasions.again(now_s + _AGAIN_S)  # too little has been recorded yet
+        await self.take(proposal, measured)
+
+    def _slo_s(self) -> float:
+        declared_s = self.picture.declared_slo_s or self.picture.plan.slo_s
+        return self.overrides().slo_s(time.time()) or declared_s
+
+    def _beyond(self, now_s: float) -> bool:
+        live = zip(self.picture.windows_s, self.picture.traffic.envelope(now_s), strict=True)
+        return any(count > most_planned(self.picture.plan, w) for w, count in live if w >= _LONG_S)
+
+    def _set_by_people(self) -> tuple[object, ...]:
+        """SLO, prices and stock as people set them."""
+        now_s, overrides = time.time(), self.overrides()
+        return overrides.slo_s(now_s), overrides.prices(now_s), overrides.stock(now_s)
+
+    async def _inputs(self, measured: PipelineProfile) -> Inputs:
+        picture, settings, now_s = self.picture, self.running.settings, time.time()
+        since_s = now_s - settings.planner_recent_s
+        async with TopicFollower(self.running.bootstrap_servers, self.running.names.arrivals, since_s) as follower:
+            records = await follower.read_to(await follower.end())
+        return Inputs(
+            shape=picture.shape,
+            measured=measured,
+            plan=picture.plan,
+            slo_s=self._slo_s(),
+            objective=picture.objective,
+            catalogue=self._catalogue(now_s),
+            source_partitions=picture.partitions[min(self.running.entries)],
+            max_batch_sizes=self.max_batch_sizes,
+            ticks=records,
+            saves_share=settings.planner_saves_share,
+            effort_s=settings.planner_effort_s,
+            cores=self.cores,
+        )
+
+    def _catalogue(self, now_s: float) -> dict[str, Hardware]:
+        stock = self.overrides().stock(now_s)
+        return {name: replace(kind, stock=stock.get(name, kind.stock)) for name, kind in self.picture.catalogue.items()}
+
+
+def most_planned(plan: Plan, window_s: float) -> float:
+    """Arrivals in a window of the plan's envelope that are within what the plan was made for.
+
+    A sample shorter than the window does not fill it: its mean rate does. Three standard deviations of a Poisson count
+    more are still the same traffic.
+    """
+    planned = max(dict(plan.envelope).get(window_s, 0), plan.arrival_rate * window_s)
+    return planned + 3 * math.sqrt(planned)

@@ -1,0 +1,1 @@
+"""What the controller sees of a running pipeline."""

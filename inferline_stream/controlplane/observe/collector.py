@@ -1,0 +1,214 @@
+"""What comes in: end offsets, committed offsets, reports. Everything ends up in the `Picture`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from inferline_stream.controlplane.log.journal import Ticks
+from inferline_stream.controlplane.log.messages import decode_ticks
+from inferline_stream.controlplane.observe.end_offsets import Marks
+from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.observe.record_timestamps import Stamps
+from inferline_stream.controlplane.observe.recovery import arrivals_between
+from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.dataplane.reports import PoolReport, decode_report
+from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LAGS_S = 0.25
+"""How often committed offsets are read: one small request per stage."""
+
+_TOPICS_EVERY = 5
+"""Every so many samples of the source's end offsets, those of all other topics are read with them."""
+
+_CLOCKS_APART_S = 0.5
+"""Another controller's ticks are taken at its own clock's word only this far into our future."""
+
+
+_AGENT_SILENT_S = 1.5
+"""An agent that has brought nothing for so long (dispatchers report twice a second) may be gone: we read again."""
+
+
+@dataclass(slots=True)
+class Watching:
+    """Fills a picture.
+
+    Args:
+        running: names.
+        picture: to fill.
+        offsets: reads them.
+        ticks: called with every sample of the source topic.
+        heard: called with each report that is newer than those before.
+        stamps: shows arrivals, where the growth of the source's log does not.
+    """
+
+    running: Running
+    picture: Picture
+    offsets: OffsetReader
+    ticks: Ticks
+    heard: Callable[[PoolReport], None]
+    stamps: Stamps | None = None
+    marks: Marks = field(default_factory=Marks)
+    answered_s: float = -1.0
+    """When Kafka last answered, on the event loop's clock."""
+    _topics: dict[str, int] = field(default_factory=dict)
+    _samples: int = 0
+    _first_ends: dict[str, int] = field(default_factory=dict)
+    _look_s: float = 0.0
+    """When to look at the topics again."""
+    _agent_s: float = float("-inf")
+    _next: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Next offset to apply, by topic and partition: a record may come from two readers."""
+
+    async def begin(self) -> None:
+        """Look the topics up.
+
+        Raises:
+            Unreachable: Kafka does not answer, or one is missing.
+        """
+        running = self.running
+        self._topics = {running.topic(stage): n for stage, n in self.picture.partitions.items()}
+        for topic in (running.sink, running.names.completed):
+            self._topics[topic] = await self.offsets.partitions(topic)
+
+    @property
+    def source_partitions(self) -> int:
+        """Partitions of the source topic."""
+        return self._topics[self.running.source]
+
+    async def sample(self) -> None:
+        """Read end offsets: of the source topic each time, of all topics now and then."""
+        running, everything = self.running, self._samples % _TOPICS_EVERY == 0
+        self._samples += 1
+        ends = await self.offsets.ends(self._topics if everything else {running.source: self.source_partitions})
+        now_s = self.answered_s = asyncio.get_running_loop().time()
+        counts: Sequence[int] = ends[running.source]
+        if self.stamps is not None:
+            counts = self.stamps.counts
+            self.picture.growth.skip(now_s, counts)
+        elif self.picture.growth.gap(now_s):
+            await self._fill_gap(now_s, counts)
+        else:
+            self.picture.arrivals(now_s, counts)
+        self.ticks.sampled(time.time() * 1e3, counts)
+        if everything:
+            for stage, history in self.picture.offsets.items():
+                history.reached(now_s, ends[running.topic(stage)])
+            self.marks.look(ends[running.source], ends[running.sink], ends[running.names.completed])
+            out = self._since_start(running.sink, ends)
+            if running.delivery == "exactly_once":  # the log also holds each transaction's end
+                out = sum(self.picture.latencies.histogram().counts)
+            self.picture.counts.events_out = out
+            self.picture.counts.completed = self._since_start(running.names.completed, ends)
+
+    async def stamped(self) -> None:
+        """Take in the records of the source that have come, waiting a moment for the first."""
+        assert self.stamps is not None
+        times = await self.stamps.read(0.1)
+        now_s, shift_s = asyncio.get_running_loop().time(), asyncio.get_running_loop().time() - time.time()
+        self.picture.arrived(np.minimum(times + shift_s, now_s))
+
+    async def _fill_gap(self, now_s: float, ends: Sequence[int]) -> None:
+        """Nobody sampled for a while: the records themselves tell when they came."""
+        growth, shift_s = self.picture.growth, now_s - time.time()
+        since_s = (growth.newest_s or now_s) - shift_s
+        came = await arrivals_between(self.running, growth.ends, ends, since_s, now_s - shift_s)
+        grown, sampled_s = list(growth.ends), since_s
+        for time_s, partition in came:
+            if time_s >= sampled_s + self.running.settings.arrivals_sample_s:
+                self.ticks.sampled(time_s * 1e3, grown)
+                sampled_s = time_s
+            grown[partition] += 1
+        growth.skip(now_s, ends)
+        self.picture.arrived(np.array([time_s for time_s, _ in came]) + shift_s)
+        gap_s = now_s - shift_s - since_s
+        # Nothing is missing and nobody has to act: no warning, least of all from `status` on a busy machine.
+        logger.info("no sample of arrivals for %.1f s: %d read from the records", gap_s, len(came))
+
+    def _since_start(self, topic: str, ends: Mapping[str, Sequence[int]]) -> int:
+        total = sum(ends[topic])
+        return total - self._first_ends.setdefault(topic, total)
+
+    async def lags(self) -> None:
+        """Read the committed offsets of every stage's group."""
+        for stage, history in self.picture.offsets.items():
+            committed = await self.offsets.committed(
+                self.running.names.group(stage), self.running.topic(stage), self.picture.partitions[stage]
+            )
+            history.committed(asyncio.get_running_loop().time(), committed)
+        if (now_s := asyncio.get_running_loop().time()) >= self._look_s:
+            self._look_s = now_s + self.running.settings.topic_check_s
+            await self._look_at_topics()
+
+    async def _look_at_topics(self) -> None:
+        """Find out which partitions the topics were given, and where those between stages begin now."""
+        running, picture = self.running, self.picture
+        found = await self.offsets.existing(self._topics)
+        for stage, history in picture.offsets.items():
+            topic = running.topic(stage)
+            if found.get(topic, 0) > self._topics[topic]:
+                logger.info("topic %s has %d partitions now", topic, found[topic])
+            picture.grow(stage, found.get(topic, 0))
+            if stage not in running.entries:
+                history.begin((await self.offsets.begins({topic: picture.partitions[stage]}))[topic])
+        self._topics |= {topic: max(count, found.get(topic, 0)) for topic, count in self._topics.items()}
+
+    def report_by_agent(self, partition: int, offset: int, value: bytes | None) -> None:
+        """A record of the stage-stats topic that the Faust app's agent brings."""
+        self.report(partition, offset, value)
+        self._agent_s = asyncio.get_running_loop().time()
+
+    @property
+    def by_agents(self) -> bool:
+        """Whether the Faust app's agents bring the reports at present."""
+        return asyncio.get_running_loop().time() - self._agent_s < _AGENT_SILENT_S
+
+    async def hear(self, reports: TopicFollower) -> None:
+        """Take in the reports that have come, waiting for the first; idle while an agent brings them."""
+        if self.by_agents:
+            await asyncio.sleep(0.1)
+            return
+        for record in await reports.read(1.0):
+            self.report(record.partition, record.offset, record.value)
+
+    def report(self, partition: int, offset: int, value: bytes | None) -> None:
+        """Take in one record of the stage-stats topic, unless it has been before."""
+        report = self._value(self.running.names.stage_stats, partition, offset, value, decode_report)
+        if report is None or report.stage not in self.picture.offsets:
+            return
+        if self.picture.reports.add(report, asyncio.get_running_loop().time()):
+            self.heard(report)
+
+    def arrivals(self, partition: int, offset: int, value: bytes | None) -> None:
+        """Take in one record of the arrivals topic. Our own samples are there already; another's may be newer."""
+        record = self._value(self.running.names.arrivals, partition, offset, value, decode_ticks)
+        if record is None:
+            return
+        now_s = asyncio.get_running_loop().time()
+        shift_s = now_s - time.time()
+        for time_ms, ends in zip(record.times_ms, record.ends, strict=True):
+            at_s = time_ms / 1e3 + shift_s
+            known = self.picture.growth.ends
+            ahead = len(ends) == len(known) and any(end > old for end, old in zip(ends, known, strict=True))
+            if ahead and at_s < now_s + _CLOCKS_APART_S:
+                self.picture.arrivals(at_s, [max(end, old) for end, old in zip(ends, known, strict=True)])
+
+    def _value(
+        self, topic: str, partition: int, offset: int, value: bytes | None, decode: Callable[[bytes], T]
+    ) -> T | None:
+        """What a record holds; None where it cannot be read, or was taken in before."""
+        if offset < self._next.get((topic, partition), 0):
+            return None
+        self._next[topic, partition] = offset + 1
+        record = Followed(partition, offset, 0, None, value, (), topic)
+        return next((entry.value for entry in self.running.unreadable.readable([record], decode)), None)

@@ -1,0 +1,302 @@
+"""A run's events, accounted for by their ids: entered, reached the sink, ended without, lost or twice there.
+
+Of a long run these are the newest events (`marks`), so that memory and time stay bounded; the others are counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.dataplane.headers import REASON, number, read_headers
+from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
+from inferline_stream.pipeline.names import event_id_prefix
+
+_MOST = 255
+_LONGEST_NAME = 64
+"""Bytes of an id that are kept; of a longer one, a digest."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Counts by event id. An id made from topic, partition and offset costs three bytes, another one a string; its
+    times cost 20 more.
+
+    Args:
+        source: what the ids of its events begin with; see `event_id_prefix`.
+        first: first offset of each source partition that the run answers for.
+        ends: end offset of each.
+        live: offset of each from which on events are live traffic. Those before were there already: they are accounted
+            for as all others, but their times say nothing of the run. By default every event is live.
+        began: first offset of each source partition of the run, where that lies before ``first``. Sink records of
+            events from before ``first`` are counted as ``earlier``.
+    """
+
+    source: str
+    first: Sequence[int]
+    ends: Sequence[int]
+    live: Sequence[int] = ()
+    began: Sequence[int] = ()
+    latencies_s: array[float] = field(default_factory=lambda: array("f"))
+    """Of the first sink record of each event."""
+    entries_s: array[float] = field(default_factory=lambda: array("d"))
+    """When those events entered, seconds since the epoch."""
+    arrivals_s: array[float] = field(default_factory=lambda: array("d"))
+    """Of every record of the source topic."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why events ended without a sink record."""
+    live_reasons: Counter[str] = field(default_factory=Counter)
+    """The same of live ones."""
+    backlog: int = 0
+    """Events that are not live."""
+    backlog_done_s: float | None = None
+    """When the last of them was done, seconds since the epoch; None before any was."""
+    unknown: int = 0
+    """Records in sink or completed topic of events that are not this run's."""
+    earlier_out: int = 0
+    """Sink records of events of the run that are not looked up."""
+    earlier_ended: int = 0
+    """Other endings of such events."""
+    _entered: list[bytearray] = field(init=False)
+    _out: list[bytearray] = field(init=False)
+    _ended: list[bytearray] = field(init=False)
+    _named: dict[bytes, list[int]] = field(default_factory=dict)
+    """Events with an id of their own → [sink records, other endings]."""
+    _old: set[bytes] = field(default_factory=set)
+    """Those of them that are not live."""
+
+    def __post_init__(self) -> None:
+        sizes = [max(0, end - first) for first, end in zip(self.first, self.ends, strict=True)]
+        self._entered, self._out, self._ended = ([bytearray(n) for n in sizes] for _ in range(3))
+
+    def entered(self, record: Followed) -> None:
+        """A record of the source topic."""
+        live = not self.live or record.offset >= self.live[record.partition]
+        if live:
+            self.arrivals_s.append(record.time_ms / 1e3)
+        else:
+            self.backlog += 1
+        if (name := read_headers(record.headers, entry=True).event_id) is not None:
+            if self._named.setdefault(_kept(name), [0, 0]) == [0, 0] and not live:
+                self._old.add(_kept(name))
+        elif self.first[record.partition] <= record.offset < self.ends[record.partition]:
+            self._entered[record.partition][record.offset - self.first[record.partition]] = 1
+
+    def out(self, record: Followed) -> None:
+        """A record of the sink topic; call `entered` for all of the source before."""
+        found = read_headers(record.headers)
+        name = found.event_id or b""
+        if not self._count(name, self._out, 0):
+            return
+        if self._is_old(name):
+            self._old_done(record)
+        elif found.entry_us is not None:
+            entered_s = found.entry_us / 1e6
+            self.entries_s.append(entered_s)
+            self.latencies_s.append(max(0.0, record.time_ms / 1e3 - entered_s))
+
+    def ended(self, record: Followed) -> None:
+        """A record of the completed topic."""
+        reason = (_header(record, REASON) or b"unknown").decode(errors="replace")
+        name = record.key or b""
+        if self._count(name, self._ended, 1):
+            self.reasons[reason] += 1
+            if self._is_old(name):
+                self._old_done(record)
+            else:
+                self.live_reasons[reason] += 1
+
+    def _old_done(self, record: Followed) -> None:
+        self.backlog_done_s = max(self.backlog_done_s or 0.0, record.time_ms / 1e3)
+
+    def _is_old(self, name: bytes) -> bool:
+        """Whether an event of this run was there before it."""
+        if not self.backlog:
+            return False
+        if _kept(name) in self._named:
+            return _kept(name) in self._old
+        at = self._place(name)
+        return at is not None and at[1] < self.live[at[0]]
+
+    @property
+    def prefix(self) -> str:
+        """What an id begins with that was made from an event's place; partition and offset follow."""
+        return f"{self.source}/"
+
+    def _place(self, name: bytes) -> tuple[int, int] | None:
+        """Partition and offset of an event in the source topic; None where its id does not say."""
+        prefix = self.prefix.encode()
+        if not name.startswith(prefix) or len(name) > len(prefix) + _LONGEST_NAME:
+            return None
+        place, _, rest = name.removeprefix(prefix).partition(b"/")
+        partition, offset = number(place, len(self.first) - 1), number(rest, 2**63 - 1)
+        return None if partition is None or offset is None else (partition, offset)
+
+    def _count(self, name: bytes, place: list[bytearray], column: int) -> bool:
+        """Count one record; whether it is the event's first of its kind."""
+        if (counts := self._named.get(_kept(name))) is not None:
+            counts[column] += 1
+            return counts[column] == 1
+        where = self._place(name)
+        if where is not None:
+            partition, offset = where
+            at, row = offset - self.first[partition], place[partition]
+            if 0 <= at < len(row) and self._entered[partition][at]:
+                row[at] = min(_MOST, row[at] + 1)
+                return row[at] == 1
+        if self.began and (where is None or self.began[where[0]] <= where[1] < self.first[where[0]]):
+            if column == 0:  # an id of the producer's own does not say when its event came
+                self.earlier_out += 1
+            else:
+                self.earlier_ended += 1
+        else:
+            self.unknown += 1
+        return False
+
+    @property
+    def earlier_in(self) -> int:
+        """Events of the run that are not looked up, by the growth of the source topic."""
+        return sum(first - began for began, first in zip(self.began, self.first, strict=False))
+
+    @property
+    def earlier_backlog(self) -> int:
+        """Those of them that were there before the run."""
+        return sum(
+            max(0, min(first, live) - began)
+            for began, first, live in zip(self.began, self.first, self.live, strict=False)
+        )
+
+    @property
+    def events_in(self) -> int:
+        """Events that entered."""
+        return sum(sum(row) for row in self._entered) + len(self._named)
+
+    @property
+    def events_out(self) -> int:
+        """Events with a sink record."""
+        return sum(len(row) - row.count(0) for row in self._out) + sum(out > 0 for out, _ in self._named.values())
+
+    @property
+    def duplicated(self) -> int:
+        """Sink records beyond the first of each event."""
+        return sum(sum(row) - (len(row) - row.count(0)) for row in self._out) + sum(
+            max(0, out - 1) for out, _ in self._named.values()
+        )
+
+    def lost(self, most: int = 20) -> tuple[int, list[str]]:
+        """Events that neither reached the sink nor ended, and the ids of the first few."""
+        count = 0
+        names: list[str] = []
+        for p, (entered, out, ended) in enumerate(zip(self._entered, self._out, self._ended, strict=True)):
+            for at, (came, reached, closed) in enumerate(zip(entered, out, ended, strict=True)):
+                if came and not reached and not closed:
+                    count += 1
+                    if len(names) < most:
+                        names.append(f"{self.source}/{p}/{self.first[p] + at}")
+        for name, (reached, closed) in self._named.items():
+            if not reached and not closed:
+                count += 1
+                if len(names) < most:
+                    names.append(name.decode(errors="replace"))
+        return count, names
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Where a run begins in the topics that its ledger reads: offsets by partition."""
+
+    source: tuple[int, ...]
+    sink: tuple[int, ...]
+    completed: tuple[int, ...]
+    live: tuple[int, ...]
+    """Of the source: what is before was there already."""
+
+
+Begin = Callable[[Bounds, Sequence[int]], Bounds]
+"""See `Marks.begin`."""
+
+
+async def bounds_now(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> Bounds:
+    """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
+    first = await _committed(offsets, running, partitions)
+    topics = {
+        running.source: len(first),
+        running.sink: await offsets.partitions(running.sink),
+        running.names.completed: await offsets.partitions(running.names.completed),
+    }
+    ends = await offsets.ends(topics)
+    return Bounds(first, ends[running.sink], ends[running.names.completed], ends[running.source])
+
+
+async def read_ledger(
+    offsets: OffsetReader,
+    running: Running,
+    since: Bounds,
+    partitions: Mapping[str, int],
+    *,
+    to_committed: bool = False,
+    begin: Begin | None = None,
+) -> Ledger:
+    """Read source, sink and completed topic from where the run began to their ends now.
+
+    Args:
+        offsets: to read them.
+        running: names.
+        since: where the run began.
+        partitions: of each stage's input topic.
+        to_committed: answer only for what the entry stages have committed: others may go on writing.
+        begin: of the run's beginning and the source's ends, makes where the events begin that are looked up by id; by
+            default all of them are. Those before are counted by the growth of the topics.
+
+    Raises:
+        Unreachable: Kafka does not answer.
+    """
+    ends = await offsets.ends(
+        {
+            running.source: len(since.source),
+            running.sink: len(since.sink),
+            running.names.completed: len(since.completed),
+        }
+    )
+    if to_committed:
+        ends[running.source] = await _committed(offsets, running, partitions)
+    start = since if begin is None else begin(since, ends[running.source])
+    began = () if start is since else since.source
+    prefix = event_id_prefix(running.source, await offsets.topic_id(running.source))
+    ledger = Ledger(prefix, start.source, ends[running.source], since.live, began)
+    ledger.earlier_out = sum(start.sink) - sum(since.sink)
+    ledger.earlier_ended = sum(start.completed) - sum(since.completed)
+    for topic, first, take in (
+        (running.source, start.source, ledger.entered),
+        (running.sink, start.sink, ledger.out),
+        (running.names.completed, start.completed, ledger.ended),
+    ):
+        end = dict(enumerate(ends[topic]))
+        async with TopicFollower(
+            running.bootstrap_servers, topic, dict(enumerate(first)), partitions=len(first)
+        ) as follower:
+            async for record in follower.until(end):
+                take(record)
+    return ledger
+
+
+async def _committed(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> tuple[int, ...]:
+    """How far every entry stage has come in the source topic."""
+    committed = [
+        await offsets.committed(running.names.group(stage), running.source, partitions[stage])
+        for stage in sorted(running.entries)
+    ]
+    return tuple(max(0, min(column)) for column in zip(*committed, strict=True))
+
+
+def _kept(name: bytes) -> bytes:
+    """What stands for an id here: producers choose some of them, at any length."""
+    return name if len(name) <= _LONGEST_NAME else b"blake2s:" + hashlib.blake2s(name).hexdigest().encode()
+
+
+def _header(record: Followed, name: str) -> bytes | None:
+    return next((value for key, value in record.headers if key == name), None)

@@ -1,0 +1,185 @@
+"""Profiles and visit ratios as the running replicas show them: what the Planner believes instead of the sample."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+from inferline_stream.controlplane.observe.pool_reports import Reports
+from inferline_stream.controlplane.observe.totals import Batches, Totals, since, slowdown
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Paths, Shape, independent_paths, visited
+from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, STEADY, Variation
+
+FEWEST_BATCHES = 50
+"""A service time from fewer batches would be noise."""
+
+FEWEST_RESULTS = 300
+"""A share of results from fewer would be noise."""
+
+NOISE = 0.1
+"""Relative difference from the profile that is taken for noise: one measurement of it is no better than the other."""
+
+_NORMAL = tuple(NormalDist().inv_cdf(min(max(p, 1e-3), 1 - 1e-3)) for p in NOISE_PROBABILITIES)
+"""Noise of times of which only the spread is known: lognormal, cut off at one in a thousand."""
+
+_SWEEPS = 50
+
+Mark = Mapping[str, Totals]
+"""Each stage's counters at some time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Sums over a while.
+
+    Args:
+        batches: by (stage, hardware kind) and batch size.
+        results: by stage, events that the stage was called on.
+        taken: by (parent, child), results that took that edge.
+        network: batches that replicas on other hosts answered, and the time that the network took of them, in seconds.
+    """
+
+    batches: Mapping[tuple[str, str], Batches]
+    results: Mapping[str, int]
+    taken: Mapping[tuple[str, str], int]
+    network: tuple[int, float] = (0, 0.0)
+
+
+def mark(reports: Reports, stages: Iterable[str]) -> Mark:
+    """The present, to measure from."""
+    return {stage: reports.total(stage) for stage in stages}
+
+
+def measured_since(reports: Reports, stages: Iterable[str], before: Mark) -> Measured:
+    """What replicas did since then, those that have ended included."""
+    grown = {stage: since(reports.total(stage), before.get(stage, Totals())) for stage in stages}
+    return Measured(
+        {(stage, kind): sizes for stage, sums in grown.items() for kind, sizes in sums.batch_stats.items()},
+        {stage: sums.served for stage, sums in grown.items()},
+        {(stage, child): count for stage, sums in grown.items() for child, count in sums.edges_taken.items()},
+        (sum(sums.remote_batches for sums in grown.values()), sum(sums.network_s for sums in grown.values())),
+    )
+
+
+def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> PipelineProfile:
+    """The profile with service times scaled to what replicas measured, paths to the branches taken, and the network.
+
+    Of a stage on one kind of hardware all batch sizes are scaled alike, since those that ran show the others. Of those
+    that ran often, mean and spread are what was measured. Kinds that did not run keep their profile.
+    """
+    profiles = {}
+    for key, own in profile.profiles.items():
+        batches = seen.batches.get(key, {})
+        factor = slowdown(own, batches, FEWEST_BATCHES)
+        now = own if factor is None or abs(factor - 1) <= NOISE else scaled(own, factor)
+        profiles[key] = _spread_as_seen(_sizes_as_seen(now, batches), batches)
+    shares = {}
+    for arrow in shape.arrows:
+        edge = shape.stages[arrow.parent], shape.stages[arrow.child]
+        results = seen.results.get(edge[0], 0)
+        if arrow.conditional and results >= FEWEST_RESULTS:
+            shares[edge] = min(1.0, seen.taken.get(edge, 0) / results)
+    remote, carrying_s = seen.network
+    network_s = carrying_s / remote if remote >= FEWEST_BATCHES else profile.network_s
+    return replace(
+        profile,
+        profiles=profiles,
+        paths=_follow(shape, profile.paths, shares),
+        hop_overhead_s=profile.hop_overhead_s - profile.network_s + network_s,
+        network_s=network_s,
+    )
+
+
+def _sizes_as_seen(profile: Profile, batches: Batches) -> Profile:
+    """A profile with the means of those batch sizes that ran often and differ from it."""
+    times = []
+    for entry in profile.service_times:
+        stats = batches.get(entry.batch_size)
+        factor = stats.service_s / stats.batches / entry.mean_s if stats and stats.batches >= FEWEST_BATCHES else 1.0
+        times.append(longer(entry, factor) if abs(factor - 1) > NOISE else entry)
+    return replace(profile, service_times=tuple(times))
+
+
+def _spread_as_seen(profile: Profile, batches: Batches) -> Profile:
+    """A profile whose batches vary as those that ran, if what events ask for does not say how they vary.
+
+    Batch sizes that ran too little have the mean of what the others show.
+    """
+    often = {size: stats for size, stats in batches.items() if stats.batches >= FEWEST_BATCHES and stats.squares > 0}
+    if not often or (profile.variation is not None and profile.variation.units):
+        return profile
+    spreads = {
+        size: math.sqrt(math.log(max(1.0, stats.squares * stats.batches / stats.service_s**2)))
+        for size, stats in often.items()
+    }
+    usual = statistics.fmean(spreads.values())
+    wanted = [spreads.get(entry.batch_size, usual) for entry in profile.service_times]
+    apart = [abs(entry.spread - spread) for entry, spread in zip(profile.service_times, wanted, strict=True)]
+    if usual < STEADY or max(apart) <= NOISE * usual:
+        return profile
+    noise = profile.variation.noise if profile.variation is not None and profile.variation.noise else _NORMAL
+    times = tuple(replace(e, spread=spread) for e, spread in zip(profile.service_times, wanted, strict=True))
+    return replace(profile, service_times=times, variation=Variation(noise=noise))
+
+
+def longer(entry: ServiceTime, factor: float) -> ServiceTime:
+    """One batch size that takes so many times longer."""
+    return replace(
+        entry,
+        mean_s=entry.mean_s * factor,
+        fixed_s=entry.fixed_s * factor,
+        quantiles_s=tuple(q * factor for q in entry.quantiles_s),
+    )
+
+
+def scaled(profile: Profile, factor: float) -> Profile:
+    """A profile in which batches of every size take so many times longer."""
+    return replace(profile, service_times=tuple(longer(entry, factor) for entry in profile.service_times))
+
+
+def _follow(shape: Shape, paths: Paths, shares: Mapping[tuple[str, str], float]) -> Paths:
+    """Paths whose conditional arrows are taken as often as seen, otherwise as they were together in the sample.
+
+    Iterative proportional fitting: weights of paths with and without an arrow are scaled to its share, arrow after
+    arrow, until all hold. Where the sample has no path to scale, arrows count as independent of each other.
+    """
+    known = _shares(shape, paths)
+    moved = {edge: share for edge, share in shares.items() if abs(share - known[edge]) > NOISE * max(known[edge], 0.01)}
+    if not moved:
+        return paths
+    weights = dict(zip(paths.masks, paths.weights, strict=True))
+    bits = {
+        (shape.stages[a.parent], shape.stages[a.child]): (bit, a.parent)
+        for bit, a in enumerate(shape.arrows)
+        if a.conditional
+    }
+    for _ in range(_SWEEPS):
+        for edge, share in shares.items():
+            bit, parent = bits[edge]
+            there = [m for m in weights if visited(shape, m)[parent]]
+            took = sum(weights[m] for m in there if m >> bit & 1)
+            left = sum(weights[m] for m in there) - took
+            if (share > 0 and took <= 0) or (share < 1 and left <= 0):
+                return independent_paths(shape, {**known, **shares})
+            for m in there:
+                goal, now = (share, took) if m >> bit & 1 else (1 - share, left)
+                weights[m] *= goal * (took + left) / now if now > 0 else 0.0
+    total = sum(weights.values())
+    kept = {m: w / total for m, w in weights.items() if w > 0}
+    return Paths(tuple(kept), tuple(kept.values()))
+
+
+def _shares(shape: Shape, paths: Paths) -> dict[tuple[str, str], float]:
+    """Share of a parent's results that take each conditional arrow."""
+    found = {}
+    for bit, arrow in enumerate(shape.arrows):
+        if arrow.conditional:
+            pairs = [(m, w) for m, w in zip(paths.masks, paths.weights, strict=True) if visited(shape, m)[arrow.parent]]
+            there = sum(w for _, w in pairs)
+            took = sum(w for m, w in pairs if m >> bit & 1)
+            found[shape.stages[arrow.parent], shape.stages[arrow.child]] = took / there if there else 0.0
+    return found

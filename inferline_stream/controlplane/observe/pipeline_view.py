@@ -1,0 +1,425 @@
+"""What the controller knows of a running pipeline, and the two values made from it: observation and state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
+from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
+from inferline_stream.controlplane.core_use import CoreUse
+from inferline_stream.controlplane.log.messages import StoredPlan
+from inferline_stream.controlplane.observe.latencies import Latencies
+from inferline_stream.controlplane.observe.offset_history import LogGrowth, OffsetHistory
+from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Reports, StageFigures
+from inferline_stream.controlplane.replica_counts import Replicas, cores_held, cost_per_hour, replicas_of_plan
+from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.observability.state import (
+    DecisionRecord,
+    EnvelopeWindow,
+    PipelineState,
+    PlanRecord,
+    ReplicaCounts,
+    StageState,
+)
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Plan, hold_of
+from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
+from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
+from inferline_stream.tuner.traffic import Traffic
+
+_DECISIONS_KEPT = 300
+_PLANS_KEPT = 100
+STUCK_AFTER_S = 10.0
+"""A committed offset that stood still for this long, with lag and with replicas ready, is stuck."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Growth of topics since the start of the run."""
+
+    events_out: int = 0
+    completed: int = 0
+
+
+@dataclass(slots=True)
+class Picture:
+    """Everything seen of a pipeline. Times are on the controller's clock unless said otherwise.
+
+    Args:
+        pipeline: its name.
+        shape: its DAG.
+        plan: in force.
+        measured: profiles.
+        catalogue: hardware kinds.
+        objective: share of events that must meet the SLO.
+        partitions: of each stage's input topic.
+        windows_s: lengths of the traffic envelope's windows.
+        declared_slo_s: SLO that the topology declares; by default the plan's.
+    """
+
+    pipeline: str
+    shape: Shape
+    plan: Plan
+    measured: PipelineProfile
+    catalogue: Catalogue
+    objective: float
+    partitions: Mapping[str, int]
+    windows_s: Sequence[float]
+    declared_slo_s: float | None = None
+    growth: LogGrowth = field(default_factory=LogGrowth)
+    counts: Counts = field(default_factory=Counts)
+    decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
+    plans: deque[PlanRecord] = field(default_factory=lambda: deque(maxlen=_PLANS_KEPT))
+    decision_counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    restarts: Counter[str] = field(default_factory=Counter)
+    cost: float = 0.0
+    rate_per_hour: float = 0.0
+    """Dollars per hour of the replicas held now."""
+    replica_seconds: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    """Held since the start, by stage and hardware kind."""
+    coarse_peak_per_hour: float | None = None
+    """What InferLine's CG-Peak would cost for the sample that the plan was made for."""
+    core_use: CoreUse = field(default_factory=CoreUse)
+    reports: Reports = field(init=False)
+    offsets: dict[str, OffsetHistory] = field(init=False)
+    traffic: Traffic = field(init=False)
+    latencies: Latencies = field(init=False)
+    _declared: Catalogue = field(init=False)
+    _kernel: EnvelopeKernel | None = None
+    _blocks: deque[Times] = field(default_factory=deque)
+    """Arrivals of the last minute."""
+    _held_since_s: float | None = None
+    _held: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.reports = Reports(self.shape, self.measured)
+        self.offsets = {stage: OffsetHistory(self.partitions[stage]) for stage in self.shape.stages}
+        self.traffic = Traffic(self.windows_s)
+        self._declared = self.catalogue
+        final, slo_s = self.shape.stages[self.shape.finals()[0]], self.plan.slo_s
+        self.latencies = Latencies(self.reports, final, self.declared_slo_s or slo_s, slo_s)
+
+    # -- what comes in -------------------------------------------------------------------------------
+
+    def grow(self, stage: str, partitions: int) -> None:
+        """The input topic of a stage has so many partitions; it never loses one."""
+        if partitions > self.partitions[stage]:
+            self.partitions = {**self.partitions, stage: partitions}
+            self.offsets[stage].grow(partitions)
+
+    def arrivals(self, time_s: float, ends: Sequence[int]) -> None:
+        """End offsets of the source topic."""
+        self.arrived(self.growth.sample(time_s, ends))
+
+    def arrived(self, times: Times) -> None:
+        """Arrival times, ascending."""
+        if times.size:
+            self.traffic.add(times)
+            self._blocks.append(times)
+            while self._blocks[0][-1] < times[-1] - LONGEST_WINDOW_S:
+                self._blocks.popleft()
+
+    def use(self, kernel: EnvelopeKernel) -> None:
+        """Count arrivals with this kernel from now on."""
+        self._kernel = kernel
+        self.traffic.use(kernel)
+
+    def adopt(self, plan: Plan, measured: PipelineProfile, windows_s: Sequence[float]) -> None:
+        """Another plan is in force; what was seen of traffic stays."""
+        self.plan, self.measured, self.windows_s = plan, measured, windows_s
+        self.reports.measured = measured
+        self.latencies.judge_by(plan.slo_s)
+        self.traffic = Traffic(windows_s, self._kernel)
+        for times in self._blocks:
+            self.traffic.add(times)
+
+    def held(self, time_s: float, replicas: Sequence[ObservedReplica]) -> None:
+        """Replicas that exist at that time: their price counts until the next call."""
+        if self._held_since_s is not None:
+            self.cost += self.rate_per_hour * (time_s - self._held_since_s) / 3600
+            for key, count in self._held.items():
+                self.replica_seconds[key] += count * (time_s - self._held_since_s)
+        self._held_since_s, self.rate_per_hour = time_s, cost_per_hour(replicas, self.catalogue)
+        self._held = Counter((r.stage, r.hardware) for r in replicas if r.state != "waiting")
+        self.core_use.add(time_s, replicas, cores_held(self._held, self.catalogue))
+
+    def decided(self, record: DecisionRecord) -> None:
+        """A decision was made."""
+        self.decisions.append(record)
+        self.decision_counts[record.action, record.reason] += 1
+
+    def planned(self, stored: StoredPlan) -> None:
+        """A plan came into force, now or before this controller led."""
+        plan = plan_from_bytes(bytes(stored.plan), "a stored plan")
+        allocations = {
+            stage: tuple((a.hardware, a.max_batch_size, a.replicas, a.hold_s) for a in held)
+            for stage, held in plan.allocations.items()
+        }
+        self.plans.append(
+            PlanRecord(
+                stored.number,
+                stored.time_s,
+                stored.reason,
+                stored.detail,
+                plan.slo_s,
+                plan.predicted_p99_s,
+                plan.cost_per_hour,
+                plan.arrival_rate,
+                allocations,
+            )
+        )
+
+    def prices(self, prices: Mapping[str, float]) -> None:
+        """Dollars per hour of hardware kinds, where people have set them."""
+        self.catalogue = {
+            name: replace(kind, price_per_hour=prices.get(name, kind.price_per_hour))
+            for name, kind in self._declared.items()
+        }
+
+    # -- what goes out -------------------------------------------------------------------------------
+
+    @property
+    def samples(self) -> Mapping[str, StageInput]:
+        """One event of each stage that it is known to process, where profiles keep one."""
+        return self.measured.samples
+
+    def drained(self) -> bool:
+        """Whether every stage's group has committed all that its topic holds, as last sampled."""
+        return all(not any(history.lags()) for history in self.offsets.values())
+
+    def observation(
+        self, now_s: float, wanted: Replicas, limits: Mapping[str, Limits], stock: Mapping[str, int]
+    ) -> Observation:
+        """What the policy sees.
+
+        Args:
+            now_s: now.
+            wanted: replicas asked of the actuator.
+            limits: set by people, by stage.
+            stock: most replicas of a hardware kind, where it differs from the catalogue's.
+        """
+        ratios = self.reports.visit_ratios(now_s)
+        figures = {stage: self.reports.stage(stage, now_s, self._waited_s) for stage in self.shape.stages}
+        expired = sum(f.total.expired for f in figures.values())
+        lost = expired + sum(f.total.dead_lettered for f in figures.values())
+        newest_s, watched_s = self.growth.newest_s, self.growth.watched_since_s
+        return Observation(
+            time_s=now_s,
+            envelope=self.traffic.envelope(now_s),
+            arrival_rate=self.traffic.arrival_rate(now_s),
+            peak_rate=self.traffic.peak_rate(now_s),
+            stages={
+                stage: self._stage_observation(stage, now_s, figures[stage], ratios[stage], wanted)
+                for stage in self.shape.stages
+            },
+            arrivals_age_s=None if newest_s is None else now_s - newest_s,
+            watched_s=0.0 if watched_s is None else now_s - watched_s,
+            stock=stock,
+            limits=limits,
+            events=sum(self.latencies.histogram().counts) + lost,
+            # Dead letters are misses, but no number of replicas would have saved one: only waiting holds replicas.
+            late_events=self.latencies.late() + expired,
+            recent=self.traffic.recent(now_s),
+            oversubscribed=self.core_use.crowded,
+        )
+
+    def _waited_s(self, stage: str, hardware: str) -> float:
+        return self.core_use.recent(stage, hardware).waited_s
+
+    def _stage_observation(
+        self, stage: str, now_s: float, figures: StageFigures, ratio: float | None, wanted: Replicas
+    ) -> StageObservation:
+        offsets = self.offsets[stage]
+        supply = {}
+        for (name, hardware), count in wanted.items():
+            if name == stage:
+                ready = self.working(stage, hardware, count)
+                supply[hardware] = Supply(
+                    ready,
+                    max(0, count - ready),
+                    self._throughput(stage, hardware, figures),
+                    self.reports.start_up_s(stage, hardware),
+                )
+        return StageObservation(
+            supply=supply,
+            age_s=None if figures.newest_s is None else now_s - figures.newest_s,
+            visit_ratio=ratio,
+            partition_lags=offsets.lags(),
+            partition_idle_s=offsets.idle_s(now_s),
+            oldest_lag_s=offsets.oldest_s(now_s),
+            utilization=figures.utilization,
+        )
+
+    def working(self, stage: str, hardware: str, wanted: int) -> int:
+        """Ready replicas, standbys and those about to leave not counted."""
+        return min(wanted, self.reports.ready(stage, hardware))
+
+    def batch_limit(self, stage: str, hardware: str) -> int:
+        """The plan's batch limit; that of the stage's first kind for hardware that the plan does not use."""
+        kinds = self.plan.allocations[stage]
+        limits = {a.hardware: a.max_batch_size for a in kinds}
+        if hardware in limits:
+            return limits[hardware]
+        profile = self.measured.profiles.get((stage, hardware))
+        return min(kinds[0].max_batch_size, profile.batch_sizes[-1] if profile else kinds[0].max_batch_size)
+
+    def planned_throughput(self, stage: str, hardware: str) -> float:
+        """µ of one replica at its batch limit, as profiled; 1 where it never was."""
+        profile = self.measured.profiles.get((stage, hardware))
+        return profile.throughput(self.batch_limit(stage, hardware)) if profile else 1.0
+
+    def _throughput(self, stage: str, hardware: str, figures: StageFigures) -> float | None:
+        slowdown = figures.slowdown.get(hardware)
+        return None if slowdown is None else self.planned_throughput(stage, hardware) / slowdown
+
+    def state(
+        self,
+        now_s: float,
+        time_s: float,
+        wanted: Replicas,
+        *,
+        envelope: Sequence[int],
+        paused: bool = False,
+        term: int = 0,
+        limits: Mapping[str, str] | None = None,
+        slots: Mapping[str, int] | None = None,
+    ) -> PipelineState:
+        """What metrics and tables show.
+
+        Args:
+            now_s: now.
+            time_s: the same, in seconds since the epoch.
+            wanted: replicas asked of the actuator.
+            envelope: live, by window.
+            paused: whether decisions are held.
+            term: of this controller.
+            limits: what keeps a stage from growing, by stage.
+            slots: dispatchers of each stage; one where it is not given.
+        """
+        recent = self.latencies.recent(now_s)
+        newest_s = self.growth.newest_s
+        figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
+        ages = {f"reports/{stage}": now_s - f.newest_s for stage, f in figures.items() if f.newest_s is not None}
+        if newest_s is not None:
+            ages["arrivals"] = now_s - newest_s
+        read_s = [offsets.sampled_s for offsets in self.offsets.values()]
+        if all(read_s):
+            ages["offsets"] = now_s - min(s for s in read_s if s is not None)
+        return PipelineState(
+            time_s=time_s,
+            pipeline=self.pipeline,
+            slo_s=self.plan.slo_s,
+            objective=self.objective,
+            predicted_p99_s=self.plan.predicted_p99_s,
+            arrival_rate=self.traffic.arrival_rate(now_s),
+            envelope=tuple(
+                EnvelopeWindow(w, live, dict(self.plan.envelope).get(w, 0))
+                for w, live in zip(self.windows_s, envelope, strict=True)
+            ),
+            latency=self.latencies.histogram(),
+            recent_p50_s=recent.quantile_s(0.5),
+            recent_p95_s=recent.quantile_s(0.95),
+            recent_p99_s=recent.quantile_s(0.99),
+            stages=tuple(
+                replace(
+                    self._stage_state(stage, now_s, figures[stage], wanted),
+                    limit=(limits or {}).get(stage, ""),
+                    slots=(slots or {}).get(stage, 1),
+                )
+                for stage in self.shape.stages
+            ),
+            decisions=tuple(self.decisions),
+            late_events=self.latencies.late(),
+            cost_per_hour=self.rate_per_hour,
+            cost=self.cost,
+            events_in=self.growth.total,
+            events_out=self.counts.events_out,
+            completed_without_output=self.counts.completed,
+            duplicates=sum(f.total.duplicates for f in figures.values()),
+            backlog=sum(f.total.backlog for f in figures.values()),
+            input_age_s=ages,
+            paused=paused,
+            decision_counts=dict(self.decision_counts),
+            plan_algorithm=self.plan.algorithm,
+            plan_id=hashlib.sha256(plan_to_bytes(self.plan)).hexdigest()[:8],
+            plan_cost_per_hour=plan_cost_per_hour(self.plan.allocations, self.catalogue),
+            replica_seconds=dict(self.replica_seconds),
+            prices={kind: self.catalogue[kind].price_per_hour for kind in sorted(self._kinds(wanted))},
+            term=term,
+            plans=tuple(self.plans),
+            coarse_peak_per_hour=self.coarse_peak_per_hour,
+            oversubscribed=self.core_use.crowded,
+        )
+
+    def _kinds(self, wanted: Replicas) -> set[str]:
+        """Hardware kinds that anything is or was held on."""
+        kinds = {hardware for _, hardware in (*wanted, *self.replica_seconds)}
+        return kinds | {a.hardware for held in self.plan.allocations.values() for a in held}
+
+    def _stage_state(self, stage: str, now_s: float, figures: StageFigures, wanted: Replicas) -> StageState:
+        offsets = self.offsets[stage]
+        rates = offsets.rates(now_s, RECENT_S)
+        planned = replicas_of_plan(self.plan.allocations)
+        kinds = sorted({hardware for name, hardware in (*wanted, *planned) if name == stage})
+        counts = []
+        for hardware in kinds:
+            count, standby = wanted.get((stage, hardware), 0), self.reports.ready(stage, hardware)
+            ready = self.working(stage, hardware, count)
+            standby -= ready
+            counts.append(
+                ReplicaCounts(hardware, planned.get((stage, hardware), 0), count, ready, max(0, count - ready), standby)
+            )
+        start_ups = [s for kind in kinds if (s := self.reports.start_up_s(stage, kind)) is not None]
+        stuck = tuple(p for p, idle_s in enumerate(offsets.idle_s(now_s)) if idle_s > STUCK_AFTER_S)
+        return StageState(
+            name=stage,
+            replicas=tuple(counts),
+            max_batch_size=max(a.max_batch_size for a in self.plan.allocations[stage]),
+            hold_s=hold_of(self.plan.allocations[stage]),
+            arrival_rate=sum(rates),
+            utilization=figures.utilization,
+            wait_s=figures.wait_s,
+            service_time_s=figures.service_time_s,
+            predicted_service_s=figures.predicted_service_s,
+            mean_batch_size=figures.mean_batch_size,
+            partition_lags=offsets.lags(),
+            lag_s=offsets.oldest_s(now_s),
+            uncommitted_share=offsets.uncommitted_share(),
+            start_up_s=max(start_ups, default=None),
+            start_ups_s={
+                (kind, way): seconds
+                for kind in kinds
+                for way, seconds in self.reports.start_ups_s(stage, kind).items()
+                if way
+            },
+            events=figures.total.events,
+            dead_lettered=figures.total.dead_lettered,
+            expired=figures.total.expired,
+            batches=figures.total.batches,
+            batches_lost=figures.total.batches_lost,
+            busy_total_s=figures.total.busy_s,
+            cpu_total_s=self.core_use.total(stage).ran_s,
+            core_wait_total_s=self.core_use.total(stage).waited_s,
+            wait_total_s=figures.total.wait_s,
+            clock_lead_s=figures.clock_lead_s,
+            queued=figures.queued,
+            suspects=figures.suspects,
+            quarantined=figures.quarantined,
+            dispatcher_utilization=figures.dispatcher_utilization,
+            trouble=figures.trouble,
+            nodes=figures.nodes,
+            halted=figures.halted,
+            restarts=self.restarts[stage],
+            stuck_partitions=stuck if sum(c.ready for c in counts) else (),
+            partition_rates=rates,
+            join_events=figures.join_events,
+            join_bytes=figures.join_bytes,
+            isolation=self.reports.isolation(stage),
+        )

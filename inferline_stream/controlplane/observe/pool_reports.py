@@ -1,0 +1,367 @@
+"""What dispatchers reported, summed: totals since the start, and how each stage did over the last seconds."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+from inferline_stream.actuators.actuator import Way
+from inferline_stream.controlplane.observe.totals import Totals, expected_service_s, slowdown
+from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
+from inferline_stream.observability.state import IsolationState, NodeState
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+
+RECENT_S = 10.0
+"""What counts as recent."""
+
+_FEWEST_EVENTS = 100
+"""A visit ratio from fewer events would be noise."""
+
+_FEWEST_BATCHES = 10
+"""A service time from fewer batches would be noise."""
+
+_START_UPS = 8
+
+_LATE_S = 30.0
+"""A dispatcher's last report may be read so long after its exit."""
+
+_REATTACH_S = 2.0
+"""So long after a dispatcher began to serve, replicas that were ready before it count as ready though it does not say
+so yet: their models are loaded, and they are about to be attached to it."""
+
+
+@dataclass(slots=True)
+class Reported:
+    """The reports of one incarnation of a dispatcher."""
+
+    newest: PoolReport
+    heard_s: float
+    """When the newest was read, on the controller's clock."""
+    serving_s: float | None = None
+    """When it first reported that it serves."""
+    recent: deque[tuple[float, PoolReport]] = field(default_factory=deque)
+    ended: bool = False
+
+    def between(self, since_s: float) -> tuple[float, PoolReport, PoolReport] | None:
+        """Seconds between, the oldest report kept that is not older than ``since_s``, and the newest; None without."""
+        first = next(((at, report) for at, report in self.recent if at >= since_s), None)
+        return None if first is None or self.ended else (self.recent[-1][0] - first[0], first[1], self.newest)
+
+
+@dataclass(frozen=True, slots=True)
+class StageFigures:
+    """One stage over the last seconds; None where too little was seen."""
+
+    total: Totals
+    """Since the start of the run."""
+    wait_s: float | None
+    service_time_s: float | None
+    mean_batch_size: float | None
+    utilization: float | None
+    """Busy share of its replicas."""
+    dispatcher_utilization: float | None
+    """CPU seconds per second of its busiest dispatcher."""
+    clock_lead_s: float
+    """Largest lead of a record's time over its dispatcher's clock in the last minute."""
+    queued: int
+    suspects: int
+    quarantined: int
+    join_events: int
+    join_bytes: int
+    halted: Mapping[int, str]
+    trouble: str
+    """What is wrong with its pool, in words."""
+    nodes: Mapping[str, NodeState]
+    """In a cluster: what it has on each node."""
+    newest_s: float | None
+    """When the oldest of its dispatchers' newest reports was read."""
+    slowdown: Mapping[str, float]
+    """By hardware kind: measured service time over the profile's, at the batch sizes that ran.
+
+    Waiting for a core beyond the profile's share is left out."""
+    predicted_service_s: float | None
+    """Mean service time of the batches that ran lately, as profiled; None where some ran on what was never profiled."""
+
+
+def _none(stage: str, hardware: str) -> float:
+    return 0.0
+
+
+class Reports:
+    """Reports of every dispatcher of a pipeline.
+
+    Counters in a report grow from the start of its dispatcher's process, so a lost or repeated report does no harm; an
+    older one that comes late is recognised by its number. What has ended is kept as sums alone.
+    """
+
+    def __init__(self, shape: Shape, measured: PipelineProfile) -> None:
+        self._shape = shape
+        self.measured = measured
+        """Profiles that measured times are compared with."""
+        self._reported: dict[str, Reported] = {}
+        self._past: dict[str, Totals] = {stage: Totals() for stage in shape.stages}
+        """Sums of ended incarnations, by stage."""
+        self._heard_past_s: dict[str, float] = {}
+        self._pools: dict[tuple[str, int], dict[str, ReplicaStatus]] = {}
+        """Replicas by stage and slot, as the slot's last serving dispatcher reported them."""
+        self._start_up_s: dict[tuple[str, str], dict[Way, deque[float]]] = {}
+
+    # -- what comes in -------------------------------------------------------------------------------
+
+    def add(self, report: PoolReport, heard_s: float) -> bool:
+        """Take one report in; return whether it is newer than those before."""
+        known = self._reported.get(report.dispatcher)
+        if known is not None and (report.incarnation, report.report) <= (known.newest.incarnation, known.newest.report):
+            return False
+        if known is not None and report.incarnation > known.newest.incarnation:
+            self._fold(known)
+            known = None
+        if known is None:
+            self._reported[report.dispatcher] = known = Reported(report, heard_s)
+            self._forget_late(heard_s)
+        known.newest, known.heard_s = report, heard_s
+        known.recent.append((heard_s, report))
+        while known.recent[0][0] < heard_s - RECENT_S:
+            known.recent.popleft()
+        known.ended = known.ended or report.phase in ("gone", "failed")
+        if report.phase in ("serving", "draining"):
+            if known.serving_s is None:
+                known.serving_s = heard_s
+            self._listed(report, young=heard_s - known.serving_s < _REATTACH_S)
+        return True
+
+    def _listed(self, report: PoolReport, *, young: bool) -> None:
+        """Take in the replicas that a serving dispatcher lists."""
+        at = (report.stage, report.slot)
+        before, now = self._pools.get(at, {}), {replica.replica: replica for replica in report.replicas}
+        for others in self._pools.values():
+            for name in now.keys() & others.keys() if others is not before else ():
+                before = {**before, name: others.pop(name)}
+        if young:
+            for name, was in before.items():
+                if was.phase == "ready" and (name not in now or now[name].phase == "starting"):
+                    now[name] = was
+        self._pools[at] = now
+
+    def end(self, dispatcher: str) -> None:
+        """Its process is gone: its totals stay, its recent figures go."""
+        if (known := self._reported.get(dispatcher)) is not None:
+            known.ended = True
+            known.recent.clear()
+
+    def lose(self, dispatcher: str) -> None:
+        """It is gone, and nothing else shows whether its replicas live."""
+        if (known := self._reported.get(dispatcher)) is not None:
+            self.end(dispatcher)
+            self._pools.pop((known.newest.stage, known.newest.slot), None)
+
+    def replica_ended(self, replica: str) -> None:
+        """A replica's process is gone."""
+        for pool in self._pools.values():
+            pool.pop(replica, None)
+
+    def _fold(self, known: Reported) -> None:
+        stage = known.newest.stage
+        self._past.setdefault(stage, Totals()).add(known.newest)
+        self._heard_past_s[stage] = max(known.heard_s, self._heard_past_s.get(stage, known.heard_s))
+
+    def _forget_late(self, now_s: float) -> None:
+        """Keep of dispatchers that ended long ago their sums alone."""
+        for name, known in list(self._reported.items()):
+            if known.ended and known.heard_s < now_s - _LATE_S:
+                self._fold(self._reported.pop(name))
+
+    def started(self, stage: str, hardware: str, start_up_s: float, way: Way = "") -> None:
+        """A replica became ready so long after it was asked for, by that way."""
+        ways = self._start_up_s.setdefault((stage, hardware), {})
+        times = ways.pop(way, None) or deque(maxlen=_START_UPS)
+        times.append(start_up_s)
+        ways[way] = times  # the newest way comes last
+
+    # -- start-up times ------------------------------------------------------------------------------
+
+    def start_ups_s(self, stage: str, hardware: str) -> dict[Way, float]:
+        """Mean of the recent start-up times, by way; that of the newest start comes last."""
+        return {way: sum(t) / len(t) for way, t in self._start_up_s.get((stage, hardware), {}).items()}
+
+    def start_up_s(self, stage: str, hardware: str) -> float | None:
+        """What the next replica is likely to take, None before the first: the recent ones that came as the newest did.
+
+        A mean over all ways would fit none: where a node had to be made, the next one is likely to need one, too.
+        """
+        ways = self.start_ups_s(stage, hardware)
+        if ways.keys() == {"alone"}:
+            return None  # it has brought the parent that forks those to come, as they were profiled
+        return next(reversed(ways.values()), None)
+
+    def every_start_up_s(self) -> dict[str, dict[str, float]]:
+        """The same by stage and hardware kind, where there is any."""
+        found: dict[str, dict[str, float]] = {}
+        for stage, hardware in self._start_up_s:
+            if (start_up_s := self.start_up_s(stage, hardware)) is not None:
+                found.setdefault(stage, {})[hardware] = start_up_s
+        return found
+
+    # -- replicas and dispatchers --------------------------------------------------------------------
+
+    def newest(self, dispatcher: str) -> PoolReport | None:
+        """The newest report of a dispatcher."""
+        known = self._reported.get(dispatcher)
+        return None if known is None else known.newest
+
+    def living(self) -> dict[str, float]:
+        """When each dispatcher that has not ended was last heard."""
+        return {name: known.heard_s for name, known in self._reported.items() if not known.ended}
+
+    def replicas(self, stage: str) -> Iterator[ReplicaStatus]:
+        """Replicas of a stage, as last reported."""
+        for (name, _), pool in self._pools.items():
+            if name == stage:
+                yield from pool.values()
+
+    def names(self) -> Set[str]:
+        """Replicas of all stages, as last reported."""
+        return {name for pool in self._pools.values() for name in pool}
+
+    def is_ready(self, replica: str) -> bool:
+        """Whether it works, or could at once."""
+        return any(replica in pool and pool[replica].phase == "ready" for pool in self._pools.values())
+
+    def ready(self, stage: str, hardware: str) -> int:
+        """Ready replicas of a stage on a hardware kind; one in quarantine does not serve other events."""
+        return sum(r.hardware == hardware and r.phase == "ready" and not r.quarantined for r in self.replicas(stage))
+
+    def ready_stages(self) -> Set[str]:
+        """Stages with a ready replica."""
+        return {stage for (stage, _), pool in self._pools.items() if any(r.phase == "ready" for r in pool.values())}
+
+    def isolation(self, stage: str) -> IsolationState | None:
+        """What restricts the ready replicas of a stage; None if there is none."""
+        held = [r.isolation for r in self.replicas(stage) if r.phase == "ready" and r.isolation is not None]
+        if not held:
+            return None
+        ports = [own.ports for own in held if own.ports is not None]
+        calls = [own.system_calls for own in held if own.system_calls is not None]
+        return IsolationState(
+            level=held[0].level,
+            replicas=len(held),
+            sealed=sum(own.sealed for own in held),
+            landlock=min(own.landlock for own in held),
+            ports=tuple(sorted({port for each in ports for port in each})) if len(ports) == len(held) else None,
+            system_calls=max(calls) if len(calls) == len(held) else None,
+            limits={
+                name: max(own.limits[name] for own in held)
+                for name in held[0].limits
+                if all(name in own.limits for own in held)
+            },
+            missing=tuple(sorted({lack for own in held for lack in own.missing})),
+        )
+
+    # -- figures -------------------------------------------------------------------------------------
+
+    def _of(self, stage: str) -> list[Reported]:
+        return [known for known in self._reported.values() if known.newest.stage == stage]
+
+    def total(self, stage: str) -> Totals:
+        """A stage's counters since the start of the run."""
+        found = Totals().add(self._past[stage])
+        for known in self._of(stage):
+            found.add(known.newest)
+        return found
+
+    def latency_counts(self, stage: str, buckets: int) -> tuple[tuple[int, ...], float]:
+        """Events per latency bucket since the start, and the sum of latencies, as the final stage reported."""
+        total = self.total(stage)
+        counts = [*total.latency_buckets, *[0] * buckets][:buckets]
+        return tuple(counts), total.latency_sum_s
+
+    def _recent(self, stage: str, now_s: float) -> Totals:
+        found = Totals()
+        for known in self._of(stage):
+            if (pair := known.between(now_s - RECENT_S)) is not None:
+                found.add(pair[2]).add(pair[1], -1)
+        return found
+
+    def stage(self, name: str, now_s: float, waited_s: Callable[[str, str], float] = _none) -> StageFigures:
+        """One stage now.
+
+        Args:
+            name: the stage.
+            now_s: now.
+            waited_s: of a stage and a hardware kind, how long its replicas waited for a core lately.
+        """
+        known = self._of(name)
+        living = [k.newest for k in known if not k.ended]
+        recent = self._recent(name, now_s)
+        pairs = [pair for k in known if (pair := k.between(now_s - RECENT_S)) is not None and pair[0] > 0]
+        heard = [k.heard_s for k in known if not k.ended] or [max(k.heard_s for k in known)] if known else []
+        newest_s = min(heard, default=self._heard_past_s.get(name))
+        batches = recent.batches
+        return StageFigures(
+            total=self.total(name),
+            wait_s=recent.wait_s / recent.events if recent.events else None,
+            service_time_s=recent.service_s / batches if batches else None,
+            mean_batch_size=recent.served / batches if batches else None,
+            utilization=recent.busy_s / recent.replica_s if recent.replica_s > 0 else None,
+            dispatcher_utilization=max(((last.cpu_s - first.cpu_s) / s for s, first, last in pairs), default=None),
+            clock_lead_s=max((r.clock_lead_s for r in living), default=0.0),
+            queued=sum(r.queued for r in living),
+            suspects=sum(r.suspects for r in living),
+            quarantined=sum(r.quarantined for r in self.replicas(name)),
+            join_events=sum(r.join_events for r in living),
+            join_bytes=sum(r.join_bytes for r in living),
+            halted={partition: why for r in living for partition, why in r.halted.items()},
+            trouble="; ".join(sorted({r.reason for r in living if r.reason})),
+            nodes=self._nodes(name, living),
+            newest_s=newest_s,
+            slowdown=self._slowdown(name, recent, waited_s),
+            predicted_service_s=self._predicted_s(name, recent),
+        )
+
+    def _nodes(self, stage: str, living: Sequence[PoolReport]) -> dict[str, NodeState]:
+        dispatchers = Counter(report.node for report in living if report.node and report.phase == "serving")
+        replicas = Counter(r.node for r in self.replicas(stage) if r.node and r.phase == "ready")
+        return {node: NodeState(dispatchers[node], replicas[node]) for node in sorted({*dispatchers, *replicas})}
+
+    def _slowdown(self, stage: str, recent: Totals, waited_s: Callable[[str, str], float]) -> dict[str, float]:
+        found = {}
+        for hardware, sizes in recent.batch_stats.items():
+            profile = self.measured.profiles.get((stage, hardware))
+            factor = None if profile is None else slowdown(profile, sizes, _FEWEST_BATCHES, waited_s(stage, hardware))
+            if factor is not None:
+                found[hardware] = factor
+        return found
+
+    def _predicted_s(self, stage: str, recent: Totals) -> float | None:
+        expected_s = 0.0
+        for hardware, sizes in recent.batch_stats.items():
+            profile = self.measured.profiles.get((stage, hardware))
+            if profile is None:
+                return None
+            expected_s += expected_service_s(profile, sizes)
+        return expected_s / recent.batches if recent.batches >= _FEWEST_BATCHES else None
+
+    def visit_ratios(self, now_s: float) -> dict[str, float | None]:
+        """Recent visits per event to each stage, along the branches taken; None where too few events were seen.
+
+        A join gets every event that reaches any of its parents or is skipped on the way, so its own
+        share of served events is its ratio; any other stage is visited by the share of its parent's
+        results that took the edge.
+        """
+        recent = {name: self._recent(name, now_s) for name in self._shape.stages}
+        ratios: dict[str, float | None] = {}
+        for position, name in enumerate(self._shape.stages):
+            arrows = self._shape.parents(position)
+            if not arrows:
+                ratios[name] = 1.0
+            elif len(arrows) > 1:
+                left, own = recent[name].events, recent[name]
+                ratios[name] = min(1.0, own.served / left) if left >= _FEWEST_EVENTS else None
+            else:
+                parent = self._shape.stages[self._shape.arrows[arrows[0]].parent]
+                left, above = recent[parent].served, ratios[parent]
+                took = recent[parent].edges_taken.get(name, 0)
+                ratios[name] = above * took / left if above is not None and left >= _FEWEST_EVENTS else None
+        return ratios

@@ -1,0 +1,171 @@
+"""What a new term finds in Kafka: the traffic of the last minutes, the last decision and plan, overrides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.controlplane.log.journal import flat
+from inferline_stream.controlplane.log.messages import (
+    PLAN_KEY,
+    WANTED_KEY,
+    StoredDecision,
+    StoredPlan,
+    decode_override,
+    decode_stored,
+    decode_ticks,
+    merged,
+)
+from inferline_stream.controlplane.log.overrides import Overrides
+from inferline_stream.controlplane.observe.offset_history import LogGrowth
+from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.record_decoder import Unreadable
+from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.planner.document import plan_from_bytes
+
+logger = logging.getLogger(__name__)
+
+TRAFFIC_S = 90.0
+"""How far back arrivals are read: more than the longest window of the envelope."""
+
+_MOST_IN_GAP = 500_000
+"""Records whose timestamps are read to fill a gap; more are spread evenly over it."""
+
+Times = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the topics of plans, decisions and overrides hold.
+
+    Args:
+        plan: of the last term that wrote one; None if there is none, or none should be followed.
+        plans: those that came into force, newest last.
+        decisions: newest last.
+        wanted: replicas that the last controller wanted when it fell silent; None if it left in order.
+        overrides: in force.
+        control_offset: next offset of the control topic.
+    """
+
+    plan: StoredPlan | None
+    plans: tuple[StoredPlan, ...]
+    decisions: tuple[StoredDecision, ...]
+    wanted: Mapping[tuple[str, str], int] | None
+    overrides: Overrides
+    control_offset: int
+
+    @property
+    def number(self) -> int:
+        """Of the newest decision."""
+        return max((d.number for d in self.decisions), default=0)
+
+    def its_plan(self) -> Plan | None:
+        """The plan itself."""
+        return None if self.plan is None else plan_from_bytes(bytes(self.plan.plan), "the decisions topic")
+
+
+async def find(bootstrap_servers: str, names: Names, unreadable: Unreadable | None = None) -> Found:
+    """Read what earlier terms have written.
+
+    Args:
+        bootstrap_servers: host:port, comma separated.
+        names: of the pipeline.
+        unreadable: reads it, and counts what cannot be read.
+
+    Raises:
+        Unreachable: Kafka does not answer.
+    """
+    unreadable = unreadable or Unreadable()
+    plan, wanted = None, None
+    decisions: dict[str, StoredDecision] = {}
+    plans: dict[str, StoredPlan] = {}
+    async with TopicFollower(bootstrap_servers, names.decisions) as follower:
+        records = await follower.read_to(await follower.end())
+    for entry in unreadable.readable_by_key(records, decode_stored):
+        key, stored = entry.key, entry.value
+        if isinstance(stored, StoredPlan):
+            if key == PLAN_KEY:
+                plan = stored
+            else:
+                plans.pop(key, None)
+                plans[key] = stored
+        elif stored is not None:
+            if key == WANTED_KEY:
+                wanted = flat(stored.replicas)
+            else:
+                decisions[key] = stored
+        elif key == PLAN_KEY:
+            plan = None
+        elif key == WANTED_KEY:
+            wanted = None
+        else:
+            plans.pop(key, None)
+            decisions.pop(key, None)
+    overrides = Overrides()
+    async with TopicFollower(bootstrap_servers, names.control) as follower:
+        records = await follower.read_to(await follower.end())
+        for change in unreadable.readable_by_key(records, decode_override):
+            overrides = overrides.with_record(change.key, change.value)
+        control_offset = (await follower.position())[0]
+    ordered = tuple(sorted(decisions.values(), key=lambda d: d.number))
+    history = tuple(sorted(plans.values(), key=lambda p: p.number))
+    return Found(plan, history, ordered, wanted, overrides, control_offset)
+
+
+async def find_arrivals(
+    running: Running, offsets: OffsetReader, partitions: int, growth: LogGrowth, since_s: float = TRAFFIC_S
+) -> Times:
+    """Arrival times of the last minutes, on the event loop's clock; ``growth`` goes on from their end.
+
+    From the arrivals topic, and from there on to now from the timestamps of the source's own records.
+
+    Args:
+        running: names.
+        offsets: to read end offsets.
+        partitions: of the source topic.
+        growth: without a sample yet.
+        since_s: how far back.
+    """
+    began_s = time.time()
+    shift_s = asyncio.get_running_loop().time() - began_s
+    async with TopicFollower(running.bootstrap_servers, running.names.arrivals, began_s - since_s) as follower:
+        records = await follower.read_to(await follower.end())
+    entries = running.unreadable.readable(records, decode_ticks)
+    ticks = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
+    if not ticks:
+        return np.empty(0)
+    times = [growth.sample(time_s + shift_s, ends) for time_s, ends in ticks]
+    last_s, known = ticks[-1]
+    ends = (await offsets.ends({running.source: partitions}))[running.source]
+    now_s = time.time()
+    gap = np.array([time_s for time_s, _ in await arrivals_between(running, known, ends, last_s, now_s)])
+    growth.skip(now_s + shift_s, ends)
+    logger.info(
+        "%d arrivals of the last %.0f s recovered, %d of them from the records of the last %.1f s, in %.2f s",
+        sum(map(len, times)) + gap.size, since_s, gap.size, now_s - last_s, now_s - began_s,
+    )  # fmt: skip
+    return np.concatenate([*times, gap + shift_s])
+
+
+async def arrivals_between(
+    running: Running, known: Sequence[int], ends: Sequence[int], since_s: float, now_s: float
+) -> list[tuple[float, int]]:
+    """Time and partition of the source's records between two sets of end offsets, ascending, within that time."""
+    missing = [max(0, end - old) for end, old in zip(ends, known, strict=True)]
+    if sum(missing) > _MOST_IN_GAP:
+        span_s = now_s - since_s
+        return sorted((since_s + span_s * (i + 0.5) / n, p) for p, n in enumerate(missing) for i in range(n))
+    if not any(missing):
+        return []
+    start = dict(enumerate(known))
+    async with TopicFollower(running.bootstrap_servers, running.source, start, partitions=len(known)) as follower:
+        records = await follower.read_to(dict(enumerate(ends)))
+    return sorted((min(max(r.time_ms / 1e3, since_s), now_s), r.partition) for r in records)

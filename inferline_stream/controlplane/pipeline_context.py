@@ -1,0 +1,85 @@
+"""A running pipeline by its names, and whether anything is left in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from inferline_stream.controlplane.record_decoder import Unreadable
+from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.pipeline.names import Names
+from inferline_stream.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a controller is given of its pipeline.
+
+    Args:
+        names: of topics and groups.
+        source: full name of the source topic.
+        sink: full name of the sink topic.
+        entries: stages that read the source topic.
+        bootstrap_servers: host:port, comma separated.
+        settings: periods and time limits.
+        advisory: decide without acting.
+        delivery: how results get into the sink.
+        arrivals: where the source's arrivals are seen; see `Topic`.
+        unreadable: reads what the pipeline keeps in Kafka, and counts what cannot be read.
+    """
+
+    names: Names
+    source: str
+    sink: str
+    entries: frozenset[str]
+    bootstrap_servers: str
+    settings: Settings
+    advisory: bool = False
+    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    arrivals: str = "offsets"
+    unreadable: Unreadable = field(default_factory=Unreadable)
+
+    def topic(self, stage: str) -> str:
+        """Input topic of a stage."""
+        return self.source if stage in self.entries else self.names.stage_topic(stage)
+
+
+async def drained(
+    offsets: OffsetReader, running: Running, partitions: Mapping[str, int], source_end: Sequence[int]
+) -> bool:
+    """Whether nothing that was in the source topic before ``source_end`` is left in any stage.
+
+    Committed offsets are read before end offsets. A stage commits an event only after its results are in
+    the next topic, so if nothing is left by these numbers, nothing is left anywhere.
+
+    Args:
+        offsets: to read them.
+        running: names.
+        partitions: of the input topic of each stage that should be empty.
+        source_end: end offsets of the source topic up to which entry stages must have come.
+    """
+    committed = {
+        stage: await offsets.committed(running.names.group(stage), running.topic(stage), n)
+        for stage, n in partitions.items()
+    }
+    inner = {running.topic(stage): n for stage, n in partitions.items() if stage not in running.entries}
+    ends = {running.source: tuple(source_end), **(await offsets.ends(inner) if inner else {})}
+    return all(
+        max(0, done) >= end
+        for stage in partitions
+        for done, end in zip(committed[stage], ends[running.topic(stage)], strict=True)
+    )
+
+
+async def lags(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> dict[str, int]:
+    """Records not committed, by consumer group."""
+    left = {}
+    for stage, n in partitions.items():
+        topic = running.topic(stage)
+        committed = await offsets.committed(running.names.group(stage), topic, n)
+        ends = (await offsets.ends({topic: n}))[topic]
+        left[running.names.group(stage)] = sum(
+            max(0, end - max(0, done)) for done, end in zip(committed, ends, strict=True)
+        )
+    return left

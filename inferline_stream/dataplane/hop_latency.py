@@ -1,0 +1,134 @@
+"""Time that a record spends between two stages beyond queueing and service: produce and fetch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+import statistics
+import time
+from collections.abc import Callable
+
+import msgspec
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from inferline_stream.dataplane.headers import read_headers
+from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.connection import client_options, closed
+from inferline_stream.kafka.outgoing import Message
+from inferline_stream.kafka.stage_reader import StageReader
+from inferline_stream.kafka.stage_sender import StageSender
+from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
+from inferline_stream.pipeline.profile import HOP_PROBABILITIES
+
+_RECORDS = 460
+_WARMING = 60
+_GAP_S = 0.004
+_PARTITIONS = 8
+_LOST_AFTER_S = 10.0
+
+
+async def measure_hop(
+    bootstrap_servers: str,
+    *,
+    fetch_wait_s: float,
+    prefix: str = "",
+    timeout_s: float = 10.0,
+    clock_s: Callable[[], float] = time.perf_counter,
+) -> tuple[float, tuple[float, ...]]:
+    """Time from finishing a result to having its record, with a dispatcher's own sender and reader.
+
+    Handing it to a replica is part of the service time.
+
+    At random times over several partitions, as in a pipeline: a record that comes while Kafka still takes the one
+    before, or while the reader's fetch is on its way, waits for that. Uses a topic of its own, deleted again.
+
+    Returns:
+        The mean of the middle half, since a machine that stands still for a moment is not what a hop takes; and how far
+        the times at `HOP_PROBABILITIES` lie from it.
+
+    Raises:
+        Unreachable: Kafka does not answer in time, or loses records.
+    """
+    name = f"{prefix}inferline-hop-{secrets.token_hex(4)}"
+    wanted = {name: _PARTITIONS, f"{name}.assignments": 1}
+    topics = [TopicSettings(topic, partitions, "probe of the profiler") for topic, partitions in wanted.items()]
+    await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
+    reader = StageReader(bootstrap_servers, name, name, f"{name}.assignments", fetch_wait_s=fetch_wait_s)
+    sender = StageSender(bootstrap_servers, name)
+    try:
+        await asyncio.gather(reader.start(timeout_s), sender.start(timeout_s))
+        reader.hold(dict.fromkeys(range(_PARTITIONS), 0))
+        times_s = sorted((await _hops_s(reader, sender, name, clock_s))[_WARMING:])
+    finally:
+        await asyncio.gather(reader.stop(), sender.stop())
+        await _delete(bootstrap_servers, list(wanted))
+    quarter = len(times_s) // 4
+    typical_s = statistics.fmean(times_s[quarter:-quarter])
+    spread_s = tuple(times_s[round(p * (len(times_s) - 1))] - typical_s for p in HOP_PROBABILITIES)
+    return typical_s, spread_s
+
+
+async def _hops_s(reader: StageReader, sender: StageSender, topic: str, clock_s: Callable[[], float]) -> list[float]:
+    """The time of every record, in the order in which they were finished."""
+    rng = random.Random(0)  # noqa: S311 - nothing to keep secret
+    finished_s: list[float] = []
+    arrived_s: dict[int, float] = {}
+    waiting: list[int] = []
+    finished = asyncio.Event()
+    headers = [(EVENT_ID, b"topic/0/0"), (ENTRY_TIME, b"1700000000000000")]
+
+    async def read() -> None:
+        while len(arrived_s) < _RECORDS:
+            fetched = await reader.fetch((), _LOST_AFTER_S)
+            for records in fetched.records.values():
+                for record in records:
+                    read_headers(record.headers)
+                    arrived_s[msgspec.json.decode(record.value)["number"]] = clock_s()
+
+    async def send() -> None:
+        while True:
+            await finished.wait()
+            finished.clear()
+            outgoing: dict[tuple[str, int], list[Message]] = {}
+            for number in waiting:
+                message = Message(None, msgspec.json.encode({"number": number}), headers)
+                outgoing.setdefault((topic, rng.randrange(_PARTITIONS)), []).append(message)
+            waiting.clear()
+            await sender.send(outgoing)
+
+    async def finish() -> None:
+        for number in range(_RECORDS):
+            await asyncio.sleep(rng.expovariate(1 / _GAP_S))
+            finished_s.append(clock_s())
+            waiting.append(number)
+            finished.set()
+
+    reading, sending = asyncio.create_task(read()), asyncio.create_task(send())
+    try:
+        async with asyncio.timeout(_RECORDS * _GAP_S + _LOST_AFTER_S):
+            await finish()
+            await asyncio.wait((reading, sending), return_when=asyncio.FIRST_COMPLETED)
+    except TimeoutError:
+        raise Unreachable(f"Kafka took no record, or gave none back, in {_LOST_AFTER_S:g} s") from None
+    finally:
+        for task in (reading, sending):
+            task.cancel()
+        ended = await asyncio.gather(reading, sending, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):
+            raise Unreachable(f"Kafka took no record, or gave none back ({error})") from error
+    return [arrived_s[number] - at_s for number, at_s in enumerate(finished_s)]
+
+
+async def _delete(bootstrap_servers: str, topics: list[str]) -> None:
+    admin = AIOKafkaAdminClient(**client_options(bootstrap_servers))
+    with contextlib.suppress(KafkaError):  # an empty topic that stays behind harms nobody
+        try:
+            await admin.start()
+            await admin.delete_topics(topics)
+        finally:
+            await closed(admin)

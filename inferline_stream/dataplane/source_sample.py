@@ -1,0 +1,102 @@
+"""What arrived on the source topic lately: a sample for pipelines that declare none.
+
+Its times are what producers say, and one wrong time would stretch the sample to years, so that every rate in it is
+next to nothing. So an event counts at its entry time where that lies within the hour, else at its record's timestamp
+where that does, and else not at all: nothing says when it came. How many were left out is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+
+import numpy as np
+
+from inferline_stream.dataplane.headers import timestamp_us
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
+from inferline_stream.kafka.fetched_batches import SkippedBatch
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+SPAN_S = 3600.0
+"""How far back to look."""
+
+EVENTS_KEPT = 5000
+"""Events kept of those seen, drawn at random; the time of each one is kept."""
+
+
+async def recent_sample(
+    bootstrap_servers: str,
+    pipeline: Pipeline,
+    prefix: str = "",
+    *,
+    connect_timeout_s: float = 10.0,
+    now_s: float | None = None,
+) -> tuple[Trace, list[bytes], list[bytes | None]]:
+    """Arrivals of the source topic's last hour, events drawn from them, and the keys of those.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        pipeline: whose source topic is read; its ``timestamp_header`` counts.
+        prefix: of the pipeline's names.
+        connect_timeout_s: longest wait for Kafka's first answer.
+        now_s: end of the hour, seconds since the epoch; now by default.
+
+    Raises:
+        InvalidTopology: fewer than two events arrived.
+        Unreachable: Kafka does not answer.
+    """
+    topic = Names(pipeline.name, prefix).topic(pipeline.source.name)
+    end_s = time.time() if now_s is None else now_s
+    async with OffsetReader(bootstrap_servers, connect_timeout_s) as offsets:
+        partitions = (await offsets.existing([topic])).get(topic, 0)
+    times_s: list[float] = []
+    events: list[bytes] = []
+    keys: list[bytes | None] = []
+    left_out = 0
+    if partitions:
+        rng = random.Random(0)  # noqa: S311  draws a sample, keeps no secret
+        async with TopicFollower(bootstrap_servers, topic, end_s - SPAN_S, partitions=partitions) as records:
+            async for record in records.until(await records.end()):
+                if record.value is None or type(record.value) is SkippedBatch:
+                    continue
+                time_s = _time_s(record, pipeline.source.timestamp_header, end_s)
+                if time_s is None:
+                    left_out += 1
+                    continue
+                times_s.append(time_s)
+                if len(events) < EVENTS_KEPT:
+                    events.append(record.value)
+                    keys.append(record.key)
+                elif (place := rng.randrange(len(times_s))) < EVENTS_KEPT:  # reservoir sampling
+                    events[place], keys[place] = record.value, record.key
+    outside = f" ({left_out} more bear times outside it)" if left_out else ""
+    if outside:
+        logger.warning(
+            "topic %s: %d of %d records bear times outside the last hour and are left out of the sample: compare the "
+            "clocks of their producers with this host's",
+            topic,
+            left_out,
+            left_out + len(times_s),
+        )
+    if len(times_s) < 2:
+        raise InvalidTopology(
+            f"{pipeline.declared}: declares no sample, and topic {topic!r} holds {len(times_s)} events of the last "
+            f'hour{outside}; add sample=Sample(arrivals="arrivals.csv", events="events.jsonl")'
+        )
+    arrivals = np.sort(np.array(times_s))
+    return Trace(arrivals - arrivals[0]), events, keys
+
+
+def _time_s(record: Followed, header: str | None, end_s: float) -> float | None:
+    """When a record's event entered, seconds since the epoch; None where neither of its times lies within the hour."""
+    entry_us = timestamp_us(record.headers, header) if header is not None else None
+    for time_s in (entry_us / 1e6 if entry_us is not None else None, record.time_ms / 1e3):
+        if time_s is not None and end_s - SPAN_S <= time_s <= end_s:
+            return time_s
+    return None

@@ -1,0 +1,1 @@
+"""The one door to Kafka clients: connect, read, send, transactions, offsets, topics."""

@@ -1,0 +1,102 @@
+"""Which batch a dispatcher is taking in, in memory that its supervisor reads once the dispatcher has died.
+
+A crash of a parser, or the kernel for lack of memory, ends a process without a word. The supervisor passes the memory's
+descriptor along with the dispatcher's spec, and keeps its own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from inferline_stream.kafka.fetched_batches import FetchedBatch
+
+_MARK = struct.Struct("<qIiB")
+"""Base offset, checksum, partition, and whether they count: written last."""
+_COUNTS_AT = _MARK.size - 1
+
+
+class BatchId(msgspec.Struct, frozen=True):
+    """One batch of a stage's input."""
+
+    partition: int
+    base_offset: int
+    checksum: int
+    """As the producer computed it: a topic that was created again has other batches at the same offsets."""
+
+
+def mark_file() -> int:
+    """Return the descriptor of memory for a mark."""
+    file = os.memfd_create("batch-mark")
+    os.ftruncate(file, _MARK.size)
+    return file
+
+
+def marked_in(file: int) -> BatchId | None:
+    """Return the batch that was being taken in. The process that wrote it may have been anything in the end."""
+    data = os.pread(file, _MARK.size, 0)  # not mapped: its other owner could shorten it under us
+    if len(data) < _MARK.size:
+        return None
+    base_offset, checksum, partition, counts = _MARK.unpack(data)
+    return BatchId(partition, base_offset, checksum) if counts else None
+
+
+class BatchWatch:
+    """Marks the batch that is being unpacked or taken in, and knows those that must not be.
+
+    Args:
+        topic: only its batches are marked.
+        file: descriptor of the mark, which this owns now; -1 for memory that nobody else sees.
+        deadly: batches that ended dispatchers.
+    """
+
+    def __init__(self, topic: str, file: int = -1, deadly: tuple[BatchId, ...] = ()) -> None:
+        self._topic = topic
+        self._mark = mmap.mmap(file, _MARK.size)
+        if file >= 0:
+            os.close(file)
+        self._deadly = frozenset(deadly)
+        self._unpacked: dict[int, list[FetchedBatch]] = {}
+        """By partition, those whose records are not all taken in yet."""
+
+    def is_deadly(self, batch: FetchedBatch) -> bool:
+        """Return whether a batch ended dispatchers."""
+        return bool(self._deadly) and batch.place.topic == self._topic and _id_of(batch) in self._deadly
+
+    def unpacks(self, batch: FetchedBatch) -> None:
+        """Mark a batch from which records are about to be unpacked."""
+        if batch.place.topic == self._topic:
+            self._unpacked.setdefault(batch.place.partition, []).append(batch)
+            self._set(batch)
+
+    def takes_in(self, partition: int, offset: int) -> int:
+        """Mark the batch of a record that is about to be taken in; return the batch's last offset."""
+        batches = self._unpacked.get(partition, [])
+        while batches and batches[0].next_offset <= offset:
+            del batches[0]
+        if not batches:
+            return offset
+        self._set(batches[0])
+        return batches[0].next_offset - 1
+
+    def rests(self) -> None:
+        """Clear the mark: no batch is being unpacked or taken in."""
+        self._mark[_COUNTS_AT] = 0
+
+    def done(self) -> None:
+        """Clear the mark, and forget what was unpacked: it is taken in, or of no use."""
+        self.rests()
+        self._unpacked.clear()
+
+    def _set(self, batch: FetchedBatch) -> None:
+        self.rests()
+        _MARK.pack_into(self._mark, 0, batch.base_offset, batch.checksum, batch.place.partition, 1)
+
+
+def _id_of(batch: FetchedBatch) -> BatchId:
+    return BatchId(batch.place.partition, batch.base_offset, batch.checksum)

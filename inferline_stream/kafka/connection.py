@@ -1,0 +1,218 @@
+"""How clients connect to Kafka: its address, TLS and SASL, and what to say when it turns them away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import create_conn
+from aiokafka.errors import KafkaConnectionError, KafkaError
+
+from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.fetched_batches import are_bounded, bound_batches
+from inferline_stream.settings import KafkaSecurity, from_environment, kafka_security
+
+logger = logging.getLogger(__name__)
+
+_PLAIN = "PLAINTEXT://"
+
+STOP_TIMEOUT_S = 2.0
+"""Longest wait for connections to close."""
+
+AiokafkaClient: TypeAlias = AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient
+
+
+def plaintext(bootstrap_servers: str) -> str:
+    """An address that is spoken to without TLS or SASL, whatever the environment says: the embedded broker's."""
+    return f"{_PLAIN}{bootstrap_servers.removeprefix(_PLAIN)}"
+
+
+def hosts(bootstrap_servers: str) -> str:
+    """An address as clients want it: host:port, comma separated."""
+    return bootstrap_servers.removeprefix(_PLAIN)
+
+
+def security_of(bootstrap_servers: str) -> KafkaSecurity:
+    """How to connect to an address: as the environment says, unless the address itself says plaintext.
+
+    Raises:
+        UsageError: the environment, or the file that it names, asks for what cannot be.
+    """
+    return KafkaSecurity() if bootstrap_servers.startswith(_PLAIN) else kafka_security()
+
+
+def client_options(bootstrap_servers: str) -> dict[str, Any]:
+    """What every aiokafka client of a cluster is given: where it is, TLS and SASL.
+
+    Raises:
+        UsageError: as `security_of`.
+    """
+    if not are_bounded():
+        bound_batches(round(from_environment().decompressed_bytes))
+    return {"bootstrap_servers": hosts(bootstrap_servers), **_secured(security_of(bootstrap_servers))}
+
+
+def _secured(security: KafkaSecurity) -> dict[str, Any]:
+    options: dict[str, Any] = {"security_protocol": security.security_protocol}
+    if security.tls:
+        options["ssl_context"] = tls_context(security)
+    if security.sasl:
+        options["sasl_mechanism"] = security.sasl_mechanism
+        if security.sasl_mechanism == "OAUTHBEARER":
+            from inferline_stream.kafka.access_tokens import ClientCredentials
+
+            options["sasl_oauth_token_provider"] = ClientCredentials(security)
+        else:
+            options["sasl_plain_username"] = security.sasl_username
+            options["sasl_plain_password"] = security.sasl_password
+    return options
+
+
+def tls_context(security: KafkaSecurity) -> ssl.SSLContext:
+    """Whom to trust, and the client's own certificate; the broker's name is checked."""
+    context = ssl.create_default_context(cafile=security.ssl_ca_location or None)
+    if security.ssl_certificate_location:
+        context.load_cert_chain(
+            security.ssl_certificate_location,
+            security.ssl_key_location or None,
+            security.ssl_key_password or None,
+        )
+    return context
+
+
+async def unreachable(bootstrap_servers: str, otherwise: str = "") -> Unreachable:
+    """The error to raise where a client cannot connect: asks the broker once more, because aiokafka only logs why.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        otherwise: what to say where no broker has turned us away.
+    """
+    silent = f"Kafka at {hosts(bootstrap_servers)} does not answer; start it, or give another --bootstrap-servers"
+    return Unreachable(await refused(bootstrap_servers) or otherwise or silent)
+
+
+async def refused(bootstrap_servers: str, security: KafkaSecurity | None = None) -> str:
+    """Why a broker that listens turns us away, in words without secrets; empty if it does not, or nobody listens.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        security: of another user than this process's own.
+    """
+    security = security or security_of(bootstrap_servers)
+    where, port = hosts(bootstrap_servers).split(",")[0].rsplit(":", 1)
+    try:
+        connection = await create_conn(where.strip(), int(port), request_timeout_ms=3000, **_secured(security))
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"the certificate of Kafka at {where}:{port} is not trusted: {error.verify_message}; "
+            "give the authority that signed it as ssl.ca.location"
+        )
+    except ssl.SSLError as error:
+        return f"Kafka at {where}:{port} does not speak TLS, or asks for a certificate: {error.reason}"
+    except Unreachable as error:
+        return str(error)
+    except KafkaError as error:
+        if "auth" in type(error).__name__.lower() or "sasl" in type(error).__name__.lower():
+            return (
+                f"Kafka at {where}:{port} refuses user {security.user!r} with {security.sasl_mechanism}: check "
+                "sasl.username, sasl.password and sasl.mechanism"
+            )
+        return ""
+    except (OSError, ValueError, TimeoutError):
+        return ""
+    connection.close()
+    return ""
+
+
+async def in_time(bootstrap_servers: str, work: Any, timeout_s: float, client: AiokafkaClient) -> Any:
+    """The result of a client's start or first request; where that fails, the client is closed.
+
+    Args:
+        bootstrap_servers: of the cluster.
+        work: to be awaited.
+        timeout_s: longest wait for it.
+        client: whose work it is.
+
+    Raises:
+        Unreachable: no answer in time, or a refusal.
+    """
+    async with closed_on_failure(client):
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await work
+        except (KafkaConnectionError, TimeoutError) as error:
+            raise await unreachable(
+                bootstrap_servers,
+                f"Kafka at {hosts(bootstrap_servers)} does not answer within {timeout_s:g} s; is it running?",
+            ) from error
+        except KafkaError as error:
+            raise Unreachable(f"Kafka refuses: {error}") from error
+
+
+async def started(client: AIOKafkaConsumer | AIOKafkaProducer, bootstrap_servers: str, timeout_s: float) -> None:
+    """Start a client, trying again until the time is up: a broker may be restarting. One that turns us away is not."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    async with closed_on_failure(client):
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await client.start()
+            except (KafkaConnectionError, TimeoutError) as error:
+                if loop.time() + 0.2 >= deadline or await refused(bootstrap_servers):
+                    raise await unreachable(
+                        bootstrap_servers,
+                        f"Kafka at {hosts(bootstrap_servers)} does not answer within {timeout_s:g} s; is it running?",
+                    ) from error
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+
+@asynccontextmanager
+async def closed_on_failure(*clients: AiokafkaClient) -> AsyncIterator[None]:
+    """Close clients if what is done here fails or is cancelled: nobody else knows them yet."""
+    try:
+        yield
+    except BaseException:
+        await asyncio.gather(*(closed(client, within_s=1.0) for client in clients))
+        raise
+
+
+async def closed(client: AiokafkaClient, within_s: float = STOP_TIMEOUT_S) -> None:
+    """Close a client whose broker may be gone: in order if that ends in time, and its connections in any case."""
+    stop = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
+    network = client.client if isinstance(client, AIOKafkaProducer) else client._client
+    try:
+        async with asyncio.timeout(within_s):
+            # aiokafka may re-raise the cancellation of a task of its own there, and leaves the rest as it is.
+            await asyncio.gather(stop(), return_exceptions=True)
+            await network.close()
+    except TimeoutError:
+        where = ",".join(f"{host}:{port}" for host, port, _ in network.hosts)
+        logger.warning(
+            "Kafka at %s did not answer within %g s: a client was cut off, and what it sent last may be missing; "
+            "see whether that broker runs",
+            where, within_s,
+        )  # fmt: skip
+    finally:
+        for task in (network._sync_task, *_background(client)):
+            if task is not None:
+                task.cancel()  # it would connect again
+        for connection in tuple(network._conns.values()):
+            connection.close()
+
+
+def _background(client: AiokafkaClient) -> Iterator[asyncio.Task[Any] | None]:
+    """Tasks of a client that use its connections, as far as a stop that ended early may have left them."""
+    if isinstance(client, AIOKafkaProducer):
+        yield client._sender.sender_task
+    elif isinstance(client, AIOKafkaConsumer) and client._fetcher is not None:
+        yield client._fetcher._fetch_task
+        yield from tuple(client._fetcher._pending_tasks)

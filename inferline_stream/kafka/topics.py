@@ -1,0 +1,300 @@
+"""Topics that a pipeline needs: their settings, creating and verifying them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from inferline_stream.errors import InvalidTopology, Unreachable
+from inferline_stream.kafka.connection import client_options, closed, in_time, unreachable
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.topology import Pipeline
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PARTITIONS = 8
+"""They bound how many slots a stage can have, not how many replicas."""
+
+REPLICATION = 3
+"""Copies of a created topic; fewer, with a warning, where there are fewer brokers."""
+
+_LARGEST = "max.message.bytes"
+_OWN_HEADERS_BYTES = 16 * 1024
+_DAY_MS = 24 * 3600 * 1000
+_CONTROL = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1", "segment.ms": "600000"}
+_HOUR = {"retention.ms": str(3600 * 1000)}
+_TRANSIENT = {"retention.ms": str(_DAY_MS)}
+_WEEK = {"retention.ms": str(7 * _DAY_MS)}
+
+INNER_BYTES = 4 * 1024**3
+"""Kept of each partition between stages. Only the pipeline itself writes there, so that it fills only while a
+controller runs, which alerts at half: see `InferlineInnerTopicFills`."""
+
+_INNER = {"retention.ms": "-1", "retention.bytes": str(INNER_BYTES), "segment.bytes": str(64 * 1024**2)}
+"""By bytes, not by time: however long an outage is, what was under way is still there after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSettings:
+    """A topic as the pipeline wants it.
+
+    Args:
+        name: prefix included.
+        partitions: of a topic that has to be created; one that exists may have any number.
+        purpose: what it is for, in words.
+        settings: the topic's own, by Kafka's names.
+    """
+
+    name: str
+    partitions: int
+    purpose: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int] | None = None) -> list[TopicSettings]:
+    """Every topic of a pipeline.
+
+    Args:
+        pipeline: a valid pipeline.
+        prefix: before each name.
+        partitions: by stage, of the topics that have to be created; entry stages give the source topic's, the final
+            stage the sink's and the completed topic's. `Topic.partitions` wins, `DEFAULT_PARTITIONS` is for the rest.
+    """
+    names = Names(pipeline.name, prefix)
+    wanted = dict(partitions or {})
+    entries = [stage.name for stage in pipeline.stages if not stage.after]
+    inner = [stage.name for stage in pipeline.stages if stage.after]
+    parents = {edge.parent.name for stage in pipeline.stages for edge in stage.after}
+    final = next((stage.name for stage in pipeline.stages if stage.name not in parents), "")
+    large, sink_large = _takes(pipeline.source.max_bytes), _takes(pipeline.sink.max_bytes)
+    of_source = pipeline.source.partitions or max((wanted.get(e, DEFAULT_PARTITIONS) for e in entries), default=1)
+    of_final = wanted.get(final, DEFAULT_PARTITIONS)
+    source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
+    found = [
+        TopicSettings(source, of_source, "source: events arrive here", large),
+        *(
+            TopicSettings(
+                names.stage_topic(stage), wanted.get(stage, DEFAULT_PARTITIONS), f"input of stage {stage}", _INNER
+            )
+            for stage in inner
+        ),
+        TopicSettings(sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", sink_large),
+        TopicSettings(names.completed, of_final, "events that ended without a result, with the reason", _WEEK),
+        *(
+            TopicSettings(
+                names.dead_letters(topic),
+                1,
+                f"records of {topic} that could not be processed",
+                {**_WEEK, **(large if topic == source else {})},
+            )
+            for topic in (source, *map(names.stage_topic, inner))
+        ),
+        TopicSettings(names.assignments, 1, "leadership and which dispatcher serves which slot", _CONTROL),
+        TopicSettings(names.stage_stats, 1, "what dispatchers report", _HOUR),
+        TopicSettings(names.arrivals, 1, "log growth of the source topic", _TRANSIENT),
+        TopicSettings(names.decisions, 1, "plans and decisions", _CONTROL),
+        TopicSettings(names.control, 1, "overrides by people", _CONTROL),
+    ]
+    return list({topic.name: topic for topic in reversed(found)}.values())[::-1]
+
+
+def _takes(max_bytes: int | None) -> dict[str, str]:
+    """Setting of a topic that takes records of so many bytes, and what we add to their headers."""
+    return {} if max_bytes is None else {_LARGEST: str(max_bytes + _OWN_HEADERS_BYTES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """Copies of a created topic, and how many of them must have a record before it counts as written."""
+
+    copies: int
+    in_sync: int
+    warning: str = ""
+
+
+def durability(replication: int, brokers: int) -> Durability:
+    """As many copies as are asked for or as there are brokers; a write survives the loss of all but one in sync.
+
+    One copy may always be missing, so that a broker can restart without stopping the pipeline.
+    """
+    copies = min(replication, brokers)
+    warning = ""
+    if copies < replication:
+        lost = "one that is lost takes events with it" if copies == 1 else "no write waits for a second copy"
+        warning = f"topics are created with replication {copies}, not {replication}, for want of brokers: {lost}"
+    return Durability(copies, max(1, min(2, copies - 1)), warning)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a topic differs from what is wanted.
+
+    Args:
+        text: what and which, in words, with the remedy.
+        blocks: whether the pipeline cannot run on it.
+    """
+
+    text: str
+    blocks: bool
+
+
+async def create_topics(
+    bootstrap_servers: str, wanted: Iterable[TopicSettings], *, replication: int = REPLICATION, timeout_s: float = 10.0
+) -> list[str]:
+    """Create what is missing; what exists is kept as it is.
+
+    Returns:
+        Warnings: fewer copies than asked for, and differences of topics that exist.
+
+    Raises:
+        Unreachable: Kafka does not answer in time, or refuses.
+    """
+    topics = list(wanted)
+    async with _Admin(bootstrap_servers, timeout_s) as admin:
+        how = durability(replication, len(admin.client._client.cluster.brokers()))
+        existing = set(await admin.client.list_topics())
+        missing = [topic for topic in topics if topic.name not in existing]
+        if missing:
+            await _create(admin.client, missing, how, timeout_s)
+        found = await _differences(admin.client, [topic for topic in topics if topic.name in existing])
+        warned = [how.warning] if missing and how.warning else []
+        return warned + [difference.text for difference in found]
+
+
+async def verify_topics(
+    bootstrap_servers: str, wanted: Iterable[TopicSettings], timeout_s: float = 10.0
+) -> list[Difference]:
+    """Each difference between what exists and what is wanted; nothing is changed.
+
+    Raises:
+        Unreachable: Kafka does not answer in time, or refuses.
+    """
+    topics = list(wanted)
+    async with _Admin(bootstrap_servers, timeout_s) as admin:
+        existing = set(await admin.client.list_topics())
+        missing = [
+            Difference(
+                f"topic {topic.name} does not exist: create it with {topic.partitions} partitions"
+                + "".join(f", {name}={value}" for name, value in topic.settings.items()),
+                blocks=True,
+            )
+            for topic in topics
+            if topic.name not in existing
+        ]
+        return missing + await _differences(admin.client, [topic for topic in topics if topic.name in existing])
+
+
+async def record_limits(bootstrap_servers: str, topics: Iterable[str], timeout_s: float = 10.0) -> dict[str, int]:
+    """`max.message.bytes` of topics; those whose settings we may not see are missing.
+
+    Raises:
+        Unreachable: Kafka does not answer in time.
+    """
+    async with _Admin(bootstrap_servers, timeout_s) as admin:
+        settings = await _settings(admin.client, list(topics))
+    return {topic: int(found[_LARGEST]) for topic, found in settings.items() if _LARGEST in found}
+
+
+async def ready_topics(
+    bootstrap_servers: str, wanted: Iterable[TopicSettings], *, create: bool, replication: int = REPLICATION
+) -> list[str]:
+    """Create what is missing, or only look; returns what people should know.
+
+    Raises:
+        InvalidTopology: without ``create``, each topic that is missing or cannot be run on.
+        Unreachable: Kafka does not answer in time, or refuses.
+    """
+    if create:
+        return await create_topics(bootstrap_servers, wanted, replication=replication)
+    differences = await verify_topics(bootstrap_servers, wanted)
+    if any(difference.blocks for difference in differences):
+        raise InvalidTopology(*(difference.text for difference in differences if difference.blocks))
+    return [difference.text for difference in differences]
+
+
+class _Admin:
+    """An admin client that is closed again."""
+
+    def __init__(self, bootstrap_servers: str, timeout_s: float) -> None:
+        self._where = bootstrap_servers
+        self.client = AIOKafkaAdminClient(**client_options(bootstrap_servers), request_timeout_ms=30_000)
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> _Admin:
+        await in_time(self._where, self.client.start(), self._timeout_s, self.client)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await closed(self.client)
+        if isinstance(error, KafkaError):
+            raise await unreachable(
+                self._where, f"Kafka at {self._where} does not answer ({error!r}); is it running?"
+            ) from error
+
+
+async def _create(
+    admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings], how: Durability, timeout_s: float
+) -> None:
+    response = await admin.create_topics(
+        [
+            NewTopic(
+                topic.name,
+                topic.partitions,
+                how.copies,
+                topic_configs={**topic.settings, "min.insync.replicas": str(how.in_sync)},
+            )
+            for topic in topics
+        ],
+        timeout_ms=round(timeout_s * 1000),
+    )
+    for name, code, *rest in response.topic_errors:
+        error = for_code(code)
+        if code and error is not TopicAlreadyExistsError:
+            raise Unreachable(f"topic {name} cannot be created: {(rest and rest[0]) or error.__name__}")
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    names = [topic.name for topic in topics]
+    while True:  # created is not yet led: a client that uses a topic before that waits for a metadata refresh
+        described = await admin.describe_topics(names)
+        led = [all(p["leader"] >= 0 for p in topic["partitions"]) and topic["partitions"] for topic in described]
+        if len(led) == len(names) and all(led):
+            return
+        if asyncio.get_running_loop().time() > deadline:
+            raise Unreachable(f"topics {', '.join(names)} have no leader {timeout_s:g} s after they were created")
+        await asyncio.sleep(0.05)
+
+
+async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings]) -> list[Difference]:
+    if not topics:
+        return []
+    settings = await _settings(admin, [topic.name for topic in topics if topic.settings])
+    found = []
+    for topic in topics:
+        for name, value in topic.settings.items():
+            actual = settings.get(topic.name, {}).get(name)
+            fits = name == _LARGEST and actual is not None and int(actual) >= int(value)
+            if actual is not None and actual != value and not fits:
+                # Assignments and decisions that a retention limit deletes would be forgotten while they still hold.
+                blocks = name == "cleanup.policy" and "compact" not in actual
+                advised = "is needed" if blocks else "is advised"
+                found.append(Difference(f"topic {topic.name} has {name}={actual}, {value} {advised}", blocks))
+    return found
+
+
+async def _settings(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
+    responses = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
+    found: dict[str, dict[str, str]] = {}
+    for response in responses:
+        for _code, _message, _kind, name, entries in response.resources:
+            found[name] = {entry[0]: entry[1] for entry in entries}
+    return found

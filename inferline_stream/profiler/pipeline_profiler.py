@@ -1,0 +1,358 @@
+"""Profile a pipeline: run the sample through it once, then time each stage on each hardware kind, alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.dataplane.hop_latency import measure_hop
+from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.dataplane.sample_files import keyed
+from inferline_stream.dataplane.specs import ReplicaSpec
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.pipeline.emulation import Emulated, emulated_s
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import isolation_of
+from inferline_stream.pipeline.keys import keys_of
+from inferline_stream.pipeline.profile import PipelineProfile, Profile
+from inferline_stream.pipeline.shape import Shape, shape_of
+from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.validation import validated
+from inferline_stream.profiler.bench import ReplicaBench
+from inferline_stream.profiler.fork_times import forked_start_up_s
+from inferline_stream.profiler.handover import handover_s
+from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
+from inferline_stream.profiler.overheads import kept_overheads, overheads_file
+from inferline_stream.profiler.profile_store import Known, ProfileStore
+from inferline_stream.profiler.sample_run import SampleRun, run_sample
+from inferline_stream.profiler.service_times import measure, measure_emulated
+from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess, blame
+from inferline_stream.settings import Settings
+
+EMBEDDED = "embedded"
+"""What a broker is called that this process has started for itself."""
+
+SAMPLE_S = 4.0
+"""Time to spend on running the sample once."""
+
+STAGE_S = 2.0
+"""Time to spend on timing one stage on one kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far profiling has come.
+
+    Args:
+        done: steps finished; fractions for one under way.
+        total: steps in all.
+        doing: the step under way, in words.
+        note: something worth keeping on the screen: what was skipped, or ended early.
+    """
+
+    done: float
+    total: int
+    doing: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to profile, and how thoroughly.
+
+    Args:
+        again: also what is known already.
+        stages: only these; all by default.
+        sample_s: time for running the sample once.
+        stage_s: time for one stage on one kind.
+        broker: what the bootstrap servers are called in the store: times between stages differ by broker.
+        oversubscribe: kinds below one core are measured also where nothing holds a replica to its share.
+        elsewhere: replicas will run in a cluster, so that what was measured where something held it counts.
+    """
+
+    again: bool = False
+    stages: frozenset[str] | None = None
+    sample_s: float = SAMPLE_S
+    stage_s: float = STAGE_S
+    broker: str = EMBEDDED
+    oversubscribe: bool = False
+    elsewhere: bool = False
+
+
+async def profile_pipeline(
+    pipeline: Pipeline,
+    topology: Path,
+    events: list[bytes],
+    *,
+    keys: Sequence[bytes | None] | None = None,
+    bootstrap_servers: str | None = None,
+    options: Options = Options(),
+    settings: Settings | None = None,
+    machine: Machine | None = None,
+    root: Path | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> PipelineProfile:
+    """Everything that planning needs of a pipeline: from the store where it holds, measured where not.
+
+    What runs around replicas takes is not measured here, since that needs a broker of our own; see `measure_overheads`.
+
+    Args:
+        pipeline: the pipeline that the file declares.
+        topology: the topology file.
+        events: the sample's, as they stand in the source topic.
+        keys: of their records; by default from the field that the sample names.
+        bootstrap_servers: a broker to measure the time between stages with; without one, the last time
+            measured is taken, or 0.
+        options: what, and how thoroughly.
+        settings: time limits.
+        machine: this machine, a cluster, or what a test makes of it.
+        root: of the files; beside the topology by default.
+        progress: called at each step.
+
+    Raises:
+        InvalidTopology: the pipeline is not valid, a stage cannot be built or run, no sample event reaches it,
+            or none of its hardware is here or was profiled elsewhere.
+        Unreachable: Kafka does not answer.
+    """
+    validated(pipeline)
+    file = _real(topology)
+    limits = settings or Settings()
+    here = machine or this_machine()
+    if options.oversubscribe:
+        here = msgspec.structs.replace(here, shares=True)
+    store = ProfileStore(pipeline, file.parent, events, here, root)
+    known = store.load()
+    pairs, notes = pairs_to_profile(pipeline, known, options, here)
+    needs_run = bool(pairs) or known.paths is None
+    needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_spread_s)
+    stages = len(pipeline.stages)
+    steps = _Steps(progress, (stages + 1 + len(pairs) if needs_run else 0) + needs_hop)
+    for note in notes:
+        steps.note(note)
+    if needs_hop:  # first: a broker that does not answer is reported at once
+        assert bootstrap_servers is not None
+        steps.begin("time between two stages")
+        known.hop_overhead_s[options.broker], known.hop_spread_s[options.broker] = await measure_hop(
+            bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
+        )
+    if needs_run:
+        async with _Session(pipeline, file, limits, options, steps) as session:
+            await session.measure(events, pairs, known, store)
+    elif needs_hop:
+        store.save_paths(known)
+    steps.end()
+    assert known.paths is not None
+    return PipelineProfile(
+        known.profiles,
+        known.paths,
+        known.hop_overhead_s.get(options.broker, 0.0),
+        samples=known.samples,
+        overheads=None if options.again else kept_overheads(overheads_file(here)),
+        keys=keys_of(pipeline, _sample_keys(pipeline, events) if keys is None else keys),
+        hop_spread_s=known.hop_spread_s.get(options.broker, ()),
+    )
+
+
+def _sample_keys(pipeline: Pipeline, events: Sequence[bytes]) -> Sequence[bytes | None]:
+    """Return the keys that the sample's records will have, by the field that it names; none where it names none."""
+    field = None if pipeline.sample is None else pipeline.sample.key
+    return [] if field is None else [keyed(event, field) for event in events]
+
+
+def takes_cores(pipeline: Pipeline) -> bool:
+    """Whether any replica may take a core: emulated hardware needs no budget of them."""
+    kinds = catalogue(pipeline.hardware)
+    return any(kinds[name].cores > 0 for stage in pipeline.stages for name in stage.hardware)
+
+
+def pairs_to_profile(
+    pipeline: Pipeline, known: Known, options: Options, machine: Machine
+) -> tuple[list[tuple[Stage, Hardware]], list[str]]:
+    """Stage and hardware kinds to measure, and in words those that cannot be measured on this machine.
+
+    Raises:
+        InvalidTopology: a stage would be left without any profile.
+    """
+    kinds = catalogue(pipeline.hardware)
+    pairs, notes, problems = [], [], []
+    for stage in pipeline.stages:
+        reasons = []
+        for name in dict.fromkeys(stage.hardware):
+            chosen = options.stages is None or stage.name in options.stages
+            why = why_not_here(kinds[name], machine)
+            if why is not None and 0 < kinds[name].cores < 1 and not machine.shares and not options.elsewhere:
+                known.profiles.pop((stage.name, name), None)  # where it was measured, something held the share
+            if why is not None and (stage.name, name) not in known.profiles:
+                reasons.append(why)
+                notes.append(f"stage {stage.name!r} on {name!r}: not profiled, {why}; plans leave it out")
+            elif why is None and ((options.again and chosen) or (stage.name, name) not in known.profiles):
+                pairs.append((stage, kinds[name]))
+        if len(reasons) == len(set(stage.hardware)):
+            problems.append(
+                f"{stage.declared}: stage {stage.name!r}: none of its hardware can be profiled here: "
+                f"{'; '.join(reasons)}. Add a kind that this machine has, or bring profiles from one that has it"
+            )
+    if problems:
+        raise InvalidTopology(*problems)
+    return pairs, notes
+
+
+def _real(topology: Path) -> Path:
+    """The file itself, as loaded modules name it."""
+    return topology.resolve()
+
+
+class _Steps:
+    """Counts steps and reports them."""
+
+    def __init__(self, tell: Callable[[Progress], None], total: int) -> None:
+        self._tell = tell
+        self._total = total
+        self._begun = 0
+        self._doing = ""
+
+    def begin(self, doing: str) -> None:
+        """The next step begins; the one before is done."""
+        self._begun += 1
+        self._doing = doing
+        self.within(0.0)
+
+    def within(self, share: float, detail: str = "") -> None:
+        """The step under way has come so far."""
+        self._tell(Progress(self._begun - 1 + share, self._total, f"{self._doing}{detail}"))
+
+    def note(self, note: str) -> None:
+        """Something to keep on the screen."""
+        self._tell(Progress(max(0, self._begun - 1), self._total, self._doing, note))
+
+    def end(self) -> None:
+        """Every step is done."""
+        self._tell(Progress(self._total, self._total, "done"))
+
+
+class _Session:
+    """One process per stage, started when first needed and kept until the end, and benches."""
+
+    def __init__(self, pipeline: Pipeline, file: Path, settings: Settings, options: Options, steps: _Steps) -> None:
+        self._pipeline = pipeline
+        self._file = file
+        self._settings = settings
+        self._options = options
+        self._steps = steps
+        self._stack = AsyncExitStack()
+        self._running: dict[str, WorkerProcess] = {}
+        self._handed_s: float | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def measure(
+        self, events: Sequence[bytes], pairs: Sequence[tuple[Stage, Hardware]], known: Known, store: ProfileStore
+    ) -> None:
+        """Run the sample, then time each stage on each kind; what is found is written down at once."""
+        run = await self._sample(shape_of(self._pipeline), events)
+        known.paths = run.paths
+        known.failed = {stage: count for stage, (count, _) in run.failed.items()}
+        known.samples = run.samples
+        store.save_paths(known)
+        for stage, kind in pairs:
+            profile, note = await self._profile(stage, kind, run.inputs[stage.name])
+            known.profiles[stage.name, kind.name] = profile
+            store.save(profile, note=note)
+
+    async def _sample(self, shape: Shape, events: Sequence[bytes]) -> SampleRun:
+        """Build every stage, one after the other since that is timed, and run the sample through them."""
+        built, problems = {}, []
+        for name in shape.stages:
+            self._steps.begin(f"{name}: starting")
+            try:
+                built[name] = await self._worker(name)
+            except WorkerFailed as error:
+                problems.append(blame(error, self._pipeline.stage(name).declared, f"stage {name!r}"))
+        if problems:
+            raise InvalidTopology(*problems)
+        self._steps.begin("sample: running its events through the pipeline")
+        run = await run_sample(shape, built, events, self._options.sample_s, self._steps.within)
+        for name, (count, message) in run.failed.items():
+            self._steps.note(f"{message}; stage {name!r} raised on {count} of {run.events} sample events")
+        return run
+
+    async def _profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
+        """One stage on one kind of hardware, and why larger batches are missing, if so."""
+        self._steps.begin(f"{stage.name} on {kind.name}")
+        passes = 2 * stage.max_batch_size.bit_length()
+        passed = itertools.count()
+
+        def begun(batch_size: int) -> None:
+            self._steps.within(min(1.0, next(passed) / passes), f": batches of {batch_size}")
+
+        note = ""
+        try:
+            worker = await self._worker(stage.name)
+            start_up_s, waited_share = worker.start_up_s, 0.0
+            if kind.emulated:
+                table_s = emulated_s(stage, kind.name)
+                varies = stage.emulated if isinstance(stage.emulated, Emulated) else None
+                if self._handed_s is None:
+                    self._handed_s = await handover_s()
+                times, variation = await measure_emulated(
+                    worker, kind, inputs, stage.max_batch_size, table_s, handed_s=self._handed_s, varies=varies
+                )
+            else:
+                seconds = self._options.stage_s
+                async with self._bench(stage, kind, worker) as bench:
+                    times, variation, note = await measure(
+                        bench,
+                        kind,
+                        inputs,
+                        stage.max_batch_size,
+                        seconds=seconds,
+                        device_bytes=lambda: bench.device_bytes,
+                        progress=begun,
+                    )
+                    start_up_s, waited_share = bench.start_up_s, bench.waited_share
+        except WorkerFailed as error:
+            raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
+        if note:
+            self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {note}")
+        start_up_s = await self._start_up_s(stage, kind, start_up_s)
+        return Profile(stage.name, kind.name, times, start_up_s, variation, waited_share), note
+
+    def _bench(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> ReplicaBench:
+        spec = ReplicaSpec("", stage.name, str(self._file), kind, isolation=isolation_of(stage.isolation))
+        routes = routes_of(self._pipeline, stage.name)
+        return ReplicaBench(spec, routes, worker, start_timeout_s=self._settings.start_timeout_s)
+
+    async def _start_up_s(self, stage: Stage, kind: Hardware, alone_s: float) -> float:
+        """Of the next replica: forked where the stage asks for that and can be, else as the first one started."""
+        isolation = isolation_of(stage.isolation)
+        if isolation.level == "sandbox" and isolation.forked:
+            confinement = confined(isolation, self._file, kind, "")
+            timeout_s = self._settings.start_timeout_s
+            forked_s = await forked_start_up_s(self._file, stage.name, kind, confinement, timeout_s=timeout_s)
+            if forked_s is not None:
+                return forked_s
+        return alone_s
+
+    async def _worker(self, stage: str) -> WorkerProcess:
+        """The process that runs a stage's sample, and says what its events cost."""
+        worker = self._running.get(stage)
+        if worker is None or worker.ended:
+            declared = self._pipeline.stage(stage)
+            kinds = catalogue(self._pipeline.hardware)
+            like = Hardware("worker", 0.0, gpus=max(kinds[name].gpus for name in declared.hardware))
+            confinement = confined(isolation_of(declared.isolation), self._file, like, "")
+            starting = WorkerProcess(self._file, stage, confinement, start_timeout_s=self._settings.start_timeout_s)
+            worker = self._running[stage] = await self._stack.enter_async_context(starting)
+        return worker

@@ -1,0 +1,436 @@
+"""Profiles as files beside the topology: readable JSON, each with what it was measured on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.emulation import Emulated, emulated_s
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import isolation_of
+from inferline_stream.pipeline.profile import PROBABILITIES, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Paths, shape_of
+from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.variation import Variation
+from inferline_stream.profiler.code_version import code_digest
+from inferline_stream.profiler.machine import Machine, why_not_here
+
+VERSION = 4
+
+FOLDER = Path(".inferline", "profiles")
+"""Beside the topology."""
+
+
+class StoredServiceTime(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One batch size in a file; ``quantiles_s`` by probability, ``throughput`` for the reader alone."""
+
+    batch_size: int
+    mean_s: float
+    throughput: float
+    quantiles_s: dict[str, float]
+    fixed_s: float = 0.0
+    spread: float = 0.0
+    device_bytes: int = 0
+
+
+class StoredVariation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A `Variation` in a file."""
+
+    units: list[tuple[float, int]] = []
+    largest: bool = False
+    noise: list[float] = []
+
+
+class StoredProfile(msgspec.Struct, frozen=True):
+    """A profile's file.
+
+    Args:
+        stage: the stage's name.
+        hardware: the kind, as it was in the catalogue.
+        code: digest of the stage's code, see `code_digest`.
+        events: digest of the sample's events.
+        machine: where it was measured.
+        max_batch_size: the stage's limit at that time.
+        isolation: level and kind of seal that it was measured under.
+        emulated_s: declared service times, of emulated kinds.
+        start_up_s: from asking for a replica to its READY.
+        service_times: by ascending batch size.
+        variation: how batches of one size differ, if they do.
+        waited_share: of the service time, without a core.
+        rehearsed: whether batches took no longer in a rehearsal of a plan.
+        note: why there are no larger batches, if so.
+        measured_at: when.
+    """
+
+    stage: str
+    hardware: Hardware
+    code: str
+    events: str
+    machine: Machine
+    max_batch_size: int
+    start_up_s: float
+    service_times: list[StoredServiceTime]
+    variation: StoredVariation | None = None
+    waited_share: float = 0.0
+    rehearsed: bool = False
+    isolation: str = "none"
+    emulated_s: dict[int, float] = {}
+    note: str = ""
+    measured_at: str = ""
+    version: int = VERSION
+
+
+class StoredPaths(msgspec.Struct, frozen=True):
+    """Which arrows the sample's events took, and the time between stages.
+
+    Args:
+        code: digest over every stage's code, the conditions and the shape.
+        events: digest of the sample's events.
+        arrows: parent and child of each arrow, in the order of the paths' bits.
+        paths: arrows taken (positions in ``arrows``) and the share of events that took them.
+        failed: by stage, sample events that it raised on.
+        hop_overhead_s: by broker.
+        hop_spread_s: by broker, see `PipelineProfile`.
+        samples: by stage, an input that it has processed.
+    """
+
+    code: str
+    events: str
+    arrows: list[tuple[str, str]]
+    paths: list[tuple[list[int], float]]
+    failed: dict[str, int] = {}
+    hop_overhead_s: dict[str, float] = {}
+    hop_spread_s: dict[str, tuple[float, ...]] = {}
+    samples: dict[str, StageInput] = {}
+    version: int = VERSION
+
+
+@dataclass(slots=True)
+class Known:
+    """What the store knows of a pipeline as it is now.
+
+    Args:
+        profiles: those that still hold.
+        paths: if they still hold.
+        failed: by stage, sample events that it raised on.
+        hop_overhead_s: by broker.
+        hop_spread_s: by broker.
+        samples: see `PipelineProfile`.
+        stale: for the others why not, by stage and hardware.
+        rehearsed: of those that hold, the ones that a rehearsal has confirmed.
+    """
+
+    profiles: dict[tuple[str, str], Profile] = field(default_factory=dict)
+    paths: Paths | None = None
+    failed: dict[str, int] = field(default_factory=dict)
+    hop_overhead_s: dict[str, float] = field(default_factory=dict)
+    hop_spread_s: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    samples: dict[str, StageInput] = field(default_factory=dict)
+    stale: dict[tuple[str, str], str] = field(default_factory=dict)
+    rehearsed: set[tuple[str, str]] = field(default_factory=set)
+
+
+class ProfileStore:
+    """Profiles of one pipeline on one machine.
+
+    Args:
+        pipeline: a valid pipeline.
+        folder: the topology's folder.
+        events: the sample's events.
+        machine: the machine that is profiled on.
+        root: where the files go; beside the topology by default.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, folder: Path, events: list[bytes], machine: Machine, root: Path | None = None
+    ) -> None:
+        self._pipeline = pipeline
+        self._root = (root or folder / FOLDER) / pipeline.name
+        self._machine = machine
+        self._kinds = catalogue(pipeline.hardware)
+        self._shape = shape_of(pipeline)
+        # Events of a topic's last hour are others at every look, and profiles hold all the same.
+        declared = b"\n".join(events) if pipeline.sample is not None else b"recent"
+        self._events = hashlib.sha256(declared).hexdigest()
+        self._code = {stage.name: _stage_digest(stage, folder) for stage in pipeline.stages}
+        conditions = [
+            code_digest(edge.condition, folder)
+            for stage in pipeline.stages
+            for edge in stage.after
+            if edge.condition is not None
+        ]
+        shape = repr(self._shape)
+        every = "\n".join([shape, *(self._code[name] for name in self._shape.stages), *conditions])
+        self._paths_code = hashlib.sha256(every.encode()).hexdigest()
+
+    def load(self) -> Known:
+        """Profiles that still hold for the pipeline as it is, and why others do not.
+
+        A kind that this machine cannot stand for is taken from any machine that could.
+
+        Raises:
+            InvalidTopology: a file that cannot be read.
+        """
+        known = Known()
+        for stage in self._pipeline.stages:
+            for kind in stage.hardware:
+                self._look_up(known, stage.name, kind)
+        paths = self._read(self._paths_file, StoredPaths)
+        if paths is not None:
+            if (paths.code, paths.events) == (self._paths_code, self._events):
+                known.paths, known.failed, known.samples = _paths_of(paths), paths.failed, paths.samples
+            known.hop_overhead_s, known.hop_spread_s = paths.hop_overhead_s, paths.hop_spread_s
+        return known
+
+    def save(self, profile: Profile, *, note: str = "") -> Path:
+        """Write a profile measured now on this machine; replaces the one before. Returns its file."""
+        stage = self._pipeline.stage(profile.stage)
+        kind = self._kinds[profile.hardware]
+        stored = StoredProfile(
+            stage=profile.stage,
+            hardware=kind,
+            code=self._code[profile.stage],
+            events=self._events,
+            machine=self._machine,
+            max_batch_size=stage.max_batch_size,
+            start_up_s=_rounded(profile.start_up_s),
+            service_times=[_stored(entry) for entry in profile.service_times],
+            variation=_stored_variation(profile.variation),
+            waited_share=round(profile.waited_share, 4),
+            isolation=_isolation(stage),
+            emulated_s=emulated_s(stage, profile.hardware) if kind.emulated else {},
+            note=note,
+            measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        file = self._file(self._machine.folder, profile.stage, profile.hardware)
+        _write(file, stored)
+        return file
+
+    def correct(self, profile: Profile, *, rehearsed: bool = False) -> None:
+        """Put other service times in the place of those measured on this machine, and say what a rehearsal came to."""
+        file = self._file(self._machine.folder, profile.stage, profile.hardware)
+        stored = self._read(file, StoredProfile)
+        if stored is not None:
+            times = [_stored(entry) for entry in profile.service_times]
+            _write(file, msgspec.structs.replace(stored, service_times=times, rehearsed=rehearsed))
+
+    def save_paths(self, known: Known) -> Path:
+        """Write which arrows the sample took, and the time between stages by broker. Returns the file."""
+        assert known.paths is not None
+        stored = StoredPaths(
+            code=self._paths_code,
+            events=self._events,
+            arrows=[(self._shape.stages[a.parent], self._shape.stages[a.child]) for a in self._shape.arrows],
+            paths=[
+                ([bit for bit in range(len(self._shape.arrows)) if mask >> bit & 1], weight)
+                for mask, weight in zip(known.paths.masks, known.paths.weights, strict=True)
+            ],
+            failed=known.failed,
+            hop_overhead_s={broker: _rounded(hop_s) for broker, hop_s in known.hop_overhead_s.items()},
+            hop_spread_s={broker: tuple(map(_rounded, spread_s)) for broker, spread_s in known.hop_spread_s.items()},
+            samples=known.samples,
+        )
+        _write(self._paths_file, stored)
+        return self._paths_file
+
+    def files(self) -> dict[str, str]:
+        """Return every file of profiles that hold here, as JSON by path within the pipeline's folder; see `take`."""
+        found = {self._paths_file} if self._paths_file.exists() else set()
+        for stage in self._pipeline.stages:
+            for kind in stage.hardware:
+                files = [self._file(self._machine.folder, stage.name, kind)]
+                if why_not_here(self._kinds[kind], self._machine) is not None:
+                    files += sorted(self._root.glob(f"*/{stage.name}.{kind}.json"))
+                found |= {file for file in files if file.exists()}
+        return {str(file.relative_to(self._root)): file.read_text("utf-8") for file in sorted(found)}
+
+    def take(self, files: Mapping[str, str]) -> None:
+        """Keep what was measured elsewhere.
+
+        Args:
+            files: JSON by path within the pipeline's folder there; the folder's name becomes this machine's.
+
+        Raises:
+            InvalidTopology: a file that is no profile, or is one of another pipeline's stage or hardware kind.
+        """
+        try:
+            for path, text in files.items():
+                if Path(path) != Path(self._paths_file.name):
+                    profile = msgspec.json.decode(text, type=StoredProfile)
+                    self._check_known(profile)  # its names become part of a path
+                    _write(self._file(self._machine.folder, profile.stage, profile.hardware.name), profile)
+                    continue
+                paths, own = msgspec.json.decode(text, type=StoredPaths), self._read(self._paths_file, StoredPaths)
+                hop_s = {**(own.hop_overhead_s if own is not None else {}), **paths.hop_overhead_s}
+                spread_s = {**(own.hop_spread_s if own is not None else {}), **paths.hop_spread_s}
+                taken = msgspec.structs.replace(paths, hop_overhead_s=hop_s, hop_spread_s=spread_s)
+                _write(self._paths_file, taken)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise InvalidTopology(f"{path}: cannot be read as a profile ({error}); profile again") from None
+
+    def _check_known(self, profile: StoredProfile) -> None:
+        stages = [stage.name for stage in self._pipeline.stages]
+        if profile.stage not in stages:
+            raise ValueError(f"it is of stage {profile.stage!r}, and the pipeline has {', '.join(stages)}")
+        if profile.hardware.name not in self._kinds:
+            raise ValueError(f"it is of hardware {profile.hardware.name!r}, which the pipeline does not know")
+
+    @property
+    def _paths_file(self) -> Path:
+        return self._root / "paths.json"
+
+    def _file(self, machine: str, stage: str, kind: str) -> Path:
+        return self._root / machine / f"{stage}.{kind}.json"
+
+    def _look_up(self, known: Known, stage: str, kind: str) -> None:
+        files = [self._file(self._machine.folder, stage, kind)]
+        if why_not_here(self._kinds[kind], self._machine) is not None:
+            files += sorted(self._root.glob(f"*/{stage}.{kind}.json"))
+        for file in files:
+            stored = self._read(file, StoredProfile)
+            if stored is None:
+                known.stale.setdefault((stage, kind), "not profiled yet")
+                continue
+            same = (stored.stage, stored.hardware.name) == (stage, kind)
+            why = self._outdated(stored) if same else "its file holds another profile"
+            if why is None:
+                known.profiles[stage, kind] = self._profile_of(stored, file)
+                known.stale.pop((stage, kind), None)
+                if stored.rehearsed:
+                    known.rehearsed.add((stage, kind))
+                return
+            known.stale[stage, kind] = why
+
+    def _outdated(self, stored: StoredProfile) -> str | None:
+        stage = self._pipeline.stage(stored.stage)
+        if stored.code != self._code[stored.stage]:
+            return "its code has changed"
+        if stored.isolation != _isolation(stage):
+            return f"its isolation has changed from {stored.isolation} to {_isolation(stage)}"
+        if stored.hardware != self._kinds[stored.hardware.name]:
+            return f"hardware {stored.hardware.name!r} has changed"
+        if stored.hardware.emulated:
+            declared = emulated_s(stage, stored.hardware.name)
+            if stored.emulated_s != declared:
+                return "its emulated service times have changed"
+        by_event = stage.cost is not None or _weighs(stage)
+        if stored.events != self._events and (by_event or not stored.hardware.emulated):
+            return "the sample's events have changed"
+        if stored.max_batch_size < stage.max_batch_size and not stored.note:
+            return f"max_batch_size has grown from {stored.max_batch_size} to {stage.max_batch_size}"
+        return None
+
+    def _profile_of(self, stored: StoredProfile, file: Path) -> Profile:
+        limit = self._pipeline.stage(stored.stage).max_batch_size
+        try:
+            times = tuple(
+                ServiceTime(
+                    entry.batch_size,
+                    entry.mean_s,
+                    tuple(entry.quantiles_s[str(p)] for p in PROBABILITIES),
+                    entry.fixed_s,
+                    entry.spread,
+                    entry.device_bytes,
+                )
+                for entry in stored.service_times
+                if entry.batch_size <= limit
+            )
+            variation = stored.variation
+            varies = (
+                None
+                if variation is None
+                else Variation(tuple(variation.units), variation.largest, tuple(variation.noise))
+            )
+            return Profile(stored.stage, stored.hardware.name, times, stored.start_up_s, varies, stored.waited_share)
+        except (ValueError, KeyError) as error:
+            raise InvalidTopology(f"{file}: is no profile ({error}); delete it and profile again") from None
+
+    def _read(self, file: Path, kind: type[Any]) -> Any:
+        """A file's contents; None where there is none, or one of another version."""
+        try:
+            data = file.read_bytes()
+            if msgspec.json.decode(data, type=_Versioned).version != VERSION:
+                return None
+            return msgspec.json.decode(data, type=kind)
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, ValueError, OSError) as error:
+            raise InvalidTopology(
+                f"{file}: cannot be read as a profile ({error}); delete it and profile again"
+            ) from None
+
+
+def _stage_digest(stage: Stage, folder: Path) -> str:
+    """Of everything that service times follow from: the code, what an event costs, how emulated times vary."""
+    varies = stage.emulated if isinstance(stage.emulated, Emulated) else Emulated({})
+    functions = [stage.run, stage.cost, varies.weight]
+    parts = [code_digest(function, folder) for function in functions if function is not None]
+    return hashlib.sha256(repr([*parts, varies.cv]).encode()).hexdigest()
+
+
+def _weighs(stage: Stage) -> bool:
+    """Whether emulated service times depend on the events."""
+    return isinstance(stage.emulated, Emulated) and stage.emulated.weight is not None
+
+
+class _Versioned(msgspec.Struct):
+    version: int
+
+
+def _stored(entry: ServiceTime) -> StoredServiceTime:
+    quantiles = dict(zip(map(str, PROBABILITIES), map(_rounded, entry.quantiles_s), strict=False))
+    throughput = round(entry.throughput, 2)
+    mean_s = _rounded(entry.mean_s)
+    return StoredServiceTime(
+        entry.batch_size,
+        mean_s,
+        throughput,
+        quantiles,
+        fixed_s=min(mean_s, _rounded(entry.fixed_s)),
+        spread=_rounded(entry.spread),
+        device_bytes=entry.device_bytes,
+    )
+
+
+def _stored_variation(variation: Variation | None) -> StoredVariation | None:
+    if variation is None:
+        return None
+    units: dict[float, int] = {}
+    for unit, count in variation.units:
+        units[_rounded(unit)] = units.get(_rounded(unit), 0) + count
+    return StoredVariation(list(units.items()), variation.largest, list(map(_rounded, variation.noise)))
+
+
+def _paths_of(stored: StoredPaths) -> Paths:
+    masks = tuple(sum(1 << bit for bit in bits) for bits, _ in stored.paths)
+    return Paths(masks, tuple(weight for _, weight in stored.paths))
+
+
+def _isolation(stage: Stage) -> str:
+    """As far as it bears on times: what may be read and reached does not."""
+    isolation = isolation_of(stage.isolation)
+    if not isolation.sandboxed:
+        return "none"
+    return f"{isolation.level}, seal {isolation.seal}{', forked' if isolation.forked else ''}"
+
+
+def _rounded(seconds: float) -> float:
+    """To five digits, for readers; no measurement is more exact."""
+    return float(f"{seconds:.5g}")
+
+
+def _write(file: Path, stored: StoredProfile | StoredPaths) -> None:
+    """Whole or not at all: a run that is ended meanwhile leaves the old file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    new.write_bytes(msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n")
+    os.replace(new, file)

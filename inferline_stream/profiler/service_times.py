@@ -1,0 +1,185 @@
+"""Service time by batch size of one stage on one kind of hardware (InferLine §4.1)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.dataplane.replica.stage_call import emulated_service_s
+from inferline_stream.pipeline.emulation import Emulated
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.profile import ServiceTime
+from inferline_stream.pipeline.variation import STEADY, Variation
+from inferline_stream.profiler.messages import Answer, Measure, Request, Times, Weigh, Weights
+from inferline_stream.profiler.variation_fit import FEWEST_EVENTS, TimedBatch, fitted, service_time
+from inferline_stream.profiler.worker_process import WorkerFailed
+
+_A = TypeVar("_A", bound=Answer)
+
+FEWEST_BATCHES, MOST_BATCHES = 2, 256
+"""Of each size and pass."""
+
+NO_GAIN = 1.01
+"""Throughput must grow by this factor to count as growing: less is noise."""
+
+SINGLES = 4
+"""Times the seconds of a stage are spent on single events where they differ: plans follow from how many are large."""
+
+EMULATED_BATCHES = 400
+"""Of each size, where emulated times vary."""
+
+PATIENCE = 2
+"""Larger batches without a gain after which the search for one ends."""
+
+
+class Measures(Protocol):
+    """A worker, as far as measuring needs one."""
+
+    async def ask(self, request: Request, answer: type[_A]) -> _A:
+        """Time batches of one size, or weigh events."""
+
+
+def powers_of_two(most: int) -> tuple[int, ...]:
+    """1, 2, 4, … up to ``most``."""
+    return tuple(1 << i for i in range(most.bit_length()))
+
+
+async def measure(
+    worker: Measures,
+    hardware: Hardware,
+    inputs: Sequence[StageInput],
+    max_batch_size: int,
+    *,
+    seconds: float,
+    device_bytes: Callable[[], int] = lambda: 0,
+    progress: Callable[[int], None] = lambda batch_size: None,
+) -> tuple[tuple[ServiceTime, ...], Variation | None, str]:
+    """Service times at powers of two, how they vary, and why there are none of larger batches, if so.
+
+    Every size is measured twice, upwards and then downwards, so that a machine that grows slower or busier
+    meanwhile does so for all of them, and so that repeats of a batch tell its events from chance. The memory of its
+    devices is read on the way up: frameworks keep what they took for a larger batch.
+
+    Where single events differ and the topology does not say what they cost, more of them are measured alone, and
+    batches are made of those.
+
+    Raises:
+        WorkerFailed: the stage cannot even run a batch of one.
+    """
+    inputs = [inputs[i] for i in np.random.default_rng(0).permutation(len(inputs))]  # order must not matter
+    costs = (await worker.ask(Weigh(inputs), Weights)).weights
+    run = _Run(worker, hardware, inputs)
+    memory: dict[int, int] = {}
+    why = ""
+    sizes = powers_of_two(max_batch_size)
+    share_s = seconds / (2 * len(sizes))
+    best, without_gain = 0.0, 0
+    for size in sizes:
+        progress(size)
+        try:
+            await run.time(size, max(share_s, seconds / 2) if size == 1 else share_s)
+        except WorkerFailed as error:
+            if not error.memory or size == 1:
+                raise
+            why = f"batches of {size}: {error}"
+            break
+        memory[size] = device_bytes()
+        if size == 1 and costs is None:
+            await run.time_more_singles(SINGLES * seconds)
+        throughput = size / float(np.mean([batch.time_s for batch in run.timed[size]]))
+        without_gain = 0 if throughput > best * NO_GAIN else without_gain + 1
+        best = max(best, throughput)
+        if without_gain == PATIENCE and size != sizes[-1]:
+            why = f"throughput did not grow beyond batches of {size >> PATIENCE}"
+            break
+    try:
+        for size in reversed(list(run.timed)):
+            progress(size)
+            await run.time(size, max(share_s, seconds / 2) if size == 1 else share_s)
+    except WorkerFailed as error:
+        if not error.memory:  # memory may have run out for good: the first pass stands
+            raise
+    times, variation = fitted(run.timed, costs)
+    return tuple(replace(entry, device_bytes=memory[entry.batch_size]) for entry in times), variation, why
+
+
+class _Run:
+    """Batches of a stage's inputs, taken in turn, and how long each took."""
+
+    def __init__(self, worker: Measures, hardware: Hardware, inputs: Sequence[StageInput]) -> None:
+        self.timed: dict[int, list[TimedBatch]] = {}
+        self._worker = worker
+        self._hardware = hardware
+        self._inputs = list(inputs)
+
+    async def time(self, size: int, seconds: float) -> None:
+        """Time batches of one size; the first, which warms it up, counts for nothing."""
+        order = Measure(self._inputs, self._hardware, {}, size, seconds, FEWEST_BATCHES, MOST_BATCHES)
+        found = (await self._worker.ask(order, Times)).service_s
+        batches = [
+            TimedBatch(tuple(i % len(self._inputs) for i in range(first, first + size)), time_s)
+            for first, time_s in zip(itertools.count(size, size), found, strict=False)
+        ]
+        self.timed.setdefault(size, []).extend(batches)
+
+    async def time_more_singles(self, seconds: float) -> None:
+        """Where events differ, time more of them alone, and make batches of those from now on."""
+        singles = self.timed[1]
+        times_s = np.array([batch.time_s for batch in singles])
+        if times_s.std() < STEADY * times_s.mean() or len(self._inputs) < FEWEST_EVENTS:
+            return
+        if len(singles) < min(MOST_BATCHES, len(self._inputs)):
+            self.timed.clear()
+            await self.time(1, seconds)
+        events = list(dict.fromkeys(batch.events[0] for batch in self.timed[1]))
+        if len(events) >= FEWEST_EVENTS:
+            places = {event: place for place, event in enumerate(events)}
+            self.timed[1] = [TimedBatch((places[batch.events[0]],), batch.time_s) for batch in self.timed[1]]
+            self._inputs = [self._inputs[event] for event in events]
+
+
+async def measure_emulated(
+    worker: Measures,
+    hardware: Hardware,
+    inputs: Sequence[StageInput],
+    max_batch_size: int,
+    table_s: Mapping[int, float],
+    *,
+    handed_s: float,
+    varies: Emulated | None = None,
+) -> tuple[tuple[ServiceTime, ...], Variation | None]:
+    """The declared service times, each longer by what sleeping was measured to take, and by ``handed_s``.
+
+    That is what handing a batch over takes: the worker times its own call. Where the times vary, random batches of the
+    sample are timed as the emulation would, and fitted as measured ones are.
+
+    Raises:
+        WorkerFailed: the stage cannot run.
+    """
+    declared_s = emulated_service_s(table_s, 1)
+    fewest = 10 if declared_s <= 0.1 else 3
+    order = Measure(list(inputs), hardware, dict(table_s), 1, 0.3, fewest, MOST_BATCHES)
+    over_s = handed_s + np.maximum(0.0, np.array((await worker.ask(order, Times)).service_s) - declared_s)
+    sizes = [s for s in sorted({*table_s, *powers_of_two(max(table_s))}) if s <= max_batch_size]
+    if varies is None:
+        return tuple(service_time(size, emulated_service_s(table_s, size) + over_s) for size in sizes), None
+    costs = (await worker.ask(Weigh(list(inputs)), Weights)).weights
+    weights = np.array((await worker.ask(Weigh(list(inputs), emulated=True), Weights)).weights or np.ones(len(inputs)))
+    rng, chance = np.random.default_rng(0), Random(0)  # noqa: S311  no secret depends on it
+    timed: dict[int, list[TimedBatch]] = {}
+    for size in sizes:
+        drawn = rng.integers(len(inputs), size=(EMULATED_BATCHES, size))
+        if size == 1:  # every event twice: repeats tell what is its own
+            drawn = np.tile(np.arange(len(inputs)), 2)[:, None]
+        times_s = emulated_service_s(table_s, size) * weights[drawn].mean(axis=1) + rng.choice(over_s, len(drawn))
+        timed[size] = [
+            TimedBatch(tuple(map(int, events)), float(time_s) * varies.factor(chance))
+            for events, time_s in zip(drawn, times_s, strict=True)
+        ]
+    return fitted(timed, costs)

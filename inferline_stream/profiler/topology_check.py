@@ -1,0 +1,96 @@
+"""What is wrong with a topology beyond what it declares: its files, and stages that cannot be built."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from inferline_stream.dataplane.codecs import codec
+from inferline_stream.dataplane.sample_files import read_arrivals, read_events
+from inferline_stream.errors import InferlineError, InvalidTopology
+from inferline_stream.isolation.confinement import confined
+from inferline_stream.pipeline.annotations import types_of
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import isolation_of
+from inferline_stream.pipeline.topology import Pipeline, Sample, Stage
+from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess, blame
+
+_EVENTS_TRIED = 1000
+
+
+def sample_problems(pipeline: Pipeline, folder: Path) -> list[str]:
+    """Sample files that are missing or hold something else, ``file[:line]: what`` each."""
+    sample = pipeline.sample
+    if not isinstance(sample, Sample):
+        return []
+    found = []
+    arrivals = [sample.arrivals] if sample.replay is None else [sample.arrivals, sample.replay]
+    for name in arrivals:
+        found += _problems(read_arrivals, folder / name)
+    return found + _problems(read_events, folder / sample.events)
+
+
+def event_problems(pipeline: Pipeline, folder: Path) -> list[str]:
+    """Sample events that an entry stage of a valid pipeline cannot decode; the first of each stage."""
+    if pipeline.sample is None:
+        return []
+    file = folder / pipeline.sample.events
+    events = read_events(file)
+    found = []
+    for stage in pipeline.stages:
+        if not stage.after:
+            decode = codec(pipeline.source.codec).decoder(types_of(stage).takes)
+            for event in events[:_EVENTS_TRIED]:
+                try:
+                    decode(event)
+                except (ValueError, TypeError) as error:
+                    shown = event[:80].decode(errors="replace")
+                    found.append(f"{file}: stage {stage.name!r} cannot take the event {shown} ({error})")
+                    break
+    return found
+
+
+async def building_problems(pipeline: Pipeline, topology: Path, start_timeout_s: float) -> list[str]:
+    """Stages that cannot be built in a process of their own, as their replicas will be, ``file:line: what`` each.
+
+    Args:
+        pipeline: what the topology declares, valid or not.
+        topology: the file.
+        start_timeout_s: longest that building one stage may take.
+    """
+    at_once = asyncio.Semaphore(max(1, len(os.sched_getaffinity(0))))
+
+    async def build(stage: Stage) -> str | None:
+        async with at_once:
+            kinds = catalogue(kind for kind in pipeline.hardware if isinstance(kind, Hardware))
+            gpus = max((kinds[name].gpus for name in stage.hardware if name in kinds), default=0.0)
+            try:
+                confinement = confined(isolation_of(stage.isolation), topology, Hardware("worker", 0.0, gpus=gpus), "")
+                worker = WorkerProcess(
+                    topology, stage.name, confinement, start_timeout_s=start_timeout_s, build_only=True
+                )
+                async with worker:
+                    return None
+            except ValueError:
+                return None  # an isolation that cannot be is a problem of its own
+            except WorkerFailed as error:
+                return blame(error, stage.declared, f"stage {stage.name!r} cannot be built in a worker process")
+
+    stages = [stage for stage in pipeline.stages if isinstance(stage, Stage) and isinstance(stage.name, str)]
+    by_name = {stage.name: stage for stage in stages}
+    async with asyncio.TaskGroup() as tasks:
+        building = [tasks.create_task(build(stage)) for stage in by_name.values()]
+    return [problem for task in building if (problem := task.result()) is not None]
+
+
+def _problems(read: Callable[[Path], Any], file: Path) -> list[str]:
+    try:
+        read(file)
+    except InvalidTopology as error:
+        return list(error.problems)
+    except InferlineError as error:
+        return [str(error)]
+    return []

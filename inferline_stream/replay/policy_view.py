@@ -1,0 +1,118 @@
+"""What a policy sees: arrivals at once, or when a live one got them; stages as old as their statistics."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inferline_stream.estimator.kernels import Floats
+from inferline_stream.replay.group_plant import GroupPlant
+from inferline_stream.replay.live_looks import Figures
+from inferline_stream.replay.plant import Plant
+from inferline_stream.replay.stage_replicas import Crew
+
+RATE_SPAN_S = 10.0
+"""Span over which rates of the stages are measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """One stage at one instant. Totals count from the start.
+
+    Args:
+        time_s: when.
+        arrived: records sent to its queue.
+        completed: records that have left it.
+        lag: records not yet completed.
+        oldest_s: when the oldest record that waits was sent; None if none waits.
+        busy_s: Σ of service times begun.
+        nominal_s: the same as the profile has it.
+        ready: ready replicas by kind.
+        pending: pending replicas by kind.
+    """
+
+    time_s: float
+    arrived: int
+    completed: int
+    lag: int
+    oldest_s: float | None
+    busy_s: float
+    nominal_s: float
+    ready: tuple[int, ...]
+    pending: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class View:
+    """What a policy may look at when it decides.
+
+    Args:
+        time_s: now.
+        arrivals_s: times of the arrivals that became known since the last decision.
+        entered: events so far.
+        ended: events that have reached the sink so far, and those of them that were late.
+        now: every stage as last reported.
+        earlier: the same about `RATE_SPAN_S` before.
+        watched_s: how long arrivals have been watched.
+        figures: what a live policy had measured, instead of what is seen here.
+    """
+
+    time_s: float
+    arrivals_s: Floats
+    entered: int
+    ended: tuple[int, int]
+    now: tuple[Glimpse, ...]
+    earlier: tuple[Glimpse, ...]
+    watched_s: float
+    figures: Figures
+
+
+class Sight:
+    """Glimpses of every stage, given out once they are old enough to have been reported.
+
+    Args:
+        plant: what is looked at.
+        crews: its replicas.
+        looks_back: how many looks ago the glimpse was taken that is given out.
+    """
+
+    def __init__(self, plant: Plant | GroupPlant, crews: Sequence[Crew], looks_back: int) -> None:
+        self._plant = plant
+        self._crews = crews
+        self._recent: deque[tuple[Glimpse, ...]] = deque(maxlen=looks_back + 1)
+        self._seconds: deque[tuple[Glimpse, ...]] = deque()
+
+    def look(self) -> None:
+        """Take in the present."""
+        now_s = self._plant.now_s
+        self._recent.append(tuple([self._glimpse(s, now_s) for s in range(len(self._crews))]))
+        given = self._recent[0]
+        if not self._seconds or given[0].time_s >= self._seconds[-1][0].time_s + 1.0 - 1e-9:
+            self._seconds.append(given)
+            while len(self._seconds) > 1 and self._seconds[1][0].time_s <= given[0].time_s - RATE_SPAN_S:
+                self._seconds.popleft()
+
+    @property
+    def reported(self) -> tuple[Glimpse, ...]:
+        """Every stage as last reported."""
+        return self._recent[0]
+
+    @property
+    def earlier(self) -> tuple[Glimpse, ...]:
+        """Every stage about `RATE_SPAN_S` before that, or as early as anything is known."""
+        return self._seconds[0]
+
+    def _glimpse(self, s: int, now_s: float) -> Glimpse:
+        plant = self._plant
+        arrived, completed = plant.arrived(s), plant.completed(s)
+        return Glimpse(
+            now_s,
+            arrived,
+            completed,
+            arrived - completed,
+            plant.oldest_s(s),
+            plant.busy_s(s),
+            plant.nominal_s(s),
+            *self._crews[s].counted(),
+        )

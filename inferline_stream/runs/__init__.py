@@ -1,0 +1,1 @@
+"""One run of a pipeline, from its start to its report."""

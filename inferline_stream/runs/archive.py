@@ -1,0 +1,190 @@
+"""What a finished run leaves behind: its report, plans and decisions, and when each event came and was done.
+
+A folder: ``run.json`` for people and programs, ``events.npz`` for the arrays; `looking` adds ``looks.npz``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.controlplane.log.messages import StoredDecision, StoredPlan
+from inferline_stream.controlplane.observe.event_ledger import Ledger
+from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.pipeline.hardware import Catalogue, Hardware
+from inferline_stream.pipeline.keys import Keys
+from inferline_stream.pipeline.profile import PipelineProfile, Profile
+from inferline_stream.pipeline.shape import Paths, Shape
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.runs.report import RunReport
+
+RECORD_VERSION = 1
+DOCUMENT, ARRAYS = "run.json", "events.npz"
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished run. Times are seconds since the epoch unless they say otherwise."""
+
+    report: RunReport
+    started_s: float
+    objective: float
+    shape: Shape
+    hardware: list[Hardware]
+    """Kinds that the pipeline could use, with their prices."""
+    profiles: list[Profile]
+    paths: Paths
+    hop_overhead_s: float
+    hop_spread_s: tuple[float, ...] = ()
+    keys: Keys = Keys()
+    plans: list[StoredPlan]
+    """That came into force: the first at the start, and the newest."""
+    decisions: list[StoredDecision]
+    """The newest few thousand."""
+    start_up_s: dict[str, dict[str, float]] = {}
+    """Stage → hardware kind → what replicas recently took to start; kinds that none was started of are missing."""
+    version: int = RECORD_VERSION
+
+    @property
+    def measured(self) -> PipelineProfile:
+        """The profiles as planning takes them."""
+        profiles = {(profile.stage, profile.hardware): profile for profile in self.profiles}
+        return PipelineProfile(
+            profiles, self.paths, self.hop_overhead_s, keys=self.keys, hop_spread_s=self.hop_spread_s
+        )
+
+    @property
+    def as_it_ran(self) -> PipelineProfile:
+        """The profiles with the start-up times that the run's own replicas had: what a replay of it takes."""
+        profiles = {
+            (stage, hardware): replace(
+                profile, start_up_s=self.start_up_s.get(stage, {}).get(hardware, profile.start_up_s)
+            )
+            for (stage, hardware), profile in self.measured.profiles.items()
+        }
+        return replace(self.measured, profiles=profiles)
+
+    @property
+    def kinds(self) -> Catalogue:
+        """Hardware by name."""
+        return {kind.name: kind for kind in self.hardware}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Events:
+    """When events came and what became of them, in seconds from the first arrival.
+
+    Args:
+        arrivals_s: float64, ascending: every record of the source topic.
+        entries_s: float64, ascending: of events that reached the sink, when they entered.
+        latency_s: float64: of the same events.
+        sample_s: float64, ascending: the arrivals that the first plan was made for; empty if not known.
+        began_s: the first arrival, in seconds since the epoch.
+    """
+
+    arrivals_s: NDArray[np.float64]
+    entries_s: NDArray[np.float64]
+    latency_s: NDArray[np.float64]
+    sample_s: NDArray[np.float64]
+    began_s: float
+
+    @classmethod
+    def of(cls, ledger: Ledger, sample: Trace | None, since_s: float = 0.0, until_s: float = np.inf) -> Self:
+        """From a run's ledger.
+
+        Args:
+            ledger: of the run.
+            sample: that the first plan was made for, if any.
+            since_s: times before are not believed, seconds since the epoch. Producers set them, and one wrong time
+                would make all else a moment at the end of decades.
+            until_s: nor are times after it.
+        """
+        arrivals_s = np.sort(np.frombuffer(ledger.arrivals_s, dtype=np.float64))
+        arrivals_s = arrivals_s[(arrivals_s >= since_s) & (arrivals_s <= until_s)]
+        entries_s = np.frombuffer(ledger.entries_s, dtype=np.float64)
+        believed = (entries_s >= since_s) & (entries_s <= until_s)
+        entries_s = entries_s[believed]
+        latency_s = np.frombuffer(ledger.latencies_s, dtype=np.float32).astype(np.float64)[believed]
+        order = np.argsort(entries_s, kind="stable")
+        first_s = float(min([*arrivals_s[:1], *entries_s[order[:1]]], default=0.0))
+        sample_s = np.empty(0) if sample is None else sample.arrivals_s
+        return cls(arrivals_s - first_s, entries_s[order] - first_s, latency_s[order], sample_s, first_s)
+
+
+def write_record(folder: Path, record: RunRecord, events: Events) -> None:
+    """Write a run down; its folder is made, and must be new.
+
+    Raises:
+        FileExistsError: the folder is there already.
+    """
+    folder.mkdir(parents=True)
+    arrays = {name: getattr(events, name) for name in Events.__slots__}
+    with (folder / ARRAYS).open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    (folder / DOCUMENT).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The document of a run.
+
+    Raises:
+        InvalidTopology: there is none, or it is of another version.
+    """
+    file = folder / DOCUMENT
+    try:
+        data = file.read_bytes()
+        version = msgspec.json.decode(data, type=_Versioned).version
+        if version == RECORD_VERSION:
+            return msgspec.json.decode(data, type=RunRecord)
+    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+        raise InvalidTopology(f"{file}: is no record of a run ({error}); `run` leaves one") from None
+    raise InvalidTopology(f"{file}: version {version}, this program reads version {RECORD_VERSION}; run again")
+
+
+def read_events(folder: Path) -> Events:
+    """The arrays of a run.
+
+    Raises:
+        InvalidTopology: they are missing or damaged.
+    """
+    file = folder / ARRAYS
+    try:
+        with file.open("rb") as opened, np.load(opened) as arrays:
+            found = {name: arrays[name] for name in Events.__slots__}
+        return Events(**found | {"began_s": float(found["began_s"])})
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InvalidTopology(f"{file}: holds no events of a run ({error}); `run` leaves them") from None
+
+
+def runs_folder(topology_folder: Path, pipeline: str) -> Path:
+    """Where the runs of a pipeline are kept, beside its topology."""
+    return topology_folder / ".inferline" / "runs" / pipeline
+
+
+def new_run(topology_folder: Path, pipeline: str, now_s: float) -> Path:
+    """A folder for a run that starts now; later ones sort after earlier ones."""
+    moment = datetime.datetime.fromtimestamp(now_s, datetime.UTC)
+    return runs_folder(topology_folder, pipeline) / f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"
+
+
+def newest_run(topology_folder: Path, pipeline: str) -> Path:
+    """The newest finished run of a pipeline.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder = runs_folder(topology_folder, pipeline)
+    finished = sorted(file.parent for file in folder.glob(f"*/{DOCUMENT}"))
+    if not finished:
+        raise UsageError(f"pipeline {pipeline!r} has no finished run under {folder}; `run` leaves one")
+    return finished[-1]
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    version: int = 0

@@ -1,0 +1,248 @@
+"""A finished run as one page of HTML that needs nothing else: what happened, why, what it cost, what others would have.
+
+The recorded arrivals are replayed under every baseline, on the plan and the profiles that the run began with.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from html import escape
+
+from inferline_stream.calculus.envelope import compiled_kernel
+from inferline_stream.controlplane.log.explanation import WORDS
+from inferline_stream.observability.plots.comparison import draw_comparison
+from inferline_stream.observability.plots.replay import draw_replay
+from inferline_stream.pipeline.plan import Plan, in_words
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.units import format_duration
+from inferline_stream.planner.document import plan_from_bytes
+from inferline_stream.replay.compare import NAMES, Comparison, compare
+from inferline_stream.replay.outcome import Outcome, Step
+from inferline_stream.runs.archive import Events, RunRecord
+
+_FEWEST_EVENTS = 20
+"""Fewer are not worth a picture."""
+
+_STYLE = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 900px; padding: 24px 16px 60px; background: #fff; color: #14181f;
+       font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
+h1 { font-size: 22px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 34px 0 6px; } p { margin: 6px 0; }
+.quiet { color: #566070; font-size: 13.5px; }
+.verdict { font-size: 17px; font-weight: 600; } .good { color: #00785a; } .bad { color: #b3261e; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(126px, 1fr)); gap: 10px; margin: 16px 0; }
+dl div { border: 1px solid #dfe3ea; border-radius: 8px; padding: 8px 12px; }
+dt { color: #566070; font-size: 13px; }
+dd { margin: 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
+dd small { display: block; font-size: 12.5px; font-weight: 400; color: #566070; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th { text-align: left; color: #566070; font-weight: 500; }
+th, td { padding: 4px 8px 4px 0; border-bottom: 1px solid #dfe3ea; vertical-align: top; }
+td.n, th.n { text-align: right; white-space: nowrap; padding-right: 16px; } tr.ours { font-weight: 600; }
+figure { margin: 12px 0; } figure svg { width: 100%; height: auto; } .scroll { overflow-x: auto; }
+@media print { h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
+"""
+
+
+def retold(record: RunRecord, events: Events, progress: Callable[[str], None] = lambda _: None) -> str:
+    """The page.
+
+    Args:
+        record: of the run.
+        events: of the same run.
+        progress: called with the policy that is being replayed.
+
+    Raises:
+        UsageError: matplotlib is missing.
+    """
+    plan = plan_from_bytes(bytes(record.plans[0].plan), "the run's plan")
+    parts = [_head(record), _verdict(record), _tiles(record), _plan(record, plan)]
+    parts.append(_decisions(record, events))
+    if 0 < record.report.verified < record.report.events_in:
+        text = (
+            f"The run is longer than what it leaves behind: times of the last {record.report.verified} of its "
+            f"{record.report.events_in} events. The figures above are of the whole run, by counts; nothing is replayed."
+        )
+        parts.append(_section("A long run", f"<p>{text}</p>"))
+    elif events.latency_s.size >= _FEWEST_EVENTS and events.arrivals_s.size >= _FEWEST_EVENTS:
+        outcome, picture = live_outcome(record, events), io.BytesIO()
+        draw_replay(
+            picture, outcome, plan, objective=record.objective, title="", bin_s=max(1.0, outcome.duration_s / 60)
+        )
+        parts.insert(3, _section("What happened", _figure(picture, "Arrivals, replicas, latency and misses over time")))
+        comparison = compared(record, events, plan, progress)
+        parts.append(_others(record, comparison))
+    title = f"Run of {escape(record.report.pipeline)}"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}</style></head><body><main>\n{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def live_outcome(record: RunRecord, events: Events) -> Outcome:
+    """What was lived through, in the terms of a replay. Events that failed or were lost are not in its latencies."""
+    report = record.report
+    steps = tuple(
+        Step(d.time_s - events.began_s, d.replicas, d.action, d.reason, d.detail)
+        for d in record.decisions
+        if d.applied and d.action != "hold"
+    )
+    duration_s = float(max([report.duration_s, *events.arrivals_s[-1:], *events.entries_s[-1:]]))
+    most = sum(report.replicas_most.values())
+    return Outcome(
+        "this run",
+        report.slo_s,
+        events.entries_s,
+        events.latency_s,
+        steps,
+        duration_s,
+        {},
+        report.cost,
+        most,
+        len(steps),
+    )
+
+
+def compared(record: RunRecord, events: Events, plan: Plan, progress: Callable[[str], None]) -> Comparison:
+    """Every policy on the recorded arrivals, with its default setting."""
+    trace = Trace(events.arrivals_s)
+    return compare(
+        record.shape,
+        plan,
+        record.measured,
+        Trace(events.sample_s) if events.sample_s.size else trace,
+        trace,
+        catalogue=record.kinds,
+        policies=NAMES,
+        tune=False,
+        objective=record.objective,
+        kernel=compiled_kernel(),
+        progress=progress,
+    )
+
+
+def _head(record: RunRecord) -> str:
+    report = record.report
+    when = datetime.fromtimestamp(record.started_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    notes = [f"{when}, {format_duration(report.duration_s)}"]
+    if report.emulated:
+        notes.append("on emulated hardware: replicas slept for their service times")
+    if report.advisory:
+        notes.append("advisory: decisions were reported, not carried out")
+    return f"<h1>Run of {escape(report.pipeline)}</h1><p class=quiet>{escape('; '.join(notes))}</p>"
+
+
+def _verdict(record: RunRecord) -> str:
+    report = record.report
+    if report.slo_miss_rate is None:
+        return "<p class=verdict>No event came.</p>"
+    kept = report.slo_miss_rate <= 1 - record.objective
+    word = "was kept" if kept else "was not kept"
+    return (
+        f'<p class="verdict {"good" if kept else "bad"}">The SLO {word}: {1 - report.slo_miss_rate:.2%} of the events '
+        f"were done within {format_duration(report.slo_s)}, {100 * record.objective:.4g} % were asked for.</p>"
+    )
+
+
+def _tiles(record: RunRecord) -> str:
+    report = record.report
+    hours = report.duration_s / 3600
+    endings = ", ".join(f"{count} {reason}" for reason, count in report.completed.items())
+    tiles = [
+        ("events", f"{report.events_in}", f"{report.events_out} results" + (f", {endings}" if endings else "")),
+        ("lost or twice", f"{report.lost} / {report.duplicated}", "every event is accounted for"),
+        ("P50", _time(report.p50_s), ""),
+        ("P99", _time(report.p99_s), f"predicted {_time(report.predicted_p99_s)}, SLO {_time(report.slo_s)}"),
+        ("cost", f"${report.cost:.4f}", f"${report.cost / hours:.3f}/h" if hours > 0 else ""),
+        ("decisions", f"{sum(d.applied and d.action != 'hold' for d in record.decisions)}", "that changed replicas"),
+    ]
+    cells = (f"<div><dt>{a}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in tiles)
+    return f"<dl>{''.join(cells)}</dl>"
+
+
+def _plan(record: RunRecord, plan: Plan) -> str:
+    rows = [
+        (
+            stage,
+            in_words(held),
+            f"{plan.utilization.get(stage, 0.0):.0%}",
+            f"{record.report.replicas_most.get(stage, 0)}",
+        )
+        for stage, held in plan.allocations.items()
+    ]
+    about = (
+        f"${plan.cost_per_hour:.4f}/h for {plan.arrival_rate:.1f} events per second, predicted P99 "
+        f"{_time(plan.predicted_p99_s)}."
+    )
+    later = len(record.plans) - 1
+    more = f" {later} more plan{'s' * (later > 1)} came into force later." if later else ""
+    table = _table(("stage", "held", "utilization", "most replicas"), rows, numbers=(2, 3))
+    return _section("The plan it began with", f"<p>{about}{more}</p>{table}")
+
+
+def _decisions(record: RunRecord, events: Events) -> str:
+    known = {reason.value: words for reason, words in WORDS.items()}
+    rows = [
+        (
+            f"{decision.time_s - events.began_s:.1f} s",
+            decision.action.replace("_", " ") + ("" if decision.applied or decision.action == "hold" else " (advised)"),
+            f"{known.get(decision.reason, decision.reason)}: {decision.detail}",
+            ", ".join(f"{stage} {sum(kinds.values())}" for stage, kinds in decision.replicas.items()),
+        )
+        for decision in record.decisions
+    ]
+    table = _table(("after", "what", "why", "replicas then"), rows, numbers=(0,))
+    return _section("Why each decision", table if rows else "<p>None was made: the plan was enough.</p>")
+
+
+def _others(record: RunRecord, comparison: Comparison) -> str:
+    report = record.report
+    rows = [("this run", f"${report.cost:.4f}", "", f"{report.slo_miss_rate or 0.0:.2%}", "measured")]
+    for row in sorted(comparison.rows, key=lambda r: r.outcome.cost):
+        ratio = f"{row.outcome.cost / report.cost:.2f}" if report.cost > 0 else ""
+        kept = "kept" if row.keeps_objective else "not kept"
+        rows.append((row.label, f"${row.outcome.cost:.4f}", ratio, f"{row.outcome.miss_rate:.2%}", kept))
+    picture = io.BytesIO()
+    draw_comparison(picture, comparison, objective=record.objective, title="")
+    note = (
+        "The recorded arrivals, replayed in simulated time with the profiles and the plan that the run began with; "
+        "every policy with its default setting. Rules of others scale ordinary consumer groups, and "
+        "where it says so our pools. <b>default</b> and <b>inferline</b> are this program's own; the "
+        "clairvoyants know the arrivals beforehand. The run itself also paid for starting up, draining and whatever "
+        "else the machine did."
+    )
+    heads = ("policy", "cost", "× this run", "above the SLO", "objective")
+    table = _table(heads, rows, numbers=(1, 2, 3), ours=("this run",))
+    return _section(
+        "What others would have cost", f"<p class=quiet>{note}</p>{table}" + _figure(picture, "Cost and misses")
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>\n"
+
+
+def _figure(picture: io.BytesIO, label: str) -> str:
+    """The picture's own element, without what only a file of its own needs."""
+    svg = picture.getvalue().decode()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return f'<figure class=scroll role="img" aria-label="{escape(label)}">{svg}</figure>'
+
+
+def _table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), ours: Sequence[str] = ()
+) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        marks = (f"<{tag}{' class=n' if at in numbers else ''}>{escape(c)}</{tag}>" for at, c in enumerate(cells))
+        return f"<tr{' class=ours' if cells[0] in ours else ''}>{''.join(marks)}</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f"<div class=scroll><table><thead>{line(heads, 'th')}</thead><tbody>{body}</tbody></table></div>"
+
+
+def _time(seconds: float | None) -> str:
+    return "–" if seconds is None else format_duration(seconds)

@@ -1,0 +1,268 @@
+"""A run under way: replicas getting ready, traffic, draining, and what it came to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass, field, replace
+
+from inferline_stream.controlplane.controller import Controller
+from inferline_stream.controlplane.observe.event_ledger import Bounds, read_ledger
+from inferline_stream.controlplane.observe.observation_log import read_notes, write_looks
+from inferline_stream.controlplane.pipeline_context import Running, drained, lags
+from inferline_stream.controlplane.polling import until
+from inferline_stream.errors import StageFailed
+from inferline_stream.kafka.controller_client import LeadershipLost, OffsetReader
+from inferline_stream.replay.live_looks import Looks
+from inferline_stream.runs.archive import Events, RunRecord, write_record
+from inferline_stream.runs.report import RunReport, run_report
+from inferline_stream.runs.run import Run, Watcher
+
+logger = logging.getLogger(__name__)
+
+_SHOW_S = 0.5
+_BEFORE_S = 3600.0
+"""A time that is longer before a run than this is not believed to be an arrival's."""
+_HOPELESS_RESTARTS = 3
+"""So many deaths of a stage none of whose replicas was ever ready: it cannot start."""
+
+
+@dataclass(slots=True)
+class Session:
+    """A run under way. Made by `session`."""
+
+    run: Run
+    running: Running
+    controller: Controller
+    offsets: OffsetReader
+    since: Bounds
+    control: asyncio.Task[None]
+    watcher: Watcher
+    replicas_most: dict[str, int] = field(default_factory=dict)
+    started_s: float = field(default_factory=time.time)
+    lateness_p99_s: float | None = None
+
+    async def ready(self) -> None:
+        """Wait until every replica of the plan is ready; those that have no place yet are not waited for.
+
+        Raises:
+            StageFailed: a stage cannot start, or takes longer than `Settings.start_timeout_s`.
+        """
+        began_s = time.monotonic()
+        deadline_s = began_s + self.run.settings.start_timeout_s
+        while not self._all_ready():
+            self._alive()
+            self._tell_start(time.monotonic() - began_s)
+            for stage in self.running_stages():
+                died = self.controller.picture.restarts[stage]
+                if died >= _HOPELESS_RESTARTS and not self.replicas_most.get(stage):
+                    why = next((text for text in reversed(self.controller.exits) if text.startswith(f"{stage}-")), "")
+                    raise StageFailed(f"stage {stage!r} cannot start: {why}")
+            if self.controller.fleet.pending:  # a node may have to be made, which takes what it takes
+                deadline_s = time.monotonic() + self.run.settings.start_timeout_s
+            if time.monotonic() > deadline_s:
+                raise StageFailed(
+                    f"replicas were not ready within {self.run.settings.start_timeout_s:g} s; "
+                    f"see what they wrote in {self.run.log_folder}"
+                )
+            await asyncio.sleep(0.05)
+
+    def running_stages(self) -> tuple[str, ...]:
+        """Stages in topological order."""
+        return self.controller.picture.shape.stages
+
+    def _all_ready(self) -> bool:
+        state, pending = self.controller.state, self.controller.fleet.pending
+        return state is not None and all(
+            any(kind.ready for kind in stage.replicas)
+            and all(kind.ready + pending[stage.name, kind.hardware] >= kind.wanted for kind in stage.replicas)
+            for stage in state.stages
+        )
+
+    def _tell_start(self, elapsed_s: float) -> None:
+        """How many replicas are ready, and when the last would be if each took as long as its profile says."""
+        if (state := self.controller.state) is None:
+            return
+        kinds = [(stage.name, kind) for stage in state.stages for kind in stage.replicas]
+        profiles = self.run.measured.profiles
+        longest_s = max(
+            (profiles[stage, kind.hardware].start_up_s for stage, kind in kinds if kind.ready < kind.wanted),
+            default=0.0,
+        )
+        ready = sum(min(kind.ready, kind.wanted) for _, kind in kinds)
+        self.watcher.progress(ready, sum(kind.wanted for _, kind in kinds), max(0.0, longest_s - elapsed_s))
+
+    def _alive(self) -> None:
+        """Raise what ended the control loop, if it has ended."""
+        if self.control.done():
+            error = self.control.exception()
+            raise _only(error) if error else LeadershipLost("the control loop has ended")
+
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Show the newest picture until stopped, or the control loop ends.
+
+        Raises:
+            LeadershipLost: another controller leads now.
+        """
+        while not stop.is_set():
+            self._alive()
+            self.look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SHOW_S):
+                    await stop.wait()
+
+    def look(self) -> None:
+        """Show the newest picture once."""
+        if (state := self.controller.state) is not None:
+            for stage in state.stages:
+                ready = sum(kind.ready for kind in stage.replicas)
+                self.replicas_most[stage.name] = max(self.replicas_most.get(stage.name, 0), ready)
+            self.watcher.now(state)
+
+    async def fed(self, stop: asyncio.Event) -> None:
+        """Let the feed write from now to its end, or until stopped; without one, wait until stopped."""
+        async with contextlib.AsyncExitStack() as stack:
+            feed = None
+            if self.run.feed is not None:
+                self.watcher.step("loading the trace")
+                feed = await stack.enter_async_context(self.run.feed(self.run.bootstrap_servers, self.running.source))
+                await feed.ready()
+                feed.start()
+                self.watcher.step("replaying")
+            self.started_s = time.time()
+            ending = [asyncio.create_task(stop.wait())]
+            if feed is not None:
+                ending.append(asyncio.create_task(feed.finished()))
+            showing = asyncio.create_task(self.follow(stop))
+            try:
+                await asyncio.wait([*ending, showing], timeout=self.run.duration_s, return_when="FIRST_COMPLETED")
+                if showing.done() and not stop.is_set():
+                    showing.result()
+                if feed is not None:
+                    feed.stop()
+                    self.lateness_p99_s = (await feed.finished()).lateness_p99_s
+            finally:
+                for task in (*ending, showing):
+                    task.cancel()
+                await asyncio.gather(*ending, showing, return_exceptions=True)
+
+    async def drain(self) -> dict[str, int]:
+        """Wait until everything that was in the source topic has gone through, then let every replica leave.
+
+        Returns:
+            Records left uncommitted, by consumer group.
+        """
+        self.controller.deciding.held = True  # falling traffic at the end is no reason to scale
+        self.watcher.step("draining")
+        end = (await self.offsets.ends({self.running.source: len(self.since.source)}))[self.running.source]
+        partitions = self.controller.picture.partitions
+        left, moved_s = None, time.monotonic()
+        while not await drained(self.offsets, self.running, partitions, end):
+            self._alive()
+            self.look()
+            now = await lags(self.offsets, self.running, partitions)
+            if now != left:
+                left, moved_s = now, time.monotonic()
+            elif time.monotonic() - moved_s > self.run.settings.drain_timeout_s:
+                waited_s = self.run.settings.drain_timeout_s
+                logger.error(
+                    "nothing has moved for %g s, events are left behind: %s", waited_s, self.controller.slots.stuck()
+                )
+                break
+            await asyncio.sleep(0.1)
+        if self.run.feed is None:  # others may go on writing: what came after is left for the next run
+            await self.controller.retire(self.running.entries, self.run.settings.drain_timeout_s)
+            rest = {stage: n for stage, n in partitions.items() if stage not in self.running.entries}
+            await until(
+                lambda: drained(self.offsets, self.running, rest, ()), self.run.settings.drain_timeout_s, every_s=0.1
+            )
+        await self.controller.retire(frozenset(partitions), self.run.settings.drain_timeout_s)
+        return await lags(self.offsets, self.running, partitions)
+
+    async def report(self, lag: dict[str, int]) -> RunReport:
+        """Account for every event and put the report together."""
+        self.watcher.step("accounting for every event")
+        assert self.controller.state is not None, "a drained run has been looked at"
+        # A decision may be newer than the last look.
+        picture = self.controller.picture
+        state = replace(
+            self.controller.state,
+            decisions=tuple(picture.decisions),
+            latency=picture.latencies.histogram(),
+            late_events=picture.latencies.late(),
+        )
+        ended_s = time.time()
+        ledger = await read_ledger(
+            self.offsets,
+            self.running,
+            self.since,
+            self.controller.picture.partitions,
+            to_committed=self.run.feed is None,
+            begin=self.controller.watching.marks.begin if self.controller.watching is not None else None,
+        )
+        report = run_report(
+            ledger,
+            state,
+            started_s=self.started_s,
+            duration_s=ended_s - self.started_s,
+            replicas_most=self.replicas_most,
+            lag=lag,
+            exits=list(self.controller.exits),
+            emulated=any(
+                self.run.kinds[a.hardware].emulated for kinds in self.run.plan.allocations.values() for a in kinds
+            ),
+            advisory=self.run.advisory,
+            lateness_p99_s=self.lateness_p99_s,
+            counts_events=self.running.arrivals != "timestamps",
+        )
+        if self.run.run_folder is not None:
+            events = Events.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
+            write_record(self.run.run_folder, self._record(report), events)
+            # Looks without every event would be replayed on other traffic than the policy saw.
+            if not ledger.began and (looks := await self._looks(events.began_s)) is not None:
+                write_looks(self.run.run_folder, looks)
+            self.watcher.note(f"written down in {self.run.run_folder}; `inferline-stream report` shows it")
+        return report
+
+    def _record(self, report: RunReport) -> RunRecord:
+        measured, deciding = self.run.measured, self.controller.deciding
+        plans = list(deciding.plans)
+        if deciding.first_plan is not None and plans[:1] != [deciding.first_plan]:
+            plans.insert(0, deciding.first_plan)
+        return RunRecord(
+            report=report,
+            started_s=self.started_s,
+            objective=self.run.pipeline.objective,
+            shape=self.controller.picture.shape,
+            hardware=list(self.run.kinds.values()),
+            profiles=list(measured.profiles.values()),
+            paths=measured.paths,
+            hop_overhead_s=measured.hop_overhead_s,
+            hop_spread_s=measured.hop_spread_s,
+            keys=measured.keys,
+            plans=plans,
+            decisions=list(deciding.decisions),
+            start_up_s=self.controller.picture.reports.every_start_up_s(),
+        )
+
+    async def _looks(self, origin_s: float) -> Looks | None:
+        deciding = self.controller.deciding
+        if deciding.began_s is None:
+            return None
+        notes = await read_notes(self.running, deciding.began_s)
+        return notes.looks(
+            origin_s,
+            deciding.began_s,
+            watched_s=deciding.watched_s,
+            staffed_s=deciding.warming.staffed_s,
+            sampled=self.running.arrivals != "timestamps",
+        )
+
+
+def _only(error: BaseException) -> BaseException:
+    """What a task group of one cause was wrapped around."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,186 @@
+"""What a run comes to: every event accounted for, latencies, cost, decisions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from inferline_stream.controlplane.observe.event_ledger import Ledger
+from inferline_stream.observability.state import DecisionRecord, PipelineState
+
+_NO_OUTPUT = frozenset(("skipped",))
+"""The only ending without a sink record that is not a miss: the topology says that the event has no output."""
+
+
+class DecisionLine(msgspec.Struct, frozen=True):
+    """One decision, as the report has it."""
+
+    time_s: float
+    """Seconds since the run's first sample."""
+    action: str
+    reason: str
+    detail: str
+    replicas: dict[str, int]
+    applied: bool
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a run. Times are seconds, money is dollars."""
+
+    pipeline: str
+    lost: int
+    """Verified events that neither reached the sink nor ended for a reason that was recorded."""
+    duplicated: int
+    """Sink records beyond the first of a verified event."""
+    events_in: int
+    events_out: int
+    slo_miss_rate: float | None
+    """Share of events above the SLO, lost and failed ones included; None without events."""
+    cost: float
+    """Replica-seconds × catalogue price."""
+    decisions: list[DecisionLine]
+    slo_s: float
+    p50_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+    completed: dict[str, int]
+    """Events that ended without a sink record, by reason."""
+    duration_s: float
+    predicted_p99_s: float
+    replicas_most: dict[str, int]
+    """Most replicas ready at once, by stage."""
+    lag: dict[str, int]
+    """Records left uncommitted in each stage's topic, by consumer group."""
+    exits: list[str]
+    """Replicas that ended unexpectedly."""
+    lost_ids: list[str]
+    """The first of them."""
+    emulated: bool
+    """Whether any replica slept instead of computing."""
+    advisory: bool
+    lateness_p99_s: float | None = None
+    """How late the trace replay sent, against the trace."""
+    unknown: int = 0
+    """Records in the sink that belong to none of the run's events."""
+    backlog: int = 0
+    """Events that were there before the run: accounted for, but neither in its latencies nor in its miss rate."""
+    backlog_done_s: float | None = None
+    """When the last of them was done, from the run's beginning; None without any."""
+    verified: int = 0
+    """Events that were looked up by their ids: all, or of a long run the newest. The others are counted."""
+    unaccounted: int = 0
+    """Of those counted: how many more entered than reached the sink, ended or were dropped as repeated, at least."""
+
+
+def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[DecisionLine]:
+    """Decisions with times counted from ``start_s``, seconds since the epoch."""
+    return [
+        DecisionLine(round(d.time_s - start_s, 3), d.action, d.reason, d.detail, dict(d.replicas), d.applied)
+        for d in decisions
+    ]
+
+
+def miss_rate(ledger: Ledger, slo_s: float) -> float | None:
+    """Share of live events above the SLO; lost, dead-lettered and expired ones are misses, skipped ones are not."""
+    lost, _ = ledger.lost()
+    failed = sum(count for reason, count in ledger.live_reasons.items() if reason not in _NO_OUTPUT)
+    late = int(np.count_nonzero(np.frombuffer(ledger.latencies_s, dtype=np.float32) > slo_s))
+    events = len(ledger.latencies_s) + lost + failed
+    return (late + lost + failed) / events if events else None
+
+
+def counted_miss_rate(state: PipelineState, lost: int) -> float | None:
+    """The same of a run too long to look every event up, by what dispatchers counted."""
+    failed = lost + sum(stage.dead_lettered + stage.expired for stage in state.stages)
+    events = sum(state.latency.counts) + failed
+    return (state.late_events + failed) / events if events else None
+
+
+def endings(ledger: Ledger, state: PipelineState) -> dict[str, int]:
+    """Events that ended without a sink record, by reason; of those not looked up by what dispatchers counted."""
+    found = Counter(ledger.reasons)
+    if ledger.began:
+        for reason in ("dead_lettered", "expired"):
+            total = sum(getattr(stage, reason) for stage in state.stages)
+            found[reason] = min(max(total, ledger.reasons[reason]), ledger.reasons[reason] + ledger.earlier_ended)
+        found["skipped"] += max(0, ledger.reasons.total() + ledger.earlier_ended - found.total())
+    return {reason: count for reason, count in found.items() if count}
+
+
+def quantiles_s(ledger: Ledger, probabilities: Sequence[float]) -> tuple[float | None, ...]:
+    """Order statistics of the end-to-end latencies; None without events."""
+    latencies = np.frombuffer(ledger.latencies_s, dtype=np.float32)
+    if not latencies.size:
+        return (None,) * len(probabilities)
+    return tuple(round(float(q), 6) for q in np.quantile(latencies, probabilities, method="inverted_cdf"))
+
+
+def run_report(
+    ledger: Ledger,
+    state: PipelineState,
+    *,
+    started_s: float,
+    duration_s: float,
+    replicas_most: Mapping[str, int],
+    lag: Mapping[str, int],
+    exits: Sequence[str],
+    emulated: bool,
+    advisory: bool,
+    lateness_p99_s: float | None,
+    counts_events: bool = True,
+) -> RunReport:
+    """Put the end of a run together.
+
+    Args:
+        ledger: of every event.
+        state: the last one.
+        started_s: seconds since the epoch at which decisions' times begin.
+        duration_s: of the run, without preparations.
+        replicas_most: most replicas ready at once, by stage.
+        lag: left in each group.
+        exits: replicas that ended unexpectedly.
+        emulated: whether any replica slept instead of computing.
+        advisory: whether decisions were only reported.
+        lateness_p99_s: of the trace replay, if there was one.
+        counts_events: whether the growth of the source topic counts events alone; see `Topic`.
+    """
+    lost, lost_ids = ledger.lost()
+    probabilities = (0.5, 0.95, 0.99)
+    if ledger.began:
+        p50_s, p95_s, p99_s = (state.latency.quantile_s(p) for p in probabilities)
+    else:
+        p50_s, p95_s, p99_s = quantiles_s(ledger, probabilities)
+    earlier_out = min(ledger.earlier_out, ledger.earlier_in)  # the growth of a log counts what is there twice, too
+    unaccounted = ledger.earlier_in - earlier_out - ledger.earlier_ended - state.duplicates if ledger.began else 0
+    return RunReport(
+        pipeline=state.pipeline,
+        lost=lost,
+        duplicated=ledger.duplicated,
+        events_in=ledger.events_in + ledger.earlier_in,
+        events_out=ledger.events_out + earlier_out,
+        verified=ledger.events_in,
+        unaccounted=max(0, unaccounted) if counts_events else 0,
+        slo_miss_rate=counted_miss_rate(state, lost) if ledger.began else miss_rate(ledger, state.slo_s),
+        cost=round(state.cost, 6),
+        decisions=decision_lines(state.decisions, started_s),
+        slo_s=state.slo_s,
+        p50_s=p50_s,
+        p95_s=p95_s,
+        p99_s=p99_s,
+        completed=endings(ledger, state),
+        duration_s=round(duration_s, 3),
+        predicted_p99_s=state.predicted_p99_s,
+        replicas_most=dict(replicas_most),
+        lag=dict(lag),
+        exits=list(exits),
+        lost_ids=lost_ids,
+        emulated=emulated,
+        advisory=advisory,
+        lateness_p99_s=lateness_p99_s,
+        unknown=ledger.unknown,
+        backlog=ledger.backlog + ledger.earlier_backlog,
+        backlog_done_s=None if ledger.backlog_done_s is None else round(ledger.backlog_done_s - started_s, 3),
+    )

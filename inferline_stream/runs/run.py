@@ -1,0 +1,199 @@
+"""What a run is given: what runs, who feeds it, and who shows it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.dataplane.specs import Delivery, DispatcherSpec, ReplicaSpec
+from inferline_stream.kafka.topics import REPLICATION
+from inferline_stream.observability.state import DecisionRecord, PipelineState
+from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.pipeline.hardware import Catalogue, catalogue
+from inferline_stream.pipeline.isolation import isolation_of
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.settings import Settings
+from inferline_stream.tuner.policy import POLICIES, Policy
+
+
+class Feed(Protocol):
+    """Whatever writes events into the source topic for the length of a run."""
+
+    async def ready(self) -> Any:
+        """Wait until it could begin."""
+
+    def start(self) -> None:
+        """Begin, now."""
+
+    def stop(self) -> None:
+        """Write nothing more."""
+
+    async def finished(self) -> Any:
+        """Wait for its end; what it returns has a ``lateness_p99_s``."""
+
+
+FeedTo = Callable[[str, str], AbstractAsyncContextManager[Feed]]
+"""(bootstrap servers, topic) → what feeds it."""
+
+
+class Watcher(Protocol):
+    """What shows a run to people."""
+
+    def step(self, text: str) -> None:
+        """The run has come to its next step."""
+
+    def progress(self, done: int, of: int, left_s: float) -> None:
+        """How far that step is, and about how much longer it takes, 0 where nobody can tell; often."""
+
+    def note(self, text: str) -> None:
+        """Something to keep on the screen: an address, a warning."""
+
+    def decided(self, record: DecisionRecord) -> None:
+        """A decision, as it is made."""
+
+    def now(self, state: PipelineState) -> None:
+        """The newest picture, about twice a second."""
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def step(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, done: int, of: int, left_s: float) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def decided(self, record: DecisionRecord) -> None:
+        """Nothing."""
+
+    def now(self, state: PipelineState) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run's inputs.
+
+    Args:
+        pipeline: what runs.
+        topology: its file, which every replica loads; dispatchers do not.
+        bootstrap_servers: of a Kafka that answers.
+        plan: replicas to begin with, batch limits, hardware.
+        measured: profiles.
+        log_folder: where replicas' output goes.
+        supervisor_folder: private folder, of a short path, where the next controller on this host finds the supervisor
+            if this one dies; None: no other finds it.
+        prefix: before every topic and group.
+        feed: writes the source topic; None if somebody else does.
+        replication: copies of each topic that has to be created.
+        create_topics: create what is missing; else only verify what is there.
+        start: where groups without an offset start.
+        policy: the Tuner's step.
+        advisory: decide without acting.
+        delivery: how results get into the sink.
+        tracing: OpenTelemetry exporter of a span per batch; empty for none.
+        duration_s: stop after so long; None runs to the end of the feed, or until stopped.
+        page_port: of the live page; 0 for any free one, None for no page.
+        page_token: who knows it may hold decisions and set replicas from the page; empty: nobody may.
+        metrics_port: of `/metrics`; likewise.
+        metrics_host: address that it is served on.
+        faust: host the control loop's agents and timer in a Faust app as well.
+        hands_over: leave dispatchers and replicas at work at the end, for the controller that follows.
+        replans: plan again now and then, from what was recorded and measured.
+        settings: periods and time limits.
+        sample: the arrivals that the plan was made for, for what others would have bought for them.
+        run_folder: where the finished run is written down, a folder that does not exist yet; None for nowhere.
+        cores: most that all replicas together may have; None for those of this machine.
+        live_since_s: seconds since the epoch; what entered before is a backlog, apart from live traffic in metrics.
+    """
+
+    pipeline: Pipeline
+    topology: Path
+    bootstrap_servers: str
+    plan: Plan
+    measured: PipelineProfile
+    log_folder: Path
+    supervisor_folder: Path | None = None
+    prefix: str = ""
+    feed: FeedTo | None = None
+    replication: int = REPLICATION
+    create_topics: bool = True
+    start: str = "committed"
+    policy: Policy = POLICIES["default"]
+    advisory: bool = False
+    delivery: Delivery = "at_least_once"
+    tracing: str = ""
+    duration_s: float | None = None
+    page_port: int | None = None
+    page_token: str = ""
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    faust: bool = True
+    hands_over: bool = False
+    replans: bool = True
+    settings: Settings = field(default_factory=Settings)
+    sample: Trace | None = None
+    run_folder: Path | None = None
+    live_since_s: float = 0.0
+    cores: float | None = None
+
+    @property
+    def kinds(self) -> Catalogue:
+        """Hardware kinds known to the pipeline."""
+        return catalogue(self.pipeline.hardware)
+
+    @property
+    def identity(self) -> str:
+        """What a controller must have in common with the one before to take over its processes, their code included."""
+        topology = self.topology.resolve()
+        code = hashlib.blake2s(digest_size=8)
+        for file in sorted(topology.parent.rglob("*.py")):
+            code.update(str(file).encode() + file.read_bytes())
+        what = (self.pipeline.name, self.prefix, self.bootstrap_servers, str(topology), self.delivery, code.hexdigest())
+        return " ".join(what)
+
+    @property
+    def replica_specs(self) -> dict[tuple[str, str], ReplicaSpec]:
+        """What a new replica is given, by stage and hardware kind."""
+        pairs = {(stage, a.hardware) for stage, held in self.plan.allocations.items() for a in held}
+        return {(stage, kind): self._replica_spec(stage, kind) for stage, kind in pairs | self.measured.profiles.keys()}
+
+    def _replica_spec(self, stage: str, hardware: str) -> ReplicaSpec:
+        declared, kind = self.pipeline.stage(stage), self.kinds[hardware]
+        return ReplicaSpec(
+            replica="",
+            stage=stage,
+            topology=str(self.topology.resolve()),
+            hardware=kind,
+            emulated_s=emulated_s(declared, hardware) if kind.emulated else None,
+            isolation=isolation_of(declared.isolation),
+        )
+
+    def dispatcher_spec(self, dispatcher: str, stage: str, slot: int) -> DispatcherSpec:
+        """What a new dispatcher is given."""
+        return DispatcherSpec(
+            dispatcher=dispatcher,
+            slot=slot,
+            routes=routes_of(self.pipeline, stage, self.prefix),
+            bootstrap_servers=self.bootstrap_servers,
+            delivery=self.delivery,
+            tracing=self.tracing,
+            live_since_s=self.live_since_s,
+            settings={
+                name: getattr(self.settings, name)
+                for name in self.settings.__dataclass_fields__
+                if getattr(self.settings, name) != getattr(Settings(), name)
+            },
+        )

@@ -1,0 +1,52 @@
+"""Steps that verbs share: whether a plan's P99 is credible on this machine."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inferline_stream import Pipeline, Stage, Topic
+from inferline_stream.cli import plan_steps
+from inferline_stream.cli.plan_steps import Declared, not_credible
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import independent_paths, shape_of
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.testing.runs import plan_by_hand
+
+
+def doubt(kind: str, replicas: int, rate: float) -> str:
+    """About a plan for busier traffic than the sample, on a machine of four cores."""
+    kinds = [Hardware("whole", 0.1, cores=1.0), Hardware("half", 0.05, cores=0.5)]
+    stage = Stage("a", lambda values: values, hardware=[kind])
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage], hardware=kinds)
+    measured = PipelineProfile(
+        {("a", kind): Profile("a", kind, (ServiceTime(1, 0.01),))},
+        independent_paths(shape_of(pipeline), {}),
+        overheads=Overheads(1e4, ((0.0, 0.0), (10.0, 0.1), (1_000.0, 4.0))),
+    )
+    sample, busier = (Trace(np.arange(0.0, 10.0, 1 / each)) for each in (10.0, rate))
+    plan = plan_by_hand(pipeline, measured, sample, {"a": replicas})
+    return not_credible(plan, Declared(pipeline, Path("topology.py"), [], sample), measured, [busier])
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_steps, "cores_here", lambda: 4.0)
+    monkeypatch.setattr(plan_steps, "shares_held", lambda: True)
+
+
+def test_a_p99_is_credible_where_replicas_have_their_cores() -> None:
+    assert doubt("whole", 2, 10.0) == doubt("half", 2, 10.0) == ""
+
+
+def test_a_p99_is_not_credible_where_replicas_lack_cores_at_the_rate_that_was_planned_for() -> None:
+    lacks = "the P99 is not credible: replicas take {}.00 cores, and this machine has {} for them"
+    assert doubt("whole", 4, 10.0) == lacks.format(4, "3.75")
+    assert doubt("whole", 2, 1_000.0) == lacks.format(2, "0.00")
+
+
+def test_a_p99_is_not_credible_where_nothing_holds_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_steps, "shares_held", lambda: False)
+    assert doubt("whole", 2, 10.0) == ""
+    assert doubt("half", 2, 10.0) == "the P99 is not credible: nothing here holds replicas to their shares of a core"

@@ -1,0 +1,156 @@
+"""The end of a run as long as it likes: the newest events by their ids, the others by counts."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from inferline_stream.controlplane.observe import event_ledger as accounts
+from inferline_stream.controlplane.observe.end_offsets import VERIFIED, Marks
+from inferline_stream.controlplane.observe.event_ledger import Bounds, Ledger, read_ledger
+from inferline_stream.dataplane.headers import REASON
+from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.observability.state import LatencyHistogram, PipelineState
+from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
+from inferline_stream.runs.report import RunReport, run_report
+from tests.unit.observability.states import SLO_S, a_state
+
+NAMES = Names("p")
+START = Bounds((0, 0), (0,), (0,), live=(0, 0))
+
+
+class Topics:
+    """Source (two partitions), sink and completed topic of a run; what is not read of them is never made."""
+
+    def __init__(self, events: int, lost: frozenset[int] = frozenset(), own_ids: bool = False) -> None:
+        self.events, self.lost, self.own_ids, self.read = events, lost, own_ids, 0
+
+    def ends(self, entered: int, done: int) -> tuple[list[int], list[int], list[int]]:
+        """Ends of the three once so many had entered, and so many of them were done: each tenth has no result."""
+        gone = sum(n < done for n in self.lost)
+        return [(entered + 1) // 2, entered // 2], [done - (done + 9) // 10 - gone], [(done + 9) // 10]
+
+    def _id(self, n: int) -> bytes:
+        return b"order-%d" % n if self.own_ids else b"posts@id/%d/%d" % (n % 2, n // 2)
+
+    def records(self, topic: str, first: Mapping[int, int]) -> list[Followed]:
+        if topic == "posts":
+            headers = lambda n: [(EVENT_ID, self._id(n))] if self.own_ids else []  # noqa: E731
+            return [
+                Followed(p, at, 1000, None, b"", headers(2 * at + p))
+                for p, start in first.items()
+                for at in range(start, self.ends(self.events, 0)[0][p])
+            ]
+        if topic == "out":
+            left = first[0]
+            numbers = [n for n in range(self._after(left), self.events) if n % 10 and n not in self.lost]
+            return [
+                Followed(0, n, 1250, None, b"", [(EVENT_ID, self._id(n)), (ENTRY_TIME, b"1000000")]) for n in numbers
+            ]
+        return [
+            Followed(0, n, 1250, self._id(n), b"", [(REASON, b"skipped")])
+            for n in range(10 * first[0], self.events, 10)
+        ]
+
+    def _after(self, results: int) -> int:
+        return next(n for n in range(results, 2 * results + 2) if self.ends(0, n)[1][0] >= results)
+
+    def follower(self, servers: str, topic: str, first: Mapping[int, int], partitions: int) -> Any:
+        topics = self
+
+        class Follower:
+            async def __aenter__(self) -> Follower:
+                return self
+
+            async def __aexit__(self, *of: object) -> None:
+                pass
+
+            async def until(self, end: Mapping[int, int]) -> AsyncIterator[Followed]:
+                for record in topics.records(topic, first):
+                    topics.read += 1
+                    yield record
+
+        return Follower()
+
+
+def report_of(topics: Topics, monkeypatch: pytest.MonkeyPatch, *, marks: Marks, every: int) -> tuple[RunReport, Ledger]:
+    for entered in range(0, topics.events + 1, every):
+        marks.look(*topics.ends(entered, max(0, entered - 50)))  # fifty are always under way
+    whole = topics.ends(topics.events, topics.events)
+
+    async def ends(wanted: object) -> dict[str, tuple[int, ...]]:
+        return {"posts": tuple(whole[0]), "out": tuple(whole[1]), NAMES.completed: tuple(whole[2])}
+
+    async def topic_id(topic: str) -> str:
+        return "id"
+
+    monkeypatch.setattr(accounts, "TopicFollower", topics.follower)
+    running: Any = SimpleNamespace(source="posts", sink="out", names=NAMES, bootstrap_servers="")
+    offsets: Any = SimpleNamespace(ends=ends, topic_id=topic_id)
+    ledger = asyncio.run(read_ledger(offsets, running, START, {}, begin=marks.begin))
+    return run_report(
+        ledger, quiet(), started_s=0.0, duration_s=1.0, replicas_most={}, lag={}, exits=[], emulated=False,
+        advisory=False, lateness_p99_s=None,
+    ), ledger  # fmt: skip
+
+
+def quiet() -> PipelineState:
+    counted = LatencyHistogram((SLO_S / 2, SLO_S), (9900, 90, 10), 100.0)
+    known = a_state()
+    return type(known)(
+        **{name: getattr(known, name) for name in known.__slots__}
+        | {"stages": (), "latency": counted, "late_events": 10, "duplicates": 0, "decisions": ()}
+    )
+
+
+@pytest.mark.parametrize("own_ids", [False, True])
+@pytest.mark.parametrize("events", [0, 999, 1000, 1001, 20_011])
+def test_a_long_run_is_verified_at_its_end_and_counted_before(monkeypatch, events: int, own_ids: bool) -> None:
+    topics = Topics(events, own_ids=own_ids)
+    report, ledger = report_of(topics, monkeypatch, marks=Marks(1000, 60), every=25)
+    assert (report.lost, report.unaccounted, report.duplicated, report.unknown) == (0, 0, 0, 0)
+    assert report.events_in == events
+    assert report.events_out + sum(report.completed.values()) == events
+    assert report.verified == events if events <= 1000 else 900 <= report.verified <= 1000
+    assert topics.read < 2 * 1000 + 300
+    if ledger.began:
+        assert report.slo_miss_rate == 10 / 10_000
+        assert report.p99_s is not None
+        assert SLO_S / 2 <= report.p99_s <= SLO_S
+
+
+def test_what_was_lost_is_found_by_id_at_the_end_and_by_counts_before(monkeypatch) -> None:
+    late = Topics(20_011, lost=frozenset({19_991}))
+    report, _ = report_of(late, monkeypatch, marks=Marks(1000, 60), every=25)
+    assert (report.lost, report.lost_ids, report.unaccounted) == (1, ["posts@id/1/9995"], 0)
+    early = Topics(20_011, lost=frozenset(range(5001, 5010)))
+    report, _ = report_of(early, monkeypatch, marks=Marks(1000, 60), every=25)
+    assert (report.lost, report.unaccounted) == (0, 9)
+
+
+def test_a_burst_that_nobody_looked_at_in_between_is_verified_to_the_same_bound(monkeypatch) -> None:
+    topics = Topics(20_011)
+    report, _ = report_of(topics, monkeypatch, marks=Marks(1000, 60), every=19_000)
+    assert 900 <= report.verified <= 1000
+    assert (report.lost, report.unaccounted) == (0, 0)
+
+
+def test_marks_and_ledger_stay_within_their_bound_however_long_the_run() -> None:
+    marks = Marks()
+    for n in range(0, 10_000_000, 500):
+        marks.look((n,), (n,), (0,))
+    assert len(marks._marks) <= 17
+    end = 10_000_000
+    begin = marks.begin(Bounds((0,), (0,), (0,), (0,)), (end,))
+    assert VERIFIED * 0.9 < end - begin.source[0] <= VERIFIED
+    ledger = Ledger("posts", begin.source, (end,), began=(0,))
+    for n in range(begin.source[0], end):
+        name = (b"%d" % n) * 500  # a producer's own, as long as it likes
+        ledger.entered(Followed(0, n, 0, None, b"", [(EVENT_ID, name)]))
+    names = sum(sys.getsizeof(name) + sys.getsizeof(counts) for name, counts in ledger._named.items())
+    assert names + sys.getsizeof(ledger._named) < 32e6

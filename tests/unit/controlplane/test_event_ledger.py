@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.controlplane.observe.event_ledger import Ledger
+from inferline_stream.dataplane.headers import REASON
+from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
+from inferline_stream.runs.report import miss_rate
+
+
+def source(partition: int, offset: int, name: bytes | None = None) -> Followed:
+    return Followed(partition, offset, 0, None, b"{}", [(EVENT_ID, name)] if name else [])
+
+
+def sink(name: bytes, time_ms: int = 1250, entry_us: int = 1_000_000) -> Followed:
+    return Followed(0, 0, time_ms, None, b"{}", [(EVENT_ID, name), (ENTRY_TIME, b"%d" % entry_us)])
+
+
+def completed(name: bytes, reason: bytes = b"skipped") -> Followed:
+    return Followed(0, 0, 0, name, None, [(REASON, reason)])
+
+
+def test_an_event_is_lost_that_neither_reached_the_sink_nor_ended() -> None:
+    ledger = Ledger("posts", (10,), (14,))
+    for offset in range(10, 14):
+        ledger.entered(source(0, offset))
+    ledger.out(sink(b"posts/0/10"))
+    ledger.ended(completed(b"posts/0/12"))
+    ledger.out(sink(b"posts/0/13"))
+    assert ledger.lost() == (1, ["posts/0/11"])
+    assert (ledger.events_in, ledger.events_out, ledger.duplicated) == (4, 2, 0)
+    assert ledger.reasons == Counter({"skipped": 1})
+
+
+def test_a_second_sink_record_is_a_duplicate_and_its_latency_does_not_count() -> None:
+    ledger = Ledger("posts", (0,), (1,))
+    ledger.entered(source(0, 0))
+    ledger.out(sink(b"posts/0/0", time_ms=1250))
+    ledger.out(sink(b"posts/0/0", time_ms=9000))
+    assert ledger.duplicated == 1
+    assert list(ledger.latencies_s) == [pytest.approx(0.25)]
+
+
+def test_records_of_other_runs_and_other_topics_are_distinguished() -> None:
+    ledger = Ledger("posts", (5,), (7,))
+    ledger.entered(source(0, 5))
+    ledger.entered(source(0, 6))
+    for name in (b"posts/0/4", b"posts/0/7", b"other/0/5", b"posts/1/5", b"nonsense", b""):
+        ledger.out(sink(name))
+    assert (ledger.unknown, ledger.events_out) == (6, 0)
+
+
+def test_offsets_without_a_record_are_not_lost_events() -> None:
+    ledger = Ledger("posts", (0,), (3,))  # a transaction's marker holds offset 1
+    for offset in (0, 2):
+        ledger.entered(source(0, offset))
+        ledger.out(sink(b"posts/0/%d" % offset))
+    assert ledger.lost() == (0, [])
+    assert ledger.events_in == 2
+
+
+names = st.one_of(st.tuples(st.integers(0, 1), st.integers(0, 9)), st.binary(min_size=1, max_size=3))
+
+
+@given(st.lists(names, unique=True), st.lists(st.integers(0, 40)), st.lists(st.integers(0, 40)))
+def test_every_event_is_counted_as_a_plain_list_of_ids_counts_it(
+    entered: list[tuple[int, int] | bytes], outs: list[int], ends: list[int]
+) -> None:
+    ids = [b"t/%d/%d" % name if isinstance(name, tuple) else name for name in entered]
+    ledger = Ledger("t", (0, 0), (10, 10))
+    for at, name in enumerate(entered):
+        if isinstance(name, tuple):
+            ledger.entered(source(*name))
+        else:
+            ledger.entered(source(0, at, name))
+    out = [ids[i] for i in outs if i < len(ids)]
+    end = [ids[i] for i in ends if i < len(ids)]
+    for name in out:
+        ledger.out(sink(name))
+    for name in end:
+        ledger.ended(completed(name))
+    assert ledger.events_in == len(ids)
+    assert ledger.events_out == len(set(out))
+    assert ledger.duplicated == len(out) - len(set(out))
+    count, _ = ledger.lost()
+    assert count == len(set(ids) - set(out) - set(end))
+
+
+def test_what_was_there_before_is_accounted_for_and_tells_nothing_of_latency_and_misses() -> None:
+    ledger = Ledger("posts", (10,), (15,), live=(12,))
+    for offset in (10, 11, 12):
+        ledger.entered(source(0, offset))
+    ledger.entered(source(0, 13, name=b"mine"))
+    ledger.out(sink(b"posts/0/10", time_ms=90_000))
+    ledger.ended(completed(b"posts/0/11", b"dead_lettered"))
+    ledger.out(sink(b"posts/0/12", time_ms=1250))
+    ledger.out(sink(b"mine", time_ms=1500))
+    assert (ledger.events_in, ledger.events_out, ledger.backlog) == (4, 3, 2)
+    assert ledger.lost() == (0, [])
+    assert list(ledger.latencies_s) == [pytest.approx(0.25), pytest.approx(0.5)]
+    assert len(ledger.arrivals_s) == 2
+    assert ledger.backlog_done_s == 90.0
+    assert ledger.reasons == Counter({"dead_lettered": 1})
+    assert miss_rate(ledger, 0.3) == 0.5
+
+
+def test_a_named_event_that_was_there_before_is_known_by_its_record() -> None:
+    ledger = Ledger("posts", (0,), (2,), live=(1,))
+    ledger.entered(source(0, 0, name=b"old"))
+    ledger.entered(source(0, 1, name=b"new"))
+    ledger.out(sink(b"old", time_ms=90_000))
+    ledger.out(sink(b"new", time_ms=1250))
+    assert list(ledger.latencies_s) == [pytest.approx(0.25)]
+    assert (ledger.backlog, ledger.backlog_done_s) == (1, 90.0)
+
+
+ODD = st.none() | st.binary(max_size=12) | st.sampled_from(
+    [b"inf", b"9" * 30, b"9" * 400, b"\xff", "t/²/0".encode(), b"t/0/", b"t/9/0", b"t/0/-1", b"t/\xb2/1", b"/", b""]
+)  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["entered", "out", "ended"]),
+            ODD,
+            st.lists(st.tuples(st.sampled_from([EVENT_ID, ENTRY_TIME, REASON]), ODD)),
+            st.integers(-(2**63), 2**63 - 1),
+        )
+    )
+)
+def test_whatever_records_hold_the_good_one_among_them_is_accounted_for(
+    records: list[tuple[str, bytes | None, list[tuple[str, bytes | None]], int]],
+) -> None:
+    ledger = Ledger("t", (0,), (100,), (1,))
+    ledger.entered(source(0, 99, b"good"))
+    for at, (kind, key, headers, time_ms) in enumerate(records[:98]):
+        getattr(ledger, kind)(Followed(0, at, time_ms, key, b"", headers))  # type: ignore[arg-type]
+    ledger.out(sink(b"good"))
+    assert "good" not in ledger.lost(1000)[1]
+    assert ledger.events_out >= 1
+    miss_rate(ledger, 0.25)
+
+
+def test_a_latency_is_never_negative() -> None:
+    ledger = Ledger("posts", (0,), (1,))
+    ledger.entered(source(0, 0))
+    ledger.out(sink(b"posts/0/0", time_ms=1250, entry_us=86_400_000_000))
+    assert list(ledger.latencies_s) == [0.0]

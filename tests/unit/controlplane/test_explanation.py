@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+
+from inferline_stream.controlplane.log.explanation import WORDS, Story, document, sentences
+from inferline_stream.controlplane.log.messages import Override, StoredDecision, StoredPlan
+from inferline_stream.controlplane.log.overrides import Overrides
+from inferline_stream.pipeline.plan import Allocation, KeyBound, Plan
+from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
+from inferline_stream.tuner.decision import Reason
+
+
+def stored(number: int, reason: str, batch: int, detail: str = "") -> StoredPlan:
+    plan = Plan(
+        pipeline="p",
+        slo_s=0.25,
+        allocations={"a": (Allocation("cpu-1", batch, 2),), "b": (Allocation("t4", 8, 1), Allocation("cpu-1", 1, 3))},
+        cost_per_hour=0.85,
+        predicted_p99_s=0.2,
+        arrival_rate=41.5,
+        envelope=((0.1, 9),),
+        visit_ratios={"a": 1.0, "b": 0.5},
+        utilization={"a": 0.5, "b": 0.25},
+    )
+    return StoredPlan("c-1", 3, 1.7e9, reason, detail, msgspec.Raw(plan_to_bytes(plan)), number)
+
+
+def decision(number: int) -> StoredDecision:
+    return StoredDecision(
+        number,
+        "c-1",
+        3,
+        1.7e9 + number,
+        "scale_up",
+        "backlog",
+        f"stage 'a': detail {number}",
+        {"a": {"cpu-1": 4}, "b": {"t4": 1, "cpu-1": 3}},
+        True,
+        61.25,
+        lags={"a": 17, "b": 0},
+        ready={"a": 2, "b": 4},
+    )
+
+
+STORY = Story(
+    "p",
+    (stored(1, "initial", 4), stored(2, "plan_saves", 8, "700 arrivals")),
+    (decision(1), decision(2), decision(3)),
+    Overrides({"limits/a": Override("limits", "a", minimum=1, maximum=6, who="eve")}),
+)
+
+
+def test_every_reason_has_its_words() -> None:
+    assert WORDS.keys() == set(Reason)
+
+
+def test_a_plan_is_reported_with_its_reason_its_numbers_and_what_it_changed() -> None:
+    reported = "\n".join(sentences(STORY, 10))
+    assert "plan 1 (initial) by c-1, term 3: the run began" in reported
+    assert "plan 2 (plan_saves) by c-1, term 3: 700 arrivals" in reported
+    assert "a: 2 × cpu-1, batches up to 8, 50% utilized (before: 2 × cpu-1, batches up to 4)" in reported
+    assert reported.count("b: 1 × t4, batches up to 8 + 3 × cpu-1, batches up to 1, 25% utilized\n") == 2
+    assert "SLO 250ms, predicted P99 200ms, $0.8500/h, made for 41.5 events/s" in reported
+
+
+def test_a_decision_is_reported_with_who_why_and_on_which_numbers() -> None:
+    reported = list(sentences(STORY, 10))[-3:]
+    assert reported[0].endswith("scale_up (backlog) by c-1, term 3: queued records would have missed the SLO")
+    assert reported[1].strip() == "stage 'a': detail 3"
+    assert reported[2].strip() == (
+        "wanted a 4 × cpu-1, b 1 × t4 + 3 × cpu-1; seen 61.2 events/s, ready a 2, b 4, lag a 17"
+    )
+
+
+def test_what_people_have_set_is_reported() -> None:
+    assert "Set by eve: limits/a 1 to 6" in list(sentences(STORY, 10))
+
+
+def test_only_the_newest_are_reported_and_the_first_of_them_still_knows_what_it_changed() -> None:
+    reported = "\n".join(sentences(STORY, 1))
+    assert "plan 1" not in reported
+    assert "(before: 2 × cpu-1, batches up to 4)" in reported
+    assert reported.count("scale_up") == 1
+    assert [d["number"] for d in document(STORY, 2)["decisions"]] == [2, 3]
+
+
+def test_nothing_written_down_is_said() -> None:
+    assert list(sentences(Story("p", (), (), Overrides()), 5)) == ["p: no plan and no decision is written down"]
+
+
+def test_a_key_that_binds_a_stage_is_reported_with_its_remedy() -> None:
+    plan = plan_from_bytes(bytes(STORY.plans[0].plan))
+    bound = replace(plan, key_bound={"a": KeyBound("anna", 31.0, {"cpu-1": 20.0})})
+    raw = msgspec.Raw(plan_to_bytes(bound))
+    said = "\n".join(sentences(Story("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5))
+    assert "a: key_bound: events of key 'anna' come 31 times a second" in said
+    assert "cpu-1 20; Stage(ordered=False) lifts that" in said
+
+
+def test_several_dispatchers_of_a_stage_are_reported_with_what_it_holds() -> None:
+    plan = replace(plan_from_bytes(bytes(STORY.plans[0].plan)), slots={"a": 2})
+    raw = msgspec.Raw(plan_to_bytes(plan))
+    said = "\n".join(sentences(Story("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5))
+    assert "a: 2 × cpu-1, batches up to 4, 2 dispatchers, 50% utilized" in said

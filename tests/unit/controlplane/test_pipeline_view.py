@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from inferline_stream.controlplane.log.messages import StoredPlan
+from inferline_stream.controlplane.observe.latencies import with_bound
+from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
+from inferline_stream.observability.state import LatencyHistogram
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Shape, independent_paths
+from inferline_stream.planner.document import plan_to_bytes
+
+SHAPE = Shape(("a",), ())
+MEASURED = PipelineProfile(
+    {("a", kind): Profile("a", kind, (ServiceTime(1, 0.01), ServiceTime(4, 0.02))) for kind in ("cpu", "gpu")},
+    independent_paths(SHAPE, {}),
+)
+PLAN = Plan(
+    pipeline="p",
+    slo_s=0.5,
+    allocations={"a": (Allocation("cpu", 4, 2, 0.012),)},
+    cost_per_hour=0.2,
+    predicted_p99_s=0.4,
+    arrival_rate=10.0,
+    envelope=((0.1, 3), (60.0, 700)),
+    visit_ratios={"a": 1.0},
+    utilization={"a": 0.1},
+)
+
+
+def picture() -> Picture:
+    kinds = {"cpu": Hardware("cpu", 0.1), "gpu": Hardware("gpu", 1.0)}
+    return Picture("p", SHAPE, PLAN, MEASURED, kinds, 0.99, {"a": 4}, (0.1, 60.0), declared_slo_s=0.5)
+
+
+def test_a_bound_among_the_others_splits_its_bucket_in_proportion() -> None:
+    split = with_bound(LatencyHistogram((0.1, 0.3), (5, 10, 2), 1.0), 0.15)
+    assert split.bounds_s == (0.1, 0.15, 0.3)
+    assert split.counts == (5, 2, 8, 2)
+
+
+@pytest.mark.parametrize(("bound_s", "counts"), [(0.1, (5, 10, 2)), (0.5, (5, 10, 0, 2)), (0.05, (2, 3, 10, 2))])
+def test_a_known_bound_changes_nothing_and_one_beyond_all_counts_everything_above(
+    bound_s: float, counts: tuple[int, ...]
+) -> None:
+    assert with_bound(LatencyHistogram((0.1, 0.3), (5, 10, 2), 1.0), bound_s).counts == counts
+
+
+def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() -> None:
+    seen = picture()
+    for tick in range(1, 3001):
+        seen.arrivals(tick * 0.02, [tick, 0, 0, 0])
+    other = replace(PLAN, slo_s=0.3, envelope=((0.2, 5), (1.0, 30), (60.0, 700)))
+    seen.adopt(other, MEASURED, (0.2, 1.0, 60.0))
+    assert seen.traffic.envelope(60.0) == pytest.approx((10, 50, 2999), abs=1)
+    assert seen.state(60.0, 0.0, {}, envelope=seen.traffic.envelope(60.0)).slo_s == 0.3
+
+
+def test_a_plan_that_came_into_force_is_reported_with_what_it_holds() -> None:
+    seen = picture()
+    seen.planned(StoredPlan("c", 1, 12.0, "initial", "", msgspec.Raw(plan_to_bytes(PLAN)), 3))
+    (shown,) = seen.state(60.0, 0.0, {}, envelope=(0, 0)).plans
+    assert (shown.number, shown.time_s, shown.reason) == (3, 12.0, "initial")
+    assert shown.allocations == {"a": (("cpu", 4, 2, 0.012),)}
+    assert seen.state(60.0, 0.0, {}, envelope=(0, 0)).stages[0].hold_s == 0.012
+    assert (shown.cost_per_hour, shown.predicted_p99_s, shown.slo_s) == (0.2, 0.4, 0.5)
+
+
+def test_events_are_late_by_the_slo_of_their_time() -> None:
+    seen = picture()
+    report = PoolReport("d", 1, "a", 0, "serving", 1)
+    bounds = seen.latencies.histogram().bounds_s
+    report.latency_buckets = [0] * (len(bounds) + 1)
+    report.latency_buckets[bounds.index(0.3)] = 100  # between 0.25 and 0.3
+    report.latency_buckets[-1] = 7  # above all
+    seen.reports.add(report, 1.0)
+    assert seen.observation(1.0, {}, {}, {}).late_events == 7
+    seen.adopt(replace(PLAN, slo_s=0.26), MEASURED, (0.1, 60.0))
+    assert seen.observation(1.0, {}, {}, {}).late_events == 7
+    later = msgspec.structs.replace(report, report=2, latency_buckets=[2 * n for n in report.latency_buckets])
+    seen.reports.add(later, 2.0)
+    assert seen.observation(2.0, {}, {}, {}).late_events == 7 + 7 + 80
+    assert seen.state(2.0, 0.0, {}, envelope=(0, 0)).late_events == 7 + 7 + 80  # what metrics count never falls
+
+
+def test_a_replica_that_stands_by_is_no_supply() -> None:
+    seen = picture()
+    ready = [ReplicaStatus(name, "cpu", "ready") for name in ("r1", "r2", "r3")]
+    seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, replicas=ready), 1.0)
+    supply = seen.observation(1.0, {("a", "cpu"): 2}, {}, {}).stages["a"].supply["cpu"]
+    assert (supply.ready, supply.pending) == (2, 0)
+    (counts,) = seen.state(1.0, 0.0, {("a", "cpu"): 2}, envelope=(0, 0)).stages[0].replicas
+    assert (counts.ready, counts.standby, counts.pending) == (2, 1, 0)
+
+
+def test_only_the_last_minute_of_arrivals_is_kept() -> None:
+    seen = picture()
+    for start_s in range(0, 200, 10):
+        seen.arrived(np.arange(start_s, start_s + 10.0))
+    assert sum(map(len, seen._blocks)) <= 71
+
+
+def test_dead_letters_miss_the_slo_but_only_events_that_waited_too_long_hold_replicas() -> None:
+    seen = picture()
+    report = PoolReport("d", 1, "a", 0, "serving", 1)
+    bounds = seen.latencies.histogram().bounds_s
+    report.latency_buckets = [0] * (len(bounds) + 1)
+    report.latency_buckets[0], report.latency_buckets[-1] = 900, 3
+    report.dead_lettered, report.expired = 90, 7
+    seen.reports.add(report, 1.0)
+    observed = seen.observation(1.0, {}, {}, {})
+    assert (observed.events, observed.late_events) == (1000, 3 + 7)
+    (stage,) = seen.state(1.0, 0.0, {}, envelope=(0, 0)).stages
+    assert (stage.dead_lettered, stage.expired) == (90, 7)

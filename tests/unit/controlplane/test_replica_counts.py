@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.controlplane.replica_counts import (
+    cores_held,
+    cost_per_hour,
+    replicas_of_plan,
+    stock_of_cores,
+    within,
+    within_cores,
+)
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.plan import Allocation
+
+
+def replica(name: str, started_s: float, state: str = "running") -> ObservedReplica:
+    return ObservedReplica(name, "s", "cpu-1", state, 1, started_s, 0)  # type: ignore[arg-type]
+
+
+def test_replicas_held_cost_their_catalogue_price_and_an_empty_place_nothing() -> None:
+    kinds = catalogue([Hardware("cpu-1", 0.5)])
+    held = [replica("a", 1.0), replica("b", 2.0, "retiring"), replica("c", 3.0, "waiting")]
+    assert cost_per_hour(held, kinds) == pytest.approx(1.0)
+
+
+def test_each_kind_may_grow_by_what_the_cores_have_left_and_keeps_what_it_has() -> None:
+    plan = {"a": (Allocation("cpu-0.25", 1, 2),), "b": (Allocation("cpu-0.5", 1, 1), Allocation("emulated-cpu", 1, 9))}
+    held = replicas_of_plan(plan)
+    stock = stock_of_cores(held, catalogue([Hardware("cpu-0.1", 0.1, cores=0.1, stock=2)]), 1.6)
+    assert (stock["cpu-0.25"], stock["cpu-0.5"], stock["cpu-0.1"], stock["cpu-1"]) == (4, 2, 2, 0)
+    assert "emulated-cpu" not in stock
+    crowded = stock_of_cores(held, catalogue(), 0.5)
+    assert (crowded["cpu-0.25"], crowded["cpu-0.5"]) == (2, 1)
+    assert stock_of_cores(held, catalogue(), math.inf) == {}
+
+
+def test_of_new_replicas_as_many_are_left_out_as_the_cores_lack() -> None:
+    before = {("a", "cpu-0.25"): 2, ("b", "cpu-0.5"): 1, ("c", "emulated-cpu"): 1}
+    wanted = {("a", "cpu-0.25"): 4, ("b", "cpu-0.5"): 2, ("c", "emulated-cpu"): 9}
+    assert within_cores(wanted, before, catalogue(), 2.0) == wanted
+    fitting = within_cores(wanted, before, catalogue(), 1.6)
+    assert cores_held(fitting, catalogue()) <= 1.6
+    assert fitting["c", "emulated-cpu"] == 9
+    assert within_cores(wanted, before, catalogue(), 0.1) == {**before, ("c", "emulated-cpu"): 9}
+
+
+def test_places_that_there_are_now_limit_a_kind_further_than_its_stock_and_never_less() -> None:
+    kinds = catalogue([Hardware("gpu-a", 1.0, stock=3), Hardware("gpu-b", 1.0)])
+    assert within({}, {"gpu-a": 2, "gpu-b": 5}, kinds) == {"gpu-a": 2, "gpu-b": 5}
+    assert within({}, {"gpu-a": 9}, kinds) == {"gpu-a": 3}
+    assert within({"gpu-a": 1}, {"gpu-a": 2}, kinds) == {"gpu-a": 1}
+    assert within({"gpu-b": 4}, {}, kinds) == {"gpu-b": 4}

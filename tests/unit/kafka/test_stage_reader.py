@@ -1,0 +1,132 @@
+"""What the reader makes of aiokafka's errors; its consumer is a double."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import OffsetOutOfRangeError
+
+from inferline_stream.kafka import fetched_batches, stage_reader
+from inferline_stream.kafka.fetched_batches import CorruptBatch
+from inferline_stream.kafka.outgoing import KafkaFailed
+from inferline_stream.kafka.stage_reader import StageReader
+
+CONTROL, ZERO, ONE = TopicPartition("assignments", 0), TopicPartition("in", 0), TopicPartition("in", 1)
+
+
+class Consumer:
+    """Takes the records of the other partitions, and drops them, when those of one raise; as aiokafka does."""
+
+    def __init__(self) -> None:
+        self.states = {tp: SimpleNamespace(position=0) for tp in (CONTROL, ZERO, ONE)}
+        self.records: dict[TopicPartition, list[str]] = {}
+        self.error: Exception | None = None
+        self.paused: set[TopicPartition] = set()
+        self._subscription = SimpleNamespace(
+            subscription=SimpleNamespace(assignment=SimpleNamespace(state_value=self.states.__getitem__))
+        )
+        self._client = SimpleNamespace(cluster=SimpleNamespace(leader_for_partition=lambda tp: 1))
+        self._fetcher = SimpleNamespace(_fetch_max_wait_ms=0)
+
+    async def getmany(
+        self, *wanted: TopicPartition, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, Sequence[str]]:
+        found = {}
+        for tp, records in self.records.items():
+            state = self.states[tp]
+            found[tp], state.position = records[state.position :], len(records)
+        if self.error is not None:
+            raise self.error
+        return found
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        self.states[tp].position = offset
+
+    def pause(self, *tps: TopicPartition) -> None:
+        self.paused.update(tps)
+
+    def resume(self, *tps: TopicPartition) -> None:
+        self.paused.difference_update(tps)
+
+
+@pytest.fixture
+def consumer(monkeypatch: pytest.MonkeyPatch) -> Consumer:
+    made = Consumer()
+    monkeypatch.setattr(stage_reader, "AIOKafkaConsumer", lambda **_: made)
+    return made
+
+
+def reader_of(consumer: Any) -> StageReader:
+    reader = StageReader("127.0.0.1:9", "in", "group", "assignments", fetch_wait_s=0.02)
+    reader._taken = {CONTROL: 0}
+    reader.hold({0: 0, 1: 0})
+    return reader
+
+
+async def test_records_that_came_with_corrupt_ones_are_fetched_again(consumer: Consumer) -> None:
+    reader = reader_of(consumer)
+    consumer.records = {CONTROL: ["a grant"], ZERO: ["a", "b"]}
+    consumer.error = CorruptBatch(ONE, 7)
+    assert await reader.fetch((), 0.0) == ({}, (), {}, {})
+    consumer.error = None
+    fetched = await reader.fetch((), 0.0)
+    assert (fetched.records, fetched.control) == ({0: ["a", "b"]}, ["a grant"])
+
+
+async def test_a_partition_that_stays_corrupt_is_left_alone_longer_each_time_and_then_halted(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(stage_reader.time, "monotonic", lambda: now_s)
+    reader = reader_of(consumer)
+    waits = []
+    for _ in range(fetched_batches.CORRUPT_FETCHES - 1):
+        consumer.error = CorruptBatch(ONE, 7)
+        assert (await reader.fetch((), 0.0)).lost == {}
+        assert consumer.paused == {ONE}
+        consumer.error, began_s = None, now_s
+        while ONE in consumer.paused:
+            now_s += 0.05
+            await reader.fetch((), 0.0)
+        waits.append(now_s - began_s)
+    assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0], abs=0.06)
+    consumer.error = CorruptBatch(ONE, 7)
+    fetched = await reader.fetch((), 0.0)
+    assert fetched.lost == {1: "what Kafka has at offset 7 is corrupt on every fetch"}
+
+
+async def test_damage_that_passes_is_forgotten(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(stage_reader.time, "monotonic", lambda: now_s)
+    reader = reader_of(consumer)
+    for _ in range(3 * fetched_batches.CORRUPT_FETCHES):
+        consumer.error = CorruptBatch(ONE, 7)
+        assert (await reader.fetch((), 0.0)).lost == {}
+        consumer.error = None
+        consumer.records.setdefault(ONE, []).append("a")
+        now_s += fetched_batches.CORRUPT_AT_MOST_S
+        assert (await reader.fetch((), 0.0)).records == {1: ["a"]}
+
+
+async def test_an_assignments_topic_that_stays_corrupt_ends_the_dispatcher(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = reader_of(consumer)
+    consumer.error = CorruptBatch(CONTROL, 3)
+    for _ in range(fetched_batches.CORRUPT_FETCHES - 1):
+        await reader.fetch((), 0.0)
+    with pytest.raises(KafkaFailed, match=r"assignments stays corrupt: .*offset 3"):
+        await reader.fetch((), 0.0)
+
+
+async def test_a_lost_offset_of_the_assignments_topic_halts_no_partition_of_the_input(consumer: Consumer) -> None:
+    reader = reader_of(consumer)
+    consumer.error = OffsetOutOfRangeError({ONE: 5})
+    assert (await reader.fetch((), 0.0)).lost == {1: "Kafka no longer has offset 5"}
+    consumer.error = OffsetOutOfRangeError({CONTROL: 5})
+    with pytest.raises(KafkaFailed, match="assignments"):
+        await reader.fetch((), 0.0)

@@ -1,0 +1,166 @@
+"""Service time by batch size: which sizes, how often, and when to stop."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.profile import PROBABILITIES
+from inferline_stream.profiler.messages import Measure, Times, Weigh, Weights
+from inferline_stream.profiler.service_times import measure, measure_emulated, powers_of_two
+from inferline_stream.profiler.variation_fit import service_time
+from inferline_stream.profiler.worker_process import WorkerFailed
+
+KINDS = catalogue()
+INPUTS = [b"1", b"2"]
+
+
+class Uneven:
+    """Runs batches of events whose numbers are what they ask for: 5 ms and as many ms for all of them."""
+
+    def __init__(self, costs: bool) -> None:
+        self.costs = costs
+        self.singles = 0
+
+    async def ask(self, request: Measure | Weigh, answer: type[Times] | type[Weights]) -> Times | Weights:
+        if isinstance(request, Weigh):
+            return Weights([float(each) for each in request.inputs] if self.costs else None)
+        taken = itertools.cycle(request.inputs)
+        batches = [[float(next(taken)) for _ in range(request.batch_size)] for _ in range(101)]
+        self.singles += 100 * (request.batch_size == 1)
+        return Times([0.005 + 0.001 * sum(batch) for batch in batches[1:]])
+
+
+@pytest.mark.parametrize("costs", [True, False])
+async def test_batches_are_known_by_their_events_whatever_their_order(costs: bool) -> None:
+    """A file that is sorted: its large events come last."""
+    inputs = [b"1"] * 160 + [b"9"] * 40
+    worker = Uneven(costs)
+    times, variation, _ = await measure(worker, KINDS["cpu-1"], inputs, 4, seconds=1.0)
+    assert variation is not None
+    assert len(variation.units) == 2
+    assert variation.units[1][1] / 256 == pytest.approx(0.2, abs=0.05)
+    assert [entry.mean_s for entry in times] == pytest.approx([0.0076, 0.0102, 0.0154], rel=0.12)
+    assert worker.singles == (200 if costs else 300)
+
+
+class Worker:
+    """Pretends to measure: S(b) is given, or the memory that ends above some size."""
+
+    def __init__(self, service_s: Callable[[int], float], memory_for: int = 1 << 30, dies_after: int = 1 << 30) -> None:
+        self.service_s = service_s
+        self.memory_for = memory_for
+        self.dies_after = dies_after
+        self.sizes: list[int] = []
+
+    async def ask(self, request: Measure | Weigh, answer: type[Times] | type[Weights]) -> Times | Weights:
+        if isinstance(request, Weigh):
+            return Weights(None)
+        self.sizes.append(request.batch_size)
+        if request.batch_size > self.memory_for or len(self.sizes) > self.dies_after:
+            raise WorkerFailed("out of memory", memory=True)
+        return Times([self.service_s(request.batch_size)] * max(request.fewest, 3))
+
+
+def gains(size: int) -> float:
+    """Batching pays: S(b) = 10 + b, in ms."""
+    return (10 + size) / 1000
+
+
+async def test_sizes_are_powers_of_two_up_to_the_limit() -> None:
+    worker = Worker(gains)
+    times, _, why = await measure(worker, KINDS["cpu-1"], INPUTS, 48, seconds=1.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4, 8, 16, 32]
+    assert [entry.mean_s for entry in times] == pytest.approx([gains(size) for size in (1, 2, 4, 8, 16, 32)])
+    assert why == ""
+
+
+async def test_every_size_is_measured_upwards_and_downwards() -> None:
+    worker = Worker(gains)
+    await measure(worker, KINDS["cpu-1"], INPUTS, 8, seconds=1.0)
+    assert worker.sizes == [1, 2, 4, 8, 8, 4, 2, 1]
+
+
+async def test_both_passes_count() -> None:
+    """On a machine that becomes half as fast meanwhile, every size is seen at both speeds."""
+    worker = Worker(gains)
+    worker.service_s = lambda size: gains(size) * (1 if len(worker.sizes) <= 4 else 2)
+    times, _, _ = await measure(worker, KINDS["cpu-1"], INPUTS, 8, seconds=1.0)
+    assert [entry.mean_s for entry in times] == pytest.approx([1.5 * gains(size) for size in (1, 2, 4, 8)])
+
+
+async def test_the_search_ends_after_two_sizes_without_a_gain() -> None:
+    worker = Worker(lambda size: 0.01 * size)
+    times, _, why = await measure(worker, KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4]
+    assert why == "throughput did not grow beyond batches of 1"
+
+
+async def test_one_size_without_a_gain_does_not_end_it() -> None:
+    slow_at_4 = {1: 10.0, 2: 11.0, 4: 30.0, 8: 32.0, 16: 64.0, 32: 128.0, 64: 256.0}
+    times, _, why = await measure(Worker(lambda size: slow_at_4[size]), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4, 8, 16, 32]
+    assert "beyond batches of 8" in why
+
+
+async def test_memory_caps_the_batch() -> None:
+    times, _, why = await measure(Worker(gains, memory_for=8), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
+    assert why == "batches of 16: out of memory"
+
+
+async def test_what_was_measured_stands_if_the_process_is_gone_afterwards() -> None:
+    times, _, why = await measure(Worker(gains, memory_for=8, dies_after=4), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
+    assert "out of memory" in why
+
+
+async def test_no_memory_for_a_single_event_is_an_error() -> None:
+    with pytest.raises(WorkerFailed):
+        await measure(Worker(gains, memory_for=0), KINDS["cpu-1"], INPUTS, 64, seconds=1.0)
+
+
+async def test_emulated_times_are_the_declared_ones_and_what_was_measured_on_top() -> None:
+    table = {1: 0.020, 8: 0.060}
+    worker = Worker(lambda size: 0.0203)
+    times, _ = await measure_emulated(worker, KINDS["emulated-cpu"], INPUTS, 64, table, handed_s=0.0001)
+    assert worker.sizes == [1]
+    assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
+    declared = [0.020, 0.020 + 0.040 / 7, 0.020 + 3 * 0.040 / 7, 0.060]
+    assert [entry.mean_s for entry in times] == pytest.approx([time_s + 0.0004 for time_s in declared])
+
+
+async def test_emulated_sizes_end_at_the_limit() -> None:
+    table, worker = {1: 0.02, 8: 0.06}, Worker(lambda size: 0.02)
+    times, _ = await measure_emulated(worker, KINDS["emulated-cpu"], INPUTS, 4, table, handed_s=0.0)
+    assert [entry.batch_size for entry in times] == [1, 2, 4]
+
+
+@given(st.lists(st.floats(1e-4, 10), min_size=1, max_size=50))
+def test_the_distribution_is_that_of_the_times(times_s: list[float]) -> None:
+    found = service_time(4, times_s)
+    ranked = sorted(times_s)
+    assert found.mean_s == pytest.approx(sum(times_s) / len(times_s))
+    for probability, quantile in zip(PROBABILITIES, found.quantiles_s, strict=True):
+        place = probability * (len(ranked) - 1)
+        low, high = ranked[int(place)], ranked[min(int(place) + 1, len(ranked) - 1)]
+        assert quantile == pytest.approx(low + (place - int(place)) * (high - low))
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, (1,)), (2, (1, 2)), (3, (1, 2)), (64, (1, 2, 4, 8, 16, 32, 64))])
+def test_powers_of_two(most: int, sizes: tuple[int, ...]) -> None:
+    assert powers_of_two(most) == sizes
+
+
+async def test_memory_of_a_gpu_is_read_after_each_size_on_the_way_up_and_running_out_caps_the_batch() -> None:
+    worker = Worker(gains, memory_for=4)
+
+    def device_bytes() -> int:
+        return 1000 + 10 * max(worker.sizes)
+
+    times, _, why = await measure(worker, KINDS["t4"], INPUTS, 16, seconds=1.0, device_bytes=device_bytes)
+    assert [(entry.batch_size, entry.device_bytes) for entry in times] == [(1, 1010), (2, 1020), (4, 1040)]
+    assert why == "batches of 8: out of memory"

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from inferline_stream.controlplane.log.messages import StoredDecision, StoredPlan
+from inferline_stream.controlplane.observe.event_ledger import Ledger
+from inferline_stream.controlplane.observe.observation_log import read_looks
+from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
+from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.pipeline.profile import Profile, ServiceTime
+from inferline_stream.pipeline.shape import Arrow, Paths, Shape
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.document import plan_to_bytes
+from inferline_stream.runs.archive import (
+    Events,
+    RunRecord,
+    new_run,
+    newest_run,
+    read_events,
+    read_record,
+    write_record,
+)
+from inferline_stream.runs.report import RunReport
+
+PLAN = Plan(
+    pipeline="posts",
+    slo_s=0.25,
+    allocations={"read": (Allocation("cpu", 4, 1),), "judge": (Allocation("cpu", 1, 2),)},
+    cost_per_hour=0.3,
+    predicted_p99_s=0.2,
+    arrival_rate=10.0,
+    envelope=((0.5, 9), (5.0, 60)),
+    visit_ratios={"read": 1.0, "judge": 0.5},
+    utilization={"read": 0.5, "judge": 0.4},
+)
+REPORT = RunReport(
+    pipeline="posts", lost=0, duplicated=0, events_in=3, events_out=2, slo_miss_rate=0.5, cost=0.01, decisions=[],
+    slo_s=0.25, p50_s=0.1, p95_s=0.3, p99_s=0.3, completed={"skipped": 1}, duration_s=30.0, predicted_p99_s=0.2,
+    replicas_most={"read": 1}, lag={}, exits=[], lost_ids=[], emulated=True, advisory=False,
+)  # fmt: skip
+RECORD = RunRecord(
+    report=REPORT,
+    started_s=1_700_000_000.0,
+    objective=0.99,
+    shape=Shape(("read", "judge"), (Arrow(0, 1, conditional=True),)),
+    hardware=[Hardware("cpu", 0.1)],
+    profiles=[
+        Profile("read", "cpu", (ServiceTime(1, 0.02), ServiceTime(4, 0.05)), 1.0),
+        Profile("judge", "cpu", (ServiceTime(1, 0.03),), 1.0),
+    ],
+    paths=Paths((1, 0), (0.5, 0.5)),
+    hop_overhead_s=0.002,
+    plans=[StoredPlan("c", 1, 1_700_000_000.0, "start", "", msgspec.Raw(plan_to_bytes(PLAN)), 1)],
+    decisions=[
+        StoredDecision(
+            1, "c", 1, 1_700_000_010.0, "scale_up", "envelope_exceeded", "a burst", {"read": {"cpu": 2}}, True
+        )
+    ],
+)
+
+
+def ledger_of_two() -> Ledger:
+    ledger = Ledger("posts", (0,), (3,))
+    for offset, at_ms in enumerate((5_000, 4_000, 6_000)):
+        ledger.entered(Followed(0, offset, at_ms, None, b"{}", []))
+    for offset, entry_ms, out_ms in ((0, 5_000, 5_300), (1, 4_000, 4_100)):
+        headers = [(EVENT_ID, b"posts/0/%d" % offset), (ENTRY_TIME, b"%d" % (entry_ms * 1000))]
+        ledger.out(Followed(0, offset, out_ms, None, b"{}", headers))
+    return ledger
+
+
+def test_what_is_written_down_is_read_back(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    events = Events.of(ledger_of_two(), Trace(np.array([0.0, 0.5])))
+    write_record(folder, RECORD, events)
+    written, read = (msgspec.json.decode(msgspec.json.encode(record)) for record in (RECORD, read_record(folder)))
+    assert read == written
+    for name in Events.__slots__:
+        np.testing.assert_array_equal(getattr(read_events(folder), name), getattr(events, name))
+
+
+def test_a_replay_of_a_run_takes_the_start_up_times_that_its_replicas_had() -> None:
+    ran = msgspec.structs.replace(RECORD, start_up_s={"read": {"cpu": 0.3}}).as_it_ran
+    assert ran.profiles["read", "cpu"].start_up_s == 0.3
+    assert ran.profiles["judge", "cpu"].start_up_s == 1.0
+    assert RECORD.measured.profiles["read", "cpu"].start_up_s == 1.0
+
+
+def test_a_record_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    write_record(tmp_path / "run", RECORD, Events.of(ledger_of_two(), None))
+    document = msgspec.json.decode((tmp_path / "run" / "run.json").read_bytes())
+    del document["start_up_s"]
+    (tmp_path / "run" / "run.json").write_bytes(msgspec.json.encode(document))
+    assert read_record(tmp_path / "run").as_it_ran == RECORD.measured
+    assert read_looks(tmp_path / "run") is None
+
+
+def test_events_are_in_order_of_entry_and_count_from_the_first_arrival() -> None:
+    events = Events.of(ledger_of_two(), None)
+    assert events.arrivals_s.tolist() == [0.0, 1.0, 2.0]
+    assert events.entries_s.tolist() == [0.0, 1.0]
+    assert events.latency_s.tolist() == pytest.approx([0.1, 0.3], abs=1e-6)
+    assert events.sample_s.size == 0
+
+
+def test_a_run_without_events_is_written_down_too(tmp_path: Path) -> None:
+    write_record(tmp_path / "run", RECORD, Events.of(Ledger("posts", (0,), (0,)), None))
+    assert read_events(tmp_path / "run").latency_s.size == 0
+
+
+def test_the_newest_finished_run_is_found_by_its_time(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no finished run"):
+        newest_run(tmp_path, "posts")
+    events = Events.of(ledger_of_two(), None)
+    for now_s in (1_700_000_000.0, 1_800_000_000.5):
+        write_record(new_run(tmp_path, "posts", now_s), RECORD, events)
+    new_run(tmp_path, "posts", 1_900_000_000.0).mkdir()  # one that was cut off
+    assert newest_run(tmp_path, "posts").name == "20270115T080000.500Z"
+
+
+@pytest.mark.parametrize("document", ["", "{", '{"version": 7}', '{"version": 1}'])
+def test_a_document_that_is_none_is_named(tmp_path: Path, document: str) -> None:
+    (tmp_path / "run.json").write_text(document)
+    with pytest.raises(InvalidTopology, match=r"run\.json: (is no record of a run|version 7)"):
+        read_record(tmp_path)
+
+
+def test_damaged_arrays_are_named(tmp_path: Path) -> None:
+    (tmp_path / "events.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(InvalidTopology, match=r"events\.npz: holds no events of a run"):
+        read_events(tmp_path)
+
+
+def test_one_wrong_time_does_not_make_the_run_a_moment_at_the_end_of_decades() -> None:
+    ledger = ledger_of_two()
+    ledger.arrivals_s.extend([0.0, 4e9])
+    ledger.entries_s.extend([0.0, 4e9])
+    ledger.latencies_s.extend([9.0, 9.0])
+    events = Events.of(ledger, None, 1.0, 100.0)
+    assert events.began_s == 4.0
+    assert events.arrivals_s.tolist() == [0.0, 1.0, 2.0]
+    assert events.latency_s.tolist() == pytest.approx([0.1, 0.3])
