@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 
 FIRST_RESTART_S = 0.1
 """Wait before a dead replica's first restart: short, since most deaths are single ones."""

@@ -15,7 +15,7 @@ REMEMBERED = 64
 
 
 @dataclass(slots=True)
-class _Stage:
+class _StageDeaths:
     last: dict[int, tuple[BatchId, int]] = field(default_factory=dict)
     """By partition, the batch that was being taken in at its last death, and how often in a row it was."""
     deadly: list[BatchId] = field(default_factory=list)
@@ -25,7 +25,7 @@ class BatchDeaths:
     """Counts the deaths of dispatchers at a batch. Deaths elsewhere, and at other partitions, say nothing of it."""
 
     def __init__(self) -> None:
-        self._stages: defaultdict[str, _Stage] = defaultdict(_Stage)
+        self._stages: defaultdict[str, _StageDeaths] = defaultdict(_StageDeaths)
 
     def died_at(self, stage: str, batch: BatchId) -> bool:
         """Take note that a stage's dispatcher died at a batch; return whether the batch is skipped from now on."""

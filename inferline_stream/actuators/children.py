@@ -16,13 +16,15 @@ from typing import IO
 
 from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.actuators.child_logs import ChildLog, ChildLogs
-from inferline_stream.actuators.core_use import cpu_s, waited_s
+from inferline_stream.actuators.core_times import cpu_s, waited_s
 from inferline_stream.actuators.devices import Device, devices_for
 from inferline_stream.actuators.fork_servers import Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
-from inferline_stream.actuators.processes import Found, Remote
+from inferline_stream.actuators.processes import FoundProcess, Remote
 from inferline_stream.actuators.relay import Relay
-from inferline_stream.dataplane.attachments import (
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec, encode_spec
+from inferline_stream.dataplane.replica.replica import BUILT, LEAVE
+from inferline_stream.dataplane.supervisor_messages import (
     MAX_DATAGRAM_BYTES,
     Attach,
     FromDispatcher,
@@ -30,8 +32,6 @@ from inferline_stream.dataplane.attachments import (
     decode_from_dispatcher,
     encode_attachment,
 )
-from inferline_stream.dataplane.replica.replica import BUILT, LEAVE
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec, encode_spec
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
 from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.isolation.launch import Launch
@@ -179,7 +179,7 @@ class Children:
         self._fork_servers = ForkServers()
         self._machine = os.sched_getaffinity(0)
 
-    async def found(self) -> Sequence[Found[Child]]:
+    async def found(self) -> Sequence[FoundProcess[Child]]:
         """Return nothing: children end with their parent."""
         return ()
 

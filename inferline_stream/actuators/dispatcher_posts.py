@@ -16,7 +16,7 @@ from inferline_stream.actuators.actuator import (
     ReplicaExit,
     restart_in_s,
 )
-from inferline_stream.dataplane.specs import EXIT_FENCED, DispatcherSpec
+from inferline_stream.dataplane.process_specs import EXIT_FENCED, DispatcherSpec
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import msgspec
 
 import inferline_stream
 from inferline_stream.dataplane.fork_server import DISPATCHERS, MAX_DATAGRAM_BYTES
-from inferline_stream.dataplane.specs import ReplicaSpec, encode_spec
+from inferline_stream.dataplane.process_specs import ReplicaSpec, encode_spec
 from inferline_stream.isolation import limits
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.launch import Launch

@@ -28,7 +28,7 @@ from inferline_stream.actuators.actuator import (
 )
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
 from inferline_stream.actuators.devices import Device
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation.limits import unbounded_memory
 from inferline_stream.settings import dispatcher_environment
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from inferline_stream.dataplane.attachments import Attach, FromDispatcher, FromSupervisor
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.supervisor_messages import Attach, FromDispatcher, FromSupervisor
 from inferline_stream.kafka.batch_mark import BatchId
 
 
-class Process(Protocol):
+class ManagedProcess(Protocol):
     """A dispatcher or a replica that was started, here or on another host."""
 
     @property
@@ -76,11 +76,11 @@ class Remote(Protocol):
         """Have its host end it now, and start another one."""
 
 
-P = TypeVar("P", bound=Process)
+P = TypeVar("P", bound=ManagedProcess)
 
 
 @dataclass(frozen=True, slots=True)
-class Found(Generic[P]):
+class FoundProcess(Generic[P]):
     """A process that an earlier controller has left.
 
     Args:
@@ -101,7 +101,7 @@ class Found(Generic[P]):
 class Processes(Protocol[P]):
     """Starts processes, connects them, and reports their ends."""
 
-    async def found(self) -> Sequence[Found[P]]:
+    async def found(self) -> Sequence[FoundProcess[P]]:
         """Return what an earlier controller has left, and take it over; asked once."""
 
     def start_replica(self, spec: ReplicaSpec, /) -> P:

@@ -30,17 +30,17 @@ from ray.util import list_named_actors
 
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
 from inferline_stream.actuators.devices import slice_of
-from inferline_stream.actuators.processes import Ended, Found, Heard, Remote
-from inferline_stream.actuators.ray_host import End, Host, News, Role, Standing, Terms, Where, cause
+from inferline_stream.actuators.processes import Ended, FoundProcess, Heard, Remote
+from inferline_stream.actuators.ray_host import ChildEnd, Host, News, Role, Standing, Terms, Where, cause
 from inferline_stream.actuators.supervisor import Supervisor
-from inferline_stream.dataplane.attachments import Attach, FromSupervisor, Stop, encode_attachment
-from inferline_stream.dataplane.specs import (
+from inferline_stream.dataplane.process_specs import (
     EXIT_FENCED,
     DispatcherSpec,
     ReplicaSpec,
     decode_dispatcher_spec,
     decode_replica_spec,
 )
+from inferline_stream.dataplane.supervisor_messages import Attach, FromSupervisor, Stop, encode_attachment
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.batch_mark import BatchId
 
@@ -182,14 +182,14 @@ class RayActors:
         self._avoid_until_s: dict[str, float] = {}
         """By id of a node."""
 
-    async def found(self) -> Sequence[Found[RayProcess]]:
+    async def found(self) -> Sequence[FoundProcess[RayProcess]]:
         """Take over the actors of an earlier controller; those of another identity drain and end."""
         listed = await asyncio.to_thread(list_named_actors, True)
         names = [str(each["name"]) for each in listed if each["namespace"] == self._namespace]
         standing = await asyncio.gather(*map(self._adopt, names))
         return [each for each in standing if each is not None]
 
-    async def _adopt(self, name: str) -> Found[RayProcess] | None:
+    async def _adopt(self, name: str) -> FoundProcess[RayProcess] | None:
         try:
             actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
         except ValueError:
@@ -213,7 +213,7 @@ class RayActors:
         process = RayProcess(called, found.role, actor, self._terms.controller, found.where.pid)
         process.node, process.node_id = found.where.node, found.where.node_id
         self._follow(process, None)
-        return Found(process, spec, found.age_s, found.serving, tuple(found.attached))
+        return FoundProcess(process, spec, found.age_s, found.serving, tuple(found.attached))
 
     def start_replica(self, spec: ReplicaSpec) -> RayProcess:
         """Ask for an actor with what the replica's hardware kind needs.
@@ -313,7 +313,7 @@ class RayActors:
         process.died_at = end.died_at
         self._ended(process, end.exit_code, end.reason, end.tail)
 
-    async def _end(self, process: RayProcess) -> End | None:
+    async def _end(self, process: RayProcess) -> ChildEnd | None:
         while True:
             news = msgspec.json.decode(await process.actor.news.remote(self._terms.controller), type=News)
             if news.superseded:
@@ -324,7 +324,7 @@ class RayActors:
             if news.end is not None:
                 return news.end
 
-    def _lost(self, process: RayProcess, error: RayError) -> End:
+    def _lost(self, process: RayProcess, error: RayError) -> ChildEnd:
         """Return the end of a process whose actor cannot be asked.
 
         A dispatcher's name is used again only where its process has surely ended. One that lives on somewhere would
@@ -335,7 +335,7 @@ class RayActors:
             self._avoid_until_s[process.node_id] = asyncio.get_running_loop().time() + _AVOID_S
         where = f" on {process.node}" if process.node else ""
         reason = f"its actor{where} is gone: {cause(error)}"
-        return End(-signal.SIGKILL if surely or process.role == "replica" else EXIT_FENCED, reason)
+        return ChildEnd(-signal.SIGKILL if surely or process.role == "replica" else EXIT_FENCED, reason)
 
     def _stay_away(self) -> None:
         if not self._superseded:

@@ -25,8 +25,8 @@ from ray.exceptions import RayError
 
 from inferline_stream.actuators.children import Child, Children, NoDevice
 from inferline_stream.actuators.relay import frames
-from inferline_stream.dataplane.attachments import Attach, FromDispatcher, Lost, Replace, Serving, Stop
-from inferline_stream.dataplane.specs import decode_dispatcher_spec, decode_replica_spec
+from inferline_stream.dataplane.process_specs import decode_dispatcher_spec, decode_replica_spec
+from inferline_stream.dataplane.supervisor_messages import Attach, FromDispatcher, Replace, ReplicaLost, Serving, Stop
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.kafka.batch_mark import BatchId
 
@@ -72,7 +72,7 @@ class Where(msgspec.Struct, frozen=True):
     """None if it could not be started."""
 
 
-class End(msgspec.Struct, frozen=True):
+class ChildEnd(msgspec.Struct, frozen=True):
     """How the child has ended."""
 
     exit_code: int
@@ -87,7 +87,7 @@ class News(msgspec.Struct, frozen=True):
     superseded: bool = False
     """Another controller has taken over."""
     messages: list[FromDispatcher] = []
-    end: End | None = None
+    end: ChildEnd | None = None
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -115,7 +115,7 @@ class Host:
         self._controller: str | None = self._terms.controller
         self._child: Child | None = None
         self._where: Where | None = None
-        self._end: End | None = None
+        self._end: ChildEnd | None = None
         self._messages: list[FromDispatcher] = []
         self._changed = asyncio.Event()
         self._up, self._over = asyncio.Event(), asyncio.Event()
@@ -153,9 +153,9 @@ class Host:
                 dispatcher = msgspec.structs.replace(decode_dispatcher_spec(terms.spec), node=node)
                 self._child = self._children().start_dispatcher(dispatcher)
         except InvalidTopology as error:
-            self._finish(End(error.exit_code, str(error)))
+            self._finish(ChildEnd(error.exit_code, str(error)))
         except (NoDevice, OSError) as error:
-            self._finish(End(127, f"could not be started: {error}"))
+            self._finish(ChildEnd(127, f"could not be started: {error}"))
         self._where = Where(node, node_id, self._child.pid if self._child is not None else None)
         self._began_s = time.monotonic()
         self._up.set()
@@ -242,7 +242,7 @@ class Host:
                 answer = await replica.run.remote(number, frame)
         except RayError as error:
             logger.warning("the way to replica %s broke: %s", name, cause(error))
-            dispatcher.tell(Lost(name))
+            dispatcher.tell(ReplicaLost(name))
             self._hear(dispatcher, Replace(name, f"the way to it broke: {cause(error)}"))
             await link.receive()  # its end stays open until the dispatcher has closed its own
         except OSError:
@@ -293,7 +293,7 @@ class Host:
         terms = self._terms
         return Children(
             Path(terms.log_folder),
-            lambda child, code, reason, tail: self._finish(End(code, reason, tail, child.died_at)),
+            lambda child, code, reason, tail: self._finish(ChildEnd(code, reason, tail, child.died_at)),
             self._hear,
             placed=True,
             replica_module=terms.replica_module,
@@ -306,7 +306,7 @@ class Host:
         self._messages.append(message)
         self._changed.set()
 
-    def _finish(self, end: End) -> None:
+    def _finish(self, end: ChildEnd) -> None:
         self._end = end
         self._over.set()
         for bridge in self._bridges.values():

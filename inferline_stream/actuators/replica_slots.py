@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Member:
+class SlottedReplica:
     """One replica of a stage.
 
     Args:
@@ -26,13 +26,13 @@ class ReplicaSlots:
     """Deals a stage's replicas evenly to its slots, and moves as few as that takes."""
 
     def __init__(self) -> None:
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, SlottedReplica] = {}
         self._slots: tuple[int, ...] = ()
 
-    def add(self, replica: str) -> Member:
+    def add(self, replica: str) -> SlottedReplica:
         """Give a new replica the smallest free number, and the slot that has the fewest."""
         taken = {member.number for member in self.members.values()}
-        member = Member(replica, next(number for number in itertools.count() if number not in taken))
+        member = SlottedReplica(replica, next(number for number in itertools.count() if number not in taken))
         member.slot = min(self._slots, key=lambda slot: (len(self.of(slot)), slot), default=None)
         self.members[replica] = member
         return member
@@ -41,11 +41,11 @@ class ReplicaSlots:
         """Forget a replica that has ended."""
         self.members.pop(replica, None)
 
-    def of(self, slot: int) -> list[Member]:
+    def of(self, slot: int) -> list[SlottedReplica]:
         """Return the members of a slot, lowest numbers first."""
         return sorted((m for m in self.members.values() if m.slot == slot), key=lambda m: m.number)
 
-    def deal(self, slots: Iterable[int]) -> list[Member]:
+    def deal(self, slots: Iterable[int]) -> list[SlottedReplica]:
         """Deal the replicas to these slots; return those whose slot has changed."""
         self._slots = tuple(sorted(set(slots)))
         if not self._slots:

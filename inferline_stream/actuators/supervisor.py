@@ -24,18 +24,18 @@ from inferline_stream.actuators.batch_deaths import BatchDeaths
 from inferline_stream.actuators.children import NoDevice
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
 from inferline_stream.actuators.places import Place, Places
-from inferline_stream.actuators.processes import Ended, Found, Heard, P, Processes, Remote
-from inferline_stream.actuators.replica_slots import Member, ReplicaSlots
-from inferline_stream.dataplane.attachments import (
+from inferline_stream.actuators.processes import Ended, FoundProcess, Heard, P, Processes, Remote
+from inferline_stream.actuators.replica_slots import ReplicaSlots, SlottedReplica
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.supervisor_messages import (
     Attach,
     FromDispatcher,
-    Lost,
     Replace,
+    ReplicaLost,
     Retire,
     Serving,
     Stop,
 )
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.kafka.batch_mark import BatchId
 
@@ -175,7 +175,7 @@ class Supervisor(Generic[P]):
         self._pools[stage].remove(remote.name)
         dispatcher = self._attached.pop(remote.name, None)
         if lost and dispatcher is not None:
-            dispatcher.tell(Lost(remote.name))
+            dispatcher.tell(ReplicaLost(remote.name))
 
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
@@ -199,7 +199,7 @@ class Supervisor(Generic[P]):
     ) -> None:
         await self.aclose()
 
-    def _adopt(self, found: Found[P]) -> None:
+    def _adopt(self, found: FoundProcess[P]) -> None:
         """Go on with a process, dispatchers first."""
         process, spec = found.process, found.spec
         started_s = asyncio.get_running_loop().time() - found.age_s
@@ -273,7 +273,7 @@ class Supervisor(Generic[P]):
                 self._replaced[child.name] = message.reason
                 child.signal(signal.SIGKILL)
 
-    def _attach(self, stage: str, member: Member) -> None:
+    def _attach(self, stage: str, member: SlottedReplica) -> None:
         """Connect a replica with the dispatcher that serves its slot, if one does."""
         dispatcher = self._serving.get((stage, member.slot)) if member.slot is not None else None
         if dispatcher is None or self._attached.get(member.replica) is dispatcher:
@@ -288,7 +288,7 @@ class Supervisor(Generic[P]):
                     self._leave(place)
                 return
 
-    def _hand_over(self, dispatcher: P, replica: P | Remote, hardware: str, member: Member) -> None:
+    def _hand_over(self, dispatcher: P, replica: P | Remote, hardware: str, member: SlottedReplica) -> None:
         self._attached[member.replica] = dispatcher
         attach = Attach(member.replica, hardware, member.number, replica.node)
         self._children.attach(dispatcher, replica, attach)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inferline_stream.baselines.seen import PipelineSeen
+from inferline_stream.baselines.rule_inputs import PipelineSeen
 from inferline_stream.calculus.envelope import trace_envelope
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan

@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from inferline_stream.baselines.seen import PipelineSeen, StageSeen
+from inferline_stream.baselines.rule_inputs import PipelineSeen, StageSeen
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class FlinkMemory:
     """What the autoscaler remembers.
 
     Args:
@@ -76,9 +76,9 @@ class Flink:
         """An interval."""
         return self.interval_s
 
-    def begin(self, replicas: Mapping[str, int]) -> Memory:
+    def begin(self, replicas: Mapping[str, int]) -> FlinkMemory:
         """Nothing was measured yet."""
-        return Memory()
+        return FlinkMemory()
 
     def capacity(self, lag: float, rate: float, utilization: float, *, restart: bool) -> float:
         """Rate at which a vertex must be able to work: its input at this utilization, lag and downtime caught up."""
@@ -105,7 +105,7 @@ class Flink:
         fastest = self.capacity(rates.lag, rates.target, lowest, restart=True)
         return slowest <= rates.true_rate <= fastest
 
-    def rates(self, memory: Memory, seen: PipelineSeen) -> dict[str, Rates]:
+    def rates(self, memory: FlinkMemory, seen: PipelineSeen) -> dict[str, Rates]:
         """Means over the window; targets flow from the sources down."""
         first_s, first = memory.window[0]
         span_s = max(seen.time_s - first_s, 1e-9)
@@ -125,7 +125,7 @@ class Flink:
             found[name] = Rates(stage.lag, rate_in, target, rate_in / busy if busy > 0 else 0.0)
         return found
 
-    def step(self, memory: Memory, seen: PipelineSeen) -> tuple[Memory, dict[str, int]]:
+    def step(self, memory: FlinkMemory, seen: PipelineSeen) -> tuple[FlinkMemory, dict[str, int]]:
         """One look."""
         now_s = seen.time_s
         current = {name: stage.replicas for name, stage in seen.stages.items()}
@@ -151,7 +151,7 @@ class Flink:
         if wished == current or all(self.within_bounds(rates[name]) for name in current):
             return memory, current
         kept = {name: wish for name, wish in down.items() if wished[name] == current[name]}
-        return Memory(since_s=now_s, down=kept), wished
+        return FlinkMemory(since_s=now_s, down=kept), wished
 
 
 def aligned(wanted: int, partitions: int, most: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from inferline_stream.baselines.seen import StageSeen
+from inferline_stream.baselines.rule_inputs import StageSeen
 
 TOLERANCE = 0.1
 """A metric within this of its target changes nothing."""

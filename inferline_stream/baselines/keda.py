@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.baselines.hpa import Behavior, Recommended, followed, within_tolerance
-from inferline_stream.baselines.seen import StageSeen
+from inferline_stream.baselines.rule_inputs import StageSeen
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class KedaMemory:
     """What KEDA and the HPA remember.
 
     Args:
@@ -58,9 +58,9 @@ class Keda:
         """A sync of the HPA."""
         return self.behavior.period_s
 
-    def begin(self, replicas: int) -> Memory:
+    def begin(self, replicas: int) -> KedaMemory:
         """Nothing was read yet."""
-        return Memory()
+        return KedaMemory()
 
     def metric(self, seen: StageSeen, committed_before: tuple[int, ...] = ()) -> int:
         """The lag that is reported to the HPA."""
@@ -80,7 +80,7 @@ class Keda:
             return partitions * self.lag_threshold
         return total
 
-    def step(self, memory: Memory, seen: StageSeen) -> tuple[Memory, int]:
+    def step(self, memory: KedaMemory, seen: StageSeen) -> tuple[KedaMemory, int]:
         """One sync."""
         total = self.metric(seen, memory.committed)
         active = total > self.activation

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from inferline_stream.baselines.seen import StageSeen
+from inferline_stream.baselines.rule_inputs import StageSeen
 
 _EPSILON_S = 1e-6
 """Ray's tolerance on a delay that has passed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class RayServeMemory:
     """Which way the last decisions went (+1, 0, −1) and since when; and recent (time, ongoing requests)."""
 
     way: int = 0
@@ -54,9 +54,9 @@ class RayServe:
         """An interval."""
         return self.interval_s
 
-    def begin(self, replicas: int) -> Memory:
+    def begin(self, replicas: int) -> RayServeMemory:
         """No decision yet."""
-        return Memory()
+        return RayServeMemory()
 
     def desired(self, ongoing: float, running: int) -> int:
         """Replicas that the ongoing requests ask for of those that run, at least one of which does."""
@@ -67,7 +67,9 @@ class RayServe:
             return running - 1  # a small factor does not keep it from ever going down
         return scaled
 
-    def decided(self, memory: Memory, time_s: float, ongoing: float, running: int, target: int) -> tuple[Memory, int]:
+    def decided(
+        self, memory: RayServeMemory, time_s: float, ongoing: float, running: int, target: int
+    ) -> tuple[RayServeMemory, int]:
         """One decision of the policy, before the bounds.
 
         Args:
@@ -94,7 +96,7 @@ class RayServe:
             return replace(memory, way=0, since_s=None), wanted
         return replace(memory, way=way, since_s=since_s), target
 
-    def step(self, memory: Memory, seen: StageSeen) -> tuple[Memory, int]:
+    def step(self, memory: RayServeMemory, seen: StageSeen) -> tuple[RayServeMemory, int]:
         """One interval."""
         recent = tuple(look for look in memory.ongoing if look[0] > seen.time_s - self.look_back_s)
         recent = (*recent, (seen.time_s, seen.lag))

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from aiokafka.record.default_records import DefaultRecord
 
-from inferline_stream.broker.batch import Batch
+from inferline_stream.broker.record_batch import RecordBatch
 from inferline_stream.broker.transaction_index import Aborted, is_aborted
 
 
-def compacted(batches: Sequence[Batch], aborted: Sequence[Aborted], tombstones_before_ms: int) -> list[Batch]:
+def compacted(
+    batches: Sequence[RecordBatch], aborted: Sequence[Aborted], tombstones_before_ms: int
+) -> list[RecordBatch]:
     """Batches with only the last record of each key; offsets stay as they are.
 
     Args:

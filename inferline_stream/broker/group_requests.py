@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from inferline_stream.broker.groups import Committed, Group
+from inferline_stream.broker.broker_state import NODE_ID, Broker, Client, answered, each_partition
+from inferline_stream.broker.groups import Group, GroupOffset
 from inferline_stream.broker.membership import Member, Membership
-from inferline_stream.broker.state import NODE_ID, Broker, Client, answered, each_partition
 from inferline_stream.broker.wire import Fields
 
 
@@ -65,7 +65,7 @@ async def commit_offsets(broker: Broker, request: Fields, client: Client) -> Fie
         group = broker.groups.get(request["consumer_group"])
         group.check_commit(request["consumer_id"], request["consumer_group_generation_id"])
         broker.topics.partition(topic, number)
-        group.commit((topic, number), Committed(part["offset"], part["metadata"] or ""))
+        group.commit((topic, number), GroupOffset(part["offset"], part["metadata"] or ""))
 
     return {"topics": each_partition(request["topics"], commit)}
 
@@ -79,7 +79,7 @@ async def fetch_offsets(broker: Broker, request: Fields, client: Client) -> Fiel
         every.setdefault(topic, []).append(number)
 
     def find(topic: str, number: int, part: Fields) -> Fields:
-        kept = offsets.get((topic, number), Committed(-1, ""))
+        kept = offsets.get((topic, number), GroupOffset(-1, ""))
         return {"offset": kept.offset, "metadata": kept.metadata}
 
     wanted = request["topics"]

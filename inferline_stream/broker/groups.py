@@ -21,7 +21,7 @@ Partition = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
+class GroupOffset:
     """An offset and whatever the consumer wanted to remember with it."""
 
     offset: int
@@ -34,7 +34,7 @@ class Group:
 
     name: str
     membership: Membership
-    offsets: dict[Partition, Committed] = field(default_factory=dict)
+    offsets: dict[Partition, GroupOffset] = field(default_factory=dict)
 
     def check_commit(self, member_id: str, generation: int) -> None:
         """Refuse a commit of somebody who is no member of this generation.
@@ -47,13 +47,13 @@ class Group:
         elif self.membership.members:
             raise UnknownMemberIdError
 
-    def commit(self, partition: Partition, committed: Committed) -> None:
+    def commit(self, partition: Partition, committed: GroupOffset) -> None:
         """Remember an offset."""
         check_metadata(committed)
         self.offsets[partition] = committed
 
 
-def check_metadata(committed: Committed) -> None:
+def check_metadata(committed: GroupOffset) -> None:
     """Whether a group may remember this."""
     if len(committed.metadata.encode()) > LARGEST_METADATA_BYTES:
         raise OffsetMetadataTooLargeError

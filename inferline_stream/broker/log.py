@@ -10,10 +10,10 @@ from operator import attrgetter
 
 from aiokafka.errors import MessageSizeTooLargeError, OffsetOutOfRangeError, UnknownError
 
-from inferline_stream.broker.batch import Batch, marker
 from inferline_stream.broker.compaction import compacted
 from inferline_stream.broker.producer_state import Appended, ProducerStates
-from inferline_stream.broker.settings import TopicSettings
+from inferline_stream.broker.record_batch import RecordBatch, marker
+from inferline_stream.broker.topic_settings import TopicSettings
 from inferline_stream.broker.transaction_index import Aborted, aborted_among
 
 
@@ -40,7 +40,7 @@ class PartitionLog:
         self.start_offset = 0
         self.end_offset = 0
         self.watchers: set[asyncio.Future[None]] = set()
-        self._batches: list[Batch] = []
+        self._batches: list[RecordBatch] = []
         self._producers = ProducerStates()
         self._aborted: list[Aborted] = []
         self._open: dict[int, int] = {}  # producer id → first offset of its open transaction
@@ -55,7 +55,7 @@ class PartitionLog:
         """The end of what is decided: the first record of the earliest open transaction, or the end."""
         return min(self._open.values(), default=self.end_offset)
 
-    def append(self, batch: Batch) -> Appended:
+    def append(self, batch: RecordBatch) -> Appended:
         """Append a produced batch; a duplicate of an earlier one is acknowledged and not appended."""
         if len(batch.data) > self.settings.max_message_bytes:
             raise MessageSizeTooLargeError
@@ -124,7 +124,7 @@ class PartitionLog:
     def _position(self, offset: int) -> int:
         return bisect_left(self._batches, offset, key=attrgetter("last_offset"))
 
-    def _append(self, batch: Batch) -> Batch:
+    def _append(self, batch: RecordBatch) -> RecordBatch:
         size_bytes = len(batch.data)
         if self._active_bytes and (
             self._active_bytes + size_bytes > self.settings.segment_bytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from aiokafka.errors import InvalidProducerEpoch, OutOfOrderSequenceNumber
 
-from inferline_stream.broker.batch import Batch
+from inferline_stream.broker.record_batch import RecordBatch
 
 _SEQUENCES = 2**31  # sequence numbers wrap around to 0
 _UNDER_WAY = 5  # batches that a producer may have under way in one partition
@@ -22,7 +22,7 @@ class Appended:
 
 
 @dataclass(slots=True)
-class _State:
+class _ProducerState:
     epoch: int
     next_sequence: int | None = None  # None: any will do, as after a marker or for a producer never seen
     recent: deque[tuple[int, int, Appended]] = field(default_factory=lambda: deque(maxlen=_UNDER_WAY))
@@ -32,9 +32,9 @@ class ProducerStates:
     """What one partition remembers of the producers that wrote to it."""
 
     def __init__(self) -> None:
-        self._states: dict[int, _State] = {}
+        self._states: dict[int, _ProducerState] = {}
 
-    def check(self, batch: Batch) -> Appended | None:
+    def check(self, batch: RecordBatch) -> Appended | None:
         """Where this very batch was appended before, or None if it may be appended now."""
         state = self._states.get(batch.producer_id)
         if batch.producer_id < 0 or state is None:
@@ -52,13 +52,13 @@ class ProducerStates:
             raise OutOfOrderSequenceNumber
         return None
 
-    def remember(self, batch: Batch, place: Appended) -> None:
+    def remember(self, batch: RecordBatch, place: Appended) -> None:
         """Note that a batch was appended."""
         if batch.producer_id < 0:
             return
         state = self._states.get(batch.producer_id)
         if state is None or state.epoch != batch.producer_epoch:
-            state = self._states[batch.producer_id] = _State(batch.producer_epoch)
+            state = self._states[batch.producer_id] = _ProducerState(batch.producer_epoch)
         state.next_sequence = (batch.base_sequence + batch.last_offset - batch.base_offset + 1) % _SEQUENCES
         state.recent.append((batch.base_sequence, batch.record_count, place))
 
@@ -66,4 +66,4 @@ class ProducerStates:
         """Refuse epochs before this one; its own sequence goes on."""
         state = self._states.get(producer_id)
         if state is None or state.epoch < epoch:
-            self._states[producer_id] = _State(epoch)
+            self._states[producer_id] = _ProducerState(epoch)

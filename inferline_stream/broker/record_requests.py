@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from aiokafka.errors import InvalidRequiredAcksError
 
-from inferline_stream.broker.batch import Batch
+from inferline_stream.broker.broker_state import Broker, Client, each_partition
 from inferline_stream.broker.log import PartitionLog
-from inferline_stream.broker.state import Broker, Client, each_partition
-from inferline_stream.broker.transactions import Holder
+from inferline_stream.broker.record_batch import RecordBatch
+from inferline_stream.broker.transactions import ProducerClaim
 from inferline_stream.broker.wire import Fields
 
 _READ_COMMITTED = 1
@@ -23,9 +23,9 @@ async def produce(broker: Broker, request: Fields, client: Client) -> Fields | N
     def append(topic: str, number: int, part: Fields) -> Fields:
         if request["required_acks"] not in (0, 1, -1):
             raise InvalidRequiredAcksError
-        log, batch = broker.topics.partition(topic, number), Batch.parse(part["messages"] or b"")
+        log, batch = broker.topics.partition(topic, number), RecordBatch.parse(part["messages"] or b"")
         if batch.is_transactional:
-            who = Holder(request["transactional_id"], batch.producer_id, batch.producer_epoch)
+            who = ProducerClaim(request["transactional_id"], batch.producer_id, batch.producer_epoch)
             broker.transactions.check_produce(who, (topic, number))
         place = log.append(batch)
         return {"offset": place.base_offset, "timestamp": place.timestamp_ms, "log_start_offset": log.start_offset}

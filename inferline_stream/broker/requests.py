@@ -11,8 +11,8 @@ from aiokafka.protocol import admin, commit, coordination, fetch, group, metadat
 from aiokafka.protocol.api import RequestStruct
 
 from inferline_stream.broker import group_requests, record_requests, topic_requests, transaction_requests
+from inferline_stream.broker.broker_state import Broker, Client
 from inferline_stream.broker.metadata_wire import LATER_METADATA
-from inferline_stream.broker.state import Broker, Client
 from inferline_stream.broker.wire import Fields
 
 Serve = Callable[[Broker, Fields, Client], Awaitable[Fields | None]]

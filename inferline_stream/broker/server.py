@@ -12,8 +12,8 @@ from aiokafka.errors import BrokerResponseError, UnsupportedVersionError
 from aiokafka.protocol.admin import ApiVersionResponse_v0
 from aiokafka.protocol.api import RequestStruct
 
+from inferline_stream.broker.broker_state import Broker, Client
 from inferline_stream.broker.requests import API_VERSIONS, APIS
-from inferline_stream.broker.state import Broker, Client
 from inferline_stream.broker.wire import Fields, Header, read_header, read_request, write_answer
 
 logger = logging.getLogger(__name__)

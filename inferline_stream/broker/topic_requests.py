@@ -6,9 +6,9 @@ from functools import partial
 
 from aiokafka.errors import InvalidRequestError
 
+from inferline_stream.broker.broker_state import NODE_ID, Broker, Client, answered
 from inferline_stream.broker.metadata_wire import UNKNOWN_OPERATIONS
-from inferline_stream.broker.settings import TopicSettings
-from inferline_stream.broker.state import NODE_ID, Broker, Client, answered
+from inferline_stream.broker.topic_settings import TopicSettings
 from inferline_stream.broker.wire import Fields
 
 _TOPIC, _BROKER = 2, 4  # kinds of resources that have settings

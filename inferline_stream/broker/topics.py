@@ -16,13 +16,13 @@ from aiokafka.errors import (
 )
 
 from inferline_stream.broker.log import PartitionLog
-from inferline_stream.broker.settings import topic_settings
+from inferline_stream.broker.topic_settings import topic_settings
 
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 @dataclass(slots=True)
-class Topic:
+class BrokerTopic:
     """A topic: its settings, and its partitions by number."""
 
     given: dict[str, str | None]
@@ -51,7 +51,7 @@ class Topics:
     """All topics of the broker."""
 
     def __init__(self) -> None:
-        self.by_name: dict[str, Topic] = {}
+        self.by_name: dict[str, BrokerTopic] = {}
 
     def create(
         self, name: str, partitions: int, replication: int, given: Mapping[str, str | None], *, validate_only: bool
@@ -65,7 +65,7 @@ class Topics:
             raise InvalidPartitionsError(f"{partitions} partitions; at least 1 is needed")
         if replication != 1:
             raise InvalidReplicationFactorError(f"{replication} copies of each partition; there is 1 broker")
-        topic = Topic(dict(given))
+        topic = BrokerTopic(dict(given))
         topic.grow(partitions)
         if not validate_only:
             self.by_name[name] = topic
@@ -85,7 +85,7 @@ class Topics:
         for partition in topic.partitions:
             partition.wake()
 
-    def get(self, name: str) -> Topic:
+    def get(self, name: str) -> BrokerTopic:
         """A topic by its name."""
         if (topic := self.by_name.get(name)) is None:
             raise UnknownTopicOrPartitionError(f"there is no topic {name!r}")

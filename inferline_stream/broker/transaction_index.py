@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from inferline_stream.broker.batch import Batch
+from inferline_stream.broker.record_batch import RecordBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ def aborted_among(aborted: Sequence[Aborted], first_offset: int, last_offset: in
     return [one for one in aborted[begin:] if one.first_offset <= last_offset]
 
 
-def is_aborted(batch: Batch, aborted: Sequence[Aborted]) -> bool:
+def is_aborted(batch: RecordBatch, aborted: Sequence[Aborted]) -> bool:
     """Whether a batch belongs to an aborted transaction."""
     return batch.is_transactional and any(
         one.producer_id == batch.producer_id for one in aborted_among(aborted, batch.base_offset, batch.last_offset)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from inferline_stream.broker.groups import Committed
-from inferline_stream.broker.state import Broker, Client, each_partition
-from inferline_stream.broker.transactions import Holder
+from inferline_stream.broker.broker_state import Broker, Client, each_partition
+from inferline_stream.broker.groups import GroupOffset
+from inferline_stream.broker.transactions import ProducerClaim
 from inferline_stream.broker.wire import Fields
 
 
@@ -35,7 +35,7 @@ async def commit_offsets(broker: Broker, request: Fields, client: Client) -> Fie
 
     def commit(topic: str, number: int, part: Fields) -> None:
         broker.topics.partition(topic, number)
-        kept = Committed(part["offset"], part["metadata"] or "")
+        kept = GroupOffset(part["offset"], part["metadata"] or "")
         broker.transactions.add_offset(_who(request), request["group_id"], (topic, number), kept)
 
     return {"errors": each_partition(request["topics"], commit)}
@@ -47,5 +47,5 @@ async def end_transaction(broker: Broker, request: Fields, client: Client) -> Fi
     return {}
 
 
-def _who(request: Fields) -> Holder:
-    return Holder(request["transactional_id"], request["producer_id"], request["producer_epoch"])
+def _who(request: Fields) -> ProducerClaim:
+    return ProducerClaim(request["transactional_id"], request["producer_id"], request["producer_epoch"])

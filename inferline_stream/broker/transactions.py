@@ -14,7 +14,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from inferline_stream.broker.groups import Committed, Groups, Partition, check_metadata
+from inferline_stream.broker.groups import GroupOffset, Groups, Partition, check_metadata
 from inferline_stream.broker.topics import Topics
 
 LONGEST_TRANSACTION_S = 900.0
@@ -22,7 +22,7 @@ _LAST_EPOCH = 2**15 - 2  # an id is not used up to its very last epoch: ending i
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class ProducerClaim:
     """Who claims to hold a transactional id."""
 
     transactional_id: str | None
@@ -30,7 +30,7 @@ class Holder:
     epoch: int
 
 
-class _State(Enum):
+class _TransactionState(Enum):
     IDLE = auto()
     OPEN = auto()
     COMMITTED = auto()
@@ -44,9 +44,9 @@ class _Producer:
     producer_id: int
     epoch: int
     timeout_s: float
-    state: _State = _State.IDLE
+    state: _TransactionState = _TransactionState.IDLE
     partitions: set[Partition] = field(default_factory=set)
-    offsets: dict[str, dict[Partition, Committed]] = field(default_factory=dict)
+    offsets: dict[str, dict[Partition, GroupOffset]] = field(default_factory=dict)
     """Offsets to commit with the transaction, by consumer group."""
     timer: asyncio.TimerHandle | None = None
 
@@ -71,43 +71,43 @@ class Transactions:
             self._fence(producer)
         if producer is None or producer.epoch >= _LAST_EPOCH:
             producer = self._producers[transactional_id] = _Producer(self._new_producer_id(), 0, timeout_s)
-        producer.state, producer.timeout_s = _State.IDLE, timeout_s
+        producer.state, producer.timeout_s = _TransactionState.IDLE, timeout_s
         return producer.producer_id, producer.epoch
 
-    def add_partition(self, who: Holder, partition: Partition) -> None:
+    def add_partition(self, who: ProducerClaim, partition: Partition) -> None:
         """Note that the transaction writes a partition; the first one opens it."""
         producer = self._checked(who)
         self._topics.partition(*partition)
         self._open(producer)
         producer.partitions.add(partition)
 
-    def add_group(self, who: Holder, group: str) -> None:
+    def add_group(self, who: ProducerClaim, group: str) -> None:
         """Note that the transaction commits offsets of a consumer group."""
         producer = self._checked(who)
         self._open(producer)
         producer.offsets.setdefault(group, {})
 
-    def add_offset(self, who: Holder, group: str, partition: Partition, committed: Committed) -> None:
+    def add_offset(self, who: ProducerClaim, group: str, partition: Partition, committed: GroupOffset) -> None:
         """Commit an offset with the transaction: it counts once the transaction is committed."""
         producer = self._checked(who)
-        if producer.state is not _State.OPEN or group not in producer.offsets:
+        if producer.state is not _TransactionState.OPEN or group not in producer.offsets:
             raise InvalidTxnState
         check_metadata(committed)
         producer.offsets[group][partition] = committed
 
-    def check_produce(self, who: Holder, partition: Partition) -> None:
+    def check_produce(self, who: ProducerClaim, partition: Partition) -> None:
         """Whether a producer may write transactional records to a partition now."""
         producer = self._checked(who)
-        if producer.state is not _State.OPEN or partition not in producer.partitions:
+        if producer.state is not _TransactionState.OPEN or partition not in producer.partitions:
             raise InvalidTxnState
 
-    def end(self, who: Holder, *, committed: bool) -> None:
+    def end(self, who: ProducerClaim, *, committed: bool) -> None:
         """Commit or abort the transaction; asking twice for the same changes nothing."""
         producer = self._checked(who)
-        result = _State.COMMITTED if committed else _State.ABORTED
+        result = _TransactionState.COMMITTED if committed else _TransactionState.ABORTED
         if producer.state is result:
             return
-        if producer.state is not _State.OPEN:
+        if producer.state is not _TransactionState.OPEN:
             raise InvalidTxnState
         self._end(producer, result)
 
@@ -121,7 +121,7 @@ class Transactions:
         self._next_producer_id += 1
         return self._next_producer_id - 1
 
-    def _checked(self, who: Holder) -> _Producer:
+    def _checked(self, who: ProducerClaim) -> _Producer:
         producer = self._producers.get(who.transactional_id or "")
         if producer is None or producer.producer_id != who.producer_id:
             raise InvalidProducerIdMapping
@@ -130,18 +130,18 @@ class Transactions:
         return producer
 
     def _open(self, producer: _Producer) -> None:
-        if producer.state is not _State.OPEN:
-            producer.state = _State.OPEN
+        if producer.state is not _TransactionState.OPEN:
+            producer.state = _TransactionState.OPEN
             producer.timer = asyncio.get_running_loop().call_later(producer.timeout_s, self._fence, producer)
 
     def _fence(self, producer: _Producer) -> None:
         """Shut out the producer that holds the id, and abort what it left open."""
         producer.epoch += 1
-        if producer.state is _State.OPEN:
-            self._end(producer, _State.ABORTED)
+        if producer.state is _TransactionState.OPEN:
+            self._end(producer, _TransactionState.ABORTED)
 
-    def _end(self, producer: _Producer, result: _State) -> None:
-        committed = result is _State.COMMITTED
+    def _end(self, producer: _Producer, result: _TransactionState) -> None:
+        committed = result is _TransactionState.COMMITTED
         for partition in producer.partitions:
             try:
                 log = self._topics.partition(*partition)

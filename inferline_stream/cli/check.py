@@ -69,7 +69,7 @@ def configuration(pipeline: Pipeline, file: str, context: typer.Context) -> list
     """Every setting: name, value, where it comes from, and what it is."""
     import inspect
 
-    from inferline_stream.cli.frame import flag_variables
+    from inferline_stream.cli.command_group import flag_variables
     from inferline_stream.pipeline.topology import Pipeline
     from inferline_stream.settings import (
         DISPATCHER_KAFKA_VARIABLES,

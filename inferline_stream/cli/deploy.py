@@ -54,7 +54,7 @@ def deploy(
         from inferline_stream.cli.platform import kubernetes_door
 
         kubernetes_door()  # before what imports its libraries
-        from inferline_stream.cli.installation import DeployOptions, install
+        from inferline_stream.cli.kubernetes_installation import DeployOptions, install
 
         wanted = DeployOptions(
             topology, bootstrap_servers, prefix, image, path, namespace, service_account, secret, tuple(stock or ())
@@ -77,8 +77,8 @@ def _newer_code(topology: Path, bootstrap_servers: str, prefix: str, output: Out
     from inferline_stream.cli.overrides import as_fields, who
     from inferline_stream.cli.plan_steps import topology_file
     from inferline_stream.controlplane.leadership import leads
-    from inferline_stream.controlplane.log.messages import Override, encode
-    from inferline_stream.controlplane.observe.recovery import find
+    from inferline_stream.controlplane.log.control_records import Override, encode
+    from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.errors import UsageError
     from inferline_stream.kafka.controller_client import Written, write_once
@@ -94,7 +94,7 @@ def _newer_code(topology: Path, bootstrap_servers: str, prefix: str, output: Out
     async def order() -> None:
         if not await leads(bootstrap_servers, names):
             raise UsageError(f"no run leads {pipeline.name!r} there: start one with `inferline-stream run`")
-        plan = (await find(bootstrap_servers, names)).plan
+        plan = (await recover(bootstrap_servers, names)).plan
         if plan is not None and plan.structure is not None:
             reasons = incompatibilities(plan.structure, structure_of(pipeline))
             if reasons:

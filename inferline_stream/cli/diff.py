@@ -66,7 +66,7 @@ def diff(
 
 def _read(file: Path) -> Plan:
     from inferline_stream.errors import InvalidTopology
-    from inferline_stream.planner.document import plan_from_bytes
+    from inferline_stream.planner.plan_document import plan_from_bytes
 
     try:
         return plan_from_bytes(file.read_bytes(), str(file))

@@ -30,9 +30,9 @@ def explain(
     import msgspec
 
     from inferline_stream.cli.plan_steps import topology_file
-    from inferline_stream.controlplane.log.explanation import Story, document, sentences
+    from inferline_stream.controlplane.log.explanation import PlanHistory, document, sentences
     from inferline_stream.controlplane.log.overrides import Overrides
-    from inferline_stream.controlplane.observe.recovery import find
+    from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.pipeline.names import Names
     from inferline_stream.runs.archive import newest_run, read_record
@@ -41,10 +41,10 @@ def explain(
     name = load_topology(file).name
     if bootstrap_servers is None:
         record = read_record(newest_run(file.parent, name))
-        story = Story(name, record.plans, record.decisions, Overrides())
+        story = PlanHistory(name, record.plans, record.decisions, Overrides())
     else:
-        found = asyncio.run(find(bootstrap_servers, Names(name, prefix)))
-        story = Story(name, found.plans, found.decisions, found.overrides)
+        found = asyncio.run(recover(bootstrap_servers, Names(name, prefix)))
+        story = PlanHistory(name, found.plans, found.decisions, found.overrides)
     if output == "json":
         print(msgspec.json.format(msgspec.json.encode(document(story, last)), indent=2).decode())
         return

@@ -1,4 +1,4 @@
-"""The command line. Verbs import what they need when they are called, so that `--help` answers at once."""
+"""The command line. Commands import what they need when they are called, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from inferline_stream.cli.check import check
+from inferline_stream.cli.command_group import CommandGroup, add_commands
 from inferline_stream.cli.deploy import deploy
 from inferline_stream.cli.diff import diff
 from inferline_stream.cli.dlq import dlq
 from inferline_stream.cli.explain import explain
-from inferline_stream.cli.frame import Verbs, add_verbs
 from inferline_stream.cli.init import init
 from inferline_stream.cli.output import Output, print_json
 from inferline_stream.cli.overrides import pause, resume, scale
@@ -26,7 +26,7 @@ from inferline_stream.cli.status import status, top
 from inferline_stream.cli.topics import topics
 
 app = typer.Typer(
-    cls=Verbs,
+    cls=CommandGroup,
     name="inferline-stream",
     help="The cheapest plan that keeps a pipeline's P99 latency under its SLO, on Kafka, and replicas that follow it.",
     epilog="Every flag may also be set in the environment: INFERLINE_BOOTSTRAP_SERVERS for --bootstrap-servers.\n\n"
@@ -64,7 +64,7 @@ def version(output: Output = "table") -> None:
         print(f"inferline-stream {number}")
 
 
-add_verbs(
+add_commands(
     app,
     (
         (init, "inferline-stream init reviews"),

@@ -1,4 +1,4 @@
-"""Where verbs write: data on standard output, everything for people on standard error; bars for long work."""
+"""Where commands write: data on standard output, everything for people on standard error; bars for long work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 
-from inferline_stream.cli.logs import logs_as_json
+from inferline_stream.cli.log_output import logs_as_json
 from inferline_stream.printable import printable, printable_json
 
 if TYPE_CHECKING:

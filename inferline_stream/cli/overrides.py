@@ -12,7 +12,7 @@ from inferline_stream.cli.check import Topology
 from inferline_stream.cli.output import Output
 
 if TYPE_CHECKING:
-    from inferline_stream.controlplane.log.messages import Override
+    from inferline_stream.controlplane.log.control_records import Override
     from inferline_stream.pipeline.topology import Pipeline
 
 Kafka = Annotated[str, typer.Option("--bootstrap-servers", help="Kafka that the pipeline runs on, host:port")]
@@ -45,7 +45,7 @@ def scale(
     """Set replicas or limits of a stage, or the SLO, prices and stock that plans are made for, while it runs."""
     import msgspec
 
-    from inferline_stream.controlplane.log.messages import Override
+    from inferline_stream.controlplane.log.control_records import Override
     from inferline_stream.errors import UsageError
 
     pipeline = _loaded(topology)
@@ -78,7 +78,7 @@ def pause(
     topology: Topology, *, bootstrap_servers: Kafka, lasting: For = None, prefix: Prefix = "", output: Output = "table"
 ) -> None:
     """Hold decisions, new plans included; records keep flowing."""
-    from inferline_stream.controlplane.log.messages import Override
+    from inferline_stream.controlplane.log.control_records import Override
 
     override = Override("pause", until_s=_until_s(lasting), who=who())
     _send(_loaded(topology), bootstrap_servers, prefix, [(override.key, override)], output)
@@ -108,10 +108,10 @@ def _set_now(pipeline: Pipeline, servers: str, prefix: str) -> list[str]:
     """Keys of everything in force but the newest code, which nobody can take back."""
     import asyncio
 
-    from inferline_stream.controlplane.observe.recovery import find
+    from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.pipeline.names import Names
 
-    found = asyncio.run(find(servers, Names(pipeline.name, prefix)))
+    found = asyncio.run(recover(servers, Names(pipeline.name, prefix)))
     return [key for key in found.overrides.by_key if key != "code"]
 
 
@@ -171,7 +171,7 @@ def _send(
     import asyncio
 
     from inferline_stream.cli.output import print_json
-    from inferline_stream.controlplane.log.messages import encode
+    from inferline_stream.controlplane.log.control_records import encode
     from inferline_stream.kafka.controller_client import Written, write_once
     from inferline_stream.pipeline.names import Names
 

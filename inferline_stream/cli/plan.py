@@ -71,12 +71,12 @@ def plan(
         slo_s,
     )
     from inferline_stream.cli.plan_text import CURVE_FACTORS, curve_document, explanation_document, show_curve, show_why
-    from inferline_stream.cli.rehearsal import Again, rehearsed
+    from inferline_stream.cli.rehearsal_steps import RehearsalOptions, rehearsed
     from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.hardware import catalogue
     from inferline_stream.pipeline.shape import shape_of
-    from inferline_stream.planner.document import plan_to_bytes
-    from inferline_stream.planner.explain import CurvePoint, cost_curve, explain
+    from inferline_stream.planner.plan_document import plan_to_bytes
+    from inferline_stream.planner.plan_explanation import CurvePoint, cost_curve, explain
     from inferline_stream.profiler.pipeline_profiler import Options
 
     if exact and algorithm == "inferline":
@@ -96,7 +96,7 @@ def plan(
     search["oversubscribe"] = oversubscribe
     found = planned(what, measured, seconds=seconds, **search)
     if rehearse:
-        again = Again(partial(planned, what, seconds=seconds, **search), partial(typer.echo, err=True))
+        again = RehearsalOptions(partial(planned, what, seconds=seconds, **search), partial(typer.echo, err=True))
         measured, found = uvloop.run(rehearsed(what, measured, found, again, limits))
     points: tuple[CurvePoint, ...] = ()
     if curve or plot is not None:

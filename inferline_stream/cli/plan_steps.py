@@ -258,7 +258,7 @@ def planned(
         InvalidTopology: traces that do not fit in memory.
     """
     from inferline_stream.estimator.warmup import compile_kernels
-    from inferline_stream.planner.provision import Progress as Searching
+    from inferline_stream.planner.provision import SearchProgress as Searching
     from inferline_stream.planner.provision import provision
     from inferline_stream.planner.spread import Spread
 

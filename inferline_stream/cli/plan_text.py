@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.units import format_duration
-from inferline_stream.planner.explain import CurvePoint, Explanation
+from inferline_stream.planner.plan_explanation import CurvePoint, Explanation
 
 if TYPE_CHECKING:
     from rich.console import Console

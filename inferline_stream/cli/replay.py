@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.trace import Trace
     from inferline_stream.replay.compare import Comparison
     from inferline_stream.replay.conditions import Conditions
-    from inferline_stream.replay.live_looks import Looks
+    from inferline_stream.replay.live_observations import LiveObservations
     from inferline_stream.replay.outcome import Outcome
     from inferline_stream.replay.scalers import Tuner
 
@@ -51,7 +51,7 @@ class _Ground:
     trace: Trace
     kinds: Catalogue
     objective: float
-    looks: Looks | None = None
+    looks: LiveObservations | None = None
     """Of the run's own policy."""
 
 
@@ -70,8 +70,8 @@ def replay(
     """Run the production policy on a trace in simulated time: cost, misses, and every step with its reason."""
     from inferline_stream.cli.output import Bar, console, print_json
     from inferline_stream.errors import UsageError
-    from inferline_stream.replay.document import steps, steps_as_csv, steps_as_json_lines, summary
     from inferline_stream.replay.loop import replay as replayed
+    from inferline_stream.replay.replay_document import steps, steps_as_csv, steps_as_json_lines, summary
     from inferline_stream.replay.scalers import Fixed, Scaler
     from inferline_stream.tuner.policy import POLICIES
 
@@ -137,7 +137,7 @@ def compare(
     from inferline_stream.errors import UsageError
     from inferline_stream.replay.compare import NAMES
     from inferline_stream.replay.compare import compare as compared
-    from inferline_stream.replay.document import comparison_to_dict
+    from inferline_stream.replay.replay_document import comparison_to_dict
 
     chosen = NAMES if policies is None else tuple(name.strip() for name in policies.split(","))
     unknown = [name for name in chosen if name not in NAMES]
@@ -175,7 +175,7 @@ def compare(
 def _tuner(policy: str, ground: _Ground) -> Tuner:
     from inferline_stream.calculus.envelope import compiled_kernel
     from inferline_stream.cli.plan_steps import settings
-    from inferline_stream.controlplane.decide.tuner_state import shortest_window_s
+    from inferline_stream.controlplane.decide.policy_memory import shortest_window_s
     from inferline_stream.replay.scalers import Tuner
     from inferline_stream.tuner.policy import POLICIES, initial_state
     from inferline_stream.tuner.staffing_table import staffing
@@ -218,13 +218,13 @@ def _ground(what: Path, trace: Path | None, plan: Path | None, seed: int) -> _Gr
     import uvloop
 
     from inferline_stream.cli.plan_steps import declared, planned, profiled
-    from inferline_stream.controlplane.observe.observation_log import read_looks
+    from inferline_stream.controlplane.observe.observation_log import read_observations
     from inferline_stream.dataplane.sample_files import read_arrivals
     from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.hardware import catalogue
     from inferline_stream.pipeline.shape import shape_of
     from inferline_stream.pipeline.trace import Trace
-    from inferline_stream.planner.document import plan_from_bytes
+    from inferline_stream.planner.plan_document import plan_from_bytes
     from inferline_stream.runs.archive import DOCUMENT, read_events, read_record
 
     given = None if plan is None else plan_from_bytes(plan.read_bytes(), str(plan))
@@ -242,7 +242,7 @@ def _ground(what: Path, trace: Path | None, plan: Path | None, seed: int) -> _Gr
             arrivals,
             record.kinds,
             record.objective,
-            read_looks(what) if trace is None else None,
+            read_observations(what) if trace is None else None,
         )
     declaration = declared(what)
     pipeline = declaration.pipeline

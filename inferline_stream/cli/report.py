@@ -22,7 +22,7 @@ def report(
     from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.replay.compare import NAMES
     from inferline_stream.runs.archive import DOCUMENT, newest_run, read_events, read_record
-    from inferline_stream.runs.html_report import retold
+    from inferline_stream.runs.html_report import html_report
 
     folder = run
     if not (run / DOCUMENT).exists():
@@ -30,7 +30,7 @@ def report(
         folder = newest_run(file.parent, load_topology(file).name)
     record, events = read_record(folder), read_events(folder)
     with Bar("replaying the recorded arrivals") as bar:
-        page = retold(record, events, bar.each(len(NAMES)))
+        page = html_report(record, events, bar.each(len(NAMES)))
     target = save or folder / "report.html"
     target.write_text(page)
     if output == "json":

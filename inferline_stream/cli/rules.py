@@ -32,7 +32,7 @@ def rules(
     from inferline_stream.cli.plan_steps import topology_file
     from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.errors import UsageError
-    from inferline_stream.observability.rules import Target, rules_document, rules_yaml
+    from inferline_stream.observability.alert_rules import Target, rules_document, rules_yaml
     from inferline_stream.pipeline.validation import validated
 
     pipeline = validated(load_topology(topology_file(topology)))

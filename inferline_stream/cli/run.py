@@ -106,11 +106,11 @@ def run(
 
     Ctrl-C stops the feed, drains what has arrived and reports; a second Ctrl-C ends everything at once.
     """
-    from inferline_stream.cli.pipeline_run import Wanted, run_and_report
     from inferline_stream.cli.platform import Platform
+    from inferline_stream.cli.run_steps import RunOptions, run_and_report
 
     run_and_report(
-        Wanted(
+        RunOptions(
             platform=Platform(on, image, path, namespace, secret, service_account, hand_over),
             topology=topology,
             bootstrap_servers=bootstrap_servers,

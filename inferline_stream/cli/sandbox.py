@@ -47,11 +47,11 @@ def sandbox(
 
 def _check(output: str) -> None:
     from inferline_stream.errors import InvalidTopology
-    from inferline_stream.isolation.abilities import abilities
+    from inferline_stream.isolation.kernel_features import kernel_features
     from inferline_stream.isolation.seal import unsupported
     from inferline_stream.pipeline.isolation import Isolation
 
-    found = abilities()
+    found = kernel_features()
     lacking = unsupported(Isolation())
     if output == "json":
         typer.echo(json.dumps({"abilities": found, "sandbox": not lacking, "lacking": list(lacking)}))

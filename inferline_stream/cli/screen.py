@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from inferline_stream.cli.logs import logs_as_json
-from inferline_stream.observability.state import DecisionRecord, IsolationState, PipelineState, StageState
+from inferline_stream.cli.log_output import logs_as_json
+from inferline_stream.observability.pipeline_state import DecisionRecord, IsolationState, PipelineState, StageState
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.runs.report import RunReport
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inferline_stream.cli.check import Topology
-from inferline_stream.cli.frame import terminated
+from inferline_stream.cli.command_group import terminated
 from inferline_stream.cli.output import Output
 from inferline_stream.cli.overrides import Kafka, Prefix
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from inferline_stream.observability.page.snapshot import Arrows
-    from inferline_stream.observability.state import DecisionRecord, PipelineState
+    from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 
 _LOOK_S = 1.5
 """Rates are growth between two looks: this long, at first."""
@@ -49,7 +49,7 @@ def status(topology: Topology, *, bootstrap_servers: Kafka, prefix: Prefix = "",
     if output == "json":
         sys.stdout.write(snapshot(state, arrows).decode() + "\n")
     else:
-        console().print(picture(state))
+        console().print(status_tables(state))
 
 
 def top(
@@ -86,9 +86,9 @@ def top(
                 sys.stdout.write(printable_json(snapshot(state, arrows).decode()) + "\n")
                 sys.stdout.flush()
             elif live is not None:
-                live.update(picture(state), refresh=True)
+                live.update(status_tables(state), refresh=True)
             else:
-                screen.print(picture(state))
+                screen.print(status_tables(state))
             seen += 1
             if seen == updates:
                 return
@@ -108,7 +108,7 @@ async def _looks(
     topology: Path, bootstrap_servers: str, prefix: str, every_s: float
 ) -> AsyncIterator[tuple[PipelineState, Arrows]]:
     from inferline_stream.cli.plan_steps import topology_file
-    from inferline_stream.controlplane.observer import observing
+    from inferline_stream.controlplane.observer import watch_pipeline
     from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.pipeline.shape import shape_of
     from inferline_stream.pipeline.validation import validated
@@ -117,13 +117,13 @@ async def _looks(
     pipeline = validated(load_topology(topology_file(topology)))
     shape = shape_of(pipeline)
     arrows = [(shape.stages[a.parent], shape.stages[a.child], a.conditional) for a in shape.arrows]
-    async with observing(pipeline, bootstrap_servers, prefix, from_environment()) as observer:
+    async with watch_pipeline(pipeline, bootstrap_servers, prefix, from_environment()) as observer:
         yield await observer.look(_LOOK_S), arrows
         while True:
             yield await observer.look(every_s), arrows
 
 
-def picture(state: PipelineState) -> Group:
+def status_tables(state: PipelineState) -> Group:
     """Everything on one screen."""
     from rich.console import Group
     from rich.text import Text

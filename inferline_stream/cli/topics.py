@@ -13,7 +13,7 @@ from inferline_stream.cli.overrides import Prefix
 
 if TYPE_CHECKING:
     from inferline_stream.dataplane.permissions import Permission, Role
-    from inferline_stream.kafka.topics import TopicSettings
+    from inferline_stream.kafka.topics import WantedTopic
 
 
 def topics(
@@ -84,7 +84,7 @@ def _principals(given: list[str]) -> dict[Role, str]:
     return {role: by_role.get(role, user) for role, user in usual.items()}
 
 
-def _print_json(wanted: list[TopicSettings], rights: list[Permission], differences: list[str]) -> None:
+def _print_json(wanted: list[WantedTopic], rights: list[Permission], differences: list[str]) -> None:
     import msgspec
 
     from inferline_stream.kafka.topics import REPLICATION
@@ -106,7 +106,7 @@ def _print_json(wanted: list[TopicSettings], rights: list[Permission], differenc
     print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
-def _table(wanted: list[TopicSettings], rights: list[Permission]) -> None:
+def _table(wanted: list[WantedTopic], rights: list[Permission]) -> None:
     from rich.markup import escape
     from rich.table import Table
 

@@ -1,7 +1,7 @@
 """The control loop: reports and arrivals in, decisions and grants out.
 
 Everything runs on one event loop. Scaling never waits for a report, nor a grant for a decision, nor either of them for
-what is written down: each input and each output is a task of its own, and all share one `Picture`.
+what is written down: each input and each output is a task of its own, and all share one `PipelineView`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from typing import Any
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedDispatcher
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKeeper, SpecOf
-from inferline_stream.controlplane.decide.decider import Deciding
-from inferline_stream.controlplane.decide.replan_clock import LOOK_S, Planning
+from inferline_stream.controlplane.decide.decider import Decider
+from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
-from inferline_stream.controlplane.log.journal import Ticks
-from inferline_stream.controlplane.log.messages import decode_override
-from inferline_stream.controlplane.observe.collector import LAGS_S, Watching
-from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.log.control_records import decode_override
+from inferline_stream.controlplane.log.record_writers import ArrivalLog
+from inferline_stream.controlplane.observe.collector import LAGS_S, Collector
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
-from inferline_stream.controlplane.observe.record_timestamps import Stamps
-from inferline_stream.controlplane.observe.recovery import Found, find_arrivals
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.observe.record_timestamps import SourceTimestamps
+from inferline_stream.controlplane.observe.recovery import Recovered, recover_arrivals
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import LeadershipLost, OffsetReader, TopicFollower, delete_groups
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.observability.state import DecisionRecord, PipelineState
+from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.version import Structure
 from inferline_stream.tuner.decision import Reason
@@ -71,7 +71,7 @@ class Controller:
 
     Args:
         running: names and settings.
-        picture: what is known; filled here, read by what shows it.
+        view: what is known; filled here, read by what shows it.
         actuator: starts and stops replicas and dispatchers.
         leadership: entered; writes grants.
         policy: the Tuner's step.
@@ -85,12 +85,12 @@ class Controller:
         host: loads and returns what makes the Faust app of this term; called in a thread. None runs without one.
     """
 
-    running: Running
-    picture: Picture
+    running: PipelineContext
+    view: PipelineView
     actuator: Actuator
     leadership: Leadership
     policy: Policy
-    found: Found
+    found: Recovered
     dispatcher: SpecOf
     on_decision: Callable[[DecisionRecord], None] = lambda record: None
     wanted: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -108,11 +108,11 @@ class Controller:
     """Newest picture for metrics and tables."""
     exits: deque[str] = field(default_factory=lambda: deque(maxlen=_EXITS_KEPT))
     """Replicas and dispatchers that ended unexpectedly, in words; the newest few hundred."""
-    watching: Watching | None = None
+    collector: Collector | None = None
     fleet: Fleet = field(init=False)
     slots: SlotKeeper = field(init=False)
-    deciding: Deciding = field(init=False)
-    _ticks: Ticks = field(init=False)
+    decider: Decider = field(init=False)
+    _ticks: ArrivalLog = field(init=False)
     _started: set[str] = field(default_factory=set)
     """Replicas whose start-up time is known."""
     _troubles: dict[str, str] = field(default_factory=dict)
@@ -121,15 +121,15 @@ class Controller:
 
     def __post_init__(self) -> None:
         if not self.wanted:
-            self.wanted.update(replicas_of_plan(self.picture.plan.allocations))
-        self.fleet = Fleet(self.actuator, self.picture, self.wanted, self.standby, self.cores)
+            self.wanted.update(replicas_of_plan(self.view.plan.allocations))
+        self.fleet = Fleet(self.actuator, self.view, self.wanted, self.standby, self.cores)
         self.slots = SlotKeeper(
-            self.running, self.picture, self.leadership, self.actuator, self.dispatcher, self._outdated
+            self.running, self.view, self.leadership, self.actuator, self.dispatcher, self._outdated
         )
-        self._ticks = Ticks(self.running.names, self.running.source)
-        self.deciding = Deciding(
+        self._ticks = ArrivalLog(self.running.names, self.running.source)
+        self.decider = Decider(
             self.running,
-            self.picture,
+            self.view,
             self.leadership,
             self.policy,
             self.found,
@@ -149,9 +149,9 @@ class Controller:
             LeadershipLost: another controller leads now.
         """
         running, settings = self.running, self.running.settings
-        self.deciding.follow_people()
+        self.decider.follow_people()
         await self.fleet.reconcile()
-        self.deciding.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", "")
+        self.decider.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", "")
         servers, names = running.bootstrap_servers, running.names
         async with (
             OffsetReader(servers) as offsets,
@@ -160,31 +160,33 @@ class Controller:
             RecordProducer(servers) as arrivals,
             AsyncExitStack() as stack,
         ):
-            watching = Watching(running, self.picture, offsets, self._ticks, self._heard)
-            await watching.begin()
+            collector = Collector(running, self.view, offsets, self._ticks, self._heard)
+            await collector.begin()
             if running.arrivals == "timestamps":
-                watching.stamps = await stack.enter_async_context(Stamps(running, watching.source_partitions))
-            else:
-                self.picture.arrived(
-                    await find_arrivals(running, offsets, watching.source_partitions, self.picture.growth)
+                collector.stamps = await stack.enter_async_context(
+                    SourceTimestamps(running, collector.source_partitions)
                 )
-            self.watching = watching
-            planning = Planning(
+            else:
+                self.view.arrived(
+                    await recover_arrivals(running, offsets, collector.source_partitions, self.view.growth)
+                )
+            self.collector = collector
+            planning = ReplanClock(
                 running,
-                self.picture,
-                lambda: self.deciding.overrides,
+                self.view,
+                lambda: self.decider.overrides,
                 self.max_batch_sizes or {},
-                self.deciding.propose,
+                self.decider.propose,
                 self.cores,
             )
             async with asyncio.TaskGroup() as tasks:
                 for period_s, step in (
-                    (settings.arrivals_sample_s, watching.sample),
-                    (0.0, watching.stamped if watching.stamps is not None else _never),
-                    (LAGS_S, watching.lags),
-                    (0.0, lambda: watching.hear(reports)),
+                    (settings.arrivals_sample_s, collector.sample),
+                    (0.0, collector.stamped if collector.stamps is not None else _never),
+                    (LAGS_S, collector.lags),
+                    (0.0, lambda: collector.hear(reports)),
                     (0.0, self._mourn),
-                    (0.0, lambda: self.slots.step(watching.answered_s)),
+                    (0.0, lambda: self.slots.step(collector.answered_s)),
                     (0.0, self.fleet.step),
                     (0.0, lambda: self._obey(control)),
                     (HEARTBEAT_S, self.leadership.heartbeat),
@@ -194,7 +196,7 @@ class Controller:
                     (_KEEP_S, lambda: self._keep(arrivals)),
                     (_HOST_AGAIN_S, self._host),
                     (_TIDY_S, self._tidy),
-                    (_STATE_S, self.deciding.warming.step),
+                    (_STATE_S, self.decider.tables.step),
                     (LOOK_S, planning.step if self.max_batch_sizes else _never),
                 ):
                     tasks.create_task(self._every(period_s, step))
@@ -239,7 +241,7 @@ class Controller:
                 asked_s = self.fleet.started_s.get(replica.replica)
                 start_up_s = replica.start_up_s if asked_s is None else now_s - asked_s
                 way = self.fleet.ways.get(replica.replica, "")
-                self.picture.reports.started(report.stage, replica.hardware, start_up_s, way)
+                self.view.reports.started(report.stage, replica.hardware, start_up_s, way)
                 self.fleet.changed()
 
     async def _mourn(self) -> None:
@@ -247,18 +249,18 @@ class Controller:
         exit_ = await self.actuator.next_exit()
         if isinstance(exit_, DispatcherExit):
             name, again = exit_.dispatcher, "started again" if exit_.restarted else "not started again"
-            self.picture.reports.end(name)
+            self.view.reports.end(name)
             self.slots.exited(exit_)
             self._troubles.pop(name, None)
         else:
             name, in_s = exit_.replica, exit_.restart_in_s
             again = "not started again" if in_s is None else f"again in {in_s:g} s"
-            self.picture.reports.replica_ended(name)
+            self.view.reports.replica_ended(name)
             self._started.discard(name)
             self.fleet.changed()
         if not exit_.expected:
             if not isinstance(exit_, DispatcherExit):
-                self.picture.restarts[exit_.stage] += 1
+                self.view.restarts[exit_.stage] += 1
             self.exits.append(f"{name}: {exit_.reason}; {again}")
             logger.warning("%s ended: %s; %s", name, exit_.reason, again)
 
@@ -268,22 +270,22 @@ class Controller:
 
     async def _obey(self, control: TopicFollower) -> None:
         records = await control.read(1.0)
-        for entry in self.running.unreadable.readable_by_key(records, decode_override):
-            self.deciding.set_by_people(entry.key, entry.value)
+        for entry in self.running.decoder.decoded_by_key(records, decode_override):
+            self.decider.set_by_people(entry.key, entry.value)
 
     # -- what goes out -------------------------------------------------------------------------------
 
     async def _room(self) -> None:
         """What the places that replicas run at have left."""
         room = await self.actuator.capacity()
-        if room != self.deciding.room:
+        if room != self.decider.room:
             logger.info("places for replicas: %s", ", ".join(f"{k} {n}" for k, n in room.items()) or "no limit")
-        self.deciding.room = room
+        self.decider.room = room
 
     async def _tune(self) -> None:
         """Tune, unless the Faust app's timer does."""
         if not self.tuned_by_timer:
-            await self.deciding.step()
+            await self.decider.step()
 
     @property
     def tuned_by_timer(self) -> bool:
@@ -293,20 +295,20 @@ class Controller:
     async def _tune_by_timer(self) -> None:
         self._timer_s = asyncio.get_running_loop().time()
         try:
-            await self.deciding.step()
+            await self.decider.step()
         except Exception:  # what a step raises must not end the app
             self.failures += 1
             logger.exception("a step of the Tuner failed")
 
     async def _host(self) -> None:
         """Run the Faust app beside the loop, which goes on without it."""
-        if self.host is None or self.watching is None:
+        if self.host is None or self.collector is None:
             await asyncio.Event().wait()
             return
         app = await asyncio.to_thread(self.host)
         async with app(
-            report=self.watching.report_by_agent,
-            arrivals=self.watching.arrivals,
+            report=self.collector.report_by_agent,
+            arrivals=self.collector.arrivals,
             tune=self._tune_by_timer,
         ):
             await asyncio.Event().wait()
@@ -320,7 +322,7 @@ class Controller:
         """Write down ticks, plans and decisions."""
         if (ticks := self._ticks.take()) is not None and ticks.value is not None:
             await arrivals.send(ticks.topic, ticks.value, key=ticks.key.encode())
-        book = self.deciding.book
+        book = self.decider.book
         if waiting := book.waiting():
             await self.leadership.write_records(waiting)
             book.written(len(waiting))
@@ -328,27 +330,27 @@ class Controller:
     async def _look(self) -> None:
         """One consistent picture for metrics and tables."""
         now_s = asyncio.get_running_loop().time()
-        self.deciding.follow_people()
-        self.picture.held(now_s, await self.fleet.observe())
+        self.decider.follow_people()
+        self.view.held(now_s, await self.fleet.observe())
         # A report that was sent before a replica's end may be read after it, and would have it remembered for good.
-        self._started &= self.fleet.started_s.keys() | self.picture.reports.names()
-        state = self.picture.state(
+        self._started &= self.fleet.started_s.keys() | self.view.reports.names()
+        state = self.view.state(
             now_s,
             time.time(),
             self.wanted,
-            envelope=self.picture.traffic.envelope(now_s),
-            paused=self.deciding.paused,
+            envelope=self.view.traffic.envelope(now_s),
+            paused=self.decider.paused,
             term=self.leadership.term,
             slots={stage: len(held) for stage, held in self.slots.table.grants.items()},
             limits={
-                stage: _LIMITS[reason] for reason, stage in self.deciding.tuning.state.reported if reason in _LIMITS
+                stage: _LIMITS[reason] for reason, stage in self.decider.memory.state.reported if reason in _LIMITS
             },
         )
         self.state = replace(
             state,
-            plan_feasible=self.deciding.plan_feasible,
+            plan_feasible=self.decider.plan_feasible,
             failures=self.failures,
-            unreadable=dict(self.running.unreadable.counts),
+            unreadable=dict(self.running.decoder.counts),
         )
 
     async def retire(self, stages: Collection[str], deadline_s: float) -> None:
@@ -356,14 +358,14 @@ class Controller:
 
         The loop must still be running: it writes the grants that say so.
         """
-        self.deciding.held = True
+        self.decider.held = True
         began_s = time.monotonic()
         self.slots.retire(stages)
         await until(lambda: self.slots.retired(stages), deadline_s, 0.02)
         await self.fleet.retire(stages)
         left_s = deadline_s - (time.monotonic() - began_s)
         gone = await until(lambda: self.fleet.gone(stages), left_s, 0.02)
-        if not gone and set(stages) >= set(self.picture.shape.stages):
+        if not gone and set(stages) >= set(self.view.shape.stages):
             await self.actuator.drain(0.0)
 
 

@@ -1,7 +1,7 @@
 """The Faust app of a controller's term: agents on what dispatchers and controllers report, and the Tuner's timer.
 
 The only module that knows Faust. Nothing waits for its consumer group: until its agents have caught up, and
-whenever they fall silent, the control loop's own readers and timers do the same work (`Watching` takes each
+whenever they fall silent, the control loop's own readers and timers do the same work (`Collector` takes each
 record once, whichever controller brings it).
 """
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from inferline_stream.controlplane.record_decoder import Unreadable
+from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat, decode_control, encode_control, grant_key
-from inferline_stream.dataplane.posts import host_of
+from inferline_stream.dataplane.host_postings import host_of
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import (
     Followed,
@@ -42,7 +42,7 @@ SLOW_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class AssignmentLog:
     """What the assignments topic says."""
 
     grants: tuple[Grant, ...]
@@ -53,18 +53,18 @@ class Log:
     """By the record's timestamp; infinite if there is none."""
 
 
-def read_log(records: Sequence[Followed], now_s: float, unreadable: Unreadable) -> Log:
+def read_log(records: Sequence[Followed], now_s: float, decoder: RecordDecoder) -> AssignmentLog:
     """The newest record of each key.
 
     Args:
         records: of the assignments topic, in order.
         now_s: seconds since the epoch.
-        unreadable: reads them.
+        decoder: reads them.
     """
     grants: dict[str, Grant] = {}
     heartbeat = None
     own = [record for record in records if not host_of((record.key or b"").decode(errors="replace"))]
-    for entry in unreadable.readable_by_key(own, _assigned):
+    for entry in decoder.decoded_by_key(own, _assigned):
         if isinstance(entry.value, Grant):
             grants[entry.key] = entry.value
         elif entry.key == LEADER_KEY:
@@ -74,7 +74,7 @@ def read_log(records: Sequence[Followed], now_s: float, unreadable: Unreadable) 
     last = next((record for record in reversed(records) if record.key == LEADER_KEY.encode()), None)
     # One that cannot be read shows all the same that somebody leads.
     age_s = float("inf") if last is None or not last.value else now_s - last.time_ms / 1e3
-    return Log(tuple(grants.values()), heartbeat, age_s)
+    return AssignmentLog(tuple(grants.values()), heartbeat, age_s)
 
 
 def _assigned(key: str, value: bytes) -> Grant | LeaderHeartbeat:
@@ -92,24 +92,24 @@ class Leadership:
         bootstrap_servers: host:port, comma separated.
         names: of the pipeline.
         controller: name of this controller, unique per process.
-        unreadable: reads what others have written.
+        decoder: reads what others have written.
 
     Raises:
         Unreachable: Kafka does not answer.
     """
 
     def __init__(
-        self, bootstrap_servers: str, names: Names, controller: str, unreadable: Unreadable | None = None
+        self, bootstrap_servers: str, names: Names, controller: str, decoder: RecordDecoder | None = None
     ) -> None:
         self._bootstrap_servers, self._names, self.controller = bootstrap_servers, names, controller
-        self._unreadable = unreadable or Unreadable()
+        self._decoder = decoder or RecordDecoder()
         self._producer = self._new_producer()
         self._broken = False
         self._writing = asyncio.Lock()
         self.renewals = 0
         """How often this controller had to begin another term because a transaction was left unsettled."""
         self.term = 0
-        self.log = Log((), None, float("inf"))
+        self.log = AssignmentLog((), None, float("inf"))
         """What the topic said when this term began."""
 
     def _new_producer(self) -> LeaderProducer:
@@ -123,7 +123,7 @@ class Leadership:
             await self._producer.__aenter__()  # from here on nobody else writes
             try:
                 records += await follower.read_to(await follower.end())
-                self.log = read_log(records, time.time(), self._unreadable)
+                self.log = read_log(records, time.time(), self._decoder)
                 self.term = 1 + (self.log.heartbeat.term if self.log.heartbeat else 0)
                 self.term = max([self.term, *(grant.term + 1 for grant in self.log.grants)])
                 await self.heartbeat()
@@ -134,7 +134,7 @@ class Leadership:
         return self
 
     async def _wait_for_silence(self, follower: TopicFollower, records: list[Followed]) -> None:
-        log = read_log(records, time.time(), self._unreadable)
+        log = read_log(records, time.time(), self._decoder)
         if log.heartbeat_age_s == float("inf"):
             return
         if log.heartbeat_age_s <= TAKE_OVER_AFTER_S:
@@ -199,13 +199,13 @@ class Leadership:
         await self._producer.__aexit__(None, None, None)
         async with TopicFollower(self._bootstrap_servers, self._names.assignments) as follower:
             records = await follower.read_to(await follower.end())
-            log = read_log(records, time.time(), self._unreadable)
+            log = read_log(records, time.time(), self._decoder)
             if log.heartbeat is None or log.heartbeat.controller != self.controller:
                 raise LeadershipLost("another controller leads: this one stops")
             self._producer = self._new_producer()
             await self._producer.__aenter__()
             records += await follower.read_to(await follower.end())
-        self.log = read_log(records, time.time(), self._unreadable)
+        self.log = read_log(records, time.time(), self._decoder)
         self.term += 1
         self.renewals += 1
         self._broken = False
@@ -233,4 +233,4 @@ async def leads(bootstrap_servers: str, names: Names) -> bool:
     """
     async with TopicFollower(bootstrap_servers, names.assignments) as follower:
         records = await follower.read_to(await follower.end())
-    return read_log(records, time.time(), Unreadable()).heartbeat_age_s <= TAKE_OVER_AFTER_S
+    return read_log(records, time.time(), RecordDecoder()).heartbeat_age_s <= TAKE_OVER_AFTER_S

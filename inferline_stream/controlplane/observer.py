@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from inferline_stream.controlplane.decide.tuner_state import windows_of
-from inferline_stream.controlplane.leadership import Log, read_log
-from inferline_stream.controlplane.log.journal import Ticks, flat
-from inferline_stream.controlplane.log.messages import (
+from inferline_stream.controlplane.decide.policy_memory import windows_of
+from inferline_stream.controlplane.leadership import AssignmentLog, read_log
+from inferline_stream.controlplane.log.control_records import (
     PLAN_KEY,
     WANTED_KEY,
     StoredDecision,
@@ -20,23 +19,24 @@ from inferline_stream.controlplane.log.messages import (
     decode_stored,
 )
 from inferline_stream.controlplane.log.overrides import Overrides
-from inferline_stream.controlplane.observe.collector import Watching
-from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.log.record_writers import ArrivalLog, flat
+from inferline_stream.controlplane.observe.collector import Collector
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
-from inferline_stream.controlplane.observe.recovery import Found, find, find_arrivals
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.observe.recovery import Recovered, recover, recover_arrivals
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.dataplane.reports import decode_report
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
-from inferline_stream.observability.state import DecisionRecord, PipelineState
+from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, independent_paths, shape_of
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.planner.document import plan_from_bytes
+from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.settings import Settings
 
 _LOOK_S = 0.25
@@ -44,15 +44,15 @@ _LOOK_S = 0.25
 
 @dataclass(slots=True)
 class Observer:
-    """What can be known of a pipeline from its topics. Made by `observing`.
+    """What can be known of a pipeline from its topics. Made by `watch_pipeline`.
 
     Totals count from when the dispatchers that live now began, and rates from when this began to look: `look` for a
     while before believing them.
     """
 
-    running: Running
-    picture: Picture
-    watching: Watching
+    running: PipelineContext
+    view: PipelineView
+    collector: Collector
     reports: TopicFollower
     decisions: TopicFollower
     control: TopicFollower
@@ -71,12 +71,12 @@ class Observer:
         end_s = loop.time() + seconds
         while True:
             began_s = loop.time()
-            await self.watching.sample()
-            await self.watching.lags()
-            unreadable = self.running.unreadable
-            for stored in unreadable.readable_by_key(await self.decisions.read(0.0), decode_stored):
+            await self.collector.sample()
+            await self.collector.lags()
+            decoder = self.running.decoder
+            for stored in decoder.decoded_by_key(await self.decisions.read(0.0), decode_stored):
                 self._decided(stored.key, stored.value)
-            for change in unreadable.readable_by_key(await self.control.read(0.0), decode_override):
+            for change in decoder.decoded_by_key(await self.control.read(0.0), decode_override):
                 self.overrides = self.overrides.with_record(change.key, change.value)
             self._leader += await self.assignments.read(0.0)
             await self._hear()
@@ -89,36 +89,36 @@ class Observer:
         shift_s = asyncio.get_running_loop().time() - time.time()
         records = sorted(await self.reports.read(0.05), key=lambda record: record.time_ms)
         looked_s = None
-        for entry in self.running.unreadable.readable(records, decode_report):
-            if entry.value is None or entry.value.stage not in self.picture.offsets:
+        for entry in self.running.decoder.decoded(records, decode_report):
+            if entry.value is None or entry.value.stage not in self.view.offsets:
                 continue
             heard_s = entry.record.time_ms / 1e3 + shift_s
-            self.picture.reports.add(entry.value, heard_s)
+            self.view.reports.add(entry.value, heard_s)
             if looked_s is None or heard_s - looked_s >= 1.0:
                 looked_s = heard_s
                 self._state_at(heard_s)
         now_s = asyncio.get_running_loop().time()
-        for name, last_s in self.picture.reports.living().items():
+        for name, last_s in self.view.reports.living().items():
             if now_s - last_s > self.running.settings.dead_after_s:
-                self.picture.reports.lose(name)
+                self.view.reports.lose(name)
 
     def _decided(self, key: str, stored: StoredPlan | StoredDecision | None) -> None:
         if isinstance(stored, StoredPlan):
             if key != PLAN_KEY:
-                self.picture.planned(stored)
+                self.view.planned(stored)
                 return
             plan = plan_from_bytes(bytes(stored.plan), "the decisions topic")
-            _of_these_stages(plan, self.picture.shape)
-            self.picture.adopt(plan, self.picture.measured, windows_of(plan, self.running.settings))
+            _of_these_stages(plan, self.view.shape)
+            self.view.adopt(plan, self.view.measured, windows_of(plan, self.running.settings))
         elif stored is not None:
             if key == WANTED_KEY:
                 self.wanted = flat(stored.replicas)
             else:
-                self.picture.decided(_record(stored))
+                self.view.decided(_record(stored))
 
-    def leader(self) -> Log:
+    def leader(self) -> AssignmentLog:
         """What the controller last wrote, and how long ago."""
-        log = read_log(self._leader, time.time(), self.running.unreadable)
+        log = read_log(self._leader, time.time(), self.running.decoder)
         self._leader = self._leader[-1000:]
         return log
 
@@ -130,21 +130,21 @@ class Observer:
         return replace(state, input_age_s=ages, term=log.heartbeat.term if log.heartbeat else 0)
 
     def _state_at(self, now_s: float) -> PipelineState:
-        picture = self.picture
-        state = picture.state(
+        view = self.view
+        state = view.state(
             now_s,
             time.time(),
             self.wanted,
-            envelope=picture.traffic.envelope(now_s),
+            envelope=view.traffic.envelope(now_s),
             paused=self.overrides.paused(time.time()),
         )
-        prices = {name: kind.price_per_hour for name, kind in picture.catalogue.items()}
+        prices = {name: kind.price_per_hour for name, kind in view.catalogue.items()}
         held = sum(c.ready * prices[c.hardware] for stage in state.stages for c in stage.replicas)
-        return replace(state, cost_per_hour=held, unreadable=dict(self.running.unreadable.counts))
+        return replace(state, cost_per_hour=held, unreadable=dict(self.running.decoder.counts))
 
 
 @asynccontextmanager
-async def observing(
+async def watch_pipeline(
     pipeline: Pipeline, bootstrap_servers: str, prefix: str, settings: Settings
 ) -> AsyncIterator[Observer]:
     """Follow a pipeline's topics; nothing is written and no group joined.
@@ -153,7 +153,7 @@ async def observing(
         Unreachable: Kafka does not answer, or no such pipeline has run there.
     """
     shape, names = shape_of(pipeline), Names(pipeline.name, prefix)
-    running = Running(
+    running = PipelineContext(
         names=names,
         source=names.topic(pipeline.source.name),
         sink=names.topic(pipeline.sink.name),
@@ -167,13 +167,13 @@ async def observing(
                 f"no pipeline {pipeline.name!r} has run on Kafka at {bootstrap_servers}"
                 + (f" under the prefix {prefix!r}" if prefix else "; was it run with a --prefix?")
             )
-        found = await find(bootstrap_servers, names, running.unreadable)
+        found = await recover(bootstrap_servers, names, running.decoder)
         plan = _plan(found)
         if plan is None:
             raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; try again in a moment")
         _of_these_stages(plan, shape)
         partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
-        picture = Picture(
+        view = PipelineView(
             pipeline.name,
             shape,
             plan,
@@ -185,14 +185,14 @@ async def observing(
             declared_slo_s=pipeline.slo_s,
         )
         for stored in found.plans:
-            picture.planned(stored)
+            view.planned(stored)
         for decision in found.decisions:
-            picture.decided(_record(decision))
-        watching = Watching(running, picture, offsets, Ticks(names, running.source), lambda report: None)
-        await watching.begin()
-        times = await find_arrivals(running, offsets, watching.source_partitions, picture.growth)
+            view.decided(_record(decision))
+        collector = Collector(running, view, offsets, ArrivalLog(names, running.source), lambda report: None)
+        await collector.begin()
+        times = await recover_arrivals(running, offsets, collector.source_partitions, view.growth)
         if times.size:
-            picture.arrived(times)
+            view.arrived(times)
         since_s = time.time() - RECENT_S
         async with (
             TopicFollower(bootstrap_servers, names.stage_stats, since_s, committed_only=False) as reports,
@@ -203,7 +203,7 @@ async def observing(
             leader = await assignments.read_to(await assignments.end())
             wanted = dict(found.wanted or replicas_of_plan(plan.allocations))
             yield Observer(
-                running, picture, watching, reports, decisions, control, assignments, found.overrides, wanted, leader
+                running, view, collector, reports, decisions, control, assignments, found.overrides, wanted, leader
             )
 
 
@@ -220,7 +220,7 @@ def _of_these_stages(plan: Plan, shape: Shape) -> None:
         )
 
 
-def _plan(found: Found) -> Plan | None:
+def _plan(found: Recovered) -> Plan | None:
     """The plan in force, or after an orderly end the last one that was."""
     if found.plan is not None or not found.plans:
         return found.its_plan()

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from inferline_stream.controlplane.record_decoder import Unreadable
+from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class PipelineContext:
     """What a controller is given of its pipeline.
 
     Args:
@@ -26,7 +26,7 @@ class Running:
         advisory: decide without acting.
         delivery: how results get into the sink.
         arrivals: where the source's arrivals are seen; see `Topic`.
-        unreadable: reads what the pipeline keeps in Kafka, and counts what cannot be read.
+        decoder: reads what the pipeline keeps in Kafka, and counts what cannot be read.
     """
 
     names: Names
@@ -38,7 +38,7 @@ class Running:
     advisory: bool = False
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     arrivals: str = "offsets"
-    unreadable: Unreadable = field(default_factory=Unreadable)
+    decoder: RecordDecoder = field(default_factory=RecordDecoder)
 
     def topic(self, stage: str) -> str:
         """Input topic of a stage."""
@@ -46,7 +46,7 @@ class Running:
 
 
 async def drained(
-    offsets: OffsetReader, running: Running, partitions: Mapping[str, int], source_end: Sequence[int]
+    offsets: OffsetReader, running: PipelineContext, partitions: Mapping[str, int], source_end: Sequence[int]
 ) -> bool:
     """Whether nothing that was in the source topic before ``source_end`` is left in any stage.
 
@@ -72,7 +72,7 @@ async def drained(
     )
 
 
-async def lags(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> dict[str, int]:
+async def lags(offsets: OffsetReader, running: PipelineContext, partitions: Mapping[str, int]) -> dict[str, int]:
     """Records not committed, by consumer group."""
     left = {}
     for stage, n in partitions.items():

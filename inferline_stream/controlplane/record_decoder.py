@@ -33,7 +33,7 @@ class Entry(Generic[T]):
 
 
 @dataclass(slots=True)
-class Unreadable:
+class RecordDecoder:
     """Reads records, and counts those that cannot be read: each once, however often it is met."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -42,16 +42,16 @@ class Unreadable:
     """Offset of the newest one that was counted, by topic and partition."""
     _logged_s: dict[str, float] = field(default_factory=dict)
 
-    def readable(self, records: Iterable[Followed], decode: Callable[[bytes], T]) -> Iterator[Entry[T]]:
+    def decoded(self, records: Iterable[Followed], decode: Callable[[bytes], T]) -> Iterator[Entry[T]]:
         """Yield the records that can be read, in their order.
 
         Args:
             records: each partition's in order.
             decode: makes a value of bytes; raises ValueError where it cannot.
         """
-        return self.readable_by_key(records, lambda key, value: decode(value))
+        return self.decoded_by_key(records, lambda key, value: decode(value))
 
-    def readable_by_key(self, records: Iterable[Followed], decode: Callable[[str, bytes], T]) -> Iterator[Entry[T]]:
+    def decoded_by_key(self, records: Iterable[Followed], decode: Callable[[str, bytes], T]) -> Iterator[Entry[T]]:
         """Likewise, where what a value should be depends on its key."""
         for record in records:
             try:

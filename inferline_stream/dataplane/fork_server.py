@@ -25,13 +25,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from inferline_stream.dataplane.process_specs import ReplicaSpec, decode_replica_spec
 from inferline_stream.dataplane.replica import replica
 from inferline_stream.dataplane.replica.stage_call import StageCall
 from inferline_stream.dataplane.replica.stage_code import StageCode
-from inferline_stream.dataplane.specs import ReplicaSpec, decode_replica_spec
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError
-from inferline_stream.isolation import kernel, seal
+from inferline_stream.isolation import kernel_calls, seal
 from inferline_stream.isolation.confinement import decoded
 
 DISPATCHERS = b"dispatchers"
@@ -150,7 +150,7 @@ def _become(request: dict[str, Any], files: list[int], live: Live) -> None:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        kernel.prctl(kernel.SET_PDEATHSIG, signal.SIGKILL)
+        kernel_calls.prctl(kernel_calls.SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
         own, log, *names = (os.dup(number) for number in files)
         for at, number in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):

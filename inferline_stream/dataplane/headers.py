@@ -42,7 +42,7 @@ def version_value(structure: Structure) -> bytes:
     return f"{WIRE_VERSION}.{structure.version}".encode()
 
 
-class Found(NamedTuple):
+class ReadHeaders(NamedTuple):
     """What a record's headers say. `own` are the user's: every name of ours is taken out of them.
 
     `dead` is how the event died upstream, 0 where it lives; `replay` counts how often it was sent again after that.
@@ -58,7 +58,7 @@ class Found(NamedTuple):
     own: list[Header]
 
 
-def read_headers(headers: Iterable[Header], *, entry: bool = False) -> Found:
+def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeaders:
     """Take headers apart, whatever bytes they hold: what is not well-formed counts as missing.
 
     Args:
@@ -93,7 +93,7 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> Found:
             dead = LETTERED if value == b"2" else DROPPED
     if entry and not replay:
         entry_us = None
-    return Found(event_id, entry_us, version, parent, skipped, dead, replay, own)
+    return ReadHeaders(event_id, entry_us, version, parent, skipped, dead, replay, own)
 
 
 def number(value: bytes | None, most: int) -> int | None:
@@ -103,7 +103,7 @@ def number(value: bytes | None, most: int) -> int | None:
     return None
 
 
-def event_headers(found: Found, event_id: bytes, entry_us: int, version: bytes | None) -> list[Header]:
+def event_headers(found: ReadHeaders, event_id: bytes, entry_us: int, version: bytes | None) -> list[Header]:
     """Headers that an event's records carry: the user's own, and those that name the event.
 
     An entry time that an earlier pipeline left on the record does not count: this pipeline's clock starts here.

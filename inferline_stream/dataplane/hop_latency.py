@@ -20,7 +20,7 @@ from inferline_stream.kafka.connection import client_options, closed
 from inferline_stream.kafka.outgoing import Message
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import StageSender
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES
 
@@ -55,7 +55,7 @@ async def measure_hop(
     """
     name = f"{prefix}inferline-hop-{secrets.token_hex(4)}"
     wanted = {name: _PARTITIONS, f"{name}.assignments": 1}
-    topics = [TopicSettings(topic, partitions, "probe of the profiler") for topic, partitions in wanted.items()]
+    topics = [WantedTopic(topic, partitions, "probe of the profiler") for topic, partitions in wanted.items()]
     await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
     reader = StageReader(bootstrap_servers, name, name, f"{name}.assignments", fetch_wait_s=fetch_wait_s)
     sender = StageSender(bootstrap_servers, name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from inferline_stream.dataplane.routes import Routes, every_route
-from inferline_stream.kafka.topics import REPLICATION, TopicSettings, durability, topics_of
+from inferline_stream.kafka.topics import REPLICATION, WantedTopic, durability, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline
 
@@ -143,7 +143,7 @@ def _slots(role: Role, names: Names, routes: Mapping[str, Routes]) -> Iterator[P
         yield Permission(role, "transactional-id", slot, True, ("Write",), _EXACTLY_ONCE)
 
 
-def topic_commands(topics: Iterable[TopicSettings]) -> list[str]:
+def topic_commands(topics: Iterable[WantedTopic]) -> list[str]:
     """Commands that create the topics; the cluster's address comes from the variable KAFKA."""
     in_sync = durability(REPLICATION, REPLICATION).in_sync
     commands = []

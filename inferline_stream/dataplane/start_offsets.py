@@ -60,7 +60,7 @@ async def commit_start_offsets(
 
     async def commit(stage: Stage) -> None:
         topic, name = input_topic(pipeline, names, stage.name), names.group(stage.name)
-        async with _Group(bootstrap_servers, name, topic, timeout_s) as group:
+        async with _StartGroup(bootstrap_servers, name, topic, timeout_s) as group:
             ask = partial(surely_committed, group.committed) if stage.name in known else group.committed
             committed = await ask(group.partitions)
             if start != "committed":  # what was committed of a topic of the same name that is gone counts for nothing
@@ -93,7 +93,7 @@ def _added(committed: Mapping[int, Entry], begins: Mapping[int, int]) -> dict[in
     return {p: Committed(begin) for p, begin in begins.items() if p not in committed and 0 < known <= p}
 
 
-async def _forgetful(group: _Group, committed: Mapping[int, Entry]) -> dict[int, Committed]:
+async def _forgetful(group: _StartGroup, committed: Mapping[int, Entry]) -> dict[int, Committed]:
     """Where a join's group stands, with a note that what is in its topic by now tells nothing of events to come."""
     begins, wanted = await group.begins(), {}
     for partition, end in (await group.ends()).items():
@@ -102,7 +102,9 @@ async def _forgetful(group: _Group, committed: Mapping[int, Entry]) -> dict[int,
     return wanted
 
 
-async def _entry_offsets(group: _Group, start: str, time_ms: int | None, committed: Collection[int]) -> dict[int, int]:
+async def _entry_offsets(
+    group: _StartGroup, start: str, time_ms: int | None, committed: Collection[int]
+) -> dict[int, int]:
     if start == "earliest":
         return await group.begins()
     ends = await group.ends()
@@ -134,7 +136,7 @@ def _start_time_ms(start: str) -> int | None:
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-class _Group:
+class _StartGroup:
     """A consumer group without members, and one topic that it reads."""
 
     def __init__(self, bootstrap_servers: str, group: str, topic: str, timeout_s: float) -> None:
@@ -147,7 +149,7 @@ class _Group:
         self._partitions: list[TopicPartition] = []
         self._state = UNKNOWN_TOPIC
 
-    async def __aenter__(self) -> _Group:
+    async def __aenter__(self) -> _StartGroup:
         await in_time(self._where, self._consumer.start(), self._timeout_s, self._consumer)
         metadata = self._consumer._client._wait_on_metadata(self._topic)
         found = await in_time(self._where, metadata, self._timeout_s, self._consumer)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from inferline_stream.isolation import kernel
+from inferline_stream.isolation import kernel_calls
 from inferline_stream.isolation.confinement import decoded
 from inferline_stream.isolation.seal import seal
 
@@ -146,7 +146,7 @@ def _datagram_of_before(to: Targets, before: Before) -> None:
 
 def _connect_inherited(to: Targets) -> None:
     address = struct.pack("<H", socket.AF_INET) + struct.pack(">H4s8x", to.tcp, socket.inet_aton("127.0.0.1"))
-    kernel.call("connect", to.inherited, address, len(address))
+    kernel_calls.call("connect", to.inherited, address, len(address))
 
 
 def _credentials(to: Targets, before: Before) -> None:
@@ -188,31 +188,31 @@ def _opened(family: int, kind: int, protocol: int = 0) -> None:
 
 
 def _io_uring(to: Targets) -> None:
-    os.close(kernel.call("io_uring_setup", 1, bytes(120)))
+    os.close(kernel_calls.call("io_uring_setup", 1, bytes(120)))
 
 
 def _user_namespace(to: Targets) -> None:
-    child = kernel.call("clone", _NEW_USER | signal.SIGCHLD, 0, 0, 0, 0)
+    child = kernel_calls.call("clone", _NEW_USER | signal.SIGCHLD, 0, 0, 0, 0)
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
 
 
 def _bpf(to: Targets) -> None:
-    os.close(kernel.call("bpf", 0, struct.pack("<IIII", 2, 4, 4, 1) + bytes(56), 72))  # an array of one number
+    os.close(kernel_calls.call("bpf", 0, struct.pack("<IIII", 2, 4, 4, 1) + bytes(56), 72))  # an array of one number
 
 
 def _perf(to: Targets) -> None:
-    os.close(kernel.call("perf_event_open", struct.pack("<IIQ", 1, 112, 0) + bytes(96), 0, -1, -1, 0))
+    os.close(kernel_calls.call("perf_event_open", struct.pack("<IIQ", 1, 112, 0) + bytes(96), 0, -1, -1, 0))
 
 
 def _handle(to: Targets) -> None:
     handle = ctypes.create_string_buffer(struct.pack("<Ii", 128, 0) + bytes(128))
     mount = ctypes.create_string_buffer(4)
-    kernel.call("name_to_handle_at", _HERE, to.secret.encode() + b"\0", handle, mount, 0)  # type: ignore[arg-type]
+    kernel_calls.call("name_to_handle_at", _HERE, to.secret.encode() + b"\0", handle, mount, 0)  # type: ignore[arg-type]
     root = os.open(os.path.dirname(to.secret), os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.close(kernel.call("open_by_handle_at", root, handle, os.O_RDONLY))  # type: ignore[arg-type]
+        os.close(kernel_calls.call("open_by_handle_at", root, handle, os.O_RDONLY))  # type: ignore[arg-type]
     finally:
         os.close(root)
 
@@ -220,7 +220,7 @@ def _handle(to: Targets) -> None:
 def _pidfd(to: Targets) -> None:
     process = os.pidfd_open(to.process)
     try:
-        os.close(kernel.call("pidfd_getfd", process, 0, 0))
+        os.close(kernel_calls.call("pidfd_getfd", process, 0, 0))
     finally:
         os.close(process)
 
@@ -228,7 +228,7 @@ def _pidfd(to: Targets) -> None:
 def _other_memory(to: Targets) -> None:
     room = ctypes.create_string_buffer(1)
     ours, theirs = struct.pack("<QQ", ctypes.addressof(room), 1), struct.pack("<QQ", to.address, 1)
-    kernel.call("process_vm_readv", to.process, ours, 1, theirs, 1, 0)
+    kernel_calls.call("process_vm_readv", to.process, ours, 1, theirs, 1, 0)
 
 
 ATTEMPTS: Mapping[str, Callable[[Targets], object]] = {
@@ -241,7 +241,7 @@ ATTEMPTS: Mapping[str, Callable[[Targets], object]] = {
     "open another process's memory": lambda to: open(f"/proc/{to.process}/mem", "rb").close(),
     "copy another process's memory": _other_memory,
     "signal another process": lambda to: os.kill(to.process, signal.SIGCONT),
-    "trace another process": lambda to: kernel.call("ptrace", 0x4206, to.process, 0, 0),
+    "trace another process": lambda to: kernel_calls.call("ptrace", 0x4206, to.process, 0, 0),
     "take another process's open file": _pidfd,
     "write a file": _write,
     "execute a program": lambda to: subprocess.run(["/bin/true"], check=True),
@@ -260,9 +260,9 @@ ATTEMPTS: Mapping[str, Callable[[Targets], object]] = {
     "set up io_uring": _io_uring,
     "make a user namespace": _user_namespace,
     "make a BPF map": _bpf,
-    "handle others' page faults": lambda to: os.close(kernel.call("userfaultfd", 0)),
+    "handle others' page faults": lambda to: os.close(kernel_calls.call("userfaultfd", 0)),
     "watch performance events": _perf,
-    "use the kernel's keyring": lambda to: kernel.call("keyctl", 0, -3, 1),
+    "use the kernel's keyring": lambda to: kernel_calls.call("keyctl", 0, -3, 1),
     "open a file by its handle": _handle,
 }
 

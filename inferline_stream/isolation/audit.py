@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from inferline_stream.isolation import bpf, kernel, paths, profiles
+from inferline_stream.isolation import bpf, kernel_calls, paths, syscall_rules
 from inferline_stream.isolation.confinement import Confinement
 
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
@@ -53,10 +53,10 @@ class Finding:
     what: str
 
 
-def program(on: bpf.Machine) -> tuple[bpf.Instruction, ...]:
+def program(on: bpf.Architecture) -> tuple[bpf.Instruction, ...]:
     """The filter of an audited process: whatever the seal would not simply allow is looked at."""
-    calls = {name: when for name, when in profiles.sealed(0).items() if when == bpf.ALWAYS}
-    return profiles.program(calls, on, otherwise=bpf.NOTIFY)
+    calls = {name: when for name, when in syscall_rules.sealed(0).items() if when == bpf.ALWAYS}
+    return syscall_rules.program(calls, on, otherwise=bpf.NOTIFY)
 
 
 class Audit:
@@ -72,7 +72,7 @@ class Audit:
         self.confinement = replace(confinement, audit=telling)
         self.found: Counter[Finding] = Counter()
         """How often each thing would have been refused."""
-        on = profiles.machine()
+        on = syscall_rules.machine()
         assert on is not None, "no process is audited where none can be sealed"
         self._on = on
         self._names = {number: name for name, number in on.numbers.items()}
@@ -88,10 +88,10 @@ class Audit:
         options = {"network": True, "jit": isolation.jit, "helpers": bool(isolation.helpers)}
         imports = isolation.seal != "strict"
         self._programs = [
-            profiles.program(profiles.launching(process, **options), self._on),
-            profiles.program(profiles.sealed(process, imports=imports, **options), self._on)
+            syscall_rules.program(syscall_rules.launching(process, **options), self._on),
+            syscall_rules.program(syscall_rules.sealed(process, imports=imports, **options), self._on)
             if isolation.seal != "off"
-            else profiles.program(profiles.launching(process, **options), self._on),
+            else syscall_rules.program(syscall_rules.launching(process, **options), self._on),
         ]
         self._thread = threading.Thread(target=self._watch, args=(process,), daemon=True)
         self._thread.start()
@@ -108,7 +108,7 @@ class Audit:
             return  # it ended before
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(process)
-            listener = kernel.call("pidfd_getfd", pidfd, int(number), 0)
+            listener = kernel_calls.call("pidfd_getfd", pidfd, int(number), 0)
             os.close(pidfd)
             try:
                 self._serve(listener)
@@ -143,7 +143,7 @@ class Audit:
             self._judge_path(thread, arguments, *_CHANGING[name], allowed, write=True)
         elif name == "connect":
             self._judge_address(thread, *arguments[1:3])
-        elif not allowed and name not in profiles.ERRNOS:
+        elif not allowed and name not in syscall_rules.ERRNOS:
             self._add("call", name)
 
     def _judge_path(

@@ -76,9 +76,9 @@ def environment(cores: float, confinement: Confinement | None, source: Mapping[s
 
 def end_with(parent: int, number: int) -> None:
     """Have the kernel signal this process as soon as its parent is gone, however the parent ended."""
-    from inferline_stream.isolation import kernel
+    from inferline_stream.isolation import kernel_calls
 
-    kernel.prctl(kernel.SET_PDEATHSIG, number)
+    kernel_calls.prctl(kernel_calls.SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it was gone before the kernel knew
         os._exit(1)
 

@@ -33,7 +33,7 @@ class Instruction(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class ArgumentCondition:
     """What must hold of one argument: ``argument & mask == value``.
 
     Args:
@@ -48,7 +48,7 @@ class Condition:
     mask: int = _LOW
 
 
-Alternatives = tuple[tuple[Condition, ...], ...]
+Alternatives = tuple[tuple[ArgumentCondition, ...], ...]
 """Any of these, each of which is all of its conditions."""
 
 ALWAYS: Alternatives = ((),)
@@ -58,7 +58,7 @@ Calls = Mapping[str, Alternatives]
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class Architecture:
     """A machine's own name for itself, and its system calls."""
 
     audit: int
@@ -73,7 +73,7 @@ def refused(number: int) -> int:
 
 
 def compiled(
-    calls: Calls, machine: Machine, *, errnos: Mapping[str, int], otherwise: int | None = None
+    calls: Calls, machine: Architecture, *, errnos: Mapping[str, int], otherwise: int | None = None
 ) -> tuple[Instruction, ...]:
     """The filter that allows these calls.
 
@@ -126,7 +126,7 @@ def _block(alternatives: Alternatives, denied: int) -> list[Instruction]:
     return block
 
 
-def _tests(condition: Condition) -> Iterable[Instruction]:
+def _tests(condition: ArgumentCondition) -> Iterable[Instruction]:
     for half in (0, 1):
         mask, value = condition.mask >> 32 * half & _LOW, condition.value >> 32 * half & _LOW
         if half and not mask:

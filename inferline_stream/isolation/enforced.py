@@ -9,7 +9,7 @@ import resource
 import socket
 from dataclasses import dataclass
 
-from inferline_stream.isolation import kernel, landlock, limits, profiles
+from inferline_stream.isolation import kernel_calls, landlock, limits, syscall_rules
 from inferline_stream.isolation.confinement import Confinement
 
 _LIMITS = {"memory_bytes": resource.RLIMIT_DATA, "file_bytes": resource.RLIMIT_FSIZE, "files": resource.RLIMIT_NOFILE}
@@ -61,17 +61,17 @@ def look(confinement: Confinement) -> Enforced:
     network = _refused_port(confinement.ports)
     if not network:
         missing.append("network: every TCP port may be reached")
-    if int(kernel.status("CapEff") or "1", 16) or kernel.status("NoNewPrivs") != "1":
+    if int(kernel_calls.status("CapEff") or "1", 16) or kernel_calls.status("NoNewPrivs") != "1":
         missing.append("capabilities: not all are given up")
     if isolation.level in ("gvisor", "kata") and not under(isolation.level, os.uname().version, _mounts()):
         missing.append(f"{isolation.level}: nothing shows it, so the kernel may be the host's own")
-    on = profiles.machine()
+    on = syscall_rules.machine()
     calls = None
-    if on is not None and kernel.status("Seccomp") == "2":
-        launching = profiles.launching(
+    if on is not None and kernel_calls.status("Seccomp") == "2":
+        launching = syscall_rules.launching(
             os.getpid(), network=confinement.network, jit=isolation.jit, helpers=bool(isolation.helpers)
         )
-        calls = profiles.reachable(launching, on)
+        calls = syscall_rules.reachable(launching, on)
     elif confinement.gpu:
         accepted.append("system calls: what a GPU's driver needs is not known yet, so all may be made")
     else:

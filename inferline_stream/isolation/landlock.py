@@ -12,7 +12,7 @@ import struct
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from inferline_stream.isolation import kernel
+from inferline_stream.isolation import kernel_calls
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _TRUNCATE, _IOCTL_DEV = 1 << 14, 1 << 15
@@ -29,7 +29,7 @@ NETWORK_ABI, SCOPE_ABI = 4, 6
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class PathGrant:
     """What may be done with a path and all below it.
 
     Args:
@@ -48,12 +48,12 @@ class Grant:
 def abi() -> int:
     """Version of Landlock that the kernel offers; 0 for none."""
     try:
-        return kernel.call("landlock_create_ruleset", None, 0, _VERSION)
+        return kernel_calls.call("landlock_create_ruleset", None, 0, _VERSION)
     except OSError:
         return 0
 
 
-def restrict(grants: Iterable[Grant], ports: Collection[int], listens: Collection[int] = ()) -> int:
+def restrict(grants: Iterable[PathGrant], ports: Collection[int], listens: Collection[int] = ()) -> int:
     """Bind this thread, and all that it will start, to these paths and TCP ports. Paths that do not exist are skipped.
 
     Args:
@@ -74,20 +74,20 @@ def restrict(grants: Iterable[Grant], ports: Collection[int], listens: Collectio
     network = _CONNECT_TCP | _BIND_TCP if version >= NETWORK_ABI else 0
     scopes = _SCOPES if version >= SCOPE_ABI else 0
     size = 24 if scopes else 16 if network else 8
-    ruleset = kernel.call("landlock_create_ruleset", struct.pack("<QQQ", rights, network, scopes)[:size], size, 0)
+    ruleset = kernel_calls.call("landlock_create_ruleset", struct.pack("<QQQ", rights, network, scopes)[:size], size, 0)
     try:
         for grant in grants:
             _allow(ruleset, grant, rights)
         for right, numbers in ((_CONNECT_TCP, ports), (_BIND_TCP, listens)) if network else ():
             for port in numbers:
-                kernel.call("landlock_add_rule", ruleset, _PORT, struct.pack("<QQ", right, port), 0)
-        kernel.call("landlock_restrict_self", ruleset, 0)
+                kernel_calls.call("landlock_add_rule", ruleset, _PORT, struct.pack("<QQ", right, port), 0)
+        kernel_calls.call("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
     return version
 
 
-def _allow(ruleset: int, grant: Grant, handled: int) -> None:
+def _allow(ruleset: int, grant: PathGrant, handled: int) -> None:
     try:
         file = os.open(grant.path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
@@ -104,6 +104,6 @@ def _allow(ruleset: int, grant: Grant, handled: int) -> None:
         if not folder:
             wanted &= _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
         if wanted & handled:
-            kernel.call("landlock_add_rule", ruleset, _BENEATH, struct.pack("<Qi", wanted & handled, file), 0)
+            kernel_calls.call("landlock_add_rule", ruleset, _BENEATH, struct.pack("<Qi", wanted & handled, file), 0)
     finally:
         os.close(file)

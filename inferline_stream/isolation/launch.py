@@ -14,7 +14,7 @@ from dataclasses import replace
 from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.containers import RUNTIMES, Container
-from inferline_stream.isolation.names import NameService
+from inferline_stream.isolation.name_service import NameService
 
 
 class Launch:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from inferline_stream.isolation.confinement import Confinement
-from inferline_stream.isolation.landlock import Grant
+from inferline_stream.isolation.landlock import PathGrant
 
 _SYSTEM = (
     *("/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib", "/usr/share", "/lib", "/lib64"),
@@ -39,14 +39,14 @@ _DEEPEST = 8
 _NOT_ITS_OWN = ("net", "task", "root", "cwd", "map_files")
 
 
-def grants(confinement: Confinement) -> Iterator[Grant]:
+def grants(confinement: Confinement) -> Iterator[PathGrant]:
     """Everything that a process may touch."""
     isolation = confinement.isolation
     for path in (*_SYSTEM, *_python(), *_own_process(), *confinement.kafka_files, *isolation.reads):
-        yield Grant(path)
+        yield PathGrant(path)
     for folder in ("/proc/self", "/proc/self/task"):
-        yield Grant(folder, names=True)
-    yield Grant("/dev/null", write=True)
+        yield PathGrant(folder, names=True)
+    yield PathGrant("/dev/null", write=True)
     # Installed packages may have data beside their code; whatever else is on the search path is taken for code alone.
     whole = tuple(f"{path}{os.sep}" for path in (sys.prefix, sys.base_prefix, *isolation.reads))
     code = [str(Path(confinement.topology).parent)] if confinement.topology else []
@@ -54,15 +54,15 @@ def grants(confinement: Confinement) -> Iterator[Grant]:
         if entry and not f"{entry}{os.sep}".startswith(whole):
             # A dispatcher runs no code of users: it needs installed packages, and its own is found by its name.
             whose = confinement.topology or os.path.basename(entry) in ("site-packages", "dist-packages")
-            yield from _code(Path(entry)) if whose else [Grant(entry, names=True)]
+            yield from _code(Path(entry)) if whose else [PathGrant(entry, names=True)]
     for path in (*isolation.writes, *filter(None, [confinement.scratch])):
-        yield Grant(path, write=True)
+        yield PathGrant(path, write=True)
     if confinement.gpu:
         for path in _GPU_READS:
-            yield Grant(path)
+            yield PathGrant(path)
         for name in os.listdir("/dev"):
             if name.startswith(_GPU_DEVICES):
-                yield Grant(f"/dev/{name}", write=True, device=True)
+                yield PathGrant(f"/dev/{name}", write=True, device=True)
 
 
 def _own_process() -> Iterator[str]:
@@ -80,12 +80,12 @@ def _python() -> Iterator[str]:
     yield str((package / "connectors").resolve())  # a link, in a checkout
 
 
-def _code(folder: Path) -> Iterator[Grant]:
+def _code(folder: Path) -> Iterator[PathGrant]:
     """The topology's modules, at any depth. Its data is each stage's own: another stage's model stays out of reach."""
     if folder.is_file():
-        yield Grant(str(folder))  # an archive of modules
+        yield PathGrant(str(folder))  # an archive of modules
         return
-    yield Grant(str(folder), names=True)
+    yield PathGrant(str(folder), names=True)
     for parent, folders, files in os.walk(folder):
         at = Path(parent)
         folders[:] = [
@@ -96,8 +96,8 @@ def _code(folder: Path) -> Iterator[Grant]:
         if len(at.relative_to(folder).parts) >= _DEEPEST:
             folders.clear()
         if at.name == "__pycache__":
-            yield Grant(parent)
+            yield PathGrant(parent)
             continue
         for name in files:
             if name.endswith(_CODE):
-                yield Grant(str(at / name))
+                yield PathGrant(str(at / name))

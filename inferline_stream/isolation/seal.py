@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Collection, Iterator
 
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.isolation import audit, enforced, kernel, landlock, limits, paths, profiles
+from inferline_stream.isolation import audit, enforced, kernel_calls, landlock, limits, paths, syscall_rules
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.pipeline.isolation import Isolation
@@ -48,23 +48,23 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
             f"{len(threads)} threads run before the first import, and Landlock would bind only one of them: remove the "
             "*.pth file or sitecustomize that starts them, or run without isolation"
         )
-    on = profiles.machine()
+    on = syscall_rules.machine()
     if not forks:
         limits.join_groups(confinement, os.getpid())
     limits.limit(confinement)
     if on is None:
         return
-    kernel.prctl(kernel.SET_NO_NEW_PRIVS, 1)
+    kernel_calls.prctl(kernel_calls.SET_NO_NEW_PRIVS, 1)
     if confinement.audit >= 0:
-        listener = kernel.install_filter(audit.program(on), listen=True)
+        listener = kernel_calls.install_filter(audit.program(on), listen=True)
         os.write(confinement.audit, str(listener).encode())
         return
-    kernel.drop_capabilities()
+    kernel_calls.drop_capabilities()
     # A fork finds what it needs in a folder of /proc that is not there yet; others' secrets stay closed even so.
-    processes = [landlock.Grant("/proc")] if forks else []
+    processes = [landlock.PathGrant("/proc")] if forks else []
     landlock.restrict((*paths.grants(confinement), *processes), confinement.ports, confinement.listens)
     if not confinement.gpu:
-        calls = profiles.launching(
+        calls = syscall_rules.launching(
             os.getpid(),
             network=confinement.network,
             jit=isolation.jit,
@@ -74,17 +74,17 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
             forks=forks,
         )
         with _supported(isolation):
-            kernel.install_filter(profiles.program(calls, on))
+            kernel_calls.install_filter(syscall_rules.program(calls, on))
 
 
 def confine_fork(confinement: Confinement) -> None:
     """What a fork of a confined parent gives up in turn: other processes' folders, and forking."""
-    isolation, on = confinement.isolation, profiles.machine()
+    isolation, on = confinement.isolation, syscall_rules.machine()
     version = landlock.abi()
     landlock.restrict(paths.grants(confinement), confinement.ports)
     if on is not None:
         signals = version >= landlock.SCOPE_ABI
-        calls = profiles.launching(
+        calls = syscall_rules.launching(
             os.getpid(),
             network=confinement.network,
             jit=isolation.jit,
@@ -92,7 +92,7 @@ def confine_fork(confinement: Confinement) -> None:
             signals=signals,
         )
         with _supported(isolation):
-            kernel.install_filter(profiles.program(calls, on))
+            kernel_calls.install_filter(syscall_rules.program(calls, on))
 
 
 def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
@@ -109,7 +109,7 @@ def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
         InvalidTopology: it is less than declared, and the stage does not accept less.
     """
     isolation = confinement.isolation
-    on = profiles.machine()
+    on = syscall_rules.machine()
     if confinement.audit >= 0:
         return enforced.look_again(Enforced(isolation.level), 0)
     before = enforced.look(confinement)
@@ -119,7 +119,7 @@ def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
         return _accepted(isolation, before)
     if confinement.topology:
         _have_at_hand(os.path.dirname(confinement.topology))
-    calls = profiles.sealed(
+    calls = syscall_rules.sealed(
         os.getpid(),
         network=confinement.network,
         imports=isolation.seal == "imports",
@@ -130,10 +130,10 @@ def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
         serves=bool(confinement.listens),
     )
     with _supported(isolation):
-        kernel.prctl(kernel.SET_NO_NEW_PRIVS, 1)
-        kernel.prctl(kernel.SET_DUMPABLE, 0)  # no core dump, and others of its user may not read its memory
-        kernel.install_filter(profiles.program(calls, on))
-    return _accepted(isolation, enforced.look_again(before, profiles.reachable(calls, on)))
+        kernel_calls.prctl(kernel_calls.SET_NO_NEW_PRIVS, 1)
+        kernel_calls.prctl(kernel_calls.SET_DUMPABLE, 0)  # no core dump, and others of its user may not read its memory
+        kernel_calls.install_filter(syscall_rules.program(calls, on))
+    return _accepted(isolation, enforced.look_again(before, syscall_rules.reachable(calls, on)))
 
 
 def _close_sockets(confinement: Confinement, keep: Collection[int]) -> None:
@@ -171,7 +171,7 @@ def unsupported(isolation: Isolation) -> tuple[str, ...]:
     """What this machine lacks for an isolation level, in words; empty if nothing."""
     if not isolation.sandboxed:
         return ()
-    if profiles.machine() is None:
+    if syscall_rules.machine() is None:
         name = os.uname()
         return (f"replicas are sealed on Linux x86-64 and aarch64 only, and this is {name.sysname} {name.machine}",)
     version = landlock.abi()
@@ -180,7 +180,7 @@ def unsupported(isolation: Isolation) -> tuple[str, ...]:
         lacking.append("the kernel has no Landlock (it needs 5.13, and landlock among its security modules): no files")
     elif version < landlock.NETWORK_ABI:
         lacking.append(f"the kernel's Landlock has version {version}; TCP ports need 4 (Linux 6.7)")
-    if kernel.status("Seccomp") is None:
+    if kernel_calls.status("Seccomp") is None:
         lacking.append("the kernel has no seccomp: no system calls")
     return tuple(lacking)
 

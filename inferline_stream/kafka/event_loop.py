@@ -18,7 +18,7 @@ class Loop(uvloop.Loop):
     """uvloop's, with names resolved by itself before the seal, and by the process that started the replica after it."""
 
     channel: socket.socket | None = None
-    """Where names are asked for, see `isolation.names`; without one, only names known at the seal can be reached."""
+    """Where names are asked for, see `isolation.name_service`; without it, only names known at the seal are reached."""
 
     sealed = False
 

@@ -42,7 +42,7 @@ _INNER = {"retention.ms": "-1", "retention.bytes": str(INNER_BYTES), "segment.by
 
 
 @dataclass(frozen=True, slots=True)
-class TopicSettings:
+class WantedTopic:
     """A topic as the pipeline wants it.
 
     Args:
@@ -58,7 +58,7 @@ class TopicSettings:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int] | None = None) -> list[TopicSettings]:
+def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int] | None = None) -> list[WantedTopic]:
     """Every topic of a pipeline.
 
     Args:
@@ -78,17 +78,17 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
     of_final = wanted.get(final, DEFAULT_PARTITIONS)
     source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
     found = [
-        TopicSettings(source, of_source, "source: events arrive here", large),
+        WantedTopic(source, of_source, "source: events arrive here", large),
         *(
-            TopicSettings(
+            WantedTopic(
                 names.stage_topic(stage), wanted.get(stage, DEFAULT_PARTITIONS), f"input of stage {stage}", _INNER
             )
             for stage in inner
         ),
-        TopicSettings(sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", sink_large),
-        TopicSettings(names.completed, of_final, "events that ended without a result, with the reason", _WEEK),
+        WantedTopic(sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", sink_large),
+        WantedTopic(names.completed, of_final, "events that ended without a result, with the reason", _WEEK),
         *(
-            TopicSettings(
+            WantedTopic(
                 names.dead_letters(topic),
                 1,
                 f"records of {topic} that could not be processed",
@@ -96,11 +96,11 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
             )
             for topic in (source, *map(names.stage_topic, inner))
         ),
-        TopicSettings(names.assignments, 1, "leadership and which dispatcher serves which slot", _CONTROL),
-        TopicSettings(names.stage_stats, 1, "what dispatchers report", _HOUR),
-        TopicSettings(names.arrivals, 1, "log growth of the source topic", _TRANSIENT),
-        TopicSettings(names.decisions, 1, "plans and decisions", _CONTROL),
-        TopicSettings(names.control, 1, "overrides by people", _CONTROL),
+        WantedTopic(names.assignments, 1, "leadership and which dispatcher serves which slot", _CONTROL),
+        WantedTopic(names.stage_stats, 1, "what dispatchers report", _HOUR),
+        WantedTopic(names.arrivals, 1, "log growth of the source topic", _TRANSIENT),
+        WantedTopic(names.decisions, 1, "plans and decisions", _CONTROL),
+        WantedTopic(names.control, 1, "overrides by people", _CONTROL),
     ]
     return list({topic.name: topic for topic in reversed(found)}.values())[::-1]
 
@@ -146,7 +146,7 @@ class Difference:
 
 
 async def create_topics(
-    bootstrap_servers: str, wanted: Iterable[TopicSettings], *, replication: int = REPLICATION, timeout_s: float = 10.0
+    bootstrap_servers: str, wanted: Iterable[WantedTopic], *, replication: int = REPLICATION, timeout_s: float = 10.0
 ) -> list[str]:
     """Create what is missing; what exists is kept as it is.
 
@@ -169,7 +169,7 @@ async def create_topics(
 
 
 async def verify_topics(
-    bootstrap_servers: str, wanted: Iterable[TopicSettings], timeout_s: float = 10.0
+    bootstrap_servers: str, wanted: Iterable[WantedTopic], timeout_s: float = 10.0
 ) -> list[Difference]:
     """Each difference between what exists and what is wanted; nothing is changed.
 
@@ -203,7 +203,7 @@ async def record_limits(bootstrap_servers: str, topics: Iterable[str], timeout_s
 
 
 async def ready_topics(
-    bootstrap_servers: str, wanted: Iterable[TopicSettings], *, create: bool, replication: int = REPLICATION
+    bootstrap_servers: str, wanted: Iterable[WantedTopic], *, create: bool, replication: int = REPLICATION
 ) -> list[str]:
     """Create what is missing, or only look; returns what people should know.
 
@@ -241,9 +241,7 @@ class _Admin:
             ) from error
 
 
-async def _create(
-    admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings], how: Durability, timeout_s: float
-) -> None:
+async def _create(admin: AIOKafkaAdminClient, topics: Sequence[WantedTopic], how: Durability, timeout_s: float) -> None:
     response = await admin.create_topics(
         [
             NewTopic(
@@ -272,7 +270,7 @@ async def _create(
         await asyncio.sleep(0.05)
 
 
-async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[TopicSettings]) -> list[Difference]:
+async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[WantedTopic]) -> list[Difference]:
     if not topics:
         return []
     settings = await _settings(admin, [topic.name for topic in topics if topic.settings])

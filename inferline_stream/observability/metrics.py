@@ -27,9 +27,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from inferline_stream.errors import UsageError
+from inferline_stream.observability.allowed_hosts import is_ours
 from inferline_stream.observability.buckets import bucket_label
-from inferline_stream.observability.hosts import is_ours
-from inferline_stream.observability.state import IsolationState, PipelineState, StageState
+from inferline_stream.observability.pipeline_state import IsolationState, PipelineState, StageState
 
 
 class StateCollector(Collector):

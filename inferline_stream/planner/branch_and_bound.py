@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import Departures, fastest_rest_s, simulate_stage
 from inferline_stream.planner.bounds import slowest_rate_between
-from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator, Stopped
+from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator, Stopped
 from inferline_stream.planner.problem import COST_EPSILON, Candidate, Option, cost_of, in_stock, is_scarce, price_of
-from inferline_stream.planner.stage_options import menu
+from inferline_stream.planner.stage_options import stage_options
 
 Upstream = tuple[dict[int, Departures], ...]
 """Per trace, departures of the stages decided."""
@@ -149,7 +149,7 @@ class _Tree:
             return
         below, above = -math.inf, least * _PORTION + COST_EPSILON
         while below < min(self.cost - others, least * _DEAREST):
-            for option in menu(self._evaluator.bounds, stage, above):
+            for option in stage_options(self._evaluator.bounds, stage, above):
                 fast_enough = self._evaluator.bounds.most_rate(stage, option) > rate
                 if fast_enough and price_of(self._problem, option) > below:
                     yield option

@@ -6,15 +6,15 @@ import math
 from decimal import ROUND_CEILING, Decimal
 
 from inferline_stream.errors import Infeasible
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.key_bounds import busiest_key, without_order
-from inferline_stream.planner.lowest_latency import quickest
+from inferline_stream.planner.lowest_latency import lowest_latency
 from inferline_stream.planner.problem import Candidate, Problem, cores_of, fastest_path_s, fastest_s, hardware_kinds
 
 
 def infeasible(problem: Problem, evaluator: Evaluator) -> Infeasible:
     """The error for a problem that no plan was found for, with the stage that makes it so."""
-    best, latency_s = quickest(problem, evaluator)
+    best, latency_s = lowest_latency(problem, evaluator)
     slo_s = problem.target_s
     stages = problem.shape.stages
     if fastest_path_s(problem) > slo_s:

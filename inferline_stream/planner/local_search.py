@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 
 from inferline_stream.pipeline.plan import hold_of
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import COST_EPSILON, Candidate, batch_limits, cost_of, in_stock, replaced
 from inferline_stream.planner.surrogate import Surrogate
 

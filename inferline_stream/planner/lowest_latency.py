@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import (
     Candidate,
     Option,
@@ -19,7 +19,7 @@ PLENTY = 64
 """Replicas beyond which the least latency is not looked for."""
 
 
-def quickest(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, float | None]:
+def lowest_latency(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, float | None]:
     """The candidate with the least latency found, stage by stage, and that latency.
 
     None for the latency if the stock does not suffice for the most that each stage alone could have.

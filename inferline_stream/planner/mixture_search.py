@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.local_search import with_largest_limits
 from inferline_stream.planner.problem import (
     COST_EPSILON,

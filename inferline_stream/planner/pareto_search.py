@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import Departures, evaluate, fastest_rest_s, simulate_stage
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.planner.alike import Alike
 from inferline_stream.planner.bounds import Bounds, service_rate
-from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator
+from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.holds import holds
+from inferline_stream.planner.option_cache import OptionCache
 from inferline_stream.planner.problem import (
     Candidate,
     Option,
@@ -35,7 +35,7 @@ from inferline_stream.planner.problem import (
     replica_cap,
     rest_s,
 )
-from inferline_stream.planner.stage_options import menu
+from inferline_stream.planner.stage_options import stage_options
 
 WIDTH = 120
 """Parts kept after all stages together: after each its share, one for each stretch of lateness up to the target."""
@@ -102,7 +102,7 @@ class _Served:
     events: int
 
 
-class Fronts:
+class ParetoSearch:
     """Candidates for one piece of traffic, from nothing.
 
     Args:
@@ -265,7 +265,7 @@ class Fronts:
         best_of: dict[tuple[str, ...], float] = {}
         for dearest in (max(self._least[stage], 1e-9) * 2.0**i for i in range(1, DEAREST.bit_length())):
             before = best
-            listed = menu(self.bounds, stage, dearest, thinned=True, mixed=self._mixed)
+            listed = stage_options(self.bounds, stage, dearest, thinned=True, mixed=self._mixed)
             for (price, kinds), alike in itertools.groupby(listed, key=self._price_and_kinds):
                 if price <= above or idle_of.get(kinds, 0) >= IDLE:
                     continue
@@ -309,7 +309,7 @@ class Fronts:
         """How late each option is, those left out with which the stage alone makes far too many events late."""
         allowed = self.evaluator.bounds.allowed[0]
         known = np.full(len(self._workload), -np.inf)
-        alike: Alike[float | None] = Alike()
+        alike: OptionCache[float | None] = OptionCache()
         for option in options:
             if option not in alike:
                 gone, events, largest = self._served(stage, option, upstream, CROWDED * allowed)

@@ -14,7 +14,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.branch_and_bound import prove
-from inferline_stream.planner.evaluation import Evaluator, Stopped
+from inferline_stream.planner.evaluator import Evaluator, Stopped
 from inferline_stream.planner.infeasible import does_not_fit, infeasible
 from inferline_stream.planner.key_bounds import key_bounds
 from inferline_stream.planner.local_search import with_largest_limits, without_needless_holds
@@ -40,7 +40,7 @@ Algorithm = Literal["default", "inferline", "exact"]
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class SearchProgress:
     """How far a search has come.
 
     Args:
@@ -93,7 +93,7 @@ def provision(
     margin: float | None = None,
     known: Iterable[Plan] = (),
     mixed: bool = True,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     seed: int = 0,
     order_slo_s: float | None = None,
@@ -169,10 +169,10 @@ def search(
     margin: float | None = None,
     known: Sequence[Candidate] = (),
     mixed: bool = True,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     spread: Spread = ALONE,
-) -> Outcome:
+) -> SearchOutcome:
     """`provision` on a problem already put together, with what else there is to know of the result.
 
     Raises:
@@ -243,7 +243,9 @@ def search(
     # Known plans need not keep the margin that the bound was proven with.
     lower_bound = min(lower_bound, cost_of(problem, journal.best))
     keys = key_bounds(problem, whole.bounds, journal.best)
-    return Outcome(journal.best, p99_s, lower_bound, algorithm, journal.evaluations, journal.simulated_events, keys)
+    return SearchOutcome(
+        journal.best, p99_s, lower_bound, algorithm, journal.evaluations, journal.simulated_events, keys
+    )
 
 
 def _dearer(problem: Problem, found: Candidate, papers: Sequence[Candidate]) -> bool:
@@ -290,7 +292,7 @@ def _paper(evaluator: Evaluator, journal: _Journal) -> Iterator[Candidate]:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SearchOutcome:
     """What a search ended with.
 
     Args:
@@ -316,7 +318,7 @@ class Outcome:
 class _Journal:
     """The best candidate so far, the work done, and to whom both are reported."""
 
-    def __init__(self, problem: Problem, progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, problem: Problem, progress: Callable[[SearchProgress], None] | None) -> None:
         self.best: Candidate | None = None
         self._problem = problem
         self._progress = progress
@@ -351,7 +353,7 @@ class _Journal:
     def report(self, phase: str, _candidate: Candidate | None) -> None:
         if self._progress is not None:
             cost = None if self.best is None else cost_of(self._problem, self.best)
-            self._progress(Progress(phase, cost, self.evaluations, self.simulated_events))
+            self._progress(SearchProgress(phase, cost, self.evaluations, self.simulated_events))
 
 
 def candidate_of(problem: Problem, plan: Plan) -> Candidate | None:
@@ -374,7 +376,7 @@ def candidate_of(problem: Problem, plan: Plan) -> Candidate | None:
     return tuple(options)
 
 
-def plan_of(problem: Problem, outcome: Outcome, *, pipeline: str) -> Plan:
+def plan_of(problem: Problem, outcome: SearchOutcome, *, pipeline: str) -> Plan:
     """The plan of a search's outcome, with the evidence."""
     candidate, stages = outcome.candidate, problem.shape.stages
     rates = arrival_rates(problem)

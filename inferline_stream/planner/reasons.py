@@ -8,7 +8,7 @@ from dataclasses import replace
 from inferline_stream.estimator.evaluation import StageStatistics, evaluate
 from inferline_stream.pipeline.plan import Allocation, hold_of
 from inferline_stream.pipeline.units import format_duration
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.key_bounds import key_bound, without_order
 from inferline_stream.planner.problem import Candidate, Option, batch_limits, hardware_kinds, replaced, slots
 

@@ -1,4 +1,4 @@
-"""The default search: `Fronts` on a short piece of traffic, then its best candidates on ever more of it.
+"""The default search: `ParetoSearch` on a short piece of traffic, then its best candidates on ever more of it.
 
 Coarse to fine. Feasibility on a piece proves nothing about the whole trace: what a level finds is verified,
 repaired where it fails, and taken further down in cost on the next, and the last level is every trace in full.
@@ -15,10 +15,10 @@ from dataclasses import replace
 import numpy as np
 
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.local_search import descend, repair
-from inferline_stream.planner.lowest_latency import quickest
-from inferline_stream.planner.pareto_search import Fronts
+from inferline_stream.planner.lowest_latency import lowest_latency
+from inferline_stream.planner.pareto_search import ParetoSearch
 from inferline_stream.planner.problem import COST_EPSILON, Candidate, Problem, cost_of, in_stock
 from inferline_stream.planner.surrogate import Surrogate
 
@@ -85,7 +85,7 @@ def refine(
     problem = whole.problem
     pieces = levels(problem)
     coarse = whole if len(pieces) == 1 else Evaluator(pieces[0], stop, spread=whole.spread)
-    fronts = Fronts(coarse, whole.bounds, mixed=mixed)
+    fronts = ParetoSearch(coarse, whole.bounds, mixed=mixed)
     found = _on_piece(coarse, fronts, known, mixed=mixed, report=report)
     if coarse is whole:
         yield from found[:1]
@@ -103,7 +103,9 @@ def refine(
         found = kept[:CARRIED] or found
     if not reached:
         report("starting over on the whole trace", None)
-        yield from _on_piece(whole, Fronts(whole, whole.bounds, mixed=mixed), known, mixed=mixed, report=report)[:1]
+        yield from _on_piece(whole, ParetoSearch(whole, whole.bounds, mixed=mixed), known, mixed=mixed, report=report)[
+            :1
+        ]
 
 
 def lowered(whole: Evaluator, found: Candidate, *, mixed: bool, stop: Callable[[], bool]) -> Iterator[Candidate]:
@@ -126,14 +128,14 @@ def _tries(piece: Evaluator) -> int:
 
 
 def _on_piece(
-    piece: Evaluator, fronts: Fronts, known: Sequence[Candidate], *, mixed: bool, report: Report
+    piece: Evaluator, fronts: ParetoSearch, known: Sequence[Candidate], *, mixed: bool, report: Report
 ) -> list[Candidate]:
-    """What `Fronts` finds on a piece, and what is known, taken down in cost there; cheapest first."""
+    """What `ParetoSearch` finds on a piece, and what is known, taken down in cost there; cheapest first."""
     problem = piece.problem
     report("searching", None)
     begun = dict.fromkeys(c for c in (*fronts.candidates(), *known) if in_stock(problem, c) and piece.feasible(c))
     if not begun:
-        last, _ = quickest(problem, piece)
+        last, _ = lowest_latency(problem, piece)
         begun = dict.fromkeys([last] if in_stock(problem, last) and piece.feasible(last) else [])
     reached: dict[Candidate, None] = {}
     effort = piece.simulated_events + EFFORT * len(problem.shape.stages) ** 2
@@ -149,7 +151,7 @@ def _on_piece(
 
 
 def _deeper(
-    here: Evaluator, fronts: Fronts, candidates: Sequence[Candidate], *, mixed: bool, tries: int
+    here: Evaluator, fronts: ParetoSearch, candidates: Sequence[Candidate], *, mixed: bool, tries: int
 ) -> Iterator[Candidate]:
     """Ever cheaper candidates that are feasible on a longer piece, from those of a shorter one.
 

@@ -29,7 +29,9 @@ MOST_BESIDE = 2
 """Replicas of another kind that are tried beside the present ones."""
 
 
-def menu(bounds: Bounds, stage: int, dearest: float, *, thinned: bool = False, mixed: bool = False) -> list[Option]:
+def stage_options(
+    bounds: Bounds, stage: int, dearest: float, *, thinned: bool = False, mixed: bool = False
+) -> list[Option]:
     """Options whose price does not exceed a limit, cheapest first, of one hardware kind each.
 
     Left out are replica counts that `Bounds` rules out.

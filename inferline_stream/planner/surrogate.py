@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.planner.alike import Alike
 from inferline_stream.planner.bounds import Bounds, service_rate
-from inferline_stream.planner.evaluation import SLICE_EVENTS, Evaluator
+from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.holds import holds
+from inferline_stream.planner.option_cache import OptionCache
 from inferline_stream.planner.problem import (
     Candidate,
     Option,
@@ -36,7 +36,7 @@ from inferline_stream.planner.problem import (
     replaced,
     replica_cap,
 )
-from inferline_stream.planner.stage_options import THINNING, combined, menu, mixtures
+from inferline_stream.planner.stage_options import THINNING, combined, mixtures, stage_options
 
 SLOWEST = 0.05
 """Share of events, the slowest at the first base, that are all sampled."""
@@ -94,7 +94,7 @@ class Surrogate:
         self._workload: Workload = evaluator.workloads[0]
         self._target_s = evaluator.problem.target_s
         self._mixed = mixed
-        self._completions: dict[tuple[int, Candidate], Alike[Times | None]] = {}
+        self._completions: dict[tuple[int, Candidate], OptionCache[Times | None]] = {}
         self._sample: NDArray[np.int64] | None = None
         self._rates = arrival_rates(evaluator.problem)
         self._in_vain: dict[tuple[int, str], int] = {}
@@ -191,7 +191,7 @@ class Surrogate:
     def _completion_s(self, stage: int, option: Option) -> Times | None:
         """When the sampled events leave the stage with that option; None if too many are late for sure."""
         above = tuple(self.base[a] for a in sorted(self._evaluator.above[stage] - {stage}))
-        known = self._completions.setdefault((stage, above), Alike())
+        known = self._completions.setdefault((stage, above), OptionCache())
         if option not in known:
             largest = 0
 
@@ -232,7 +232,7 @@ class Surrogate:
 
     def choices(self, stage: int, dearest: float) -> list[Choice]:
         """Options of a stage that no cheaper one beats, cheapest first."""
-        options = menu(self._bounds, stage, dearest, thinned=True)
+        options = stage_options(self._bounds, stage, dearest, thinned=True)
         if self._mixed:
             options += mixtures(self._bounds, stage, self.base[stage])
         options += nearby(self._bounds, stage, self.base[stage])

@@ -26,17 +26,17 @@ from inferline_stream.actuators.children import Child, Children, NoDevice
 from inferline_stream.actuators.devices import devices_for
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.nvml import used_bytes
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation import limits
-from inferline_stream.profiler.messages import (
+from inferline_stream.profiler.worker_messages import (
     ANSWER_BYTES,
     LENGTH_BYTES,
     Answer,
     Failure,
     Measure,
-    Ready,
     Request,
+    StageBuilt,
     Times,
     Weigh,
     decode_answer,
@@ -149,7 +149,7 @@ class ReplicaBench:
                 dispatcher = children.start_dispatcher(DispatcherSpec(name, 0, self._routes, ""))
                 dispatcher.send(b"bench", theirs.fileno(), here.fileno())
                 theirs.close()
-                await self._answer(Ready)
+                await self._answer(StageBuilt)
                 began_s = time.perf_counter()
                 replica = f"{self._spec.stage}-{kind.name}-{secrets.token_hex(4)}"
                 child = self._replica = children.start_replica(msgspec.structs.replace(self._spec, replica=replica))
@@ -162,7 +162,7 @@ class ReplicaBench:
             raise WorkerFailed(str(error)) from None
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                await self._answer(Ready)
+                await self._answer(StageBuilt)
         except TimeoutError:
             self._stop()
             raise WorkerFailed(

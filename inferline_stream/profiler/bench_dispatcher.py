@@ -1,8 +1,8 @@
 """A dispatcher's process on the bench: it hands a replica batches of sample events, as one does those of Kafka.
 
 Its channel brings the `DispatcherSpec`, then one datagram with two descriptors: of the profiler's orders, and of the
-connection to the replica. It answers `Ready` once it could begin, again once the replica could, and then each `Measure`
-with `Times`.
+connection to the replica. It answers `StageBuilt` once it could begin, again once the replica could, and then each
+`Measure` with `Times`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import time
 
 import uvloop
 
-from inferline_stream.dataplane.attachments import MAX_DATAGRAM_BYTES
-from inferline_stream.dataplane.dispatcher.connection import ReplicaConnection
+from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.frames import Batch, Broken, Failed, Results
 from inferline_stream.dataplane.frames import Ready as Built
+from inferline_stream.dataplane.supervisor_messages import MAX_DATAGRAM_BYTES
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.isolation.seal import seal
 from inferline_stream.kafka.event_loop import Loop
-from inferline_stream.profiler.messages import (
+from inferline_stream.profiler.worker_messages import (
     LENGTH_BYTES,
     Answer,
     Failure,
     Measure,
-    Ready,
+    StageBuilt,
     Times,
     decode_request,
     framed,
@@ -48,7 +48,7 @@ class Bench:
 
     async def built(self) -> Answer:
         """Wait until the replica says that it is ready."""
-        return Ready() if isinstance(await self._heard.get(), Built) else Failure(_ENDED)
+        return StageBuilt() if isinstance(await self._heard.get(), Built) else Failure(_ENDED)
 
     async def measure(self, order: Measure) -> Answer:
         """Time batches of one size; the first, which allocates and compiles, does not count."""
@@ -85,7 +85,7 @@ async def _serve(orders: socket.socket, replica: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=orders)
     bench = Bench(replica)
     seal(dispatcher_confinement(""))
-    writer.write(framed(Ready()))
+    writer.write(framed(StageBuilt()))
     answer = await bench.built()
     while True:
         writer.write(framed(answer))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from inferline_stream.actuators.fork_servers import ForkServers
 from inferline_stream.dataplane.frames import Ready, to_dispatcher
-from inferline_stream.dataplane.specs import ReplicaSpec, encode_spec
+from inferline_stream.dataplane.process_specs import ReplicaSpec, encode_spec
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.pipeline.hardware import Hardware

@@ -23,11 +23,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from inferline_stream.actuators.children import Child, Children
-from inferline_stream.actuators.core_use import cpu_s
+from inferline_stream.actuators.core_times import cpu_s
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes, routes_of
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
@@ -66,7 +66,7 @@ def overheads_file(machine: Machine) -> Path:
 def kept_overheads(file: Path) -> Overheads | None:
     """What was measured by this release, if it was."""
     try:
-        found = msgspec.json.decode(file.read_bytes(), type=_Kept)
+        found = msgspec.json.decode(file.read_bytes(), type=_StoredOverheads)
     except (OSError, msgspec.MsgspecError, ValueError):
         return None
     return found.overheads if found.release == _release() else None
@@ -77,11 +77,11 @@ def keep_overheads(file: Path, overheads: Overheads) -> None:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         new = file.with_suffix(f".{os.getpid()}")
-        new.write_bytes(msgspec.json.encode(_Kept(_release(), overheads)))
+        new.write_bytes(msgspec.json.encode(_StoredOverheads(_release(), overheads)))
         os.replace(new, file)
 
 
-class _Kept(msgspec.Struct):
+class _StoredOverheads(msgspec.Struct):
     release: str
     overheads: Overheads
 

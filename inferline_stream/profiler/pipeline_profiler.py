@@ -13,9 +13,9 @@ import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.hop_latency import measure_hop
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.sample_files import keyed
-from inferline_stream.dataplane.specs import ReplicaSpec
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.emulation import Emulated, emulated_s

@@ -358,7 +358,7 @@ class ProfileStore:
         """A file's contents; None where there is none, or one of another version."""
         try:
             data = file.read_bytes()
-            if msgspec.json.decode(data, type=_Versioned).version != VERSION:
+            if msgspec.json.decode(data, type=_ProfileVersion).version != VERSION:
                 return None
             return msgspec.json.decode(data, type=kind)
         except FileNotFoundError:
@@ -382,7 +382,7 @@ def _weighs(stage: Stage) -> bool:
     return isinstance(stage.emulated, Emulated) and stage.emulated.weight is not None
 
 
-class _Versioned(msgspec.Struct):
+class _ProfileVersion(msgspec.Struct):
     version: int
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.shape import Paths, Shape
-from inferline_stream.profiler.messages import Outcome, Outcomes, Run
+from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes, ProcessEvents
 
 MOST_EVENTS = 4000
 """Enough for a share of 1 % to be known within a third of itself."""
@@ -30,7 +30,7 @@ _GOLDEN = 0.6180339887498949
 class RunsEvents(Protocol):
     """A worker, as far as sampling needs one."""
 
-    async def ask(self, request: Run, answer: type[Outcomes]) -> Outcomes:
+    async def ask(self, request: ProcessEvents, answer: type[Outcomes]) -> Outcomes:
         """Run events."""
 
 
@@ -153,5 +153,5 @@ async def _run_chunk(shape: Shape, workers: Mapping[str, RunsEvents], events: Se
     run.events += len(events)
 
 
-async def _outcomes(worker: RunsEvents, inputs: list[StageInput]) -> list[Outcome]:
-    return (await worker.ask(Run(inputs), Outcomes)).outcomes if inputs else []
+async def _outcomes(worker: RunsEvents, inputs: list[StageInput]) -> list[EventOutcome]:
+    return (await worker.ask(ProcessEvents(inputs), Outcomes)).outcomes if inputs else []

@@ -16,8 +16,8 @@ from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.profile import ServiceTime
 from inferline_stream.pipeline.variation import STEADY, Variation
-from inferline_stream.profiler.messages import Answer, Measure, Request, Times, Weigh, Weights
 from inferline_stream.profiler.variation_fit import FEWEST_EVENTS, TimedBatch, fitted, service_time
+from inferline_stream.profiler.worker_messages import Answer, Measure, Request, Times, Weigh, Weights
 from inferline_stream.profiler.worker_process import WorkerFailed
 
 _A = TypeVar("_A", bound=Answer)
@@ -74,7 +74,7 @@ async def measure(
     """
     inputs = [inputs[i] for i in np.random.default_rng(0).permutation(len(inputs))]  # order must not matter
     costs = (await worker.ask(Weigh(inputs), Weights)).weights
-    run = _Run(worker, hardware, inputs)
+    run = _TimedRun(worker, hardware, inputs)
     memory: dict[int, int] = {}
     why = ""
     sizes = powers_of_two(max_batch_size)
@@ -109,7 +109,7 @@ async def measure(
     return tuple(replace(entry, device_bytes=memory[entry.batch_size]) for entry in times), variation, why
 
 
-class _Run:
+class _TimedRun:
     """Batches of a stage's inputs, taken in turn, and how long each took."""
 
     def __init__(self, worker: Measures, hardware: Hardware, inputs: Sequence[StageInput]) -> None:

@@ -27,17 +27,17 @@ from inferline_stream.isolation.seal import seal
 from inferline_stream.pipeline.annotations import condition_type, stage_types
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.topology import Pipeline, Stage
-from inferline_stream.profiler.messages import (
+from inferline_stream.profiler.worker_messages import (
     LENGTH_BYTES,
     Answer,
     Begin,
+    EventOutcome,
     Failure,
     Measure,
-    Outcome,
     Outcomes,
-    Ready,
+    ProcessEvents,
     Request,
-    Run,
+    StageBuilt,
     Times,
     Weigh,
     Weights,
@@ -75,16 +75,16 @@ class StageWorker:
 
     def run(self, inputs: list[StageInput]) -> Outcomes:
         """Run events once; one that cannot be decoded or that the stage raises on has failed."""
-        outcomes: list[Outcome] = []
+        outcomes: list[EventOutcome] = []
         for start in range(0, len(inputs), _SAMPLE_BATCH):
             found, _ = self._process(self._call, inputs[start : start + _SAMPLE_BATCH])
             outcomes += map(self._outcome, found)
         return Outcomes(outcomes)
 
-    def answer(self, request: Run | Measure | Weigh) -> Answer:
+    def answer(self, request: ProcessEvents | Measure | Weigh) -> Answer:
         """Do what is asked."""
         match request:
-            case Run():
+            case ProcessEvents():
                 return self.run(request.inputs)
             case Measure():
                 return self.measure(request)
@@ -121,11 +121,11 @@ class StageWorker:
     def _process(self, call: StageCall, inputs: list[StageInput]) -> tuple[list[Done | Failed], list[Call]]:
         return self._code.process(call, inputs)
 
-    def _outcome(self, found: Done | Failed) -> Outcome:
+    def _outcome(self, found: Done | Failed) -> EventOutcome:
         if isinstance(found, Failed):
-            return Outcome(b"", [], found.summary)
+            return EventOutcome(b"", [], found.summary)
         taken = [child for bit, child in enumerate(self._children) if found.edges >> bit & 1]
-        return Outcome(found.value, sorted(taken))
+        return EventOutcome(found.value, sorted(taken))
 
 
 def _named_code(stage: Stage, pipeline: Pipeline, folder: Path) -> Callable[..., Any]:
@@ -153,7 +153,7 @@ def main() -> None:
             answer: Answer
             if isinstance(request, Begin):
                 worker = StageWorker(request)
-                answer = Ready()
+                answer = StageBuilt()
             else:
                 assert worker is not None, "Begin comes first"
                 answer = worker.answer(request)

@@ -19,14 +19,14 @@ from inferline_stream.errors import StageFailed
 from inferline_stream.isolation.audit import Audit
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.launch import Launch
-from inferline_stream.profiler.messages import (
+from inferline_stream.profiler.worker_messages import (
     ANSWER_BYTES,
     LENGTH_BYTES,
     Answer,
     Begin,
     Failure,
-    Ready,
     Request,
+    StageBuilt,
     decode_answer,
     framed,
     length_of,
@@ -116,7 +116,7 @@ class WorkerProcess:
             self._audit.watch(self._process.pid)
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                await self.ask(self._begin, Ready)
+                await self.ask(self._begin, StageBuilt)
         except TimeoutError:
             await self._end()
             raise WorkerFailed(

@@ -20,9 +20,9 @@ from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Tuner
 from inferline_stream.tuner.policy import POLICIES
-from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import staffing
-from inferline_stream.tuner.state import initial_state
+from inferline_stream.tuner.tuner_state import initial_state
 
 NO_TUNER, CLAIRVOYANT, INSTANT = "no tuner", "clairvoyant", "instant clairvoyant"
 
@@ -104,7 +104,7 @@ def compare(
     conditions: Conditions | None = None,
     objective: float = 0.99,
     seed: int = 0,
-    knobs: Knobs | None = None,
+    knobs: PolicySettings | None = None,
     kernel: EnvelopeKernel | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:

@@ -12,9 +12,9 @@ from inferline_stream.baselines.ds2 import Ds2
 from inferline_stream.baselines.flink import Flink
 from inferline_stream.baselines.hpa import Behavior, HpaCpu
 from inferline_stream.baselines.keda import Keda
+from inferline_stream.baselines.platform_rules import Dataflow, Numaflow, Seldon
 from inferline_stream.baselines.ray_serve import RayServe
-from inferline_stream.baselines.seen import Each, PipelineRule
-from inferline_stream.baselines.steps import Dataflow, Numaflow, Seldon
+from inferline_stream.baselines.rule_inputs import Each, PipelineRule
 from inferline_stream.pipeline.plan import Allocation, Allocations, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape

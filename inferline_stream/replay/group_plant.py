@@ -53,7 +53,9 @@ class GroupPlant:
         for s, setup in enumerate(stages):
             (kind,) = setup.kinds
             one = (Allocation(kind.hardware, kind.max_batch_size, 1),)
-            self._groups.append(_Group(workload, s, station(measured, setup.name, one, partitions=partitions), code))
+            self._groups.append(
+                _StageGroup(workload, s, station(measured, setup.name, one, partitions=partitions), code)
+            )
         self._mergers = {s: Merger(workload, s, code) for s in range(len(stages)) if workload.shape.parents(s)}
 
     def advance(self, until_s: float) -> None:
@@ -111,7 +113,7 @@ class GroupPlant:
         return self.busy_s(s)
 
 
-class _Group:
+class _StageGroup:
     """One stage's members."""
 
     def __init__(self, workload: Workload, s: int, one: Station, code: Any) -> None:

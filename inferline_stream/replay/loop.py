@@ -16,13 +16,13 @@ from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.group_plant import GroupPlant
-from inferline_stream.replay.live_looks import Looks
+from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.policy_view import Sight, View
 from inferline_stream.replay.scalers import Scaler, Wish
-from inferline_stream.replay.stage_replicas import Crew
-from inferline_stream.replay.tables import Kind, StageSetup
+from inferline_stream.replay.stage_replicas import StageReplicas
+from inferline_stream.replay.tables import ReplicaKind, StageSetup
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def replay(
     slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
     partitions: int | None = None,
-    looks: Looks | None = None,
+    looks: LiveObservations | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> Outcome:
     """Run a policy on a trace.
@@ -106,12 +106,14 @@ class _Loop:
         self._end_s = float(workload.entry_s[-1]) if len(workload) else 0.0
         setups = [
             StageSetup(
-                name, tuple(Kind(a.hardware, a.max_batch_size) for a in allocations[name]), hold_of(allocations[name])
+                name,
+                tuple(ReplicaKind(a.hardware, a.max_batch_size) for a in allocations[name]),
+                hold_of(allocations[name]),
             )
             for name in shape.stages
         ]
         self._setups = setups
-        self._crews: list[Crew] = []
+        self._crews: list[StageReplicas] = []
         self._plant: Plant | GroupPlant = (
             Plant(workload, measured, setups, slo_s=slo_s)
             if partitions is None
@@ -120,7 +122,7 @@ class _Loop:
         for s, setup in enumerate(setups):
             profiles = [measured.profiles[setup.name, kind.hardware] for kind in setup.kinds]
             start_up_s = [p.start_up_s if conditions.start_up_s is None else conditions.start_up_s for p in profiles]
-            crew = Crew(self._plant, s, tuple(start_up_s))
+            crew = StageReplicas(self._plant, s, tuple(start_up_s))
             crew.begin({k: a.replicas for k, a in enumerate(allocations[setup.name])})
             self._crews.append(crew)
         self.peak = sum(crew.held for crew in self._crews)
@@ -129,7 +131,7 @@ class _Loop:
         self,
         scaler: Scaler,
         slowdowns: Sequence[Slowdown],
-        looks: Looks | None,
+        looks: LiveObservations | None,
         progress: Callable[[float, float], None] | None,
     ) -> tuple[Step, ...]:
         """Decide, step by step, until the last event has entered; then let the queues run empty."""

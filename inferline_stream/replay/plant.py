@@ -13,7 +13,7 @@ import numpy as np
 from inferline_stream.estimator.kernels import Events, Floats, Ints
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.replay.kernel import advance
+from inferline_stream.replay.plant_kernel import advance
 from inferline_stream.replay.tables import StageSetup, empty_tables
 
 _HEAD, _LENGTH, _NEEDED = 0, 1, 3  # places in `marks`

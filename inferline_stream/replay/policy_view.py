@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.replay.group_plant import GroupPlant
-from inferline_stream.replay.live_looks import Figures
+from inferline_stream.replay.live_observations import Figures
 from inferline_stream.replay.plant import Plant
-from inferline_stream.replay.stage_replicas import Crew
+from inferline_stream.replay.stage_replicas import StageReplicas
 
 RATE_SPAN_S = 10.0
 """Span over which rates of the stages are measured."""
@@ -77,7 +77,7 @@ class Sight:
         looks_back: how many looks ago the glimpse was taken that is given out.
     """
 
-    def __init__(self, plant: Plant | GroupPlant, crews: Sequence[Crew], looks_back: int) -> None:
+    def __init__(self, plant: Plant | GroupPlant, crews: Sequence[StageReplicas], looks_back: int) -> None:
         self._plant = plant
         self._crews = crews
         self._recent: deque[tuple[Glimpse, ...]] = deque(maxlen=looks_back + 1)

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from inferline_stream.baselines.seen import PipelineRule, PipelineSeen, StageSeen
+from inferline_stream.baselines.rule_inputs import PipelineRule, PipelineSeen, StageSeen
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.pipeline.shape import Shape
-from inferline_stream.replay.live_looks import with_figures
+from inferline_stream.replay.live_observations import with_figures
 from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
 from inferline_stream.tuner.staffing_table import Staffing
-from inferline_stream.tuner.state import TunerState, staffed
 from inferline_stream.tuner.traffic import Traffic
+from inferline_stream.tuner.tuner_state import TunerState, staffed
 
 LEAST_EVENTS = 200
 """Events below which a recent visit ratio or service time is left out: too few to be one."""
@@ -176,7 +176,7 @@ class Ruled:
 
     Args:
         name: of the rule.
-        rule: see `baselines.seen`.
+        rule: see `baselines.rule_inputs`.
         shape: the pipeline's DAG.
         replicas: by stage, to begin with.
         hardware: by stage, what its replicas run on.

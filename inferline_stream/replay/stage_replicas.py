@@ -34,7 +34,7 @@ class Replica:
 
 
 @dataclass(slots=True)
-class Crew:
+class StageReplicas:
     """One stage's replicas.
 
     Args:

@@ -21,7 +21,7 @@ from inferline_stream.pipeline.variation import LEVELS
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ReplicaKind:
     """A kind of replica: hardware and batch limit."""
 
     hardware: str
@@ -39,7 +39,7 @@ class StageSetup:
     """
 
     name: str
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ReplicaKind, ...]
     hold_s: float = 0.0
 
 

@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.controlplane.log.messages import StoredDecision, StoredPlan
-from inferline_stream.controlplane.observe.event_ledger import Ledger
+from inferline_stream.controlplane.log.control_records import StoredDecision, StoredPlan
+from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.keys import Keys
@@ -77,7 +77,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Events:
+class EventTimes:
     """When events came and what became of them, in seconds from the first arrival.
 
     Args:
@@ -95,7 +95,7 @@ class Events:
     began_s: float
 
     @classmethod
-    def of(cls, ledger: Ledger, sample: Trace | None, since_s: float = 0.0, until_s: float = np.inf) -> Self:
+    def of(cls, ledger: EventLedger, sample: Trace | None, since_s: float = 0.0, until_s: float = np.inf) -> Self:
         """From a run's ledger.
 
         Args:
@@ -117,14 +117,14 @@ class Events:
         return cls(arrivals_s - first_s, entries_s[order] - first_s, latency_s[order], sample_s, first_s)
 
 
-def write_record(folder: Path, record: RunRecord, events: Events) -> None:
+def write_record(folder: Path, record: RunRecord, events: EventTimes) -> None:
     """Write a run down; its folder is made, and must be new.
 
     Raises:
         FileExistsError: the folder is there already.
     """
     folder.mkdir(parents=True)
-    arrays = {name: getattr(events, name) for name in Events.__slots__}
+    arrays = {name: getattr(events, name) for name in EventTimes.__slots__}
     with (folder / ARRAYS).open("wb") as file:
         np.savez_compressed(file, **arrays)
     (folder / DOCUMENT).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
@@ -139,7 +139,7 @@ def read_record(folder: Path) -> RunRecord:
     file = folder / DOCUMENT
     try:
         data = file.read_bytes()
-        version = msgspec.json.decode(data, type=_Versioned).version
+        version = msgspec.json.decode(data, type=_RecordVersion).version
         if version == RECORD_VERSION:
             return msgspec.json.decode(data, type=RunRecord)
     except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
@@ -147,7 +147,7 @@ def read_record(folder: Path) -> RunRecord:
     raise InvalidTopology(f"{file}: version {version}, this program reads version {RECORD_VERSION}; run again")
 
 
-def read_events(folder: Path) -> Events:
+def read_events(folder: Path) -> EventTimes:
     """The arrays of a run.
 
     Raises:
@@ -156,8 +156,8 @@ def read_events(folder: Path) -> Events:
     file = folder / ARRAYS
     try:
         with file.open("rb") as opened, np.load(opened) as arrays:
-            found = {name: arrays[name] for name in Events.__slots__}
-        return Events(**found | {"began_s": float(found["began_s"])})
+            found = {name: arrays[name] for name in EventTimes.__slots__}
+        return EventTimes(**found | {"began_s": float(found["began_s"])})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InvalidTopology(f"{file}: holds no events of a run ({error}); `run` leaves them") from None
 
@@ -186,5 +186,5 @@ def newest_run(topology_folder: Path, pipeline: str) -> Path:
     return finished[-1]
 
 
-class _Versioned(msgspec.Struct, frozen=True):
+class _RecordVersion(msgspec.Struct, frozen=True):
     version: int = 0

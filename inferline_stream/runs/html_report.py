@@ -18,10 +18,10 @@ from inferline_stream.observability.plots.replay import draw_replay
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.units import format_duration
-from inferline_stream.planner.document import plan_from_bytes
+from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.replay.compare import NAMES, Comparison, compare
 from inferline_stream.replay.outcome import Outcome, Step
-from inferline_stream.runs.archive import Events, RunRecord
+from inferline_stream.runs.archive import EventTimes, RunRecord
 
 _FEWEST_EVENTS = 20
 """Fewer are not worth a picture."""
@@ -47,7 +47,7 @@ figure { margin: 12px 0; } figure svg { width: 100%; height: auto; } .scroll { o
 """
 
 
-def retold(record: RunRecord, events: Events, progress: Callable[[str], None] = lambda _: None) -> str:
+def html_report(record: RunRecord, events: EventTimes, progress: Callable[[str], None] = lambda _: None) -> str:
     """The page.
 
     Args:
@@ -83,7 +83,7 @@ def retold(record: RunRecord, events: Events, progress: Callable[[str], None] = 
     )
 
 
-def live_outcome(record: RunRecord, events: Events) -> Outcome:
+def live_outcome(record: RunRecord, events: EventTimes) -> Outcome:
     """What was lived through, in the terms of a replay. Events that failed or were lost are not in its latencies."""
     report = record.report
     steps = tuple(
@@ -107,7 +107,7 @@ def live_outcome(record: RunRecord, events: Events) -> Outcome:
     )
 
 
-def compared(record: RunRecord, events: Events, plan: Plan, progress: Callable[[str], None]) -> Comparison:
+def compared(record: RunRecord, events: EventTimes, plan: Plan, progress: Callable[[str], None]) -> Comparison:
     """Every policy on the recorded arrivals, with its default setting."""
     trace = Trace(events.arrivals_s)
     return compare(
@@ -184,7 +184,7 @@ def _plan(record: RunRecord, plan: Plan) -> str:
     return _section("The plan it began with", f"<p>{about}{more}</p>{table}")
 
 
-def _decisions(record: RunRecord, events: Events) -> str:
+def _decisions(record: RunRecord, events: EventTimes) -> str:
     known = {reason.value: words for reason, words in WORDS.items()}
     rows = [
         (

@@ -10,7 +10,7 @@ from inferline_stream.errors import UsageError
 from inferline_stream.observability.metrics import serve_metrics
 from inferline_stream.observability.page.control import PageControl
 from inferline_stream.observability.page.server import PageServer
-from inferline_stream.observability.state import PipelineState
+from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.shape import Shape
 
 _T = TypeVar("_T")

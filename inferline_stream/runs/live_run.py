@@ -9,16 +9,16 @@ import time
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.controller import Controller
-from inferline_stream.controlplane.observe.event_ledger import Bounds, read_ledger
-from inferline_stream.controlplane.observe.observation_log import read_notes, write_looks
-from inferline_stream.controlplane.pipeline_context import Running, drained, lags
+from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, read_ledger
+from inferline_stream.controlplane.observe.observation_log import read_observation_log, write_observations
+from inferline_stream.controlplane.pipeline_context import PipelineContext, drained, lags
 from inferline_stream.controlplane.polling import until
 from inferline_stream.errors import StageFailed
 from inferline_stream.kafka.controller_client import LeadershipLost, OffsetReader
-from inferline_stream.replay.live_looks import Looks
-from inferline_stream.runs.archive import Events, RunRecord, write_record
+from inferline_stream.replay.live_observations import LiveObservations
+from inferline_stream.runs.archive import EventTimes, RunRecord, write_record
 from inferline_stream.runs.report import RunReport, run_report
-from inferline_stream.runs.run import Run, Watcher
+from inferline_stream.runs.run import Run, RunDisplay
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +30,16 @@ _HOPELESS_RESTARTS = 3
 
 
 @dataclass(slots=True)
-class Session:
+class LiveRun:
     """A run under way. Made by `session`."""
 
     run: Run
-    running: Running
+    running: PipelineContext
     controller: Controller
     offsets: OffsetReader
-    since: Bounds
+    since: LedgerBegin
     control: asyncio.Task[None]
-    watcher: Watcher
+    watcher: RunDisplay
     replicas_most: dict[str, int] = field(default_factory=dict)
     started_s: float = field(default_factory=time.time)
     lateness_p99_s: float | None = None
@@ -56,7 +56,7 @@ class Session:
             self._alive()
             self._tell_start(time.monotonic() - began_s)
             for stage in self.running_stages():
-                died = self.controller.picture.restarts[stage]
+                died = self.controller.view.restarts[stage]
                 if died >= _HOPELESS_RESTARTS and not self.replicas_most.get(stage):
                     why = next((text for text in reversed(self.controller.exits) if text.startswith(f"{stage}-")), "")
                     raise StageFailed(f"stage {stage!r} cannot start: {why}")
@@ -71,7 +71,7 @@ class Session:
 
     def running_stages(self) -> tuple[str, ...]:
         """Stages in topological order."""
-        return self.controller.picture.shape.stages
+        return self.controller.view.shape.stages
 
     def _all_ready(self) -> bool:
         state, pending = self.controller.state, self.controller.fleet.pending
@@ -154,10 +154,10 @@ class Session:
         Returns:
             Records left uncommitted, by consumer group.
         """
-        self.controller.deciding.held = True  # falling traffic at the end is no reason to scale
+        self.controller.decider.held = True  # falling traffic at the end is no reason to scale
         self.watcher.step("draining")
         end = (await self.offsets.ends({self.running.source: len(self.since.source)}))[self.running.source]
-        partitions = self.controller.picture.partitions
+        partitions = self.controller.view.partitions
         left, moved_s = None, time.monotonic()
         while not await drained(self.offsets, self.running, partitions, end):
             self._alive()
@@ -186,21 +186,21 @@ class Session:
         self.watcher.step("accounting for every event")
         assert self.controller.state is not None, "a drained run has been looked at"
         # A decision may be newer than the last look.
-        picture = self.controller.picture
+        view = self.controller.view
         state = replace(
             self.controller.state,
-            decisions=tuple(picture.decisions),
-            latency=picture.latencies.histogram(),
-            late_events=picture.latencies.late(),
+            decisions=tuple(view.decisions),
+            latency=view.latencies.histogram(),
+            late_events=view.latencies.late(),
         )
         ended_s = time.time()
         ledger = await read_ledger(
             self.offsets,
             self.running,
             self.since,
-            self.controller.picture.partitions,
+            self.controller.view.partitions,
             to_committed=self.run.feed is None,
-            begin=self.controller.watching.marks.begin if self.controller.watching is not None else None,
+            begin=self.controller.collector.end_offsets.begin if self.controller.collector is not None else None,
         )
         report = run_report(
             ledger,
@@ -218,24 +218,24 @@ class Session:
             counts_events=self.running.arrivals != "timestamps",
         )
         if self.run.run_folder is not None:
-            events = Events.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
+            events = EventTimes.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
             write_record(self.run.run_folder, self._record(report), events)
             # Looks without every event would be replayed on other traffic than the policy saw.
             if not ledger.began and (looks := await self._looks(events.began_s)) is not None:
-                write_looks(self.run.run_folder, looks)
+                write_observations(self.run.run_folder, looks)
             self.watcher.note(f"written down in {self.run.run_folder}; `inferline-stream report` shows it")
         return report
 
     def _record(self, report: RunReport) -> RunRecord:
-        measured, deciding = self.run.measured, self.controller.deciding
-        plans = list(deciding.plans)
-        if deciding.first_plan is not None and plans[:1] != [deciding.first_plan]:
-            plans.insert(0, deciding.first_plan)
+        measured, decider = self.run.measured, self.controller.decider
+        plans = list(decider.plans)
+        if decider.first_plan is not None and plans[:1] != [decider.first_plan]:
+            plans.insert(0, decider.first_plan)
         return RunRecord(
             report=report,
             started_s=self.started_s,
             objective=self.run.pipeline.objective,
-            shape=self.controller.picture.shape,
+            shape=self.controller.view.shape,
             hardware=list(self.run.kinds.values()),
             profiles=list(measured.profiles.values()),
             paths=measured.paths,
@@ -243,20 +243,20 @@ class Session:
             hop_spread_s=measured.hop_spread_s,
             keys=measured.keys,
             plans=plans,
-            decisions=list(deciding.decisions),
-            start_up_s=self.controller.picture.reports.every_start_up_s(),
+            decisions=list(decider.decisions),
+            start_up_s=self.controller.view.reports.every_start_up_s(),
         )
 
-    async def _looks(self, origin_s: float) -> Looks | None:
-        deciding = self.controller.deciding
-        if deciding.began_s is None:
+    async def _looks(self, origin_s: float) -> LiveObservations | None:
+        decider = self.controller.decider
+        if decider.began_s is None:
             return None
-        notes = await read_notes(self.running, deciding.began_s)
+        notes = await read_observation_log(self.running, decider.began_s)
         return notes.looks(
             origin_s,
-            deciding.began_s,
-            watched_s=deciding.watched_s,
-            staffed_s=deciding.warming.staffed_s,
+            decider.began_s,
+            watched_s=decider.watched_s,
+            staffed_s=decider.tables.staffed_s,
             sampled=self.running.arrivals != "timestamps",
         )
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from inferline_stream.controlplane.observe.live_profile import measured_since, scaled
 from inferline_stream.controlplane.observe.totals import slowdown
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.runs.run import Quiet, Run
-from inferline_stream.runs.session import session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.observation import Observation
-from inferline_stream.tuner.state import TunerState
+from inferline_stream.tuner.tuner_state import TunerState
 
 LONGER = 1.1
 """Batches that take more than this many times their profile call for another plan: less is noise."""
@@ -50,19 +50,19 @@ async def rehearse(run: Run) -> Rehearsed:
         Unreachable: the broker does not answer.
     """
     crowded = ""
-    async with session(run, Quiet()) as under_way:
+    async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
-        picture = under_way.controller.picture
+        view = under_way.controller.view
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         try:
             while not feeding.done():
-                crowded = picture.core_use.crowded or crowded
+                crowded = view.core_use.crowded or crowded
                 await asyncio.wait([feeding], timeout=0.5)
             feeding.result()
         finally:  # on Ctrl-C the feed ends before the broker that it writes to
             feeding.cancel()
             await asyncio.wait([feeding])
-        seen = measured_since(picture.reports, picture.shape.stages, {})
+        seen = measured_since(view.reports, view.shape.stages, {})
         await under_way.drain()
     factors = {key: slowdown(run.measured.profiles[key], sizes, _FEWEST_BATCHES) for key, sizes in seen.batches.items()}
     return Rehearsed({key: factor for key, factor in factors.items() if factor is not None}, crowded)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from inferline_stream.controlplane.observe.event_ledger import Ledger
-from inferline_stream.observability.state import DecisionRecord, PipelineState
+from inferline_stream.controlplane.observe.event_ledger import EventLedger
+from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 
 _NO_OUTPUT = frozenset(("skipped",))
 """The only ending without a sink record that is not a miss: the topology says that the event has no output."""
@@ -83,7 +83,7 @@ def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[
     ]
 
 
-def miss_rate(ledger: Ledger, slo_s: float) -> float | None:
+def miss_rate(ledger: EventLedger, slo_s: float) -> float | None:
     """Share of live events above the SLO; lost, dead-lettered and expired ones are misses, skipped ones are not."""
     lost, _ = ledger.lost()
     failed = sum(count for reason, count in ledger.live_reasons.items() if reason not in _NO_OUTPUT)
@@ -99,7 +99,7 @@ def counted_miss_rate(state: PipelineState, lost: int) -> float | None:
     return (state.late_events + failed) / events if events else None
 
 
-def endings(ledger: Ledger, state: PipelineState) -> dict[str, int]:
+def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
     """Events that ended without a sink record, by reason; of those not looked up by what dispatchers counted."""
     found = Counter(ledger.reasons)
     if ledger.began:
@@ -110,7 +110,7 @@ def endings(ledger: Ledger, state: PipelineState) -> dict[str, int]:
     return {reason: count for reason, count in found.items() if count}
 
 
-def quantiles_s(ledger: Ledger, probabilities: Sequence[float]) -> tuple[float | None, ...]:
+def quantiles_s(ledger: EventLedger, probabilities: Sequence[float]) -> tuple[float | None, ...]:
     """Order statistics of the end-to-end latencies; None without events."""
     latencies = np.frombuffer(ledger.latencies_s, dtype=np.float32)
     if not latencies.size:
@@ -119,7 +119,7 @@ def quantiles_s(ledger: Ledger, probabilities: Sequence[float]) -> tuple[float |
 
 
 def run_report(
-    ledger: Ledger,
+    ledger: EventLedger,
     state: PipelineState,
     *,
     started_s: float,

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from inferline_stream.dataplane.process_specs import Delivery, DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.dataplane.specs import Delivery, DispatcherSpec, ReplicaSpec
 from inferline_stream.kafka.topics import REPLICATION
-from inferline_stream.observability.state import DecisionRecord, PipelineState
+from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
@@ -24,7 +24,7 @@ from inferline_stream.settings import Settings
 from inferline_stream.tuner.policy import POLICIES, Policy
 
 
-class Feed(Protocol):
+class SourceFeed(Protocol):
     """Whatever writes events into the source topic for the length of a run."""
 
     async def ready(self) -> Any:
@@ -40,11 +40,11 @@ class Feed(Protocol):
         """Wait for its end; what it returns has a ``lateness_p99_s``."""
 
 
-FeedTo = Callable[[str, str], AbstractAsyncContextManager[Feed]]
+FeedTo = Callable[[str, str], AbstractAsyncContextManager[SourceFeed]]
 """(bootstrap servers, topic) → what feeds it."""
 
 
-class Watcher(Protocol):
+class RunDisplay(Protocol):
     """What shows a run to people."""
 
     def step(self, text: str) -> None:
@@ -63,7 +63,7 @@ class Watcher(Protocol):
         """The newest picture, about twice a second."""
 
 
-class Quiet:
+class NoDisplay:
     """Shows nothing."""
 
     def step(self, text: str) -> None:

@@ -22,8 +22,10 @@ import msgspec
 
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.errors import InferlineError
-from inferline_stream.runs.session import Quiet, Run, Session, session
-from inferline_stream.testing.runs import emulated_run
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.testing.emulated_runs import emulated_run
 
 
 class Controlled(msgspec.Struct, frozen=True):
@@ -84,7 +86,7 @@ async def control(given: Controlled) -> int:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
     _say(b"started")
     try:
-        async with session(given.run(folder), Quiet()) as under_way:
+        async with open_run(given.run(folder), NoDisplay()) as under_way:
             loop.add_signal_handler(signal.SIGTERM, stop.set)  # before, there is nothing to be put in order
             _say(b"leads")
             await under_way.ready()
@@ -103,13 +105,13 @@ async def control(given: Controlled) -> int:
     return 0
 
 
-async def _answer(asked: asyncio.StreamReader, under_way: Session, stop: asyncio.Event) -> None:
+async def _answer(asked: asyncio.StreamReader, under_way: LiveRun, stop: asyncio.Event) -> None:
     while await asked.readline():
         _say(msgspec.json.encode(await _condition(under_way)))
     stop.set()  # the asker is gone
 
 
-async def _condition(under_way: Session) -> Condition:
+async def _condition(under_way: LiveRun) -> Condition:
     controller = under_way.controller
     actuator, state = controller.actuator, controller.state
     replicas, dispatchers = await actuator.observe(), await actuator.dispatchers()

@@ -22,9 +22,9 @@ from inferline_stream.actuators.children import DISPATCHER_MODULE, Children
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
+from inferline_stream.dataplane.process_specs import Delivery, DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, decode_report
 from inferline_stream.dataplane.routes import every_route
-from inferline_stream.dataplane.specs import Delivery, DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.connection import client_options, closed

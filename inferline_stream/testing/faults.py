@@ -25,8 +25,8 @@ from pathlib import Path
 import msgspec
 from aiokafka import AIOKafkaProducer
 
-from inferline_stream.controlplane.observe.event_ledger import Bounds, Ledger, bounds_now, read_ledger
-from inferline_stream.controlplane.pipeline_context import Running, lags
+from inferline_stream.controlplane.observe.event_ledger import EventLedger, LedgerBegin, ledger_begin, read_ledger
+from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID, Names
@@ -40,14 +40,14 @@ CALM_S = 45.0
 """Longest wait until a pipeline has recovered, before the next fault strikes all the same."""
 
 
-class Process:
+class LineProcess:
     """A child process that answers line by line."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
-    async def start(cls, module: str, *arguments: str, line: bytes = b"") -> Process:
+    async def start(cls, module: str, *arguments: str, line: bytes = b"") -> LineProcess:
         """Start ``python -m module`` and send it a first line."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -121,12 +121,12 @@ class Scene:
 
     kafka: LocalKafka
     controlled: Controlled
-    running: Running
-    since: Bounds
+    running: PipelineContext
+    since: LedgerBegin
     partitions: dict[str, int]
-    leader: Process
-    standby: Process
-    sink: Process
+    leader: LineProcess
+    standby: LineProcess
+    sink: LineProcess
     file: Path
     rng: random.Random
     long_s: float
@@ -209,7 +209,7 @@ class Scene:
             await asyncio.sleep(0.2)
         return True
 
-    async def ledger(self, offsets: OffsetReader) -> Ledger:
+    async def ledger(self, offsets: OffsetReader) -> EventLedger:
         """What became of every event."""
         return await read_ledger(offsets, self.running, self.since, self.partitions)
 
@@ -250,7 +250,7 @@ async def scene(
     """
     run = controlled.run(Path(controlled.folder))
     names, shape = Names(run.pipeline.name, run.prefix), shape_of(run.pipeline)
-    running = Running(
+    running = PipelineContext(
         names=names,
         source=names.topic(run.pipeline.source.name),
         sink=names.topic(run.pipeline.sink.name),
@@ -266,7 +266,7 @@ async def scene(
         await leader.says(b"ready", run.settings.start_timeout_s)
         async with OffsetReader(run.bootstrap_servers) as offsets:
             partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
-            since = await bounds_now(offsets, running, partitions)
+            since = await ledger_begin(offsets, running, partitions)
         file = Path(controlled.folder) / "out.jsonl"
         struck = Scene(
             kafka, controlled, running, since, partitions, leader, await _controller(controlled),
@@ -280,15 +280,17 @@ async def scene(
                 await process.end(30.0)
 
 
-async def _controller(controlled: Controlled) -> Process:
-    process = await Process.start("inferline_stream.testing.controller_process", line=msgspec.json.encode(controlled))
+async def _controller(controlled: Controlled) -> LineProcess:
+    process = await LineProcess.start(
+        "inferline_stream.testing.controller_process", line=msgspec.json.encode(controlled)
+    )
     await process.says(b"started", 60.0)
     return process
 
 
-async def _sink(running: Running, file: Path) -> Process:
+async def _sink(running: PipelineContext, file: Path) -> LineProcess:
     # Not isolated: it is one process then, whose limits can be set from outside.
-    return await Process.start(
+    return await LineProcess.start(
         "inferline_stream.connectors.sinks.jsonl",
         *("--bootstrap-servers", running.bootstrap_servers, "--topic", running.sink, "--path", str(file)),
         *("--isolation", "none"),

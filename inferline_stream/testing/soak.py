@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.runs.session import Session
+from inferline_stream.runs.live_run import LiveRun
 
 LOOK_S = 1.0
 CONTROLLER, SUPERVISOR = "controller", "supervisor"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ProcessSample:
     """A process at one moment."""
 
     time_s: float
@@ -45,9 +45,9 @@ class Growth:
 
 
 @asynccontextmanager
-async def soak(under_way: Session) -> AsyncIterator[dict[str, list[Look]]]:
+async def soak(under_way: LiveRun) -> AsyncIterator[dict[str, list[ProcessSample]]]:
     """Look at every process until the block ends; by name, what was seen."""
-    looks: dict[str, list[Look]] = {}
+    looks: dict[str, list[ProcessSample]] = {}
     looking = asyncio.create_task(_watch(under_way, looks))
     try:
         yield looks
@@ -57,14 +57,14 @@ async def soak(under_way: Session) -> AsyncIterator[dict[str, list[Look]]]:
             await looking
 
 
-def growth(looks: list[Look]) -> Growth | None:
+def growth(looks: list[ProcessSample]) -> Growth | None:
     """From the second quarter to the last one, medians of each; None where there are too few looks to tell."""
     quarter = len(looks) // 4
     if quarter < 5:
         return None
     warm, last = looks[quarter : 2 * quarter], looks[-quarter:]
 
-    def more(of: Callable[[Look], float]) -> float:
+    def more(of: Callable[[ProcessSample], float]) -> float:
         return statistics.median(map(of, last)) - statistics.median(map(of, warm))
 
     known = all(look.tasks is not None for look in looks)
@@ -75,7 +75,7 @@ def growth(looks: list[Look]) -> Growth | None:
     )
 
 
-async def _watch(under_way: Session, looks: dict[str, list[Look]]) -> None:
+async def _watch(under_way: LiveRun, looks: dict[str, list[ProcessSample]]) -> None:
     while True:
         looks.setdefault(CONTROLLER, []).append(_look("self", len(asyncio.all_tasks())))
         actuator = under_way.controller.actuator
@@ -90,8 +90,8 @@ async def _watch(under_way: Session, looks: dict[str, list[Look]]) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-def _look(process: str, tasks: int | None = None) -> Look:
+def _look(process: str, tasks: int | None = None) -> ProcessSample:
     folder = Path("/proc") / process
     status = (folder / "status").read_text()
     kilobytes = int(status[status.index("RssAnon:") :].split(maxsplit=2)[1])
-    return Look(time.time(), kilobytes / 1024, len(os.listdir(folder / "fd")), tasks)
+    return ProcessSample(time.time(), kilobytes / 1024, len(os.listdir(folder / "fd")), tasks)

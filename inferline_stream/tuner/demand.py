@@ -10,7 +10,7 @@ from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.forecast import rising_rate, surged
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
-from inferline_stream.tuner.state import TunerState
+from inferline_stream.tuner.tuner_state import TunerState
 
 BUSY = 0.5
 """Utilization below which records that wait do not wait for want of replicas."""
@@ -21,7 +21,7 @@ more, and a stage that is hardly used must not grow because its speed wobbles.""
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class TrafficMultiple:
     """How much traffic there is, in multiples of the sample's, and where that was seen.
 
     Args:
@@ -85,7 +85,7 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     return state, found
 
 
-def _insured(state: TunerState, seen: Observation, traffic: Traffic) -> TunerState:
+def _insured(state: TunerState, seen: Observation, traffic: TrafficMultiple) -> TunerState:
     """The state that knows until when to insure: for long after a leap, for a while after the plan was not enough.
 
     What the sample did counts as just before, and a beginning as a time when the plan may not be enough. Only arrivals
@@ -102,7 +102,7 @@ def _insured(state: TunerState, seen: Observation, traffic: Traffic) -> TunerSta
     return state if until_s == state.insured_until_s else replace(state, insured_until_s=until_s)
 
 
-def traffic_of(basis: Basis, seen: Observation) -> Traffic:
+def traffic_of(basis: Basis, seen: Observation) -> TrafficMultiple:
     """The larger of what the envelope shows and what the rate is rising to.
 
     A forecast is of a rate: it is held against that of the stretch of the sample which the table was made from, since
@@ -124,8 +124,8 @@ def traffic_of(basis: Basis, seen: Observation) -> Traffic:
         )
     if planned_rate > 0 and rate > seen_rate:
         expected = f"{rate:.1f}/s expected within {lead_s:.1f} s, planned for {planned_rate:.1f}/s"
-        return Traffic(rate / planned_rate, Reason.RATE_RISING, expected, outgrown)
-    return Traffic(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown)
+        return TrafficMultiple(rate / planned_rate, Reason.RATE_RISING, expected, outgrown)
+    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown)
 
 
 def _start_up_s(kind: Kind, stage: StageBasis, seen: Observation) -> float:
@@ -167,7 +167,7 @@ def supply_for(basis: Basis, stage: StageBasis, multiple: float) -> float:
     return load * multiple + max(useful - load, 0.0) * math.sqrt(multiple)
 
 
-def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic) -> Demand:
+def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: TrafficMultiple) -> Demand:
     knobs, there = basis.knobs, seen.stages.get(stage.name)
     throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
     reason, detail, multiple = traffic.reason, traffic.detail, traffic.multiple

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.observation import Observation
-from inferline_stream.tuner.state import TunerState
+from inferline_stream.tuner.tuner_state import TunerState
 
 ARRIVALS_STALE_S = 1.0
 """Arrivals are sampled every 20 ms: a second without a sample means that nobody is looking."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.plan_basis import Basis, StageBasis
-from inferline_stream.tuner.state import TunerState
+from inferline_stream.tuner.tuner_state import TunerState
 
 STABLE_S = 15.0
 """No scale-down sooner after any change of configuration: three times the paper's start-up time of 5 s."""

@@ -10,7 +10,7 @@ from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
 
 Replicas = Mapping[str, Mapping[str, int]]
@@ -92,7 +92,7 @@ class Basis:
     stages: tuple[StageBasis, ...]
     stock: Mapping[str, int] = field(default_factory=dict)
     staffing: Staffing | None = None
-    knobs: Knobs = field(default_factory=Knobs)
+    knobs: PolicySettings = field(default_factory=PolicySettings)
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
     floor: Mapping[str, float] = field(init=False)
@@ -102,7 +102,7 @@ class Basis:
     leaps: bool = field(init=False)
     """Whether the sample's rate is known to leap."""
     busiest_rate: float = field(init=False)
-    """Largest rate of any window of the sample, lengthened by the slack of events (`Knobs.burst_slack_share`)."""
+    """Largest rate of any window of the sample, lengthened by slack for events (`PolicySettings.burst_slack_share`)."""
     backlog_bound: Mapping[str, float] = field(init=False)
     """Most records by stage, those in service included, that the sample's traffic ever leaves uncommitted."""
 
@@ -181,7 +181,7 @@ def basis_of(
     objective: float = 0.99,
     shortest_window_s: float = 0.0,
     staffing: Staffing | None = None,
-    knobs: Knobs | None = None,
+    knobs: PolicySettings | None = None,
 ) -> Basis:
     """What the policy knows from a plan and the profile that it was made with.
 
@@ -231,5 +231,5 @@ def basis_of(
         stages=tuple(stages),
         stock={name: stock for name in used if (stock := catalogue[name].stock) is not None},
         staffing=staffing,
-        knobs=knobs or Knobs(),
+        knobs=knobs or PolicySettings(),
     )

@@ -14,7 +14,7 @@ from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
 from inferline_stream.tuner.plan_basis import StageBasis
 from inferline_stream.tuner.replica_fit import fewer, more, within
-from inferline_stream.tuner.state import TunerState, initial_state
+from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
 __all__ = ["POLICIES", "Policy", "TunerState", "inferline_step", "initial_state", "step"]
 

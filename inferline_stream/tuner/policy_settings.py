@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Knobs:
+class PolicySettings:
     """Numbers of the default policy. Durations are seconds."""
 
     burst_slack_share: float = 0.5

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.runs.session import Run, Session
-from inferline_stream.testing.runs import emulated_run, trace_feed
+from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.runs.run import Run
+from inferline_stream.testing.emulated_runs import emulated_run, trace_feed
 
 PARTITIONS = 8
 
@@ -72,7 +73,7 @@ async def append_time_sink(run: Run) -> None:
     topic = Names(run.pipeline.name, run.prefix).topic(run.pipeline.sink.name)
     settings = {"message.timestamp.type": "LogAppendTime"}
     partitions = run.pipeline.sink.partitions or PARTITIONS
-    await create_topics(run.bootstrap_servers, [TopicSettings(topic, partitions, "a benchmark's own", settings)])
+    await create_topics(run.bootstrap_servers, [WantedTopic(topic, partitions, "a benchmark's own", settings)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class Passed:
         return chosen
 
 
-async def passed(under_way: Session) -> Passed:
+async def passed(under_way: LiveRun) -> Passed:
     """Read a run's sink back."""
     return await passed_through(under_way.run.bootstrap_servers, under_way.running.sink, under_way.offsets)
 

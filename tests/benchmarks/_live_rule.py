@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.baselines.seen import PipelineRule, PipelineSeen, StageSeen
+from inferline_stream.baselines.rule_inputs import PipelineRule, PipelineSeen, StageSeen
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Observation, StageObservation
-from inferline_stream.tuner.state import TunerState
+from inferline_stream.tuner.tuner_state import TunerState
 
 
 @dataclass(slots=True)

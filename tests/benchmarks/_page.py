@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 from inferline_stream.observability.page.server import PageServer
-from inferline_stream.observability.state import PipelineState
+from inferline_stream.observability.pipeline_state import PipelineState
 from tests.unit.observability.states import a_state
 
 Figures = dict[str, float | int | str | None]

@@ -10,7 +10,7 @@ import numpy as np
 
 from inferline_stream.baselines.coarse import mean_rate, peak_rate, unit, units_for
 from inferline_stream.errors import Infeasible
-from inferline_stream.observability.plots.canvas import INK, drawing, looks
+from inferline_stream.observability.plots.canvas import INK, drawing, line_styles
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
@@ -127,7 +127,7 @@ def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
             for spare in axes_of_row[len(pair) :]:
                 spare.axis("off")
             for panel, axes in zip(pair, axes_of_row, strict=False):
-                for name, look in zip(SYSTEMS, looks(), strict=False):
+                for name, look in zip(SYSTEMS, line_styles(), strict=False):
                     points = [(x, row[name]) for x, row in panel.rows.items() if row[name] is not None]
                     axes.plot([x for x, _ in points], [y for _, y in points], label=NAMES[name], color=look.colour,
                               linestyle=look.dashes, marker=look.mark)  # fmt: skip

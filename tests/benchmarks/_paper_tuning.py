@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from inferline_stream.baselines.coarse import peak_rate, unit, units_for
-from inferline_stream.observability.plots.canvas import INK, QUIET, drawing, looks
+from inferline_stream.observability.plots.canvas import INK, QUIET, drawing, line_styles
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.outcome import Outcome
@@ -93,7 +93,7 @@ def draw_experiment(file: Path, title: str, outcomes: Mapping[str, Outcome]) -> 
         rate.stairs(counts / bin_s, np.arange(counts.size + 1) * bin_s, color=INK, linewidth=0.9)
         rate.set_ylabel("events per second")
         rate.set_ylim(bottom=0)
-        for (name, outcome), look in zip(outcomes.items(), looks(), strict=False):
+        for (name, outcome), look in zip(outcomes.items(), line_styles(), strict=False):
             label = f"{name}: {outcome.miss_rate:.2%}, ${outcome.cost_per_hour:.2f}/h"
             rates = np.nan_to_num(outcome.miss_rates(BIN_S)) * 100
             middles = (np.arange(rates.size) + 0.5) * BIN_S
@@ -120,7 +120,7 @@ def draw_ablation(file: Path, parts: Mapping[str, tuple[Spread, Spread]]) -> Non
         for axes, which, unit_of, scale in ((misses, 0, "misses [%]", 100.0), (costs, 1, "cost [$]", 1.0)):
             values = [pair[which].mean * scale for pair in parts.values()]
             errors = [pair[which].half_width * scale for pair in parts.values()]
-            colours = [look.colour for _, look in zip(parts, looks(), strict=False)]
+            colours = [look.colour for _, look in zip(parts, line_styles(), strict=False)]
             axes.barh(places, values, xerr=errors, color=colours, height=0.62, error_kw={"linewidth": 1.0})
             for place, value, error in zip(places, values, errors, strict=True):
                 axes.annotate(f"{value:.3g}", (value + error, place), xytext=(4, 0), textcoords="offset points",

@@ -22,14 +22,14 @@ from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.kafka.connection import client_options
 from inferline_stream.kafka.controller_client import OffsetReader
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.testing.director import Director
-from inferline_stream.testing.runs import declared_profile
+from inferline_stream.testing.emulated_runs import declared_profile
 from tests.benchmarks._bound_dispatcher import MODULE, bind
 from tests.benchmarks._live import Passed, passed_through
 
@@ -174,7 +174,7 @@ async def pool(
     director = Director(bootstrap_servers, home / "topology.py", max_batch_size=max(emulated), **more)
     # The sink stamps records when it appends them: a latency ends with Kafka having the result.
     settings = {"message.timestamp.type": "LogAppendTime"}
-    sink = TopicSettings(director.names.topic("out"), PARTITIONS, "a benchmark's own", settings)
+    sink = WantedTopic(director.names.topic("out"), PARTITIONS, "a benchmark's own", settings)
     await create_topics(bootstrap_servers, [sink])
     async with director, OffsetReader(bootstrap_servers) as offsets:
         if queue_each:

@@ -23,9 +23,9 @@ import ray
 import uvloop
 
 from inferline_stream.actuators.ray_host import Host, Terms
-from inferline_stream.dataplane.attachments import Attach, encode_attachment
-from inferline_stream.dataplane.dispatcher.connection import ReplicaConnection
+from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.frames import Batch, Ready, Results
+from inferline_stream.dataplane.supervisor_messages import Attach, encode_attachment
 
 BATCHES = (1, 8)
 """Records of 1 KB in a batch."""

@@ -22,9 +22,9 @@ from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import gamma_trace, levels_trace
 from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
 from inferline_stream.runs.archive import read_events, read_record
-from inferline_stream.runs.run import Quiet, Run
-from inferline_stream.runs.session import session
-from inferline_stream.testing.runs import plan_by_hand, trace_feed
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.testing.emulated_runs import plan_by_hand, trace_feed
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink
 from tests.benchmarks._machine import Elsewhere
@@ -97,7 +97,7 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
         run_folder=folder / name / "run",
     )
     await append_time_sink(run)
-    async with session(run, Quiet()) as under_way:
+    async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         elsewhere = Elsewhere()
         await under_way.fed(asyncio.Event())

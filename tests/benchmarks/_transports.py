@@ -27,8 +27,8 @@ import uvloop
 from aiohttp import web
 
 from inferline_stream.actuators.network.credentials import dispatcher_context, new_credential, replica_context
-from inferline_stream.actuators.network.link import Hello, Link
-from inferline_stream.dataplane.dispatcher.connection import ReplicaConnection
+from inferline_stream.actuators.network.host_link import HostHello, HostLink
+from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.frames import HEADER_BYTES, Batch, Done, Ready, Results, encode_frame, to_dispatcher
 from inferline_stream.dataplane.replica.replica import _Server
 
@@ -137,10 +137,10 @@ async def _posted(session: aiohttp.ClientSession, url: str, batch: Batch) -> Res
 
 
 async def _accept(sock: socket.socket, listening: socket.socket, context: ssl.SSLContext) -> asyncio.Server:
-    """Carry what each connection brings after its `Hello` to a socket, as a dispatcher's host does."""
+    """Carry what each connection brings after its `HostHello` to a socket, as a dispatcher's host does."""
 
-    def made() -> Link:
-        return Link(lambda link, message: link.carry(sock.dup()), lambda link, why: None)
+    def made() -> HostLink:
+        return HostLink(lambda link, message: link.carry(sock.dup()), lambda link, why: None)
 
     return await asyncio.get_running_loop().create_server(made, sock=listening, ssl=context)
 
@@ -176,11 +176,11 @@ def _main(what: str, folder: Path, port: int, *socks: socket.socket) -> None:
 
 async def _serve(what: str, folder: Path, port: int, socks: tuple[socket.socket, ...]) -> None:
     if what == "replica host":
-        link = Link(lambda link, message: None, lambda link, why: os._exit(0))
+        link = HostLink(lambda link, message: None, lambda link, why: os._exit(0))
         await asyncio.get_running_loop().create_connection(
             lambda: link, "127.0.0.1", port, ssl=replica_context(folder / "replica")
         )
-        link.send(Hello("r", "idle"))
+        link.send(HostHello("r", "idle"))
         link.carry(socks[0])
     elif what == "dispatcher host":
         await _accept(socks[0], socks[1], dispatcher_context(folder / "dispatcher"))

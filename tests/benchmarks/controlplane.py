@@ -22,10 +22,11 @@ from aiokafka.conn import AIOKafkaConnection
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
-from inferline_stream.runs.session import Quiet, session
-from inferline_stream.testing.actuator import FakeActuator
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay
+from inferline_stream.testing.emulated_runs import emulated_run
+from inferline_stream.testing.fake_actuator import FakeActuator
 from inferline_stream.testing.kafka import EmbeddedKafka
-from inferline_stream.testing.runs import emulated_run
 from inferline_stream.tuner.policy import POLICIES
 
 PIPELINES, STAGES = 1000, 10
@@ -80,7 +81,7 @@ async def at_rest(servers: str, folder: Path, stages: int, seconds: float) -> tu
 
     try:
         with counted() as sent:
-            async with session(run, Quiet(), FakeActuator(started=started)) as under_way:
+            async with open_run(run, NoDisplay(), FakeActuator(started=started)) as under_way:
                 await under_way.ready()
                 await asyncio.sleep(5.0)  # Faust has started
                 began_s, spent_s, before = time.monotonic(), time.process_time(), sent[0]

@@ -21,7 +21,7 @@ from inferline_stream.replay.loop import Slowdown, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
-from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing, staffing
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, big_spike, burst, ramp, world_cup
@@ -31,18 +31,18 @@ Figures = dict[str, float | int | str | None]
 
 OFF = MappingProxyType(
     {
-        "default": Knobs(),
-        "burst_slack": Knobs(burst_slack_share=0.0),
-        "forecast": Knobs(forecast_confidence=float("inf")),
-        "surer_within": Knobs(inner_confidence=Knobs().forecast_confidence),
-        "staffing_table": Knobs(),
-        "shifts": Knobs(shift=float("inf")),
-        "backlog": Knobs(drain_s=float("inf")),
-        "plan_memory": Knobs(plan_memory_s=0.0),
-        "insurance": Knobs(insurance=()),
-        "calm": Knobs(calm_memory_s=Knobs().plan_memory_s),
-        "patience": Knobs(down_after_s=0.0),
-        "inferline": Knobs(),
+        "default": PolicySettings(),
+        "burst_slack": PolicySettings(burst_slack_share=0.0),
+        "forecast": PolicySettings(forecast_confidence=float("inf")),
+        "surer_within": PolicySettings(inner_confidence=PolicySettings().forecast_confidence),
+        "staffing_table": PolicySettings(),
+        "shifts": PolicySettings(shift=float("inf")),
+        "backlog": PolicySettings(drain_s=float("inf")),
+        "plan_memory": PolicySettings(plan_memory_s=0.0),
+        "insurance": PolicySettings(insurance=()),
+        "calm": PolicySettings(calm_memory_s=PolicySettings().plan_memory_s),
+        "patience": PolicySettings(down_after_s=0.0),
+        "inferline": PolicySettings(),
     }
 )
 """What is switched off → how (``staffing_table``: no table is given).

@@ -28,15 +28,15 @@ from pathlib import Path
 
 import numpy as np
 
-from inferline_stream.controlplane.observe.event_ledger import Ledger
+from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.kafka.controller_client import OffsetReader
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.testing.controller_process import Controlled
+from inferline_stream.testing.emulated_runs import trace_feed
 from inferline_stream.testing.faults import FAULTS, scene
 from inferline_stream.testing.local_kafka import LocalKafka
-from inferline_stream.testing.runs import trace_feed
 from tests.benchmarks._live import passed_through
 
 SWING = Path(__file__).parents[1] / "scenarios" / "swing"
@@ -88,7 +88,7 @@ def _summary(seconds: list[tuple[float, str]], kind: str) -> str | None:
 class Half:
     """What one pipeline went through."""
 
-    ledger: Ledger
+    ledger: EventLedger
     recovery_s: list[tuple[float, str]]
     resumed_s: list[float]
     struck_s: list[tuple[float, str]]
@@ -115,7 +115,7 @@ async def strike(kafka: LocalKafka, controlled: Controlled, kinds: list[str], *,
     """Feed a pipeline, strike it with these faults in turn, and account for everything."""
     topic = Names("swing", controlled.prefix).topic("decisions")
     settings = {"message.timestamp.type": "LogAppendTime"}
-    await create_topics(controlled.bootstrap_servers, [TopicSettings(topic, 4, "stamped by the broker", settings)])
+    await create_topics(controlled.bootstrap_servers, [WantedTopic(topic, 4, "stamped by the broker", settings)])
     trace = levels_trace([(RATE, 1500.0)], 1.0, np.random.default_rng(7))
     feeding = Path(controlled.folder) / "feed"
     feeding.mkdir()

@@ -52,15 +52,15 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.core_budget import replica_cores
-from inferline_stream.planner.document import plan_from_bytes
+from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
 from inferline_stream.runs.archive import read_record
+from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.run import Quiet, Run
-from inferline_stream.runs.session import session
+from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.testing.emulated_runs import Script, plan_by_hand, trace_feed
 from inferline_stream.testing.kafka import find_apache_kafka
-from inferline_stream.testing.runs import Script, plan_by_hand, trace_feed
 from inferline_stream.tuner.decision import Reason
 from tests.benchmarks import _moderation
 from tests.benchmarks._live import append_time_sink, passed
@@ -404,7 +404,7 @@ async def _compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> F
     """
     shape = shape_of(run.pipeline)
     await append_time_sink(run)
-    async with session(run, Quiet()) as under_way:
+    async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         elsewhere = Elsewhere()
         await under_way.fed(asyncio.Event())
@@ -412,9 +412,9 @@ async def _compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> F
         await under_way.drain()
         sent = await passed(under_way)
         (entry,) = shape.entries()
-        partitions = under_way.controller.picture.partitions[shape.stages[entry]]
+        partitions = under_way.controller.view.partitions[shape.stages[entry]]
         source = await source_of(run.bootstrap_servers, under_way.running.source, partitions, shape, goes_to)
-        seen = measured_since(under_way.controller.picture.reports, shape.stages, {})
+        seen = measured_since(under_way.controller.view.reports, shape.stages, {})
     estimated_s = estimate(shape, run.plan, run.measured, source)
     by_means_s = estimate(shape, run.plan, run.measured.steady(), source)
     live_profile_s = estimate(shape, run.plan, corrected(run.measured, shape, seen), source)

@@ -27,18 +27,20 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.controlplane.decide.decider import Deciding
+from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.leadership import leads
-from inferline_stream.controlplane.log.messages import Override, encode
-from inferline_stream.controlplane.observe.recovery import find
+from inferline_stream.controlplane.log.control_records import Override, encode
+from inferline_stream.controlplane.observe.recovery import recover
 from inferline_stream.controlplane.polling import until
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.controller_client import TopicFollower, Written, write_once
-from inferline_stream.runs.session import Quiet, Session, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.runs.run import NoDisplay
 from inferline_stream.settings import Settings
-from inferline_stream.testing.faults import Process
+from inferline_stream.testing.emulated_runs import emulated_run
+from inferline_stream.testing.faults import LineProcess
 from inferline_stream.testing.kafka import EmbeddedKafka, find_apache_kafka
-from inferline_stream.testing.runs import emulated_run
 from tests.benchmarks._hostile_producer import Attack, Sent
 from tests.benchmarks._hostile_records import HostileRecords
 
@@ -95,12 +97,12 @@ async def attacked(bootstrap_servers: str, folder: Path, *, hostile: int, bombs:
         probability={("parse", "check"): 1 / 3},
         settings=Settings(drain_timeout_s=STALLED_S),
     )
-    async with session(replace(run, feed=None), Quiet()) as under_way:
+    async with open_run(replace(run, feed=None), NoDisplay()) as under_way:
         await under_way.ready()
         names, source = under_way.running.names, under_way.running.source
         mark = secrets.token_hex(8)
         attack = Attack(bootstrap_servers, source, names.control, mark, WARM, hostile, bombs, seed)
-        producer = await Process.start("tests.benchmarks._hostile_producer", line=msgspec.json.encode(attack))
+        producer = await LineProcess.start("tests.benchmarks._hostile_producer", line=msgspec.json.encode(attack))
         await producer.says(b"warm", 30.0)
         arrived: Counter[int] = Counter()
         counting = asyncio.create_task(_count(under_way, mark, arrived))
@@ -149,7 +151,7 @@ class ControlRecords:
         self.blocked += honoured.count(False)
 
 
-async def _attack_control(under_way: Session, records: HostileRecords) -> ControlRecords:
+async def _attack_control(under_way: LiveRun, records: HostileRecords) -> ControlRecords:
     """Write hostile records before each of a few valid ones, in the way that each topic gets its own."""
     controller, counted = under_way.controller, ControlRecords()
     names, servers = under_way.running.names, under_way.run.bootstrap_servers
@@ -162,7 +164,7 @@ async def _attack_control(under_way: Session, records: HostileRecords) -> Contro
             overrides[override.key] = override
             await write_once(servers, Written(names.control, override.key, encode(override)))
         counted.add(
-            *await asyncio.gather(*(_in_force(controller.deciding, override) for override in overrides.values()))
+            *await asyncio.gather(*(_in_force(controller.decider, override) for override in overrides.values()))
         )
         counted.add(*await _still_reporting(under_way))
     await _spoil(servers, topics, records)
@@ -181,16 +183,16 @@ async def _spoil(bootstrap_servers: str, topics: list[str], records: HostileReco
         await producer.flush()
 
 
-async def _in_force(deciding: Deciding, override: Override) -> bool:
+async def _in_force(decider: Decider, override: Override) -> bool:
     async def there() -> bool:
-        return deciding.overrides.by_key.get(override.key) == override
+        return decider.overrides.by_key.get(override.key) == override
 
     return await until(there, HONOURED_S)
 
 
-async def _still_reporting(under_way: Session) -> list[bool]:
+async def _still_reporting(under_way: LiveRun) -> list[bool]:
     """For each dispatcher, whether the controller hears its next report."""
-    reports = under_way.controller.picture.reports
+    reports = under_way.controller.view.reports
 
     def number(dispatcher: str) -> int:
         newest = reports.newest(dispatcher)
@@ -204,33 +206,33 @@ async def _still_reporting(under_way: Session) -> list[bool]:
     return list(await asyncio.gather(*(until(lambda d=name: heard(d), HONOURED_S) for name in before)))
 
 
-async def _granted(under_way: Session) -> list[bool]:
+async def _granted(under_way: LiveRun) -> list[bool]:
     """For each slot, whether its dispatcher takes up a grant with other batch limits: those of another plan."""
     controller = under_way.controller
-    picture, table = controller.picture, controller.slots.table
+    view, table = controller.view, controller.slots.table
     before = {(stage, slot): grant.number for stage, held in table.grants.items() for slot, grant in held.items()}
     smaller = {
         stage: tuple(replace(found, max_batch_size=found.max_batch_size // 2) for found in kinds)
-        for stage, kinds in picture.plan.allocations.items()
+        for stage, kinds in view.plan.allocations.items()
     }
-    picture.adopt(replace(picture.plan, allocations=smaller), picture.measured, picture.windows_s)
+    view.adopt(replace(view.plan, allocations=smaller), view.measured, view.windows_s)
     controller.slots.changed()
 
     async def taken_up(stage: str, slot: int) -> bool:
         grant = controller.slots.table.grants[stage][slot]
-        newest = picture.reports.newest(grant.dispatcher)
+        newest = view.reports.newest(grant.dispatcher)
         return grant.number > before[stage, slot] and newest is not None and newest.number >= grant.number
 
     return list(await asyncio.gather(*(until(lambda at=at: taken_up(*at), HONOURED_S) for at in before)))
 
 
-async def _found(under_way: Session, overrides: Mapping[str, Override]) -> list[bool]:
+async def _found(under_way: LiveRun, overrides: Mapping[str, Override]) -> list[bool]:
     """Whether a controller that starts now would find overrides, plan, decisions, grants and the leader."""
     servers, names, controller = under_way.run.bootstrap_servers, under_way.running.names, under_way.controller
-    kept = [decision.number for decision in controller.deciding.decisions]
+    kept = [decision.number for decision in controller.decider.decisions]
 
     async def states() -> list[bool]:
-        found = await find(servers, names)
+        found = await recover(servers, names)
         decisions = {decision.number for decision in found.decisions}
         return [
             *(found.overrides.by_key.get(key) == override for key, override in overrides.items()),
@@ -252,7 +254,7 @@ async def _read(reading: Callable[[], Awaitable[list[bool]]], records: int) -> l
         return [False] * records
 
 
-async def _count(under_way: Session, mark: str, arrived: Counter[int]) -> None:
+async def _count(under_way: LiveRun, mark: str, arrived: Counter[int]) -> None:
     """Count good events in the sink topic, by number."""
     running = under_way.running
     partitions = await under_way.offsets.partitions(running.sink)
@@ -275,7 +277,7 @@ async def _arrived(arrived: Counter[int], good: int) -> None:
             return
 
 
-async def _processes(under_way: Session) -> set[tuple[str, int | None]]:
+async def _processes(under_way: LiveRun) -> set[tuple[str, int | None]]:
     """Name and process of what runs. The controller is a task of this process."""
     actuator = under_way.controller.actuator
     assert isinstance(actuator, LocalActuator)
@@ -295,7 +297,7 @@ class Memory:
     peak_mb: float
 
 
-async def _memory(under_way: Session) -> dict[str, Memory]:
+async def _memory(under_way: LiveRun) -> dict[str, Memory]:
     """The memory of each process other than replicas, by name."""
     dispatchers = {found.dispatcher for found in await under_way.controller.actuator.dispatchers()}
     memory = {}

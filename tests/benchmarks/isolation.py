@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from inferline_stream.isolation import profiles
+from inferline_stream.isolation import syscall_rules
 from inferline_stream.isolation.probes import Probed, probe
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
@@ -77,14 +77,14 @@ def measure(quick: bool) -> Figures:
 
 def _reachable(strict: Probed) -> Figures:
     """As the kernel's filters have it, on this machine and on the other."""
-    here = profiles.machine()
+    here = syscall_rules.machine()
     assert here is not None
     counts: Figures = {"reachable_sealed": strict.held.system_calls}
-    counts["reachable_imports"] = profiles.reachable(profiles.sealed(1, imports=True), here)
-    counts["reachable_launch"] = profiles.reachable(profiles.launching(1), here)
-    for name, other in profiles.MACHINES.items():
+    counts["reachable_imports"] = syscall_rules.reachable(syscall_rules.sealed(1, imports=True), here)
+    counts["reachable_launch"] = syscall_rules.reachable(syscall_rules.launching(1), here)
+    for name, other in syscall_rules.MACHINES.items():
         if other is not here:
-            counts[f"reachable_sealed_{name}"] = profiles.reachable(profiles.sealed(1), other)
+            counts[f"reachable_sealed_{name}"] = syscall_rules.reachable(syscall_rules.sealed(1), other)
     return counts
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.testing.director import Director
 from inferline_stream.testing.kafka import find_apache_kafka
 from tests.benchmarks._machine import Elsewhere
@@ -242,7 +242,7 @@ async def _ages(servers: str, topic: str, since_ns: int) -> list[float]:
 async def _own_topic(servers: str) -> str:
     topic = f"overhead-{secrets.token_hex(4)}"
     settings = {"message.timestamp.type": "LogAppendTime"}
-    await create_topics(servers, [TopicSettings(topic, PARTITIONS, "a benchmark's own", settings)])
+    await create_topics(servers, [WantedTopic(topic, PARTITIONS, "a benchmark's own", settings)])
     return topic
 
 

@@ -33,11 +33,11 @@ from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import PARTITIONS, Comparison, compare
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.contenders import FAMILIES, Contest, ordinary
+from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.run import Quiet, Run
-from inferline_stream.runs.session import run_to_report
+from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.testing.emulated_runs import declared_profile, emulated_run, trace_feed
 from inferline_stream.testing.kafka import find_apache_kafka
-from inferline_stream.testing.runs import declared_profile, emulated_run, trace_feed
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._bound_supervisor import bound_actuator
 from tests.benchmarks._live_rule import LiveRule
@@ -159,7 +159,7 @@ async def _live(
     run = emulated_run(ground.folder, bootstrap_servers, folder, levels=[(1.0, 1.0)], plan=ground.plan)
     run = replace(run, measured=ground.measured, feed=trace_feed(trace, ground.folder / "events.jsonl", folder))
     if name in OURS:
-        report = await run_to_report(replace(run, policy=POLICIES[name]), Quiet(), asyncio.Event())
+        report = await run_to_report(replace(run, policy=POLICIES[name]), NoDisplay(), asyncio.Event())
     else:
         report = await _on_groups(ground, run, name, setting)
     return {
@@ -187,4 +187,4 @@ async def _on_groups(ground: Ground, run: Run, name: str, setting: Mapping[str, 
     plan = replace(ground.plan, allocations=held, cost_per_hour=cost_per_hour(held, kinds))
     with bound_actuator(run.log_folder) as actuator:
         async with actuator:
-            return await run_to_report(replace(run, plan=plan, policy=rule), Quiet(), asyncio.Event(), actuator)
+            return await run_to_report(replace(run, plan=plan, policy=rule), NoDisplay(), asyncio.Event(), actuator)

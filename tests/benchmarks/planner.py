@@ -28,7 +28,7 @@ from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.warmup import compile_kernels
 from inferline_stream.pipeline.plan import Plan
-from inferline_stream.planner.evaluation import Stopped
+from inferline_stream.planner.evaluator import Stopped
 from inferline_stream.planner.problem import COST_EPSILON, Problem, cost_of
 from inferline_stream.planner.provision import MARGIN, PAPER_WORK, provision, search
 from inferline_stream.planner.spread import Spread

@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.runs.session import Quiet, Session, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.runs.run import NoDisplay
 from inferline_stream.testing.director import ready_logged_s
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
@@ -88,11 +90,11 @@ async def _step(bootstrap_servers: str, folder: Path) -> tuple[float, float, flo
         policy=POLICIES["default"],
     )
     await append_time_sink(run)
-    async with session(run, Quiet()) as under_way:
+    async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         first = await _replicas(under_way)
         await under_way.fed(asyncio.Event())
-        ups = [d for d in under_way.controller.picture.decisions if d.action == "scale_up"]
+        ups = [d for d in under_way.controller.view.decisions if d.action == "scale_up"]
         found = await _replicas(under_way)
         shift_s = time.time() - asyncio.get_running_loop().time()
         ready_s = {name: ready_logged_s(run.log_folder / f"{name}.log") for name in found.keys() - first.keys()}
@@ -114,7 +116,7 @@ async def _step(bootstrap_servers: str, folder: Path) -> tuple[float, float, flo
     return ups[0].time_s - stepped_s, start_up_s, first_s - ups[0].time_s - start_up_s
 
 
-async def _replicas(under_way: Session) -> dict[str, ObservedReplica]:
+async def _replicas(under_way: LiveRun) -> dict[str, ObservedReplica]:
     return {r.replica: r for r in await under_way.controller.actuator.observe() if r.state == "running"}
 
 
@@ -130,7 +132,7 @@ async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
     )
     await append_time_sink(run)
     died_s = []
-    async with session(run, Quiet()) as under_way:
+    async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         standby = Override("standby", "work", 1)
         control = under_way.running.names.control
@@ -150,6 +152,6 @@ async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
     return [float(out_s[out_s > at + 0.01][0]) - at for at in died_s]
 
 
-async def _stands_by(under_way: Session) -> bool:
-    ready = under_way.controller.picture.reports.ready("work", HARDWARE)
+async def _stands_by(under_way: LiveRun) -> bool:
+    ready = under_way.controller.view.reports.ready("work", HARDWARE)
     return ready == 2 == len(await _replicas(under_way))

@@ -16,10 +16,12 @@ import msgspec
 import numpy as np
 
 from inferline_stream.kafka.controller_client import TopicFollower
-from inferline_stream.runs.session import Quiet, Session, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.runs.run import NoDisplay
+from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import find_apache_kafka
-from inferline_stream.testing.runs import emulated_run
-from inferline_stream.testing.soak import CONTROLLER, SUPERVISOR, Growth, Look, growth, soak
+from inferline_stream.testing.soak import CONTROLLER, SUPERVISOR, Growth, ProcessSample, growth, soak
 
 SOAKED = Path(__file__).parents[1] / "scenarios" / "soaked"
 RATE = 175.0
@@ -50,7 +52,7 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
         planned_rate=RATE,
         key_field="number",
     )
-    async with session(run, Quiet()) as under_way:
+    async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         async with soak(under_way) as looks:
             await under_way.fed(asyncio.Event())
@@ -85,7 +87,7 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
     }
 
 
-def _lived(looks: list[Look], seconds: float) -> bool:
+def _lived(looks: list[ProcessSample], seconds: float) -> bool:
     return looks[-1].time_s - looks[0].time_s > seconds / 2
 
 
@@ -97,7 +99,7 @@ def _named(found: Growth) -> dict[str, float | None]:
     }
 
 
-async def _tasks(under_way: Session) -> Mapping[str, tuple[int, int]]:
+async def _tasks(under_way: LiveRun) -> Mapping[str, tuple[int, int]]:
     """Of each replica, by process: how many tasks it had when a quarter of its results were out, and in the end."""
     counts: dict[str, list[int]] = {}
     partitions = await under_way.offsets.partitions(under_way.running.sink)

@@ -13,10 +13,10 @@ import pytest
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedReplica, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.actuators.ray import ray_actuator
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.testing.actuator import FakeActuator
+from inferline_stream.testing.fake_actuator import FakeActuator
 
 DEADLINE_S = 30.0
 KINDS = catalogue()
@@ -52,7 +52,7 @@ class Local:
             drain_timeout_s=1.0,
             kill_after_s=0.3,
             replica_module="replica_double",
-            dispatcher_module="inferline_stream.testing.dispatcher",
+            dispatcher_module="inferline_stream.testing.stand_in_dispatcher",
         )
 
     async def crash(self, replica: ObservedReplica) -> None:
@@ -97,7 +97,7 @@ async def subject(
                 drain_timeout_s=1.0,
                 kill_after_s=0.3,
                 replica_module="replica_double",
-                dispatcher_module="inferline_stream.testing.dispatcher",
+                dispatcher_module="inferline_stream.testing.stand_in_dispatcher",
             )
             made: Subject = OnRay(tmp_path, await stack.enter_async_context(on_ray))
         else:

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from inferline_stream.kafka.connection import client_options, closed
 from inferline_stream.kafka.controller_client import TopicFollower
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.testing.kafka import KafkaServer
 
 
@@ -48,7 +48,7 @@ async def test_no_connection_is_left_open(kind, stop, embedded_broker: KafkaServ
 
 async def test_a_reader_that_is_cancelled_while_it_is_entered_is_closed(embedded_broker: KafkaServer) -> None:
     topic = secrets.token_hex(4)
-    await create_topics(embedded_broker.bootstrap_servers, [TopicSettings(topic, 1, "a test's")])
+    await create_topics(embedded_broker.bootstrap_servers, [WantedTopic(topic, 1, "a test's")])
     follower = TopicFollower(embedded_broker.bootstrap_servers, topic)
     asked, properly = asyncio.Event(), follower._first_offsets
 

@@ -12,7 +12,7 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.outgoing import Fenced, KafkaFailed, Message
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import StageSender
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 
 HEADERS = [("shop", b"7"), ("empty", b"")]
 
@@ -28,8 +28,8 @@ class Place:
 
     async def create(self, **settings: str) -> None:
         given = {"retention.ms": "-1", **{name.replace("_", "."): value for name, value in settings.items()}}
-        topics = [TopicSettings(self.topic, 3, "a test's", given)]
-        topics.append(TopicSettings(self.assignments, 1, "a test's"))
+        topics = [WantedTopic(self.topic, 3, "a test's", given)]
+        topics.append(WantedTopic(self.assignments, 1, "a test's"))
         await create_topics(self.servers, topics, replication=1)
 
     async def reader(self) -> StageReader:

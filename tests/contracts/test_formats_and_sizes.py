@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from inferline_stream.dataplane.dead_letters import send_again
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.testing.director import Director
 
 NUMBERED = '''
@@ -91,9 +91,9 @@ async def test_what_is_too_large_for_a_topic_becomes_a_dead_letter_and_the_rest_
     file.write_text(LARGE)
     prefix = f"{secrets.token_hex(4)}."
     small = [
-        TopicSettings(f"{prefix}in", 1, "made elsewhere", {"max.message.bytes": "100000"}),
-        TopicSettings(f"{prefix}out", 1, "made elsewhere", {"max.message.bytes": "3000"}),
-        TopicSettings(f"{prefix}in.dlq", 1, "made elsewhere", {"max.message.bytes": "6000"}),
+        WantedTopic(f"{prefix}in", 1, "made elsewhere", {"max.message.bytes": "100000"}),
+        WantedTopic(f"{prefix}out", 1, "made elsewhere", {"max.message.bytes": "3000"}),
+        WantedTopic(f"{prefix}in.dlq", 1, "made elsewhere", {"max.message.bytes": "6000"}),
     ]
     await create_topics(kafka.bootstrap_servers, small, replication=1)
     values = [b"1" * 1000, b"2" * 1900, b"1" * 5000, b"1" * 50_000, b"3"]

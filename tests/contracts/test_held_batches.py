@@ -12,7 +12,7 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.testing.director import Director
-from inferline_stream.testing.runs import declared_profile
+from inferline_stream.testing.emulated_runs import declared_profile
 
 KIND, LIMIT, REPLICAS, RATE, EVENTS = "emulated-cpu", 8, 8, 150.0, 300
 

@@ -40,9 +40,9 @@ from inferline_stream.actuators.kubernetes.manifests import (
     service,
 )
 from inferline_stream.actuators.network.credentials import Credential
-from inferline_stream.dataplane.specs import ReplicaSpec
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import InferlineError
-from inferline_stream.observability.rules import Target
+from inferline_stream.observability.alert_rules import Target
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import Names

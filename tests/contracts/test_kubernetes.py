@@ -18,10 +18,10 @@ from inferline_stream.actuators.kubernetes.manifests import (
     resources,
 )
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import Unreachable, UsageError
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import Names
@@ -382,7 +382,7 @@ async def test_a_dispatcher_is_posted_to_a_pod_and_its_successor_to_the_one_that
 ) -> None:
     names = Names("p", clients.unique("prefix"))
     await create_topics(
-        kafka.bootstrap_servers, [TopicSettings(names.assignments, 1, "grants", {"cleanup.policy": "compact"})]
+        kafka.bootstrap_servers, [WantedTopic(names.assignments, 1, "grants", {"cleanup.policy": "compact"})]
     )
     async with (
         KubeApi() as api,

@@ -6,16 +6,16 @@ import pytest
 from aiokafka import TopicPartition
 
 from inferline_stream.controlplane.leadership import LEADER_KEY, Leadership, read_log
-from inferline_stream.controlplane.record_decoder import Unreadable
+from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import TopicFollower
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 
 
 async def test_a_leader_whose_writes_kafka_refuses_for_good_begins_a_new_term(kafka):
     names = Names("led", f"{secrets.token_hex(4)}.")
-    await create_topics(kafka.bootstrap_servers, [TopicSettings(names.assignments, 1, "a test's")], replication=1)
+    await create_topics(kafka.bootstrap_servers, [WantedTopic(names.assignments, 1, "a test's")], replication=1)
     async with Leadership(kafka.bootstrap_servers, names, "only") as leading:
         # As after a batch that was given up while Kafka was away: every later one comes out of order.
         leading._producer._producer._txn_manager.increment_sequence_number(TopicPartition(names.assignments, 0), 1)
@@ -27,4 +27,4 @@ async def test_a_leader_whose_writes_kafka_refuses_for_good_begins_a_new_term(ka
         async with TopicFollower(kafka.bootstrap_servers, names.assignments) as follower:
             records = await follower.read_to(await follower.end())
     assert [record.key for record in records] == [LEADER_KEY.encode()] * 3
-    assert read_log(records, 0.0, Unreadable()).heartbeat.term == 2
+    assert read_log(records, 0.0, RecordDecoder()).heartbeat.term == 2

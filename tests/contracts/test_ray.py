@@ -23,13 +23,15 @@ from inferline_stream.actuators import ray as on_ray
 from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica
 from inferline_stream.actuators.ray import ray_actuator, requirements
 from inferline_stream.actuators.ray_host import Host, Terms, Where
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.runs.session import Quiet, Session, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.runs.run import NoDisplay
+from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import KafkaServer
-from inferline_stream.testing.runs import emulated_run
 
 DEADLINE_S = 90.0
 MINIMAL = Path(__file__).parents[2] / "topologies" / "minimal"
@@ -81,7 +83,7 @@ def thaw(pids: Iterable[int]) -> None:
 class Rayed:
     """A run on the cluster."""
 
-    def __init__(self, under_way: Session, actuator: Actuator) -> None:
+    def __init__(self, under_way: LiveRun, actuator: Actuator) -> None:
         self.under_way, self.actuator = under_way, actuator
 
     async def running(self) -> list[ObservedReplica]:
@@ -137,7 +139,7 @@ async def rayed(kafka: KafkaServer, folder: Path, delivery: str) -> AsyncIterato
     run = emulated_run(folder, kafka.bootstrap_servers, folder, levels=[(40, 600)], delivery=delivery, faust=False)
     async with (
         ray_actuator(str(folder), folder / "logs", identity=run.identity, drain_timeout_s=10.0) as actuator,
-        session(run, Quiet(), actuator) as under_way,
+        open_run(run, NoDisplay(), actuator) as under_way,
     ):
         await under_way.ready()
         yield Rayed(under_way, actuator)
@@ -169,7 +171,7 @@ asyncio.run(main())
 
 
 def on_the_cluster(folder: Path, **more: Any) -> Any:
-    modules = {"replica_module": "replica_double", "dispatcher_module": "inferline_stream.testing.dispatcher"}
+    modules = {"replica_module": "replica_double", "dispatcher_module": "inferline_stream.testing.stand_in_dispatcher"}
     terms = {"identity": "the same", "drain_timeout_s": 1.0, "kill_after_s": 0.3, **modules, **more}
     return ray_actuator(str(folder), folder, **terms)
 
@@ -224,7 +226,7 @@ async def test_without_a_controller_a_host_ends(
     ended: list[Any] = []
     monkeypatch.setattr("inferline_stream.actuators.ray_host.ray.kill", ended.append)
     monkeypatch.setattr("ray.runtime_context.RuntimeContext.current_actor", "the host")
-    modules = ("replica_double", "inferline_stream.testing.dispatcher")
+    modules = ("replica_double", "inferline_stream.testing.stand_in_dispatcher")
     spec = msgspec.json.encode(DISPATCHER).decode()
     host = Host(
         msgspec.json.encode(Terms("dispatcher", spec, "", "me", str(tmp_path), *modules, 0.5, drain_timeout_s=1.0))

@@ -16,9 +16,9 @@ from inferline_stream.dataplane import source_sample
 from inferline_stream.dataplane.source_sample import recent_sample
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
-from inferline_stream.planner.document import plan_from_bytes
+from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.testing.kafka import KafkaServer
 
 
@@ -30,7 +30,7 @@ def pipeline(topic: str) -> Pipeline:
 @pytest.fixture
 async def topic(kafka: KafkaServer) -> str:
     name = f"recent-{secrets.token_hex(4)}"
-    await create_topics(kafka.bootstrap_servers, [TopicSettings(name, 3, "a source")], replication=1)
+    await create_topics(kafka.bootstrap_servers, [WantedTopic(name, 3, "a source")], replication=1)
     return name
 
 

@@ -27,7 +27,7 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from inferline_stream.controlplane.observer import observing
+from inferline_stream.controlplane.observer import watch_pipeline
 from inferline_stream.dataplane.dead_letters import Letter, dead_letters, send_again
 from inferline_stream.dataplane.permissions import ROLES, permissions
 from inferline_stream.dataplane.topology_loader import load_topology
@@ -221,7 +221,7 @@ async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints_for_e
     await write_once(servers, Written(letters, "key", b"a letter"))
     become("carol")
     assert await writable(servers, theirs) == {names.control}
-    async with observing(pipeline, servers, prefix, from_environment()) as observer:
+    async with watch_pipeline(pipeline, servers, prefix, from_environment()) as observer:
         assert len((await observer.look(0.0)).stages) == len(pipeline.stages)
     assert [letter.value for letter in (await send_again(servers, pipeline, prefix)).sent] == [b"a letter"]
 

@@ -16,7 +16,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.controlplane.polling import until
 from inferline_stream.dataplane.frames import (
     FORMAT,
@@ -28,9 +28,10 @@ from inferline_stream.dataplane.frames import (
     to_replica,
 )
 from inferline_stream.kafka.controller_client import Written, write_once
-from inferline_stream.runs.session import Quiet, Run, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import KafkaServer
-from inferline_stream.testing.runs import emulated_run
 from tests.contracts.wire import CURRENT, FILLED, FOLDER, FRAMES, document, frames, next_release, this_release
 
 RELEASES = {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("[0-9]*.json"))}
@@ -107,7 +108,7 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
     async with (
         asyncio.timeout(120),
         LocalActuator(run.log_folder) as actuator,
-        session(run, Quiet(), actuator) as under_way,
+        open_run(run, NoDisplay(), actuator) as under_way,
     ):
         await under_way.ready()
         names = under_way.running.names

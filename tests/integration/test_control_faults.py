@@ -20,10 +20,12 @@ from inferline_stream.controlplane import controller as controlling
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.runs.session import Quiet, Run, Session, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import LocalKafka
-from inferline_stream.testing.runs import emulated_run
 from inferline_stream.tuner.policy import POLICIES
 
 
@@ -40,12 +42,12 @@ def swing(tmp_path: Path) -> partial:
     )
 
 
-def downs(*sessions: Session) -> list[str]:
-    return [d.detail for s in sessions for d in s.controller.picture.decisions if d.action == "scale_down"]
+def downs(*sessions: LiveRun) -> list[str]:
+    return [d.detail for s in sessions for d in s.controller.view.decisions if d.action == "scale_down"]
 
 
-async def ready(under_way: Session, stage: str, count: int) -> bool:
-    return under_way.controller.picture.working(stage, "emulated-cpu", count) >= count
+async def ready(under_way: LiveRun, stage: str, count: int) -> bool:
+    return under_way.controller.view.working(stage, "emulated-cpu", count) >= count
 
 
 async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_five_seconds(
@@ -57,7 +59,7 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_fi
     async with (
         asyncio.timeout(90),
         LocalActuator(run.log_folder) as actuator,
-        session(run, Quiet(), actuator) as first,
+        open_run(run, NoDisplay(), actuator) as first,
     ):
         await first.ready()
         async with run.feed(run.bootstrap_servers, first.running.source) as feed:
@@ -68,28 +70,28 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_fi
             for (stage, _), count in first.controller.wanted.items():
                 wanted[stage] += count
             first.control.cancel()
-            died_s, out = time.monotonic(), first.controller.picture.counts.events_out
-            async with session(successor, Quiet(), actuator) as second:
+            died_s, out = time.monotonic(), first.controller.view.counts.events_out
+            async with open_run(successor, NoDisplay(), actuator) as second:
                 took_s = time.monotonic() - died_s
                 await second.ready()
-                assert second.controller.picture.growth.watched_since_s is not None
+                assert second.controller.view.growth.watched_since_s is not None
                 now_s = asyncio.get_running_loop().time()
-                assert now_s - second.controller.picture.growth.watched_since_s > took_s  # no gap in what is known
+                assert now_s - second.controller.view.growth.watched_since_s > took_s  # no gap in what is known
                 for (stage, _), count in second.controller.wanted.items():
                     assert count >= wanted[stage]
                 assert await until(partial(ready, second, "parse", 2), 10.0)
                 feed.stop()
                 await feed.finished()
                 ledger = await read_ledger(
-                    second.offsets, second.running, first.since, second.controller.picture.partitions
+                    second.offsets, second.running, first.since, second.controller.view.partitions
                 )
                 assert ledger.events_out > out + 60  # nobody led for seconds: events went on
                 await second.drain()
                 ledger = await read_ledger(
-                    second.offsets, second.running, first.since, second.controller.picture.partitions
+                    second.offsets, second.running, first.since, second.controller.view.partitions
                 )
     assert took_s < 5.0
-    ups = [d for s in (first, second) for d in s.controller.picture.decisions if d.action == "scale_up"]
+    ups = [d for s in (first, second) for d in s.controller.view.decisions if d.action == "scale_up"]
     assert ups
     assert all(d.reason and d.detail for d in ups)
     assert downs(first, second) == []
@@ -104,7 +106,7 @@ async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing,
         replicas={"parse": 2, "check": 1, "decide": 1},
         planned_rate=60.0,
     )
-    async with asyncio.timeout(150), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(150), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(4.0)
@@ -114,10 +116,10 @@ async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing,
             await asyncio.sleep(10.0)  # beyond leases, and beyond what counts as death
         finally:
             own_apache_kafka.resume()
-        before = under_way.controller.picture.counts.events_out
+        before = under_way.controller.view.counts.events_out
 
         async def going() -> bool:
-            return under_way.controller.picture.counts.events_out > before + 20
+            return under_way.controller.view.counts.events_out > before + 20
 
         assert await until(going, 10.0)  # `faults` measures how long it takes
         await feeding
@@ -127,7 +129,7 @@ async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing,
     assert report.events_in == report.events_out > 450
     assert downs(under_way) == []
     assert processes <= after  # nobody was taken for dead
-    assert under_way.controller.picture.growth.total == report.events_in
+    assert under_way.controller.view.growth.total == report.events_in
 
 
 async def test_without_statistics_the_controller_holds_what_there_is(swing, apache_kafka: KafkaServer) -> None:
@@ -137,21 +139,21 @@ async def test_without_statistics_the_controller_holds_what_there_is(swing, apac
         replicas={"parse": 3, "check": 2, "decide": 2},
         planned_rate=40.0,
     )
-    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(4.0)
         before = {r.replica for r in await under_way.controller.actuator.observe()}
-        watching = under_way.controller.watching
-        heard, watching.heard = watching.heard, lambda report, changed: None
-        add = under_way.controller.picture.reports.add
-        under_way.controller.picture.reports.add = lambda report, heard_s: False
+        collector = under_way.controller.collector
+        heard, collector.heard = collector.heard, lambda report, changed: None
+        add = under_way.controller.view.reports.add
+        under_way.controller.view.reports.add = lambda report, heard_s: False
         await asyncio.sleep(6.5)
         assert {r.replica for r in await under_way.controller.actuator.observe()} == before
-        assert [d.reason for d in under_way.controller.picture.decisions if d.action == "hold"][-1:] == ["input_stale"]
+        assert [d.reason for d in under_way.controller.view.decisions if d.action == "hold"][-1:] == ["input_stale"]
         assert downs(under_way) == []
-        watching.heard = heard
-        under_way.controller.picture.reports.add = add
+        collector.heard = heard
+        under_way.controller.view.reports.add = add
         await feeding
         report = await under_way.report(await under_way.drain())
     assert (report.lost, report.duplicated) == (0, 0)
@@ -166,34 +168,34 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(
     async with (
         asyncio.timeout(90),
         LocalActuator(run.log_folder) as actuator,
-        session(run, Quiet(), actuator) as first,
+        open_run(run, NoDisplay(), actuator) as first,
     ):
         await first.ready()
         await first.controller.fleet.want({**first.controller.wanted, ("parse", "emulated-cpu"): 3})
         await first.fed(asyncio.Event())
         await asyncio.sleep(1.0)
-        decided = len(first.controller.deciding.decisions)
-        envelope = first.controller.picture.traffic.envelope(asyncio.get_running_loop().time())
+        decided = len(first.controller.decider.decisions)
+        envelope = first.controller.view.traffic.envelope(asyncio.get_running_loop().time())
         first.control.cancel()
         for replica in await actuator.observe():  # what they held is uncommitted, and nobody hears of their end
             os.kill(replica.pid, signal.SIGKILL)
         await actuator.aclose()
         await asyncio.sleep(controlling.RECENT_S + 1.0)  # what they reported is past reading
         began_s = time.monotonic()
-        async with session(replace(run, feed=None), Quiet()) as second:
+        async with open_run(replace(run, feed=None), NoDisplay()) as second:
             await second.ready()
             took_s = time.monotonic() - began_s
             controller = second.controller
             assert len(controller.found.decisions) == decided
-            now = controller.picture.traffic.envelope(asyncio.get_running_loop().time())
-            long_windows = [i for i, w in enumerate(controller.picture.windows_s) if w > 1.0]
+            now = controller.view.traffic.envelope(asyncio.get_running_loop().time())
+            long_windows = [i for i, w in enumerate(controller.view.windows_s) if w > 1.0]
             assert [now[i] for i in long_windows] == pytest.approx([envelope[i] for i in long_windows], rel=0.1)
             async with RecordProducer(apache_kafka.bootstrap_servers) as producer:
                 for number in range(20):
                     await producer.send(second.running.source, b'{"number": %d}' % number)
                 await producer.flush()
             await second.drain()
-            ledger = await read_ledger(second.offsets, second.running, first.since, controller.picture.partitions)
+            ledger = await read_ledger(second.offsets, second.running, first.since, controller.view.partitions)
     assert took_s < 10.0
     assert downs(first, second) == []
     assert ledger.lost() == (0, [])

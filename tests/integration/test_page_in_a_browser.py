@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from inferline_stream.observability.metrics import serve_metrics
 from inferline_stream.observability.page.control import Command, PageControl
 from inferline_stream.observability.page.server import PageServer
-from inferline_stream.observability.state import PipelineState
+from inferline_stream.observability.pipeline_state import PipelineState
 from tests.unit.observability.states import a_state
 
 CHROMIUM = shutil.which("chromium")

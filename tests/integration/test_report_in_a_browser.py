@@ -9,27 +9,29 @@ import pytest
 from msgspec.structs import replace
 
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.runs.archive import Events
-from inferline_stream.runs.html_report import live_outcome, retold
+from inferline_stream.runs.archive import EventTimes
+from inferline_stream.runs.html_report import html_report, live_outcome
 from tests.unit.runs.test_archive import RECORD
 
 CHROMIUM = shutil.which("chromium")
 BEGAN_S = RECORD.started_s + 0.5
 
 
-def events(count: int = 400) -> Events:
+def events(count: int = 400) -> EventTimes:
     rng = np.random.default_rng(3)
     arrivals_s = gamma_trace(15.0, 1.0, 60.0, rng).arrivals_s[:count]
     entries_s = arrivals_s[::2]
     latency_s = rng.uniform(0.05, 0.2, entries_s.size)
     latency_s[-4:] = 0.4
-    return Events(arrivals_s - arrivals_s[0], entries_s - arrivals_s[0], latency_s, arrivals_s[: count // 4], BEGAN_S)
+    return EventTimes(
+        arrivals_s - arrivals_s[0], entries_s - arrivals_s[0], latency_s, arrivals_s[: count // 4], BEGAN_S
+    )
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("report") / "report.html"
-    file.write_text(retold(RECORD, events()))
+    file.write_text(html_report(RECORD, events()))
     return file
 
 
@@ -41,15 +43,15 @@ def test_decisions_count_from_the_first_arrival() -> None:
 
 def test_a_run_without_events_has_a_page_too() -> None:
     silent = replace(RECORD.report, slo_miss_rate=None, p99_s=None, events_in=0)
-    nothing = Events(*(np.empty(0) for _ in range(4)), began_s=0.0)
-    page = retold(replace(RECORD, report=silent), nothing)
+    nothing = EventTimes(*(np.empty(0) for _ in range(4)), began_s=0.0)
+    page = html_report(replace(RECORD, report=silent), nothing)
     assert "No event came." in page
     assert "<svg" not in page
 
 
 def test_what_came_from_users_cannot_become_markup() -> None:
     decision = replace(RECORD.decisions[0], detail="<script>alert(1)</script>")
-    assert "<script>" not in retold(replace(RECORD, decisions=[decision]), events(10))
+    assert "<script>" not in html_report(replace(RECORD, decisions=[decision]), events(10))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")

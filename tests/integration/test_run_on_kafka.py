@@ -12,9 +12,10 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from inferline_stream.pipeline.names import Names
-from inferline_stream.runs.session import Quiet, Run, run_to_report, session
+from inferline_stream.runs.lifecycle import open_run, run_to_report
+from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import KafkaServer
-from inferline_stream.testing.runs import emulated_run
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ async def test_traffic_with_replicas_1_3_1_loses_nothing(swing, apache_kafka: Ka
         changes=[(4.0, {"parse": 3, "check": 2}), (12.0, {"parse": 1, "check": 1})],
     )
     async with asyncio.timeout(150):
-        report = await run_to_report(run, Quiet(), asyncio.Event())
+        report = await run_to_report(run, NoDisplay(), asyncio.Event())
     assert (report.lost, report.duplicated, report.unknown) == (0, 0, 0)
     assert report.events_in == report.events_out > 800
     assert report.exits == []
@@ -61,7 +62,7 @@ async def test_traffic_with_replicas_1_3_1_loses_nothing(swing, apache_kafka: Ka
 
 async def test_a_killed_replica_comes_back_and_nothing_is_lost(swing, apache_kafka: KafkaServer) -> None:
     run: Run = swing(apache_kafka.bootstrap_servers, levels=[(50, 10)], replicas={"parse": 2, "check": 1, "decide": 2})
-    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(3.0)

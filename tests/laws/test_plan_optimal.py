@@ -17,7 +17,7 @@ from inferline_stream.pipeline.plan import Allocation, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner import branch_and_bound, evaluation, pareto_search, surrogate
+from inferline_stream.planner import branch_and_bound, evaluator, pareto_search, surrogate
 from inferline_stream.planner.problem import Candidate, Problem, cost_of
 from inferline_stream.planner.provision import search
 from tests.unit.planner.problems import meets
@@ -80,7 +80,7 @@ def cheapest(problem: Problem) -> Candidate | None:
 @pytest.fixture(autouse=True)
 def _many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces this short would fit in one slice: verdicts given before the trace ends would not be met."""
-    for room in (evaluation, branch_and_bound, pareto_search, surrogate):
+    for room in (evaluator, branch_and_bound, pareto_search, surrogate):
         monkeypatch.setattr(room, "SLICE_EVENTS", 32)
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
-from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
-from inferline_stream.planner.explain import cost_curve
+from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
+from inferline_stream.planner.plan_explanation import cost_curve
 from inferline_stream.planner.problem import Problem, fastest_path_s
 from inferline_stream.planner.provision import Algorithm, provision
 from tests.unit.planner.problems import p99_s, random_problem

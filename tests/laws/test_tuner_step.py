@@ -18,9 +18,9 @@ from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.observation import Limits, Observation, Supply
 from inferline_stream.tuner.policy import step
-from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.replica_fit import supply
-from inferline_stream.tuner.state import TunerState
+from inferline_stream.tuner.tuner_state import TunerState
 from tests.unit.tuner.plans import CATALOGUE, SHAPE, measured, plan, seen, state
 
 THROUGHPUTS = {"a": 100.0, "b": 50.0}
@@ -43,7 +43,7 @@ def totals(held) -> dict[str, int]:
 @given(st.lists(rates, min_size=1, max_size=12), st.sampled_from([None, 12, 20]))
 def test_no_stage_is_short_of_the_rate_while_stock_allows_it(history, stock):
     """After every step each stage carries the rate seen, or the stock is used up."""
-    tuner = state(Knobs(), {"x": Hardware("x", 1.0, stock=stock)})
+    tuner = state(PolicySettings(), {"x": Hardware("x", 1.0, stock=stock)})
     for i, rate in enumerate(history):
         tuner, _ = step(tuner, traffic(4.0 * i, rate))
         held = totals(tuner.wanted)
@@ -59,7 +59,7 @@ def test_no_stage_is_short_of_the_rate_while_stock_allows_it(history, stock):
 def test_at_a_steady_load_it_comes_to_rest(rate, noise):
     """Speeds wobble about one level by less than a tenth: after two minutes nothing changes any more."""
     rng = np.random.default_rng(int(rate))
-    tuner = state(Knobs(plan_memory_s=0.0))
+    tuner = state(PolicySettings(plan_memory_s=0.0))
     changes = []
     for tick in range(600):
         observation = traffic(0.5 * tick, rate, watched_s=0.5 * tick)
@@ -100,7 +100,7 @@ blind = st.fixed_dictionaries(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(blind, st.floats(0.05, 4.0)), min_size=1, max_size=40))
 def test_what_is_missing_or_old_never_takes_a_replica_away(history):
-    tuner, _ = step(state(Knobs(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
+    tuner, _ = step(state(PolicySettings(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
     time_s = 0.0
     for fault, later_s in history:
         time_s += later_s
@@ -123,7 +123,7 @@ def test_what_is_missing_or_old_never_takes_a_replica_away(history):
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from([0.1, 0.1, 0.1, -3.0, 0.0, 7.0, 4000.0, -1e6]), min_size=5, max_size=60))
 def test_after_the_clock_has_jumped_nothing_is_taken_away_for_a_minute(leaps):
-    tuner, _ = step(state(Knobs(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
+    tuner, _ = step(state(PolicySettings(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
     time_s, calm_s = 0.0, math.inf
     for leap_s in leaps:
         time_s += leap_s
@@ -159,7 +159,7 @@ def test_limits_that_people_set_hold_at_once(low, high, rate):
 
 
 def test_without_any_traffic_the_minimum_that_people_set_is_kept():
-    tuner = state(Knobs(insurance=(), plan_memory_s=0.0))
+    tuner = state(PolicySettings(insurance=(), plan_memory_s=0.0))
     for tick in range(0, 2000):
         tuner, _ = step(tuner, traffic(0.1 * tick, 0.0, limits={"b": Limits(2, None)}))
     assert totals(tuner.wanted) == {"a": 1, "b": 2}
@@ -198,13 +198,13 @@ def test_slow_replicas_count_where_they_limit(slower, grows):
         name: replace(there, supply={"x": replace(there.supply["x"], throughput=factor * THROUGHPUTS[name])})
         for (name, there), factor in zip(usual.stages.items(), (1.0, slower), strict=True)
     }
-    tuner, decision = step(state(Knobs(insurance=(), plan_memory_s=0.0)), replace(usual, stages=stages))
+    tuner, decision = step(state(PolicySettings(insurance=(), plan_memory_s=0.0)), replace(usual, stages=stages))
     assert (totals(tuner.wanted)["b"] > 3) is grows
     assert (decision is not None and decision.reason is Reason.THROUGHPUT_FELL) is grows
 
 
 def test_while_too_many_events_are_late_replicas_are_kept_and_that_is_told_once():
-    tuner, _ = step(state(Knobs(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
+    tuner, _ = step(state(PolicySettings(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
     before, reasons, left = totals(tuner.wanted), [], []
     for tick in range(1, 1500):
         tuner, decision = step(tuner, traffic(0.1 * tick, 5.0, events=100 * tick, late_events=5000))

@@ -19,8 +19,8 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.profiler.messages import Measure, Times, Weigh, Weights
 from inferline_stream.profiler.service_times import measure_emulated
+from inferline_stream.profiler.worker_messages import Measure, Times, Weigh, Weights
 
 TABLE_S = {1: 0.012, 2: 0.016, 4: 0.024, 8: 0.040}
 WEIGHTS = [5.0 if i % 5 == 0 else 1.0 for i in range(400)]

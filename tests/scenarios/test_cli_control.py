@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.controlplane.polling import until
-from inferline_stream.runs.session import Quiet, Run, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.observation import Limits
 from tests.scenarios.test_cli_documents import COMMAND, assert_documented
@@ -49,12 +50,12 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         .replace("stages=[parsing, checking, deciding]", "stages=[parsing, checking, extra, deciding]")
         .replace("check: int | None", "check: int | None\n    extra: int")
     )
-    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         controller = under_way.controller
 
         async def limited() -> bool:
-            return controller.deciding.overrides.limits(0.0).get("parse") == Limits(1, 3)
+            return controller.decider.overrides.limits(0.0).get("parse") == Limits(1, 3)
 
         code, _ = await verb(run, "scale", "parse", "--min", "0")
         assert code == 0
@@ -66,7 +67,7 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         code, said = await verb(run, "scale", "parse", "--min", "1", "--max", "3", "--price", "emulated-cpu=0.5")
         assert (code, said.count("set;")) == (0, 2)
         assert await until(limited, 5.0)
-        assert controller.picture.catalogue["emulated-cpu"].price_per_hour == 0.5
+        assert controller.view.catalogue["emulated-cpu"].price_per_hour == 0.5
 
         code, said = await verb(run, "deploy", topology=longer)
         assert code == 2
@@ -95,7 +96,7 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         assert (await verb(run, "resume", "--all"))[0] == 0
 
         async def taken_back() -> bool:
-            return set(controller.deciding.overrides.by_key) == {"code"}
+            return set(controller.decider.overrides.by_key) == {"code"}
 
         assert await until(taken_back, 5.0)
         await under_way.fed(asyncio.Event())

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from inferline_stream.cli.main import app
-from inferline_stream.planner.document import plan_from_bytes
+from inferline_stream.planner.plan_document import plan_from_bytes
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,9 +12,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from inferline_stream.controlplane.faust_app import ControlApp
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
-from inferline_stream.runs.session import Quiet, Run, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 
 
@@ -40,7 +41,7 @@ async def test_agents_bring_each_record_with_its_offset_and_the_timer_ticks(
     embedded_broker: KafkaServer, tmp_path: Path
 ) -> None:
     names, servers = Names(f"p{secrets.token_hex(4)}"), embedded_broker.bootstrap_servers
-    topics = [TopicSettings(names.stage_stats, 1, "reports"), TopicSettings(names.arrivals, 1, "arrivals")]
+    topics = [WantedTopic(names.stage_stats, 1, "reports"), WantedTopic(names.arrivals, 1, "arrivals")]
     await create_topics(servers, topics, replication=1)
     reports: list[tuple[int, int, bytes | None]] = []
     arrivals: list[tuple[int, int, bytes | None]] = []
@@ -81,12 +82,12 @@ async def test_a_run_hears_by_its_agents_and_goes_on_by_itself_where_there_are_n
     hosted: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3)])
     alone: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3)], faust=False)
     for run, by_agents in ((hosted, True), (alone, False)):
-        async with asyncio.timeout(60), session(run, Quiet()) as under_way:
+        async with asyncio.timeout(60), open_run(run, NoDisplay()) as under_way:
             await under_way.ready()
             controller = under_way.controller
 
             async def brought(controller=controller) -> bool:
-                return controller.watching.by_agents and controller.tuned_by_timer
+                return controller.collector.by_agents and controller.tuned_by_timer
 
             assert await until(brought, 10.0 if by_agents else 1.0) is by_agents
             await under_way.fed(asyncio.Event())

@@ -10,24 +10,26 @@ import time
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.runs.session import Quiet, Run, Session, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.policy import POLICIES
 
 
-async def set_by_people(under_way: Session, override: Override) -> None:
+async def set_by_people(under_way: LiveRun, override: Override) -> None:
     await write_once(
         under_way.run.bootstrap_servers,
         Written(under_way.running.names.control, override.key, encode(override)),
     )
 
 
-async def names(under_way: Session, stage: str) -> set[str]:
+async def names(under_way: LiveRun, stage: str) -> set[str]:
     return {r.replica for r in await under_way.controller.actuator.observe() if r.stage == stage}
 
 
@@ -37,7 +39,7 @@ async def test_newer_code_replaces_replicas_and_dispatchers_without_an_event_los
     run: Run = swing(
         embedded_broker.bootstrap_servers, levels=[(40, 9)], replicas={"parse": 2, "check": 1, "decide": 1}
     )
-    async with asyncio.timeout(60), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(60), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(1.0)
@@ -49,7 +51,7 @@ async def test_newer_code_replaces_replicas_and_dispatchers_without_an_event_los
 
         async def replaced() -> bool:
             for stage in stages:
-                least[stage] = min(least[stage], under_way.controller.picture.reports.ready(stage, "emulated-cpu"))
+                least[stage] = min(least[stage], under_way.controller.view.reports.ready(stage, "emulated-cpu"))
             served = {d.dispatcher for d in await under_way.controller.actuator.dispatchers()}
             slots = under_way.controller.slots.table.grants
             settled = all(grant.begins for held in slots.values() for grant in held.values())
@@ -69,10 +71,10 @@ async def test_newer_code_replaces_replicas_and_dispatchers_without_an_event_los
 
 async def test_a_standby_works_at_once_where_another_died_and_is_replaced(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 7)])
-    async with asyncio.timeout(60), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(60), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         await set_by_people(under_way, Override("standby", "parse", 1))
-        reports = under_way.controller.picture.reports
+        reports = under_way.controller.view.reports
 
         def ready() -> int:
             return reports.ready("parse", "emulated-cpu")
@@ -111,7 +113,7 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied_w
         policy=POLICIES["default"],
         settings=Settings(planner_effort_s=2.0),
     )
-    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(6.5)
@@ -120,28 +122,28 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied_w
         controller = under_way.controller
 
         async def planned() -> bool:
-            (check, *others) = controller.picture.plan.allocations["check"]
-            return controller.picture.plan.slo_s == 0.25 and check.hardware == "emulated-gpu-small" and not others
+            (check, *others) = controller.view.plan.allocations["check"]
+            return controller.view.plan.slo_s == 0.25 and check.hardware == "emulated-gpu-small" and not others
 
         async def moved() -> bool:
             held = {r.hardware for r in await controller.actuator.observe() if r.stage == "check"}
-            ready = controller.picture.reports.ready("check", "emulated-gpu-small")
+            ready = controller.view.reports.ready("check", "emulated-gpu-small")
             return held == {"emulated-gpu-small"} and ready > 0
 
         async def staffed() -> bool:
-            return controller.deciding.warming.staffed
+            return controller.decider.tables.staffed
 
         assert await until(planned, 20.0)
         assert await until(moved, 20.0)
         assert await until(staffed, 20.0)
-        table = controller.deciding.tuning.state.basis.staffing
+        table = controller.decider.memory.state.basis.staffing
         await feeding
         report = await under_way.report(await under_way.drain())
     assert report.slo_s == 0.25
-    assert [plan.reason for plan in controller.deciding.plans][:2] == ["initial", "limit_changed"]
+    assert [plan.reason for plan in controller.decider.plans][:2] == ["initial", "limit_changed"]
     assert table is not None
-    planned_replicas = sum(a.replicas for a in controller.picture.plan.allocations["parse"])
-    speed = controller.picture.planned_throughput("parse", "emulated-cpu")
+    planned_replicas = sum(a.replicas for a in controller.view.plan.allocations["parse"])
+    speed = controller.view.planned_throughput("parse", "emulated-cpu")
     assert table.needed("parse", 1.0) == pytest.approx(planned_replicas * speed)  # at its own traffic it is the plan
     assert (report.lost, report.duplicated) == (0, 0)
     assert controller.failures == 0
@@ -159,21 +161,21 @@ async def test_a_plan_that_saves_enough_comes_into_force_by_itself(swing, embedd
         policy=POLICIES["default"],
         settings=Settings(planner_every_s=5.0, planner_effort_s=2.0),
     )
-    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         stop = asyncio.Event()
         feeding = asyncio.create_task(under_way.fed(stop))
         controller = under_way.controller
-        before = controller.picture.plan
+        before = controller.view.plan
 
         async def planned() -> bool:
-            return controller.picture.plan is not before
+            return controller.view.plan is not before
 
         assert await until(planned, 40.0)
         stop.set()
         await feeding
         report = await under_way.report(await under_way.drain())
-    plan = controller.deciding.plans[1]
+    plan = controller.decider.plans[1]
     assert plan.reason == "plan_saves"
-    assert controller.picture.plan.cost_per_hour < 0.9 * before.cost_per_hour
+    assert controller.view.plan.cost_per_hour < 0.9 * before.cost_per_hour
     assert (report.lost, report.duplicated, controller.failures) == (0, 0, 0)

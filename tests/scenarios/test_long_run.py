@@ -6,18 +6,19 @@ import asyncio
 
 import pytest
 
-from inferline_stream.controlplane.observe.end_offsets import Marks
-from inferline_stream.runs.session import Quiet, Run, session
+from inferline_stream.controlplane.observe.end_offsets import EndOffsets
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay, Run
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 async def test_the_newest_events_are_looked_up_and_the_others_counted(swing, kafka, delivery: str) -> None:
     run: Run = swing(kafka.bootstrap_servers, levels=[(60, 8)], delivery=delivery)
-    async with asyncio.timeout(120), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(120), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
-        watching = under_way.controller.watching
-        assert watching is not None
-        watching.marks = Marks(verified=150, apart=10)
+        collector = under_way.controller.collector
+        assert collector is not None
+        collector.end_offsets = EndOffsets(verified=150, apart=10)
         await under_way.fed(asyncio.Event())
         report = await under_way.report(await under_way.drain())
     assert report.events_in > 300

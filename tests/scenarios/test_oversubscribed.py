@@ -8,7 +8,8 @@ from dataclasses import replace
 from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.polling import until
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.runs.session import Quiet, Run, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.policy import POLICIES
 
@@ -18,15 +19,15 @@ async def test_traffic_beyond_the_plan_adds_nothing_while_others_take_the_cores_
 ) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(150, 60)], policy=POLICIES["default"])
     run.pipeline.hardware = (Hardware("emulated-cpu", 0.0665, cores=0.1),)
-    async with asyncio.timeout(90), session(replace(run, cores=100.0), Quiet()) as under_way:
+    async with asyncio.timeout(90), open_run(replace(run, cores=100.0), NoDisplay()) as under_way:
         await under_way.ready()
-        picture, stop = under_way.controller.picture, asyncio.Event()
-        picture.core_use = CoreUse()  # it judges nothing: a test says what it sees
-        picture.core_use.crowded = "everything but replicas takes every core"
+        view, stop = under_way.controller.view, asyncio.Event()
+        view.core_use = CoreUse()  # it judges nothing: a test says what it sees
+        view.core_use.crowded = "everything but replicas takes every core"
         feeding = asyncio.create_task(under_way.fed(stop))
 
         def reasons() -> list[tuple[str, str]]:
-            return [(str(decision.action), str(decision.reason)) for decision in picture.decisions]
+            return [(str(decision.action), str(decision.reason)) for decision in view.decisions]
 
         async def asked_in_vain() -> bool:
             return ("hold", "stock_exhausted") in reasons()
@@ -39,7 +40,7 @@ async def test_traffic_beyond_the_plan_adds_nothing_while_others_take_the_cores_
         assert not await added()
         assert under_way.controller.state is not None
         assert under_way.controller.state.oversubscribed
-        picture.core_use.crowded = ""
+        view.core_use.crowded = ""
         assert await until(added, 30.0), reasons()
         assert reasons().count(("hold", "oversubscribed")) == 2
         stop.set()

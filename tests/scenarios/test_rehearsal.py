@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.cli import rehearsal
+from inferline_stream.cli import rehearsal_steps
 from inferline_stream.cli.plan_steps import Declared
 from inferline_stream.controlplane.observe.live_profile import scaled
 from inferline_stream.dataplane.topology_loader import load_topology
@@ -19,7 +19,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.settings import Settings
-from inferline_stream.testing.runs import plan_by_hand
+from inferline_stream.testing.emulated_runs import plan_by_hand
 
 TOPOLOGY = """
 import time
@@ -48,8 +48,8 @@ def declared(tmp_path: Path) -> Declared:
 async def test_a_stage_that_is_slower_than_its_profile_is_planned_for_again_and_then_passes(
     declared: Declared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsal, "REHEARSAL_S", 2.0)
-    monkeypatch.setattr("inferline_stream.runs.session.taken_s", lambda cores: 0.0)  # whatever others take
+    monkeypatch.setattr(rehearsal_steps, "REHEARSAL_S", 2.0)
+    monkeypatch.setattr("inferline_stream.runs.lifecycle.taken_s", lambda cores: 0.0)  # whatever others take
     # No machine runs the stage in half of what it sleeps, and any does in much more.
     true = Profile("work", "cpu-1", (ServiceTime(1, 0.5, (0.5,) * len(PROBABILITIES)),))
     store = ProfileStore(declared.pipeline, declared.file.parent, declared.events, this_machine())
@@ -65,8 +65,8 @@ async def test_a_stage_that_is_slower_than_its_profile_is_planned_for_again_and_
         return plan_by_hand(declared.pipeline, measured, declared.trace, {"work": 1})
 
     first = plan(wrong)
-    again = rehearsal.Again(plan, notes.append)
-    measured, _ = await rehearsal.rehearsed(declared, wrong, first, again, Settings())
+    again = rehearsal_steps.RehearsalOptions(plan, notes.append)
+    measured, _ = await rehearsal_steps.rehearsed(declared, wrong, first, again, Settings())
     assert measured.profiles["work", "cpu-1"].service_time_s(1) >= 0.02
     assert asked[1] >= 0.02
     assert "work on cpu-1 takes" in notes[0]
@@ -77,23 +77,23 @@ async def test_a_stage_that_is_slower_than_its_profile_is_planned_for_again_and_
     slow = replace(measured, profiles={("work", "cpu-1"): true})
     store.correct(true)
     notes.clear()
-    await rehearsal.rehearsed(declared, slow, first, again, Settings())
+    await rehearsal_steps.rehearsed(declared, slow, first, again, Settings())
     assert notes == ["rehearsal: no stage was slower than its profile in 2 s of the sample"]
     assert store.load().rehearsed == {("work", "cpu-1")}
-    await rehearsal.rehearsed(declared, slow, first, again, Settings())
+    await rehearsal_steps.rehearsed(declared, slow, first, again, Settings())
     assert len(notes) == 1, "what has passed is not tried again"
 
 
 async def test_a_rehearsal_while_others_take_the_cores_changes_nothing(
     declared: Declared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsal, "REHEARSAL_S", 4.0)
-    monkeypatch.setattr("inferline_stream.runs.session.taken_s", lambda cores: 10 * time.monotonic())
+    monkeypatch.setattr(rehearsal_steps, "REHEARSAL_S", 4.0)
+    monkeypatch.setattr("inferline_stream.runs.lifecycle.taken_s", lambda cores: 10 * time.monotonic())
     shape = shape_of(declared.pipeline)
     times = (ServiceTime(1, 0.01, (0.01,) * len(PROBABILITIES)),)
     wrong = PipelineProfile({("work", "cpu-1"): Profile("work", "cpu-1", times)}, independent_paths(shape, {}))
     first = plan_by_hand(declared.pipeline, wrong, declared.trace, {"work": 1})
     notes: list[str] = []
-    again = rehearsal.Again(lambda measured: first, notes.append)
-    assert await rehearsal.rehearsed(declared, wrong, first, again, Settings()) == (wrong, first)
+    again = rehearsal_steps.RehearsalOptions(lambda measured: first, notes.append)
+    assert await rehearsal_steps.rehearsed(declared, wrong, first, again, Settings()) == (wrong, first)
     assert [note.partition(",")[0] for note in notes] == ["rehearsal: it says nothing"]

@@ -12,24 +12,26 @@ import pytest
 
 from inferline_stream.actuators.actuator import ObservedDispatcher
 from inferline_stream.controlplane.polling import until
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.session import Quiet, Run, Session, session
+from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 
 
-async def one_of(under_way: Session, stage: str) -> ObservedDispatcher:
+async def one_of(under_way: LiveRun, stage: str) -> ObservedDispatcher:
     return next(d for d in await under_way.controller.actuator.dispatchers() if d.stage == stage)
 
 
-async def granted(under_way: Session, stage: str, count: int) -> bool:
+async def granted(under_way: LiveRun, stage: str, count: int) -> bool:
     """Whether the stage has so many slots, each with a dispatcher that serves."""
     grants = under_way.controller.slots.table.grants.get(stage, {}).values()
-    reports = [under_way.controller.picture.reports.newest(g.dispatcher) for g in grants if g.slots == count]
+    reports = [under_way.controller.view.reports.newest(g.dispatcher) for g in grants if g.slots == count]
     return len(reports) == count and all(r is not None and r.phase == "serving" for r in reports)
 
 
-async def through(run: Run, change: Callable[[Session], Awaitable[None]]) -> RunReport:
-    async with asyncio.timeout(90), session(run, Quiet()) as under_way:
+async def through(run: Run, change: Callable[[LiveRun], Awaitable[None]]) -> RunReport:
+    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(1.0)
@@ -42,10 +44,10 @@ async def through(run: Run, change: Callable[[Session], Awaitable[None]]) -> Run
 async def test_more_and_fewer_slots_lose_and_repeat_nothing(swing, embedded_broker: KafkaServer, delivery: str) -> None:
     run: Run = replace(swing(embedded_broker.bootstrap_servers, levels=[(40, 10)]), delivery=delivery)
 
-    async def change(under_way: Session) -> None:
+    async def change(under_way: LiveRun) -> None:
         for count in (2, 1):
-            picture = under_way.controller.picture
-            picture.plan = replace(picture.plan, slots={"parse": count})
+            view = under_way.controller.view
+            view.plan = replace(view.plan, slots={"parse": count})
             assert await until(lambda n=count: granted(under_way, "parse", n), 10.0), f"no {count} slots"
 
     report = await through(run, change)
@@ -60,7 +62,7 @@ async def test_a_suspended_dispatcher_is_killed_and_started_again_while_its_repl
     before: set[int | None] = set()
     after: set[int | None] = set()
 
-    async def change(under_way: Session) -> None:
+    async def change(under_way: LiveRun) -> None:
         actuator = under_way.controller.actuator
         before.update(r.pid for r in await actuator.observe())
         suspended = await one_of(under_way, "parse")

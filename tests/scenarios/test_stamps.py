@@ -9,11 +9,11 @@ import time
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from inferline_stream.controlplane.log.messages import ArrivalTicks, encode
-from inferline_stream.controlplane.observe.record_timestamps import Stamps
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.log.control_records import ArrivalTicks, encode
+from inferline_stream.controlplane.observe.record_timestamps import SourceTimestamps
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.kafka.controller_client import OffsetReader, Written, write_once
-from inferline_stream.kafka.topics import TopicSettings, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
@@ -32,9 +32,9 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
     names, servers = Names(f"p{secrets.token_hex(4)}"), embedded_broker.bootstrap_servers
     source = names.topic(f"in-{names.pipeline}")
     await create_topics(
-        servers, [TopicSettings(source, 2, "events"), TopicSettings(names.arrivals, 1, "arrivals")], replication=1
+        servers, [WantedTopic(source, 2, "events"), WantedTopic(names.arrivals, 1, "arrivals")], replication=1
     )
-    running = Running(names, source, "", frozenset(), servers, Settings(), arrivals="timestamps")
+    running = PipelineContext(names, source, "", frozenset(), servers, Settings(), arrivals="timestamps")
     now_ms = int(time.time() * 1e3)
     early, late = [now_ms - 4000 + 100 * i for i in range(10)], [now_ms - 1000 + 50 * i for i in range(6)]
     async with (
@@ -43,7 +43,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
     ):
         await in_transactions(producer, source, early)
         await in_transactions(producer, source, [now_ms - 2000, now_ms - 1999], abort=True)
-        async with Stamps(running, 2) as stamps:
+        async with SourceTimestamps(running, 2) as stamps:
             assert (await stamps.read(1.0)) * 1e3 == pytest.approx(early)
             await in_transactions(producer, source, late)
             heard: list[float] = []
@@ -64,7 +64,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
         # An earlier controller has written down what came before `late`; the next one counts on from there.
         reported = ArrivalTicks([float(late[0] - 1)], [[100, 50]], [100, 50], float(late[0] - 2))
         await write_once(servers, Written(names.arrivals, source, encode(reported)))
-        async with Stamps(running, 2) as successor:
+        async with SourceTimestamps(running, 2) as successor:
             assert (await successor.read(1.0)).size == 16
             assert sum(successor.counts) == 150 + len(late)
     assert counts == [8, 8]

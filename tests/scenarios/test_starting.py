@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
 from inferline_stream.pipeline.names import Names
-from inferline_stream.runs.session import Quiet, Run, run_to_report, session
+from inferline_stream.runs.lifecycle import open_run, run_to_report
+from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 
 
@@ -23,9 +24,9 @@ async def wait_at_the_source(run: Run, events: int) -> None:
 async def test_a_backlog_is_worked_off_and_distinguished_from_live_traffic(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 3)])
     async with asyncio.timeout(90):
-        first = await run_to_report(run, Quiet(), asyncio.Event())
+        first = await run_to_report(run, NoDisplay(), asyncio.Event())
         await wait_at_the_source(run, 50)
-        second = await run_to_report(run, Quiet(), asyncio.Event())
+        second = await run_to_report(run, NoDisplay(), asyncio.Event())
     assert (first.backlog, first.backlog_done_s) == (0, None)
     assert (second.backlog, second.lost, second.duplicated) == (50, 0, 0)
     assert second.events_in == second.events_out == first.events_in + 50
@@ -38,13 +39,13 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 1)])
     group = Names(run.pipeline.name, run.prefix).group("parse")
     async with asyncio.timeout(120):
-        first = await run_to_report(run, Quiet(), asyncio.Event())
+        first = await run_to_report(run, NoDisplay(), asyncio.Event())
         await delete_groups(run.bootstrap_servers, group)  # as Kafka does in time
         since = datetime.now(UTC).isoformat()
         await wait_at_the_source(run, 20)
-        async with session(replace(run, feed=None, faust=False), Quiet()) as halted:
+        async with open_run(replace(run, feed=None, faust=False), NoDisplay()) as halted:
             await halted.ready()
-            reports = halted.controller.picture.reports
+            reports = halted.controller.view.reports
 
             async def reported() -> bool:
                 newest = [report for name in reports.living() if (report := reports.newest(name)) is not None]
@@ -54,6 +55,6 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
             topic = halted.running.source
             assert await halted.offsets.committed(group, topic, 8) == (-1,) * 8
             await halted.controller.retire(halted.running_stages(), 10.0)
-        again = await run_to_report(replace(run, start=since), Quiet(), asyncio.Event())
+        again = await run_to_report(replace(run, start=since), NoDisplay(), asyncio.Event())
     assert (again.backlog, again.lost) == (20, 0)
     assert again.events_in == again.events_out == first.events_in + 20

@@ -11,7 +11,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.controlplane.log.messages import StoredPlan, encode
+from inferline_stream.controlplane.log.control_records import StoredPlan, encode
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.polling import until
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
@@ -20,10 +20,11 @@ from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.version import structure_of
-from inferline_stream.planner.document import plan_to_bytes
-from inferline_stream.runs.session import Quiet, Run, session
+from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.testing.emulated_runs import Script
 from inferline_stream.testing.kafka import KafkaServer
-from inferline_stream.testing.runs import Script
 
 
 async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_is_lost(
@@ -34,7 +35,7 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
     async with (
         asyncio.timeout(60),
         LocalActuator(run.log_folder) as actuator,
-        session(run, Quiet(), actuator) as first,
+        open_run(run, NoDisplay(), actuator) as first,
     ):
         await first.ready()
         async with run.feed(run.bootstrap_servers, first.running.source) as feed:
@@ -42,14 +43,14 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
             feed.start()
 
             async def scaled() -> bool:
-                return first.controller.picture.reports.ready("parse", "emulated-cpu") == 2
+                return first.controller.view.reports.ready("parse", "emulated-cpu") == 2
 
             assert await until(scaled, 10.0)
             await asyncio.sleep(1.5)  # what was decided is written down within a moment
             processes = {r.pid for r in await actuator.observe()}
             first.control.cancel()  # it falls silent: no resignation, no heartbeat
-            silent_s, out_before = time.monotonic(), first.controller.picture.counts.events_out
-            async with session(successor, Quiet(), actuator) as second:
+            silent_s, out_before = time.monotonic(), first.controller.view.counts.events_out
+            async with open_run(successor, NoDisplay(), actuator) as second:
                 await second.ready()
                 took_s = time.monotonic() - silent_s
                 assert second.controller.leadership.term == first.controller.leadership.term + 1
@@ -57,27 +58,27 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
                 assert 40 < second.controller.state.arrival_rate < 80
                 now_s = asyncio.get_running_loop().time()
                 assert (
-                    now_s - second.controller.picture.growth.watched_since_s > took_s
+                    now_s - second.controller.view.growth.watched_since_s > took_s
                 )  # no gap: also what came meanwhile
                 assert {r.pid for r in await actuator.observe()} == processes
                 feed.stop()
                 await feed.finished()
                 await second.drain()
                 ledger = await read_ledger(
-                    second.offsets, second.running, first.since, second.controller.picture.partitions
+                    second.offsets, second.running, first.since, second.controller.view.partitions
                 )
     assert 2.5 < took_s < 5.0
     assert out_before < ledger.events_out
     assert ledger.lost() == (0, [])
     assert (ledger.events_in, ledger.duplicated) == (ledger.events_out, 0)
-    assert not second.controller.picture.decisions
+    assert not second.controller.view.decisions
 
 
 async def test_a_leader_with_an_unsettled_transaction_goes_on_in_a_new_term(
     swing, embedded_broker: KafkaServer
 ) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 6)], changes=[(3.0, {"parse": 2})])
-    async with asyncio.timeout(60), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(60), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         leadership = under_way.controller.leadership
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
@@ -86,7 +87,7 @@ async def test_a_leader_with_an_unsettled_transaction_goes_on_in_a_new_term(
         await feeding
 
         async def two_work() -> bool:
-            return under_way.controller.picture.reports.ready("parse", "emulated-cpu") == 2
+            return under_way.controller.view.reports.ready("parse", "emulated-cpu") == 2
 
         assert await until(two_work, 30.0), "the new term did not scale"
         report = await under_way.report(await under_way.drain())
@@ -109,7 +110,7 @@ async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_o
     under_way = Written(names.stage_topic("check"), "key", b"1", 3)
     await write_once(servers, under_way)
     with pytest.raises(UsageError) as refused:
-        async with asyncio.timeout(30), session(run, Quiet()):
+        async with asyncio.timeout(30), open_run(run, NoDisplay()):
             pass
     assert "stage gone is gone" in str(refused.value)
     assert f"1 in {names.group('check')}" in str(refused.value)
@@ -120,8 +121,8 @@ async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_o
         partition = TopicPartition(under_way.topic, under_way.partition)
         consumer.assign([partition])
         await consumer.commit({partition: 1})
-    async with asyncio.timeout(30), session(run, Quiet()) as allowed:
+    async with asyncio.timeout(30), open_run(run, NoDisplay()) as allowed:
         assert allowed.controller.leadership.term >= 1
         # aiokafka loses its first connection where a client is stopped while it starts.
-        while allowed.controller.watching is None:
+        while allowed.controller.collector is None:
             await asyncio.sleep(0.02)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.controlplane.polling import until
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
-from inferline_stream.runs.session import Quiet, Run, session
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.tuner.observation import Limits
 from tests.scenarios.test_cli_status import SWING, call
 
@@ -45,10 +46,10 @@ async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(swi
     limits = Override("limits", "check", maximum=4)
     await write_once(run.bootstrap_servers, Written(names.control, limits.key, encode(limits)))
     where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.prefix]
-    async with asyncio.timeout(120), session(run, Quiet()) as under_way:
+    async with asyncio.timeout(120), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         controller = under_way.controller
-        assert controller.deciding.overrides.limits(0.0)["check"] == Limits(1, 4)
+        assert controller.decider.overrides.limits(0.0)["check"] == Limits(1, 4)
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await poison(run, names)  # while it runs: followers meet these live
         verbs = [
@@ -65,13 +66,13 @@ async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(swi
             assert "Traceback" not in err
 
         async def obeyed() -> bool:
-            return "decide" in controller.deciding.overrides.limits(0.0)
+            return "decide" in controller.decider.overrides.limits(0.0)
 
         assert await until(obeyed, 10.0)
         await feeding
         report = await under_way.report(await under_way.drain())
     assert (report.lost, report.duplicated, controller.failures) == (0, 0, 0)
-    counts = controller.running.unreadable.counts
+    counts = controller.running.decoder.counts
     assert counts[names.control] == 2 * len(HOSTILE)
     assert counts[names.stage_stats] >= len(HOSTILE)
     assert counts[names.decisions] == len(HOSTILE)  # a leader reads them only as it begins

@@ -37,7 +37,7 @@ from inferline_stream.actuators.kubernetes.pod_changes import Gone, Listed, Seen
 from inferline_stream.actuators.kubernetes.pods import DispatcherPod, Pods, dispatcher_pod
 from inferline_stream.actuators.kubernetes.postings import Postings
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InferlineError
 from inferline_stream.pipeline.names import Names
 

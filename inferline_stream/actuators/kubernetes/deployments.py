@@ -17,7 +17,7 @@ from inferline_stream.actuators.kubernetes import manifests
 from inferline_stream.actuators.kubernetes.api_server import apply, secret_exists
 from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, FIELD_MANAGER, REPLICA, SPARE, Cluster
 from inferline_stream.actuators.network.credentials import new_credential
-from inferline_stream.dataplane.specs import ReplicaSpec
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import UsageError
 
 

@@ -23,7 +23,7 @@ from inferline_stream.actuators.kubernetes.manifests import (
     dns_label,
     policy_port,
 )
-from inferline_stream.observability.rules import Target, rules_document
+from inferline_stream.observability.alert_rules import Target, rules_document
 
 CONTROLLERS = 2
 """One acts, the other waits for it to fall silent."""

@@ -19,7 +19,7 @@ from inferline_stream.actuators.devices import slice_of
 from inferline_stream.actuators.network.credentials import Credential
 from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.actuators.network.replica_host import ReplicaHostSpec
-from inferline_stream.dataplane.specs import ReplicaSpec
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_NODE, HOST_SPEC

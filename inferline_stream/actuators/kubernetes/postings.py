@@ -8,8 +8,8 @@ from collections.abc import Collection
 
 import msgspec
 
-from inferline_stream.dataplane.posts import Posting, decode_posting, encode_posting, host_of, posting_key
-from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.dataplane.host_postings import Posting, decode_posting, encode_posting, host_of, posting_key
+from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.kafka.controller_client import TopicFollower, Written, write_once
 
 

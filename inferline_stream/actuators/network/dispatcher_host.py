@@ -21,20 +21,20 @@ import uvloop
 
 from inferline_stream.actuators.children import DISPATCHER_MODULE, Child, Children
 from inferline_stream.actuators.network.credentials import dispatcher_context
-from inferline_stream.actuators.network.link import (
+from inferline_stream.actuators.network.host_link import (
     SHUTDOWN_S,
-    End,
-    Ended,
-    Hello,
+    EndReplica,
+    HostEnded,
+    HostHello,
+    HostLink,
     Leaving,
-    Link,
     Message,
     Offer,
     Take,
 )
-from inferline_stream.actuators.network.logs import LogCopier
+from inferline_stream.actuators.network.log_copier import LogCopier
 from inferline_stream.actuators.supervisor import Supervisor
-from inferline_stream.dataplane.posts import Posting, decode_posting, posting_key
+from inferline_stream.dataplane.host_postings import Posting, decode_posting, posting_key
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.printable import log_to_stderr_plainly
@@ -66,7 +66,7 @@ class DispatcherHostSpec(msgspec.Struct, frozen=True):
 class _Remote:
     """A replica that is served over a link."""
 
-    def __init__(self, hello: Hello, link: Link) -> None:
+    def __init__(self, hello: HostHello, link: HostLink) -> None:
         self.name, self.hardware, self.node, self.link = hello.replica, hello.hardware, hello.node, link
 
     def connect(self, dispatcher: socket.socket) -> None:
@@ -75,7 +75,7 @@ class _Remote:
 
     def replace(self, reason: str) -> None:
         """Ask its host to end it."""
-        self.link.send(End(reason))
+        self.link.send(EndReplica(reason))
 
 
 class DispatcherHost:
@@ -89,8 +89,8 @@ class DispatcherHost:
     def __init__(self, supervisor: Supervisor[Child], stage: str) -> None:
         self._supervisor = supervisor
         self._stage = stage
-        self._hellos: dict[Link, Hello] = {}
-        self._remotes: dict[Link, _Remote] = {}
+        self._hellos: dict[HostLink, HostHello] = {}
+        self._remotes: dict[HostLink, _Remote] = {}
         self.slots = 1
 
     async def listen(self, address: str, port: int, context: ssl.SSLContext) -> asyncio.Server:
@@ -100,7 +100,7 @@ class DispatcherHost:
             OSError: the port is taken.
         """
         return await asyncio.get_running_loop().create_server(
-            lambda: Link(self._heard, self._lost),
+            lambda: HostLink(self._heard, self._lost),
             address,
             port,
             ssl=context,
@@ -113,9 +113,9 @@ class DispatcherHost:
         for link in [*self._hellos, *self._remotes]:
             link.close()
 
-    def _heard(self, link: Link, message: Message) -> None:
+    def _heard(self, link: HostLink, message: Message) -> None:
         match message:
-            case Hello():
+            case HostHello():
                 self._hellos[link] = message
                 dispatcher, replicas = self._supervisor.serving(self._stage)
                 link.send(Offer(dispatcher, self.slots, replicas))
@@ -123,13 +123,13 @@ class DispatcherHost:
                 self._take(link, self._hellos.pop(link))
             case Leaving() if link in self._remotes:
                 self._supervisor.retire_remote(self._remotes[link].name)
-            case Ended() if link in self._remotes:
+            case HostEnded() if link in self._remotes:
                 remote = self._remotes.pop(link)
                 logger.info("replica %s ended: %s", remote.name, message.reason)
                 self._supervisor.remote_gone(self._stage, remote, lost=False)
                 link.close()
 
-    def _take(self, link: Link, hello: Hello) -> None:
+    def _take(self, link: HostLink, hello: HostHello) -> None:
         for other in [other for other, remote in self._remotes.items() if remote.name == hello.replica]:
             self._lost(other, "it has connected again")
             other.close()
@@ -140,7 +140,7 @@ class DispatcherHost:
         else:
             link.close()
 
-    def _lost(self, link: Link, why: str) -> None:
+    def _lost(self, link: HostLink, why: str) -> None:
         """A connection has ended, and its replica did not say that it has."""
         self._hellos.pop(link, None)
         remote = self._remotes.pop(link, None)

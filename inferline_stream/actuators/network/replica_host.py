@@ -25,19 +25,19 @@ import uvloop
 
 from inferline_stream.actuators.children import REPLICA_MODULE, Child, Children
 from inferline_stream.actuators.network.credentials import replica_context
-from inferline_stream.actuators.network.link import (
+from inferline_stream.actuators.network.host_link import (
     SHUTDOWN_S,
-    End,
-    Ended,
-    Hello,
+    EndReplica,
+    HostEnded,
+    HostHello,
+    HostLink,
     Leaving,
-    Link,
     Message,
     Offer,
     Take,
 )
-from inferline_stream.actuators.network.logs import LogCopier
-from inferline_stream.dataplane.specs import ReplicaSpec
+from inferline_stream.actuators.network.log_copier import LogCopier
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.pipeline.isolation import Isolation
@@ -74,21 +74,21 @@ class ReplicaHostSpec(msgspec.Struct, frozen=True):
 
 
 class _Offered:
-    """A link on which `Hello` was sent."""
+    """A link on which `HostHello` was sent."""
 
     def __init__(self, host: ReplicaHost) -> None:
         self._host = host
         self.offer: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
         self.over = asyncio.Event()
 
-    def heard(self, link: Link, message: Message) -> None:
+    def heard(self, link: HostLink, message: Message) -> None:
         """Take what the dispatcher's host sends."""
         if isinstance(message, Offer) and not self.offer.done():
             self.offer.set_result(message)
-        elif isinstance(message, End):
+        elif isinstance(message, EndReplica):
             self._host.end(message.reason)
 
-    def closed(self, link: Link, why: str) -> None:
+    def closed(self, link: HostLink, why: str) -> None:
         """The connection is gone."""
         logger.info("the connection to the dispatcher ended: %s", why)
         if not self.offer.done():
@@ -113,7 +113,7 @@ class ReplicaHost:
         self._life = Path(spec.life)
         self._children = Children(self._life / "logs", self._ended, placed=True, replica_module=replica_module)
         self._child: Child | None = None
-        self._link: Link | None = None
+        self._link: HostLink | None = None
         self._leaving = False
         self._why = ""
         self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -157,7 +157,7 @@ class ReplicaHost:
         reason = self._why or reason
         logger.log(logging.INFO if code == 0 else logging.ERROR, "replica %s ended: %s", child.name, reason)
         if self._link is not None:
-            self._link.send(Ended(reason))
+            self._link.send(HostEnded(reason))
         if not self.code.done():
             self.code.set_result(code)
 
@@ -170,7 +170,7 @@ class ReplicaHost:
             if self._leaving and self._child is not None:
                 self._child.leave()
 
-    async def _connect(self) -> tuple[Link, _Offered]:
+    async def _connect(self) -> tuple[HostLink, _Offered]:
         """Connect to the dispatcher that has the fewest replicas, however long none serves."""
         link, offered, best = await self._served()
         seen = {best.dispatcher}
@@ -186,9 +186,9 @@ class ReplicaHost:
                 other.close()
         return link, offered
 
-    async def _served(self) -> tuple[Link, _Offered, Offer]:
+    async def _served(self) -> tuple[HostLink, _Offered, Offer]:
         """Connect to a dispatcher that serves, by attempts that overlap."""
-        wait_s, pending = _FIRST_WAIT_S, set[asyncio.Task[tuple[Link, _Offered, Offer]]]()
+        wait_s, pending = _FIRST_WAIT_S, set[asyncio.Task[tuple[HostLink, _Offered, Offer]]]()
         try:
             while True:
                 if len(pending) < _AT_ONCE:
@@ -212,11 +212,11 @@ class ReplicaHost:
                 if not isinstance(late, BaseException):
                     late[0].close()
 
-    async def _offered(self) -> tuple[Link, _Offered, Offer]:
+    async def _offered(self) -> tuple[HostLink, _Offered, Offer]:
         offered = _Offered(self)
         async with asyncio.timeout(_DIAL_S):
             _, link = await asyncio.get_running_loop().create_connection(
-                lambda: Link(offered.heard, offered.closed),
+                lambda: HostLink(offered.heard, offered.closed),
                 self._address,
                 self._port,
                 ssl=self._context,
@@ -224,13 +224,13 @@ class ReplicaHost:
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
             try:
-                link.send(Hello(self._spec.replica, self._spec.hardware.name, host_node()))
+                link.send(HostHello(self._spec.replica, self._spec.hardware.name, host_node()))
                 return link, offered, await offered.offer
             except BaseException:
                 link.close()
                 raise
 
-    def _attach(self, link: Link) -> None:
+    def _attach(self, link: HostLink) -> None:
         assert self._child is not None
         ours, theirs = socket.socketpair()
         self._child.connect(theirs)

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
-from inferline_stream.controlplane.apply.rolling_update import Member, next_change
-from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.apply.rolling_update import StageReplica, next_change
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.replica_counts import within_cores
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Fleet:
 
     Args:
         actuator: starts and retires replicas.
-        picture: knows which are ready.
+        view: knows which are ready.
         wanted: replicas that should work, by stage and hardware kind.
         standby: replicas beyond those, by stage. They are attached to the dispatcher like all others; since it gives
             work to the lowest numbers first, as many are idle.
@@ -34,7 +34,7 @@ class Fleet:
     """
 
     actuator: Actuator
-    picture: Picture
+    view: PipelineView
     wanted: dict[tuple[str, str], int]
     standby: Mapping[str, int] = field(default_factory=dict)
     cores: float = math.inf
@@ -56,7 +56,7 @@ class Fleet:
 
     async def want(self, wanted: Mapping[tuple[str, str], int]) -> None:
         """These replicas from now on; what can be done at once is done when this returns."""
-        fitting = within_cores(wanted, self.wanted, self.picture.catalogue, self.cores)
+        fitting = within_cores(wanted, self.wanted, self.view.catalogue, self.cores)
         if fitting != dict(wanted):
             logger.warning("%s replicas would take more than the %.2f cores there are", dict(wanted), self.cores)
         self.wanted.clear()
@@ -81,14 +81,14 @@ class Fleet:
         """Take the next step of every stage towards what is wanted."""
         async with self._one_at_a_time:
             observed = await self.observe()
-            for stage in self.picture.shape.stages:
+            for stage in self.view.shape.stages:
                 await self._reconcile(stage, [r for r in observed if r.stage == stage], self._room(observed))
 
     async def _reconcile(self, stage: str, observed: Sequence[ObservedReplica], room: Mapping[str, int]) -> None:
         own = [r for r in observed if r.state != "retiring"]
         wanted = self._of_stage(stage)
         kinds = {*wanted, *(r.hardware for r in own)}
-        throughputs = {kind: self.picture.planned_throughput(stage, kind) for kind in kinds}
+        throughputs = {kind: self.view.planned_throughput(stage, kind) for kind in kinds}
         change = next_change(wanted, [self._member(r) for r in own], throughputs, room=room)
         for kind, count in change.counts.items():
             leaving = [r.replica for r in own if r.hardware == kind and r.replica in change.leaving]
@@ -112,16 +112,16 @@ class Fleet:
         wanted = {kind: count for (name, kind), count in self.wanted.items() if name == stage and count > 0}
         standby = self.standby.get(stage, 0)
         if standby and wanted:
-            fastest = max(wanted, key=lambda kind: self.picture.planned_throughput(stage, kind))
+            fastest = max(wanted, key=lambda kind: self.view.planned_throughput(stage, kind))
             wanted[fastest] += standby
         return wanted
 
-    def _member(self, r: ObservedReplica) -> Member:
-        return Member(
+    def _member(self, r: ObservedReplica) -> StageReplica:
+        return StageReplica(
             r.replica,
             r.hardware,
             r.started_s,
-            ready=r.state == "running" and self.picture.reports.is_ready(r.replica),
+            ready=r.state == "running" and self.view.reports.is_ready(r.replica),
             fresh=r.state == "waiting" or r.started_s >= self.newest_code_s,
             waiting=r.state == "waiting",
         )
@@ -130,9 +130,7 @@ class Fleet:
         """What the stock of each kind has left; one that is leaving still takes its place."""
         there = [r.hardware for r in observed if r.state != "waiting"]
         return {
-            name: kind.stock - there.count(name)
-            for name, kind in self.picture.catalogue.items()
-            if kind.stock is not None
+            name: kind.stock - there.count(name) for name, kind in self.view.catalogue.items() if kind.stock is not None
         }
 
     async def observe(self) -> tuple[ObservedReplica, ...]:

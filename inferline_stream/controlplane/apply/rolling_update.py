@@ -13,7 +13,7 @@ _EPSILON = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class StageReplica:
     """One replica of a stage that has not been asked to leave.
 
     Args:
@@ -48,7 +48,7 @@ class Change:
 
 def next_change(
     wanted: Mapping[str, int],
-    members: Sequence[Member],
+    members: Sequence[StageReplica],
     throughputs: Mapping[str, float],
     *,
     room: Mapping[str, int] | None = None,
@@ -92,13 +92,13 @@ def next_change(
     return Change(tuple(leaving), {kind: held[kind] + started.get(kind, 0) for kind in kinds})
 
 
-def _order(members: Sequence[Member]) -> list[Member]:
+def _order(members: Sequence[StageReplica]) -> list[StageReplica]:
     """Who leaves first: places without a process, then the youngest, which get the least work."""
     return sorted(members, key=lambda m: (not m.waiting, -m.started_s))
 
 
 def _made_up_for(
-    surplus: Sequence[Member], staying: Sequence[Member], needed: float, throughputs: Mapping[str, float]
+    surplus: Sequence[StageReplica], staying: Sequence[StageReplica], needed: float, throughputs: Mapping[str, float]
 ) -> list[str]:
     """Those of the surplus that give nothing, and those without whom the READY ones give what is needed."""
     supply = sum(throughputs[m.hardware] for m in (*surplus, *staying) if m.ready)
@@ -112,7 +112,7 @@ def _made_up_for(
     return gone
 
 
-def _make_room(kind: str, surplus: Sequence[Member], members: Sequence[Member]) -> list[str]:
+def _make_room(kind: str, surplus: Sequence[StageReplica], members: Sequence[StageReplica]) -> list[str]:
     """An old replica of a kind whose stock is used up, if the stage has another one that works."""
     own = [m for m in surplus if m.hardware == kind]
     if not own or sum(m.ready for m in members) < 2:

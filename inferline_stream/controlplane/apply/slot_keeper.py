@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedDispatcher
 from inferline_stream.controlplane.apply import slots
-from inferline_stream.controlplane.apply.slots import Dispatchers, Orders, StageSlots, Table
+from inferline_stream.controlplane.apply.slots import KnownDispatchers, SlotOrders, SlotTable, StageSlots
 from inferline_stream.controlplane.leadership import Leadership
-from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.silence import Silence
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
-from inferline_stream.dataplane.specs import DispatcherSpec
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import fence
 from inferline_stream.pipeline.plan import hold_of
@@ -47,20 +47,20 @@ class SlotKeeper:
 
     Args:
         running: names and settings.
-        picture: plan, profiles, samples and partitions.
+        view: plan, profiles, samples and partitions.
         leadership: writes.
         actuator: runs dispatchers.
         spec: of a new dispatcher.
         outdated: whether to replace a dispatcher because newer code was given.
     """
 
-    running: Running
-    picture: Picture
+    running: PipelineContext
+    view: PipelineView
     leadership: Leadership
     actuator: Actuator
     spec: SpecOf
     outdated: Callable[[ObservedDispatcher], bool] = lambda dispatcher: False
-    table: Table = field(init=False)
+    table: SlotTable = field(init=False)
     silence: Silence = field(init=False)
     _phases: dict[str, tuple[DispatcherPhase, int]] = field(default_factory=dict)
     """Phase of each dispatcher, and number of the newest grant that it has read."""
@@ -146,7 +146,7 @@ class SlotKeeper:
             self._settled = self.table.number
         wanted = self.wanted()
         await self._fence(wanted, ours)
-        seen = Dispatchers(
+        seen = KnownDispatchers(
             ours=ours,
             ended=frozenset(self._ended),
             silent=frozenset(self.silence.silent),
@@ -184,7 +184,7 @@ class SlotKeeper:
                 await fence(self.running.bootstrap_servers, self.running.names.transactional_id(at))
                 self._unclean.discard(name)
 
-    async def _write(self, orders: Orders) -> None:
+    async def _write(self, orders: SlotOrders) -> None:
         if orders.grants or orders.forgotten:
             for grant in orders.grants:
                 logger.info(
@@ -199,7 +199,7 @@ class SlotKeeper:
             self._written_s = self.silence.clock_s
             self._wake.set()
 
-    async def _dispatch(self, orders: Orders) -> None:
+    async def _dispatch(self, orders: SlotOrders) -> None:
         """Have the actuator run what the grants name; a grant is written first, so that its dispatcher finds it."""
         for stage, dispatchers in orders.dispatchers.items():
             if self._asked.get(stage) != dispatchers:
@@ -209,17 +209,17 @@ class SlotKeeper:
 
     def wanted(self) -> dict[str, StageSlots]:
         """Return what the grants of each stage should say now."""
-        picture, found = self.picture, {}
-        for stage, partitions in picture.partitions.items():
-            kinds = sorted({kind for name, kind in picture.measured.profiles if name == stage}
-                           | {a.hardware for a in picture.plan.allocations[stage]})  # fmt: skip
-            profiles = {k: p for k in kinds if (p := picture.measured.profiles.get((stage, k))) is not None}
+        view, found = self.view, {}
+        for stage, partitions in view.partitions.items():
+            kinds = sorted({kind for name, kind in view.measured.profiles if name == stage}
+                           | {a.hardware for a in view.plan.allocations[stage]})  # fmt: skip
+            profiles = {k: p for k in kinds if (p := view.measured.profiles.get((stage, k))) is not None}
             found[stage] = StageSlots(
-                slots=0 if stage in self._retired else min(picture.plan.slots.get(stage, 1), partitions),
-                max_batch_sizes={kind: picture.batch_limit(stage, kind) for kind in kinds},
-                hold_s=hold_of(picture.plan.allocations[stage]),
+                slots=0 if stage in self._retired else min(view.plan.slots.get(stage, 1), partitions),
+                max_batch_sizes={kind: view.batch_limit(stage, kind) for kind in kinds},
+                hold_s=hold_of(view.plan.allocations[stage]),
                 service_s={k: {b: p.service_time_s(b) for b in p.batch_sizes} for k, p in profiles.items()},
-                sample=picture.samples.get(stage),
+                sample=view.samples.get(stage),
             )
         return found
 
@@ -237,7 +237,7 @@ class SlotKeeper:
     def stuck(self) -> str:
         """Return the partitions with lag and who should work on them, in words."""
         found = []
-        for stage, history in self.picture.offsets.items():
+        for stage, history in self.view.offsets.items():
             grants = self.table.grants.get(stage, {})
             for partition, lag in enumerate(history.lags()):
                 if not lag:
@@ -245,7 +245,7 @@ class SlotKeeper:
                 grant = next((g for g in grants.values() if g.slots and partition % g.slots == g.slot), None)
                 where = f"{self.running.topic(stage)}/{partition} lags {lag}, "
                 where += "no slot" if grant is None else grant.dispatcher or "nobody"
-                if grant is not None and (report := self.picture.reports.newest(grant.dispatcher)) is not None:
+                if grant is not None and (report := self.view.reports.newest(grant.dispatcher)) is not None:
                     at = report.halted.get(partition) or f"at {report.held.get(partition, 'none')}"
                     where += f" ({report.phase}, {at}, {report.queued} queued{report.reason and ', ' + report.reason})"
                 found.append(where)

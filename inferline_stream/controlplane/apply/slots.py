@@ -39,7 +39,7 @@ class StageSlots:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class SlotHolder:
     """A dispatcher that may serve.
 
     Args:
@@ -56,7 +56,7 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class SlotTable:
     """Memory of the step.
 
     Args:
@@ -70,12 +70,12 @@ class Table:
     term: int
     number: int = 0
     grants: Mapping[str, Mapping[int, Grant]] = field(default_factory=dict)
-    holders: Mapping[str, Holder] = field(default_factory=dict)
+    holders: Mapping[str, SlotHolder] = field(default_factory=dict)
     heirs: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatchers:
+class KnownDispatchers:
     """What is known of dispatchers, by their names.
 
     Args:
@@ -98,7 +98,7 @@ class Dispatchers:
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class SlotOrders:
     """What to do now.
 
     Args:
@@ -112,7 +112,7 @@ class Orders:
     dispatchers: Mapping[str, Mapping[str, int]]
 
 
-def recovered(term: int, grants: Iterable[Grant], before: Table | None = None) -> Table:
+def recovered(term: int, grants: Iterable[Grant], before: SlotTable | None = None) -> SlotTable:
     """Return the table of a new term.
 
     Args:
@@ -126,23 +126,25 @@ def recovered(term: int, grants: Iterable[Grant], before: Table | None = None) -
     for grant in grants:
         newest.setdefault(grant.stage, {})[grant.slot] = grant
         if grant.begins and grant.dispatcher:
-            holders[grant.dispatcher] = Holder(grant.stage, grant.slot, grant.slots)
+            holders[grant.dispatcher] = SlotHolder(grant.stage, grant.slot, grant.slots)
         elif before is None:
-            holders[f"?{grant_key(grant.stage, grant.slot)}"] = Holder(grant.stage, grant.slot, _ANY, grant.number)
+            holders[f"?{grant_key(grant.stage, grant.slot)}"] = SlotHolder(grant.stage, grant.slot, _ANY, grant.number)
         for name, holder in holders.items():
             if (holder.stage, holder.slot) == (grant.stage, grant.slot) and name != grant.dispatcher:
                 holders[name] = replace(holder, revoked=grant.number)
     numbers = [0 if before is None else before.number, *(g.number for own in newest.values() for g in own.values())]
-    return Table(term, max(numbers), newest, holders, {} if before is None else before.heirs)
+    return SlotTable(term, max(numbers), newest, holders, {} if before is None else before.heirs)
 
 
-def met(table: Table, dispatcher: str, stage: str, slot: int) -> Table:
+def met(table: SlotTable, dispatcher: str, stage: str, slot: int) -> SlotTable:
     """Return the table with a dispatcher that serves although no grant in the log names it."""
-    holder = Holder(stage, slot, _ANY, max(1, table.number))
+    holder = SlotHolder(stage, slot, _ANY, max(1, table.number))
     return table if dispatcher in table.holders else replace(table, holders={**table.holders, dispatcher: holder})
 
 
-def step(table: Table, wanted: Mapping[str, StageSlots], seen: Dispatchers, suffix: str) -> tuple[Table, Orders]:
+def step(
+    table: SlotTable, wanted: Mapping[str, StageSlots], seen: KnownDispatchers, suffix: str
+) -> tuple[SlotTable, SlotOrders]:
     """Decide the grants of every stage's slots.
 
     A slot whose dispatcher is not, or no longer, ours goes to a new one. It begins once no other dispatcher may serve
@@ -160,18 +162,18 @@ def step(table: Table, wanted: Mapping[str, StageSlots], seen: Dispatchers, suff
     for stage, slots in {**wanted, **removed}.items():
         now.stage(stage, slots)
     grants = {stage: held for stage, held in now.grants.items() if held}
-    after = Table(table.term, now.number, grants, now.holders, now.heirs)
+    after = SlotTable(table.term, now.number, grants, now.holders, now.heirs)
     dispatchers: dict[str, dict[str, int]] = {stage: {} for stage in wanted}
     for stage, held in grants.items():
         named = {g.dispatcher: slot for slot, g in held.items() if g.dispatcher}
         dispatchers[stage] = named | {d: slot for (of, slot), d in now.heirs.items() if of == stage}
-    return after, Orders(tuple(now.written), tuple(now.forgotten), dispatchers)
+    return after, SlotOrders(tuple(now.written), tuple(now.forgotten), dispatchers)
 
 
 class _Step:
     """The parts of a table while it changes."""
 
-    def __init__(self, table: Table, seen: Dispatchers, suffix: str) -> None:
+    def __init__(self, table: SlotTable, seen: KnownDispatchers, suffix: str) -> None:
         self.seen, self.suffix, self.term, self.number = seen, suffix, table.term, table.number
         self.grants = {stage: dict(held) for stage, held in table.grants.items()}
         self.holders = {name: holder for name, holder in table.holders.items() if not self._over(name, holder)}
@@ -179,7 +181,7 @@ class _Step:
         self.written: list[Grant] = []
         self.forgotten: list[str] = []
 
-    def _over(self, name: str, holder: Holder) -> bool:
+    def _over(self, name: str, holder: SlotHolder) -> bool:
         """Whether a dispatcher can serve no more."""
         seen = self.seen
         silent = name in seen.silent and name not in seen.ours and holder.revoked <= seen.settled
@@ -247,9 +249,9 @@ class _Step:
             if (holder.stage, holder.slot, holder.revoked) == (grant.stage, grant.slot, 0) and name != grant.dispatcher:
                 self.holders[name] = replace(holder, revoked=self.number)
         if grant.begins and grant.dispatcher:
-            self.holders[grant.dispatcher] = Holder(grant.stage, grant.slot, grant.slots)
+            self.holders[grant.dispatcher] = SlotHolder(grant.stage, grant.slot, grant.slots)
 
 
-def _shares(holder: Holder, stage: str, slot: int, slots: int) -> bool:
+def _shares(holder: SlotHolder, stage: str, slot: int, slots: int) -> bool:
     """Whether a dispatcher may serve a partition of a slot."""
     return holder.stage == stage and (holder.slots != slots or holder.slot == slot)

@@ -14,9 +14,9 @@ import numpy as np
 
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, TrafficEnvelope, compiled_kernel
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
-from inferline_stream.controlplane.decide.subprocess_call import aside
-from inferline_stream.controlplane.decide.tuner_state import Tuning
-from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.decide.policy_memory import PolicyMemory
+from inferline_stream.controlplane.decide.subprocess_call import call_in_subprocess
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.staffing_table import staffing
 
@@ -30,17 +30,17 @@ FAST = 1000.0
 
 
 @dataclass(slots=True)
-class Warming:
+class BackgroundTables:
     """The compiled kernel of the traffic envelope, and the table of replicas for multiples of the planned traffic.
 
     Args:
-        picture: counts arrivals.
-        tuning: decides by the table.
+        view: counts arrivals.
+        memory: decides by the table.
         sample: traffic that the plan in force was made for; None makes no table.
     """
 
-    picture: Picture
-    tuning: Tuning
+    view: PipelineView
+    memory: PolicyMemory
     sample: Trace | None
     compiled: bool = False
     staffed: bool = False
@@ -60,27 +60,29 @@ class Warming:
             self._began_s = now_s
         if now_s - self._began_s < PATIENCE_S:
             return
-        if not self.compiled and self.picture.traffic.arrival_rate(now_s) >= FAST:
-            await aside(_compile)  # fills the cache on disk: compiling here would hold the interpreter for seconds
-            self.picture.use(await asyncio.to_thread(_kernel))
+        if not self.compiled and self.view.traffic.arrival_rate(now_s) >= FAST:
+            await call_in_subprocess(
+                _compile
+            )  # fills the cache on disk: compiling here would hold the interpreter for seconds
+            self.view.use(await asyncio.to_thread(_kernel))
             self.compiled = True
             logger.info("arrivals are counted by the compiled kernel")
         if self.sample is not None and not self.staffed:
             await self._staff(self.sample)
 
     async def _staff(self, sample: Trace) -> None:
-        plan = self.picture.plan
-        table = await aside(
+        plan = self.view.plan
+        table = await call_in_subprocess(
             staffing,
-            self.picture.shape,
+            self.view.shape,
             plan,
-            self.picture.measured,
+            self.view.measured,
             sample,
-            {name: kind.price_per_hour for name, kind in self.picture.catalogue.items()},
-            objective=self.picture.objective,
+            {name: kind.price_per_hour for name, kind in self.view.catalogue.items()},
+            objective=self.view.objective,
         )
-        if self.picture.plan is plan:  # else another one is needed
-            self.tuning.staffed(table)
+        if self.view.plan is plan:  # else another one is needed
+            self.memory.staffed(table)
             self.staffed = True
             self.staffed_s = self.staffed_s or time.time()
             logger.info("replicas are decided on by the simulated table of the plan")

@@ -12,24 +12,24 @@ from dataclasses import dataclass, field
 import msgspec
 
 from inferline_stream.controlplane.apply.fleet import Fleet
-from inferline_stream.controlplane.decide.background_tables import Warming
-from inferline_stream.controlplane.decide.replan import Proposal
-from inferline_stream.controlplane.decide.tuner_state import Tuning, windows_of
+from inferline_stream.controlplane.decide.background_tables import BackgroundTables
+from inferline_stream.controlplane.decide.policy_memory import PolicyMemory, windows_of
+from inferline_stream.controlplane.decide.replan import ReplanResult
 from inferline_stream.controlplane.leadership import Leadership
-from inferline_stream.controlplane.log.journal import Book, flat, nested
-from inferline_stream.controlplane.log.messages import PLANS_KEPT, Override, StoredDecision, StoredPlan
+from inferline_stream.controlplane.log.control_records import PLANS_KEPT, Override, StoredDecision, StoredPlan
 from inferline_stream.controlplane.log.overrides import Overrides
-from inferline_stream.controlplane.observe.pipeline_view import Picture
-from inferline_stream.controlplane.observe.recovery import Found
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.log.record_writers import DecisionLog, flat, nested
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.observe.recovery import Recovered
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.replica_counts import going_over, stock_of_cores, within
-from inferline_stream.observability.state import DecisionRecord
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.version import Structure
-from inferline_stream.planner.document import plan_to_bytes
-from inferline_stream.replay.live_looks import Figures, figures_of
+from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.replay.live_observations import Figures, figures_of
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.policy import Policy
 
@@ -40,12 +40,12 @@ _DECISIONS_KEPT = 5_000
 
 
 @dataclass(slots=True)
-class Deciding:
+class Decider:
     """Decides, and has the fleet follow.
 
     Args:
         running: names and settings.
-        picture: what is known.
+        view: what is known.
         leadership: whose term it is.
         policy: the Tuner's step.
         found: what earlier terms have left.
@@ -53,16 +53,16 @@ class Deciding:
         on_decision: called with every decision, at once.
         asked: called whenever the policy is asked: seconds since the epoch, and what it sees.
         declared_standby: replicas that stand by, by stage, where people have not set another number.
-        sample: traffic that the plan was made for; see `Warming`.
+        sample: traffic that the plan was made for; see `BackgroundTables`.
         structure: of the pipeline, written down with its plans.
         cores: most that all replicas together may have.
     """
 
-    running: Running
-    picture: Picture
+    running: PipelineContext
+    view: PipelineView
     leadership: Leadership
     policy: Policy
-    found: Found
+    found: Recovered
     fleet: Fleet
     on_decision: Callable[[DecisionRecord], None]
     asked: Callable[[float, Figures], None]
@@ -77,9 +77,9 @@ class Deciding:
     plan_feasible: bool = True
     """False while the newest planning run found no plan that meets the SLO."""
     overrides: Overrides = field(init=False)
-    tuning: Tuning = field(init=False)
-    warming: Warming = field(init=False)
-    book: Book = field(init=False)
+    memory: PolicyMemory = field(init=False)
+    tables: BackgroundTables = field(init=False)
+    book: DecisionLog = field(init=False)
     first_plan: StoredPlan | None = None
     """The plan that this term began with, as written down."""
     plans: deque[StoredPlan] = field(default_factory=lambda: deque(maxlen=PLANS_KEPT))
@@ -96,11 +96,11 @@ class Deciding:
 
     def __post_init__(self) -> None:
         self.overrides = self.found.overrides
-        self.tuning = Tuning(self.policy, self.picture, self.running.settings, nested(self.fleet.wanted))
-        self.warming = Warming(self.picture, self.tuning, self.sample)
-        self.book = Book(self.running.names.decisions, self.found.number)
+        self.memory = PolicyMemory(self.policy, self.view, self.running.settings, nested(self.fleet.wanted))
+        self.tables = BackgroundTables(self.view, self.memory, self.sample)
+        self.book = DecisionLog(self.running.names.decisions, self.found.number)
         for stored in self.found.plans:
-            self.picture.planned(stored)
+            self.view.planned(stored)
 
     def set_by_people(self, key: str, override: Override | None) -> None:
         """A record of the control topic."""
@@ -117,12 +117,12 @@ class Deciding:
     def _warn_of_none(self, override: Override) -> None:
         """A stage without a replica misses the SLO by the time that its first one takes to start."""
         fewest = override.minimum if override.kind == "limits" else override.value
-        plan, reports = self.picture.plan, self.picture.reports
+        plan, reports = self.view.plan, self.view.reports
         if fewest != 0 or override.subject not in plan.allocations:
             return
         start_up_s = min(
             reports.start_up_s(override.subject, a.hardware)
-            or self.picture.measured.profiles[override.subject, a.hardware].start_up_s
+            or self.view.measured.profiles[override.subject, a.hardware].start_up_s
             for a in plan.allocations[override.subject]
         )
         if start_up_s > plan.slo_s:
@@ -134,7 +134,7 @@ class Deciding:
     def follow_people(self) -> None:
         """Take up what people have set now; what they set for a while lapses by this, too."""
         now_s, loop_s = time.time(), asyncio.get_running_loop().time()
-        self.picture.prices(self.overrides.prices(now_s))
+        self.view.prices(self.overrides.prices(now_s))
         self.fleet.standby = {**self.declared_standby, **self.overrides.standby(now_s)}
         code_s = self.overrides.code_s
         if code_s is not None and code_s > self._code_s:
@@ -153,21 +153,21 @@ class Deciding:
             return
         if self._was_paused:  # what happened meanwhile is no history to decide on
             self._was_paused = False
-            self.tuning.again(nested(self.fleet.wanted))
-        crowded = self.picture.core_use.crowded
+            self.memory.again(nested(self.fleet.wanted))
+        crowded = self.view.core_use.crowded
         if bool(crowded) != self._crowded:
             self._crowded = bool(crowded)
             detail = crowded or "replicas have the cores again that they were planned with"
             replicas = nested(self.fleet.wanted)
             self._decided(self._record(Action.HOLD, Reason.OVERSUBSCRIBED, detail, replicas), replicas)
         # No replica is added to cores that are not there.
-        carried = stock_of_cores(self.fleet.wanted, self.picture.catalogue, 0.0 if crowded else self.cores)
-        stock = {**within(carried, self.room, self.picture.catalogue), **self.overrides.stock(now_s)}
-        seen = self.picture.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
+        carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if crowded else self.cores)
+        stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
+        seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
         if self.began_s is None:
             self.began_s, self.watched_s = now_s, seen.watched_s
         self.asked(now_s, figures_of(seen))
-        decision = self.tuning.step(seen)
+        decision = self.memory.step(seen)
         if decision is not None:
             await self._apply(decision, seen.envelope)
 
@@ -181,8 +181,8 @@ class Deciding:
         if self._decides_from_s is None:
             self._decides_from_s = now_s + self.running.settings.start_timeout_s
         if now_s < self._decides_from_s:
-            seen = self.picture.reports.ready_stages()
-            if self.picture.growth.newest_s is None or seen < self.picture.offsets.keys():
+            seen = self.view.reports.ready_stages()
+            if self.view.growth.newest_s is None or seen < self.view.offsets.keys():
                 return False
             self._decides_from_s = now_s
         return True
@@ -205,7 +205,7 @@ class Deciding:
             applied=action is not Action.HOLD and not self.running.advisory,
         )
 
-    async def propose(self, proposal: Proposal, measured: PipelineProfile) -> None:
+    async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
         if self.held or self.paused or proposal.reason is None or self._crowded:
             self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
@@ -220,9 +220,9 @@ class Deciding:
         replicas = going_over(self.fleet.wanted, proposal.plan)
         record = self._record(Action.REPLAN, proposal.reason, proposal.detail, replicas)
         if record.applied:
-            self.picture.adopt(proposal.plan, measured, windows_of(proposal.plan, self.running.settings))
-            self.tuning.again(replicas)
-            self.warming.planned(proposal.trace if self.sample is not None else None)
+            self.view.adopt(proposal.plan, measured, windows_of(proposal.plan, self.running.settings))
+            self.memory.again(replicas)
+            self.tables.planned(proposal.trace if self.sample is not None else None)
             await self.fleet.want(flat(replicas))
             self.keep_plan(record.time_s, record.reason, record.detail)
         self._decided(record, replicas)
@@ -231,14 +231,14 @@ class Deciding:
         self, record: DecisionRecord, replicas: Mapping[str, Mapping[str, int]], envelope: Sequence[int] = ()
     ) -> None:
         """Report a decision, and have it written down."""
-        self.picture.decided(record)
+        self.view.decided(record)
         fields = {"action": record.action, "reason": record.reason, "replicas": dict(record.replicas)}
         logger.info("%s (%s): %s", record.action, record.reason, record.detail, extra=fields)
         self.on_decision(record)
         self.book.number += 1
-        now_s, ready = asyncio.get_running_loop().time(), dict.fromkeys(self.picture.offsets, 0)
+        now_s, ready = asyncio.get_running_loop().time(), dict.fromkeys(self.view.offsets, 0)
         for (stage, kind), count in self.fleet.wanted.items():
-            ready[stage] += self.picture.working(stage, kind, count)
+            ready[stage] += self.view.working(stage, kind, count)
         self.decisions.append(
             StoredDecision(
                 number=self.book.number,
@@ -250,9 +250,9 @@ class Deciding:
                 detail=record.detail,
                 replicas={stage: dict(kinds) for stage, kinds in replicas.items()},
                 applied=record.applied,
-                arrival_rate=self.picture.traffic.arrival_rate(now_s),
+                arrival_rate=self.view.traffic.arrival_rate(now_s),
                 envelope=[int(n) for n in envelope],
-                lags={stage: sum(history.lags()) for stage, history in self.picture.offsets.items()},
+                lags={stage: sum(history.lags()) for stage, history in self.view.offsets.items()},
                 ready=ready,
             )
         )
@@ -260,12 +260,12 @@ class Deciding:
 
     def keep_plan(self, time_s: float, reason: str, detail: str) -> None:
         """Write down the plan in force."""
-        plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(self.picture.plan))))
+        plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(self.view.plan))))
         controller, term = self.leadership.controller, self.leadership.term
         number = 1 + max((p.number for p in (*self.found.plans, *self.plans)), default=0)
         self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan, number, self.structure))
         self.first_plan = self.first_plan or self.plans[-1]
-        self.picture.planned(self.plans[-1])
+        self.view.planned(self.plans[-1])
         self.book.plan(self.plans[-1])
 
     async def close(self, *, hands_over: bool = False) -> None:

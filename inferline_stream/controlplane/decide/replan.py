@@ -1,4 +1,4 @@
-"""Whether another plan is worth having, from what was recorded and measured: a function of values, run aside."""
+"""Whether another plan is worth having, from what was recorded and measured: a function of values."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inferline_stream.controlplane.log.messages import decode_ticks, merged
+from inferline_stream.controlplane.log.control_records import decode_ticks, merged
 from inferline_stream.controlplane.observe.offset_history import LogGrowth
-from inferline_stream.controlplane.record_decoder import Unreadable
+from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.kafka.controller_client import Followed
@@ -35,7 +35,7 @@ traffic of the same kind would else call the dearer plan back a few minutes late
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class ReplanInputs:
     """What a planning run is given.
 
     Args:
@@ -68,7 +68,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class ReplanResult:
     """What a planning run came to.
 
     Args:
@@ -84,11 +84,11 @@ class Proposal:
     trace: Trace | None = None
 
 
-def replan(inputs: Inputs) -> Proposal:
+def replan(inputs: ReplanInputs) -> ReplanResult:
     """Judge the plan in force on the recorded arrivals, look for a cheaper one, and say which it should be."""
     trace = recorded(inputs.ticks, inputs.source_partitions)
     if len(trace) < FEWEST_EVENTS:
-        return Proposal(None, f"only {len(trace)} arrivals are recorded, a plan needs {FEWEST_EVENTS}")
+        return ReplanResult(None, f"only {len(trace)} arrivals are recorded, a plan needs {FEWEST_EVENTS}")
     stretch = busiest(trace, MOST_EVENTS)
     before = inputs.plan
     p99_s = _quantile_s(inputs, stretch)
@@ -110,7 +110,7 @@ def replan(inputs: Inputs) -> Proposal:
             cores=inputs.cores,
         )
     except Infeasible as error:
-        return Proposal(Reason.PLAN_INFEASIBLE, str(error))
+        return ReplanResult(Reason.PLAN_INFEASIBLE, str(error))
     numbers = (
         f"{len(stretch)} arrivals at {stretch.arrival_rate:.1f}/s: the plan in force costs ${cost:.4f}/h and has a P99 "
         f"of {format_duration(p99_s)}, the cheapest ${plan.cost_per_hour:.4f}/h and "
@@ -118,15 +118,15 @@ def replan(inputs: Inputs) -> Proposal:
     )
     if inputs.slo_s != before.slo_s:
         old, new = format_duration(before.slo_s), format_duration(inputs.slo_s)
-        return Proposal(Reason.LIMIT_CHANGED, f"SLO {new} in place of {old}; {numbers}", plan, stretch)
+        return ReplanResult(Reason.LIMIT_CHANGED, f"SLO {new} in place of {old}; {numbers}", plan, stretch)
     if p99_s > inputs.slo_s:
-        return Proposal(Reason.PLAN_MISSES_SLO, numbers, plan, stretch)
+        return ReplanResult(Reason.PLAN_MISSES_SLO, numbers, plan, stretch)
     if cost - plan.cost_per_hour > inputs.saves_share * cost:
-        return Proposal(Reason.PLAN_SAVES, numbers, plan, stretch)
-    return Proposal(None, numbers)
+        return ReplanResult(Reason.PLAN_SAVES, numbers, plan, stretch)
+    return ReplanResult(None, numbers)
 
 
-def _quantile_s(inputs: Inputs, trace: Trace) -> float:
+def _quantile_s(inputs: ReplanInputs, trace: Trace) -> float:
     """Latency of the plan in force at the objective, on this trace and with these profiles."""
     plan = inputs.plan
     allocations: dict[str, tuple[Allocation, ...]] = {
@@ -150,7 +150,7 @@ def recorded(ticks: Sequence[Followed], partitions: int) -> Trace:
         partitions: of the source topic; records of another number are left out.
     """
     growth = LogGrowth()
-    entries = Unreadable().readable(ticks, decode_ticks)
+    entries = RecordDecoder().decoded(ticks, decode_ticks)
     log = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
     joined = np.concatenate([np.empty(0), *(growth.sample(time_s, ends) for time_s, ends in log)])
     return Trace(joined - joined[0] if joined.size else joined)

@@ -9,12 +9,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from inferline_stream.controlplane.decide.replan import Inputs, Proposal, replan
-from inferline_stream.controlplane.decide.subprocess_call import aside
+from inferline_stream.controlplane.decide.replan import ReplanInputs, ReplanResult, replan
+from inferline_stream.controlplane.decide.subprocess_call import call_in_subprocess
 from inferline_stream.controlplane.log.overrides import Overrides
 from inferline_stream.controlplane.observe.live_profile import Mark, corrected, mark, measured_since
-from inferline_stream.controlplane.observe.pipeline_view import Picture
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Plan
@@ -33,7 +33,7 @@ _LONG_S = 5.0
 
 
 @dataclass(slots=True)
-class Occasions:
+class ReplanOccasions:
     """When to plan. Times are on one clock.
 
     Args:
@@ -77,76 +77,76 @@ class Occasions:
 
 
 @dataclass(slots=True)
-class Planning:
+class ReplanClock:
     """Asks for plans, one at a time, in a process of their own.
 
     Args:
         running: names and settings.
-        picture: the plan in force and what was measured.
+        view: the plan in force and what was measured.
         overrides: what people want now.
         max_batch_sizes: that stages declare.
         take: given each proposal and the profile that it was made with.
         cores: most that all replicas together may have.
     """
 
-    running: Running
-    picture: Picture
+    running: PipelineContext
+    view: PipelineView
     overrides: Callable[[], Overrides]
     max_batch_sizes: Mapping[str, int]
-    take: Callable[[Proposal, PipelineProfile], Awaitable[None]]
+    take: Callable[[ReplanResult, PipelineProfile], Awaitable[None]]
     cores: float = math.inf
-    _occasions: Occasions = field(init=False)
+    _occasions: ReplanOccasions = field(init=False)
     _mark: Mark = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         settings = self.running.settings
-        self._occasions = Occasions(settings.planner_every_s, settings.planner_beyond_s)
-        if self._slo_s() != self.picture.plan.slo_s:  # set by people before this controller led
+        self._occasions = ReplanOccasions(settings.planner_every_s, settings.planner_beyond_s)
+        if self._slo_s() != self.view.plan.slo_s:  # set by people before this controller led
             self._occasions.again(0.0)
 
     async def step(self) -> None:
         """Plan, and hand over what it came to, if there is reason to plan."""
         now_s = asyncio.get_running_loop().time()
-        if self.picture.core_use.crowded:
+        if self.view.core_use.crowded:
             return  # what is measured now is the machine's lack of cores
         if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
             return
-        reports, shape = self.picture.reports, self.picture.shape
-        measured = corrected(self.picture.measured, shape, measured_since(reports, shape.stages, self._mark))
-        proposal = await aside(replan, await self._inputs(measured))
+        reports, shape = self.view.reports, self.view.shape
+        measured = corrected(self.view.measured, shape, measured_since(reports, shape.stages, self._mark))
+        proposal = await call_in_subprocess(replan, await self._inputs(measured))
         logger.info("planned again: %s (%s)", proposal.reason or "the plan stays", proposal.detail)
         if proposal.plan is not None:
             self._mark = mark(reports, shape.stages)
-        elif proposal.reason is None and self._slo_s() != self.picture.plan.slo_s:
+        elif proposal.reason is None and self._slo_s() != self.view.plan.slo_s:
             self._occasions.again(now_s + _AGAIN_S)  # too little has been recorded yet
         await self.take(proposal, measured)
 
     def _slo_s(self) -> float:
-        declared_s = self.picture.declared_slo_s or self.picture.plan.slo_s
+        declared_s = self.view.declared_slo_s or self.view.plan.slo_s
         return self.overrides().slo_s(time.time()) or declared_s
 
     def _beyond(self, now_s: float) -> bool:
-        live = zip(self.picture.windows_s, self.picture.traffic.envelope(now_s), strict=True)
-        return any(count > most_planned(self.picture.plan, w) for w, count in live if w >= _LONG_S)
+        live = zip(self.view.windows_s, self.view.traffic.envelope(now_s), strict=True)
+        return any(count > most_planned(self.view.plan, w) for w, count in live if w >= _LONG_S)
 
     def _set_by_people(self) -> tuple[object, ...]:
         """SLO, prices and stock as people set them."""
         now_s, overrides = time.time(), self.overrides()
         return overrides.slo_s(now_s), overrides.prices(now_s), overrides.stock(now_s)
 
-    async def _inputs(self, measured: PipelineProfile) -> Inputs:
-        picture, settings, now_s = self.picture, self.running.settings, time.time()
+    async def _inputs(self, measured: PipelineProfile) -> ReplanInputs:
+        view, settings, now_s = self.view, self.running.settings, time.time()
         since_s = now_s - settings.planner_recent_s
         async with TopicFollower(self.running.bootstrap_servers, self.running.names.arrivals, since_s) as follower:
             records = await follower.read_to(await follower.end())
-        return Inputs(
-            shape=picture.shape,
+        return ReplanInputs(
+            shape=view.shape,
             measured=measured,
-            plan=picture.plan,
+            plan=view.plan,
             slo_s=self._slo_s(),
-            objective=picture.objective,
+            objective=view.objective,
             catalogue=self._catalogue(now_s),
-            source_partitions=picture.partitions[min(self.running.entries)],
+            source_partitions=view.partitions[min(self.running.entries)],
             max_batch_sizes=self.max_batch_sizes,
             ticks=records,
             saves_share=settings.planner_saves_share,
@@ -156,7 +156,7 @@ class Planning:
 
     def _catalogue(self, now_s: float) -> dict[str, Hardware]:
         stock = self.overrides().stock(now_s)
-        return {name: replace(kind, stock=stock.get(name, kind.stock)) for name, kind in self.picture.catalogue.items()}
+        return {name: replace(kind, stock=stock.get(name, kind.stock)) for name, kind in self.view.catalogue.items()}
 
 
 def most_planned(plan: Plan, window_s: float) -> float:

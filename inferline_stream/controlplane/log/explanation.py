@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.controlplane.log.messages import Override, StoredDecision, StoredPlan, encode
+from inferline_stream.controlplane.log.control_records import Override, StoredDecision, StoredPlan, encode
 from inferline_stream.controlplane.log.overrides import Overrides
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.units import format_duration
-from inferline_stream.planner.document import plan_from_bytes
+from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.tuner.decision import Reason
 
 WORDS: Mapping[Reason, str] = MappingProxyType(
@@ -46,7 +46,7 @@ _BEGINNINGS = {"initial": "the run began", "taken_over": "went on from a control
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class PlanHistory:
     """What is known of a pipeline's plans and decisions.
 
     Args:
@@ -62,7 +62,7 @@ class Story:
     overrides: Overrides
 
 
-def sentences(story: Story, last: int) -> Iterator[str]:
+def sentences(story: PlanHistory, last: int) -> Iterator[str]:
     """The plan in force, how it came about, what people have set, and the newest decisions; a line each.
 
     Args:
@@ -129,7 +129,7 @@ def _of_decision(decision: StoredDecision) -> Iterator[str]:
     yield f"    wanted {wanted}; seen {decision.arrival_rate:.1f} events/s, ready {ready}, lag {lag or 'none'}"
 
 
-def document(story: Story, last: int) -> dict[str, Any]:
+def document(story: PlanHistory, last: int) -> dict[str, Any]:
     """The same for programs."""
     return {
         "pipeline": story.pipeline,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from inferline_stream.controlplane.log.messages import Override
+from inferline_stream.controlplane.log.control_records import Override
 from inferline_stream.tuner.observation import Limits
 
 

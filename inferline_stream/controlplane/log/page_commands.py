@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from inferline_stream.controlplane.log.messages import Override, encode
+from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.observability.page.control import Command, PageControl
 from inferline_stream.pipeline.names import Names

@@ -1,4 +1,4 @@
-"""What comes in: end offsets, committed offsets, reports. Everything ends up in the `Picture`."""
+"""What comes in: end offsets, committed offsets, reports. Everything ends up in the `PipelineView`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from inferline_stream.controlplane.log.journal import Ticks
-from inferline_stream.controlplane.log.messages import decode_ticks
-from inferline_stream.controlplane.observe.end_offsets import Marks
-from inferline_stream.controlplane.observe.pipeline_view import Picture
-from inferline_stream.controlplane.observe.record_timestamps import Stamps
+from inferline_stream.controlplane.log.control_records import decode_ticks
+from inferline_stream.controlplane.log.record_writers import ArrivalLog
+from inferline_stream.controlplane.observe.end_offsets import EndOffsets
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.observe.record_timestamps import SourceTimestamps
 from inferline_stream.controlplane.observe.recovery import arrivals_between
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.reports import PoolReport, decode_report
 from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
 
@@ -40,25 +40,25 @@ _AGENT_SILENT_S = 1.5
 
 
 @dataclass(slots=True)
-class Watching:
+class Collector:
     """Fills a picture.
 
     Args:
         running: names.
-        picture: to fill.
+        view: to fill.
         offsets: reads them.
         ticks: called with every sample of the source topic.
         heard: called with each report that is newer than those before.
         stamps: shows arrivals, where the growth of the source's log does not.
     """
 
-    running: Running
-    picture: Picture
+    running: PipelineContext
+    view: PipelineView
     offsets: OffsetReader
-    ticks: Ticks
+    ticks: ArrivalLog
     heard: Callable[[PoolReport], None]
-    stamps: Stamps | None = None
-    marks: Marks = field(default_factory=Marks)
+    stamps: SourceTimestamps | None = None
+    end_offsets: EndOffsets = field(default_factory=EndOffsets)
     answered_s: float = -1.0
     """When Kafka last answered, on the event loop's clock."""
     _topics: dict[str, int] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Watching:
             Unreachable: Kafka does not answer, or one is missing.
         """
         running = self.running
-        self._topics = {running.topic(stage): n for stage, n in self.picture.partitions.items()}
+        self._topics = {running.topic(stage): n for stage, n in self.view.partitions.items()}
         for topic in (running.sink, running.names.completed):
             self._topics[topic] = await self.offsets.partitions(topic)
 
@@ -95,32 +95,32 @@ class Watching:
         counts: Sequence[int] = ends[running.source]
         if self.stamps is not None:
             counts = self.stamps.counts
-            self.picture.growth.skip(now_s, counts)
-        elif self.picture.growth.gap(now_s):
+            self.view.growth.skip(now_s, counts)
+        elif self.view.growth.gap(now_s):
             await self._fill_gap(now_s, counts)
         else:
-            self.picture.arrivals(now_s, counts)
+            self.view.arrivals(now_s, counts)
         self.ticks.sampled(time.time() * 1e3, counts)
         if everything:
-            for stage, history in self.picture.offsets.items():
+            for stage, history in self.view.offsets.items():
                 history.reached(now_s, ends[running.topic(stage)])
-            self.marks.look(ends[running.source], ends[running.sink], ends[running.names.completed])
+            self.end_offsets.look(ends[running.source], ends[running.sink], ends[running.names.completed])
             out = self._since_start(running.sink, ends)
             if running.delivery == "exactly_once":  # the log also holds each transaction's end
-                out = sum(self.picture.latencies.histogram().counts)
-            self.picture.counts.events_out = out
-            self.picture.counts.completed = self._since_start(running.names.completed, ends)
+                out = sum(self.view.latencies.histogram().counts)
+            self.view.counts.events_out = out
+            self.view.counts.completed = self._since_start(running.names.completed, ends)
 
     async def stamped(self) -> None:
         """Take in the records of the source that have come, waiting a moment for the first."""
         assert self.stamps is not None
         times = await self.stamps.read(0.1)
         now_s, shift_s = asyncio.get_running_loop().time(), asyncio.get_running_loop().time() - time.time()
-        self.picture.arrived(np.minimum(times + shift_s, now_s))
+        self.view.arrived(np.minimum(times + shift_s, now_s))
 
     async def _fill_gap(self, now_s: float, ends: Sequence[int]) -> None:
         """Nobody sampled for a while: the records themselves tell when they came."""
-        growth, shift_s = self.picture.growth, now_s - time.time()
+        growth, shift_s = self.view.growth, now_s - time.time()
         since_s = (growth.newest_s or now_s) - shift_s
         came = await arrivals_between(self.running, growth.ends, ends, since_s, now_s - shift_s)
         grown, sampled_s = list(growth.ends), since_s
@@ -130,7 +130,7 @@ class Watching:
                 sampled_s = time_s
             grown[partition] += 1
         growth.skip(now_s, ends)
-        self.picture.arrived(np.array([time_s for time_s, _ in came]) + shift_s)
+        self.view.arrived(np.array([time_s for time_s, _ in came]) + shift_s)
         gap_s = now_s - shift_s - since_s
         # Nothing is missing and nobody has to act: no warning, least of all from `status` on a busy machine.
         logger.info("no sample of arrivals for %.1f s: %d read from the records", gap_s, len(came))
@@ -141,9 +141,9 @@ class Watching:
 
     async def lags(self) -> None:
         """Read the committed offsets of every stage's group."""
-        for stage, history in self.picture.offsets.items():
+        for stage, history in self.view.offsets.items():
             committed = await self.offsets.committed(
-                self.running.names.group(stage), self.running.topic(stage), self.picture.partitions[stage]
+                self.running.names.group(stage), self.running.topic(stage), self.view.partitions[stage]
             )
             history.committed(asyncio.get_running_loop().time(), committed)
         if (now_s := asyncio.get_running_loop().time()) >= self._look_s:
@@ -152,15 +152,15 @@ class Watching:
 
     async def _look_at_topics(self) -> None:
         """Find out which partitions the topics were given, and where those between stages begin now."""
-        running, picture = self.running, self.picture
+        running, view = self.running, self.view
         found = await self.offsets.existing(self._topics)
-        for stage, history in picture.offsets.items():
+        for stage, history in view.offsets.items():
             topic = running.topic(stage)
             if found.get(topic, 0) > self._topics[topic]:
                 logger.info("topic %s has %d partitions now", topic, found[topic])
-            picture.grow(stage, found.get(topic, 0))
+            view.grow(stage, found.get(topic, 0))
             if stage not in running.entries:
-                history.begin((await self.offsets.begins({topic: picture.partitions[stage]}))[topic])
+                history.begin((await self.offsets.begins({topic: view.partitions[stage]}))[topic])
         self._topics |= {topic: max(count, found.get(topic, 0)) for topic, count in self._topics.items()}
 
     def report_by_agent(self, partition: int, offset: int, value: bytes | None) -> None:
@@ -184,9 +184,9 @@ class Watching:
     def report(self, partition: int, offset: int, value: bytes | None) -> None:
         """Take in one record of the stage-stats topic, unless it has been before."""
         report = self._value(self.running.names.stage_stats, partition, offset, value, decode_report)
-        if report is None or report.stage not in self.picture.offsets:
+        if report is None or report.stage not in self.view.offsets:
             return
-        if self.picture.reports.add(report, asyncio.get_running_loop().time()):
+        if self.view.reports.add(report, asyncio.get_running_loop().time()):
             self.heard(report)
 
     def arrivals(self, partition: int, offset: int, value: bytes | None) -> None:
@@ -198,10 +198,10 @@ class Watching:
         shift_s = now_s - time.time()
         for time_ms, ends in zip(record.times_ms, record.ends, strict=True):
             at_s = time_ms / 1e3 + shift_s
-            known = self.picture.growth.ends
+            known = self.view.growth.ends
             ahead = len(ends) == len(known) and any(end > old for end, old in zip(ends, known, strict=True))
             if ahead and at_s < now_s + _CLOCKS_APART_S:
-                self.picture.arrivals(at_s, [max(end, old) for end, old in zip(ends, known, strict=True)])
+                self.view.arrivals(at_s, [max(end, old) for end, old in zip(ends, known, strict=True)])
 
     def _value(
         self, topic: str, partition: int, offset: int, value: bytes | None, decode: Callable[[bytes], T]
@@ -211,4 +211,4 @@ class Watching:
             return None
         self._next[topic, partition] = offset + 1
         record = Followed(partition, offset, 0, None, value, (), topic)
-        return next((entry.value for entry in self.running.unreadable.readable([record], decode)), None)
+        return next((entry.value for entry in self.running.decoder.decoded([record], decode)), None)

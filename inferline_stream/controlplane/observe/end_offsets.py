@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from inferline_stream.controlplane.observe.event_ledger import Bounds
+from inferline_stream.controlplane.observe.event_ledger import LedgerBegin
 
 VERIFIED = 100_000
 """Newest events that the end of a run looks up by their ids: some seconds to read, and 300 bytes each at most."""
@@ -15,8 +15,8 @@ _APART = VERIFIED // 16
 
 
 @dataclass(slots=True)
-class Marks:
-    """Marks of the newest events, some thousands of events apart; older ones are dropped as new ones come.
+class EndOffsets:
+    """Offsets of the newest events, some thousands of events apart; older ones are dropped as new ones come.
 
     Args:
         verified: events that the marks kept reach back over.
@@ -25,7 +25,7 @@ class Marks:
 
     verified: int = VERIFIED
     apart: int = _APART
-    _marks: deque[Bounds] = field(default_factory=deque)
+    _marks: deque[LedgerBegin] = field(default_factory=deque)
     _results: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     """Ends of the sink and the completed topic at the last look."""
 
@@ -34,12 +34,12 @@ class Marks:
         now, total = (tuple(sink), tuple(completed)), sum(source)
         # Those of the look before: what entered since cannot have got there earlier.
         if self._results is not None and (not self._marks or total - sum(self._marks[-1].source) >= self.apart):
-            self._marks.append(Bounds(tuple(source), *self._results, live=()))
+            self._marks.append(LedgerBegin(tuple(source), *self._results, live=()))
         self._results = now
         while self._marks and total - sum(self._marks[0].source) > self.verified:
             self._marks.popleft()
 
-    def begin(self, since: Bounds, ends: Sequence[int]) -> Bounds:
+    def begin(self, since: LedgerBegin, ends: Sequence[int]) -> LedgerBegin:
         """Where the events begin that are looked up by id: at the run's beginning, if they are few enough.
 
         Args:
@@ -57,7 +57,7 @@ class Marks:
             first = [
                 max(at, end - max(0, end - at) * self.verified // left) for at, end in zip(first, ends, strict=True)
             ]
-        return Bounds(tuple(first), mark.sink, mark.completed, since.live)
+        return LedgerBegin(tuple(first), mark.sink, mark.completed, since.live)
 
 
 def _between(first: Sequence[int], ends: Sequence[int]) -> int:

@@ -1,6 +1,6 @@
 """A run's events, accounted for by their ids: entered, reached the sink, ended without, lost or twice there.
 
-Of a long run these are the newest events (`marks`), so that memory and time stay bounded; the others are counted.
+Of a long run these are the newest events (`end_offsets`), so that memory and time stay bounded; the others are counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.headers import REASON, number, read_headers
 from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
 from inferline_stream.pipeline.names import event_id_prefix
@@ -22,7 +22,7 @@ _LONGEST_NAME = 64
 
 
 @dataclass(slots=True)
-class Ledger:
+class EventLedger:
     """Counts by event id. An id made from topic, partition and offset costs three bytes, another one a string; its
     times cost 20 more.
 
@@ -206,7 +206,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class LedgerBegin:
     """Where a run begins in the topics that its ledger reads: offsets by partition."""
 
     source: tuple[int, ...]
@@ -216,11 +216,11 @@ class Bounds:
     """Of the source: what is before was there already."""
 
 
-Begin = Callable[[Bounds, Sequence[int]], Bounds]
-"""See `Marks.begin`."""
+Begin = Callable[[LedgerBegin, Sequence[int]], LedgerBegin]
+"""See `EndOffsets.begin`."""
 
 
-async def bounds_now(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> Bounds:
+async def ledger_begin(offsets: OffsetReader, running: PipelineContext, partitions: Mapping[str, int]) -> LedgerBegin:
     """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
     first = await _committed(offsets, running, partitions)
     topics = {
@@ -229,18 +229,18 @@ async def bounds_now(offsets: OffsetReader, running: Running, partitions: Mappin
         running.names.completed: await offsets.partitions(running.names.completed),
     }
     ends = await offsets.ends(topics)
-    return Bounds(first, ends[running.sink], ends[running.names.completed], ends[running.source])
+    return LedgerBegin(first, ends[running.sink], ends[running.names.completed], ends[running.source])
 
 
 async def read_ledger(
     offsets: OffsetReader,
-    running: Running,
-    since: Bounds,
+    running: PipelineContext,
+    since: LedgerBegin,
     partitions: Mapping[str, int],
     *,
     to_committed: bool = False,
     begin: Begin | None = None,
-) -> Ledger:
+) -> EventLedger:
     """Read source, sink and completed topic from where the run began to their ends now.
 
     Args:
@@ -267,7 +267,7 @@ async def read_ledger(
     start = since if begin is None else begin(since, ends[running.source])
     began = () if start is since else since.source
     prefix = event_id_prefix(running.source, await offsets.topic_id(running.source))
-    ledger = Ledger(prefix, start.source, ends[running.source], since.live, began)
+    ledger = EventLedger(prefix, start.source, ends[running.source], since.live, began)
     ledger.earlier_out = sum(start.sink) - sum(since.sink)
     ledger.earlier_ended = sum(start.completed) - sum(since.completed)
     for topic, first, take in (
@@ -284,7 +284,7 @@ async def read_ledger(
     return ledger
 
 
-async def _committed(offsets: OffsetReader, running: Running, partitions: Mapping[str, int]) -> tuple[int, ...]:
+async def _committed(offsets: OffsetReader, running: PipelineContext, partitions: Mapping[str, int]) -> tuple[int, ...]:
     """How far every entry stage has come in the source topic."""
     committed = [
         await offsets.committed(running.names.group(stage), running.source, partitions[stage])

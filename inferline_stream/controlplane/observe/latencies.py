@@ -6,9 +6,9 @@ import bisect
 from collections import deque
 from dataclasses import dataclass, field
 
-from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Reports
+from inferline_stream.controlplane.observe.pool_reports import RECENT_S, PoolReports
 from inferline_stream.observability.buckets import latency_bounds_s
-from inferline_stream.observability.state import LatencyHistogram
+from inferline_stream.observability.pipeline_state import LatencyHistogram
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class Latencies:
         slo_s: in force.
     """
 
-    reports: Reports
+    reports: PoolReports
     final: str
     declared_slo_s: float
     slo_s: float

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from inferline_stream.controlplane.observe.pool_reports import Reports
+from inferline_stream.controlplane.observe.pool_reports import PoolReports
 from inferline_stream.controlplane.observe.totals import Batches, Totals, since, slowdown
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths, visited
@@ -49,12 +49,12 @@ class Measured:
     network: tuple[int, float] = (0, 0.0)
 
 
-def mark(reports: Reports, stages: Iterable[str]) -> Mark:
+def mark(reports: PoolReports, stages: Iterable[str]) -> Mark:
     """The present, to measure from."""
     return {stage: reports.total(stage) for stage in stages}
 
 
-def measured_since(reports: Reports, stages: Iterable[str], before: Mark) -> Measured:
+def measured_since(reports: PoolReports, stages: Iterable[str], before: Mark) -> Measured:
     """What replicas did since then, those that have ended included."""
     grown = {stage: since(reports.total(stage), before.get(stage, Totals())) for stage in stages}
     return Measured(

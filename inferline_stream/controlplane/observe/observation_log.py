@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.controlplane.log.messages import ArrivalTicks, decode_ticks, highest
+from inferline_stream.controlplane.log.control_records import ArrivalTicks, decode_ticks, highest
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.kafka.controller_client import TopicFollower
-from inferline_stream.replay.live_looks import Looks
+from inferline_stream.replay.live_observations import LiveObservations
 
 FILE = "looks.npz"
 
@@ -28,7 +28,7 @@ _SAME_S = 1e-3
 
 
 @dataclass(slots=True)
-class Notes:
+class ObservationLog:
     """Sums up records of the arrivals topic, taken in their order: some 20 bytes a tick or step. Times since the epoch.
 
     A deposed controller's ticks of before the newest one add nothing.
@@ -64,14 +64,14 @@ class Notes:
         watched_s: float = 0.0,
         staffed_s: float | None = None,
         sampled: bool = True,
-    ) -> Looks | None:
+    ) -> LiveObservations | None:
         """What they come to; None where the first look is not among them.
 
         Args:
             origin_s: time 0 of the looks.
             asked_from_s: when the policy was first asked; what was before was another controller's.
-            watched_s: see `Looks`.
-            staffed_s: see `Looks`.
+            watched_s: see `LiveObservations`.
+            staffed_s: see `LiveObservations`.
             sampled: whether arrivals were seen by the log's growth, and not each with its own time.
         """
         asked_s = np.sort(np.array(self._asked_s))
@@ -81,7 +81,7 @@ class Notes:
         figures_s = np.array(self._figures_s)
         order = np.argsort(figures_s, kind="stable")
         order = order[figures_s[order] > asked_from_s - _SAME_S]
-        return Looks(
+        return LiveObservations(
             asked_s=_whole(asked_s - origin_s),
             ticks_s=_whole(np.array(self._ticks_s) - origin_s) if sampled else np.empty(0),
             grown=np.array(self._grown) if sampled else np.empty(0, np.int64),
@@ -94,24 +94,24 @@ class Notes:
         )
 
 
-async def read_notes(running: Running, asked_from_s: float) -> Notes:
+async def read_observation_log(running: PipelineContext, asked_from_s: float) -> ObservationLog:
     """All that Kafka still holds since the policy was first asked, and of the traffic just before.
 
     Raises:
         Unreachable: Kafka does not answer.
     """
-    notes = Notes()
+    notes = ObservationLog()
     async with TopicFollower(running.bootstrap_servers, running.names.arrivals, asked_from_s - TRAFFIC_S) as follower:
         async for record in follower.until(await follower.end()):
-            for entry in running.unreadable.readable([record], decode_ticks):
+            for entry in running.decoder.decoded([record], decode_ticks):
                 if entry.value is not None:
                     notes.take(entry.value)
     return notes
 
 
-def write_looks(folder: Path, looks: Looks) -> None:
+def write_observations(folder: Path, looks: LiveObservations) -> None:
     """Beside the other files of a run."""
-    arrays = {name: getattr(looks, name) for name in Looks.__slots__}
+    arrays = {name: getattr(looks, name) for name in LiveObservations.__slots__}
     for name in _TIMES:
         arrays[name] = np.diff(np.rint(arrays[name] * 1e6).astype(np.int64), prepend=0)
     arrays["grown"] = np.diff(arrays["grown"], prepend=0)
@@ -119,7 +119,7 @@ def write_looks(folder: Path, looks: Looks) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def read_looks(folder: Path) -> Looks | None:
+def read_observations(folder: Path) -> LiveObservations | None:
     """A run's looks; None where it left none, as those of earlier releases.
 
     Raises:
@@ -128,7 +128,7 @@ def read_looks(folder: Path) -> Looks | None:
     file = folder / FILE
     try:
         with file.open("rb") as opened, np.load(opened) as arrays:
-            found = {name: arrays[name] for name in Looks.__slots__}
+            found = {name: arrays[name] for name in LiveObservations.__slots__}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -136,7 +136,7 @@ def read_looks(folder: Path) -> Looks | None:
     for name in _TIMES:
         found[name] = np.cumsum(found[name]) / 1e6
     found["grown"] = np.cumsum(found["grown"])
-    return Looks(**found | {name: float(found[name]) for name in ("watched_s", "staffed_s")})
+    return LiveObservations(**found | {name: float(found[name]) for name in ("watched_s", "staffed_s")})
 
 
 def _whole(times_s: NDArray[np.float64]) -> NDArray[np.float64]:

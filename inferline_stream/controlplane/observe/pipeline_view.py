@@ -11,13 +11,13 @@ from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.core_use import CoreUse
-from inferline_stream.controlplane.log.messages import StoredPlan
+from inferline_stream.controlplane.log.control_records import StoredPlan
 from inferline_stream.controlplane.observe.latencies import Latencies
 from inferline_stream.controlplane.observe.offset_history import LogGrowth, OffsetHistory
-from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Reports, StageFigures
+from inferline_stream.controlplane.observe.pool_reports import RECENT_S, PoolReports, StageFigures
 from inferline_stream.controlplane.replica_counts import Replicas, cores_held, cost_per_hour, replicas_of_plan
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.observability.state import (
+from inferline_stream.observability.pipeline_state import (
     DecisionRecord,
     EnvelopeWindow,
     PipelineState,
@@ -30,7 +30,7 @@ from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
-from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
+from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.traffic import Traffic
 
@@ -49,7 +49,7 @@ class Counts:
 
 
 @dataclass(slots=True)
-class Picture:
+class PipelineView:
     """Everything seen of a pipeline. Times are on the controller's clock unless said otherwise.
 
     Args:
@@ -87,7 +87,7 @@ class Picture:
     coarse_peak_per_hour: float | None = None
     """What InferLine's CG-Peak would cost for the sample that the plan was made for."""
     core_use: CoreUse = field(default_factory=CoreUse)
-    reports: Reports = field(init=False)
+    reports: PoolReports = field(init=False)
     offsets: dict[str, OffsetHistory] = field(init=False)
     traffic: Traffic = field(init=False)
     latencies: Latencies = field(init=False)
@@ -99,7 +99,7 @@ class Picture:
     _held: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.reports = Reports(self.shape, self.measured)
+        self.reports = PoolReports(self.shape, self.measured)
         self.offsets = {stage: OffsetHistory(self.partitions[stage]) for stage in self.shape.stages}
         self.traffic = Traffic(self.windows_s)
         self._declared = self.catalogue

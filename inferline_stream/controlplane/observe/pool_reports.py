@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from inferline_stream.actuators.actuator import Way
 from inferline_stream.controlplane.observe.totals import Totals, expected_service_s, slowdown
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
-from inferline_stream.observability.state import IsolationState, NodeState
+from inferline_stream.observability.pipeline_state import IsolationState, NodeState
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 
@@ -89,7 +89,7 @@ def _none(stage: str, hardware: str) -> float:
     return 0.0
 
 
-class Reports:
+class PoolReports:
     """Reports of every dispatcher of a pipeline.
 
     Counters in a report grow from the start of its dispatcher's process, so a lost or repeated report does no harm; an

@@ -16,13 +16,13 @@ from typing import Self
 import numpy as np
 
 from inferline_stream.calculus.envelope_state import Times
-from inferline_stream.controlplane.log.messages import decode_ticks, merged
+from inferline_stream.controlplane.log.control_records import decode_ticks, merged
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.kafka.controller_client import TopicFollower
 
 
-class Stamps:
+class SourceTimestamps:
     """Follows the committed records of the source topic, from a minute and a half ago.
 
     Args:
@@ -33,7 +33,7 @@ class Stamps:
         Unreachable: on entering, Kafka does not answer.
     """
 
-    def __init__(self, running: Running, partitions: int) -> None:
+    def __init__(self, running: PipelineContext, partitions: int) -> None:
         self._running, self._partitions = running, partitions
         self.counts = [0] * partitions
         """Records by partition, counted on from what an earlier controller has written down."""
@@ -46,7 +46,7 @@ class Stamps:
         servers, since_s = self._running.bootstrap_servers, time.time() - TRAFFIC_S
         async with TopicFollower(servers, self._running.names.arrivals, since_s) as follower:
             records = await follower.read_to(await follower.end())
-        entries = self._running.unreadable.readable(records, decode_ticks)
+        entries = self._running.decoder.decoded(records, decode_ticks)
         ticks = [t for t in merged(e.value for e in entries if e.value) if len(t[1]) == self._partitions]
         known_until_s = 0.0
         if ticks:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.controlplane.log.journal import flat
-from inferline_stream.controlplane.log.messages import (
+from inferline_stream.controlplane.log.control_records import (
     PLAN_KEY,
     WANTED_KEY,
     StoredDecision,
@@ -23,13 +22,14 @@ from inferline_stream.controlplane.log.messages import (
     merged,
 )
 from inferline_stream.controlplane.log.overrides import Overrides
+from inferline_stream.controlplane.log.record_writers import flat
 from inferline_stream.controlplane.observe.offset_history import LogGrowth
-from inferline_stream.controlplane.pipeline_context import Running
-from inferline_stream.controlplane.record_decoder import Unreadable
+from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
-from inferline_stream.planner.document import plan_from_bytes
+from inferline_stream.planner.plan_document import plan_from_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Recovered:
     """What the topics of plans, decisions and overrides hold.
 
     Args:
@@ -72,24 +72,24 @@ class Found:
         return None if self.plan is None else plan_from_bytes(bytes(self.plan.plan), "the decisions topic")
 
 
-async def find(bootstrap_servers: str, names: Names, unreadable: Unreadable | None = None) -> Found:
+async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder | None = None) -> Recovered:
     """Read what earlier terms have written.
 
     Args:
         bootstrap_servers: host:port, comma separated.
         names: of the pipeline.
-        unreadable: reads it, and counts what cannot be read.
+        decoder: reads it, and counts what cannot be read.
 
     Raises:
         Unreachable: Kafka does not answer.
     """
-    unreadable = unreadable or Unreadable()
+    decoder = decoder or RecordDecoder()
     plan, wanted = None, None
     decisions: dict[str, StoredDecision] = {}
     plans: dict[str, StoredPlan] = {}
     async with TopicFollower(bootstrap_servers, names.decisions) as follower:
         records = await follower.read_to(await follower.end())
-    for entry in unreadable.readable_by_key(records, decode_stored):
+    for entry in decoder.decoded_by_key(records, decode_stored):
         key, stored = entry.key, entry.value
         if isinstance(stored, StoredPlan):
             if key == PLAN_KEY:
@@ -112,16 +112,16 @@ async def find(bootstrap_servers: str, names: Names, unreadable: Unreadable | No
     overrides = Overrides()
     async with TopicFollower(bootstrap_servers, names.control) as follower:
         records = await follower.read_to(await follower.end())
-        for change in unreadable.readable_by_key(records, decode_override):
+        for change in decoder.decoded_by_key(records, decode_override):
             overrides = overrides.with_record(change.key, change.value)
         control_offset = (await follower.position())[0]
     ordered = tuple(sorted(decisions.values(), key=lambda d: d.number))
     history = tuple(sorted(plans.values(), key=lambda p: p.number))
-    return Found(plan, history, ordered, wanted, overrides, control_offset)
+    return Recovered(plan, history, ordered, wanted, overrides, control_offset)
 
 
-async def find_arrivals(
-    running: Running, offsets: OffsetReader, partitions: int, growth: LogGrowth, since_s: float = TRAFFIC_S
+async def recover_arrivals(
+    running: PipelineContext, offsets: OffsetReader, partitions: int, growth: LogGrowth, since_s: float = TRAFFIC_S
 ) -> Times:
     """Arrival times of the last minutes, on the event loop's clock; ``growth`` goes on from their end.
 
@@ -138,7 +138,7 @@ async def find_arrivals(
     shift_s = asyncio.get_running_loop().time() - began_s
     async with TopicFollower(running.bootstrap_servers, running.names.arrivals, began_s - since_s) as follower:
         records = await follower.read_to(await follower.end())
-    entries = running.unreadable.readable(records, decode_ticks)
+    entries = running.decoder.decoded(records, decode_ticks)
     ticks = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
     if not ticks:
         return np.empty(0)
@@ -156,7 +156,7 @@ async def find_arrivals(
 
 
 async def arrivals_between(
-    running: Running, known: Sequence[int], ends: Sequence[int], since_s: float, now_s: float
+    running: PipelineContext, known: Sequence[int], ends: Sequence[int], since_s: float, now_s: float
 ) -> list[tuple[float, int]]:
     """Time and partition of the source's records between two sets of end offsets, ascending, within that time."""
     missing = [max(0, end - old) for end, old in zip(ends, known, strict=True)]

@@ -14,26 +14,26 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.dataplane.attachments import (
-    MAX_DATAGRAM_BYTES,
-    Attach,
-    Lost,
-    Replace,
-    Retire,
-    Serving,
-    decode_from_supervisor,
-    encode_attachment,
-)
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.feeder import Feeder
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter, new_report
 from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry
 from inferline_stream.dataplane.dispatcher.pool import Pool
-from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, Session
+from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, SlotSession
 from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
+from inferline_stream.dataplane.process_specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
-from inferline_stream.dataplane.specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
+from inferline_stream.dataplane.supervisor_messages import (
+    MAX_DATAGRAM_BYTES,
+    Attach,
+    Replace,
+    ReplicaLost,
+    Retire,
+    Serving,
+    decode_from_supervisor,
+    encode_attachment,
+)
 from inferline_stream.dataplane.tracing import batch_spans
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.batch_mark import BatchWatch
@@ -106,7 +106,7 @@ class Dispatcher:
         self._has_served = False
         self._partitions: dict[str, int] = {}
         self._limits: dict[str, int] = {}
-        self._session: Session | None = None
+        self._session: SlotSession | None = None
         self._filled_s = time.monotonic()
 
     def leave(self, why: str) -> None:
@@ -197,7 +197,7 @@ class Dispatcher:
                 self._feeder.attach(sock, message.replica, message.hardware, message.number, message.node)
             elif isinstance(message, Retire):
                 self._feeder.retire(message.replica)
-            elif isinstance(message, Lost):
+            elif isinstance(message, ReplicaLost):
                 self._feeder.lost(message.replica)
             else:
                 self.leave("stopped")
@@ -325,7 +325,7 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(working, watching, return_exceptions=True)
 
-    async def _begin(self, numbers: range) -> Session:
+    async def _begin(self, numbers: range) -> SlotSession:
         if self._sender.transactional:
             # Voids what anybody has under way: one that served before, or this one before its lease ended. Not done
             # sooner, since it fences the dispatcher that serves.
@@ -340,7 +340,7 @@ class Dispatcher:
             self._report,
             self._limits,
         )
-        session = Session(
+        session = SlotSession(
             self._routes,
             reader=self._reader,
             sender=self._sender,
@@ -380,7 +380,7 @@ class Dispatcher:
                 continue
         return False
 
-    async def _drain(self, session: Session, working: asyncio.Task[None]) -> bool:
+    async def _drain(self, session: SlotSession, working: asyncio.Task[None]) -> bool:
         """Finish what replicas have in hand, send and commit it."""
         self._report.phase = "draining"
         self._reporter.touch()

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Expired, Outcome, Skipped
+from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Outcome, Requeued, Skipped
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DROPPED, LETTERED, REASON, join_headers, letter_headers
 from inferline_stream.dataplane.reports import PoolReport
@@ -106,7 +106,7 @@ class Emitter:
                 self._letters(event, event.records, Failed("Expired", "the event was past its SLO", ""))
             self._complete(event, "expired")
             self._pass_by(event, dead=LETTERED if outcome.to_dead_letters else DROPPED)
-        elif isinstance(outcome, Again):
+        elif isinstance(outcome, Requeued):
             report.events -= 1
             for record in event.records:
                 headers, topic = list(record.headers), self._routes.input_topic

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inferline_stream.dataplane.dispatcher.connection import ReplicaConnection
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.lease import count_calls
 from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
-from inferline_stream.dataplane.dispatcher.session import Session
-from inferline_stream.dataplane.dispatcher.suspects import Lost, Probe
+from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
+from inferline_stream.dataplane.dispatcher.session import SlotSession
+from inferline_stream.dataplane.dispatcher.suspects import LostBatch, Probe
 from inferline_stream.dataplane.frames import Batch, Broken, Call, Failed, Leave, Ready, Results
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.dataplane.tracing import BatchSpans
@@ -86,7 +86,7 @@ class Feeder:
         self._loop = asyncio.get_running_loop()
         self._quarantine = False
         """Whether a replica may be kept for suspects."""
-        self.session: Session | None = None
+        self.session: SlotSession | None = None
         self.hold_s = 0.0
 
     # The pool
@@ -144,7 +144,7 @@ class Feeder:
             member.status.quarantined = member.replica.quarantined
         return [member.status for member in self._members.values()]
 
-    def serve(self, session: Session | None) -> None:
+    def serve(self, session: SlotSession | None) -> None:
         """Hand out this session's events from now on; what is in hand of an earlier one is worth nothing."""
         self.session = session
         for member in self._members.values():
@@ -217,7 +217,7 @@ class Feeder:
         self._report.wait_s += waited_ms / 1e3
         member.connection.send(Batch(session.epoch, member.hand.batch, payloads))
 
-    def _feed_quarantine(self, session: Session, now_s: float) -> None:
+    def _feed_quarantine(self, session: SlotSession, now_s: float) -> None:
         """Run the next suspect alone, on the one replica that runs suspects; free it once there are none."""
         pool, suspects = self._pool, session.suspects
         self._quarantine = len(suspects) > 0
@@ -336,11 +336,11 @@ class Feeder:
         self._changed()
         self.kick()
 
-    def _judge(self, session: Session, hand: Hand, replica: PooledReplica, why: str, *, memory: bool) -> None:
+    def _judge(self, session: SlotSession, hand: Hand, replica: PooledReplica, why: str, *, memory: bool) -> None:
         now_s = self._loop.time()
         if hand.probe:
             session.suspects.probe_killed(now_s)
-            self._follow(session, Lost())
+            self._follow(session, LostBatch())
             return
         session.returned(hand.events)
         passed, alone = replica.passed, hand.alone
@@ -349,7 +349,7 @@ class Feeder:
             session.suspects.lost(hand.events, alone=alone, memory=memory, passed=passed, now_s=now_s, cause=why),
         )
 
-    def _follow(self, session: Session, lost: Lost) -> None:
+    def _follow(self, session: SlotSession, lost: LostBatch) -> None:
         for events in reversed(lost.again):
             session.queue.put_back(events, lost.limit)
         for event, reason in lost.condemned:

@@ -10,10 +10,10 @@ from typing import Any
 from inferline_stream.dataplane.dispatcher.clock_lead import ClockLead
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
-from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Skipped
+from inferline_stream.dataplane.dispatcher.outcomes import Dead, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.frames import Failed
-from inferline_stream.dataplane.headers import LATEST_MS, Found, event_headers, read_headers, timestamp_us
+from inferline_stream.dataplane.headers import LATEST_MS, ReadHeaders, event_headers, read_headers, timestamp_us
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.record_size import record_bytes
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 RECORD_OVERHEAD_BYTES = 600
 """What a record costs in memory beyond key, value and headers; above what Kafka adds to it, too."""
 
-Ending = Failed | Skipped | Dead | Again
+Ending = Failed | Skipped | Dead | Requeued
 
 
 class Intake:
@@ -117,12 +117,12 @@ class Intake:
         if self._routes.stage not in self._routes.ordered:
             parts = partition.join.withdraw(offset)
             if parts is not None:
-                self._ended(self._joined(partition, parts), Again())
+                self._ended(self._joined(partition, parts), Requeued())
         elif (parts := partition.join.waiting_at(offset)) is not None:
             partition.join.give_up(parts, self._clock_s())
             self.give_up(partition, parts, "so many later events are complete that a commit cannot hold them all")
 
-    def _is_foreign(self, found: Found) -> bool:
+    def _is_foreign(self, found: ReadHeaders) -> bool:
         """Whether another topology wrote the record; who sends one again has decided that it is still of use."""
         return found.version is not None and not self._is_entry and not found.replay
 
@@ -133,7 +133,7 @@ class Intake:
             if found.event_id is not None:
                 partition.join.finished(found.event_id, self._clock_s(), found.replay)
 
-    def _event(self, partition: Partition, record: Any, found: Found) -> Event:
+    def _event(self, partition: Partition, record: Any, found: ReadHeaders) -> Event:
         routes = self._routes
         event_id = found.event_id or self._place(record)
         entry_us, arrived_ms, taken_ms = self._times(partition, record, found)
@@ -154,7 +154,7 @@ class Intake:
             found.replay > 0,
         )
 
-    def _times(self, partition: Partition, record: Any, found: Found) -> tuple[int, int, int]:
+    def _times(self, partition: Partition, record: Any, found: ReadHeaders) -> tuple[int, int, int]:
         """Return when a record's event entered the pipeline, in µs, and when it arrived and is taken in, in ms.
 
         Its writer says when the first two were. Nothing enters or arrives after it is taken in, and Kafka appends in
@@ -198,7 +198,7 @@ class Intake:
             (record,),
         )
 
-    def _gather(self, partition: Partition, record: Any, found: Found) -> None:
+    def _gather(self, partition: Partition, record: Any, found: ReadHeaders) -> None:
         assert partition.join is not None
         if found.event_id is None:
             self._ended(self._event(partition, record, found), Failed("NoEventId", "the record names no event", ""))
@@ -267,7 +267,7 @@ def _size_bytes(key: bytes | None, value: bytes, headers: Any) -> int:
     return size_bytes
 
 
-def _foreign(found: Found, routes: Routes) -> Failed:
+def _foreign(found: ReadHeaders, routes: Routes) -> Failed:
     wrote, reads = (found.version or b"").decode("utf-8", "replace"), routes.version.decode()
     why = f"written by version {wrote} of the pipeline, this is {reads}; send it again if it is still of use"
     return Failed("OtherTopology", why, "")

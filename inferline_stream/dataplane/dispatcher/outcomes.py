@@ -24,8 +24,8 @@ class Expired(msgspec.Struct, frozen=True):
     to_dead_letters: bool
 
 
-class Again(msgspec.Struct, frozen=True):
+class Requeued(msgspec.Struct, frozen=True):
     """Parts of a join's event that hold up their partition: they are appended at its end again."""
 
 
-Outcome = Done | Failed | Skipped | Dead | Expired | Again
+Outcome = Done | Failed | Skipped | Dead | Expired | Requeued

@@ -12,9 +12,9 @@ from typing import Any
 
 import uvloop
 
-from inferline_stream.dataplane.attachments import MAX_DATAGRAM_BYTES
 from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
-from inferline_stream.dataplane.specs import EXIT_FAILED, decode_dispatcher_spec
+from inferline_stream.dataplane.process_specs import EXIT_FAILED, decode_dispatcher_spec
+from inferline_stream.dataplane.supervisor_messages import MAX_DATAGRAM_BYTES
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.isolation.seal import seal
@@ -29,7 +29,7 @@ def main(channel: socket.socket, names: socket.socket | None = None) -> int:
 
     Args:
         channel: to the supervisor, SOCK_SEQPACKET; the spec is the first datagram, with the descriptor of the mark.
-        names: where addresses of hosts are asked for once it is sealed; see `isolation.names`.
+        names: where addresses of hosts are asked for once it is sealed; see `isolation.name_service`.
     """
     log_to_stderr_plainly()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)

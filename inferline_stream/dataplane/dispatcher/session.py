@@ -65,7 +65,7 @@ class Sender(Protocol):
         """Make a group's offsets part of the transaction, and commit it."""
 
 
-class Session:
+class SlotSession:
     """Moves the records of a slot's partitions through the stage.
 
     Args:

@@ -39,7 +39,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class LostBatch:
     """What becomes of a lost batch. Events that it names nowhere are suspects now; their keys stay taken."""
 
     again: list[list[Event]] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Suspects:
 
     def lost(
         self, events: Sequence[Event], *, alone: bool, memory: bool, passed: bool, now_s: float, cause: str = ""
-    ) -> Lost:
+    ) -> LostBatch:
         """Return what becomes of a batch whose replica is gone.
 
         Args:
@@ -110,12 +110,12 @@ class Suspects:
         """
         if memory and len(events) > 1:
             limit = (len(events) + 1) // 2
-            return Lost([list(events[:limit]), list(events[limit:])], limit)
+            return LostBatch([list(events[:limit]), list(events[limit:])], limit)
         suspect = self._running if alone else None
         if suspect is not None:
             self._running = None
             if suspect.dropped:
-                return Lost()
+                return LostBatch()
         elif len(events) == 1:
             suspect = _Suspect(events[0], _Case())
             self._suspects.append(suspect)
@@ -124,19 +124,19 @@ class Suspects:
             self._suspects += [_Suspect(event, case) for event in events]
             if self._suspicious(now_s) and not passed:
                 self._back_off(now_s, "replicas end before they finish anything")
-            return Lost()
+            return LostBatch()
         event, case = suspect.event, suspect.case
         event.kills += 1
         if passed and (event.kills >= KILLS or case.convicted):
             self._suspects.remove(suspect)
             case.convicted = True
-            return Lost(condemned=[(event, _verdict(event.kills, cause))])
+            return LostBatch(condemned=[(event, _verdict(event.kills, cause))])
         if not passed and (event.kills >= KILLS or self._sample is None or self._suspicious(now_s)):
             unknown = "" if self._sample is not None else ", and no event is known that the stage processes"
             self._back_off(now_s, f"replicas end before they finish anything{unknown}")
-        return Lost()
+        return LostBatch()
 
-    def late(self, events: Sequence[Event]) -> Lost:
+    def late(self, events: Sequence[Event]) -> LostBatch:
         """Return what becomes of a batch that passed its first deadline while other replicas serve.
 
         It runs again elsewhere. If it holds an event that was late before, its events are suspects instead, so that an
@@ -145,10 +145,10 @@ class Suspects:
         if any(event.late for event in events):
             case = _Case()
             self._suspects += [_Suspect(event, case) for event in events]
-            return Lost()
+            return LostBatch()
         for event in events:
             event.late = True
-        return Lost([list(events)])
+        return LostBatch([list(events)])
 
     def next(self, replica_passed: bool, now_s: float, *, yields: bool = False) -> Event | Probe | None:
         """Return what the quarantined replica runs now; None while it runs something, or should serve the queue.

@@ -37,10 +37,10 @@ from inferline_stream.dataplane.frames import (
     encode_frame,
     to_replica,
 )
-from inferline_stream.dataplane.replica.link import Link, StandardStreams
+from inferline_stream.dataplane.process_specs import ReplicaSpec, decode_replica_spec
+from inferline_stream.dataplane.replica.dispatcher_link import DispatcherLink, StandardStreams
 from inferline_stream.dataplane.replica.stage_call import OutOfMemory, StageCall
 from inferline_stream.dataplane.replica.stage_code import StageCode
-from inferline_stream.dataplane.specs import ReplicaSpec, decode_replica_spec
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError, StageFailed
 from inferline_stream.isolation.confinement import confined
@@ -109,11 +109,13 @@ def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[Process
 class _Server:
     """Answers batches, from one dispatcher at a time."""
 
-    def __init__(self, process: Process, ready: Ready, channel: socket.socket | None, link: Link | None) -> None:
+    def __init__(
+        self, process: Process, ready: Ready, channel: socket.socket | None, link: DispatcherLink | None
+    ) -> None:
         self._process = process
         self._ready = ready
         self._channel = channel
-        self._link: Link | None = None
+        self._link: DispatcherLink | None = None
         self._frames = to_replica()
         self._poll = select.poll()
         if channel is not None:
@@ -147,7 +149,7 @@ class _Server:
             return None
         return 0 if not data or json.loads(data).get("type") == "leave" else None
 
-    def _connect(self, link: Link) -> None:
+    def _connect(self, link: DispatcherLink) -> None:
         """Serve another dispatcher from now on."""
         self._disconnect()
         self._link, self._frames = link, to_replica()
@@ -160,7 +162,7 @@ class _Server:
             self._link.close()
             self._link = None
 
-    def _receive(self, link: Link) -> int | None:
+    def _receive(self, link: DispatcherLink) -> int | None:
         try:
             data = link.recv(_CHUNK_BYTES)
             if not data:

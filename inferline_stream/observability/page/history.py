@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from threading import Event
 
-from inferline_stream.observability.state import PipelineState
+from inferline_stream.observability.pipeline_state import PipelineState
 
 KEPT_S = 600
 EVERY_S = 1.0

@@ -14,11 +14,11 @@ from threading import BoundedSemaphore, Event, Thread
 import msgspec
 
 from inferline_stream.errors import InferlineError, UsageError
-from inferline_stream.observability.hosts import is_ours
+from inferline_stream.observability.allowed_hosts import is_ours
 from inferline_stream.observability.page.control import PageControl, read_command
 from inferline_stream.observability.page.history import EVERY_S, KEPT_S, Sample, keep
 from inferline_stream.observability.page.snapshot import Arrows, snapshot
-from inferline_stream.observability.state import PipelineState
+from inferline_stream.observability.pipeline_state import PipelineState
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from inferline_stream.observability.state import PipelineState
+from inferline_stream.observability.pipeline_state import PipelineState
 
 Arrows = Sequence[tuple[str, str, bool]]
 """Edges of the DAG: (parent, child, conditional)."""

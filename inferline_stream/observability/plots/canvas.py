@@ -64,7 +64,7 @@ _STYLE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LineStyle:
     """How one line of several is drawn."""
 
     colour: str
@@ -73,17 +73,17 @@ class Look:
 
 
 _LOOKS = (
-    Look(BLUE, "-", "o"),
-    Look(VERMILION, "--", "s"),
-    Look(GREEN, "-.", "^"),
-    Look(PURPLE, ":", "D"),
-    Look(ORANGE, "-", "v"),
-    Look(SKY, "--", "P"),
-    Look(QUIET, "-.", "X"),
+    LineStyle(BLUE, "-", "o"),
+    LineStyle(VERMILION, "--", "s"),
+    LineStyle(GREEN, "-.", "^"),
+    LineStyle(PURPLE, ":", "D"),
+    LineStyle(ORANGE, "-", "v"),
+    LineStyle(SKY, "--", "P"),
+    LineStyle(QUIET, "-.", "X"),
 )
 
 
-def looks() -> Iterator[Look]:
+def line_styles() -> Iterator[LineStyle]:
     """Looks for one line after the other; after seven they repeat."""
     return itertools.cycle(_LOOKS)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from inferline_stream.observability.plots.canvas import INK, LINE, drawing, looks
+from inferline_stream.observability.plots.canvas import INK, LINE, drawing, line_styles
 from inferline_stream.pipeline.plan import Plan
-from inferline_stream.planner.explain import CurvePoint
+from inferline_stream.planner.plan_explanation import CurvePoint
 
 
 def draw_cost_curve(
@@ -26,7 +26,7 @@ def draw_cost_curve(
     """
     with drawing(file, [3.4], title=title) as [[axes]]:
         dearest = 0.0
-        for (name, points), look in zip(curves.items(), looks(), strict=False):
+        for (name, points), look in zip(curves.items(), line_styles(), strict=False):
             feasible = [(point.slo_s * 1e3, point.plan) for point in points if point.plan is not None]
             slos_ms = [slo_ms for slo_ms, _ in feasible]
             costs = [plan.cost_per_hour for _, plan in feasible]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inferline_stream.observability.plots.canvas import drawing, looks
+from inferline_stream.observability.plots.canvas import drawing, line_styles
 from inferline_stream.pipeline.profile import PipelineProfile
 
 
@@ -24,7 +24,7 @@ def draw_profiles(file: Path, measured: PipelineProfile, stages: Sequence[str], 
     """
     with drawing(file, [1.9] * len(stages), columns=2, title=title) as rows:
         for stage, (throughput, service) in zip(stages, rows, strict=True):
-            for kind, look in zip(measured.hardware_of(stage), looks(), strict=False):
+            for kind, look in zip(measured.hardware_of(stage), line_styles(), strict=False):
                 times = measured.profiles[stage, kind].service_times
                 sizes = [entry.batch_size for entry in times]
                 line: dict[str, Any] = {

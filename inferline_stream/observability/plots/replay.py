@@ -10,7 +10,7 @@ import numpy as np
 
 from inferline_stream.calculus.envelope import trace_envelope
 from inferline_stream.estimator.quantile import quantile_s
-from inferline_stream.observability.plots.canvas import BAD, BLUE, QUIET, Target, drawing, looks, plain_log
+from inferline_stream.observability.plots.canvas import BAD, BLUE, QUIET, Target, drawing, line_styles, plain_log
 from inferline_stream.pipeline.plan import Plan, replicas_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.outcome import Outcome
@@ -77,7 +77,7 @@ def _arrivals(axes: Axes, outcome: Outcome, plan: Plan, scale: float) -> None:
 
 def _replicas(axes: Axes, outcome: Outcome, plan: Plan, scale: float) -> None:
     times = [0.0, *(max(0.0, step.time_s) for step in outcome.steps), outcome.duration_s]
-    for stage, look in zip(plan.allocations, looks(), strict=False):
+    for stage, look in zip(plan.allocations, line_styles(), strict=False):
         held = [replicas_of(plan.allocations[stage])]
         for step in outcome.steps:
             wanted: Mapping[str, int] | None = step.replicas.get(stage)
@@ -100,7 +100,7 @@ def _latencies(axes: Axes, outcome: Outcome, scale: float) -> None:
     edges = np.searchsorted(bins, np.arange(bins.max(initial=0) + 2))
     filled = [at for at in range(edges.size - 1) if edges[at + 1] > edges[at]]
     middles = [(at + 0.5) * bin_s / scale for at in filled]
-    for share, look in zip((0.5, 0.99), looks(), strict=False):
+    for share, look in zip((0.5, 0.99), line_styles(), strict=False):
         values = [quantile_s(latency_s[edges[at] : edges[at + 1]], share) * 1e3 for at in filled]
         axes.plot(middles, values, label=f"P{share * 100:g}", color=look.colour, linestyle=look.dashes)
     axes.axhline(outcome.slo_s * 1e3, color=BAD, linestyle=":", label=f"SLO: {outcome.slo_s * 1e3:g} ms")
@@ -129,7 +129,7 @@ def draw_envelope(axes: Axes, plan: Plan, others: Mapping[str, tuple[tuple[float
     windows_s = [window_s for window_s, _ in plan.envelope]
     planned = [count / window_s for window_s, count in plan.envelope]
     axes.plot(windows_s, planned, color=QUIET, linestyle="--", marker="s", label="the plan's sample")
-    for (name, envelope), look in zip(others.items(), looks(), strict=False):
+    for (name, envelope), look in zip(others.items(), line_styles(), strict=False):
         rates = [count / window_s for window_s, count in envelope]
         axes.plot([w for w, _ in envelope], rates, color=look.colour, marker=look.mark, label=name)
         if len(rates) == len(planned):

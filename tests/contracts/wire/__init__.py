@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 
 import inferline_stream
-from inferline_stream.controlplane.log.messages import ArrivalTicks, Override, StoredDecision, StoredPlan
-from inferline_stream.dataplane.attachments import Attach, Lost, Replace, Retire, Serving, Stop
+from inferline_stream.controlplane.log.control_records import ArrivalTicks, Override, StoredDecision, StoredPlan
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
@@ -31,10 +30,11 @@ from inferline_stream.dataplane.frames import (
     encode_frame,
 )
 from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat
-from inferline_stream.dataplane.posts import Posting
+from inferline_stream.dataplane.host_postings import Posting
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.pipeline.hardware import Hardware
@@ -140,7 +140,7 @@ FILLED: tuple[Any, ...] = (
     Posting("p-a-dispatcher-5f", DispatcherSpec("a-0-5f", 0, ROUTES, "kafka:9092"), 2),
     Attach("a-cpu-1-0", "cpu-1", 1, "n-2"),
     Retire("a-cpu-1-0"),
-    Lost("a-cpu-1-0"),
+    ReplicaLost("a-cpu-1-0"),
     Stop(),
     Serving(),
     Replace("a-cpu-1-0", "why"),

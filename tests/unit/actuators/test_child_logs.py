@@ -11,7 +11,7 @@ import pytest
 from inferline_stream.actuators import child_logs
 from inferline_stream.actuators.child_logs import cut_log
 from inferline_stream.actuators.children import Children
-from inferline_stream.dataplane.specs import ReplicaSpec
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware
 
 DOUBLES = Path(__file__).parents[2] / "contracts"

@@ -16,7 +16,7 @@ import pytest
 from inferline_stream.actuators.devices import Device, carries, devices_for
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.actuators.nvml import devices, used_bytes
-from inferline_stream.dataplane.specs import ReplicaSpec
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.profiler.machine import Machine, why_not_here
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
-from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.dataplane.process_specs import DispatcherSpec
 from tests.unit.dataplane.dispatcher.doubles import routes
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.pipeline.hardware import Hardware
@@ -175,7 +175,10 @@ async def pool(root: Path, **arguments: Any) -> tuple[LocalActuator, str]:
     topology = root / "topology.py"
     topology.write_text(TOPOLOGY)
     local = LocalActuator(
-        root / "logs", drain_timeout_s=5.0, dispatcher_module="inferline_stream.testing.dispatcher", **arguments
+        root / "logs",
+        drain_timeout_s=5.0,
+        dispatcher_module="inferline_stream.testing.stand_in_dispatcher",
+        **arguments,
     )
     routes = routes_of(load_topology(topology), "work")
     await local.know({("work", "kind"): spec(str(topology), "work", cores=0)})

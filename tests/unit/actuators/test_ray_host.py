@@ -14,9 +14,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from inferline_stream.actuators.ray import RayActors, RayProcess
 from inferline_stream.actuators.ray_host import Host, Terms, Where
-from inferline_stream.dataplane.attachments import Attach, Lost, Replace, encode_attachment
 from inferline_stream.dataplane.frames import Batch, Leave, Ready, Results, encode_frame, to_dispatcher, to_replica
-from inferline_stream.dataplane.specs import EXIT_FENCED
+from inferline_stream.dataplane.process_specs import EXIT_FENCED
+from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, encode_attachment
 
 DEADLINE_S = 20.0
 TERMS = Terms("replica", "", "same", "me", "", "", "", 60.0, 1.0)
@@ -131,7 +131,7 @@ async def test_a_way_that_breaks_blames_nobody_and_has_the_replica_replaced(pair
     async with asyncio.timeout(DEADLINE_S):
         while not pair.dispatcher.heard:
             await asyncio.sleep(0.001)
-    assert pair.dispatcher.heard == [Lost("r")]
+    assert pair.dispatcher.heard == [ReplicaLost("r")]
     (message,) = pair.messages()
     assert isinstance(message, Replace)
     assert message.replica == "r"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from inferline_stream.actuators.relay import Relay
 from inferline_stream.dataplane.frames import Batch, Done, Ready, Results, ToDispatcher, encode_frame, to_dispatcher
-from inferline_stream.dataplane.specs import ReplicaSpec, encode_spec
+from inferline_stream.dataplane.process_specs import ReplicaSpec, encode_spec
 from inferline_stream.pipeline.hardware import Hardware
 
 DEADLINE_S = 20.0

@@ -14,8 +14,8 @@ import pytest
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ReplicaExit
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.supervisor import Supervisor
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.dataplane.specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
@@ -50,7 +50,7 @@ class Host:
         self.topology.write_text(TOPOLOGY)
         self.isolation = isolation
         self.supervisor = Supervisor(
-            partial(Children, self.logs, dispatcher_module="inferline_stream.testing.dispatcher"),
+            partial(Children, self.logs, dispatcher_module="inferline_stream.testing.stand_in_dispatcher"),
             drain_timeout_s=10.0,
             kill_after_s=0.5,
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inferline_stream.actuators.supervisor_calls import Dispatch, Hello
 from inferline_stream.actuators.supervisor_process import _Process
-from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.dataplane.process_specs import DispatcherSpec
 from tests.unit.dataplane.dispatcher.doubles import routes
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.baselines.coarse import Coarse, peak_rate, unit, units_for
-from inferline_stream.baselines.seen import PipelineSeen
+from inferline_stream.baselines.rule_inputs import PipelineSeen
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 from inferline_stream.pipeline.trace import Trace

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inferline_stream.baselines.ds2 import Ds2
-from inferline_stream.baselines.seen import StageSeen
+from inferline_stream.baselines.rule_inputs import StageSeen
 
 
 def seen(replicas: int, arrival: float, processed: float, busy: float) -> StageSeen:

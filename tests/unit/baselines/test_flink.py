@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inferline_stream.baselines.flink import Flink, Memory, Rates, aligned
-from inferline_stream.baselines.seen import PipelineSeen, StageSeen
+from inferline_stream.baselines.flink import Flink, FlinkMemory, Rates, aligned
+from inferline_stream.baselines.rule_inputs import PipelineSeen, StageSeen
 
 
 def look(time_s: float, replicas: int = 4, arrival: float = 100.0, busy: float = 0.9, lag: float = 0.0) -> PipelineSeen:
@@ -63,7 +63,7 @@ def test_a_vertex_within_its_utilization_bounds_is_left_alone():
 
 
 def test_replicas_go_an_hour_after_they_were_first_wished_away():
-    rule, memory, gone_s = Flink(), Memory(), None
+    rule, memory, gone_s = Flink(), FlinkMemory(), None
     for minute in range(1, 120):
         memory, wanted = rule.step(memory, look(60.0 * minute, replicas=8, busy=0.2))
         if wanted["a"] != 8:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inferline_stream.baselines.hpa import Behavior, HpaCpu, Recommended, followed
-from inferline_stream.baselines.seen import StageSeen
+from inferline_stream.baselines.rule_inputs import StageSeen
 
 
 def seen(time_s: float, replicas: int, cpu: float, ready: int | None = None, busy: float = 0.0) -> StageSeen:

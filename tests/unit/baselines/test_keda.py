@@ -6,7 +6,7 @@ import pytest
 
 from inferline_stream.baselines.hpa import Behavior
 from inferline_stream.baselines.keda import Keda
-from inferline_stream.baselines.seen import StageSeen
+from inferline_stream.baselines.rule_inputs import StageSeen
 
 
 def seen(time_s: float, replicas: int, lags: tuple[int, ...], committed: tuple[int, ...] = ()) -> StageSeen:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.baselines.ray_serve import Memory, RayServe
-from inferline_stream.baselines.seen import StageSeen
+from inferline_stream.baselines.ray_serve import RayServe, RayServeMemory
+from inferline_stream.baselines.rule_inputs import StageSeen
 
 RAYS = Path(__file__).with_name("_ray_policy.py")
 STEPS = 100_000
@@ -41,7 +41,7 @@ def random_case(rng: random.Random) -> dict:
 
 def ours(case: dict) -> list[int]:
     rule = RayServe(**case["rule"])
-    memory, target, targets = Memory(), max(1, rule.minimum), []
+    memory, target, targets = RayServeMemory(), max(1, rule.minimum), []
     for now, ongoing, apart in case["steps"]:
         memory, wanted = rule.decided(memory, now, ongoing, max(0, target + apart), target)
         target = min(max(wanted, rule.minimum), rule.maximum)

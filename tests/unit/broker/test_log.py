@@ -7,9 +7,9 @@ from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferline_stream.broker.batch import Batch
 from inferline_stream.broker.log import PartitionLog
-from inferline_stream.broker.settings import TopicSettings
+from inferline_stream.broker.record_batch import RecordBatch
+from inferline_stream.broker.topic_settings import TopicSettings
 
 NOON_MS = 1_700_000_000_000
 ROLLS_AT_ONCE = {"segment_ms": 0, "min_cleanable_dirty_ratio": 0.0}
@@ -28,7 +28,7 @@ def batch(*pairs, timestamp_ms=NOON_MS, producer=(-1, -1, -1), transactional=Fal
     )
     for offset, (key, value) in enumerate(pairs):
         builder.append(offset=offset, timestamp=timestamp_ms, key=key, value=value, headers=[])
-    return Batch.parse(bytes(builder.build()))
+    return RecordBatch.parse(bytes(builder.build()))
 
 
 def read(log, offset=None, *, committed=False, max_bytes=10**9, at_least_one=True):

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from inferline_stream.cli.frame import Verbs
+from inferline_stream.cli.command_group import CommandGroup
 from inferline_stream.cli.main import app
 from inferline_stream.errors import (
     GateFailed,
@@ -24,7 +24,7 @@ HEAVY = ("numpy", "aiokafka", "numba", "faust", "uvloop", "prometheus_client")
 
 
 def failing(error: BaseException) -> typer.Typer:
-    commands = typer.Typer(cls=Verbs, pretty_exceptions_enable=False)
+    commands = typer.Typer(cls=CommandGroup, pretty_exceptions_enable=False)
 
     @commands.callback()
     def options() -> None: ...
@@ -84,7 +84,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 from typer.testing import CliRunner
-from inferline_stream.cli.frame import Verbs
+from inferline_stream.cli.command_group import CommandGroup
 from inferline_stream.cli.main import app
 result = CliRunner().invoke(app, ["--help"])
 assert result.exit_code == 0, result.output

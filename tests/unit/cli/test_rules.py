@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from inferline_stream.cli.main import app
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.observability.rules import Target, rules_document, rules_yaml
+from inferline_stream.observability.alert_rules import Target, rules_document, rules_yaml
 
 MINIMAL = Path(__file__).parents[3] / "topologies" / "minimal" / "topology.py"
 

@@ -4,7 +4,7 @@ from io import StringIO
 from rich.console import Console
 
 from inferline_stream.cli.screen import isolation_words, stages_table
-from inferline_stream.observability.state import IsolationState
+from inferline_stream.observability.pipeline_state import IsolationState
 from tests.unit.observability.states import a_state
 
 SEALED = IsolationState("sandbox", 2, 2, 7, (9092,), 76, {})

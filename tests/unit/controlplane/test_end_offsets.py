@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from inferline_stream.controlplane.observe import event_ledger as accounts
-from inferline_stream.controlplane.observe.end_offsets import VERIFIED, Marks
-from inferline_stream.controlplane.observe.event_ledger import Bounds, Ledger, read_ledger
+from inferline_stream.controlplane.observe.end_offsets import VERIFIED, EndOffsets
+from inferline_stream.controlplane.observe.event_ledger import EventLedger, LedgerBegin, read_ledger
 from inferline_stream.dataplane.headers import REASON
 from inferline_stream.kafka.controller_client import Followed
-from inferline_stream.observability.state import LatencyHistogram, PipelineState
+from inferline_stream.observability.pipeline_state import LatencyHistogram, PipelineState
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
 from inferline_stream.runs.report import RunReport, run_report
 from tests.unit.observability.states import SLO_S, a_state
 
 NAMES = Names("p")
-START = Bounds((0, 0), (0,), (0,), live=(0, 0))
+START = LedgerBegin((0, 0), (0,), (0,), live=(0, 0))
 
 
 class Topics:
@@ -78,7 +78,9 @@ class Topics:
         return Follower()
 
 
-def report_of(topics: Topics, monkeypatch: pytest.MonkeyPatch, *, marks: Marks, every: int) -> tuple[RunReport, Ledger]:
+def report_of(
+    topics: Topics, monkeypatch: pytest.MonkeyPatch, *, marks: EndOffsets, every: int
+) -> tuple[RunReport, EventLedger]:
     for entered in range(0, topics.events + 1, every):
         marks.look(*topics.ends(entered, max(0, entered - 50)))  # fifty are always under way
     whole = topics.ends(topics.events, topics.events)
@@ -112,7 +114,7 @@ def quiet() -> PipelineState:
 @pytest.mark.parametrize("events", [0, 999, 1000, 1001, 20_011])
 def test_a_long_run_is_verified_at_its_end_and_counted_before(monkeypatch, events: int, own_ids: bool) -> None:
     topics = Topics(events, own_ids=own_ids)
-    report, ledger = report_of(topics, monkeypatch, marks=Marks(1000, 60), every=25)
+    report, ledger = report_of(topics, monkeypatch, marks=EndOffsets(1000, 60), every=25)
     assert (report.lost, report.unaccounted, report.duplicated, report.unknown) == (0, 0, 0, 0)
     assert report.events_in == events
     assert report.events_out + sum(report.completed.values()) == events
@@ -126,29 +128,29 @@ def test_a_long_run_is_verified_at_its_end_and_counted_before(monkeypatch, event
 
 def test_what_was_lost_is_found_by_id_at_the_end_and_by_counts_before(monkeypatch) -> None:
     late = Topics(20_011, lost=frozenset({19_991}))
-    report, _ = report_of(late, monkeypatch, marks=Marks(1000, 60), every=25)
+    report, _ = report_of(late, monkeypatch, marks=EndOffsets(1000, 60), every=25)
     assert (report.lost, report.lost_ids, report.unaccounted) == (1, ["posts@id/1/9995"], 0)
     early = Topics(20_011, lost=frozenset(range(5001, 5010)))
-    report, _ = report_of(early, monkeypatch, marks=Marks(1000, 60), every=25)
+    report, _ = report_of(early, monkeypatch, marks=EndOffsets(1000, 60), every=25)
     assert (report.lost, report.unaccounted) == (0, 9)
 
 
 def test_a_burst_that_nobody_looked_at_in_between_is_verified_to_the_same_bound(monkeypatch) -> None:
     topics = Topics(20_011)
-    report, _ = report_of(topics, monkeypatch, marks=Marks(1000, 60), every=19_000)
+    report, _ = report_of(topics, monkeypatch, marks=EndOffsets(1000, 60), every=19_000)
     assert 900 <= report.verified <= 1000
     assert (report.lost, report.unaccounted) == (0, 0)
 
 
 def test_marks_and_ledger_stay_within_their_bound_however_long_the_run() -> None:
-    marks = Marks()
+    marks = EndOffsets()
     for n in range(0, 10_000_000, 500):
         marks.look((n,), (n,), (0,))
     assert len(marks._marks) <= 17
     end = 10_000_000
-    begin = marks.begin(Bounds((0,), (0,), (0,), (0,)), (end,))
+    begin = marks.begin(LedgerBegin((0,), (0,), (0,), (0,)), (end,))
     assert VERIFIED * 0.9 < end - begin.source[0] <= VERIFIED
-    ledger = Ledger("posts", begin.source, (end,), began=(0,))
+    ledger = EventLedger("posts", begin.source, (end,), began=(0,))
     for n in range(begin.source[0], end):
         name = (b"%d" % n) * 500  # a producer's own, as long as it likes
         ledger.entered(Followed(0, n, 0, None, b"", [(EVENT_ID, name)]))

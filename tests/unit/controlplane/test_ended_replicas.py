@@ -13,22 +13,22 @@ from typing import Any
 import pytest
 
 from inferline_stream.actuators.actuator import DispatcherExit
-from inferline_stream.controlplane.apply.slots import Dispatchers, step
+from inferline_stream.controlplane.apply.slots import KnownDispatchers, step
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.log.overrides import Overrides
-from inferline_stream.controlplane.observe.pipeline_view import Picture
-from inferline_stream.controlplane.observe.recovery import Found
-from inferline_stream.controlplane.pipeline_context import Running
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.observe.recovery import Recovered
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.metrics import StateCollector
-from inferline_stream.observability.state import DecisionRecord
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.settings import Settings
-from inferline_stream.testing.actuator import FakeActuator
+from inferline_stream.testing.fake_actuator import FakeActuator
 from inferline_stream.tuner.policy import POLICIES
 
 SHAPE = Shape(("a",), ())
@@ -45,14 +45,14 @@ class Week:
             {("a", "cpu"): Profile("a", "cpu", (ServiceTime(1, 0.1),))}, independent_paths(SHAPE, {})
         )
         plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 1),)}, 0.1, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5})
-        picture = Picture("p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": 8}, (60.0,))
-        running = Running(Names("p"), "posts", "out", frozenset({"a"}), "", Settings())
+        view = PipelineView("p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": 8}, (60.0,))
+        running = PipelineContext(Names("p"), "posts", "out", frozenset({"a"}), "", Settings())
         leadership: Any = SimpleNamespace(term=1, controller="c", log=SimpleNamespace(grants=()), renewals=0)
-        found = Found(None, (), (), None, Overrides(), 0)
+        found = Recovered(None, (), (), None, Overrides(), 0)
         spec: Any = SimpleNamespace
         self.actuator = FakeActuator()
         self.controller = Controller(
-            running, picture, self.actuator, leadership, POLICIES["default"], found, spec, standby={}
+            running, view, self.actuator, leadership, POLICIES["default"], found, spec, standby={}
         )
         self.time_s, self.number, self.dispatcher, self.dispatchers = 0.0, 0, "a-0-0x", 0
 
@@ -60,7 +60,7 @@ class Week:
         self.number += 1
         ready = [ReplicaStatus(name, "cpu", "ready") for name in replicas]
         report = PoolReport(self.dispatcher, 1, "a", 0, "serving", self.number, events=self.number, replicas=ready)
-        if self.controller.picture.reports.add(report, self.time_s):
+        if self.controller.view.reports.add(report, self.time_s):
             self.controller._heard(report)
 
     async def cycle(self) -> None:
@@ -72,8 +72,8 @@ class Week:
         self.report(*there)
         for name in there:
             record = DecisionRecord(self.time_s, "scale_up", "backlog", f"for {name}", {"a": replicas})
-            self.controller.deciding._decided(record, {"a": {"cpu": replicas}})
-        waiting = self.controller.deciding.book
+            self.controller.decider._decided(record, {"a": {"cpu": replicas}})
+        waiting = self.controller.decider.book
         waiting.written(len(waiting.waiting()))
         await self.controller.fleet.want({("a", "cpu"): 1})
         leaving = [r.replica for r in await self.actuator.observe() if r.state == "retiring"]
@@ -87,7 +87,7 @@ class Week:
     async def another_dispatcher(self) -> None:
         """The old one crashes, with trouble to report."""
         trouble = PoolReport(self.dispatcher, 1, "a", 0, "serving", self.number + 1, reason="no memory")
-        self.controller.picture.reports.add(trouble, self.time_s)
+        self.controller.view.reports.add(trouble, self.time_s)
         self.controller._heard(trouble)
         gone = DispatcherExit(self.dispatcher, "a", 0, 1, -9, False, "killed", restarted=False)
         self.actuator._exits.put_nowait(gone)
@@ -101,7 +101,7 @@ class Week:
                 await self.another_dispatcher()
             await self.cycle()
             keeper = self.controller.slots  # what its step does of this, without the grants that it writes
-            keeper.table, _ = step(keeper.table, {}, Dispatchers(frozenset(), frozenset(keeper._ended)), "x")
+            keeper.table, _ = step(keeper.table, {}, KnownDispatchers(frozenset(), frozenset(keeper._ended)), "x")
             keeper._ended = {d: at for d, at in keeper._ended.items() if self.time_s - at < 60}
             keeper._unclean &= keeper._ended.keys()
             self.actuator.asked.clear()

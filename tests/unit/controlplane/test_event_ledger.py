@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.controlplane.observe.event_ledger import Ledger
+from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.dataplane.headers import REASON
 from inferline_stream.kafka.controller_client import Followed
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
@@ -26,7 +26,7 @@ def completed(name: bytes, reason: bytes = b"skipped") -> Followed:
 
 
 def test_an_event_is_lost_that_neither_reached_the_sink_nor_ended() -> None:
-    ledger = Ledger("posts", (10,), (14,))
+    ledger = EventLedger("posts", (10,), (14,))
     for offset in range(10, 14):
         ledger.entered(source(0, offset))
     ledger.out(sink(b"posts/0/10"))
@@ -38,7 +38,7 @@ def test_an_event_is_lost_that_neither_reached_the_sink_nor_ended() -> None:
 
 
 def test_a_second_sink_record_is_a_duplicate_and_its_latency_does_not_count() -> None:
-    ledger = Ledger("posts", (0,), (1,))
+    ledger = EventLedger("posts", (0,), (1,))
     ledger.entered(source(0, 0))
     ledger.out(sink(b"posts/0/0", time_ms=1250))
     ledger.out(sink(b"posts/0/0", time_ms=9000))
@@ -47,7 +47,7 @@ def test_a_second_sink_record_is_a_duplicate_and_its_latency_does_not_count() ->
 
 
 def test_records_of_other_runs_and_other_topics_are_distinguished() -> None:
-    ledger = Ledger("posts", (5,), (7,))
+    ledger = EventLedger("posts", (5,), (7,))
     ledger.entered(source(0, 5))
     ledger.entered(source(0, 6))
     for name in (b"posts/0/4", b"posts/0/7", b"other/0/5", b"posts/1/5", b"nonsense", b""):
@@ -56,7 +56,7 @@ def test_records_of_other_runs_and_other_topics_are_distinguished() -> None:
 
 
 def test_offsets_without_a_record_are_not_lost_events() -> None:
-    ledger = Ledger("posts", (0,), (3,))  # a transaction's marker holds offset 1
+    ledger = EventLedger("posts", (0,), (3,))  # a transaction's marker holds offset 1
     for offset in (0, 2):
         ledger.entered(source(0, offset))
         ledger.out(sink(b"posts/0/%d" % offset))
@@ -72,7 +72,7 @@ def test_every_event_is_counted_as_a_plain_list_of_ids_counts_it(
     entered: list[tuple[int, int] | bytes], outs: list[int], ends: list[int]
 ) -> None:
     ids = [b"t/%d/%d" % name if isinstance(name, tuple) else name for name in entered]
-    ledger = Ledger("t", (0, 0), (10, 10))
+    ledger = EventLedger("t", (0, 0), (10, 10))
     for at, name in enumerate(entered):
         if isinstance(name, tuple):
             ledger.entered(source(*name))
@@ -92,7 +92,7 @@ def test_every_event_is_counted_as_a_plain_list_of_ids_counts_it(
 
 
 def test_what_was_there_before_is_accounted_for_and_tells_nothing_of_latency_and_misses() -> None:
-    ledger = Ledger("posts", (10,), (15,), live=(12,))
+    ledger = EventLedger("posts", (10,), (15,), live=(12,))
     for offset in (10, 11, 12):
         ledger.entered(source(0, offset))
     ledger.entered(source(0, 13, name=b"mine"))
@@ -110,7 +110,7 @@ def test_what_was_there_before_is_accounted_for_and_tells_nothing_of_latency_and
 
 
 def test_a_named_event_that_was_there_before_is_known_by_its_record() -> None:
-    ledger = Ledger("posts", (0,), (2,), live=(1,))
+    ledger = EventLedger("posts", (0,), (2,), live=(1,))
     ledger.entered(source(0, 0, name=b"old"))
     ledger.entered(source(0, 1, name=b"new"))
     ledger.out(sink(b"old", time_ms=90_000))
@@ -137,7 +137,7 @@ ODD = st.none() | st.binary(max_size=12) | st.sampled_from(
 def test_whatever_records_hold_the_good_one_among_them_is_accounted_for(
     records: list[tuple[str, bytes | None, list[tuple[str, bytes | None]], int]],
 ) -> None:
-    ledger = Ledger("t", (0,), (100,), (1,))
+    ledger = EventLedger("t", (0,), (100,), (1,))
     ledger.entered(source(0, 99, b"good"))
     for at, (kind, key, headers, time_ms) in enumerate(records[:98]):
         getattr(ledger, kind)(Followed(0, at, time_ms, key, b"", headers))  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def test_whatever_records_hold_the_good_one_among_them_is_accounted_for(
 
 
 def test_a_latency_is_never_negative() -> None:
-    ledger = Ledger("posts", (0,), (1,))
+    ledger = EventLedger("posts", (0,), (1,))
     ledger.entered(source(0, 0))
     ledger.out(sink(b"posts/0/0", time_ms=1250, entry_us=86_400_000_000))
     assert list(ledger.latencies_s) == [0.0]

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import msgspec
 
-from inferline_stream.controlplane.log.explanation import WORDS, Story, document, sentences
-from inferline_stream.controlplane.log.messages import Override, StoredDecision, StoredPlan
+from inferline_stream.controlplane.log.control_records import Override, StoredDecision, StoredPlan
+from inferline_stream.controlplane.log.explanation import WORDS, PlanHistory, document, sentences
 from inferline_stream.controlplane.log.overrides import Overrides
 from inferline_stream.pipeline.plan import Allocation, KeyBound, Plan
-from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
+from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
 from inferline_stream.tuner.decision import Reason
 
 
@@ -44,7 +44,7 @@ def decision(number: int) -> StoredDecision:
     )
 
 
-STORY = Story(
+STORY = PlanHistory(
     "p",
     (stored(1, "initial", 4), stored(2, "plan_saves", 8, "700 arrivals")),
     (decision(1), decision(2), decision(3)),
@@ -87,14 +87,16 @@ def test_only_the_newest_are_reported_and_the_first_of_them_still_knows_what_it_
 
 
 def test_nothing_written_down_is_said() -> None:
-    assert list(sentences(Story("p", (), (), Overrides()), 5)) == ["p: no plan and no decision is written down"]
+    assert list(sentences(PlanHistory("p", (), (), Overrides()), 5)) == ["p: no plan and no decision is written down"]
 
 
 def test_a_key_that_binds_a_stage_is_reported_with_its_remedy() -> None:
     plan = plan_from_bytes(bytes(STORY.plans[0].plan))
     bound = replace(plan, key_bound={"a": KeyBound("anna", 31.0, {"cpu-1": 20.0})})
     raw = msgspec.Raw(plan_to_bytes(bound))
-    said = "\n".join(sentences(Story("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5))
+    said = "\n".join(
+        sentences(PlanHistory("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5)
+    )
     assert "a: key_bound: events of key 'anna' come 31 times a second" in said
     assert "cpu-1 20; Stage(ordered=False) lifts that" in said
 
@@ -102,5 +104,7 @@ def test_a_key_that_binds_a_stage_is_reported_with_its_remedy() -> None:
 def test_several_dispatchers_of_a_stage_are_reported_with_what_it_holds() -> None:
     plan = replace(plan_from_bytes(bytes(STORY.plans[0].plan)), slots={"a": 2})
     raw = msgspec.Raw(plan_to_bytes(plan))
-    said = "\n".join(sentences(Story("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5))
+    said = "\n".join(
+        sentences(PlanHistory("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5)
+    )
     assert "a: 2 × cpu-1, batches up to 4, 2 dispatchers, 50% utilized" in said

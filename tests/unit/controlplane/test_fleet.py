@@ -5,13 +5,13 @@ import asyncio
 import pytest
 
 from inferline_stream.controlplane.apply.fleet import Fleet
-from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
-from inferline_stream.testing.actuator import FakeActuator
+from inferline_stream.testing.fake_actuator import FakeActuator
 
 SHAPE = Shape(("a",), ())
 
@@ -24,16 +24,16 @@ def fleet(wanted: dict[str, int], standby: int = 0, stock: int | None = None) ->
         independent_paths(SHAPE, {}),
     )
     plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 2),)}, 0.2, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5})
-    picture = Picture("p", SHAPE, plan, measured, kinds, 0.99, {"a": 8}, (60.0,))
-    return Fleet(FakeActuator(), picture, {("a", k): n for k, n in wanted.items()}, {"a": standby})
+    view = PipelineView("p", SHAPE, plan, measured, kinds, 0.99, {"a": 8}, (60.0,))
+    return Fleet(FakeActuator(), view, {("a", k): n for k, n in wanted.items()}, {"a": standby})
 
 
 async def up(held: Fleet) -> None:
     """Every replica that runs is READY, by the next report of the dispatcher."""
     running = [r for r in await held.actuator.observe() if r.state == "running"]
-    number = 1 + max((r.report for r in [held.picture.reports.newest("d")] if r), default=0)
+    number = 1 + max((r.report for r in [held.view.reports.newest("d")] if r), default=0)
     ready = [ReplicaStatus(r.replica, r.hardware, "ready") for r in running]
-    held.picture.reports.add(PoolReport("d", 1, "a", 0, "serving", number, replicas=ready), float(number))
+    held.view.reports.add(PoolReport("d", 1, "a", 0, "serving", number, replicas=ready), float(number))
 
 
 async def there(held: Fleet) -> dict[str, int]:

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from inferline_stream.runs import session
+from inferline_stream.runs import lifecycle
 
 
 async def test_heartbeats_are_written_while_the_work_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lifecycle, "HEARTBEAT_S", 0.01)
     beats = asyncio.Semaphore(0)
     done: list[bool] = []
 
@@ -24,12 +24,12 @@ async def test_heartbeats_are_written_while_the_work_takes(monkeypatch: pytest.M
         done.append(True)
 
     async with asyncio.timeout(20):
-        await session._led(SimpleNamespace(heartbeat=heartbeat), work())  # type: ignore[arg-type]
+        await lifecycle._led(SimpleNamespace(heartbeat=heartbeat), work())  # type: ignore[arg-type]
     assert done
 
 
 async def test_what_the_work_raises_and_a_lost_leadership_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lifecycle, "HEARTBEAT_S", 0.01)
 
     async def fails() -> None:
         raise RuntimeError("no cluster")
@@ -38,6 +38,6 @@ async def test_what_the_work_raises_and_a_lost_leadership_end_it(monkeypatch: py
         raise RuntimeError("another leads")
 
     with pytest.raises(RuntimeError, match="no cluster"):
-        await session._led(SimpleNamespace(heartbeat=lost), fails())  # type: ignore[arg-type]
+        await lifecycle._led(SimpleNamespace(heartbeat=lost), fails())  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="another leads"):
-        await session._led(SimpleNamespace(heartbeat=lost), asyncio.sleep(60))  # type: ignore[arg-type]
+        await lifecycle._led(SimpleNamespace(heartbeat=lost), asyncio.sleep(60))  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from inferline_stream.controlplane.observe.live_profile import Measured, corrected, mark, measured_since
-from inferline_stream.controlplane.observe.pool_reports import Reports
+from inferline_stream.controlplane.observe.pool_reports import PoolReports
 from inferline_stream.dataplane.reports import BatchStats, PoolReport
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths, visit_ratios
@@ -28,14 +28,14 @@ def report(dispatcher: str, number: int, *, batches: int, service_s: float, size
     return found
 
 
-def reports(*given: PoolReport) -> Reports:
-    found = Reports(SHAPE, profile(independent_paths(SHAPE, {})))
+def reports(*given: PoolReport) -> PoolReports:
+    found = PoolReports(SHAPE, profile(independent_paths(SHAPE, {})))
     for time_s, one in enumerate(given):
         found.add(one, float(time_s))
     return found
 
 
-def since_start(held: Reports) -> Measured:
+def since_start(held: PoolReports) -> Measured:
     return measured_since(held, SHAPE.stages, {})
 
 

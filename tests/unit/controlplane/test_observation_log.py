@@ -5,10 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.log.messages import ArrivalTicks
-from inferline_stream.controlplane.observe.observation_log import FILE, Notes, read_looks, write_looks
+from inferline_stream.controlplane.log.control_records import ArrivalTicks
+from inferline_stream.controlplane.observe.observation_log import (
+    FILE,
+    ObservationLog,
+    read_observations,
+    write_observations,
+)
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.replay.live_looks import Looks
+from inferline_stream.replay.live_observations import LiveObservations
 
 FIRST = ArrivalTicks(
     [1_000.0, 2_000.0], [[5, 2], [6, 2]], [5, 0], 500.0, [1_500.0, 1_602.5], [(1_500.0, "b", 0.5), (1_500.0, "a", None)]
@@ -16,8 +21,8 @@ FIRST = ArrivalTicks(
 SECOND = ArrivalTicks([2_020.0], [[6, 4]], [6, 2], 2_000.0, [1_700.0], [(1_700.0, "a", 3.0)])
 
 
-def notes(*records: ArrivalTicks) -> Notes:
-    found = Notes()
+def notes(*records: ArrivalTicks) -> ObservationLog:
+    found = ObservationLog()
     for record in records:
         found.take(record)
     return found
@@ -65,16 +70,16 @@ def test_looks_survive_their_file(tmp_path: Path) -> None:
         steps_ms, [[n] for n in range(500)], [0], steps_ms[0] - 20, steps_ms, [(steps_ms[9], "a", 1.5)]
     )
     looks = notes(asked).looks(1.7e9, steps_ms[0] / 1e3, watched_s=1.0)
-    write_looks(tmp_path, looks)
-    read = read_looks(tmp_path)
-    for name in Looks.__slots__:
+    write_observations(tmp_path, looks)
+    read = read_observations(tmp_path)
+    for name in LiveObservations.__slots__:
         np.testing.assert_array_equal(getattr(read, name), getattr(looks, name))
     assert read.grown.dtype == np.int64
     assert (tmp_path / FILE).stat().st_size < 10_000
 
 
 def test_a_run_that_left_no_looks_has_none_and_damaged_ones_are_named(tmp_path: Path) -> None:
-    assert read_looks(tmp_path) is None
+    assert read_observations(tmp_path) is None
     (tmp_path / FILE).write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(InvalidTopology, match=r"looks\.npz: does not hold how a run's policy looked"):
-        read_looks(tmp_path)
+        read_observations(tmp_path)

@@ -6,16 +6,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.log.messages import StoredPlan
+from inferline_stream.controlplane.log.control_records import StoredPlan
 from inferline_stream.controlplane.observe.latencies import with_bound
-from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
-from inferline_stream.observability.state import LatencyHistogram
+from inferline_stream.observability.pipeline_state import LatencyHistogram
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
-from inferline_stream.planner.document import plan_to_bytes
+from inferline_stream.planner.plan_document import plan_to_bytes
 
 SHAPE = Shape(("a",), ())
 MEASURED = PipelineProfile(
@@ -35,9 +35,9 @@ PLAN = Plan(
 )
 
 
-def picture() -> Picture:
+def view() -> PipelineView:
     kinds = {"cpu": Hardware("cpu", 0.1), "gpu": Hardware("gpu", 1.0)}
-    return Picture("p", SHAPE, PLAN, MEASURED, kinds, 0.99, {"a": 4}, (0.1, 60.0), declared_slo_s=0.5)
+    return PipelineView("p", SHAPE, PLAN, MEASURED, kinds, 0.99, {"a": 4}, (0.1, 60.0), declared_slo_s=0.5)
 
 
 def test_a_bound_among_the_others_splits_its_bucket_in_proportion() -> None:
@@ -54,7 +54,7 @@ def test_a_known_bound_changes_nothing_and_one_beyond_all_counts_everything_abov
 
 
 def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() -> None:
-    seen = picture()
+    seen = view()
     for tick in range(1, 3001):
         seen.arrivals(tick * 0.02, [tick, 0, 0, 0])
     other = replace(PLAN, slo_s=0.3, envelope=((0.2, 5), (1.0, 30), (60.0, 700)))
@@ -64,7 +64,7 @@ def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() 
 
 
 def test_a_plan_that_came_into_force_is_reported_with_what_it_holds() -> None:
-    seen = picture()
+    seen = view()
     seen.planned(StoredPlan("c", 1, 12.0, "initial", "", msgspec.Raw(plan_to_bytes(PLAN)), 3))
     (shown,) = seen.state(60.0, 0.0, {}, envelope=(0, 0)).plans
     assert (shown.number, shown.time_s, shown.reason) == (3, 12.0, "initial")
@@ -74,7 +74,7 @@ def test_a_plan_that_came_into_force_is_reported_with_what_it_holds() -> None:
 
 
 def test_events_are_late_by_the_slo_of_their_time() -> None:
-    seen = picture()
+    seen = view()
     report = PoolReport("d", 1, "a", 0, "serving", 1)
     bounds = seen.latencies.histogram().bounds_s
     report.latency_buckets = [0] * (len(bounds) + 1)
@@ -91,7 +91,7 @@ def test_events_are_late_by_the_slo_of_their_time() -> None:
 
 
 def test_a_replica_that_stands_by_is_no_supply() -> None:
-    seen = picture()
+    seen = view()
     ready = [ReplicaStatus(name, "cpu", "ready") for name in ("r1", "r2", "r3")]
     seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, replicas=ready), 1.0)
     supply = seen.observation(1.0, {("a", "cpu"): 2}, {}, {}).stages["a"].supply["cpu"]
@@ -101,14 +101,14 @@ def test_a_replica_that_stands_by_is_no_supply() -> None:
 
 
 def test_only_the_last_minute_of_arrivals_is_kept() -> None:
-    seen = picture()
+    seen = view()
     for start_s in range(0, 200, 10):
         seen.arrived(np.arange(start_s, start_s + 10.0))
     assert sum(map(len, seen._blocks)) <= 71
 
 
 def test_dead_letters_miss_the_slo_but_only_events_that_waited_too_long_hold_replicas() -> None:
-    seen = picture()
+    seen = view()
     report = PoolReport("d", 1, "a", 0, "serving", 1)
     bounds = seen.latencies.histogram().bounds_s
     report.latency_buckets = [0] * (len(bounds) + 1)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from inferline_stream.controlplane.leadership import read_log
-from inferline_stream.controlplane.log.messages import (
+from inferline_stream.controlplane.log.control_records import (
     ArrivalTicks,
     Override,
     decode_override,
@@ -17,7 +17,7 @@ from inferline_stream.controlplane.log.messages import (
     decode_ticks,
     encode,
 )
-from inferline_stream.controlplane.record_decoder import Unreadable
+from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat, encode_control, grant_key
 from inferline_stream.dataplane.reports import PoolReport, decode_report, encode_report
 from inferline_stream.kafka.controller_client import Followed
@@ -45,12 +45,12 @@ def changed(record: msgspec.Struct, **fields: object) -> bytes:
 
 
 def test_valid_records_among_bytes_of_any_kind_are_kept_and_the_others_counted_once() -> None:
-    unreadable = Unreadable()
+    decoder = RecordDecoder()
     records = followed(*BYTES[:4], encode(LIMITED), *BYTES[4:], None, key=b"limits/a")
     for _ in range(3):  # what is read again is not counted again
-        found = [(e.key, e.value) for e in unreadable.readable_by_key(records, decode_override)]
+        found = [(e.key, e.value) for e in decoder.decoded_by_key(records, decode_override)]
         assert found == [("limits/a", LIMITED), ("limits/a", None)]
-    assert unreadable.counts == {"own": len(BYTES)}
+    assert decoder.counts == {"own": len(BYTES)}
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_valid_records_among_bytes_of_any_kind_are_kept_and_the_others_counted_o
 def test_an_override_that_this_release_would_not_write_is_skipped(value: bytes) -> None:
     key = "limits/a" if b'"limits"' in value or b"freeze" in value else f"{msgspec.json.decode(value)['kind']}/a"
     key = key.replace("slo/a", "slo").replace("pause/a", "pause")
-    unreadable = Unreadable()
-    assert list(unreadable.readable_by_key(followed(value, key=key.encode()), decode_override)) == []
-    assert unreadable.counts["own"] == 1
+    decoder = RecordDecoder()
+    assert list(decoder.decoded_by_key(followed(value, key=key.encode()), decode_override)) == []
+    assert decoder.counts["own"] == 1
 
 
 @pytest.mark.parametrize(
@@ -89,19 +89,19 @@ def test_an_override_that_this_release_would_not_write_is_skipped(value: bytes) 
     ],
 )
 def test_a_report_or_a_tick_that_contradicts_itself_is_skipped(value: bytes, decode: object) -> None:
-    unreadable = Unreadable()
-    assert list(unreadable.readable(followed(value), decode)) == []
-    assert unreadable.counts["own"] == 1
+    decoder = RecordDecoder()
+    assert list(decoder.decoded(followed(value), decode)) == []
+    assert decoder.counts["own"] == 1
 
 
 def test_what_this_release_writes_is_read() -> None:
-    unreadable = Unreadable()
+    decoder = RecordDecoder()
     written = [
-        *unreadable.readable(followed(encode(ArrivalTicks([1.0], [[1, 2]], [0], 0.0))), decode_ticks),
-        *unreadable.readable(followed(encode_report(REPORT)), decode_report),
+        *decoder.decoded(followed(encode(ArrivalTicks([1.0], [[1, 2]], [0], 0.0))), decode_ticks),
+        *decoder.decoded(followed(encode_report(REPORT)), decode_report),
     ]
     assert [entry.value for entry in written] == [ArrivalTicks([1.0], [[1, 2]], [0], 0.0), REPORT]
-    assert not unreadable.counts
+    assert not decoder.counts
 
 
 def test_a_stored_plan_whose_plan_is_none_is_skipped() -> None:
@@ -115,7 +115,7 @@ def test_a_stored_plan_whose_plan_is_none_is_skipped() -> None:
         "number": 1,
     }
     records = followed(msgspec.json.encode(plan), key=b"plan-1")
-    assert list(Unreadable().readable_by_key(records, decode_stored)) == []
+    assert list(RecordDecoder().decoded_by_key(records, decode_stored)) == []
 
 
 def test_grants_are_kept_beside_others_that_cannot_be_and_an_unreadable_heartbeat_shows_that_somebody_leads() -> None:
@@ -123,20 +123,20 @@ def test_grants_are_kept_beside_others_that_cannot_be_and_an_unreadable_heartbea
     bad = [changed(grant, slots=0), changed(grant, number=2**70), changed(grant, stage="b"), changed(grant, version=5)]
     records = followed(encode_control(grant), *bad, key=grant_key("a", 0).encode())
     leader = Followed(0, 9, int(time.time() * 1e3), b"leader", changed(LeaderHeartbeat(4, "c"), version=2), (), "own")
-    unreadable = Unreadable()
-    log = read_log([*records, leader], time.time(), unreadable)
+    decoder = RecordDecoder()
+    log = read_log([*records, leader], time.time(), decoder)
     assert log.grants == (grant,)
     assert log.heartbeat is None
     assert log.heartbeat_age_s < 5
-    assert unreadable.counts["own"] == len(bad) + 1
+    assert decoder.counts["own"] == len(bad) + 1
 
 
 def test_the_log_names_the_newest_and_repeats_itself_only_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
-    unreadable = Unreadable()
+    decoder = RecordDecoder()
     with caplog.at_level(logging.ERROR):
         for at in range(100):
-            assert list(unreadable.readable(followed(b"\x1b[2J", first=at), decode_ticks)) == []
+            assert list(decoder.decoded(followed(b"\x1b[2J", first=at), decode_ticks)) == []
     assert len(caplog.records) == 1
     assert "topic own: 1 records cannot be read" in caplog.text
     assert "\x1b" not in caplog.text
-    assert unreadable.counts["own"] == 100
+    assert decoder.counts["own"] == 100

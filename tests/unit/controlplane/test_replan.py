@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.decide.replan import Inputs, recorded, replan
-from inferline_stream.controlplane.log.messages import ArrivalTicks, encode
+from inferline_stream.controlplane.decide.replan import ReplanInputs, recorded, replan
+from inferline_stream.controlplane.log.control_records import ArrivalTicks, encode
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.kafka.controller_client import Followed
 from inferline_stream.pipeline.hardware import Hardware
@@ -53,10 +53,10 @@ def ticks(rate: float, seconds: float = 60.0, seed: int = 1, partitions_used: in
     return records
 
 
-def inputs(rate: float, planned_rate: float, **changes: object) -> Inputs:
+def inputs(rate: float, planned_rate: float, **changes: object) -> ReplanInputs:
     sample = gamma_trace(planned_rate, 1.0, 60.0, np.random.default_rng(5))
     plan = provision(SHAPE, measured(), sample, 0.3, KINDS)
-    usual = Inputs(SHAPE, measured(), plan, 0.3, 0.99, KINDS, SOURCE_PARTITIONS, {}, ticks(rate), 0.1, 60.0)
+    usual = ReplanInputs(SHAPE, measured(), plan, 0.3, 0.99, KINDS, SOURCE_PARTITIONS, {}, ticks(rate), 0.1, 60.0)
     return replace(usual, **changes)
 
 

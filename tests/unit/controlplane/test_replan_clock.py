@@ -2,36 +2,36 @@ from __future__ import annotations
 
 import pytest
 
-from inferline_stream.controlplane.decide.replan_clock import Occasions, most_planned
+from inferline_stream.controlplane.decide.replan_clock import ReplanOccasions, most_planned
 from inferline_stream.pipeline.plan import Allocation, Plan
 
 
 def times(
-    occasions: Occasions, until_s: int, *, beyond=lambda s: False, wanted=lambda s: None, first_s: int = 0
+    occasions: ReplanOccasions, until_s: int, *, beyond=lambda s: False, wanted=lambda s: None, first_s: int = 0
 ) -> list:
     """Seconds at which it is time to plan, asked once a second."""
     return [s for s in range(first_s, until_s) if occasions.due(float(s), beyond=beyond(s), wanted=wanted(s))]
 
 
 def test_a_plan_is_looked_at_every_so_often_and_not_at_the_start() -> None:
-    assert times(Occasions(300, 30), 1000) == [300, 600, 900]
+    assert times(ReplanOccasions(300, 30), 1000) == [300, 600, 900]
 
 
 def test_traffic_that_stays_beyond_the_plan_calls_for_another_look_and_then_ever_more_rarely() -> None:
-    assert times(Occasions(300, 30), 300, beyond=lambda s: s >= 50) == [80, 140, 260]
-    assert times(Occasions(300, 30), 200, beyond=lambda s: 50 <= s < 90 or s >= 100) == [80, 130, 190]
+    assert times(ReplanOccasions(300, 30), 300, beyond=lambda s: s >= 50) == [80, 140, 260]
+    assert times(ReplanOccasions(300, 30), 200, beyond=lambda s: 50 <= s < 90 or s >= 100) == [80, 130, 190]
 
 
 def test_a_burst_beyond_the_plan_does_not() -> None:
-    assert times(Occasions(300, 30), 299, beyond=lambda s: s % 40 < 29) == []
+    assert times(ReplanOccasions(300, 30), 299, beyond=lambda s: s % 40 < 29) == []
 
 
 def test_what_people_want_is_planned_for_at_once_and_the_period_begins_again() -> None:
-    assert times(Occasions(300, 30), 500, wanted=lambda s: s >= 70) == [70, 370]
+    assert times(ReplanOccasions(300, 30), 500, wanted=lambda s: s >= 70) == [70, 370]
 
 
 def test_planning_again_can_be_asked_for() -> None:
-    occasions = Occasions(300, 30)
+    occasions = ReplanOccasions(300, 30)
     assert times(occasions, 10) == []
     occasions.again(20.0)
     assert times(occasions, 400, first_s=10) == [20, 320]

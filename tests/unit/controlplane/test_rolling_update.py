@@ -5,13 +5,13 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferline_stream.controlplane.apply.rolling_update import Member, next_change
+from inferline_stream.controlplane.apply.rolling_update import StageReplica, next_change
 
 SPEED = {"cpu": 10.0, "gpu": 80.0}
 
 
-def members(count: int, hardware: str = "cpu", first: int = 0, **more: object) -> list[Member]:
-    return [Member(f"{hardware}{first + i}", hardware, float(first + i), **more) for i in range(count)]  # type: ignore[arg-type]
+def members(count: int, hardware: str = "cpu", first: int = 0, **more: object) -> list[StageReplica]:
+    return [StageReplica(f"{hardware}{first + i}", hardware, float(first + i), **more) for i in range(count)]  # type: ignore[arg-type]
 
 
 def test_without_anything_old_replicas_are_added_and_taken_away_at_once() -> None:
@@ -22,7 +22,7 @@ def test_without_anything_old_replicas_are_added_and_taken_away_at_once() -> Non
 
 
 def test_a_place_that_waits_for_its_restart_leaves_before_those_that_work() -> None:
-    held = [*members(2), Member("dead", "cpu", -5.0, ready=False, waiting=True)]
+    held = [*members(2), StageReplica("dead", "cpu", -5.0, ready=False, waiting=True)]
     assert next_change({"cpu": 2}, held, SPEED).leaving == ("dead",)
 
 
@@ -32,20 +32,20 @@ def test_the_first_step_of_a_replacement_adds_one_and_takes_none_away() -> None:
 
 
 def test_while_the_new_one_starts_nothing_more_happens() -> None:
-    held = [*members(3, fresh=False), Member("new", "cpu", 9.0, ready=False)]
+    held = [*members(3, fresh=False), StageReplica("new", "cpu", 9.0, ready=False)]
     assert next_change({"cpu": 3}, held, SPEED).leaving == ()
     assert next_change({"cpu": 3}, held, SPEED).counts == {"cpu": 4}
 
 
 def test_an_old_one_leaves_once_the_new_one_is_ready() -> None:
-    held = [*members(3, fresh=False), Member("new", "cpu", 9.0)]
+    held = [*members(3, fresh=False), StageReplica("new", "cpu", 9.0)]
     change = next_change({"cpu": 3}, held, SPEED)
     assert len(change.leaving) == 1
     assert change.leaving[0] != "new"
 
 
 def test_one_faster_replica_takes_the_place_of_many() -> None:
-    held = [*members(8), Member("gpu", "gpu", 9.0)]
+    held = [*members(8), StageReplica("gpu", "gpu", 9.0)]
     change = next_change({"gpu": 1}, held, SPEED)
     assert set(change.leaving) == {m.replica for m in members(8)}
     assert change.counts == {"cpu": 0, "gpu": 1}
@@ -67,7 +67,7 @@ def test_where_stock_has_no_room_an_old_one_leaves_first_unless_it_is_the_last()
 @settings(max_examples=200, deadline=None)
 def test_every_replacement_ends_with_what_is_wanted_and_supply_never_falls_by_it(old, wanted, code, random) -> None:
     """Plays replacements to their end, replicas getting READY in any order."""
-    held = [Member(f"old{i}", kind, float(i), fresh=not code) for i, kind in enumerate(old)]
+    held = [StageReplica(f"old{i}", kind, float(i), fresh=not code) for i, kind in enumerate(old)]
     needed = sum(SPEED[kind] * count for kind, count in wanted.items())
     least = min(needed, sum(SPEED[kind] for kind in old))
     for turn in range(100):
@@ -77,7 +77,7 @@ def test_every_replacement_ends_with_what_is_wanted_and_supply_never_falls_by_it
         for kind, count in change.counts.items():
             own = sum(m.hardware == kind for m in held)
             assert count >= own
-            held += [Member(f"new{turn}-{i}", kind, 100.0 + turn, ready=False) for i in range(count - own)]
+            held += [StageReplica(f"new{turn}-{i}", kind, 100.0 + turn, ready=False) for i in range(count - own)]
         done = not change.leaving and all(m.ready for m in held)
         if done and {k: sum(m.hardware == k for m in held) for k in wanted} == wanted:
             break
@@ -95,7 +95,7 @@ def test_code_is_replaced_one_after_another() -> None:
     for turn in range(20):
         change = next_change({"cpu": 4}, held, SPEED)
         held = [m for m in held if m.replica not in change.leaving]
-        held += [Member(f"new{turn}-{i}", "cpu", 10.0 + turn) for i in range(change.counts["cpu"] - len(held))]
+        held += [StageReplica(f"new{turn}-{i}", "cpu", 10.0 + turn) for i in range(change.counts["cpu"] - len(held))]
         most = max(most, len(held))
     assert most == 5
     assert len(held) == 4

@@ -11,7 +11,7 @@ import pytest
 
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher
 from inferline_stream.controlplane.apply.slot_keeper import SlotKeeper
-from inferline_stream.controlplane.observe.pipeline_view import Picture
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.dataplane.grants import Grant, grant_key
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.errors import Unreachable
@@ -35,7 +35,7 @@ class House:
             "p", 0.5, {"a": (Allocation("cpu", 4, 1, 0.012),)}, 0.1, 0.4, rate, ((60.0, 600),), {"a": 1.0}, {"a": 0.5}
         )
         kinds = {"cpu": Hardware("cpu", 0.1)}
-        self.picture = Picture("p", SHAPE, plan, profile, kinds, 0.99, {"a": 8}, (60.0,))
+        self.view = PipelineView("p", SHAPE, plan, profile, kinds, 0.99, {"a": 8}, (60.0,))
         self.log = {grant_key(g.stage, g.slot): g for g in log}
         self.fails = False
         self.asked: list[list[str]] = []
@@ -47,7 +47,7 @@ class House:
             settings=Settings(), delivery="at_least_once", names=Names("p"), topic=lambda stage: stage,
             bootstrap_servers="",
         )  # fmt: skip
-        self.keeper = SlotKeeper(about, self.picture, leadership, self, self._spec)  # type: ignore[arg-type]
+        self.keeper = SlotKeeper(about, self.view, leadership, self, self._spec)  # type: ignore[arg-type]
 
     def _spec(self, dispatcher: str, stage: str, slot: int) -> SimpleNamespace:
         return SimpleNamespace(dispatcher=dispatcher, stage=stage, slot=slot)
@@ -87,7 +87,7 @@ class House:
     def report(self, dispatcher: str, phase: DispatcherPhase, slot: int = 0, number: int = 0) -> None:
         self._reports += 1
         found = PoolReport(dispatcher, 1, "a", slot, phase, self._reports, number=number)
-        self.picture.reports.add(found, 0.0)
+        self.view.reports.add(found, 0.0)
         self.keeper.heard(found)
 
     def exits(self, dispatcher: str, code: int, *, restarted: bool) -> None:
@@ -183,7 +183,7 @@ async def test_a_controller_that_comes_back_keeps_the_dispatchers_of_its_host() 
 async def test_a_plan_with_more_dispatchers_gives_the_stage_more_slots_once_the_old_one_is_gone(house: House) -> None:
     first = the_grant(house).dispatcher
     house.report(first, "serving")
-    house.picture.plan = replace(house.picture.plan, slots={"a": 2})
+    house.view.plan = replace(house.view.plan, slots={"a": 2})
     await house.step(2)
     assert (the_grant(house).dispatcher, house.asked[-1]) == ("", [])
     house.report(first, "gone")
@@ -192,7 +192,7 @@ async def test_a_plan_with_more_dispatchers_gives_the_stage_more_slots_once_the_
 
 
 async def test_a_stage_has_no_more_slots_than_its_topic_has_partitions(house: House) -> None:
-    house.picture.plan = replace(house.picture.plan, slots={"a": 9})
+    house.view.plan = replace(house.view.plan, slots={"a": 9})
     assert house.keeper.wanted()["a"].slots == 8
 
 
@@ -208,7 +208,7 @@ async def test_retiring_a_stage_takes_its_slots_back_and_clears_the_log(house: H
 
 
 async def test_partitions_with_lag_are_reported_with_who_should_work_on_them(house: House) -> None:
-    house.picture.offsets["a"].reached(0.0, [5, *[0] * 7])
+    house.view.offsets["a"].reached(0.0, [5, *[0] * 7])
     name = the_grant(house).dispatcher
     house.report(name, "serving")
     assert house.keeper.stuck() == f"a/0 lags 5, {name} (serving, at none, 0 queued)"

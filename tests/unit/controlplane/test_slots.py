@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from inferline_stream.controlplane.apply import slots
-from inferline_stream.controlplane.apply.slots import Dispatchers, Orders, StageSlots, Table, recovered
+from inferline_stream.controlplane.apply.slots import KnownDispatchers, SlotOrders, SlotTable, StageSlots, recovered
 from inferline_stream.dataplane.grants import Grant, partitions_of
 
 PARTITIONS = 6
@@ -20,19 +20,19 @@ PARTITIONS = 6
 class Leader:
     """A step after the other, with names ``a-<slot>-<n>``; what is asked of the actuator runs at once."""
 
-    def __init__(self, table: Table = Table(1), ours: Iterable[str] = ()) -> None:  # noqa: B008  immutable
+    def __init__(self, table: SlotTable = SlotTable(1), ours: Iterable[str] = ()) -> None:  # noqa: B008  immutable
         self.table, self.ours, self.wanted = table, set(ours), StageSlots()
         self._numbers = itertools.count(1)
 
-    def step(self, settled: bool = True, idle: Mapping[str, int] | None = None, **seen: Iterable[str]) -> Orders:
+    def step(self, settled: bool = True, idle: Mapping[str, int] | None = None, **seen: Iterable[str]) -> SlotOrders:
         known = {name: frozenset(names) for name, names in seen.items()}
         number = self.table.number if settled else 0
-        found = Dispatchers(frozenset(self.ours), idle=idle or {}, settled=number, **known)
+        found = KnownDispatchers(frozenset(self.ours), idle=idle or {}, settled=number, **known)
         self.table, orders = slots.step(self.table, {"a": self.wanted}, found, str(next(self._numbers)))
         self.ours = set(orders.dispatchers["a"])
         return orders
 
-    def granted(self, orders: Orders) -> list[tuple[int, int, str, bool]]:
+    def granted(self, orders: SlotOrders) -> list[tuple[int, int, str, bool]]:
         return [(g.slot, g.slots, g.dispatcher, g.begins) for g in orders.grants]
 
 
@@ -101,7 +101,7 @@ def test_a_dispatcher_that_lost_its_slot_before_it_served_is_not_waited_for_once
 
 
 def test_a_dispatcher_that_serves_without_a_grant_in_the_log_is_waited_for() -> None:
-    leader = Leader(slots.met(Table(2), "unknown", "a", 3))
+    leader = Leader(slots.met(SlotTable(2), "unknown", "a", 3))
     assert leader.granted(leader.step()) == [(0, 1, "a-0-1", False)]
     assert leader.granted(leader.step(ended={"unknown"})) == [(0, 1, "a-0-1", True)]
 
@@ -191,7 +191,7 @@ class Slots(RuleBasedStateMachine):
         super().__init__()
         self.log: list[Grant] = []
         self.tombstones: set[str] = set()
-        self.table = Table(1)
+        self.table = SlotTable(1)
         self.slots = 1
         self.processes: dict[str, Process] = {}
         self.ours: set[str] = set()
@@ -210,7 +210,7 @@ class Slots(RuleBasedStateMachine):
     def lead(self, written: bool) -> None:
         ours = frozenset(d for d in self.ours if not self.processes[d].stopping)
         standing_by = frozenset(d for d, p in self.processes.items() if p.awake and not p.serves)
-        seen = Dispatchers(
+        seen = KnownDispatchers(
             ours, frozenset(self.ended), frozenset(self.silent), standing_by, frozenset(self.outdated), self.idle,
             self.settled,
         )  # fmt: skip

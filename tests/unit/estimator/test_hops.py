@@ -15,7 +15,7 @@ from inferline_stream.estimator.workload import hop_extra_s, prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem
 from tests.unit.estimator.small import CHAIN, allocated, measured
 from tests.unit.planner.problems import random_problem

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.isolation import bpf, profiles
-from inferline_stream.isolation.bpf import ALLOW, ALWAYS, KILL, Condition, Machine, refused
+from inferline_stream.isolation import bpf, syscall_rules
+from inferline_stream.isolation.bpf import ALLOW, ALWAYS, KILL, Architecture, ArgumentCondition, refused
 
-X86_64, AARCH64 = profiles.MACHINES["x86_64"], profiles.MACHINES["aarch64"]
+X86_64, AARCH64 = syscall_rules.MACHINES["x86_64"], syscall_rules.MACHINES["aarch64"]
 ME = 4711
 ALL_BITS = (1 << 64) - 1
 
@@ -70,9 +70,9 @@ def checked(arguments: tuple[int, ...], name: str, *, network: bool) -> bool:
     return rules[name]() if name in rules else name in STRICT or (network and name in CONNECTED)
 
 
-def verdicts(calls: bpf.Calls, on: Machine) -> Iterator[tuple[int, str, tuple[int, ...], int]]:
+def verdicts(calls: bpf.Calls, on: Architecture) -> Iterator[tuple[int, str, tuple[int, ...], int]]:
     """(number, name, arguments, verdict) for every number and class of arguments; once where they do not matter."""
-    program = profiles.program(calls, on)
+    program = syscall_rules.program(calls, on)
     names = {number: name for name, number in on.numbers.items()}
     for number in range(max(names) + 100):
         name = names.get(number, "")
@@ -97,14 +97,14 @@ def classes(name: str) -> Iterator[tuple[int, ...]]:
 
 @pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
 @pytest.mark.parametrize("network", [False, True])
-def test_a_sealed_process_may_make_exactly_the_calls_written_down_here(on: Machine, network: bool) -> None:
-    for number, name, arguments, found in verdicts(profiles.sealed(ME, network=network), on):
+def test_a_sealed_process_may_make_exactly_the_calls_written_down_here(on: Architecture, network: bool) -> None:
+    for number, name, arguments, found in verdicts(syscall_rules.sealed(ME, network=network), on):
         assert (found == ALLOW) == checked(arguments, name, network=network), (name or number, arguments)
 
 
 @pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
-def test_without_a_network_no_socket_is_made_from_the_first_import_on(on: Machine) -> None:
-    for calls in (profiles.launching(ME), profiles.sealed(ME), profiles.sealed(ME, imports=True)):
+def test_without_a_network_no_socket_is_made_from_the_first_import_on(on: Architecture) -> None:
+    for calls in (syscall_rules.launching(ME), syscall_rules.sealed(ME), syscall_rules.sealed(ME, imports=True)):
         allowed = {name for _, name, _, found in verdicts(calls, on) if found == ALLOW}
         assert not allowed & {"socket", "connect", "bind", "listen", "sendmmsg"}
 
@@ -112,40 +112,40 @@ def test_without_a_network_no_socket_is_made_from_the_first_import_on(on: Machin
 @pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
 @pytest.mark.parametrize("imports", [False, True])
 @pytest.mark.parametrize("jit", [False, True])
-def test_what_no_profile_may_have_no_profile_has(on: Machine, imports: bool, jit: bool) -> None:
-    for calls in (profiles.sealed(ME, imports=imports, jit=jit), profiles.launching(ME, jit=jit)):
+def test_what_no_profile_may_have_no_profile_has(on: Architecture, imports: bool, jit: bool) -> None:
+    for calls in (syscall_rules.sealed(ME, imports=imports, jit=jit), syscall_rules.launching(ME, jit=jit)):
         assert not {name for _, name, _, found in verdicts(calls, on) if found == ALLOW} & set(NEVER_HELD)
 
 
 @pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
-def test_a_connector_may_cut_its_file_or_accept_at_its_port_and_nothing_else_besides(on: Machine) -> None:
+def test_a_connector_may_cut_its_file_or_accept_at_its_port_and_nothing_else_besides(on: Architecture) -> None:
     def allowed(calls: bpf.Calls) -> set[str]:
         return {name for _, name, _, found in verdicts(calls, on) if found == ALLOW}
 
-    plain = allowed(profiles.sealed(ME))
-    assert allowed(profiles.sealed(ME, writes=True)) - plain == {"ftruncate", "fsync"}
-    assert allowed(profiles.sealed(ME, serves=True)) - plain == {"accept4"}
-    starting = allowed(profiles.launching(ME))
-    assert allowed(profiles.launching(ME, serves=True)) - starting == {"bind", "listen", "accept4"}
+    plain = allowed(syscall_rules.sealed(ME))
+    assert allowed(syscall_rules.sealed(ME, writes=True)) - plain == {"ftruncate", "fsync"}
+    assert allowed(syscall_rules.sealed(ME, serves=True)) - plain == {"accept4"}
+    starting = allowed(syscall_rules.launching(ME))
+    assert allowed(syscall_rules.launching(ME, serves=True)) - starting == {"bind", "listen", "accept4"}
 
 
 def test_few_system_calls_are_left() -> None:
     for on in (X86_64, AARCH64):
-        assert profiles.reachable(profiles.sealed(ME), on) <= 60
-        assert profiles.reachable(profiles.sealed(ME, imports=True), on) <= 70
-        assert profiles.reachable(profiles.sealed(ME, network=True), on) <= 80
-        assert profiles.reachable(profiles.launching(ME), on) <= 160
+        assert syscall_rules.reachable(syscall_rules.sealed(ME), on) <= 60
+        assert syscall_rules.reachable(syscall_rules.sealed(ME, imports=True), on) <= 70
+        assert syscall_rules.reachable(syscall_rules.sealed(ME, network=True), on) <= 80
+        assert syscall_rules.reachable(syscall_rules.launching(ME), on) <= 160
 
 
 @pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
-def test_what_is_counted_as_reachable_is_what_the_filter_lets_through(on: Machine) -> None:
-    for calls in (profiles.sealed(ME), profiles.sealed(ME, imports=True), profiles.launching(ME)):
+def test_what_is_counted_as_reachable_is_what_the_filter_lets_through(on: Architecture) -> None:
+    for calls in (syscall_rules.sealed(ME), syscall_rules.sealed(ME, imports=True), syscall_rules.launching(ME)):
         through = {number for number, _, _, found in verdicts(calls, on) if found == ALLOW}
-        assert len(through) == profiles.reachable(calls, on)
+        assert len(through) == syscall_rules.reachable(calls, on)
 
 
 def test_calls_of_another_machine_and_of_x32_end_the_process() -> None:
-    program = profiles.program(profiles.sealed(ME), X86_64)
+    program = syscall_rules.program(syscall_rules.sealed(ME), X86_64)
     i386 = 0x40000003
     for number in range(500):
         assert bpf.verdict(program, AARCH64.audit, number) == KILL
@@ -154,15 +154,15 @@ def test_calls_of_another_machine_and_of_x32_end_the_process() -> None:
 
 
 @pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
-def test_calls_that_libraries_can_do_without_seem_not_to_exist(on: Machine) -> None:
-    program = profiles.program(profiles.sealed(ME), on)
+def test_calls_that_libraries_can_do_without_seem_not_to_exist(on: Architecture) -> None:
+    program = syscall_rules.program(syscall_rules.sealed(ME), on)
     assert bpf.verdict(program, on.audit, on.numbers["clone3"]) == refused(errno.ENOSYS)  # else no thread starts
     assert bpf.verdict(program, on.audit, max(on.numbers.values()) + 1) == refused(errno.ENOSYS)
     assert bpf.verdict(program, on.audit, on.numbers["execve"]) == refused(errno.EPERM)
 
 
 def test_a_verdict_that_does_not_depend_on_the_arguments_needs_none() -> None:
-    program = profiles.program(profiles.sealed(ME), X86_64)
+    program = syscall_rules.program(syscall_rules.sealed(ME), X86_64)
     assert bpf.verdict(program, X86_64.audit, X86_64.numbers["read"], None) == ALLOW
     assert bpf.verdict(program, X86_64.audit, X86_64.numbers["mmap"], None) is None
 
@@ -178,7 +178,7 @@ def test_a_name_means_the_number_of_its_machine() -> None:
 
 
 conditions = st.builds(
-    Condition, st.integers(0, 5), st.integers(0, ALL_BITS), st.sampled_from([0xFFFFFFFF, ALL_BITS, 6, 1 << 40])
+    ArgumentCondition, st.integers(0, 5), st.integers(0, ALL_BITS), st.sampled_from([0xFFFFFFFF, ALL_BITS, 6, 1 << 40])
 )
 
 
@@ -188,11 +188,11 @@ conditions = st.builds(
 )
 def test_a_compiled_rule_is_any_of_all_of_its_conditions(alternatives: bpf.Alternatives, arguments: list[int]) -> None:
     wanted = any(all(arguments[c.argument] & c.mask == c.value & c.mask for c in each) for each in alternatives)
-    alike = tuple(tuple(Condition(c.argument, c.value & c.mask, c.mask) for c in each) for each in alternatives)
+    alike = tuple(tuple(ArgumentCondition(c.argument, c.value & c.mask, c.mask) for c in each) for each in alternatives)
     program = bpf.compiled({"read": alike}, X86_64, errnos={})
     assert (bpf.verdict(program, X86_64.audit, 0, arguments) == ALLOW) == wanted
 
 
 def test_a_filter_fits_into_the_kernels_limit() -> None:
-    for calls in (profiles.launching(ME, jit=True, helpers=True, forks=True), {"read": ALWAYS}):
-        assert len(profiles.program(calls, X86_64)) <= 4096
+    for calls in (syscall_rules.launching(ME, jit=True, helpers=True, forks=True), {"read": ALWAYS}):
+        assert len(syscall_rules.program(calls, X86_64)) <= 4096

@@ -17,9 +17,9 @@ import pytest
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation import bootstrap, landlock, limits
-from inferline_stream.isolation.abilities import abilities
 from inferline_stream.isolation.attempts import ATTEMPTS
 from inferline_stream.isolation.confinement import confined
+from inferline_stream.isolation.kernel_features import kernel_features
 from inferline_stream.isolation.limits import unbounded_memory
 from inferline_stream.isolation.probes import probe
 from inferline_stream.isolation.seal import unsupported
@@ -157,7 +157,7 @@ def test_a_process_that_has_threads_before_the_bootstrap_is_refused(tmp_path: Pa
     assert "2 threads run before the first import" in done.stderr
 
 
-def test_tcp_cannot_be_had_by_another_door(tmp_path: Path) -> None:
+def test_tcp_has_no_other_door(tmp_path: Path) -> None:
     found = run(
         tmp_path,
         """
@@ -169,8 +169,8 @@ def test_tcp_cannot_be_had_by_another_door(tmp_path: Path) -> None:
         tried("fast open message", lambda: socket.socket().sendmsg([b"x"], [], fast, ("127.0.0.1", 9)))
         tried("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         tried("raw", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 6))
-        from inferline_stream.isolation import kernel
-        tried("many messages", lambda: kernel.call("sendmmsg", 1, None, 0, 0))
+        from inferline_stream.isolation import kernel_calls
+        tried("many messages", lambda: kernel_calls.call("sendmmsg", 1, None, 0, 0))
         """,
         Isolation(),
     )
@@ -183,7 +183,7 @@ def test_threads_start_after_the_seal_and_processes_do_not(tmp_path: Path) -> No
         tmp_path,
         """
         import subprocess
-        from inferline_stream.isolation import kernel
+        from inferline_stream.isolation import kernel_calls
         seal(CONFINEMENT)
         def start():
             thread = threading.Thread(target=lambda: outcome.update(ran=True))
@@ -192,7 +192,7 @@ def test_threads_start_after_the_seal_and_processes_do_not(tmp_path: Path) -> No
         tried("thread", start)
         tried("fork", os.fork)
         tried("program", lambda: subprocess.run(["true"]))
-        tried("clone3", lambda: kernel.call("clone3", None, 0))
+        tried("clone3", lambda: kernel_calls.call("clone3", None, 0))
         """,
         Isolation(),
     )
@@ -329,7 +329,7 @@ def test_without_control_groups_a_declared_limit_of_memory_is_not_whole(monkeypa
     monkeypatch.setattr(limits, "own_group", lambda controller: (None, False))
     assert "shared mappings escape memory_mb=200" in unbounded_memory(Isolation(memory_mb=200))
     assert unbounded_memory(Isolation()) == unbounded_memory(Isolation("container", memory_mb=200)) == ""
-    assert "missing: memory_mb holds for each process alone" in abilities()["control groups"]
+    assert "missing: memory_mb holds for each process alone" in kernel_features()["control groups"]
 
 
 def test_before_the_seal_certificates_of_authorities_may_be_read_and_private_keys_may_not(tmp_path: Path) -> None:
@@ -382,10 +382,11 @@ def test_no_capability_is_left_and_none_comes_back(tmp_path: Path) -> None:
     found = run(
         tmp_path,
         """
-        from inferline_stream.isolation import kernel
-        outcome["held"] = {name: int(kernel.status(name), 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")}
-        outcome["bounding"] = int(kernel.status("CapBnd"), 16) if os.geteuid() == 0 else 0
-        outcome["no new privileges"] = kernel.status("NoNewPrivs")
+        from inferline_stream.isolation import kernel_calls
+        sets = ("CapEff", "CapPrm", "CapInh", "CapAmb")
+        outcome["held"] = {name: int(kernel_calls.status(name), 16) for name in sets}
+        outcome["bounding"] = int(kernel_calls.status("CapBnd"), 16) if os.geteuid() == 0 else 0
+        outcome["no new privileges"] = kernel_calls.status("NoNewPrivs")
         """,
         Isolation(),
     )
@@ -411,7 +412,7 @@ def test_only_the_variables_that_are_declared_or_usual_are_seen(
     }
 
 
-def test_where_a_level_cannot_be_had_it_fails_or_degrades_as_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_level_is_not_available_it_fails_or_degrades_as_declared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     (lacking,) = unsupported(Isolation())
     assert "no Landlock" in lacking

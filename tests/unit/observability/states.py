@@ -1,7 +1,7 @@
 """A pipeline state with something in every field."""
 
 from inferline_stream.observability.buckets import latency_bounds_s
-from inferline_stream.observability.state import (
+from inferline_stream.observability.pipeline_state import (
     DecisionRecord,
     EnvelopeWindow,
     IsolationState,

@@ -14,7 +14,7 @@ from inferline_stream.observability.plots.replay import draw_replay
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths
-from inferline_stream.planner.explain import CurvePoint
+from inferline_stream.planner.plan_explanation import CurvePoint
 from inferline_stream.replay.compare import Comparison, Row
 from inferline_stream.replay.outcome import Outcome, Step
 

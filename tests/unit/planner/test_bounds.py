@@ -13,7 +13,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.bounds import service_rate, slowest_rate_between
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem
 from tests.unit.planner.problems import meets, p99_s, prices, random_problem
 

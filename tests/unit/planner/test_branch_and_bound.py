@@ -7,7 +7,7 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.shape import Arrow
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.branch_and_bound import prove
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem, cost_of
 from tests.unit.planner.problems import least_cost, plain_problem
 

@@ -8,7 +8,7 @@ import pytest
 
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.holds import STEPS, holds, rounded_down
 from inferline_stream.planner.problem import Problem, cost_of
 from inferline_stream.planner.provision import candidate_of, plan_of, search

@@ -9,10 +9,10 @@ from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
-from inferline_stream.planner.evaluation import Evaluator
-from inferline_stream.planner.explain import explain
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.key_bounds import without_order
+from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
+from inferline_stream.planner.plan_explanation import explain
 from inferline_stream.planner.provision import provision
 from tests.unit.planner.problems import candidates, meets, plain_problem, prices, random_problem
 

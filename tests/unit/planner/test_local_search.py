@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.local_search import descend, repair
 from inferline_stream.planner.problem import COST_EPSILON, cost_of, in_stock
 from inferline_stream.planner.surrogate import Surrogate

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.planner.evaluation import Evaluator
-from inferline_stream.planner.lowest_latency import quickest
+from inferline_stream.planner.evaluator import Evaluator
+from inferline_stream.planner.lowest_latency import lowest_latency
 from inferline_stream.planner.problem import in_stock
 from tests.unit.planner.problems import candidates, p99_s, plain_problem, prices, random_problem
 
@@ -15,7 +15,7 @@ from tests.unit.planner.problems import candidates, p99_s, plain_problem, prices
 def test_the_least_latency_is_that_of_the_best_of_all_candidates(seed, partitions, stock):
     catalogue = prices(slow=stock, middle=stock, fast=stock - 1)
     problem = random_problem(seed, stages=1, rate=60, duration_s=3, partitions=partitions, catalogue=catalogue)
-    found, latency_s = quickest(problem, Evaluator(problem))
+    found, latency_s = lowest_latency(problem, Evaluator(problem))
     assert latency_s == p99_s(problem, found)
     assert latency_s == pytest.approx(min(p99_s(problem, c) for c in candidates(problem, most=4)))
 
@@ -25,6 +25,6 @@ def test_what_the_stock_of_all_stages_together_does_not_allow_is_not_the_quickes
     catalogue = {"fast": Hardware("fast", 1.0, stock=stock), "middle": Hardware("middle", 1.0, stock=8 * (stock - 1))}
     times_s = {"a": {"fast": 0.01}, "b": {"fast": 0.01, "middle": 0.02}}
     problem = plain_problem(times_s, np.arange(5.0), 1.0, catalogue)
-    found, latency_s = quickest(problem, Evaluator(problem))
+    found, latency_s = lowest_latency(problem, Evaluator(problem))
     assert latency_s == (least_s and pytest.approx(least_s))
     assert in_stock(problem, found) == (least_s is not None)

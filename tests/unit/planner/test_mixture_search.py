@@ -11,9 +11,9 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner.evaluation import Evaluator
-from inferline_stream.planner.explain import explain
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.mixture_search import mixed_in
+from inferline_stream.planner.plan_explanation import explain
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 from inferline_stream.planner.provision import provision
 from tests.unit.planner.problems import meets

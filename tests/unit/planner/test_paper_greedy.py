@@ -10,7 +10,7 @@ import pytest
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour
 from inferline_stream.pipeline.shape import Arrow
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.paper_greedy import (
     Search,
     downgrade,

@@ -13,13 +13,13 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.planner.branch_and_bound import prove
-from inferline_stream.planner.evaluation import Evaluator, Stopped
+from inferline_stream.planner.evaluator import Evaluator, Stopped
 from inferline_stream.planner.local_search import with_largest_limits
-from inferline_stream.planner.pareto_search import Fronts
+from inferline_stream.planner.pareto_search import ParetoSearch
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 from inferline_stream.planner.provision import MARGIN, provision, search
 from inferline_stream.planner.search import busiest, levels
-from inferline_stream.planner.stage_options import menu
+from inferline_stream.planner.stage_options import stage_options
 from tests.unit.planner.problems import SIZES, least_cost, meets, p99_s, plain_problem, prices, random_problem
 
 FEASIBLE_SEEDS = (0, 1, 2, 4, 5, 6, 8)
@@ -195,7 +195,7 @@ def test_stock_is_that_of_all_stages_together_and_partitions_that_of_each():
 
 def test_a_menu_reaches_to_the_last_partition_and_to_the_whole_stock():
     problem = random_problem(1, stages=1, rate=5, slack=20.0, catalogue=prices(fast=3), partitions=6)
-    options = menu(Evaluator(problem).bounds, 0, math.inf)
+    options = stage_options(Evaluator(problem).bounds, 0, math.inf)
     most = {kind: max(a.replicas for (a,) in options if a.hardware == kind) for kind in problem.catalogue}
     assert most == {"slow": 6, "middle": 6, "fast": 3}
 
@@ -350,7 +350,7 @@ def test_hardware_of_which_the_first_counts_are_far_too_few_is_searched_all_the_
     problem = random_problem(0, stages=1, rate=2000, cv=4.0, slack=1.5)
     evaluator = Evaluator(problem)
     optimum = cost_of(problem, prove(evaluator, None).best)
-    begun = Fronts(evaluator, evaluator.bounds, mixed=False).candidates()
+    begun = ParetoSearch(evaluator, evaluator.bounds, mixed=False).candidates()
     assert cost_of(problem, begun[0]) <= 1.1 * optimum
 
 

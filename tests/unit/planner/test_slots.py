@@ -7,9 +7,9 @@ import pytest
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Overheads
-from inferline_stream.planner.document import plan_from_bytes, plan_to_bytes
-from inferline_stream.planner.evaluation import Evaluator
-from inferline_stream.planner.explain import explain
+from inferline_stream.planner.evaluator import Evaluator
+from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
+from inferline_stream.planner.plan_explanation import explain
 from inferline_stream.planner.provision import provision
 from tests.unit.planner.problems import chain
 

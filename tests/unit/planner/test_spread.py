@@ -6,8 +6,8 @@ import pytest
 
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner import search as refinement
-from inferline_stream.planner.alike import Alike
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
+from inferline_stream.planner.option_cache import OptionCache
 from inferline_stream.planner.provision import search
 from inferline_stream.planner.spread import ALONE, Spread
 from tests.unit.planner.problems import random_problem
@@ -40,7 +40,7 @@ def test_verdicts_in_advance_count_only_once_they_are_asked_for():
 
 
 def test_limits_that_no_batch_reaches_are_alike_and_those_that_one_does_are_not():
-    known = Alike()
+    known = OptionCache()
     held, more = (Allocation("x", 8, 3, 0.01),), (Allocation("x", 8, 4),)
     known.add((Allocation("x", 64, 3),), "found", 9)
     assert (Allocation("x", 10, 3),) in known

@@ -8,7 +8,7 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import Arrow
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import replaced
 from inferline_stream.planner.surrogate import Surrogate
 from tests.unit.planner.problems import plain_problem, random_problem

@@ -17,7 +17,7 @@ from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from inferline_stream.planner.bounds import Bounds
-from inferline_stream.planner.evaluation import Evaluator
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.tuner.staffing_table import staffing

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.dataplane.specs import ReplicaSpec
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.profiler.bench import ReplicaBench
-from inferline_stream.profiler.messages import Measure, Times
 from inferline_stream.profiler.service_times import measure
+from inferline_stream.profiler.worker_messages import Measure, Times
 from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess
 
 TOPOLOGY = Path(__file__).parent / "odd_stages" / "topology.py"

@@ -11,8 +11,8 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.profiler.messages import Outcome, Outcomes, Run
 from inferline_stream.profiler.topology_check import building_problems
+from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes, ProcessEvents
 from inferline_stream.profiler.worker_process import WorkerProcess
 
 TOPOLOGY = """
@@ -49,8 +49,8 @@ def found(pipeline: Pipeline, topology: Path) -> list[str]:
 async def test_a_worker_runs_a_named_stage_and_judges_named_conditions(topology: Path) -> None:
     confinement = confined(Isolation("none"), topology, Hardware("worker", 0.0, cores=1))
     async with WorkerProcess(topology, "double", confinement, start_timeout_s=30.0) as worker:
-        outcomes = (await worker.ask(Run([b"4", b"8"]), Outcomes)).outcomes
-    assert outcomes == [Outcome(b"8", []), Outcome(b"16", ["last"])]
+        outcomes = (await worker.ask(ProcessEvents([b"4", b"8"]), Outcomes)).outcomes
+    assert outcomes == [EventOutcome(b"8", []), EventOutcome(b"16", ["last"])]
 
 
 def test_stages_are_built_and_the_caller_loads_none_of_their_code(topology: Path) -> None:

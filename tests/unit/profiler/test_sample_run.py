@@ -8,8 +8,8 @@ import pytest
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.shape import Arrow, Shape, visit_ratios
-from inferline_stream.profiler.messages import Outcome, Outcomes, Run, StageInput
 from inferline_stream.profiler.sample_run import INPUTS_KEPT, MOST_EVENTS, SAMPLE_BYTES, run_sample
+from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes, ProcessEvents, StageInput
 
 DIAMOND = Shape(
     ("entry", "odd", "third", "join"),
@@ -25,15 +25,15 @@ class Worker:
         self.pause_s = pause_s
         self.given: list[StageInput] = []
 
-    async def ask(self, request: Run, answer: type[Outcomes]) -> Outcomes:
+    async def ask(self, request: ProcessEvents, answer: type[Outcomes]) -> Outcomes:
         self.given += request.inputs
         await asyncio.sleep(self.pause_s)
         outcomes = []
         for event in request.inputs:
             try:
-                outcomes.append(Outcome(*self.stage(event)))
+                outcomes.append(EventOutcome(*self.stage(event)))
             except ValueError as error:
-                outcomes.append(Outcome(b"", [], str(error)))
+                outcomes.append(EventOutcome(b"", [], str(error)))
         return Outcomes(outcomes)
 
 

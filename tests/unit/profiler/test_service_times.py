@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.profile import PROBABILITIES
-from inferline_stream.profiler.messages import Measure, Times, Weigh, Weights
 from inferline_stream.profiler.service_times import measure, measure_emulated, powers_of_two
 from inferline_stream.profiler.variation_fit import service_time
+from inferline_stream.profiler.worker_messages import Measure, Times, Weigh, Weights
 from inferline_stream.profiler.worker_process import WorkerFailed
 
 KINDS = catalogue()

@@ -14,8 +14,8 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.profiler.messages import Measure, Outcomes, Run, Times, Weigh, Weights
 from inferline_stream.profiler.topology_check import building_problems
+from inferline_stream.profiler.worker_messages import Measure, Outcomes, ProcessEvents, Times, Weigh, Weights
 from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess
 
 TOPOLOGY = Path(__file__).parent / "odd_stages" / "topology.py"
@@ -38,14 +38,14 @@ def order(hardware: str, size: int, emulated_s: dict[int, float] | None = None) 
 
 async def test_a_stage_is_kept_to_its_cores_and_threads_and_always_called_by_one_thread() -> None:
     async with start("tell") as worker:
-        outcomes = (await worker.ask(Run(NUMBERS * 3), Outcomes)).outcomes
+        outcomes = (await worker.ask(ProcessEvents(NUMBERS * 3), Outcomes)).outcomes
         reported = [json.loads(outcome.value) for outcome in outcomes]
     assert {one["threads"] for one in reported} == {"1"}
     assert {len(one["cores"]) for one in reported} == {1}
     assert len({one["thread"] for one in reported}) == 1
     assert worker.start_up_s > 0
     async with start("tell", cores=len(os.sched_getaffinity(0))) as worker:
-        (outcome,) = (await worker.ask(Run(NUMBERS[:1]), Outcomes)).outcomes
+        (outcome,) = (await worker.ask(ProcessEvents(NUMBERS[:1]), Outcomes)).outcomes
         assert json.loads(outcome.value)["cores"] == sorted(os.sched_getaffinity(0))
 
 
@@ -73,7 +73,9 @@ async def test_emulated_hardware_takes_the_declared_time() -> None:
 
 async def test_an_event_that_cannot_be_decoded_fails_alone() -> None:
     async with start("busy") as worker:
-        good, bad, other = (await worker.ask(Run([NUMBERS[0], b'{"value": "x"}', NUMBERS[1]]), Outcomes)).outcomes
+        good, bad, other = (
+            await worker.ask(ProcessEvents([NUMBERS[0], b'{"value": "x"}', NUMBERS[1]]), Outcomes)
+        ).outcomes
     assert (good.error, other.error) == ("", "")
     assert json.loads(other.value) == {"value": 1}
     assert "ValidationError" in bad.error
@@ -81,7 +83,7 @@ async def test_an_event_that_cannot_be_decoded_fails_alone() -> None:
 
 async def test_an_event_that_the_stage_raises_on_fails_alone() -> None:
     async with start("picky") as worker:
-        outcomes = (await worker.ask(Run(NUMBERS), Outcomes)).outcomes
+        outcomes = (await worker.ask(ProcessEvents(NUMBERS), Outcomes)).outcomes
     assert [i for i, outcome in enumerate(outcomes) if outcome.error] == [7]
     assert re.fullmatch(rf"{TOPOLOGY}:\d+ in picky: ValueError: seven is unlucky", outcomes[7].error)
 
@@ -89,8 +91,8 @@ async def test_an_event_that_the_stage_raises_on_fails_alone() -> None:
 @pytest.mark.parametrize("value", [0, 1])
 async def test_what_a_stage_writes_to_its_workers_answers_is_no_answer(value: int) -> None:
     async with start("forges") as worker:
-        with pytest.raises(WorkerFailed, match="its process did not answer Run as a worker does"):
-            await worker.ask(Run([b'{"value": %d}' % value]), Outcomes)
+        with pytest.raises(WorkerFailed, match="its process did not answer ProcessEvents as a worker does"):
+            await worker.ask(ProcessEvents([b'{"value": %d}' % value]), Outcomes)
         assert worker.ended
 
 

@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.log.messages import StoredDecision, StoredPlan
-from inferline_stream.controlplane.observe.event_ledger import Ledger
-from inferline_stream.controlplane.observe.observation_log import read_looks
+from inferline_stream.controlplane.log.control_records import StoredDecision, StoredPlan
+from inferline_stream.controlplane.observe.event_ledger import EventLedger
+from inferline_stream.controlplane.observe.observation_log import read_observations
 from inferline_stream.errors import InvalidTopology, UsageError
 from inferline_stream.kafka.controller_client import Followed
 from inferline_stream.pipeline.hardware import Hardware
@@ -17,9 +17,9 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.document import plan_to_bytes
+from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.runs.archive import (
-    Events,
+    EventTimes,
     RunRecord,
     new_run,
     newest_run,
@@ -66,8 +66,8 @@ RECORD = RunRecord(
 )
 
 
-def ledger_of_two() -> Ledger:
-    ledger = Ledger("posts", (0,), (3,))
+def ledger_of_two() -> EventLedger:
+    ledger = EventLedger("posts", (0,), (3,))
     for offset, at_ms in enumerate((5_000, 4_000, 6_000)):
         ledger.entered(Followed(0, offset, at_ms, None, b"{}", []))
     for offset, entry_ms, out_ms in ((0, 5_000, 5_300), (1, 4_000, 4_100)):
@@ -78,11 +78,11 @@ def ledger_of_two() -> Ledger:
 
 def test_what_is_written_down_is_read_back(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "one"
-    events = Events.of(ledger_of_two(), Trace(np.array([0.0, 0.5])))
+    events = EventTimes.of(ledger_of_two(), Trace(np.array([0.0, 0.5])))
     write_record(folder, RECORD, events)
     written, read = (msgspec.json.decode(msgspec.json.encode(record)) for record in (RECORD, read_record(folder)))
     assert read == written
-    for name in Events.__slots__:
+    for name in EventTimes.__slots__:
         np.testing.assert_array_equal(getattr(read_events(folder), name), getattr(events, name))
 
 
@@ -94,16 +94,16 @@ def test_a_replay_of_a_run_takes_the_start_up_times_that_its_replicas_had() -> N
 
 
 def test_a_record_of_an_earlier_release_is_read(tmp_path: Path) -> None:
-    write_record(tmp_path / "run", RECORD, Events.of(ledger_of_two(), None))
+    write_record(tmp_path / "run", RECORD, EventTimes.of(ledger_of_two(), None))
     document = msgspec.json.decode((tmp_path / "run" / "run.json").read_bytes())
     del document["start_up_s"]
     (tmp_path / "run" / "run.json").write_bytes(msgspec.json.encode(document))
     assert read_record(tmp_path / "run").as_it_ran == RECORD.measured
-    assert read_looks(tmp_path / "run") is None
+    assert read_observations(tmp_path / "run") is None
 
 
 def test_events_are_in_order_of_entry_and_count_from_the_first_arrival() -> None:
-    events = Events.of(ledger_of_two(), None)
+    events = EventTimes.of(ledger_of_two(), None)
     assert events.arrivals_s.tolist() == [0.0, 1.0, 2.0]
     assert events.entries_s.tolist() == [0.0, 1.0]
     assert events.latency_s.tolist() == pytest.approx([0.1, 0.3], abs=1e-6)
@@ -111,14 +111,14 @@ def test_events_are_in_order_of_entry_and_count_from_the_first_arrival() -> None
 
 
 def test_a_run_without_events_is_written_down_too(tmp_path: Path) -> None:
-    write_record(tmp_path / "run", RECORD, Events.of(Ledger("posts", (0,), (0,)), None))
+    write_record(tmp_path / "run", RECORD, EventTimes.of(EventLedger("posts", (0,), (0,)), None))
     assert read_events(tmp_path / "run").latency_s.size == 0
 
 
 def test_the_newest_finished_run_is_found_by_its_time(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no finished run"):
         newest_run(tmp_path, "posts")
-    events = Events.of(ledger_of_two(), None)
+    events = EventTimes.of(ledger_of_two(), None)
     for now_s in (1_700_000_000.0, 1_800_000_000.5):
         write_record(new_run(tmp_path, "posts", now_s), RECORD, events)
     new_run(tmp_path, "posts", 1_900_000_000.0).mkdir()  # one that was cut off
@@ -143,7 +143,7 @@ def test_one_wrong_time_does_not_make_the_run_a_moment_at_the_end_of_decades() -
     ledger.arrivals_s.extend([0.0, 4e9])
     ledger.entries_s.extend([0.0, 4e9])
     ledger.latencies_s.extend([9.0, 9.0])
-    events = Events.of(ledger, None, 1.0, 100.0)
+    events = EventTimes.of(ledger, None, 1.0, 100.0)
     assert events.began_s == 4.0
     assert events.arrivals_s.tolist() == [0.0, 1.0, 2.0]
     assert events.latency_s.tolist() == pytest.approx([0.1, 0.3])

@@ -15,7 +15,7 @@ async def test_the_feed_has_ended_before_the_session_does(monkeypatch: pytest.Mo
     feeds = asyncio.Event()
 
     class UnderWay:
-        controller = SimpleNamespace(picture=SimpleNamespace(core_use=SimpleNamespace(crowded="")))
+        controller = SimpleNamespace(view=SimpleNamespace(core_use=SimpleNamespace(crowded="")))
 
         async def ready(self) -> None:
             pass
@@ -34,7 +34,7 @@ async def test_the_feed_has_ended_before_the_session_does(monkeypatch: pytest.Mo
         finally:
             happened.append("the session ended")
 
-    monkeypatch.setattr(rehearsal, "session", session)
+    monkeypatch.setattr(rehearsal, "open_run", session)
     rehearsing = asyncio.create_task(rehearsal.rehearse(SimpleNamespace()))
     async with asyncio.timeout(10.0):
         await feeds.wait()

@@ -5,8 +5,8 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
-from inferline_stream.tuner.policy_settings import Knobs
-from inferline_stream.tuner.state import TunerState, initial_state
+from inferline_stream.tuner.policy_settings import PolicySettings
+from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
 SHAPE = Shape(("a", "b"), (Arrow(0, 1, conditional=True),))
 CATALOGUE = {"x": Hardware("x", 1.0)}
@@ -38,7 +38,7 @@ def plan() -> Plan:
     )
 
 
-def state(knobs: Knobs | None = None, catalogue: dict[str, Hardware] | None = None) -> TunerState:
+def state(knobs: PolicySettings | None = None, catalogue: dict[str, Hardware] | None = None) -> TunerState:
     return initial_state(plan(), measured(), catalogue or CATALOGUE, knobs=knobs)
 
 

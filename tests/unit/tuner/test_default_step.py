@@ -10,10 +10,10 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.observation import Limits
 from inferline_stream.tuner.policy import POLICIES, initial_state, step
-from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.policy_settings import PolicySettings
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
 
-PLAIN = Knobs(insurance=(), plan_memory_s=0.0)
+PLAIN = PolicySettings(insurance=(), plan_memory_s=0.0)
 """Nothing beyond the plan, and the plan's own replicas are given back like any others."""
 
 
@@ -127,7 +127,7 @@ def test_what_is_insured_is_a_number_of_replicas_however_slow_they_are_just_now(
         for (name, there), mu in zip(quiet.stages.items(), (100.0, 50.0), strict=True)
     }
     slow = [replace(quiet, stages=stages, time_s=t / 10) for t in range(20)]
-    assert after(state(Knobs(insurance=())), slow)[1] == []
+    assert after(state(PolicySettings(insurance=())), slow)[1] == []
 
 
 @pytest.mark.parametrize("policy", POLICIES)

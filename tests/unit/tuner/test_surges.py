@@ -12,7 +12,7 @@ from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.demand import traffic_of
 from inferline_stream.tuner.forecast import surged, surges
 from inferline_stream.tuner.policy import step
-from inferline_stream.tuner.policy_settings import Knobs
+from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
 from tests.unit.tuner.plans import seen, state
 
@@ -43,7 +43,7 @@ def test_a_handful_of_events_or_of_seconds_tells_of_none():
 def totals(*, leaps: bool, minutes: float) -> tuple[int, list[Action]]:
     """Replicas after so many minutes at the planned rate, and what was done."""
     table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, 100.0, leaps)
-    tuner = state(Knobs(insurance=((2.5, 0.25),)))
+    tuner = state(PolicySettings(insurance=((2.5, 0.25),)))
     tuner = replace(tuner, basis=replace(tuner.basis, staffing=table))
     done = []
     for tick in range(round(minutes * 120)):
@@ -66,7 +66,7 @@ def test_traffic_that_does_not_leap_is_insured_for_a_beginning_of_a_minute():
 def insured_s(envelope: tuple[int, int, int], recent: tuple[int, ...]) -> float:
     """For how long more than the plan is held after traffic like this at the end of the calm beginning."""
     table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, 100.0, surges=False)
-    tuner = state(Knobs(insurance=((2.5, 0.25),)))
+    tuner = state(PolicySettings(insurance=((2.5, 0.25),)))
     tuner = replace(tuner, basis=replace(tuner.basis, staffing=table))
     for tick in range(2 * round(tuner.basis.knobs.calm_memory_s)):
         tuner, _ = step(tuner, seen(tick / 2, recent=(100,) * 30, watched_s=tick / 2))
@@ -80,7 +80,7 @@ def insured_s(envelope: tuple[int, int, int], recent: tuple[int, ...]) -> float:
 def test_arrivals_beyond_the_plan_are_insured_after_and_a_forecast_is_not():
     rising = tuple(range(85, 115))
     assert insured_s((290, 590, 5900), rising) == 0.0
-    assert insured_s((400, 800, 8000), (100,) * 30) == Knobs().calm_memory_s
+    assert insured_s((400, 800, 8000), (100,) * 30) == PolicySettings().calm_memory_s
 
 
 def test_a_forecast_is_held_against_the_stretch_that_the_table_was_made_from():

@@ -13,7 +13,7 @@ from typing import Any
 
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import Lease, new_report
-from inferline_stream.dataplane.dispatcher.session import Session
+from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.frames import (
     Batch,
     Call,
@@ -127,9 +127,9 @@ class Slot:
         self.kick = kick
         self.session = self.new_session()
 
-    def new_session(self) -> Session:
+    def new_session(self) -> SlotSession:
         topics = dict.fromkeys([*self.routes.topics_written, "out"], 1)
-        return Session(
+        return SlotSession(
             self.routes,
             reader=self.reader,  # type: ignore[arg-type]
             sender=self.sender,
@@ -143,13 +143,13 @@ class Slot:
             watch=BatchWatch("in"),
         )
 
-    async def begin(self) -> Session:
+    async def begin(self) -> SlotSession:
         """Begin with what is committed."""
         await self.session.begin(self.found, await self.reader.committed(self.found))
         return self.session
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Session]:
+    async def running(self) -> AsyncIterator[SlotSession]:
         """Begin and run the session."""
         session = await self.begin()
         work = asyncio.create_task(session.run())

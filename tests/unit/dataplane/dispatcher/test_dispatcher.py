@@ -13,10 +13,10 @@ import pytest
 from inferline_stream.dataplane.dispatcher import dispatcher as dispatcher_module
 from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired
-from inferline_stream.dataplane.dispatcher.session import Session
+from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.frames import Done
 from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
-from inferline_stream.dataplane.specs import DispatcherSpec
+from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.kafka.outgoing import KafkaFailed
 from inferline_stream.kafka.stage_reader import Fetched
 from inferline_stream.kafka.topic_state import TopicState
@@ -91,7 +91,7 @@ class Run:
         self.serving = asyncio.create_task(made._serve())
         self.fetching = asyncio.create_task(made._fetch())
 
-    async def session(self) -> Session:
+    async def session(self) -> SlotSession:
         """Grant the slot, and return the session that begins."""
         self.log.bring(grants=[grant(ME, 1)])
         await until(lambda: self.dispatcher._session is not None, "it serves")
@@ -123,7 +123,7 @@ async def test_records_of_a_fetch_that_was_under_way_when_the_session_began_are_
 
 
 async def test_a_slot_that_is_lost_while_it_is_begun_is_not_served(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[Session | None] = []
+    served: list[SlotSession | None] = []
     monkeypatch.setattr(run.dispatcher._feeder, "serve", served.append)
     run.log.may_look.clear()
     run.log.bring(grants=[grant(ME, 1)])

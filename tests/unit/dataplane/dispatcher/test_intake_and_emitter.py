@@ -13,7 +13,7 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.lease import new_report
-from inferline_stream.dataplane.dispatcher.outcomes import Again, Dead, Expired, Skipped
+from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, REPLAY, version_value
@@ -324,7 +324,7 @@ def test_parts_that_hold_up_a_joins_partition_are_appended_again_and_gathered_wh
     taken = Taken("both")(part("left", b"4", offset=0), part("left", b"6", offset=1))
     taken.intake.move_to_end(taken.partition)
     ((event, outcome),) = taken.ended
-    assert outcome == Again()
+    assert outcome == Requeued()
     assert event.offsets == (0,)
     ((place, (again,)),) = sent("both", event, outcome).items()
     assert place == ("p.both", 3)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
-from inferline_stream.dataplane.dispatcher.suspects import Lost, Probe, Suspects
+from inferline_stream.dataplane.dispatcher.suspects import LostBatch, Probe, Suspects
 from inferline_stream.dataplane.frames import Call
 
 START_S, SERVICE_S, EACH_S = 0.05, 0.02, 0.005
@@ -196,7 +196,7 @@ class Simulation:
             events, hand.events = hand.events, []
             self.follow(self.suspects.late(events))
 
-    def follow(self, lost: Lost):
+    def follow(self, lost: LostBatch):
         for batch in reversed(lost.again):
             self.queue.put_back(batch, lost.limit)
         for event, _ in lost.condemned:

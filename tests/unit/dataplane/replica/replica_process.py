@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inferline_stream.dataplane.frames import Batch, Leave, ToDispatcher, encode_frame, to_dispatcher
-from inferline_stream.dataplane.specs import ReplicaSpec, encode_spec
+from inferline_stream.dataplane.process_specs import ReplicaSpec, encode_spec
 from inferline_stream.isolation import bootstrap
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware

@@ -1,0 +1,162 @@
+"""What all commands share: options, environment variables, log format, errors as messages with an exit code."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from inferline_stream.cli.log_output import log_to_stderr
+from inferline_stream.errors import InferlineError
+from inferline_stream.printable import printable
+from inferline_stream.settings import check_variables
+
+INTERRUPTED, TERMINATED = 130, 143
+
+LogFormat = Annotated[
+    Literal["text", "json"], typer.Option(help="of the lines on standard error: for people, or one JSON object each")
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"] | None,
+    typer.Option(help="least severe lines shown; warning for people, info as JSON, by default"),
+]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends what Ctrl-C would end, with an exit code of its own."""
+
+
+class CommandGroup(TyperGroup):
+    """Turns the errors that users can do something about into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        signal.signal(signal.SIGTERM, _Terminating())
+        try:
+            check_variables(flag_variables(self))
+            return super().invoke(ctx)
+        except InferlineError as error:
+            _fail(error)
+        except BaseExceptionGroup as group:
+            ours, others = group.split(InferlineError)
+            if ours is None or others is not None:
+                raise
+            _fail(_first(ours))
+        except KeyboardInterrupt as error:
+            by_sigterm = terminated(error)
+            print("terminated" if by_sigterm else "interrupted", file=sys.stderr)
+            raise typer.Exit(TERMINATED if by_sigterm else INTERRUPTED) from None
+
+
+class CliCommand(TyperCommand):
+    """A command each of whose flags may also be set as ``INFERLINE_<FLAG>``."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.name and option.envvar is None:
+                option.envvar, option.show_envvar = variable(option.name), False  # said once, in `--help` of all
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; a value that is refused is named."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            given = _refused(error)
+            if given and given not in error.message:
+                error.message = f"{given}: {error.message}"
+            raise
+
+
+def _refused(error: typer.BadParameter) -> str:
+    """The value that Typer's validation found wrong, as it was written; Typer keeps it in the cause alone."""
+    errors = getattr(error.__cause__, "errors", None)
+    return "" if errors is None else repr(errors()[0]["input"])
+
+
+def flag_variables(group: Any) -> dict[str, str]:
+    """Variables of every flag of the commands, with the flag."""
+    return {
+        str(option.envvar): max(option.opts, key=len)
+        for command in group.commands.values()
+        for option in command.params
+        if isinstance(option, TyperOption) and option.envvar
+    }
+
+
+def variable(flag: str) -> str:
+    """Environment variable of a flag."""
+    return f"INFERLINE_{flag.upper()}"
+
+
+def add_commands(app: typer.Typer, commands: Iterable[tuple[Callable[..., None], str]]) -> None:
+    """Add (function, example) pairs; each command gets the options that all share."""
+    for function, example in commands:
+        app.command(cls=CliCommand, epilog=f"Example: {example}")(_with_logs(function))
+
+
+def _with_logs(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with `--log-format` and `--log-level` added, which it need not know of."""
+
+    @functools.wraps(function)
+    def command(*, log_format: LogFormat = "text", log_level: LogLevel = None, **given: Any) -> None:
+        log_to_stderr(log_format, log_level)
+        function(**given)
+
+    own = inspect.signature(function, eval_str=True)
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, default, annotation in (("log_format", "text", LogFormat), ("log_level", None, LogLevel))
+    ]
+    vars(command)["__signature__"] = own.replace(parameters=[*own.parameters.values(), *extra])
+    command.__annotations__ = {
+        **get_type_hints(function, include_extras=True),
+        **{parameter.name: parameter.annotation for parameter in extra},
+    }
+    return command
+
+
+class _Terminating:
+    """SIGTERM's handler: does what Ctrl-C would, which asyncio turns into an orderly end, and remembers that it did.
+
+    An exception raised from here could come up anywhere, also where it is swallowed.
+    """
+
+    def __init__(self) -> None:
+        self.heard = False
+
+    def __call__(self, _number: int, frame: FrameType | None) -> None:
+        self.heard = True
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # ignored, as a shell has it for what runs in its background
+            raise Terminated
+        interrupt(signal.SIGINT, frame)
+
+
+def terminated(error: KeyboardInterrupt) -> bool:
+    """Whether it was SIGTERM, not Ctrl-C."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return isinstance(error, Terminated) or (isinstance(handler, _Terminating) and handler.heard)
+
+
+def _fail(error: BaseException) -> None:
+    problems = getattr(error, "problems", None) or (str(error),)
+    here = f"{Path.cwd()}{os.sep}"
+    for problem in problems:
+        text = printable(problem.replace(here, ""), keep="\n")
+        print(f"error: {text}", file=sys.stderr)
+    raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,139 @@
+"""`deploy --target kubernetes`: a pipeline's manifests, printed, written down, or applied."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from inferline_stream.actuators.kubernetes.installation import (
+    Installation,
+    file_name,
+    kustomization,
+    manifests,
+    overcommitted,
+)
+from inferline_stream.actuators.kubernetes.manifests import Cluster, dns_label
+from inferline_stream.cli.output import print_json
+from inferline_stream.cli.plan_steps import Declared, declared, with_stock
+from inferline_stream.cli.platform import kubernetes_door
+from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.isolation.confinement import dispatcher_confinement
+from inferline_stream.observability.alert_rules import Target
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.profiler.machine import this_machine
+from inferline_stream.profiler.pipeline_profiler import Options, pairs_to_profile
+from inferline_stream.profiler.profile_store import ProfileStore
+
+
+@dataclass(frozen=True, slots=True)
+class DeployOptions:
+    """The command's options; see `cli.deploy.deploy`."""
+
+    topology: Path
+    bootstrap_servers: str
+    prefix: str
+    image: str
+    path: str
+    namespace: str
+    service_account: str
+    secret: str
+    stock: tuple[str, ...]
+
+
+def install(wanted: DeployOptions, *, dry_run: bool, save: Path | None, as_json: bool = False) -> None:
+    """Render, and print, write or apply.
+
+    Raises:
+        UsageError: an option is missing, or the API server refuses.
+        InvalidTopology: a stage has no profile of the cluster.
+        Unreachable: the API server does not answer.
+    """
+    if not wanted.image:
+        raise UsageError("--target kubernetes needs --image: this package, the topology and what its stages import")
+    what = declared(wanted.topology, bootstrap_servers=wanted.bootstrap_servers, prefix=wanted.prefix)
+    if dry_run or save is not None:
+        found = _rendered(wanted, what, wanted.namespace or "default")
+        if save is None and as_json:
+            print_json({"pipeline": what.pipeline.name, "manifests": found[1]})
+        elif save is None:
+            yaml.safe_dump_all(found[1], sys.stdout, sort_keys=False)
+        else:
+            _write(save, *found)
+        return
+    asyncio.run(_apply(wanted, what, as_json=as_json))
+
+
+async def _apply(wanted: DeployOptions, what: Declared, *, as_json: bool) -> None:
+    door = kubernetes_door()
+    async with door.cluster_client() as client:
+        of, found = _rendered(wanted, what, wanted.namespace or client.namespace)
+        unknown = await door.install(client, found)
+        everybody = await door.controllers(client, of.cluster.namespace)
+    applied = sorted({manifest["kind"] for manifest in found} - {text.partition(":")[0] for text in unknown})
+    kinds = catalogue(what.pipeline.hardware)
+    stock = {name: kind.stock for name, kind in kinds.items() if kind.stock is not None}
+    beyond = overcommitted(everybody, stock)
+    if as_json:
+        shared = {kind: {"stock": most, "shares": shares} for kind, (most, shares) in beyond.items()}
+        where = {"pipeline": what.pipeline.name, "namespace": of.cluster.namespace}
+        print_json({**where, "applied": applied, "left_out": unknown, "overcommitted": shared})
+        return
+    print(f"{what.pipeline.name}: applied to namespace {of.cluster.namespace}: {', '.join(applied)}")
+    for text in unknown:
+        print(f"left out: {text}")
+    for kind, (most, shares) in beyond.items():
+        each = ", ".join(f"{pipeline} {share}" for pipeline, share in sorted(shares.items()))
+        print(f"overcommitted: {kind}: {each}, of {most} in stock; those that ask first have them")
+
+
+def _rendered(wanted: DeployOptions, what: Declared, namespace: str) -> tuple[Installation, list[dict[str, Any]]]:
+    pipeline = what.pipeline
+    account = wanted.service_account or dns_label(f"{pipeline.name}-pod")
+    shared = with_stock(pipeline, wanted.stock)
+    held = {name: kind.stock for name, kind in catalogue(shared.hardware).items() if kind.stock is not None}
+    named = {share.partition("=")[0] for share in wanted.stock}
+    ports = dispatcher_confinement(wanted.bootstrap_servers).ports
+    of = Installation(
+        target=Target(pipeline.name, pipeline.slo_s, pipeline.objective),
+        stages=[stage.name for stage in pipeline.stages],
+        topology=wanted.path or str(what.file),
+        cluster=Cluster(namespace, wanted.image, wanted.path, account, wanted.secret, ports),
+        bootstrap_servers=wanted.bootstrap_servers,
+        profiles=_profiles(what),
+        stock={name: most for name, most in held.items() if name in named},
+        prefix=wanted.prefix,
+    )
+    return of, manifests(of)
+
+
+def _profiles(what: Declared) -> dict[str, str]:
+    """Return the profiles' files: a controller in a pod measures no stage.
+
+    Raises:
+        InvalidTopology: one is missing.
+    """
+    pipeline, here = what.pipeline, this_machine()
+    store = ProfileStore(pipeline, what.file.parent, what.events, here)
+    known = store.load()
+    missing, _ = pairs_to_profile(pipeline, known, Options(), here)
+    if missing or known.paths is None:
+        pairs = ", ".join(f"{stage.name} on {kind.name}" for stage, kind in missing) or "the paths of events"
+        raise InvalidTopology(f"{pipeline.declared}: no profile of {pairs}: run `inferline-stream profile` first")
+    return store.files()
+
+
+def _write(folder: Path, of: Installation, found: list[dict[str, Any]]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for manifest in found:
+            (folder / file_name(manifest)).write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
+        text = yaml.safe_dump(kustomization(of, found), sort_keys=False)
+        (folder / "kustomization.yaml").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write the manifests to {folder}: {error.strerror}; choose another --save") from None
+    print(f"{len(found)} manifests written to {folder}: kubectl apply -k {folder}")

@@ -1,0 +1,139 @@
+"""The rehearsal that a plan has before its first traffic, for `run` and `plan --rehearse`."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferline_stream.cli.plan_steps import Declared, cores_for_replicas
+from inferline_stream.connectors.sources.replay_process import TraceReplay
+from inferline_stream.connectors.sources.trace_replay import ReplaySpec
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.profiler.machine import this_machine
+from inferline_stream.profiler.profile_store import ProfileStore
+from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
+from inferline_stream.runs.rehearsal import hold, rehearse, slowed
+from inferline_stream.runs.run import FeedTo, Run
+from inferline_stream.settings import Settings
+
+REHEARSAL_S = 10.0
+MOST_PLANS = 2
+"""So often a plan is made again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RehearsalOptions:
+    """What may follow a rehearsal.
+
+    Args:
+        plan: makes a plan from profiles, given as ``measured``.
+        note: shown one line for each rehearsal.
+        speed_up: seconds of the sample per second.
+        begins: called before each rehearsal.
+    """
+
+    plan: Callable[..., Plan]
+    note: Callable[[str], object]
+    speed_up: float = 1.0
+    begins: Callable[[], object] = lambda: None
+
+
+async def rehearsed(
+    what: Declared, measured: PipelineProfile, plan: Plan, again: RehearsalOptions, limits: Settings
+) -> tuple[PipelineProfile, Plan]:
+    """Have ten seconds of the sample go through the plan's replicas; correct profiles and plan where those are slower.
+
+    Nothing is done where every profile that the plan rests on has passed before, for emulated hardware, and for a
+    pipeline without a sample in files.
+
+    Args:
+        what: the pipeline.
+        measured: its profiles.
+        plan: to rehearse.
+        again: makes another plan from corrected profiles, and shows what was found.
+        limits: periods and time limits.
+
+    Returns:
+        Profiles and plan as they are then.
+    """
+    store = ProfileStore(what.pipeline, what.file.parent, what.events, this_machine())
+    kinds = catalogue(what.pipeline.hardware)
+    for plans_left in reversed(range(MOST_PLANS + 1)):
+        used = {(stage, a.hardware) for stage, held in plan.allocations.items() for a in held}
+        real = {key for key in used if not kinds[key[1]].emulated}
+        if what.pipeline.sample is None or real <= store.load().rehearsed:
+            break
+        again.begins()
+        async with EmbeddedBrokerProcess() as broker:
+            with tempfile.TemporaryDirectory(prefix="inferline-rehearsal-") as folder:
+                run = Run(
+                    pipeline=what.pipeline,
+                    topology=what.file,
+                    bootstrap_servers=broker.bootstrap_servers,
+                    plan=plan,
+                    measured=measured,
+                    log_folder=Path(folder),
+                    feed=_feed(what, again.speed_up),
+                    replication=1,
+                    policy=hold,
+                    faust=False,
+                    replans=False,
+                    settings=limits,
+                    cores=cores_for_replicas(what, measured),
+                )
+                found = await rehearse(run)
+        slower = found.slower
+        if found.crowded:
+            again.note(f"rehearsal: it says nothing, {found.crowded}")
+            break
+        if not slower:
+            again.note(f"rehearsal: no stage was slower than its profile in {REHEARSAL_S:g} s of the sample")
+            for key in real:
+                store.correct(measured.profiles[key], rehearsed=True)
+            break
+        words = ", ".join(f"{stage} on {kind} takes {factor:.2f} ×" for (stage, kind), factor in slower.items())
+        again.note(f"rehearsal: {words} its profile" + (": planned again" if plans_left else "; the plan stays"))
+        if not plans_left:
+            break
+        measured = slowed(measured, slower)
+        for key in slower:
+            store.correct(measured.profiles[key])
+        plan = await asyncio.to_thread(again.plan, measured=measured)
+    return measured, plan
+
+
+def _feed(what: Declared, speed_up: float) -> FeedTo:
+    """The stretch of the sample in which most events come."""
+    sample = what.pipeline.sample
+    assert sample is not None
+    start_s = busiest_s(what, REHEARSAL_S)
+
+    @asynccontextmanager
+    async def feed(servers: str, topic: str) -> AsyncIterator[TraceReplay]:
+        spec = ReplaySpec(
+            bootstrap_servers=servers,
+            topic=topic,
+            arrivals=str((what.file.parent / sample.arrivals).resolve()),
+            events=str((what.file.parent / sample.events).resolve()),
+            speed_up=speed_up,
+            start_s=start_s * speed_up,
+            duration_s=REHEARSAL_S * speed_up,
+        )
+        async with TraceReplay(spec) as replay:
+            yield replay
+
+    return feed
+
+
+def busiest_s(what: Declared, seconds: float) -> float:
+    """When in the sample's trace so many seconds begin in which most events come."""
+    times_s = what.trace.arrivals_s
+    ends = times_s.searchsorted(times_s + seconds, side="right")
+    first = int((ends - range(len(times_s))).argmax())
+    return float(times_s[first])

@@ -1,0 +1,351 @@
+"""The run that the command `run` asks for: broker, profiles, plan, session, report."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import uvloop
+from rich.console import Console
+from rich.logging import RichHandler
+
+from inferline_stream.cli.command_group import Terminated
+from inferline_stream.cli.log_output import log_to_people
+from inferline_stream.cli.output import console
+from inferline_stream.cli.plan_steps import (
+    Declared,
+    cores_for_replicas,
+    declared,
+    not_credible,
+    plan_table,
+    planned,
+    profiled,
+    settings,
+    take_profiles,
+    with_stock,
+)
+from inferline_stream.cli.platform import Platform, actuator_of
+from inferline_stream.cli.rehearsal_steps import RehearsalOptions, rehearsed
+from inferline_stream.cli.screen import Screen
+from inferline_stream.connectors.sources.replay_process import TraceReplay
+from inferline_stream.connectors.sources.trace_replay import ReplaySpec
+from inferline_stream.dataplane.start_offsets import check_start
+from inferline_stream.dataplane.tracing import check_exporter
+from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
+from inferline_stream.kafka.connection import refused
+from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.topics import REPLICATION
+from inferline_stream.pipeline.units import duration_s
+from inferline_stream.profiler.pipeline_profiler import Options
+from inferline_stream.runs.archive import new_run
+from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
+from inferline_stream.runs.lifecycle import run_and_hand_over, run_to_report
+from inferline_stream.runs.report import RunReport
+from inferline_stream.runs.run import FeedTo, Run
+from inferline_stream.settings import (
+    DISPATCHER_KAFKA_VARIABLES,
+    dispatcher_environment,
+    given,
+    kafka_security,
+    runtime_folder,
+)
+from inferline_stream.tuner.policy import POLICIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The command's options; see `cli.run.run`."""
+
+    platform: Platform
+    topology: Path
+    bootstrap_servers: str | None
+    replay: bool | None
+    arrivals: Path | None
+    speed_up: float
+    duration: str | None
+    advisory: bool
+    algorithm: Literal["default", "inferline", "exact"]
+    policy: Literal["default", "inferline"]
+    delivery: Literal["at_least_once", "exactly_once"]
+    tracing: str
+    start: str
+    create_topics: bool
+    prefix: str
+    page_port: int | None
+    page_token: str
+    metrics_port: int
+    seed: int
+    gate: bool
+    oversubscribe: bool
+    profiles: Path | None
+    stock: tuple[str, ...]
+    metrics_host: str
+    as_json: bool
+
+
+def run_and_report(wanted: RunOptions) -> None:
+    """Run to the end, then print the report: a table, or one JSON object on standard output."""
+    _check(wanted)
+    people = console(error=wanted.as_json)
+    log_to_people(RichHandler(console=people, show_time=False, show_path=False, markup=False, highlighter=None))
+    what = declared(wanted.topology, bootstrap_servers=wanted.bootstrap_servers, prefix=wanted.prefix)
+    what = replace(what, trace=what.trace.sped_up(wanted.speed_up))
+    stopping = _Stopping()
+    with Screen(people) as screen:
+        try:
+            report = uvloop.run(_run(wanted, what, people, screen, stopping))
+        except asyncio.CancelledError:
+            raise stopping.forced() from None
+        if report is None:
+            people.print("Left dispatchers and replicas at work: the next run leads them.")
+            return
+        if wanted.as_json:
+            sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+        else:
+            screen.report(report)
+    judge(report, what.pipeline.objective if wanted.gate else None, _logs(what))
+
+
+def judge(report: RunReport, objective: float | None, logs: Path) -> None:
+    """Fail a run that is no success although it came to its end.
+
+    Args:
+        report: of the run.
+        objective: share of events that must meet the SLO; None where no gate was asked for.
+        logs: where its processes wrote.
+
+    Raises:
+        GateFailed: the objective did not hold, or events were lost.
+        InferlineError: events were lost, and no gate was asked for.
+    """
+    if objective is not None and (miss := gate_miss(report, objective)):
+        raise GateFailed(miss)
+    if report.lost or report.unaccounted:
+        raise InferlineError(f"{_lost(report)}. See what dispatchers and replicas wrote in {logs}")
+
+
+def _lost(report: RunReport) -> str:
+    """What was lost, in words; empty if nothing was."""
+    if report.lost:
+        return f"{report.lost} events were lost: they have neither a result nor a reason why there is none"
+    if report.unaccounted:
+        return (
+            f"{report.unaccounted} events were lost before the last {report.verified}, which are all accounted for: so "
+            "many more entered than have a result or a reason why there is none (a source that is written in "
+            'transactions declares `arrivals="timestamps"`)'
+        )
+    return ""
+
+
+def _check(wanted: RunOptions) -> None:
+    """Refuse what cannot be done before minutes are spent on profiles and a plan."""
+    wanted.platform.check(wanted.bootstrap_servers)
+    if not wanted.speed_up > 0:
+        raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
+    if wanted.replay is False and wanted.arrivals is not None:
+        raise UsageError("--arrivals is what is replayed, and --no-replay replays nothing: leave one of them out")
+    if wanted.gate and wanted.platform.hand_over:
+        raise UsageError("--gate judges a run that has ended, and --hand-over leaves it at work: leave one of them out")
+    _seconds(wanted.duration)
+    check_start(wanted.start)
+    if wanted.tracing:
+        check_exporter(wanted.tracing)
+
+
+def gate_miss(report: RunReport, objective: float) -> str:
+    """In what the SLO gate did not hold, in words; empty if it did."""
+    if lost := _lost(report):
+        return f"the SLO gate did not hold: {lost}"
+    if report.slo_miss_rate is None:
+        return "the SLO gate did not hold: no event came through, so nothing is known"
+    if report.slo_miss_rate > 1 - objective + 1e-9:
+        return (
+            f"the SLO gate did not hold: {report.slo_miss_rate:.2%} of {report.events_in} events missed the SLO of "
+            f"{report.slo_s:g} s, the objective allows {1 - objective:.2%}"
+        )
+    return ""
+
+
+async def _dispatchers_known(bootstrap_servers: str) -> None:
+    """Try the dispatchers' credentials: the supervisor would start dispatchers that are refused again and again.
+
+    Raises:
+        UsageError: the environment asks for what cannot be.
+        Unreachable: Kafka refuses them.
+    """
+    if bootstrap_servers.startswith("PLAINTEXT://") or not given(DISPATCHER_KAFKA_VARIABLES):
+        return
+    if why := await refused(bootstrap_servers, kafka_security(dispatcher_environment())):
+        raise Unreachable(f"of the dispatchers: {why}")
+
+
+async def _run(
+    wanted: RunOptions, what: Declared, people: Console, screen: Screen, stopping: _Stopping
+) -> RunReport | None:
+    limits = settings()
+    stopping.watch()
+    async with AsyncExitStack() as stack:
+        servers = wanted.bootstrap_servers
+        if servers is None:
+            screen.step("starting the embedded broker: in memory, it keeps nothing")
+            servers = (await stack.enter_async_context(EmbeddedBrokerProcess())).bootstrap_servers
+        else:
+            async with OffsetReader(servers, limits.connect_timeout_s):
+                pass  # a Kafka that does not answer is reported before anything else is done
+            await _dispatchers_known(servers)
+        await wanted.platform.reach()
+        screen.step("looking at profiles")
+        elsewhere = wanted.platform.on != "local"
+        unbounded = wanted.oversubscribe or elsewhere  # a cluster finds places for its pods by itself
+        options = Options(
+            broker=wanted.bootstrap_servers or "embedded", oversubscribe=wanted.oversubscribe, elsewhere=elsewhere
+        )
+        if wanted.profiles is not None:
+            take_profiles(what, wanted.profiles)
+        measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)
+        what = replace(what, pipeline=with_stock(what.pipeline, wanted.stock))
+        screen.step("planning")
+        search = partial(
+            planned,
+            what,
+            seconds=what.pipeline.slo_s,
+            algorithm=wanted.algorithm,
+            seed=wanted.seed,
+            oversubscribe=unbounded,
+        )
+        plan = await asyncio.to_thread(search, measured=measured)
+        if not unbounded:
+            again = RehearsalOptions(search, screen.note, wanted.speed_up, lambda: screen.step("rehearsing"))
+            measured, plan = await rehearsed(what, measured, plan, again, limits)
+        people.print(plan_table(plan, what.pipeline, "" if elsewhere else not_credible(plan, what, measured)))
+        run = Run(
+            pipeline=what.pipeline,
+            topology=what.file,
+            bootstrap_servers=servers,
+            plan=plan,
+            measured=measured,
+            log_folder=_logs(what),
+            supervisor_folder=_supervisor_folder(wanted, what) if wanted.bootstrap_servers else None,
+            run_folder=new_run(what.file.parent, what.pipeline.name, time.time()),
+            prefix=wanted.prefix,
+            feed=_feed(wanted, what),
+            replication=REPLICATION if wanted.bootstrap_servers else 1,
+            delivery=wanted.delivery,
+            tracing=wanted.tracing,
+            start=wanted.start,
+            create_topics=wanted.create_topics,
+            policy=POLICIES[wanted.policy],
+            advisory=wanted.advisory,
+            duration_s=_seconds(wanted.duration),
+            page_port=wanted.page_port,
+            page_token=wanted.page_token,
+            metrics_port=wanted.metrics_port,
+            metrics_host=wanted.metrics_host,
+            settings=limits,
+            sample=what.trace,
+            # Dispatchers that outlive a controller count what their next one would count otherwise.
+            live_since_s=0.0 if wanted.platform.hand_over else time.time(),
+            hands_over=wanted.platform.hand_over,
+            cores=math.inf if unbounded else cores_for_replicas(what, measured),
+        )
+        actuator = await stack.enter_async_context(actuator_of(wanted.platform, run))
+        if actuator is not None and run.hands_over:
+            await run_and_hand_over(run, screen, stopping.stop, actuator)
+            return None
+        return await run_to_report(run, screen, stopping.stop, actuator)
+
+
+def _logs(what: Declared) -> Path:
+    """Where the run's processes write."""
+    return what.file.parent / ".inferline" / "logs" / what.pipeline.name
+
+
+def _supervisor_folder(wanted: RunOptions, what: Declared) -> Path:
+    """Return the private folder where a run that follows this one on the same Kafka finds its supervisor.
+
+    Raises:
+        UsageError: the folder is another user's, so that its sockets cannot be trusted.
+    """
+    names = f"{what.pipeline.name} {wanted.prefix} {wanted.bootstrap_servers}"
+    root = runtime_folder()
+    folder = root / hashlib.blake2s(names.encode(), digest_size=8).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in (root, folder):
+        if each.stat().st_uid != os.getuid():
+            raise UsageError(f"{each} belongs to another user; set XDG_RUNTIME_DIR to a folder of your own")
+        each.chmod(0o700)
+    return folder
+
+
+def _feed(wanted: RunOptions, what: Declared) -> FeedTo | None:
+    """The replay of the sample, unless events come from elsewhere."""
+    embedded = wanted.bootstrap_servers is None
+    if not (embedded if wanted.replay is None else wanted.replay) and wanted.arrivals is None:
+        return None
+    sample = what.pipeline.sample
+    assert sample is not None, "a declared pipeline has a sample"
+    arrivals = wanted.arrivals or what.file.parent / (sample.replay or sample.arrivals)
+
+    @asynccontextmanager
+    async def feed(bootstrap_servers: str, topic: str) -> AsyncIterator[TraceReplay]:
+        spec = ReplaySpec(
+            bootstrap_servers=bootstrap_servers,
+            topic=topic,
+            arrivals=str(arrivals.resolve()),
+            events=str((what.file.parent / sample.events).resolve()),
+            speed_up=wanted.speed_up,
+            key_field=sample.key,
+        )
+        async with TraceReplay(spec) as replay:
+            yield replay
+
+    return feed
+
+
+def _seconds(duration: str | None) -> float | None:
+    if duration is None:
+        return None
+    try:
+        return duration_s(duration)
+    except ValueError as error:
+        raise UsageError(f"--duration: {error}") from None
+
+
+class _Stopping:
+    """The first Ctrl-C or SIGTERM asks for an orderly end, the second for an end, a third gets it from the system."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self._last = signal.SIGINT
+
+    def watch(self) -> None:
+        """Catch both signals for the task that runs now."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+
+        def heard(number: signal.Signals) -> None:
+            if self.stop.is_set():
+                self._last = number
+                task.cancel()
+                for again in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(again)
+            self.stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, heard, number)
+
+    def forced(self) -> KeyboardInterrupt:
+        """What the command ends with after the second."""
+        return Terminated() if self._last is signal.SIGTERM else KeyboardInterrupt()

@@ -1,0 +1,236 @@
+"""What the control plane keeps in Kafka: arrivals, plans, decisions, overrides. JSON, each with a version.
+
+The decoders raise ValueError (of a plan `InvalidTopology`) for what no release up to this one writes, so that what they
+return can be used without another look. `RecordDecoder` is the door through which everything goes that is read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from inferline_stream.pipeline.names import WIRE_VERSION, check_version
+from inferline_stream.pipeline.version import Structure
+from inferline_stream.planner.plan_document import plan_from_bytes
+
+
+class ArrivalTicks(msgspec.Struct, frozen=True):
+    """How the source topic's log grew. Key: the topic.
+
+    Offsets, not counts: ticks of a second writer, or ticks read twice, add nothing.
+    """
+
+    times_ms: list[float]
+    """Milliseconds since the epoch, ascending, one per tick."""
+    ends: list[list[int]]
+    """End offset of each partition at each tick."""
+    previous: list[int]
+    """End offsets at the tick before the first."""
+    previous_ms: float
+    asked_ms: list[float] = []
+    """When the policy was asked since the record before, likewise."""
+    figures: list[tuple[float, str, float | None]] = []
+    """Figures that it then saw for the first time: (ms since the epoch, name, figure); see `live_observations`."""
+    version: int = WIRE_VERSION
+
+    def __post_init__(self) -> None:
+        if len(self.times_ms) != len(self.ends):
+            raise ValueError(f"{len(self.times_ms)} times, {len(self.ends)} rows of end offsets")
+        if any(not 0 <= end < _MOST for row in (self.previous, *self.ends) for end in row):
+            raise ValueError("an end offset is out of range")
+        if any(not 0 <= t < _MOST for t in (self.previous_ms, *self.times_ms, *self.asked_ms)):
+            raise ValueError("a time is out of range")
+
+
+class StoredPlan(msgspec.Struct, frozen=True):
+    """A plan that came into force. Key ``plan-<n>`` of the decisions topic, and ``plan`` for the one in force."""
+
+    controller: str
+    term: int
+    time_s: float
+    """Seconds since the epoch."""
+    reason: str
+    detail: str
+    plan: msgspec.Raw
+    """A plan document (`planner.plan_document`)."""
+    number: int = 0
+    """Grows over all terms."""
+    structure: Structure | None = None
+    """Of the pipeline that it was made for."""
+    version: int = WIRE_VERSION
+
+
+class StoredDecision(msgspec.Struct, frozen=True):
+    """One decision: who, when, why, on which numbers. Key ``decision-<n>``, and ``wanted`` for the newest applied."""
+
+    number: int
+    """Grows over all terms."""
+    controller: str
+    term: int
+    time_s: float
+    action: str
+    reason: str
+    detail: str
+    replicas: dict[str, dict[str, int]]
+    """Wanted from now on: stage → hardware kind → replicas."""
+    applied: bool
+    arrival_rate: float = 0.0
+    envelope: list[int] = []
+    """Most arrivals in each window, shortest first."""
+    lags: dict[str, int] = {}
+    """Records not committed, by stage."""
+    ready: dict[str, int] = {}
+    """Replicas ready, by stage."""
+    version: int = WIRE_VERSION
+
+
+class Override(msgspec.Struct, frozen=True):
+    """What people set in place of a decision. Key: `key` of it, so that the newest of each kind counts.
+
+    A record without a value takes the override back.
+    """
+
+    kind: Literal["pause", "scale", "limits", "standby", "slo", "price", "stock", "code"]
+    subject: str = ""
+    """A stage for scale, limits and standby, a hardware kind for price and stock."""
+    value: float | None = None
+    """Replicas, seconds of the SLO, dollars per hour, replicas in stock, or when newer code was given, in seconds since
+    the epoch: replicas started before are replaced."""
+    minimum: int | None = None
+    maximum: int | None = None
+    until_s: float | None = None
+    """Seconds since the epoch at which it lapses; None for good."""
+    who: str = ""
+    version: int = WIRE_VERSION
+
+    def __post_init__(self) -> None:
+        whole = self.kind in ("scale", "standby", "stock")
+        for count in (self.minimum, self.maximum, self.value if whole else None):
+            if count is not None and not (0 <= count <= _MOST_REPLICAS and count == int(count)):
+                raise ValueError(f"{count} is no number of replicas")
+        if self.kind not in ("pause", "limits") and self.value is None:
+            raise ValueError(f"{self.kind} has no value")
+        if self.value is not None and not (0 if self.kind != "slo" else 1e-6) <= self.value < _MOST:
+            raise ValueError(f"{self.kind} is {self.value:g}")
+        if self.until_s is not None:
+            _check_time(self.until_s)
+
+    @property
+    def key(self) -> str:
+        """The override that this one replaces."""
+        return f"{self.kind}/{self.subject}" if self.subject else self.kind
+
+
+_MOST = 2**53
+"""Offsets, times and numbers stay below this, so that a float holds each exactly."""
+
+_LAST_S = 250_000_000_000
+"""Seconds since the epoch: the calendar of Python ends soon after."""
+
+_MOST_REPLICAS = 1_000_000
+"""More is a mistake of the writer, and no counter can overflow below."""
+
+DECISIONS_KEPT = 500
+"""Decisions that stay in the compacted topic; older ones are taken out as new ones come."""
+
+PLANS_KEPT = 100
+"""Plans that stay there."""
+
+PLAN_KEY = "plan"
+WANTED_KEY = "wanted"
+
+
+def decision_key(number: int) -> str:
+    """Key of a decision; a number so far back that it is no longer kept has the key that is deleted."""
+    return f"decision-{number}"
+
+
+def plan_key(number: int) -> str:
+    """Key of a plan that came into force; likewise."""
+    return f"{PLAN_KEY}-{number}"
+
+
+def encode(record: ArrivalTicks | StoredPlan | StoredDecision | Override) -> bytes:
+    """One record as JSON."""
+    return msgspec.json.encode(record)
+
+
+_ticks = msgspec.json.Decoder(ArrivalTicks)
+_plan = msgspec.json.Decoder(StoredPlan)
+_decision = msgspec.json.Decoder(StoredDecision)
+_override = msgspec.json.Decoder(Override)
+
+
+def decode_ticks(value: bytes) -> ArrivalTicks:
+    """A record of the arrivals topic."""
+    ticks = _ticks.decode(value)
+    check_version(ticks.version)
+    return ticks
+
+
+def decode_stored(key: str, value: bytes) -> StoredPlan | StoredDecision:
+    """A record of the decisions topic: a plan that fits together, or a decision."""
+    if key.startswith(PLAN_KEY):
+        plan = _plan.decode(value)
+        check_version(plan.version)
+        _in_range(plan.number, plan.term)
+        _check_time(plan.time_s)
+        plan_from_bytes(bytes(plan.plan), "a stored plan")
+        return plan
+    decision = _decision.decode(value)
+    check_version(decision.version)
+    counts = [count for kinds in decision.replicas.values() for count in kinds.values()]
+    _in_range(decision.number, decision.term, *counts)
+    _check_time(decision.time_s)
+    if key not in (WANTED_KEY, decision_key(decision.number)):
+        raise ValueError(f"the key {key!r} is not its own")
+    return decision
+
+
+def decode_override(key: str, value: bytes) -> Override:
+    """A record of the control topic."""
+    override = _override.decode(value)
+    check_version(override.version)
+    if key != override.key:
+        raise ValueError(f"the key {key!r} is not its own, {override.key!r}")
+    return override
+
+
+def _check_time(time_s: float) -> None:
+    if not 0 <= time_s < _LAST_S:
+        raise ValueError(f"{time_s:g} is no time")
+
+
+def _in_range(*numbers: float) -> None:
+    if any(not 0 <= number < _MOST for number in numbers):
+        raise ValueError("a number is out of range")
+
+
+def merged(records: Iterable[ArrivalTicks]) -> list[tuple[float, list[int]]]:
+    """Ticks of any writers as one growing log: (seconds since the epoch, end offsets), ascending in both.
+
+    A tick that holds nothing new in any partition is kept (it shows that somebody watched), one from
+    before the newest is not.
+    """
+    ticks: list[tuple[float, list[int]]] = []
+    for record in records:
+        own = [(record.previous_ms, record.previous), *zip(record.times_ms, record.ends, strict=True)]
+        ticks += [(time_ms / 1e3, list(ends)) for time_ms, ends in own]
+    ticks.sort(key=lambda tick: tick[0])
+    grown: list[tuple[float, list[int]]] = []
+    for time_s, ends in ticks:
+        if not grown:
+            grown.append((time_s, ends))
+        elif time_s > grown[-1][0]:
+            grown.append((time_s, highest(grown[-1][1], ends)))
+        else:
+            grown[-1] = (time_s, highest(grown[-1][1], ends))
+    return grown
+
+
+def highest(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    """The larger end offset of each partition, in whichever it is known."""
+    longest = max(len(a), len(b))
+    return [max(a[p] if p < len(a) else 0, b[p] if p < len(b) else 0) for p in range(longest)]

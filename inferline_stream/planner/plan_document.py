@@ -1,0 +1,104 @@
+"""Plans as versioned JSON: what `plan` writes, what `run` and `diff` read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.units import format_duration
+
+PLAN_VERSION = 2
+"""Raised when a plan's fields change their meaning; a reader refuses versions it does not know."""
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file: the plan's own fields beside the version of their meaning, and what `plan` may say about it."""
+
+    version: int
+    plan: Plan
+    explanation: Any = msgspec.UNSET
+    curve: Any = msgspec.UNSET
+    not_credible: Any = msgspec.UNSET
+
+
+class _PlanVersion(msgspec.Struct, frozen=True):
+    """Only the version, read first so that a newer file gets a clear answer."""
+
+    version: int
+
+
+def plan_to_bytes(
+    plan: Plan, *, explanation: Any = msgspec.UNSET, curve: Any = msgspec.UNSET, not_credible: str = ""
+) -> bytes:
+    """The plan as indented JSON, stages in the plan's order; the same plan gives the same bytes.
+
+    Args:
+        plan: the plan.
+        explanation: why it is what it is, for people and programs that read along; a reader of plans skips it.
+        curve: what other SLOs would cost; skipped likewise.
+        not_credible: why nobody should believe the predicted P99, in words; likewise. Empty if somebody may.
+    """
+    document = _Document(PLAN_VERSION, plan, explanation, curve, not_credible or msgspec.UNSET)
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
+    """The plan's JSON document as builtin dicts, lists, strings and numbers."""
+    document: dict[str, Any] = msgspec.json.decode(plan_to_bytes(plan))
+    return document
+
+
+def plan_from_bytes(data: bytes, where: str = "plan") -> Plan:
+    """Read what `plan_to_bytes` wrote.
+
+    Args:
+        data: the JSON document.
+        where: the file's name, for messages.
+
+    Raises:
+        InvalidTopology: no such document, an unknown version, or a plan that contradicts itself.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_PlanVersion).version
+        if version != PLAN_VERSION:
+            raise InvalidTopology(
+                f"{where}: plan version {version}, this program reads version {PLAN_VERSION}; "
+                "run `inferline-stream plan` again"
+            )
+        plan = msgspec.json.decode(data, type=_Document).plan
+    except (msgspec.DecodeError, ValueError) as error:
+        raise InvalidTopology(f"{where}: is no plan ({error}); run `inferline-stream plan` again") from None
+    _check(plan, where)
+    return plan
+
+
+def plan_from_dict(document: dict[str, Any], where: str = "plan") -> Plan:
+    """Read what `plan_to_dict` gave; raises as `plan_from_bytes` does."""
+    return plan_from_bytes(msgspec.json.encode(document), where)
+
+
+def _check(plan: Plan, where: str) -> None:
+    """Refuse a plan whose parts do not fit together."""
+    problems = [
+        f"{where}: stage {stage!r} has no replicas; give it at least one"
+        for stage, allocations in plan.allocations.items()
+        if not any(a.replicas for a in allocations)
+    ]
+    problems += [
+        f"{where}: stage {stage!r} has the holds {', '.join(map(format_duration, holds))}; give it one hold_s"
+        for stage, allocations in plan.allocations.items()
+        if len(holds := sorted({a.hold_s for a in allocations if a.replicas})) > 1
+    ]
+    for field in ("visit_ratios", "utilization"):
+        missing = sorted(set(plan.allocations) - set(getattr(plan, field)))
+        if missing:
+            problems.append(f"{where}: {field} lacks stage {', '.join(missing)}; run `inferline-stream plan` again")
+    if not plan.slo_s > 0:
+        problems.append(f"{where}: SLO {plan.slo_s} s must be above 0")
+    if [window for window, _ in plan.envelope] != sorted({window for window, _ in plan.envelope}):
+        problems.append(f"{where}: the envelope's windows must ascend; run `inferline-stream plan` again")
+    if problems:
+        raise InvalidTopology(*problems)

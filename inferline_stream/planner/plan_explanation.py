@@ -1,0 +1,213 @@
+"""Why a plan is what it is: what each stage's next-cheaper choice would break, and how far from the edge it sits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from inferline_stream.errors import Infeasible
+from inferline_stream.estimator.quantile import quantile_s
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Allocation, Plan, hold_of, in_words
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.confidence import Interval, p99_confidence
+from inferline_stream.planner.evaluator import Evaluator
+from inferline_stream.planner.problem import Candidate, Option, Problem, in_stock, price_of, replaced
+from inferline_stream.planner.provision import candidate_of
+from inferline_stream.planner.reasons import Reasons
+from inferline_stream.planner.stage_options import stage_options
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A cheaper choice for one stage, all others as planned, and what comes of it.
+
+    Args:
+        allocations: the stage's allocations then.
+        cost_change_per_hour: dollars per hour, below 0.
+        p99_s: latency at the objective then; None where the stage could not even keep up.
+        reason: one sentence.
+    """
+
+    allocations: tuple[Allocation, ...]
+    cost_change_per_hour: float
+    p99_s: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageExplanation:
+    """One stage of the plan.
+
+    Args:
+        stage: its name.
+        allocations: as planned.
+        cost_per_hour: of the stage.
+        utilization: ρ as planned.
+        reasons: why it has that hardware, batch limit, hold and number of replicas, a sentence each.
+        next_cheaper: the dearest choice that is cheaper than the planned one, for each hardware kind that has one.
+    """
+
+    stage: str
+    allocations: tuple[Allocation, ...]
+    cost_per_hour: float
+    utilization: float
+    reasons: tuple[str, ...]
+    next_cheaper: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The whole plan.
+
+    Args:
+        stages: in topological order.
+        slack_s: SLO less the predicted P99.
+        p99: how sure the predicted P99 is, by bootstrap over blocks of the trace that decides it.
+        binding: what keeps the plan from being cheaper, in one sentence.
+    """
+
+    stages: tuple[StageExplanation, ...]
+    slack_s: float
+    p99: Interval
+    binding: str
+
+
+def explain(
+    plan: Plan,
+    shape: Shape,
+    measured: PipelineProfile,
+    trace: Trace | Sequence[Trace],
+    catalogue: Catalogue,
+    *,
+    objective: float = 0.99,
+    seed: int = 0,
+    order_slo_s: float | None = None,
+) -> Explanation:
+    """Simulate the next-cheaper choices of every stage.
+
+    Raises:
+        ValueError: a plan that is not one of this pipeline, profile and catalogue.
+    """
+    traces = (trace,) if isinstance(trace, Trace) else tuple(trace)
+    problem = Problem(
+        shape,
+        measured,
+        traces,
+        plan.slo_s,
+        catalogue,
+        objective=objective,
+        seed=seed,
+        order_slo_s=order_slo_s,
+    )
+    candidate = candidate_of(problem, plan)
+    if candidate is None:
+        raise ValueError(f"the plan of {plan.pipeline!r} does not fit the stages, profile and hardware given")
+    evaluator = Evaluator(problem)
+    evaluator.accept(candidate)
+    latencies = evaluator.latencies_s(candidate)
+    worst = max(range(len(latencies)), key=lambda i: quantile_s(latencies[i], objective))
+    why = Reasons(evaluator, candidate, worst)
+    stages = tuple(
+        StageExplanation(
+            name,
+            candidate[s],
+            price_of(problem, candidate[s]),
+            plan.utilization.get(name, 0.0),
+            tuple(why.of_stage(s)),
+            tuple(_alternatives(evaluator, candidate, s)),
+        )
+        for s, name in enumerate(shape.stages)
+    )
+    rng = np.random.default_rng(seed)
+    sure = p99_confidence(latencies[worst], traces[worst].arrivals_s, rng, p=objective)
+    return Explanation(stages, plan.slo_s - plan.predicted_p99_s, sure, _binding(stages, plan))
+
+
+def _alternatives(evaluator: Evaluator, candidate: Candidate, stage: int) -> list[Alternative]:
+    """For each kind the dearest cheaper option: at that price the batch limit, held or not, with the least latency."""
+    problem = evaluator.problem
+    now = price_of(problem, candidate[stage])
+    dearest: dict[str, list[Option]] = {}
+    holds = dict.fromkeys((0.0, hold_of(candidate[stage])))
+    listed = stage_options(evaluator.bounds, stage, now - 1e-9)
+    for option in ((replace(a, hold_s=hold_s),) for (a,) in listed for hold_s in holds):
+        held = dearest.setdefault(option[0].hardware, [])
+        if held and price_of(problem, held[0]) < price_of(problem, option) - 1e-12:
+            held.clear()
+        held.append(option)
+    found = [
+        min((_alternative(evaluator, candidate, stage, option) for option in options), key=lambda a: a.p99_s or 0.0)
+        for options in dearest.values()
+    ]
+    return found or [_too_slow(evaluator, candidate, stage)]
+
+
+def _alternative(evaluator: Evaluator, candidate: Candidate, stage: int, option: Option) -> Alternative:
+    problem = evaluator.problem
+    changed = replaced(candidate, stage, option)
+    saved = price_of(problem, option) - price_of(problem, candidate[stage])
+    p99_s = evaluator.quantile_s(changed)
+    words = in_words(option)
+    if not in_stock(problem, changed):
+        reason = f"{words} would exceed the stock"
+    elif p99_s > problem.target_s:
+        reason = f"{words} would take P99 to {p99_s * 1000:.0f} ms, the SLO is {problem.target_s * 1000:.0f} ms"
+    else:
+        reason = f"{words} would meet the SLO at {p99_s * 1000:.0f} ms, with less margin than was asked for"
+    return Alternative(option, saved, p99_s, reason)
+
+
+def _too_slow(evaluator: Evaluator, candidate: Candidate, stage: int) -> Alternative:
+    rate = evaluator.bounds.required_rate[stage]
+    reason = f"nothing cheaper serves the {rate:.4g} events per second that its arrivals need at least"
+    return Alternative((), -price_of(evaluator.problem, candidate[stage]), None, reason)
+
+
+def _binding(stages: tuple[StageExplanation, ...], plan: Plan) -> str:
+    """The stage whose cheaper choice comes closest to being possible."""
+    near = [(a.p99_s, s.stage, a.reason) for s in stages for a in s.next_cheaper if a.p99_s is not None]
+    if not near:
+        return "throughput: no stage can be served by anything cheaper"
+    p99_s, stage, reason = min(near)
+    kind = "latency" if p99_s < 2 * plan.slo_s else "throughput"
+    return f"{kind} of stage {stage!r}: {reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One point of the cost–SLO curve; no plan where the SLO is infeasible."""
+
+    slo_s: float
+    plan: Plan | None
+
+
+def cost_curve(
+    slos_s: Sequence[float], plan_for: Callable[[float, Sequence[Plan]], Plan], known: Sequence[Plan] = ()
+) -> tuple[CurvePoint, ...]:
+    """Plans for several SLOs, the tightest first; each is a candidate for all looser ones, so cost never rises.
+
+    Interrupted with Ctrl-C, the curve ends before the SLO that no plan was found for yet.
+
+    Args:
+        slos_s: the SLOs in seconds.
+        plan_for: plans for an SLO, given earlier plans: `provision` with the rest of its arguments filled in.
+        known: plans that there are already.
+    """
+    earlier = list(known)
+    points = []
+    for slo_s in sorted(slos_s):
+        try:
+            plan: Plan | None = plan_for(slo_s, tuple(earlier))
+        except Infeasible:
+            plan = None
+        except KeyboardInterrupt:
+            break
+        if plan is not None:
+            earlier.append(plan)
+        points.append(CurvePoint(slo_s, plan))
+    return tuple(points)

@@ -1,0 +1,136 @@
+"""What is said between the profiler and its worker processes: MessagePack, each message after its length."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+
+from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.pipeline.hardware import Hardware
+
+_LENGTH = struct.Struct("<I")
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True):
+    """Load the topology and build the stage; answered by `StageBuilt`.
+
+    Args:
+        topology: the file.
+        stage: the stage's name.
+        confinement: what the process may touch, see `isolation.confinement`.
+        build_only: whether nothing will be asked of the stage, so that the pipeline around it need not be valid.
+    """
+
+    topology: str
+    stage: str
+    confinement: str
+    build_only: bool = False
+
+
+class ProcessEvents(msgspec.Struct, frozen=True, tag=True):
+    """Run these events once; answered by `Outcomes`."""
+
+    inputs: list[StageInput]
+
+
+class Measure(msgspec.Struct, frozen=True, tag=True):
+    """Time batches of one size; answered by `Times`.
+
+    Args:
+        inputs: taken in turn, again from the start when they end.
+        hardware: paces or emulates as a replica on it does.
+        emulated_s: service times of emulated hardware.
+        batch_size: events per batch.
+        seconds: time to spend, the warming batch left out.
+        fewest: batches to run in any case.
+        most: batches that are enough.
+    """
+
+    inputs: list[StageInput]
+    hardware: Hardware
+    emulated_s: dict[int, float]
+    batch_size: int
+    seconds: float
+    fewest: int
+    most: int
+
+
+class Weigh(msgspec.Struct, frozen=True, tag=True):
+    """Say of each event what the topology says of it; answered by `Weights`.
+
+    Args:
+        inputs: the events.
+        emulated: whether to give its weight on emulated hardware, rather than its cost.
+    """
+
+    inputs: list[StageInput]
+    emulated: bool = False
+
+
+class StageBuilt(msgspec.Struct, frozen=True, tag=True):
+    """The stage is built."""
+
+
+class EventOutcome(msgspec.Struct, frozen=True, array_like=True):
+    """What became of one event: its encoded result and the children it goes to, or why it failed."""
+
+    value: bytes
+    taken: list[str]
+    error: str = ""
+
+
+class Outcomes(msgspec.Struct, frozen=True, tag=True):
+    """In the order of the inputs."""
+
+    outcomes: list[EventOutcome]
+
+
+class Times(msgspec.Struct, frozen=True, tag=True):
+    """Service time of each batch, in seconds, in order."""
+
+    service_s: list[float]
+
+
+class Weights(msgspec.Struct, frozen=True, tag=True):
+    """In the order of the inputs; none where the topology says nothing."""
+
+    weights: list[float] | None
+
+
+class Failure(msgspec.Struct, frozen=True, tag=True):
+    """It could not be done.
+
+    Args:
+        message: why, without the stage's name.
+        memory: whether for lack of memory.
+    """
+
+    message: str
+    memory: bool = False
+
+
+Request = Begin | ProcessEvents | Measure | Weigh
+Answer = StageBuilt | Outcomes | Times | Weights | Failure
+
+_encode = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
+
+LENGTH_BYTES = _LENGTH.size
+
+ANSWER_BYTES = 1 << 28
+"""The longest answer: far more than the results of a sample, so that no length fills the profiler's memory."""
+
+
+def framed(message: Request | Answer) -> bytes:
+    """A message after its length."""
+    data: Any = _encode(message)
+    return _LENGTH.pack(len(data)) + bytes(data)
+
+
+def length_of(header: bytes) -> int:
+    """Bytes of the message that follows."""
+    length: int = _LENGTH.unpack(header)[0]
+    return length

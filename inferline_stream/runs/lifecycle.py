@@ -1,0 +1,319 @@
+"""One run of a pipeline, from topics to report: start its processes, feed the source, drain, account."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from inferline_stream.actuators.actuator import Actuator
+from inferline_stream.actuators.core_times import taken_s
+from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.baselines.coarse import peak_cost_per_hour
+from inferline_stream.controlplane.controller import Controller, Host
+from inferline_stream.controlplane.core_use import CoreUse
+from inferline_stream.controlplane.decide.policy_memory import windows_of
+from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
+from inferline_stream.controlplane.log.page_commands import page_control
+from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, ledger_begin
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.observe.recovery import Recovered, recover
+from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
+from inferline_stream.controlplane.replica_counts import replicas_of_plan
+from inferline_stream.dataplane.start_offsets import commit_start_offsets
+from inferline_stream.errors import InferlineError, UsageError
+from inferline_stream.isolation import limits
+from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.topics import ready_topics, topics_of
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.version import DRAIN_FIRST, Structure, incompatibilities, structure_of
+from inferline_stream.runs.http_endpoints import served
+from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.runs.report import RunReport
+from inferline_stream.runs.run import Run, RunDisplay
+from inferline_stream.tuner.policy import POLICIES
+
+logger = logging.getLogger(__name__)
+
+_FORSAKEN_S = 5.0
+"""How long processes go on that no other controller can find, as those of a run with an embedded broker."""
+
+
+@asynccontextmanager
+async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = None) -> AsyncIterator[LiveRun]:
+    """Topics, leadership, control loop and processes of one run; all of it ends with the block.
+
+    Args:
+        run: what runs, and how.
+        watcher: who shows it.
+        actuator: starts and stops replicas and dispatchers; by default processes of this machine.
+
+    Raises:
+        Unreachable: Kafka does not answer.
+        UsageError: a port is taken.
+    """
+    pipeline, shape = run.pipeline, shape_of(run.pipeline)
+    running = _running(run)
+    names = running.names
+    watcher.step("creating topics" if run.create_topics else "verifying topics")
+    topics = topics_of(pipeline, run.prefix)
+    replication, create = run.replication, run.create_topics
+    for note in await ready_topics(run.bootstrap_servers, topics, create=create, replication=replication):
+        watcher.note(note)
+    async with contextlib.AsyncExitStack() as stack:
+        offsets = await stack.enter_async_context(OffsetReader(run.bootstrap_servers))
+        partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
+        controller_name = f"{pipeline.name}-{secrets.token_hex(4)}"
+        leadership = await stack.enter_async_context(
+            Leadership(run.bootstrap_servers, names, controller_name, running.decoder)
+        )
+        cores, core_use = math.inf, CoreUse()
+        if actuator is None:
+            actuator = await stack.enter_async_context(_local(run))
+            machine = os.sched_getaffinity(0)
+            cores = limits.cores_here() if run.cores is None else run.cores
+            if limits.cores_here() == len(machine) and not math.isinf(cores):
+                core_use = CoreUse(len(machine), partial(taken_s, machine))
+        await _led(leadership, actuator.know(run.replica_specs))
+        found = await recover(run.bootstrap_servers, names, running.decoder)
+        since = await _begun(run, found, running, offsets, partitions)
+        await leadership.heartbeat()
+        structure = structure_of(pipeline)
+        await _refuse_other_structure(found, structure, offsets, running, partitions)
+        faust_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-faust-")))
+        plan, wanted = _going_on(run, found)
+        controller = Controller(
+            running,
+            _picture(run, plan, partitions, core_use),
+            actuator,
+            leadership,
+            run.policy,
+            found,
+            run.dispatcher_spec,
+            on_decision=watcher.decided,
+            wanted=wanted,
+            structure=structure,
+            standby={stage.name: stage.standby for stage in pipeline.stages},
+            max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages} if run.replans else None,
+            sample=run.sample if run.policy is POLICIES["default"] else None,
+            cores=cores,
+            host=(lambda: _faust_app(run, names, leadership.term, faust_folder)) if run.faust else None,
+        )
+        stack.enter_context(
+            served(
+                lambda: controller.state,
+                shape,
+                page_port=run.page_port,
+                control=page_control(run.page_token, run.bootstrap_servers, names) if run.page_token else None,
+                metrics_port=run.metrics_port,
+                metrics_host=run.metrics_host,
+                note=watcher.note,
+            )
+        )
+        watcher.step("starting replicas")
+        control = asyncio.create_task(controller.run())
+        stack.push_async_callback(_ended, control)
+        try:
+            yield LiveRun(run, running, controller, offsets, since, control, watcher)
+        finally:
+            if not control.done():  # it leads still: let the next one begin at once
+                with contextlib.suppress(InferlineError):
+                    await controller.decider.close(hands_over=run.hands_over)
+                    await leadership.resign()
+
+
+async def _led(leadership: Leadership, work: Coroutine[Any, Any, None]) -> None:
+    """Do what may take a while as this controller begins, and go on leading meanwhile."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=HEARTBEAT_S))[0]:
+            await leadership.heartbeat()
+        task.result()
+    finally:
+        task.cancel()
+
+
+def _local(run: Run) -> LocalActuator:
+    return LocalActuator(
+        run.log_folder,
+        drain_timeout_s=run.settings.drain_timeout_s,
+        folder=run.supervisor_folder,
+        identity=run.identity,
+        orphan_s=run.settings.orphan_s if run.supervisor_folder is not None else _FORSAKEN_S,
+    )
+
+
+def _running(run: Run) -> PipelineContext:
+    """What is under way, by its names in Kafka."""
+    pipeline, shape = run.pipeline, shape_of(run.pipeline)
+    names = Names(pipeline.name, run.prefix)
+    return PipelineContext(
+        names=names,
+        source=names.topic(pipeline.source.name),
+        sink=names.topic(pipeline.sink.name),
+        entries=frozenset(shape.stages[s] for s in shape.entries()),
+        bootstrap_servers=run.bootstrap_servers,
+        settings=run.settings,
+        advisory=run.advisory,
+        delivery=run.delivery,
+        arrivals=pipeline.source.arrivals,
+    )
+
+
+def _picture(run: Run, plan: Plan, partitions: Mapping[str, int], core_use: CoreUse) -> PipelineView:
+    """What a controller knows before it has read anything."""
+    pipeline, shape = run.pipeline, shape_of(run.pipeline)
+    view = PipelineView(
+        pipeline.name,
+        shape,
+        plan,
+        run.measured,
+        run.kinds,
+        pipeline.objective,
+        partitions,
+        windows_of(plan, run.settings),
+        declared_slo_s=pipeline.slo_s,
+        core_use=core_use,
+    )
+    if run.sample is not None:
+        view.coarse_peak_per_hour = peak_cost_per_hour(shape, run.measured, plan, run.kinds, run.sample)
+    return view
+
+
+async def run_to_report(
+    run: Run, watcher: RunDisplay, stop: asyncio.Event, actuator: Actuator | None = None
+) -> RunReport:
+    """A whole run: start, feed, drain, report.
+
+    Args:
+        run: what runs, and how.
+        watcher: who shows it.
+        stop: set it to end the run early; it drains all the same.
+        actuator: starts and stops replicas and dispatchers; by default processes of this machine.
+
+    Raises:
+        StageFailed: a stage cannot start.
+        LeadershipLost: another controller leads now.
+        Unreachable: Kafka does not answer.
+    """
+    async with open_run(run, watcher, actuator) as under_way:
+        await under_way.ready()
+        await under_way.fed(stop)
+        lag = await under_way.drain()
+        return await under_way.report(lag)
+
+
+async def run_and_hand_over(run: Run, watcher: RunDisplay, stop: asyncio.Event, actuator: Actuator) -> None:
+    """Lead a pipeline until asked to stop, and leave what it runs to the controller that follows.
+
+    Args:
+        run: what runs, and how; it hands over.
+        watcher: who shows it.
+        stop: set it to leave.
+        actuator: starts processes that outlive it.
+
+    Raises:
+        LeadershipLost: another controller leads now.
+        Unreachable: Kafka does not answer.
+    """
+    leads = asyncio.Event()
+
+    async def lead() -> None:
+        async with open_run(run, watcher, actuator) as under_way:
+            leads.set()
+            await under_way.fed(stop)
+
+    leading = asyncio.create_task(lead())
+    waiting = [asyncio.create_task(event.wait()) for event in (leads, stop)]
+    try:
+        await asyncio.wait([leading, *waiting], return_when=asyncio.FIRST_COMPLETED)
+        if not leads.is_set():  # another one leads still: there is nothing to hand over
+            leading.cancel()
+            await asyncio.wait([leading])
+        if not leading.cancelled():
+            await leading
+    finally:
+        for task in (leading, *waiting):
+            task.cancel()
+        await asyncio.gather(leading, *waiting, return_exceptions=True)
+
+
+async def _begun(
+    run: Run, found: Recovered, running: PipelineContext, offsets: OffsetReader, partitions: Mapping[str, int]
+) -> LedgerBegin:
+    """Commit where groups start that do not know it; returns where the run begins."""
+    before = None if found.plan is None else found.plan.structure
+    known: set[str] = set()
+    if before is not None:
+        same_source = before.source[0] == run.pipeline.source.name
+        known = {stage for stage in before.edges if same_source or stage not in running.entries}
+    taken_over = found.wanted is not None and run.start == "committed"
+    if not taken_over:  # only a leader may: the offsets of a running pipeline are its dispatchers'
+        await commit_start_offsets(run.bootstrap_servers, run.pipeline, run.prefix, run.start, known=known)
+    since = await ledger_begin(offsets, running, partitions)
+    # What a leader that fell silent has left is live traffic, and late by our doing.
+    return replace(since, live=since.source) if taken_over else since
+
+
+async def _refuse_other_structure(
+    found: Recovered, wanted: Structure, offsets: OffsetReader, running: PipelineContext, partitions: Mapping[str, int]
+) -> None:
+    """What is under way between stages was made for the stages as they were.
+
+    Raises:
+        UsageError: the stages were others, and their topics hold records that were not processed.
+    """
+    before = None if found.plan is None else found.plan.structure
+    if before is None or before == wanted:
+        return
+    inner = {stage: n for stage, n in partitions.items() if stage not in running.entries}
+    left = {group: count for group, count in (await lags(offsets, running, inner)).items() if count}
+    reasons = incompatibilities(before, wanted)
+    if left and reasons:
+        under_way = ", ".join(f"{count} in {group}" for group, count in left.items())
+        raise UsageError(f"{'; '.join(reasons)}. Records are under way: {under_way}. {DRAIN_FIRST.capitalize()}")
+
+
+def _faust_app(run: Run, names: Names, term: int, folder: Path) -> Host:
+    """Imports Faust, which takes a while: called in a thread."""
+    from inferline_stream.controlplane.faust_app import ControlApp
+
+    every_s = run.settings.tuner_step_s
+    return partial(ControlApp, run.bootstrap_servers, names, term, folder=folder, tune_every_s=every_s)
+
+
+def _going_on(run: Run, found: Recovered) -> tuple[Plan, dict[tuple[str, str], int]]:
+    """Plan and replicas to begin with: those of a controller that fell silent, else the run's own plan."""
+    plan = found.its_plan()
+    known = set(run.measured.profiles)
+    if (
+        found.wanted is None
+        or plan is None
+        or plan.slo_s not in (run.plan.slo_s, found.overrides.slo_s(time.time()))
+        or (found.plan is not None and found.plan.structure not in (None, structure_of(run.pipeline)))
+        or plan.allocations.keys() != run.plan.allocations.keys()
+        or not known >= found.wanted.keys()
+        or not known >= {(stage, a.hardware) for stage, kinds in plan.allocations.items() for a in kinds}
+    ):
+        return run.plan, replicas_of_plan(run.plan.allocations)
+    logger.info("going on with the plan and the replicas of the controller before")
+    return plan, dict(found.wanted)
+
+
+async def _ended(control: asyncio.Task[None]) -> None:
+    control.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await control

@@ -1,0 +1,193 @@
+"""Whole runs for tests: profiles from declared service times, a plan by hand, scaling by a script, a trace as feed.
+
+Emulated hardware only: replicas sleep the service times that the topology declares.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inferline_stream.calculus.envelope import trace_envelope, windows_s
+from inferline_stream.connectors.sources.replay_process import TraceReplay
+from inferline_stream.connectors.sources.trace_replay import ReplaySpec
+from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.runs.run import FeedTo, Run
+from inferline_stream.tuner.decision import Action, Decision, Reason
+from inferline_stream.tuner.observation import Observation
+from inferline_stream.tuner.policy import TunerState
+
+
+def declared_profile(
+    pipeline: Pipeline, probability: Mapping[tuple[str, str], float], start_up_s: float = 1.0
+) -> PipelineProfile:
+    """The profile that emulated hardware has by declaration.
+
+    Args:
+        pipeline: whose stages all run on emulated hardware.
+        probability: share of a parent's results that take each conditional edge, by (parent, child).
+        start_up_s: of every replica.
+    """
+    profiles = {}
+    for stage in pipeline.stages:
+        for hardware in stage.hardware:
+            times = tuple(ServiceTime(size, time_s) for size, time_s in emulated_s(stage, hardware).items())
+            profiles[stage.name, hardware] = Profile(stage.name, hardware, times, start_up_s)
+    return PipelineProfile(profiles, independent_paths(shape_of(pipeline), probability), hop_overhead_s=0.003)
+
+
+def plan_by_hand(
+    pipeline: Pipeline,
+    measured: PipelineProfile,
+    sample: Trace,
+    replicas: Mapping[str, int],
+    *,
+    max_batch_sizes: Mapping[str, int] | None = None,
+) -> Plan:
+    """A plan of so many replicas per stage on its first hardware kind, for that traffic; largest batches by default."""
+    shape, kinds = shape_of(pipeline), catalogue(pipeline.hardware)
+    profiles = {stage.name: measured.profiles[stage.name, stage.hardware[0]] for stage in pipeline.stages}
+    limits = {name: profile.batch_sizes[-1] for name, profile in profiles.items()} | dict(max_batch_sizes or {})
+    allocations = {
+        name: (Allocation(profile.hardware, limits[name], replicas[name]),) for name, profile in profiles.items()
+    }
+    ratios = visit_ratios(shape, measured.paths)
+    longest_s = shape.longest_path_s({name: profile.service_time_s(1) for name, profile in profiles.items()})
+    return Plan(
+        pipeline=pipeline.name,
+        slo_s=pipeline.slo_s,
+        allocations=allocations,
+        cost_per_hour=cost_per_hour(allocations, kinds),
+        predicted_p99_s=pipeline.slo_s,
+        arrival_rate=sample.arrival_rate,
+        envelope=trace_envelope(sample, windows_s(longest_s)),
+        visit_ratios=ratios,
+        utilization={
+            name: sample.arrival_rate * ratios[name] / (replicas[name] * profile.throughput(limits[name]))
+            for name, profile in profiles.items()
+        },
+        algorithm="by hand",
+    )
+
+
+@dataclass(slots=True)
+class Script:
+    """A policy that decides at given times, counted from the first arrival that it sees.
+
+    Args:
+        changes: (seconds, replicas by stage), ascending; stages left out keep theirs.
+    """
+
+    changes: Sequence[tuple[float, Mapping[str, int]]]
+    _began_s: float | None = None
+    _done: int = 0
+    _replicas: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def __call__(self, state: TunerState, seen: Observation) -> tuple[TunerState, Decision | None]:
+        """One step; the state is the Tuner's and stays as it is."""
+        if self._began_s is None:
+            if not seen.arrival_rate:
+                return state, None
+            self._began_s = seen.time_s
+            self._replicas = {stage: dict(kinds) for stage, kinds in state.wanted.items()}
+        if self._done == len(self.changes) or seen.time_s - self._began_s < self.changes[self._done][0]:
+            return state, None
+        after_s, wanted = self.changes[self._done]
+        self._done += 1
+        more = any(count > sum(self._replicas[stage].values()) for stage, count in wanted.items())
+        for stage, count in wanted.items():
+            self._replicas[stage] = {next(iter(self._replicas[stage])): count}
+        action, reason = (Action.SCALE_UP, Reason.LIMIT_CHANGED) if more else (Action.SCALE_DOWN, Reason.LIMIT_CHANGED)
+        return state, Decision(self._replicas, action, reason, f"scripted for {after_s:g} s")
+
+
+def trace_feed(trace: Trace, events: Path, folder: Path, key_field: str | None = None) -> FeedTo:
+    """What replays a trace into the source topic.
+
+    Args:
+        trace: arrivals.
+        events: JSONL file whose lines are sent in turn.
+        folder: where the trace's file goes.
+        key_field: field of the events that becomes the record's key.
+    """
+    arrivals = folder / "trace.csv"
+    arrivals.write_text("arrival_s\n" + "".join(f"{time_s:.6f}\n" for time_s in trace.arrivals_s))
+
+    @asynccontextmanager
+    async def feed(bootstrap_servers: str, topic: str) -> AsyncIterator[TraceReplay]:
+        spec = ReplaySpec(
+            bootstrap_servers=bootstrap_servers,
+            topic=topic,
+            arrivals=str(arrivals),
+            events=str(events),
+            key_field=key_field,
+        )
+        async with TraceReplay(spec) as replay:
+            yield replay
+
+    return feed
+
+
+def emulated_run(
+    topology: Path,
+    bootstrap_servers: str,
+    folder: Path,
+    *,
+    levels: Sequence[tuple[float, float]],
+    changes: Sequence[tuple[float, Mapping[str, int]]] = (),
+    replicas: Mapping[str, int] | None = None,
+    probability: Mapping[tuple[str, str], float] | None = None,
+    planned_rate: float = 40.0,
+    key_field: str | None = None,
+    seed: int = 7,
+    **more: Any,
+) -> Run:
+    """A run of a topology on emulated hardware, fed with gamma arrivals and scaled by a script.
+
+    Args:
+        topology: the file, or its folder.
+        bootstrap_servers: of a Kafka.
+        folder: for the trace and what replicas write.
+        levels: traffic as (events per second, seconds).
+        changes: the script's; see `Script`.
+        replicas: to begin with, by stage; 1 of each by default.
+        probability: see `declared_profile`.
+        planned_rate: of the traffic that the plan is made for.
+        key_field: field of the events that becomes the record's key.
+        seed: of the arrivals.
+        more: further fields of `Run`, e.g. another ``policy``.
+    """
+    file = topology / "topology.py" if topology.is_dir() else topology
+    pipeline = load_topology(file)
+    rng = np.random.default_rng(seed)
+    measured = declared_profile(pipeline, probability or {})
+    sample = gamma_trace(planned_rate, 1.0, 30.0, rng)
+    assert pipeline.sample is not None, "the events come from the sample"
+    chosen: dict[str, Any] = {
+        "pipeline": pipeline,
+        "topology": file,
+        "bootstrap_servers": bootstrap_servers,
+        "plan": plan_by_hand(pipeline, measured, sample, replicas or {stage.name: 1 for stage in pipeline.stages}),
+        "measured": measured,
+        "log_folder": folder / "logs",
+        "prefix": f"t{secrets.token_hex(4)}.",
+        "feed": trace_feed(
+            levels_trace(list(levels), 1.0, rng), file.parent / pipeline.sample.events, folder, key_field
+        ),
+        "policy": Script(changes),
+        "replans": False,
+    }
+    return Run(**{**chosen, **more})

@@ -1,0 +1,102 @@
+"""What a policy remembers from one step to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.tuner.budget import ErrorBudget
+from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.plan_basis import Basis, Replicas, basis_of
+from inferline_stream.tuner.policy_settings import PolicySettings
+from inferline_stream.tuner.staffing_table import Staffing
+
+
+@dataclass(frozen=True, slots=True)
+class TunerState:
+    """Memory of a policy; give back the newest one to the next step.
+
+    Args:
+        basis: what is known from the plan.
+        wanted: replicas asked for last, by stage and hardware kind; kinds without any are listed with 0.
+        time_s: time of the last observation; None before the first.
+        changed_s: time of the last change of any stage (of the first observation if none).
+        fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
+        below_since_s: by stage, since when it has needed less than plan and insurance give, without a break.
+        insured_until_s: until then more is held than the plan, see `PolicySettings.insurance`.
+        reported: conditions that were reported, and when each was last seen.
+        blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
+        budget: events that were late recently.
+        handover_budget_left: share of the error budget that is left; None before any event has ended. Without any
+            left no replica is given back.
+    """
+
+    basis: Basis
+    wanted: Replicas
+    time_s: float | None = None
+    changed_s: float = -math.inf
+    fits_since_s: Mapping[str, float] = field(default_factory=dict)
+    below_since_s: Mapping[str, float] = field(default_factory=dict)
+    insured_until_s: float = -math.inf
+    reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
+    blind_until_s: float = -math.inf
+    budget: ErrorBudget | None = None
+    handover_budget_left: float | None = None
+
+    @property
+    def windows_s(self) -> tuple[float, ...]:
+        """Windows that the envelope of an observation must have."""
+        return self.basis.windows_s
+
+
+def staffed(state: TunerState, staffing: Staffing) -> TunerState:
+    """The state that decides by this table from now on; it was made for the plan in force."""
+    state = replace(state, basis=replace(state.basis, staffing=staffing))
+    if staffing.surges and state.time_s is not None:
+        until_s = max(state.insured_until_s, state.time_s + state.basis.knobs.plan_memory_s)
+        state = replace(state, insured_until_s=until_s)
+    return state
+
+
+def initial_state(
+    plan: Plan,
+    measured: PipelineProfile,
+    catalogue: Catalogue,
+    *,
+    objective: float = 0.99,
+    shortest_window_s: float = 0.0,
+    held: Replicas | None = None,
+    staffing: Staffing | None = None,
+    knobs: PolicySettings | None = None,
+) -> TunerState:
+    """The state before the first step.
+
+    Args:
+        plan: see `basis_of`.
+        measured: see `basis_of`.
+        catalogue: see `basis_of`.
+        objective: see `basis_of`.
+        shortest_window_s: see `basis_of`.
+        held: replicas wanted at present, where they are not the plan's (after a restart).
+        staffing: see `Basis`.
+        knobs: see `Basis`.
+    """
+    basis = basis_of(
+        plan,
+        measured,
+        catalogue,
+        objective=objective,
+        shortest_window_s=shortest_window_s,
+        staffing=staffing,
+        knobs=knobs,
+    )
+    wanted = basis.planned()
+    for stage, by_hardware in (held or {}).items():
+        for hardware, replicas in by_hardware.items():
+            if hardware in wanted.get(stage, {}):
+                wanted[stage][hardware] = replicas
+    return TunerState(basis, wanted)

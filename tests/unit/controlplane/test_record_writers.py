@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferline_stream.controlplane.log.control_records import (
+    DECISIONS_KEPT,
+    WANTED_KEY,
+    ArrivalTicks,
+    StoredDecision,
+    decode_stored,
+    decode_ticks,
+    encode,
+    merged,
+)
+from inferline_stream.controlplane.log.record_writers import ArrivalLog, DecisionLog, flat, nested
+from inferline_stream.pipeline.names import Names
+
+NAMES = Names("p")
+
+
+def decision(number: int, *, applied: bool = True) -> StoredDecision:
+    return StoredDecision(number, "c", 1, 0.0, "scale_up", "backlog", "", {"s": {"cpu": number}}, applied)
+
+
+def test_what_grew_is_reported_with_the_look_right_before_it() -> None:
+    ticks = ArrivalLog(NAMES, "posts")
+    for tick in range(30):
+        ticks.sampled(tick * 20.0, [5])
+    ticks.sampled(600.0, [9])
+    written = ticks.take()
+    record = decode_ticks(written.value)
+    assert (record.previous_ms, record.previous) == (0.0, [5])
+    assert list(zip(record.times_ms, record.ends, strict=True)) == [(580.0, [5]), (600.0, [9])]
+    assert ticks.take() is None
+
+
+def test_a_log_that_stands_still_is_reported_once_a_second() -> None:
+    ticks = ArrivalLog(NAMES, "posts")
+    for tick in range(126):
+        ticks.sampled(tick * 20.0, [5])
+    assert decode_ticks(ticks.take().value).times_ms == [1000.0, 2000.0]
+
+
+def test_when_the_policy_was_asked_is_reported_with_the_next_tick_and_its_figures_once_they_have_moved() -> None:
+    ticks = ArrivalLog(NAMES, "posts")
+    ticks.sampled(0.0, [5])
+    figures = [("a", 2.0), ("a", 2.001), ("a", 2.1), ("a", None), ("a", None), ("b", 1.0)]
+    for step, (key, figure) in enumerate(figures, start=1):
+        ticks.asked(0.1 * step, {key: figure})
+    assert ticks.take() is None
+    ticks.sampled(700.0, [6])
+    record = decode_ticks(ticks.take().value)
+    assert record.asked_ms == pytest.approx([100.0, 200.0, 300.0, 400.0, 500.0, 600.0])
+    times, keys, figures = zip(*record.figures, strict=True)
+    assert times == pytest.approx((100.0, 300.0, 400.0, 600.0))
+    assert (keys, figures) == (("a", "a", "a", "b"), (2.0, 2.1, None, 1.0))
+    ticks.sampled(720.0, [7])
+    record = decode_ticks(ticks.take().value)
+    assert (record.asked_ms, record.figures) == ([], [])
+
+
+def test_a_second_writer_and_a_second_reading_add_nothing() -> None:
+    one = ArrivalTicks([20.0, 40.0], [[3, 0], [3, 4]], [0, 0], 0.0)
+    other = ArrivalTicks([30.0, 50.0], [[3, 2], [3, 4]], [1, 0], 10.0)
+    grown = merged([one, other, one])
+    assert grown[-1] == (0.05, [3, 4])
+    assert [ends for _, ends in grown] == sorted(ends for _, ends in grown)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40))
+def test_merged_ticks_of_any_two_writers_are_the_log_that_both_saw(steps: list[tuple[int, int, int]]) -> None:
+    writers, now, ends = (ArrivalLog(NAMES, "posts"), ArrivalLog(NAMES, "posts")), 0, [0, 0]
+    records = []
+    for writer in writers:
+        writer.sampled(0.0, ends)
+    for i, (pause, a, b) in enumerate(steps):
+        now, ends = now + pause, [ends[0] + a, ends[1] + b]
+        writers[i % 2].sampled(float(now), ends)
+        if i % 3 == 0 and (record := writers[i % 2].take()) is not None:
+            records.append(decode_ticks(record.value))
+    records += [decode_ticks(record.value) for writer in writers if (record := writer.take()) is not None]
+    grown = merged(records)
+    if grown and any(a or b for _, a, b in steps):
+        assert grown[-1][1] == ends
+    assert all(x <= y for (_, old), (_, new) in itertools.pairwise(grown) for x, y in zip(old, new, strict=True))
+
+
+def test_the_newest_applied_decision_is_kept_as_what_is_wanted_and_the_oldest_makes_room() -> None:
+    book = DecisionLog("decisions")
+    book.decision(decision(1))
+    book.decision(decision(2, applied=False))
+    book.decision(decision(DECISIONS_KEPT + 1))
+    written = book.waiting()
+    assert [(w.key, w.value is None) for w in written] == [
+        ("decision-1", False),
+        (WANTED_KEY, False),
+        ("decision-2", False),
+        (f"decision-{DECISIONS_KEPT + 1}", False),
+        (WANTED_KEY, False),
+        ("decision-1", True),
+    ]
+    assert decode_stored("wanted", written[4].value).replicas == {"s": {"cpu": DECISIONS_KEPT + 1}}
+    book.written(5)
+    assert [w.key for w in book.waiting()] == ["decision-1"]
+
+
+def test_replicas_are_the_same_by_stage_and_by_pair() -> None:
+    replicas = {"a": {"cpu": 1, "gpu": 2}, "b": {"cpu": 3}}
+    assert nested(flat(replicas)) == replicas
+
+
+def test_every_record_says_its_version() -> None:
+    assert msgspec.json.decode(encode(decision(1)))["version"] == 1

@@ -1,0 +1,60 @@
+"""An evaluator that remembers answers as one that knows nothing does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.planner.evaluator import Evaluator
+from inferline_stream.planner.problem import replaced
+from tests.unit.planner.problems import SIZES, random_problem
+
+
+def _another(candidate, rng):
+    """The candidate with one stage changed: mostly its limit alone."""
+    stage = int(rng.integers(len(candidate)))
+    held = candidate[stage][0]
+    limit, count = int(rng.choice(SIZES)), held.replicas
+    if rng.random() < 0.3:
+        count = int(rng.choice([1, 2, 3, 6]))
+    parts = [Allocation(held.hardware, limit, count)]
+    if rng.random() < 0.15:
+        parts.append(Allocation("slow", int(rng.choice(SIZES)), 2))
+    return replaced(candidate, stage, tuple(parts))
+
+
+@pytest.mark.parametrize("partitions", [0, 6])
+def test_what_is_remembered_is_what_a_new_evaluator_finds(partitions):
+    remembered, asked, verdicts = 0, 0, set()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        problem = random_problem(seed, partitions=partitions, slack=4.0)
+        problem = replace(problem, traces=(*problem.traces, *random_problem(seed + 99, slack=4.0).traces))
+        evaluator = Evaluator(problem)
+        candidate = tuple((Allocation("middle", 1, 3),) for _ in problem.shape.stages)
+        for _ in range(25):
+            candidate = _another(candidate, rng)
+            found, expected = evaluator.late(candidate), Evaluator(problem).late(candidate)
+            assert found == expected
+            asked += 1
+            verdicts.add(found is None)
+            if found is not None and rng.random() < 0.4:
+                evaluator.accept(candidate)
+        remembered += asked - evaluator.evaluations
+    assert verdicts == {True, False}
+    assert remembered > asked // 20
+
+
+def test_a_limit_that_no_batch_reached_may_grow_without_another_simulation():
+    problem = random_problem(3, stages=1, rate=20.0, slack=6.0)
+    evaluator, most = Evaluator(problem), 50
+    assert evaluator.feasible(((Allocation("fast", 4, most),),))
+    evaluator.accept(((Allocation("fast", 4, most),),))
+    assert evaluator.evaluations == 1
+    for limit in (2, 8):
+        evaluator.accept(((Allocation("fast", limit, most),),))
+        assert evaluator.feasible(((Allocation("fast", limit, most),),))
+    assert evaluator.evaluations == 1
+    assert evaluator.feasible(((Allocation("fast", 1, most),),))  # 1 is what every batch was: it is reached
+    assert evaluator.evaluations == 2

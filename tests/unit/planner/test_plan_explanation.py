@@ -1,0 +1,106 @@
+"""What the Planner says of its plans."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.pipeline.units import format_duration
+from inferline_stream.planner.plan_explanation import cost_curve, explain
+from inferline_stream.planner.problem import Problem, replaced
+from inferline_stream.planner.provision import provision
+from tests.unit.planner.problems import chain, p99_s, random_problem
+
+
+def _plan(problem, slo_s=None, known=()):
+    return provision(
+        problem.shape, problem.measured, problem.traces, slo_s or problem.target_s, problem.catalogue, known=known
+    )
+
+
+def _explained(problem, plan):
+    return explain(plan, problem.shape, problem.measured, problem.traces, problem.catalogue)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4, 6])
+def test_each_cheaper_choice_is_cheaper_and_does_to_the_p99_what_is_said(seed):
+    problem = random_problem(seed, slack=4.0, rate=120)
+    plan = _plan(problem)
+    reported = _explained(problem, plan)
+    candidate = tuple(plan.allocations.values())
+    assert [s.stage for s in reported.stages] == list(problem.shape.stages)
+    assert sum(s.cost_per_hour for s in reported.stages) == pytest.approx(plan.cost_per_hour)
+    for position, stage in enumerate(reported.stages):
+        assert stage.next_cheaper
+        for other in stage.next_cheaper:
+            assert other.cost_change_per_hour < 0
+            if other.p99_s is not None:
+                assert other.p99_s == p99_s(problem, replaced(candidate, position, other.allocations))
+                assert ("would take P99" in other.reason) == (other.p99_s > plan.slo_s)
+
+
+def test_a_held_stage_says_what_its_batches_and_its_p99_would_be_without():
+    problem = chain(0.9)
+    plan = _plan(problem)
+    ((held,),) = plan.allocations.values()
+    (stage,) = _explained(problem, plan).stages
+    eager = ((replace(held, hold_s=0.0),),)
+    found = simulate(problem.shape, {"s0": eager[0]}, problem.measured, problem.traces[0], order_slo_s=plan.slo_s)
+    hold = next(reason for reason in stage.reasons if "waits for a fuller batch" in reason)
+    assert f"{held.hold_s * 1e3:g}ms: batches" in hold
+    assert f"would be of {found.stages['s0'].mean_batch_size:.1f}" in hold
+    assert hold.endswith(f"P99 would be {format_duration(found.p99_s)}")
+    assert found.p99_s > plan.slo_s
+    fewer = ((replace(held, replicas=held.replicas - 1),),)
+    assert stage.reasons[-1].endswith(f"P99 would be {format_duration(p99_s(problem, fewer))}")
+    (cheaper,) = stage.next_cheaper
+    assert cheaper.p99_s <= p99_s(problem, fewer), "the next-cheaper choice may hold its batches, too"
+
+
+def test_the_hardware_is_named_with_what_an_event_costs_on_it_and_on_the_cheapest():
+    kinds = {"x": {1: 0.02, 4: 0.03}, "y": {1: 0.001, 4: 0.003}}
+    profiles = {("s0", k): Profile("s0", k, tuple(ServiceTime(b, s) for b, s in t.items())) for k, t in kinds.items()}
+    base = chain(0.9)
+    problem = Problem(
+        base.shape,
+        PipelineProfile(profiles, base.measured.paths),
+        (gamma_trace(50.0, 1.0, 20.0, np.random.default_rng(1)),),
+        0.015,
+        {"x": Hardware("x", 0.1), "y": Hardware("y", 4.0)},
+    )
+    (stage,) = _explained(problem, _plan(problem)).stages
+    assert stage.allocations[0].hardware == "y"
+    assert stage.reasons[0] == (
+        "y serves a batch of 1 in 1ms, x in 20ms, though for less money: "
+        f"${0.1 / 3600 * 0.03 / 4 * 1e6:.3g} per million events in full batches "
+        f"against ${4 / 3600 * 0.003 / 4 * 1e6:.3g}"
+    )
+    assert not any("waits for a fuller batch" in reason for reason in stage.reasons)
+
+
+def test_slack_is_what_the_slo_leaves_and_the_binding_stage_is_named():
+    problem = random_problem(2, stages=2, slack=4.0)
+    plan = _plan(problem)
+    reported = _explained(problem, plan)
+    assert reported.slack_s == pytest.approx(plan.slo_s - plan.predicted_p99_s)
+    assert any(stage in reported.binding for stage in problem.shape.stages) or "throughput" in reported.binding
+
+
+def test_a_plan_of_another_pipeline_is_refused():
+    plan = _plan(random_problem(2, stages=1))
+    with pytest.raises(ValueError, match="does not fit"):
+        _explained(random_problem(2, stages=2), plan)
+
+
+def test_the_curve_runs_from_infeasible_to_ever_cheaper():
+    problem = random_problem(5, stages=2, rate=120)
+    path = problem.target_s
+    points = cost_curve([4 * path, path * 0.01, path, 2 * path], lambda slo_s, known: _plan(problem, slo_s, known))
+    assert [p.slo_s for p in points] == sorted(p.slo_s for p in points)
+    assert points[0].plan is None
+    costs = [p.plan.cost_per_hour for p in points if p.plan is not None]
+    assert costs == sorted(costs, reverse=True)
