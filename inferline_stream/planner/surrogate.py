@@ -71,7 +71,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A changed candidate with its cost and the predicted number of late events."""
+    """A changed candidate with its cost and how many events it is predicted to have late."""
 
     cost: float
     late: float

@@ -181,13 +181,13 @@ class Scene:
         except (TimeoutError, RuntimeError, ProcessLookupError, IndexError, msgspec.DecodeError) as error:
             self.notes.append(f"{kind}: {error!r}")
             ended_s = time.time()
-            await self._mend()
+            await self._undo()
         if self.sink.ended:
             self.restarts += 1
             self.sink = await _sink(self.running, self.file)
         return began_s, ended_s
 
-    async def _mend(self) -> None:
+    async def _undo(self) -> None:
         """A round has misbehaved: whatever is still frozen goes on, and somebody leads."""
         self.kafka.resume()
         for controller in (self.leader, self.standby):

@@ -25,7 +25,7 @@ class ErrorBudget:
     Args:
         time_s: of the last look.
         ended: total at the last look.
-        late: total of late ones at the last look.
+        late: late ones in all at the last look.
         recent: events, weighed by age.
         recent_late: late ones, weighed by age.
     """

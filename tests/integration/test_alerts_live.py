@@ -248,11 +248,11 @@ def test_the_nights_log_says_which_alert_fired_when_what_to_do_and_that_it_helpe
     log = []
     for alert in ("SLOAtRisk", "ReplicasMissing", "StuckPartition", "InputStale", "ControllerDown"):
         fired = watched.heard.wait(f"Inferline{alert}", "firing", 0.0, watched.began_s)
-        mended = watched.heard.wait(f"Inferline{alert}", "resolved", 0.0, fired.at_s)
+        fixed = watched.heard.wait(f"Inferline{alert}", "resolved", 0.0, fired.at_s)
         at = time.strftime("%H:%M:%S", time.localtime(fired.at_s))
         log.append(f"{at} {fired.labels['severity']:<6} {fired.name}: {fired.annotations['summary']}")
         log.append(f"{'':>16}runbook: {runbook(fired).partition(' ')[2]}")
-        log.append(f"{'':>16}mended after {mended.at_s - fired.at_s:.0f} s")
+        log.append(f"{'':>16}fixed after {fixed.at_s - fired.at_s:.0f} s")
     sys.stdout.write("\n".join(["", *log, ""]))  # what `pytest -rP` shows
     pages = {notice.name for notice in watched.heard.notices if notice.labels["severity"] == "page"}
     assert pages - {"InferlineSLOBurnFast", "InferlineSLOBurnSteady"} == {

@@ -187,7 +187,7 @@ def test_the_plan_tells_its_cost_its_promise_and_what_other_slos_would_cost(walk
     assert "What an SLO costs" in text
 
 
-def test_the_page_tells_of_the_burst_as_it_happens(walked: Path) -> None:
+def test_the_page_shows_the_burst_as_it_happens(walked: Path) -> None:
     text = (walked / "page.txt").read_text()
     assert re.search(r"exceeds the plan most: \d+", text)
     assert "scale up" in text

@@ -175,7 +175,7 @@ def wavering(tuner: TunerState, seconds: float) -> list[Reason]:
     return reported
 
 
-def test_a_condition_that_comes_and_goes_is_told_once():
+def test_a_condition_that_comes_and_goes_is_reported_once():
     scarce = {"x": Hardware("x", 1.0, stock=20)}
     assert wavering(state(catalogue=scarce), 50.0) == [Reason.STOCK_EXHAUSTED] * 2  # once for each stage
 
@@ -203,7 +203,7 @@ def test_slow_replicas_count_where_they_limit(slower, grows):
     assert (decision is not None and decision.reason is Reason.THROUGHPUT_FELL) is grows
 
 
-def test_while_too_many_events_are_late_replicas_are_kept_and_that_is_told_once():
+def test_while_too_many_events_are_late_replicas_are_kept_and_that_is_reported_once():
     tuner, _ = step(state(PolicySettings(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
     before, reasons, left = totals(tuner.wanted), [], []
     for tick in range(1, 1500):

@@ -175,7 +175,7 @@ A100 = {
 }
 
 
-def test_nvml_tells_of_whole_gpus_and_of_the_slices_that_were_made_of_others() -> None:
+def test_nvml_reports_whole_gpus_and_the_slices_that_were_made_of_others() -> None:
     nvml = fake_nvml([{"name": "Tesla T4", "uuid": "GPU-a", "total": 16 << 30, "used": 5}, A100])
     assert devices(nvml) == (
         Device("GPU-a", "Tesla T4", 16 << 30),

@@ -21,7 +21,7 @@ from tests.unit.estimator.random_pipelines import random_pipeline
 from tests.unit.estimator.small import C_SKIPPED, C_TAKEN, DIAMOND, ONE, allocated, measured
 
 
-def test_the_count_of_late_events_is_that_of_latencies_above_the_slo() -> None:
+def test_events_counted_as_late_are_as_many_as_latencies_above_the_slo() -> None:
     for seed in range(60):
         pipeline = random_pipeline(seed)
         latency_s = evaluate(pipeline.workload, pipeline.stations).latency_s

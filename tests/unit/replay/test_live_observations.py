@@ -57,7 +57,7 @@ class Watching:
         self.views.append((view.time_s, view.arrivals_s.tolist(), view.watched_s, dict(view.figures)))
 
 
-def test_a_policy_is_asked_when_the_live_one_was_and_told_what_had_been_sampled_by_then():
+def test_a_policy_is_asked_when_the_live_one_was_and_given_what_had_been_sampled_by_then():
     watching = Watching()
     lived(watching)
     times, arrivals, watched, _ = zip(*watching.views, strict=True)
@@ -66,7 +66,7 @@ def test_a_policy_is_asked_when_the_live_one_was_and_told_what_had_been_sampled_
     assert watched == pytest.approx((4.0, 4.83, 4.97, 5.5))
 
 
-def test_a_policy_is_told_figures_when_the_live_one_was_and_the_newest_of_each_holds():
+def test_a_policy_is_given_figures_when_the_live_one_was_and_the_newest_of_each_holds():
     watching = Watching()
     lived(watching)
     figures = [view[3] for view in watching.views]
@@ -74,7 +74,7 @@ def test_a_policy_is_told_figures_when_the_live_one_was_and_the_newest_of_each_h
     assert figures == [began, began, both, {"a x start_up_s": None, "a x throughput": 80.0}]
 
 
-def test_without_samples_arrivals_are_told_at_once():
+def test_without_samples_arrivals_are_known_at_once():
     watching = Watching()
     lived(watching, replace(LOOKS, ticks_s=np.empty(0), grown=np.empty(0, np.int64)))
     assert [len(view[1]) for view in watching.views] == [0, 2, 0, 2]
@@ -111,7 +111,7 @@ def test_figures_of_one_observation_take_the_place_of_anothers():
     assert with_figures(simulated, {}) == simulated
 
 
-def test_the_policy_sees_the_figures_that_it_is_told():
+def test_the_policy_sees_the_figures_that_it_is_given():
     seen = []
 
     def step(state, observation):

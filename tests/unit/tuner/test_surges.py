@@ -35,7 +35,7 @@ def test_bursts_about_one_rate_are_no_surge(cv):
     assert not surges(np.bincount(trace.arrivals_s.astype(int)).tolist())
 
 
-def test_a_handful_of_events_or_of_seconds_tells_of_none():
+def test_a_handful_of_events_or_of_seconds_shows_none():
     assert not surged([1] * 10 + [5] * 10)
     assert not surged([100] * 5 + [500] * 10)
 

@@ -90,7 +90,7 @@ async def test_a_replica_gets_nothing_before_it_is_ready():
         assert (await replica.batch()).inputs == [b"x"]
 
 
-async def test_a_batch_waits_to_be_full_for_as_long_as_it_is_to_be_held():
+async def test_a_batch_waits_to_be_full_for_the_stages_hold():
     async with fed(limit=4) as pool:
         replica = await pool.attached()
         pool.feeder.hold_s = 3600.0

@@ -1,0 +1,100 @@
+"""What keeps the repository one house: plain words, one name for one thing, and a map whose places exist."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "inferline_stream"
+
+NEVER = {
+    "told": "reported, given, asked",
+    "tells of": "reports, says",
+    "whoever": "anyone who",
+    "lest": "so that ... not",
+    "anew": "again",
+    "of late": "recently",
+    "be had": "is available",
+    "mend(?:s|ed|ing)?": "fix",
+    "whether [^.\n]* or not to be": "whether",
+    "is to be": "will be, is",
+    "the very": "the same, leave it out",
+    "heed(?:s|ed|ing)?": "follow, obey",
+    "whence": "from where",
+}
+"""Words that are rare or old-fashioned in technical English, as patterns, and what to write instead."""
+
+_OURS = ("inferline_stream", "connectors", "docker", "docs", "tests", "topologies")
+_SUFFIXES = {".py", ".md", ".toml", ".yaml", ".yml", ".js", ".html", ".css", ".sh"}
+"""Of prose and code. Data, such as quoted posts and vocabularies, say what they say."""
+
+_QUOTED = "everybody told me it would be"
+"""A line of text that the starter topology's sample holds."""
+
+_IN_SEVERAL_ROOMS = {
+    "actuator.py": "the protocol, and in its own room what implements it on Kubernetes",
+    "server.py": "what listens: the broker, the live page; and a queue's server in the simulation",
+    "topics.py": "the broker's, and those that a pipeline needs",
+}
+"""Names of files in more than one room, each the right one there. Commands are files of their own names in `cli/`."""
+
+
+def _texts():
+    inside = (file for room in _OURS for file in (ROOT / room).rglob("*") if "__pycache__" not in file.parts)
+    for file in sorted((*ROOT.glob("*"), *inside)):
+        if file.suffix in _SUFFIXES and file != Path(__file__):
+            yield str(file.relative_to(ROOT)), file.read_text().replace(_QUOTED, "")
+
+
+def _modules():
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if "__pycache__" not in file.parts:
+            yield file.relative_to(ROOT), ast.parse(file.read_text())
+
+
+def found_in(text: str) -> list[str]:
+    """Words of the list in a text, each with its line and what to write instead."""
+    return [
+        f"{text.count(chr(10), 0, match.start()) + 1}: {match[0]!r}; write: {better}"
+        for word, better in NEVER.items()
+        for match in re.finditer(rf"(?<![A-Za-z]){word.replace(' ', '[ _]')}(?![A-Za-z])", text, re.IGNORECASE)
+    ]
+
+
+def test_no_text_of_ours_has_a_word_of_the_list():
+    found = [f"{name}:{what}" for name, text in _texts() for what in found_in(text)]
+
+    assert not found, "\n".join(found)
+
+
+def test_words_of_the_list_are_found_in_names_and_in_any_case_but_not_within_other_words():
+    assert len(found_in("Whoever is_told _mend cannot_be_had whether it is green or not to be")) == 5
+    assert not found_in("holding, recommend, amend, restless, latest, untold, is together, whether it is or not")
+
+
+def test_no_two_classes_of_the_package_share_a_name():
+    rooms = defaultdict(list)
+    for file, tree in _modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                rooms[node.name].append(str(file))
+
+    assert not {name: files for name, files in rooms.items() if len(files) > 1}
+
+
+def test_no_two_rooms_have_a_file_of_one_name():
+    rooms = defaultdict(list)
+    for file, _ in _modules():
+        if file.parts[1] != "cli" and not file.name.startswith("__"):
+            rooms[file.name].append(str(file))
+
+    assert {name for name, files in rooms.items() if len(files) > 1} == _IN_SEVERAL_ROOMS.keys()
+
+
+def test_every_file_that_the_architecture_page_names_exists():
+    named = re.findall(r"`([\w./-]+(?:\.py|/))`", (ROOT / "docs" / "ARCHITECTURE.md").read_text())
+
+    assert len(named) > 60
+    missing = [name for name in named if "/" in name.rstrip("/") and not (ROOT / name).exists()]
+    assert not missing
