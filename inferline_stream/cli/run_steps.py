@@ -41,8 +41,8 @@ from inferline_stream.cli.rehearsal_steps import RehearsalOptions, rehearsed
 from inferline_stream.cli.screen import Screen
 from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
+from inferline_stream.dataplane.dispatcher.tracing import check_exporter
 from inferline_stream.dataplane.start_offsets import check_start
-from inferline_stream.dataplane.tracing import check_exporter
 from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.connection import refused
 from inferline_stream.kafka.controller_client import OffsetReader

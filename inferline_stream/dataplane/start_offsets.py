@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-
 from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.committed_offsets import surely_committed
-from inferline_stream.kafka.connection import client_options, closed, in_time
-from inferline_stream.kafka.offset_metadata import Committed, decode_metadata, encode_metadata, known_partitions
-from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, topic_states
+from inferline_stream.kafka.group_offsets import Entry, GroupOffsets
+from inferline_stream.kafka.offset_metadata import Committed, decode_metadata, known_partitions
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage
 
 logger = logging.getLogger(__name__)
-
-Entry = tuple[int, str]
-"""Offset and metadata, as committed."""
 
 
 async def commit_start_offsets(
@@ -60,7 +54,7 @@ async def commit_start_offsets(
 
     async def commit(stage: Stage) -> None:
         topic, name = input_topic(pipeline, names, stage.name), names.group(stage.name)
-        async with _StartGroup(bootstrap_servers, name, topic, timeout_s) as group:
+        async with GroupOffsets(bootstrap_servers, name, topic, timeout_s) as group:
             ask = partial(surely_committed, group.committed) if stage.name in known else group.committed
             committed = await ask(group.partitions)
             if start != "committed":  # what was committed of a topic of the same name that is gone counts for nothing
@@ -93,7 +87,7 @@ def _added(committed: Mapping[int, Entry], begins: Mapping[int, int]) -> dict[in
     return {p: Committed(begin) for p, begin in begins.items() if p not in committed and 0 < known <= p}
 
 
-async def _forgetful(group: _StartGroup, committed: Mapping[int, Entry]) -> dict[int, Committed]:
+async def _forgetful(group: GroupOffsets, committed: Mapping[int, Entry]) -> dict[int, Committed]:
     """Where a join's group stands, with a note that what is in its topic by now tells nothing of events to come."""
     begins, wanted = await group.begins(), {}
     for partition, end in (await group.ends()).items():
@@ -103,7 +97,7 @@ async def _forgetful(group: _StartGroup, committed: Mapping[int, Entry]) -> dict
 
 
 async def _entry_offsets(
-    group: _StartGroup, start: str, time_ms: int | None, committed: Collection[int]
+    group: GroupOffsets, start: str, time_ms: int | None, committed: Collection[int]
 ) -> dict[int, int]:
     if start == "earliest":
         return await group.begins()
@@ -134,68 +128,3 @@ def _start_time_ms(start: str) -> int | None:
             f"start {start!r} is none of committed, earliest, latest or a time such as 2025-11-25T08:00:00+00:00"
         ) from None
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-class _StartGroup:
-    """A consumer group without members, and one topic that it reads."""
-
-    def __init__(self, bootstrap_servers: str, group: str, topic: str, timeout_s: float) -> None:
-        self._where = bootstrap_servers
-        self._consumer = AIOKafkaConsumer(
-            **client_options(bootstrap_servers), group_id=group, enable_auto_commit=False, auto_offset_reset="none"
-        )
-        self._topic = topic
-        self._timeout_s = timeout_s
-        self._partitions: list[TopicPartition] = []
-        self._state = UNKNOWN_TOPIC
-
-    async def __aenter__(self) -> _StartGroup:
-        await in_time(self._where, self._consumer.start(), self._timeout_s, self._consumer)
-        metadata = self._consumer._client._wait_on_metadata(self._topic)
-        found = await in_time(self._where, metadata, self._timeout_s, self._consumer)
-        self._partitions = [TopicPartition(self._topic, partition) for partition in sorted(found)]
-        states = topic_states(self._consumer._client, [self._topic])
-        found_states = await in_time(self._where, states, self._timeout_s, self._consumer)
-        self._state = found_states.get(self._topic, UNKNOWN_TOPIC)
-        self._consumer.assign(self._partitions)
-        for partition in self._partitions:
-            self._consumer.seek(partition, 0)
-        self._consumer.pause(*self._partitions)
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await closed(self._consumer)
-
-    @property
-    def partitions(self) -> tuple[int, ...]:
-        return tuple(tp.partition for tp in self._partitions)
-
-    async def committed(self, partitions: Iterable[int]) -> Mapping[int, Entry]:
-        wanted = [TopicPartition(self._topic, partition) for partition in partitions]
-        found = await self._consumer._coordinator.fetch_committed_offsets(wanted)
-        return {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
-
-    async def begins(self) -> dict[int, int]:
-        return _by_partition(await self._consumer.beginning_offsets(self._partitions))
-
-    async def ends(self) -> dict[int, int]:
-        return _by_partition(await self._consumer.end_offsets(self._partitions))
-
-    async def at(self, time_ms: int) -> dict[int, int]:
-        found = await self._consumer.offsets_for_times(dict.fromkeys(self._partitions, time_ms))
-        return {tp.partition: entry.offset for tp, entry in found.items() if entry is not None}
-
-    def is_of_another_topic(self, entry: Entry) -> bool:
-        """Whether an offset was committed before the topic was deleted and created again."""
-        return self._state.replaces(decode_metadata(*entry).topic_id)
-
-    async def commit(self, wanted: Mapping[int, Committed]) -> None:
-        if wanted:
-            count, of = len(self._partitions), self._state.id
-            now = {p: replace(each, topic_id=of, partitions=count) for p, each in wanted.items()}
-            entries = {p: (each.offset, encode_metadata(each)) for p, each in now.items()}
-            await self._consumer.commit({TopicPartition(self._topic, p): entry for p, entry in entries.items()})
-
-
-def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
-    return {tp.partition: offset for tp, offset in offsets.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -217,6 +218,13 @@ async def ready_topics(
     if any(difference.blocks for difference in differences):
         raise InvalidTopology(*(difference.text for difference in differences if difference.blocks))
     return [difference.text for difference in differences]
+
+
+async def delete_topics(bootstrap_servers: str, names: Sequence[str], timeout_s: float = 10.0) -> None:
+    """Delete topics that were made for a measurement. One that stays behind is empty and harms nobody: no error."""
+    with contextlib.suppress(KafkaError, Unreachable):
+        async with _Admin(bootstrap_servers, timeout_s) as admin:
+            await admin.client.delete_topics(list(names))
 
 
 class _Admin:

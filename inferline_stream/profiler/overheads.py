@@ -16,11 +16,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 
 from inferline_stream.actuators.children import Child, Children
 from inferline_stream.actuators.core_times import cpu_s
@@ -31,10 +28,9 @@ from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.connection import client_options, closed
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.kafka.topics import create_topics, topics_of
+from inferline_stream.kafka.topics import create_topics, delete_topics, topics_of
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import Overheads
@@ -120,7 +116,7 @@ async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) 
     except TimeoutError:
         raise Unreachable(f"a dispatcher did not do {_FLOOD} records in {_UP_S:g} s") from None
     finally:
-        await _delete(bootstrap_servers, [topic.name for topic in topics])
+        await delete_topics(bootstrap_servers, [topic.name for topic in topics])
 
 
 class _Pool:
@@ -199,13 +195,3 @@ def tree_cpu_s(process: int) -> float:
     while more := {child for child, parent in parents.items() if parent in family} - family:
         family |= more
     return sum(map(cpu_s, family))
-
-
-async def _delete(bootstrap_servers: str, topics: list[str]) -> None:
-    admin: Any = AIOKafkaAdminClient(**client_options(bootstrap_servers))
-    with contextlib.suppress(KafkaError):  # empty topics that stay behind harm nobody
-        try:
-            await admin.start()
-            await admin.delete_topics(topics)
-        finally:
-            await closed(admin)

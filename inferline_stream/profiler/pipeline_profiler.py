@@ -12,7 +12,6 @@ from typing import Self
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.dataplane.hop_latency import measure_hop
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.sample_files import keyed
@@ -29,6 +28,7 @@ from inferline_stream.pipeline.validation import validated
 from inferline_stream.profiler.bench import ReplicaBench
 from inferline_stream.profiler.fork_times import forked_start_up_s
 from inferline_stream.profiler.handover import handover_s
+from inferline_stream.profiler.hop_latency import measure_hop
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.overheads import kept_overheads, overheads_file
 from inferline_stream.profiler.profile_store import Known, ProfileStore

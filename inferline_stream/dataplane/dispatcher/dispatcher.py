@@ -21,6 +21,7 @@ from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, SlotSession
+from inferline_stream.dataplane.dispatcher.tracing import batch_spans
 from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
@@ -34,7 +35,6 @@ from inferline_stream.dataplane.supervisor_messages import (
     decode_from_supervisor,
     encode_attachment,
 )
-from inferline_stream.dataplane.tracing import batch_spans
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.committed_offsets import surely_committed

@@ -18,9 +18,9 @@ from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.dispatcher.suspects import LostBatch, Probe
+from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
 from inferline_stream.dataplane.frames import Batch, Broken, Call, Failed, Leave, Ready, Results
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
-from inferline_stream.dataplane.tracing import BatchSpans
 
 logger = logging.getLogger(__name__)
 

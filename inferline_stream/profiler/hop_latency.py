@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import secrets
 import statistics
@@ -11,16 +10,13 @@ import time
 from collections.abc import Callable
 
 import msgspec
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 
 from inferline_stream.dataplane.headers import read_headers
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.connection import client_options, closed
 from inferline_stream.kafka.outgoing import Message
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import StageSender
-from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.kafka.topics import WantedTopic, create_topics, delete_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES
 
@@ -65,7 +61,7 @@ async def measure_hop(
         times_s = sorted((await _hops_s(reader, sender, name, clock_s))[_WARMING:])
     finally:
         await asyncio.gather(reader.stop(), sender.stop())
-        await _delete(bootstrap_servers, list(wanted))
+        await delete_topics(bootstrap_servers, list(wanted))
     quarter = len(times_s) // 4
     typical_s = statistics.fmean(times_s[quarter:-quarter])
     spread_s = tuple(times_s[round(p * (len(times_s) - 1))] - typical_s for p in HOP_PROBABILITIES)
@@ -122,13 +118,3 @@ async def _hops_s(reader: StageReader, sender: StageSender, topic: str, clock_s:
         if isinstance(error, Exception):
             raise Unreachable(f"Kafka took no record, or gave none back ({error})") from error
     return [arrived_s[number] - at_s for number, at_s in enumerate(finished_s)]
-
-
-async def _delete(bootstrap_servers: str, topics: list[str]) -> None:
-    admin = AIOKafkaAdminClient(**client_options(bootstrap_servers))
-    with contextlib.suppress(KafkaError):  # an empty topic that stays behind harms nobody
-        try:
-            await admin.start()
-            await admin.delete_topics(topics)
-        finally:
-            await closed(admin)

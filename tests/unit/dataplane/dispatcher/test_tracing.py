@@ -17,9 +17,9 @@ from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.lease import new_report
 from inferline_stream.dataplane.dispatcher.partition import Partition
+from inferline_stream.dataplane.dispatcher.tracing import BatchSpans, batch_spans
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.dataplane.tracing import BatchSpans, batch_spans
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.pipeline.names import EVENT_ID
