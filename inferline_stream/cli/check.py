@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferline_stream.cli.output import Output
+from inferline_stream.cli.options import Output, Topology
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.topology import Pipeline
-
-Topology = Annotated[
-    Path, typer.Argument(help="the topology file, or the folder that holds a topology.py; file:name for one of several")
-]
 
 
 def check(

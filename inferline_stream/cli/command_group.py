@@ -7,28 +7,21 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from inferline_stream.cli.log_output import log_to_stderr
+from inferline_stream.cli.options import LogFormat, LogLevel
 from inferline_stream.errors import InferlineError
 from inferline_stream.printable import printable
 from inferline_stream.settings import check_variables
 
 INTERRUPTED, TERMINATED = 130, 143
-
-LogFormat = Annotated[
-    Literal["text", "json"], typer.Option(help="of the lines on standard error: for people, or one JSON object each")
-]
-LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"] | None,
-    typer.Option(help="least severe lines shown; warning for people, info as JSON, by default"),
-]
 
 
 class Terminated(KeyboardInterrupt):
@@ -84,13 +77,14 @@ def _refused(error: typer.BadParameter) -> str:
 
 
 def flag_variables(group: Any) -> dict[str, str]:
-    """Variables of every flag of the commands, with the flag."""
-    return {
-        str(option.envvar): max(option.opts, key=len)
-        for command in group.commands.values()
-        for option in command.params
-        if isinstance(option, TyperOption) and option.envvar
-    }
+    """Variables of every flag of a group's commands, with the flag."""
+    found: dict[str, str] = {}
+    for command in group.commands.values():
+        if isinstance(command, TyperGroup):
+            found |= flag_variables(command)
+        options = (option for option in command.params if isinstance(option, TyperOption) and option.envvar)
+        found |= {str(option.envvar): max(option.opts, key=len) for option in options}
+    return found
 
 
 def variable(flag: str) -> str:
@@ -102,6 +96,14 @@ def add_commands(app: typer.Typer, commands: Iterable[tuple[Callable[..., None],
     """Add (function, example) pairs; each command gets the options that all share."""
     for function, example in commands:
         app.command(cls=CliCommand, epilog=f"Example: {example}")(_with_logs(function))
+
+
+def add_group(app: typer.Typer, name: str, about: str, commands: Sequence[tuple[Callable[..., None], str]]) -> None:
+    """Add (function, example) pairs as the sub-commands of one command."""
+    example = f"Example: inferline-stream {name} {commands[0][0].__name__} --help"
+    group = typer.Typer(help=about, epilog=example, no_args_is_help=True)
+    add_commands(group, commands)
+    app.add_typer(group, name=name)
 
 
 def _with_logs(function: Callable[..., None]) -> Callable[..., None]:

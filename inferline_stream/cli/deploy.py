@@ -7,15 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from inferline_stream.cli.check import Topology
-from inferline_stream.cli.output import Output
-from inferline_stream.cli.overrides import Kafka, Prefix
+from inferline_stream.cli.options import Output, Prefix, RunningServers, Stock, Topology
 
 
 def deploy(
     topology: Topology,
     *,
-    bootstrap_servers: Kafka,
+    bootstrap_servers: RunningServers,
     prefix: Prefix = "",
     target: Annotated[
         Literal["running", "kubernetes"],
@@ -31,10 +29,7 @@ def deploy(
             help="a Secret whose keys become the environment of controllers and dispatchers, such as Kafka's password"
         ),
     ] = "",
-    stock: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KIND=REPLICAS", help="this pipeline's share of a hardware kind; may be repeated"),
-    ] = None,
+    stock: Stock = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False,
     save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None,
     output: Output = "table",

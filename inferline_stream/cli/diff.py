@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferline_stream.cli.output import Output
+from inferline_stream.cli.options import Output
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.plan import Plan

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferline_stream.cli.check import Topology
-from inferline_stream.cli.output import Output, print_json
-from inferline_stream.cli.overrides import Kafka, Prefix
+from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
+from inferline_stream.cli.output import print_json
 from inferline_stream.printable import printable
 
 if TYPE_CHECKING:
@@ -18,56 +18,100 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.topology import Pipeline
 
 
-def dlq(
-    action: Annotated[Literal["ls", "show", "replay"], typer.Argument(help="list, show in full, or send again")],
+Letters = Annotated[
+    list[str] | None,
+    typer.Argument(help="ids of dead letters, as `dlq ls` prints them, or of events; all by default"),
+]
+DiedAt = Annotated[str | None, typer.Option("--stage", help="only those that died at this stage")]
+
+
+def ls(
     topology: Topology,
-    letters: Annotated[
-        list[str] | None,
-        typer.Argument(help="ids of dead letters, as `dlq ls` prints them, or of events; all by default"),
-    ] = None,
+    letters: Letters = None,
     *,
-    bootstrap_servers: Kafka,
-    stage: Annotated[str | None, typer.Option(help="only those that died at this stage")] = None,
-    again: Annotated[bool, typer.Option("--again", help="replay: also those that were sent again before")] = False,
+    bootstrap_servers: RunningServers,
+    stage: DiedAt = None,
     prefix: Prefix = "",
     output: Output = "table",
 ) -> None:
-    """Look at events that could not be processed, and send them again once the cause is gone.
-
-    A replay puts each record back on the topic that it failed in, with its own key, headers, timestamp and event id,
-    together with the other parts of its event where a join needs them. It is noted beside the letters: a second
-    replay leaves them alone and says so.
-    """
-    import uvloop
-
-    from inferline_stream.cli.plan_steps import topology_file
-    from inferline_stream.dataplane.dead_letters import chosen, dead_letters, send_again
-    from inferline_stream.dataplane.topology_loader import load_topology
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.validation import validated
-
-    pipeline = validated(load_topology(topology_file(topology)))
-    ids, stages = letters or [], [known.name for known in pipeline.stages]
-    if stage is not None and stage not in stages:
-        raise UsageError(f"--stage {stage!r}: the pipeline has {', '.join(stages)}")
-    if action == "replay":
-        _tell(
-            uvloop.run(send_again(bootstrap_servers, pipeline, prefix, ids=ids, stage=stage, again=again)),
-            as_json=output == "json",
-        )
-        return
-    found = chosen(uvloop.run(dead_letters(bootstrap_servers, pipeline, prefix)), ids, stage)
+    """List events that could not be processed."""
+    pipeline = _pipeline(topology, stage)
+    found = _chosen(pipeline, bootstrap_servers, prefix, letters, stage)
     if output == "json":
-        document = _in_short if action == "ls" else _in_full
-        print_json({"letters": [document(letter, pipeline, prefix) for letter in found]})
-    elif action == "ls":
+        print_json({"letters": [_in_short(letter, pipeline, prefix) for letter in found]})
+    else:
         _list(found)
+
+
+def show(
+    topology: Topology,
+    letters: Letters = None,
+    *,
+    bootstrap_servers: RunningServers,
+    stage: DiedAt = None,
+    prefix: Prefix = "",
+    output: Output = "table",
+) -> None:
+    """Print such events in full: value, headers, and why each one died."""
+    pipeline = _pipeline(topology, stage)
+    found = _chosen(pipeline, bootstrap_servers, prefix, letters, stage)
+    if output == "json":
+        print_json({"letters": [_in_full(letter, pipeline, prefix) for letter in found]})
     else:
         for letter in found:
             _show(letter, pipeline, prefix)
 
 
-def _tell(done: SentAgain, *, as_json: bool) -> None:
+def replay(
+    topology: Topology,
+    letters: Letters = None,
+    *,
+    bootstrap_servers: RunningServers,
+    stage: DiedAt = None,
+    again: Annotated[bool, typer.Option("--again", help="also those that were sent again before")] = False,
+    prefix: Prefix = "",
+    output: Output = "table",
+) -> None:
+    """Send such events again, once the cause is gone.
+
+    Each record goes back to the topic that it failed in, with its own key, headers, timestamp and event id, together
+    with the other parts of its event where a join needs them. It is noted beside the letters: a second replay leaves
+    them alone and says so.
+    """
+    import uvloop
+
+    from inferline_stream.dataplane.dead_letters import send_again
+
+    pipeline = _pipeline(topology, stage)
+    sent = send_again(bootstrap_servers, pipeline, prefix, ids=letters or [], stage=stage, again=again)
+    _print_sent(uvloop.run(sent), as_json=output == "json")
+
+
+def _pipeline(topology: Path, stage: str | None) -> Pipeline:
+    """The pipeline, which must have the stage."""
+    from inferline_stream.cli.plan_steps import topology_file
+    from inferline_stream.dataplane.topology_loader import load_topology
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.validation import validated
+
+    pipeline = validated(load_topology(topology_file(topology)))
+    stages = [known.name for known in pipeline.stages]
+    if stage is not None and stage not in stages:
+        raise UsageError(f"--stage {stage!r}: the pipeline has {', '.join(stages)}")
+    return pipeline
+
+
+def _chosen(
+    pipeline: Pipeline, bootstrap_servers: str, prefix: str, letters: list[str] | None, stage: str | None
+) -> list[Letter]:
+    import uvloop
+
+    from inferline_stream.dataplane.dead_letters import chosen, dead_letters
+
+    return chosen(uvloop.run(dead_letters(bootstrap_servers, pipeline, prefix)), letters or [], stage)
+
+
+def _print_sent(done: SentAgain, *, as_json: bool) -> None:
     before = [letter for letter in done.before if letter not in done.sent]
     if as_json:
         alone = [letter.id for letter in (*before, *done.cut)]

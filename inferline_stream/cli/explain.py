@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from inferline_stream.cli.check import Topology
-from inferline_stream.cli.output import Output
-from inferline_stream.cli.overrides import Prefix
+from inferline_stream.cli.options import Output, Prefix, Topology
 
 Running = Annotated[
     str | None,

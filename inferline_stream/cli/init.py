@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from inferline_stream.cli.output import Output, print_json
+from inferline_stream.cli.options import Output
+from inferline_stream.cli.output import print_json
 from inferline_stream.errors import UsageError
 
 _RATES = ((30.0, 20.0), (60.0, 20.0), (25.0, 20.0))

@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
+from inferline_stream.cli import dlq, sandbox
 from inferline_stream.cli.check import check
-from inferline_stream.cli.command_group import CommandGroup, add_commands
+from inferline_stream.cli.command_group import CommandGroup, add_commands, add_group
 from inferline_stream.cli.deploy import deploy
 from inferline_stream.cli.diff import diff
-from inferline_stream.cli.dlq import dlq
 from inferline_stream.cli.explain import explain
 from inferline_stream.cli.init import init
-from inferline_stream.cli.output import Output, print_json
+from inferline_stream.cli.options import Output
+from inferline_stream.cli.output import print_json
 from inferline_stream.cli.overrides import pause, resume, scale
 from inferline_stream.cli.plan import plan
 from inferline_stream.cli.profile import profile
@@ -21,7 +22,6 @@ from inferline_stream.cli.replay import compare, replay
 from inferline_stream.cli.report import report
 from inferline_stream.cli.rules import rules
 from inferline_stream.cli.run import run
-from inferline_stream.cli.sandbox import sandbox
 from inferline_stream.cli.status import status, top
 from inferline_stream.cli.topics import topics
 
@@ -84,9 +84,27 @@ add_commands(
         (explain, "inferline-stream explain reviews/topology.py --bootstrap-servers localhost:9092"),
         (report, "inferline-stream report reviews/topology.py --save report.html"),
         (topics, "inferline-stream topics reviews/topology.py --print --principal User:reviews"),
-        (dlq, "inferline-stream dlq ls reviews/topology.py --bootstrap-servers localhost:9092"),
-        (sandbox, "inferline-stream sandbox audit reviews/topology.py --stage study"),
         (rules, "inferline-stream rules reviews/topology.py --save rules.yml"),
         (version, "inferline-stream version"),
+    ),
+)
+add_group(
+    app,
+    "dlq",
+    "Look at events that could not be processed, and send them again.",
+    (
+        (dlq.ls, "inferline-stream dlq ls reviews/topology.py --bootstrap-servers localhost:9092"),
+        (dlq.show, "inferline-stream dlq show reviews/topology.py --bootstrap-servers localhost:9092"),
+        (dlq.replay, "inferline-stream dlq replay reviews/topology.py --bootstrap-servers localhost:9092"),
+    ),
+)
+add_group(
+    app,
+    "sandbox",
+    "Look at the isolation of replicas: what this machine offers, what it withstands, what a stage lacks.",
+    (
+        (sandbox.check, "inferline-stream sandbox check"),
+        (sandbox.probe, "inferline-stream sandbox probe --level strict"),
+        (sandbox.audit, "inferline-stream sandbox audit reviews/topology.py --stage study"),
     ),
 )

@@ -8,9 +8,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-
-import typer
+from typing import TYPE_CHECKING, Any, Self
 
 from inferline_stream.cli.log_output import logs_as_json
 from inferline_stream.printable import printable, printable_json
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Output = Annotated[Literal["table", "json"], typer.Option(help="how to print the result")]
 
 _PIPE_COLUMNS = 120
 

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.check import Topology
-from inferline_stream.cli.output import Output
+from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
 
 if TYPE_CHECKING:
     from inferline_stream.controlplane.log.control_records import Override
     from inferline_stream.pipeline.topology import Pipeline
 
-Kafka = Annotated[str, typer.Option("--bootstrap-servers", help="Kafka that the pipeline runs on, host:port")]
-Prefix = Annotated[str, typer.Option(help="before the name of every topic, as given to `run`")]
 For = Annotated[str | None, typer.Option("--for", help='lapses after so long, e.g. "10m"; for good without it')]
 
 
@@ -25,7 +22,7 @@ def scale(
     stage: Annotated[str | None, typer.Argument(help="the stage, for replicas, limits and standbys")] = None,
     replicas: Annotated[int | None, typer.Argument(help="hold the stage at so many", min=0)] = None,
     *,
-    bootstrap_servers: Kafka,
+    bootstrap_servers: RunningServers,
     minimum: Annotated[int | None, typer.Option("--min", help="fewest replicas of the stage", min=0)] = None,
     maximum: Annotated[int | None, typer.Option("--max", help="most replicas of the stage", min=1)] = None,
     standby: Annotated[int | None, typer.Option(help="replicas of the stage that stand by", min=0)] = None,
@@ -75,7 +72,12 @@ def scale(
 
 
 def pause(
-    topology: Topology, *, bootstrap_servers: Kafka, lasting: For = None, prefix: Prefix = "", output: Output = "table"
+    topology: Topology,
+    *,
+    bootstrap_servers: RunningServers,
+    lasting: For = None,
+    prefix: Prefix = "",
+    output: Output = "table",
 ) -> None:
     """Hold decisions, new plans included; records keep flowing."""
     from inferline_stream.controlplane.log.control_records import Override
@@ -88,7 +90,7 @@ def resume(
     topology: Topology,
     stage: Annotated[str | None, typer.Argument(help="take back what `scale` set for this stage")] = None,
     *,
-    bootstrap_servers: Kafka,
+    bootstrap_servers: RunningServers,
     everything: Annotated[bool, typer.Option("--all", help="take back all that people have set")] = False,
     prefix: Prefix = "",
     output: Output = "table",

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from inferline_stream.cli.check import Topology
-from inferline_stream.cli.output import Output
-from inferline_stream.cli.profile import On, Oversubscribe, Servers, refuse_cluster
+from inferline_stream.cli.options import On, Output, Oversubscribe, Prefix, Seed, Servers, Topology
+from inferline_stream.cli.profile import refuse_cluster
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.trace import Trace
@@ -48,8 +47,8 @@ def plan(
         ),
     ] = False,
     bootstrap_servers: Servers = None,
-    prefix: Annotated[str, typer.Option(help="before the name of every topic, as for `run`")] = "",
-    seed: Annotated[int, typer.Option(help="of generated traffic and of the random branches of events")] = 0,
+    prefix: Prefix = "",
+    seed: Seed = 0,
     output: Output = "table",
 ) -> None:
     """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO, and say why."""

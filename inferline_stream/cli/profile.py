@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.check import Topology
-from inferline_stream.cli.output import Output
+from inferline_stream.cli.options import On, Output, Oversubscribe, Servers, Topology
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.profile import PipelineProfile
-
-Servers = Annotated[
-    str | None, typer.Option("--bootstrap-servers", help="Kafka, host:port; an embedded broker is started without it")
-]
-On = Annotated[
-    Literal["local", "ray", "kubernetes"],
-    typer.Option(
-        help="where: local is this machine, kubernetes the cluster that kubeconfig names, ray that of RAY_ADDRESS"
-    ),
-]
-
-Oversubscribe = Annotated[
-    bool,
-    typer.Option(
-        "--oversubscribe",
-        help="take more cores than this machine has, and shares of cores that nothing holds: no P99 is credible then",
-    ),
-]
 
 
 def refuse_cluster(option: str, place: str) -> None:

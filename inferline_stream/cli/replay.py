@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.output import Output
+from inferline_stream.cli.options import Output, Plot, Seed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,8 +35,6 @@ PlanFile = Annotated[Path | None, typer.Option("--plan", help="a plan saved by `
 StartUp = Annotated[
     str | None, typer.Option(help='in place of the profiled start-up times, e.g. "5s": what a change would do')
 ]
-Picture = Annotated[Path | None, typer.Option("--plot", help="also draw it into this file, .svg or .png")]
-Seed = Annotated[int, typer.Option(help="of the random branches of the simulated events")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ def replay(
     plan: PlanFile = None,
     start_up: StartUp = None,
     save: Annotated[Path | None, typer.Option(help="write every step to this file, .jsonl or .csv")] = None,
-    plot: Picture = None,
+    plot: Plot = None,
     seed: Seed = 0,
     output: Output = "table",
 ) -> None:
@@ -122,7 +120,7 @@ def compare(
     ] = True,
     plan: PlanFile = None,
     start_up: StartUp = None,
-    plot: Picture = None,
+    plot: Plot = None,
     seed: Seed = 0,
     output: Output = "table",
 ) -> None:

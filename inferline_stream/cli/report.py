@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from inferline_stream.cli.output import Output
+from inferline_stream.cli.options import Output
 
 
 def report(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from inferline_stream.cli.check import Topology
+from inferline_stream.cli.options import Topology
 
 
 def rules(

@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from inferline_stream.cli.check import Topology
-from inferline_stream.cli.output import Output
-from inferline_stream.cli.profile import On, Oversubscribe, Servers
+from inferline_stream.cli.options import On, Output, Oversubscribe, Prefix, Seed, Servers, Stock, Topology
 
 
 def run(
@@ -58,7 +56,7 @@ def run(
             help="create topics that are missing; or only verify them, and name each difference (see `topics`)",
         ),
     ] = True,
-    prefix: Annotated[str, typer.Option(help="before the name of every topic and consumer group")] = "",
+    prefix: Prefix = "",
     ui: Annotated[bool, typer.Option("--ui/--no-ui", help="serve the live page")] = True,
     ui_port: Annotated[int, typer.Option(help="of the live page; 0 for any free one", min=0, max=65535)] = 8765,
     ui_token: Annotated[
@@ -72,7 +70,7 @@ def run(
     metrics_host: Annotated[
         str, typer.Option(help="address of /metrics; 0.0.0.0 for other machines to scrape it")
     ] = "127.0.0.1",
-    seed: Annotated[int, typer.Option(help="of the random branches of the simulated events")] = 0,
+    seed: Seed = 0,
     on: On = "local",
     oversubscribe: Oversubscribe = False,
     image: Annotated[
@@ -87,10 +85,7 @@ def run(
     hand_over: Annotated[
         bool, typer.Option("--hand-over", help="leave the pods at work at the end, for the controller that follows")
     ] = False,
-    stock: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KIND=REPLICAS", help="this pipeline's share of a hardware kind; may be repeated"),
-    ] = None,
+    stock: Stock = None,
     profiles: Annotated[
         Path | None,
         typer.Option(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from inferline_stream.cli.output import Output
+from inferline_stream.cli.options import Output, Topology
 
 if TYPE_CHECKING:
     from inferline_stream.isolation.probes import Probed
@@ -17,35 +16,9 @@ if TYPE_CHECKING:
 _SHOWN = 4
 "Findings of a kind, on screen."
 
-_LEVELS = ("none", "launch", "imports", "strict")
 
-
-def sandbox(
-    action: Annotated[
-        Literal["check", "probe", "audit"],
-        typer.Argument(
-            help="check: what the kernel offers; probe: try 29 ways out; audit: what a topology's stages would need"
-        ),
-    ],
-    topology: Annotated[Path | None, typer.Argument(help="for audit: the topology file or its folder")] = None,
-    *,
-    level: Annotated[
-        Literal["none", "launch", "imports", "strict"] | None,
-        typer.Option(help="for probe: no isolation, before the seal, or either seal; all of them by default"),
-    ] = None,
-    stage: Annotated[list[str] | None, typer.Option(help="for audit: only this stage; may be repeated")] = None,
-    output: Output = "table",
-) -> None:
-    """Look at the isolation of replicas: what this machine offers, what it withstands, what a stage lacks."""
-    if action == "check":
-        _check(output)
-    elif action == "probe":
-        _probe([level] if level else _LEVELS, output)
-    else:
-        _audit(topology, stage or [], output)
-
-
-def _check(output: str) -> None:
+def check(*, output: Output = "table") -> None:
+    """Print what this machine's kernel offers to isolate replicas; exit code 3 where that is not all."""
     from inferline_stream.errors import InvalidTopology
     from inferline_stream.isolation.kernel_features import kernel_features
     from inferline_stream.isolation.seal import unsupported
@@ -64,10 +37,18 @@ def _check(output: str) -> None:
         raise InvalidTopology(*lacking)
 
 
-def _probe(levels: tuple[str, ...] | list[str], output: str) -> None:
+def probe(
+    *,
+    level: Annotated[
+        Literal["none", "launch", "imports", "strict"] | None,
+        typer.Option(help="no isolation, before the seal, or either seal; all of them by default"),
+    ] = None,
+    output: Output = "table",
+) -> None:
+    """Try each known way out of a replica, and print which are blocked."""
     import asyncio
 
-    from inferline_stream.isolation.probes import probe
+    from inferline_stream.isolation import probes
     from inferline_stream.pipeline.isolation import Isolation
 
     isolations = {
@@ -76,7 +57,7 @@ def _probe(levels: tuple[str, ...] | list[str], output: str) -> None:
         "imports": Isolation(seal="imports"),
         "strict": Isolation(),
     }
-    found = {level: asyncio.run(probe(isolations[level])) for level in levels}
+    found = {one: asyncio.run(probes.probe(isolations[one])) for one in ([level] if level else isolations)}
     if output == "json":
         typer.echo(json.dumps({level: {"blocked": one.blocked, **asdict(one)} for level, one in found.items()}))
     else:
@@ -104,17 +85,22 @@ def _show_probes(found: dict[str, Probed]) -> None:
     console().print(table)
 
 
-def _audit(topology: Path | None, stages: list[str], output: str) -> None:
+def audit(
+    topology: Topology,
+    *,
+    stage: Annotated[list[str] | None, typer.Option(help="only this stage; may be repeated")] = None,
+    output: Output = "table",
+) -> None:
+    """Run the sample through the stages without isolation, and print what each would have been refused."""
     import asyncio
 
     from inferline_stream.cli.plan_steps import declared, settings
     from inferline_stream.errors import UsageError
     from inferline_stream.profiler.stage_audit import audit_pipeline
 
-    if topology is None:
-        raise UsageError("audit needs a topology: inferline-stream sandbox audit topology.py")
     what = declared(topology)
     names = [known.name for known in what.pipeline.stages]
+    stages = stage or []
     unknown = [name for name in stages if name not in names]
     if unknown:
         raise UsageError(f"--stage {unknown[0]!r}: the pipeline has {', '.join(names)}")

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.check import Topology
 from inferline_stream.cli.command_group import terminated
-from inferline_stream.cli.output import Output
-from inferline_stream.cli.overrides import Kafka, Prefix
+from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,7 +30,9 @@ _BAR_COLUMNS = 30
 _DECISIONS_SHOWN = 5
 
 
-def status(topology: Topology, *, bootstrap_servers: Kafka, prefix: Prefix = "", output: Output = "table") -> None:
+def status(
+    topology: Topology, *, bootstrap_servers: RunningServers, prefix: Prefix = "", output: Output = "table"
+) -> None:
     """Show how a running pipeline stands: replicas, latencies, lag, its traffic against the plan's, the last decisions.
 
     Everything is read from Kafka, so it works from any machine, and also when the controller is gone.
@@ -55,7 +55,7 @@ def status(topology: Topology, *, bootstrap_servers: Kafka, prefix: Prefix = "",
 def top(
     topology: Topology,
     *,
-    bootstrap_servers: Kafka,
+    bootstrap_servers: RunningServers,
     every: Annotated[str, typer.Option(help="time between two updates")] = "1s",
     updates: Annotated[int | None, typer.Option(help="end after so many; with Ctrl-C without it", min=1)] = None,
     prefix: Prefix = "",

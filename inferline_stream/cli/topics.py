@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.check import Topology
-from inferline_stream.cli.output import Output
-from inferline_stream.cli.overrides import Prefix
+from inferline_stream.cli.options import Output, Prefix, Topology
 
 if TYPE_CHECKING:
     from inferline_stream.dataplane.permissions import Permission, Role

@@ -24,7 +24,9 @@ import inferline_stream.cli as room
 from inferline_stream.cli.main import app
 
 COMMAND = str(Path(sys.executable).with_name("inferline-stream"))
-VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+GROUP = typer.main.get_command(app)
+VERBS = sorted(GROUP.commands)
+SUB_COMMANDS = [f"{name} {of}" for name, group in GROUP.commands.items() for of in getattr(group, "commands", ())]
 CALLS = {
     "check": ["check", "reviews"],
     "check --show-config": ["check", "reviews", "--show-config"],
@@ -226,18 +228,19 @@ def plain(shown: str) -> str:
 @pytest.fixture(scope="module")
 def helps(folder: Path) -> dict[str, subprocess.CompletedProcess[str]]:
     with ThreadPoolExecutor(2) as pool:
-        done = pool.map(lambda verb: call(folder, verb, "--help", COLUMNS="100", NO_COLOR="1"), VERBS)
-        return dict(zip(VERBS, done, strict=True))
+        every = [*VERBS, *SUB_COMMANDS]
+        done = pool.map(lambda verb: call(folder, *verb.split(), "--help", COLUMNS="100", NO_COLOR="1"), every)
+        return dict(zip(every, done, strict=True))
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *SUB_COMMANDS])
 def test_help_says_what_a_verb_does_and_gives_one_example(verb: str, helps: dict) -> None:
     done = helps[verb]
     assert (done.returncode, done.stderr) == (0, "")
     assert f"inferline-stream {verb}" in done.stdout
     example = re.search(r"Example: (inferline-stream .+)", " ".join(done.stdout.split()))
     assert example is not None
-    assert example[1].split()[1] == verb
+    assert example[1].removeprefix("inferline-stream ").startswith(verb)
     named = re.findall(r"--[a-z][a-z-]*", example[1])
     assert [flag for flag in named if flag not in done.stdout.replace(example[1], "")] == []
 

@@ -1,0 +1,44 @@
+"""Arguments and options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Topology = Annotated[
+    Path, typer.Argument(help="the topology file, or the folder that holds a topology.py; file:name for one of several")
+]
+Output = Annotated[Literal["table", "json"], typer.Option(help="how to print the result")]
+Servers = Annotated[
+    str | None, typer.Option("--bootstrap-servers", help="Kafka, host:port; an embedded broker is started without it")
+]
+RunningServers = Annotated[str, typer.Option("--bootstrap-servers", help="Kafka that the pipeline runs on, host:port")]
+Prefix = Annotated[str, typer.Option(help="before the name of every topic and consumer group, the same as for `run`")]
+On = Annotated[
+    Literal["local", "ray", "kubernetes"],
+    typer.Option(
+        help="where: local is this machine, kubernetes the cluster that kubeconfig names, ray that of RAY_ADDRESS"
+    ),
+]
+Oversubscribe = Annotated[
+    bool,
+    typer.Option(
+        "--oversubscribe",
+        help="take more cores than this machine has, and shares of cores that nothing holds: no P99 is credible then",
+    ),
+]
+Stock = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KIND=REPLICAS", help="this pipeline's share of a hardware kind; may be repeated"),
+]
+Seed = Annotated[int, typer.Option(help="of generated traffic and of the random branches of simulated events")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="also draw it into this file, .svg or .png")]
+LogFormat = Annotated[
+    Literal["text", "json"], typer.Option(help="of the lines on standard error: for people, or one JSON object each")
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"] | None,
+    typer.Option(help="least severe lines shown; warning for people, info as JSON, by default"),
+]
