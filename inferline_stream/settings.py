@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import inspect
-import itertools
 import os
-import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from inferline_stream.errors import UsageError
@@ -18,79 +14,91 @@ from inferline_stream.pipeline.units import duration_s, size_bytes
 CACHE = "INFERLINE_CACHE"
 
 
+def _knob(default: float, reason: str) -> float:
+    """A field of `Settings` with the reason for its default."""
+    return field(default=default, metadata={"reason": reason})
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Knobs of a run. Durations are seconds, sizes bytes."""
 
-    fetch_wait_s: float = 0.020
-    """Longest a fetch of a dispatcher waits for records on brokers that do not also hold the assignments topic."""
-
-    heartbeat_s: float = 0.5
-    """How often a dispatcher reports and renews its lease."""
-
-    lease_s: float = 2.0
-    """A dispatcher that could not report for this long sends and commits nothing: its slot may be another's."""
-
-    dead_after_s: float = 3.0
-    """Silence after which a dispatcher counts as dead; above `lease_s`, so that two never serve a slot."""
-
-    arrivals_sample_s: float = 0.020
-    """How often end offsets are read: the resolution of the live traffic envelope."""
-
-    tuner_step_s: float = 0.1
-    """How often the Tuner decides."""
-
-    planner_every_s: float = 300.0
-    """How often the plan is looked at again."""
-
-    planner_beyond_s: float = 30.0
-    """How long traffic must have been beyond the plan for it to be looked at at once: longer than a burst."""
-
-    planner_recent_s: float = 3600.0
-    """How much of the recorded traffic a new plan is made for; its busiest stretch where that is many events."""
-
-    planner_saves_share: float = 0.1
-    """Share of its cost by which a new plan must be cheaper: below it, a change costs more than it brings."""
-
-    planner_effort_s: float = 60.0
-    """Longest time that one search for a plan may take."""
-
-    connect_timeout_s: float = 10.0
-    """Longest wait for Kafka's first answer before the command ends with exit code 5."""
-
-    start_timeout_s: float = 60.0
-    """Longest a replica may take to import and load its stage."""
-
-    drain_timeout_s: float = 30.0
-    """Longest a stopping run waits for the last events."""
-
-    orphan_s: float = 3600.0
-    """How long dispatchers and replicas go on without a controller: long enough for people to be woken."""
-
-    batch_deadline_s: float = 60.0
-    """Longest deadline of a batch, and that of a batch without a profile; then it runs elsewhere, and the replica is
-    killed at ten times the deadline."""
-
-    join_age_s: float = 600.0
-    """Longest that a part of a join waits for the rest; then the event becomes a dead letter. Event ids that are
-    finished are remembered for as long, as far as `join_bytes` holds them, and a part that comes again is dropped."""
-
-    join_bytes: float = 256.0 * 1024 * 1024
-    """Parts of joins that a dispatcher holds, and ids of finished events that it remembers. Beyond it the oldest ids
-    are forgotten, down to a quarter of it, and then the oldest events become dead letters."""
-
-    decompressed_bytes: float = 16.0 * 1024 * 1024
-    """Largest that a batch of records may be once it is decompressed; a larger one becomes a dead letter, unread."""
-
-    topic_check_s: float = 10.0
-    """How often those who read a topic look whether it is still the same one, and whether it has more partitions."""
-
-    offsets_check_s: float = 5.0
-    """How often a dispatcher looks whether somebody else has overwritten its committed offsets."""
-
-    offsets_recommit_s: float = 24 * 3600.0
-    """How often a dispatcher commits offsets that have not changed: Kafka forgets those of a group without members once
-    nobody has committed them for `offsets.retention.minutes`, 7 days unless a cluster says otherwise."""
+    fetch_wait_s: float = _knob(
+        0.020,
+        "Longest a fetch of a dispatcher waits for records on brokers that do not also hold the assignments topic.",
+    )
+    heartbeat_s: float = _knob(0.5, "How often a dispatcher reports and renews its lease.")
+    lease_s: float = _knob(
+        2.0,
+        "A dispatcher that could not report for this long sends and commits nothing: its slot may be another's.",
+    )
+    dead_after_s: float = _knob(
+        3.0,
+        "Silence after which a dispatcher counts as dead; above `lease_s`, so that two never serve a slot.",
+    )
+    arrivals_sample_s: float = _knob(
+        0.020,
+        "How often end offsets are read: the resolution of the live traffic envelope.",
+    )
+    tuner_step_s: float = _knob(0.1, "How often the Tuner decides.")
+    planner_every_s: float = _knob(300.0, "How often the plan is looked at again.")
+    planner_beyond_s: float = _knob(
+        30.0,
+        "How long traffic must have been beyond the plan for it to be looked at at once: longer than a burst.",
+    )
+    planner_recent_s: float = _knob(
+        3600.0,
+        "How much of the recorded traffic a new plan is made for; its busiest stretch where that is many events.",
+    )
+    planner_saves_share: float = _knob(
+        0.1,
+        "Share of its cost by which a new plan must be cheaper: below it, a change costs more than it brings.",
+    )
+    planner_effort_s: float = _knob(60.0, "Longest time that one search for a plan may take.")
+    connect_timeout_s: float = _knob(
+        10.0,
+        "Longest wait for Kafka's first answer before the command ends with exit code 5.",
+    )
+    start_timeout_s: float = _knob(60.0, "Longest a replica may take to import and load its stage.")
+    drain_timeout_s: float = _knob(30.0, "Longest a stopping run waits for the last events.")
+    orphan_s: float = _knob(
+        3600.0,
+        "How long dispatchers and replicas go on without a controller: long enough for people to be woken.",
+    )
+    batch_deadline_s: float = _knob(
+        60.0,
+        "Longest deadline of a batch, and that of a batch without a profile; then it runs elsewhere, and the "
+        "replica is killed at ten times the deadline.",
+    )
+    join_age_s: float = _knob(
+        600.0,
+        "Longest that a part of a join waits for the rest; then the event becomes a dead letter. Event ids that are "
+        "finished are remembered for as long, as far as `join_bytes` holds them, and a part that comes again is "
+        "dropped.",
+    )
+    join_bytes: float = _knob(
+        256.0 * 1024 * 1024,
+        "Parts of joins that a dispatcher holds, and ids of finished events that it remembers. Beyond it the oldest "
+        "ids are forgotten, down to a quarter of it, and then the oldest events become dead letters.",
+    )
+    decompressed_bytes: float = _knob(
+        16.0 * 1024 * 1024,
+        "Largest that a batch of records may be once it is decompressed; a larger one becomes a dead letter, unread.",
+    )
+    topic_check_s: float = _knob(
+        10.0,
+        "How often those who read a topic look whether it is still the same one, and whether it has more partitions.",
+    )
+    offsets_check_s: float = _knob(
+        5.0,
+        "How often a dispatcher looks whether somebody else has overwritten its committed offsets.",
+    )
+    offsets_recommit_s: float = _knob(
+        24 * 3600.0,
+        "How often a dispatcher commits offsets that have not changed: Kafka forgets those of a group without "
+        "members once nobody has committed them for `offsets.retention.minutes`, 7 days unless a cluster says "
+        "otherwise.",
+    )
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
@@ -130,15 +138,8 @@ def _number(text: str, name: str) -> float:
 
 
 def reasons() -> dict[str, str]:
-    """Why each setting is there and what it is, from the text below it."""
-    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(Settings))).body
-    assert isinstance(declared, ast.ClassDef)
-    return {
-        field.target.id: inspect.cleandoc(text.value.value)
-        for field, text in itertools.pairwise(declared.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-    }  # fmt: skip
+    """Why each setting is there and what it is."""
+    return {knob.name: knob.metadata["reason"] for knob in fields(Settings)}
 
 
 def check_variables(flags: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
