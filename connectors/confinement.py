@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.errors import InferlineError, InvalidTopology
+from inferline_stream.errors import InferlineError, InvalidFile, InvalidInput
 from inferline_stream.isolation import seal
 from inferline_stream.isolation.confinement import Confinement, confined
 from inferline_stream.isolation.launch import Launch
@@ -68,7 +68,7 @@ class Seal:
         """Seal this process, in every thread.
 
         Raises:
-            InvalidTopology: it does not hold, and less was not accepted.
+            InvalidInput: it does not hold, and less was not accepted.
         """
         if self._confinement is None:
             return
@@ -142,7 +142,7 @@ def _confinement(options: argparse.Namespace, needs: Needs) -> Confinement:
     )
     lacking = seal.unsupported(isolation)
     if lacking and options.isolation:
-        raise InvalidTopology(f"--isolation sandbox is not available here: {'; '.join(lacking)}; give --isolation none")
+        raise InvalidInput(f"--isolation sandbox is not available here: {'; '.join(lacking)}; give --isolation none")
     one_core = Hardware("connector", 0.0)
     found = confined(isolation, __file__, one_core, options.bootstrap_servers)
     return Confinement(found.isolation, found.topology, found.kafka_ports, found.kafka_files, listens=needs.listens)
@@ -153,7 +153,7 @@ def _create(file: Path) -> None:
     try:
         file.touch()
     except OSError as error:
-        raise InvalidTopology(f"{file}: cannot be opened ({error.strerror}); give another path") from None
+        raise InvalidFile(f"{file}: cannot be opened ({error.strerror}); give another path") from None
 
 
 async def _supervise(module: str, arguments: Sequence[str], confinement: Confinement) -> int:
@@ -215,7 +215,7 @@ def secret(file: Path | None) -> str:
     """The first line of a file that holds a secret: on a command line, or in the environment, others could read it.
 
     Raises:
-        InvalidTopology: the file cannot be read, or it is empty.
+        InvalidFile: the file cannot be read, or it is empty.
     """
     if file is None:
         return ""
@@ -223,7 +223,7 @@ def secret(file: Path | None) -> str:
         with file.open(encoding="utf-8") as opened:
             found = opened.readline().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidTopology(f"{file}: cannot be read ({error}); it should hold a secret in its first line") from None
+        raise InvalidFile(f"{file}: cannot be read ({error}); it should hold a secret in its first line") from None
     if not found:
-        raise InvalidTopology(f"{file}: its first line is empty; it should hold a secret")
+        raise InvalidFile(f"{file}: its first line is empty; it should hold a secret")
     return found

@@ -2,11 +2,18 @@
 
 InferlineError
 ├── UsageError             2  the command line asks for something that cannot be
-├── InvalidTopology        3  a topology or a file must be corrected
+├── InvalidInput           3  what a command was given, or this machine, must be corrected
+│   ├── InvalidTopology       the topology
+│   └── InvalidFile           another file: sample, trace, profile, plan, record of a run
 ├── Infeasible             4  no plan meets the SLO; carries the smallest that would be met
 ├── Unreachable            5  Kafka or a metrics source does not answer
+│   └── Unsettled             a transaction could not be ended (kafka.controller_client)
 ├── GateFailed             6  the run ended, its SLO gate did not hold
-└── StageFailed            –  a stage raised or broke its contract on a batch
+├── StageFailed            1  a stage raised or broke its contract on a batch
+│   └── WorkerFailed          in the profiler's process (profiler.worker_process)
+├── LeadershipLost         1  another controller leads (kafka.controller_client)
+├── KafkaFailed            1  Kafka refuses a record or a commit (kafka.outgoing)
+└── FrameError             1  what came over a socket is no frame (dataplane.frames)
 """
 
 from __future__ import annotations
@@ -24,14 +31,22 @@ class UsageError(InferlineError):
     exit_code = 2
 
 
-class InvalidTopology(InferlineError):
-    """A topology, profile, plan or trace file is wrong; every problem found is listed at once."""
+class InvalidInput(InferlineError):
+    """What a command was given must be corrected; every problem found is listed at once."""
 
     exit_code = 3
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class InvalidTopology(InvalidInput):
+    """A topology, or the code of one of its stages, is wrong."""
+
+
+class InvalidFile(InvalidInput):
+    """Another file is wrong: a sample, trace, profile or plan, or what a connector reads."""
 
 
 class Infeasible(InferlineError):

@@ -32,7 +32,7 @@ import msgspec
 from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sinks import topic_sink
 from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.record_follower import Record
 
 _AGAIN_S = 1.0
@@ -57,7 +57,7 @@ class JsonlFile:
         path: opened for appending, created if missing.
 
     Raises:
-        InvalidTopology: it cannot be opened, or a line in it is none of ours; names the line.
+        InvalidFile: it cannot be opened, or a line in it is none of ours; names the line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,10 +66,10 @@ class JsonlFile:
         try:
             self._file = path.open("a+b")
         except OSError as error:
-            raise InvalidTopology(f"{path}: cannot be opened ({error.strerror}); give another path") from None
+            raise InvalidFile(f"{path}: cannot be opened ({error.strerror}); give another path") from None
         try:
             self._seen, self._size_bytes = _seen(self._file, path)
-        except InvalidTopology:
+        except InvalidFile:
             self._file.close()
             raise
 
@@ -136,7 +136,7 @@ def _seen(file: BinaryIO, path: Path) -> tuple[set[str], int]:
         try:
             seen.add(msgspec.json.decode(line, type=_LineId).event_id)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidTopology(f"{path}:{number}: is no line of this sink ({error}); give another path") from None
+            raise InvalidFile(f"{path}:{number}: is no line of this sink ({error}); give another path") from None
         whole_bytes += len(line)
     file.truncate(whole_bytes)
     return seen, whole_bytes
@@ -170,7 +170,7 @@ class JsonlSink(TopicSink):
 
     Raises:
         Unreachable: on entering, Kafka does not answer or has no such topic; on leaving, it failed later.
-        InvalidTopology: the file is none of this sink's.
+        InvalidFile: the file is none of this sink's.
     """
 
     def __init__(self, bootstrap_servers: str, *, topic: str, path: Path, group: str, start: str = "committed") -> None:

@@ -35,7 +35,7 @@ from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sinks import topic_sink
 from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id
 from inferline_stream.dataplane.headers import LATEST_MS
-from inferline_stream.errors import InvalidTopology, Unreachable
+from inferline_stream.errors import InvalidInput, Unreachable
 from inferline_stream.kafka.record_follower import Record
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Table:
 
         Raises:
             Unreachable: the database does not answer.
-            InvalidTopology: it turns us away, or the table is another.
+            InvalidInput: it turns us away, or the table is another.
         """
         try:
             await self._connected()
@@ -165,7 +165,7 @@ class Table:
                 server_settings={"application_name": "inferline-stream"},
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            raise InvalidTopology(f"{self._where()}: {error}; check --database and --password-file") from None
+            raise InvalidInput(f"{self._where()}: {error}; check --database and --password-file") from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             raise Away(f"{type(error).__name__}: {error}".removesuffix(": ")) from None
         try:
@@ -192,7 +192,7 @@ class Table:
                 "ON CONFLICT (event_id) DO NOTHING"
             )
         except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidColumnReferenceError) as error:
-            raise InvalidTopology(
+            raise InvalidInput(
                 f"{self._where()}: table {self._table} cannot take events ({error}); it needs event_id with a unique "
                 "key, recorded_at and value, and the right to insert and update"
             ) from None
@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             import asyncpg  # noqa: F401  before the seal
         except ModuleNotFoundError:
-            raise InvalidTopology("asyncpg is not installed: pip install 'inferline-stream[postgres]'") from None
+            raise InvalidInput("asyncpg is not installed: pip install 'inferline-stream[postgres]'") from None
         password = confinement.secret(options.password_file)
         to = Table(options.database, options.table, options.topic, password=password, tls=_context(options.tls))
         async with to as store:

@@ -42,7 +42,7 @@ from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sources import delivery
 from inferline_stream.connectors.sources.delivery import Delivery, Event, key_of
 from inferline_stream.connectors.sources.places import Place, State
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.settings import from_environment
 
@@ -73,13 +73,13 @@ def lines_of(file: IO[bytes], begin: int, *, whole: bool) -> Iterator[Read]:
         whole: whether nothing more is to come, so that a last line may lack its end.
 
     Raises:
-        InvalidTopology: a line without an end.
+        InvalidFile: a line without an end.
     """
     file.seek(begin)
     while line := file.readline(_LONGEST_LINE):
         if not line.endswith(b"\n"):
             if len(line) == _LONGEST_LINE:
-                raise InvalidTopology(f"{file.name}: more than {_LONGEST_LINE >> 20} MiB from byte {begin} in one line")
+                raise InvalidFile(f"{file.name}: more than {_LONGEST_LINE >> 20} MiB from byte {begin} in one line")
             if not whole:
                 return
         end = begin + len(line)
@@ -98,7 +98,7 @@ def rows_of(file: IO[bytes], begin: int, *, whole: bool, numbers: frozenset[str]
         numbers: names of columns that hold numbers.
 
     Raises:
-        InvalidTopology: text that is no UTF-8 or no CSV.
+        InvalidFile: text that is no UTF-8 or no CSV.
     """
     file.seek(0)
     at, ended = 0, False
@@ -126,11 +126,11 @@ def rows_of(file: IO[bytes], begin: int, *, whole: bool, numbers: frozenset[str]
                 yield Read(first, at, _row(names, row, numbers))
             first = at
     except UnicodeDecodeError as error:
-        raise InvalidTopology(f"{file.name}: is no UTF-8 text near byte {at} ({error.reason})") from None
+        raise InvalidFile(f"{file.name}: is no UTF-8 text near byte {at} ({error.reason})") from None
     except csv.Error as error:
         if ended and not whole:
             return  # within quotes: the rest of the row is still to come
-        raise InvalidTopology(f"{file.name}: is no CSV near byte {at} ({error})") from None
+        raise InvalidFile(f"{file.name}: is no CSV near byte {at} ({error})") from None
 
 
 def _row(names: list[str], row: list[str], numbers: frozenset[str]) -> bytes:
@@ -178,7 +178,7 @@ class Files:
         """Files that are there now, by name.
 
         Raises:
-            InvalidTopology: the file or folder cannot be read.
+            InvalidFile: the file or folder cannot be read.
         """
         try:
             if not self._path.is_dir():
@@ -195,13 +195,13 @@ class Files:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and self._path.name in self._state.places:
                 return []  # about to be replaced
-            raise InvalidTopology(f"{self._path}: cannot be read ({error.strerror}); give another --path") from None
+            raise InvalidFile(f"{self._path}: cannot be read ({error.strerror}); give another --path") from None
 
     def read(self, name: str, place: Place, *, whole: bool) -> tuple[list[Event], Place]:
         """Events of a file from a place on, at most some hundreds, and the place after them.
 
         Raises:
-            InvalidTopology: the file cannot be read.
+            InvalidFile: the file cannot be read.
         """
         path = self._path / name if self._path.is_dir() else self._path
         events: list[Event] = []
@@ -229,11 +229,11 @@ class Files:
             if isinstance(error, EOFError) and not whole:
                 return events, msgspec.structs.replace(place, offset=offset)  # it is still being compressed
             if isinstance(error, PermissionError) and place.offset:
-                raise InvalidTopology(
+                raise InvalidFile(
                     f"{path}: is another file than at the start, which the sealed process may not open; start it "
                     f"again, or give its folder as --path and its name as --pattern"
                 ) from None
-            raise InvalidTopology(f"{path}: cannot be read ({error})") from None
+            raise InvalidFile(f"{path}: cannot be read ({error})") from None
         return events, place
 
     def _renamed(self) -> list[Place]:
@@ -260,7 +260,7 @@ class Files:
         """Send what is new; until the end, or until stopped.
 
         Raises:
-            InvalidTopology: a file cannot be read.
+            InvalidFile: a file cannot be read.
             Unreachable: stopped while Kafka was away.
         """
         while not stop.is_set():

@@ -40,7 +40,7 @@ from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sources.admission import Tokens
 from inferline_stream.connectors.sources.ingest import LOOK_AGAIN_S, HttpCounts, Ingest, Limits, Results
 from inferline_stream.connectors.sources.listener import Listener
-from inferline_stream.errors import InvalidTopology, Unreachable, UsageError
+from inferline_stream.errors import InvalidFile, Unreachable, UsageError
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.kafka.record_producer import RecordProducer
@@ -68,7 +68,7 @@ async def serve(options: argparse.Namespace, seal: confinement.Seal) -> HttpCoun
     Raises:
         Unreachable: Kafka does not answer, or has no such topic.
         UsageError: the port is taken.
-        InvalidTopology: a token or certificate cannot be read.
+        InvalidFile: a token or certificate cannot be read.
     """
     stop, where = confinement.stopping(), options.bootstrap_servers
     tokens = Tokens(_tokens(options.token_file)) if options.token_file else None
@@ -127,11 +127,9 @@ def _tokens(file: Path) -> list[str]:
     try:
         found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidTopology(f"{file}: cannot be read ({error}); give a token a line") from None
+        raise InvalidFile(f"{file}: cannot be read ({error}); give a token a line") from None
     if not found or any(len(token) < 16 for token in found):
-        raise InvalidTopology(
-            f"{file}: needs a token a line, each of 16 characters or more, e.g. `openssl rand -hex 32`"
-        )
+        raise InvalidFile(f"{file}: needs a token a line, each of 16 characters or more, e.g. `openssl rand -hex 32`")
     return found
 
 
@@ -142,7 +140,7 @@ def _context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | Non
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
-        raise InvalidTopology(f"{certificate}: no certificate with its key ({error})") from None
+        raise InvalidFile(f"{certificate}: no certificate with its key ({error})") from None
     return context
 
 

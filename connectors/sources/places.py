@@ -9,7 +9,7 @@ from typing import IO
 
 import msgspec
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 
 _MARKED = 1024
 
@@ -65,7 +65,7 @@ class State:
         path: of the state; may be missing.
 
     Raises:
-        InvalidTopology: it cannot be read, or is none of ours.
+        InvalidFile: it cannot be read, or is none of ours.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,14 +74,14 @@ class State:
         try:
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         except OSError as error:
-            raise InvalidTopology(f"{path}: cannot be read ({error.strerror}); give another --state") from None
+            raise InvalidFile(f"{path}: cannot be read ({error.strerror}); give another --state") from None
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 break  # torn by a crash; what it said is sent again
             try:
                 place = msgspec.json.decode(line, type=Place)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                raise InvalidTopology(f"{path}:{number}: is no state of this source; give another --state") from None
+                raise InvalidFile(f"{path}:{number}: is no state of this source; give another --state") from None
             self.places[place.file] = place
         self._file: IO[bytes] | None = None
 
@@ -89,7 +89,7 @@ class State:
         """Write it again, a line per file; before it is opened.
 
         Raises:
-            InvalidTopology: it cannot be written.
+            InvalidFile: it cannot be written.
         """
         beside = self._path.with_name(f"{self._path.name}.new")
         try:
@@ -99,7 +99,7 @@ class State:
                 os.fsync(file.fileno())
             os.replace(beside, self._path)
         except OSError as error:
-            raise InvalidTopology(f"{self._path}: cannot be written ({error.strerror}); give another --state") from None
+            raise InvalidFile(f"{self._path}: cannot be written ({error.strerror}); give another --state") from None
 
     def open(self) -> None:
         """Make ready to note."""

@@ -15,9 +15,9 @@ from inferline_stream.connectors.sources.trace_replay import (
     ReplaySpec,
     decode_line,
 )
-from inferline_stream.errors import InferlineError, InvalidTopology, Unreachable, UsageError
+from inferline_stream.errors import InferlineError, InvalidInput, Unreachable, UsageError
 
-_ERRORS = {error.exit_code: error for error in (UsageError, InvalidTopology, Unreachable)}
+_ERRORS = {error.exit_code: error for error in (UsageError, InvalidInput, Unreachable)}
 _KILL_AFTER_S = 5.0
 
 
@@ -72,7 +72,7 @@ class TraceReplay:
         """Wait until it has loaded the files and reached Kafka.
 
         Raises:
-            InvalidTopology: arrivals or events are wrong.
+            InvalidInput: arrivals or events are wrong.
             Unreachable: Kafka does not answer, or has no such topic.
         """
         return await asyncio.shield(self._ready)

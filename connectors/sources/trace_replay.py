@@ -40,7 +40,7 @@ import numpy as np
 
 from inferline_stream.connectors.confinement import done_in_time
 from inferline_stream.dataplane.sample_files import keyed, read_arrivals, read_events
-from inferline_stream.errors import InferlineError, InvalidTopology, UsageError
+from inferline_stream.errors import InferlineError, InvalidFile, UsageError
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.pipeline.trace import Seconds
 from inferline_stream.settings import from_environment
@@ -121,7 +121,7 @@ def due_times(spec: ReplaySpec) -> Seconds:
     """When each event is due: seconds from the replay's start, float64, shape (events,).
 
     Raises:
-        InvalidTopology: the file is wrong, or the window holds no arrival.
+        InvalidFile: the file is wrong, or the window holds no arrival.
         UsageError: a speed-up that is not above 0.
     """
     if not spec.speed_up > 0:
@@ -129,7 +129,7 @@ def due_times(spec: ReplaySpec) -> Seconds:
     end_s = np.inf if spec.duration_s is None else spec.start_s + spec.duration_s
     trace = read_arrivals(spec.arrivals).window(spec.start_s, end_s)
     if not len(trace):
-        raise InvalidTopology(f"{spec.arrivals}: no arrivals between {spec.start_s} s and {end_s} s of the trace")
+        raise InvalidFile(f"{spec.arrivals}: no arrivals between {spec.start_s} s and {end_s} s of the trace")
     return trace.sped_up(spec.speed_up).arrivals_s
 
 
@@ -193,7 +193,7 @@ async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = Fa
         hold: wait for a line on standard input before the first event; stop when standard input closes.
 
     Raises:
-        InvalidTopology: arrivals or events are wrong.
+        InvalidFile: arrivals or events are wrong.
         Unreachable: Kafka does not answer, or has no such topic.
     """
     due_s = due_times(spec)

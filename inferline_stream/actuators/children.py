@@ -188,7 +188,7 @@ class Children:
 
         Raises:
             NoDevice: its GPU is not free.
-            InvalidTopology: its isolation needs what this machine does not have.
+            InvalidInput: its isolation needs what this machine does not have.
             OSError: the process could not be started.
         """
         devices = () if self._placed else self._devices_for(spec.hardware)

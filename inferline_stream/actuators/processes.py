@@ -109,7 +109,7 @@ class Processes(Protocol[P]):
 
         Raises:
             NoDevice: its GPU is not free.
-            InvalidTopology: its isolation needs what the machine does not have.
+            InvalidInput: its isolation needs what the machine does not have.
             OSError: the process could not be started.
         """
 

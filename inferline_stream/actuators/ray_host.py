@@ -27,7 +27,7 @@ from inferline_stream.actuators.children import Child, Children, NoDevice
 from inferline_stream.actuators.relay import frames
 from inferline_stream.dataplane.process_specs import decode_dispatcher_spec, decode_replica_spec
 from inferline_stream.dataplane.supervisor_messages import Attach, FromDispatcher, Replace, ReplicaLost, Serving, Stop
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.kafka.batch_mark import BatchId
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Host:
             else:
                 dispatcher = msgspec.structs.replace(decode_dispatcher_spec(terms.spec), node=node)
                 self._child = self._children().start_dispatcher(dispatcher)
-        except InvalidTopology as error:
+        except InvalidInput as error:
             self._finish(ChildEnd(error.exit_code, str(error)))
         except (NoDevice, OSError) as error:
             self._finish(ChildEnd(127, f"could not be started: {error}"))

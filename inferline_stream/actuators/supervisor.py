@@ -36,7 +36,7 @@ from inferline_stream.dataplane.supervisor_messages import (
     Serving,
     Stop,
 )
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.kafka.batch_mark import BatchId
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class Supervisor(Generic[P]):
         except NoDevice as error:
             place.held_up, place.pending = True, str(error)
             return
-        except InvalidTopology as error:
+        except InvalidInput as error:
             self._places.ended(place, error.exit_code, str(error))
             return
         except OSError as error:

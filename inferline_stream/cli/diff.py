@@ -65,13 +65,13 @@ def diff(
 
 
 def _read(file: Path) -> Plan:
-    from inferline_stream.errors import InvalidTopology
+    from inferline_stream.errors import InvalidFile
     from inferline_stream.planner.plan_document import plan_from_bytes
 
     try:
         return plan_from_bytes(file.read_bytes(), str(file))
     except OSError as error:
-        raise InvalidTopology(f"{file}: cannot be read ({error.strerror}); give a plan written by `plan`") from None
+        raise InvalidFile(f"{file}: cannot be read ({error.strerror}); give a plan written by `plan`") from None
 
 
 def _facts(found: PlanDifference) -> dict[str, Any]:

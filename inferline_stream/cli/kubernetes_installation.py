@@ -21,7 +21,7 @@ from inferline_stream.actuators.kubernetes.manifests import Cluster, dns_label
 from inferline_stream.cli.output import print_json
 from inferline_stream.cli.plan_steps import Declared, declared, with_stock
 from inferline_stream.cli.platform import kubernetes_door
-from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.errors import InvalidInput, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.observability.alert_rules import Target
 from inferline_stream.pipeline.hardware import catalogue
@@ -50,7 +50,7 @@ def install(wanted: DeployOptions, *, dry_run: bool, save: Path | None, as_json:
 
     Raises:
         UsageError: an option is missing, or the API server refuses.
-        InvalidTopology: a stage has no profile of the cluster.
+        InvalidInput: a stage has no profile of the cluster.
         Unreachable: the API server does not answer.
     """
     if not wanted.image:
@@ -115,7 +115,7 @@ def _profiles(what: Declared) -> dict[str, str]:
     """Return the profiles' files: a controller in a pod measures no stage.
 
     Raises:
-        InvalidTopology: one is missing.
+        InvalidInput: one is missing.
     """
     pipeline, here = what.pipeline, this_machine()
     store = ProfileStore(pipeline, what.file.parent, what.events, here)
@@ -123,7 +123,7 @@ def _profiles(what: Declared) -> dict[str, str]:
     missing, _ = pairs_to_profile(pipeline, known, Options(), here)
     if missing or known.paths is None:
         pairs = ", ".join(f"{stage.name} on {kind.name}" for stage, kind in missing) or "the paths of events"
-        raise InvalidTopology(f"{pipeline.declared}: no profile of {pairs}: run `inferline-stream profile` first")
+        raise InvalidInput(f"{pipeline.declared}: no profile of {pairs}: run `inferline-stream profile` first")
     return store.files()
 
 

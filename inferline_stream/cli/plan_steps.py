@@ -16,7 +16,7 @@ from inferline_stream.cli.output import Bar
 from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.dataplane.source_sample import recent_sample
 from inferline_stream.dataplane.topology_loader import file_and_name, load_topology
-from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.errors import InvalidInput, InvalidTopology, UsageError
 from inferline_stream.isolation.limits import cores_here, shares_held
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan, hold_of
@@ -255,7 +255,7 @@ def planned(
 
     Raises:
         Infeasible: there is none, or none that fits on this machine.
-        InvalidTopology: traces that do not fit in memory.
+        InvalidInput: traces that do not fit in memory.
     """
     from inferline_stream.estimator.warmup import compile_kernels
     from inferline_stream.planner.provision import SearchProgress as Searching
@@ -322,11 +322,11 @@ def check_memory(events: int, stages: int) -> None:
     """Refuse traces whose simulation would not fit in what memory is free.
 
     Raises:
-        InvalidTopology: says how much it would need.
+        InvalidInput: says how much it would need.
     """
     needed, free = simulation_bytes(events, stages), free_memory_bytes()
     if free is not None and needed > free:
-        raise InvalidTopology(
+        raise InvalidInput(
             f"planning for {events:,} events needs about {needed / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB are free; give a part of the trace, such as its busiest hour"
         )

@@ -19,7 +19,7 @@ _SHOWN = 4
 
 def check(*, output: Output = "table") -> None:
     """Print what this machine's kernel offers to isolate replicas; exit code 3 where that is not all."""
-    from inferline_stream.errors import InvalidTopology
+    from inferline_stream.errors import InvalidInput
     from inferline_stream.isolation.kernel_features import kernel_features
     from inferline_stream.isolation.seal import unsupported
     from inferline_stream.pipeline.isolation import Isolation
@@ -34,7 +34,7 @@ def check(*, output: Output = "table") -> None:
             print(f"{name:<{width}}  {value}")
         print('isolation "sandbox" is whole here' if not lacking else 'isolation "sandbox" is not whole here')
     if lacking:
-        raise InvalidTopology(*lacking)
+        raise InvalidInput(*lacking)
 
 
 def probe(

@@ -43,7 +43,7 @@ def topics(
     from inferline_stream.cli.plan_steps import topology_file
     from inferline_stream.dataplane.permissions import permission_commands, permissions, topic_commands
     from inferline_stream.dataplane.topology_loader import load_topology
-    from inferline_stream.errors import InvalidTopology
+    from inferline_stream.errors import InvalidInput
     from inferline_stream.kafka.topics import topics_of, verify_topics
     from inferline_stream.pipeline.validation import validated
 
@@ -60,7 +60,7 @@ def topics(
         for difference in differences:
             print(difference.text)
     if any(difference.blocks for difference in differences):
-        raise InvalidTopology(*(difference.text for difference in differences if difference.blocks))
+        raise InvalidInput(*(difference.text for difference in differences if difference.blocks))
 
 
 def _principals(given: list[str]) -> dict[Role, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.controller_client import Followed
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class RecordDecoder:
             try:
                 key = (record.key or b"").decode()
                 value = decode(key, record.value) if record.value else None
-            except (ValueError, OverflowError, RecursionError, InvalidTopology) as error:
+            except (ValueError, OverflowError, RecursionError, InvalidFile) as error:
                 self._skip(record, error)
             else:
                 yield Entry(key, value, record)

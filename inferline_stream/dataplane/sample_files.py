@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.trace import Trace, trace_from_csv
 
 _BYTES_PER_LINE = 250
@@ -23,19 +23,19 @@ def read_arrivals(path: str | Path) -> Trace:
     """Arrivals of a CSV file of timestamps or counts (see `trace_from_csv`).
 
     Raises:
-        InvalidTopology: the file cannot be read, or holds something that is no arrival.
+        InvalidFile: the file cannot be read, or holds something that is no arrival.
     """
     data = _contents(Path(path))
     lines, free = data.count(b"\n"), free_memory_bytes()
     if free is not None and lines * _BYTES_PER_LINE > free:
-        raise InvalidTopology(
+        raise InvalidFile(
             f"{path}: reading {lines:,} lines needs about {lines * _BYTES_PER_LINE / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB are free; give a part of it, or counts per second"
         )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidTopology(f"{path}: is no UTF-8 text ({error}); give a CSV file of arrivals") from None
+        raise InvalidFile(f"{path}: is no UTF-8 text ({error}); give a CSV file of arrivals") from None
     return trace_from_csv(text, str(path), lambda events: _check_counted(events, path))
 
 
@@ -43,7 +43,7 @@ def _check_counted(events: int, path: str | Path) -> None:
     """Refuse counts of more arrivals than there is memory for."""
     needed, free = events * _BYTES_PER_ARRIVAL, free_memory_bytes()
     if free is not None and needed > free:
-        raise InvalidTopology(
+        raise InvalidFile(
             f"{path}: counts {events:,} arrivals, which need about {needed / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB are free; give a part of it, such as its busiest hour"
         )
@@ -61,7 +61,7 @@ def read_events(path: str | Path) -> list[bytes]:
     """Events of a JSONL file, one JSON value a line, as the bytes that stand there; empty lines are left out.
 
     Raises:
-        InvalidTopology: the file cannot be read, holds no event, or a line is no JSON; names the line.
+        InvalidFile: the file cannot be read, holds no event, or a line is no JSON; names the line.
     """
     events = []
     for number, line in enumerate(_contents(Path(path)).split(b"\n"), start=1):
@@ -71,10 +71,10 @@ def read_events(path: str | Path) -> list[bytes]:
         try:
             msgspec.json.decode(event)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidTopology(f"{path}:{number}: {event[:60]!r} is no JSON ({error})") from None
+            raise InvalidFile(f"{path}:{number}: {event[:60]!r} is no JSON ({error})") from None
         events.append(event)
     if not events:
-        raise InvalidTopology(f"{path}: holds no events; give one JSON value a line")
+        raise InvalidFile(f"{path}: holds no events; give one JSON value a line")
     return events
 
 
@@ -82,11 +82,11 @@ def keyed(event: bytes, field: str) -> bytes:
     """The record key that an event has in a field: a text as UTF-8, anything else as JSON.
 
     Raises:
-        InvalidTopology: the event is no object with that field.
+        InvalidFile: the event is no object with that field.
     """
     value = msgspec.json.decode(event)
     if not isinstance(value, dict) or field not in value:
-        raise InvalidTopology(f"event {event[:80]!r} has no field {field!r}; name another, or none")
+        raise InvalidFile(f"event {event[:80]!r} has no field {field!r}; name another, or none")
     return value[field].encode() if isinstance(value[field], str) else msgspec.json.encode(value[field])
 
 
@@ -96,4 +96,4 @@ def _contents(path: Path) -> bytes:
         return gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InvalidTopology(f"{path}: cannot be read ({reason})") from None
+        raise InvalidFile(f"{path}: cannot be read ({reason})") from None

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.pipeline.profile import Profile
 from inferline_stream.pipeline.variation import LEVELS, NOISE_PROBABILITIES, Variation
@@ -50,14 +50,14 @@ def service_table(profile: Profile, max_batch_size: int) -> ServiceTable:
     """Lay out a profile for batches up to a limit. A search asks for the same ones again and again: they are kept.
 
     Raises:
-        InvalidTopology: a batch size that was never profiled.
+        InvalidInput: a batch size that was never profiled.
     """
     sizes = range(1, max_batch_size + 1)
     try:
         profile.service_time_s(max_batch_size)  # the limit asked for is what the message should name
         mean_s = np.array([math.nan, *map(profile.service_time_s, sizes)])
     except ValueError as error:
-        raise InvalidTopology(str(error)) from None
+        raise InvalidInput(str(error)) from None
     variation = profile.variation
     if variation is None:
         ones = np.ones((max_batch_size + 1, LEVELS))

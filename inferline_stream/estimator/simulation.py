@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.errors import InvalidInput, UsageError
 from inferline_stream.estimator.evaluation import SLICE_EVENTS, StageStatistics, evaluate
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.estimator.quantile import quantile_s
@@ -77,7 +77,7 @@ def simulate(
         memory_bytes: refuse what would need more than this.
 
     Raises:
-        InvalidTopology: a stage without replicas, profile or partitions, or a batch size never profiled.
+        InvalidInput: a stage without replicas, profile or partitions, or a batch size never profiled.
         UsageError: the simulation needs more memory than allowed.
     """
     needed = memory_needed_bytes(len(trace), len(shape.stages))
@@ -121,4 +121,4 @@ def _check(shape: Shape, allocations: Allocations, partitions: Mapping[str, int]
             if name not in partitions
         ]
     if problems:
-        raise InvalidTopology(*problems)
+        raise InvalidInput(*problems)

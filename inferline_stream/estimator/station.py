@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.estimator.kernels import Floats, Varying
 from inferline_stream.estimator.service_table import ServiceTable, service_table
 from inferline_stream.pipeline.plan import Allocation
@@ -126,20 +126,20 @@ def station(
         slots: see `Station`.
 
     Raises:
-        InvalidTopology: no replicas, an unknown profile or batch size, holds that differ, or partitions that cannot be.
+        InvalidInput: no replicas, an unknown profile or batch size, holds that differ, or partitions that cannot be.
         ValueError: what `Station` refuses.
     """
     held = [a for a in allocations if a.replicas > 0]
     if not held:
-        raise InvalidTopology(f"stage {stage!r}: no replicas, its events would wait for ever; allocate at least 1")
+        raise InvalidInput(f"stage {stage!r}: no replicas, its events would wait for ever; allocate at least 1")
     if len({a.hold_s for a in held}) > 1:
-        raise InvalidTopology(f"stage {stage!r}: its hardware kinds have different holds; a stage has one hold_s")
+        raise InvalidInput(f"stage {stage!r}: its hardware kinds have different holds; a stage has one hold_s")
     tables = [service_table(_profile(measured, stage, a.hardware), a.max_batch_size) for a in held]
     width = max(a.max_batch_size for a in held) + 1
     owners = None
     if partitions is not None:
         if not 1 <= partitions <= MOST_PARTITIONS:
-            raise InvalidTopology(f"stage {stage!r}: {partitions} partitions, its topic needs 1 to {MOST_PARTITIONS}")
+            raise InvalidInput(f"stage {stage!r}: {partitions} partitions, its topic needs 1 to {MOST_PARTITIONS}")
         owners = _owners(held, tables, partitions)
     return Station(
         limits=np.array([a.max_batch_size for a in held], dtype=np.int64),
@@ -183,7 +183,7 @@ def _profile(measured: PipelineProfile, stage: str, hardware: str) -> Profile:
         return measured.profiles[stage, hardware]
     except KeyError:
         known = ", ".join(measured.hardware_of(stage)) or "none"
-        raise InvalidTopology(
+        raise InvalidInput(
             f"stage {stage!r} was never profiled on {hardware!r} (profiled: {known}); run `inferline-stream profile`"
         ) from None
 

@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Collection, Mapping
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.limits import share_us
 
@@ -34,7 +34,7 @@ class Container:
         environment: what it may see. Values stay out of command lines.
 
     Raises:
-        InvalidTopology: this machine has no container engine.
+        InvalidInput: this machine has no container engine.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ def engine(level: str) -> str:
     """The container engine of this machine.
 
     Raises:
-        InvalidTopology: there is none.
+        InvalidInput: there is none.
     """
     found = next((path for name in ENGINES if (path := shutil.which(name))), None)
     if found is None:
-        raise InvalidTopology(
+        raise InvalidInput(
             f"isolation {level!r} needs podman or docker on this machine, and there is neither. Install one, or write "
             'isolation="sandbox"'
         )

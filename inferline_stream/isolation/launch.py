@@ -31,7 +31,7 @@ class Launch:
         forks: whether it is a parent that replicas are forked from.
 
     Raises:
-        InvalidTopology: the isolation is a container, and this machine has no engine.
+        InvalidInput: the isolation is a container, and this machine has no engine.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation.attempts import Attempt, Targets
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
@@ -55,7 +55,7 @@ async def probe(isolation: Isolation) -> Probed:
     """Try every way out under an isolation.
 
     Raises:
-        InvalidTopology: this machine cannot isolate so, or the process ended early.
+        InvalidInput: this machine cannot isolate so, or the process ended early.
     """
     password = f"inferline-secret-{secrets.token_hex(16)}"
     async with _targets(password) as (targets, topology):
@@ -81,7 +81,7 @@ async def probe(isolation: Isolation) -> Probed:
             launch.close()
     if process.returncode:
         lines = said.decode(errors="replace").strip().splitlines()
-        raise InvalidTopology(lines[-1] if lines else f"the probing process ended with {process.returncode}")
+        raise InvalidInput(lines[-1] if lines else f"the probing process ended with {process.returncode}")
     found = json.loads(output)
     held: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in found["held"].items()}
     return Probed(tuple(Attempt(**each) for each in found["attempts"]), Enforced(**held), found["seal_ms"])

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation import audit, enforced, kernel_calls, landlock, limits, paths, syscall_rules
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
@@ -34,17 +34,17 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
         forks: whether it is a parent that replicas are forked from.
 
     Raises:
-        InvalidTopology: the machine cannot do it, and the stage does not accept less.
+        InvalidInput: the machine cannot do it, and the stage does not accept less.
     """
     isolation = confinement.isolation
     lacking = unsupported(isolation)
     if lacking and isolation.on_unsupported == "fail":
-        raise InvalidTopology(refusal(isolation, lacking))
+        raise InvalidInput(refusal(isolation, lacking))
     if lacking:
         warnings.warn(f"isolation {isolation.level!r} is not whole here: {'; '.join(lacking)}", stacklevel=2)
     threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["1"]
     if len(threads) > 1:
-        raise InvalidTopology(
+        raise InvalidInput(
             f"{len(threads)} threads run before the first import, and Landlock would bind only one of them: remove the "
             "*.pth file or sitecustomize that starts them, or run without isolation"
         )
@@ -106,7 +106,7 @@ def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
         What holds now, by trial.
 
     Raises:
-        InvalidTopology: it is less than declared, and the stage does not accept less.
+        InvalidInput: it is less than declared, and the stage does not accept less.
     """
     isolation = confinement.isolation
     on = syscall_rules.machine()
@@ -163,7 +163,7 @@ def _stays(file: int, confinement: Confinement) -> bool:
 
 def _accepted(isolation: Isolation, found: Enforced) -> Enforced:
     if found.missing and isolation.on_unsupported == "fail" and not found.degraded:
-        raise InvalidTopology(refusal(isolation, found.missing))
+        raise InvalidInput(refusal(isolation, found.missing))
     return found
 
 
@@ -199,9 +199,9 @@ def _supported(isolation: Isolation) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ESRCH:
-            raise InvalidTopology("a thread has a seccomp filter of its own: the seal would not hold for it") from error
+            raise InvalidInput("a thread has a seccomp filter of its own: the seal would not hold for it") from error
         if isolation.on_unsupported == "fail":
-            raise InvalidTopology(refusal(isolation, (f"seccomp: {error.strerror}",))) from error
+            raise InvalidInput(refusal(isolation, (f"seccomp: {error.strerror}",))) from error
 
 
 def _have_at_hand(folder: str) -> None:

@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from inferline_stream.errors import InvalidTopology, Unreachable
+from inferline_stream.errors import InvalidInput, Unreachable
 from inferline_stream.kafka.connection import client_options, closed, in_time, unreachable
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline
@@ -209,14 +209,14 @@ async def ready_topics(
     """Create what is missing, or only look; returns what people should know.
 
     Raises:
-        InvalidTopology: without ``create``, each topic that is missing or cannot be run on.
+        InvalidInput: without ``create``, each topic that is missing or cannot be run on.
         Unreachable: Kafka does not answer in time, or refuses.
     """
     if create:
         return await create_topics(bootstrap_servers, wanted, replication=replication)
     differences = await verify_topics(bootstrap_servers, wanted)
     if any(difference.blocks for difference in differences):
-        raise InvalidTopology(*(difference.text for difference in differences if difference.blocks))
+        raise InvalidInput(*(difference.text for difference in differences if difference.blocks))
     return [difference.text for difference in differences]
 
 

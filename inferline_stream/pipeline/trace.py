@@ -12,7 +12,7 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 
 Seconds = NDArray[np.float64]
 
@@ -131,7 +131,7 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
         expecting: see `Expecting`.
 
     Raises:
-        InvalidTopology: no rows, a missing column, or a value that is no time or count, with its line.
+        InvalidFile: no rows, a missing column, or a value that is no time or count, with its line.
     """
     numbered = [(line, row) for line, row in enumerate(csv.reader(io.StringIO(text)), start=1) if any(row)]
     lines, rows = [line for line, _ in numbered], [row for _, row in numbered]
@@ -140,11 +140,9 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
         if len(header) == 1 and _is_number(header[0]):
             header, rows, lines = ["arrival_s"], [["arrival_s"], *rows], [0, *lines]
         else:
-            raise InvalidTopology(
-                f"{where}: no time column among {header}; name one of them {' or '.join(_TIME_COLUMNS)}"
-            )
+            raise InvalidFile(f"{where}: no time column among {header}; name one of them {' or '.join(_TIME_COLUMNS)}")
     if len(rows) < 2:
-        raise InvalidTopology(f"{where}: holds no arrivals; give at least one line below the header")
+        raise InvalidFile(f"{where}: holds no arrivals; give at least one line below the header")
     time_column = next(i for i, name in enumerate(header) if name in _TIME_COLUMNS)
     count_column = next((i for i, name in enumerate(header) if name in _COUNT_COLUMNS), None)
     times = np.empty(len(rows) - 1)
@@ -155,21 +153,19 @@ def trace_from_csv(text: str, where: str, expecting: Expecting = lambda _: None)
             if count_column is not None:
                 counts[i] = int(row[count_column])
         except (ValueError, IndexError, OverflowError) as error:
-            raise InvalidTopology(f"{where}:{lines[i + 1]}: {','.join(row)!r} is no arrival ({error})") from None
+            raise InvalidFile(f"{where}:{lines[i + 1]}: {','.join(row)!r} is no arrival ({error})") from None
     if not np.isfinite(times).all() or (counts < 0).any():
         worst = int(np.flatnonzero(~np.isfinite(times) | (counts < 0))[0])
-        raise InvalidTopology(f"{where}:{lines[worst + 1]}: times must be finite and counts 0 or more")
+        raise InvalidFile(f"{where}:{lines[worst + 1]}: times must be finite and counts 0 or more")
     order = np.argsort(times, kind="stable")
     times, counts = times[order] - times.min(), counts[order]
     if count_column is None:
         return Trace(times)
     period_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     if period_s <= 0:
-        raise InvalidTopology(
-            f"{where}: a table of counts needs two different times or more, to know a period's length"
-        )
+        raise InvalidFile(f"{where}: a table of counts needs two different times or more, to know a period's length")
     if not counts.any():
-        raise InvalidTopology(f"{where}: every count is 0; give at least one arrival")
+        raise InvalidFile(f"{where}: every count is 0; give at least one arrival")
     expecting(sum(map(int, counts)))
     return Trace(np.concatenate([t + period_s * (np.arange(n) + 0.5) / n for t, n in zip(times, counts, strict=True)]))
 

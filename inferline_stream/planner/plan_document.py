@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.units import format_duration
 
@@ -59,18 +59,18 @@ def plan_from_bytes(data: bytes, where: str = "plan") -> Plan:
         where: the file's name, for messages.
 
     Raises:
-        InvalidTopology: no such document, an unknown version, or a plan that contradicts itself.
+        InvalidFile: no such document, an unknown version, or a plan that contradicts itself.
     """
     try:
         version = msgspec.json.decode(data, type=_PlanVersion).version
         if version != PLAN_VERSION:
-            raise InvalidTopology(
+            raise InvalidFile(
                 f"{where}: plan version {version}, this program reads version {PLAN_VERSION}; "
                 "run `inferline-stream plan` again"
             )
         plan = msgspec.json.decode(data, type=_Document).plan
     except (msgspec.DecodeError, ValueError) as error:
-        raise InvalidTopology(f"{where}: is no plan ({error}); run `inferline-stream plan` again") from None
+        raise InvalidFile(f"{where}: is no plan ({error}); run `inferline-stream plan` again") from None
     _check(plan, where)
     return plan
 
@@ -101,4 +101,4 @@ def _check(plan: Plan, where: str) -> None:
     if [window for window, _ in plan.envelope] != sorted({window for window, _ in plan.envelope}):
         problems.append(f"{where}: the envelope's windows must ascend; run `inferline-stream plan` again")
     if problems:
-        raise InvalidTopology(*problems)
+        raise InvalidFile(*problems)

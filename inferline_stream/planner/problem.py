@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -44,7 +44,7 @@ class Problem:
         cores: most that all replicas together may have.
 
     Raises:
-        InvalidTopology: a stage that was profiled on no hardware of the catalogue.
+        InvalidInput: a stage that was profiled on no hardware of the catalogue.
         ValueError: no trace, an empty one, or a target or objective that cannot be.
     """
 
@@ -73,7 +73,7 @@ class Problem:
             if not hardware_kinds(self, stage)
         ]
         if missing:
-            raise InvalidTopology(*missing)
+            raise InvalidInput(*missing)
 
     @property
     def queue_slo_s(self) -> float:

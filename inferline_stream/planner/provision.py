@@ -133,7 +133,7 @@ def provision(
 
     Raises:
         Infeasible: no plan meets the SLO; says which stage makes it so and the smallest SLO that some plan meets.
-        InvalidTopology: a stage that was profiled on no hardware of the catalogue.
+        InvalidInput: a stage that was profiled on no hardware of the catalogue.
         ValueError: an empty trace, or an SLO, objective or margin that cannot be.
     """
     problem = Problem(

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
@@ -178,7 +178,7 @@ class ProfileStore:
         A kind that this machine cannot stand for is taken from any machine that could.
 
         Raises:
-            InvalidTopology: a file that cannot be read.
+            InvalidFile: a file that cannot be read.
         """
         known = Known()
         for stage in self._pipeline.stages:
@@ -260,7 +260,7 @@ class ProfileStore:
             files: JSON by path within the pipeline's folder there; the folder's name becomes this machine's.
 
         Raises:
-            InvalidTopology: a file that is no profile, or is one of another pipeline's stage or hardware kind.
+            InvalidFile: a file that is no profile, or is one of another pipeline's stage or hardware kind.
         """
         try:
             for path, text in files.items():
@@ -275,7 +275,7 @@ class ProfileStore:
                 taken = msgspec.structs.replace(paths, hop_overhead_s=hop_s, hop_spread_s=spread_s)
                 _write(self._paths_file, taken)
         except (msgspec.DecodeError, ValueError) as error:
-            raise InvalidTopology(f"{path}: cannot be read as a profile ({error}); profile again") from None
+            raise InvalidFile(f"{path}: cannot be read as a profile ({error}); profile again") from None
 
     def _check_known(self, profile: StoredProfile) -> None:
         stages = [stage.name for stage in self._pipeline.stages]
@@ -352,7 +352,7 @@ class ProfileStore:
             )
             return Profile(stored.stage, stored.hardware.name, times, stored.start_up_s, varies, stored.waited_share)
         except (ValueError, KeyError) as error:
-            raise InvalidTopology(f"{file}: is no profile ({error}); delete it and profile again") from None
+            raise InvalidFile(f"{file}: is no profile ({error}); delete it and profile again") from None
 
     def _read(self, file: Path, kind: type[Any]) -> Any:
         """A file's contents; None where there is none, or one of another version."""
@@ -364,9 +364,7 @@ class ProfileStore:
         except FileNotFoundError:
             return None
         except (msgspec.DecodeError, ValueError, OSError) as error:
-            raise InvalidTopology(
-                f"{file}: cannot be read as a profile ({error}); delete it and profile again"
-            ) from None
+            raise InvalidFile(f"{file}: cannot be read as a profile ({error}); delete it and profile again") from None
 
 
 def _stage_digest(stage: Stage, folder: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
-from inferline_stream.errors import InferlineError, InvalidTopology
+from inferline_stream.errors import InferlineError, InvalidInput
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.hardware import Hardware, catalogue
@@ -89,7 +89,7 @@ async def building_problems(pipeline: Pipeline, topology: Path, start_timeout_s:
 def _problems(read: Callable[[Path], Any], file: Path) -> list[str]:
     try:
         read(file)
-    except InvalidTopology as error:
+    except InvalidInput as error:
         return list(error.problems)
     except InferlineError as error:
         return [str(error)]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from inferline_stream.controlplane.log.control_records import StoredDecision, StoredPlan
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
-from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
@@ -134,7 +134,7 @@ def read_record(folder: Path) -> RunRecord:
     """The document of a run.
 
     Raises:
-        InvalidTopology: there is none, or it is of another version.
+        InvalidFile: there is none, or it is of another version.
     """
     file = folder / DOCUMENT
     try:
@@ -143,15 +143,15 @@ def read_record(folder: Path) -> RunRecord:
         if version == RECORD_VERSION:
             return msgspec.json.decode(data, type=RunRecord)
     except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
-        raise InvalidTopology(f"{file}: is no record of a run ({error}); `run` leaves one") from None
-    raise InvalidTopology(f"{file}: version {version}, this program reads version {RECORD_VERSION}; run again")
+        raise InvalidFile(f"{file}: is no record of a run ({error}); `run` leaves one") from None
+    raise InvalidFile(f"{file}: version {version}, this program reads version {RECORD_VERSION}; run again")
 
 
 def read_events(folder: Path) -> EventTimes:
     """The arrays of a run.
 
     Raises:
-        InvalidTopology: they are missing or damaged.
+        InvalidFile: they are missing or damaged.
     """
     file = folder / ARRAYS
     try:
@@ -159,7 +159,7 @@ def read_events(folder: Path) -> EventTimes:
             found = {name: arrays[name] for name in EventTimes.__slots__}
         return EventTimes(**found | {"began_s": float(found["began_s"])})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InvalidTopology(f"{file}: holds no events of a run ({error}); `run` leaves them") from None
+        raise InvalidFile(f"{file}: holds no events of a run ({error}); `run` leaves them") from None
 
 
 def runs_folder(topology_folder: Path, pipeline: str) -> Path:

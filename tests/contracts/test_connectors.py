@@ -18,7 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from inferline_stream.connectors.sinks.jsonl import JsonlSink
 from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
-from inferline_stream.errors import InvalidTopology, Unreachable
+from inferline_stream.errors import InvalidInput, Unreachable
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
 
@@ -161,7 +161,7 @@ async def test_a_topic_that_is_missing_is_said_before_anything_is_sent(kafka, fi
 async def test_a_broken_events_file_is_reported_to_the_starter_of_the_replay(kafka, topic, files):
     (files[0] / "events.jsonl").write_text("{\n")
     async with asyncio.timeout(DEADLINE_S), TraceReplay(spec_of(kafka, topic, files[0])) as replay:
-        with pytest.raises(InvalidTopology, match=r"events\.jsonl:1"):
+        with pytest.raises(InvalidInput, match=r"events\.jsonl:1"):
             await replay.finished()
 
 

@@ -122,7 +122,7 @@ class ReplicaHost:
         """Run the replica to its end; returns its exit code.
 
         Raises:
-            InvalidTopology: its isolation needs what this machine does not have.
+            InvalidInput: its isolation needs what this machine does not have.
         """
         async with LogCopier(self._life / "logs"):
             self._child = self._children.start_replica(self._spec)

@@ -1,6 +1,6 @@
 """What the control plane keeps in Kafka: arrivals, plans, decisions, overrides. JSON, each with a version.
 
-The decoders raise ValueError (of a plan `InvalidTopology`) for what no release up to this one writes, so that what they
+The decoders raise ValueError (of a plan `InvalidFile`) for what no release up to this one writes, so that what they
 return can be used without another look. `RecordDecoder` is the door through which everything goes that is read back.
 """
 

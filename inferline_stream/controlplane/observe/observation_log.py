@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from inferline_stream.controlplane.log.control_records import ArrivalTicks, decode_ticks, highest
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.replay.live_observations import LiveObservations
 
@@ -123,7 +123,7 @@ def read_observations(folder: Path) -> LiveObservations | None:
     """A run's looks; None where it left none, as those of earlier releases.
 
     Raises:
-        InvalidTopology: they are damaged.
+        InvalidFile: they are damaged.
     """
     file = folder / FILE
     try:
@@ -132,7 +132,7 @@ def read_observations(folder: Path) -> LiveObservations | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InvalidTopology(f"{file}: does not hold how a run's policy looked ({error}); `run` writes it") from None
+        raise InvalidFile(f"{file}: does not hold how a run's policy looked ({error}); `run` writes it") from None
     for name in _TIMES:
         found[name] = np.cumsum(found[name]) / 1e6
     found["grown"] = np.cumsum(found["grown"])

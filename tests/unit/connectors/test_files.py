@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from inferline_stream.connectors.sources.files import Files, lines_of, rows_of
 from inferline_stream.connectors.sources.places import Place, State
-from inferline_stream.errors import InvalidTopology, Unreachable
+from inferline_stream.errors import InvalidFile, Unreachable
 
 
 def files_of(path, state=None, **options):
@@ -58,7 +58,7 @@ def test_a_row_whose_quotes_are_open_waits_where_more_is_to_come_and_is_an_error
     file = tmp_path / "a.csv"
     file.write_text('a,b\n1,2\n3,"open\n')
     assert everything(file, whole=False) == [("a.csv:4", {"a": "1", "b": "2"})]
-    with pytest.raises(InvalidTopology, match="no CSV"):
+    with pytest.raises(InvalidFile, match="no CSV"):
         everything(file)
 
 
@@ -200,7 +200,7 @@ def test_a_state_tells_what_was_noted_last_and_a_torn_line_counts_for_nothing(tm
 
 def test_somebody_elses_file_is_no_state(tmp_path):
     (tmp_path / "state").write_text("hello\n")
-    with pytest.raises(InvalidTopology, match="no state of this source"):
+    with pytest.raises(InvalidFile, match="no state of this source"):
         State(tmp_path / "state")
 
 

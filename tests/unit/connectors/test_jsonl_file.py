@@ -5,7 +5,7 @@ import pytest
 
 from inferline_stream.connectors.sinks.jsonl import JsonlFile
 from inferline_stream.connectors.sinks.postgres import _refused
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.record_follower import Record
 from inferline_stream.pipeline.names import EVENT_ID
 
@@ -75,7 +75,7 @@ def test_a_record_without_a_value_is_a_null(path):
 
 def test_a_file_that_somebody_else_wrote_is_refused_and_left_alone(path):
     path.write_text('{"event_id": "a"}\nhello\n')
-    with pytest.raises(InvalidTopology, match=r"out\.jsonl:2"):
+    with pytest.raises(InvalidFile, match=r"out\.jsonl:2"):
         JsonlFile(path)
     assert path.read_text() == '{"event_id": "a"}\nhello\n'
 

@@ -6,7 +6,7 @@ import pytest
 
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec, _Outbox, due_times, pace
 from inferline_stream.dataplane.sample_files import keyed
-from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.errors import InvalidFile, UsageError
 
 
 def spec(path, **fields):
@@ -29,7 +29,7 @@ def test_a_window_is_cut_in_trace_seconds_and_then_sped_up(arrivals):
 
 
 def test_a_window_without_arrivals_is_refused(arrivals):
-    with pytest.raises(InvalidTopology, match="no arrivals between"):
+    with pytest.raises(InvalidFile, match="no arrivals between"):
         due_times(spec(arrivals, start_s=11, duration_s=5))
 
 
@@ -46,7 +46,7 @@ def test_a_key_is_the_fields_text_or_its_json():
 
 @pytest.mark.parametrize("event", [b'{"other": 1}', b"[1]", b'"user"'])
 def test_an_event_without_the_key_field_is_refused(event):
-    with pytest.raises(InvalidTopology, match="user"):
+    with pytest.raises(InvalidFile, match="user"):
         keyed(event, "user")
 
 

@@ -12,7 +12,7 @@ from inferline_stream.controlplane.observe.observation_log import (
     read_observations,
     write_observations,
 )
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.replay.live_observations import LiveObservations
 
 FIRST = ArrivalTicks(
@@ -81,5 +81,5 @@ def test_looks_survive_their_file(tmp_path: Path) -> None:
 def test_a_run_that_left_no_looks_has_none_and_damaged_ones_are_named(tmp_path: Path) -> None:
     assert read_observations(tmp_path) is None
     (tmp_path / FILE).write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(InvalidTopology, match=r"looks\.npz: does not hold how a run's policy looked"):
+    with pytest.raises(InvalidFile, match=r"looks\.npz: does not hold how a run's policy looked"):
         read_observations(tmp_path)

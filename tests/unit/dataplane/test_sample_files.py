@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 
 
 def test_arrivals_read_the_same_plain_and_gzipped(tmp_path):
@@ -31,17 +31,17 @@ def test_events_are_the_bytes_that_stand_in_the_file(tmp_path):
 )
 def test_a_broken_events_file_is_named_with_its_line(tmp_path, name, contents, says):
     (tmp_path / name).write_bytes(contents)
-    with pytest.raises(InvalidTopology, match=says):
+    with pytest.raises(InvalidFile, match=says):
         read_events(tmp_path / name)
 
 
 def test_a_truncated_gzip_of_arrivals_is_refused(tmp_path):
     packed = gzip.compress(b"timestamp\n" + b"1.0\n" * 1000)
     (tmp_path / "arrivals.csv.gz").write_bytes(packed[:-10])
-    with pytest.raises(InvalidTopology, match="cannot be read"):
+    with pytest.raises(InvalidFile, match="cannot be read"):
         read_arrivals(tmp_path / "arrivals.csv.gz")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InvalidTopology, match=r"nowhere\.csv: cannot be read"):
+    with pytest.raises(InvalidFile, match=r"nowhere\.csv: cannot be read"):
         read_arrivals(tmp_path / "nowhere.csv")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.errors import InvalidInput, UsageError
 from inferline_stream.estimator.simulation import memory_needed_bytes, simulate
 from inferline_stream.estimator.station import Station, service_table, station
 from inferline_stream.estimator.workload import prepare
@@ -55,7 +55,7 @@ def test_traces_that_are_not_ascending_numbers_are_never_made(times: list[float]
 
 
 def test_a_batch_size_never_profiled_is_refused_with_the_remedy() -> None:
-    with pytest.raises(InvalidTopology, match=r"batch size 8 was never profiled.*run `inferline-stream profile`"):
+    with pytest.raises(InvalidInput, match=r"batch size 8 was never profiled.*run `inferline-stream profile`"):
         simulate(ONE, {"a": allocated(1, 8)}, PROFILE, trace(0.0))
 
 
@@ -64,19 +64,19 @@ def test_batch_sizes_between_those_profiled_are_interpolated() -> None:
 
 
 def test_hardware_never_profiled_is_refused_with_what_there_is() -> None:
-    with pytest.raises(InvalidTopology, match=r"never profiled on 'v100' \(profiled: h\)"):
+    with pytest.raises(InvalidInput, match=r"never profiled on 'v100' \(profiled: h\)"):
         simulate(ONE, {"a": (Allocation("v100", 1, 1),)}, PROFILE, trace(0.0))
 
 
 @pytest.mark.parametrize("allocations", [(), (Allocation("h", 1, 0),)])
 def test_a_stage_without_replicas_is_refused(allocations: tuple[Allocation, ...]) -> None:
-    with pytest.raises(InvalidTopology, match="no replicas"):
+    with pytest.raises(InvalidInput, match="no replicas"):
         simulate(ONE, {"a": allocations}, PROFILE, trace(0.0))
 
 
 def test_every_stage_without_an_allocation_is_named() -> None:
     profile = measured(CHAIN, {"a": {1: 1.0}, "b": {1: 1.0}})
-    with pytest.raises(InvalidTopology) as refused:
+    with pytest.raises(InvalidInput) as refused:
         simulate(CHAIN, {}, profile, trace(0.0))
     assert len(refused.value.problems) == 2
 
@@ -103,7 +103,7 @@ def test_holds_that_cannot_be_are_refused(hold_s: float) -> None:
 
 def test_kinds_of_one_stage_with_different_holds_are_refused() -> None:
     profile = measured(ONE, {"a.x": {1: 1.0}, "a.y": {1: 1.0}})
-    with pytest.raises(InvalidTopology, match="a stage has one hold_s"):
+    with pytest.raises(InvalidInput, match="a stage has one hold_s"):
         simulate(ONE, {"a": (Allocation("x", 1, 1, 0.1), Allocation("y", 1, 1))}, profile, trace(0.0))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.estimator.evaluation import Departures, evaluate, simulate_stage
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.station import station
@@ -113,10 +113,10 @@ def test_replicas_without_a_partition_stay_idle() -> None:
 
 @pytest.mark.parametrize("partitions", [0, -1, 70_000])
 def test_partition_counts_that_cannot_be_are_refused(partitions: int) -> None:
-    with pytest.raises(InvalidTopology, match=str(partitions)):
+    with pytest.raises(InvalidInput, match=str(partitions)):
         station(PROFILE, "a", allocated(), partitions=partitions)
 
 
 def test_partitions_of_every_stage_must_be_given() -> None:
-    with pytest.raises(InvalidTopology, match="stage 'a': the partitions of its input topic"):
+    with pytest.raises(InvalidInput, match="stage 'a': the partitions of its input topic"):
         simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), partitions={})

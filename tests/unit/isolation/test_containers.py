@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation import containers
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.containers import Container
@@ -76,7 +76,7 @@ def test_declared_paths_are_mounted_as_declared_and_missing_ones_are_not(engine,
 
 def test_without_an_engine_the_level_is_refused_rather_than_claimed(tmp_path, monkeypatch):
     monkeypatch.setattr(containers.shutil, "which", lambda name: None)
-    with pytest.raises(InvalidTopology, match="needs podman or docker"):
+    with pytest.raises(InvalidInput, match="needs podman or docker"):
         container(tmp_path)
 
 

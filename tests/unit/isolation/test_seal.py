@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation import bootstrap, landlock, limits
 from inferline_stream.isolation.attempts import ATTEMPTS
 from inferline_stream.isolation.confinement import confined
@@ -450,5 +450,5 @@ async def test_a_process_that_cannot_be_isolated_says_so_rather_than_run(monkeyp
     command = bootstrap.command
     # A kernel without seccomp looks like this to the process: its bootstrap never installed a filter.
     monkeypatch.setattr(bootstrap, "command", lambda module, *_, **__: command(module))
-    with pytest.raises(InvalidTopology, match="files: every path may be opened"):
+    with pytest.raises(InvalidInput, match="files: every path may be opened"):
         await asyncio.wait_for(probe(Isolation()), 60)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace, trace_from_csv
 
 TIMES = st.lists(st.floats(0, 1000, allow_nan=False), max_size=50).map(lambda times: Trace(np.sort(times)))
@@ -161,6 +161,6 @@ def test_counts_are_spread_over_their_period(counts: list[int], period_s: float)
     ],
 )
 def test_a_bad_file_is_reported_with_its_line(text: str, said: str) -> None:
-    with pytest.raises(InvalidTopology) as raised:
+    with pytest.raises(InvalidFile) as raised:
         trace_from_csv(text, "a.csv")
     assert said in str(raised.value)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, in_words
 from inferline_stream.planner.plan_diff import difference
@@ -54,12 +54,12 @@ def test_the_same_plan_gives_the_same_bytes_in_the_plan_s_own_order_of_stages():
     ],
 )
 def test_a_document_of_another_kind_is_refused_with_the_file_s_name(change, message):
-    with pytest.raises(InvalidTopology, match=f"p.json: .*{message}"):
+    with pytest.raises(InvalidFile, match=f"p.json: .*{message}"):
         plan_from_dict(plan_to_dict(PLAN) | change, "p.json")
 
 
 def test_bytes_that_are_no_json_are_refused():
-    with pytest.raises(InvalidTopology, match=r"p\.json: is no plan"):
+    with pytest.raises(InvalidFile, match=r"p\.json: is no plan"):
         plan_from_bytes(b"cost: 3", "p.json")
 
 
@@ -75,12 +75,12 @@ def test_bytes_that_are_no_json_are_refused():
 )
 def test_a_plan_that_contradicts_itself_is_refused(field, value, message):
     broken = plan_to_bytes(dataclasses.replace(PLAN, **{field: value}))
-    with pytest.raises(InvalidTopology, match=message):
+    with pytest.raises(InvalidFile, match=message):
         plan_from_bytes(broken)
 
 
 def test_a_batch_limit_of_zero_is_refused_on_reading():
-    with pytest.raises(InvalidTopology, match="max_batch_size must be 1 or more"):
+    with pytest.raises(InvalidFile, match="max_batch_size must be 1 or more"):
         plan_from_bytes(plan_to_bytes(PLAN).replace(b'"max_batch_size": 16', b'"max_batch_size": 0'))
 
 

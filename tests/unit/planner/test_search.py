@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from inferline_stream.errors import Infeasible, InvalidTopology
+from inferline_stream.errors import Infeasible, InvalidInput
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
@@ -281,7 +281,7 @@ def test_numbers_that_cannot_be_are_refused(field, value, message):
 
 def test_a_stage_without_priced_hardware_is_refused_by_name():
     problem = random_problem(1, stages=1)
-    with pytest.raises(InvalidTopology, match="'s0' was profiled on none"):
+    with pytest.raises(InvalidInput, match="'s0' was profiled on none"):
         provision(problem.shape, problem.measured, problem.traces, 1.0, {})
 
 

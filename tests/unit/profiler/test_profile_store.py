@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidFile, InvalidTopology
 from inferline_stream.pipeline.profile import Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.pipeline.topology import Pipeline
@@ -252,7 +252,7 @@ def test_a_damaged_file_is_reported_by_name(folder: Path, text: str) -> None:
     kept = saved(folder)
     file = kept.save(Profile("a", "cpu-1", TIMES, 0.5))
     file.write_text(text)
-    with pytest.raises(InvalidTopology, match=r"cpu-1\.json: cannot be read as a profile"):
+    with pytest.raises(InvalidFile, match=r"cpu-1\.json: cannot be read as a profile"):
         kept.load()
 
 
@@ -269,7 +269,7 @@ def test_names_in_a_profile_that_was_measured_elsewhere_choose_no_file(
     kept = saved(folder)
     file = next(folder.rglob("a.cpu-1.json"))
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
-    with pytest.raises(InvalidTopology, match=re.escape(why)):
+    with pytest.raises(InvalidFile, match=re.escape(why)):
         kept.take({"there/a.cpu-1.json": json.dumps({**json.loads(file.read_text()), **change})})
     assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
 

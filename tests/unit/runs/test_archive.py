@@ -9,7 +9,7 @@ import pytest
 from inferline_stream.controlplane.log.control_records import StoredDecision, StoredPlan
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import read_observations
-from inferline_stream.errors import InvalidTopology, UsageError
+from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.kafka.controller_client import Followed
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
@@ -128,13 +128,13 @@ def test_the_newest_finished_run_is_found_by_its_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("document", ["", "{", '{"version": 7}', '{"version": 1}'])
 def test_a_document_that_is_none_is_named(tmp_path: Path, document: str) -> None:
     (tmp_path / "run.json").write_text(document)
-    with pytest.raises(InvalidTopology, match=r"run\.json: (is no record of a run|version 7)"):
+    with pytest.raises(InvalidFile, match=r"run\.json: (is no record of a run|version 7)"):
         read_record(tmp_path)
 
 
 def test_damaged_arrays_are_named(tmp_path: Path) -> None:
     (tmp_path / "events.npz").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(InvalidTopology, match=r"events\.npz: holds no events of a run"):
+    with pytest.raises(InvalidFile, match=r"events\.npz: holds no events of a run"):
         read_events(tmp_path)
 
 
