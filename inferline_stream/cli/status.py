@@ -41,9 +41,7 @@ def status(
     from inferline_stream.observability.page.snapshot import snapshot
 
     async def once() -> tuple[PipelineState, Arrows]:
-        async for seen in _looks(topology, bootstrap_servers, prefix, 1.0):
-            return seen
-        raise AssertionError("looks go on for ever")
+        return await anext(_looks(topology, bootstrap_servers, prefix, 1.0))
 
     state, arrows = asyncio.run(once())
     if output == "json":

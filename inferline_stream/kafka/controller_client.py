@@ -19,7 +19,9 @@ from aiokafka.errors import (
     OutOfOrderSequenceNumber,
     ProducerFenced,
     UnknownProducerId,
+    UnknownTopicOrPartitionError,
 )
+from aiokafka.producer.transaction_manager import TransactionState
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from inferline_stream.errors import InferlineError, Unreachable
@@ -33,6 +35,9 @@ _TRANSACTION_TIMEOUT_MS = 10_000  # a dead leader's open transaction hides what 
 
 _OUT_OF_STEP = (OutOfOrderSequenceNumber, InvalidTxnState, InvalidProducerIdMapping, UnknownProducerId)
 """Kafka and the producer disagree on what was written: it would refuse whatever this producer writes from now on."""
+
+_ABORTABLE = (TransactionState.IN_TRANSACTION, TransactionState.ABORTABLE_ERROR)
+"""States of a producer in which its transaction can be aborted; one that is being committed cannot."""
 
 
 class LeadershipLost(InferlineError):
@@ -114,6 +119,7 @@ class LeaderProducer:
             Unreachable: Kafka did not answer in time; nothing was written and it may be tried again.
         """
         async with self._one_at_a_time:
+            await self._abort("a write before was cancelled")
             try:
                 async with asyncio.timeout(_REQUEST_TIMEOUT_MS / 1e3 * 2):
                     await self._producer.begin_transaction()
@@ -130,18 +136,24 @@ class LeaderProducer:
             except (ProducerFenced, InvalidProducerEpoch) as error:
                 self._forget_transaction()
                 raise LeadershipLost(f"another controller leads ({type(error).__name__}): this one stops") from None
-            except (KafkaError, TimeoutError, AssertionError) as error:  # the last where a write was cancelled before
-                await self._abort(error)
+            except (KafkaError, TimeoutError) as error:
+                await self._abort(repr(error))
                 failed = Unsettled if isinstance(error, _OUT_OF_STEP) else Unreachable
                 raise failed(f"Kafka at {self._where} did not take a transaction: {error!r}") from None
 
-    async def _abort(self, cause: BaseException) -> None:
+    async def _abort(self, cause: str) -> None:
+        """Abort the transaction that is open, if one is."""
+        state = self._producer._txn_manager.state
+        if state is TransactionState.READY:
+            return
         try:
+            if state not in _ABORTABLE:
+                raise InvalidTxnState(f"the producer is in state {state.name}")
             async with asyncio.timeout(_REQUEST_TIMEOUT_MS / 1e3):
                 await self._producer.abort_transaction()
-        except (KafkaError, TimeoutError, AssertionError) as error:
+        except (KafkaError, TimeoutError) as error:
             self._forget_transaction()
-            raise Unsettled(f"a transaction could not be ended ({cause!r}, then {error!r})") from None
+            raise Unsettled(f"a transaction could not be ended ({cause}, then {error!r})") from None
 
     def _forget_transaction(self) -> None:
         """Look at the futures that aiokafka leaves failed, or asyncio complains that nobody did."""
@@ -163,10 +175,12 @@ async def write_once(bootstrap_servers: str, record: Written, timeout_s: float =
     try:
         async with asyncio.timeout(timeout_s):
             await producer.start()
+            if record.partition not in await producer.partitions_for(record.topic):
+                raise UnknownTopicOrPartitionError(f"{record.topic} has no partition {record.partition}")
             await producer.send_and_wait(
                 record.topic, record.value, key=record.key.encode(), partition=record.partition
             )
-    except (KafkaError, TimeoutError, AssertionError) as error:
+    except (KafkaError, TimeoutError) as error:
         raise await unreachable(
             bootstrap_servers,
             f"Kafka at {bootstrap_servers} did not take a record for {record.topic} ({error or 'no answer'}): "
