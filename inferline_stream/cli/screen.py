@@ -80,7 +80,7 @@ class Screen:
         line.append(record.action, style=_ACTION_STYLE.get(record.action, "bold"))
         if not record.applied and record.action != "hold":
             line.append(" (advised)", style="italic")
-        replicas = ", ".join(f"{stage} {count}" for stage, count in record.replicas.items())
+        replicas = ", ".join(f"{stage} {count}" for stage, count in record.by_stage.items())
         line.append(f"  {record.reason}: {record.detail} → {replicas}")
         self._say(line)
 

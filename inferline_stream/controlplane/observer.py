@@ -13,7 +13,6 @@ from inferline_stream.controlplane.leadership import AssignmentLog, read_log
 from inferline_stream.controlplane.log.control_records import (
     PLAN_KEY,
     WANTED_KEY,
-    StoredDecision,
     StoredPlan,
     decode_override,
     decode_stored,
@@ -102,7 +101,7 @@ class Observer:
             if now_s - last_s > self.running.settings.dead_after_s:
                 self.view.reports.lose(name)
 
-    def _decided(self, key: str, stored: StoredPlan | StoredDecision | None) -> None:
+    def _decided(self, key: str, stored: StoredPlan | DecisionRecord | None) -> None:
         if isinstance(stored, StoredPlan):
             if key != PLAN_KEY:
                 self.view.planned(stored)
@@ -114,7 +113,7 @@ class Observer:
             if key == WANTED_KEY:
                 self.wanted = flat(stored.replicas)
             else:
-                self.view.decided(_record(stored))
+                self.view.decided(stored)
 
     def leader(self) -> AssignmentLog:
         """What the controller last wrote, and how long ago."""
@@ -187,7 +186,7 @@ async def watch_pipeline(
         for stored in found.plans:
             view.planned(stored)
         for decision in found.decisions:
-            view.decided(_record(decision))
+            view.decided(decision)
         collector = Collector(running, view, offsets, ArrivalLog(names, running.source), lambda report: None)
         await collector.begin()
         times = await recover_arrivals(running, offsets, collector.source_partitions, view.growth)
@@ -225,10 +224,3 @@ def _plan(found: Recovered) -> Plan | None:
     if found.plan is not None or not found.plans:
         return found.its_plan()
     return plan_from_bytes(bytes(found.plans[-1].plan), "the decisions topic")
-
-
-def _record(decision: StoredDecision) -> DecisionRecord:
-    replicas = {stage: sum(kinds.values()) for stage, kinds in decision.replicas.items()}
-    return DecisionRecord(
-        decision.time_s, decision.action, decision.reason, decision.detail, replicas, decision.applied
-    )

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
+from inferline_stream.pipeline.names import WIRE_VERSION
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaCounts:
@@ -155,10 +159,13 @@ class EnvelopeWindow:
     planned: int
 
 
-@dataclass(frozen=True, slots=True)
-class DecisionRecord:
-    """One scaling decision and why."""
+class DecisionRecord(msgspec.Struct, frozen=True):
+    """One decision from the moment that it is made: in Kafka, in the state of a pipeline, on screens and in reports."""
 
+    number: int
+    """Grows over all terms."""
+    controller: str
+    term: int
     time_s: float
     """Seconds since the epoch."""
     action: str
@@ -167,10 +174,23 @@ class DecisionRecord:
     """From the closed enum of the policy."""
     detail: str
     """In words, with the numbers it was made on."""
-    replicas: Mapping[str, int]
-    """Replicas wanted by stage after it."""
-    applied: bool = True
+    replicas: dict[str, dict[str, int]]
+    """Wanted from now on: stage → hardware kind → replicas."""
+    applied: bool
     """False when only advised."""
+    arrival_rate: float = 0.0
+    envelope: list[int] = []
+    """Most arrivals in each window, shortest first."""
+    lags: dict[str, int] = {}
+    """Records not committed, by stage."""
+    ready: dict[str, int] = {}
+    """Replicas ready, by stage."""
+    version: int = WIRE_VERSION
+
+    @property
+    def by_stage(self) -> dict[str, int]:
+        """Replicas wanted by stage, of all hardware kinds."""
+        return {stage: sum(kinds.values()) for stage, kinds in self.replicas.items()}
 
 
 @dataclass(frozen=True, slots=True)

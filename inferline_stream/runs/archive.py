@@ -15,9 +15,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.controlplane.log.control_records import StoredDecision, StoredPlan
+from inferline_stream.controlplane.log.control_records import StoredPlan
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.errors import InvalidFile, UsageError
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
@@ -45,7 +46,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     keys: Keys = Keys()
     plans: list[StoredPlan]
     """That came into force: the first at the start, and the newest."""
-    decisions: list[StoredDecision]
+    decisions: list[DecisionRecord]
     """The newest few thousand."""
     start_up_s: dict[str, dict[str, float]] = {}
     """Stage → hardware kind → what replicas recently took to start; kinds that none was started of are missing."""

@@ -78,7 +78,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[DecisionLine]:
     """Decisions with times counted from ``start_s``, seconds since the epoch."""
     return [
-        DecisionLine(round(d.time_s - start_s, 3), d.action, d.reason, d.detail, dict(d.replicas), d.applied)
+        DecisionLine(round(d.time_s - start_s, 3), d.action, d.reason, d.detail, d.by_stage, d.applied)
         for d in decisions
     ]
 

@@ -7,6 +7,7 @@ import urllib.request
 from contextlib import closing
 from dataclasses import replace
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -150,7 +151,9 @@ def test_a_plan_opens_to_what_it_changed(tab):
 
 def test_a_mark_on_the_time_line_opens_its_decision(tab):
     state = a_pipeline()
-    state = replace(state, decisions=tuple(replace(d, time_s=state.time_s - 5) for d in state.decisions))
+    state = replace(
+        state, decisions=tuple(msgspec.structs.replace(d, time_s=state.time_s - 5) for d in state.decisions)
+    )
     with PageServer(lambda: state, ARROWS, port=0) as page:
         open_page(tab, page)
         assert "scale up: envelope" in tab.locator("#replicas .mark title").first.inner_html()

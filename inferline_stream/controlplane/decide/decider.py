@@ -16,7 +16,7 @@ from inferline_stream.controlplane.decide.background_tables import BackgroundTab
 from inferline_stream.controlplane.decide.policy_memory import PolicyMemory, windows_of
 from inferline_stream.controlplane.decide.replan import ReplanResult
 from inferline_stream.controlplane.leadership import Leadership
-from inferline_stream.controlplane.log.control_records import PLANS_KEPT, Override, StoredDecision, StoredPlan
+from inferline_stream.controlplane.log.control_records import PLANS_KEPT, Override, StoredPlan
 from inferline_stream.controlplane.log.overrides import Overrides
 from inferline_stream.controlplane.log.record_writers import DecisionLog, flat, nested
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
@@ -84,7 +84,7 @@ class Decider:
     """The plan that this term began with, as written down."""
     plans: deque[StoredPlan] = field(default_factory=lambda: deque(maxlen=PLANS_KEPT))
     """The newest that came into force in this term."""
-    decisions: deque[StoredDecision] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
+    decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
     """The newest decisions of this term, as written down."""
     began_s: float | None = None
     """When the policy was first asked, in seconds since the epoch; and how long arrivals had been watched by then."""
@@ -112,7 +112,7 @@ class Decider:
         if override is not None and override.kind == "code":
             detail = f"given by {override.who or 'somebody'}: every replica is replaced, one after another"
             replicas = nested(self.fleet.wanted)
-            self._decided(self._record(Action.REPLACE, Reason.NEW_CODE, detail, replicas), replicas)
+            self._decided(Decision(replicas, Action.REPLACE, Reason.NEW_CODE, detail), time.time())
 
     def _warn_of_none(self, override: Override) -> None:
         """A stage without a replica misses the SLO by the time that its first one takes to start."""
@@ -159,7 +159,7 @@ class Decider:
             self._crowded = bool(crowded)
             detail = crowded or "replicas have the cores again that they were planned with"
             replicas = nested(self.fleet.wanted)
-            self._decided(self._record(Action.HOLD, Reason.OVERSUBSCRIBED, detail, replicas), replicas)
+            self._decided(Decision(replicas, Action.HOLD, Reason.OVERSUBSCRIBED, detail), now_s)
         # No replica is added to cores that are not there.
         carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if crowded else self.cores)
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
@@ -188,22 +188,13 @@ class Decider:
         return True
 
     async def _apply(self, decision: Decision, envelope: Sequence[int]) -> None:
-        record = self._record(decision.action, decision.reason, decision.detail, decision.replicas)
-        if record.applied:
+        time_s = time.time()
+        if self._applies(decision):
             await self.fleet.want(flat(decision.replicas))
-        self._decided(record, decision.replicas, envelope)
+        self._decided(decision, time_s, envelope)
 
-    def _record(
-        self, action: Action, reason: Reason, detail: str, replicas: Mapping[str, Mapping[str, int]]
-    ) -> DecisionRecord:
-        return DecisionRecord(
-            time.time(),
-            str(action),
-            str(reason),
-            detail,
-            {stage: sum(kinds.values()) for stage, kinds in replicas.items()},
-            applied=action is not Action.HOLD and not self.running.advisory,
-        )
+    def _applies(self, decision: Decision) -> bool:
+        return decision.action is not Action.HOLD and not self.running.advisory
 
     async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
@@ -214,49 +205,46 @@ class Decider:
         if proposal.plan is None:
             if self.plan_feasible:
                 self.plan_feasible = False
-                self._decided(self._record(Action.HOLD, proposal.reason, proposal.detail, replicas), replicas)
+                self._decided(Decision(replicas, Action.HOLD, proposal.reason, proposal.detail), time.time())
             return
         self.plan_feasible = True
         replicas = going_over(self.fleet.wanted, proposal.plan)
-        record = self._record(Action.REPLAN, proposal.reason, proposal.detail, replicas)
-        if record.applied:
+        decision, time_s = Decision(replicas, Action.REPLAN, proposal.reason, proposal.detail), time.time()
+        if self._applies(decision):
             self.view.adopt(proposal.plan, measured, windows_of(proposal.plan, self.running.settings))
             self.memory.again(replicas)
             self.tables.planned(proposal.trace if self.sample is not None else None)
             await self.fleet.want(flat(replicas))
-            self.keep_plan(record.time_s, record.reason, record.detail)
-        self._decided(record, replicas)
+            self.keep_plan(time_s, str(decision.reason), decision.detail)
+        self._decided(decision, time_s)
 
-    def _decided(
-        self, record: DecisionRecord, replicas: Mapping[str, Mapping[str, int]], envelope: Sequence[int] = ()
-    ) -> None:
-        """Report a decision, and have it written down."""
-        self.view.decided(record)
-        fields = {"action": record.action, "reason": record.reason, "replicas": dict(record.replicas)}
-        logger.info("%s (%s): %s", record.action, record.reason, record.detail, extra=fields)
-        self.on_decision(record)
+    def _decided(self, decision: Decision, time_s: float, envelope: Sequence[int] = ()) -> None:
+        """Report a decision that was made at a time, in seconds since the epoch, and have it written down."""
         self.book.number += 1
         now_s, ready = asyncio.get_running_loop().time(), dict.fromkeys(self.view.offsets, 0)
         for (stage, kind), count in self.fleet.wanted.items():
             ready[stage] += self.view.working(stage, kind, count)
-        self.decisions.append(
-            StoredDecision(
-                number=self.book.number,
-                controller=self.leadership.controller,
-                term=self.leadership.term,
-                time_s=record.time_s,
-                action=record.action,
-                reason=record.reason,
-                detail=record.detail,
-                replicas={stage: dict(kinds) for stage, kinds in replicas.items()},
-                applied=record.applied,
-                arrival_rate=self.view.traffic.arrival_rate(now_s),
-                envelope=[int(n) for n in envelope],
-                lags={stage: sum(history.lags()) for stage, history in self.view.offsets.items()},
-                ready=ready,
-            )
+        record = DecisionRecord(
+            number=self.book.number,
+            controller=self.leadership.controller,
+            term=self.leadership.term,
+            time_s=time_s,
+            action=str(decision.action),
+            reason=str(decision.reason),
+            detail=decision.detail,
+            replicas={stage: dict(kinds) for stage, kinds in decision.replicas.items()},
+            applied=self._applies(decision),
+            arrival_rate=self.view.traffic.arrival_rate(now_s),
+            envelope=[int(n) for n in envelope],
+            lags={stage: sum(history.lags()) for stage, history in self.view.offsets.items()},
+            ready=ready,
         )
-        self.book.decision(self.decisions[-1])
+        self.view.decided(record)
+        fields = {"action": record.action, "reason": record.reason, "replicas": record.by_stage}
+        logger.info("%s (%s): %s", record.action, record.reason, record.detail, extra=fields)
+        self.on_decision(record)
+        self.decisions.append(record)
+        self.book.decision(record)
 
     def keep_plan(self, time_s: float, reason: str, detail: str) -> None:
         """Write down the plan in force."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 from inferline_stream.pipeline.version import Structure
 from inferline_stream.planner.plan_document import plan_from_bytes
@@ -59,30 +60,6 @@ class StoredPlan(msgspec.Struct, frozen=True):
     """Grows over all terms."""
     structure: Structure | None = None
     """Of the pipeline that it was made for."""
-    version: int = WIRE_VERSION
-
-
-class StoredDecision(msgspec.Struct, frozen=True):
-    """One decision: who, when, why, on which numbers. Key ``decision-<n>``, and ``wanted`` for the newest applied."""
-
-    number: int
-    """Grows over all terms."""
-    controller: str
-    term: int
-    time_s: float
-    action: str
-    reason: str
-    detail: str
-    replicas: dict[str, dict[str, int]]
-    """Wanted from now on: stage → hardware kind → replicas."""
-    applied: bool
-    arrival_rate: float = 0.0
-    envelope: list[int] = []
-    """Most arrivals in each window, shortest first."""
-    lags: dict[str, int] = {}
-    """Records not committed, by stage."""
-    ready: dict[str, int] = {}
-    """Replicas ready, by stage."""
     version: int = WIRE_VERSION
 
 
@@ -152,14 +129,14 @@ def plan_key(number: int) -> str:
     return f"{PLAN_KEY}-{number}"
 
 
-def encode(record: ArrivalTicks | StoredPlan | StoredDecision | Override) -> bytes:
+def encode(record: ArrivalTicks | StoredPlan | DecisionRecord | Override) -> bytes:
     """One record as JSON."""
     return msgspec.json.encode(record)
 
 
 _ticks = msgspec.json.Decoder(ArrivalTicks)
 _plan = msgspec.json.Decoder(StoredPlan)
-_decision = msgspec.json.Decoder(StoredDecision)
+_decision = msgspec.json.Decoder(DecisionRecord)
 _override = msgspec.json.Decoder(Override)
 
 
@@ -170,7 +147,7 @@ def decode_ticks(value: bytes) -> ArrivalTicks:
     return ticks
 
 
-def decode_stored(key: str, value: bytes) -> StoredPlan | StoredDecision:
+def decode_stored(key: str, value: bytes) -> StoredPlan | DecisionRecord:
     """A record of the decisions topic: a plan that fits together, or a decision."""
     if key.startswith(PLAN_KEY):
         plan = _plan.decode(value)

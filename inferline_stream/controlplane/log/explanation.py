@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.controlplane.log.control_records import Override, StoredDecision, StoredPlan, encode
+from inferline_stream.controlplane.log.control_records import Override, StoredPlan, encode
 from inferline_stream.controlplane.log.overrides import Overrides
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.plan_document import plan_from_bytes
@@ -58,7 +59,7 @@ class PlanHistory:
 
     pipeline: str
     plans: Sequence[StoredPlan]
-    decisions: Sequence[StoredDecision]
+    decisions: Sequence[DecisionRecord]
     overrides: Overrides
 
 
@@ -112,7 +113,7 @@ def _held(plan: Plan, stage: str) -> str:
     return f"{words}, {count} dispatchers" if words and count > 1 else words or "nothing"
 
 
-def _of_decision(decision: StoredDecision) -> Iterator[str]:
+def _of_decision(decision: DecisionRecord) -> Iterator[str]:
     meaning = WORDS.get(Reason(decision.reason), "") if decision.reason in list(Reason) else ""
     advised = "" if decision.applied or decision.action == "hold" else ", advised only"
     yield (
@@ -139,7 +140,7 @@ def document(story: PlanHistory, last: int) -> dict[str, Any]:
     }
 
 
-def _plain(record: StoredPlan | StoredDecision | Override) -> Any:
+def _plain(record: StoredPlan | DecisionRecord | Override) -> Any:
     return msgspec.json.decode(encode(record))
 
 

@@ -13,13 +13,13 @@ from inferline_stream.controlplane.log.control_records import (
     PLANS_KEPT,
     WANTED_KEY,
     ArrivalTicks,
-    StoredDecision,
     StoredPlan,
     decision_key,
     encode,
     plan_key,
 )
 from inferline_stream.kafka.controller_client import Written
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names
 from inferline_stream.replay.live_observations import Figures
 
@@ -113,7 +113,7 @@ class DecisionLog:
         if plan.number > PLANS_KEPT:
             self._waiting.append(Written(self.topic, plan_key(plan.number - PLANS_KEPT), None))
 
-    def decision(self, decision: StoredDecision) -> None:
+    def decision(self, decision: DecisionRecord) -> None:
         """A decision was made. The oldest kept makes room for it."""
         record = encode(decision)
         self._waiting.append(Written(self.topic, decision_key(decision.number), record))

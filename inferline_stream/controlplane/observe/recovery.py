@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from inferline_stream.controlplane.log.control_records import (
     PLAN_KEY,
     WANTED_KEY,
-    StoredDecision,
     StoredPlan,
     decode_override,
     decode_stored,
@@ -27,6 +26,7 @@ from inferline_stream.controlplane.observe.offset_history import LogGrowth
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.planner.plan_document import plan_from_bytes
@@ -57,7 +57,7 @@ class Recovered:
 
     plan: StoredPlan | None
     plans: tuple[StoredPlan, ...]
-    decisions: tuple[StoredDecision, ...]
+    decisions: tuple[DecisionRecord, ...]
     wanted: Mapping[tuple[str, str], int] | None
     overrides: Overrides
     control_offset: int
@@ -85,7 +85,7 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
     """
     decoder = decoder or RecordDecoder()
     plan, wanted = None, None
-    decisions: dict[str, StoredDecision] = {}
+    decisions: dict[str, DecisionRecord] = {}
     plans: dict[str, StoredPlan] = {}
     async with TopicFollower(bootstrap_servers, names.decisions) as follower:
         records = await follower.read_to(await follower.end())

@@ -90,7 +90,7 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
                     "action": d.action,
                     "reason": d.reason,
                     "detail": d.detail,
-                    "replicas": d.replicas,
+                    "replicas": d.by_stage,
                     "applied": d.applied,
                 }
                 for d in state.decisions[-DECISIONS_SHOWN:]

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 import inferline_stream
-from inferline_stream.controlplane.log.control_records import ArrivalTicks, Override, StoredDecision, StoredPlan
+from inferline_stream.controlplane.log.control_records import ArrivalTicks, Override, StoredPlan
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
@@ -37,6 +37,7 @@ from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.version import Structure
@@ -148,7 +149,7 @@ FILLED: tuple[Any, ...] = (
     StoredPlan(
         "p-0", 3, 1.0, "initial", "why", msgspec.Raw(b"{}"), 2, Structure(("in", ""), ("out", ""), {"a": ""}, {"a": {}})
     ),
-    StoredDecision(
+    DecisionRecord(
         4, "p-0", 3, 1.0, "scale_up", "load", "why", {"a": {"cpu-1": 2}}, True, 9.5, [1, 2], {"a": 3}, {"a": 1}
     ),
     Override("limits", "a", 2.0, 1, 4, 9.0, "somebody"),

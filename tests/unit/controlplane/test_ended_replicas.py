@@ -21,7 +21,6 @@ from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.metrics import StateCollector
-from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -29,6 +28,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.settings import Settings
 from inferline_stream.testing.fake_actuator import FakeActuator
+from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.policy import POLICIES
 
 SHAPE = Shape(("a",), ())
@@ -71,8 +71,8 @@ class Week:
         there = [r.replica for r in await self.actuator.observe() if r.state == "running"]
         self.report(*there)
         for name in there:
-            record = DecisionRecord(self.time_s, "scale_up", "backlog", f"for {name}", {"a": replicas})
-            self.controller.decider._decided(record, {"a": {"cpu": replicas}})
+            decision = Decision({"a": {"cpu": replicas}}, Action.SCALE_UP, Reason.BACKLOG, f"for {name}")
+            self.controller.decider._decided(decision, self.time_s)
         waiting = self.controller.decider.book
         waiting.written(len(waiting.waiting()))
         await self.controller.fleet.want({("a", "cpu"): 1})

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import msgspec
 
-from inferline_stream.controlplane.log.control_records import Override, StoredDecision, StoredPlan
+from inferline_stream.controlplane.log.control_records import Override, StoredPlan
 from inferline_stream.controlplane.log.explanation import WORDS, PlanHistory, document, sentences
 from inferline_stream.controlplane.log.overrides import Overrides
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.plan import Allocation, KeyBound, Plan
 from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
 from inferline_stream.tuner.decision import Reason
@@ -27,8 +28,8 @@ def stored(number: int, reason: str, batch: int, detail: str = "") -> StoredPlan
     return StoredPlan("c-1", 3, 1.7e9, reason, detail, msgspec.Raw(plan_to_bytes(plan)), number)
 
 
-def decision(number: int) -> StoredDecision:
-    return StoredDecision(
+def decision(number: int) -> DecisionRecord:
+    return DecisionRecord(
         number,
         "c-1",
         3,

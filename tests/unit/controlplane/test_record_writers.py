@@ -11,20 +11,20 @@ from inferline_stream.controlplane.log.control_records import (
     DECISIONS_KEPT,
     WANTED_KEY,
     ArrivalTicks,
-    StoredDecision,
     decode_stored,
     decode_ticks,
     encode,
     merged,
 )
 from inferline_stream.controlplane.log.record_writers import ArrivalLog, DecisionLog, flat, nested
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names
 
 NAMES = Names("p")
 
 
-def decision(number: int, *, applied: bool = True) -> StoredDecision:
-    return StoredDecision(number, "c", 1, 0.0, "scale_up", "backlog", "", {"s": {"cpu": number}}, applied)
+def decision(number: int, *, applied: bool = True) -> DecisionRecord:
+    return DecisionRecord(number, "c", 1, 0.0, "scale_up", "backlog", "", {"s": {"cpu": number}}, applied)
 
 
 def test_what_grew_is_reported_with_the_look_right_before_it() -> None:

@@ -64,7 +64,11 @@ def a_state(*, partitions: int = 4) -> PipelineState:
                 isolation=IsolationState("sandbox", 2, 2, 7, (9092,), 76, {"files": 1024}),
             ),
         ),
-        decisions=(DecisionRecord(999.0, "scale_up", "envelope", "0.1 s window", {"language": 3}),),
+        decisions=(
+            DecisionRecord(
+                7, "c-1", 1, 999.0, "scale_up", "envelope", "0.1 s window", {"language": {"t4": 3}}, applied=True
+            ),
+        ),
         late_events=30,
         cost_per_hour=0.1995,
         cost=0.05,

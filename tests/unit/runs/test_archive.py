@@ -6,11 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.log.control_records import StoredDecision, StoredPlan
+from inferline_stream.controlplane.log.control_records import StoredPlan
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import read_observations
 from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -59,7 +60,7 @@ RECORD = RunRecord(
     hop_overhead_s=0.002,
     plans=[StoredPlan("c", 1, 1_700_000_000.0, "start", "", msgspec.Raw(plan_to_bytes(PLAN)), 1)],
     decisions=[
-        StoredDecision(
+        DecisionRecord(
             1, "c", 1, 1_700_000_010.0, "scale_up", "envelope_exceeded", "a burst", {"read": {"cpu": 2}}, True
         )
     ],
