@@ -89,9 +89,9 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
             platform.path,
             platform.service_account,
             platform.secret,
-            dispatcher_confinement(run.bootstrap_servers, run.tracing).ports,
+            dispatcher_confinement(run.bootstrap_servers, run.records.tracing).ports,
         )
-        names = Names(run.pipeline.name, run.prefix)
+        names = Names(run.pipeline.name, run.records.prefix)
         async with KubernetesActuator(
             names, run.bootstrap_servers, cluster, client, drain_timeout_s=run.settings.drain_timeout_s
         ) as pods:
@@ -109,11 +109,12 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
 
 def on_ray(run: Run) -> AbstractAsyncContextManager[Actuator]:
     """Return the actuator of the Ray cluster that this process has joined, for the run."""
-    where = f"{run.pipeline.name} {run.prefix} {run.bootstrap_servers}"
+    where = f"{run.pipeline.name} {run.records.prefix} {run.bootstrap_servers}"
     source = dispatcher_environment()
-    of_spans = [name for name in source if name.startswith("OTEL_")] if run.tracing else []
+    of_spans = [name for name in source if name.startswith("OTEL_")] if run.records.tracing else []
+    digest = hashlib.blake2s(where.encode(), digest_size=4).hexdigest()
     actuator: AbstractAsyncContextManager[Actuator] = ray_door().ray_actuator(
-        f"inferline-{run.prefix}{run.pipeline.name}-{hashlib.blake2s(where.encode(), digest_size=4).hexdigest()}",
+        f"inferline-{run.records.prefix}{run.pipeline.name}-{digest}",
         run.log_folder.absolute(),
         identity=run.identity,
         environment=given((*KAFKA_VARIABLES, *of_spans), source),

@@ -103,6 +103,7 @@ def run(
     """
     from inferline_stream.cli.platform import Platform
     from inferline_stream.cli.run_steps import RunOptions, run_and_report
+    from inferline_stream.runs.run import Endpoints, RecordOptions
 
     run_and_report(
         RunOptions(
@@ -116,20 +117,20 @@ def run(
             advisory=advisory,
             algorithm=algorithm,
             policy=policy,
-            delivery=delivery,
-            tracing=tracing,
-            start=start,
-            create_topics=create_topics,
-            prefix=prefix,
-            page_port=ui_port if ui else None,
-            page_token=ui_token,
-            metrics_port=metrics_port,
+            records=RecordOptions(
+                prefix=prefix, create_topics=create_topics, start=start, delivery=delivery, tracing=tracing
+            ),
+            endpoints=Endpoints(
+                page_port=ui_port if ui else None,
+                page_token=ui_token,
+                metrics_port=metrics_port,
+                metrics_host=metrics_host,
+            ),
             seed=seed,
             gate=gate,
             oversubscribe=oversubscribe,
             profiles=profiles,
             stock=tuple(stock or ()),
-            metrics_host=metrics_host,
             as_json=output == "json",
         )
     )

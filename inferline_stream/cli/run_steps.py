@@ -53,7 +53,7 @@ from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
 from inferline_stream.runs.lifecycle import run_and_hand_over, run_to_report
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.run import FeedTo, Run
+from inferline_stream.runs.run import Endpoints, FeedTo, RecordOptions, Run
 from inferline_stream.settings import (
     DISPATCHER_KAFKA_VARIABLES,
     dispatcher_environment,
@@ -78,20 +78,13 @@ class RunOptions:
     advisory: bool
     algorithm: Literal["default", "inferline", "exact"]
     policy: Literal["default", "inferline"]
-    delivery: Literal["at_least_once", "exactly_once"]
-    tracing: str
-    start: str
-    create_topics: bool
-    prefix: str
-    page_port: int | None
-    page_token: str
-    metrics_port: int
+    records: RecordOptions
+    endpoints: Endpoints
     seed: int
     gate: bool
     oversubscribe: bool
     profiles: Path | None
     stock: tuple[str, ...]
-    metrics_host: str
     as_json: bool
 
 
@@ -100,7 +93,7 @@ def run_and_report(wanted: RunOptions) -> None:
     _check(wanted)
     people = console(error=wanted.as_json)
     log_to_people(RichHandler(console=people, show_time=False, show_path=False, markup=False, highlighter=None))
-    what = declared(wanted.topology, bootstrap_servers=wanted.bootstrap_servers, prefix=wanted.prefix)
+    what = declared(wanted.topology, bootstrap_servers=wanted.bootstrap_servers, prefix=wanted.records.prefix)
     what = replace(what, trace=what.trace.sped_up(wanted.speed_up))
     stopping = _Stopping()
     with Screen(people) as screen:
@@ -159,9 +152,9 @@ def _check(wanted: RunOptions) -> None:
     if wanted.gate and wanted.platform.hand_over:
         raise UsageError("--gate judges a run that has ended, and --hand-over leaves it at work: leave one of them out")
     _seconds(wanted.duration)
-    check_start(wanted.start)
-    if wanted.tracing:
-        check_exporter(wanted.tracing)
+    check_start(wanted.records.start)
+    if wanted.records.tracing:
+        check_exporter(wanted.records.tracing)
 
 
 def gate_miss(report: RunReport, objective: float) -> str:
@@ -239,20 +232,13 @@ async def _run(
             log_folder=_logs(what),
             supervisor_folder=_supervisor_folder(wanted, what) if wanted.bootstrap_servers else None,
             run_folder=new_run(what.file.parent, what.pipeline.name, time.time()),
-            prefix=wanted.prefix,
+            records=wanted.records,
             feed=_feed(wanted, what),
             replication=REPLICATION if wanted.bootstrap_servers else 1,
-            delivery=wanted.delivery,
-            tracing=wanted.tracing,
-            start=wanted.start,
-            create_topics=wanted.create_topics,
             policy=POLICIES[wanted.policy],
             advisory=wanted.advisory,
             duration_s=_seconds(wanted.duration),
-            page_port=wanted.page_port,
-            page_token=wanted.page_token,
-            metrics_port=wanted.metrics_port,
-            metrics_host=wanted.metrics_host,
+            endpoints=wanted.endpoints,
             settings=limits,
             sample=what.trace,
             # Dispatchers that outlive a controller count what their next one would count otherwise.
@@ -278,7 +264,7 @@ def _supervisor_folder(wanted: RunOptions, what: Declared) -> Path:
     Raises:
         UsageError: the folder is another user's, so that its sockets cannot be trusted.
     """
-    names = f"{what.pipeline.name} {wanted.prefix} {wanted.bootstrap_servers}"
+    names = f"{what.pipeline.name} {wanted.records.prefix} {wanted.bootstrap_servers}"
     root = runtime_folder()
     folder = root / hashlib.blake2s(names.encode(), digest_size=8).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)

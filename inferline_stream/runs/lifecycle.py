@@ -68,9 +68,9 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
     pipeline, shape = run.pipeline, shape_of(run.pipeline)
     running = _running(run)
     names = running.names
-    watcher.step("creating topics" if run.create_topics else "verifying topics")
-    topics = topics_of(pipeline, run.prefix)
-    replication, create = run.replication, run.create_topics
+    watcher.step("creating topics" if run.records.create_topics else "verifying topics")
+    topics = topics_of(pipeline, run.records.prefix)
+    replication, create = run.replication, run.records.create_topics
     for note in await ready_topics(run.bootstrap_servers, topics, create=create, replication=replication):
         watcher.note(note)
     async with contextlib.AsyncExitStack() as stack:
@@ -116,11 +116,9 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
             served(
                 lambda: controller.state,
                 shape,
-                page_port=run.page_port,
-                control=page_control(run.page_token, run.bootstrap_servers, names) if run.page_token else None,
-                metrics_port=run.metrics_port,
-                metrics_host=run.metrics_host,
-                note=watcher.note,
+                run.endpoints,
+                page_control(token, run.bootstrap_servers, names) if (token := run.endpoints.page_token) else None,
+                watcher.note,
             )
         )
         watcher.step("starting replicas")
@@ -159,7 +157,7 @@ def _local(run: Run) -> LocalActuator:
 def _running(run: Run) -> PipelineContext:
     """What is under way, by its names in Kafka."""
     pipeline, shape = run.pipeline, shape_of(run.pipeline)
-    names = Names(pipeline.name, run.prefix)
+    names = Names(pipeline.name, run.records.prefix)
     return PipelineContext(
         names=names,
         source=names.topic(pipeline.source.name),
@@ -168,7 +166,7 @@ def _running(run: Run) -> PipelineContext:
         bootstrap_servers=run.bootstrap_servers,
         settings=run.settings,
         advisory=run.advisory,
-        delivery=run.delivery,
+        delivery=run.records.delivery,
         arrivals=pipeline.source.arrivals,
     )
 
@@ -260,9 +258,11 @@ async def _begun(
     if before is not None:
         same_source = before.source[0] == run.pipeline.source.name
         known = {stage for stage in before.edges if same_source or stage not in running.entries}
-    taken_over = found.wanted is not None and run.start == "committed"
+    taken_over = found.wanted is not None and run.records.start == "committed"
     if not taken_over:  # only a leader may: the offsets of a running pipeline are its dispatchers'
-        await commit_start_offsets(run.bootstrap_servers, run.pipeline, run.prefix, run.start, known=known)
+        await commit_start_offsets(
+            run.bootstrap_servers, run.pipeline, run.records.prefix, run.records.start, known=known
+        )
     since = await ledger_begin(offsets, running, partitions)
     # What a leader that fell silent has left is live traffic, and late by our doing.
     return replace(since, live=since.source) if taken_over else since

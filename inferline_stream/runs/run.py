@@ -83,6 +83,42 @@ class NoDisplay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordOptions:
+    """How a run reads and writes records.
+
+    Args:
+        prefix: before every topic and group.
+        create_topics: create what is missing; else only verify what is there.
+        start: where groups without an offset start.
+        delivery: how results get into the sink.
+        tracing: OpenTelemetry exporter of a span per batch; empty for none.
+    """
+
+    prefix: str = ""
+    create_topics: bool = True
+    start: str = "committed"
+    delivery: Delivery = "at_least_once"
+    tracing: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints:
+    """Where a run serves its live page and its metrics.
+
+    Args:
+        page_port: of the live page; 0 for any free one, None for no page.
+        page_token: who knows it may hold decisions and set replicas from the page; empty: nobody may.
+        metrics_port: of `/metrics`; likewise.
+        metrics_host: address that it is served on.
+    """
+
+    page_port: int | None = None
+    page_token: str = ""
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A run's inputs.
 
@@ -95,20 +131,13 @@ class Run:
         log_folder: where replicas' output goes.
         supervisor_folder: private folder, of a short path, where the next controller on this host finds the supervisor
             if this one dies; None: no other finds it.
-        prefix: before every topic and group.
         feed: writes the source topic; None if somebody else does.
         replication: copies of each topic that has to be created.
-        create_topics: create what is missing; else only verify what is there.
-        start: where groups without an offset start.
         policy: the Tuner's step.
         advisory: decide without acting.
-        delivery: how results get into the sink.
-        tracing: OpenTelemetry exporter of a span per batch; empty for none.
+        records: how records are read and written.
         duration_s: stop after so long; None runs to the end of the feed, or until stopped.
-        page_port: of the live page; 0 for any free one, None for no page.
-        page_token: who knows it may hold decisions and set replicas from the page; empty: nobody may.
-        metrics_port: of `/metrics`; likewise.
-        metrics_host: address that it is served on.
+        endpoints: of the live page and of metrics; by default none.
         faust: host the control loop's agents and timer in a Faust app as well.
         hands_over: leave dispatchers and replicas at work at the end, for the controller that follows.
         replans: plan again now and then, from what was recorded and measured.
@@ -126,20 +155,13 @@ class Run:
     measured: PipelineProfile
     log_folder: Path
     supervisor_folder: Path | None = None
-    prefix: str = ""
+    records: RecordOptions = RecordOptions()
     feed: FeedTo | None = None
     replication: int = REPLICATION
-    create_topics: bool = True
-    start: str = "committed"
     policy: Policy = POLICIES["default"]
     advisory: bool = False
-    delivery: Delivery = "at_least_once"
-    tracing: str = ""
     duration_s: float | None = None
-    page_port: int | None = None
-    page_token: str = ""
-    metrics_port: int | None = None
-    metrics_host: str = "127.0.0.1"
+    endpoints: Endpoints = Endpoints()
     faust: bool = True
     hands_over: bool = False
     replans: bool = True
@@ -161,7 +183,14 @@ class Run:
         code = hashlib.blake2s(digest_size=8)
         for file in sorted(topology.parent.rglob("*.py")):
             code.update(str(file).encode() + file.read_bytes())
-        what = (self.pipeline.name, self.prefix, self.bootstrap_servers, str(topology), self.delivery, code.hexdigest())
+        what = (
+            self.pipeline.name,
+            self.records.prefix,
+            self.bootstrap_servers,
+            str(topology),
+            self.records.delivery,
+            code.hexdigest(),
+        )
         return " ".join(what)
 
     @property
@@ -186,10 +215,10 @@ class Run:
         return DispatcherSpec(
             dispatcher=dispatcher,
             slot=slot,
-            routes=routes_of(self.pipeline, stage, self.prefix),
+            routes=routes_of(self.pipeline, stage, self.records.prefix),
             bootstrap_servers=self.bootstrap_servers,
-            delivery=self.delivery,
-            tracing=self.tracing,
+            delivery=self.records.delivery,
+            tracing=self.records.tracing,
             live_since_s=self.live_since_s,
             settings={
                 name: getattr(self.settings, name)

@@ -17,6 +17,7 @@ import numpy as np
 from inferline_stream.calculus.envelope import trace_envelope, windows_s
 from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
+from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import catalogue
@@ -25,7 +26,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
-from inferline_stream.runs.run import FeedTo, Run
+from inferline_stream.runs.run import FeedTo, RecordOptions, Run
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import TunerState
@@ -153,6 +154,8 @@ def emulated_run(
     planned_rate: float = 40.0,
     key_field: str | None = None,
     seed: int = 7,
+    prefix: str | None = None,
+    delivery: Delivery = "at_least_once",
     **more: Any,
 ) -> Run:
     """A run of a topology on emulated hardware, fed with gamma arrivals and scaled by a script.
@@ -168,6 +171,8 @@ def emulated_run(
         planned_rate: of the traffic that the plan is made for.
         key_field: field of the events that becomes the record's key.
         seed: of the arrivals.
+        prefix: of every topic and group; by default one of its own.
+        delivery: how results get into the sink.
         more: further fields of `Run`, e.g. another ``policy``.
     """
     file = topology / "topology.py" if topology.is_dir() else topology
@@ -183,7 +188,7 @@ def emulated_run(
         "plan": plan_by_hand(pipeline, measured, sample, replicas or {stage.name: 1 for stage in pipeline.stages}),
         "measured": measured,
         "log_folder": folder / "logs",
-        "prefix": f"t{secrets.token_hex(4)}.",
+        "records": RecordOptions(prefix=f"t{secrets.token_hex(4)}." if prefix is None else prefix, delivery=delivery),
         "feed": trace_feed(
             levels_trace(list(levels), 1.0, rng), file.parent / pipeline.sample.events, folder, key_field
         ),

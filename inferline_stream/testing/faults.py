@@ -249,7 +249,7 @@ async def scene(
         poison: see `Scene`.
     """
     run = controlled.run(Path(controlled.folder))
-    names, shape = Names(run.pipeline.name, run.prefix), shape_of(run.pipeline)
+    names, shape = Names(run.pipeline.name, run.records.prefix), shape_of(run.pipeline)
     running = PipelineContext(
         names=names,
         source=names.topic(run.pipeline.source.name),
@@ -257,7 +257,7 @@ async def scene(
         entries=frozenset(shape.stages[s] for s in shape.entries()),
         bootstrap_servers=run.bootstrap_servers,
         settings=run.settings,
-        delivery=run.delivery,
+        delivery=run.records.delivery,
     )
     async with contextlib.AsyncExitStack() as stack:
         leader = await _controller(controlled)

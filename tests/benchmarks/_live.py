@@ -70,7 +70,7 @@ def one_stage(
 
 async def append_time_sink(run: Run) -> None:
     """The sink stamps records when it appends them: the latency then ends with Kafka having the result."""
-    topic = Names(run.pipeline.name, run.prefix).topic(run.pipeline.sink.name)
+    topic = Names(run.pipeline.name, run.records.prefix).topic(run.pipeline.sink.name)
     settings = {"message.timestamp.type": "LogAppendTime"}
     partitions = run.pipeline.sink.partitions or PARTITIONS
     await create_topics(run.bootstrap_servers, [WantedTopic(topic, partitions, "a benchmark's own", settings)])

@@ -23,7 +23,7 @@ from inferline_stream.pipeline.trace import gamma_trace, levels_trace
 from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
 from inferline_stream.runs.archive import read_events, read_record
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
 from inferline_stream.testing.emulated_runs import plan_by_hand, trace_feed
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink
@@ -89,7 +89,7 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
         plan=plan,
         measured=measured,
         log_folder=folder / name / "logs",
-        prefix=f"{name}-",
+        records=RecordOptions(prefix=f"{name}-"),
         feed=trace_feed(levels_trace(list(LEVELS), 1.0, rng), written.events, folder / name, "key"),
         policy=POLICIES["default"],
         replans=False,

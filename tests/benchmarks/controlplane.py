@@ -68,8 +68,8 @@ async def at_rest(servers: str, folder: Path, stages: int, seconds: float) -> tu
     (folder / "topology.py").write_text(_HEAD.format(stages=stages))
     (folder / "events.jsonl").write_text("{}\n")
     run = emulated_run(folder, servers, folder, levels=[(1.0, 1.0)], policy=POLICIES["default"], feed=None)
-    names = Names(run.pipeline.name, run.prefix)
-    topics = topics_of(run.pipeline, run.prefix)
+    names = Names(run.pipeline.name, run.records.prefix)
+    topics = topics_of(run.pipeline, run.records.prefix)
     await create_topics(servers, topics)
     echo = [sys.executable, "-m", "tests.benchmarks._echoing_dispatchers", servers, names.prefix, names.pipeline]
     dispatchers = await asyncio.create_subprocess_exec(*echo, stdin=asyncio.subprocess.PIPE)

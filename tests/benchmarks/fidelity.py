@@ -58,7 +58,7 @@ from inferline_stream.profiler.pipeline_profiler import Options, profile_pipelin
 from inferline_stream.runs.archive import read_record
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
 from inferline_stream.testing.emulated_runs import Script, plan_by_hand, trace_feed
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.decision import Reason
@@ -336,7 +336,7 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
         plan=plan,
         measured=measured,
         log_folder=folder / name / "logs",
-        prefix=f"{name}-",
+        records=RecordOptions(prefix=f"{name}-"),
         feed=trace_feed(trace, written.events, folder / name, "key"),
         policy=Script(()),
         replans=False,
@@ -375,7 +375,7 @@ async def _real(bootstrap_servers: str, folder: Path) -> dict[str, Found]:
                 plan=plan,
                 measured=example.measured,
                 log_folder=home / name / "logs",
-                prefix=f"{name}-",
+                records=RecordOptions(prefix=f"{name}-"),
                 feed=trace_feed(trace, example.events, home / name, "text"),
                 policy=Script(()),
                 replans=False,

@@ -26,7 +26,7 @@ def swing(tmp_path: Path) -> partial:
 
 async def lags_by_admin(run: Run) -> dict[str, int]:
     """Lag of every stage's group as any Kafka tool reads it."""
-    names = Names(run.pipeline.name, run.prefix)
+    names = Names(run.pipeline.name, run.records.prefix)
     admin = AIOKafkaAdminClient(bootstrap_servers=run.bootstrap_servers)
     await admin.start()
     try:

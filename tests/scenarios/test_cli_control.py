@@ -26,7 +26,7 @@ async def verb(run: Run, name: str, *more: str, topology: Path | None = None) ->
         "--bootstrap-servers",
         run.bootstrap_servers,
         "--prefix",
-        run.prefix,
+        run.records.prefix,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -31,7 +31,7 @@ async def call(*arguments: str) -> tuple[int, str, str]:
 
 async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 40)], changes=[(2.0, {"parse": 2})])
-    where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.prefix]
+    where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.records.prefix]
     stop = asyncio.Event()
     async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()

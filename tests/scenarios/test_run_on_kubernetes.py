@@ -27,7 +27,7 @@ async def test_scaling_lost_nodes_and_an_outage_of_the_api_server_lose_nothing(
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(60, 22)], changes=changes)
     async with KubeApi() as api, client_of(api) as client:
         kubelet = api.node.run = Kubelet(tmp_path, api)
-        names = Names(run.pipeline.name, run.prefix)
+        names = Names(run.pipeline.name, run.records.prefix)
         async with (
             asyncio.timeout(DEADLINE_S),
             KubernetesActuator(names, run.bootstrap_servers, Cluster(api.namespace, "image"), client) as actuator,

@@ -42,7 +42,7 @@ async def through(run: Run, change: Callable[[LiveRun], Awaitable[None]]) -> Run
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 async def test_more_and_fewer_slots_lose_and_repeat_nothing(swing, embedded_broker: KafkaServer, delivery: str) -> None:
-    run: Run = replace(swing(embedded_broker.bootstrap_servers, levels=[(40, 10)]), delivery=delivery)
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 10)], delivery=delivery)
 
     async def change(under_way: LiveRun) -> None:
         for count in (2, 1):

@@ -15,7 +15,7 @@ from inferline_stream.testing.kafka import KafkaServer
 
 
 async def wait_at_the_source(run: Run, events: int) -> None:
-    source = Names(run.pipeline.name, run.prefix).topic(run.pipeline.source.name)
+    source = Names(run.pipeline.name, run.records.prefix).topic(run.pipeline.source.name)
     for number in range(events):
         record = Written(source, str(number), b'{"number": %d}' % number, number % 8)
         await write_once(run.bootstrap_servers, record)
@@ -37,7 +37,7 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
     swing, embedded_broker: KafkaServer
 ) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 1)])
-    group = Names(run.pipeline.name, run.prefix).group("parse")
+    group = Names(run.pipeline.name, run.records.prefix).group("parse")
     async with asyncio.timeout(120):
         first = await run_to_report(run, NoDisplay(), asyncio.Event())
         await delete_groups(run.bootstrap_servers, group)  # as Kafka does in time
@@ -55,6 +55,8 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
             topic = halted.running.source
             assert await halted.offsets.committed(group, topic, 8) == (-1,) * 8
             await halted.controller.retire(halted.running_stages(), 10.0)
-        again = await run_to_report(replace(run, start=since), NoDisplay(), asyncio.Event())
+        again = await run_to_report(
+            replace(run, records=replace(run.records, start=since)), NoDisplay(), asyncio.Event()
+        )
     assert (again.backlog, again.lost) == (20, 0)
     assert again.events_in == again.events_out == first.events_in + 20

@@ -99,13 +99,13 @@ async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_o
     swing, embedded_broker: KafkaServer
 ) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 1)])
-    names, servers = Names(run.pipeline.name, run.prefix), run.bootstrap_servers
+    names, servers = Names(run.pipeline.name, run.records.prefix), run.bootstrap_servers
     now = structure_of(run.pipeline)
     other = replace(now, edges={**now.edges, "gone": {"parse": False}}, formats={**now.formats, "gone": "json"})
     plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(run.plan))))
     stored = StoredPlan("another", 1, time.time(), "initial", "", plan, 1, other)
-    await create_topics(servers, topics_of(run.pipeline, run.prefix), replication=1)
-    await commit_start_offsets(servers, run.pipeline, run.prefix)
+    await create_topics(servers, topics_of(run.pipeline, run.records.prefix), replication=1)
+    await commit_start_offsets(servers, run.pipeline, run.records.prefix)
     await write_once(servers, Written(names.decisions, "plan", encode(stored)))
     under_way = Written(names.stage_topic("check"), "key", b"1", 3)
     await write_once(servers, under_way)

@@ -40,12 +40,14 @@ async def poison(run: Run, names: Names) -> None:
 
 async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(swing, kafka, tmp_path: Path) -> None:
     run: Run = swing(kafka.bootstrap_servers, levels=[(20, 3)])
-    names = Names("swing", run.prefix)
-    await create_topics(run.bootstrap_servers, topics_of(load_topology(run.topology), run.prefix), replication=1)
+    names = Names("swing", run.records.prefix)
+    await create_topics(
+        run.bootstrap_servers, topics_of(load_topology(run.topology), run.records.prefix), replication=1
+    )
     await poison(run, names)
     limits = Override("limits", "check", maximum=4)
     await write_once(run.bootstrap_servers, Written(names.control, limits.key, encode(limits)))
-    where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.prefix]
+    where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.records.prefix]
     async with asyncio.timeout(120), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         controller = under_way.controller
