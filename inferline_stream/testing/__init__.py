@@ -1,1 +1,1 @@
-"""Fakes and fixtures that users' tests may use too."""
+"""A Kafka for tests, ours and users: fixtures that start one, and processes that stand in for a dispatcher."""

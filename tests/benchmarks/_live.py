@@ -16,7 +16,7 @@ from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.run import Run
-from inferline_stream.testing.emulated_runs import emulated_run, trace_feed
+from tests.support.emulated_runs import emulated_run, trace_feed
 
 PARTITIONS = 8
 

@@ -28,10 +28,10 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.testing.director import Director
-from inferline_stream.testing.emulated_runs import declared_profile
 from tests.benchmarks._bound_dispatcher import MODULE, bind
 from tests.benchmarks._live import Passed, passed_through
+from tests.support.director import Director
+from tests.support.emulated_runs import declared_profile
 
 PARTITIONS = 16
 HARDWARE = "emulated-cpu"

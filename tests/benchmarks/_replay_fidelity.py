@@ -24,11 +24,11 @@ from inferline_stream.profiler.pipeline_profiler import Options, profile_pipelin
 from inferline_stream.runs.archive import read_events, read_record
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
-from inferline_stream.testing.emulated_runs import plan_by_hand, trace_feed
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink
 from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._pipelines import write
+from tests.support.emulated_runs import plan_by_hand, trace_feed
 
 LEVELS = ((25.0, 8.0), (60.0, 8.0), (80.0, 4.0), (100.0, 8.0), (40.0, 6.0))
 """Events per second, and for how many seconds."""

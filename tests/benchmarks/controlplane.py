@@ -24,10 +24,10 @@ from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay
-from inferline_stream.testing.emulated_runs import emulated_run
-from inferline_stream.testing.fake_actuator import FakeActuator
 from inferline_stream.testing.kafka import EmbeddedKafka
 from inferline_stream.tuner.policy import POLICIES
+from tests.support.emulated_runs import emulated_run
+from tests.support.fake_actuator import FakeActuator
 
 PIPELINES, STAGES = 1000, 10
 BROKER_REQUESTS_PER_S = 50_000

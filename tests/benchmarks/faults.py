@@ -1,7 +1,7 @@
 """Randomized faults under load on Apache Kafka, with an oracle that accounts for every event id.
 
 A pipeline of three stages with a conditional branch and a join (emulated hardware) runs under a steady load while the
-faults of `inferline_stream.testing.faults` strike: replicas, dispatchers and the controller killed or frozen beyond
+faults of `tests.support.faults` strike: replicas, dispatchers and the controller killed or frozen beyond
 their lease, the supervisor killed with all its children, a join's partner killed, the broker restarted, killed,
 unreachable and slow, the disk of the sink's file full, poison.
 Each strikes `REPEATS` times while the pipeline delivers at least once, and as often exactly once, in random order;
@@ -33,11 +33,11 @@ from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.trace import levels_trace
-from inferline_stream.testing.controller_process import Controlled
-from inferline_stream.testing.emulated_runs import trace_feed
-from inferline_stream.testing.faults import FAULTS, scene
 from inferline_stream.testing.local_kafka import LocalKafka
 from tests.benchmarks._live import passed_through
+from tests.support.controller_process import Controlled
+from tests.support.emulated_runs import trace_feed
+from tests.support.faults import FAULTS, scene
 
 SWING = Path(__file__).parents[1] / "scenarios" / "swing"
 RATE = 60.0

@@ -59,7 +59,6 @@ from inferline_stream.runs.archive import read_record
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.report import RunReport
 from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
-from inferline_stream.testing.emulated_runs import Script, plan_by_hand, trace_feed
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.decision import Reason
 from tests.benchmarks import _moderation
@@ -68,6 +67,7 @@ from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._pipelines import taken, write
 from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair
 from tests.benchmarks._sources import Source, source_of
+from tests.support.emulated_runs import Script, plan_by_hand, trace_feed
 
 Figures = dict[str, float | int | str | None]
 

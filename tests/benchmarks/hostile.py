@@ -38,11 +38,11 @@ from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.run import NoDisplay
 from inferline_stream.settings import Settings
-from inferline_stream.testing.emulated_runs import emulated_run
-from inferline_stream.testing.faults import LineProcess
 from inferline_stream.testing.kafka import EmbeddedKafka, find_apache_kafka
 from tests.benchmarks._hostile_producer import Attack, Sent
 from tests.benchmarks._hostile_records import HostileRecords
+from tests.support.emulated_runs import emulated_run
+from tests.support.faults import LineProcess
 
 FUZZED = Path(__file__).parents[1] / "scenarios" / "fuzzed"
 CONTROLLER, SUPERVISOR = "controller", "supervisor"

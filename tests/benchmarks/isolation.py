@@ -18,8 +18,8 @@ from inferline_stream.isolation import syscall_rules
 from inferline_stream.isolation.probes import Probed, probe
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.testing.director import Director
 from inferline_stream.testing.kafka import EmbeddedKafka
+from tests.support.director import Director
 
 Figures = dict[str, float | int | str | None]
 

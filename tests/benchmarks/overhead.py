@@ -28,9 +28,9 @@ import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from inferline_stream.kafka.topics import WantedTopic, create_topics
-from inferline_stream.testing.director import Director
 from inferline_stream.testing.kafka import find_apache_kafka
 from tests.benchmarks._machine import Elsewhere
+from tests.support.director import Director
 
 PARTITIONS = 8
 RECORD_BYTES = 1000

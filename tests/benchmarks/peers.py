@@ -36,11 +36,11 @@ from inferline_stream.replay.contenders import FAMILIES, Contest, ordinary
 from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.runs.report import RunReport
 from inferline_stream.runs.run import NoDisplay, Run
-from inferline_stream.testing.emulated_runs import declared_profile, emulated_run, trace_feed
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._bound_supervisor import bound_actuator
 from tests.benchmarks._live_rule import LiveRule
+from tests.support.emulated_runs import declared_profile, emulated_run, trace_feed
 
 Figures = dict[str, float | int | str | None]
 

@@ -26,10 +26,10 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.run import NoDisplay
-from inferline_stream.testing.director import ready_logged_s
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink, one_stage, passed
+from tests.support.director import ready_logged_s
 
 RATE = 60.0
 STEP = 3.0

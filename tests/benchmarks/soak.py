@@ -19,9 +19,9 @@ from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.run import NoDisplay
-from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import find_apache_kafka
-from inferline_stream.testing.soak import CONTROLLER, SUPERVISOR, Growth, ProcessSample, growth, soak
+from tests.support.emulated_runs import emulated_run
+from tests.support.soak import CONTROLLER, SUPERVISOR, Growth, ProcessSample, growth, soak
 
 SOAKED = Path(__file__).parents[1] / "scenarios" / "soaked"
 RATE = 175.0

@@ -16,7 +16,7 @@ from inferline_stream.actuators.ray import ray_actuator
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.testing.fake_actuator import FakeActuator
+from tests.support.fake_actuator import FakeActuator
 
 DEADLINE_S = 30.0
 KINDS = catalogue()

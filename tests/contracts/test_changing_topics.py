@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
-from inferline_stream.testing.director import Director, event_id
 from tests.contracts.pooled import PASSING
+from tests.support.director import Director, event_id
 
 OFTEN = {"topic_check_s": 0.2}
 

@@ -16,7 +16,7 @@ import pytest
 import inferline_stream
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.testing.director import Director
+from tests.support.director import Director
 
 pytestmark = pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 from inferline_stream.pipeline.version import structure_of
-from inferline_stream.testing.director import Director, event_id
 from tests.contracts.pooled import DIAMOND, PASSING, in_order_of_keys, more, under_load
+from tests.support.director import Director, event_id
 
 KIND = "emulated-cpu"
 

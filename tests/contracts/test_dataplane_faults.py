@@ -10,8 +10,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
-from inferline_stream.testing.director import Director, event_id
 from tests.contracts.pooled import PASSING, in_order_of_keys, more, under_load
+from tests.support.director import Director, event_id
 
 SAMPLES = {"work": b"1"}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.testing.director import Director
 from tests.scenarios.test_cli_documents import COMMAND, assert_documented
+from tests.support.director import Director
 
 FORK = """
 from pathlib import Path

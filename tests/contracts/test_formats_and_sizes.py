@@ -10,7 +10,7 @@ import pytest
 
 from inferline_stream.dataplane.dead_letters import send_again
 from inferline_stream.kafka.topics import WantedTopic, create_topics
-from inferline_stream.testing.director import Director
+from tests.support.director import Director
 
 NUMBERED = '''
 import msgspec

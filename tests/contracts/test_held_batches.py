@@ -11,8 +11,8 @@ from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.testing.director import Director
-from inferline_stream.testing.emulated_runs import declared_profile
+from tests.support.director import Director
+from tests.support.emulated_runs import declared_profile
 
 KIND, LIMIT, REPLICAS, RATE, EVENTS = "emulated-cpu", 8, 8, 150.0, 300
 

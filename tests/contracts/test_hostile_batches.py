@@ -9,8 +9,8 @@ from aiokafka import AIOKafkaProducer
 from inferline_stream.dataplane.dead_letters import send_again
 from inferline_stream.kafka.fetched_batches import RECORDS_AT_ONCE
 from inferline_stream.testing.crashing_dispatcher import TAKEN_IN, UNPACKED
-from inferline_stream.testing.director import Director, event_id
 from tests.contracts.pooled import PASSING
+from tests.support.director import Director, event_id
 
 BOMB = [bytes(1 << 20)] * 64  # 64 MiB, of which a few kilobytes are sent
 

@@ -14,9 +14,9 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.testing.director import Director
 from tests.conftest import memory_group
 from tests.contracts.hostile import ATTACKS
+from tests.support.director import Director
 
 pytestmark = pytest.mark.skipif(
     bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"

@@ -18,7 +18,7 @@ from inferline_stream.dataplane.reports import ReplicaStatus
 from inferline_stream.isolation import bootstrap
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.testing.director import Director
+from tests.support.director import Director
 
 pytestmark = pytest.mark.skipif(
     bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"

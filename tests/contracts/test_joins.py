@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.testing.director import Director
+from tests.support.director import Director
 
 FORK = """
 from msgspec import Struct

@@ -15,10 +15,10 @@ from typing import Any
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.pipeline.names import Names
-from inferline_stream.testing.director import Director, event_id
 from tests.contracts.pooled import PASSING, in_order_of_keys, more, under_load
 from tests.kube.api import KubeApi, client_of
 from tests.kube.kubelet import Kubelet
+from tests.support.director import Director, event_id
 
 
 class Pods:

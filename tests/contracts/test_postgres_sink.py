@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.kafka.record_follower import RecordFollower
-from inferline_stream.testing.local_postgres import LocalPostgres
 from tests.contracts.commands import DEADLINE_S
 from tests.contracts.sink_process import SEALABLE, numbered, running, send, topic_on
+from tests.support.local_postgres import LocalPostgres
 
 asyncpg = pytest.importorskip("asyncpg", reason="the PostgreSQL sink's client is not installed")
 

@@ -30,8 +30,8 @@ from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.run import NoDisplay
-from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import KafkaServer
+from tests.support.emulated_runs import emulated_run
 
 DEADLINE_S = 90.0
 MINIMAL = Path(__file__).parents[2] / "topologies" / "minimal"

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from inferline_stream.actuators.actuator import DispatcherExit
-from inferline_stream.testing.director import Director, event_id
 from tests.contracts.pooled import PASSING, in_order_of_keys, more, under_load
+from tests.support.director import Director, event_id
 
 BOTH = pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 SHORT = {"lease_s": 0.6, "heartbeat_s": 0.15}

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from inferline_stream.testing.director import Director
+from tests.support.director import Director
 
 TOPOLOGY = """
 from inferline_stream import Pipeline, Stage, Topic

@@ -30,9 +30,9 @@ from inferline_stream.dataplane.frames import (
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run
-from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.wire import CURRENT, FILLED, FOLDER, FRAMES, document, frames, next_release, this_release
+from tests.support.emulated_runs import emulated_run
 
 RELEASES = {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("[0-9]*.json"))}
 KINDS = {type(record).__name__: record for record in FILLED}

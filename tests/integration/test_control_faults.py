@@ -23,10 +23,10 @@ from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.run import NoDisplay, Run
-from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import LocalKafka
 from inferline_stream.tuner.policy import POLICIES
+from tests.support.emulated_runs import emulated_run
 
 
 @pytest.fixture

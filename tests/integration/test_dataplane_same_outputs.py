@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from inferline_stream.testing.director import Director
+from tests.support.director import Director
 
 TOPOLOGY = """
 from msgspec import Struct

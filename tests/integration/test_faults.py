@@ -17,10 +17,10 @@ import pytest
 
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.pipeline.trace import levels_trace
-from inferline_stream.testing.controller_process import Controlled
-from inferline_stream.testing.emulated_runs import trace_feed
-from inferline_stream.testing.faults import FAULTS, scene
 from inferline_stream.testing.local_kafka import LocalKafka
+from tests.support.controller_process import Controlled
+from tests.support.emulated_runs import trace_feed
+from tests.support.faults import FAULTS, scene
 
 SWING = Path(__file__).parents[1] / "scenarios" / "swing"
 LONG_S = 4.0

@@ -14,8 +14,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run, run_to_report
 from inferline_stream.runs.run import NoDisplay, Run
-from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import KafkaServer
+from tests.support.emulated_runs import emulated_run
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.testing.emulated_runs import emulated_run
+from tests.support.emulated_runs import emulated_run
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run
-from inferline_stream.testing.emulated_runs import emulated_run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.hostile import ATTACKS
+from tests.support.emulated_runs import emulated_run
 
 pytestmark = [
     pytest.mark.skipif(

@@ -19,7 +19,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.settings import Settings
-from inferline_stream.testing.emulated_runs import plan_by_hand
+from tests.support.emulated_runs import plan_by_hand
 
 TOPOLOGY = """
 import time

@@ -23,8 +23,8 @@ from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run
-from inferline_stream.testing.emulated_runs import Script
 from inferline_stream.testing.kafka import KafkaServer
+from tests.support.emulated_runs import Script
 
 
 async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_is_lost(

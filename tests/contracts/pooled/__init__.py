@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
-from inferline_stream.testing.director import Director, event_id
+from tests.support.director import Director, event_id
 
 PASSING = Path(__file__).with_name("passing.py")
 DIAMOND = Path(__file__).with_name("diamond.py")

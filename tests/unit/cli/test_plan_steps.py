@@ -12,7 +12,7 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.testing.emulated_runs import plan_by_hand
+from tests.support.emulated_runs import plan_by_hand
 
 
 def doubt(kind: str, replicas: int, rate: float) -> str:

@@ -27,9 +27,9 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.settings import Settings
-from inferline_stream.testing.fake_actuator import FakeActuator
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.policy import POLICIES
+from tests.support.fake_actuator import FakeActuator
 
 SHAPE = Shape(("a",), ())
 EVERY_S = 20.0

@@ -11,7 +11,7 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
-from inferline_stream.testing.fake_actuator import FakeActuator
+from tests.support.fake_actuator import FakeActuator
 
 SHAPE = Shape(("a",), ())
 

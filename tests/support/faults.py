@@ -31,11 +31,12 @@ from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID, Names
 from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.testing.controller_process import Condition, Controlled
 from inferline_stream.testing.local_kafka import LocalKafka
+from tests.support.controller_process import Condition, Controlled
 
 logger = logging.getLogger(__name__)
 
+ROOT = Path(__file__).parents[2]
 CALM_S = 45.0
 """Longest wait until a pipeline has recovered, before the next fault strikes all the same."""
 
@@ -50,7 +51,13 @@ class LineProcess:
     async def start(cls, module: str, *arguments: str, line: bytes = b"") -> LineProcess:
         """Start ``python -m module`` and send it a first line."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            sys.executable,
+            "-m",
+            module,
+            *arguments,
+            cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
         )
         assert process.stdin is not None
         if line:
@@ -271,7 +278,7 @@ async def scene(
         struck = Scene(
             kafka, controlled, running, since, partitions, leader, await _controller(controlled),
             await _sink(running, file), file,
-            random.Random(seed), long_s, branch, poison,  # noqa: S311  chooses victims, keeps no secret
+            random.Random(seed), long_s, branch, poison,
         )  # fmt: skip
         try:
             yield struck
@@ -281,9 +288,7 @@ async def scene(
 
 
 async def _controller(controlled: Controlled) -> LineProcess:
-    process = await LineProcess.start(
-        "inferline_stream.testing.controller_process", line=msgspec.json.encode(controlled)
-    )
+    process = await LineProcess.start("tests.support.controller_process", line=msgspec.json.encode(controlled))
     await process.says(b"started", 60.0)
     return process
 

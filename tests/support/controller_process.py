@@ -1,6 +1,6 @@
 """A controller in a process of its own, so that it can be killed and frozen with all that hangs on it.
 
-``python -m inferline_stream.testing.controller_process`` with a `Controlled` as one line of JSON on standard input.
+``python -m tests.support.controller_process`` with a `Controlled` as one line of JSON on standard input.
 It says ``started``, ``leads`` and ``ready``, a line each, and then answers every further line with a `Condition`.
 Dispatchers and replicas are children of a supervisor, which the next controller of the same folder takes over if this
 one dies. SIGTERM, or the end of its input: it drains the pipeline and leaves.
@@ -25,7 +25,7 @@ from inferline_stream.errors import InferlineError
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.run import NoDisplay, Run
-from inferline_stream.testing.emulated_runs import emulated_run
+from tests.support.emulated_runs import emulated_run
 
 
 class Controlled(msgspec.Struct, frozen=True):

@@ -29,7 +29,7 @@ class LocalPostgres:
         Unreachable: PostgreSQL is not installed, or does not start.
     """
 
-    password = "open sesame"  # noqa: S105  of a server that lives for one test
+    password = "open sesame"
     database = "postgres"
     user = _USER
 

@@ -328,7 +328,7 @@ class Director:
     async def caught_up(self, timeout_s: float = 20.0) -> None:
         """Wait until no stage has a record to do."""
         async with asyncio.timeout(timeout_s):
-            while await self.lag():  # noqa: ASYNC110  Kafka tells nobody that a group has caught up
+            while await self.lag():
                 await asyncio.sleep(0.05)
 
     async def put(self, values: list[bytes], keys: list[bytes | None] | None = None) -> list[str]:

@@ -1,0 +1,1 @@
+"""What several rooms of our own tests and benchmarks share."""
