@@ -5,5 +5,5 @@ simulates many plans on one trace. A stage needs only its arrivals in order, so 
 stage (`evaluation`): `routes` says where a stage's arrivals come from, `merger` puts them together, `server`,
 `keyed_server` and `bound_server` serve them, `delay` draws their hops. The loops are in `kernels`, `shared_queue`,
 `keyed_queue`, `bound_partitions` and `batch_order`, made machine code by `compiled`; the rules they obey are written in
-`kernels` and once more, as one heap of events, in `reference`, with which they agree bit for bit.
+`kernels` and once more, as one heap of events, in `tests.support.event_heap`, with which they agree bit for bit.
 """

@@ -1,6 +1,6 @@
 """The loops of the simulation, as plain functions; `estimator.numba_kernels` makes machine code of this very source.
 
-Rules, held bit for bit by the event-heap reference (`estimator.reference`):
+Rules, held bit for bit by the event-heap reference (`tests.support.event_heap`):
 
 - A record that leaves a stage at t arrives at ``t + hop`` and a batch that starts at t ends at ``t + S``: these sums,
   rounded once, are the instants. Service times are above 0. Where hops differ, what a stage sends at t, and what enters

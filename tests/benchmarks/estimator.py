@@ -13,7 +13,6 @@ import numpy as np
 from inferline_stream.estimator.evaluation import SLICE_EVENTS, evaluate
 from inferline_stream.estimator.kernels import Tokens
 from inferline_stream.estimator.numba_kernels import compiled
-from inferline_stream.estimator.reference import simulate_with_heap
 from inferline_stream.estimator.server import Server
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.station import Station, station
@@ -25,6 +24,7 @@ from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_pat
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from tests.benchmarks._comparators import Network, simulate_with_plain_heap, simulate_with_simpy
 from tests.benchmarks._variation import varying
+from tests.support.event_heap import simulate_with_heap
 from tests.unit.estimator.random_pipelines import random_pipeline
 
 CELLS = [(replicas, batch, rho) for replicas, batch in ((1, 1), (4, 8), (16, 32), (64, 64)) for rho in (0.7, 0.9)]

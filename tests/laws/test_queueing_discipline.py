@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inferline_stream.estimator.evaluation import evaluate, fastest_rest_s
 from inferline_stream.estimator.kernels import draw
-from inferline_stream.estimator.reference import Happening, HeapSimulation, simulate_with_heap
+from tests.support.event_heap import Happening, HeapSimulation, simulate_with_heap
 from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipeline
 
 SEEDS = st.integers(0, 10**6)

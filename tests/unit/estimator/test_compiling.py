@@ -18,7 +18,7 @@ def run(code: str) -> str:
 def test_importing_the_estimator_does_not_import_numba() -> None:
     code = """
 import sys
-import inferline_stream.estimator.simulation, inferline_stream.estimator.warmup, inferline_stream.estimator.reference
+import inferline_stream.estimator.simulation, inferline_stream.estimator.warmup
 print("numba" in sys.modules)
 """
     assert run(code) == "False"

@@ -10,12 +10,12 @@ import pytest
 from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
 from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.numba_kernels import interpreted
-from inferline_stream.estimator.reference import simulate_with_heap
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.variation import LEVELS
+from tests.support.event_heap import simulate_with_heap
 from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipeline
 from tests.unit.estimator.small import CHAIN, ONE, allocated, measured
 
