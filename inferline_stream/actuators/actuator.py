@@ -96,7 +96,7 @@ class ObservedDispatcher:
         slot: of the stage.
         incarnation: how often it was started, from 1.
         pid: its process; None while it is started again.
-        state: ``stopping`` once it was sent `attachments.Stop`.
+        state: ``stopping`` once it was sent `supervisor_messages.Stop`.
         started_s: when it was last started, on the event loop's clock.
         node: that it is on, in a cluster; empty while it has none.
     """
@@ -162,7 +162,7 @@ class Actuator(Protocol):
     async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
         """Ask for exactly these dispatchers for a stage, by name; asking twice changes nothing.
 
-        One that is no longer listed is sent `attachments.Stop` and killed after the drain deadline. A dispatcher that
+        One that is no longer listed is sent `supervisor_messages.Stop`, and killed after the drain deadline. One that
         dies is started again at once under its name, with the next ``incarnation``; not so one that left in order
         (0) or was fenced (75).
         """

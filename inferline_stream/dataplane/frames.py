@@ -126,7 +126,7 @@ class FrameBuffer:
     """Takes bytes as they come and gives whole frames.
 
     Args:
-        decode: of the bodies, `decode_to_replica` or `decode_to_dispatcher`.
+        decode: of the bodies; see `to_replica` and `to_dispatcher`.
     """
 
     def __init__(self, decode: Any) -> None:

@@ -187,11 +187,6 @@ def dashboard() -> dict[str, Any]:
     }
 
 
-def expressions() -> list[str]:
-    """Every PromQL expression of the dashboard, with its variables."""
-    return [expression for _, held in ROWS for panel in held for expression, _ in panel.queries]
-
-
 def _variable(name: str, query: str) -> dict[str, Any]:
     return {
         "name": name,

@@ -75,11 +75,6 @@ def plan_from_bytes(data: bytes, where: str = "plan") -> Plan:
     return plan
 
 
-def plan_from_dict(document: dict[str, Any], where: str = "plan") -> Plan:
-    """Read what `plan_to_dict` gave; raises as `plan_from_bytes` does."""
-    return plan_from_bytes(msgspec.json.encode(document), where)
-
-
 def _check(plan: Plan, where: str) -> None:
     """Refuse a plan whose parts do not fit together."""
     problems = [

@@ -12,12 +12,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from inferline_stream.observability.dashboard import dashboard, expressions
+from inferline_stream.observability.dashboard import ROWS, dashboard
 from inferline_stream.observability.metrics import serve_metrics
 from tests.integration._monitoring import monitoring
 from tests.unit.observability.states import a_state
 from tests.unit.observability.test_metrics import scrape
 
+EXPRESSIONS = [expression for _, held in ROWS for panel in held for expression, _ in panel.queries]
 DOCKER = Path(__file__).parents[2] / "docker"
 VARIABLES = {"$pipeline": ".*", "$stage": ".*", "$__rate_interval": "10s", "$__range": "1m"}
 
@@ -34,7 +35,7 @@ def filled_in(expression: str) -> str:
 
 
 def test_every_metric_that_it_names_is_in_a_scrape() -> None:
-    named = {name for expression in expressions() for name in re.findall(r"inferline_\w+", expression)}
+    named = {name for expression in EXPRESSIONS for name in re.findall(r"inferline_\w+", expression)}
     with closing(serve_metrics(a_state, 0)) as metrics:
         text = scrape(metrics.port)
     scraped = {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
@@ -49,7 +50,7 @@ def test_every_expression_has_an_answer(tmp_path: Path) -> None:
     metrics = serve_metrics(lambda: replace(a_state(), time_s=time.time()), 0)
     with closing(metrics), monitoring(tmp_path, rules, metrics.port) as heard:
         deadline_s = time.monotonic() + 60
-        unanswered = [filled_in(expression) for expression in expressions()]
+        unanswered = [filled_in(expression) for expression in EXPRESSIONS]
         while unanswered:  # rates need two scrapes
             unanswered = [expression for expression in unanswered if not heard.query(expression)]
             assert time.monotonic() < deadline_s, f"no answer within 60 s to {unanswered}"
