@@ -69,7 +69,7 @@ def _newer_code(topology: Path, bootstrap_servers: str, prefix: str, output: Out
     import time
 
     from inferline_stream.cli.output import print_json
-    from inferline_stream.cli.overrides import as_fields, who
+    from inferline_stream.cli.override_steps import as_fields, who
     from inferline_stream.cli.plan_steps import topology_file
     from inferline_stream.controlplane.leadership import leads
     from inferline_stream.controlplane.log.control_records import Override, encode

@@ -15,13 +15,15 @@ from inferline_stream.cli.explain import explain
 from inferline_stream.cli.init import init
 from inferline_stream.cli.options import Output
 from inferline_stream.cli.output import print_json
-from inferline_stream.cli.overrides import pause, resume, scale
+from inferline_stream.cli.pause import pause
 from inferline_stream.cli.plan import plan
 from inferline_stream.cli.profile import profile
 from inferline_stream.cli.replay import compare, replay
 from inferline_stream.cli.report import report
+from inferline_stream.cli.resume import resume
 from inferline_stream.cli.rules import rules
 from inferline_stream.cli.run import run
+from inferline_stream.cli.scale import scale
 from inferline_stream.cli.status import status, top
 from inferline_stream.cli.topics import topics
 

@@ -1,0 +1,102 @@
+"""`scale`: replicas or limits of a stage, or the SLO, prices and stock, while a pipeline runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
+from inferline_stream.cli.override_steps import Lasting, check_stage, loaded, send, until_s, who
+
+if TYPE_CHECKING:
+    from inferline_stream.controlplane.log.control_records import Override
+    from inferline_stream.pipeline.topology import Pipeline
+
+
+def scale(
+    topology: Topology,
+    stage: Annotated[str | None, typer.Argument(help="the stage, for replicas, limits and standbys")] = None,
+    replicas: Annotated[int | None, typer.Argument(help="hold the stage at so many", min=0)] = None,
+    *,
+    bootstrap_servers: RunningServers,
+    minimum: Annotated[int | None, typer.Option("--min", help="fewest replicas of the stage", min=0)] = None,
+    maximum: Annotated[int | None, typer.Option("--max", help="most replicas of the stage", min=1)] = None,
+    standby: Annotated[int | None, typer.Option(help="replicas of the stage that stand by", min=0)] = None,
+    slo: Annotated[
+        str | None, typer.Option(help='in place of the topology\'s, e.g. "150ms": planned for at once')
+    ] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=DOLLARS", help="per hour of a hardware kind; may be repeated")
+    ] = None,
+    stock: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=REPLICAS", help="most of a hardware kind; may be repeated")
+    ] = None,
+    lasting: Lasting = None,
+    prefix: Prefix = "",
+    output: Output = "table",
+) -> None:
+    """Set replicas or limits of a stage, or the SLO, prices and stock that plans are made for, while it runs."""
+    import msgspec
+
+    from inferline_stream.controlplane.log.control_records import Override
+    from inferline_stream.errors import UsageError
+
+    pipeline = loaded(topology)
+    lapses_s = until_s(lasting)
+    of_stage: list[Override] = []
+    if replicas is not None:
+        of_stage.append(Override("scale", stage or "", replicas))
+    if minimum is not None or maximum is not None:
+        if maximum is not None and (minimum or 0) > maximum:
+            raise UsageError(f"--min {minimum} is above --max {maximum}")
+        of_stage.append(Override("limits", stage or "", minimum=minimum, maximum=maximum))
+    if standby is not None:
+        of_stage.append(Override("standby", stage or "", standby))
+    if of_stage:
+        check_stage(pipeline, stage)
+    whole: list[Override] = []
+    if slo is not None:
+        whole.append(Override("slo", value=_slo_s(slo)))
+    whole += [Override("price", kind, dollars) for kind, dollars in _of_kinds(pipeline, "price", price or [])]
+    whole += [Override("stock", kind, most) for kind, most in _of_kinds(pipeline, "stock", stock or [])]
+    if not of_stage and not whole:
+        raise UsageError(
+            "nothing to set: give a stage and a number of replicas, or one of the options of `scale --help`"
+        )
+    signed = [msgspec.structs.replace(override, until_s=lapses_s, who=who()) for override in (*of_stage, *whole)]
+    send(pipeline, bootstrap_servers, prefix, [(override.key, override) for override in signed], output)
+
+
+def _slo_s(slo: str) -> float:
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.units import duration_s
+
+    try:
+        seconds = duration_s(slo)
+    except ValueError as error:
+        raise UsageError(f"--slo: {error}") from None
+    if seconds <= 0:
+        raise UsageError(f"--slo: {slo!r} must be above 0")
+    return seconds
+
+
+def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tuple[str, float]]:
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.hardware import catalogue
+
+    kinds, found = catalogue(pipeline.hardware), []
+    for text in given:
+        kind, _, number = text.partition("=")
+        if kind not in kinds:
+            raise UsageError(f"--{option} {text!r}: no hardware kind {kind!r}; the catalogue has {', '.join(kinds)}")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf") or (option == "stock" and value != int(value)):
+            what = "a whole number of replicas" if option == "stock" else "dollars per hour"
+            raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 or more")
+        found.append((kind, value))
+    return found
