@@ -9,6 +9,7 @@ import typer
 from inferline_stream.cli import dlq, sandbox
 from inferline_stream.cli.check import check
 from inferline_stream.cli.command_group import CommandGroup, add_commands, add_group
+from inferline_stream.cli.compare import compare
 from inferline_stream.cli.deploy import deploy
 from inferline_stream.cli.diff import diff
 from inferline_stream.cli.explain import explain
@@ -18,13 +19,14 @@ from inferline_stream.cli.output import print_json
 from inferline_stream.cli.pause import pause
 from inferline_stream.cli.plan import plan
 from inferline_stream.cli.profile import profile
-from inferline_stream.cli.replay import compare, replay
+from inferline_stream.cli.replay import replay
 from inferline_stream.cli.report import report
 from inferline_stream.cli.resume import resume
 from inferline_stream.cli.rules import rules
 from inferline_stream.cli.run import run
 from inferline_stream.cli.scale import scale
-from inferline_stream.cli.status import status, top
+from inferline_stream.cli.status import status
+from inferline_stream.cli.top import top
 from inferline_stream.cli.topics import topics
 
 app = typer.Typer(

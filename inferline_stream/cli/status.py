@@ -1,15 +1,12 @@
-"""`status` and `top`: how a running pipeline stands, once or all the time, from anywhere that reaches its Kafka."""
+"""`status`: how a running pipeline stands, from anywhere that reaches its Kafka."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from inferline_stream.cli.command_group import terminated
 from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
 
 if TYPE_CHECKING:
@@ -41,7 +38,7 @@ def status(
     from inferline_stream.observability.page.snapshot import snapshot
 
     async def once() -> tuple[PipelineState, Arrows]:
-        return await anext(_looks(topology, bootstrap_servers, prefix, 1.0))
+        return await anext(pipeline_states(topology, bootstrap_servers, prefix, 1.0))
 
     state, arrows = asyncio.run(once())
     if output == "json":
@@ -50,61 +47,10 @@ def status(
         console().print(status_tables(state))
 
 
-def top(
-    topology: Topology,
-    *,
-    bootstrap_servers: RunningServers,
-    every: Annotated[str, typer.Option(help="time between two updates")] = "1s",
-    updates: Annotated[int | None, typer.Option(help="end after so many; with Ctrl-C without it", min=1)] = None,
-    prefix: Prefix = "",
-    output: Output = "table",
-) -> None:
-    """Watch a running pipeline in the terminal: what `status` shows, again and again, until Ctrl-C.
-
-    With `--output json` each update is one line with one object.
-    """
-    from rich.live import Live
-
-    from inferline_stream.cli.output import console
-    from inferline_stream.errors import UsageError
-    from inferline_stream.observability.page.snapshot import snapshot
-    from inferline_stream.pipeline.units import duration_s
-    from inferline_stream.printable import printable_json
-
-    try:
-        every_s = duration_s(every)
-    except ValueError as error:
-        raise UsageError(f"--every: {error}") from None
-    screen = console()
-
-    async def watch(live: Live | None) -> None:
-        seen = 0
-        async for state, arrows in _looks(topology, bootstrap_servers, prefix, every_s):
-            if output == "json":
-                sys.stdout.write(printable_json(snapshot(state, arrows).decode()) + "\n")
-                sys.stdout.flush()
-            elif live is not None:
-                live.update(status_tables(state), refresh=True)
-            else:
-                screen.print(status_tables(state))
-            seen += 1
-            if seen == updates:
-                return
-
-    try:
-        if output == "table" and screen.is_terminal:
-            with Live(console=screen, auto_refresh=False, screen=updates is None) as live:
-                asyncio.run(watch(live))
-        else:
-            asyncio.run(watch(None))
-    except KeyboardInterrupt as error:
-        if terminated(error):
-            raise  # Ctrl-C is how it ends, SIGTERM is not
-
-
-async def _looks(
+async def pipeline_states(
     topology: Path, bootstrap_servers: str, prefix: str, every_s: float
 ) -> AsyncIterator[tuple[PipelineState, Arrows]]:
+    """Yield a running pipeline's state again and again, with the arrows of its DAG."""
     from inferline_stream.cli.plan_steps import topology_file
     from inferline_stream.controlplane.observer import watch_pipeline
     from inferline_stream.dataplane.topology_loader import load_topology

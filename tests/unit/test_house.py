@@ -92,6 +92,15 @@ def test_no_two_rooms_have_a_file_of_one_name():
     assert {name for name, files in rooms.items() if len(files) > 1} == _IN_SEVERAL_ROOMS.keys()
 
 
+def test_every_command_is_in_the_file_of_its_name():
+    from inferline_stream.cli.main import app
+
+    commands = {command.callback.__name__ for command in app.registered_commands} - {"version"}
+    groups = {group.name for group in app.registered_groups}
+    assert len(commands) > 15
+    assert not {name for name in commands | groups if not (PACKAGE / "cli" / f"{name}.py").exists()}
+
+
 def test_every_file_that_the_architecture_page_names_exists():
     named = re.findall(r"`([\w./-]+(?:\.py|/))`", (ROOT / "docs" / "ARCHITECTURE.md").read_text())
 

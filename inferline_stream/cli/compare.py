@@ -1,0 +1,106 @@
+"""`compare`: policies side by side on a trace in simulated time, on the user's plan and profiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inferline_stream.cli.options import Output, Plot, Seed
+from inferline_stream.cli.replay_ground import Arrivals, PlanFile, StartUp, What, check_plot, conditions_of, ground_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from inferline_stream.replay.compare import Comparison
+
+
+def compare(
+    what: What,
+    *,
+    trace: Arrivals = None,
+    policies: Annotated[
+        str | None, typer.Option(help="their names, separated by commas; all of them without it")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option(help="run each rule of others a second time, with the setting that is best on the sample")
+    ] = True,
+    plan: PlanFile = None,
+    start_up: StartUp = None,
+    plot: Plot = None,
+    seed: Seed = 0,
+    output: Output = "table",
+) -> None:
+    """Put policies side by side on a trace: ours, KEDA, HPA, Flink, DS2, Ray Serve, Dataflow … and hindsight.
+
+    Each begins with our plan and has its hardware and batch limits, start-up times and statistics; coarse-grained
+    ones begin with units of their own. Rules of others scale ordinary consumer groups, and once more our pools with one
+    queue per stage. The regret is the cost above that of a schedule made in hindsight.
+    """
+    from inferline_stream.calculus.envelope import compiled_kernel
+    from inferline_stream.cli.output import Bar, console, print_json
+    from inferline_stream.errors import UsageError
+    from inferline_stream.replay.compare import NAMES
+    from inferline_stream.replay.compare import compare as compared
+    from inferline_stream.replay.replay_document import comparison_to_dict
+
+    chosen = NAMES if policies is None else tuple(name.strip() for name in policies.split(","))
+    unknown = [name for name in chosen if name not in NAMES]
+    if unknown:
+        raise UsageError(f"--policies: {', '.join(map(repr, unknown))}: there are {', '.join(NAMES)}")
+    conditions = conditions_of(start_up)
+    check_plot(plot)
+    ground = ground_of(what, trace, plan, seed)
+    with Bar("comparing") as bar:
+        comparison = compared(
+            ground.shape,
+            ground.plan,
+            ground.measured,
+            ground.sample,
+            ground.trace,
+            catalogue=ground.kinds,
+            policies=chosen,
+            tune=tune,
+            conditions=conditions,
+            objective=ground.objective,
+            seed=seed,
+            kernel=compiled_kernel(),
+            progress=bar.each(len(chosen)),
+        )
+    if plot is not None:
+        from inferline_stream.observability.plots.comparison import draw_comparison
+
+        draw_comparison(plot, comparison, objective=ground.objective, title=ground.name)
+    if output == "json":
+        print_json({"pipeline": ground.name, **comparison_to_dict(comparison)})
+    else:
+        console().print(_rows_table(comparison))
+
+
+def _rows_table(comparison: Comparison) -> Table:
+    from rich.table import Table
+
+    table = Table(title="Policies, cheapest first")
+    table.add_column("policy")
+    table.add_column("setting")
+    for name in ("$", "above SLO", "worst 15 s", "steps", "peak", "regret", "to instant"):
+        table.add_column(name, justify="right")
+    for row in sorted(comparison.rows, key=lambda row: row.outcome.cost):
+        outcome = row.outcome
+        regrets = ["" if r is None else f"{r:+.1%}" for r in (row.regret, row.regret_instant)]
+        table.add_row(
+            row.label,
+            row.setting,
+            f"{outcome.cost:.4f}",
+            f"{outcome.miss_rate:.2%}",
+            f"{outcome.worst_miss_rate():.2%}",
+            str(outcome.changes),
+            str(outcome.peak_replicas),
+            *regrets,
+            style=None if row.keeps_objective else "dim",
+        )
+    table.caption = (
+        f"no policy can serve this trace for less than ${comparison.work_bound:.4f}; "
+        "dim rows do not keep the objective; regret is cost above the clairvoyant's"
+    )
+    return table
