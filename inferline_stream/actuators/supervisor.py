@@ -23,8 +23,8 @@ from inferline_stream.actuators.actuator import (
 from inferline_stream.actuators.batch_deaths import BatchDeaths
 from inferline_stream.actuators.children import NoDevice
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
-from inferline_stream.actuators.places import Place, Places
 from inferline_stream.actuators.processes import Ended, FoundProcess, Heard, P, Processes, Remote
+from inferline_stream.actuators.replica_places import Place, Places
 from inferline_stream.actuators.replica_slots import ReplicaSlots, SlottedReplica
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.supervisor_messages import (

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from inferline_stream.errors import InvalidInput
-from inferline_stream.isolation.attempts import Attempt, Targets
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
+from inferline_stream.isolation.escape_attempts import Attempt, Targets
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.pipeline.isolation import Isolation
 
@@ -60,7 +60,7 @@ async def probe(isolation: Isolation) -> Probed:
     password = f"inferline-secret-{secrets.token_hex(16)}"
     async with _targets(password) as (targets, topology):
         with _password(password):
-            launch = Launch("inferline_stream.isolation.attempts", Confinement(isolation, topology), cores=1)
+            launch = Launch("inferline_stream.isolation.escape_attempts", Confinement(isolation, topology), cores=1)
         process = await asyncio.create_subprocess_exec(
             *launch.command,
             stdin=asyncio.subprocess.PIPE,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ObservedReplica, ReplicaExit
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
-from inferline_stream.actuators.places import Place, Places
+from inferline_stream.actuators.replica_places import Place, Places
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 
 

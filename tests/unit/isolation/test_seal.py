@@ -17,8 +17,8 @@ import pytest
 
 from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation import bootstrap, landlock, limits
-from inferline_stream.isolation.attempts import ATTEMPTS
 from inferline_stream.isolation.confinement import confined
+from inferline_stream.isolation.escape_attempts import ATTEMPTS
 from inferline_stream.isolation.kernel_features import kernel_features
 from inferline_stream.isolation.limits import unbounded_memory
 from inferline_stream.isolation.probes import probe

@@ -1,7 +1,7 @@
 """Thirty-four ways out of a process that a stage could try, each tried for real against something made for it.
 
-``python -m inferline_stream.isolation.attempts`` seals itself as standard input says, tries them all, and reports.
-None of them harms anything where it succeeds.
+``python -m inferline_stream.isolation.escape_attempts`` seals itself as standard input says, tries them all, and
+reports. None of them harms anything where it succeeds.
 """
 
 from __future__ import annotations
