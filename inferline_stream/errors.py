@@ -12,7 +12,7 @@ InferlineError
 ├── StageFailed            1  a stage raised or broke its contract on a batch
 │   └── WorkerFailed          in the profiler's process (profiler.worker_process)
 ├── LeadershipLost         1  another controller leads (kafka.controller_client)
-├── KafkaFailed            1  Kafka refuses a record or a commit (kafka.outgoing)
+├── KafkaFailed            1  Kafka refuses a record or a commit (kafka.records)
 └── FrameError             1  what came over a socket is no frame (dataplane.frames)
 """
 

@@ -20,8 +20,8 @@ from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, 
 from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
-from inferline_stream.kafka.outgoing import Header, Message
 from inferline_stream.kafka.partitioner import partition_of
+from inferline_stream.kafka.records import Header, Message
 from inferline_stream.kafka.stage_sender import StageSender
 from inferline_stream.kafka.topics import record_limits
 from inferline_stream.pipeline.annotations import types_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from inferline_stream.kafka.outgoing import Header
+from inferline_stream.kafka.records import Header
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, HEADER_PREFIX, PARENT, SKIPPED, VERSION, WIRE_VERSION
 from inferline_stream.pipeline.version import Structure
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from inferline_stream.kafka.outgoing import Header
+from inferline_stream.kafka.records import Header
 
 LIMIT_BYTES = 1_048_588
 """Kafka's `max.message.bytes` by default: the largest batch, even of one record, that a topic takes."""

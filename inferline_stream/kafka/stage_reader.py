@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import (
@@ -24,7 +24,7 @@ from aiokafka.errors import (
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import client_options, closed, started
 from inferline_stream.kafka.fetched_batches import CORRUPT_FETCHES, RECORDS_AT_ONCE, CorruptBatch, corrupt_wait_s
-from inferline_stream.kafka.outgoing import KafkaFailed
+from inferline_stream.kafka.records import FetchedRecord, KafkaFailed
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, topic_states
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ class Fetched(NamedTuple):
         lost: partitions that cannot be read on, and why.
     """
 
-    records: Mapping[int, Sequence[Any]]
-    control: Sequence[Any]
+    records: Mapping[int, Sequence[FetchedRecord]]
+    control: Sequence[FetchedRecord]
     positions: Mapping[int, int]
     lost: Mapping[int, str]
 

@@ -11,7 +11,8 @@ from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from inferline_stream.kafka.connection import client_options, closed, started
-from inferline_stream.kafka.outgoing import (
+from inferline_stream.kafka.record_size import record_bytes
+from inferline_stream.kafka.records import (
     PRODUCE_BATCH_BYTES,
     TRANSACTION_TIMEOUT_MS,
     Fenced,
@@ -19,7 +20,6 @@ from inferline_stream.kafka.outgoing import (
     Message,
     Outgoing,
 )
-from inferline_stream.kafka.record_size import record_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from inferline_stream.dataplane.headers import read_headers
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.outgoing import Message
+from inferline_stream.kafka.records import Message
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import StageSender
 from inferline_stream.kafka.topics import WantedTopic, create_topics, delete_topics
@@ -83,7 +83,7 @@ async def _hops_s(reader: StageReader, sender: StageSender, topic: str, clock_s:
             for records in fetched.records.values():
                 for record in records:
                     read_headers(record.headers)
-                    arrived_s[msgspec.json.decode(record.value)["number"]] = clock_s()
+                    arrived_s[msgspec.json.decode(record.value or b"")["number"]] = clock_s()
 
     async def send() -> None:
         while True:

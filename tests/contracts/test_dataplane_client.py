@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.outgoing import Fenced, KafkaFailed, Message
+from inferline_stream.kafka.records import Fenced, KafkaFailed, Message
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import StageSender
 from inferline_stream.kafka.topics import WantedTopic, create_topics

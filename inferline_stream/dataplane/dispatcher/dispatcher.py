@@ -39,7 +39,7 @@ from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.committed_offsets import surely_committed
 from inferline_stream.kafka.fetched_batches import bound_batches
-from inferline_stream.kafka.outgoing import Fenced, KafkaFailed
+from inferline_stream.kafka.records import Fenced, KafkaFailed
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import ReportSender, StageSender
 from inferline_stream.kafka.topic_state import recreated

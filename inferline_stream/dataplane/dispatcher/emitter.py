@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import msgspec
 
@@ -15,9 +14,9 @@ from inferline_stream.dataplane.headers import DROPPED, LETTERED, REASON, join_h
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
-from inferline_stream.kafka.outgoing import Header, Message
 from inferline_stream.kafka.partitioner import murmur2
 from inferline_stream.kafka.record_size import LIMIT_BYTES, record_bytes
+from inferline_stream.kafka.records import FetchedRecord, Header, Message
 from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX, PARENT
 
 _HASHES_REMEMBERED = 65_536
@@ -170,7 +169,7 @@ class Emitter:
         parts = [record for record in event.records if any(name == PARENT for name, _ in record.headers)]
         self._letters(event, parts, Failed("DiedUpstream", "the event died on another branch", ""))
 
-    def _letters(self, event: Event, records: Iterable[Any], failed: Failed) -> None:
+    def _letters(self, event: Event, records: Iterable[FetchedRecord], failed: Failed) -> None:
         topic = self._routes.names.dead_letters(self._routes.input_topic)
         for record in records:
             headers = [

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.kafka.outgoing import Header
+from inferline_stream.kafka.records import FetchedRecord, Header
 
 
 class Event(msgspec.Struct, gc=False, eq=False):
@@ -29,7 +27,7 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """What its successors carry."""
     payload: StageInput
     size_bytes: int
-    records: tuple[Any, ...]
+    records: tuple[FetchedRecord, ...]
     """As they were read: what a dead letter holds."""
     replayed: bool = False
     """Whether it died before and was sent again: its miss was counted then."""

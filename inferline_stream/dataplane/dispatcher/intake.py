@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from inferline_stream.dataplane.dispatcher.clock_lead import ClockLead
 from inferline_stream.dataplane.dispatcher.event import Event
@@ -17,6 +16,7 @@ from inferline_stream.dataplane.headers import LATEST_MS, ReadHeaders, event_hea
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.record_size import record_bytes
+from inferline_stream.kafka.records import FetchedRecord, Header
 from inferline_stream.pipeline.names import event_id_prefix
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Intake:
         self._lead = ClockLead(routes.input_topic)
         self.duplicates = 0
 
-    def take_in(self, partition: Partition, record: Any) -> None:
+    def take_in(self, partition: Partition, record: FetchedRecord) -> None:
         """Take in the next record of a partition. One that cannot be taken in becomes a dead letter."""
         is_new = partition.completion.read(record.offset)
         try:
@@ -79,7 +79,7 @@ class Intake:
         """Return how far the times of records were ahead of this host's clock in the last minute; 0 where none was."""
         return self._lead.seconds(self._wall_s())
 
-    def _take_in(self, partition: Partition, record: Any) -> None:
+    def _take_in(self, partition: Partition, record: FetchedRecord) -> None:
         found = read_headers(record.headers, entry=self._is_entry)
         if type(record.value) is SkippedBatch:
             self._ended(self._event(partition, record, found), Failed(record.value.kind, record.value.reason, ""))
@@ -126,14 +126,14 @@ class Intake:
         """Whether another topology wrote the record; who sends one again has decided that it is still of use."""
         return found.version is not None and not self._is_entry and not found.replay
 
-    def _recall(self, partition: Partition, record: Any) -> None:
+    def _recall(self, partition: Partition, record: FetchedRecord) -> None:
         """A record that was complete before: only a join's memory of finished events needs it."""
         if partition.join is not None:
             found = read_headers(record.headers)
             if found.event_id is not None:
                 partition.join.finished(found.event_id, self._clock_s(), found.replay)
 
-    def _event(self, partition: Partition, record: Any, found: ReadHeaders) -> Event:
+    def _event(self, partition: Partition, record: FetchedRecord, found: ReadHeaders) -> Event:
         routes = self._routes
         event_id = found.event_id or self._place(record)
         entry_us, arrived_ms, taken_ms = self._times(partition, record, found)
@@ -154,7 +154,7 @@ class Intake:
             found.replay > 0,
         )
 
-    def _times(self, partition: Partition, record: Any, found: ReadHeaders) -> tuple[int, int, int]:
+    def _times(self, partition: Partition, record: FetchedRecord, found: ReadHeaders) -> tuple[int, int, int]:
         """Return when a record's event entered the pipeline, in µs, and when it arrived and is taken in, in ms.
 
         Its writer says when the first two were. Nothing enters or arrives after it is taken in, and Kafka appends in
@@ -177,10 +177,10 @@ class Intake:
         arrived_ms = partition.arrived_ms = max(partition.arrived_ms, min(stamp_ms, taken_ms))
         return min(entry_us, int(now_s * 1e6)), arrived_ms, taken_ms
 
-    def _place(self, record: Any) -> bytes:
+    def _place(self, record: FetchedRecord) -> bytes:
         return b"%s/%d/%d" % (self._ids_from, record.partition, record.offset)
 
-    def _unread(self, partition: Partition, record: Any) -> Event:
+    def _unread(self, partition: Partition, record: FetchedRecord) -> Event:
         """An event of which nothing is known but its place."""
         event_id, now_ms = self._place(record), int(self._wall_s() * 1000)
         nothing = read_headers(())
@@ -198,7 +198,7 @@ class Intake:
             (record,),
         )
 
-    def _gather(self, partition: Partition, record: Any, found: ReadHeaders) -> None:
+    def _gather(self, partition: Partition, record: FetchedRecord, found: ReadHeaders) -> None:
         assert partition.join is not None
         if found.event_id is None:
             self._ended(self._event(partition, record, found), Failed("NoEventId", "the record names no event", ""))
@@ -260,7 +260,7 @@ class Intake:
         )
 
 
-def _size_bytes(key: bytes | None, value: bytes, headers: Any) -> int:
+def _size_bytes(key: bytes | None, value: bytes, headers: Iterable[Header]) -> int:
     size_bytes = RECORD_OVERHEAD_BYTES + len(value) + len(key or b"")
     for name, content in headers:
         size_bytes += len(name) + len(content or b"") + 10

@@ -8,7 +8,9 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from inferline_stream.kafka.records import FetchedRecord
 
 FINISHED_BYTES = 256
 """What a finished event costs in memory beyond its id."""
@@ -37,10 +39,10 @@ class Gathered:
 
     event_id: bytes
     first_s: float
-    results: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, bytes] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
     dead: int = 0
-    records: list[Any] = field(default_factory=list)
+    records: list[FetchedRecord] = field(default_factory=list)
     size_bytes: int = 0
     replay: int = 0
     key: bytes | None = None
@@ -97,11 +99,11 @@ class Join:
         self,
         event_id: bytes,
         *,
-        record: Any,
+        record: FetchedRecord,
         now_s: float,
         size_bytes: int = 0,
         parent: str | None = None,
-        result: Any = None,
+        result: bytes = b"",
         skipped: Sequence[str] = (),
         dead: int = 0,
         replay: int = 0,

@@ -29,7 +29,7 @@ from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.offset_metadata import decode_metadata, known_partitions
-from inferline_stream.kafka.outgoing import Outgoing
+from inferline_stream.kafka.records import Outgoing
 from inferline_stream.kafka.stage_reader import Fetched, StageReader
 from inferline_stream.kafka.topic_state import recreated
 from inferline_stream.observability.buckets import latency_bounds_s

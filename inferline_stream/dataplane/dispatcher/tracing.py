@@ -17,7 +17,7 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.errors import UsageError
-from inferline_stream.kafka.outgoing import Header
+from inferline_stream.kafka.records import Header
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -12,7 +12,7 @@ from aiokafka.errors import OffsetOutOfRangeError
 
 from inferline_stream.kafka import fetched_batches, stage_reader
 from inferline_stream.kafka.fetched_batches import CorruptBatch
-from inferline_stream.kafka.outgoing import KafkaFailed
+from inferline_stream.kafka.records import KafkaFailed
 from inferline_stream.kafka.stage_reader import StageReader
 
 CONTROL, ZERO, ONE = TopicPartition("assignments", 0), TopicPartition("in", 0), TopicPartition("in", 1)

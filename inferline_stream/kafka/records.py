@@ -1,9 +1,9 @@
-"""What the data plane and its Kafka client have in common: records to send, limits, and how sending fails."""
+"""Records as the data plane reads and sends them, limits, and how sending fails."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from inferline_stream.errors import InferlineError
 
@@ -23,6 +23,19 @@ class Fenced(InferlineError):
 
 class KafkaFailed(InferlineError):
     """Kafka refuses something for good, so that trying again is no use."""
+
+
+class FetchedRecord(Protocol):
+    """A record as it was read: what is used of aiokafka's `ConsumerRecord`."""
+
+    partition: int
+    offset: int
+    timestamp: int | None
+    """Milliseconds since the epoch; None in formats older than Kafka 0.10."""
+    key: bytes | None
+    value: bytes | None
+    """`fetched_batches.SkippedBatch`, in the place of a batch that could not be unpacked."""
+    headers: Sequence[Header]
 
 
 class Message(NamedTuple):
