@@ -9,12 +9,12 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 if TYPE_CHECKING:
-    from inferline_stream.kafka.fetched_batches import FetchedBatch
+    from aiokafka import TopicPartition
 
 _MARK = struct.Struct("<qIiB")
 """Base offset, checksum, partition, and whether they count: written last."""
@@ -46,6 +46,15 @@ def marked_in(file: int) -> BatchId | None:
     return BatchId(partition, base_offset, checksum) if counts else None
 
 
+class MarkedBatch(Protocol):
+    """What a mark needs of a batch."""
+
+    place: TopicPartition
+    base_offset: int
+    next_offset: int
+    checksum: int
+
+
 class BatchWatch:
     """Marks the batch that is being unpacked or taken in, and knows those that must not be.
 
@@ -61,14 +70,14 @@ class BatchWatch:
         if file >= 0:
             os.close(file)
         self._deadly = frozenset(deadly)
-        self._unpacked: dict[int, list[FetchedBatch]] = {}
+        self._unpacked: dict[int, list[MarkedBatch]] = {}
         """By partition, those whose records are not all taken in yet."""
 
-    def is_deadly(self, batch: FetchedBatch) -> bool:
+    def is_deadly(self, batch: MarkedBatch) -> bool:
         """Return whether a batch ended dispatchers."""
         return bool(self._deadly) and batch.place.topic == self._topic and _id_of(batch) in self._deadly
 
-    def unpacks(self, batch: FetchedBatch) -> None:
+    def unpacks(self, batch: MarkedBatch) -> None:
         """Mark a batch from which records are about to be unpacked."""
         if batch.place.topic == self._topic:
             self._unpacked.setdefault(batch.place.partition, []).append(batch)
@@ -93,10 +102,10 @@ class BatchWatch:
         self.rests()
         self._unpacked.clear()
 
-    def _set(self, batch: FetchedBatch) -> None:
+    def _set(self, batch: MarkedBatch) -> None:
         self.rests()
         _MARK.pack_into(self._mark, 0, batch.base_offset, batch.checksum, batch.place.partition, 1)
 
 
-def _id_of(batch: FetchedBatch) -> BatchId:
+def _id_of(batch: MarkedBatch) -> BatchId:
     return BatchId(batch.place.partition, batch.base_offset, batch.checksum)

@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inferline_stream.pipeline.units import duration_s
-
-if TYPE_CHECKING:
-    from inferline_stream.pipeline.topology import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +34,18 @@ class Emulated:
         return random.lognormvariate(-variance / 2, math.sqrt(variance))
 
 
-def emulated_s(stage: Stage, hardware: str) -> dict[int, float]:
+def emulated_s(emulated: Emulated | Mapping[Any, Any] | None, hardware: str) -> dict[int, float]:
     """Declared service time in seconds by batch size, ascending; starts at batch size 1.
 
     Args:
-        stage: a stage with ``emulated`` times, for all emulated kinds or by kind.
+        emulated: as `Stage.emulated` holds it: times for all emulated kinds, or by kind.
         hardware: the emulated kind.
 
     Raises:
         ValueError: no times for this kind, none for batch size 1, or a batch size or duration that
             is none.
     """
-    table = _table(declared_times(stage), hardware)
+    table = _table(declared_times(emulated), hardware)
     if not table:
         raise ValueError(f'no service times for {hardware!r}; give emulated={{1: "20ms", 8: "60ms"}}')
     times_s = {}
@@ -65,9 +62,9 @@ def emulated_s(stage: Stage, hardware: str) -> dict[int, float]:
     return dict(sorted(times_s.items()))
 
 
-def declared_times(stage: Stage) -> Mapping[Any, Any] | None:
-    """The table of a stage's emulated times, whether they vary or not."""
-    return stage.emulated.times if isinstance(stage.emulated, Emulated) else stage.emulated
+def declared_times(emulated: Emulated | Mapping[Any, Any] | None) -> Mapping[Any, Any] | None:
+    """The table of emulated times, whether they vary or not."""
+    return emulated.times if isinstance(emulated, Emulated) else emulated
 
 
 def by_kind(emulated: Mapping[Any, Any] | None) -> bool:

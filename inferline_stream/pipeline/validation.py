@@ -196,12 +196,12 @@ def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     for kind in emulated:
         if kind in kinds:
             try:
-                emulated_s(stage, kind)
+                emulated_s(stage.emulated, kind)
             except ValueError as error:
                 if str(error) not in said:  # one table for all kinds is wrong once
                     yield str(error)
                 said.add(str(error))
-    times = declared_times(stage)
+    times = declared_times(stage.emulated)
     if by_kind(times):
         for declared in times or ():
             if declared not in stage.hardware:

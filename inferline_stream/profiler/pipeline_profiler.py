@@ -302,7 +302,7 @@ class _Session:
             worker = await self._worker(stage.name)
             start_up_s, waited_share = worker.start_up_s, 0.0
             if kind.emulated:
-                table_s = emulated_s(stage, kind.name)
+                table_s = emulated_s(stage.emulated, kind.name)
                 varies = stage.emulated if isinstance(stage.emulated, Emulated) else None
                 if self._handed_s is None:
                     self._handed_s = await handover_s()

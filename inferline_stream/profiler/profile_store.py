@@ -207,7 +207,7 @@ class ProfileStore:
             variation=_stored_variation(profile.variation),
             waited_share=round(profile.waited_share, 4),
             isolation=_isolation(stage),
-            emulated_s=emulated_s(stage, profile.hardware) if kind.emulated else {},
+            emulated_s=emulated_s(stage.emulated, profile.hardware) if kind.emulated else {},
             note=note,
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -319,7 +319,7 @@ class ProfileStore:
         if stored.hardware != self._kinds[stored.hardware.name]:
             return f"hardware {stored.hardware.name!r} has changed"
         if stored.hardware.emulated:
-            declared = emulated_s(stage, stored.hardware.name)
+            declared = emulated_s(stage.emulated, stored.hardware.name)
             if stored.emulated_s != declared:
                 return "its emulated service times have changed"
         by_event = stage.cost is not None or _weighs(stage)

@@ -206,7 +206,7 @@ class Run:
             stage=stage,
             topology=str(self.topology.resolve()),
             hardware=kind,
-            emulated_s=emulated_s(declared, hardware) if kind.emulated else None,
+            emulated_s=emulated_s(declared.emulated, hardware) if kind.emulated else None,
             isolation=isolation_of(declared.isolation),
         )
 

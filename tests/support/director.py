@@ -143,7 +143,7 @@ class Director:
             stage,
             str(self.topology.resolve()),
             hardware,
-            emulated_s(declared, kind) if hardware.emulated else None,
+            emulated_s(declared.emulated, kind) if hardware.emulated else None,
             isolation_of(declared.isolation),
         )
 
@@ -207,7 +207,9 @@ class Director:
             "dispatcher": "",
             "max_batch_sizes": dict.fromkeys(kinds, self._max_batch_size),
             "service_s": {
-                kind: emulated_s(self.pipeline.stage(stage), kind) for kind in kinds if self._hardware[kind].emulated
+                kind: emulated_s(self.pipeline.stage(stage).emulated, kind)
+                for kind in kinds
+                if self._hardware[kind].emulated
             },
             "sample": self._samples.get(stage),
         }

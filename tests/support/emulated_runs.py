@@ -45,7 +45,7 @@ def declared_profile(
     profiles = {}
     for stage in pipeline.stages:
         for hardware in stage.hardware:
-            times = tuple(ServiceTime(size, time_s) for size, time_s in emulated_s(stage, hardware).items())
+            times = tuple(ServiceTime(size, time_s) for size, time_s in emulated_s(stage.emulated, hardware).items())
             profiles[stage.name, hardware] = Profile(stage.name, hardware, times, start_up_s)
     return PipelineProfile(profiles, independent_paths(shape_of(pipeline), probability), hop_overhead_s=0.003)
 

@@ -71,11 +71,11 @@ def stage(emulated: object) -> Stage:
 
 
 def test_declared_times_are_read_in_ascending_order() -> None:
-    assert list(emulated_s(stage({8: "60ms", 1: "20ms"}), "emulated-cpu").items()) == [(1, 0.02), (8, 0.06)]
+    assert list(emulated_s({8: "60ms", 1: "20ms"}, "emulated-cpu").items()) == [(1, 0.02), (8, 0.06)]
 
 
 def test_times_may_be_declared_by_kind() -> None:
-    both = stage({"emulated-cpu": {1: "20ms"}, "emulated-gpu-small": {1: "5ms"}})
+    both = {"emulated-cpu": {1: "20ms"}, "emulated-gpu-small": {1: "5ms"}}
     assert emulated_s(both, "emulated-cpu") == {1: 0.02}
     assert emulated_s(both, "emulated-gpu-small") == {1: 0.005}
     with pytest.raises(ValueError, match="no service times for 'emulated-gpu-large'"):
