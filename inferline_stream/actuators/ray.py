@@ -31,7 +31,16 @@ from ray.util import list_named_actors
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
 from inferline_stream.actuators.devices import slice_of
 from inferline_stream.actuators.processes import Ended, FoundProcess, Heard, Remote
-from inferline_stream.actuators.ray_host import ChildEnd, Host, News, Role, Standing, Terms, Where, cause
+from inferline_stream.actuators.ray_host import (
+    ChildEnd,
+    HostNews,
+    HostPlace,
+    HostStanding,
+    HostTerms,
+    RayHost,
+    Role,
+    cause,
+)
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import (
     EXIT_FENCED,
@@ -166,7 +175,7 @@ class RayActors:
         heard: Heard[RayProcess],
         *,
         namespace: str,
-        terms: Terms,
+        terms: HostTerms,
         environment: Mapping[str, str],
     ) -> None:
         self._ended = ended
@@ -206,7 +215,7 @@ class RayActors:
             logger.info("actor %s belongs to other code: it drains", name)
             actor.retire.remote()
             return None
-        found = msgspec.json.decode(answer, type=Standing)
+        found = msgspec.json.decode(answer, type=HostStanding)
         decode = decode_replica_spec if found.role == "replica" else decode_dispatcher_spec
         spec: ReplicaSpec | DispatcherSpec = decode(found.spec)
         called = spec.replica if isinstance(spec, ReplicaSpec) else spec.dispatcher
@@ -249,7 +258,7 @@ class RayActors:
             elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"}
             options |= {"label_selector": elsewhere, "fallback_strategy": [{"label_selector": {}}]}
         try:
-            process.actor = ray.remote(Host).options(**options).remote(msgspec.json.encode(terms))
+            process.actor = ray.remote(RayHost).options(**options).remote(msgspec.json.encode(terms))
         except (RayError, ValueError) as error:
             raise OSError(str(error)) from error
         process.controller = self._terms.controller
@@ -295,7 +304,7 @@ class RayActors:
         try:
             if environment is not None:
                 where = msgspec.json.decode(
-                    await process.actor.start.remote(environment, list(self._dead)[:-_DEAD_LOGS]), type=Where
+                    await process.actor.start.remote(environment, list(self._dead)[:-_DEAD_LOGS]), type=HostPlace
                 )
                 process.pid, process.node, process.node_id, process.pending = where.pid, where.node, where.node_id, ""
                 self._connect(process)
@@ -315,7 +324,7 @@ class RayActors:
 
     async def _end(self, process: RayProcess) -> ChildEnd | None:
         while True:
-            news = msgspec.json.decode(await process.actor.news.remote(self._terms.controller), type=News)
+            news = msgspec.json.decode(await process.actor.news.remote(self._terms.controller), type=HostNews)
             if news.superseded:
                 self._stay_away()
                 return None
@@ -405,7 +414,7 @@ async def ray_actuator(
         replica_module: what each replica's process runs as ``__main__``.
         dispatcher_module: likewise.
     """
-    terms = Terms(
+    terms = HostTerms(
         role="replica",
         spec="",
         identity=identity,

@@ -1,8 +1,8 @@
 """The actor that hosts one dispatcher or one replica on a node of a Ray cluster.
 
 Its child is the ordinary program, sealed as on any host, with its ordinary channel and sockets. Between the hosts of a
-dispatcher and of its replicas, frames are arguments and results of Ray's calls: `Host.attach` gives the dispatcher one
-end of a socket pair and passes each frame that comes out at the other end to `Host.run` of the replica's host.
+dispatcher and of its replicas, frames are arguments and results of Ray's calls: `RayHost.attach` gives the dispatcher
+one end of a socket pair and passes each frame that comes out at the other end to `RayHost.run` of the replica's host.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LOOK_S = 0.5
 _decode_attach = msgspec.json.Decoder(Attach).decode
 
 
-class Terms(msgspec.Struct, frozen=True):
+class HostTerms(msgspec.Struct, frozen=True):
     """What a host is made with."""
 
     role: Role
@@ -62,7 +62,7 @@ class Terms(msgspec.Struct, frozen=True):
     """Time that a dispatcher has to stop, and then a replica to leave."""
 
 
-class Where(msgspec.Struct, frozen=True):
+class HostPlace(msgspec.Struct, frozen=True):
     """Where the child runs."""
 
     node: str
@@ -81,7 +81,7 @@ class ChildEnd(msgspec.Struct, frozen=True):
     died_at: BatchId | None = None
 
 
-class News(msgspec.Struct, frozen=True):
+class HostNews(msgspec.Struct, frozen=True):
     """What has happened since a controller asked last."""
 
     superseded: bool = False
@@ -90,12 +90,12 @@ class News(msgspec.Struct, frozen=True):
     end: ChildEnd | None = None
 
 
-class Standing(msgspec.Struct, frozen=True):
+class HostStanding(msgspec.Struct, frozen=True):
     """What a controller finds that takes a host over."""
 
     role: Role
     spec: str
-    where: Where
+    where: HostPlace
     age_s: float
     serving: bool
     """Of a dispatcher: whether it owns its partitions."""
@@ -103,18 +103,18 @@ class Standing(msgspec.Struct, frozen=True):
     """Of a dispatcher: the replicas that it is connected with."""
 
 
-class Host:
+class RayHost:
     """The actor. What it takes and returns is JSON or plain values: its caller may be of another release.
 
     Args:
-        terms: a `Terms`, as JSON.
+        terms: a `HostTerms`, as JSON.
     """
 
     def __init__(self, terms: bytes) -> None:
-        self._terms = msgspec.json.decode(terms, type=Terms)
+        self._terms = msgspec.json.decode(terms, type=HostTerms)
         self._controller: str | None = self._terms.controller
         self._child: Child | None = None
-        self._where: Where | None = None
+        self._where: HostPlace | None = None
         self._end: ChildEnd | None = None
         self._messages: list[FromDispatcher] = []
         self._changed = asyncio.Event()
@@ -130,7 +130,7 @@ class Host:
     # A controller's calls
 
     async def start(self, environment: Mapping[str, str], forgotten: Sequence[str] = ()) -> bytes:
-        """Start the child; return its `Where`.
+        """Start the child; return its `HostPlace`.
 
         Args:
             environment: variables for the child beside this node's own. They come by a call, since what an actor is
@@ -156,7 +156,7 @@ class Host:
             self._finish(ChildEnd(error.exit_code, str(error)))
         except (NoDevice, OSError) as error:
             self._finish(ChildEnd(127, f"could not be started: {error}"))
-        self._where = Where(node, node_id, self._child.pid if self._child is not None else None)
+        self._where = HostPlace(node, node_id, self._child.pid if self._child is not None else None)
         self._began_s = time.monotonic()
         self._up.set()
         return msgspec.json.encode(self._where)
@@ -169,14 +169,14 @@ class Host:
                 async with asyncio.timeout(_POLL_S):
                     await self._changed.wait()
         if controller != self._controller:
-            return msgspec.json.encode(News(superseded=True))
+            return msgspec.json.encode(HostNews(superseded=True))
         self._heard_s = time.monotonic()
         self._changed.clear()
         messages, self._messages = self._messages, []
-        return msgspec.json.encode(News(messages=messages, end=self._end))
+        return msgspec.json.encode(HostNews(messages=messages, end=self._end))
 
     async def adopt(self, controller: str, identity: str) -> bytes | None:
-        """Obey another controller from now on, and return the `Standing`; None where it is not of the same identity."""
+        """Obey another controller from now on, and return the `HostStanding`; None where it is of another identity."""
         if identity != self._terms.identity:
             return None
         self._controller, self._heard_s = controller, time.monotonic()
@@ -185,7 +185,7 @@ class Host:
         assert self._where is not None
         age_s = time.monotonic() - self._began_s
         attached = [name for name, bridge in self._bridges.items() if not bridge.done()]
-        standing = Standing(self._terms.role, self._terms.spec, self._where, age_s, self._serving, attached)
+        standing = HostStanding(self._terms.role, self._terms.spec, self._where, age_s, self._serving, attached)
         return msgspec.json.encode(standing)
 
     async def retire(self) -> None:

@@ -55,7 +55,7 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
-class Burn:
+class BurnRate:
     """One burn-rate condition: the miss ratio exceeds ``threshold`` in both windows."""
 
     long: str
@@ -103,7 +103,7 @@ class Target:
         return next(f"{whole // size}{unit}" for unit, size in _SECONDS.items() if whole % size == 0)
 
 
-def burns(target: Target) -> tuple[Burn, ...]:
+def burns(target: Target) -> tuple[BurnRate, ...]:
     """Burn-rate conditions for an objective.
 
     Where the largest factor times the error budget passes 0.9 (an objective of 90 % with factor 14.4
@@ -112,7 +112,7 @@ def burns(target: Target) -> tuple[Burn, ...]:
     budget = 1 - target.objective
     scale = min(1.0, _LARGEST_RATIO / (_BURNS[0][2] * budget))
     return tuple(
-        Burn(target.time(long), target.time(short), float(f"{max(1.0, factor * scale) * budget:.6g}"), severity)
+        BurnRate(target.time(long), target.time(short), float(f"{max(1.0, factor * scale) * budget:.6g}"), severity)
         for long, short, factor, severity in _BURNS
     )
 

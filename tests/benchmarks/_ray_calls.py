@@ -22,7 +22,7 @@ import msgspec
 import ray
 import uvloop
 
-from inferline_stream.actuators.ray_host import Host, Terms
+from inferline_stream.actuators.ray_host import HostTerms, RayHost
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.frames import Batch, Ready, Results
 from inferline_stream.dataplane.supervisor_messages import Attach, encode_attachment
@@ -52,7 +52,7 @@ def measure(quick: bool) -> dict[str, float]:
 
 
 async def _measured(trips: int) -> tuple[dict[int, list[float]], ...]:
-    terms = Terms("replica", "", "", "me", "", "", "", 60.0, 1.0)
+    terms = HostTerms("replica", "", "", "me", "", "", "", 60.0, 1.0)
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -68,7 +68,7 @@ async def _measured(trips: int) -> tuple[dict[int, list[float]], ...]:
     return tuple(msgspec.json.decode(data, type=dict[int, list[float]]) for data in files)
 
 
-class _Bench(Host):
+class _Bench(RayHost):
     """A host whose child is one of this module's."""
 
     async def stand_in(self, *arguments: str) -> None:

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from inferline_stream.actuators import ray as on_ray
 from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica
 from inferline_stream.actuators.ray import ray_actuator, requirements
-from inferline_stream.actuators.ray_host import Host, Terms, Where
+from inferline_stream.actuators.ray_host import HostPlace, HostTerms, RayHost
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.pipeline.hardware import Hardware, catalogue
@@ -228,10 +228,10 @@ async def test_without_a_controller_a_host_ends(
     monkeypatch.setattr("ray.runtime_context.RuntimeContext.current_actor", "the host")
     modules = ("replica_double", "inferline_stream.testing.stand_in_dispatcher")
     spec = msgspec.json.encode(DISPATCHER).decode()
-    host = Host(
-        msgspec.json.encode(Terms("dispatcher", spec, "", "me", str(tmp_path), *modules, 0.5, drain_timeout_s=1.0))
+    host = RayHost(
+        msgspec.json.encode(HostTerms("dispatcher", spec, "", "me", str(tmp_path), *modules, 0.5, drain_timeout_s=1.0))
     )
-    where = msgspec.json.decode(await host.start({}), type=Where)
+    where = msgspec.json.decode(await host.start({}), type=HostPlace)
     await asyncio.sleep(0.3)
     assert alive(where.pid)
     await until(lambda: ended == ["the host"], "the host has ended")

@@ -33,7 +33,7 @@ from inferline_stream.actuators.kubernetes.manifests import (
     Cluster,
     resources,
 )
-from inferline_stream.actuators.kubernetes.pod_changes import Gone, Listed, Seen, follow_pods
+from inferline_stream.actuators.kubernetes.pod_changes import PodGone, PodSeen, PodsListed, follow_pods
 from inferline_stream.actuators.kubernetes.pods import DispatcherPod, Pods, dispatcher_pod
 from inferline_stream.actuators.kubernetes.postings import Postings
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
@@ -326,17 +326,17 @@ class KubernetesActuator:
         await self._delete(pod)
         self._replacing.pop(pod, None)
 
-    async def _pods_changed(self, change: Listed | Seen | Gone) -> None:
+    async def _pods_changed(self, change: PodsListed | PodSeen | PodGone) -> None:
         match change:
-            case Listed(found):
+            case PodsListed(found):
                 there = {pod["metadata"]["name"] for pod in found}
                 for name in self._dispatcher_pods.keys() - there:
                     del self._dispatcher_pods[name]
                 await self._take_in(self._pods.missing(there), found)
                 self._listed.set()
-            case Seen(pod):
+            case PodSeen(pod):
                 await self._take_in([], [pod])
-            case Gone(name):
+            case PodGone(name):
                 self._dispatcher_pods.pop(name, None)
                 await self._take_in(self._pods.gone(name), [])
 

@@ -24,21 +24,21 @@ _WATCH_S = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class PodsListed:
     """All pods that there are; others are gone. Each is as in the API server's JSON."""
 
     pods: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class PodSeen:
     """A pod that was added or has changed, as in the API server's JSON."""
 
     pod: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class PodGone:
     """The name of a pod that is no more."""
 
     name: str
@@ -48,7 +48,7 @@ async def follow_pods(
     client: AsyncClient,
     namespace: str,
     labels: Mapping[str, Any],
-    take: Callable[[Listed | Seen | Gone], Awaitable[None]],
+    take: Callable[[PodsListed | PodSeen | PodGone], Awaitable[None]],
 ) -> None:
     """List, then watch from there; from the start again whenever the API server ends it, fails or has forgotten.
 
@@ -63,15 +63,15 @@ async def follow_pods(
     while True:
         try:
             pods = client.list(Pod, namespace=namespace, labels=chosen)
-            await take(Listed([plain(pod) async for pod in pods]))
+            await take(PodsListed([plain(pod) async for pod in pods]))
             retry_s = _FIRST_RETRY_S
             async with asyncio.timeout(_WATCH_S):
                 watch = client.watch(Pod, namespace=namespace, labels=chosen, resource_version=pods.resourceVersion)
                 async for kind, pod in watch:
                     if kind == "DELETED":
-                        await take(Gone(plain(pod)["metadata"]["name"]))
+                        await take(PodGone(plain(pod)["metadata"]["name"]))
                     elif kind in ("ADDED", "MODIFIED"):
-                        await take(Seen(plain(pod)))
+                        await take(PodSeen(plain(pod)))
         except TimeoutError:
             continue
         except (ApiError, httpx2.HTTPError, OSError) as error:

@@ -33,7 +33,7 @@ so yet: their models are loaded, and they are about to be attached to it."""
 
 
 @dataclass(slots=True)
-class Reported:
+class DispatcherReports:
     """The reports of one incarnation of a dispatcher."""
 
     newest: PoolReport
@@ -100,7 +100,7 @@ class PoolReports:
         self._shape = shape
         self.measured = measured
         """Profiles that measured times are compared with."""
-        self._reported: dict[str, Reported] = {}
+        self._reported: dict[str, DispatcherReports] = {}
         self._past: dict[str, Totals] = {stage: Totals() for stage in shape.stages}
         """Sums of ended incarnations, by stage."""
         self._heard_past_s: dict[str, float] = {}
@@ -119,7 +119,7 @@ class PoolReports:
             self._fold(known)
             known = None
         if known is None:
-            self._reported[report.dispatcher] = known = Reported(report, heard_s)
+            self._reported[report.dispatcher] = known = DispatcherReports(report, heard_s)
             self._forget_late(heard_s)
         known.newest, known.heard_s = report, heard_s
         known.recent.append((heard_s, report))
@@ -162,7 +162,7 @@ class PoolReports:
         for pool in self._pools.values():
             pool.pop(replica, None)
 
-    def _fold(self, known: Reported) -> None:
+    def _fold(self, known: DispatcherReports) -> None:
         stage = known.newest.stage
         self._past.setdefault(stage, Totals()).add(known.newest)
         self._heard_past_s[stage] = max(known.heard_s, self._heard_past_s.get(stage, known.heard_s))
@@ -261,7 +261,7 @@ class PoolReports:
 
     # -- figures -------------------------------------------------------------------------------------
 
-    def _of(self, stage: str) -> list[Reported]:
+    def _of(self, stage: str) -> list[DispatcherReports]:
         return [known for known in self._reported.values() if known.newest.stage == stage]
 
     def total(self, stage: str) -> Totals:

@@ -13,13 +13,13 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from inferline_stream.actuators.ray import RayActors, RayProcess
-from inferline_stream.actuators.ray_host import Host, Terms, Where
+from inferline_stream.actuators.ray_host import HostPlace, HostTerms, RayHost
 from inferline_stream.dataplane.frames import Batch, Leave, Ready, Results, encode_frame, to_dispatcher, to_replica
 from inferline_stream.dataplane.process_specs import EXIT_FENCED
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, encode_attachment
 
 DEADLINE_S = 20.0
-TERMS = Terms("replica", "", "same", "me", "", "", "", 60.0, 1.0)
+TERMS = HostTerms("replica", "", "same", "me", "", "", "", 60.0, 1.0)
 BATCH, RESULTS = bytes(encode_frame(Batch(1, 1, [b"x"]))), bytes(encode_frame(Results(1, 1, [], [], 0.0)))
 READY = bytes(encode_frame(Ready("r", 0.0, None)))
 
@@ -52,7 +52,7 @@ class Child:
 class Handle:
     """Calls a host as Ray does; `lost` is what it raises once it is set."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: RayHost) -> None:
         self.lost: Exception | None = None
         for name in ("connect", "run"):
             setattr(self, name, SimpleNamespace(remote=self._through(getattr(host, name))))
@@ -72,7 +72,7 @@ class Pair:
 
     def __init__(self) -> None:
         self.dispatcher, self.replica = Child(), Child()
-        self.hosts = [Host(msgspec.json.encode(TERMS)) for _ in range(2)]
+        self.hosts = [RayHost(msgspec.json.encode(TERMS)) for _ in range(2)]
         for host, child in zip(self.hosts, (self.dispatcher, self.replica), strict=True):
             host._child = child  # type: ignore[assignment]
             host._up.set()
@@ -162,7 +162,7 @@ async def test_another_dispatcher_gets_the_replica_once_that_has_answered_what_i
 
 async def test_orders_of_a_controller_that_was_superseded_are_not_obeyed(pair: Pair) -> None:
     assert await pair.hosts[0].adopt("another", "other code") is None
-    pair.hosts[0]._where = Where("n", "n", 1)
+    pair.hosts[0]._where = HostPlace("n", "n", 1)
     news = asyncio.create_task(pair.hosts[0].news("me"))
     await asyncio.sleep(0.01)
     assert await pair.hosts[0].adopt("another", "same") is not None
@@ -183,7 +183,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def test_a_host_that_retires_ends_although_a_controller_goes_on_asking(killed: list[str]) -> None:
-    host = Host(msgspec.json.encode(TERMS))
+    host = RayHost(msgspec.json.encode(TERMS))
     host._over.set()  # its child has ended
     host._going = asyncio.create_task(host._watch_controller())
     asking = asyncio.create_task(host.news("me"))
@@ -197,7 +197,7 @@ async def test_a_host_that_retires_ends_although_a_controller_goes_on_asking(kil
 
 
 async def test_a_host_that_was_never_started_ends_when_it_retires(killed: list[str]) -> None:
-    host = Host(msgspec.json.encode(msgspec.structs.replace(TERMS, drain_timeout_s=0.01)))
+    host = RayHost(msgspec.json.encode(msgspec.structs.replace(TERMS, drain_timeout_s=0.01)))
     await host.retire()
     assert host._going is not None
     async with asyncio.timeout(DEADLINE_S):
