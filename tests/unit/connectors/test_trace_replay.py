@@ -68,14 +68,14 @@ async def test_events_that_are_overdue_leave_at_once_and_none_is_left_out():
     def stalls_once(number: int) -> None:
         numbers.append(number)
         if number == 0:
-            time.sleep(0.1)  # this process was held up
+            time.sleep(0.5)  # this process was held up
 
     lateness_s: list[float] = []
-    await pace(np.array([0.0, 0.02, 0.04, 0.15]), stalls_once, lateness_s)
+    await pace(np.array([0.0, 0.02, 0.04, 1.2]), stalls_once, lateness_s)
     assert numbers == [0, 1, 2, 3]
-    assert lateness_s[1] >= 0.08
-    assert lateness_s[2] >= 0.06
-    assert lateness_s[3] < 0.05
+    assert lateness_s[1] >= 0.48
+    assert lateness_s[2] >= 0.46
+    assert lateness_s[3] < 0.4  # the delay is not passed on; a busy machine has its own
 
 
 class StuckProducer:
