@@ -127,7 +127,9 @@ class TopicSink:
         timeout_s = from_environment().connect_timeout_s
         self._follower = RecordFollower(bootstrap_servers, topic, group, connect_timeout_s=timeout_s, start=start)
         self._dead_letters = dead_letters
-        self._producer = RecordProducer(bootstrap_servers, connect_timeout_s=timeout_s) if dead_letters else None
+        self._producer = (
+            RecordProducer(bootstrap_servers, dead_letters, connect_timeout_s=timeout_s) if dead_letters else None
+        )
         self._stack = contextlib.AsyncExitStack()
         self._stop = asyncio.Event()
         self._following: asyncio.Task[None] | None = None

@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files.names()  # whether they can be read is said before anything is sent
         state.open()
         timeout_s = from_environment().connect_timeout_s
-        producing = RecordProducer(options.bootstrap_servers, connect_timeout_s=timeout_s)
+        producing = RecordProducer(options.bootstrap_servers, options.topic, connect_timeout_s=timeout_s)
         with contextlib.closing(state):
             async with producing as producer:
                 await producer.partitions(options.topic)

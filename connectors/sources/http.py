@@ -75,7 +75,8 @@ async def serve(options: argparse.Namespace, seal: confinement.Seal) -> HttpCoun
     tls = _context(options.certificate, options.key)
     timeout_s = from_environment().connect_timeout_s
     async with contextlib.AsyncExitStack() as stack:
-        producer = await stack.enter_async_context(RecordProducer(where, connect_timeout_s=timeout_s))
+        producing = RecordProducer(where, options.topic, connect_timeout_s=timeout_s)
+        producer = await stack.enter_async_context(producing)
         await producer.partitions(options.topic)
         results = None
         if options.results:

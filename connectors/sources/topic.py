@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group = options.group or f"{options.from_topic}-to-{options.topic}"
         async with (
             RecordFollower(source, options.from_topic, group, connect_timeout_s=timeout_s) as follower,
-            RecordProducer(options.bootstrap_servers, connect_timeout_s=timeout_s) as producer,
+            RecordProducer(options.bootstrap_servers, options.topic, connect_timeout_s=timeout_s) as producer,
         ):
             await producer.partitions(options.topic)
             delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)

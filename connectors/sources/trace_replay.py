@@ -204,7 +204,7 @@ async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = Fa
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with RecordProducer(
-        spec.bootstrap_servers, connect_timeout_s=from_environment().connect_timeout_s
+        spec.bootstrap_servers, spec.topic, connect_timeout_s=from_environment().connect_timeout_s
     ) as producer:
         await producer.partitions(spec.topic)
         outbox = _Outbox(producer, spec.topic, events)

@@ -34,7 +34,7 @@ from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import LeadershipLost, OffsetReader, TopicFollower, delete_groups
+from inferline_stream.kafka.controller_client import LeadershipLost, TopicFollower
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.trace import Trace
@@ -152,12 +152,12 @@ class Controller:
         self.decider.follow_people()
         await self.fleet.reconcile()
         self.decider.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", "")
-        servers, names = running.bootstrap_servers, running.names
+        kafka, names = running.kafka, running.names
         async with (
-            OffsetReader(servers) as offsets,
-            TopicFollower(servers, names.stage_stats, time.time() - RECENT_S, committed_only=False) as reports,
-            TopicFollower(servers, names.control, {0: self.found.control_offset}) as control,
-            RecordProducer(servers) as arrivals,
+            kafka.offsets() as offsets,
+            kafka.follow(names.stage_stats, time.time() - RECENT_S, committed_only=False) as reports,
+            kafka.follow(names.control, {0: self.found.control_offset}) as control,
+            kafka.producer() as arrivals,
             AsyncExitStack() as stack,
         ):
             collector = Collector(running, self.view, offsets, self._ticks, self._heard)
@@ -316,7 +316,7 @@ class Controller:
     async def _tidy(self) -> None:
         """Delete the consumer groups of ended terms."""
         groups = self.running.names.control_groups
-        await delete_groups(self.running.bootstrap_servers, groups, keep=f"{groups}{self.leadership.term}")
+        await self.running.kafka.delete_groups(groups, keep=f"{groups}{self.leadership.term}")
 
     async def _keep(self, arrivals: RecordProducer) -> None:
         """Write down ticks, plans and decisions."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from inferline_stream.controlplane.record_decoder import RecordDecoder
+from inferline_stream.kafka.cluster import Cluster
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
@@ -21,7 +22,7 @@ class PipelineContext:
         source: full name of the source topic.
         sink: full name of the sink topic.
         entries: stages that read the source topic.
-        bootstrap_servers: host:port, comma separated.
+        kafka: opens clients.
         settings: periods and time limits.
         advisory: decide without acting.
         delivery: how results get into the sink.
@@ -33,12 +34,17 @@ class PipelineContext:
     source: str
     sink: str
     entries: frozenset[str]
-    bootstrap_servers: str
+    kafka: Cluster
     settings: Settings
     advisory: bool = False
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     arrivals: str = "offsets"
     decoder: RecordDecoder = field(default_factory=RecordDecoder)
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where Kafka answers: host:port, comma separated."""
+        return self.kafka.bootstrap_servers
 
     def topic(self, stage: str) -> str:
         """Input topic of a stage."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, OutOfOrderSequenceNumber, UnknownTopicOrPartitionError
 
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.connection import client_options, closed, closed_on_failure, unreachable
+from inferline_stream.kafka.topics import record_limits
 
 _BUFFER_BYTES = 1 << 19  # per partition; a send waits only once so much is not yet on its way
 
@@ -27,34 +29,43 @@ class RecordProducer:
 
     Args:
         bootstrap_servers: ``host:port``, or several of them, separated by commas.
+        topic: that most records are for. Its `max.message.bytes` limits whole batches, and they are kept below it.
         connect_timeout_s: longest wait for Kafka's first answer.
     """
 
-    def __init__(self, bootstrap_servers: str, *, connect_timeout_s: float = 10.0) -> None:
+    def __init__(self, bootstrap_servers: str, topic: str = "", *, connect_timeout_s: float = 10.0) -> None:
         self.acknowledged = 0
         """Records that are in Kafka."""
         self.failed = 0
         """Records that Kafka refused, or did not acknowledge in time."""
         self.last_error = ""
         """Why the last one failed, in words."""
-        self._bootstrap_servers = bootstrap_servers
+        self._bootstrap_servers, self._topic = bootstrap_servers, topic
         self._connect_timeout_s = connect_timeout_s
         self._producer: AIOKafkaProducer | None = None
+        self._limits: Mapping[str, int] = {}
+        self._renewing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        self._producer = AIOKafkaProducer(
+        if self._topic:
+            self._limits = await record_limits(self._bootstrap_servers, [self._topic], self._connect_timeout_s)
+        self._producer = await self._started()
+        return self
+
+    async def _started(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
             **client_options(self._bootstrap_servers),
             client_id="inferline-producer",
             enable_idempotence=True,
-            max_batch_size=_BUFFER_BYTES,
+            max_batch_size=min(_BUFFER_BYTES, self._limits.get(self._topic, _BUFFER_BYTES)),
         )
-        async with closed_on_failure(self._producer):
+        async with closed_on_failure(producer):
             try:
                 async with asyncio.timeout(self._connect_timeout_s):
-                    await self._producer.start()
+                    await producer.start()
             except (KafkaError, OSError):
                 raise await unreachable(self._bootstrap_servers) from None
-        return self
+        return producer
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
@@ -109,15 +120,31 @@ class RecordProducer:
             RecordRefused: it is too large, or may not be written.
             Unreachable: Kafka did not acknowledge it in time.
         """
+        limit_bytes = self._limits.get(topic, math.inf)
+        if len(key or b"") + len(value or b"") > limit_bytes:
+            self.failed += 1
+            raise RecordRefused(f"topic {topic!r}: the record is larger than its max.message.bytes, {limit_bytes}")
+        client = self._client
         try:
-            sent = await self._client.send(topic, value, key=key, timestamp_ms=timestamp_ms, headers=list(headers))
+            sent = await client.send(topic, value, key=key, timestamp_ms=timestamp_ms, headers=list(headers))
             await asyncio.shield(sent)
+        except OutOfOrderSequenceNumber:  # Kafka has refused a record before this one, and waits for its number
+            await self._renew(client)
+            await self.deliver(topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers)
+            return
         except KafkaError as error:
             self._failed(error)
             if error.retriable or isinstance(error, KafkaTimeoutError):
                 raise Unreachable(f"topic {topic!r}: not acknowledged ({error})") from None
             raise RecordRefused(f"topic {topic!r}: Kafka refuses the record ({error})") from None
         self.acknowledged += 1
+
+    async def _renew(self, client: AIOKafkaProducer) -> None:
+        """Go on with a client that numbers its records from the start, unless another call has seen to that."""
+        async with self._renewing:
+            if self._producer is client:
+                self._producer = await self._started()
+                await closed(client, within_s=self._connect_timeout_s)
 
     async def flush(self) -> None:
         """Wait until every record has been acknowledged or has failed."""

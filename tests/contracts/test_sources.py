@@ -22,6 +22,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.kafka.record_follower import Record, RecordFollower
+from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import EVENT_ID
 from tests.contracts.commands import DEADLINE_S, command
@@ -30,12 +31,12 @@ SEALABLE = not unsupported(Isolation())
 TOKEN = "a-token-of-this-test-alone"
 
 
-async def topic_on(bootstrap_servers: str, partitions: int = 2) -> str:
+async def topic_on(bootstrap_servers: str, partitions: int = 2, **settings: str) -> str:
     name = f"sources-{uuid.uuid4().hex[:8]}"
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     await admin.start()
     try:
-        await admin.create_topics([NewTopic(name, partitions, 1)])
+        await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=settings)])
     finally:
         await admin.close()
     return name
@@ -345,6 +346,31 @@ async def test_files_without_follow_are_sent_to_their_end_and_not_again(embedded
             output, error = await process.communicate()
             assert (process.returncode, json.loads(output)) == (0, {"sent": sent, "refused": 0}), error.decode()
     assert ids(await records_of(where, topic, 2)) == ["posts.jsonl:0", "posts.jsonl:2"]
+
+
+async def test_a_topic_of_small_batches_gets_every_record_that_fits_it(kafka, tmp_path):
+    where = kafka.bootstrap_servers
+    topic = await topic_on(where, 1, **{"max.message.bytes": "3000"})
+    file = tmp_path / "posts.jsonl"
+    file.write_text("".join(f'"{n:0100}"\n' for n in range(300)) + f'"{0:05000}"\n"last"\n')
+    async with running("files", where, topic, "--path", str(file), "--skip-refused") as process:
+        output, error = await process.communicate()
+    assert (process.returncode, json.loads(output)) == (0, {"sent": 301, "refused": 1}), error.decode()
+    assert [record.value for record in await records_of(where, topic, 301)][-1] == b'"last"'
+
+
+async def test_a_record_that_kafka_refuses_does_not_stop_those_after_it(kafka):
+    where = kafka.bootstrap_servers
+    topic = await topic_on(where, 1, **{"max.message.bytes": "3000"})
+    async with RecordProducer(where) as producer:  # it does not know the limit, as where settings may not be read
+        outcomes = await asyncio.gather(
+            *(producer.deliver(topic, b"%d" % n if n != 3 else b"x" * 5000) for n in range(6)), return_exceptions=True
+        )
+        await producer.deliver(topic, b"last")
+    assert [type(outcome) for outcome in outcomes if outcome is not None][:1] == [RecordRefused]
+    values = [record.value for record in await records_of(where, topic, 1)]
+    assert values[-1] == b"last"
+    assert len(values) == 7 - sum(outcome is not None for outcome in outcomes)
 
 
 async def test_a_source_waits_for_a_kafka_that_is_away_and_loses_nothing(own_apache_kafka, tmp_path):

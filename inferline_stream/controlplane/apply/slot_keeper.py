@@ -18,7 +18,6 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import fence
 from inferline_stream.pipeline.plan import hold_of
 
 logger = logging.getLogger(__name__)
@@ -181,7 +180,7 @@ class SlotKeeper:
             slots_now = wanted[holder.stage].slots if holder.stage in wanted else 0
             if dead and unclean and slots_now not in (0, holder.slots):
                 at = f"{holder.stage}-{holder.slot}"
-                await fence(self.running.bootstrap_servers, self.running.names.transactional_id(at))
+                await self.running.kafka.fence(self.running.names.transactional_id(at))
                 self._unclean.discard(name)
 
     async def _write(self, orders: SlotOrders) -> None:

@@ -15,7 +15,6 @@ from inferline_stream.controlplane.log.overrides import Overrides
 from inferline_stream.controlplane.observe.live_profile import Mark, corrected, mark, measured_since
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -137,7 +136,7 @@ class ReplanClock:
     async def _inputs(self, measured: PipelineProfile) -> ReplanInputs:
         view, settings, now_s = self.view, self.running.settings, time.time()
         since_s = now_s - settings.planner_recent_s
-        async with TopicFollower(self.running.bootstrap_servers, self.running.names.arrivals, since_s) as follower:
+        async with self.running.kafka.follow(self.running.names.arrivals, since_s) as follower:
             records = await follower.read_to(await follower.end())
         return ReplanInputs(
             shape=view.shape,

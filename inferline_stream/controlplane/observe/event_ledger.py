@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.headers import REASON, number, read_headers
-from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
+from inferline_stream.kafka.controller_client import Followed, OffsetReader
 from inferline_stream.pipeline.names import event_id_prefix
 
 _MOST = 255
@@ -276,9 +276,7 @@ async def read_ledger(
         (running.names.completed, start.completed, ledger.ended),
     ):
         end = dict(enumerate(ends[topic]))
-        async with TopicFollower(
-            running.bootstrap_servers, topic, dict(enumerate(first)), partitions=len(first)
-        ) as follower:
+        async with running.kafka.follow(topic, dict(enumerate(first)), partitions=len(first)) as follower:
             async for record in follower.until(end):
                 take(record)
     return ledger

@@ -15,7 +15,6 @@ from inferline_stream.controlplane.log.control_records import ArrivalTicks, deco
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.errors import InvalidFile
-from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.replay.live_observations import LiveObservations
 
 FILE = "looks.npz"
@@ -101,7 +100,7 @@ async def read_observation_log(running: PipelineContext, asked_from_s: float) ->
         Unreachable: Kafka does not answer.
     """
     notes = ObservationLog()
-    async with TopicFollower(running.bootstrap_servers, running.names.arrivals, asked_from_s - TRAFFIC_S) as follower:
+    async with running.kafka.follow(running.names.arrivals, asked_from_s - TRAFFIC_S) as follower:
         async for record in follower.until(await follower.end()):
             for entry in running.decoder.decoded([record], decode_ticks):
                 if entry.value is not None:

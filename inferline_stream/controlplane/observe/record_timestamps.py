@@ -19,7 +19,6 @@ from inferline_stream.calculus.envelope_state import Times
 from inferline_stream.controlplane.log.control_records import decode_ticks, merged
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.kafka.controller_client import TopicFollower
 
 
 class SourceTimestamps:
@@ -38,13 +37,11 @@ class SourceTimestamps:
         self.counts = [0] * partitions
         """Records by partition, counted on from what an earlier controller has written down."""
         self._history: list[float] = []
-        self._follower = TopicFollower(
-            running.bootstrap_servers, running.source, time.time() - TRAFFIC_S, partitions=partitions
-        )
+        self._follower = running.kafka.follow(running.source, time.time() - TRAFFIC_S, partitions=partitions)
 
     async def __aenter__(self) -> Self:
-        servers, since_s = self._running.bootstrap_servers, time.time() - TRAFFIC_S
-        async with TopicFollower(servers, self._running.names.arrivals, since_s) as follower:
+        since_s = time.time() - TRAFFIC_S
+        async with self._running.kafka.follow(self._running.names.arrivals, since_s) as follower:
             records = await follower.read_to(await follower.end())
         entries = self._running.decoder.decoded(records, decode_ticks)
         ticks = [t for t in merged(e.value for e in entries if e.value) if len(t[1]) == self._partitions]

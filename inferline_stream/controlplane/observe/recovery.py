@@ -136,7 +136,7 @@ async def recover_arrivals(
     """
     began_s = time.time()
     shift_s = asyncio.get_running_loop().time() - began_s
-    async with TopicFollower(running.bootstrap_servers, running.names.arrivals, began_s - since_s) as follower:
+    async with running.kafka.follow(running.names.arrivals, began_s - since_s) as follower:
         records = await follower.read_to(await follower.end())
     entries = running.decoder.decoded(records, decode_ticks)
     ticks = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
@@ -166,6 +166,6 @@ async def arrivals_between(
     if not any(missing):
         return []
     start = dict(enumerate(known))
-    async with TopicFollower(running.bootstrap_servers, running.source, start, partitions=len(known)) as follower:
+    async with running.kafka.follow(running.source, start, partitions=len(known)) as follower:
         records = await follower.read_to(dict(enumerate(ends)))
     return sorted((min(max(r.time_ms / 1e3, since_s), now_s), r.partition) for r in records)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.controlplane.observe import event_ledger as accounts
 from inferline_stream.controlplane.observe.end_offsets import VERIFIED, EndOffsets
 from inferline_stream.controlplane.observe.event_ledger import EventLedger, LedgerBegin, read_ledger
 from inferline_stream.dataplane.headers import REASON
@@ -60,7 +59,7 @@ class Topics:
     def _after(self, results: int) -> int:
         return next(n for n in range(results, 2 * results + 2) if self.ends(0, n)[1][0] >= results)
 
-    def follower(self, servers: str, topic: str, first: Mapping[int, int], partitions: int) -> Any:
+    def follower(self, topic: str, first: Mapping[int, int], partitions: int) -> Any:
         topics = self
 
         class Follower:
@@ -78,9 +77,7 @@ class Topics:
         return Follower()
 
 
-def report_of(
-    topics: Topics, monkeypatch: pytest.MonkeyPatch, *, marks: EndOffsets, every: int
-) -> tuple[RunReport, EventLedger]:
+def report_of(topics: Topics, *, marks: EndOffsets, every: int) -> tuple[RunReport, EventLedger]:
     for entered in range(0, topics.events + 1, every):
         marks.look(*topics.ends(entered, max(0, entered - 50)))  # fifty are always under way
     whole = topics.ends(topics.events, topics.events)
@@ -91,8 +88,8 @@ def report_of(
     async def topic_id(topic: str) -> str:
         return "id"
 
-    monkeypatch.setattr(accounts, "TopicFollower", topics.follower)
-    running: Any = SimpleNamespace(source="posts", sink="out", names=NAMES, bootstrap_servers="")
+    kafka = SimpleNamespace(follow=topics.follower)
+    running: Any = SimpleNamespace(source="posts", sink="out", names=NAMES, kafka=kafka)
     offsets: Any = SimpleNamespace(ends=ends, topic_id=topic_id)
     ledger = asyncio.run(read_ledger(offsets, running, START, {}, begin=marks.begin))
     return run_report(
@@ -112,9 +109,9 @@ def quiet() -> PipelineState:
 
 @pytest.mark.parametrize("own_ids", [False, True])
 @pytest.mark.parametrize("events", [0, 999, 1000, 1001, 20_011])
-def test_a_long_run_is_verified_at_its_end_and_counted_before(monkeypatch, events: int, own_ids: bool) -> None:
+def test_a_long_run_is_verified_at_its_end_and_counted_before(events: int, own_ids: bool) -> None:
     topics = Topics(events, own_ids=own_ids)
-    report, ledger = report_of(topics, monkeypatch, marks=EndOffsets(1000, 60), every=25)
+    report, ledger = report_of(topics, marks=EndOffsets(1000, 60), every=25)
     assert (report.lost, report.unaccounted, report.duplicated, report.unknown) == (0, 0, 0, 0)
     assert report.events_in == events
     assert report.events_out + sum(report.completed.values()) == events
@@ -126,18 +123,18 @@ def test_a_long_run_is_verified_at_its_end_and_counted_before(monkeypatch, event
         assert SLO_S / 2 <= report.p99_s <= SLO_S
 
 
-def test_what_was_lost_is_found_by_id_at_the_end_and_by_counts_before(monkeypatch) -> None:
+def test_what_was_lost_is_found_by_id_at_the_end_and_by_counts_before() -> None:
     late = Topics(20_011, lost=frozenset({19_991}))
-    report, _ = report_of(late, monkeypatch, marks=EndOffsets(1000, 60), every=25)
+    report, _ = report_of(late, marks=EndOffsets(1000, 60), every=25)
     assert (report.lost, report.lost_ids, report.unaccounted) == (1, ["posts@id/1/9995"], 0)
     early = Topics(20_011, lost=frozenset(range(5001, 5010)))
-    report, _ = report_of(early, monkeypatch, marks=EndOffsets(1000, 60), every=25)
+    report, _ = report_of(early, marks=EndOffsets(1000, 60), every=25)
     assert (report.lost, report.unaccounted) == (0, 9)
 
 
-def test_a_burst_that_nobody_looked_at_in_between_is_verified_to_the_same_bound(monkeypatch) -> None:
+def test_a_burst_that_nobody_looked_at_in_between_is_verified_to_the_same_bound() -> None:
     topics = Topics(20_011)
-    report, _ = report_of(topics, monkeypatch, marks=EndOffsets(1000, 60), every=19_000)
+    report, _ = report_of(topics, marks=EndOffsets(1000, 60), every=19_000)
     assert 900 <= report.verified <= 1000
     assert (report.lost, report.unaccounted) == (0, 0)
 

@@ -1,0 +1,350 @@
+"""The whole control loop on a Kafka in memory, an actuator without processes and a clock that needs no waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.controlplane.controller import Controller
+from inferline_stream.controlplane.log.control_records import Override, decode_stored, encode
+from inferline_stream.controlplane.log.overrides import Overrides
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.observe.recovery import Recovered
+from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.dataplane.grants import Grant, grant_key
+from inferline_stream.dataplane.process_specs import DispatcherSpec
+from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus, encode_report
+from inferline_stream.kafka.controller_client import LeadershipLost
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Shape, independent_paths
+from inferline_stream.settings import Settings
+from inferline_stream.tuner.policy import POLICIES, Policy
+from tests.support.fake_actuator import FakeActuator
+from tests.unit.controlplane.memory_kafka import MemoryKafka
+from tests.unit.controlplane.virtual_time import EPOCH_S, run
+
+SHAPE = Shape(("a",), ())
+SERVICE_S = 0.1
+START_UP_S = 2.0
+TICK_S = 0.05
+
+
+class World:
+    """One stage "a" whose replicas serve 10 events/s each and start within two seconds.
+
+    Args:
+        rate: arrivals per second, by seconds since the start.
+        policy: the Tuner's step.
+    """
+
+    def __init__(self, rate: Callable[[float], float], policy: Policy = POLICIES["default"]) -> None:
+        self.rate, self.arrived, self.done, self.lost_lead = rate, 0.0, 0.0, False
+        names = Names("p")
+        self.kafka = MemoryKafka("posts", 4, lambda: int(self.arrived), lambda: int(self.done))
+        self.actuator = FakeActuator(drain_timeout_s=5.0)
+        self.grants: dict[str, Grant] = {}
+        times = (ServiceTime(1, SERVICE_S),)
+        profile = PipelineProfile(
+            {("a", "cpu"): Profile("a", "cpu", times, start_up_s=START_UP_S)}, independent_paths(SHAPE, {})
+        )
+        plan = Plan(
+            "p", 0.5, {"a": (Allocation("cpu", 1, 2),)}, 0.2, 0.3, 10.0,
+            ((1.0, 16), (10.0, 115), (60.0, 620)), {"a": 1.0}, {"a": 0.5},
+        )  # fmt: skip
+        kafka: Any = self.kafka
+        running = PipelineContext(names, "posts", "out", frozenset({"a"}), kafka, Settings())
+        leadership: Any = SimpleNamespace(
+            term=1, controller="c", log=SimpleNamespace(grants=()), renewals=0, write=self._grant,
+            write_records=self.kafka.write, heartbeat=self._heartbeat,
+        )  # fmt: skip
+        self.view = PipelineView(
+            "p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": 4}, (1.0, 10.0, 60.0)
+        )
+        self.controller = Controller(
+            running, self.view, self.actuator, leadership, policy, Recovered(None, (), (), None, Overrides(), 0), _spec
+        )
+        self.names = names
+        self._reports, self._busy_s, self._replica_s = 0, 0.0, 0.0
+
+    async def _heartbeat(self) -> None:
+        if self.lost_lead:
+            raise LeadershipLost("another controller leads: this one stops")
+        self.kafka.answer()
+
+    async def _grant(self, grants: Sequence[Grant] = (), forgotten: Sequence[str] = ()) -> None:
+        self.kafka.answer()
+        self.grants |= {grant_key(g.stage, g.slot): g for g in grants}
+        for key in forgotten:
+            self.grants.pop(key, None)
+
+    @contextlib.asynccontextmanager
+    async def __call__(self) -> AsyncIterator[asyncio.Task[None]]:
+        """The loop and the pool beside it."""
+        leading = asyncio.create_task(self.controller.run())
+        pool = asyncio.create_task(self._serve())
+        try:
+            yield leading
+        finally:
+            for task in (leading, pool):
+                task.cancel()
+            await asyncio.gather(leading, pool, return_exceptions=True)
+        if not pool.cancelled():
+            pool.result()
+
+    async def _serve(self) -> None:
+        """Events come and are served, retiring replicas end, the dispatcher reports twice a second."""
+        loop, tick = asyncio.get_running_loop(), 0
+        began_s = loop.time()
+        while True:
+            await asyncio.sleep(TICK_S)
+            tick += 1
+            self.arrived += self.rate(loop.time() - began_s) * TICK_S
+            replicas = await self.actuator.observe()
+            ready = [r for r in replicas if r.state == "running" and loop.time() >= r.started_s + START_UP_S]
+            served = min(self.arrived - self.done, len(ready) * TICK_S / SERVICE_S)
+            self.done += served
+            self._busy_s += served * SERVICE_S
+            self._replica_s += len(ready) * TICK_S
+            for replica in replicas:
+                if replica.state == "retiring":
+                    self.actuator.finish(replica.replica)
+            if tick % 10 == 0:
+                await self._report(ready)
+
+    async def _report(self, ready: Sequence[ObservedReplica]) -> None:
+        for dispatcher in await self.actuator.dispatchers():
+            self._reports += 1
+            report = PoolReport(
+                dispatcher.dispatcher, dispatcher.incarnation, "a", 0, "serving", self._reports,
+                held={p: int(self.done) // 4 for p in range(4)},
+                replicas=[ReplicaStatus(r.replica, "cpu", "ready", START_UP_S) for r in ready],
+                events=int(self.done), busy_s=self._busy_s, replica_s=self._replica_s,
+                batch_stats={"cpu": {1: BatchStats(int(self.done), self._busy_s, self._busy_s * SERVICE_S)}},
+            )  # fmt: skip
+            self.kafka.append(self.names.stage_stats, encode_report(report), dispatcher.dispatcher.encode())
+
+    async def replicas(self) -> int:
+        """Those that are not on their way out."""
+        return sum(r.state != "retiring" for r in await self.actuator.observe())
+
+    async def until(self, holds: Callable[[], bool], within_s: float) -> float:
+        """Let time pass until it holds; the seconds that it took."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while not holds():
+            assert loop.time() - began_s < within_s, f"not within {within_s} s"
+            await asyncio.sleep(TICK_S)
+        return loop.time() - began_s
+
+    @property
+    def wanted(self) -> int:
+        """Replicas that the controller wants."""
+        return self.controller.wanted["a", "cpu"]
+
+    def decisions(self) -> list[tuple[str, str]]:
+        """Action and reason of each decision that is written down."""
+        found = []
+        for record in self.kafka.topics[self.names.decisions]:
+            if record.key is not None and record.key.startswith(b"decision-") and record.value:
+                stored: Any = decode_stored(record.key.decode(), record.value)
+                found.append((stored.action, stored.reason))
+        return found
+
+
+def _spec(dispatcher: str, stage: str, slot: int) -> DispatcherSpec:
+    routes: Any = SimpleNamespace(stage=stage)
+    return DispatcherSpec(dispatcher, slot, routes, "")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def steady(rate: float) -> Callable[[float], float]:
+    return lambda time_s: rate
+
+
+def test_the_plan_s_replicas_and_its_dispatcher_run_and_steady_traffic_changes_nothing() -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(60.0)
+            assert await world.replicas() == 2
+            assert [d.dispatcher for d in await world.actuator.dispatchers()] == [world.grants["a/0"].dispatcher]
+            assert world.decisions() == []
+            assert world.controller.failures == 0
+
+    run(story())
+
+
+def test_a_leap_of_the_traffic_is_answered_within_a_second_and_its_end_gives_replicas_back() -> None:
+    leaps, ends = 30.0, 60.0
+    world = World(lambda time_s: 60.0 if leaps <= time_s < ends else 10.0)
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(leaps)
+            assert world.wanted == 2
+            await world.until(lambda: world.wanted > 2, 1.0)
+            await world.until(lambda: world.wanted >= 6, 5.0)
+            await asyncio.sleep(ends - leaps)
+            peak = world.wanted
+            await world.until(lambda: world.wanted < peak, 2400.0)
+            await world.until(lambda: world.wanted == 2, 2400.0)
+            assert await world.replicas() == 2
+            assert {action for action, _ in world.decisions()} >= {"scale_up", "scale_down"}
+
+    run(story())
+
+
+def test_a_replica_that_dies_is_there_again_and_its_death_is_counted() -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(10.0)
+            died = (await world.actuator.observe())[0].replica
+            world.actuator.crash(died)
+            await asyncio.sleep(5.0)
+            there = [r.replica for r in await world.actuator.observe()]
+            assert len(there) == 2
+            assert died not in there
+            assert world.view.restarts["a"] == 1
+            assert any(died in exit_ for exit_ in world.controller.exits)
+
+    run(story())
+
+
+def test_while_kafka_is_away_nothing_changes_and_afterwards_the_loop_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(lambda time_s: 60.0 if time_s > 45.0 else 10.0)
+
+    async def story() -> None:
+        async with world() as leading:
+            await asyncio.sleep(20.0)
+            before = [d.dispatcher for d in await world.actuator.dispatchers()]
+            world.kafka.away = True
+            await asyncio.sleep(20.0)
+            assert not leading.done()
+            assert (world.wanted, [d.dispatcher for d in await world.actuator.dispatchers()]) == (2, before)
+            world.kafka.away = False
+            await world.until(lambda: world.wanted >= 6, 15.0)
+            assert world.controller.failures == 0
+
+    with caplog.at_level(logging.WARNING):
+        run(story())
+    said = [r.message for r in caplog.records if "does not answer" in r.message]
+    assert 0 < len(said) < 100, "said now and then, and not at every step"
+
+
+def test_another_leader_ends_the_loop() -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        async with world() as leading:
+            await asyncio.sleep(5.0)
+            world.lost_lead = True
+            with pytest.raises(BaseExceptionGroup) as caught:
+                await asyncio.wait_for(leading, 5.0)
+            assert caught.group_contains(LeadershipLost)
+
+    run(story())
+
+
+def test_a_step_that_fails_is_counted_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(state: Any, seen: Any) -> Any:
+        raise ZeroDivisionError("a mistake of ours")
+
+    world = World(steady(10.0), fails)
+
+    async def story() -> None:
+        async with world() as leading:
+            await asyncio.sleep(20.0)
+            assert not leading.done()
+            assert world.controller.failures > 10
+            assert world.controller.state is not None
+            assert world.controller.state.failures > 10
+            assert await world.replicas() == 2
+
+    run(story())
+    assert "a step of the control loop failed" in caplog.text
+
+
+def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies() -> None:
+    world = World(lambda time_s: 60.0 if time_s > 20.0 else 10.0)
+
+    def say(override: Override) -> None:
+        world.kafka.append(world.names.control, encode(override), override.key.encode())
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(15.0)
+            say(Override("pause", until_s=EPOCH_S + 40.0, who="anna"))
+            await asyncio.sleep(20.0)
+            assert time.time() < EPOCH_S + 40.0
+            assert world.wanted == 2
+            await world.until(lambda: world.wanted >= 6, 10.0)
+            say(Override("limits", "a", minimum=9, maximum=9, who="anna"))
+            await world.until(lambda: world.wanted == 9, 2.0)
+
+    run(story())
+
+
+def test_newer_code_comes_into_every_replica_one_after_another() -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(10.0)
+            before = {r.replica for r in await world.actuator.observe()}
+            override = Override("code", value=time.time(), who="anna")
+            world.kafka.append(world.names.control, encode(override), override.key.encode())
+            fewest = 2
+            for _ in range(200):
+                await asyncio.sleep(TICK_S)
+                there = [r for r in await world.actuator.observe() if r.state == "running"]
+                fewest = min(fewest, sum(r.replica in before or r.started_s + START_UP_S <= _now() for r in there))
+            assert before.isdisjoint(r.replica for r in await world.actuator.observe())
+            assert (fewest, await world.replicas()) == (2, 2)
+
+    run(story())
+
+
+def test_a_retired_pipeline_leaves_no_replica_and_no_dispatcher() -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(10.0)
+            retiring = asyncio.create_task(world.controller.retire(["a"], 30.0))
+            await asyncio.sleep(1.0)
+            for dispatcher in await world.actuator.dispatchers():
+                world.actuator.finish(dispatcher.dispatcher)
+            await retiring
+            assert await world.replicas() == 0
+            assert not await world.actuator.dispatchers()
+
+    run(story())
+
+
+def test_groups_of_ended_terms_are_deleted_now_and_then() -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(130.0)
+        assert set(world.kafka.deleted) == {world.names.control_groups}
+        assert len(world.kafka.deleted) == 3
+
+    run(story())
