@@ -367,16 +367,16 @@ async def _real(bootstrap_servers: str, folder: Path) -> dict[str, Found]:
                 max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
                 cores=cores,
             )
-            (home / name).mkdir()
+            (home / "runs" / name).mkdir(parents=True)
             run = Run(
                 pipeline=pipeline,
                 topology=_moderation.TOPOLOGY,
                 bootstrap_servers=bootstrap_servers,
                 plan=plan,
                 measured=example.measured,
-                log_folder=home / name / "logs",
+                log_folder=home / "runs" / name / "logs",
                 records=RecordOptions(prefix=f"{name}-"),
-                feed=trace_feed(trace, example.events, home / name, "text"),
+                feed=trace_feed(trace, example.events, home / "runs" / name, "text"),
                 policy=Script(()),
                 replans=False,
                 cores=cores,
