@@ -27,7 +27,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.dataplane.reports import decode_report
 from inferline_stream.errors import Unreachable, UsageError
-from inferline_stream.kafka.cluster import Cluster
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.hardware import catalogue
@@ -158,7 +158,7 @@ async def watch_pipeline(
         source=names.topic(pipeline.source.name),
         sink=names.topic(pipeline.sink.name),
         entries=frozenset(shape.stages[s] for s in shape.entries()),
-        kafka=Cluster(bootstrap_servers),
+        kafka=KafkaCluster(bootstrap_servers),
         settings=settings,
     )
     async with OffsetReader(bootstrap_servers, settings.connect_timeout_s) as offsets:

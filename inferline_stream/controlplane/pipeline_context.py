@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from inferline_stream.controlplane.record_decoder import RecordDecoder
-from inferline_stream.kafka.cluster import Cluster
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
@@ -34,7 +34,7 @@ class PipelineContext:
     source: str
     sink: str
     entries: frozenset[str]
-    kafka: Cluster
+    kafka: KafkaCluster
     settings: Settings
     advisory: bool = False
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"

@@ -11,7 +11,7 @@ from inferline_stream.kafka.record_producer import RecordProducer
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class KafkaCluster:
     """Opens clients; each is entered by the one who asked for it.
 
     Args:

@@ -34,7 +34,7 @@ from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.errors import InferlineError, UsageError
 from inferline_stream.isolation import limits
-from inferline_stream.kafka.cluster import Cluster
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.kafka.topics import ready_topics, topics_of
 from inferline_stream.pipeline.names import Names
@@ -164,7 +164,7 @@ def _running(run: Run) -> PipelineContext:
         source=names.topic(pipeline.source.name),
         sink=names.topic(pipeline.sink.name),
         entries=frozenset(shape.stages[s] for s in shape.entries()),
-        kafka=Cluster(run.bootstrap_servers),
+        kafka=KafkaCluster(run.bootstrap_servers),
         settings=run.settings,
         advisory=run.advisory,
         delivery=run.records.delivery,

@@ -28,7 +28,7 @@ from aiokafka import AIOKafkaProducer
 from inferline_stream.controlplane.observe.event_ledger import EventLedger, LedgerBegin, ledger_begin, read_ledger
 from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
 from inferline_stream.controlplane.polling import until
-from inferline_stream.kafka.cluster import Cluster
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID, Names
 from inferline_stream.pipeline.shape import shape_of
@@ -263,7 +263,7 @@ async def scene(
         source=names.topic(run.pipeline.source.name),
         sink=names.topic(run.pipeline.sink.name),
         entries=frozenset(shape.stages[s] for s in shape.entries()),
-        kafka=Cluster(run.bootstrap_servers),
+        kafka=KafkaCluster(run.bootstrap_servers),
         settings=run.settings,
         delivery=run.records.delivery,
     )

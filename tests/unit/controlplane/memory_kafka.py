@@ -1,4 +1,4 @@
-"""A `Cluster` in memory: topics as lists, a source that counts, and answers that a test takes away."""
+"""A `KafkaCluster` in memory: topics as lists, a source that counts, and answers that a test takes away."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class MemoryKafka:
         """What a topic holds."""
         return [record.value for record in self.topics[topic] if record.value]
 
-    # -- as a `Cluster` ------------------------------------------------------------------------------
+    # -- as a `KafkaCluster` ------------------------------------------------------------------------------
 
     def follow(self, topic: str, start: Any = "beginning", *, partitions: int = 1, committed_only: bool = True) -> Any:
         return _Follower(self, topic, len(self.topics[topic]) if start == "end" else 0)

@@ -20,7 +20,7 @@ from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
-from inferline_stream.kafka.cluster import Cluster
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.observability.metrics import StateCollector
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
@@ -47,7 +47,7 @@ class Week:
         )
         plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 1),)}, 0.1, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5})
         view = PipelineView("p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": 8}, (60.0,))
-        running = PipelineContext(Names("p"), "posts", "out", frozenset({"a"}), Cluster(""), Settings())
+        running = PipelineContext(Names("p"), "posts", "out", frozenset({"a"}), KafkaCluster(""), Settings())
         leadership: Any = SimpleNamespace(term=1, controller="c", log=SimpleNamespace(grants=()), renewals=0)
         found = Recovered(None, (), (), None, Overrides(), 0)
         spec: Any = SimpleNamespace
