@@ -135,7 +135,7 @@ async def test_a_replay_that_is_stopped_while_kafka_is_gone_ends_and_says_so(fil
             while not replay.acknowledged:
                 await asyncio.sleep(0.05)
             kafka.process.kill()
-            while replay.sent == replay.acknowledged:
+            while replay.sent < replay.acknowledged + 5:  # fewer may have been on their way when it was killed
                 await asyncio.sleep(0.05)
             replay.stop()
             report = await replay.finished()
