@@ -9,13 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from inferline_stream.actuators.actuator import (
-    SETTLED_S,
-    DispatcherExit,
-    ObservedDispatcher,
-    ReplicaExit,
-    restart_in_s,
-)
+from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ReplicaExit
+from inferline_stream.actuators.restart_delay import SETTLED_S, restart_in_s
 from inferline_stream.dataplane.process_specs import EXIT_FENCED, DispatcherSpec
 
 logger = logging.getLogger(__name__)

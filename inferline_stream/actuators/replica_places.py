@@ -8,16 +8,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from inferline_stream.actuators.actuator import (
-    SETTLED_S,
-    DispatcherExit,
-    ObservedReplica,
-    ReplicaExit,
-    Way,
-    placed,
-    restart_in_s,
-    surplus,
-)
+from inferline_stream.actuators.actuator import DispatcherExit, ObservedReplica, ReplicaExit, Way, placed, surplus
+from inferline_stream.actuators.restart_delay import SETTLED_S, restart_in_s
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ class Permission:
         name: of the thing, or what its name begins with.
         prefixed: whether ``name`` is only the beginning.
         operations: Kafka's names.
-        needed_by: verbs and options, or connectors, that cannot do without.
+        needed_by: commands and options, or connectors, that cannot do without.
     """
 
     role: Role
@@ -158,7 +158,7 @@ def topic_commands(topics: Iterable[WantedTopic]) -> list[str]:
 
 
 def permission_commands(wanted: Sequence[Permission], principals: Mapping[Role, str]) -> list[str]:
-    """Commands that grant the rights, a comment before those of each role and verb.
+    """Commands that grant the rights, a comment before those of each role and command.
 
     Args:
         wanted: role by role.

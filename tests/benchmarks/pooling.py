@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from inferline_stream.actuators.actuator import SETTLED_S
+from inferline_stream.actuators.restart_delay import SETTLED_S
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.testing.kafka import find_apache_kafka

@@ -6,13 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from inferline_stream.actuators.actuator import (
-    SETTLED_S,
-    ObservedReplica,
-    ReplicaExit,
-    restart_in_s,
-)
+from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
 from inferline_stream.actuators.kubernetes.manifests import HARDWARE_LABEL, STAGE_LABEL
+from inferline_stream.actuators.restart_delay import SETTLED_S, restart_in_s
 
 TEMPLATE_LABEL = "pod-template-hash"
 """Kubernetes' own, of every pod of a Deployment."""
