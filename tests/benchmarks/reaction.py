@@ -2,18 +2,22 @@
 
 `decision_ms`: from the first arrival of the step, by its record's timestamp, to the decision to scale up.
 `first_record_over_start_up_ms`: from there to the first result of the new replica, beyond the replica's start-up time
-(from asking for it to its READY). The median of several steps; each is a run of its own.
+(from asking for it to its READY). The median of several steps; each is a run of its own. A step after which nothing was
+decided, or no new replica had a result, is a miss: it counts as longer than any other. `scaled_before_the_step` counts
+the runs in which the policy scaled up on the noise before, which say nothing.
 `standby_ms`: from the death of the only working replica (SIGKILL) to the first result of the one that stood by.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,40 +48,43 @@ def measure(quick: bool) -> dict[str, float | int | str | None]:
 
 
 async def _measure(bootstrap_servers: str, folder: Path, rounds: int) -> dict[str, float | int | str | None]:
-    decisions, firsts, start_ups = [], [], []
-    early = 0
     standby = [s for _ in range(rounds) for s in await _deaths(bootstrap_servers, folder)]
-    taken_over = {"standby_ms": statistics.median(standby) * 1e3, "standby_ms_max": max(standby) * 1e3}
-    for _ in range(rounds):
-        found = await _step(bootstrap_servers, folder)
-        if found is None:
-            early += 1
-            continue
-        decisions.append(found[0])
-        start_ups.append(found[1])
-        firsts.append(found[2])
-    if not decisions:
-        reason = f"the policy scaled up before the step in all {rounds} rounds: the machine was too noisy"
-        return {
-            "decision_ms": None,
-            "first_record_over_start_up_ms": None,
-            "decision_ms_reason": reason,
-            **taken_over,
-        }
-    return {
-        **taken_over,
-        "decision_ms": statistics.median(decisions) * 1e3,
-        "first_record_over_start_up_ms": statistics.median(firsts) * 1e3,
-        "decision_ms_max": max(decisions) * 1e3,
-        "first_record_over_start_up_ms_max": max(firsts) * 1e3,
-        "start_up_ms": statistics.median(start_ups) * 1e3,
-        "steps": len(decisions),
-        "scaled_before_the_step": early,
+    steps = [await _step(bootstrap_servers, folder) for _ in range(rounds)]
+    found = [step for step in steps if step is not None]
+    figures: dict[str, float | int | str | None] = {
+        "standby_ms": statistics.median(standby) * 1e3,
+        "standby_ms_max": max(standby) * 1e3,
+        "steps": len(found),
+        "missed_steps": sum(math.isinf(step.first_s) for step in found),
+        "scaled_before_the_step": rounds - len(found),
     }
+    start_ups = [step.start_up_s for step in found if math.isfinite(step.first_s)]
+    for name, values in {
+        "decision_ms": [step.decision_s for step in found],
+        "first_record_over_start_up_ms": [step.first_s for step in found],
+        "start_up_ms": start_ups,
+    }.items():
+        middle = statistics.median(values) if values else math.inf
+        figures[name] = middle * 1e3 if math.isfinite(middle) else None
+        if math.isinf(middle):
+            figures[f"{name}_reason"] = "half of the steps or more were missed" if values else "there was no such step"
+        elif name != "start_up_ms":
+            figures[f"{name}_max"] = max(values) * 1e3 if math.isfinite(max(values)) else None
+    return figures
 
 
-async def _step(bootstrap_servers: str, folder: Path) -> tuple[float, float, float] | None:
-    """(decision, start-up, first record beyond start-up) in seconds; None if it scaled up before the step."""
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Seconds of one step; infinite where it did not happen."""
+
+    decision_s: float = math.inf
+    start_up_s: float = math.inf
+    first_s: float = math.inf
+    """The first result of a new replica, beyond its start-up."""
+
+
+async def _step(bootstrap_servers: str, folder: Path) -> _Step | None:
+    """One step; None if it scaled up before."""
     before = np.arange(0.0, BEFORE_S, 1 / RATE)
     after = np.arange(BEFORE_S, BEFORE_S + AFTER_S, 1 / (RATE * STEP))
     run = one_stage(
@@ -101,7 +108,9 @@ async def _step(bootstrap_servers: str, folder: Path) -> tuple[float, float, flo
         await under_way.drain()
         sent = await passed(under_way)
     stepped_s = float(np.sort(sent.entry_s)[len(before)])
-    if not ups or ups[0].time_s < stepped_s:
+    if not ups:
+        return _Step()
+    if ups[0].time_s < stepped_s:
         return None
     signed = dict(zip(reversed(sent.values), sent.out_s[::-1], strict=True))  # the first result of each
     firsts = [
@@ -110,10 +119,10 @@ async def _step(bootstrap_servers: str, folder: Path) -> tuple[float, float, flo
         if (own := b"%d" % (found[name].pid or 0)) in signed
     ]
     if not firsts:
-        return None
+        return _Step(ups[0].time_s - stepped_s)
     first_s, at_s, asked_s = min(firsts)
     start_up_s = at_s - asked_s
-    return ups[0].time_s - stepped_s, start_up_s, first_s - ups[0].time_s - start_up_s
+    return _Step(ups[0].time_s - stepped_s, start_up_s, first_s - ups[0].time_s - start_up_s)
 
 
 async def _replicas(under_way: LiveRun) -> dict[str, ObservedReplica]:
