@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,10 @@ from inferline_stream.cli.output import print_json
 from inferline_stream.errors import UsageError
 
 _RATES = ((30.0, 20.0), (60.0, 20.0), (25.0, 20.0))
-"""Arrivals per second, and for how many seconds: a rise and a fall, for the Tuner to follow."""
+"""The sample's arrivals per second, and for how many seconds."""
+
+_LIVE_RATES = ((30.0, 5.0), (180.0, 15.0), (25.0, 40.0))
+"""What `run` replays: a burst three times as high as the sample's peak, for the Tuner to follow, and its end."""
 
 _OPENINGS = ("The screen is", "I find the sound", "After a week the battery was", "For its price the case is")
 _VERDICTS = (
@@ -32,7 +36,12 @@ def init(
     output: Output = "table",
 ) -> None:
     """Write a starter topology: three stages on emulated hardware, with sample arrivals and events."""
-    files = {"topology.py": _topology(), "events.jsonl": _events(), "arrivals.csv": _arrivals()}
+    files = {
+        "topology.py": _topology(),
+        "events.jsonl": _events(),
+        "arrivals.csv": _arrivals(_RATES, seed=0),
+        "live.csv": _arrivals(_LIVE_RATES, seed=1),
+    }
     present = [name for name in files if (folder / name).exists()]
     if present:
         raise UsageError(f"{folder}: holds {', '.join(present)} already; name another folder")
@@ -43,7 +52,7 @@ def init(
     if output == "json":
         print_json({"topology": str(written), "files": [str(folder / name) for name in files]})
         return
-    print(f"Wrote {', '.join(str(folder / name) for name in files)}.\nNext: inferline-stream check {written}")
+    print(f"Wrote {', '.join(str(folder / name) for name in files)}.\nNext: inferline-stream run {folder}")
 
 
 def _topology() -> str:
@@ -56,11 +65,11 @@ def _events() -> str:
     return "".join(json.dumps({"number": i, "text": text}) + "\n" for i, text in enumerate(texts, start=1))
 
 
-def _arrivals() -> str:
+def _arrivals(rates: Sequence[tuple[float, float]], *, seed: int) -> str:
     """A minute of Poisson arrivals; the same for everybody."""
     import numpy as np
 
     from inferline_stream.pipeline.trace import levels_trace
 
-    trace = levels_trace(list(_RATES), cv=1.0, rng=np.random.default_rng(0))
+    trace = levels_trace(list(rates), cv=1.0, rng=np.random.default_rng(seed))
     return "arrival_s\n" + "".join(f"{time_s:.4f}\n" for time_s in trace.arrivals_s)

@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
     written = call(folder, "init", "reviews")
     assert written.returncode == 0, written.stderr
-    assert "Next: inferline-stream check reviews/topology.py" in written.stdout
+    assert "Next: inferline-stream run reviews" in written.stdout
     planned = call(folder, "plan", "reviews", "--save", "plan.json")
     assert planned.returncode == 0, planned.stderr
     return folder

@@ -30,7 +30,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("starter") / "reviews"
     result = call("init", folder)
     assert result.exit_code == 0, result.stderr
-    assert "Next: inferline-stream check" in result.stdout
+    assert f"Next: inferline-stream run {folder}" in result.stdout
     result = call("profile", folder)
     assert result.exit_code == 0, result.stderr
     return folder
@@ -45,14 +45,19 @@ def test_init_never_writes_over_a_file(started: Path) -> None:
     before = (started / "topology.py").read_text()
     result = call("init", started)
     assert result.exit_code == 2
-    assert "holds topology.py, events.jsonl, arrivals.csv already" in result.stderr
+    assert "holds topology.py, events.jsonl, arrivals.csv, live.csv already" in result.stderr
     assert (started / "topology.py").read_text() == before
 
 
-def test_the_starters_sample_rises_and_falls(started: Path) -> None:
-    times = [float(line) for line in (started / "arrivals.csv").read_text().splitlines()[1:]]
+def test_the_starters_sample_rises_and_falls_and_its_replay_bursts_beyond_it(started: Path) -> None:
+    times, live = (
+        [float(line) for line in (started / name).read_text().splitlines()[1:]] for name in ("arrivals.csv", "live.csv")
+    )
     counts = [sum(start <= time < start + 20 for time in times) for start in (0, 20, 40)]
     assert counts[1] > 1.5 * max(counts[0], counts[2])
+    burst = sum(5 <= time < 20 for time in live) / 15
+    assert burst > 2 * counts[1] / 20
+    assert sum(time >= 20 for time in live) / 40 < counts[1] / 20
 
 
 def test_profiles_are_printed_for_people_and_for_machines(started: Path) -> None:
@@ -214,9 +219,7 @@ def test_a_kafka_that_does_not_answer_ends_with_exit_code_5(started: Path, comma
 def test_a_topology_without_a_sample_says_what_to_add(tmp_path: Path) -> None:
     assert call("init", tmp_path / "x").exit_code == 0
     file = tmp_path / "x" / "topology.py"
-    file.write_text(
-        file.read_text().replace('    sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),\n', "")
-    )
+    file.write_text(re.sub(r"    sample=Sample\(.*\),\n", "", file.read_text()))
     assert call("check", file).exit_code == 0
     result = call("plan", file)
     assert result.exit_code == 3

@@ -116,5 +116,5 @@ pipeline = Pipeline(
     source=Topic("reviews-in"),
     sink=Topic("ratings"),
     stages=[parse_stage, study_stage, rate_stage],
-    sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
+    sample=Sample(arrivals="arrivals.csv", events="events.jsonl", replay="live.csv"),
 )
