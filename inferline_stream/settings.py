@@ -13,6 +13,9 @@ from inferline_stream.pipeline.units import duration_s, size_bytes
 
 CACHE = "INFERLINE_CACHE"
 
+KAFKA_VERSION = "4.4.0"
+"""The Apache Kafka that tests run on, unless the environment names another."""
+
 
 def _knob(default: float, reason: str) -> float:
     """A field of `Settings` with the reason for its default."""
@@ -342,6 +345,9 @@ class Surroundings:
     ci: bool
     """`CI`: nothing may be skipped."""
 
+    kafka_version: str = KAFKA_VERSION
+    """`KAFKA_VERSION`: the release that is run in a container or fetched for local Java."""
+
 
 def surroundings(environment: Mapping[str, str] | None = None) -> Surroundings:
     """What the environment says about Kafka for tests."""
@@ -352,6 +358,7 @@ def surroundings(environment: Mapping[str, str] | None = None) -> Surroundings:
         container_engine=source.get("DOCKER_HOST") or None,
         cache=Path(source.get(CACHE) or caches / "inferline-stream"),
         ci=source.get("CI", "").lower() not in ("", "0", "false"),
+        kafka_version=source.get("KAFKA_VERSION") or KAFKA_VERSION,
     )
 
 

@@ -21,7 +21,7 @@ async def surely_committed(
     """What a group has committed of these partitions; asked again for a while where it seems to have committed nothing.
 
     A coordinator that has just loaded a group, after a broker's crash, may say for some milliseconds, and without an
-    error, that it knows none of its offsets: Apache Kafka 4.1.1 does. A reader that believed it would halt a partition.
+    error, that it knows none of its offsets: Apache Kafka 4.1 does. A reader that believed it would halt a partition.
 
     Args:
         ask: of partitions, what is committed; those without are missing.

@@ -22,7 +22,7 @@ from typing import Protocol, Self
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.settings import Surroundings, surroundings
-from inferline_stream.testing.kafka_jars import KAFKA_VERSION, why_no_java
+from inferline_stream.testing.kafka_jars import why_no_java
 from inferline_stream.testing.local_kafka import HOST, TEST_SETTINGS, LocalKafka, free_ports, wait_until_answering
 
 
@@ -83,8 +83,8 @@ def find_apache_kafka(where: Surroundings | None = None, *, rebalance_delay_s: f
         if where.kafka_bootstrap_servers:
             yield KafkaAt(where.kafka_bootstrap_servers)
         elif engine := container_engine(where):
-            yield stack.enter_context(_kafka_in_a_container(engine, rebalance_delay_s))
-        elif (lack := why_no_java(where.cache)) is None:
+            yield stack.enter_context(_kafka_in_a_container(engine, where.kafka_version, rebalance_delay_s))
+        elif (lack := why_no_java(where.cache, where.kafka_version)) is None:
             yield stack.enter_context(LocalKafka(rebalance_delay_s=rebalance_delay_s))
         else:
             raise Unreachable(
@@ -118,7 +118,7 @@ def _unix_engine_answers(path: str) -> bool:
 
 
 @contextmanager
-def _kafka_in_a_container(engine: str, rebalance_delay_s: float) -> Iterator[KafkaServer]:
+def _kafka_in_a_container(engine: str, version: str, rebalance_delay_s: float) -> Iterator[KafkaServer]:
     from testcontainers.core.container import DockerContainer
 
     (port,) = free_ports(1)
@@ -133,7 +133,7 @@ def _kafka_in_a_container(engine: str, rebalance_delay_s: float) -> Iterator[Kaf
         "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
     }
-    container = DockerContainer(f"apache/kafka:{KAFKA_VERSION}", docker_client_kw={"base_url": engine})
+    container = DockerContainer(f"apache/kafka:{version}", docker_client_kw={"base_url": engine})
     for name, value in settings.items():
         container.with_env("KAFKA_" + name.upper().replace(".", "_"), value)
     with container.with_bind_ports(9092, port):

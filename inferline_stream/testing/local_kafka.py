@@ -149,7 +149,8 @@ class LocalKafka:
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
-            self._classpath = f"{kafka_jars(surroundings().cache)}/*"
+            where = surroundings()
+            self._classpath = f"{kafka_jars(where.cache, where.kafka_version)}/*"
             self.folder = Path(
                 undo.enter_context(tempfile.TemporaryDirectory(prefix="kafka-", ignore_cleanup_errors=True))
             )

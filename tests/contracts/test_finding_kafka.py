@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.errors import Unreachable
-from inferline_stream.settings import Surroundings, surroundings
+from inferline_stream.settings import KAFKA_VERSION, Surroundings, surroundings
 from inferline_stream.testing import kafka_jars as jars
 from inferline_stream.testing.kafka import container_engine, find_apache_kafka
 from inferline_stream.testing.local_kafka import free_ports
@@ -40,8 +40,9 @@ def test_the_environment_says_what_there_is(tmp_path):
         "DOCKER_HOST": "unix:///engine",
         "INFERLINE_CACHE": str(tmp_path),
         "CI": "true",
+        "KAFKA_VERSION": "4.0.0",
     }
-    assert surroundings(said) == Surroundings("there:9092", "unix:///engine", tmp_path, True)
+    assert surroundings(said) == Surroundings("there:9092", "unix:///engine", tmp_path, True, "4.0.0")
     nothing = surroundings({"XDG_CACHE_HOME": "/caches", "CI": "false"})
     assert nothing == Surroundings(None, None, Path("/caches/inferline-stream"), False)
 
@@ -110,8 +111,8 @@ def test_jars_are_downloaded_once_by_many_starters_and_appear_whole(tmp_path, mo
     assert folders == [["one.jar", "two.jar"]] * 4
     assert (tmp_path / "runs").read_text() == "run\n"
     assert sorted(path.name for path in cache.iterdir()) == [
-        f"kafka-{jars.KAFKA_VERSION}",
-        f"kafka-{jars.KAFKA_VERSION}.lock",
+        f"kafka-{KAFKA_VERSION}",
+        f"kafka-{KAFKA_VERSION}.lock",
     ]
 
 
