@@ -26,8 +26,8 @@ OF_POOLS = ("default", "clairvoyant")
 DEADLINE_S = 300
 KAFKA = "127.0.0.1:9092"
 """As pages write it; the pages' pipeline is then under way on an embedded broker, whose address takes its place."""
-BY_CI = 2
-"""The first blocks of README.md install and test: .ci/run calls them as they stand."""
+BY_CI = 3
+"""The first blocks of README.md: CI calls those that install and test, and a test of its own runs the main example."""
 
 
 def name_of(page: Path) -> str:

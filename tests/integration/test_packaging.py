@@ -9,15 +9,21 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from email.parser import Parser
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = DECLARED["project"]
+VERSION = Version(DECLARED["tool"]["setuptools_scm"]["fallback_version"])
+SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 GENERIC = ("connectors", "src", "tests", "topologies")
 
 
@@ -33,7 +39,7 @@ def _built(tree: Path, hook: str, out: Path) -> Path:
 def tree(tmp_path_factory):
     """A copy of what belongs to the package, links kept as links, as a checkout has them."""
     tree = tmp_path_factory.mktemp("checkout")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in SOURCES:
         shutil.copy(ROOT / name, tree)
     for name in ("inferline_stream", "connectors", "topologies"):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".*"))
@@ -93,7 +99,32 @@ def test_the_wheel_holds_every_file_of_the_package(tree, wheel):
 
 def test_the_wheel_installs_no_other_top_level_name(wheel):
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert tops == {"inferline_stream", f"inferline_stream-{PROJECT['version']}.dist-info"}
+    assert tops == {"inferline_stream", f"inferline_stream-{VERSION}.dist-info"}
+
+
+def test_the_wheel_says_what_an_index_shows(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        said = Parser().parsestr(archive.read(f"inferline_stream-{VERSION}.dist-info/METADATA").decode())
+    links = dict(link.split(", ") for link in said.get_all("Project-URL"))
+    assert links.keys() == {"Repository", "Documentation", "Changelog", "Issues"}
+    assert all(link.startswith(links["Repository"]) for link in links.values())
+    assert said["Author"] == "inferline-stream contributors"
+    assert "kafka" in said["Keywords"]
+    assert set(said.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
+    pythons = {line.split(" :: ")[-1] for line in said.get_all("Classifier") if ":: Python :: 3." in line}
+    assert pythons == {"3.11", "3.12", "3.13", "3.14"}
+
+
+def test_a_checkout_with_a_tag_builds_the_version_of_the_tag(tree, tmp_path):
+    tagged = shutil.copytree(tree, tmp_path / "tagged", symlinks=True)
+    for command in (
+        ["init", "--quiet"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b.example", "commit", "--quiet", "-m", "a"],
+        ["tag", "v7.8.9"],
+    ):
+        subprocess.run(["git", *command], cwd=tagged, check=True)
+    assert _built(tagged, "build_wheel", tmp_path).name == "inferline_stream-7.8.9-py3-none-any.whl"
 
 
 @pytest.mark.parametrize("kind", ["installed", "editable"])
@@ -148,7 +179,8 @@ def _imports(file: Path) -> set[str]:
 
 
 def _declared(*extras: str) -> dict[str, Requirement]:
-    lines = [*PROJECT["dependencies"], *(line for e in extras for line in PROJECT["optional-dependencies"][e])]
+    groups = PROJECT["optional-dependencies"] | DECLARED["dependency-groups"]
+    lines = [*PROJECT["dependencies"], *(line for e in extras for line in groups[e] if isinstance(line, str))]
     return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
 
 
@@ -176,20 +208,21 @@ def test_every_library_that_is_imported_is_declared(folder, extras):
 
 
 def _locked(name: str) -> dict[str, tuple[str, int]]:
-    """Distribution → version and number of hashes of a lock file."""
+    """Distribution → version and number of hashes of a lock file, as this Python installs them."""
     locked = {}
     for entry in re.split(r"\n(?=[a-z])", (ROOT / name).read_text()):
-        if match := re.match(r"([a-z0-9.-]+)==(\S+)", entry):
+        match = re.match(r"([a-z0-9.-]+)==(\S+)(?: ; (.+?))? \\", entry)
+        if match and (match[3] is None or Marker(match[3]).evaluate()):
             locked[canonicalize_name(match[1])] = (match[2], entry.count("--hash=sha256:"))
     return locked
 
 
 @pytest.mark.parametrize(
-    ("lock", "extras"), [("requirements.lock", ("moderation",)), ("requirements-dev.lock", ("moderation", "dev"))]
+    ("lock", "extras"),
+    [("requirements.lock", ("moderation", "build")), ("requirements-dev.lock", ("moderation", "dev"))],
 )
 def test_a_lock_pins_every_dependency_with_its_hashes_and_names_no_index(lock, extras):
     locked = _locked(lock)
-    assert "setuptools" in locked, "it builds the package, without a download of its own"
     for name, requirement in _declared(*extras).items():
         assert name in locked, f"{name} is in pyproject.toml and not in {lock}"
         assert requirement.specifier.contains(locked[name][0]), f"{requirement} is not {locked[name][0]}"
@@ -204,15 +237,18 @@ def test_both_locks_agree():
     assert {name: dev.get(name) for name in _locked("requirements.lock")} == _locked("requirements.lock")
 
 
-def test_the_readme_opens_with_two_commands_and_ci_runs_them():
-    opening = (ROOT / "README.md").read_text().split("\n## Two commands\n")[1].split("\n## ")[0]
-    blocks = re.findall(r"^```sh\n(.*?)^```", opening, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
-    first, second = blocks
-    assert "--require-hashes -r requirements.lock" in first
-    assert first.rstrip().endswith("inferline-stream run topologies/moderation/topology.py")
-    assert "--require-hashes -r requirements-dev.lock" in second
-    assert second.rstrip().endswith("-m pytest")
+def test_the_readme_opens_with_three_commands_and_ci_runs_them():
+    opening = (ROOT / "README.md").read_text().split("\n## First minutes\n")[1].split("\n## ")[0]
+    demo, example, tests = re.findall(r"^```sh\n(.*?)\n```", opening, re.MULTILINE | re.DOTALL)
+    assert "--require-hashes -r requirements.lock" in demo
+    assert demo.endswith("inferline-stream init demo && .venv/bin/inferline-stream run demo")
+    assert example.endswith("inferline-stream run topologies/moderation")
+    assert "--require-hashes -r requirements-dev.lock" in tests
+    assert tests.endswith("-m pytest")
     script = (ROOT / ".ci/run").read_text()
     assert "readme_command 1" in script
-    assert 'eval "$(readme_command 2)"' in script
+    assert 'eval "$(readme_command 3)"' in script
+    assert "\n.ci/package .venv/bin/python\n" in script
+    quick = (ROOT / ".ci/package").read_text()
+    assert "inferline-stream init demo" in quick
+    assert "inferline-stream run demo" in quick

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 
 from inferline_stream.cli.main import app
 from inferline_stream.pipeline.units import duration_s
-from inferline_stream.settings import from_environment
+from inferline_stream.settings import KAFKA_VERSION, from_environment
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -63,6 +64,35 @@ def test_no_process_of_an_image_is_root_and_the_user_is_a_number() -> None:
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", re.findall(r"^USER (\S+)$", text, re.MULTILINE)[-1])
 
 
+def test_bases_are_pinned_by_exact_versions_and_kafka_is_the_one_that_tests_run_on() -> None:
+    text = (DOCKER / "Dockerfile").read_text()
+    bases = re.findall(r"^ARG \w*BASE=\S+:(\S+)$", text, re.MULTILINE)
+    assert [bool(re.match(r"\d+\.\d+\.\d+-", base)) for base in bases] == [True, True]
+    images = {name: service["image"] for name, service in COMPOSE["services"].items() if "/" in service["image"]}
+    assert all(re.search(r":v?\d+\.\d+\.\d+$", image) for image in images.values()), images
+    assert images["kafka"].endswith(f":{KAFKA_VERSION}")
+    assert f"BASE:-{re.findall(r'^ARG BASE=(.*)$', text, re.MULTILINE)[0]}" in (DOCKER / "compose.yaml").read_text()
+
+
+def test_the_image_says_what_it_is_and_whether_it_is_well() -> None:
+    text = (DOCKER / "Dockerfile").read_text()
+    labels = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", text))
+    assert labels == {"title", "description", "licenses", "version"}
+    (check,) = re.findall(r"^HEALTHCHECK .*\n +CMD (\[.*\])$", text, re.MULTILINE)
+    program, _, code = json.loads(check)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        environment = {"INFERLINE_METRICS_PORT": str(closed.getsockname()[1])}
+        asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert program == "python3"
+    assert "Connection refused" in asked.stderr
+
+
+def test_grafana_starts_with_no_password_that_others_know() -> None:
+    environment = COMPOSE["services"]["grafana"]["environment"]
+    assert environment["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_PASSWORD:?")
+
+
 def test_everything_that_the_dockerfile_copies_is_sent_to_the_builder_and_is_there() -> None:
     sent = re.findall(r"^!(\S+)$", (DOCKER / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
@@ -71,12 +101,20 @@ def test_everything_that_the_dockerfile_copies_is_sent_to_the_builder_and_is_the
         assert name in sent
 
 
-def test_the_image_is_locked_as_what_is_tested_is() -> None:
-    def pins(file: Path) -> dict[str, str]:
-        return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", file.read_text(), re.MULTILINE))
+@pytest.mark.parametrize(
+    ("lock", "model_runtime"), [("requirements.lock", "onnxruntime"), ("requirements-gpu.lock", "onnxruntime-gpu")]
+)
+def test_the_image_is_locked_as_what_is_tested_is(lock: str, model_runtime: str) -> None:
+    def pins(file: Path) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for name, version in re.findall(r"^([a-z0-9.-]+)==(\S+)(?!\S| ; .*'never')", file.read_text(), re.MULTILINE):
+            found.setdefault(name, set()).add(version)
+        return found
 
-    image, tested = pins(DOCKER / "requirements.lock"), pins(ROOT / "requirements-dev.lock")
-    assert {"cryptography", "lightkube", "onnxruntime"} <= image.keys()
+    image, tested = pins(DOCKER / lock), pins(ROOT / "requirements-dev.lock")
+    assert {"cryptography", "lightkube", model_runtime} <= image.keys()
+    assert len({"onnxruntime", "onnxruntime-gpu"} & image.keys()) == 1  # they are one module, and overwrite each other
+    image.pop("onnxruntime-gpu", None)
     assert {name: tested.get(name) for name in image} == image
 
 

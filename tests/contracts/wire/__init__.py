@@ -1,6 +1,6 @@
 """What releases write for each other: one filled record of each kind, the schema that it is read by, and frames.
 
-``python -m tests.contracts.wire`` writes both down for the version in pyproject.toml, until that version is released.
+``python -m tests.contracts.wire`` writes both down for the next release, until it is released.
 What earlier releases have written down is never changed: it is still in use.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from packaging.version import Version
 
 import inferline_stream
 from inferline_stream.controlplane.log.control_records import ArrivalTicks, Override, StoredPlan
@@ -44,7 +45,9 @@ from inferline_stream.pipeline.version import Structure
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
-CURRENT: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CURRENT = Version(PROJECT["tool"]["setuptools_scm"]["fallback_version"]).base_version
+"""The next release."""
 
 ROUTES = Routes(
     pipeline="p",
