@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,8 +24,12 @@ def compare(
         str | None, typer.Option(help="their names, separated by commas; all of them without it")
     ] = None,
     tune: Annotated[
-        bool, typer.Option(help="run each rule of others a second time, with the setting that is best on the sample")
+        bool, typer.Option(help="run each rule of others a second time, with the setting that is best beforehand")
     ] = True,
+    tune_on: Annotated[
+        Path | None,
+        typer.Option(help="CSV of arrivals that the rules of others are tuned on; without it those of the sample"),
+    ] = None,
     plan: PlanFile = None,
     start_up: StartUp = None,
     plot: Plot = None,
@@ -39,11 +44,14 @@ def compare(
     """
     from inferline_stream.calculus.envelope import compiled_kernel
     from inferline_stream.cli.output import Bar, console, print_json
+    from inferline_stream.dataplane.sample_files import read_arrivals
     from inferline_stream.errors import UsageError
     from inferline_stream.replay.compare import NAMES
     from inferline_stream.replay.compare import compare as compared
     from inferline_stream.replay.replay_document import comparison_to_dict
 
+    if tune_on is not None and not tune:
+        raise UsageError("--tune-on is what rules are tuned on, and --no-tune tunes none: leave one of them out")
     chosen = NAMES if policies is None else tuple(name.strip() for name in policies.split(","))
     unknown = [name for name in chosen if name not in NAMES]
     if unknown:
@@ -61,6 +69,7 @@ def compare(
             catalogue=ground.kinds,
             policies=chosen,
             tune=tune,
+            tune_on=None if tune_on is None else read_arrivals(tune_on),
             conditions=conditions,
             objective=ground.objective,
             seed=seed,

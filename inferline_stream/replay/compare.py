@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,6 +29,9 @@ NO_TUNER, CLAIRVOYANT, INSTANT = "no tuner", "clairvoyant", "instant clairvoyant
 PARTITIONS = 24
 """Of each stage's input topic, where a rule scales ordinary consumer groups: more than any of them has replicas."""
 
+AS_DEFAULT = "the defaults"
+"""The tuned setting of a rule that nothing in its space is better for."""
+
 NAMES = (*POLICIES, NO_TUNER, *(family.name for family in FAMILIES), CLAIRVOYANT, INSTANT)
 """Everything that can be compared."""
 
@@ -41,7 +44,7 @@ class Row:
 
     Args:
         policy: its name.
-        setting: ``default``, or the tuned values in words.
+        setting: ``default``, or the tuned values in words, `AS_DEFAULT` where those are the defaults.
         outcome: the replay.
         keeps_objective: whether the share of misses is within what the objective allows.
         on_our_pool: whether stages have one queue each, as we run them, or replicas own partitions, as in ordinary
@@ -64,12 +67,23 @@ class Row:
         return f"{self.policy} on our pool" if self.on_our_pool and self.policy in _RULES else self.policy
 
 
+Tuned = Mapping[tuple[str, bool], Setting]
+"""By a rule's name, and whether it scales our pools: the setting found for it. An empty one is its defaults."""
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All rows, and dollars below which no policy could have served the trace."""
+    """Policies side by side.
+
+    Args:
+        rows: all of them.
+        work_bound: dollars below which no policy could have served the trace.
+        tuned: the settings that tuning found.
+    """
 
     rows: tuple[Row, ...]
     work_bound: float
+    tuned: Tuned
 
     def row(self, policy: str, setting: str = "default", *, on_our_pool: bool = True) -> Row:
         """The row of that policy and setting.
@@ -101,6 +115,8 @@ def compare(
     catalogue: Catalogue,
     policies: Collection[str] = NAMES,
     tune: bool = True,
+    tune_on: Trace | None = None,
+    tuned: Tuned | None = None,
     conditions: Conditions | None = None,
     objective: float = 0.99,
     seed: int = 0,
@@ -110,10 +126,10 @@ def compare(
 ) -> Comparison:
     """Replay every policy on the trace.
 
-    Our policies run with their defaults. Each rule of others runs with its defaults, and with the setting of its
-    space that is cheapest within the objective on the *sample* (or misses least, if none keeps it): tuned as a user
-    would, on what is known beforehand. Rules of others scale ordinary consumer groups of `PARTITIONS` partitions, and
-    once more our pools, so that rule and queues can be distinguished.
+    Our policies run with their defaults. Each rule of others runs with its defaults, and with the setting that is
+    cheapest within the objective on another trace (or misses least, if none keeps it), out of its space and its
+    defaults. Rules of others scale ordinary consumer groups of `PARTITIONS` partitions, and once more our pools, so
+    that rule and queues can be distinguished.
 
     Args:
         shape: the DAG.
@@ -124,6 +140,9 @@ def compare(
         catalogue: prices and stock.
         policies: names from `NAMES`.
         tune: run the tuned settings too.
+        tune_on: what settings are tuned on; the sample unless given. Another draw of what is judged by is the most
+            that a rule could be given.
+        tuned: settings found before, which are not searched again.
         conditions: delays, the same for all.
         objective: share of events that must meet the SLO.
         seed: of the paths drawn.
@@ -140,7 +159,7 @@ def compare(
     prices = {name: kind.price_per_hour for name, kind in catalogue.items()}
     table = staffing(shape, plan, measured, sample, prices, objective=objective, seed=seed)
     arena = _Arena(shape, plan, measured, catalogue, conditions or Conditions(), seed=seed)
-    arena.judged, arena.sample = arena.workload(trace), arena.workload(sample)
+    arena.judged, on = arena.workload(trace), arena.workload(sample if tune_on is None else tune_on)
     report = progress or (lambda _: None)
     rows: list[Row] = []
 
@@ -158,6 +177,7 @@ def compare(
     longest_s = max(profile.start_up_s for profile in measured.profiles.values())
     start_up_s = longest_s if arena.conditions.start_up_s is None else arena.conditions.start_up_s
     contest = Contest(shape, plan, measured, sample, start_up_s)
+    settings = dict(tuned or {})
     for family in FAMILIES:
         if family.name in policies:
             report(family.name)
@@ -165,16 +185,18 @@ def compare(
                 rule = partial(arena.rule, family, contest, on_our_pool=on_our_pool)
                 add(family.name, "default", rule({}), on_our_pool=on_our_pool)
                 if tune and family.space:
-                    setting = _tuned(family, lambda setting: rule(setting, on=arena.sample), 1 - objective)  # noqa: B023  called before the next round
-                    chosen = ", ".join(f"{key}={value:g}" for key, value in setting.items())
-                    add(family.name, chosen, rule(setting), on_our_pool=on_our_pool)
+                    key = family.name, on_our_pool
+                    if key not in settings:
+                        settings[key] = _tuned(family, lambda setting: rule(setting, on=on), 1 - objective)  # noqa: B023  called before the next round
+                    chosen = ", ".join(f"{name}={value:g}" for name, value in settings[key].items())
+                    add(family.name, chosen or AS_DEFAULT, rule(settings[key]), on_our_pool=on_our_pool)
     basis = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs).basis
     for name, instant in ((CLAIRVOYANT, False), (INSTANT, True)):
         if name in policies:
             report(name)
             how = replace(arena.conditions, start_up_s=0.0) if instant else arena.conditions
             add(name, "default", cheapest(basis, trace, partial(arena.run, conditions=how), instant=instant))
-    return Comparison(_with_regret(rows), arena.bound(objective))
+    return Comparison(_with_regret(rows), arena.bound(objective), settings)
 
 
 def _with_regret(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -186,22 +208,21 @@ def _with_regret(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(replace(row, regret=regret(row, CLAIRVOYANT), regret_instant=regret(row, INSTANT)) for row in rows)
 
 
-def _tuned(family: Family, on_sample: Callable[[Setting], Outcome], allowed: float) -> dict[str, float]:
-    """The cheapest setting that keeps the objective on the sample; the one that misses least if none does."""
+def _tuned(family: Family, run: Callable[[Setting], Outcome], allowed: float) -> dict[str, float]:
+    """Return the cheapest setting that keeps the objective; the one that misses least if none does."""
 
     def rank(setting: Setting) -> tuple[bool, float, float]:
-        found = on_sample(setting)
+        found = run(setting)
         kept = found.miss_rate <= allowed
         return (not kept, 0.0 if kept else found.miss_rate, found.cost)
 
-    return min(family.settings(), key=rank)
+    return min(({}, *family.settings()), key=rank)
 
 
 class _Arena:
     """Where all contenders meet the same traces under the same delays."""
 
     judged: Workload
-    sample: Workload
 
     def __init__(
         self,

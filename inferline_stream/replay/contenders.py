@@ -34,7 +34,7 @@ class Contest:
         shape: the DAG.
         plan: ours.
         measured: profiles.
-        sample: what the plan was made for; settings are tuned on it.
+        sample: what the plan was made for; what is provisioned for a mean or a peak has it from there.
         start_up_s: the longest start-up time, which some rules are given.
     """
 

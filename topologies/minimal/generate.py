@@ -15,7 +15,7 @@ SAMPLE_RATE, SAMPLE_S = 16.0, 60.0
 LIVE_LEVELS = [(16.0, 2.0), (48.0, 6.0), (10.0, 82.0)]
 """Events per second and for how many seconds: as planned, then a burst, then quieter than planned."""
 
-SWING_SEED = 8
+SWING_SEED, TUNING_SEED = 8, 9
 SWING = [(0, 16), (120, 16), (180, 48), (300, 48), (360, 10), (450, 10), (450, 48), (470, 48), (470, 16), (600, 16)]
 """Seconds and events per second, straight lines between: up to three times the planned rate, a lull, a spike."""
 
@@ -56,11 +56,11 @@ def questions(rng: np.random.Generator) -> list[dict[str, int | str]]:
 
 
 def main() -> None:
-    """Write the four files beside this one."""
+    """Write the five files beside this one."""
     rng = np.random.default_rng(2020)
-    swinging = swing(np.random.default_rng(SWING_SEED))
-    for name, trace in (("arrivals.csv", arrivals(rng)), ("live.csv", live(rng)), ("swing.csv", swinging)):
-        (HERE / name).write_text("arrival_s\n" + "".join(f"{t:.6f}\n" for t in trace.arrivals_s))
+    swings = {name: swing(np.random.default_rng(s)) for name, s in (("swing", SWING_SEED), ("tuning", TUNING_SEED))}
+    for name, trace in ({"arrivals": arrivals(rng), "live": live(rng)} | swings).items():
+        (HERE / f"{name}.csv").write_text("arrival_s\n" + "".join(f"{t:.6f}\n" for t in trace.arrivals_s))
     (HERE / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions(rng)))
 
 
