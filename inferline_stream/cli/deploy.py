@@ -41,7 +41,7 @@ def deploy(
     what to do.
 
     Kubernetes: applies a controller (two, of which one acts), the rights it needs, its network policy, alert rules, and
-    the profiles. It makes what each stage needs. The image is yours: see docker/README.md.
+    the profiles. It makes what each stage needs. The image is yours: the guide to Kubernetes says how to build it.
     """
     from inferline_stream.errors import UsageError
 

@@ -1,7 +1,7 @@
 """The pipeline's state as Prometheus metrics: one scrape target per pipeline.
 
 Every scrape renders the newest `PipelineState`, so a series whose partition or replica is gone vanishes
-with it. METRICS.md lists them and counts the series.
+with it. docs/reference/metrics.md lists them and counts the series.
 """
 
 from __future__ import annotations

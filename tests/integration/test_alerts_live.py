@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import inferline_stream.observability as room
+from inferline_stream.documentation import GUIDES
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.settings import surroundings
@@ -146,7 +147,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 def runbook(notice: Notice) -> str:
     """What the runbook says on an alert."""
     file, _, anchor = notice.annotations["runbook"].partition("#")
-    sections = re.split(r"^## ", (Path(room.__file__).parent / file).read_text(), flags=re.MULTILINE)
+    page = Path(room.__file__).parents[2] / "docs" / file.removeprefix(f"{GUIDES}/")
+    sections = re.split(r"^## ", page.read_text(), flags=re.MULTILINE)
     (section,) = (text for text in sections if text.split("\n", 1)[0].lower() == anchor)
     return " ".join(section.split())
 
@@ -231,7 +233,8 @@ def test_a_dead_controller_pages_and_another_takes_up_where_it_was(watched: Watc
 
 
 def test_every_documented_metric_is_filled_by_a_live_run(watched: Watched) -> None:
-    documented = set(re.findall(r"^\| `(\w+)`", (Path(room.__file__).parent / "METRICS.md").read_text(), re.MULTILINE))
+    page = Path(room.__file__).parents[2] / "docs/reference/metrics.md"
+    documented = set(re.findall(r"^\| `(\w+)`", page.read_text(), re.MULTILINE))
     watched.until("inferline_recent_p99_seconds", 20)
     found = {series["metric"]["__name__"] for series in watched.heard.query('{__name__=~"inferline_.+"}')}
     filled = {re.sub(r"_(bucket|sum|count)$", "", name) if "latency" in name else name for name in found}

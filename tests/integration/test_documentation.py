@@ -1,4 +1,4 @@
-"""What the pages beside the code say can be done: every command in them runs, every link leads somewhere."""
+"""What README.md and the guides say can be done: every command in them runs, every link leads somewhere."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("inferline_stream/*.md"), *ROOT.glob("inferline_stream/*/*.md")))
+PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#]+)(?:#[^)]*)?\)")
 FIGURES = re.compile(r"^\|[^|]+\| `([\w-]+)` \|([^|]*)\| \$([\d.]+)/h \| ([\d.]+) % \|", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Every verb as it is installed: help, table, and the JSON document that OUTPUT.md describes field by field."""
+"""Every verb as it is installed: help, table, and the JSON document that the guide describes field by field."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def documented(verb: str) -> dict[str, bool]:
-    """Field → whether it may be missing, as OUTPUT.md says."""
-    text = (Path(room.__file__).parent / "OUTPUT.md").read_text()
+    """Field → whether it may be missing, as docs/reference/json-output.md says."""
+    text = (Path(room.__file__).parents[2] / "docs/reference/json-output.md").read_text()
     (section,) = re.findall(rf"^## {re.escape(verb)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return {name: may == "may" for name, may in re.findall(r"^\| `([^`]+)` \| (may)?", section, re.MULTILINE)}
 

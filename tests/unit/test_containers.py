@@ -29,7 +29,9 @@ HADOLINT = str(Path(sys.executable).with_name("hadolint"))
 
 def readme_dockerfile() -> str:
     """How users put their own code into an image."""
-    (text,) = re.findall(r"^```dockerfile\n(.*?)^```", (DOCKER / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(
+        r"^```dockerfile\n(.*?)^```", (ROOT / "docs/how-to/kubernetes.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     return text
 
 
@@ -55,7 +57,7 @@ def test_what_users_write_to_get_their_code_in_is_linted_too_and_begins_at_a_sta
 
 def test_the_path_that_the_readme_names_is_where_its_dockerfile_has_put_the_topology() -> None:
     (put,) = re.findall(r"^COPY reviews (\S+)$", readme_dockerfile(), re.MULTILINE)
-    named = set(re.findall(r"--path\s(\S+)", (DOCKER / "README.md").read_text()))
+    named = set(re.findall(r"--path\s(\S+)", (ROOT / "docs/how-to/kubernetes.md").read_text()))
     assert {path.rstrip("`") for path in named} == {f"{put}/topology.py"}
 
 

@@ -91,8 +91,8 @@ def test_a_taken_port_is_a_usage_error_that_names_the_option(served):
 
 
 def documented() -> dict[str, tuple[str, list[str], str]]:
-    """Metric → (type, labels, series), as METRICS.md says."""
-    text = Path(metrics.__file__).with_name("METRICS.md").read_text()
+    """Metric → (type, labels, series), as docs/reference/metrics.md says."""
+    text = (Path(metrics.__file__).parents[2] / "docs/reference/metrics.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]*) \| ([\w +]+) \| .+ \|$", text, re.MULTILINE)
     return {name: (kind, sorted(filter(None, labels.split(", "))), count) for name, kind, labels, count in rows}
 
