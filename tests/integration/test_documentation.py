@@ -120,7 +120,7 @@ def follow(page: Path, folder: Path, starter: Path) -> None:
             if page != README:
                 stack.enter_context(under_way(folder, servers))
         for text in commands:
-            if " compare " not in text:  # whose figures have a test of their own
+            if page != README or " compare " not in text:  # whose figures have a test of their own
                 run(text, folder)
 
 
@@ -142,7 +142,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_readme_names_every_verb_and_every_page() -> None:
+def test_the_readme_names_every_verb_and_where_the_guides_begin() -> None:
     from inferline_stream.cli.main import app
 
     text = README.read_text()
@@ -150,8 +150,7 @@ def test_the_readme_names_every_verb_and_every_page() -> None:
     groups = [group.name for group in app.registered_groups if group.name]
     assert len(verbs) > 15
     assert [verb for verb in (*verbs, *groups) if f"`{verb}" not in text] == []
-    pages = [name_of(page.resolve()) for page in PAGES if page.parent != ROOT]
-    assert [page for page in pages if f"({page})" not in text] == []
+    assert "(docs/index.md)" in text
     assert len(text.splitlines()) <= 300
 
 

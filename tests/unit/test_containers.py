@@ -21,7 +21,7 @@ from inferline_stream.pipeline.units import duration_s
 from inferline_stream.settings import KAFKA_VERSION, from_environment
 
 ROOT = Path(__file__).parents[2]
-DOCKER = ROOT / "docker"
+DOCKER, GUIDES = ROOT / "docker", ROOT / "docs/how-to"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SCHEMA = json.loads((ROOT / "tests/contracts/schemas/compose-spec.json").read_text())
 HADOLINT = str(Path(sys.executable).with_name("hadolint"))
@@ -29,9 +29,7 @@ HADOLINT = str(Path(sys.executable).with_name("hadolint"))
 
 def readme_dockerfile() -> str:
     """How users put their own code into an image."""
-    (text,) = re.findall(
-        r"^```dockerfile\n(.*?)^```", (ROOT / "docs/how-to/kubernetes.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+    (text,) = re.findall(r"^```dockerfile\n(.*?)^```", (GUIDES / "image.md").read_text(), re.MULTILINE | re.DOTALL)
     return text
 
 
@@ -55,9 +53,10 @@ def test_what_users_write_to_get_their_code_in_is_linted_too_and_begins_at_a_sta
     assert f" AS {base[1]}\n" in (DOCKER / "Dockerfile").read_text()
 
 
-def test_the_path_that_the_readme_names_is_where_its_dockerfile_has_put_the_topology() -> None:
+def test_the_path_that_the_guides_name_is_where_their_dockerfile_has_put_the_topology() -> None:
     (put,) = re.findall(r"^COPY reviews (\S+)$", readme_dockerfile(), re.MULTILINE)
-    named = set(re.findall(r"--path\s(\S+)", (ROOT / "docs/how-to/kubernetes.md").read_text()))
+    text = "".join((GUIDES / page).read_text() for page in ("image.md", "kubernetes.md"))
+    named = set(re.findall(r"--path\s(\S+)", text))
     assert {path.rstrip("`") for path in named} == {f"{put}/topology.py"}
 
 
