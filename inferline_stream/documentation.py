@@ -1,8 +1,11 @@
-"""Where the repository and its guides are published. setup.py reads this file without the package."""
+"""Where the guides are published."""
 
 from __future__ import annotations
 
-HOME = "https://inferline-stream.example"
-"""The repository's address: every other link follows from this line."""
+from importlib.metadata import metadata
 
-GUIDES = f"{HOME}/blob/main/docs"
+
+def guides() -> str:
+    """Return the address of the folder of the guides: the project's documentation link, which pyproject.toml sets."""
+    links: dict[str, str] = dict(link.split(", ", 1) for link in metadata("inferline-stream").get_all("Project-URL") or ())
+    return links["Documentation"]

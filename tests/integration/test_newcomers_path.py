@@ -46,7 +46,7 @@ def installed(folder: Path) -> Path:
     kept = shutil.ignore_patterns(".*", "__pycache__", "artifacts", "build", "*.egg-info")
     for name in ("inferline_stream", "connectors"):
         shutil.copytree(ROOT / name, source / name, ignore=kept)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     building = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]

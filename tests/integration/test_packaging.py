@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = DECLARED["project"]
 VERSION = Version(DECLARED["tool"]["setuptools_scm"]["fallback_version"])
-SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE")
 GENERIC = ("connectors", "src", "tests", "topologies")
 
 

@@ -40,9 +40,9 @@ def test_every_argument_of_a_topology_has_its_meaning(written: dict[str, str]) -
 
 
 def test_the_menu_and_the_first_page_name_every_page() -> None:
-    menu = set(re.findall(r'= "([\w/-]+\.md)"', (DOCS.parent / "zensical.toml").read_text()))
+    menu = set(re.findall(r'= "([\w/-]+\.md)"', (DOCS / "zensical.toml").read_text()))
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
     assert menu == pages
     named = set(re.findall(r"\]\(([\w/-]+\.md)\)", (DOCS / "index.md").read_text()))
     assert named == pages - {"index.md"}
-    assert tomllib.loads((DOCS.parent / "zensical.toml").read_text())["project"]["docs_dir"] == "docs"
+    assert tomllib.loads((DOCS / "zensical.toml").read_text())["project"]["docs_dir"] == "."
