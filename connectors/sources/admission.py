@@ -28,7 +28,7 @@ class Refused:
     again_after_s: int | None = None
 
 
-class Tokens:
+class BearerTokens:
     """Bearer tokens that may send; kept as digests, compared in constant time.
 
     Args:

@@ -32,7 +32,7 @@ class SourceCounts(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class SourceEvent:
     """What is to become a record.
 
     Args:
@@ -67,7 +67,7 @@ class Delivery:
         self._stop = stop
         self._skip_refused = skip_refused
 
-    async def deliver(self, events: Sequence[Event]) -> None:
+    async def deliver(self, events: Sequence[SourceEvent]) -> None:
         """Return once Kafka has all of them, however long it is away.
 
         Raises:
@@ -98,13 +98,13 @@ class Delivery:
                         await self._stop.wait()
             waiting = again
 
-    async def _send(self, event: Event) -> None:
+    async def _send(self, event: SourceEvent) -> None:
         headers = ((EVENT_ID, event.id), *event.headers)
         await self._producer.deliver(
             self._topic, event.value, key=event.key, timestamp_ms=event.timestamp_ms, headers=headers
         )
 
-    def _refused(self, event: Event, refusal: RecordRefused) -> None:
+    def _refused(self, event: SourceEvent, refusal: RecordRefused) -> None:
         if not self._skip_refused:
             raise RecordRefused(f"event {event.id.decode(errors='replace')!r}: {refusal}; or give --skip-refused")
         logger.warning("event %r is left out: %s", event.id.decode(errors="replace"), refusal)

@@ -40,8 +40,8 @@ import msgspec
 
 from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sources import delivery
-from inferline_stream.connectors.sources.delivery import Delivery, Event, key_of
-from inferline_stream.connectors.sources.places import Place, State
+from inferline_stream.connectors.sources.delivery import Delivery, SourceEvent, key_of
+from inferline_stream.connectors.sources.file_positions import FilePosition, FilePositions
 from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.settings import from_environment
@@ -56,7 +56,7 @@ _NOTE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class FileEvent:
     """One event of a file: where it begins, where the next one does, and its JSON."""
 
     begin: int
@@ -64,7 +64,7 @@ class Read:
     value: bytes
 
 
-def lines_of(file: IO[bytes], begin: int, *, whole: bool) -> Iterator[Read]:
+def lines_of(file: IO[bytes], begin: int, *, whole: bool) -> Iterator[FileEvent]:
     """Lines of JSONL from a byte on; empty ones are left out.
 
     Args:
@@ -84,11 +84,11 @@ def lines_of(file: IO[bytes], begin: int, *, whole: bool) -> Iterator[Read]:
                 return
         end = begin + len(line)
         if line.strip():
-            yield Read(begin, end, line.strip())
+            yield FileEvent(begin, end, line.strip())
         begin = end
 
 
-def rows_of(file: IO[bytes], begin: int, *, whole: bool, numbers: frozenset[str] = frozenset()) -> Iterator[Read]:
+def rows_of(file: IO[bytes], begin: int, *, whole: bool, numbers: frozenset[str] = frozenset()) -> Iterator[FileEvent]:
     """Rows of CSV from a byte on, as objects; the names come from the first row.
 
     Args:
@@ -123,7 +123,7 @@ def rows_of(file: IO[bytes], begin: int, *, whole: bool, numbers: frozenset[str]
         first = at
         for row in rows:
             if row:
-                yield Read(first, at, _row(names, row, numbers))
+                yield FileEvent(first, at, _row(names, row, numbers))
             first = at
     except UnicodeDecodeError as error:
         raise InvalidFile(f"{file.name}: is no UTF-8 text near byte {at} ({error.reason})") from None
@@ -163,7 +163,7 @@ class Files:
         self,
         path: Path,
         patterns: Sequence[str],
-        state: State,
+        state: FilePositions,
         *,
         numbers: Sequence[str] = (),
         key_field: str | None = None,
@@ -197,14 +197,14 @@ class Files:
                 return []  # about to be replaced
             raise InvalidFile(f"{self._path}: cannot be read ({error.strerror}); give another --path") from None
 
-    def read(self, name: str, place: Place, *, whole: bool) -> tuple[list[Event], Place]:
+    def read(self, name: str, place: FilePosition, *, whole: bool) -> tuple[list[SourceEvent], FilePosition]:
         """Events of a file from a place on, at most some hundreds, and the place after them.
 
         Raises:
             InvalidFile: the file cannot be read.
         """
         path = self._path / name if self._path.is_dir() else self._path
-        events: list[Event] = []
+        events: list[SourceEvent] = []
         packed = name.endswith(".gz")
         try:
             with cast("IO[bytes]", gzip.open(path)) if packed else path.open("rb") as file:
@@ -217,7 +217,7 @@ class Files:
                 offset = place.offset
                 for one in self._events(file, name, offset, whole=whole):
                     identity = f"{place.known}:{one.begin}".encode()
-                    events.append(Event(identity, one.value, key_of(one.value, self._key_field)))
+                    events.append(SourceEvent(identity, one.value, key_of(one.value, self._key_field)))
                     offset = one.end
                     if len(events) == _AT_ONCE:
                         break
@@ -236,7 +236,7 @@ class Files:
             raise InvalidFile(f"{path}: cannot be read ({error})") from None
         return events, place
 
-    def _renamed(self) -> list[Place]:
+    def _renamed(self) -> list[FilePosition]:
         """Files of the folder that were read by a name which is another file's now, or nobody's."""
         if not self._path.is_dir():
             return []
@@ -251,7 +251,7 @@ class Files:
                         found.append(msgspec.structs.replace(place, file=name, origin=place.origin or place.file))
         return found
 
-    def _events(self, file: IO[bytes], name: str, begin: int, *, whole: bool) -> Iterator[Read]:
+    def _events(self, file: IO[bytes], name: str, begin: int, *, whole: bool) -> Iterator[FileEvent]:
         if name.removesuffix(".gz").endswith(".csv"):
             return rows_of(file, begin, whole=whole, numbers=self._numbers)
         return lines_of(file, begin, whole=whole)
@@ -271,7 +271,7 @@ class Files:
                 self._state.note(place)
             others = [place.file for place in self._state.places.values() if place.origin and place.file not in names]
             for name in (*others, *names):
-                place = self._state.places.get(name, Place(name))
+                place = self._state.places.get(name, FilePosition(name))
                 sent += await self._send(place, delivery, stop, follow=follow)
             if not follow:
                 return
@@ -280,7 +280,7 @@ class Files:
                     async with asyncio.timeout(_LOOK_AGAIN_S):
                         await stop.wait()
 
-    async def _send(self, place: Place, delivery: Delivery, stop: asyncio.Event, *, follow: bool) -> int:
+    async def _send(self, place: FilePosition, delivery: Delivery, stop: asyncio.Event, *, follow: bool) -> int:
         """Send what is new in one file."""
         sent = 0
         noted_s = time.monotonic()
@@ -323,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     async def work(seal: confinement.Seal) -> None:
         stop = confinement.stopping()
-        state = State(state_file)
+        state = FilePositions(state_file)
         files = Files(
             options.path,
             options.pattern or _PATTERNS,
@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         confinement.tell(delivery.counts)
 
     def prepare() -> None:
-        State(state_file).shorten()
+        FilePositions(state_file).shorten()
 
     needs = confinement.Needs(reads=(options.path,), writes=(state_file,), late=True)
     module = "inferline_stream.connectors.sources.files"

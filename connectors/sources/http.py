@@ -37,8 +37,8 @@ from pathlib import Path
 from aiohttp import web
 
 from inferline_stream.connectors import confinement
-from inferline_stream.connectors.sources.admission import Tokens
-from inferline_stream.connectors.sources.ingest import LOOK_AGAIN_S, HttpCounts, Ingest, Limits, Results
+from inferline_stream.connectors.sources.admission import BearerTokens
+from inferline_stream.connectors.sources.ingest import LOOK_AGAIN_S, AwaitedResults, HttpCounts, Ingest, IngestLimits
 from inferline_stream.connectors.sources.listener import Listener
 from inferline_stream.errors import InvalidFile, Unreachable, UsageError
 from inferline_stream.kafka.controller_client import OffsetReader
@@ -71,7 +71,7 @@ async def serve(options: argparse.Namespace, seal: confinement.Seal) -> HttpCoun
         InvalidFile: a token or certificate cannot be read.
     """
     stop, where = confinement.stopping(), options.bootstrap_servers
-    tokens = Tokens(_tokens(options.token_file)) if options.token_file else None
+    tokens = BearerTokens(_tokens(options.token_file)) if options.token_file else None
     tls = _context(options.certificate, options.key)
     timeout_s = from_environment().connect_timeout_s
     async with contextlib.AsyncExitStack() as stack:
@@ -81,8 +81,8 @@ async def serve(options: argparse.Namespace, seal: confinement.Seal) -> HttpCoun
         results = None
         if options.results:
             follower = RecordFollower(where, options.results, None, connect_timeout_s=timeout_s, from_end=True)
-            results = Results(await stack.enter_async_context(follower))
-        limits = Limits(
+            results = AwaitedResults(await stack.enter_async_context(follower))
+        limits = IngestLimits(
             body_bytes=options.most_body_bytes,
             pending=options.most_pending,
             rate=options.rate,

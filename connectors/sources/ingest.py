@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
-from inferline_stream.connectors.sources.admission import Bucket, Refused, Tokens, event_id_of, wait_s_of
+from inferline_stream.connectors.sources.admission import BearerTokens, Bucket, Refused, event_id_of, wait_s_of
 from inferline_stream.connectors.sources.connections import Connections
 from inferline_stream.connectors.sources.delivery import key_of
 from inferline_stream.errors import Unreachable
@@ -51,7 +51,7 @@ class HttpCounts(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class IngestLimits:
     """How much is taken.
 
     Args:
@@ -84,7 +84,7 @@ class Limits:
         return Connections(self.requests, self.connections, self.idle_s, request_s)
 
 
-class Results:
+class AwaitedResults:
     """Results of events as they come to a pipeline's sink topic, for those who wait for them."""
 
     def __init__(self, follower: RecordFollower) -> None:
@@ -134,11 +134,11 @@ class Ingest:
         self,
         producer: RecordProducer,
         topic: str,
-        tokens: Tokens | None,
-        limits: Limits,
+        tokens: BearerTokens | None,
+        limits: IngestLimits,
         *,
         key_field: str | None = None,
-        results: Results | None = None,
+        results: AwaitedResults | None = None,
     ) -> None:
         self.counts = HttpCounts()
         self.open = False
@@ -254,7 +254,7 @@ class Ingest:
         return _no(refusal)
 
 
-async def _body(request: web.Request, limits: Limits) -> bytes | Refused:
+async def _body(request: web.Request, limits: IngestLimits) -> bytes | Refused:
     """The body, if it is one JSON value."""
     try:
         async with asyncio.timeout(limits.body_s):

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from inferline_stream.connectors.sources.trace_replay import (
-    Progress,
-    Ready,
+    ReplayProgress,
+    ReplayReady,
     ReplayReport,
     ReplaySpec,
     decode_line,
@@ -40,7 +40,7 @@ class TraceReplay:
         self._spec = spec
         self._process: Process | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[ReplayReady] = asyncio.get_running_loop().create_future()
         self._finished: asyncio.Future[ReplayReport] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> Self:
@@ -68,7 +68,7 @@ class TraceReplay:
             if outcome.done() and not outcome.cancelled():
                 outcome.exception()  # somebody has seen it, or nobody wanted to
 
-    async def ready(self) -> Ready:
+    async def ready(self) -> ReplayReady:
         """Wait until it has loaded the files and reached Kafka.
 
         Raises:
@@ -102,9 +102,9 @@ class TraceReplay:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             reported = decode_line(line)
-            if isinstance(reported, Ready):
+            if isinstance(reported, ReplayReady):
                 self._ready.set_result(reported)
-            elif isinstance(reported, Progress):
+            elif isinstance(reported, ReplayProgress):
                 self.sent, self.acknowledged = reported.sent, reported.acknowledged
             elif isinstance(reported, ReplayReport):
                 self.sent, self.acknowledged = reported.sent, reported.acknowledged

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sources import delivery
-from inferline_stream.connectors.sources.delivery import Delivery, Event
+from inferline_stream.connectors.sources.delivery import Delivery, SourceEvent
 from inferline_stream.isolation.confinement import ports_of
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.record_follower import Record, RecordFollower
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 _WAIT_S = 0.2
 
 
-def event_of(record: Record, topic: str, *, keep_timestamp: bool) -> Event:
+def event_of(record: Record, topic: str, *, keep_timestamp: bool) -> SourceEvent:
     """A record as an event of its own: what another pipeline has noted on it stays behind, but its id."""
     known = record.headers.get(EVENT_ID) or f"{record.ids_from or topic}/{record.partition}/{record.offset}".encode()
     own = tuple((name, value) for name, value in record.headers.items() if not name.startswith(HEADER_PREFIX))
-    return Event(known, record.value, record.key, own, record.timestamp_ms if keep_timestamp else None)
+    return SourceEvent(known, record.value, record.key, own, record.timestamp_ms if keep_timestamp else None)
 
 
 async def follow(follower: RecordFollower, delivery: Delivery, stop: asyncio.Event, topic: str, *, keep: bool) -> None:

@@ -68,7 +68,7 @@ class ReplaySpec(msgspec.Struct, frozen=True, kw_only=True):
     """Field of each event whose value becomes the record's key; without it records have none."""
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="kind"):
+class ReplayReady(msgspec.Struct, frozen=True, tag="ready", tag_field="kind"):
     """Everything is loaded and connected."""
 
     events: int
@@ -76,7 +76,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="kind"):
     """From the first event to the last, sped up."""
 
 
-class Progress(msgspec.Struct, frozen=True, tag="progress", tag_field="kind"):
+class ReplayProgress(msgspec.Struct, frozen=True, tag="progress", tag_field="kind"):
     """How far it is."""
 
     sent: int
@@ -106,14 +106,14 @@ class ReplayReport(msgspec.Struct, frozen=True, tag="report", tag_field="kind"):
     last_error: str = ""
 
 
-class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
+class ReplayFailed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
     """It ended without a report."""
 
     exit_code: int
     message: str
 
 
-Line = Ready | Progress | ReplayReport | Failed
+Line = ReplayReady | ReplayProgress | ReplayReport | ReplayFailed
 decode_line = msgspec.json.Decoder(Line).decode
 
 
@@ -189,7 +189,7 @@ async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = Fa
 
     Args:
         spec: what and where to.
-        tell: called with `Ready` and `Progress`.
+        tell: called with `ReplayReady` and `ReplayProgress`.
         hold: wait for a line on standard input before the first event; stop when standard input closes.
 
     Raises:
@@ -213,7 +213,7 @@ async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = Fa
             loop.add_reader(sys.stdin.fileno(), _read_standard_input, begin, stop)
         else:
             begin.set()
-        tell(Ready(events=len(due_s), duration_s=float(due_s[-1] - due_s[0])))
+        tell(ReplayReady(events=len(due_s), duration_s=float(due_s[-1] - due_s[0])))
         async with asyncio.TaskGroup() as tasks:
             background = [
                 tasks.create_task(outbox.forward()),
@@ -271,7 +271,7 @@ async def _after(begin: asyncio.Event, then: Coroutine[object, object, None]) ->
 async def _tell_progress(tell: Callable[[Line], None], lateness_s: list[float], producer: RecordProducer) -> None:
     while True:
         await asyncio.sleep(1.0)
-        tell(Progress(sent=len(lateness_s), acknowledged=producer.acknowledged))
+        tell(ReplayProgress(sent=len(lateness_s), acknowledged=producer.acknowledged))
 
 
 def _precise_loop() -> asyncio.AbstractEventLoop:
@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with asyncio.Runner(loop_factory=_precise_loop) as runner:
             tell(runner.run(replay(spec, tell, hold)))
     except InferlineError as error:
-        tell(Failed(exit_code=error.exit_code, message=str(error)))
+        tell(ReplayFailed(exit_code=error.exit_code, message=str(error)))
         sys.stderr.write(f"{Path(__file__).stem}: {error}\n")
         return error.exit_code
     return 0

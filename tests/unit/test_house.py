@@ -79,7 +79,8 @@ def test_words_of_the_list_are_found_in_names_and_in_any_case_but_not_within_oth
 
 def test_no_two_classes_of_the_package_share_a_name():
     rooms = defaultdict(list)
-    for file in _modules():
+    connectors = (file.relative_to(ROOT) for file in (ROOT / "connectors").rglob("*.py"))
+    for file in (*_modules(), *connectors):
         for name in re.findall(r"^ *class (\w+)[(:]", (ROOT / file).read_text(), re.MULTILINE):
             rooms[name].append(str(file))
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferline_stream.connectors.sources.connections import Connections
-from inferline_stream.connectors.sources.ingest import Ingest, Limits
+from inferline_stream.connectors.sources.ingest import Ingest, IngestLimits
 from inferline_stream.connectors.sources.listener import Listener
 from inferline_stream.kafka.record_producer import RecordProducer
 
@@ -57,7 +57,7 @@ def test_who_takes_too_long_has_to_go():
 
 
 @contextlib.asynccontextmanager
-async def listening(limits: Limits):
+async def listening(limits: IngestLimits):
     ingest = Ingest(RecordProducer("127.0.0.1:9"), "posts", None, limits)
     ingest.open = True
     runner = web.AppRunner(ingest.application(), lingering_time=0.0)
@@ -79,7 +79,7 @@ async def answer_to(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 async def test_headers_that_do_not_come_are_not_waited_for_however_slowly_they_drip():
-    async with listening(Limits(idle_s=0.5)) as address:
+    async with listening(IngestLimits(idle_s=0.5)) as address:
         silent, writer = await asyncio.open_connection(*address)
         slow, dripping = await asyncio.open_connection(*address)
         for byte in HEALTH[:-1]:
@@ -97,7 +97,7 @@ async def test_headers_that_do_not_come_are_not_waited_for_however_slowly_they_d
 
 
 async def test_any_number_of_idle_connections_leaves_room_for_those_that_ask():
-    async with listening(Limits(requests=4, connections=8)) as address:
+    async with listening(IngestLimits(requests=4, connections=8)) as address:
         idle = [await asyncio.open_connection(*address) for _ in range(40)]
         for _ in range(3):
             reader, writer = await asyncio.open_connection(*address)
@@ -111,7 +111,7 @@ async def test_a_request_beyond_the_limit_is_asked_to_come_again():
     body = (
         b"POST /events HTTP/1.1\r\nHost: 127.0.0.1:80\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
     )
-    async with listening(Limits(requests=2, connections=8, body_s=20.0)) as address:
+    async with listening(IngestLimits(requests=2, connections=8, body_s=20.0)) as address:
         waiting = [await asyncio.open_connection(*address) for _ in range(2)]
         for _, writer in waiting:
             writer.write(body)

@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inferline_stream.connectors.sources.file_positions import FilePosition, FilePositions
 from inferline_stream.connectors.sources.files import Files, lines_of, rows_of
-from inferline_stream.connectors.sources.places import Place, State
 from inferline_stream.errors import InvalidFile, Unreachable
 
 
 def files_of(path, state=None, **options):
-    state = state or State(path.parent / "state")
+    state = state or FilePositions(path.parent / "state")
     return Files(path, ["*.jsonl", "*.csv", "*.gz"], state, **options)
 
 
 def everything(path, *, whole=True, **options):
-    events, _ = files_of(path, **options).read(path.name, Place(path.name), whole=whole)
+    events, _ = files_of(path, **options).read(path.name, FilePosition(path.name), whole=whole)
     return [(event.id.decode(), json.loads(event.value)) for event in events]
 
 
@@ -35,7 +35,7 @@ def test_an_unfinished_line_waits_until_it_is_finished_where_more_is_to_come(tmp
     file = tmp_path / "a.jsonl"
     file.write_text("1\n2")
     files = files_of(file)
-    events, place = files.read("a.jsonl", Place("a.jsonl"), whole=False)
+    events, place = files.read("a.jsonl", FilePosition("a.jsonl"), whole=False)
     assert [event.value for event in events] == [b"1"]
     with file.open("a") as more:
         more.write("3\n")
@@ -71,7 +71,7 @@ def test_a_gzipped_file_is_read_as_what_it_holds(tmp_path):
 def test_a_file_that_has_become_shorter_is_another_one_with_ids_of_its_own(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("1\n")
-    events, place = files_of(file).read("a.jsonl", Place("a.jsonl", 100), whole=True)
+    events, place = files_of(file).read("a.jsonl", FilePosition("a.jsonl", 100), whole=True)
     assert [event.id for event in events] == [b"a.jsonl~1:0"]
     assert (place.offset, place.generation) == (2, 1)
 
@@ -92,7 +92,7 @@ class Taken:
 
 async def look(path, taken, **options):
     """Read what is new, as after a start of the process."""
-    state = State(path.parent / "state")
+    state = FilePositions(path.parent / "state")
     state.open()
     with contextlib.closing(state):
         await files_of(path, state, **options).send(taken, asyncio.Event(), follow=False)
@@ -172,36 +172,36 @@ def test_a_folders_files_come_by_name_and_hidden_ones_links_and_others_not_at_al
     for name in ("b.jsonl", "a.csv", ".c.jsonl", "d.txt"):
         (tmp_path / name).touch()
     (tmp_path / "e.jsonl").symlink_to("/etc/passwd")
-    assert files_of(tmp_path, State(tmp_path / "state")).names() == ["a.csv", "b.jsonl"]
+    assert files_of(tmp_path, FilePositions(tmp_path / "state")).names() == ["a.csv", "b.jsonl"]
 
 
 def test_keys_come_from_a_field(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"user": "u"}\n{"user": 7}\n{}\nnothing\n')
-    events, _ = files_of(file, key_field="user").read("a.jsonl", Place("a.jsonl"), whole=True)
+    events, _ = files_of(file, key_field="user").read("a.jsonl", FilePosition("a.jsonl"), whole=True)
     assert [event.key for event in events] == [b"u", b"7", None, None]
 
 
 def test_a_state_tells_what_was_noted_last_and_a_torn_line_counts_for_nothing(tmp_path):
     path = tmp_path / "state"
-    state = State(path)
+    state = FilePositions(path)
     state.open()
-    for place in (Place("a", 1), Place("b", 5), Place("a", 2)):
+    for place in (FilePosition("a", 1), FilePosition("b", 5), FilePosition("a", 2)):
         state.note(place)
     state.close()
     with path.open("ab") as file:
         file.write(b'{"file":"a","offs')
-    again = State(path)
-    assert again.places == {"a": Place("a", 2), "b": Place("b", 5)}
+    again = FilePositions(path)
+    assert again.places == {"a": FilePosition("a", 2), "b": FilePosition("b", 5)}
     again.shorten()
     assert path.read_bytes().count(b"\n") == 2
-    assert State(path).places == again.places
+    assert FilePositions(path).places == again.places
 
 
 def test_somebody_elses_file_is_no_state(tmp_path):
     (tmp_path / "state").write_text("hello\n")
     with pytest.raises(InvalidFile, match="no state of this source"):
-        State(tmp_path / "state")
+        FilePositions(tmp_path / "state")
 
 
 @given(st.lists(st.lists(st.text(alphabet='ab,"\n é', max_size=5), min_size=2, max_size=2)), st.data())

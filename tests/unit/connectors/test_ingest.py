@@ -6,13 +6,13 @@ import asyncio
 
 from aiohttp import web
 
-from inferline_stream.connectors.sources.ingest import Ingest, Limits
+from inferline_stream.connectors.sources.ingest import Ingest, IngestLimits
 from inferline_stream.kafka.record_producer import RecordProducer
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for_and_frees_its_place():
     nobody = RecordProducer("127.0.0.1:9")
-    ingest = Ingest(nobody, "posts", None, Limits(pending=1, body_s=0.1))
+    ingest = Ingest(nobody, "posts", None, IngestLimits(pending=1, body_s=0.1))
     ingest.open = True
     runner = web.AppRunner(ingest.application(), lingering_time=0.0)
     await runner.setup()

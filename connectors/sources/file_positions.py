@@ -14,7 +14,7 @@ from inferline_stream.errors import InvalidFile
 _MARKED = 1024
 
 
-class Place(msgspec.Struct, frozen=True):
+class FilePosition(msgspec.Struct, frozen=True):
     """Where a file has been read to; a line of the state."""
 
     file: str
@@ -36,7 +36,7 @@ class Place(msgspec.Struct, frozen=True):
         name = self.origin or self.file
         return f"{name}~{self.generation}" if self.generation else name
 
-    def at(self, offset: int, file: IO[bytes]) -> Place:
+    def at(self, offset: int, file: IO[bytes]) -> FilePosition:
         """The same file, read up to another offset."""
         return msgspec.structs.replace(
             self, offset=offset, inode=os.fstat(file.fileno()).st_ino, mark=_mark(file, offset)
@@ -48,9 +48,9 @@ class Place(msgspec.Struct, frozen=True):
             return False
         return not self.mark or self.mark == _mark(file, self.offset)
 
-    def begun_again(self) -> Place:
+    def begun_again(self) -> FilePosition:
         """The beginning of another file by that name."""
-        return Place(self.file, generation=self.generation + 1)
+        return FilePosition(self.file, generation=self.generation + 1)
 
 
 def _mark(file: IO[bytes], offset: int) -> str:
@@ -58,7 +58,7 @@ def _mark(file: IO[bytes], offset: int) -> str:
     return hashlib.sha256(file.read(min(offset, _MARKED))).hexdigest()[:16] if offset else ""
 
 
-class State:
+class FilePositions:
     """Where every file has been read to, noted in a file that only grows while it is used.
 
     Args:
@@ -70,7 +70,7 @@ class State:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, FilePosition] = {}
         try:
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         except OSError as error:
@@ -79,7 +79,7 @@ class State:
             if not line.endswith(b"\n"):
                 break  # torn by a crash; what it said is sent again
             try:
-                place = msgspec.json.decode(line, type=Place)
+                place = msgspec.json.decode(line, type=FilePosition)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 raise InvalidFile(f"{path}:{number}: is no state of this source; give another --state") from None
             self.places[place.file] = place
@@ -110,7 +110,7 @@ class State:
         if self._file is not None:
             self._file.close()
 
-    def note(self, place: Place) -> None:
+    def note(self, place: FilePosition) -> None:
         """Keep a place, on disk once this returns.
 
         Raises:
