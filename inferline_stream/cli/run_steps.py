@@ -41,19 +41,23 @@ from inferline_stream.cli.rehearsal_steps import RehearsalOptions, rehearsed
 from inferline_stream.cli.screen import Screen
 from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
+from inferline_stream.controlplane.log.page_commands import page_control
 from inferline_stream.dataplane.dispatcher.tracing import check_exporter
 from inferline_stream.dataplane.start_offsets import check_start
 from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.connection import refused
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.kafka.topics import REPLICATION
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.profiler.pipeline_profiler import Options
 from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
+from inferline_stream.runs.http_endpoints import served
 from inferline_stream.runs.lifecycle import run_and_hand_over, run_to_report
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.run import Endpoints, FeedTo, RecordOptions, Run
+from inferline_stream.runs.run import Endpoints, FeedTo, NewestState, RecordOptions, Run
 from inferline_stream.settings import (
     DISPATCHER_KAFKA_VARIABLES,
     dispatcher_environment,
@@ -191,9 +195,16 @@ async def _run(
     stopping.watch()
     async with AsyncExitStack() as stack:
         servers = wanted.bootstrap_servers
+        endpoints, newest_state = wanted.endpoints, NewestState()
         if servers is None:
             screen.step("starting the embedded broker: in memory, it keeps nothing")
             servers = (await stack.enter_async_context(EmbeddedBrokerProcess())).bootstrap_servers
+            # No other controller can lead here: the page may be open before this one does.
+            names = Names(what.pipeline.name, wanted.records.prefix)
+            control = page_control(endpoints.page_token, servers, names) if endpoints.page_token else None
+            early = replace(endpoints, metrics_port=None)
+            stack.enter_context(served(newest_state, shape_of(what.pipeline), early, control, screen.note))
+            endpoints = replace(endpoints, page_port=None)
         else:
             async with OffsetReader(servers, limits.connect_timeout_s):
                 pass  # a Kafka that does not answer is reported before anything else is done
@@ -238,7 +249,8 @@ async def _run(
             policy=POLICIES[wanted.policy],
             advisory=wanted.advisory,
             duration_s=_seconds(wanted.duration),
-            endpoints=wanted.endpoints,
+            endpoints=endpoints,
+            newest_state=newest_state,
             settings=limits,
             sample=what.trace,
             # Dispatchers that outlive a controller count what their next one would count otherwise.

@@ -113,6 +113,8 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
             cores=cores,
             host=(lambda: _faust_app(run, names, leadership.term, faust_folder)) if run.faust else None,
         )
+        if run.newest_state is not None:
+            run.newest_state.read = lambda: controller.state
         stack.enter_context(
             served(
                 lambda: controller.state,

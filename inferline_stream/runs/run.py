@@ -118,6 +118,18 @@ class Endpoints:
     metrics_host: str = "127.0.0.1"
 
 
+@dataclass(slots=True)
+class NewestState:
+    """The newest state of a run, for a page that is open before the run's controller is there."""
+
+    read: Callable[[], PipelineState | None] | None = None
+    """The controller's own, once there is one."""
+
+    def __call__(self) -> PipelineState | None:
+        """Return it; None before there is one."""
+        return None if self.read is None else self.read()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A run's inputs.
@@ -138,6 +150,7 @@ class Run:
         records: how records are read and written.
         duration_s: stop after so long; None runs to the end of the feed, or until stopped.
         endpoints: of the live page and of metrics; by default none.
+        newest_state: learns where the newest state is, for a page that was opened before.
         faust: host the control loop's agents and timer in a Faust app as well.
         hands_over: leave dispatchers and replicas at work at the end, for the controller that follows.
         replans: plan again now and then, from what was recorded and measured.
@@ -162,6 +175,7 @@ class Run:
     advisory: bool = False
     duration_s: float | None = None
     endpoints: Endpoints = Endpoints()
+    newest_state: NewestState | None = None
     faust: bool = True
     hands_over: bool = False
     replans: bool = True

@@ -46,6 +46,32 @@ def test_the_report_is_one_json_object_and_everything_for_people_goes_elsewhere(
     assert "Plan for minimal" in done.stderr
 
 
+def test_the_live_page_is_open_before_anything_is_profiled_and_shows_the_run_once_there_is_one(
+    minimal: Path, tmp_path: Path
+) -> None:
+    fresh = shutil.copytree(minimal, tmp_path / "fresh", ignore=shutil.ignore_patterns(".*"))
+    command = [*COMMAND, str(fresh), "--ui-port", "0", "--metrics-port", "0", "--duration", "3s"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            heard, page = "", None
+            for line in process.stdout:  # ends with the process, whatever happens
+                heard += line
+                if page is None and (found := re.search(r"live page: (\S+)", line)):
+                    assert "looking at profiles" not in heard
+                    page = found[1]
+                    with urllib.request.urlopen(page, timeout=30) as answer:
+                        assert b"waiting for the run" in answer.read()
+                if "replaying" in line:
+                    break
+            assert page is not None, heard
+            with urllib.request.urlopen(f"{page}events", timeout=60) as stream:
+                assert any(b'"stages"' in line for line in stream)
+        finally:
+            process.terminate()
+            process.stdout.read()
+
+
 def test_an_unreachable_broker_ends_the_run_with_code_5_within_half_a_minute(minimal: Path) -> None:
     began_s = time.monotonic()
     done = run(minimal, "--bootstrap-servers", "127.0.0.1:1")
