@@ -1,7 +1,8 @@
 """Frames between a dispatcher and its replicas: MessagePack after a header of format and length.
 
 Every frame names the epoch, the dispatcher session that it belongs to, so that a result of an earlier session is
-recognised and dropped. A frame that another release wrote is refused by its format.
+recognised and dropped. A frame of another format is refused. Fields that a newer release has added at a frame's end
+are ignored by an older one, and have their defaults where they are missing.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ class Results(msgspec.Struct, frozen=True, array_like=True, tag=4):
     calls: list[Call]
     busy_s: float
     """From having the batch to having every result encoded."""
+    too_large: int = 0
+    """Smallest batch for which the replica's device had no memory so far; 0 if it had for all."""
 
 
 class Broken(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -104,6 +107,8 @@ class Broken(msgspec.Struct, frozen=True, array_like=True, tag=5):
     reason: str
     memory: bool = False
     """Whether memory ran out: smaller batches may pass."""
+    device: bool = False
+    """Whether that was the memory of its device, on one event: whatever else holds the memory is to blame."""
 
 
 ToReplica = Batch | Leave

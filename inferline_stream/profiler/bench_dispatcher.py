@@ -69,13 +69,15 @@ class Bench:
 
 def _failure(frame: Built | Results | Broken | None, batch_size: int) -> Failure | None:
     if isinstance(frame, Broken):
-        return Failure(frame.reason, memory=frame.memory or "out of memory" in frame.reason.lower())
+        return Failure(frame.reason, memory=frame.memory)
     if not isinstance(frame, Results):
         return Failure(_ENDED)
     failed = next((outcome for outcome in frame.outcomes if isinstance(outcome, Failed)), None)
     if failed is not None:
         memory = "out of memory" in failed.message.lower() or failed.type == "MemoryError"
         return Failure(f"raised on an event that it had taken before: {failed.summary}", memory=memory)
+    if 0 < frame.too_large <= batch_size:
+        return Failure("too large for this device: it has no memory for them", memory=True)
     if len(frame.calls) != 1:
         return Failure(f"raised on a batch of {batch_size}, but not on smaller ones", memory=True)
     return None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
-from inferline_stream.dataplane.replica.stage_call import StageCall
+from inferline_stream.dataplane.replica.stage_call import StageCall, is_out_of_memory
 from inferline_stream.dataplane.replica.stage_code import StageCode
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import last_line, load_code, load_topology
@@ -46,7 +46,6 @@ from inferline_stream.profiler.worker_messages import (
     length_of,
 )
 
-_UNPACED = Hardware("unpaced", 0.0)
 _SAMPLE_BATCH = 16
 
 
@@ -70,7 +69,8 @@ class StageWorker:
             run = self._code.run
             cost, folder = pipeline.stage(begin.stage).cost, Path(begin.topology).parent
             self._cost: Callable[[Any], float] | None = load_code(cost, folder) if isinstance(cost, str) else cost
-        self._call = StageCall(refusals.guarded(run), _UNPACED)
+        unpaced = Hardware("unpaced", 0.0, gpus=float(confinement.gpu))
+        self._call = StageCall(refusals.guarded(run), unpaced)
         refusals.sealed = seal(confinement).sealed
 
     def run(self, inputs: list[StageInput]) -> Outcomes:
@@ -158,9 +158,9 @@ def main() -> None:
                 assert worker is not None, "Begin comes first"
                 answer = worker.answer(request)
         except InferlineError as error:
-            answer = Failure(str(error), memory=_is_memory(error.__cause__))
+            answer = Failure(str(error), memory=is_out_of_memory(error.__cause__))
         except Exception as error:
-            answer = Failure(last_line(error), memory=_is_memory(error))
+            answer = Failure(last_line(error), memory=is_out_of_memory(error))
         answers.write(framed(answer))
         answers.flush()
 
@@ -175,11 +175,6 @@ def _import_replica() -> None:
 def _read(requests: BinaryIO) -> Request | None:
     header = requests.read(LENGTH_BYTES)
     return decode_request(requests.read(length_of(header))) if len(header) == LENGTH_BYTES else None
-
-
-def _is_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, on the host or, by the words of every framework, on its device."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 if __name__ == "__main__":

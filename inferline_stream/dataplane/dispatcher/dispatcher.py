@@ -425,7 +425,7 @@ class Dispatcher:
         report.replicas = self._feeder.statuses()
         session = self._session
         if report.phase not in ("gone", "failed"):
-            report.reason = "" if session is None else session.trouble()
+            report.reason = ("" if session is None else session.trouble()) or self._pool.tight
         if session is not None:
             report.held = {number: p.completion.watermark for number, p in session.partitions.items()}
             report.queued, report.suspects = len(session.queue), len(session.suspects)

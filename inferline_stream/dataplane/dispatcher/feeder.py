@@ -235,8 +235,9 @@ class Feeder:
         else:
             # Back-off, the queue's turn, or nothing left to run: it serves like the others meanwhile.
             pool.lift_quarantine()
-            if suspects.blocked_until_s > now_s:
-                self._wake_at(suspects.blocked_until_s)
+            again_s = max(suspects.blocked_until_s, suspects.waits_until_s(now_s))
+            if again_s > now_s:
+                self._wake_at(again_s)
 
     # Results
 
@@ -256,7 +257,7 @@ class Feeder:
             hand = member.hand
             if hand is not None and (hand.epoch, hand.batch) != (frame.epoch, frame.batch):
                 self._put_back(member)  # another dispatcher's batch broke it
-            self._end(member, frame.reason, memory=frame.memory)
+            self._end(member, frame.reason, memory=frame.memory, device=frame.device)
             return
         self.kick()
 
@@ -274,6 +275,8 @@ class Feeder:
             self._report.remote_batches += 1
             self._report.network_s += max(0.0, now_s - replica.began_s - frame.busy_s)
         self._pool.finish(replica, frame.calls, now_s)
+        if frame.too_large > 0:
+            self._pool.too_large(replica.hardware, frame.too_large)
         calls = frame.calls
         if len(calls) == 1:  # with decoding and encoding, as profiles have it
             calls = [Call(calls[0].batch_size, max(calls[0].service_s, frame.busy_s))]
@@ -318,7 +321,7 @@ class Feeder:
         if member is not None:
             self._end(member, why)
 
-    def _end(self, member: _Member, why: str, *, memory: bool = False) -> None:
+    def _end(self, member: _Member, why: str, *, memory: bool = False, device: bool = False) -> None:
         """A replica is gone, or is given up; what it had in hand must run again."""
         replica = member.replica
         self._members.pop(replica.replica, None)
@@ -332,17 +335,23 @@ class Feeder:
             logger.warning("replica %s: %s, with %d events in hand", replica.replica, why, len(hand.events))
             if session is not None and hand.epoch == session.epoch and (hand.events or hand.probe):
                 self._report.batches_lost += 1
-                self._judge(session, hand, replica, why, memory=memory)
+                self._judge(session, hand, replica, why, memory=memory, device=device)
         self._changed()
         self.kick()
 
-    def _judge(self, session: SlotSession, hand: Hand, replica: PooledReplica, why: str, *, memory: bool) -> None:
+    def _judge(
+        self, session: SlotSession, hand: Hand, replica: PooledReplica, why: str, *, memory: bool, device: bool
+    ) -> None:
         now_s = self._loop.time()
         if hand.probe:
             session.suspects.probe_killed(now_s)
             self._follow(session, LostBatch())
             return
         session.returned(hand.events)
+        if device and len(hand.events) == 1:
+            session.suspects.no_memory(hand.events[0], alone=hand.alone, now_s=now_s)
+            logger.error("stage %s: %s", self._report.stage, session.suspects.trouble)
+            return
         passed, alone = replica.passed, hand.alone
         self._follow(
             session,

@@ -92,11 +92,19 @@ class _Kind:
     """What is known of one kind of hardware."""
 
     limit: int = 1
+    """The plan's."""
+    fits: int = _LARGEST_BATCH
+    """Largest batch that devices of the kind have memory for, as far as replicas have found out."""
     sizes: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
     interpolated: dict[int, float] = field(default_factory=dict)
     measured: dict[int, float] = field(default_factory=dict)
     """Where there is no profile: moving average of the service time by batch size, to compare replicas by."""
+
+    @property
+    def largest(self) -> int:
+        """Largest batch to hand out."""
+        return min(self.limit, self.fits)
 
     def service_s(self, batch_size: int) -> float:
         """Return the profile's S(b), linear between the profiled sizes and beyond them; 0.0 without a profile."""
@@ -169,7 +177,22 @@ class Pool:
     def limit(self, hardware: str) -> int:
         """Return the largest batch of a hardware kind; 1 where the plan has none."""
         kind = self._kinds.get(hardware)
-        return kind.limit if kind is not None else 1
+        return kind.largest if kind is not None else 1
+
+    def too_large(self, hardware: str, batch_size: int) -> None:
+        """Note that a replica's device had no memory for a batch: none is so large any more, on its kind."""
+        kind = self._kinds[hardware]
+        kind.fits = min(kind.fits, max(1, batch_size // 2))
+
+    @property
+    def tight(self) -> str:
+        """Which kinds have no memory for the plan's batches, in words; empty if all do."""
+        return "; ".join(
+            f"the memory of {hardware} has room for batches of {kind.fits}, and the plan has {kind.limit}: profile "
+            "again on a device that nobody else uses"
+            for hardware, kind in sorted(self._kinds.items())
+            if kind.fits < kind.limit
+        )
 
     def expected_s(self, replica: PooledReplica, batch_size: int) -> float:
         """Return how long a replica is likely to take for a batch; 0.0 where its kind has no profile."""
@@ -290,7 +313,7 @@ class Pool:
             # One that is past its time is likely to take as long again as it is late.
             left_s = abs(replica.due_s - now_s)
             if takes_s and (left_s + takes_s) * _TIE < best_s:
-                capacity += int((best_s / _TIE - left_s) / takes_s) * self._kinds[replica.hardware].limit
+                capacity += int((best_s / _TIE - left_s) / takes_s) * self._kinds[replica.hardware].largest
                 first_due_s = min(first_due_s, replica.due_s)
         if capacity < queued:
             return best
@@ -300,7 +323,7 @@ class Pool:
 
     def _takes_s(self, replica: PooledReplica, queued: int) -> float:
         kind = self._kinds[replica.hardware]
-        return kind.service_s(min(kind.limit, max(1, queued))) * replica.pace
+        return kind.service_s(min(kind.largest, max(1, queued))) * replica.pace
 
     def begin(self, replica: PooledReplica, batch_size: int, now_s: float) -> None:
         """Note that a free replica was handed a batch."""

@@ -311,7 +311,7 @@ class SlotSession:
             if partition.halted:
                 where, group = f"{self._routes.input_topic}/{partition.number}", self._routes.group
                 return f"{where} is halted: {partition.halted}; set an offset of group {group} and restart"
-        return f"stage {self._routes.stage}: {self.suspects.reason}" if self.suspects.reason else ""
+        return f"stage {self._routes.stage}: {self.suspects.trouble}" if self.suspects.trouble else ""
 
     # Hand out
 

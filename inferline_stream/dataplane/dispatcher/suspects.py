@@ -10,6 +10,7 @@ A batch is lost when its replica dies, hangs to its hard deadline, breaks the co
 | one event, its second kill           | condemned, if the replica had passed something before             |
 | one event of a batch with a culprit  | condemned at its first kill, if the replica had passed something  |
 | one event, the replica passed nothing, and it was the second kill or no sample is known | back-off             |
+| one event, for which the device had no memory | it waits, longer each time, and nothing is held against it       |
 | a sample                             | the replica, device or host is the suspect: back-off, kills start again at 0 |
 
 So b events that all kill take b + 2 replicas, and a single culprit takes 3. A replica that has passed nothing since it
@@ -63,6 +64,10 @@ class _Suspect:
     event: Event
     case: _Case
     dropped: bool = False
+    denied: int = 0
+    """How often no device had memory for it."""
+    until_s: float = 0.0
+    """When it is tried again after that."""
 
 
 class Suspects:
@@ -136,6 +141,34 @@ class Suspects:
             self._back_off(now_s, f"replicas end before they finish anything{unknown}")
         return LostBatch()
 
+    def no_memory(self, event: Event, *, alone: bool, now_s: float) -> None:
+        """Note that a replica's device had no memory for an event: whatever else has the memory may give it back.
+
+        Args:
+            event: the one that it had in hand.
+            alone: whether `next` gave it.
+            now_s: by the clock of `next`.
+        """
+        suspect = self._running if alone else None
+        if suspect is None:
+            suspect = _Suspect(event, _Case())
+            self._suspects.append(suspect)
+        self._running = None if alone else self._running
+        suspect.denied += 1
+        suspect.until_s = now_s + min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2.0 ** min(suspect.denied, 16))
+
+    def waits_until_s(self, now_s: float) -> float:
+        """Return when the next event that waits for memory is tried again; 0 where none waits."""
+        return min((suspect.until_s for suspect in self._suspects if suspect.until_s > now_s), default=0.0)
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong, in words; empty if nothing is."""
+        denied = sum(suspect.denied > 0 for suspect in self._suspects)
+        if not denied or self.reason:
+            return self.reason
+        return f"no device has memory for {denied} of its events, even one by one: they are tried again and again"
+
     def late(self, events: Sequence[Event]) -> LostBatch:
         """Return what becomes of a batch that passed its first deadline while other replicas serve.
 
@@ -159,7 +192,8 @@ class Suspects:
             yields: whether it is the only replica and the queue holds events: they get every second turn while
                 replicas are under suspicion, since no sample can be trusted for ever.
         """
-        if not self._suspects or self._running is not None or self._probing:
+        due = self._due(now_s)
+        if not due or self._running is not None or self._probing:
             return None
         if not replica_passed:
             if now_s < self.blocked_until_s:
@@ -167,14 +201,14 @@ class Suspects:
             if yields and not self._yielded:
                 self._yielded = True
                 return None
-        first = self._suspects[0]
+        first = due[0]
         self._fresh = not replica_passed
         if self._fresh and self._sample is not None:
             if self._level or first.event.kills or first.case.convicted:
                 self._probing = True
                 return Probe(self._sample)
         elif self._fresh:
-            first = self._least_suspected()
+            first = self._least_suspected(due)
         self._running = first
         return first.event
 
@@ -215,10 +249,15 @@ class Suspects:
             each.dropped = True
         return [each.event for each in dropped]
 
-    def _least_suspected(self) -> _Suspect:
+    def _due(self, now_s: float) -> list[_Suspect]:
+        """Return suspects that may run now; those behind a key's one that waits for memory may not."""
+        waiting = {s.event.key for s in self._suspects if s.until_s > now_s and s.event.key is not None}
+        return [s for s in self._suspects if s.until_s <= now_s and s.event.key not in waiting]
+
+    def _least_suspected(self, due: Sequence[_Suspect]) -> _Suspect:
         """Without a sample another suspect has to show what the stage processes, each key's events in their order."""
         firsts: dict[bytes, _Suspect] = {}
-        free = [s for s in self._suspects if s.event.key is None or firsts.setdefault(s.event.key, s) is s]
+        free = [s for s in due if s.event.key is None or firsts.setdefault(s.event.key, s) is s]
         return min(free, key=lambda suspect: suspect.event.kills)
 
     def _suspicious(self, now_s: float) -> bool:

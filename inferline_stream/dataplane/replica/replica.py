@@ -39,7 +39,7 @@ from inferline_stream.dataplane.frames import (
 )
 from inferline_stream.dataplane.process_specs import ReplicaSpec, decode_replica_spec
 from inferline_stream.dataplane.replica.dispatcher_link import DispatcherLink, StandardStreams
-from inferline_stream.dataplane.replica.stage_call import OutOfMemory, StageCall
+from inferline_stream.dataplane.replica.stage_call import DeviceOutOfMemory, OutOfMemory, StageCall
 from inferline_stream.dataplane.replica.stage_code import StageCode
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError, StageFailed
@@ -81,7 +81,7 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
         return EXIT_USAGE
     spec, started_s = decode_replica_spec(line), _started_s()
     try:
-        process, held = _load(spec, code, (channel or streams or sys.stdin).fileno())
+        process, call, held = _load(spec, code, (channel or streams or sys.stdin).fileno())
     except InferlineError as error:
         _last_words(error)
         return EXIT_CANNOT_LOAD
@@ -90,11 +90,11 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
     if channel is not None:
         with contextlib.suppress(OSError):  # its end is seen in time
             channel.send(BUILT)
-    return _Server(process, ready, channel, streams).run()
+    return _Server(process, call, ready, channel, streams).run()
 
 
-def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[Process, Enforced]:
-    """Load the stage and seal the process; what is returned runs batches."""
+def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[Process, StageCall, Enforced]:
+    """Load the stage and seal the process; return what runs batches, the stage's call within, and what holds."""
     code = code or StageCode(load_topology(spec.topology), spec.stage, spec.topology)
     confinement = confined(spec.isolation, spec.topology, spec.hardware)
     refusals = Refusals(confinement)
@@ -103,16 +103,22 @@ def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[Process
     gc.freeze()  # what was loaded stays: the collector need not look at it again
     held = seal(confinement, keep=(keep,))
     refusals.sealed = held.sealed
-    return (lambda inputs: code.process(call, inputs)), held
+    return (lambda inputs: code.process(call, inputs)), call, held
 
 
 class _Server:
     """Answers batches, from one dispatcher at a time."""
 
     def __init__(
-        self, process: Process, ready: Ready, channel: socket.socket | None, link: DispatcherLink | None
+        self,
+        process: Process,
+        call: StageCall,
+        ready: Ready,
+        channel: socket.socket | None,
+        link: DispatcherLink | None,
     ) -> None:
         self._process = process
+        self._call = call
         self._ready = ready
         self._channel = channel
         self._link: DispatcherLink | None = None
@@ -184,9 +190,11 @@ class _Server:
             outcomes, calls = self._process(batch.inputs)
         except StageFailed as error:
             _last_words(error)
-            self._send(Broken(batch.epoch, batch.batch, str(error), isinstance(error, OutOfMemory)))
+            memory, device = isinstance(error, OutOfMemory), isinstance(error, DeviceOutOfMemory)
+            self._send(Broken(batch.epoch, batch.batch, str(error), memory, device))
             return EXIT_STAGE_FAILED
-        self._send(Results(batch.epoch, batch.batch, outcomes, calls, time.perf_counter() - began_s))
+        busy_s = time.perf_counter() - began_s
+        self._send(Results(batch.epoch, batch.batch, outcomes, calls, busy_s, self._call.too_large))
         return None
 
     def _send(self, frame: ToDispatcher) -> None:

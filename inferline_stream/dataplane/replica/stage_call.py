@@ -28,6 +28,29 @@ class OutOfMemory(StageFailed):
     """Memory ran out on a batch: a smaller one may pass."""
 
 
+class DeviceOutOfMemory(OutOfMemory):
+    """A replica's device has no memory for a batch."""
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",  # PyTorch, CUDA, ROCm, CuPy, XLA, TensorRT
+    "out_of_memory",
+    "outofmemory",
+    "memoryallocation",  # cudaErrorMemoryAllocation
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, and those of cuDNN and cuSOLVER
+    "failed to allocate memory for requested buffer",  # onnxruntime
+    "oom when allocating",  # TensorFlow
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out, on the host or on a device, in the words of any framework."""
+    if error is None or isinstance(error, MemoryError):
+        return error is not None
+    said = f"{type(error).__name__}: {error}".lower()
+    return any(words in said for words in _OUT_OF_MEMORY)
+
+
 class StageCall:
     """A stage as it runs on one kind of hardware.
 
@@ -60,9 +83,17 @@ class StageCall:
         self._emulated_s = dict(sorted((emulated_s or {}).items())) if hardware.emulated else {}
         self._varies = varies or Emulated({})
         self._random = Random()  # noqa: S311  no secret depends on it
+        self._on_gpu = hardware.gpus > 0
+        self._release = False
+        self.too_large = 0
+        """Smallest batch for which its device had no memory; 0 if it had for all."""
 
     def __call__(self, values: list[Any]) -> Any:
-        """Return the stage's results for one batch. An error that the stage raises is passed on."""
+        """Return the stage's results for one batch. An error that the stage raises is passed on.
+
+        Raises:
+            DeviceOutOfMemory: in place of what a framework raises where its device has no memory.
+        """
         if self._emulated_s:
             began_s = time.perf_counter()
             results = self._call(values)
@@ -71,9 +102,27 @@ class StageCall:
                 service_s *= sum(map(self._varies.weight, values)) / len(values)
             _sleep_until(began_s + service_s)
             return results
-        results = self._call(values)
-        _await_devices()
+        if self._release:
+            self._release = False
+            _release_devices()
+        try:
+            results = self._call(values)
+            _await_devices()
+        except Exception as error:
+            if not self._on_gpu or isinstance(error, MemoryError) or not is_out_of_memory(error):
+                raise
+            self._release = True
+            self.too_large = min(self.too_large or len(values), len(values))
+            last = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
+            raise DeviceOutOfMemory(f"a batch of {len(values)} is too large for this device: {last}") from error
         return results
+
+
+def _release_devices() -> None:
+    """Give back what a framework keeps of its device for later: pieces of it were too small for a whole batch."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _await_devices() -> None:
@@ -132,6 +181,8 @@ def run_batch(
 ) -> tuple[list[Done | Failed], list[Call]]:
     """Call the stage; where it raises, halve the batch until the culprits are alone.
 
+    A batch that is too large for a device is halved, too. A single event that is may pass later, or elsewhere.
+
     Args:
         call: the stage.
         settle: encodes a result and judges its conditions.
@@ -156,6 +207,8 @@ def run_batch(
             raise OutOfMemory(f"out of memory on a batch of {len(batch)}; use smaller batches") from error
         except Exception as error:
             half = len(batch) // 2
+            if not half and isinstance(error, DeviceOutOfMemory):
+                raise
             if half:
                 waiting += [batch[half:], batch[:half]]
             else:

@@ -341,3 +341,39 @@ async def test_an_event_whose_connections_break_again_and_again_comes_under_susp
             await replica.batch()
             pool.feeder.lost(replica.name)
         assert len(pool.slot.session.suspects) == 1
+
+
+async def test_batches_are_smaller_once_a_replica_says_that_its_device_has_no_memory_for_one():
+    async with fed(limit=4) as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(b"1", b"2", b"3", b"4")
+        batch = await replica.batch()
+        assert len(batch.inputs) == 4
+        done = [Done(bytes(each), 0) for each in batch.inputs]
+        replica.say(Results(batch.epoch, batch.batch, done, [Call(2, 0.01), Call(2, 0.01)], 0.01, too_large=4))
+        await until(lambda: pool.slot.offset() == 4, "all are committed")
+        pool.slot.fetched(b"5", b"6", b"7", b"8", first=4)
+        assert len((await replica.batch()).inputs) == 2
+
+
+async def test_an_event_that_no_device_has_memory_for_waits_and_is_no_dead_letter_and_others_go_on():
+    async with fed(limit=1) as pool:
+        pool.slot.session.suspects.learn(b"a sample")
+        pool.slot.fetched(b"huge", b"small")
+        denied = 0
+        while denied < 4 or b"small" not in pool.slot.sender.sent:
+            replica = await pool.attached()
+            while (batch := await replica.batch()).inputs != [b"huge"]:
+                replica.answer(batch)
+            replica.say(Broken(batch.epoch, batch.batch, "CUDA out of memory", memory=True, device=True))
+            denied += 1
+            await until(lambda: not pool.phases(), "the replica is gone")
+        assert "no device has memory for 1 of its events" in pool.slot.session.trouble()
+        assert b"huge" not in pool.slot.sender.sent
+        assert pool.slot.report.dead_lettered == 0
+        replica = await pool.attached()
+        while b"huge" not in pool.slot.sender.sent:  # somebody has given the memory back
+            replica.answer(await replica.batch())
+            await asyncio.sleep(0.001)
+        await until(lambda: pool.slot.offset() == 2, "both are committed")
+        assert pool.slot.session.trouble() == ""

@@ -346,3 +346,20 @@ def test_no_claim_of_a_replica_damages_what_is_known_of_its_kind(calls):
         pool.begin(replica(pool, 0), 1, 0.0)
         pool.finish(replica(pool, 0), calls, 0.01)
     assert (replica(pool, 0).slowdown, chosen(pool, 0.01)) == (1.0, 0)
+
+
+def test_a_batch_that_a_device_has_no_memory_for_lowers_the_limit_of_its_kind_whatever_a_plan_says() -> None:
+    pool = pool_of("cpu", "gpu", limit=32)
+    pool.too_large("gpu", 20)
+    assert (pool.limit("gpu"), pool.limit("cpu")) == (10, 32)
+    assert pool.tight == (
+        "the memory of gpu has room for batches of 10, and the plan has 32: profile again on a device that nobody "
+        "else uses"
+    )
+    pool.too_large("gpu", 30)
+    pool.configure({"cpu": 32, "gpu": 64}, {})
+    assert pool.limit("gpu") == 10
+    pool.configure({"cpu": 32, "gpu": 8}, {})
+    assert (pool.limit("gpu"), pool.tight) == (8, "")
+    pool.too_large("gpu", 1)
+    assert pool.limit("gpu") == 1

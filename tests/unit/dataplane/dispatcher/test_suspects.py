@@ -254,3 +254,26 @@ def test_a_dropped_suspect_that_kills_is_not_suspected_again():
     suspects.drop()
     assert suspects.lost([running], alone=True, memory=False, passed=True, now_s=0.0).condemned == []
     assert len(suspects) == 0
+
+
+def test_an_event_that_waits_for_memory_waits_longer_each_time_and_holds_back_its_own_key_alone():
+    suspects = Suspects()
+    suspects.learn(b"sample")
+    huge, behind, other = event(0, b"k"), event(1, b"k"), event(2)
+    waits_s = []
+    suspects.no_memory(huge, alone=False, now_s=0.0)
+    suspects.lost([behind, other], alone=False, memory=False, passed=True, now_s=0.0)
+    assert suspects.next(True, 0.0) is other
+    assert suspects.passed(other)
+    now_s = 0.0
+    for _ in range(12):
+        assert suspects.next(True, now_s) is None
+        waits_s.append(suspects.waits_until_s(now_s) - now_s)
+        now_s = suspects.waits_until_s(now_s)
+        assert suspects.next(True, now_s) is huge
+        suspects.no_memory(huge, alone=True, now_s=now_s)
+    assert waits_s == sorted(waits_s)
+    assert waits_s[-1] == pytest.approx(30.0)
+    assert huge.kills == 0
+    assert suspects.drop() == [huge, behind]
+    assert (suspects.trouble, suspects.waits_until_s(now_s)) == ("", 0.0)

@@ -8,6 +8,7 @@ import pytest
 from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Ready, Results
 from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.isolation.seal import unsupported
+from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from tests.unit.dataplane.replica.replica_process import replica
 
@@ -207,3 +208,35 @@ def test_a_sealed_stage_may_start_threads(tmp_path: Path) -> None:
         results = dispatcher.receive()
         assert isinstance(results, Results), running.wait()
         assert isinstance(results.outcomes[0], Done)
+
+
+FULL = """
+from inferline_stream import Pipeline, Stage, Topic
+
+def work(numbers: list[int]) -> list[int]:
+    if sum(numbers) > 10:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return numbers
+
+work = Stage("work", work, hardware=["t4"])
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[work])
+"""
+
+
+def test_a_replica_on_a_full_device_answers_in_smaller_batches_and_ends_where_one_event_is_too_large(
+    tmp_path: Path,
+) -> None:
+    with replica(tmp_path, FULL, hardware=Hardware("t4", 0.5, gpus=1)) as running:
+        dispatcher = running.attach()
+        assert isinstance(dispatcher.receive(), Ready)
+        dispatcher.send(Batch(1, 1, [b"4", b"4", b"4", b"4"]))
+        results = dispatcher.receive()
+        assert isinstance(results, Results)
+        assert (results.outcomes, results.too_large) == ([Done(b"4", 0)] * 4, 4)
+        assert [call.batch_size for call in results.calls] == [2, 2]
+        dispatcher.send(Batch(1, 2, [b"11"]))
+        broken = dispatcher.receive()
+        assert isinstance(broken, Broken)
+        assert (broken.memory, broken.device) == (True, True)
+        assert "a batch of 1 is too large for this device" in broken.reason
+        assert running.wait()[0] == 70

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.replica import stage_call
-from inferline_stream.dataplane.replica.stage_call import OutOfMemory, StageCall, attempt, emulated_service_s, run_batch
+from inferline_stream.dataplane.replica.stage_call import (
+    DeviceOutOfMemory,
+    OutOfMemory,
+    StageCall,
+    attempt,
+    emulated_service_s,
+    run_batch,
+)
 from inferline_stream.errors import StageFailed
 from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.hardware import Hardware
@@ -136,3 +143,58 @@ def test_a_call_ends_when_what_the_stage_began_on_a_gpu_has_ended(monkeypatch: p
 
     assert StageCall(run, Hardware("t4", 0.5))([1]) == [1]
     assert done == ["the stage returns", "the device rests"]
+
+
+WORDS = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "[ONNXRuntimeError] : 6 : bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 8",
+    "CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; expr=cudaMalloc((void**)&p, size)",
+    "cudaErrorMemoryAllocation: out of memory",
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1024 bytes.",
+    "HIP out of memory. Tried to allocate 20.00 MiB",
+)
+"""What PyTorch, cuBLAS, onnxruntime and its CUDA provider, CUDA, XLA and ROCm raise."""
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_batch_that_is_too_large_for_its_device_is_halved_and_no_event_fails(words: str) -> None:
+    def stage(values: list[int]) -> list[int]:
+        if len(values) > 3:
+            raise RuntimeError(words)
+        return values
+
+    call = StageCall(stage, Hardware("t4", 0.5, gpus=1))
+    outcomes, calls = run_batch(call, settle, range(20))
+    assert outcomes == [Done(b"%d" % number, 0) for number in range(20)]
+    assert max(each.batch_size for each in calls) <= 3
+    assert 4 <= call.too_large <= 5
+
+
+def test_an_event_that_is_too_large_for_its_device_alone_is_not_one_that_the_stage_raises_on() -> None:
+    def stage(values: list[int]) -> list[int]:
+        raise RuntimeError(WORDS[0])
+
+    with pytest.raises(DeviceOutOfMemory, match=r"a batch of 1 is too large for this device: RuntimeError: CUDA out"):
+        run_batch(StageCall(stage, Hardware("t4", 0.5, gpus=1)), settle, [1, 2, 3])
+    (failed,), _ = run_batch(StageCall(stage, CORE), settle, [1])
+    assert isinstance(failed, Failed), "without a device there is none to be too small"
+
+
+def test_what_a_framework_keeps_of_a_device_is_given_back_before_a_smaller_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True, synchronize=lambda: None, empty_cache=lambda: done.append("given back")
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+
+    def stage(values: list[int]) -> list[int]:
+        done.append(f"a batch of {len(values)}")
+        if len(values) > 1:
+            raise RuntimeError(WORDS[0])
+        return values
+
+    run_batch(StageCall(stage, Hardware("t4", 0.5, gpus=1)), settle, [1, 2])
+    assert done == ["a batch of 2", "given back", "a batch of 1", "a batch of 1"]
