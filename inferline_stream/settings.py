@@ -63,6 +63,9 @@ class Settings:
         "Longest wait for Kafka's first answer before the command ends with exit code 5.",
     )
     start_timeout_s: float = _knob(60.0, "Longest a replica may take to import and load its stage.")
+    gpu_start_timeout_s: float = _knob(
+        600.0, "The same on a GPU: tens of GB of weights are read, and kernels are compiled."
+    )
     drain_timeout_s: float = _knob(30.0, "Longest a stopping run waits for the last events.")
     orphan_s: float = _knob(
         3600.0,
@@ -102,6 +105,10 @@ class Settings:
         "members once nobody has committed them for `offsets.retention.minutes`, 7 days unless a cluster says "
         "otherwise.",
     )
+
+    def start_limit_s(self, *, gpu: bool) -> float:
+        """Return how long a replica may take to start."""
+        return max(self.start_timeout_s, self.gpu_start_timeout_s) if gpu else self.start_timeout_s
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
@@ -168,6 +175,11 @@ def given(variables: Iterable[str], environment: Mapping[str, str] | None = None
     """Those of the variables that are set, with their values."""
     source = os.environ if environment is None else environment
     return {variable: source[variable] for variable in variables if variable in source}
+
+
+def visible_gpus(environment: Mapping[str, str] | None = None) -> str | None:
+    """Which GPUs this process may use, as CUDA's own variable names them; None for all."""
+    return (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -149,7 +149,7 @@ class Children:
         log_folder: for the files that hold what they print.
         ended: called with each child that has ended, its exit code, a reason in words and its last lines.
         heard: called with each message of a dispatcher.
-        devices: GPUs that replicas may be given; by default those of this machine, looked for when one is needed.
+        devices: GPUs that replicas may be given; by default those of this machine, looked at when one is needed.
         placed: whether something else has chosen cores and devices, as for a pod: a replica may use all that it sees.
         replica_module: what a replica's process runs as ``__main__``.
         dispatcher_module: likewise.
@@ -172,7 +172,8 @@ class Children:
         self._logs = ChildLogs(log_folder)
         self._ended = ended
         self._heard = heard
-        self._devices = devices
+        self._given = devices
+        self._seen: tuple[Device, ...] = ()
         self._placed = placed
         self._modules = (replica_module, dispatcher_module)
         self._single = single
@@ -196,11 +197,12 @@ class Children:
         taken = [(other.cores, other.pinned) for other in self.all]
         pinned = frozenset[int]() if self._placed else cores_for(cores, self._machine, taken)
         launch = Launch(
-            self._modules[0], confined(spec.isolation, spec.topology, spec.hardware), cores=cores, pinned=pinned
+            self._modules[0],
+            confined(spec.isolation, spec.topology, spec.hardware),
+            cores=cores,
+            pinned=pinned,
+            devices=None if self._placed else devices,
         )
-        if not self._placed:
-            # A replica sees its own devices, and one without a GPU sees none: it would otherwise take memory on each.
-            launch.environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         if spec.isolation.level in RUNTIMES:
             child = self._contained(spec, launch)
         else:
@@ -224,8 +226,8 @@ class Children:
         Raises:
             OSError: the process could not be started.
         """
-        launch = Launch(self._modules[1], dispatcher_confinement(spec.bootstrap_servers, spec.tracing), cores=1)
-        launch.environment["CUDA_VISIBLE_DEVICES"] = ""
+        confinement = dispatcher_confinement(spec.bootstrap_servers, spec.tracing)
+        launch = Launch(self._modules[1], confinement, cores=1, devices=())
         forks = self._modules[1] == DISPATCHER_MODULE and not self._single
         child = self._started(
             spec.dispatcher,
@@ -347,13 +349,19 @@ class Children:
     def _devices_for(self, hardware: Hardware) -> tuple[str, ...]:
         if not hardware.gpus:
             return ()
-        if self._devices is None:
-            self._devices = machine_devices()
         taken = [(other.hardware, other.devices) for other in self.all if other.hardware is not None]
-        found = devices_for(hardware, self._devices, taken)
+        found = devices_for(hardware, self._machine_devices({uuid for _, own in taken for uuid in own}), taken)
         if found is None:
             raise NoDevice(f"waits for a device that is {hardware.name}: {hardware.gpu_model or 'a GPU'}")
         return found
+
+    def _machine_devices(self, ours: Collection[str]) -> tuple[Device, ...]:
+        """Return the devices and what others use of them now; of ours, what they used before we did."""
+        if self._given is not None:
+            return self._given
+        before = {device.uuid: device for device in self._seen if device.uuid in ours}
+        self._seen = tuple(before.get(device.uuid, device) for device in machine_devices())
+        return self._seen
 
     def _hear_replica(self, child: Child) -> None:
         """Take a replica's one message: it is built."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.hardware import Hardware, is_model
 
-_SLICE = re.compile(r"\d+g\.\d+gb")
+_IDLE_BYTES, _IDLE_SHARE = 1 << 30, 0.02
+"""Memory that may be in use on a device that nobody uses: drivers and desktops hold some hundred MB, up to 2 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +21,47 @@ class Device:
         model: of the GPU, as it reports itself, e.g. ``NVIDIA A100-SXM4-40GB``.
         memory_bytes: of its own.
         slice: profile of a slice, e.g. ``1g.10gb``; empty for a whole GPU.
+        used_bytes: memory in use by processes that are not ours.
+        index: of the GPU among those of the machine, as the driver counts them.
     """
 
     uuid: str
     model: str
     memory_bytes: int = 0
     slice: str = ""
+    used_bytes: int = 0
+    index: int = 0
+
+    @property
+    def occupied(self) -> float:
+        """Share that others have. What they hold of its memory stands for what they take of the rest, too."""
+        idle_bytes = max(_IDLE_BYTES, _IDLE_SHARE * self.memory_bytes)
+        return self.used_bytes / self.memory_bytes if self.used_bytes > idle_bytes and self.memory_bytes else 0.0
 
 
-def slice_of(hardware: Hardware) -> str:
-    """The MIG profile that a kind's name asks for, e.g. ``1g.10gb``; empty for whole GPUs and shares of them."""
-    found = _SLICE.search(hardware.name)
-    return found.group() if found and hardware.gpus else ""
+def visible(machine: Sequence[Device], named: str | None) -> tuple[Device, ...]:
+    """Return the devices that this process may use.
+
+    Args:
+        machine: every device.
+        named: value of ``CUDA_VISIBLE_DEVICES``: indexes and UUIDs, or beginnings of them. CUDA stops at the first
+            that names nothing. None if it is not set.
+    """
+    if named is None:
+        return tuple(machine)
+    found: list[Device] = []
+    for name in map(str.strip, named.split(",")):
+        of = [each for each in machine if name and (str(each.index) == name or each.uuid.startswith(name))]
+        if not of:
+            break
+        found += [each for each in of if each not in found]
+    return tuple(found)
 
 
 def carries(device: Device, hardware: Hardware) -> bool:
-    """Whether a device is of the kind: its model begins as the kind's does, and it is the slice asked for, if any."""
-    model = (hardware.gpu_model or "").lower()
-    return device.model.lower().startswith(model) and device.slice == slice_of(hardware)
+    """Whether a device is of the kind: of its model, if it names one, and the slice asked for, if any."""
+    model = hardware.gpu_model
+    return (model is None or is_model(device.model, model)) and device.slice == hardware.slice
 
 
 def devices_for(
@@ -50,22 +73,34 @@ def devices_for(
 
     Args:
         hardware: the kind.
-        machine: every device.
+        machine: every device, with what others use of it.
         taken: for each running replica its kind and the devices that it was given.
     """
     if not hardware.gpus:
         return ()
-    load = dict.fromkeys((device.uuid for device in machine), 0.0)
+    load = {device.uuid: device.occupied for device in machine}
     for kind, given in taken:
         for uuid in given:
             load[uuid] = load.get(uuid, 0.0) + _share(kind)
     fitting = [device.uuid for device in machine if carries(device, hardware)]
     free = [uuid for uuid in fitting if load[uuid] + _share(hardware) <= 1 + 1e-9]
-    needed = 1 if slice_of(hardware) else math.ceil(hardware.gpus)
+    needed = 1 if hardware.slice else math.ceil(hardware.gpus)
     chosen = sorted(free, key=lambda uuid: -load[uuid])[:needed]  # stable: by the machine's own order among equals
     return tuple(chosen) if len(chosen) == needed else None
 
 
+def with_stock_of(hardware: Hardware, machine: Sequence[Device]) -> Hardware:
+    """Return a kind of which there is no more than a machine's devices have room for."""
+    if not hardware.gpus:
+        return hardware
+    taken: list[tuple[Hardware, Sequence[str]]] = []
+    while (given := devices_for(hardware, machine, taken)) is not None:
+        taken.append((hardware, given))
+    places = len(taken) if hardware.stock is None else min(len(taken), hardware.stock)
+    free = None if hardware.slice else sum(1 - device.occupied for device in machine if carries(device, hardware))
+    return replace(hardware, stock=places, gpu_stock=free)
+
+
 def _share(hardware: Hardware) -> float:
     """Of one device: a slice is taken whole, and so are GPUs of which a kind has several."""
-    return 1.0 if slice_of(hardware) else min(hardware.gpus, 1.0)
+    return 1.0 if hardware.slice else min(hardware.gpus, 1.0)

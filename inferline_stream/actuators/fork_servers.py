@@ -130,13 +130,15 @@ class _ForkServer:
         self._codes: dict[int, int] = {}
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.settimeout(_ANSWER_S)
-        self._launch = Launch(FORK_SERVER_MODULE, confinement, cores=max(1.0, confinement.cores), forks=True)
+        self._launch = Launch(
+            FORK_SERVER_MODULE, confinement, cores=max(1.0, confinement.cores), forks=True, devices=()
+        )
         self._process = subprocess.Popen(
             [*self._launch.command, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**self._launch.environment, "CUDA_VISIBLE_DEVICES": ""},
+            env=self._launch.environment,
             pass_fds=(*self._launch.files, theirs.fileno()),
             start_new_session=True,
         )

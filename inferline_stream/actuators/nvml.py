@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import byref, c_char_p, c_uint, c_ulonglong, c_void_p
 from typing import Any
 
-from inferline_stream.actuators.devices import Device
+from inferline_stream.actuators.devices import Device, visible
+from inferline_stream.pipeline.hardware import SLICE
+from inferline_stream.settings import visible_gpus
 
 logger = logging.getLogger(__name__)
 
 LIBRARY = "libnvidia-ml.so.1"
 _TEXT_BYTES = 96
-_SLICE = re.compile(r"\d+g\.\d+gb")
 
 
 class _Memory(ctypes.Structure):
@@ -33,6 +33,8 @@ class NvmlError(Exception):
 def devices(library: Any = None) -> tuple[Device, ...]:
     """Every device of this machine that a process can be given: whole GPUs, and the slices of those in MIG mode.
 
+    Those that ``CUDA_VISIBLE_DEVICES`` hides from this process are not its own to give.
+
     Args:
         library: NVML as `ctypes` loads it; by default the driver's. A test gives its own.
     """
@@ -42,17 +44,18 @@ def devices(library: Any = None) -> tuple[Device, ...]:
         try:
             count = c_uint()
             _call(nvml, "nvmlDeviceGetCount_v2", byref(count))
-            return tuple(device for index in range(count.value) for device in _at(nvml, index))
+            found = [device for index in range(count.value) for device in _at(nvml, index)]
+            return visible(found, visible_gpus())
         except NvmlError as error:
             logger.warning("GPUs are not used: %s", error)
             return ()
 
 
-def used_bytes(uuids: tuple[str, ...], library: Any = None) -> int:
-    """Memory in use on these devices, by whichever processes; 0 where NVML does not tell."""
+def used_bytes(uuids: tuple[str, ...], library: Any = None) -> int | None:
+    """Memory in use on these devices, by whichever processes; None where NVML does not say."""
     with _nvml(library) as nvml:
         if nvml is None:
-            return 0
+            return None
         try:
             found = 0
             for uuid in uuids:
@@ -61,7 +64,7 @@ def used_bytes(uuids: tuple[str, ...], library: Any = None) -> int:
                 found += _memory(nvml, handle).used
             return found
         except NvmlError:
-            return 0
+            return None
 
 
 @contextmanager
@@ -90,7 +93,8 @@ def _at(nvml: Any, index: int) -> Iterator[Device]:
     current, pending = c_uint(), c_uint()
     # GPUs that know no MIG answer "not supported".
     if nvml.nvmlDeviceGetMigMode(handle, byref(current), byref(pending)) != 0 or not current.value:
-        yield Device(_text(nvml, "nvmlDeviceGetUUID", handle), model, _memory(nvml, handle).total)
+        memory = _memory(nvml, handle)
+        yield Device(_text(nvml, "nvmlDeviceGetUUID", handle), model, memory.total, "", memory.used, index)
         return
     most = c_uint()
     _call(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle, byref(most))
@@ -98,9 +102,10 @@ def _at(nvml: Any, index: int) -> Iterator[Device]:
         slice_ = c_void_p()
         if nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, c_uint(at), byref(slice_)) != 0:
             continue  # nothing was made at this place
-        kind = _SLICE.search(_text(nvml, "nvmlDeviceGetName", slice_))
+        kind = SLICE.search(_text(nvml, "nvmlDeviceGetName", slice_))
         uuid = _text(nvml, "nvmlDeviceGetUUID", slice_)
-        yield Device(uuid, model, _memory(nvml, slice_).total, kind.group() if kind else "")
+        memory = _memory(nvml, slice_)
+        yield Device(uuid, model, memory.total, kind.group() if kind else "", memory.used, index)
 
 
 def _text(nvml: Any, name: str, handle: c_void_p) -> str:

@@ -24,12 +24,12 @@ from typing import Any
 import msgspec
 import ray
 from ray._private import worker
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray._private.services import canonicalize_bootstrap_address_or_die  # what `ray.init` itself asks
 from ray.exceptions import ActorDiedError, RayError
 from ray.util import list_named_actors
 
 from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
-from inferline_stream.actuators.devices import slice_of
 from inferline_stream.actuators.processes import Ended, FoundProcess, Heard, Remote
 from inferline_stream.actuators.ray_host import (
     ChildEnd,
@@ -80,15 +80,16 @@ _SUPERSEDED = "another controller has taken it over"
 def requirements(spec: ReplicaSpec) -> dict[str, Any]:
     """Return what a replica's actor asks its node for. Emulated kinds sleep, and ask for no core.
 
-    A GPU's model becomes Ray's accelerator type, which its nodes find out by themselves: ``Tesla T4`` is ``T4``. Ray
+    A GPU's model becomes Ray's accelerator type by the rule that its nodes follow: ``Tesla T4`` is ``T4``. Ray
     knows a slice of a GPU (MIG) only as a GPU, on a node that is started with its UUID: its kind is a custom resource.
     """
     hardware = spec.hardware
     asked: dict[str, Any] = {"num_cpus": hardware.cores, "num_gpus": hardware.gpus}
-    if slice_of(hardware):
+    if hardware.slice:
         asked |= {"num_gpus": 1, "resources": {hardware.name: 1}}
     elif hardware.gpus and hardware.gpu_model is not None:
-        asked["accelerator_type"] = hardware.gpu_model.split()[-1]
+        named: Any = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type  # untyped
+        asked["accelerator_type"] = named(hardware.gpu_model)
     if spec.isolation.memory_mb is not None:
         asked["memory"] = spec.isolation.memory_mb << 20
     return asked

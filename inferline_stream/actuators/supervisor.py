@@ -41,6 +41,9 @@ from inferline_stream.kafka.batch_mark import BatchId
 
 logger = logging.getLogger(__name__)
 
+_DEVICE_AGAIN_S = 1.0
+"""How often a replica that waits for a device looks for one."""
+
 
 class Supervisor(Generic[P]):
     """Starts and stops dispatchers and replicas, and connects them: `Actuator` within one process.
@@ -221,13 +224,15 @@ class Supervisor(Generic[P]):
         self._attach(spec.stage, member)
 
     def _start_replica(self, place: Place) -> None:
-        place.replica = f"{place.stage}-{place.hardware}-{secrets.token_hex(4)}"
+        if not place.held_up:  # else it has its name
+            place.replica = f"{place.stage}-{place.hardware}-{secrets.token_hex(4)}"
         spec = msgspec.structs.replace(self._specs[place.stage, place.hardware], replica=place.replica)
         place.held_up, place.pending = False, ""
         try:
             child = self._children.start_replica(spec)
         except NoDevice as error:
             place.held_up, place.pending = True, str(error)
+            asyncio.get_running_loop().call_later(_DEVICE_AGAIN_S, self._look_again, place)
             return
         except InvalidInput as error:
             self._places.ended(place, error.exit_code, str(error))
@@ -239,6 +244,11 @@ class Supervisor(Generic[P]):
             place.way = "fork" if child.forked else "alone"
         self._replicas[child] = place
         self._attach(place.stage, self._pools[place.stage].add(place.replica))
+
+    def _look_again(self, place: Place) -> None:
+        """Start a replica that waits for a device, if there is one: others than ours may have had it."""
+        if place in self._places.all and place.held_up and place.running:
+            self._start_replica(place)
 
     def _start_dispatcher(self, post: Post) -> None:
         spec = msgspec.structs.replace(post.spec, deadly_batches=self._batch_deaths.deadly(post.stage))

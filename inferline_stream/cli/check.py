@@ -55,7 +55,7 @@ def _check(pipeline: Pipeline, file: Path) -> None:
     declared = problems(pipeline)
     files = sample_problems(pipeline, file.parent)
     events = [] if declared or files else event_problems(pipeline, file.parent)
-    building = asyncio.run(building_problems(pipeline, file, from_environment().start_timeout_s))
+    building = asyncio.run(building_problems(pipeline, file, from_environment()))
     found = [*declared, *files, *events, *building]
     if found:
         raise InvalidTopology(*found)

@@ -37,8 +37,8 @@ def deploy(
     """Bring newer code into a running pipeline, or a pipeline into a cluster.
 
     Newer code: every replica is replaced by one that runs the topology as it is now. The new one is READY before an old
-    one leaves, and nothing is lost or repeated. A change that code alone cannot make, e.g. a new stage, is refused with
-    what to do.
+    one leaves, unless its kind has no spare place, and nothing is lost or repeated. A change that code alone cannot
+    make, e.g. a new stage, is refused with what to do.
 
     Kubernetes: applies a controller (two, of which one acts), the rights it needs, its network policy, alert rules, and
     the profiles. It makes what each stage needs. The image is yours: the guide to Kubernetes says how to build it.
@@ -77,6 +77,7 @@ def _newer_code(topology: Path, bootstrap_servers: str, prefix: str, output: Out
     from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.errors import UsageError
     from inferline_stream.kafka.controller_client import Written, write_once
+    from inferline_stream.pipeline.hardware import catalogue
     from inferline_stream.pipeline.names import Names
     from inferline_stream.pipeline.validation import validated
     from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
@@ -85,6 +86,10 @@ def _newer_code(topology: Path, bootstrap_servers: str, prefix: str, output: Out
     names = Names(pipeline.name, prefix)
 
     override = Override("code", value=time.time(), who=who())
+    kinds = catalogue(pipeline.hardware)
+    on_gpus = sorted(stage.name for stage in pipeline.stages if any(kinds[name].gpus for name in stage.hardware))
+    if on_gpus and output == "table":
+        print(f"Where no GPU is spare, a replica of {', '.join(on_gpus)} stops before the new one starts.")
 
     async def order() -> None:
         if not await leads(bootstrap_servers, names):

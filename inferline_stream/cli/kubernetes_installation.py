@@ -18,6 +18,7 @@ from inferline_stream.actuators.kubernetes.installation import (
     overcommitted,
 )
 from inferline_stream.actuators.kubernetes.manifests import Cluster, dns_label
+from inferline_stream.actuators.kubernetes.manifests import shares as check_shares
 from inferline_stream.cli.output import print_json
 from inferline_stream.cli.plan_steps import Declared, declared, with_stock
 from inferline_stream.cli.platform import kubernetes_door
@@ -50,7 +51,7 @@ def install(wanted: DeployOptions, *, dry_run: bool, save: Path | None, as_json:
 
     Raises:
         UsageError: an option is missing, or the API server refuses.
-        InvalidInput: a stage has no profile of the cluster.
+        InvalidInput: a stage has no profile of the cluster, or a share of a GPU is none that nodes lend.
         Unreachable: the API server does not answer.
     """
     if not wanted.image:
@@ -95,6 +96,9 @@ def _rendered(wanted: DeployOptions, what: Declared, namespace: str) -> tuple[In
     pipeline = what.pipeline
     account = wanted.service_account or dns_label(f"{pipeline.name}-pod")
     shared = with_stock(pipeline, wanted.stock)
+    for stage in pipeline.stages:
+        for name in stage.hardware:
+            check_shares(catalogue(pipeline.hardware)[name])
     held = {name: kind.stock for name, kind in catalogue(shared.hardware).items() if kind.stock is not None}
     named = {share.partition("=")[0] for share in wanted.stock}
     ports = dispatcher_confinement(wanted.bootstrap_servers).ports

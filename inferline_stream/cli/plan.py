@@ -54,11 +54,13 @@ def plan(
     """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO, and say why."""
     refuse_cluster("--on", on)
 
+    from dataclasses import replace
     from functools import partial
 
     import msgspec
     import uvloop
 
+    from inferline_stream.actuators.nvml import devices
     from inferline_stream.cli.output import console
     from inferline_stream.cli.plan_steps import (
         declared,
@@ -68,6 +70,7 @@ def plan(
         profiled,
         settings,
         slo_s,
+        with_devices,
     )
     from inferline_stream.cli.plan_text import CURVE_FACTORS, curve_document, explanation_document, show_curve, show_why
     from inferline_stream.cli.rehearsal_steps import RehearsalOptions, rehearsed
@@ -91,6 +94,7 @@ def plan(
 
     options = Options(broker=bootstrap_servers or "embedded", oversubscribe=oversubscribe)
     measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=limits))
+    what = replace(what, pipeline=with_devices(what.pipeline, devices(), absent=False))
     search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "seed": seed, "traces": traces}
     search["oversubscribe"] = oversubscribe
     found = planned(what, measured, seconds=seconds, **search)

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from inferline_stream.actuators.devices import Device, carries, with_stock_of
+from inferline_stream.actuators.nvml import devices
 from inferline_stream.cli.output import Bar
 from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.dataplane.source_sample import recent_sample
 from inferline_stream.dataplane.topology_loader import file_and_name, load_topology
 from inferline_stream.errors import InvalidInput, InvalidTopology, UsageError
 from inferline_stream.isolation.limits import cores_here, shares_held
-from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
@@ -212,6 +214,22 @@ def with_stock(pipeline: Pipeline, shares: Sequence[str]) -> Pipeline:
     return found
 
 
+def with_devices(pipeline: Pipeline, machine: Sequence[Device], *, absent: bool) -> Pipeline:
+    """A pipeline that holds no more of each kind with a GPU than this machine's devices have room for.
+
+    Args:
+        pipeline: the pipeline.
+        machine: this machine's devices, and what others use of them.
+        absent: whether that goes for kinds of which the machine has no device: none of them can run here.
+    """
+    kinds = catalogue(pipeline.hardware)
+    used = dict.fromkeys(name for stage in pipeline.stages for name in stage.hardware if kinds[name].gpus)
+    there = [name for name in used if absent or any(carries(device, kinds[name]) for device in machine)]
+    found = copy(pipeline)
+    found.hardware = (*pipeline.hardware, *(with_stock_of(kinds[name], machine) for name in there))
+    return found
+
+
 def take_profiles(what: Declared, folder: Path) -> None:
     """Keep profiles that were measured on another machine, as if they had been measured on this one.
 
@@ -313,9 +331,16 @@ def not_credible(plan: Plan, what: Declared, measured: PipelineProfile, traces: 
     needed, there = sum(count * kind.cores for count, kind in held), cores_for_replicas(what, measured, traces)
     if needed > there + 1e-9:
         return f"the P99 is not credible: replicas take {needed:.2f} cores, and this machine has {there:.2f} for them"
+    gone = sorted({kind.name for count, kind in held if count and kind.gpus and not _is_here(kind)})
+    if gone:
+        return f"the P99 is not credible: this machine has no device that is {' or '.join(gone)}"
     if any(0 < kind.cores < 1 for _, kind in held) and not shares_held():
         return "the P99 is not credible: nothing here holds replicas to their shares of a core"
     return ""
+
+
+def _is_here(kind: Hardware) -> bool:
+    return any(carries(device, kind) for device in devices())
 
 
 def check_memory(events: int, stages: int) -> None:

@@ -21,6 +21,7 @@ import uvloop
 from rich.console import Console
 from rich.logging import RichHandler
 
+from inferline_stream.actuators.nvml import devices
 from inferline_stream.cli.command_group import Terminated
 from inferline_stream.cli.log_output import log_to_people
 from inferline_stream.cli.output import console
@@ -34,6 +35,7 @@ from inferline_stream.cli.plan_steps import (
     profiled,
     settings,
     take_profiles,
+    with_devices,
     with_stock,
 )
 from inferline_stream.cli.platform import Platform, actuator_of
@@ -220,6 +222,8 @@ async def _run(
             take_profiles(what, wanted.profiles)
         measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)
         what = replace(what, pipeline=with_stock(what.pipeline, wanted.stock))
+        if not elsewhere:
+            what = replace(what, pipeline=with_devices(what.pipeline, devices(), absent=True))
         screen.step("planning")
         search = partial(
             planned,

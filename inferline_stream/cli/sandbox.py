@@ -104,9 +104,7 @@ def audit(
     unknown = [name for name in stages if name not in names]
     if unknown:
         raise UsageError(f"--stage {unknown[0]!r}: the pipeline has {', '.join(names)}")
-    found = asyncio.run(
-        audit_pipeline(what.pipeline, what.file, what.events, start_timeout_s=settings().start_timeout_s, stages=stages)
-    )
+    found = asyncio.run(audit_pipeline(what.pipeline, what.file, what.events, settings(), stages=stages))
     if output == "json":
         rows = [
             {

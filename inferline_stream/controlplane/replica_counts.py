@@ -65,6 +65,28 @@ def stock_of_cores(held: Replicas, catalogue: Catalogue, cores: float) -> dict[s
     }
 
 
+def stock_of_gpus(held: Replicas, catalogue: Catalogue) -> dict[str, int]:
+    """Most replicas of each kind that takes GPUs which others may have, too, if only that kind grows.
+
+    Args:
+        held: replicas wanted now. They stay allowed, however many.
+        catalogue: hardware kinds.
+    """
+    taken: dict[str | None, float] = {}
+    counts: dict[str, int] = {}
+    for (_, name), count in held.items():
+        counts[name] = counts.get(name, 0) + count
+        model = catalogue[name].gpu_model
+        taken[model] = taken.get(model, 0.0) + count * catalogue[name].gpus
+    found = {}
+    for name, kind in catalogue.items():
+        if kind.gpu_stock is not None:
+            left = max(0.0, kind.gpu_stock - taken.get(kind.gpu_model, 0.0))
+            most = counts.get(name, 0) + math.floor(left / kind.gpus + _ROUNDING)
+            found[name] = most if kind.stock is None else min(most, kind.stock)
+    return found
+
+
 def within_cores(wanted: Replicas, before: Replicas, catalogue: Catalogue, cores: float) -> dict[tuple[str, str], int]:
     """Replicas wanted, less so many of those that are new that all of them fit.
 

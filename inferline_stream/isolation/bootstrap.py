@@ -59,8 +59,13 @@ def command(
     return [sys.executable, "-P", os.path.abspath(__file__), *parent, *pinned, *within, module]
 
 
-def environment(cores: float, confinement: Confinement | None, source: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a child: numeric libraries keep to whole cores; nothing secret where it is confined."""
+def environment(
+    cores: float, confinement: Confinement | None, source: Mapping[str, str], devices: Sequence[str] | None = None
+) -> dict[str, str]:
+    """Environment of a child: numeric libraries keep to whole cores; nothing secret where it is confined.
+
+    A child sees its own GPUs, and one without any sees none: it would otherwise take memory on each.
+    """
     threads = str(max(1, int(cores)))
     given = dict(source)
     if confinement is not None:
@@ -71,6 +76,7 @@ def environment(cores: float, confinement: Confinement | None, source: Mapping[s
         given |= {"UV_USE_IO_URING": "0", "JOBLIB_MULTIPROCESSING": "1" if confinement.isolation.helpers else "0"}
     # onnxruntime would otherwise look for a host to report to when it is first imported.
     quiet = {"ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    given |= {} if devices is None else {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
     return {**given, **dict.fromkeys(_THREADS, threads), **quiet}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,12 @@ _VISIBLE = frozenset(
         *("SSL_CERT_FILE", "SSL_CERT_DIR", "CI", "COLUMNS", "TERM", "NO_COLOR"),
     )
 )
-_VISIBLE_PREFIXES = ("LC_", "PYTHON", "CUDA_", "NVIDIA_", "ORT_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "COVERAGE_")
+_VISIBLE_PREFIXES = (
+    *("LC_", "PYTHON", "CUDA_", "NVIDIA_", "ORT_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "COVERAGE_"),
+    *("HF_", "NCCL_", "PYTORCH_", "TORCH_", "TRANSFORMERS_", "TRITON_", "VLLM_"),
+)
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL")
+"""Such as HF_TOKEN and VLLM_API_KEY, which a stage has to declare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,5 +153,5 @@ def visible(environment: Mapping[str, str], confinement: Confinement) -> dict[st
     return {
         name: value
         for name, value in environment.items()
-        if name in _VISIBLE or name in also or name.startswith(_VISIBLE_PREFIXES)
+        if name in _VISIBLE or name in also or (name.startswith(_VISIBLE_PREFIXES) and not _SECRET.search(name))
     }

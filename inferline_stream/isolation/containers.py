@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation.confinement import Confinement
@@ -14,6 +15,9 @@ from inferline_stream.isolation.limits import share_us
 ENGINES = ("podman", "docker")
 RUNTIMES: Mapping[str, str] = {"container": "", "gvisor": "runsc", "kata": "kata"}
 """The engine's runtime for each level that is a container; empty for its default."""
+
+_WITHOUT_GPUS = ("gvisor", "kata")
+_CDI = ("/etc/cdi", "/var/run/cdi")
 
 _OPEN_FILES, _PROCESSES = 1024, 1024
 _THE_IMAGES = ("PATH", "HOME", "USER", "LOGNAME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -32,9 +36,10 @@ class Container:
         cores: how many it may use.
         pinned: the only cores it may run on; empty for all.
         environment: what it may see. Values stay out of command lines.
+        devices: UUIDs of the GPUs that it is given.
 
     Raises:
-        InvalidInput: this machine has no container engine.
+        InvalidInput: this machine has no container engine, or none that can give it its GPUs.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Container:
         cores: float,
         pinned: Collection[int],
         environment: Mapping[str, str],
+        devices: Sequence[str] = (),
     ) -> None:
         self._engine = engine(confinement.isolation.level)
         self._name = f"inferline-{secrets.token_hex(8)}"
@@ -53,6 +59,7 @@ class Container:
         self.command = [
             self._engine,
             *_run(self._engine, self._name, confinement, cores, pinned),
+            *_gpus(self._engine, confinement, devices),
             *(f"--env={name}" for name in sorted(own)),
             confinement.isolation.image,
             *("-P", "-m", "inferline_stream.isolation.bootstrap", "--confinement", confinement.encoded(), module),
@@ -80,6 +87,39 @@ def engine(level: str) -> str:
     return found
 
 
+def _gpus(engine: str, confinement: Confinement, devices: Sequence[str]) -> list[str]:
+    """Options that give a container its GPUs, with the driver's own files.
+
+    Podman has them from a specification of the Container Device Interface, which NVIDIA's toolkit writes; Docker asks
+    the toolkit.
+    """
+    level = confinement.isolation.level
+    if confinement.gpu and level in _WITHOUT_GPUS:
+        raise InvalidInput(
+            f'isolation {level!r} has no way to a GPU of this machine: write isolation="container" or "sandbox", or '
+            "name kinds without one"
+        )
+    if not devices:
+        return []
+    if os.path.basename(engine) != "podman":
+        return ["--gpus", f'"device={",".join(devices)}"']
+    specified = "".join(_text(file) for folder in _CDI for file in sorted(Path(folder).glob("*")))
+    unknown = [uuid for uuid in devices if uuid not in specified]
+    if unknown:
+        raise InvalidInput(
+            f"podman knows no device nvidia.com/gpu={unknown[0]}: run `nvidia-ctk cdi generate "
+            f"--device-name-strategy=uuid --output={_CDI[0]}/nvidia.yaml`, and again after each change of the driver"
+        )
+    return [f"--device=nvidia.com/gpu={uuid}" for uuid in devices]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def _run(engine: str, name: str, confinement: Confinement, cores: float, pinned: Collection[int]) -> list[str]:
     isolation = confinement.isolation
     podman = os.path.basename(engine) == "podman"
@@ -103,8 +143,10 @@ def _run(engine: str, name: str, confinement: Confinement, cores: float, pinned:
     if 0 < cores < 1:
         period_us, quota_us = share_us(cores)
         options += [f"--cpu-period={period_us}", f"--cpu-quota={quota_us}"]
+    if isolation.shm_mb is not None:
+        options.append(f"--shm-size={isolation.shm_mb}m")
     folder = os.path.dirname(confinement.topology)
-    readable = {folder, *isolation.reads, *confinement.kafka_files}
+    readable = {folder, *isolation.reads, *confinement.kafka_files, *(path for _, path in isolation.mounts)}
     writable = {*isolation.writes, *filter(None, [confinement.scratch])}
     options += [f"--volume={path}:{path}:ro" for path in sorted(readable - writable) if os.path.exists(path)]
     options += [f"--volume={path}:{path}" for path in sorted(writable) if os.path.exists(path)]

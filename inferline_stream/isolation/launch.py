@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from inferline_stream.isolation import bootstrap, limits
@@ -29,6 +29,7 @@ class Launch:
         orphaned: what it is sent when this process has ended.
         files: descriptors that it inherits besides.
         forks: whether it is a parent that replicas are forked from.
+        devices: UUIDs of the GPUs that it may use; None for those that this process may use.
 
     Raises:
         InvalidInput: the isolation is a container, and this machine has no engine.
@@ -44,6 +45,7 @@ class Launch:
         orphaned: signal.Signals = signal.SIGKILL,
         files: tuple[int, ...] = (),
         forks: bool = False,
+        devices: Sequence[str] | None = None,
     ) -> None:
         self._container: Container | None = None
         self._names: NameService | None = None
@@ -60,8 +62,8 @@ class Launch:
             within = replace(confinement, scratch=self._scratch)
         if within is not None and within.isolation.level in RUNTIMES and within.audit < 0:
             self.confinement = within
-            environment = bootstrap.environment(cores, within, os.environ)
-            made = Container(module, within, cores=cores, pinned=pinned, environment=environment)
+            environment = bootstrap.environment(cores, within, os.environ, devices)
+            made = Container(module, within, cores=cores, pinned=pinned, environment=environment, devices=devices or ())
             # Nothing is inherited: hosts are looked up before the seal, and the end of standard input says the rest.
             self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
             return
@@ -72,7 +74,7 @@ class Launch:
         self.confinement = confinement if within is None else within
         """As its environment says, its own folder included."""
         self.command = [*bootstrap.command(module, pinned, orphaned, within, forks=forks), *arguments]
-        self.environment = bootstrap.environment(cores, within, os.environ)
+        self.environment = bootstrap.environment(cores, within, os.environ, devices)
 
     def started(self, process: int) -> None:
         """It runs, and holds the inherited descriptors itself."""

@@ -45,7 +45,7 @@ def limit(confinement: Confinement) -> None:
     """Limit this process and all that it starts. What it allocates counts, not what it maps: libraries are free."""
     sizes = {
         resource.RLIMIT_CORE: 0,  # a dump would hold every secret of the process
-        resource.RLIMIT_FSIZE: confinement.isolation.file_mb * _MIB,
+        resource.RLIMIT_FSIZE: max(confinement.isolation.file_mb, confinement.isolation.shm_mb or 0) * _MIB,
         resource.RLIMIT_NOFILE: _OPEN_FILES,
     }
     if not confinement.gpu:  # drivers of GPUs reserve more than there is

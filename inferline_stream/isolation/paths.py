@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,10 @@ _GPU_READS = (
     "/sys/module/nvidia",
     "/sys/class",
 )
+_CUDA = ("/usr/local/nvidia", "/opt/nvidia", "/opt/cuda", "/run/nvidia-persistenced")
+"""Where libraries lie beside the usual folders: of the driver in containers, of distributions. `/usr/local/cuda-12.4`
+and its like are looked for, and folders of LD_LIBRARY_PATH are taken as they are given."""
+_SHM = "/dev/shm"  # noqa: S108  the one of the system
 _GPU_DEVICES = ("nvidia", "dri", "kfd")
 _CODE = (".py", ".so")
 _DEEPEST = 8
@@ -57,8 +62,13 @@ def grants(confinement: Confinement) -> Iterator[PathGrant]:
             yield from _code(Path(entry)) if whose else [PathGrant(entry, names=True)]
     for path in (*isolation.writes, *filter(None, [confinement.scratch])):
         yield PathGrant(path, write=True)
+    for _, path in isolation.mounts:
+        yield PathGrant(path)
+    if confinement.gpu or isolation.shm_mb is not None:
+        yield PathGrant(_SHM, write=True)
     if confinement.gpu:
-        for path in _GPU_READS:
+        libraries = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if os.path.isabs(path)]
+        for path in (*_GPU_READS, *_CUDA, *glob.glob("/usr/local/cuda*"), *libraries):
             yield PathGrant(path)
         for name in os.listdir("/dev"):
             if name.startswith(_GPU_DEVICES):

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 EMULATED_PREFIX = "emulated-"
+
+SLICE = re.compile(r"\d+g\.\d+gb")
+"""A MIG profile."""
+
+_VENDOR = frozenset(("nvidia", "tesla"))
+_FORM = re.compile(r"sxm\d*|pcie|nvl|hbm\d*e?|\d+gb")
+"""What a device adds to the name of its model: how it is mounted, and its memory."""
+
+
+def is_model(reported: str, model: str) -> bool:
+    """Whether the name that a device reports is that of a model, in whichever form it comes.
+
+    ``NVIDIA H100 80GB HBM3`` and ``NVIDIA H100 PCIe`` are an ``NVIDIA H100``; ``NVIDIA L40S`` is no ``NVIDIA L4``.
+    """
+    words, wanted = _words(reported), _words(model)
+    return words[: len(wanted)] == wanted and all(map(_FORM.fullmatch, words[len(wanted) :]))
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[\s-]+", name.lower()) if word and word not in _VENDOR]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +40,11 @@ class Hardware:
             slot and sleeps the profiled service time: it uses no core.
         price_per_hour: dollars per replica and hour, the CPU beside a GPU included.
         cores: CPU cores one replica may use; below 1 a control group holds it to that share of a core.
-        gpus: share of a GPU one replica holds.
-        gpu_model: name by which the device reports itself, e.g. ``"Tesla T4"``.
+        gpus: share of a GPU one replica holds, or how many. Of a shared one it gets no more memory than its share, in
+            the profile at least: nothing holds it to that later.
+        gpu_model: name by which the device reports itself, e.g. ``"Tesla T4"``, its form left out or not.
         stock: most replicas of this kind at once, over all stages; None for no limit.
+        gpu_stock: GPUs of this model, which all kinds that name it share; None for no limit.
 
     Raises:
         ValueError: a price, number of cores, share or stock that cannot be.
@@ -33,6 +56,7 @@ class Hardware:
     gpus: float = 0.0
     gpu_model: str | None = None
     stock: int | None = None
+    gpu_stock: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -41,6 +65,8 @@ class Hardware:
             raise ValueError(f"hardware {self.name!r}: price {self.price_per_hour} $/h must be 0 or more")
         if not (math.isfinite(self.cores) and self.cores >= 0 and math.isfinite(self.gpus) and self.gpus >= 0):
             raise ValueError(f"hardware {self.name!r}: cores {self.cores} and gpus {self.gpus} must be 0 or more")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"hardware {self.name!r}: gpus {self.gpus} must be a share up to 1, or a whole number")
         if self.stock is not None and self.stock < 0:
             raise ValueError(f"hardware {self.name!r}: stock {self.stock} must be 0 or more")
 
@@ -48,6 +74,17 @@ class Hardware:
     def emulated(self) -> bool:
         """Whether replicas sleep the profiled service time instead of computing."""
         return self.name.startswith(EMULATED_PREFIX)
+
+    @property
+    def slice(self) -> str:
+        """The MIG profile that the name asks for, e.g. ``1g.10gb``; empty for whole GPUs and shares of them."""
+        found = SLICE.search(self.name)
+        return found.group() if found and self.gpus else ""
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether a replica shares its device with others."""
+        return 0 < self.gpus < 1 and not self.slice
 
 
 Catalogue = Mapping[str, Hardware]
@@ -65,12 +102,16 @@ _DEFAULTS = (
     # Paper era (InferLine, SoCC 2020).
     Hardware("k80", 0.634 + _CPU_PER_HOUR, gpus=1, gpu_model="Tesla K80"),
     Hardware("v100-2019", 2.528 + _CPU_PER_HOUR, gpus=1, gpu_model="Tesla V100"),
-    # On-demand list prices of 2025-11, us-east-1, per GPU.
-    Hardware("t4", 0.526, gpus=1, gpu_model="Tesla T4"),
-    Hardware("v100", 3.06, gpus=1, gpu_model="Tesla V100"),
-    Hardware("a10g", 1.006, gpus=1, gpu_model="NVIDIA A10G"),
-    Hardware("a100", 2.74, gpus=1, gpu_model="NVIDIA A100"),
-    Hardware("h100", 6.88, gpus=1, gpu_model="NVIDIA H100"),
+    # AWS's on-demand list prices of 2025-11-30 in us-east-1 (github.com/tsaol/aws-gpu, from instances.vantage.sh): the
+    # smallest instance with one such GPU, or that part of the smallest with several.
+    Hardware("t4", 0.526, gpus=1, gpu_model="Tesla T4"),  # g4dn.xlarge
+    Hardware("v100", 3.06, gpus=1, gpu_model="Tesla V100"),  # p3.2xlarge
+    Hardware("l4", 0.8048, gpus=1, gpu_model="NVIDIA L4"),  # g6.xlarge
+    Hardware("l40s", 1.861, gpus=1, gpu_model="NVIDIA L40S"),  # g6e.xlarge
+    Hardware("a10g", 1.006, gpus=1, gpu_model="NVIDIA A10G"),  # g5.xlarge
+    Hardware("a100", 2.74, gpus=1, gpu_model="NVIDIA A100"),  # p4d.24xlarge / 8, of 40 GB
+    Hardware("h100", 6.88, gpus=1, gpu_model="NVIDIA H100"),  # p5.4xlarge, of 80 GB
+    Hardware("h200", 7.912, gpus=1, gpu_model="NVIDIA H200"),  # p5en.48xlarge / 8, of 141 GB
     # Emulated kinds sleep instead of computing: for trying out plans larger than this machine.
     Hardware("emulated-cpu", _CPU_PER_HOUR, cores=0),
     Hardware("emulated-gpu-small", 0.526, cores=0),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 LEVELS = ("none", "sandbox", "container", "gvisor", "kata")
 SEALS = ("strict", "imports", "off")
 UNSUPPORTED = ("fail", "degrade")
+
+_VOLUME = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?:/[^:]+")
+"""Names are those of Kubernetes' objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,10 @@ class Isolation:
         scratch: whether it has a folder of its own for temporary files (`tempfile`), removed when it has ended.
         forked: whether replicas are forked from a parent that has imported the topology already: they start faster.
         on_unsupported: where not all of this is available: ``"fail"``, or ``"degrade"`` to what can, with a warning.
+        volumes: folders with weights or other data, ``"NAME:/path"`` each, which it may read. On Kubernetes the
+            PersistentVolumeClaim NAME is mounted at the path; elsewhere the path is there already.
+        shm_mb: size of ``/dev/shm``, in MiB, which frameworks share tensors between their processes with; it counts as
+            memory. None for what a container has by itself, 64 MiB; on a machine that is the machine's own.
         image: of containers; needs Python and this package.
 
     Raises:
@@ -52,13 +61,15 @@ class Isolation:
     scratch: bool = False
     forked: bool = False
     on_unsupported: str = "fail"
+    volumes: tuple[str, ...] = ()
+    shm_mb: int | None = None
     image: str = "inferline-stream"
 
     def __post_init__(self) -> None:
         for name, known in (("level", LEVELS), ("seal", SEALS), ("on_unsupported", UNSUPPORTED)):
             if getattr(self, name) not in known:
                 raise ValueError(f"isolation {name} {getattr(self, name)!r} is none of {', '.join(known)}")
-        for name in ("reads", "writes", "ports", "environment"):
+        for name in ("reads", "writes", "ports", "environment", "volumes"):
             given = getattr(self, name)
             if isinstance(given, str) or not hasattr(given, "__iter__"):
                 raise ValueError(f"isolation {name} {given!r} must be a list, e.g. {name}=[{given!r}]")
@@ -66,7 +77,10 @@ class Isolation:
         for port in self.ports:
             if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
                 raise ValueError(f"isolation port {port!r} must be a whole number from 1 to 65535")
-        for name, least in (("helpers", 0), ("file_mb", 1), ("memory_mb", 1)):
+        for volume in self.volumes:
+            if not isinstance(volume, str) or not _VOLUME.fullmatch(volume):
+                raise ValueError(f"isolation volume {volume!r} is no NAME:/path, e.g. 'weights:/models'")
+        for name, least in (("helpers", 0), ("file_mb", 1), ("memory_mb", 1), ("shm_mb", 1)):
             number = getattr(self, name)
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
                 raise ValueError(f"isolation {name} {number!r} must be a whole number, {least} or more")
@@ -75,6 +89,13 @@ class Isolation:
     def sandboxed(self) -> bool:
         """Whether a replica seals itself; it does within containers too."""
         return self.level != "none"
+
+    @property
+    def mounts(self) -> Iterator[tuple[str, str]]:
+        """Name and path of each volume."""
+        for volume in self.volumes:
+            name, _, path = volume.partition(":")
+            yield name, path
 
 
 def isolation_of(declared: str | Isolation) -> Isolation:

@@ -30,7 +30,7 @@ from inferline_stream.planner.problem import (
     arrival_rates,
     batch_limits,
     hardware_kinds,
-    in_cores,
+    in_machine,
     price_of,
     replica_cap,
     rest_s,
@@ -202,8 +202,8 @@ class ParetoSearch:
         return list(kept.values())
 
     def _left(self, chosen: Candidate, option: Option) -> bool:
-        """Whether stock and cores suffice for one stage more."""
-        if not in_cores(self._problem, (*chosen, option)):
+        """Whether stock, cores and GPUs suffice for one stage more."""
+        if not in_machine(self._problem, (*chosen, option)):
             return False
         for a in option:
             stock = self._problem.catalogue[a.hardware].stock

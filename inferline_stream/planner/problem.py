@@ -67,11 +67,7 @@ class Problem:
             raise ValueError(f"SLO {self.target_s} s must be finite and above 0")
         if not 0 < self.objective <= 1:
             raise ValueError(f"objective {self.objective} must be a share above 0, at most 1")
-        missing = [
-            f"stage {stage!r} was profiled on none of the catalogue's hardware; run `inferline-stream profile`"
-            for stage in self.shape.stages
-            if not hardware_kinds(self, stage)
-        ]
+        missing = [_without_hardware(self, stage) for stage in self.shape.stages if not hardware_kinds(self, stage)]
         if missing:
             raise InvalidInput(*missing)
 
@@ -79,6 +75,13 @@ class Problem:
     def queue_slo_s(self) -> float:
         """SLO of the order of the queues."""
         return self.target_s if self.order_slo_s is None else self.order_slo_s
+
+
+def _without_hardware(problem: Problem, stage: str) -> str:
+    out = [kind for kind in problem.measured.hardware_of(stage) if kind in problem.catalogue]
+    if out:
+        return f"stage {stage!r}: none of {', '.join(out)} is in stock; free some, or let it run on another kind"
+    return f"stage {stage!r} was profiled on none of the catalogue's hardware; run `inferline-stream profile`"
 
 
 def hardware_kinds(problem: Problem, stage: str) -> tuple[str, ...]:
@@ -101,6 +104,8 @@ def replica_cap(problem: Problem, stage: str, hardware: str) -> float:
     stock = math.inf if kind.stock is None else kind.stock
     if kind.cores > 0 and math.isfinite(problem.cores):
         stock = min(stock, math.floor(problem.cores / kind.cores + _ROUNDING))
+    if kind.gpu_stock is not None:
+        stock = min(stock, math.floor(kind.gpu_stock / kind.gpus + _ROUNDING))
     return min(stock, problem.partitions.get(stage, math.inf))
 
 
@@ -110,9 +115,10 @@ def cores_of(catalogue: Catalogue, option: Option) -> float:
 
 
 def is_scarce(problem: Problem, hardware: str) -> bool:
-    """Whether another stage may lack what one takes of a kind: its stock, or the cores that all share."""
+    """Whether another stage may lack what one takes of a kind: its stock, or the cores or GPUs that all share."""
     kind = problem.catalogue[hardware]
-    return kind.stock is not None or (kind.cores > 0 and math.isfinite(problem.cores))
+    limited = kind.stock is not None or kind.gpu_stock is not None
+    return limited or (kind.cores > 0 and math.isfinite(problem.cores))
 
 
 def price_of(problem: Problem, option: Option) -> float:
@@ -126,7 +132,7 @@ def cost_of(problem: Problem, candidate: Candidate) -> float:
 
 
 def in_stock(problem: Problem, candidate: Candidate) -> bool:
-    """Whether stock and cores suffice for all stages together, and no stage has idle replicas by design.
+    """Whether stock, cores and GPUs suffice for all stages together, and no stage has idle replicas by design.
 
     Of the beginning of a candidate, too: then for its stages.
     """
@@ -136,14 +142,22 @@ def in_stock(problem: Problem, candidate: Candidate) -> bool:
             return False
         for a in option:
             held[a.hardware] = held.get(a.hardware, 0) + a.replicas
-    if not in_cores(problem, candidate):
+    if not in_machine(problem, candidate):
         return False
     stocks = ((problem.catalogue[kind].stock, count) for kind, count in held.items())
     return all(stock is None or count <= stock for stock, count in stocks)
 
 
-def in_cores(problem: Problem, candidate: Candidate) -> bool:
-    """Whether the cores suffice for a candidate, or for its beginning."""
+def in_machine(problem: Problem, candidate: Candidate) -> bool:
+    """Whether cores, and GPUs that several kinds share, suffice for a candidate, or for its beginning."""
+    held: dict[str | None, float] = {}
+    for option in candidate:
+        for a in option:
+            kind = problem.catalogue[a.hardware]
+            if kind.gpu_stock is not None:
+                gpus = held[kind.gpu_model] = held.get(kind.gpu_model, 0.0) + a.replicas * kind.gpus
+                if gpus > kind.gpu_stock + _ROUNDING:
+                    return False
     return sum(cores_of(problem.catalogue, option) for option in candidate) <= problem.cores + _ROUNDING
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import socket
@@ -23,12 +24,13 @@ from typing import Self, TypeVar
 import msgspec
 
 from inferline_stream.actuators.children import Child, Children, NoDevice
-from inferline_stream.actuators.devices import devices_for
+from inferline_stream.actuators.devices import Device, carries, devices_for
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.nvml import used_bytes
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.isolation import limits
+from inferline_stream.profiler.device_turns import FREED_S
 from inferline_stream.profiler.worker_messages import (
     ANSWER_BYTES,
     LENGTH_BYTES,
@@ -86,6 +88,7 @@ class ReplicaBench:
         self._ended: asyncio.Future[tuple[int, str, str]] | None = None
         self._devices: tuple[str, ...] = ()
         self._before_bytes = 0
+        self._share_bytes = math.inf
         self._replica: Child | None = None
         self._served_s = self._waited_s = 0.0
         self.start_up_s = 0.0
@@ -106,9 +109,15 @@ class ReplicaBench:
         return min(1.0, self._waited_s / self._served_s) if self._served_s else 0.0
 
     @property
-    def device_bytes(self) -> int:
-        """Memory of its devices that the replica has taken."""
-        return max(0, used_bytes(self._devices) - self._before_bytes) if self._devices else 0
+    def taken_bytes(self) -> int | None:
+        """Memory of its devices that the replica has taken; None where nothing says."""
+        taken = used_bytes(self._devices) if self._devices else None
+        return None if taken is None else max(0, taken - self._before_bytes)
+
+    @property
+    def share_bytes(self) -> float:
+        """Memory that its share of a device comes to; infinite for whole ones."""
+        return self._share_bytes
 
     async def ask(self, request: Request, answer: type[_A]) -> _A:
         """Weigh events, or time batches of one size.
@@ -134,10 +143,9 @@ class ReplicaBench:
 
     async def _start(self) -> None:
         kind = self._spec.hardware
-        self._devices = (devices_for(kind, machine_devices(), ()) or ()) if kind.gpus else ()
-        self._before_bytes = used_bytes(self._devices) if self._devices else 0
+        machine = await self._find_devices() if kind.gpus else ()
         self._children = children = Children(
-            Path(self._folder.name), self._child_ended, dispatcher_module=_DISPATCHER_MODULE
+            Path(self._folder.name), self._child_ended, devices=machine, dispatcher_module=_DISPATCHER_MODULE
         )
         self._ended = asyncio.get_running_loop().create_future()
         ours, theirs = socket.socketpair()
@@ -166,11 +174,30 @@ class ReplicaBench:
         except TimeoutError:
             self._stop()
             raise WorkerFailed(
-                f"was not built within {self._start_timeout_s:g} s; if it needs longer, set INFERLINE_START_TIMEOUT_S"
+                f"was not built within {self._start_timeout_s:g} s; if it needs longer, set INFERLINE_START_TIMEOUT_S, "
+                "on a GPU INFERLINE_GPU_START_TIMEOUT_S"
             ) from None
         self.start_up_s = self.start_up_s or time.perf_counter() - began_s
         if 0 < kind.cores < 1 and not kind.emulated:
             self._crowd(child.pinned, kind.cores)
+
+    async def _find_devices(self) -> tuple[Device, ...]:
+        """Choose the devices that the replica will be given; returns all that there are.
+
+        Memory of a process that has just ended is waited for.
+        """
+        kind, loop = self._spec.hardware, asyncio.get_running_loop()
+        until_s = loop.time() + FREED_S
+        while (given := devices_for(kind, machine := machine_devices(), ())) is None and loop.time() < until_s:
+            if not any(carries(device, kind) for device in machine):
+                break
+            await asyncio.sleep(0.1)
+        self._devices = given or ()
+        self._before_bytes = used_bytes(self._devices) or 0
+        if kind.shares_gpu:
+            whole = sum(device.memory_bytes for device in machine if device.uuid in self._devices)
+            self._share_bytes = kind.gpus * whole
+        return machine
 
     def _crowd(self, cores: Collection[int], own: float) -> None:
         """Have the rest of a shared core used as replicas beside this one would use it."""

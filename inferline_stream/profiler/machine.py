@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from inferline_stream.actuators.devices import slice_of
+from inferline_stream.actuators.devices import Device, carries
 from inferline_stream.actuators.nvml import devices
 from inferline_stream.isolation import limits
-from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.hardware import SLICE, Hardware
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -56,13 +56,17 @@ def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
         )
     if hardware.cores > machine.cores:
         return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
-    if hardware.gpus > 0:
-        model, slice_ = hardware.gpu_model or "", slice_of(hardware)
-        found = (gpu for gpu in machine.gpus if gpu.lower().startswith(model.lower()))
-        if not any((gpu.rpartition(" ")[2] == slice_) if slice_ else True for gpu in found):
-            has = ", ".join(machine.gpus) if machine.gpus else "no GPU"
-            return f"this machine has {has}, {hardware.name} needs {model or 'a GPU'} {slice_}".rstrip()
+    if hardware.gpus > 0 and not any(carries(_device(gpu), hardware) for gpu in machine.gpus):
+        has = ", ".join(machine.gpus) if machine.gpus else "no GPU"
+        needs = f"{hardware.gpu_model or 'a GPU'} {hardware.slice}".rstrip()
+        return f"this machine has {has}, {hardware.name} needs {needs}"
     return None
+
+
+def _device(gpu: str) -> Device:
+    """What `Machine.gpus` says of a device: the model, and the MIG profile of a slice."""
+    model, _, last = gpu.rpartition(" ")
+    return Device("", model, slice=last) if SLICE.fullmatch(last) else Device("", gpu)
 
 
 def _cpu_model() -> str:

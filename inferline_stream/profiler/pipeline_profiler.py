@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Self
 
 import msgspec
 
+from inferline_stream.actuators.children import NoDevice
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
@@ -26,14 +27,16 @@ from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.validation import validated
 from inferline_stream.profiler.bench import ReplicaBench
+from inferline_stream.profiler.device_turns import DeviceTurns
 from inferline_stream.profiler.fork_times import forked_start_up_s
 from inferline_stream.profiler.handover import handover_s
 from inferline_stream.profiler.hop_latency import measure_hop
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.overheads import kept_overheads, overheads_file
 from inferline_stream.profiler.profile_store import Known, ProfileStore
-from inferline_stream.profiler.sample_run import SampleRun, run_sample
+from inferline_stream.profiler.sample_run import FIRST_CHUNK, LARGEST_CHUNK, SampleRun, run_sample
 from inferline_stream.profiler.service_times import measure, measure_emulated
+from inferline_stream.profiler.worker_messages import Outcomes, ProcessEvents
 from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess, blame
 from inferline_stream.settings import Settings
 
@@ -249,6 +252,7 @@ class _Session:
         self._steps = steps
         self._stack = AsyncExitStack()
         self._running: dict[str, WorkerProcess] = {}
+        self._turns = DeviceTurns()
         self._handed_s: float | None = None
 
     async def __aenter__(self) -> Self:
@@ -283,7 +287,9 @@ class _Session:
         if problems:
             raise InvalidTopology(*problems)
         self._steps.begin("sample: running its events through the pipeline")
-        run = await run_sample(shape, built, events, self._options.sample_s, self._steps.within)
+        workers = {name: _InTurn(self._worker, name) for name in built}
+        chunk = LARGEST_CHUNK if self._turns.taken_back else FIRST_CHUNK
+        run = await run_sample(shape, workers, events, self._options.sample_s, self._steps.within, chunk=chunk)
         for name, (count, message) in run.failed.items():
             self._steps.note(f"{message}; stage {name!r} raised on {count} of {run.events} sample events")
         return run
@@ -298,6 +304,8 @@ class _Session:
             self._steps.within(min(1.0, next(passed) / passes), f": batches of {batch_size}")
 
         note = ""
+        if kind.gpus:
+            await self._turns.end_all()  # what others hold of a device's memory must neither count nor lack
         try:
             worker = await self._worker(stage.name)
             start_up_s, waited_share = worker.start_up_s, 0.0
@@ -318,7 +326,7 @@ class _Session:
                         inputs,
                         stage.max_batch_size,
                         seconds=seconds,
-                        device_bytes=lambda: bench.device_bytes,
+                        device=bench if kind.gpus else None,
                         progress=begun,
                     )
                     start_up_s, waited_share = bench.start_up_s, bench.waited_share
@@ -332,7 +340,8 @@ class _Session:
     def _bench(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> ReplicaBench:
         spec = ReplicaSpec("", stage.name, str(self._file), kind, isolation=isolation_of(stage.isolation))
         routes = routes_of(self._pipeline, stage.name)
-        return ReplicaBench(spec, routes, worker, start_timeout_s=self._settings.start_timeout_s)
+        limit_s = self._settings.start_limit_s(gpu=kind.gpus > 0)
+        return ReplicaBench(spec, routes, worker, start_timeout_s=limit_s)
 
     async def _start_up_s(self, stage: Stage, kind: Hardware, alone_s: float) -> float:
         """Of the next replica: forked where the stage asks for that and can be, else as the first one started."""
@@ -351,8 +360,32 @@ class _Session:
         if worker is None or worker.ended:
             declared = self._pipeline.stage(stage)
             kinds = catalogue(self._pipeline.hardware)
-            like = Hardware("worker", 0.0, gpus=max(kinds[name].gpus for name in declared.hardware))
+            may = [kinds[name] for name in declared.hardware]
+            like = Hardware("worker", 0.0, gpus=max(kind.gpus for kind in may))
             confinement = confined(isolation_of(declared.isolation), self._file, like, "")
-            starting = WorkerProcess(self._file, stage, confinement, start_timeout_s=self._settings.start_timeout_s)
+            try:
+                given = await self._turns.take(stage, may, lambda: self._end(stage))
+            except NoDevice as error:
+                raise WorkerFailed(str(error)) from None
+            limit_s = self._settings.start_limit_s(gpu=like.gpus > 0)
+            starting = WorkerProcess(self._file, stage, confinement, start_timeout_s=limit_s, devices=given)
             worker = self._running[stage] = await self._stack.enter_async_context(starting)
         return worker
+
+    async def _end(self, stage: str) -> None:
+        """End the process of a stage, which another one needs the device of; it is started again when it is needed."""
+        worker = self._running.pop(stage, None)
+        if worker is not None:
+            await worker.close()
+
+
+class _InTurn:
+    """A stage's worker, started again where it had to leave its device to another one."""
+
+    def __init__(self, worker: Callable[[str], Awaitable[WorkerProcess]], stage: str) -> None:
+        self._worker = worker
+        self._stage = stage
+
+    async def ask(self, request: ProcessEvents, answer: type[Outcomes]) -> Outcomes:
+        """Run events."""
+        return await (await self._worker(self._stage)).ask(request, answer)

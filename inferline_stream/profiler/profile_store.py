@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,11 @@ class Known:
     samples: dict[str, StageInput] = field(default_factory=dict)
     stale: dict[tuple[str, str], str] = field(default_factory=dict)
     rehearsed: set[tuple[str, str]] = field(default_factory=set)
+
+
+def _without_stock(kind: Hardware) -> Hardware:
+    """A kind as far as it matters to a profile: not how many there are."""
+    return replace(kind, stock=None, gpu_stock=None)
 
 
 class ProfileStore:
@@ -316,7 +321,7 @@ class ProfileStore:
             return "its code has changed"
         if stored.isolation != _isolation(stage):
             return f"its isolation has changed from {stored.isolation} to {_isolation(stage)}"
-        if stored.hardware != self._kinds[stored.hardware.name]:
+        if _without_stock(stored.hardware) != _without_stock(self._kinds[stored.hardware.name]):
             return f"hardware {stored.hardware.name!r} has changed"
         if stored.hardware.emulated:
             declared = emulated_s(stage.emulated, stored.hardware.name)

@@ -22,7 +22,8 @@ INPUTS_KEPT = 512
 SAMPLE_BYTES = 64 * 1024
 """Largest input that is kept for probing replicas."""
 
-_FIRST_CHUNK, _LARGEST_CHUNK = 32, 512
+FIRST_CHUNK, LARGEST_CHUNK = 32, 512
+"""Events run at once; where workers take turns, each chunk costs as many starts as there are stages."""
 
 _GOLDEN = 0.6180339887498949
 
@@ -70,6 +71,8 @@ async def run_sample(
     events: Sequence[bytes],
     seconds: float,
     progress: Callable[[float], None] = lambda share: None,
+    *,
+    chunk: int = FIRST_CHUNK,
 ) -> SampleRun:
     """Run events, evenly drawn from the sample, until the time is up or all have been run.
 
@@ -81,6 +84,7 @@ async def run_sample(
         events: as they stand in the source topic.
         seconds: time to spend.
         progress: called with the share that is done.
+        chunk: events to begin with.
 
     Raises:
         InvalidTopology: a stage is reached by no event, or raises on every one.
@@ -88,13 +92,13 @@ async def run_sample(
     run = SampleRun({stage: [] for stage in shape.stages})
     chosen = _spread(events)
     end_s = time.monotonic() + seconds
-    size = _FIRST_CHUNK
+    size = chunk
     while run.events < len(chosen):
         unreached = [stage for stage in workers if not run.inputs[stage]]
         if time.monotonic() >= end_s and not unreached:
             break
         await _run_chunk(shape, workers, chosen[run.events : run.events + size], run)
-        size = min(2 * size, _LARGEST_CHUNK)
+        size = min(2 * size, LARGEST_CHUNK)
         progress(max(run.events / len(chosen), 1 - max(0.0, end_s - time.monotonic()) / seconds))
     for stage in workers:
         count, message = run.failed.get(stage, (0, ""))

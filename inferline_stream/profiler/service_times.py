@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
@@ -45,6 +46,18 @@ class Measures(Protocol):
         """Time batches of one size, or weigh events."""
 
 
+class HoldsDevice(Protocol):
+    """What a replica holds of a GPU."""
+
+    @property
+    def taken_bytes(self) -> int | None:
+        """Memory taken; None where nothing says."""
+
+    @property
+    def share_bytes(self) -> float:
+        """Memory that its share comes to; infinite for whole devices."""
+
+
 def powers_of_two(most: int) -> tuple[int, ...]:
     """1, 2, 4, … up to ``most``."""
     return tuple(1 << i for i in range(most.bit_length()))
@@ -57,7 +70,7 @@ async def measure(
     max_batch_size: int,
     *,
     seconds: float,
-    device_bytes: Callable[[], int] = lambda: 0,
+    device: HoldsDevice | None = None,
     progress: Callable[[int], None] = lambda batch_size: None,
 ) -> tuple[tuple[ServiceTime, ...], Variation | None, str]:
     """Service times at powers of two, how they vary, and why there are none of larger batches, if so.
@@ -66,11 +79,14 @@ async def measure(
     meanwhile does so for all of them, and so that repeats of a batch tell its events from chance. The memory of its
     devices is read on the way up: frameworks keep what they took for a larger batch.
 
+    A stage on a share of a GPU has batches whose memory fits into that share, and no larger ones: nothing else keeps
+    those who share a device from taking each other's.
+
     Where single events differ and the topology does not say what they cost, more of them are measured alone, and
     batches are made of those.
 
     Raises:
-        WorkerFailed: the stage cannot even run a batch of one.
+        WorkerFailed: the stage cannot even run a batch of one, or that does not fit into its share of a GPU.
     """
     inputs = [inputs[i] for i in np.random.default_rng(0).permutation(len(inputs))]  # order must not matter
     costs = (await worker.ask(Weigh(inputs), Weights)).weights
@@ -89,7 +105,12 @@ async def measure(
                 raise
             why = f"batches of {size}: {error}"
             break
-        memory[size] = device_bytes()
+        memory[size] = 0 if device is None else device.taken_bytes or 0
+        if device is not None and (why := _beyond_share(device, size)):
+            if size == 1:
+                raise WorkerFailed(why)
+            del run.timed[size]
+            break
         if size == 1 and costs is None:
             await run.time_more_singles(SINGLES * seconds)
         throughput = size / float(np.mean([batch.time_s for batch in run.timed[size]]))
@@ -107,6 +128,18 @@ async def measure(
             raise
     times, variation = fitted(run.timed, costs)
     return tuple(replace(entry, device_bytes=memory[entry.batch_size]) for entry in times), variation, why
+
+
+def _beyond_share(device: HoldsDevice, size: int) -> str:
+    """Why batches of a size do not fit into a share of a GPU, in words; empty if they do."""
+    if device.share_bytes == math.inf:
+        return ""
+    if device.taken_bytes is None:
+        return "nothing says how much memory of the GPU it takes, so that nothing shows that a share of one will do"
+    if device.taken_bytes <= device.share_bytes:
+        return ""
+    taken_mib, share_mib = device.taken_bytes >> 20, int(device.share_bytes) >> 20
+    return f"batches of {size} take {taken_mib} MiB of the GPU, and the share comes to {share_mib} MiB"
 
 
 class _TimedRun:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from inferline_stream.actuators.children import NoDevice
 from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.errors import InferlineError, InvalidInput
@@ -16,7 +17,9 @@ from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.topology import Pipeline, Sample, Stage
+from inferline_stream.profiler.device_turns import DeviceTurns
 from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess, blame
+from inferline_stream.settings import Settings
 
 _EVENTS_TRIED = 1000
 
@@ -53,37 +56,54 @@ def event_problems(pipeline: Pipeline, folder: Path) -> list[str]:
     return found
 
 
-async def building_problems(pipeline: Pipeline, topology: Path, start_timeout_s: float) -> list[str]:
+async def building_problems(pipeline: Pipeline, topology: Path, limits: Settings) -> list[str]:
     """Stages that cannot be built in a process of their own, as their replicas will be, ``file:line: what`` each.
 
     Args:
         pipeline: what the topology declares, valid or not.
         topology: the file.
-        start_timeout_s: longest that building one stage may take.
+        limits: how long building one stage may take.
     """
     at_once = asyncio.Semaphore(max(1, len(os.sched_getaffinity(0))))
+    on_devices = asyncio.Lock()  # two models need not fit on one
+    turns = DeviceTurns()
+    catalogued = catalogue(kind for kind in pipeline.hardware if isinstance(kind, Hardware))
 
     async def build(stage: Stage) -> str | None:
-        async with at_once:
-            kinds = catalogue(kind for kind in pipeline.hardware if isinstance(kind, Hardware))
-            gpus = max((kinds[name].gpus for name in stage.hardware if name in kinds), default=0.0)
+        kinds = [catalogued[name] for name in stage.hardware if name in catalogued]
+        gpus = max((kind.gpus for kind in kinds), default=0.0)
+        async with on_devices if gpus else at_once:
             try:
                 confinement = confined(isolation_of(stage.isolation), topology, Hardware("worker", 0.0, gpus=gpus), "")
                 worker = WorkerProcess(
-                    topology, stage.name, confinement, start_timeout_s=start_timeout_s, build_only=True
+                    topology,
+                    stage.name,
+                    confinement,
+                    start_timeout_s=limits.start_limit_s(gpu=gpus > 0),
+                    build_only=True,
+                    devices=await turns.take(stage.name, kinds, _nothing),
                 )
                 async with worker:
                     return None
             except ValueError:
                 return None  # an isolation that cannot be is a problem of its own
-            except WorkerFailed as error:
-                return blame(error, stage.declared, f"stage {stage.name!r} cannot be built in a worker process")
+            except InvalidInput as error:  # this machine cannot isolate it so
+                return f"{stage.declared}: stage {stage.name!r}: {error}"
+            except (NoDevice, WorkerFailed) as error:
+                why = error if isinstance(error, WorkerFailed) else WorkerFailed(str(error))
+                return blame(why, stage.declared, f"stage {stage.name!r} cannot be built in a worker process")
+            finally:
+                turns.leave(stage.name)
 
     stages = [stage for stage in pipeline.stages if isinstance(stage, Stage) and isinstance(stage.name, str)]
     by_name = {stage.name: stage for stage in stages}
     async with asyncio.TaskGroup() as tasks:
         building = [tasks.create_task(build(stage)) for stage in by_name.values()]
     return [problem for task in building if (problem := task.result()) is not None]
+
+
+async def _nothing() -> None:
+    """A worker that is built here ends before the next one is given its device."""
 
 
 def _problems(read: Callable[[Path], Any], file: Path) -> list[str]:

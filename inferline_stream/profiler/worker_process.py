@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -74,6 +75,7 @@ class WorkerProcess:
         start_timeout_s: longest it may take to build the stage.
         audit: watches it rather than confining it; None to confine it.
         build_only: whether nothing will be asked of it beyond being built.
+        devices: UUIDs of the GPUs that it may use.
     """
 
     def __init__(
@@ -85,10 +87,12 @@ class WorkerProcess:
         start_timeout_s: float,
         audit: Audit | None = None,
         build_only: bool = False,
+        devices: Sequence[str] = (),
     ) -> None:
         self._confinement = confinement if audit is None else audit.confinement
         self._audit = audit
         self._begin = Begin(str(topology), stage, self._confinement.encoded(), build_only)
+        self._devices = devices
         self._start_timeout_s = start_timeout_s
         self._process: asyncio.subprocess.Process | None = None
         self._launch: Launch | None = None
@@ -101,7 +105,9 @@ class WorkerProcess:
         cores = self._confinement.cores
         pinned = cores_for(max(1.0, cores), os.sched_getaffinity(0), ())
         files = () if self._audit is None else self._audit.files
-        launch = self._launch = Launch(MODULE, self._confinement, cores=cores, pinned=pinned, files=files)
+        launch = self._launch = Launch(
+            MODULE, self._confinement, cores=cores, pinned=pinned, files=files, devices=self._devices
+        )
         self._process = await asyncio.create_subprocess_exec(
             *launch.command,
             stdin=asyncio.subprocess.PIPE,
@@ -120,7 +126,8 @@ class WorkerProcess:
         except TimeoutError:
             await self._end()
             raise WorkerFailed(
-                f"was not built within {self._start_timeout_s:g} s; if it needs longer, set INFERLINE_START_TIMEOUT_S"
+                f"was not built within {self._start_timeout_s:g} s; if it needs longer, set INFERLINE_START_TIMEOUT_S, "
+                "on a GPU INFERLINE_GPU_START_TIMEOUT_S"
             ) from None
         except BaseException:
             await self._end()

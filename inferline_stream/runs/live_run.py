@@ -48,10 +48,13 @@ class LiveRun:
         """Wait until every replica of the plan is ready; those that have no place yet are not waited for.
 
         Raises:
-            StageFailed: a stage cannot start, or takes longer than `Settings.start_timeout_s`.
+            StageFailed: a stage cannot start, or takes longer than `Settings.start_limit_s`.
         """
         began_s = time.monotonic()
-        deadline_s = began_s + self.run.settings.start_timeout_s
+        kinds = self.controller.view.catalogue
+        on_gpus = any(kinds[a.hardware].gpus for held in self.run.plan.allocations.values() for a in held)
+        limit_s = self.run.settings.start_limit_s(gpu=on_gpus)
+        deadline_s = began_s + limit_s
         while not self._all_ready():
             self._alive()
             self._tell_start(time.monotonic() - began_s)
@@ -61,11 +64,10 @@ class LiveRun:
                     why = next((text for text in reversed(self.controller.exits) if text.startswith(f"{stage}-")), "")
                     raise StageFailed(f"stage {stage!r} cannot start: {why}")
             if self.controller.fleet.pending:  # a node may have to be made, which takes what it takes
-                deadline_s = time.monotonic() + self.run.settings.start_timeout_s
+                deadline_s = time.monotonic() + limit_s
             if time.monotonic() > deadline_s:
                 raise StageFailed(
-                    f"replicas were not ready within {self.run.settings.start_timeout_s:g} s; "
-                    f"see what they wrote in {self.run.log_folder}"
+                    f"replicas were not ready within {limit_s:g} s; see what they wrote in {self.run.log_folder}"
                 )
             await asyncio.sleep(0.05)
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import (
+    HOST_MIB,
     Cluster,
     dispatchers,
     products,
@@ -20,7 +22,7 @@ from inferline_stream.actuators.kubernetes.manifests import (
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.errors import Unreachable, UsageError
+from inferline_stream.errors import InvalidTopology, Unreachable, UsageError
 from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
@@ -308,6 +310,59 @@ def test_a_model_that_comes_in_several_forms_is_any_of_them_and_one_that_is_name
     assert "NVIDIA-A100-SXM4-80GB" in products(KINDS["a100-1g.10gb"])
     assert products(Hardware("mine", 1.0, gpus=1, gpu_model="NVIDIA A100-SXM4-80GB")) == ("NVIDIA-A100-SXM4-80GB",)
     assert products(Hardware("any", 1.0, gpus=1)) == products(KINDS["cpu-1"]) == ()
+    assert "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb" in products(KINDS["a100-1g.10gb"]), "where all slices are alike"
+    assert products(KINDS["h200"]) == ("NVIDIA-H200", "NVIDIA-H200-NVL")
+
+
+def nodes_of(hardware: Hardware) -> dict[str, tuple[str, list[str]]]:
+    pod = pod_of(ReplicaSpec("", "a", "/app/topology.py", hardware))
+    (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    return {each["key"].rpartition(".")[2]: (each["operator"], each["values"]) for each in term["matchExpressions"]}
+
+
+def test_a_share_of_a_gpu_runs_where_nodes_share_theirs_among_as_many_and_never_books_a_whole_one() -> None:
+    half = Hardware("half-t4", 0.263, gpus=0.5, gpu_model="Tesla T4")
+    assert nodes_of(half) == {"product": ("In", ["Tesla-T4-SHARED"]), "replicas": ("In", ["2"])}
+    assert nodes_of(replace(half, gpu_model=None)) == {"replicas": ("In", ["2"])}
+    whole = Hardware("any", 1.0, gpus=1)
+    assert nodes_of(whole) == {"sharing-strategy": ("NotIn", ["time-slicing", "mps"])}, "nor a whole one a half"
+    with pytest.raises(InvalidTopology, match=r"'most-of-a-t4'.*gpus=0.6 is none; write 1/2"):
+        nodes_of(Hardware("most-of-a-t4", 0.3, gpus=0.6, gpu_model="Tesla T4"))
+
+
+def test_weights_and_shared_memory_are_mounted_as_a_stage_asks_for_them() -> None:
+    isolation = Isolation(memory_mb=1000, volumes=("weights:/models",), shm_mb=2048)
+    pod = pod_of(ReplicaSpec("", "a", "/app/topology.py", KINDS["t4"], isolation=isolation))
+    volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
+    assert volumes["volume-0"] == {"persistentVolumeClaim": {"claimName": "weights", "readOnly": True}}
+    assert volumes["shm"] == {"emptyDir": {"medium": "Memory", "sizeLimit": "2048Mi"}}
+    (container,) = pod["containers"]
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert mounts["volume-0"] == {"name": "volume-0", "mountPath": "/models", "readOnly": True}
+    assert mounts["shm"]["mountPath"] == "/dev/shm"
+    memory = container["resources"]["limits"]["memory"]
+    assert memory == f"{1000 + 2048 + HOST_MIB}Mi", "what is shared counts as memory"
+
+
+async def test_where_no_node_has_a_place_for_a_newer_pod_an_older_one_ends_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inferline_stream.actuators.kubernetes.actuator.PATIENCE_S", 0.2)
+    async with KubeApi(places={"t4": 1}) as api, acting(api) as actuator:
+        await actuator.scale("a", "t4", 1)
+        (old,) = await actuator.observe()
+        await until(lambda: old.replica in api.containers, "it runs")
+        strategy = api.deployment("p-a-t4")["spec"]["strategy"]["rollingUpdate"]
+        assert strategy == {"maxSurge": 1, "maxUnavailable": 0}
+        newer = {key: msgspec.structs.replace(spec, topology="/app/newer.py") for key, spec in SPECS.items()}
+        await actuator.know(newer)
+        await actuator.scale("a", "t4", 1)
+        async with asyncio.timeout(DEADLINE_S):
+            while [r.pending for r in await actuator.observe()] != [""] or old.replica in api.containers:
+                await actuator.capacity()
+                await asyncio.sleep(0.02)
+        strategy = api.deployment("p-a-t4")["spec"]["strategy"]["rollingUpdate"]
+        assert strategy == {"maxSurge": 0, "maxUnavailable": 1}
 
 
 def test_a_replicas_pod_has_no_right_in_the_cluster_and_none_on_its_node() -> None:

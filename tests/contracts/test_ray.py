@@ -246,6 +246,9 @@ def test_actors_ask_for_what_the_catalogue_says() -> None:
     kinds = catalogue()
     assert asked(kinds["cpu-0.5"]) == {"num_cpus": 0.5, "num_gpus": 0.0}
     assert asked(kinds["v100"]) == {"num_cpus": 1.0, "num_gpus": 1, "accelerator_type": "V100"}
+    assert asked(kinds["h100"])["accelerator_type"] == "H100"
+    in_full = Hardware("mine", 6.88, gpus=1, gpu_model="NVIDIA H100 80GB HBM3")
+    assert asked(in_full)["accelerator_type"] == "H100", "as Ray names the node of such a device"
     assert asked(kinds["emulated-gpu-small"]) == {"num_cpus": 0, "num_gpus": 0.0}
     assert asked(kinds["cpu-1"], Isolation("none", memory_mb=512))["memory"] == 512 << 20
     slice_ = Hardware("a100-1g.10gb", 0.5, gpus=1, gpu_model="NVIDIA A100")

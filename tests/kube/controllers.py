@@ -73,7 +73,8 @@ class Controllers:
         own = self._own(deployment)
         old = [pod for pod in own if pod["metadata"]["labels"][TEMPLATE_HASH] != version]
         if old:
-            spare = sum(ready(pod) for pod in own) - wanted
+            unavailable = spec.get("strategy", {}).get("rollingUpdate", {}).get("maxUnavailable", 0)
+            spare = sum(ready(pod) for pod in own) - wanted + unavailable
             going = [pod for pod in old if not ready(pod)] + [pod for pod in old if ready(pod)][: max(0, spare)]
         else:
             going = sorted(own, key=_goes_before, reverse=True)[: max(0, len(own) - wanted)]

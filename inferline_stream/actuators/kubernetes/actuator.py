@@ -15,6 +15,7 @@ from lightkube.resources.core_v1 import Pod, ResourceQuota
 from lightkube.types import PatchType
 
 from inferline_stream.actuators.actuator import (
+    PATIENCE_S,
     DispatcherExit,
     ObservedDispatcher,
     ObservedReplica,
@@ -222,6 +223,7 @@ class KubernetesActuator:
         """
         await self._listed.wait()
         now_s = asyncio.get_running_loop().time()
+        await self._make_room(now_s)
         if now_s - self._quotas_s >= _QUOTAS_S:
             self._quotas_s = now_s
             with contextlib.suppress(ApiError, httpx2.HTTPError):  # not allowed to look, or an outage: the last holds
@@ -234,6 +236,19 @@ class KubernetesActuator:
             for left in left_by_quotas(resources(spec.hardware, spec.isolation), self._quotas):
                 room[kind] = min(room.get(kind, held + left), held + left)
         return room
+
+    async def _make_room(self, now_s: float) -> None:
+        """Let older pods end before newer ones are made where no node has a place for both."""
+        for stage, hardware in sorted(self._pods.stuck(now_s, PATIENCE_S)):
+            async with self._one_at_a_time:
+                with translated():
+                    if await self._deployments.stop_first(stage, hardware):
+                        logger.warning(
+                            "stage %s: no node has a place for a newer replica on %s beside the older ones: from now "
+                            "on one of them stops before the next one starts",
+                            stage,
+                            hardware,
+                        )
 
     async def next_exit(self) -> ReplicaExit | DispatcherExit:
         """Wait for the next replica that ends. Dispatchers start again within their pods, and report that."""

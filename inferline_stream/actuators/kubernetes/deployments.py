@@ -53,6 +53,7 @@ class Deployments:
         self._grace_s = grace_s
         self._specs: dict[tuple[str, str], ReplicaSpec] = {}
         self._applied: set[tuple[str, str]] = set()
+        self._stops_first: set[tuple[str, str]] = set()
         self._addresses: dict[str, str] = {}
         """Of the dispatchers of stages whose common objects are there."""
 
@@ -67,8 +68,15 @@ class Deployments:
         return {key: self._specs[key] for key in self._applied}
 
     def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
-        """Set the templates of replicas, by stage and hardware kind."""
+        """Set the templates of replicas, by stage and hardware kind.
+
+        Raises:
+            InvalidTopology: a share of a GPU that nodes cannot lend.
+        """
+        for spec in specs.values():
+            manifests.shares(spec.hardware)
         self._applied = {key for key in self._applied if specs.get(key) == self._specs[key]}
+        self._stops_first &= self._applied  # the next update may find a place
         self._specs = dict(specs)
 
     def knows(self, stage: str, hardware: str) -> bool:
@@ -91,7 +99,14 @@ class Deployments:
         await self.refuse_another_scaler(name)
         address = await self._address(stage)
         spec = self._specs[stage, hardware]
-        wanted = manifests.replicas(self._pipeline, spec, self._cluster, address, grace_s=self._grace_s)
+        wanted = manifests.replicas(
+            self._pipeline,
+            spec,
+            self._cluster,
+            address,
+            grace_s=self._grace_s,
+            stops_first=(stage, hardware) in self._stops_first,
+        )
         if not await self.exists(name):
             # Without a number, the API server would begin with one replica.
             new = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
@@ -99,6 +114,15 @@ class Deployments:
                 await self._client.create(cast("Deployment", Deployment.from_dict(new)), field_manager=FIELD_MANAGER)
         await apply(self._client, [wanted])
         self._applied.add((stage, hardware))
+
+    async def stop_first(self, stage: str, hardware: str) -> bool:
+        """Have a Deployment end an older pod before it makes a newer one; return whether that is new to it."""
+        if (stage, hardware) in self._stops_first or (stage, hardware) not in self._specs:
+            return False
+        self._stops_first.add((stage, hardware))
+        self._applied.discard((stage, hardware))
+        await self.apply_replicas(stage, hardware)
+        return True
 
     async def apply_dispatchers(self, stage: str, slots: int) -> None:
         """Make a Deployment, or bring it up to date, with a pod for each slot and the spare ones."""

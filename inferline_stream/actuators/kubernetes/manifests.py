@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from inferline_stream.actuators.devices import slice_of
 from inferline_stream.actuators.network.credentials import Credential
 from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.actuators.network.replica_host import ReplicaHostSpec
 from inferline_stream.dataplane.process_specs import ReplicaSpec
+from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_NODE, HOST_SPEC
@@ -131,9 +131,10 @@ def resources(hardware: Hardware, isolation: Isolation) -> dict[str, Any]:
     if not hardware.emulated:
         limits["cpu"] = cpu
     if isolation.memory_mb is not None:
-        limits["memory"] = f"{isolation.memory_mb * (1 + isolation.helpers) + HOST_MIB}Mi"
+        processes_mib = isolation.memory_mb * (1 + isolation.helpers)
+        limits["memory"] = f"{processes_mib + HOST_MIB + (isolation.shm_mb or 0)}Mi"
     if hardware.gpus:
-        resource = f"nvidia.com/mig-{slice_}" if (slice_ := slice_of(hardware)) else "nvidia.com/gpu"
+        resource = f"nvidia.com/mig-{hardware.slice}" if hardware.slice else "nvidia.com/gpu"
         limits[resource] = str(math.ceil(hardware.gpus))
     return {"requests": {"cpu": cpu, **limits}, "limits": limits}
 
@@ -147,18 +148,63 @@ _PRODUCTS = {
     "Tesla V100": tuple(f"Tesla-V100-{form}" for form in ("SXM2-16GB", "SXM2-32GB", "PCIE-16GB", "PCIE-32GB")),
     "NVIDIA A100": tuple(f"NVIDIA-A100-{form}" for form in ("SXM4-40GB", "SXM4-80GB", "PCIE-40GB", "80GB-PCIe")),
     "NVIDIA H100": tuple(f"NVIDIA-H100-{form}" for form in ("80GB-HBM3", "PCIe", "NVL")),
+    "NVIDIA H200": ("NVIDIA-H200", "NVIDIA-H200-NVL"),
 }
 """What NVIDIA's feature discovery labels nodes with, of models that come in several forms."""
 
+_MOST_SHARES = 48
+"""Replicas of one GPU; more are no share of any use."""
+
 
 def products(hardware: Hardware) -> tuple[str, ...]:
-    """Values of the label ``nvidia.com/gpu.product`` that nodes of the kind carry; none where any node will do."""
+    """Values of the label ``nvidia.com/gpu.product`` that nodes of the kind carry; none where any node will do.
+
+    Nodes that lend a GPU to several pods at once say ``-SHARED``. Nodes with slices (MIG) keep the name of the GPU
+    where slices differ (strategy ``mixed``), and add the slice to it where all are alike.
+    """
     if not hardware.gpus or hardware.gpu_model is None:
         return ()
-    return _PRODUCTS.get(hardware.gpu_model, (hardware.gpu_model.replace(" ", "-"),))
+    found = _PRODUCTS.get(hardware.gpu_model, (hardware.gpu_model.replace(" ", "-"),))
+    if hardware.shares_gpu:
+        return tuple(f"{product}-SHARED" for product in found)
+    return (*found, *(f"{product}-MIG-{hardware.slice}" for product in found)) if hardware.slice else found
 
 
-def replicas(pipeline: str, spec: ReplicaSpec, cluster: Cluster, dispatcher: str, *, grace_s: float) -> dict[str, Any]:
+def shares(hardware: Hardware) -> int:
+    """Return among how many pods nodes have to share a GPU so that one of them is what a kind pays for; 1 for none.
+
+    Raises:
+        InvalidTopology: no whole number of such shares makes a GPU, so that a pod would get more than is paid for.
+    """
+    if not hardware.shares_gpu:
+        return 1
+    parts = round(1 / hardware.gpus)
+    if not 1 < parts <= _MOST_SHARES or abs(parts * hardware.gpus - 1) > 0.01:
+        raise InvalidTopology(
+            f"hardware {hardware.name!r}: Kubernetes lends whole parts of a GPU, and gpus={hardware.gpus:g} is none; "
+            "write 1/2, 1/3, …, and have nodes share their GPUs among as many pods"
+        )
+    return parts
+
+
+def _nodes(hardware: Hardware) -> list[dict[str, Any]]:
+    """What the labels of a node have to say so that a replica may run there; nothing where any will do."""
+
+    def says(label: str, operator: str, *values: str) -> dict[str, Any]:
+        return {"key": f"nvidia.com/gpu.{label}", "operator": operator, "values": list(values)}
+
+    if not hardware.gpus:
+        return []
+    wanted = [says("product", "In", *found)] if (found := products(hardware)) else []
+    if (parts := shares(hardware)) > 1:
+        return [*wanted, says("replicas", "In", str(parts))]
+    # Without a model nothing else keeps a whole GPU's replica from a node that lends only a part.
+    return wanted or [says("sharing-strategy", "NotIn", "time-slicing", "mps")]
+
+
+def replicas(
+    pipeline: str, spec: ReplicaSpec, cluster: Cluster, dispatcher: str, *, grace_s: float, stops_first: bool = False
+) -> dict[str, Any]:
     """Return a stage's Deployment on a hardware kind, without its number of replicas: that belongs to the actuator.
 
     A replica needs no port and no right in the cluster, and reaches nothing but its stage's dispatchers. Its name is
@@ -170,15 +216,23 @@ def replicas(pipeline: str, spec: ReplicaSpec, cluster: Cluster, dispatcher: str
         cluster: where.
         dispatcher: ``host:port`` of the stage's dispatchers.
         grace_s: time a replica has to finish its batch.
+        stops_first: whether an older pod ends before a newer one is made, because no node has a place for both.
+
+    Raises:
+        InvalidTopology: a share of a GPU that nodes cannot lend.
     """
     hardware, isolation = spec.hardware, spec.isolation
     spec = msgspec.structs.replace(spec, replica="", topology=cluster.topology or spec.topology)
     host = ReplicaHostSpec(spec, dispatcher, LIFE_FOLDER, CREDENTIAL_FOLDER)
     container = _container(REPLICA, cluster, msgspec.json.encode(host).decode(), resources(hardware, isolation))
     pod = _pod(pipeline, spec.stage, REPLICA, container, cluster, grace_s=grace_s, scratch_mib=_scratch_mib(isolation))
-    if found := products(hardware):
-        term = {"matchExpressions": [{"key": "nvidia.com/gpu.product", "operator": "In", "values": list(found)}]}
-        required = {"nodeSelectorTerms": [term]}
+    for name, path, volume in _declared_volumes(isolation):
+        pod["volumes"].append({"name": name, **volume})
+        container["volumeMounts"].append(
+            {"name": name, "mountPath": path, **({"readOnly": True} if path != _SHM else {})}
+        )
+    if found := _nodes(hardware):
+        required = {"nodeSelectorTerms": [{"matchExpressions": found}]}
         pod["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
     if hardware.gpus:
         # Nodes with GPUs are commonly kept free of all that needs none.
@@ -186,7 +240,21 @@ def replicas(pipeline: str, spec: ReplicaSpec, cluster: Cluster, dispatcher: str
     if isolation.level in ("gvisor", "kata"):
         pod["runtimeClassName"] = isolation.level
     name = replicas_name(pipeline, spec.stage, hardware.name)
-    return _deployment(name, labels(pipeline, spec.stage, REPLICA, hardware.name), pod, cluster)
+    made = _deployment(name, labels(pipeline, spec.stage, REPLICA, hardware.name), pod, cluster)
+    if stops_first:
+        made["spec"]["strategy"]["rollingUpdate"] = {"maxSurge": 0, "maxUnavailable": 1}
+    return made
+
+
+_SHM = "/dev/shm"  # noqa: S108  the container's own
+
+
+def _declared_volumes(isolation: Isolation) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, path and source of the volumes that a stage asks for."""
+    for number, (claim, path) in enumerate(isolation.mounts):
+        yield f"volume-{number}", path, {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+    if isolation.shm_mb is not None:
+        yield "shm", _SHM, {"emptyDir": {"medium": "Memory", "sizeLimit": f"{isolation.shm_mb}Mi"}}
 
 
 def dispatchers(

@@ -53,6 +53,18 @@ class Pods:
         """Whether the cluster is replacing pods of an older template, and has one more than it was asked for."""
         return len({k.template for k in self._known.values() if _place(k) == (stage, hardware)}) > 1
 
+    def stuck(self, now_s: float, patience_s: float) -> set[tuple[str, str]]:
+        """Return the Deployments whose newer pods have found no place for so long, while older ones have theirs."""
+        newest = self._templates()
+        return {
+            _place(k)
+            for k in self._known.values()
+            if k.template == newest[_place(k)]
+            and k.seen.pending
+            and now_s - k.seen.started_s >= patience_s
+            and self.replaced(*_place(k))
+        }
+
     def _templates(self) -> dict[tuple[str, str], str]:
         """Return the version that a Deployment makes its pods from: that of the pod made last."""
         return {_place(known): known.template for known in self._known.values()}

@@ -16,6 +16,8 @@ from inferline_stream.controlplane.replica_counts import within_cores
 
 logger = logging.getLogger(__name__)
 
+_ROUNDING = 1e-9
+
 _LOOK_S = 0.5
 """How often the actuator is asked what there is, when nothing reports a change."""
 
@@ -46,6 +48,8 @@ class Fleet:
     """How each replica came to run, where that is known."""
     pending: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Replicas that were asked for and have no place, by stage and hardware kind."""
+    room: dict[str, int] = field(default_factory=dict)
+    """Replicas of each hardware kind that there are places for beyond all that exist; kinds left out have no limit."""
     older: frozenset[str] = frozenset()
     """Stages with a replica that runs older code."""
     _asked: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -82,14 +86,22 @@ class Fleet:
         async with self._one_at_a_time:
             observed = await self.observe()
             for stage in self.view.shape.stages:
-                await self._reconcile(stage, [r for r in observed if r.stage == stage], self._room(observed))
+                freeing = {r.hardware for r in observed if r.state == "retiring"}
+                await self._reconcile(stage, [r for r in observed if r.stage == stage], freeing)
 
-    async def _reconcile(self, stage: str, observed: Sequence[ObservedReplica], room: Mapping[str, int]) -> None:
+    async def _reconcile(self, stage: str, observed: Sequence[ObservedReplica], freeing: Collection[str]) -> None:
         own = [r for r in observed if r.state != "retiring"]
         wanted = self._of_stage(stage)
         kinds = {*wanted, *(r.hardware for r in own)}
         throughputs = {kind: self.view.planned_throughput(stage, kind) for kind in kinds}
-        change = next_change(wanted, [self._member(r) for r in own], throughputs, room=room)
+        change = next_change(
+            wanted,
+            [self._member(r) for r in own],
+            throughputs,
+            room=self.room,
+            rivals={kind: self._rivals(kind) for kind in kinds},
+            freeing=freeing,
+        )
         for kind, count in change.counts.items():
             leaving = [r.replica for r in own if r.hardware == kind and r.replica in change.leaving]
             staying = sum(r.hardware == kind for r in own) - len(leaving)
@@ -128,15 +140,37 @@ class Fleet:
 
     def _room(self, observed: Sequence[ObservedReplica]) -> dict[str, int]:
         """What the stock of each kind has left; one that is leaving still takes its place."""
+        kinds = self.view.catalogue
         there = [r.hardware for r in observed if r.state != "waiting"]
-        return {
-            name: kind.stock - there.count(name) for name, kind in self.view.catalogue.items() if kind.stock is not None
-        }
+        room = {name: kind.stock - there.count(name) for name, kind in kinds.items() if kind.stock is not None}
+        for name, kind in kinds.items():
+            if kind.gpu_stock is not None:
+                taken = sum(kinds[each].gpus for each in there if each in self._rivals(name))
+                left = math.floor((kind.gpu_stock - taken) / kind.gpus + _ROUNDING)
+                room[name] = min(room.get(name, left), left)
+        return room
+
+    def _rivals(self, kind: str) -> frozenset[str]:
+        """Kinds that take the same places as one, itself included."""
+        own = self.view.catalogue[kind]
+        if own.gpu_stock is None:
+            return frozenset((kind,))
+        alike = (k for k in self.view.catalogue.values() if k.gpu_stock is not None and k.gpu_model == own.gpu_model)
+        return frozenset(k.name for k in alike)
+
+    def crowded(self) -> dict[str, str]:
+        """Stages that have a replica in no other place than its own, and its kind: it stops before its successor runs.
+
+        Where a stage has several, the others go on meanwhile.
+        """
+        held = sorted(key for key, count in self.wanted.items() if count > 0)
+        return {stage: kind for stage, kind in held if self.room.get(kind, 1) < 1}
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return what there is. What was known of replicas that are gone is forgotten."""
         replicas = await self.actuator.observe()
         there = [r for r in replicas if r.state != "waiting"]
+        self.room = self._room(replicas)
         self.pending = Counter((r.stage, r.hardware) for r in replicas if r.state == "running" and r.pending)
         self.started_s = {r.replica: r.started_s for r in there}
         self.ways = {r.replica: r.way for r in there}

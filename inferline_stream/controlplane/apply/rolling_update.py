@@ -1,12 +1,13 @@
 """From the replicas that a stage has to those that it should have: added, taken away, replaced one after another. Pure.
 
 A replica is replaced because its hardware kind is no longer wanted or because it runs older code. The new one is READY
-before the old one is asked to leave, so that supply never falls below what is wanted by replacing.
+before the old one is asked to leave, so that supply never falls below what is wanted by replacing; only where there is
+no place for both does the old one stop first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 _EPSILON = 1e-9
@@ -52,19 +53,23 @@ def next_change(
     throughputs: Mapping[str, float],
     *,
     room: Mapping[str, int] | None = None,
+    rivals: Mapping[str, Collection[str]] | None = None,
+    freeing: Collection[str] = (),
 ) -> Change:
     """The next step towards the replicas wanted.
 
     Where nothing has to be replaced, all that is missing is added at once, and what is too much leaves at once. Else
     there is one replica more than wanted: one of the surplus leaves as soon as the replicas that are READY without
-    it give what all those wanted would. Where the stock of a kind has no room for one
-    more, and the stage has another replica to go on with, an old one of that kind leaves first.
+    it give what all those wanted would. Where the stock of a kind has no room for one more, an old one leaves first;
+    the stage's last one only if no other stage is about to leave such a place.
 
     Args:
         wanted: replicas by hardware kind, standbys included; kinds left out are not wanted.
         members: that have not been asked to leave.
         throughputs: µ of one replica by hardware kind, of every kind wanted or held.
         room: replicas that the stock of a kind has room for beyond all that exist; a kind left out has any.
+        rivals: kinds that take the same places as a kind, itself included; by default no other.
+        freeing: kinds of which a replica is leaving, of any stage.
     """
     fresh = [m for m in members if m.fresh and wanted.get(m.hardware, 0) > 0]
     surplus = [m for m in members if m not in fresh]
@@ -84,7 +89,7 @@ def next_change(
         started[kind] = free
         at_once -= free
         if start > free == 0:
-            leaving += _make_room(kind, surplus, members)
+            leaving += _make_room((rivals or {}).get(kind, (kind,)), surplus, members, freeing)
     needed = sum(count * throughputs[kind] for kind, count in wanted.items())
     leaving += _made_up_for([m for m in surplus if m.replica not in leaving], staying, needed, throughputs)
     kinds = dict.fromkeys([*wanted, *(m.hardware for m in members)])
@@ -112,9 +117,11 @@ def _made_up_for(
     return gone
 
 
-def _make_room(kind: str, surplus: Sequence[StageReplica], members: Sequence[StageReplica]) -> list[str]:
-    """An old replica of a kind whose stock is used up, if the stage has another one that works."""
-    own = [m for m in surplus if m.hardware == kind]
-    if not own or sum(m.ready for m in members) < 2:
+def _make_room(
+    kinds: Collection[str], surplus: Sequence[StageReplica], members: Sequence[StageReplica], freeing: Collection[str]
+) -> list[str]:
+    """An old replica in whose place a new one can go; the last one that works only if nobody else makes room."""
+    own = [m for m in surplus if m.hardware in kinds]
+    if not own or (sum(m.ready for m in members) < 2 and any(kind in freeing for kind in kinds)):
         return []
     return [min(own, key=lambda m: (m.ready, m.started_s)).replica]

@@ -23,7 +23,7 @@ from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
-from inferline_stream.controlplane.replica_counts import going_over, stock_of_cores, within
+from inferline_stream.controlplane.replica_counts import going_over, stock_of_cores, stock_of_gpus, within
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
@@ -111,8 +111,19 @@ class Decider:
             self._warn_of_none(override)
         if override is not None and override.kind == "code":
             detail = f"given by {override.who or 'somebody'}: every replica is replaced, one after another"
+            if stop_first := self._stops_first():
+                detail += f"; no place is spare for {stop_first}: each stops before the next one starts"
             replicas = nested(self.fleet.wanted)
             self._decided(Decision(replicas, Action.REPLACE, Reason.NEW_CODE, detail), time.time())
+
+    def _stops_first(self) -> str:
+        """Which stages have no spare place, in words, with the time that each of their replicas takes to start."""
+        found = []
+        for stage, kind in self.fleet.crowded().items():
+            profile = self.view.measured.profiles.get((stage, kind))
+            start_up_s = self.view.reports.start_up_s(stage, kind) or (profile.start_up_s if profile else 0.0)
+            found.append(f"stage {stage!r} on {kind} (about {start_up_s:.0f} s)")
+        return ", ".join(found)
 
     def _warn_of_none(self, override: Override) -> None:
         """A stage without a replica misses the SLO by the time that its first one takes to start."""
@@ -162,6 +173,7 @@ class Decider:
             self._decided(Decision(replicas, Action.HOLD, Reason.OVERSUBSCRIBED, detail), now_s)
         # No replica is added to cores that are not there.
         carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if crowded else self.cores)
+        carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
         seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
         if self.began_s is None:
@@ -179,7 +191,8 @@ class Decider:
     def _begun(self, now_s: float) -> bool:
         """Whether there is something to decide on: the first replicas take a while to start, and nobody doubts that."""
         if self._decides_from_s is None:
-            self._decides_from_s = now_s + self.running.settings.start_timeout_s
+            on_gpus = any(self.view.catalogue[kind].gpus for _, kind in self.fleet.wanted)
+            self._decides_from_s = now_s + self.running.settings.start_limit_s(gpu=on_gpus)
         if now_s < self._decides_from_s:
             seen = self.view.reports.ready_stages()
             if self.view.growth.newest_s is None or seen < self.view.offsets.keys():

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import time
-from collections.abc import Callable
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_uint, c_ulonglong, c_void_p
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from inferline_stream.actuators.devices import Device, carries, devices_for
+from inferline_stream.actuators.children import Children
+from inferline_stream.actuators.devices import Device, carries, devices_for, visible, with_stock_of
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.actuators.nvml import devices, used_bytes
+from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import ReplicaSpec
-from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.profiler.machine import Machine, why_not_here
+from tests.gpus import fake_nvml, install
 
 T4 = Hardware("t4", 0.5, gpus=1, gpu_model="Tesla T4")
 HALF_T4 = Hardware("half-t4", 0.25, gpus=0.5, gpu_model="Tesla T4")
@@ -60,6 +59,26 @@ def test_a_slice_is_one_of_its_own_size_and_taken_whole() -> None:
     assert not carries(Device("GPU-9", "NVIDIA A100-SXM4-80GB"), SLICE)
 
 
+def test_a_device_is_of_the_model_that_a_kind_names_and_of_no_longer_one() -> None:
+    def of_kind(reported: str, kind: str) -> bool:
+        return carries(Device("GPU-0", reported), catalogue()[kind])
+
+    assert of_kind("NVIDIA L4", "l4")
+    assert not of_kind("NVIDIA L40S", "l4")
+    assert not of_kind("NVIDIA A10", "a10g")
+    for reported in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H100 NVL"):
+        assert of_kind(reported, "h100")
+    for reported in ("NVIDIA A100-SXM4-40GB", "NVIDIA A100 80GB PCIe", "NVIDIA A100-PCIE-40GB"):
+        assert of_kind(reported, "a100")
+    assert of_kind("NVIDIA Tesla T4", "t4")
+    large = Hardware("a100-80", 3.4, gpus=1, gpu_model="NVIDIA A100-SXM4-80GB")
+    assert carries(Device("", "NVIDIA A100-SXM4-80GB"), large)
+    assert not carries(Device("", "NVIDIA A100-SXM4-40GB"), large)
+    assert not carries(
+        Device("", "NVIDIA RTX 6000 Ada Generation"), Hardware("r", 1.0, gpus=1, gpu_model="NVIDIA RTX 6000")
+    )
+
+
 def test_a_kind_without_a_gpu_is_given_none_and_always_has_room() -> None:
     assert devices_for(CPU, (), []) == ()
 
@@ -70,99 +89,6 @@ def test_a_machine_stands_for_a_slice_only_if_it_has_one_of_that_size() -> None:
     assert why_not_here(SLICE, whole) == (
         "this machine has NVIDIA A100-SXM4-80GB, a100-1g.10gb needs NVIDIA A100 1g.10gb"
     )
-
-
-class _Memory(ctypes.Structure):
-    _fields_ = (("total", c_ulonglong), ("free", c_ulonglong), ("used", c_ulonglong))
-
-
-Handle = POINTER(c_void_p)
-Number = POINTER(c_uint)
-UNSUPPORTED, NOT_FOUND = 3, 6
-
-
-def fake_nvml(gpus: list[dict[str, Any]], fail: str = "") -> SimpleNamespace:
-    """NVML of so many GPUs as C functions: arguments and results go through pointers, as the library's do.
-
-    A device is addressed by 1, 2, …; slices of the n-th by 100 n + 1, ….
-    """
-    known = {number: gpu for number, gpu in enumerate(gpus, start=1)}
-    known |= {
-        100 * n + m: cut for n, gpu in list(known.items()) for m, cut in enumerate(gpu.get("slices", ()), start=1)
-    }
-    functions: dict[str, Any] = {}
-
-    def offered(*kinds: Any) -> Callable[[Callable[..., int]], None]:
-        def register(function: Callable[..., int]) -> None:
-            name = function.__name__
-            functions[name] = CFUNCTYPE(c_int, *kinds)(lambda *a: 999 if name == fail else function(*a))
-
-        return register
-
-    @offered()
-    def nvmlInit_v2() -> int:
-        return 0
-
-    @offered()
-    def nvmlShutdown() -> int:
-        return 0
-
-    @offered(Number)
-    def nvmlDeviceGetCount_v2(count: Any) -> int:
-        count[0] = len(gpus)
-        return 0
-
-    @offered(c_uint, Handle)
-    def nvmlDeviceGetHandleByIndex_v2(index: int, handle: Any) -> int:
-        handle[0] = index + 1
-        return 0
-
-    @offered(c_char_p, Handle)
-    def nvmlDeviceGetHandleByUUID(uuid: bytes, handle: Any) -> int:
-        found = [number for number, gpu in known.items() if gpu["uuid"] == uuid.decode()]
-        handle[0] = found[0] if found else 0
-        return 0 if found else NOT_FOUND
-
-    def text(field: str) -> Callable[[int, int, int], int]:
-        def write(handle: int, into: int, size: int) -> int:
-            data = known[handle][field].encode() + b"\0"
-            assert len(data) <= size
-            ctypes.memmove(into, data, len(data))
-            return 0
-
-        return write
-
-    for name, field in (("nvmlDeviceGetName", "name"), ("nvmlDeviceGetUUID", "uuid")):
-        write = text(field)
-        write.__name__ = name
-        offered(c_void_p, c_void_p, c_uint)(write)
-
-    @offered(c_void_p, c_void_p)
-    def nvmlDeviceGetMemoryInfo(handle: int, into: int) -> int:
-        memory = _Memory.from_address(into)
-        memory.total, memory.used = known[handle].get("total", 0), known[handle].get("used", 0)
-        return 0
-
-    @offered(c_void_p, Number, Number)
-    def nvmlDeviceGetMigMode(handle: int, current: Any, pending: Any) -> int:
-        if "slices" not in known[handle]:
-            return UNSUPPORTED
-        current[0] = pending[0] = 1
-        return 0
-
-    @offered(c_void_p, Number)
-    def nvmlDeviceGetMaxMigDeviceCount(handle: int, most: Any) -> int:
-        most[0] = 7
-        return 0
-
-    @offered(c_void_p, c_uint, Handle)
-    def nvmlDeviceGetMigDeviceHandleByIndex(handle: int, at: int, found: Any) -> int:
-        if at >= len(known[handle]["slices"]):
-            return NOT_FOUND
-        found[0] = 100 * handle + at + 1
-        return 0
-
-    return SimpleNamespace(**functions)
 
 
 A100 = {
@@ -178,12 +104,12 @@ A100 = {
 def test_nvml_reports_whole_gpus_and_the_slices_that_were_made_of_others() -> None:
     nvml = fake_nvml([{"name": "Tesla T4", "uuid": "GPU-a", "total": 16 << 30, "used": 5}, A100])
     assert devices(nvml) == (
-        Device("GPU-a", "Tesla T4", 16 << 30),
-        Device("MIG-x", "NVIDIA A100-SXM4-80GB", 10 << 30, "1g.10gb"),
-        Device("MIG-y", "NVIDIA A100-SXM4-80GB", 40 << 30, "3g.40gb"),
+        Device("GPU-a", "Tesla T4", 16 << 30, used_bytes=5),
+        Device("MIG-x", "NVIDIA A100-SXM4-80GB", 10 << 30, "1g.10gb", index=1),
+        Device("MIG-y", "NVIDIA A100-SXM4-80GB", 40 << 30, "3g.40gb", used_bytes=7, index=1),
     )
     assert used_bytes(("GPU-a", "MIG-y"), nvml) == 12
-    assert used_bytes(("GPU-gone",), nvml) == 0
+    assert used_bytes(("GPU-gone",), nvml) is None
 
 
 @pytest.mark.parametrize("broken", ["nvmlInit_v2", "nvmlDeviceGetCount_v2", "nvmlDeviceGetName"])
@@ -194,6 +120,85 @@ def test_a_driver_that_does_not_answer_is_a_machine_without_gpus(broken: str) ->
 def test_a_machine_without_the_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inferline_stream.actuators.nvml.LIBRARY", "libno-such-driver.so.1")
     assert devices() == ()
+
+
+FOUR = tuple(
+    {"name": "Tesla T4", "uuid": f"GPU-{letter * 8}", "total": 16 << 30, "used": 300 << 20} for letter in "abcd"
+)
+
+
+@pytest.mark.parametrize(
+    ("named", "letters"),
+    [
+        ("2,3", "cd"),
+        ("3, 0", "da"),
+        ("GPU-bbb", "b"),
+        ("", ""),
+        ("-1", ""),
+        ("1,9,2", "b"),
+    ],
+)
+def test_devices_that_were_hidden_from_this_process_are_not_its_own_to_give(
+    named: str, letters: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, FOUR)
+    assert len(devices()) == 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert [device.uuid[4] for device in devices()] == list(letters)
+
+
+def test_a_gpu_in_slices_is_named_by_its_number_or_a_slice_by_its_own_name() -> None:
+    found = devices(fake_nvml([FOUR[0], A100]))
+    assert [device.uuid for device in visible(found, "1")] == ["MIG-x", "MIG-y"]
+    assert [device.uuid for device in visible(found, "MIG-y,0")] == ["MIG-y", "GPU-aaaaaaaa"]
+
+
+def test_a_device_that_others_use_is_not_given_whole_and_shared_as_far_as_it_is_free() -> None:
+    others = Device("GPU-0", "Tesla T4", 16 << 30, used_bytes=6 << 30)
+    assert devices_for(T4, (others,), []) is None
+    assert devices_for(T4, (others, Device("GPU-1", "Tesla T4", 16 << 30, used_bytes=300 << 20)), []) == ("GPU-1",)
+    assert devices_for(HALF_T4, (others,), []) == ("GPU-0",)
+    assert devices_for(HALF_T4, (others,), [(HALF_T4, ("GPU-0",))]) is None
+
+
+def test_the_stock_of_a_kind_is_what_the_machine_has_room_for() -> None:
+    def stock(kind: Hardware, machine: tuple[Device, ...]) -> tuple[int | None, float | None]:
+        held = with_stock_of(kind, machine)
+        return held.stock, held.gpu_stock
+
+    four = tuple(Device(f"GPU-{n}", "Tesla T4", 16 << 30) for n in range(4))
+    assert stock(T4, four) == (4, 4.0)
+    assert stock(HALF_T4, four) == (8, 4.0)
+    assert stock(TWO_T4, four[:3]) == (1, 3.0)
+    assert stock(Hardware("few", 0.5, gpus=1, gpu_model="Tesla T4", stock=2), four) == (2, 4.0)
+    assert stock(Hardware("most", 0.4, gpus=0.6, gpu_model="Tesla T4"), four) == (4, 4.0), "not 6 of 4.0 / 0.6"
+    used = Device("GPU-4", "Tesla T4", 16 << 30, used_bytes=8 << 30)
+    assert stock(T4, (*four, used)) == (4, 4.5)
+    assert stock(SLICE, MACHINE) == (2, None)
+    assert stock(T4, ()) == (0, 0)
+    assert with_stock_of(CPU, four) == CPU
+
+
+async def test_a_replica_waits_for_a_device_that_others_use_and_starts_once_they_have_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
+    gpu = {"name": "Tesla T4", "uuid": "GPU-a", "total": 16 << 30, "used": 9 << 30}
+    install(monkeypatch, [gpu])
+    children = partial(Children, tmp_path, replica_module="replica_double")
+    async with asyncio.timeout(DEADLINE_S), Supervisor(children, drain_timeout_s=0.0, kill_after_s=0.3) as supervisor:
+        await supervisor.know({("a", "t4"): ReplicaSpec("", "a", "/nowhere/topology.py", T4)})
+        await supervisor.scale("a", "t4", 1)
+        (waits,) = await supervisor.observe()
+        assert (waits.pid, waits.pending) == (None, "waits for a device that is t4: Tesla T4")
+        gpu["used"] = 0
+        while (await supervisor.observe())[0].pid is None:
+            await asyncio.sleep(0.01)
+        gpu["used"] = 12 << 30  # its own now
+        (runs,) = await supervisor.observe()
+        assert (runs.replica, runs.pending) == (waits.replica, "")
+        await supervisor.scale("a", "t4", 2)
+        assert (await supervisor.observe())[1].pending
 
 
 async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(

@@ -7,7 +7,7 @@ import pytest
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
-from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
@@ -132,3 +132,56 @@ async def test_what_was_known_of_replicas_that_are_gone_is_forgotten() -> None:
         held.actuator.finish(replica.replica)
         held._asked.clear()
     assert len(held.started_s) <= 1
+
+
+def on_one_gpu(wanted: dict[str, int]) -> Fleet:
+    """A box with one GPU, whole or in halves."""
+    held = fleet(wanted)
+    t4 = {"gpu_model": "Tesla T4", "gpu_stock": 1.0}
+    kinds = [Hardware("cpu", 0.1, gpus=0.5, stock=2, **t4), Hardware("gpu", 1.0, gpus=1, stock=1, **t4)]
+    held.view.catalogue = catalogue(kinds)
+    return held
+
+
+async def ended(held: Fleet) -> None:
+    """What was asked to leave has left."""
+    for replica in [r.replica for r in await held.actuator.observe() if r.state == "retiring"]:
+        held.actuator.finish(replica)
+
+
+async def test_newer_code_on_a_full_box_stops_the_old_replica_before_the_new_one_starts() -> None:
+    held = on_one_gpu({"gpu": 1})
+    await held.reconcile()
+    await up(held)
+    await held.observe()
+    assert held.crowded() == {"a": "gpu"}, "known before it happens"
+    held.newest_code_s = asyncio.get_running_loop().time()
+    await held.reconcile()
+    assert await there(held) == {}
+    await held.reconcile()
+    assert await there(held) == {}, "it has not left yet"
+    await ended(held)
+    await held.reconcile()
+    assert await there(held) == {"gpu": 1}
+
+
+async def test_two_halves_take_the_place_of_a_whole_gpu() -> None:
+    held = on_one_gpu({"gpu": 1})
+    await held.reconcile()
+    await up(held)
+    await held.want({("a", "cpu"): 2})
+    assert await there(held) == {}
+    await ended(held)
+    await held.reconcile()
+    assert await there(held) == {"cpu": 2}
+
+
+async def test_a_box_with_a_spare_gpu_replaces_without_a_gap() -> None:
+    held = fleet({"cpu": 1}, stock=2)
+    await held.reconcile()
+    await up(held)
+    await held.observe()
+    assert held.crowded() == {}
+    held.newest_code_s = asyncio.get_running_loop().time()
+    await held.reconcile()
+    assert await there(held) == {"cpu": 2}

@@ -10,6 +10,7 @@ from inferline_stream.controlplane.replica_counts import (
     cost_per_hour,
     replicas_of_plan,
     stock_of_cores,
+    stock_of_gpus,
     within,
     within_cores,
 )
@@ -54,3 +55,12 @@ def test_places_that_there_are_now_limit_a_kind_further_than_its_stock_and_never
     assert within({}, {"gpu-a": 9}, kinds) == {"gpu-a": 3}
     assert within({"gpu-a": 1}, {"gpu-a": 2}, kinds) == {"gpu-a": 1}
     assert within({"gpu-b": 4}, {}, kinds) == {"gpu-b": 4}
+
+
+def test_kinds_that_share_gpus_have_room_for_what_the_others_leave() -> None:
+    t4 = {"gpu_model": "Tesla T4", "gpu_stock": 4.0}
+    kinds = catalogue([Hardware("whole", 0.5, gpus=1, stock=4, **t4), Hardware("half", 0.3, gpus=0.5, stock=8, **t4)])
+    held = {("a", "whole"): 2, ("b", "half"): 1, ("c", "half"): 1, ("d", "cpu-1"): 9}
+    assert stock_of_gpus(held, kinds) == {"whole": 3, "half": 4}
+    assert stock_of_gpus({("a", "whole"): 5}, kinds) == {"whole": 4, "half": 0}
+    assert stock_of_gpus({}, catalogue()) == {}

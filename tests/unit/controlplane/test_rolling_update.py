@@ -51,11 +51,28 @@ def test_one_faster_replica_takes_the_place_of_many() -> None:
     assert change.counts == {"cpu": 0, "gpu": 1}
 
 
-def test_where_stock_has_no_room_an_old_one_leaves_first_unless_it_is_the_last() -> None:
+def test_where_stock_has_no_room_an_old_one_leaves_first() -> None:
     change = next_change({"gpu": 2}, members(2, "gpu", fresh=False), SPEED, room={"gpu": 0})
     assert change.leaving == ("gpu0",)
-    alone = next_change({"gpu": 1}, members(1, "gpu", fresh=False), SPEED, room={"gpu": 0})
-    assert (alone.leaving, dict(alone.counts)) == ((), {"gpu": 1})
+
+
+def test_the_last_one_leaves_first_where_nobody_else_makes_room_and_its_successor_then_has_its_place() -> None:
+    old = members(1, "gpu", fresh=False)
+    alone = next_change({"gpu": 1}, old, SPEED, room={"gpu": 0})
+    assert (alone.leaving, dict(alone.counts)) == (("gpu0",), {"gpu": 0})
+    waits = next_change({"gpu": 1}, old, SPEED, room={"gpu": 0}, freeing={"gpu"})
+    assert (waits.leaving, dict(waits.counts)) == ((), {"gpu": 1}), "another stage's is about to leave such a place"
+    assert next_change({"gpu": 1}, [], SPEED, room={"gpu": 0}).counts == {"gpu": 0}, "it still holds its place"
+    assert next_change({"gpu": 1}, [], SPEED, room={"gpu": 1}).counts == {"gpu": 1}
+
+
+def test_a_replica_of_another_kind_makes_room_on_the_device_that_both_take() -> None:
+    speed, both = {"whole": 80.0, "half": 50.0}, {"whole", "half"}
+    old = [StageReplica("old", "whole", 0.0)]
+    change = next_change({"half": 1}, old, speed, room={"whole": 0, "half": 0}, rivals=dict.fromkeys(both, both))
+    assert change.leaving == ("old",)
+    apart = next_change({"half": 1}, old, speed, room={"whole": 0, "half": 0})
+    assert apart.leaving == (), "its place is of no use to the other kind"
 
 
 @given(

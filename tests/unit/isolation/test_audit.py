@@ -13,6 +13,7 @@ from inferline_stream.isolation.audit import Finding
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.profiler.stage_audit import Audited, audit_pipeline
+from inferline_stream.settings import Settings
 
 pytestmark = pytest.mark.skipif(
     bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
@@ -58,7 +59,7 @@ async def audited(folder: Path, text: str, stages: Sequence[str] = ()) -> dict[s
     (folder / "lately.py").write_text("imported = True")
     file = folder / "topology.py"
     file.write_text(text)
-    found = await audit_pipeline(load_topology(file), file, [b"1", b"2"], start_timeout_s=30.0, stages=stages)
+    found = await audit_pipeline(load_topology(file), file, [b"1", b"2"], Settings(start_timeout_s=30.0), stages=stages)
     return {one.stage: one for one in found}
 
 

@@ -37,6 +37,15 @@ def test_the_price_of_a_share_of_a_core_is_that_share() -> None:
         assert kinds[name].price_per_hour == pytest.approx(kinds["cpu-1"].price_per_hour * kinds[name].cores)
 
 
+def test_gpus_cost_what_the_smallest_instance_with_one_did_on_the_day_of_the_price_list() -> None:
+    """AWS, us-east-1, on demand, 2025-11-30; instances with eight are divided by eight."""
+    listed = {"t4": 0.526, "l4": 0.8048, "l40s": 1.861, "a10g": 1.006, "h100": 6.88}
+    listed |= {"a100": 21.957642 / 8, "h200": 63.296 / 8}
+    kinds = catalogue()
+    assert {name: kinds[name].price_per_hour for name in listed} == pytest.approx(listed, abs=0.005)
+    assert kinds["l40s"].gpu_model == "NVIDIA L40S"
+
+
 def test_emulated_kinds_use_no_core() -> None:
     for name, kind in catalogue().items():
         assert kind.emulated == name.startswith("emulated-")
@@ -53,6 +62,7 @@ def test_emulated_kinds_use_no_core() -> None:
         {"cores": math.inf},
         {"gpus": -1},
         {"stock": -1},
+        {"gpus": 1.5},
     ],
 )
 def test_hardware_that_cannot_be_is_refused(arguments: dict) -> None:

@@ -14,6 +14,7 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.profiler.topology_check import building_problems
 from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes, ProcessEvents
 from inferline_stream.profiler.worker_process import WorkerProcess
+from inferline_stream.settings import Settings
 
 TOPOLOGY = """
 from inferline_stream import Pipeline, Stage, Topic
@@ -43,7 +44,7 @@ def topology(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def found(pipeline: Pipeline, topology: Path) -> list[str]:
-    return asyncio.run(building_problems(pipeline, topology, start_timeout_s=30.0))
+    return asyncio.run(building_problems(pipeline, topology, Settings(start_timeout_s=30.0)))
 
 
 async def test_a_worker_runs_a_named_stage_and_judges_named_conditions(topology: Path) -> None:

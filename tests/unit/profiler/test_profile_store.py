@@ -328,6 +328,7 @@ def test_constants_that_are_sets_do_not_depend_on_the_hash_seed(folder: Path) ->
         ("t4", Machine("x", 1), "this machine has no GPU, t4 needs Tesla T4"),
         ("t4", Machine("x", 1, ("Tesla T4",)), None),
         ("h100", Machine("x", 1, ("NVIDIA H100 80GB HBM3",)), None),
+        ("l4", Machine("x", 1, ("NVIDIA L40S",)), "this machine has NVIDIA L40S, l4 needs NVIDIA L4"),
         ("h100", Machine("x", 1, ("Tesla T4",)), "this machine has Tesla T4, h100 needs NVIDIA H100"),
     ],
 )

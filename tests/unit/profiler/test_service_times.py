@@ -1,13 +1,14 @@
 """Service time by batch size: which sizes, how often, and when to stop."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.profile import PROBABILITIES
 from inferline_stream.profiler.service_times import measure, measure_emulated, powers_of_two
 from inferline_stream.profiler.variation_fit import service_time
@@ -158,9 +159,41 @@ def test_powers_of_two(most: int, sizes: tuple[int, ...]) -> None:
 async def test_memory_of_a_gpu_is_read_after_each_size_on_the_way_up_and_running_out_caps_the_batch() -> None:
     worker = Worker(gains, memory_for=4)
 
-    def device_bytes() -> int:
-        return 1000 + 10 * max(worker.sizes)
-
-    times, _, why = await measure(worker, KINDS["t4"], INPUTS, 16, seconds=1.0, device_bytes=device_bytes)
-    assert [(entry.batch_size, entry.device_bytes) for entry in times] == [(1, 1010), (2, 1020), (4, 1040)]
+    times, _, why = await measure(worker, KINDS["t4"], INPUTS, 16, seconds=1.0, device=Device(worker))
+    assert [(entry.batch_size, entry.device_bytes) for entry in times] == [
+        (1, 1010 << 20),
+        (2, 1020 << 20),
+        (4, 1040 << 20),
+    ]
     assert why == "batches of 8: out of memory"
+
+
+class Device:
+    """Of which a stage takes more the larger its batches are."""
+
+    def __init__(self, worker: "Worker", share_bytes: float = math.inf, *, reports: bool = True) -> None:
+        self._worker = worker
+        self._reports = reports
+        self.share_bytes = share_bytes
+
+    @property
+    def taken_bytes(self) -> int | None:
+        return (1000 + 10 * max(self._worker.sizes)) << 20 if self._reports else None
+
+
+async def test_batches_that_do_not_fit_into_a_share_of_a_gpu_are_left_out_of_its_profile() -> None:
+    half = Hardware("half-t4", 0.3, gpus=0.5, gpu_model="Tesla T4")
+    worker = Worker(gains)
+    times, _, why = await measure(worker, half, INPUTS, 16, seconds=1.0, device=Device(worker, 1040 << 20))
+    assert [entry.batch_size for entry in times] == [1, 2, 4]
+    assert why == "batches of 8 take 1080 MiB of the GPU, and the share comes to 1040 MiB"
+    for device, reason in (
+        (Device(worker := Worker(gains), 1009 << 20), "batches of 1 take"),
+        (Device(worker, 1009 << 20, reports=False), "nothing says how much memory of the GPU it takes"),
+    ):
+        with pytest.raises(WorkerFailed, match=reason):
+            await measure(worker, half, INPUTS, 16, seconds=1.0, device=device)
+    whole, _, _ = await measure(
+        worker := Worker(gains), KINDS["t4"], INPUTS, 2, seconds=1.0, device=Device(worker, reports=False)
+    )
+    assert [entry.device_bytes for entry in whole] == [0, 0]

@@ -17,6 +17,7 @@ from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.profiler.topology_check import building_problems
 from inferline_stream.profiler.worker_messages import Measure, Outcomes, ProcessEvents, Times, Weigh, Weights
 from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess
+from inferline_stream.settings import Settings
 
 TOPOLOGY = Path(__file__).parent / "odd_stages" / "topology.py"
 KINDS = catalogue()
@@ -119,7 +120,7 @@ async def test_a_stage_that_takes_too_long_to_build_is_given_up() -> None:
 async def test_check_names_every_stage_that_cannot_be_built() -> None:
     pipeline = load_topology(TOPOLOGY)
     pipeline.stages = tuple(map(pipeline.stage, ("busy", "needs-model", "exits")))
-    found = await building_problems(pipeline, TOPOLOGY, start_timeout_s=30.0)
+    found = await building_problems(pipeline, TOPOLOGY, Settings(start_timeout_s=30.0))
     assert len(found) == 2
     for problem, stage in zip(found, ("needs-model", "exits"), strict=True):
         assert problem.startswith(f"{TOPOLOGY}:")

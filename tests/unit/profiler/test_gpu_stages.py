@@ -1,0 +1,101 @@
+"""Stages that each take the whole of a GPU, on a machine with fewer GPUs than stages."""
+
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.profiler import device_turns
+from inferline_stream.profiler.device_turns import DeviceTurns
+from inferline_stream.profiler.machine import Machine
+from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
+from inferline_stream.profiler.stage_audit import audit_pipeline
+from inferline_stream.profiler.topology_check import building_problems
+from inferline_stream.settings import Settings
+from tests.gpus import Locked, install
+
+TOPOLOGY = """
+import fcntl, os
+from inferline_stream import Pipeline, Stage, Topic
+
+class Model:
+    def __init__(self) -> None:
+        self.device = open(os.path.join(os.path.dirname(__file__), os.environ["CUDA_VISIBLE_DEVICES"]), "rb")
+        try:
+            fcntl.flock(self.device, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 14.00 GiB")
+
+    def __call__(self, numbers: list[int]) -> list[int]:
+        return numbers
+
+embed = Stage("embed", Model, hardware=["t4"], max_batch_size=2)
+rank = Stage("rank", Model, after=[embed], hardware=["t4"], max_batch_size=2)
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[embed, rank])
+"""
+TAKEN = 14 << 30
+EVENTS = [b"%d" % number for number in range(20)]
+
+
+@pytest.fixture
+def topology(tmp_path: Path) -> Path:
+    file = tmp_path / "topology.py"
+    file.write_text(TOPOLOGY)
+    return file
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+async def test_check_builds_each_stage_on_a_device_of_its_own_one_after_another(
+    gpus: int, topology: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, [Locked(topology.parent, f"GPU-{n}", taken=TAKEN) for n in range(gpus)])
+    assert await building_problems(load_topology(topology), topology, Settings(start_timeout_s=30.0)) == []
+
+
+async def test_check_says_that_others_use_every_device(topology: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_turns, "FREED_S", 0.0)
+    gpu = {"name": "Tesla T4", "uuid": "GPU-0", "total": 16 << 30, "used": TAKEN}
+    install(monkeypatch, [gpu])
+    found = await building_problems(load_topology(topology), topology, Settings(start_timeout_s=30.0))
+    assert ["no device that is t4 is free: others use them" in problem for problem in found] == [True, True]
+
+
+async def test_the_sample_and_the_profiles_are_run_by_turns_where_models_do_not_fit_beside_each_other(
+    topology: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, [Locked(topology.parent, "GPU-0", taken=TAKEN)])
+    machine, options = Machine("Test CPU", 2, ("Tesla T4",)), Options(sample_s=30.0, stage_s=0.1)
+    measured = await profile_pipeline(load_topology(topology), topology, EVENTS, options=options, machine=machine)
+    assert {key: {e.device_bytes for e in profile.service_times} for key, profile in measured.profiles.items()} == {
+        ("embed", "t4"): {TAKEN},
+        ("rank", "t4"): {TAKEN},
+    }
+    assert measured.samples.keys() == {"embed", "rank"}
+
+
+async def test_an_audit_gives_each_stage_a_device_where_there_are_enough(
+    topology: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, [Locked(topology.parent, f"GPU-{n}", taken=TAKEN) for n in range(2)])
+    found = await audit_pipeline(load_topology(topology), topology, EVENTS, Settings(start_timeout_s=30.0))
+    assert [audited.stage for audited in found] == ["embed", "rank"]
+
+
+async def test_the_device_that_was_had_longest_is_taken_back_and_only_if_none_is_free() -> None:
+    kind = Hardware("t4", 0.5, gpus=1, gpu_model="Tesla T4")
+    machine = [device_turns.Device(f"GPU-{n}", "Tesla T4", 16 << 30) for n in range(2)]
+    turns, ended = DeviceTurns(lambda: machine), []
+
+    async def take(name: str) -> tuple[str, ...]:
+        async def end() -> None:
+            ended.append(name)
+
+        return await turns.take(name, [kind], end)
+
+    assert [await take(name) for name in "abc"] == [("GPU-0",), ("GPU-1",), ("GPU-0",)]
+    assert ended == ["a"]
+    assert await take("c") == ("GPU-0",), "its own"
+    assert await turns.take("d", [Hardware("l4", 0.8, gpus=1, gpu_model="NVIDIA L4")], turns.end_all) == ()
+    await turns.end_all()
+    assert ended == ["a", "b", "c"]
