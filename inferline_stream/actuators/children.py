@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -240,6 +240,10 @@ class Children:
         assert child.channel is not None
         asyncio.get_running_loop().add_reader(child.channel, self._hear_dispatcher, child)
         return child
+
+    async def room(self, specs: Iterable[ReplicaSpec]) -> Mapping[str, int]:
+        """Return nothing: a replica that finds no device waits for one, and says so."""
+        return {}
 
     def attach(self, dispatcher: Child, replica: Child | Remote, attach: Attach) -> None:
         """Connect a replica with a dispatcher by a fresh pair of sockets."""

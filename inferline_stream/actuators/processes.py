@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -122,6 +122,13 @@ class Processes(Protocol[P]):
 
     def attach(self, dispatcher: P, replica: P | Remote, attach: Attach, /) -> None:
         """Connect a replica with a dispatcher."""
+
+    async def room(self, specs: Iterable[ReplicaSpec], /) -> Mapping[str, int]:
+        """Return how many replicas more of each hardware kind may be started; kinds without a limit are left out.
+
+        Args:
+            specs: one of each kind.
+        """
 
     def close(self) -> None:
         """End what is left at once; its end is not reported."""

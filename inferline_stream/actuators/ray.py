@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 import signal
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ import ray
 from ray._private import worker
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray._private.services import canonicalize_bootstrap_address_or_die  # what `ray.init` itself asks
+from ray._private.state import state
 from ray.exceptions import ActorDiedError, RayError
 from ray.util import list_named_actors
 
@@ -272,6 +274,33 @@ class RayActors:
         self._avoid_until_s = {node: until_s for node, until_s in self._avoid_until_s.items() if until_s > now_s}
         return list(self._avoid_until_s)
 
+    async def room(self, specs: Iterable[ReplicaSpec]) -> Mapping[str, int]:
+        """Return how many actors more of each kind the cluster may have, by the most that its configuration allows.
+
+        A cluster that says nothing of that may grow at any time: there a replica without a place is what shows it.
+        """
+        try:
+            most = await asyncio.to_thread(state.get_max_resources_from_cluster_config)
+            if not most:
+                return {}
+            total, free = (
+                await asyncio.to_thread(ray.cluster_resources),
+                await asyncio.to_thread(ray.available_resources),
+            )
+        except RayError:  # an outage: the next look says more
+            return {}
+        used = {name: total.get(name, 0.0) - free.get(name, 0.0) for name in total}
+        found = {}
+        for spec in specs:
+            limits = [
+                (most[name] - used.get(name, 0.0)) / each
+                for name, each in _resources(requirements(spec)).items()
+                if name in most and each > 0
+            ]
+            if limits:
+                found[spec.hardware.name] = max(0, math.floor(min(limits) + 1e-6))
+        return found
+
     def attach(self, dispatcher: RayProcess, replica: RayProcess | Remote, attach: Attach) -> None:
         """Connect a replica with a dispatcher, once the replica has a place. Actors are all that there is here."""
         assert isinstance(replica, RayProcess)
@@ -429,6 +458,12 @@ async def ray_actuator(
     actors = partial(RayActors, namespace=namespace, terms=terms, environment=environment or {})
     async with Supervisor(actors, drain_timeout_s=drain_timeout_s, kill_after_s=kill_after_s) as supervisor:
         yield supervisor
+
+
+def _resources(asked: Mapping[str, Any]) -> dict[str, float]:
+    """What an actor asks for, by the names that a cluster counts it by."""
+    named = {"CPU": asked.get("num_cpus", 0), "GPU": asked.get("num_gpus", 0), "memory": asked.get("memory", 0)}
+    return {**named, **asked.get("resources", {})}
 
 
 def _words(asked: Mapping[str, Any]) -> str:

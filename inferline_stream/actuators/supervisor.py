@@ -140,9 +140,14 @@ class Supervisor(Generic[P]):
         return await self._exits.get()
 
     async def capacity(self) -> Mapping[str, int]:
-        """Return the replicas that have a place, of each hardware kind that has none left."""
-        await self.observe()
-        return self._places.capacity()
+        """Return the replicas that have a place, of each kind that has none left; and what a cluster may grow to."""
+        observed = await self.observe()
+        found = dict(self._places.capacity())
+        specs = {spec.hardware.name: spec for spec in self._specs.values()}
+        for kind, more in (await self._children.room(specs.values())).items():
+            held = sum(r.hardware == kind and r.state != "waiting" and not r.pending for r in observed)
+            found[kind] = min(found.get(kind, held + more), held + more)
+        return found
 
     def serving(self, stage: str) -> tuple[str, int]:
         """Return the dispatcher of a stage that serves here, and how many replicas it has; empty where none does."""
