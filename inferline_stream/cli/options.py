@@ -42,3 +42,13 @@ LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"] | None,
     typer.Option(help="least severe lines shown; warning for people, info as JSON, by default"),
 ]
+
+Image = Annotated[
+    str, typer.Option(help="--on kubernetes: holds this package, the topology and what its stages import")
+]
+PathInImage = Annotated[str, typer.Option("--path", help="of the topology file in the image; by default as here")]
+Namespace = Annotated[str, typer.Option(help="by default that of the kubeconfig's context")]
+Secret = Annotated[
+    str, typer.Option(help="a Secret whose keys become dispatchers' environment, such as Kafka's password")
+]
+ServiceAccount = Annotated[str, typer.Option(help="of the pods, which are given no token of it")]

@@ -7,8 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from inferline_stream.cli.options import On, Output, Oversubscribe, Prefix, Seed, Servers, Topology
-from inferline_stream.cli.profile import refuse_cluster
+from inferline_stream.cli.options import (
+    Image,
+    Namespace,
+    On,
+    Output,
+    Oversubscribe,
+    PathInImage,
+    Prefix,
+    Secret,
+    Seed,
+    Servers,
+    ServiceAccount,
+    Topology,
+)
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.trace import Trace
@@ -39,6 +51,11 @@ def plan(
     ] = None,
     save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
     on: On = "local",
+    image: Image = "",
+    path: PathInImage = "",
+    namespace: Namespace = "",
+    secret: Secret = "",
+    service_account: ServiceAccount = "default",
     oversubscribe: Oversubscribe = False,
     rehearse: Annotated[
         bool,
@@ -52,8 +69,6 @@ def plan(
     output: Output = "table",
 ) -> None:
     """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO, and say why."""
-    refuse_cluster("--on", on)
-
     from dataclasses import replace
     from functools import partial
 
@@ -73,6 +88,7 @@ def plan(
         with_devices,
     )
     from inferline_stream.cli.plan_text import CURVE_FACTORS, curve_document, explanation_document, show_curve, show_why
+    from inferline_stream.cli.platform import Platform, network_probe
     from inferline_stream.cli.rehearsal_steps import RehearsalOptions, rehearsed
     from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.hardware import catalogue
@@ -83,6 +99,11 @@ def plan(
 
     if exact and algorithm == "inferline":
         raise UsageError("--exact proves what our own search finds; leave out --algorithm inferline")
+    platform = Platform(on, image, path, namespace, secret, service_account)
+    platform.check(bootstrap_servers)
+    elsewhere = on != "local"
+    if elsewhere and rehearse:
+        raise UsageError(f"--rehearse runs the plan on this machine, and --on {on} is another: leave one of them out")
     if plot is not None:
         from inferline_stream.observability.plots.canvas import check_file
 
@@ -92,11 +113,16 @@ def plan(
     seconds = slo_s(what.pipeline, slo)
     limits = settings()
 
-    options = Options(broker=bootstrap_servers or "embedded", oversubscribe=oversubscribe)
-    measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=limits))
-    what = replace(what, pipeline=with_devices(what.pipeline, devices(), absent=False))
+    broker = bootstrap_servers or "embedded"
+    options = Options(broker=broker, oversubscribe=oversubscribe, elsewhere=elsewhere, platform=on)
+    probe = network_probe(platform, what.pipeline, what.file, what.events, bootstrap_servers)
+    measured = uvloop.run(
+        profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=limits, network=probe)
+    )
+    if not elsewhere:
+        what = replace(what, pipeline=with_devices(what.pipeline, devices(), absent=False))
     search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "seed": seed, "traces": traces}
-    search["oversubscribe"] = oversubscribe
+    search["oversubscribe"] = oversubscribe or elsewhere  # a cluster finds places by itself
     found = planned(what, measured, seconds=seconds, **search)
     if rehearse:
         again = RehearsalOptions(partial(planned, what, seconds=seconds, **search), partial(typer.echo, err=True))
@@ -126,7 +152,7 @@ def plan(
         from inferline_stream.observability.plots.cost_curve import draw_cost_curve
 
         draw_cost_curve(plot, {pipeline.name: points}, title=f"What an SLO costs: {pipeline.name}", chosen=found)
-    doubt = not_credible(found, what, measured, traces)
+    doubt = "" if elsewhere else not_credible(found, what, measured, traces)
     if output == "json":
         curves = curve_document(points) if points else msgspec.UNSET
         document = plan_to_bytes(found, explanation=explanation_document(why), curve=curves, not_credible=doubt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -124,11 +124,19 @@ async def profiled(
     bootstrap_servers: str | None,
     options: Options | None = None,
     limits: Settings | None = None,
+    network: Callable[[], Awaitable[float]] | None = None,
 ) -> PipelineProfile:
     """Profiles of every stage, measured where missing, with a bar on standard error.
 
     An embedded broker is started where the time between stages is not known yet and there are no bootstrap servers, and
     once per machine for what runs around replicas.
+
+    Args:
+        what: the pipeline.
+        bootstrap_servers: of Kafka.
+        options: what to measure.
+        limits: time limits.
+        network: measures what a cluster's network adds to a batch.
     """
     chosen = options or Options(broker=bootstrap_servers or "embedded")
 
@@ -148,17 +156,18 @@ async def profiled(
                 bootstrap_servers=servers,
                 options=chosen,
                 settings=limits,
+                network=network,
                 progress=show,
             )
 
     measured = await profile(bootstrap_servers)
-    lacks_hop = bootstrap_servers is None and not measured.hop_overhead_s
+    lacks_hop = bootstrap_servers is None and measured.hop_overhead_s <= measured.network_s
     lacks_overheads = measured.overheads is None and takes_cores(what.pipeline)
     if lacks_hop or lacks_overheads:
         # On nobody's Kafka: a user who may run a pipeline there need not be allowed topics of other names.
         async with EmbeddedBrokerProcess() as broker:
             if lacks_hop:
-                chosen = replace(chosen, again=False)
+                chosen, network = replace(chosen, again=False), None
                 measured = await profile(broker.bootstrap_servers)
             if lacks_overheads:
                 measured = replace(measured, overheads=await _overheads(broker.bootstrap_servers))

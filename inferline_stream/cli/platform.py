@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from inferline_stream.actuators.actuator import Actuator
@@ -13,8 +15,12 @@ from inferline_stream.errors import UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.kafka.controller_client import LeadershipLost
 from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.runs.run import Run
-from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, given
+from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, from_environment, given
+
+_PROBE_DRAIN_S = 5.0
+"""Of what runs for the profiler alone: nothing is lost with it."""
 
 On = Literal["local", "ray", "kubernetes"]
 
@@ -78,6 +84,24 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
         async with on_ray(run) as actuator:
             yield actuator
         return
+    names, drain_s = Names(run.pipeline.name, run.records.prefix), run.settings.drain_timeout_s
+    async with _on_kubernetes(platform, names, run.bootstrap_servers, run.records.tracing, drain_s) as pods:
+        try:
+            yield pods
+        except LeadershipLost:
+            raise  # another controller has the pods now
+        except BaseException:
+            if not platform.hand_over:
+                await pods.aclose()
+            raise
+        if not platform.hand_over:
+            await pods.aclose()
+
+
+@asynccontextmanager
+async def _on_kubernetes(
+    platform: Platform, names: Names, bootstrap_servers: str, tracing: str, drain_timeout_s: float
+) -> AsyncIterator[Actuator]:
     door = kubernetes_door()
     from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
     from inferline_stream.actuators.kubernetes.manifests import Cluster
@@ -89,22 +113,56 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
             platform.path,
             platform.service_account,
             platform.secret,
-            dispatcher_confinement(run.bootstrap_servers, run.records.tracing).ports,
+            dispatcher_confinement(bootstrap_servers, tracing).ports,
         )
-        names = Names(run.pipeline.name, run.records.prefix)
         async with KubernetesActuator(
-            names, run.bootstrap_servers, cluster, client, drain_timeout_s=run.settings.drain_timeout_s
+            names, bootstrap_servers, cluster, client, drain_timeout_s=drain_timeout_s
         ) as pods:
-            try:
-                yield pods
-            except LeadershipLost:
-                raise  # another controller has the pods now
-            except BaseException:
-                if not platform.hand_over:
-                    await pods.aclose()
-                raise
-            if not platform.hand_over:
-                await pods.aclose()
+            yield pods
+
+
+def network_probe(
+    platform: Platform, pipeline: Pipeline, topology: Path, events: Sequence[bytes], bootstrap_servers: str | None
+) -> Callable[[], Awaitable[float]] | None:
+    """Return what measures how long the platform's network takes of a batch; None on this machine.
+
+    Args:
+        platform: where.
+        pipeline: of which a stage runs there meanwhile.
+        topology: its file.
+        events: the sample's.
+        bootstrap_servers: of Kafka.
+    """
+    if platform.on == "local" or bootstrap_servers is None:
+        return None
+    from inferline_stream.profiler.network_time import measure_network
+
+    servers = bootstrap_servers
+
+    @asynccontextmanager
+    async def probing(names: Names) -> AsyncIterator[Actuator]:
+        with tempfile.TemporaryDirectory(prefix="inferline-probe-") as folder:
+            on_cluster: AbstractAsyncContextManager[Actuator] = (
+                _on_kubernetes(platform, names, servers, "", _PROBE_DRAIN_S)
+                if platform.on == "kubernetes"
+                else ray_door().ray_actuator(
+                    f"inferline-{names.prefix}{names.pipeline}",
+                    Path(folder),
+                    environment=given(KAFKA_VARIABLES, dispatcher_environment()),
+                    drain_timeout_s=_PROBE_DRAIN_S,
+                )
+            )
+            async with on_cluster as made:
+                try:
+                    yield made
+                finally:
+                    await made.aclose()
+
+    async def measure() -> float:
+        await platform.reach()
+        return await measure_network(pipeline, topology, events, servers, actuator=probing, settings=from_environment())
+
+    return measure
 
 
 def on_ray(run: Run) -> AbstractAsyncContextManager[Actuator]:

@@ -7,25 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.options import On, Output, Oversubscribe, Servers, Topology
+from inferline_stream.cli.options import (
+    Image,
+    Namespace,
+    On,
+    Output,
+    Oversubscribe,
+    PathInImage,
+    Secret,
+    Servers,
+    ServiceAccount,
+    Topology,
+)
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.profile import PipelineProfile
-
-
-def refuse_cluster(option: str, place: str) -> None:
-    """Refuse to use a cluster.
-
-    Raises:
-        UsageError: the place is a cluster.
-    """
-    from inferline_stream.errors import UsageError
-
-    if place in ("kubernetes", "ray"):
-        raise UsageError(
-            f"{option} {place}: this release measures on the machine that it runs on. "
-            f"Leave out {option}, and start the command on the machine that has the hardware"
-        )
 
 
 def profile(
@@ -36,17 +32,25 @@ def profile(
     time: Annotated[str, typer.Option(help='for one stage on one hardware kind, about, e.g. "10s"')] = "2s",
     bootstrap_servers: Servers = None,
     on: On = "local",
+    image: Image = "",
+    path: PathInImage = "",
+    namespace: Namespace = "",
+    secret: Secret = "",
+    service_account: ServiceAccount = "default",
     oversubscribe: Oversubscribe = False,
     plot: Annotated[Path | None, typer.Option(help="also draw the profiles into this .png or .svg file")] = None,
     output: Output = "table",
 ) -> None:
-    """Measure service times, start-up times and paths, and keep them beside the topology."""
-    refuse_cluster("--on", on)
+    """Measure service times, start-up times and paths, and keep them beside the topology.
 
+    Stages are measured on this machine. With --on a cluster, one of them also runs there for some seconds, to measure
+    what its network adds to a batch.
+    """
     import uvloop
 
     from inferline_stream.cli.output import console
     from inferline_stream.cli.plan_steps import declared, profiled, settings
+    from inferline_stream.cli.platform import Platform, network_probe
     from inferline_stream.errors import UsageError
     from inferline_stream.profiler.pipeline_profiler import Options
 
@@ -54,6 +58,8 @@ def profile(
         from inferline_stream.observability.plots.canvas import check_file
 
         check_file(plot)
+    platform = Platform(on, image, path, namespace, secret, service_account)
+    platform.check(bootstrap_servers)
     stage_s = _stage_s(time)
     what = declared(topology, bootstrap_servers=bootstrap_servers)
     names = [known.name for known in what.pipeline.stages]
@@ -66,8 +72,13 @@ def profile(
         stage_s=stage_s,
         broker=bootstrap_servers or "embedded",
         oversubscribe=oversubscribe,
+        elsewhere=on != "local",
+        platform=on,
     )
-    measured = uvloop.run(profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings()))
+    probe = network_probe(platform, what.pipeline, what.file, what.events, bootstrap_servers)
+    measured = uvloop.run(
+        profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings(), network=probe)
+    )
     if plot is not None:
         from inferline_stream.observability.plots.profiles import draw_profiles
 
@@ -96,7 +107,10 @@ def _table(measured: PipelineProfile, names: list[str]) -> object:
 
     from inferline_stream.pipeline.units import format_duration
 
-    table = Table(title="Profiles", caption=f"time between two stages: {format_duration(measured.hop_overhead_s)}")
+    caption = f"time between two stages: {format_duration(measured.hop_overhead_s)}"
+    if measured.network_s:
+        caption += f", {format_duration(measured.network_s)} of it between hosts"
+    table = Table(title="Profiles", caption=caption)
     for name in ("stage", "hardware"):
         table.add_column(name)
     for name in ("batch", "mean", "P50", "P99", "events/s", "start-up"):
@@ -141,5 +155,6 @@ def _document(measured: PipelineProfile, names: list[str]) -> str:
         for stage in names
         for kind in measured.hardware_of(stage)
     ]
-    document = {"profiles": profiles, "hop_overhead_s": measured.hop_overhead_s}
+    hop = {"hop_overhead_s": measured.hop_overhead_s, "network_s": measured.network_s}
+    document = {"profiles": profiles, **hop}
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()

@@ -7,7 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from inferline_stream.cli.options import On, Output, Oversubscribe, Prefix, Seed, Servers, Stock, Topology
+from inferline_stream.cli.options import (
+    Image,
+    Namespace,
+    On,
+    Output,
+    Oversubscribe,
+    PathInImage,
+    Prefix,
+    Secret,
+    Seed,
+    Servers,
+    ServiceAccount,
+    Stock,
+    Topology,
+)
 
 
 def run(
@@ -73,15 +87,11 @@ def run(
     seed: Seed = 0,
     on: On = "local",
     oversubscribe: Oversubscribe = False,
-    image: Annotated[
-        str, typer.Option(help="--on kubernetes: holds this package, the topology and what its stages import")
-    ] = "",
-    path: Annotated[str, typer.Option(help="of the topology file in the image; by default as here")] = "",
-    namespace: Annotated[str, typer.Option(help="by default that of the kubeconfig's context")] = "",
-    secret: Annotated[
-        str, typer.Option(help="a Secret whose keys become dispatchers' environment, such as Kafka's password")
-    ] = "",
-    service_account: Annotated[str, typer.Option(help="of the pods, which are given no token of it")] = "default",
+    image: Image = "",
+    path: PathInImage = "",
+    namespace: Namespace = "",
+    secret: Secret = "",
+    service_account: ServiceAccount = "default",
     hand_over: Annotated[
         bool, typer.Option("--hand-over", help="leave the pods at work at the end, for the controller that follows")
     ] = False,

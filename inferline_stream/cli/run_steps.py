@@ -216,7 +216,10 @@ async def _run(
         elsewhere = wanted.platform.on != "local"
         unbounded = wanted.oversubscribe or elsewhere  # a cluster finds places for its pods by itself
         options = Options(
-            broker=wanted.bootstrap_servers or "embedded", oversubscribe=wanted.oversubscribe, elsewhere=elsewhere
+            broker=wanted.bootstrap_servers or "embedded",
+            oversubscribe=wanted.oversubscribe,
+            elsewhere=elsewhere,
+            platform=wanted.platform.on,
         )
         if wanted.profiles is not None:
             take_profiles(what, wanted.profiles)

@@ -79,6 +79,7 @@ class Options:
         broker: what the bootstrap servers are called in the store: times between stages differ by broker.
         oversubscribe: kinds below one core are measured also where nothing holds a replica to its share.
         elsewhere: replicas will run in a cluster, so that what was measured where something held it counts.
+        platform: that they will run on; what its network adds to a batch is part of the hop.
     """
 
     again: bool = False
@@ -88,6 +89,7 @@ class Options:
     broker: str = EMBEDDED
     oversubscribe: bool = False
     elsewhere: bool = False
+    platform: str = "local"
 
 
 async def profile_pipeline(
@@ -101,6 +103,7 @@ async def profile_pipeline(
     settings: Settings | None = None,
     machine: Machine | None = None,
     root: Path | None = None,
+    network: Callable[[], Awaitable[float]] | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> PipelineProfile:
     """Everything that planning needs of a pipeline: from the store where it holds, measured where not.
@@ -118,6 +121,8 @@ async def profile_pipeline(
         settings: time limits.
         machine: this machine, a cluster, or what a test makes of it.
         root: of the files; beside the topology by default.
+        network: measures what the platform's network adds to a batch, in seconds; without it, the last time
+            measured is taken, or 0.
         progress: called at each step.
 
     Raises:
@@ -136,8 +141,9 @@ async def profile_pipeline(
     pairs, notes = pairs_to_profile(pipeline, known, options, here)
     needs_run = bool(pairs) or known.paths is None
     needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_spread_s)
+    needs_network = network is not None and (options.again or options.platform not in known.network_s)
     stages = len(pipeline.stages)
-    steps = _Steps(progress, (stages + 1 + len(pairs) if needs_run else 0) + needs_hop)
+    steps = _Steps(progress, (stages + 1 + len(pairs) if needs_run else 0) + needs_hop + needs_network)
     for note in notes:
         steps.note(note)
     if needs_hop:  # first: a broker that does not answer is reported at once
@@ -151,15 +157,22 @@ async def profile_pipeline(
             await session.measure(events, pairs, known, store)
     elif needs_hop:
         store.save_paths(known)
+    if needs_network:
+        assert network is not None
+        steps.begin(f"time between hosts on {options.platform}")
+        known.network_s[options.platform] = await network()
+        store.save_paths(known)
     steps.end()
     assert known.paths is not None
+    network_s = known.network_s.get(options.platform, 0.0)
     return PipelineProfile(
         known.profiles,
         known.paths,
-        known.hop_overhead_s.get(options.broker, 0.0),
+        known.hop_overhead_s.get(options.broker, 0.0) + network_s,
         samples=known.samples,
         overheads=None if options.again else kept_overheads(overheads_file(here)),
         keys=keys_of(pipeline, _sample_keys(pipeline, events) if keys is None else keys),
+        network_s=network_s,
         hop_spread_s=known.hop_spread_s.get(options.broker, ()),
     )
 

@@ -100,6 +100,7 @@ class StoredPaths(msgspec.Struct, frozen=True):
         failed: by stage, sample events that it raised on.
         hop_overhead_s: by broker.
         hop_spread_s: by broker, see `PipelineProfile`.
+        network_s: by platform, what its network adds to a batch.
         samples: by stage, an input that it has processed.
     """
 
@@ -110,6 +111,7 @@ class StoredPaths(msgspec.Struct, frozen=True):
     failed: dict[str, int] = {}
     hop_overhead_s: dict[str, float] = {}
     hop_spread_s: dict[str, tuple[float, ...]] = {}
+    network_s: dict[str, float] = {}
     samples: dict[str, StageInput] = {}
     version: int = VERSION
 
@@ -124,6 +126,7 @@ class Known:
         failed: by stage, sample events that it raised on.
         hop_overhead_s: by broker.
         hop_spread_s: by broker.
+        network_s: by platform.
         samples: see `PipelineProfile`.
         stale: for the others why not, by stage and hardware.
         rehearsed: of those that hold, the ones that a rehearsal has confirmed.
@@ -134,6 +137,7 @@ class Known:
     failed: dict[str, int] = field(default_factory=dict)
     hop_overhead_s: dict[str, float] = field(default_factory=dict)
     hop_spread_s: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    network_s: dict[str, float] = field(default_factory=dict)
     samples: dict[str, StageInput] = field(default_factory=dict)
     stale: dict[tuple[str, str], str] = field(default_factory=dict)
     rehearsed: set[tuple[str, str]] = field(default_factory=set)
@@ -194,6 +198,7 @@ class ProfileStore:
             if (paths.code, paths.events) == (self._paths_code, self._events):
                 known.paths, known.failed, known.samples = _paths_of(paths), paths.failed, paths.samples
             known.hop_overhead_s, known.hop_spread_s = paths.hop_overhead_s, paths.hop_spread_s
+            known.network_s = paths.network_s
         return known
 
     def save(self, profile: Profile, *, note: str = "") -> Path:
@@ -242,6 +247,7 @@ class ProfileStore:
             failed=known.failed,
             hop_overhead_s={broker: _rounded(hop_s) for broker, hop_s in known.hop_overhead_s.items()},
             hop_spread_s={broker: tuple(map(_rounded, spread_s)) for broker, spread_s in known.hop_spread_s.items()},
+            network_s={platform: _rounded(network_s) for platform, network_s in known.network_s.items()},
             samples=known.samples,
         )
         _write(self._paths_file, stored)
@@ -277,7 +283,8 @@ class ProfileStore:
                 paths, own = msgspec.json.decode(text, type=StoredPaths), self._read(self._paths_file, StoredPaths)
                 hop_s = {**(own.hop_overhead_s if own is not None else {}), **paths.hop_overhead_s}
                 spread_s = {**(own.hop_spread_s if own is not None else {}), **paths.hop_spread_s}
-                taken = msgspec.structs.replace(paths, hop_overhead_s=hop_s, hop_spread_s=spread_s)
+                network_s = {**(own.network_s if own is not None else {}), **paths.network_s}
+                taken = msgspec.structs.replace(paths, hop_overhead_s=hop_s, hop_spread_s=spread_s, network_s=network_s)
                 _write(self._paths_file, taken)
         except (msgspec.DecodeError, ValueError) as error:
             raise InvalidFile(f"{path}: cannot be read as a profile ({error}); profile again") from None

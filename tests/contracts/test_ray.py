@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,23 @@ from ray.cluster_utils import Cluster
 
 from inferline_stream.actuators import ray as on_ray
 from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica
+from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.ray import ray_actuator, requirements
 from inferline_stream.actuators.ray_host import HostPlace, HostTerms, RayHost
+from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
+from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.pipeline.names import Names
+from inferline_stream.profiler.network_time import measure_network
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.run import NoDisplay
+from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
+from tests.contracts.pooled import PASSING
 from tests.support.emulated_runs import emulated_run
 
 DEADLINE_S = 90.0
@@ -49,6 +57,9 @@ pipeline = Pipeline("rayed", slo="400ms", source=Topic("in", partitions=4), sink
                     stages=[work], sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
                     hardware=[Hardware("emulated-core", 0.1, cores=1)])
 """
+
+
+TERMS = HostTerms("replica", "", "", "me", "", "replica_double", "replica_double", 0.5, drain_timeout_s=1.0)
 
 
 def alive(pid: int) -> bool:
@@ -253,6 +264,60 @@ def test_actors_ask_for_what_the_catalogue_says() -> None:
     assert asked(kinds["cpu-1"], Isolation("none", memory_mb=512))["memory"] == 512 << 20
     slice_ = Hardware("a100-1g.10gb", 0.5, gpus=1, gpu_model="NVIDIA A100")
     assert asked(slice_) == {"num_cpus": 1.0, "num_gpus": 1, "resources": {"a100-1g.10gb": 1}}
+
+
+async def test_what_a_cluster_may_grow_to_at_most_binds_what_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_ray.state, "get_max_resources_from_cluster_config", lambda: {"CPU": 8, "GPU": 3})
+    monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
+    monkeypatch.setattr(on_ray.ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 1.0})
+    actors = on_ray.RayActors(lambda *_: None, lambda *_: None, namespace="n", terms=TERMS, environment={})
+    kinds = catalogue([Hardware("half-t4", 0.3, cores=1, gpus=0.5, gpu_model="Tesla T4")])
+    specs = [
+        ReplicaSpec("", "a", "/nowhere/topology.py", kinds[name])
+        for name in ("t4", "half-t4", "cpu-2", "cpu-0.5", "emulated-cpu")
+    ]
+    assert await actors.room(specs) == {"t4": 2, "half-t4": 4, "cpu-2": 2, "cpu-0.5": 10}
+    monkeypatch.setattr(on_ray.state, "get_max_resources_from_cluster_config", lambda: None)
+    assert await actors.room(specs) == {}, "who knows what it may grow to"
+
+
+async def test_what_its_calls_add_to_a_batch_is_measured_on_the_cluster_itself(
+    ray_cluster: Cluster, embedded_broker: KafkaServer, tmp_path: Path
+) -> None:
+    def actuator(names: Names) -> contextlib.AbstractAsyncContextManager[Actuator]:
+        return ray_actuator(f"probe-{names.prefix}", tmp_path, drain_timeout_s=1.0)
+
+    async with asyncio.timeout(DEADLINE_S):
+        network_s = await measure_network(
+            load_topology(PASSING),
+            PASSING,
+            [b"x"],
+            embedded_broker.bootstrap_servers,
+            actuator=actuator,
+            settings=Settings(),
+        )
+    assert 0 < network_s < 1
+
+
+class Bounded(Children):
+    """Starts processes here, of a kind that a cluster has room for two of."""
+
+    async def room(self, specs: Iterable[ReplicaSpec]) -> dict[str, int]:
+        here = sum(child.hardware is not None for child in self.all)
+        return {spec.hardware.name: 2 - here for spec in specs}
+
+
+async def test_replicas_and_what_a_cluster_has_room_for_are_what_the_tuner_may_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    children = partial(Bounded, tmp_path, replica_module="replica_double")
+    async with Supervisor(children, drain_timeout_s=0.0, kill_after_s=0.3) as supervisor:
+        kind = Hardware("cpu-1", 0.1, cores=0)
+        await supervisor.know({("a", "cpu-1"): ReplicaSpec("", "a", "/nowhere/topology.py", kind)})
+        for replicas in (0, 1, 2):
+            await supervisor.scale("a", "cpu-1", replicas)
+            assert await supervisor.capacity() == {"cpu-1": 2}
 
 
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]

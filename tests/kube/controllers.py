@@ -11,6 +11,7 @@ import copy
 import hashlib
 import itertools
 import json
+import os
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -130,7 +131,7 @@ class Controllers:
             condition = {"type": "PodScheduled", "status": "True"}
             number = next(self._addresses)
             pod["spec"]["nodeName"] = f"node-{number}"
-            pod["status"]["podIP"] = f"127.77.{number // 250}.{number % 250 + 1}"
+            pod["status"]["podIP"] = _address(number)
             self.node.place(pod)
         pod["status"]["conditions"] = [condition]
         await self.store.tell("MODIFIED", pod)
@@ -171,6 +172,12 @@ class Controllers:
 
     def _deployments_of(self, pod: Json) -> list[Json]:
         return [found for found in self.store.of("deployments").values() if belongs(pod, found)]
+
+
+def _address(number: int) -> str:
+    """A loopback address of its own: other processes of this machine have clusters, too."""
+    pid = os.getpid()
+    return f"127.{64 + pid % 128}.{(pid // 128 + number // 250) % 250}.{number % 250 + 1}"
 
 
 def _hash(template: Json) -> str:
