@@ -29,6 +29,10 @@ def deploy(
             help="a Secret whose keys become the environment of controllers and dispatchers, such as Kafka's password"
         ),
     ] = "",
+    delivery: Annotated[
+        Literal["at_least_once", "exactly_once"],
+        typer.Option(help="as for `run`, of the pipeline in the cluster"),
+    ] = "at_least_once",
     stock: Stock = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False,
     save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None,
@@ -52,13 +56,22 @@ def deploy(
         from inferline_stream.cli.kubernetes_installation import DeployOptions, install
 
         wanted = DeployOptions(
-            topology, bootstrap_servers, prefix, image, path, namespace, service_account, secret, tuple(stock or ())
+            topology,
+            bootstrap_servers,
+            prefix,
+            image,
+            path,
+            namespace,
+            service_account,
+            secret,
+            tuple(stock or ()),
+            delivery,
         )
         install(wanted, dry_run=dry_run, save=save, as_json=output == "json")
-    elif image or path or namespace or secret or service_account or stock or dry_run or save:
+    elif any((image, path, namespace, secret, service_account, stock, dry_run, save, delivery != "at_least_once")):
         raise UsageError(
-            "--image, --path, --namespace, --service-account, --secret, --stock, --dry-run and --save are for "
-            "--target kubernetes"
+            "--image, --path, --namespace, --service-account, --secret, --stock, --delivery, --dry-run and --save are "
+            "for --target kubernetes"
         )
     else:
         _newer_code(topology, bootstrap_servers, prefix, output)

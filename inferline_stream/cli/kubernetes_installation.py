@@ -44,6 +44,7 @@ class DeployOptions:
     service_account: str
     secret: str
     stock: tuple[str, ...]
+    delivery: str
 
 
 def install(wanted: DeployOptions, *, dry_run: bool, save: Path | None, as_json: bool = False) -> None:
@@ -111,6 +112,7 @@ def _rendered(wanted: DeployOptions, what: Declared, namespace: str) -> tuple[In
         profiles=_profiles(what),
         stock={name: most for name, most in held.items() if name in named},
         prefix=wanted.prefix,
+        delivery=wanted.delivery,
     )
     return of, manifests(of)
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.contracts.wire import next_release
 from tests.kube.api import KubeApi, kubeconfig_of
 from tests.kube.kubelet import Kubelet
 from tests.kube.store import Json, ready
+from tests.support.director import event_id
 
 DEADLINE_S = 400.0
 COMMAND = Path(sys.executable).with_name("inferline-stream")
@@ -61,12 +63,6 @@ async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and
     names = Names("reviews", prefix)
     await called(COMMAND, "init", topology.parent)
 
-    async def profiled() -> bool:
-        """With this broker, so that controllers need not measure; a busy machine may hold a record up too long."""
-        command = (COMMAND, "profile", topology.parent, "--bootstrap-servers", servers)
-        return await (await asyncio.create_subprocess_exec(*map(str, command))).wait() == 0
-
-    await until(profiled, "profiles")
     async with KubeApi() as api:
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(json.dumps(kubeconfig_of(api)))
@@ -74,10 +70,22 @@ async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and
         api.node.run = Kubelet(tmp_path / "pods", api, {"KUBECONFIG": str(kubeconfig)}, later)
         (tmp_path / "pods").mkdir()
 
+        async def profiled() -> bool:
+            """With this broker, so that controllers need not measure; a busy machine may hold a record up too long."""
+            command = (COMMAND, "profile", topology.parent, "--bootstrap-servers", servers, "--on", "kubernetes")
+            environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+            process = await asyncio.create_subprocess_exec(*map(str, command), "--image", "reviews:1", env=environment)
+            return await process.wait() == 0
+
+        await until(profiled, "profiles, and what the network adds")
+        assert api.pods() == [], "what ran for the profiler is gone"
+        (kept,) = topology.parent.glob(".inferline/profiles/*/paths.json")
+        assert json.loads(kept.read_text())["network_s"]["kubernetes"] > 0
+
         async def deployed(image: str) -> None:
             said = await called(
                 *(COMMAND, "deploy", topology, "--target", "kubernetes", "--image", image, "--prefix", prefix),
-                *("--bootstrap-servers", servers),
+                *("--bootstrap-servers", servers, "--delivery", "exactly_once"),
                 KUBECONFIG=str(kubeconfig),
             )
             assert "applied to namespace test" in said
@@ -152,15 +160,21 @@ async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and
 
             await until(granted, "a controller of the next release to write grants")
 
+        source, sink = f"{prefix}reviews-in", f"{prefix}ratings"
         async with OffsetReader(servers) as offsets:
-            topics = [f"{prefix}reviews-in", f"{prefix}ratings"]
-            partitions = {topic: await offsets.partitions(topic) for topic in topics}
+            of_source, of_sink = [await offsets.partitions(topic) for topic in (source, sink)]
+            arrived = sum((await offsets.ends({source: of_source}))[source])
+        assert arrived > 200
+        rated: Counter[str] = Counter()
+        async with TopicFollower(servers, sink, partitions=of_sink) as ratings:
 
             async def through() -> bool:
-                ends = await offsets.ends(partitions)
-                arrived, left = (sum(ends[topic]) for topic in topics)
-                return arrived == left > 200
+                rated.update(map(event_id, await ratings.read(0.2)))
+                return len(rated) == arrived
 
-            await until(through, "as many ratings as reviews")
+            await until(through, "a rating of each review")
+            await asyncio.sleep(1.0)
+            await through()
+        assert set(rated.values()) == {1}, "a review was rated twice"
         monitor = api.applied["prometheusrules", "reviews-controller"]
     assert monitor["spec"]["groups"]

@@ -65,6 +65,7 @@ class Installation:
         profiles: what was measured in the cluster: JSON by path within the profiles' folder.
         stock: the pipeline's share of hardware kinds.
         prefix: before the name of every topic.
+        delivery: how results get into the sink.
     """
 
     target: Target
@@ -75,6 +76,7 @@ class Installation:
     profiles: Mapping[str, str]
     stock: Mapping[str, int] = field(default_factory=dict)
     prefix: str = ""
+    delivery: str = "at_least_once"
 
     @property
     def name(self) -> str:
@@ -179,6 +181,7 @@ def _controller(of: Installation) -> dict[str, Any]:
             *(("--secret", of.cluster.secret) if of.cluster.secret else ()),
             *(part for kind, most in sorted(of.stock.items()) for part in ("--stock", f"{kind}={most}")),
             *(("--prefix", of.prefix) if of.prefix else ()),
+            *(("--delivery", of.delivery) if of.delivery != "at_least_once" else ()),
         ],
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
         "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
