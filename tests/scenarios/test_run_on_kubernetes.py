@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from pathlib import Path
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
-from inferline_stream.controlplane.polling import until
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.kube.api import KubeApi, client_of
 from tests.kube.kubelet import Kubelet
+from tests.kube.takeover import takeover_s
 
 DEADLINE_S = 150.0
 
@@ -38,20 +36,13 @@ async def test_scaling_lost_nodes_and_an_outage_of_the_api_server_lose_nothing(
             await asyncio.sleep(5.0)
             lost = next(r.replica for r in await actuator.observe() if r.stage == "parse")
             await api.lose_node_of(lost)
-            serving = next(d for d in await actuator.dispatchers() if d.stage == "check")
-            pod = actuator._postings.host_of(serving.dispatcher)
-            host = kubelet.processes[pod]
-            os.kill(host, signal.SIGKILL)  # the dispatcher, its child, dies with it
-            await api.lose_node_of(pod)
+            taking_over = asyncio.create_task(takeover_s(actuator, under_way, kubelet, api, "check", silent=False))
+            await asyncio.sleep(0.1)
             await api.stop_serving()
             await asyncio.sleep(1.0)
             await api.serve()
-
-            async def taken_over() -> bool:
-                found = [d.dispatcher for d in await actuator.dispatchers() if d.stage == "check"]
-                return bool(found) and serving.dispatcher not in found
-
-            assert await until(taken_over, 30.0)
+            async with asyncio.timeout(30.0):  # the benchmark `engines` prints how long it takes
+                await taking_over
             await feeding
             report = await under_way.report(await under_way.drain())
             await actuator.aclose()

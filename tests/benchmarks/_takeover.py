@@ -1,0 +1,71 @@
+"""How long a stage of a running pipeline is without a dispatcher once the host of its own is lost, on Kubernetes.
+
+Real dispatchers, replicas and controller, behind a fake API server and kubelet; under load, on the embedded broker.
+From the loss to the first event that the next dispatcher has finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
+from inferline_stream.actuators.kubernetes.manifests import Cluster
+from inferline_stream.pipeline.names import Names
+from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.run import NoDisplay
+from inferline_stream.settings import Settings
+from tests.kube.api import KubeApi, client_of
+from tests.kube.kubelet import Kubelet
+from tests.kube.takeover import takeover_s
+from tests.support.emulated_runs import emulated_run
+
+SWING = Path(__file__).parents[1] / "scenarios" / "swing"
+_LOAD_S = 60.0
+
+
+def measure(quick: bool) -> dict[str, float]:
+    """Return the figures; the longest of each way to lose a host."""
+    with tempfile.TemporaryDirectory(prefix="inferline-takeover-") as folder:
+        return asyncio.run(_measure(Path(folder), 1 if quick else 3))
+
+
+async def _measure(folder: Path, times: int) -> dict[str, float]:
+    async with (
+        EmbeddedBrokerProcess() as broker,
+        KubeApi() as api,
+        client_of(api) as client,
+    ):
+        kubelet = api.node.run = Kubelet(folder, api)
+        probability = {("parse", "check"): 1 / 3}
+        run = emulated_run(
+            SWING,
+            broker.bootstrap_servers,
+            folder,
+            levels=[(40.0, _LOAD_S)],
+            probability=probability,
+            key_field="number",
+            settings=Settings(start_timeout_s=300.0),
+        )
+        names = Names(run.pipeline.name, run.prefix)
+        async with (
+            KubernetesActuator(names, run.bootstrap_servers, Cluster(api.namespace, "image"), client) as actuator,
+            open_run(run, NoDisplay(), actuator) as under_way,
+        ):
+            await under_way.ready()
+            stop = asyncio.Event()
+            feeding = asyncio.create_task(under_way.fed(stop))
+            await asyncio.sleep(3.0)
+            found: dict[str, list[float]] = {"lost": [], "silent": []}
+            for _ in range(times):
+                for way, took_s in found.items():
+                    took_s.append(await takeover_s(actuator, under_way, kubelet, api, "parse", silent=way == "silent"))
+                    await asyncio.sleep(2.0)
+            stop.set()
+            await feeding
+            report = await under_way.report(await under_way.drain())
+            await actuator.aclose()
+    assert report.lost == 0
+    return {f"takeover_host_{way}_s": round(max(took_s), 1) for way, took_s in found.items()}
