@@ -54,7 +54,7 @@ def draw_all(folder: Path, suffix: str) -> dict[str, Path]:
     draw_cost_curve(files["curve"], {"default": CURVE}, chosen=PLAN)
     draw_profiles(files["profiles"], MEASURED, ["read"])
     draw_replay(files["replay"], outcome(late=60), PLAN)
-    draw_comparison(files["comparison"], Comparison(ROWS, 0.5))
+    draw_comparison(files["comparison"], Comparison(ROWS, 0.5, {}))
     return files
 
 
