@@ -108,7 +108,7 @@ def watched(tab, page: str, heard, process: subprocess.Popen[bytes]) -> Notice:
         except Exception:
             assert time.monotonic() < deadline_s, "no live page within 240 s"
             time.sleep(0.5)
-    tab.wait_for_selector("#timeline details", timeout=60_000)
+    tab.wait_for_selector("#timeline details", timeout=240_000)  # the page is open before the run has been planned
     tab.screenshot(path=ARTIFACTS / "page-burst.png", full_page=True)
     alert = heard.wait("InferlineSLOBurnFast", "firing", 120)
     (ARTIFACTS / "alert.json").write_text(json.dumps({"labels": alert.labels, "annotations": alert.annotations}))
