@@ -17,8 +17,9 @@ from inferline_stream.errors import UsageError
 _RATES = ((30.0, 20.0), (60.0, 20.0), (25.0, 20.0))
 """The sample's arrivals per second, and for how many seconds."""
 
-_LIVE_RATES = ((30.0, 5.0), (180.0, 15.0), (25.0, 40.0))
-"""What `run` replays: a burst three times as high as the sample's peak, for the Tuner to follow, and its end."""
+_LIVE_RATES = ((30.0, 5.0), (60.0, 3.0), (90.0, 3.0), (120.0, 3.0), (150.0, 3.0), (180.0, 8.0), (25.0, 50.0))
+"""What `run` replays: a rise to three times the sample's peak, for the Tuner to follow, and a quiet end, which is long
+enough for it to take replicas away again."""
 
 _OPENINGS = ("The screen is", "I find the sound", "After a week the battery was", "For its price the case is")
 _VERDICTS = (
@@ -66,7 +67,7 @@ def _events() -> str:
 
 
 def _arrivals(rates: Sequence[tuple[float, float]], *, seed: int) -> str:
-    """A minute of Poisson arrivals; the same for everybody."""
+    """Poisson arrivals; the same for everybody."""
     import numpy as np
 
     from inferline_stream.pipeline.trace import levels_trace
