@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inferline_stream.documentation import guides
+from inferline_stream.documentation import GUIDES
 from inferline_stream.observability.buckets import bucket_label
 
 PAGE, TICKET = "page", "ticket"
@@ -395,7 +395,7 @@ def rules_document(target: Target) -> dict[str, Any]:
             "annotations": {
                 "summary": alert.summary,
                 "description": alert.description,
-                "runbook": f"{guides()}/how-to/runbook.md#{alert.runbook}",
+                "runbook": f"{GUIDES}/how-to/runbook.md#{alert.runbook}",
             },
         }
         for alert in alerts(target)

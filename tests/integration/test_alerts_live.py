@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import inferline_stream.observability as room
-from inferline_stream.documentation import guides
+from inferline_stream.documentation import GUIDES
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.settings import surroundings
@@ -147,7 +147,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 def runbook(notice: Notice) -> str:
     """What the runbook says on an alert."""
     file, _, anchor = notice.annotations["runbook"].partition("#")
-    page = Path(room.__file__).parents[2] / "docs" / file.removeprefix(f"{guides()}/")
+    page = Path(room.__file__).parents[2] / "docs" / file.removeprefix(f"{GUIDES}/")
     sections = re.split(r"^## ", page.read_text(), flags=re.MULTILINE)
     (section,) = (text for text in sections if text.split("\n", 1)[0].lower() == anchor)
     return " ".join(section.split())

@@ -19,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from inferline_stream.documentation import GUIDES
+
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = DECLARED["project"]
@@ -113,6 +115,10 @@ def test_the_wheel_says_what_an_index_shows(wheel):
     assert set(said.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
     pythons = {line.split(" :: ")[-1] for line in said.get_all("Classifier") if ":: Python :: 3." in line}
     assert pythons == {"3.11", "3.12", "3.13", "3.14"}
+
+
+def test_the_guides_are_where_the_project_says():
+    assert PROJECT["urls"]["Documentation"] == GUIDES
 
 
 def test_a_checkout_with_a_tag_builds_the_version_of_the_tag(tree, tmp_path):
