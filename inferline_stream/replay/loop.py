@@ -163,12 +163,10 @@ class _Loop:
             if looks is not None:
                 figures |= looks.figures_between(before_s, now_s)
             known = int(np.searchsorted(known_s, now_s, side="left"))
-            ended = self._plant.ended
             view = View(
                 now_s,
                 seen_s[given:known],
                 int(np.searchsorted(entry_s, now_s, side="left")),
-                (int(ended[0]), int(ended[1])),
                 sight.reported,
                 sight.earlier,
                 now_s - asked_s[0] + (0.0 if looks is None else looks.watched_s),

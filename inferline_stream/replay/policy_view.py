@@ -51,7 +51,6 @@ class View:
         time_s: now.
         arrivals_s: times of the arrivals that became known since the last decision.
         entered: events so far.
-        ended: events that have reached the sink so far, and those of them that were late.
         now: every stage as last reported.
         earlier: the same about `RATE_SPAN_S` before.
         watched_s: how long arrivals have been watched.
@@ -61,7 +60,6 @@ class View:
     time_s: float
     arrivals_s: Floats
     entered: int
-    ended: tuple[int, int]
     now: tuple[Glimpse, ...]
     earlier: tuple[Glimpse, ...]
     watched_s: float

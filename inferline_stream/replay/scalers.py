@@ -119,8 +119,6 @@ class Tuner:
             stages=self._stages(view),
             arrivals_age_s=0.0,
             watched_s=view.watched_s,
-            events=view.ended[0],
-            late_events=view.ended[1],
             recent=self._traffic.recent(now_s),
         )
 

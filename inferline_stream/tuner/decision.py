@@ -39,8 +39,6 @@ class Reason(StrEnum):
     """The load fits fewer replicas."""
     LIMIT_CHANGED = "limit_changed"
     """People or the cluster set other limits."""
-    HANDOVER_BUDGET = "handover_budget"
-    """Replicas could be given back, but too many events were late already to try with fewer."""
     STOCK_EXHAUSTED = "stock_exhausted"
     """More replicas are needed than the hardware in stock can give."""
     OVERSUBSCRIBED = "oversubscribed"

@@ -79,9 +79,6 @@ class Observation:
         stock: most replicas of a hardware kind that this pipeline may hold now; a kind missing here
             has the catalogue's stock.
         limits: by stage, where people set any.
-        events: events completed since the start.
-        late_events: those of them that waited for longer than the SLO, expired ones included and dead letters not:
-            replicas could have saved the former alone.
         recent: arrivals in each of the last 30 seconds, oldest first, for trends; empty if unknown.
         oversubscribed: why replicas do not have the cores that they were planned with, in words; empty while they
             have. `stock` allows no more of them then, and time that replicas wait for a core is in no throughput.
@@ -96,7 +93,5 @@ class Observation:
     watched_s: float = float("inf")
     stock: Mapping[str, int] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
-    events: int = 0
-    late_events: int = 0
     recent: tuple[int, ...] = ()
     oversubscribed: str = ""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from inferline_stream.tuner.budget import LOOK_S, ErrorBudget
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.demand import Demand, demands
 from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
@@ -31,7 +30,7 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
 
     Every stage gets at once what its demand needs (`tuner.demand`); nothing is taken from one stage because
     another needs more. A stage gives replicas back when what remains carries its load, has done so for a while,
-    everything seen is fresh, and the error budget is not spent. Limits that people set apply at once. Asking is
+    and everything seen is fresh. Limits that people set apply at once. Asking is
     idempotent: replicas that were asked for and are not ready yet count.
 
     Args:
@@ -43,7 +42,6 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
         begins or ends (`Action.HOLD`).
     """
     state, jumped = on_this_clock(state, seen)
-    state = _budgeted(state, seen)
     doubted = ((jumped,) if jumped is not None else ()) + doubts(state, seen)
     if any(doubt.where == "" for doubt in doubted):
         state = replace(state, fits_since_s={})
@@ -56,22 +54,10 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
         return _changed(state, seen, wanted, limited, needed)
     if doubted:
         return _hold(replace(state, fits_since_s={}), troubles)
-    state, lowered, forbidden = _lowered(state, seen, needed)
+    state, lowered = _lowered(state, seen, needed)
     if lowered is not None:
         return state, lowered
-    return _hold(state, troubles + forbidden)
-
-
-def _budgeted(state: TunerState, seen: Observation) -> TunerState:
-    """The state with the error budget brought up to date, now and then."""
-    before = state.budget
-    if before is None:
-        return replace(state, budget=ErrorBudget(seen.time_s, seen.events, seen.late_events))
-    if 0 <= seen.time_s - before.time_s < LOOK_S:
-        return state
-    budget = before.after(seen.time_s, seen.events, seen.late_events)
-    left = budget.left(state.basis.objective, state.basis.arrival_rate) if budget.recent else state.handover_budget_left
-    return replace(state, budget=budget, handover_budget_left=left)
+    return _hold(state, troubles)
 
 
 def _raised(
@@ -139,10 +125,8 @@ def _changed(
     return state, Decision(wanted, action, reason, f"stage {leading!r}: {detail}")
 
 
-def _lowered(
-    state: TunerState, seen: Observation, needed: Mapping[str, Demand]
-) -> tuple[TunerState, Decision | None, tuple[Doubt, ...]]:
-    """Give back what each stage's load has fitted without for long enough, while events are in time."""
+def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand]) -> tuple[TunerState, Decision | None]:
+    """Give back what each stage's load has fitted without for long enough."""
     basis, knobs, now_s = state.basis, state.basis.knobs, seen.time_s
     fits_since_s: dict[str, float] = {}
     wanted = dict(state.wanted)
@@ -165,14 +149,11 @@ def _lowered(
     if fits_since_s != state.fits_since_s:
         state = replace(state, fits_since_s=fits_since_s)
     if wanted == state.wanted:
-        return state, None, ()
-    if state.handover_budget_left == 0:
-        detail = f"more than {1 - basis.objective:.2%} of recent events were late: replicas are kept for now"
-        return state, None, (Doubt(Reason.HANDOVER_BUDGET, "", detail),)
+        return state, None
     names = [name for name in wanted if wanted[name] != state.wanted[name]]
     detail = "; ".join(f"stage {name!r} needs {needed[name].needed:.1f}/s" for name in names)
     decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
-    return replace(state, wanted=wanted, changed_s=now_s), decision, ()
+    return replace(state, wanted=wanted, changed_s=now_s), decision
 
 
 def _stuck(needed: Mapping[str, Demand]) -> tuple[Doubt, ...]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.tuner.budget import ErrorBudget
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.plan_basis import Basis, Replicas, basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
@@ -30,9 +29,6 @@ class TunerState:
         insured_until_s: until then more is held than the plan, see `PolicySettings.insurance`.
         reported: conditions that were reported, and when each was last seen.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
-        budget: events that were late recently.
-        handover_budget_left: share of the error budget that is left; None before any event has ended. Without any
-            left no replica is given back.
     """
 
     basis: Basis
@@ -44,8 +40,6 @@ class TunerState:
     insured_until_s: float = -math.inf
     reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
     blind_until_s: float = -math.inf
-    budget: ErrorBudget | None = None
-    handover_budget_left: float | None = None
 
     @property
     def windows_s(self) -> tuple[float, ...]:

@@ -201,23 +201,3 @@ def test_slow_replicas_count_where_they_limit(slower, grows):
     tuner, decision = step(state(PolicySettings(insurance=(), plan_memory_s=0.0)), replace(usual, stages=stages))
     assert (totals(tuner.wanted)["b"] > 3) is grows
     assert (decision is not None and decision.reason is Reason.THROUGHPUT_FELL) is grows
-
-
-def test_while_too_many_events_are_late_replicas_are_kept_and_that_is_reported_once():
-    tuner, _ = step(state(PolicySettings(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
-    before, reasons, left = totals(tuner.wanted), [], []
-    for tick in range(1, 1500):
-        tuner, decision = step(tuner, traffic(0.1 * tick, 5.0, events=100 * tick, late_events=5000))
-        left.append(tuner.handover_budget_left)
-        if decision is not None:
-            reasons.append(decision.reason)
-        assert totals(tuner.wanted) == before
-    assert reasons == [Reason.HANDOVER_BUDGET]
-    assert left[-1] == 0.0
-
-
-def test_the_budget_is_what_is_left_of_the_late_events_that_the_objective_allows():
-    """60,000 events at 99 % allow 600 late ones; 150 of them leave three quarters."""
-    tuner, _ = step(state(), traffic(0.0, 100.0))
-    tuner, _ = step(tuner, traffic(1.0, 100.0, events=80_000, late_events=200))
-    assert tuner.handover_budget_left == pytest.approx(0.75)

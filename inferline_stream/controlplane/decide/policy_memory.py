@@ -52,7 +52,7 @@ class PolicyMemory:
     def again(self, held: Mapping[str, Mapping[str, int]]) -> None:
         """Begin again from the plan in force and these replicas.
 
-        What was remembered of loads is no longer true; what events have missed is, and so is what people have seen.
+        What was remembered of loads is no longer true; what people have seen is.
         """
         view, before = self.view, self._stepped
         state = initial_state(
@@ -68,8 +68,6 @@ class PolicyMemory:
                 state,
                 insured_until_s=before.insured_until_s,
                 reported=before.reported,
-                budget=before.budget,
-                handover_budget_left=before.handover_budget_left,
             )
         self.state = state
 

@@ -28,7 +28,6 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.INSURANCE: "what was planned for, and a little beyond where that is cheap, is kept at hand",
         Reason.LOAD_FELL: "the load fitted fewer replicas",
         Reason.LIMIT_CHANGED: "people or the cluster set other limits",
-        Reason.HANDOVER_BUDGET: "too many events were late already to give replicas back",
         Reason.STOCK_EXHAUSTED: "more replicas were needed than there is hardware",
         Reason.OVERSUBSCRIBED: "others took the cores that replicas were planned with",
         Reason.PARTITION_STUCK: "a partition stood still although its stage had capacity",

@@ -207,8 +207,6 @@ class PipelineView:
         """
         ratios = self.reports.visit_ratios(now_s)
         figures = {stage: self.reports.stage(stage, now_s, self._waited_s) for stage in self.shape.stages}
-        expired = sum(f.total.expired for f in figures.values())
-        lost = expired + sum(f.total.dead_lettered for f in figures.values())
         newest_s, watched_s = self.growth.newest_s, self.growth.watched_since_s
         return Observation(
             time_s=now_s,
@@ -223,9 +221,6 @@ class PipelineView:
             watched_s=0.0 if watched_s is None else now_s - watched_s,
             stock=stock,
             limits=limits,
-            events=sum(self.latencies.histogram().counts) + lost,
-            # Dead letters are misses, but no number of replicas would have saved one: only waiting holds replicas.
-            late_events=self.latencies.late() + expired,
             recent=self.traffic.recent(now_s),
             oversubscribed=self.core_use.crowded,
         )

@@ -81,12 +81,11 @@ def test_events_are_late_by_the_slo_of_their_time() -> None:
     report.latency_buckets[bounds.index(0.3)] = 100  # between 0.25 and 0.3
     report.latency_buckets[-1] = 7  # above all
     seen.reports.add(report, 1.0)
-    assert seen.observation(1.0, {}, {}, {}).late_events == 7
+    assert seen.state(1.0, 0.0, {}, envelope=(0, 0)).late_events == 7
     seen.adopt(replace(PLAN, slo_s=0.26), MEASURED, (0.1, 60.0))
-    assert seen.observation(1.0, {}, {}, {}).late_events == 7
+    assert seen.state(1.0, 0.0, {}, envelope=(0, 0)).late_events == 7
     later = msgspec.structs.replace(report, report=2, latency_buckets=[2 * n for n in report.latency_buckets])
     seen.reports.add(later, 2.0)
-    assert seen.observation(2.0, {}, {}, {}).late_events == 7 + 7 + 80
     assert seen.state(2.0, 0.0, {}, envelope=(0, 0)).late_events == 7 + 7 + 80  # what metrics count never falls
 
 
@@ -107,15 +106,10 @@ def test_only_the_last_minute_of_arrivals_is_kept() -> None:
     assert sum(map(len, seen._blocks)) <= 71
 
 
-def test_dead_letters_miss_the_slo_but_only_events_that_waited_too_long_hold_replicas() -> None:
+def test_dead_letters_and_events_that_waited_too_long_are_counted_by_stage() -> None:
     seen = view()
     report = PoolReport("d", 1, "a", 0, "serving", 1)
-    bounds = seen.latencies.histogram().bounds_s
-    report.latency_buckets = [0] * (len(bounds) + 1)
-    report.latency_buckets[0], report.latency_buckets[-1] = 900, 3
     report.dead_lettered, report.expired = 90, 7
     seen.reports.add(report, 1.0)
-    observed = seen.observation(1.0, {}, {}, {})
-    assert (observed.events, observed.late_events) == (1000, 3 + 7)
     (stage,) = seen.state(1.0, 0.0, {}, envelope=(0, 0)).stages
     assert (stage.dead_lettered, stage.expired) == (90, 7)
