@@ -35,6 +35,12 @@ def test_bursts_about_one_rate_are_no_surge(cv):
     assert not surges(np.bincount(trace.arrivals_s.astype(int)).tolist())
 
 
+@pytest.mark.parametrize(("cv", "most"), [(1.0, 0), (4.0, 1)])
+def test_stationary_hours_hardly_surge(cv, most):
+    hours = [gamma_trace(100.0, cv, 3600.0, np.random.default_rng([seed, 7])) for seed in range(5)]
+    assert sum(surges(np.bincount(hour.arrivals_s.astype(int)).tolist()) for hour in hours) <= most
+
+
 def test_a_handful_of_events_or_of_seconds_shows_none():
     assert not surged([1] * 10 + [5] * 10)
     assert not surged([100] * 5 + [500] * 10)
