@@ -36,8 +36,9 @@ def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limi
     For each span the mean rate and the line of least squares through the seconds' counts are each lowered by some
     standard errors of their prediction; the largest of them all counts. Short spans have more chances to be wrong
     within the same time: z² grows by 2 ln(longest / span), as the largest of so many normal draws does, and all spans
-    err about as often. Counts spread as their mean times the index of dispersion, estimated from differences of
-    neighbouring seconds, which a trend hardly touches.
+    err about as often. A line is believed for as long as it may have been seen: a lead beyond the longest span asks
+    for as many times the standard errors. Counts spread as their mean times the index of dispersion, estimated from
+    differences of neighbouring seconds, which a trend hardly touches.
 
     Args:
         recent: arrivals in each of the last seconds, oldest first.
@@ -54,6 +55,7 @@ def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limi
         return above
     moments = list(itertools.accumulate(map(operator.mul, newest_first, range(len(recent)))))
     dispersion = index_of_dispersion(recent)
+    further = confidence * max(lead_s / SPANS[-1], 1.0)
     best = above
     for span in SPANS:
         if span > len(recent):
@@ -68,6 +70,7 @@ def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limi
             best = max(best, mean - sure * math.sqrt(variance / span))
         if span < 3:
             continue
+        sure = math.sqrt(further * further + _CHANCES[span])
         squares = _SQUARES[span]
         slope = (mean * span * (span - 1) / 2 - moments[span - 1]) / squares
         if slope <= 0:
