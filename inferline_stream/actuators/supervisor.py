@@ -252,7 +252,7 @@ class Supervisor(Generic[P]):
 
     def _look_again(self, place: Place) -> None:
         """Start a replica that waits for a device, if there is one: others than ours may have had it."""
-        if place in self._places.all and place.held_up and place.running:
+        if place in self._places.all and place.held_up and place.running and not place.retiring:
             self._start_replica(place)
 
     def _start_dispatcher(self, post: Post) -> None:
