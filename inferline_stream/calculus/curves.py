@@ -144,15 +144,19 @@ class ServiceCurve:
 def service_curve(measured: PipelineProfile, stage: str, allocations: Sequence[Allocation]) -> ServiceCurve:
     """The curve of a stage's replicas, from the mean service times of their profiles."""
     return ServiceCurve(
-        tuple((a.max_batch_size, max(times_s(measured, stage, a)), a.replicas) for a in allocations if a.replicas),
+        tuple(
+            (a.max_batch_size, max(times_s(measured, stage, a, a.concurrency)), a.replicas * a.concurrency)
+            for a in allocations
+            if a.replicas
+        ),
         hold_of(tuple(allocations)),
     )
 
 
-def times_s(measured: PipelineProfile, stage: str, allocation: Allocation) -> list[float]:
-    """Mean service time of every batch that an allocation may take, from one event up."""
+def times_s(measured: PipelineProfile, stage: str, allocation: Allocation, concurrency: int = 1) -> list[float]:
+    """Mean service time of every batch that an allocation may take, from one event up, with so many in hand."""
     profile = measured.profiles[stage, allocation.hardware]
-    return [profile.service_time_s(b) for b in range(1, allocation.max_batch_size + 1)]
+    return [profile.service_time_s(b, concurrency) for b in range(1, allocation.max_batch_size + 1)]
 
 
 def delay_bound_s(arrivals: ArrivalCurve, service: ServiceCurve, jitter_s: float = 0.0) -> float:

@@ -367,7 +367,7 @@ def check_memory(events: int, stages: int) -> None:
 
 
 def plan_table(plan: Plan, pipeline: Pipeline, warning: str = "") -> Table:
-    """The plan for people: stage, hardware, batch, replicas, utilization, $/h; the whole below, and a warning."""
+    """The plan for people: stage, hardware, limits, replicas, utilization, $/h; the whole below, and a warning."""
     from rich.table import Table
 
     kinds = catalogue(pipeline.hardware)
@@ -375,7 +375,9 @@ def plan_table(plan: Plan, pipeline: Pipeline, warning: str = "") -> Table:
     table.add_column("stage")
     table.add_column("hardware")
     holds = any(hold_of(allocations) for allocations in plan.allocations.values())
-    for name in ("batch", *(["hold"] if holds else []), "replicas", "utilization", "$/h"):
+    several = any(a.concurrency > 1 for allocations in plan.allocations.values() for a in allocations)
+    columns = ["batch", *(["at once"] if several else []), *(["hold"] if holds else [])]
+    for name in (*columns, "replicas", "utilization", "$/h"):
         table.add_column(name, justify="right")
     for stage, allocations in plan.allocations.items():
         for allocation in allocations:
@@ -385,6 +387,7 @@ def plan_table(plan: Plan, pipeline: Pipeline, warning: str = "") -> Table:
                 stage,
                 allocation.hardware,
                 str(allocation.max_batch_size),
+                *([str(allocation.concurrency)] if several else []),
                 *([format_duration(allocation.hold_s) if allocation.hold_s else "–"] if holds else []),
                 str(allocation.replicas),
                 utilization,
@@ -392,7 +395,7 @@ def plan_table(plan: Plan, pipeline: Pipeline, warning: str = "") -> Table:
             )
     replicas = sum(a.replicas for allocations in plan.allocations.values() for a in allocations)
     table.add_section()
-    table.add_row("all", "", "", *([""] if holds else []), str(replicas), "", f"{plan.cost_per_hour:.4f}", style="bold")
+    table.add_row("all", "", *[""] * len(columns), str(replicas), "", f"{plan.cost_per_hour:.4f}", style="bold")
     table.caption = (
         f"SLO {format_duration(plan.slo_s)}, predicted P99 {format_duration(plan.predicted_p99_s)}, "
         f"{plan.arrival_rate:.1f} events/s on average"

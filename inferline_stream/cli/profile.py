@@ -129,6 +129,11 @@ def _table(measured: PipelineProfile, names: list[str]) -> object:
                     f"{entry.throughput:.1f}",
                     format_duration(found.start_up_s) if row == 0 else "",
                 )
+            for at_once in found.concurrencies[1:]:
+                # Of the batches that serve the most so many at once.
+                throughput, size = max((found.throughput(size, at_once), size) for size in found.batch_sizes)
+                mean_s = format_duration(found.service_time_s(size, at_once))
+                table.add_row("", "", f"{at_once} × {size}", mean_s, "", "", f"{throughput:.1f}", "")
             table.add_section()
     return table
 
@@ -150,6 +155,10 @@ def _document(measured: PipelineProfile, names: list[str]) -> str:
                     "throughput": entry.throughput,
                 }
                 for entry in measured.profiles[stage, kind].service_times
+            ],
+            "contention": [
+                {"concurrency": entry.concurrency, "factors": entry.factors}
+                for entry in measured.profiles[stage, kind].contention
             ],
         }
         for stage in names

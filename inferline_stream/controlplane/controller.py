@@ -57,7 +57,7 @@ _EXITS_KEPT = 300
 _ROOM_S = 2.0
 """How often the actuator is asked how many replicas there are places for."""
 
-_LIMITS = {Reason.STOCK_EXHAUSTED: "stock"}
+_LIMITS = {Reason.STOCK_EXHAUSTED: "stock", Reason.SERVER_LIMIT: "server"}
 """What the Tuner says when a stage needs more than it may have, as metrics call it."""
 
 

@@ -52,7 +52,8 @@ class StageStatistics:
         batches: by batch size (index), over all its replicas.
         wait_s: mean time in its queue.
         service_time_s: mean time in service, over events.
-        utilization: share of the time from the first entry to its last departure in which a replica was busy.
+        utilization: share of the time from the first entry to its last departure in which a replica was busy; where it
+            can run several batches at once, mean share of them that it had in hand.
     """
 
     arrivals: int
@@ -319,7 +320,7 @@ class _Run:
             batches=self._batches(s),
             wait_s=max(0.0, (self._waits[s] - served_s) / n - self.workload.hop_s) if n else math.nan,
             service_time_s=served_s / n if n else math.nan,
-            utilization=busy_s / (span_s * station.replicas) if n else 0.0,
+            utilization=busy_s / (span_s * int(station.places.sum())) if n else 0.0,
         )
 
 
@@ -330,7 +331,7 @@ def _serving(
         return BoundServer
     if station.slots > 1:
         return SlottedServer
-    return KeyedServer if workload.lanes(stage).size else Server
+    return KeyedServer if workload.lanes(stage).size or station.levels > 1 else Server
 
 
 class _Kept(Mapping[int, Departures]):

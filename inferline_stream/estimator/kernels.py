@@ -18,6 +18,10 @@ Rules, held bit for bit by the event-heap reference (`tests.support.event_heap`)
   The waiting ones of a key go together, in order of arrival, as many as the batch holds: at the place of the one of
   them that is first in the queue's order, of equal ones by the arrival of their first. What is said above of events
   that wait is said of the eligible ones.
+- A replica may have several batches in hand. How long a batch takes depends on how many its replica has when it starts,
+  itself included. A batch goes to the replica with which it would end first, within `TIE` to the first of the kinds in
+  the order of the allocations, and of one kind's to the first. A batch that follows one in hand is expected to find the
+  others in hand still.
 - Of several slots each serves its events as if alone; of batches that end at one instant the lower slot's come first.
 - Partitioned: each replica takes, one after another, the earliest-entered of the heads of its partitions. Batches that
   end at one instant are ordered by (start, replica).

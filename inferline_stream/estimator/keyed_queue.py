@@ -57,6 +57,22 @@ class Lanes(NamedTuple):
     falls: Ints
 
 
+class Crews(NamedTuple):
+    """Replicas that run several batches at once: each has so many places in the ring, of which any does.
+
+    Args:
+        replica_of: (places,) replica of each row of ``KeyedState.members``.
+        kinds: (replicas,) kind of each.
+        places: (replicas,) most batches in hand.
+        in_hand: (replicas,) batches in hand.
+    """
+
+    replica_of: Ints
+    kinds: Ints
+    places: Ints
+    in_hand: Ints
+
+
 class Heap(NamedTuple):
     """Eligible entries, the least rank and number first: ``item`` is an event, or a lane below 0. ``size`` is (1,)."""
 
@@ -67,19 +83,20 @@ class Heap(NamedTuple):
 
 
 class KeyedState(NamedTuple):
-    """Replicas and what waits for them.
+    """Replicas and what waits for them. A replica has one place, or several where it runs several batches at once.
 
     Args:
-        marks: head of the ring, replicas, how many of its first ones are free, first position that has not arrived,
+        marks: head of the ring, places, how many of its first ones are free, first position that has not arrived,
             events that are eligible.
         clock: (1,) when to look at a batch that had to wait, if nothing happens before.
-        ring_time: (2^k,) replicas in the order in which they are free, in a ring; when.
-        ring_row: (2^k,) the replica's row of ``members``.
+        ring_time: (2^k,) places in the order in which they are free, in a ring; when.
+        ring_row: (2^k,) the place's row of ``members``.
         ring_size: (2^k,) events of the batch in hand.
         ring_kind: (2^k,) kind of the replica.
-        members: (replicas · width) events of the batch in hand, row after row.
+        members: (places · width) events of the batch in hand, row after row.
         lanes: of the keys.
         heap: of what is eligible; has room for twice the arrivals and all lanes beside what it holds.
+        crews: which places are which replica's.
     """
 
     marks: Ints
@@ -91,6 +108,7 @@ class KeyedState(NamedTuple):
     members: Events
     lanes: Lanes
     heap: Heap
+    crews: Crews
 
 
 def is_current(lanes: Lanes, lane: np.uint64, rank_s: float, number: np.int64) -> bool:
@@ -162,7 +180,7 @@ def drop_first(heap: Heap, end: np.uint64) -> None:
 
 
 def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedState, out: Tokens) -> np.int64:
-    """As `shared_queue.serve_choosing`, where keys keep their order. Returns how many departures were written.
+    """As `shared_queue.serve_choosing`, where keys keep their order, or replicas run several batches at once.
 
     Args:
         queue: arrivals.
@@ -170,11 +188,15 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
         account: what was done.
         state: read and written.
         out: departures, written.
+
+    Returns:
+        How many departures were written.
     """
     times, events, _, _, horizon_s, entry_s = queue
     limits, table, varying, lots, hold_s, hop_s, slo_s = service
     means = lots.size == 0
-    marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap = state
+    marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, crews = state
+    replica_of, kinds, places, under_way = crews
     ring = Ring(ring_time, ring_row, ring_size, ring_kind)
     lane_of, following, sent_s, number_of, first_of, last_of, waiting_in, in_hand, rank_of, falls = lanes
     heap_rank, heap_number, heap_item, _ = heap
@@ -183,7 +205,8 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
     entries = Index(heap.size[0])
     n = Index(queue.n) - Index(queue.base)
     wrap = Index(ring_time.size - 1)
-    width = Index(table.shape[0] // limits.size)
+    width = Index(members.size // replica_of.size)
+    levels = Index(table.shape[0] // (limits.size * members.size // replica_of.size))
     head = Index(marks[0])
     replicas = Index(marks[1])
     free = Index(marks[2])
@@ -203,6 +226,7 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
             slot = (head + free) & wrap
             end_s = ring_time[slot]
             first = Index(ring_row[slot]) * width
+            under_way[replica_of[Index(ring_row[slot])]] -= 1
             for q in range(ring_size[slot]):
                 event = members[first + Index(q)]
                 out_times[gone] = end_s
@@ -275,7 +299,34 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
             waiting = Index(eligible)
             kind = Index(ring_kind[head & wrap])
             taken = head
-            if limits.size > 1:  # as in `chosen`, which takes a quarter longer here
+            if levels > ONE:
+                best_s = math.inf
+                fastest = 0
+                for of_kind in range(limits.size):
+                    size = min(Index(limits[of_kind]), waiting)
+                    for candidate in range(kinds.size):
+                        if kinds[candidate] == of_kind and under_way[candidate] < places[candidate]:
+                            level = Index(of_kind) * levels + Index(under_way[candidate])
+                            expected_s = table[level * width + size]
+                            if expected_s * TIE < best_s:
+                                best_s = expected_s
+                                fastest = candidate
+                kind = Index(kinds[fastest])
+                while replica_of[Index(ring_row[taken & wrap])] != fastest:
+                    taken += ONE
+                served_by_busy = 0
+                for ahead in range(np.int64(free), marks[1] if limits.size > 1 else np.int64(free)):
+                    slot = (head + Index(ahead)) & wrap
+                    other_kind = Index(ring_kind[slot])
+                    # The next batch there finds the others that its replica has in hand now.
+                    level = other_kind * levels + Index(under_way[replica_of[Index(ring_row[slot])]]) - ONE
+                    expected_s = table[level * width + min(Index(limits[other_kind]), waiting)]
+                    left_s = ring_time[slot] - t
+                    if (left_s + expected_s) * TIE < best_s:
+                        served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[other_kind]
+                if served_by_busy >= eligible:
+                    break
+            elif limits.size > 1:  # as in `chosen`, which takes a quarter longer here
                 best_s = math.inf
                 for candidate in range(limits.size):
                     expected_s = table[Index(candidate) * width + min(Index(limits[candidate]), waiting)]
@@ -332,7 +383,8 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
                 entries -= ONE
                 drop_first(heap, entries)
             bring_forward(ring, head, taken)
-            row_of_table = kind * width + size
+            under_way[replica_of[Index(row)]] += 1
+            row_of_table = (kind * levels + Index(under_way[replica_of[Index(row)]]) - ONE) * width + size
             if means:
                 service_s = table[row_of_table]
             else:

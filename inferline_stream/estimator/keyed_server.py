@@ -1,4 +1,4 @@
-"""A stage that keeps the order of keys, being simulated: as `server.Server`, with another kernel."""
+"""A stage that keeps the order of keys, or whose replicas run several batches at once: as `server.Server`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator.kernels import Account, Ints, Queue, Tokens
-from inferline_stream.estimator.keyed_queue import Heap, KeyedState, Lanes
+from inferline_stream.estimator.keyed_queue import Crews, Heap, KeyedState, Lanes
 from inferline_stream.estimator.server import moved, power_of_two, service_of
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
@@ -28,7 +28,7 @@ class KeyedServer:
 
     def __init__(self, workload: Workload, stage: int, station: Station, code: Any) -> None:
         self.arrivals = 0
-        self.account = Account(_ints(station.limits.size * station.width), np.zeros(2))
+        self.account = Account(_ints(station.table.shape[0]), np.zeros(2))
         self._service = service_of(workload, stage, station, code)
         self._serve = code.serve_keyed
         self._entry_s = workload.entry_s
@@ -37,6 +37,8 @@ class KeyedServer:
         self._out = Tokens(np.empty(0), np.empty(0, dtype=np.int32))
         self._base = 0
         lane_of = workload.lanes(stage)
+        if not lane_of.size:  # no key keeps its order
+            lane_of = np.zeros(len(workload), dtype=np.uint16)
         events, lanes = len(workload), int(lane_of.max(initial=0)) + 1
         of_keys = Lanes(
             lane_of=lane_of,
@@ -94,15 +96,19 @@ class KeyedServer:
 
 def _idle(station: Station, lanes: Lanes, heap: Heap) -> KeyedState:
     """No replica was ever used."""
-    slots = power_of_two(station.replicas)
+    of_replicas = station.places
+    places = int(of_replicas.sum())
+    slots = power_of_two(places)
     kinds, rows = _ints(slots), _ints(slots)
-    kinds[: station.replicas] = station.kinds
-    rows[: station.replicas] = np.arange(station.replicas)
+    kinds[:places] = np.repeat(station.kinds, of_replicas)
+    rows[:places] = np.arange(places)
     marks = _ints(5)
-    marks[1] = marks[_FREE] = station.replicas
-    members = np.zeros(station.replicas * station.width, dtype=np.int32)
+    marks[1] = marks[_FREE] = places
+    members = np.zeros(places * station.width, dtype=np.int32)
     never = np.full(slots, -math.inf)
-    return KeyedState(marks, np.full(1, math.inf), never, rows, _ints(slots), kinds, members, lanes, heap)
+    replica_of = np.repeat(np.arange(station.replicas, dtype=np.int64), of_replicas)
+    crews = Crews(replica_of, station.kinds, of_replicas, _ints(station.replicas))
+    return KeyedState(marks, np.full(1, math.inf), never, rows, _ints(slots), kinds, members, lanes, heap, crews)
 
 
 def _ints(size: int) -> Ints:

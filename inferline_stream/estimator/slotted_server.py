@@ -24,7 +24,7 @@ class SlottedServer:
     """
 
     def __init__(self, workload: Workload, stage: int, station: Station, code: Any) -> None:
-        serving = KeyedServer if workload.lanes(stage).size else Server
+        serving = KeyedServer if workload.lanes(stage).size or station.levels > 1 else Server
         self._slot_of = workload.partition_of(stage, station.slots, code=code)
         self._pools = [serving(workload, stage, station.of_slot(slot), code) for slot in range(station.slots)]
 

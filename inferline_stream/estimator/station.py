@@ -29,17 +29,19 @@ class Station:
 
     Args:
         limits: int64 (kinds,) batch limit of each kind of replica.
-        table: float64 (kinds · width,) service time in seconds; ``kind · width + b`` is S(b).
+        table: float64 (kinds · levels · width,) service time in seconds; ``(kind · levels + n - 1) · width + b`` is
+            S(b) of a batch with which its replica has n in hand.
         kinds: int64 (replicas,) kind of each replica, in order of the allocations.
         hold_s: how long after the oldest record was sent a free replica waits for a fuller batch; 0 never waits.
         order_slo_s: SLO of the order of the queue, max(entry time, arrival − SLO); 0 is the order of arrival.
         owners: int64 (partitions,) replica of each partition; None for one queue.
         varying: how service times differ from S(b).
         slots: dispatchers, each with a pool and a queue of its own: partitions and replicas are dealt to them in turn.
+        concurrency: int64 (kinds,) most batches that a replica of each kind has in hand; None for one each.
 
     Raises:
         ValueError: no replica, a slot without one, a service time that is not finite and above 0, a negative hold or
-            SLO, or a hold or slots of replicas that own partitions.
+            SLO, or a hold, slots or a concurrency of replicas that own partitions.
     """
 
     limits: NDArray[np.int64]
@@ -50,10 +52,15 @@ class Station:
     owners: NDArray[np.int64] | None = None
     varying: Varying = STEADY
     slots: int = 1
+    concurrency: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if not self.kinds.size:
             raise ValueError("a station needs a replica")
+        if self.concurrency is not None and (self.concurrency.size != self.limits.size or self.concurrency.min() < 1):
+            raise ValueError(f"concurrency {self.concurrency} must be 1 or more for each of {self.limits.size} kinds")
+        if self.owners is not None and self.levels > 1:
+            raise ValueError("replicas that own partitions run one batch at a time: a concurrency needs one queue")
         if not 1 <= self.slots <= self.kinds.size or (self.slots > 1 and self.owners is not None):
             raise ValueError(f"{self.slots} slots need as many replicas of one queue each, {self.kinds.size} are given")
         if not (math.isfinite(self.hold_s) and self.hold_s >= 0):
@@ -63,10 +70,12 @@ class Station:
         if self.owners is not None and self.hold_s > 0:
             raise ValueError("replicas that own partitions take what waits: a hold is simulated on one queue only")
         for kind, limit in enumerate(self.limits):
-            rows = self._rows(kind, int(limit))
-            times = np.concatenate([self.table[rows], self._least(kind, rows)])
-            if self.table[rows].size != limit or not np.isfinite(times).all() or times.min(initial=math.inf) <= 0:
-                raise ValueError(f"service times of kind {kind} up to batch size {limit} must be finite and above 0")
+            for rows in self._levels_of(kind, int(limit)):
+                times = np.concatenate([self.table[rows], self._least(kind, rows)])
+                if self.table[rows].size != limit or not np.isfinite(times).all() or times.min(initial=math.inf) <= 0:
+                    raise ValueError(
+                        f"service times of kind {kind} up to batch size {limit} must be finite and above 0"
+                    )
 
     @property
     def varies(self) -> bool:
@@ -75,8 +84,18 @@ class Station:
 
     @property
     def width(self) -> int:
-        """Rows of one kind in the table: the largest batch limit and 1."""
-        return int(self.table.shape[0]) // int(self.limits.size)
+        """Rows of one kind and level in the table: the largest batch limit and 1."""
+        return int(self.table.shape[0]) // (int(self.limits.size) * self.levels)
+
+    @property
+    def levels(self) -> int:
+        """The largest concurrency of any kind."""
+        return 1 if self.concurrency is None else int(self.concurrency.max())
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Most batches that each replica has in hand, int64 (replicas,)."""
+        return np.ones_like(self.kinds) if self.concurrency is None else self.concurrency[self.kinds]
 
     @property
     def replicas(self) -> int:
@@ -91,11 +110,16 @@ class Station:
     def fastest_s(self) -> float:
         """The shortest time that any batch can take."""
         return min(
-            float(self._least(kind, self._rows(kind, int(limit))).min()) for kind, limit in enumerate(self.limits)
+            float(self._least(kind, rows).min())
+            for kind, limit in enumerate(self.limits)
+            for rows in self._levels_of(kind, int(limit))
         )
 
-    def _rows(self, kind: int, limit: int) -> slice:
-        return slice(kind * self.width + 1, kind * self.width + 1 + limit)
+    def _levels_of(self, kind: int, limit: int) -> list[slice]:
+        """Rows of a kind's batches, by how many are in hand."""
+        levels = 1 if self.concurrency is None else int(self.concurrency[kind])
+        firsts = [(kind * self.levels + level) * self.width + 1 for level in range(levels)]
+        return [slice(first, first + limit) for first in firsts]
 
     def _least(self, kind: int, rows: slice) -> Floats:
         """The shortest time of each batch size."""
@@ -134,7 +158,9 @@ def station(
         raise InvalidInput(f"stage {stage!r}: no replicas, its events would wait for ever; allocate at least 1")
     if len({a.hold_s for a in held}) > 1:
         raise InvalidInput(f"stage {stage!r}: its hardware kinds have different holds; a stage has one hold_s")
+    levels = max(a.concurrency for a in held)
     tables = [service_table(_profile(measured, stage, a.hardware), a.max_batch_size) for a in held]
+    by_level = tables if levels == 1 else [table for a in held for table in _by_level(measured, stage, a, levels)]
     width = max(a.max_batch_size for a in held) + 1
     owners = None
     if partitions is not None:
@@ -143,14 +169,25 @@ def station(
         owners = _owners(held, tables, partitions)
     return Station(
         limits=np.array([a.max_batch_size for a in held], dtype=np.int64),
-        table=_padded([x.mean_s for x in tables], width),
+        table=_padded([x.mean_s for x in by_level], width),
         kinds=np.repeat(np.arange(len(held), dtype=np.int64), [a.replicas for a in held]),
         hold_s=held[0].hold_s,
         order_slo_s=float(order_slo_s),
         owners=owners,
-        varying=varying(tables, width) if any(x.varies for x in tables) else STEADY,
+        varying=varying(tables, width, by_level) if any(x.varies for x in tables) else STEADY,
         slots=slots,
+        concurrency=np.array([a.concurrency for a in held], dtype=np.int64) if levels > 1 else None,
     )
+
+
+def _by_level(measured: PipelineProfile, stage: str, held: Allocation, levels: int) -> list[ServiceTable]:
+    """An allocation's service times by batches in hand; levels that it never reaches have those of its last."""
+    profile = _profile(measured, stage, held.hardware)
+    try:
+        own = [profile.beside(min(level, held.concurrency)) for level in range(1, levels + 1)]
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
+    return [service_table(each, held.max_batch_size) for each in own]
 
 
 def slots_of(measured: PipelineProfile, rate: float, allocations: Sequence[Allocation]) -> int:
@@ -159,12 +196,13 @@ def slots_of(measured: PipelineProfile, rate: float, allocations: Sequence[Alloc
     return max(1, min(slots, sum(a.replicas for a in allocations)))
 
 
-def varying(tables: Sequence[ServiceTable], width: int) -> Varying:
-    """Tables of several kinds, each filled up to ``width`` rows."""
+def varying(tables: Sequence[ServiceTable], width: int, by_level: Sequence[ServiceTable] = ()) -> Varying:
+    """Tables of several kinds, each filled up to ``width`` rows; those of all levels, where replicas run several."""
+    rows = by_level or tables
     return Varying(
-        fixed_s=_padded([x.fixed_s for x in tables], width),
-        per_unit_s=_padded([x.per_unit_s for x in tables], width),
-        factors=_padded([x.factors for x in tables], width),
+        fixed_s=_padded([x.fixed_s for x in rows], width),
+        per_unit_s=_padded([x.per_unit_s for x in rows], width),
+        factors=_padded([x.factors for x in rows], width),
         units=np.stack([x.units for x in tables]),
         largest=np.array([x.largest for x in tables], dtype=np.uint8),
     )

@@ -282,7 +282,7 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         time("1m"),
         TICKET,
         "Stage {{ $labels.stage }} may not grow further: {{ $labels.limit }}",
-        "The stage needs more replicas than the hardware stock allows. Add stock.",
+        "The stage needs more than the hardware stock, or its model server, gives. Add stock, or grow the server.",
     )
     ratio = f"inferline_stage_service_time_ratio{{{match}}}"
     service_s = f"inferline_stage_service_time_seconds{{{match}}}"

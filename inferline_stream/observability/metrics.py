@@ -361,7 +361,8 @@ def _stage_families(state: PipelineState) -> Iterator[Metric]:
         "inferline_stage_at_limit", "1 while it keeps the stage from growing.", labels=[*labels, "limit"]
     )
     for stage in state.stages:
-        limits.add_metric([state.pipeline, stage.name, "stock"], float(stage.limit == "stock"))
+        for limit in ("stock", "server"):
+            limits.add_metric([state.pipeline, stage.name, limit], float(stage.limit == limit))
     ways = GaugeMetricFamily(
         "inferline_start_up_seconds",
         "Learned time from asking for a replica to its READY, by how it came to run.",

@@ -102,7 +102,7 @@ class StageState:
     restarts: int = 0
     """Replicas that died and were started again."""
     limit: str = ""
-    """What keeps the stage from growing further: ``stock``, or nothing."""
+    """What keeps the stage from growing further: ``stock``, its model ``server``, or nothing."""
     stuck_partitions: tuple[int, ...] = ()
     """Partitions with lag whose committed offset stands still although replicas are ready."""
     halted: Mapping[int, str] = field(default_factory=dict)
@@ -127,6 +127,8 @@ class StageState:
     """Replicas that run such events only."""
     slots: int = 1
     """Dispatchers that the stage's partitions are dealt to."""
+    concurrency: int = 1
+    """Most batches that a replica has in hand."""
     trouble: str = ""
     """What is wrong with its pool, in words; empty if nothing is."""
     nodes: Mapping[str, NodeState] = field(default_factory=dict)
@@ -208,8 +210,8 @@ class PlanRecord:
     cost_per_hour: float
     arrival_rate: float
     """Mean of the traffic that it was made for."""
-    allocations: Mapping[str, tuple[tuple[str, int, int, float], ...]]
-    """By stage: hardware, batch limit, replicas, hold in seconds."""
+    allocations: Mapping[str, tuple[tuple[str, int, int, float, int], ...]]
+    """By stage: hardware, batch limit, replicas, hold in seconds, batches at once."""
 
 
 @dataclass(frozen=True, slots=True)

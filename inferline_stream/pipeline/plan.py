@@ -20,19 +20,24 @@ class Allocation:
         replicas: how many.
         hold_s: how long after the oldest eligible event reached the stage a free replica waits for a fuller batch; a
             full batch goes at once. All allocations of a stage have the same, since they share one queue.
+        concurrency: most batches that a replica has in hand at once; above 1 only for stages that wait for others.
 
     Raises:
-        ValueError: a batch limit below 1, fewer than 0 replicas, or a hold that is negative or not finite.
+        ValueError: a batch limit or a concurrency below 1, fewer than 0 replicas, or a hold that is negative or not
+            finite.
     """
 
     hardware: str
     max_batch_size: int
     replicas: int
     hold_s: float = 0.0
+    concurrency: int = 1
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1 or self.replicas < 0:
             raise ValueError(f"{self}: max_batch_size must be 1 or more and replicas 0 or more")
+        if self.concurrency < 1:
+            raise ValueError(f"{self}: concurrency must be 1 or more")
         if not (math.isfinite(self.hold_s) and self.hold_s >= 0):
             raise ValueError(f"{self}: hold_s must be finite and 0 or more")
 
@@ -55,7 +60,10 @@ def in_words(allocations: tuple[Allocation, ...]) -> str:
     """Return what a stage holds in words, such as "2 × cpu, batches up to 4, held 12 ms"; empty without replicas."""
     held_s = hold_of(allocations)
     words = " + ".join(
-        f"{a.replicas} × {a.hardware}, batches up to {a.max_batch_size}" for a in allocations if a.replicas
+        f"{a.replicas} × {a.hardware}, batches up to {a.max_batch_size}"
+        + (f", {a.concurrency} at once" if a.concurrency > 1 else "")
+        for a in allocations
+        if a.replicas
     )
     return f"{words}, held {format_duration(held_s)}" if held_s else words
 

@@ -81,6 +81,28 @@ class ServiceTime:
 
 
 @dataclass(frozen=True, slots=True)
+class Contention:
+    """How much longer batches take that a replica runs beside others, at one concurrency.
+
+    Args:
+        concurrency: batches in hand at a batch's start, itself included.
+        factors: time of such a batch over that of one alone, by ascending measured batch size.
+
+    Raises:
+        ValueError: a concurrency below 2, or a factor that is not finite, or below 1.
+    """
+
+    concurrency: int
+    factors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 2:
+            raise ValueError(f"concurrency {self.concurrency} must be 2 or more: with 1 nothing contends")
+        if not all(math.isfinite(factor) and factor >= 1 for factor in self.factors):
+            raise ValueError(f"concurrency {self.concurrency}: factors {self.factors} must be finite and 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """One stage on one kind of hardware.
 
@@ -92,9 +114,12 @@ class Profile:
         variation: how batches of one size differ; None where all take S(b).
         waited_share: share of the service time in which a replica could have run and had no core, because it shared
             one; stops by its control group are no part of it.
+        contention: by ascending concurrency, what was measured of batches beside others; empty where a replica runs
+            one batch at a time.
+        most_replicas: replicas that are of use; None for any number.
 
     Raises:
-        ValueError: no service time for batch size 1, unordered batch sizes, a bad start-up time.
+        ValueError: no service time for batch size 1, unordered batch sizes or concurrencies, a bad start-up time.
     """
 
     stage: str
@@ -103,6 +128,8 @@ class Profile:
     start_up_s: float = 0.0
     variation: Variation | None = None
     waited_share: float = 0.0
+    contention: tuple[Contention, ...] = ()
+    most_replicas: int | None = None
 
     def __post_init__(self) -> None:
         sizes = [entry.batch_size for entry in self.service_times]
@@ -113,6 +140,15 @@ class Profile:
             raise ValueError(f"{where}: batch sizes {sizes} must ascend without repeats")
         if not (math.isfinite(self.start_up_s) and self.start_up_s >= 0):
             raise ValueError(f"{where}: start-up time {self.start_up_s} s must be 0 or more")
+        if any(a >= b for a, b in itertools.pairwise(self.concurrencies)):
+            raise ValueError(f"{where}: concurrencies {self.concurrencies} must ascend without repeats")
+        if any(len(entry.factors) != len(sizes) for entry in self.contention):
+            raise ValueError(f"{where}: a concurrency has other batch sizes than {sizes}")
+
+    @property
+    def concurrencies(self) -> tuple[int, ...]:
+        """Concurrencies that were measured, ascending from 1."""
+        return (1, *(entry.concurrency for entry in self.contention))
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -130,11 +166,53 @@ class Profile:
                 useful.append(entry.batch_size)
         return tuple(useful)
 
-    def service_time_s(self, batch_size: int) -> float:
-        """Mean S(b), linear between measured batch sizes.
+    def beside(self, concurrency: int) -> Profile:
+        """Return the profile of batches at whose start a replica has so many in hand, themselves included."""
+        if concurrency == 1:
+            return replace(self, contention=())
+        times = []
+        for entry in self.service_times:
+            factor = self.slowed(entry.batch_size, concurrency)
+            longer = replace(
+                entry,
+                mean_s=entry.mean_s * factor,
+                fixed_s=entry.fixed_s * factor,
+                quantiles_s=tuple(q * factor for q in entry.quantiles_s),
+            )
+            times.append(longer)
+        return replace(self, service_times=tuple(times), contention=())
+
+    def slowed(self, batch_size: int, concurrency: float) -> float:
+        """Return how many times as long a batch takes beside others, linear between what was measured.
+
+        Args:
+            batch_size: b, within those measured.
+            concurrency: batches in hand at its start, itself included; a mean need not be whole.
 
         Raises:
-            ValueError: a batch size below 1 or above the largest measured.
+            ValueError: a concurrency below 1 or above the largest measured.
+        """
+        if concurrency == 1:
+            return 1.0
+        known = self.concurrencies
+        if not 1 <= concurrency <= known[-1]:
+            raise ValueError(
+                f"stage {self.stage!r} on {self.hardware!r}: concurrency {concurrency:g} was never profiled "
+                f"(1 to {known[-1]} were); run `inferline-stream profile`"
+            )
+        factors = [1.0]
+        factors += [_interpolated(self.batch_sizes, entry.factors, batch_size) for entry in self.contention]
+        return _interpolated(known, factors, concurrency)
+
+    def service_time_s(self, batch_size: int, concurrency: float = 1) -> float:
+        """Mean S(b), linear between measured batch sizes, and between measured concurrencies.
+
+        Args:
+            batch_size: b.
+            concurrency: batches that the replica has in hand at its start, itself included.
+
+        Raises:
+            ValueError: a batch size or a concurrency below 1 or above the largest measured.
         """
         sizes = self.batch_sizes
         if not 1 <= batch_size <= sizes[-1]:
@@ -142,7 +220,8 @@ class Profile:
                 f"stage {self.stage!r} on {self.hardware!r}: batch size {batch_size} was never profiled "
                 f"(1 to {sizes[-1]} were); run `inferline-stream profile`"
             )
-        return _interpolated(sizes, [entry.mean_s for entry in self.service_times], batch_size)
+        alone_s = _interpolated(sizes, [entry.mean_s for entry in self.service_times], batch_size)
+        return alone_s if concurrency == 1 else alone_s * self.slowed(batch_size, concurrency)
 
     def fixed_s(self, batch_size: int) -> float:
         """Part of S(b) that does not depend on what the events ask for, linear between measured batch sizes."""
@@ -156,12 +235,12 @@ class Profile:
         """The same profile where every batch takes the mean of its size, as in the paper."""
         return replace(self, variation=None)
 
-    def throughput(self, batch_size: int) -> float:
-        """µ = b / S(b), events per second of one replica that always runs this batch size."""
-        return batch_size / self.service_time_s(batch_size)
+    def throughput(self, batch_size: int, concurrency: int = 1) -> float:
+        """µ = c·b / S(b), events per second of one replica that always runs c batches of this size."""
+        return concurrency * batch_size / self.service_time_s(batch_size, concurrency)
 
 
-def _interpolated(sizes: Sequence[int], values: Sequence[float], size: int) -> float:
+def _interpolated(sizes: Sequence[int], values: Sequence[float], size: float) -> float:
     right = bisect.bisect_left(sizes, size)
     if sizes[right] == size:
         return values[right]
@@ -240,7 +319,10 @@ class PipelineProfile:
 
     def throughput(self, stage: str, allocations: Sequence[Allocation]) -> float:
         """Return how many events per second replicas of a stage serve in full batches."""
-        return sum(a.replicas * self.profiles[stage, a.hardware].throughput(a.max_batch_size) for a in allocations)
+        return sum(
+            a.replicas * self.profiles[stage, a.hardware].throughput(a.max_batch_size, a.concurrency)
+            for a in allocations
+        )
 
     def steady(self) -> PipelineProfile:
         """The same where every batch takes the mean of its size, as in the paper."""

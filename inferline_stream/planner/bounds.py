@@ -218,12 +218,13 @@ class Bounds:
         return self.latency_possible(candidate)
 
     def fastest_rate(self, stage: int, option: Option) -> float:
-        """Most events per second that one replica of a stage serves."""
-        return max(self.most_rate(stage, (replace(a, replicas=1),)) for a in option if a.replicas)
+        """Most events per second that one replica of a stage serves, one batch after the other."""
+        return max(self.most_rate(stage, (replace(a, replicas=1, concurrency=1),)) for a in option if a.replicas)
 
     def most_rate(self, stage: int, option: Option) -> float:
         """Most events per second that a stage's replicas serve in time, whatever their batches and their luck."""
-        return sum(a.replicas * self._most(stage, a.hardware, a.max_batch_size) for a in option)
+        # Nothing is faster beside others than alone.
+        return sum(a.replicas * a.concurrency * self._most(stage, a.hardware, a.max_batch_size) for a in option)
 
     def _most(self, stage: int, kind: str, limit: int) -> float:
         name = self.problem.shape.stages[stage]
@@ -254,23 +255,35 @@ class Bounds:
         error = LUCK * deviation / math.sqrt(max(1.0, allowed / size))
         return max(float(times_s[0]), mean - min(error, error**2))
 
-    def fewest_replicas(self, stage: int, hardware: str, max_batch_size: int | None = None) -> int | None:
+    def fewest_replicas(
+        self, stage: int, hardware: str, max_batch_size: int | None = None, concurrency: int | None = None
+    ) -> int | None:
         """Replicas of one kind below which the stage cannot serve fast enough; None if no number it may have can.
 
         Args:
             stage: position of the stage.
             hardware: the kind.
             max_batch_size: the batch limit; None for the best one.
+            concurrency: batches in hand at once; None for the most profiled.
         """
         name = self.problem.shape.stages[stage]
-        limit = max_batch_size or batch_limits(self.problem, name, hardware)[-1]
-        rate = self.most_rate(stage, (Allocation(hardware, limit, 1),))
+        one = self._largest(name, hardware)
+        one = replace(
+            one, max_batch_size=max_batch_size or one.max_batch_size, concurrency=concurrency or one.concurrency
+        )
+        rate = self.most_rate(stage, (one,))
         cap = replica_cap(self.problem, name, hardware)
         needed = math.floor(self.required_rate[stage] / rate) + 1 if rate > 0 else _MOST_REPLICAS
         needed = max(needed, self._slots[stage])
-        if needed > cap or math.isinf(self.required_rate[stage]) or rate <= self.key_rate[stage]:
+        one_by_one = rate / one.concurrency
+        if needed > cap or math.isinf(self.required_rate[stage]) or one_by_one <= self.key_rate[stage]:
             return None
         return needed if needed <= _MOST_REPLICAS else None
+
+    def _largest(self, stage: str, kind: str) -> Allocation:
+        """One replica with the largest batch limit and the most batches at once."""
+        concurrency = self.problem.measured.profiles[stage, kind].concurrencies[-1]
+        return Allocation(kind, batch_limits(self.problem, stage, kind)[-1], 1, concurrency=concurrency)
 
     def least_price(self, stage: int, hardware: str) -> float:
         """Dollars per hour below which the stage cannot be served by one kind; infinite if not at all."""
@@ -287,7 +300,7 @@ class Bounds:
         name = self.problem.shape.stages[stage]
         offers = []
         for kind in hardware_kinds(self.problem, name):
-            one = self.most_rate(stage, (Allocation(kind, batch_limits(self.problem, name, kind)[-1], 1),))
+            one = self.most_rate(stage, (self._largest(name, kind),))
             offers.append((self.problem.catalogue[kind].price_per_hour, one, replica_cap(self.problem, name, kind)))
         return _least_cover(offers, self.required_rate[stage] if rate is None else rate)
 
@@ -409,12 +422,14 @@ def service_rate(problem: Problem, stage: int, option: Option) -> float:
     """Events per second that a stage's replicas serve in the batches that suit them best, on average."""
     name = problem.shape.stages[stage]
     return sum(
-        a.replicas * _best_throughput(problem.measured.profiles[name, a.hardware], a.max_batch_size) for a in option
+        a.replicas * _best_throughput(problem.measured.profiles[name, a.hardware], a.max_batch_size, a.concurrency)
+        for a in option
     )
 
 
-def _best_throughput(profile: Profile, limit: int) -> float:
-    return max(size / profile.service_time_s(size) for size in _sizes(profile, limit))
+def _best_throughput(profile: Profile, limit: int, concurrency: int) -> float:
+    levels = [c for c in profile.concurrencies if c < concurrency] + [concurrency]
+    return max(c * size / profile.service_time_s(size, c) for size in _sizes(profile, limit) for c in levels)
 
 
 def _sizes(profile: Profile, limit: int) -> list[int]:

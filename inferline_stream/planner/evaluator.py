@@ -274,7 +274,8 @@ class Evaluator:
 def _without_limit(candidate: Candidate, stage: int) -> Hashable:
     """What is left of a candidate without a stage's batch limit."""
     *others, last = candidate[stage]
-    return replaced(candidate, stage, tuple(others)), stage, last.hardware, last.replicas, last.hold_s
+    held = (last.hardware, last.replicas, last.hold_s, last.concurrency)
+    return replaced(candidate, stage, tuple(others)), stage, held
 
 
 def _ancestors(problem: Problem) -> list[frozenset[int]]:

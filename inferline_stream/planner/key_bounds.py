@@ -22,6 +22,7 @@ def busiest_key(problem: Problem, stage: int, held: Sequence[Allocation] = ()) -
     if not keys.shares or name not in keys.ordered or name in problem.partitions:
         return None
     key, share = keys.shares[0]
+    # Batches of one key follow each other: what a replica runs beside them is of no use to it.
     limits = {a.hardware: a.max_batch_size for a in held if a.replicas}
     served: dict[str, float] = {}
     for kind in hardware_kinds(problem, name):

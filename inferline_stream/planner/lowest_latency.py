@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import (
     Candidate,
     Option,
     Problem,
-    batch_limits,
     hardware_kinds,
     in_stock,
     replaced,
     replica_cap,
+    replica_forms,
 )
 
 PLENTY = 64
@@ -26,7 +28,7 @@ def lowest_latency(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, f
     """
     candidate: Candidate = tuple(
         max(
-            (_most(problem, s, k, 1) for k in hardware_kinds(problem, s)),
+            (_most(problem, s, Allocation(k, 1, 1)) for k in hardware_kinds(problem, s)),
             key=lambda o: problem.measured.throughput(s, o),
         )
         for s in problem.shape.stages
@@ -36,8 +38,8 @@ def lowest_latency(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, f
     best = evaluator.quantile_s(candidate)
     for stage, name in enumerate(problem.shape.stages):
         for kind in hardware_kinds(problem, name):
-            for limit in batch_limits(problem, name, kind):
-                tried = replaced(candidate, stage, _most(problem, name, kind, limit))
+            for form in replica_forms(problem, name, kind):
+                tried = replaced(candidate, stage, _most(problem, name, form))
                 if tried != candidate and in_stock(problem, tried):
                     latency_s = evaluator.quantile_s(tried)
                     if latency_s < best:
@@ -45,6 +47,6 @@ def lowest_latency(problem: Problem, evaluator: Evaluator) -> tuple[Candidate, f
     return candidate, best
 
 
-def _most(problem: Problem, stage: str, kind: str, limit: int) -> Option:
+def _most(problem: Problem, stage: str, form: Allocation) -> Option:
     """As many replicas of a kind as the stage can have."""
-    return (Allocation(kind, limit, max(1, int(min(replica_cap(problem, stage, kind), PLENTY)))),)
+    return (replace(form, replicas=max(1, int(min(replica_cap(problem, stage, form.hardware), PLENTY)))),)

@@ -18,11 +18,11 @@ from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,
     Option,
-    batch_limits,
     cost_of,
     hardware_kinds,
     in_stock,
     replaced,
+    replica_forms,
 )
 from inferline_stream.planner.stage_options import in_place_of
 
@@ -79,9 +79,9 @@ def _choices(bounds: Bounds, candidate: Candidate) -> Iterator[tuple[int, Sequen
         for kind in hardware_kinds(problem, name):
             if prices[kind] >= prices[part.hardware] or prices[part.hardware] < worth:
                 continue
-            for limit in batch_limits(problem, name, kind):
+            for form in replica_forms(problem, name, kind):
                 for fewer in range(1, min(2, part.replicas) + 1):
-                    one = Allocation(kind, limit, 1, part.hold_s)
+                    one = replace(form, hold_s=part.hold_s)
                     yield stage, in_place_of(bounds, stage, option, part=part, fewer=fewer, one=one)
         if len(option) > 1:
             others = [a for a in option if a is not part]

@@ -14,8 +14,8 @@ class OptionCache(Generic[T]):
 
     def __init__(self) -> None:
         self._found: dict[Option, T] = {}
-        # By kind, replicas and hold: the largest batch under some limit that it did not reach, and what came of it.
-        self._unreached: dict[tuple[str, int, float], tuple[int, T]] = {}
+        # By kind, replicas, hold and concurrency: the largest batch under a limit not reached, and what came of it.
+        self._unreached: dict[tuple[str, int, float, int], tuple[int, T]] = {}
 
     def __contains__(self, option: Option) -> bool:
         if option not in self._found and len(option) == 1:
@@ -34,5 +34,5 @@ class OptionCache(Generic[T]):
             self._unreached[_without_limit(option)] = (largest, result)
 
 
-def _without_limit(option: Option) -> tuple[str, int, float]:
-    return option[0].hardware, option[0].replicas, option[0].hold_s
+def _without_limit(option: Option) -> tuple[str, int, float, int]:
+    return option[0].hardware, option[0].replicas, option[0].hold_s, option[0].concurrency

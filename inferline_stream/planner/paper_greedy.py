@@ -14,7 +14,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds
@@ -169,7 +169,7 @@ def with_batch_doubled(problem: Problem, candidate: Candidate, stage: int) -> Ca
     larger = next((size for size in sizes if size > allocation.max_batch_size), None)
     if larger is None:
         return None
-    return replaced(candidate, stage, (Allocation(allocation.hardware, larger, allocation.replicas),))
+    return replaced(candidate, stage, (replace(allocation, max_batch_size=larger),))
 
 
 def minimise_cost(search: Search, candidate: Candidate) -> Candidate:
@@ -280,4 +280,4 @@ def _first_feasible(search: Search, candidate: Candidate, stage: int, kind: str)
 
 
 def _with_replicas(allocation: Allocation, count: int) -> Option:
-    return (Allocation(allocation.hardware, allocation.max_batch_size, count),)
+    return (replace(allocation, replicas=count),)

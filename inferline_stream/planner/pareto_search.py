@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import Departures, evaluate, fastest_rest_s, simulate_stage
-from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.holds import holds
@@ -28,11 +27,11 @@ from inferline_stream.planner.problem import (
     Candidate,
     Option,
     arrival_rates,
-    batch_limits,
     hardware_kinds,
     in_machine,
     price_of,
     replica_cap,
+    replica_forms,
     rest_s,
 )
 from inferline_stream.planner.stage_options import stage_options
@@ -344,13 +343,13 @@ def plentiful(evaluator: Evaluator, stage: int) -> Option:
     required = evaluator.bounds.required_rate[stage]
     found: list[tuple[bool, float, Option]] = []
     for kind in hardware_kinds(problem, name):
-        for limit in batch_limits(problem, name, kind):
-            one: Option = (Allocation(kind, limit, 1),)
+        for form in replica_forms(problem, name, kind):
+            one: Option = (form,)
             wanted = math.ceil(4 * required / service_rate(problem, stage, one)) + 8
             count = max(1, int(min(wanted, replica_cap(problem, name, kind))))
-            option: Option = (Allocation(kind, limit, count),)
+            option: Option = (replace(form, replicas=count),)
             rate = service_rate(problem, stage, option)
             slow = rate <= 1.5 * required
-            time_s = problem.measured.profiles[name, kind].service_time_s(limit)
+            time_s = problem.measured.profiles[name, kind].service_time_s(form.max_batch_size, form.concurrency)
             found.append((slow, -rate if slow else time_s, option))
     return min(found, key=lambda entry: entry[:2])[2]

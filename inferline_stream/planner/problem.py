@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,15 +99,37 @@ def batch_limits(problem: Problem, stage: str, hardware: str) -> tuple[int, ...]
     return tuple(size for size in useful if size <= limit) or useful[:1]
 
 
+def replica_forms(problem: Problem, stage: str, hardware: str) -> tuple[Allocation, ...]:
+    """One replica of a kind in every form worth considering, by ascending batch limit and concurrency.
+
+    A form has a batch limit of `batch_limits` and a profiled concurrency, and serves more events per second than every
+    form with no more of both.
+    """
+    profile = problem.measured.profiles[stage, hardware]
+    found: dict[tuple[int, int], float] = {}
+    for limit, concurrency in itertools.product(batch_limits(problem, stage, hardware), profile.concurrencies):
+        throughput = profile.throughput(limit, concurrency)
+        if all(throughput > known for (b, c), known in found.items() if b <= limit and c <= concurrency):
+            found[limit, concurrency] = throughput
+    return tuple(Allocation(hardware, limit, 1, concurrency=concurrency) for limit, concurrency in found)
+
+
 def replica_cap(problem: Problem, stage: str, hardware: str) -> float:
-    """Most replicas of one kind that the stage can use: its partitions, the kind's stock and all cores bound it."""
+    """Most replicas of one kind that the stage can use: as its partitions, its server, stock and all cores bound it."""
     kind = problem.catalogue[hardware]
     stock = math.inf if kind.stock is None else kind.stock
     if kind.cores > 0 and math.isfinite(problem.cores):
         stock = min(stock, math.floor(problem.cores / kind.cores + _ROUNDING))
     if kind.gpu_stock is not None:
         stock = min(stock, math.floor(kind.gpu_stock / kind.gpus + _ROUNDING))
-    return min(stock, problem.partitions.get(stage, math.inf))
+    return min(stock, _most_in_all(problem, stage, (Allocation(hardware, 1, 1),)))
+
+
+def _most_in_all(problem: Problem, stage: str, option: Option) -> float:
+    """Replicas of a stage that are of use: one for each partition, and one that asks a server."""
+    bounds = [problem.measured.profiles[stage, a.hardware].most_replicas for a in option]
+    known = [most for most in bounds if most is not None]
+    return min([problem.partitions.get(stage, math.inf), *known])
 
 
 def cores_of(catalogue: Catalogue, option: Option) -> float:
@@ -138,7 +161,7 @@ def in_stock(problem: Problem, candidate: Candidate) -> bool:
     """
     held: dict[str, int] = {}
     for stage, option in zip(problem.shape.stages, candidate, strict=False):
-        if sum(a.replicas for a in option) > problem.partitions.get(stage, math.inf):
+        if sum(a.replicas for a in option) > _most_in_all(problem, stage, option):
             return False
         for a in option:
             held[a.hardware] = held.get(a.hardware, 0) + a.replicas

@@ -368,6 +368,7 @@ def candidate_of(problem: Problem, plan: Plan) -> Candidate | None:
             or any(
                 a.hardware not in kinds
                 or a.max_batch_size > problem.measured.profiles[stage, a.hardware].batch_sizes[-1]
+                or a.concurrency > problem.measured.profiles[stage, a.hardware].concurrencies[-1]
                 for a in held
             )
         ):

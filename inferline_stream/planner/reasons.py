@@ -10,7 +10,15 @@ from inferline_stream.pipeline.plan import Allocation, hold_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.key_bounds import key_bound, without_order
-from inferline_stream.planner.problem import Candidate, Option, batch_limits, hardware_kinds, replaced, slots
+from inferline_stream.planner.problem import (
+    Candidate,
+    Option,
+    batch_limits,
+    hardware_kinds,
+    replaced,
+    replica_forms,
+    slots,
+)
 
 
 class Reasons:
@@ -42,6 +50,9 @@ class Reasons:
             yield self._batch(stage, place)
         if len(self._candidate[stage]) > 1:
             yield self._mixture(stage)
+        for part in self._candidate[stage]:
+            if part.concurrency > 1:
+                yield self._concurrency(stage, part)
         if hold_of(self._candidate[stage]):
             yield self._hold(stage)
         yield self._count(stage)
@@ -66,7 +77,8 @@ class Reasons:
     def _per_million(self, name: str, kind: str) -> float:
         """Dollars per million events in full batches of the best size."""
         profile = self._problem.measured.profiles[name, kind]
-        fastest = max(profile.throughput(limit) for limit in batch_limits(self._problem, name, kind))
+        forms = replica_forms(self._problem, name, kind)
+        fastest = max(profile.throughput(form.max_batch_size, form.concurrency) for form in forms)
         return self._problem.catalogue[kind].price_per_hour / 3600 / fastest * 1e6
 
     def _batch(self, stage: int, place: int) -> str:
@@ -82,6 +94,18 @@ class Reasons:
             return f"{words}; larger ones serve no more, were not profiled, or are not allowed"
         changed = (*option[:place], replace(part, max_batch_size=larger), *option[place + 1 :])
         return f"{words}; with batches up to {larger} P99 would be {self._p99(stage, changed)}"
+
+    def _concurrency(self, stage: int, part: Allocation) -> str:
+        profile = self._problem.measured.profiles[self._problem.shape.stages[stage], part.hardware]
+        limit, at_once = part.max_batch_size, part.concurrency
+        gain = profile.throughput(limit, at_once) / profile.throughput(limit)
+        words = (
+            f"with {at_once} batches at once each takes {profile.slowed(limit, at_once):.2g} × as long as alone, and "
+            f"{gain:.2g} × as many events are served per second"
+        )
+        if at_once == profile.concurrencies[-1]:
+            return f"{words}; more at once serve no more, were not profiled, or are not allowed"
+        return words
 
     def _dispatchers(self, stage: int) -> Iterator[str]:
         count, overheads = slots(self._problem)[stage], self._problem.measured.overheads

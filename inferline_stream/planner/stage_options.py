@@ -13,10 +13,10 @@ from inferline_stream.planner.problem import (
     COST_EPSILON,
     Option,
     Problem,
-    batch_limits,
     hardware_kinds,
     price_of,
     replica_cap,
+    replica_forms,
 )
 
 THINNING = 10
@@ -53,11 +53,11 @@ def stage_options(
 def _options(bounds: Bounds, stage: int, dearest: float, *, thinned: bool) -> Iterator[Option]:
     problem, name = bounds.problem, bounds.problem.shape.stages[stage]
     for kind in hardware_kinds(problem, name):
-        for limit in batch_limits(problem, name, kind):
-            fewest = bounds.fewest_replicas(stage, kind, limit)
+        for form in replica_forms(problem, name, kind):
+            fewest = bounds.fewest_replicas(stage, kind, form.max_batch_size, form.concurrency)
             if fewest is not None:
                 for count in _counts(problem, name, kind, fewest=fewest, dearest=dearest, thinned=thinned):
-                    yield (Allocation(kind, limit, count),)
+                    yield (replace(form, replicas=count),)
 
 
 def _counts(problem: Problem, name: str, kind: str, *, fewest: int, dearest: float, thinned: bool) -> Iterator[int]:
@@ -80,10 +80,10 @@ def topped_up(bounds: Bounds, stage: int, dearest: float) -> list[Option]:
         stock = problem.catalogue[scarce].stock
         if stock is None or stock * problem.catalogue[scarce].price_per_hour > dearest:
             continue
-        limits = itertools.product(batch_limits(problem, name, scarce), batch_limits(problem, name, other))
-        for limit, other_limit in limits:
+        forms = itertools.product(replica_forms(problem, name, scarce), replica_forms(problem, name, other))
+        for form, other_form in forms:
             for count in _counts(problem, name, other, fewest=1, dearest=dearest, thinned=True):
-                option = combined(problem, [Allocation(scarce, limit, stock), Allocation(other, other_limit, count)])
+                option = combined(problem, [replace(form, replicas=stock), replace(other_form, replicas=count)])
                 if service_rate(problem, stage, option) > bounds.required_rate[stage]:
                     found.append(option)
     return found
@@ -106,10 +106,10 @@ def mixtures(bounds: Bounds, stage: int, option: Option) -> list[Option]:
     problem, name = bounds.problem, bounds.problem.shape.stages[stage]
     found: dict[Option, None] = {}
     for part, kind in itertools.product(option, hardware_kinds(problem, name)):
-        for fewer, limit in itertools.product((0, 1, 2), batch_limits(problem, name, kind)):
+        for fewer, form in itertools.product((0, 1, 2), replica_forms(problem, name, kind)):
             if kind == part.hardware or fewer > part.replicas:
                 continue
-            one = Allocation(kind, limit, 1, part.hold_s)
+            one = replace(form, hold_s=part.hold_s)
             every = in_place_of(bounds, stage, option, part=part, fewer=fewer, one=one)
             if fewer == 0:
                 tried = every[:MOST_BESIDE]
@@ -150,7 +150,7 @@ def in_place_of(
 
 
 def combined(problem: Problem, allocations: list[Allocation]) -> Option:
-    """One allocation per kind, cheapest kind first; of two batch limits of a kind the later one holds."""
+    """One allocation per kind, cheapest kind first; of two forms of a kind the later one holds."""
     held: dict[str, Allocation] = {}
     for a in allocations:
         before = held[a.hardware].replicas if a.hardware in held else 0

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
 from inferline_stream.estimator.workload import Workload
-from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.holds import holds
@@ -29,12 +28,12 @@ from inferline_stream.planner.problem import (
     Candidate,
     Option,
     arrival_rates,
-    batch_limits,
     cost_of,
     hardware_kinds,
     price_of,
     replaced,
     replica_cap,
+    replica_forms,
 )
 from inferline_stream.planner.stage_options import THINNING, combined, mixtures, stage_options
 
@@ -263,16 +262,23 @@ class Surrogate:
         for kind in hardware_kinds(problem, name):
             each = problem.catalogue[kind].price_per_hour
             pairs = holds(problem, stage, kind, rate=self._rates[stage], within_s=within_s)
+            forms = replica_forms(problem, name, kind)
             count = int(min(math.ceil(price / each - 1e-9) - 1, replica_cap(problem, name, kind))) if each > 0 else 0
             if count <= self._in_vain.get((stage, kind), 0):
                 continue
             began = len(found)
             while pairs and count > 0:
-                options = [(Allocation(kind, limit, count, hold_s),) for limit, hold_s in pairs]
+                options = [
+                    (replace(form, replicas=count, hold_s=hold_s),)
+                    for limit, hold_s in pairs
+                    for form in forms
+                    if form.max_batch_size == limit
+                ]
                 # The largest limits first: those that no batch reaches need not be simulated.
                 tried = [(i, o) for i, o in enumerate(options) if self._keeps_up(stage, o)]
                 ranked = sorted((self._alone_s(stage, o), i) for i, o in reversed(tried))
-                pairs = [pairs[i] for late_s, i in ranked[:BEST_HOLDS] if late_s <= self._target_s * NEAR]
+                best = [options[i][0] for late_s, i in ranked[:BEST_HOLDS] if late_s <= self._target_s * NEAR]
+                pairs = list(dict.fromkeys((a.max_batch_size, a.hold_s) for a in best))
                 found += [options[i] for late_s, i in ranked if late_s <= self._target_s * NEAR]
                 if len(found) == began:
                     self._in_vain[stage, kind] = count
@@ -355,6 +361,6 @@ def nearby(bounds: Bounds, stage: int, option: Option) -> list[Option]:
         others = [a for a in option if a is not part]
         cap = replica_cap(problem, name, part.hardware)
         counts = [n for n in range(part.replicas - 2, part.replicas + 3) if 0 < n <= cap]
-        for limit in reversed(batch_limits(problem, name, part.hardware)):
-            found += [combined(problem, [*others, replace(part, max_batch_size=limit, replicas=n)]) for n in counts]
+        for form in reversed(replica_forms(problem, name, part.hardware)):
+            found += [combined(problem, [*others, replace(form, hold_s=part.hold_s, replicas=n)]) for n in counts]
     return [o for o in found if service_rate(problem, stage, o) > bounds.required_rate[stage]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inferline_stream.errors import UsageError
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocations, hold_of
@@ -104,6 +105,12 @@ class _Loop:
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
         self._end_s = float(workload.entry_s[-1]) if len(workload) else 0.0
+        several = [name for name in shape.stages for a in allocations[name] if a.concurrency > 1]
+        if several:
+            raise UsageError(
+                f"stage {several[0]!r} runs several batches at once, which replays do not simulate yet; leave out its "
+                "concurrency, or look at the plan with `explain`"
+            )
         setups = [
             StageSetup(
                 name,

@@ -41,6 +41,8 @@ class Reason(StrEnum):
     """People or the cluster set other limits."""
     STOCK_EXHAUSTED = "stock_exhausted"
     """More replicas are needed than the hardware in stock can give."""
+    SERVER_LIMIT = "server_limit"
+    """The model server that a stage asks gives no more: more replicas would only ask the same one."""
     OVERSUBSCRIBED = "oversubscribed"
     """Others take the cores that replicas were planned with: more replicas would only share what is left."""
     PARTITION_STUCK = "partition_stuck"

@@ -25,10 +25,11 @@ class Kind:
         hardware: its name.
         planned: replicas that the plan has of it.
         max_batch_size: the planned batch limit.
-        throughput: µ of one replica at that limit, as profiled.
-        service_time_s: S of a full batch.
+        throughput: µ of one replica that runs as many full batches as it may, as profiled.
+        service_time_s: S of a full batch then.
         price_per_hour: dollars per replica and hour.
         start_up_s: from asking for a replica to its READY, as profiled.
+        concurrency: most batches that a replica has in hand.
     """
 
     hardware: str
@@ -38,6 +39,7 @@ class Kind:
     service_time_s: float
     price_per_hour: float
     start_up_s: float
+    concurrency: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class StageBasis:
         visit_ratio: s, visits per event.
         hold_s: how long a free replica waits for a fuller batch.
         slots: its dispatchers: each needs a replica, for its partitions are served by no other one's.
+        most_replicas: that are of use; None for any number.
     """
 
     name: str
@@ -57,6 +60,7 @@ class StageBasis:
     visit_ratio: float
     hold_s: float = 0.0
     slots: int = 1
+    most_replicas: int | None = None
 
     planned: int = field(init=False)
     """k⁰, replicas planned over all kinds."""
@@ -132,7 +136,7 @@ def _backlog_bound(stage: StageBasis, arrivals: ArrivalCurve) -> float:
     """Network calculus' bound, with a batch more of every replica: batches upstream bunch what arrives."""
     if not stage.planned or stage.visit_ratio <= 0:
         return 0.0
-    replicas = tuple((k.max_batch_size, k.service_time_s, k.planned) for k in stage.kinds if k.planned)
+    replicas = tuple((k.max_batch_size, k.service_time_s, k.planned * k.concurrency) for k in stage.kinds if k.planned)
     service = ServiceCurve(replicas, stage.hold_s)
     return backlog_bound(arrivals.thinned(stage.visit_ratio), service) + service.in_service
 
@@ -159,7 +163,9 @@ def insured(
 
     for multiple, share in layers:
         left = share * cost
-        open_stages = [stage for stage in stages if stage.visit_ratio > 0 and stage.planned > 0]
+        open_stages = [
+            stage for stage in stages if stage.visit_ratio > 0 and stage.planned > 0 and stage.most_replicas is None
+        ]
         while open_stages:
             tight = min(open_stages, key=lambda stage: supply(stage) / stage.visit_ratio)
             if supply(tight) >= multiple * arrival_rate * tight.visit_ratio:
@@ -213,14 +219,16 @@ def basis_of(
                     hardware=allocation.hardware,
                     planned=allocation.replicas,
                     max_batch_size=allocation.max_batch_size,
-                    throughput=profile.throughput(allocation.max_batch_size),
-                    service_time_s=profile.service_time_s(allocation.max_batch_size),
+                    throughput=profile.throughput(allocation.max_batch_size, allocation.concurrency),
+                    service_time_s=profile.service_time_s(allocation.max_batch_size, allocation.concurrency),
                     price_per_hour=catalogue[allocation.hardware].price_per_hour,
                     start_up_s=profile.start_up_s,
+                    concurrency=allocation.concurrency,
                 )
             )
-        held = StageBasis(name, tuple(kinds), plan.visit_ratios[name], hold_of(allocations), plan.slots.get(name, 1))
-        stages.append(held)
+        most = measured.profiles[name, allocations[0].hardware].most_replicas
+        slots = plan.slots.get(name, 1)
+        stages.append(StageBasis(name, tuple(kinds), plan.visit_ratios[name], hold_of(allocations), slots, most))
     used = {kind.hardware for stage in stages for kind in stage.kinds}
     return Basis(
         slo_s=plan.slo_s,

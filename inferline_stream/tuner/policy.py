@@ -83,7 +83,7 @@ def _raised(
         for hardware in left:
             left[hardware] -= now.get(hardware, 0) - before.get(hardware, 0)
         wanted[stage.name] = now
-        if fit.short is not None:
+        if fit.short is not None and not (fit.short is Reason.SERVER_LIMIT and demand.reason is Reason.INSURANCE):
             given = sum(now.values())
             short.append(
                 Doubt(fit.short, stage.name, f"stage {stage.name!r} needs more than {given} replicas: {demand.detail}")

@@ -58,6 +58,9 @@ def more(
         if maximum is not None and sum(now.values()) >= maximum:
             short = Reason.LIMIT_CHANGED
             break
+        if stage.most_replicas is not None and sum(now.values()) >= stage.most_replicas:
+            short = Reason.SERVER_LIMIT
+            break
         kinds = [kind for kind in stage.kinds if left.get(kind.hardware, 1) > 0 and throughputs[kind.hardware] > 0]
         if not kinds:
             short = Reason.STOCK_EXHAUSTED

@@ -63,6 +63,11 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
     assert sum(s.owners is None and s.limits.size > 1 for s in keyed) > 50
     assert sum(s.hold_s > 0 for s in keyed) > 50
     assert sum(0 < s.order_slo_s < np.inf for s in keyed) > 50
+    assert sum(s.levels > 1 for s in queues) > 50
+    assert sum(s.levels > 1 and s.limits.size > 1 for s in queues) > 30
+    assert sum(s.levels > 1 and s.varies for s in queues) > 20
+    assert sum(s.levels > 1 and s.hold_s > 0 for s in queues) > 15
+    assert sum(s.levels > 1 for s in keyed) > 15
     unordered = [replace(p.workload, ordered=frozenset()) for p in pipelines]
     changed = [
         not same(evaluate(p.workload, p.stations).latency_s, evaluate(w, p.stations).latency_s)

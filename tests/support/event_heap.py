@@ -68,8 +68,12 @@ class _Batch:
 @dataclass(slots=True)
 class _Replica:
     kind: int
-    busy: bool = False
-    busy_until_s: float = -math.inf
+    places: int
+    ends_s: list[float] = field(default_factory=list)  # of the batches in hand
+
+    @property
+    def full(self) -> bool:
+        return len(self.ends_s) == self.places
 
 
 @dataclass(slots=True)
@@ -107,7 +111,7 @@ class _Simulation:
                 _Stage(
                     pool,
                     workload.key("service", s),
-                    [_Replica(int(kind)) for kind in pool.kinds],
+                    [_Replica(int(k), int(places)) for k, places in zip(pool.kinds, pool.places, strict=True)],
                     [[] for _ in range(1 if station.owners is None else station.owners.size)],
                     keys={event: key for event, key in enumerate(workload.lanes(s).tolist()) if key},
                 )
@@ -191,11 +195,11 @@ class _Simulation:
         if owners is not None:
             for r in range(len(stage.replicas)):
                 held = [p for p in range(len(stage.waiting)) if owners[p] == r]
-                if not stage.replicas[r].busy:
+                if not stage.replicas[r].full:
                     self._start(now, s, slot, r, held)
             return
         while True:
-            free = [r for r, replica in enumerate(stage.replicas) if not replica.busy]
+            free = [r for r, replica in enumerate(stage.replicas) if not replica.full]
             if not (free and self._eligible(stage)):
                 return
             chosen = self._chosen(stage, free)
@@ -216,20 +220,27 @@ class _Simulation:
             return False
         within_s, served = self._expected_s(stage, chosen), 0
         for r, replica in enumerate(stage.replicas):
-            left_s, expected_s = replica.busy_until_s - now, self._expected_s(stage, r)
-            if replica.busy and (left_s + expected_s) * TIE < within_s:
-                served += int((within_s / TIE - left_s) / expected_s) * int(stage.station.limits[replica.kind])
+            for end_s in replica.ends_s:
+                # A batch that follows one of these finds the others that the replica has in hand now.
+                left_s, expected_s = end_s - now, self._expected_s(stage, r, len(replica.ends_s))
+                if (left_s + expected_s) * TIE < within_s:
+                    served += int((within_s / TIE - left_s) / expected_s) * int(stage.station.limits[replica.kind])
         return served >= len(self._eligible(stage))
 
     def _eligible(self, stage: _Stage) -> list[tuple[float, int]]:
         """What waits in the one queue, less the events of keys of which some are in hand."""
         return [entry for entry in stage.waiting[0] if stage.keys.get(entry[1]) not in stage.in_hand]
 
-    def _expected_s(self, stage: _Stage, r: int) -> float:
-        """How long a replica would take for what waits: the mean."""
-        station, kind = stage.station, stage.replicas[r].kind
-        size = min(int(station.limits[kind]), len(self._eligible(stage)))
-        return float(station.table[kind * station.width + size])
+    def _expected_s(self, stage: _Stage, r: int, in_hand: int | None = None) -> float:
+        """How long a replica would take for what waits: the mean. With one more in hand, or with so many."""
+        station, replica = stage.station, stage.replicas[r]
+        size = min(int(station.limits[replica.kind]), len(self._eligible(stage)))
+        row = self._row(station, replica.kind, len(replica.ends_s) + 1 if in_hand is None else in_hand, size)
+        return float(station.table[row])
+
+    @staticmethod
+    def _row(station: Station, kind: int, in_hand: int, size: int) -> int:
+        return (kind * station.levels + in_hand - 1) * station.width + size
 
     def _start(self, now: float, s: int, slot: int, r: int, held: list[int]) -> bool:
         """Start a batch on a free replica if there is one to start."""
@@ -253,9 +264,9 @@ class _Simulation:
             stage.waiting[0] = [entry for entry in stage.waiting[0] if entry[1] not in batch]
             stage.in_hand += [stage.keys[event] for event in batch if event in stage.keys]
         self.batches += 1
-        replica.busy = True
-        end = now + self._service_s(station, replica.kind, batch, stage.service_key)
-        replica.busy_until_s = end
+        row = self._row(station, replica.kind, len(replica.ends_s) + 1, len(batch))
+        end = now + self._service_s(station, replica.kind, row, batch, stage.service_key)
+        replica.ends_s.append(end)
         order = self.batches if station.owners is None else r
         self.log += [Happening(now, s, event, "starts", self._number(s, slot, r), self.batches) for event in batch]
         self._plan(end, _BATCH_ENDS, (s, slot, now, order), s, slot, r, _Batch(now, order, self.batches, batch))
@@ -276,8 +287,7 @@ class _Simulation:
     def _rank_s(self, station: Station, arrival_s: float, event: int) -> float:
         return max(float(self.workload.entry_s[event]), arrival_s - station.order_slo_s)
 
-    def _service_s(self, station: Station, kind: int, batch: Sequence[int], key: int) -> float:
-        row = kind * station.width + len(batch)
+    def _service_s(self, station: Station, kind: int, row: int, batch: Sequence[int], key: int) -> float:
         if not station.varies:
             return float(station.table[row])
         fixed_s, per_unit_s, factors, units, largest = station.varying
@@ -289,7 +299,7 @@ class _Simulation:
 
     def _end(self, now: float, s: int, slot: int, r: int, batch: _Batch) -> None:
         stage = self.stages[s][slot]
-        stage.replicas[r].busy = False
+        stage.replicas[r].ends_s.remove(now)
         for event in batch.events:
             if event in stage.keys and stage.station.owners is None:
                 stage.in_hand.remove(stage.keys[event])

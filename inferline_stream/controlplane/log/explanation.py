@@ -29,6 +29,7 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.LOAD_FELL: "the load fitted fewer replicas",
         Reason.LIMIT_CHANGED: "people or the cluster set other limits",
         Reason.STOCK_EXHAUSTED: "more replicas were needed than there is hardware",
+        Reason.SERVER_LIMIT: "the model server of a stage gave no more",
         Reason.OVERSUBSCRIBED: "others took the cores that replicas were planned with",
         Reason.PARTITION_STUCK: "a partition stood still although its stage had capacity",
         Reason.INPUT_STALE: "arrivals or reports were missing or too old to decide on",

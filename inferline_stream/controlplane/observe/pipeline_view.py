@@ -159,7 +159,7 @@ class PipelineView:
         """A plan came into force, now or before this controller led."""
         plan = plan_from_bytes(bytes(stored.plan), "a stored plan")
         allocations = {
-            stage: tuple((a.hardware, a.max_batch_size, a.replicas, a.hold_s) for a in held)
+            stage: tuple((a.hardware, a.max_batch_size, a.replicas, a.hold_s, a.concurrency) for a in held)
             for stage, held in plan.allocations.items()
         }
         self.plans.append(
@@ -265,10 +265,21 @@ class PipelineView:
         profile = self.measured.profiles.get((stage, hardware))
         return min(kinds[0].max_batch_size, profile.batch_sizes[-1] if profile else kinds[0].max_batch_size)
 
-    def planned_throughput(self, stage: str, hardware: str) -> float:
-        """µ of one replica at its batch limit, as profiled; 1 where it never was."""
+    def concurrency(self, stage: str, hardware: str) -> int:
+        """Most batches that a replica has in hand by the plan; that of the stage's first kind for other hardware."""
+        kinds = self.plan.allocations[stage]
+        planned = {a.hardware: a.concurrency for a in kinds}
+        if hardware in planned:
+            return planned[hardware]
         profile = self.measured.profiles.get((stage, hardware))
-        return profile.throughput(self.batch_limit(stage, hardware)) if profile else 1.0
+        return min(kinds[0].concurrency, profile.concurrencies[-1] if profile else 1)
+
+    def planned_throughput(self, stage: str, hardware: str) -> float:
+        """µ of one replica at its limits, as profiled; 1 where it never was."""
+        profile = self.measured.profiles.get((stage, hardware))
+        return (
+            profile.throughput(self.batch_limit(stage, hardware), self.concurrency(stage, hardware)) if profile else 1.0
+        )
 
     def _throughput(self, stage: str, hardware: str, figures: StageFigures) -> float | None:
         slowdown = figures.slowdown.get(hardware)
@@ -378,6 +389,7 @@ class PipelineView:
             replicas=tuple(counts),
             max_batch_size=max(a.max_batch_size for a in self.plan.allocations[stage]),
             hold_s=hold_of(self.plan.allocations[stage]),
+            concurrency=max(a.concurrency for a in self.plan.allocations[stage]),
             arrival_rate=sum(rates),
             utilization=figures.utilization,
             wait_s=figures.wait_s,

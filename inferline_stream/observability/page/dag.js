@@ -5,7 +5,7 @@ export const sum = (values) => values.reduce((a, b) => a + b, 0);
 export const READY = 3, WANTED = 2, PENDING = 4;
 export const replicasOf = (stage, column) => sum(stage.replicas.map((r) => r[column]));
 const kindsOf = (stage) => stage.replicas.filter((r) => r[1] || r[2] || r[3]).map((r) => r[0]).join(" + ") || stage.replicas.map((r) => r[0]).join(" + ");
-const heldOf = (stage) => (stage.hold_s ? `, held ≤ ${seconds(stage.hold_s)}` : "");
+const heldOf = (stage) => (stage.concurrency > 1 ? `, ${stage.concurrency} at once` : "") + (stage.hold_s ? `, held ≤ ${seconds(stage.hold_s)}` : "");
 export const batchOf = (stage) => (stage.mean_batch_size === null ? `batch ≤ ${stage.max_batch_size}` : `batch ${number(stage.mean_batch_size, 2)} of ${stage.max_batch_size}`) + heldOf(stage);
 
 const HOT = 0.85;

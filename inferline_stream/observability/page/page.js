@@ -166,7 +166,7 @@ function decisions(state) {
   }), "None yet: traffic is within the plan.");
 }
 
-const allocated = (kinds) => (kinds ?? []).map(([hardware, batch, n, hold_s]) => `${n} × ${hardware}, batch ${batch}${hold_s ? `, held ${seconds(hold_s)}` : ""}`).join(" + ") || "none";
+const allocated = (kinds) => (kinds ?? []).map(([hardware, batch, n, hold_s, at_once]) => `${n} × ${hardware}, batch ${batch}${at_once > 1 ? `, ${at_once} at once` : ""}${hold_s ? `, held ${seconds(hold_s)}` : ""}`).join(" + ") || "none";
 
 function changed(plan, before) {
   const rows = Object.keys({ ...before?.allocations, ...plan.allocations }).map((stage) => [stage, allocated(before?.allocations[stage]), allocated(plan.allocations[stage])]);

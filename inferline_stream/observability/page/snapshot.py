@@ -57,6 +57,7 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
                     "replicas": [[c.hardware, c.planned, c.wanted, c.ready, c.pending] for c in stage.replicas],
                     "max_batch_size": stage.max_batch_size,
                     "hold_s": stage.hold_s,
+                    "concurrency": stage.concurrency,
                     "mean_batch_size": stage.mean_batch_size,
                     "batch_fill": stage.batch_fill,
                     "queued": stage.queued,

@@ -68,7 +68,7 @@ def test_a_plan_that_came_into_force_is_reported_with_what_it_holds() -> None:
     seen.planned(StoredPlan("c", 1, 12.0, "initial", "", msgspec.Raw(plan_to_bytes(PLAN)), 3))
     (shown,) = seen.state(60.0, 0.0, {}, envelope=(0, 0)).plans
     assert (shown.number, shown.time_s, shown.reason) == (3, 12.0, "initial")
-    assert shown.allocations == {"a": (("cpu", 4, 2, 0.012),)}
+    assert shown.allocations == {"a": (("cpu", 4, 2, 0.012, 1),)}
     assert seen.state(60.0, 0.0, {}, envelope=(0, 0)).stages[0].hold_s == 0.012
     assert (shown.cost_per_hour, shown.predicted_p99_s, shown.slo_s) == (0.2, 0.4, 0.5)
 

@@ -43,8 +43,31 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> Random
     if rng.random() < 0.2:
         times = times + 1.7e9
     workload = prepare(shape, measured, Trace(times), seed=seed, code=code)
-    stations = [random_station(rng, grid) for _ in shape.stages]
+    stations = [with_concurrency(random_station(rng, grid), seed + s) for s, _ in enumerate(shape.stages)]
     return RandomPipeline(workload, [with_slots(station, seed + s) for s, station in enumerate(stations)])
+
+
+def with_concurrency(station: Station, seed: int) -> Station:
+    """Some of the one queues with replicas that run up to four batches at once, the more the slower."""
+    rng = np.random.default_rng([seed, 4])
+    if station.owners is not None or rng.random() < 0.7:
+        return station
+    concurrency = rng.integers(1, 5, station.limits.size)
+    levels = int(concurrency.max())
+    longer = 2.0 ** rng.integers(0, 3, (station.limits.size, levels, 1))  # on the grid, if there is one
+    spread = {"table": station.table, "fixed_s": station.varying.fixed_s, "per_unit_s": station.varying.per_unit_s}
+    by_level = {
+        name: (rows.reshape(station.limits.size, 1, -1) * longer).ravel() for name, rows in spread.items() if rows.size
+    }
+    factors = station.varying.factors.reshape(station.limits.size, -1, LEVELS) if station.varies else None
+    varying = station.varying
+    if factors is not None:
+        varying = varying._replace(
+            fixed_s=by_level["fixed_s"],
+            per_unit_s=by_level["per_unit_s"],
+            factors=np.repeat(factors[:, None], levels, axis=1).reshape(-1, LEVELS),
+        )
+    return replace(station, table=by_level["table"], varying=varying, concurrency=concurrency)
 
 
 def with_slots(station: Station, seed: int) -> Station:

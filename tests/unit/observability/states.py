@@ -90,7 +90,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
         plans=(
             PlanRecord(1, 900.0, "initial", "", SLO_S, 0.21, 0.0665, 40.0, {"language": (("cpu-1", 8, 1, 0.0),)}),
             PlanRecord(
-                2, 950.0, "plan_saves", "more came", SLO_S, 0.2, 0.133, 55.0, {"language": (("cpu-1", 8, 2, 0.012),)}
+                2, 950.0, "plan_saves", "more came", SLO_S, 0.2, 0.133, 55.0, {"language": (("cpu-1", 8, 2, 0.012, 1),)}
             ),
         ),
     )
