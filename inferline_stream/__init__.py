@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from inferline_stream.errors import InferlineError, InvalidTopology
+    from inferline_stream.errors import InferlineError, InvalidTopology, ServerUnavailable
     from inferline_stream.pipeline.codec import Codec
     from inferline_stream.pipeline.emulation import Emulated
     from inferline_stream.pipeline.hardware import Hardware
     from inferline_stream.pipeline.isolation import Isolation
+    from inferline_stream.pipeline.model_server import OpenAI, OpenInference, RayServe
     from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic
 
 __all__ = [
@@ -24,8 +25,12 @@ __all__ = [
     "InferlineError",
     "InvalidTopology",
     "Isolation",
+    "OpenAI",
+    "OpenInference",
     "Pipeline",
+    "RayServe",
     "Sample",
+    "ServerUnavailable",
     "Stage",
     "Topic",
 ]
@@ -38,8 +43,12 @@ _ROOMS = {
     "InferlineError": "inferline_stream.errors",
     "InvalidTopology": "inferline_stream.errors",
     "Isolation": "inferline_stream.pipeline.isolation",
+    "OpenAI": "inferline_stream.pipeline.model_server",
+    "OpenInference": "inferline_stream.pipeline.model_server",
     "Pipeline": "inferline_stream.pipeline.topology",
+    "RayServe": "inferline_stream.pipeline.model_server",
     "Sample": "inferline_stream.pipeline.topology",
+    "ServerUnavailable": "inferline_stream.errors",
     "Stage": "inferline_stream.pipeline.topology",
     "Topic": "inferline_stream.pipeline.topology",
 }

@@ -11,6 +11,7 @@ InferlineError
 ├── GateFailed             6  the run ended, its SLO gate did not hold
 ├── StageFailed            1  a stage raised or broke its contract on a batch
 │   └── WorkerFailed          in the profiler's process (profiler.worker_process)
+├── ServerUnavailable      1  what a stage asks takes no batch now; raised by stages, too
 ├── LeadershipLost         1  another controller leads (kafka.controller_client)
 ├── KafkaFailed            1  Kafka refuses a record or a commit (kafka.records)
 └── FrameError             1  what came over a socket is no frame (dataplane.frames)
@@ -74,6 +75,21 @@ class GateFailed(InferlineError):
     """A run ended and its SLO gate did not hold."""
 
     exit_code = 6
+
+
+class ServerUnavailable(InferlineError):
+    """What a stage asks does not answer, or is busy: its batch goes back into the queue and runs again later.
+
+    A stage may raise it. No event is blamed for it, however often it is raised; while it is, the stage is held.
+
+    Args:
+        message: what is unavailable, and why.
+        wait_s: how long to wait before the next batch; the pauses grow of themselves up to a second.
+    """
+
+    def __init__(self, message: str, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
 
 
 class StageFailed(InferlineError):

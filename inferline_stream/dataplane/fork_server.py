@@ -23,11 +23,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from inferline_stream.dataplane.process_specs import ReplicaSpec, decode_replica_spec
 from inferline_stream.dataplane.replica import replica
-from inferline_stream.dataplane.replica.stage_call import StageCall
+from inferline_stream.dataplane.replica.stage_call import StageCall, built, new_event_loop
 from inferline_stream.dataplane.replica.stage_code import StageCode
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError
@@ -93,7 +94,11 @@ def _learned(spec: ReplicaSpec, code: StageCode) -> list[str]:
     if child == 0:
         try:
             known = set(sys.modules)
-            StageCall(code.run, spec.hardware)
+            build = partial(StageCall, code.run, spec.hardware)
+            if code.waits:
+                new_event_loop().run_until_complete(built(build))
+            else:
+                build()
             os.write(writing, json.dumps([name for name in sys.modules if name not in known]).encode())
         finally:
             os._exit(0)

@@ -34,7 +34,7 @@ class FrameError(InferlineError):
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Dispatcher to replica: run these events and answer with `Results` or `Broken`."""
+    """Dispatcher to replica: run these events and answer with `Results`, `Broken` or `Returned`."""
 
     epoch: int
     batch: int
@@ -111,8 +111,18 @@ class Broken(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """Whether that was the memory of its device, on one event: whatever else holds the memory is to blame."""
 
 
+class Returned(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Replica to dispatcher: the server that it asks has not taken a batch, through no fault of its events."""
+
+    epoch: int
+    batch: int
+    reason: str
+    wait_s: float = 0.0
+    """How long the server says to wait."""
+
+
 ToReplica = Batch | Leave
-ToDispatcher = Ready | Results | Broken
+ToDispatcher = Ready | Results | Broken | Returned
 
 _encoder = msgspec.msgpack.Encoder()
 _decode_to_replica = msgspec.msgpack.Decoder(ToReplica).decode

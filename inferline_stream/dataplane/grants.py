@@ -53,6 +53,10 @@ class Grant(msgspec.Struct, frozen=True, tag="grant"):
     """Profiled service time by hardware kind and batch size: for deadlines, and for who is likely to finish first."""
     sample: StageInput | None = None
     """An event that the stage is known to process: a fresh replica must pass it before another event is blamed."""
+    concurrency: dict[str, int] = {}
+    """Most batches that a replica of each hardware kind has in hand; 1 where it is missing."""
+    contention: dict[str, dict[int, dict[int, float]]] = {}
+    """By hardware kind, batches in hand and batch size, how many times as long as alone a batch takes."""
     version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:
@@ -63,6 +67,8 @@ class Grant(msgspec.Struct, frozen=True, tag="grant"):
             raise ValueError(f"slot {self.slot} of {self.slots}")
         if any(size < 1 for size in self.max_batch_sizes.values()):
             raise ValueError(f"batch sizes {self.max_batch_sizes}")
+        if any(count < 1 for count in self.concurrency.values()):
+            raise ValueError(f"concurrency {self.concurrency}")
 
 
 def grant_key(stage: str, slot: int) -> str:

@@ -29,6 +29,8 @@ class BatchStats(msgspec.Struct):
     service_s: float = 0.0
     squares: float = 0.0
     """Of the service times, in s²: how much they vary."""
+    in_hand: int = 0
+    """Batches that the replica had in hand when each began, itself included."""
 
 
 class ReplicaStatus(msgspec.Struct):
@@ -70,7 +72,7 @@ class PoolReport(msgspec.Struct):
     events: int = 0
     """Events that left the stage (result produced, skipped, or dead-lettered)."""
     busy_s: float = 0.0
-    """Sum over replicas of the time in which they had a batch in hand."""
+    """Sum over replicas of the time in which they had a batch in hand, by how many they may have."""
     replica_s: float = 0.0
     """Sum over replicas of the time in which they were ready."""
     wait_s: float = 0.0
@@ -121,7 +123,7 @@ class PoolReport(msgspec.Struct):
         if any(size < 1 for size in stats):
             raise ValueError(f"batch sizes {sorted(stats)}")
         numbers = [getattr(self, name) for name in _NUMBERS]
-        numbers += [n for of in stats.values() for n in (of.batches, of.service_s, of.squares)]
+        numbers += [n for of in stats.values() for n in (of.batches, of.service_s, of.squares, of.in_hand)]
         numbers += [*self.edges_taken.values(), *self.latency_buckets, *(r.start_up_s for r in self.replicas)]
         if any(abs(number) >= _MOST for number in numbers):
             raise ValueError("a number is out of range")

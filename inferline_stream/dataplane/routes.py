@@ -39,6 +39,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         entry_time_header: at an entry stage, a header that holds the entry time.
         source_max_bytes: largest record taken from the source; None for what Kafka takes.
         sink_max_bytes: largest result; None for what Kafka takes.
+        server_budget_s: longest that a replica may take over a batch that it asks a server for; 0 without a server.
     """
 
     pipeline: str
@@ -56,6 +57,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     entry_time_header: str | None = None
     source_max_bytes: int | None = None
     sink_max_bytes: int | None = None
+    server_budget_s: float = 0.0
 
     @cached_property
     def names(self) -> Names:
@@ -173,6 +175,7 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         entry_time_header=pipeline.source.timestamp_header if not own.after else None,
         source_max_bytes=pipeline.source.max_bytes if not own.after else None,
         sink_max_bytes=pipeline.sink.max_bytes,
+        server_budget_s=0.0 if own.server is None else own.server.budget_s,
     )
 
 

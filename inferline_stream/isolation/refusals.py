@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.pipeline.annotations import is_asynchronous
 
 
 class Refusals:
@@ -34,6 +35,8 @@ class Refusals:
         """A stage whose refusals are explained: the same function, or a class that builds and calls the same."""
         if not self._confinement.isolation.sandboxed:
             return run
+        if is_asynchronous(run):
+            return self._guarded_asynchronous(run)
         if not inspect.isclass(run):
 
             @functools.wraps(run)
@@ -55,6 +58,29 @@ class Refusals:
 
         Guarded.__qualname__ = run.__qualname__
         return Guarded
+
+    def _guarded_asynchronous(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        explained = self._explained
+        if not inspect.isclass(run):
+
+            @functools.wraps(run)
+            async def call(values: list[Any]) -> Any:
+                with explained():
+                    return await run(values)
+
+            return call
+
+        class GuardedAsynchronous:
+            def __init__(self) -> None:
+                with explained():
+                    self._call = run()
+
+            async def __call__(self, values: list[Any]) -> Any:
+                with explained():
+                    return await self._call(values)
+
+        GuardedAsynchronous.__qualname__ = run.__qualname__
+        return GuardedAsynchronous
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

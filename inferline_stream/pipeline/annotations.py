@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 
 import msgspec
 
+from inferline_stream.pipeline.model_server import ModelServer
+
 if TYPE_CHECKING:
     from inferline_stream.pipeline.topology import Stage
 
@@ -32,6 +34,10 @@ def types_of(stage: Stage) -> StageTypes:
     Raises:
         TypeError: as `stage_types` and `check_code_name` do.
     """
+    if stage.server is not None:
+        return served_types(stage.server)
+    if stage.run is None:
+        raise TypeError("has neither code nor a server; give a function, a class, or server=OpenInference(...)")
     if not isinstance(stage.run, str):
         return stage_types(stage.run)
     check_code_name(stage.run)
@@ -55,7 +61,7 @@ def stage_types(run: Callable[..., Any]) -> StageTypes:
         run: the stage's function, or the class whose instances are called.
 
     Raises:
-        TypeError: it cannot be called with one batch, is asynchronous, or its annotations are no
+        TypeError: it cannot be called with one batch, is a generator, or its annotations are no
             batches or cannot be resolved; the message says what to write instead.
     """
     function = _called(run)
@@ -64,6 +70,44 @@ def stage_types(run: Callable[..., Any]) -> StageTypes:
     return StageTypes(
         _event_type(hints.get(name, Any) if name else Any, "takes"), _event_type(hints.get("return", Any), "returns")
     )
+
+
+def served_types(server: ModelServer) -> StageTypes:
+    """Types of the events that a server's ``request`` takes and of the results that its ``response`` gives.
+
+    Raises:
+        TypeError: one is no importable plain function, or takes other arguments than it is called with.
+    """
+    if not isinstance(server, ModelServer):
+        raise TypeError(f"server {server!r} is none; write server=OpenInference(...), OpenAI(...) or RayServe(...)")
+    for role, function, most in (("request", server.request, 1), ("response", server.response, 2)):
+        name = getattr(function, "__qualname__", repr(function))
+        if not inspect.isroutine(function) or "<" in name:
+            raise TypeError(f"server {role} {name} is no function at the top of the file; write it with `def` there")
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"server {role} {name} is asynchronous; write a plain function")
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # a builtin that does not give its signature
+            continue
+        for count in range(1, most + 1):
+            try:
+                signature.bind(*(object(),) * count)
+                break
+            except TypeError:
+                continue
+        else:
+            takes = "one event" if role == "request" else "the outputs, or the event and the outputs"
+            raise TypeError(f"server {role} {name} must take {takes}")
+    asked, answered = _hints(server.request), _hints(server.response)
+    name = next(iter(_parameters(server.request)), None)
+    return StageTypes(asked.get(name, Any) if name else Any, answered.get("return", Any))
+
+
+def is_asynchronous(run: object) -> bool:
+    """Whether a stage's function, or the class whose instances are called, is declared with ``async def``."""
+    function = getattr(run, "__call__", None) if inspect.isclass(run) else run  # noqa: B004  the class's own function
+    return inspect.iscoroutinefunction(function)
 
 
 def condition_type(condition: Callable[[Any], bool] | str) -> Any:
@@ -168,8 +212,8 @@ def _called(run: Callable[..., Any]) -> Callable[..., Any]:
         function = run
     else:
         raise TypeError(f"{run!r} is neither a function nor a class; give the class itself, not an instance")
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"{function.__qualname__} is asynchronous or a generator; write a plain function")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{function.__qualname__} is a generator; write a function that returns a list")
     batch = (object(), object()) if inspect.isclass(run) else (object(),)
     try:
         inspect.signature(function).bind(*batch)

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from inferline_stream.pipeline.annotations import is_asynchronous
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.pipeline.isolation import Isolation, isolation_of
+from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.units import duration_s
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.emulation import Emulated
 
 DEFAULT_MAX_BATCH_SIZE = 64
+
+DEFAULT_CONCURRENCY = 16
+"""Of stages declared with ``async def``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +77,15 @@ class Stage:
         name: unique in the pipeline; names the stage's topic, consumer group and metrics.
         run: a function ``list[X] -> list[Y]``, or a class whose construction loads the model once
             per replica and whose instances are such functions. Or its name, ``"module:name"``: then only replicas
-            of this stage import the module, which lies beside the topology or is installed.
+            of this stage import the module, which lies beside the topology or is installed. It may be asynchronous.
+            None where a server gives the results.
         hardware: names of the hardware kinds that it may run on.
         after: parents, or their conditional edges (`Stage.when`); none for an entry stage, two or
             more make a join.
         max_batch_size: largest batch that may be profiled and planned.
+        concurrency: most batches that one replica runs at once, profiled and planned up to it; above 1 only of a stage
+            declared with ``async def``, which waits for others rather than computing. By default 16 of such a stage,
+            and 1 of code given by name.
         emulated: for `emulated-*` hardware, service time by batch size, for all such kinds
             (``{1: "20ms", 8: "60ms"}``) or by kind (``{"emulated-cpu": {1: "20ms"}}``); an `Emulated` where they vary.
         cost: what an event asks of the stage, as a function of it that returns a number: tokens, pixels, seconds. Or
@@ -93,16 +102,19 @@ class Stage:
         takes: type of an event, for a stage given by name; others have it from their annotations. By default the
             plain values of the JSON: dicts, lists, strings, numbers; at a join a dict with one entry per parent.
         returns: type of a result, for a stage given by name.
+        server: what is asked for the results, in place of ``run``: `OpenInference`, `OpenAI` or `RayServe`. One replica
+            asks it, or each starts its own (``command``); how many requests it has under way is planned.
     """
 
     def __init__(
         self,
         name: str,
-        run: Callable[..., Any] | str,
+        run: Callable[..., Any] | str | None = None,
         *,
         hardware: Iterable[str],
         after: Iterable[Stage | Edge] = (),
         max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+        concurrency: int | None = None,
         emulated: Mapping[int, str] | Mapping[str, Mapping[int, str]] | Emulated | None = None,
         cost: Callable[[Any], float] | str | None = None,
         ordered: bool | None = None,
@@ -110,12 +122,16 @@ class Stage:
         isolation: str | Isolation = "none",
         takes: Any = None,
         returns: Any = None,
+        server: ModelServer | None = None,
     ) -> None:
         self.name = name
         self.run = run
+        self.server = server
         self.hardware = (hardware,) if isinstance(hardware, str) else tuple(hardware)
         self.after = [parent if isinstance(parent, Edge) else Edge(parent) for parent in after]
-        self.max_batch_size = max_batch_size
+        by_event = isinstance(server, ModelServer) and not server.batches
+        self.max_batch_size = 1 if by_event else max_batch_size
+        self.concurrency = concurrency
         self.emulated = emulated
         self.cost = cost
         self.ordered = ordered
@@ -124,6 +140,31 @@ class Stage:
         self.takes = takes
         self.returns = returns
         self.declared = _caller()
+
+    @property
+    def most_at_once(self) -> int:
+        """Batches that a replica may run at once."""
+        if self.concurrency is not None:
+            return self.concurrency
+        return DEFAULT_CONCURRENCY if self.server is not None or is_asynchronous(self.run) else 1
+
+    @property
+    def most_replicas(self) -> int | None:
+        """Replicas that are of use: one asks somebody else's server for as much as it gives; None for any number."""
+        return None if self.server is None or self.server.command else 1
+
+    @property
+    def confined(self) -> Isolation:
+        """How its replicas are isolated, with what asking a server takes.
+
+        Raises:
+            ValueError: no such level of isolation.
+        """
+        declared = isolation_of(self.isolation)
+        if self.server is None or self.server.command:
+            return declared
+        ports = tuple(dict.fromkeys((*declared.ports, self.server.port)))
+        return replace(declared, ports=ports, reads=(*declared.reads, *self.server.files))
 
     def when(self, condition: Callable[[Any], bool] | str) -> Edge:
         """Return the edge out of this stage that results take for which the condition holds.

@@ -16,6 +16,7 @@ from inferline_stream.pipeline.annotations import (
     check_code_name,
     condition_type,
     describe,
+    is_asynchronous,
     join_fields,
     types_of,
     without_none,
@@ -25,6 +26,7 @@ from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_times, emulated_s
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
+from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import topological
 from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic
@@ -149,16 +151,34 @@ def _of_own_hardware(kinds: Sequence[Any]) -> Iterator[str]:
             yield f"hardware {name!r} is declared {times} times; declare it once"
 
 
+def _of_server(stage: Stage) -> Iterator[str]:
+    if not isinstance(stage.server, ModelServer):
+        return  # reported with its types, which it has none of
+    if stage.run is not None:
+        yield "has code and a server; a server gives the results in place of code: leave one of them out"
+    yield from stage.server.problems()
+    if stage.server.command and stage.isolation != "none":
+        yield "a server that replicas start needs isolation='none': a sealed process starts no other program"
+
+
 def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     yield from _of_name(stage.name, "stage")
     size: Any = stage.max_batch_size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         yield f"max_batch_size {size!r} must be a whole number, 1 or more"
+    at_once: Any = stage.concurrency
+    waits = isinstance(stage.run, str) or stage.server is not None or is_asynchronous(stage.run)
+    if at_once is not None and (isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1):
+        yield f"concurrency {at_once!r} must be a whole number, 1 or more"
+    elif at_once is not None and at_once > 1 and not waits:
+        yield f"concurrency {at_once} needs `async def`: a plain function runs one batch at a time"
     if stage.ordered not in (None, True, False):
         yield f"ordered {stage.ordered!r} must be True, False or None"
     standby: Any = stage.standby
     if isinstance(standby, bool) or not isinstance(standby, int) or standby < 0:
         yield f"standby {standby!r} must be a whole number of replicas, 0 or more"
+    if stage.server is not None:
+        yield from _of_server(stage)
     try:
         types_of(stage)
     except TypeError as error:

@@ -17,7 +17,7 @@ import time
 import uvloop
 
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
-from inferline_stream.dataplane.frames import Batch, Broken, Failed, Results
+from inferline_stream.dataplane.frames import Batch, Broken, Failed, Results, Returned, ToDispatcher
 from inferline_stream.dataplane.frames import Ready as Built
 from inferline_stream.dataplane.supervisor_messages import MAX_DATAGRAM_BYTES
 from inferline_stream.isolation.confinement import dispatcher_confinement
@@ -39,10 +39,10 @@ _ENDED = "its replica has ended"
 
 
 class Bench:
-    """Runs batches on one replica, one after another, and times each from handing it over to having its results."""
+    """Runs batches on one replica and times each from handing it over to having its results."""
 
     def __init__(self, replica: socket.socket) -> None:
-        self._heard: asyncio.Queue[Built | Results | Broken | None] = asyncio.Queue()
+        self._heard: asyncio.Queue[ToDispatcher | None] = asyncio.Queue()
         self._connection = ReplicaConnection(replica, self._heard.put_nowait, lambda why: self._heard.put_nowait(None))
         self._numbers = itertools.count(1)
 
@@ -52,6 +52,8 @@ class Bench:
 
     async def measure(self, order: Measure) -> Answer:
         """Time batches of one size; the first, which allocates and compiles, does not count."""
+        if order.concurrency > 1:
+            return await self._measure_together(order)
         events = itertools.cycle(order.inputs)
         service_s: list[float] = []
         end_s = 0.0
@@ -66,8 +68,42 @@ class Bench:
             end_s = end_s or time.perf_counter() + order.seconds
         return Times(service_s[1:])
 
+    async def _measure_together(self, order: Measure) -> Answer:
+        """Time batches of which the replica has so many in hand; those that begin before it has do not count."""
+        events = itertools.cycle(order.inputs)
+        began_s: dict[int, float] = {}
+        counted: set[int] = set()
+        service_s: list[float] = []
 
-def _failure(frame: Built | Results | Broken | None, batch_size: int) -> Failure | None:
+        def begin() -> int:
+            batch = next(self._numbers)
+            inputs = list(itertools.islice(events, order.batch_size))
+            began_s[batch] = time.perf_counter()
+            self._connection.send(Batch(1, batch, inputs))
+            return batch
+
+        for _ in range(order.concurrency):
+            begin()
+        end_s = time.perf_counter() + order.seconds
+        failure: Failure | None = None
+        while began_s:
+            frame = await self._heard.get()
+            ended_s = time.perf_counter()
+            failure = failure or _failure(frame, order.batch_size)
+            if not isinstance(frame, Results):
+                return failure or Failure(_ENDED)
+            took_s = ended_s - began_s.pop(frame.batch)
+            enough = len(service_s) >= order.fewest and (ended_s > end_s or len(service_s) >= order.most)
+            if frame.batch in counted and not enough:
+                service_s.append(took_s)
+            if failure is None and not enough:
+                counted.add(begin())
+        return failure or Times(service_s)
+
+
+def _failure(frame: ToDispatcher | None, batch_size: int) -> Failure | None:
+    if isinstance(frame, Returned):
+        return Failure(frame.reason)
     if isinstance(frame, Broken):
         return Failure(frame.reason, memory=frame.memory)
     if not isinstance(frame, Results):

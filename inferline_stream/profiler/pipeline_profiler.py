@@ -20,9 +20,8 @@ from inferline_stream.errors import InvalidTopology
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
-from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.keys import keys_of
-from inferline_stream.pipeline.profile import PipelineProfile, Profile
+from inferline_stream.pipeline.profile import Contention, PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.validation import validated
@@ -35,7 +34,7 @@ from inferline_stream.profiler.machine import Machine, this_machine, why_not_her
 from inferline_stream.profiler.overheads import kept_overheads, overheads_file
 from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.profiler.sample_run import FIRST_CHUNK, LARGEST_CHUNK, SampleRun, run_sample
-from inferline_stream.profiler.service_times import measure, measure_emulated
+from inferline_stream.profiler.service_times import measure, measure_contention, measure_emulated, powers_of_two
 from inferline_stream.profiler.worker_messages import Outcomes, ProcessEvents
 from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess, blame
 from inferline_stream.settings import Settings
@@ -310,13 +309,16 @@ class _Session:
     async def _profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
         """One stage on one kind of hardware, and why larger batches are missing, if so."""
         self._steps.begin(f"{stage.name} on {kind.name}")
-        passes = 2 * stage.max_batch_size.bit_length()
+        passes = 2 * stage.max_batch_size.bit_length() + stage.most_at_once.bit_length() - 1
         passed = itertools.count()
 
         def begun(batch_size: int) -> None:
             self._steps.within(min(1.0, next(passed) / passes), f": batches of {batch_size}")
 
-        note = ""
+        def crowded(concurrency: int) -> None:
+            self._steps.within(min(1.0, next(passed) / passes), f": {concurrency} batches at once")
+
+        note, contention = "", tuple[Contention, ...]()
         if kind.gpus:
             await self._turns.end_all()  # what others hold of a device's memory must neither count nor lack
         try:
@@ -330,6 +332,9 @@ class _Session:
                 times, variation = await measure_emulated(
                     worker, kind, inputs, stage.max_batch_size, table_s, handed_s=self._handed_s, varies=varies
                 )
+                # Emulated hardware only waits: nothing is slower beside others.
+                steady = tuple(1.0 for _ in times)
+                contention = tuple(Contention(c, steady) for c in powers_of_two(stage.most_at_once)[1:])
             else:
                 seconds = self._options.stage_s
                 async with self._bench(stage, kind, worker) as bench:
@@ -342,23 +347,30 @@ class _Session:
                         device=bench if kind.gpus else None,
                         progress=begun,
                     )
+                    if stage.most_at_once > 1:
+                        contention = await measure_contention(
+                            bench, kind, inputs, times, stage.most_at_once, seconds=seconds, progress=crowded
+                        )
                     start_up_s, waited_share = bench.start_up_s, bench.waited_share
         except WorkerFailed as error:
             raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
         if note:
             self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {note}")
         start_up_s = await self._start_up_s(stage, kind, start_up_s)
-        return Profile(stage.name, kind.name, times, start_up_s, variation, waited_share), note
+        profile = Profile(
+            stage.name, kind.name, times, start_up_s, variation, waited_share, contention, stage.most_replicas
+        )
+        return profile, note
 
     def _bench(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> ReplicaBench:
-        spec = ReplicaSpec("", stage.name, str(self._file), kind, isolation=isolation_of(stage.isolation))
+        spec = ReplicaSpec("", stage.name, str(self._file), kind, isolation=stage.confined)
         routes = routes_of(self._pipeline, stage.name)
         limit_s = self._settings.start_limit_s(gpu=kind.gpus > 0)
         return ReplicaBench(spec, routes, worker, start_timeout_s=limit_s)
 
     async def _start_up_s(self, stage: Stage, kind: Hardware, alone_s: float) -> float:
         """Of the next replica: forked where the stage asks for that and can be, else as the first one started."""
-        isolation = isolation_of(stage.isolation)
+        isolation = stage.confined
         if isolation.level == "sandbox" and isolation.forked:
             confinement = confined(isolation, self._file, kind, "")
             timeout_s = self._settings.start_timeout_s
@@ -375,7 +387,7 @@ class _Session:
             kinds = catalogue(self._pipeline.hardware)
             may = [kinds[name] for name in declared.hardware]
             like = Hardware("worker", 0.0, gpus=max(kind.gpus for kind in may))
-            confinement = confined(isolation_of(declared.isolation), self._file, like, "")
+            confinement = confined(declared.confined, self._file, like, "")
             try:
                 given = await self._turns.take(stage, may, lambda: self._end(stage))
             except NoDevice as error:

@@ -17,7 +17,7 @@ from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
-from inferline_stream.pipeline.profile import PROBABILITIES, Profile, ServiceTime
+from inferline_stream.pipeline.profile import PROBABILITIES, Contention, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.variation import Variation
@@ -69,6 +69,8 @@ class StoredProfile(msgspec.Struct, frozen=True):
         rehearsed: whether batches took no longer in a rehearsal of a plan.
         note: why there are no larger batches, if so.
         measured_at: when.
+        concurrency: batches that the stage might run at once at that time.
+        contention: by batches at once and batch size, how many times as long as alone a batch took.
     """
 
     stage: str
@@ -86,6 +88,8 @@ class StoredProfile(msgspec.Struct, frozen=True):
     emulated_s: dict[int, float] = {}
     note: str = ""
     measured_at: str = ""
+    concurrency: int = 1
+    contention: dict[int, dict[int, float]] = {}
     version: int = VERSION
 
 
@@ -220,6 +224,11 @@ class ProfileStore:
             emulated_s=emulated_s(stage.emulated, profile.hardware) if kind.emulated else {},
             note=note,
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            concurrency=stage.most_at_once,
+            contention={
+                entry.concurrency: dict(zip(profile.batch_sizes, map(_rounded, entry.factors), strict=True))
+                for entry in profile.contention
+            },
         )
         file = self._file(self._machine.folder, profile.stage, profile.hardware)
         _write(file, stored)
@@ -339,10 +348,13 @@ class ProfileStore:
             return "the sample's events have changed"
         if stored.max_batch_size < stage.max_batch_size and not stored.note:
             return f"max_batch_size has grown from {stored.max_batch_size} to {stage.max_batch_size}"
+        if stored.concurrency < stage.most_at_once:
+            return f"concurrency has grown from {stored.concurrency} to {stage.most_at_once}"
         return None
 
     def _profile_of(self, stored: StoredProfile, file: Path) -> Profile:
-        limit = self._pipeline.stage(stored.stage).max_batch_size
+        stage = self._pipeline.stage(stored.stage)
+        limit = stage.max_batch_size
         try:
             times = tuple(
                 ServiceTime(
@@ -362,7 +374,21 @@ class ProfileStore:
                 if variation is None
                 else Variation(tuple(variation.units), variation.largest, tuple(variation.noise))
             )
-            return Profile(stored.stage, stored.hardware.name, times, stored.start_up_s, varies, stored.waited_share)
+            contention = tuple(
+                Contention(at_once, tuple(factors[entry.batch_size] for entry in times))
+                for at_once, factors in sorted(stored.contention.items())
+                if at_once <= stage.most_at_once
+            )
+            return Profile(
+                stored.stage,
+                stored.hardware.name,
+                times,
+                stored.start_up_s,
+                varies,
+                stored.waited_share,
+                contention,
+                stage.most_replicas,
+            )
         except (ValueError, KeyError) as error:
             raise InvalidFile(f"{file}: is no profile ({error}); delete it and profile again") from None
 
@@ -383,7 +409,12 @@ def _stage_digest(stage: Stage, folder: Path) -> str:
     """Of everything that service times follow from: the code, what an event costs, how emulated times vary."""
     varies = stage.emulated if isinstance(stage.emulated, Emulated) else Emulated({})
     functions = [stage.run, stage.cost, varies.weight]
+    server = stage.server
+    if server is not None:
+        functions += [server.request, server.response]
     parts = [code_digest(function, folder) for function in functions if function is not None]
+    if server is not None:
+        parts += [server.protocol, server.url, server.path, server.model, server.version]
     return hashlib.sha256(repr([*parts, varies.cv]).encode()).hexdigest()
 
 

@@ -15,7 +15,7 @@ from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.replica.stage_call import emulated_service_s
 from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.profile import ServiceTime
+from inferline_stream.pipeline.profile import Contention, ServiceTime
 from inferline_stream.pipeline.variation import STEADY, Variation
 from inferline_stream.profiler.variation_fit import FEWEST_EVENTS, TimedBatch, fitted, service_time
 from inferline_stream.profiler.worker_messages import Answer, Measure, Request, Times, Weigh, Weights
@@ -140,6 +140,55 @@ def _beyond_share(device: HoldsDevice, size: int) -> str:
         return ""
     taken_mib, share_mib = device.taken_bytes >> 20, int(device.share_bytes) >> 20
     return f"batches of {size} take {taken_mib} MiB of the GPU, and the share comes to {share_mib} MiB"
+
+
+async def measure_contention(
+    worker: Measures,
+    hardware: Hardware,
+    inputs: Sequence[StageInput],
+    alone: Sequence[ServiceTime],
+    concurrency: int,
+    *,
+    seconds: float,
+    progress: Callable[[int], None] = lambda concurrency: None,
+) -> tuple[Contention, ...]:
+    """How much longer batches take beside others, at powers of two until throughput grows no more.
+
+    Args:
+        worker: the bench.
+        hardware: the kind.
+        inputs: of the stage.
+        alone: service times of batches that were alone.
+        concurrency: most batches at once.
+        seconds: time to spend on one concurrency.
+        progress: called as each concurrency begins.
+
+    Raises:
+        WorkerFailed: the stage cannot run so many at once.
+    """
+    found: list[Contention] = []
+    least = [1.0] * len(alone)
+    best = max(entry.throughput for entry in alone)
+    without_gain = 0
+    for at_once in powers_of_two(concurrency)[1:]:
+        progress(at_once)
+        factors: list[float] = []
+        for entry, before in zip(alone, least, strict=True):
+            order = Measure(
+                list(inputs), hardware, {}, entry.batch_size, seconds / len(alone), FEWEST_BATCHES * at_once,
+                MOST_BATCHES * at_once, at_once,
+            )  # fmt: skip
+            times_s = (await worker.ask(order, Times)).service_s
+            # No batch is faster beside more of them: where it seems so, the machine was.
+            factors.append(max(before, float(np.mean(times_s)) / entry.mean_s))
+        found.append(Contention(at_once, tuple(factors)))
+        least = factors
+        throughput = max(at_once * e.throughput / factor for e, factor in zip(alone, factors, strict=True))
+        without_gain = 0 if throughput > best * NO_GAIN else without_gain + 1
+        best = max(best, throughput)
+        if without_gain == PATIENCE:
+            break
+    return tuple(found)
 
 
 class _TimedRun:

@@ -12,7 +12,7 @@ from inferline_stream.actuators.nvml import devices
 from inferline_stream.isolation.audit import Audit, Finding, declaration
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware, catalogue
-from inferline_stream.pipeline.isolation import Isolation, isolation_of
+from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.profiler.sample_run import run_sample
@@ -73,7 +73,7 @@ async def audit_pipeline(
     async with AsyncExitStack() as stack:
         workers = {}
         for name in shape.stages:
-            declared = isolation_of(pipeline.stage(name).isolation)
+            declared = pipeline.stage(name).confined
             watched = not stages or name in stages
             isolation = declared if declared.sandboxed or not watched else Isolation()
             kinds = [catalogued[kind] for kind in pipeline.stage(name).hardware]

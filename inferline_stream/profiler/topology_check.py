@@ -15,7 +15,6 @@ from inferline_stream.errors import InferlineError, InvalidInput
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.hardware import Hardware, catalogue
-from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.topology import Pipeline, Sample, Stage
 from inferline_stream.profiler.device_turns import DeviceTurns
 from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess, blame
@@ -74,7 +73,7 @@ async def building_problems(pipeline: Pipeline, topology: Path, limits: Settings
         gpus = max((kind.gpus for kind in kinds), default=0.0)
         async with on_devices if gpus else at_once:
             try:
-                confinement = confined(isolation_of(stage.isolation), topology, Hardware("worker", 0.0, gpus=gpus), "")
+                confinement = confined(stage.confined, topology, Hardware("worker", 0.0, gpus=gpus), "")
                 worker = WorkerProcess(
                     topology,
                     stage.name,

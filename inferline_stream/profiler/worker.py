@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
-from inferline_stream.dataplane.replica.stage_call import StageCall, is_out_of_memory
-from inferline_stream.dataplane.replica.stage_code import StageCode
+from inferline_stream.dataplane.replica.stage_call import StageCall, built, is_out_of_memory, new_event_loop
+from inferline_stream.dataplane.replica.stage_code import StageCode, code_of
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import last_line, load_code, load_topology
 from inferline_stream.errors import InferlineError, StageFailed
 from inferline_stream.isolation.confinement import decoded
 from inferline_stream.isolation.refusals import Refusals
 from inferline_stream.isolation.seal import seal
-from inferline_stream.pipeline.annotations import condition_type, stage_types
+from inferline_stream.pipeline.annotations import condition_type, is_asynchronous, stage_types
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.worker_messages import (
@@ -70,8 +70,14 @@ class StageWorker:
             cost, folder = pipeline.stage(begin.stage).cost, Path(begin.topology).parent
             self._cost: Callable[[Any], float] | None = load_code(cost, folder) if isinstance(cost, str) else cost
         unpaced = Hardware("unpaced", 0.0, gpus=float(confinement.gpu))
-        self._call = StageCall(refusals.guarded(run), unpaced)
+        self._loop = new_event_loop() if is_asynchronous(run) else None
+        self._call = self._built(lambda: StageCall(refusals.guarded(run), unpaced))
         refusals.sealed = seal(confinement).sealed
+
+    def _built(self, build: Callable[[], StageCall]) -> StageCall:
+        """Build the stage, on its event loop where it is asynchronous."""
+
+        return build() if self._loop is None else self._loop.run_until_complete(built(build))
 
     def run(self, inputs: list[StageInput]) -> Outcomes:
         """Run events once; one that cannot be decoded or that the stage raises on has failed."""
@@ -93,7 +99,8 @@ class StageWorker:
 
     def measure(self, order: Measure) -> Times:
         """Time batches of one size on emulated hardware, from encoded events to encoded results."""
-        call = StageCall(self._call, order.hardware, order.emulated_s)
+        run = self._call if self._loop is None else self._call.awaited
+        call = StageCall(run, order.hardware, order.emulated_s)
         events = itertools.cycle(order.inputs)
         self._time_batch(call, events, order.batch_size)  # the first of a size warms it up
         service_s: list[float] = []
@@ -119,6 +126,8 @@ class StageWorker:
         return took_s
 
     def _process(self, call: StageCall, inputs: list[StageInput]) -> tuple[list[Done | Failed], list[Call]]:
+        if self._loop is not None:
+            return self._loop.run_until_complete(self._code.process_awaited(call.awaited, inputs))
         return self._code.process(call, inputs)
 
     def _outcome(self, found: Done | Failed) -> EventOutcome:
@@ -130,15 +139,13 @@ class StageWorker:
 
 def _named_code(stage: Stage, pipeline: Pipeline, folder: Path) -> Callable[..., Any]:
     """Return a stage's code; what it and its conditions name is loaded and judged, which nothing else does before."""
-    run = stage.run
-    if isinstance(run, str):
-        run = load_code(run, folder)
+    run = code_of(stage, str(folder))
+    if isinstance(stage.run, str):
         stage_types(run)
     for edge in (edge for child in pipeline.stages for edge in child.after if edge.parent is stage):
         if isinstance(edge.condition, str):
             condition_type(load_code(edge.condition, folder))
-    found: Callable[..., Any] = run
-    return found
+    return run
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ class Measure(msgspec.Struct, frozen=True, tag=True):
         seconds: time to spend, the warming batch left out.
         fewest: batches to run in any case.
         most: batches that are enough.
+        concurrency: batches that the replica has in hand all the time.
     """
 
     inputs: list[StageInput]
@@ -55,6 +56,7 @@ class Measure(msgspec.Struct, frozen=True, tag=True):
     seconds: float
     fewest: int
     most: int
+    concurrency: int = 1
 
 
 class Weigh(msgspec.Struct, frozen=True, tag=True):

@@ -15,7 +15,6 @@ from inferline_stream.kafka.topics import REPLICATION
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
-from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.topology import Pipeline
@@ -221,7 +220,7 @@ class Run:
             topology=str(self.topology.resolve()),
             hardware=kind,
             emulated_s=emulated_s(declared.emulated, hardware) if kind.emulated else None,
-            isolation=isolation_of(declared.isolation),
+            isolation=declared.confined,
         )
 
     def dispatcher_spec(self, dispatcher: str, stage: str, slot: int) -> DispatcherSpec:

@@ -61,7 +61,7 @@ class BoundPool(Pool):
         queue = BoundQueue.queue
         assert queue is not None, "what waits, waits in one"
         for number, replica in enumerate(self.members):
-            if not replica.in_hand and queue.part(number).eligible:
+            if not replica.hands and queue.part(number).eligible:
                 queue.chosen = number
                 return replica
         return None

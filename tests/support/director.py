@@ -32,7 +32,6 @@ from inferline_stream.kafka.topic_state import topic_states
 from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.names import Names, event_id_prefix
 
 
@@ -144,7 +143,7 @@ class Director:
             str(self.topology.resolve()),
             hardware,
             emulated_s(declared.emulated, kind) if hardware.emulated else None,
-            isolation_of(declared.isolation),
+            declared.confined,
         )
 
     # Pools
@@ -212,6 +211,7 @@ class Director:
                 if self._hardware[kind].emulated
             },
             "sample": self._samples.get(stage),
+            "concurrency": dict.fromkeys(kinds, self.pipeline.stage(stage).most_at_once),
         }
         if known is not None:
             fields = {name: getattr(known, name) for name in known.__struct_fields__}

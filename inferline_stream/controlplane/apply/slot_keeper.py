@@ -219,6 +219,12 @@ class SlotKeeper:
                 hold_s=hold_of(view.plan.allocations[stage]),
                 service_s={k: {b: p.service_time_s(b) for b in p.batch_sizes} for k, p in profiles.items()},
                 sample=view.samples.get(stage),
+                concurrency={kind: c for kind in kinds if (c := view.concurrency(stage, kind)) > 1},
+                contention={
+                    k: {c.concurrency: dict(zip(p.batch_sizes, c.factors, strict=True)) for c in p.contention}
+                    for k, p in profiles.items()
+                    if p.contention
+                },
             )
         return found
 

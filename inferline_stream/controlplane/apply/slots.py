@@ -29,6 +29,7 @@ class StageSlots:
         hold_s: longest time that a free replica waits for a fuller batch.
         service_s: profiled service time by hardware kind and batch size.
         sample: an event that the stage is known to process.
+        concurrency: see `Grant`, as is contention.
     """
 
     slots: int = 1
@@ -36,6 +37,8 @@ class StageSlots:
     hold_s: float = 0.0
     service_s: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     sample: StageInput | None = None
+    concurrency: Mapping[str, int] = field(default_factory=dict)
+    contention: Mapping[str, Mapping[int, Mapping[int, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,8 @@ class _Step:
                 stage, slot, wanted.slots, dispatcher, self.term, 0, begins,
                 dict(wanted.max_batch_sizes), wanted.hold_s,
                 {kind: dict(times) for kind, times in wanted.service_s.items()}, wanted.sample,
+                concurrency=dict(wanted.concurrency),
+                contention={k: {n: dict(f) for n, f in of.items()} for k, of in wanted.contention.items()},
             )  # fmt: skip
             if now is None or grant != msgspec.structs.replace(now, term=self.term, number=0):
                 self._write(grant)

@@ -99,7 +99,10 @@ def _sizes_as_seen(profile: Profile, batches: Batches) -> Profile:
     times = []
     for entry in profile.service_times:
         stats = batches.get(entry.batch_size)
-        factor = stats.service_s / stats.batches / entry.mean_s if stats and stats.batches >= FEWEST_BATCHES else 1.0
+        factor = 1.0
+        if stats and stats.batches >= FEWEST_BATCHES:
+            in_hand = min(max(1.0, stats.in_hand / stats.batches), profile.concurrencies[-1])
+            factor = stats.service_s / stats.batches / (entry.mean_s * profile.slowed(entry.batch_size, in_hand))
         times.append(longer(entry, factor) if abs(factor - 1) > NOISE else entry)
     return replace(profile, service_times=tuple(times))
 

@@ -44,6 +44,7 @@ class Totals:
                 sums.batches += sign * stats.batches
                 sums.service_s += sign * stats.service_s
                 sums.squares += sign * stats.squares
+                sums.in_hand += sign * stats.in_hand
         for child, count in other.edges_taken.items():
             self.edges_taken[child] = self.edges_taken.get(child, 0) + sign * count
         self.latency_buckets += [0] * (len(other.latency_buckets) - len(self.latency_buckets))
@@ -77,8 +78,12 @@ def since(last: Totals, first: Totals) -> Totals:
 
 def expected_service_s(profile: Profile, batches: Batches) -> float:
     """Return the time that batches would have taken as profiled, all together."""
-    largest = profile.batch_sizes[-1]
-    return sum(stats.batches * profile.service_time_s(min(size, largest)) for size, stats in batches.items())
+    largest, most = profile.batch_sizes[-1], profile.concurrencies[-1]
+    return sum(
+        stats.batches * profile.service_time_s(min(size, largest), min(max(1.0, stats.in_hand / stats.batches), most))
+        for size, stats in batches.items()
+        if stats.batches
+    )
 
 
 def slowdown(profile: Profile, batches: Batches, fewest: int, waited_s: float = 0.0) -> float | None:

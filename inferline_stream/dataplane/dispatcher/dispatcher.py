@@ -19,7 +19,7 @@ from inferline_stream.dataplane.dispatcher.feeder import Feeder
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter, new_report
 from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry
-from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.dispatcher.pool import MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR, Pool
 from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, SlotSession
 from inferline_stream.dataplane.dispatcher.tracing import batch_spans
 from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
@@ -95,7 +95,9 @@ class Dispatcher:
         self._reports = ReportSender(servers, spec.dispatcher, settings.lease_s)
         send = functools.partial(self._reports.send, names.stage_stats)
         self._reporter = Reporter(report, send, self._lease, settings.heartbeat_s, self._fill)
-        self._pool = Pool(settings.batch_deadline_s)
+        # A server that is slow ends no replica: that gives its batches back by itself.
+        least_s = max(MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR * spec.routes.server_budget_s)
+        self._pool = Pool(settings.batch_deadline_s, least_s)
         self._spans = batch_spans(spec.tracing, routes, spec.dispatcher)
         self._feeder = Feeder(
             self._pool, report, changed=self._reporter.touch, replace=self._ask_to_replace, spans=self._spans
@@ -242,7 +244,7 @@ class Dispatcher:
             return
         if isinstance(grant, Grant):
             self._report.term, self._report.number = grant.term, grant.number
-            self._pool.configure(grant.max_batch_sizes, grant.service_s)
+            self._pool.configure(grant.max_batch_sizes, grant.service_s, grant.concurrency, grant.contention)
             self._feeder.hold_s = grant.hold_s
             if self._session is not None and grant.sample is not None:
                 self._session.suspects.learn(grant.sample)
@@ -425,7 +427,8 @@ class Dispatcher:
         report.replicas = self._feeder.statuses()
         session = self._session
         if report.phase not in ("gone", "failed"):
-            report.reason = ("" if session is None else session.trouble()) or self._pool.tight
+            trouble = "" if session is None else session.trouble() or self._feeder.trouble
+            report.reason = trouble or self._pool.tight
         if session is not None:
             report.held = {number: p.completion.watermark for number, p in session.partitions.items()}
             report.queued, report.suspects = len(session.queue), len(session.suspects)

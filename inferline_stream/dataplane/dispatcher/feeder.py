@@ -9,7 +9,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher.event import Event
@@ -19,7 +19,7 @@ from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConn
 from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.dispatcher.suspects import LostBatch, Probe
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
-from inferline_stream.dataplane.frames import Batch, Broken, Call, Failed, Leave, Ready, Results
+from inferline_stream.dataplane.frames import Batch, Broken, Call, Failed, Leave, Ready, Results, Returned
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,16 @@ logger = logging.getLogger(__name__)
 _CUTS = 3
 """So often an event may lose its replica to the network, or to a node's end, without coming under suspicion. One that
 ends whole nodes, or the processes around its replica, looks the same, and must not do so for ever."""
+
+
+_SUSPICIOUS_REFUSALS = 3
+"""So often a server may not take an event, while it takes others, before it seems to fail on this one."""
+
+_ASIDE_S = (0.1, 1.0)
+"""How long a batch waits aside that a server did not take for a second time, growing: another one is tried."""
+
+_LONG_ASIDE_S = (0.5, 30.0)
+"""How long an event does that a server seems to fail on. It is never given up: no event is at fault for a server."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,12 +56,12 @@ class Hand:
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """A replica, its connection, and what it has in hand."""
+    """A replica, its connection, and by number the batches that it has in hand."""
 
     replica: PooledReplica
     connection: ReplicaConnection
     status: ReplicaStatus
-    hand: Hand | None = None
+    hands: dict[int, Hand] = field(default_factory=dict)
 
 
 class Feeder:
@@ -86,8 +96,17 @@ class Feeder:
         self._loop = asyncio.get_running_loop()
         self._quarantine = False
         """Whether a replica may be kept for suspects."""
+        self._refusal = ""
+        self._finished = 0
+        """Batches finished."""
         self.session: SlotSession | None = None
         self.hold_s = 0.0
+
+    @property
+    def trouble(self) -> str:
+        """Why replicas get no batches although they are ready, in words; empty where they do."""
+        refused = [member.replica.refused for member in self._members.values() if member.replica.ready]
+        return self._refusal if refused and all(refused) else ""
 
     # The pool
 
@@ -102,13 +121,13 @@ class Feeder:
         self._changed()
 
     def retire(self, name: str) -> None:
-        """Let a replica finish its batch, and then leave."""
+        """Let a replica finish its batches, and then leave."""
         member = self._members.get(name)
         if member is None:
             return
         self._pool.retire(name)
         member.status.phase = "leaving"
-        if member.hand is None:
+        if not member.hands:
             self._leave(name)
         self._changed()
 
@@ -117,17 +136,14 @@ class Feeder:
         member = self._members.get(name)
         if member is None:
             return
-        hand, session = member.hand, self.session
-        for event in () if hand is None else hand.events:
-            event.cuts += 1
-        blamed = hand is not None and any(event.cuts > _CUTS for event in hand.events)
-        if hand is not None and session is not None and hand.epoch == session.epoch and not blamed:
-            self._report.batches_lost += bool(hand.events or hand.probe)
-            if hand.alone or hand.probe:
-                session.returned(hand.events)
-                session.suspects.interrupted()
-                hand.events, hand.probe = (), False
-            self._put_back(member)
+        session = self.session
+        for hand in member.hands.values():
+            for event in hand.events:
+                event.cuts += 1
+            blamed = any(event.cuts > _CUTS for event in hand.events)
+            if session is not None and hand.epoch == session.epoch and not blamed:
+                self._report.batches_lost += bool(hand.events or hand.probe)
+                self._put_back(hand, session)
         self._end(member, "the way to it broke")
 
     def close(self) -> None:
@@ -149,8 +165,9 @@ class Feeder:
         self.session = session
         for member in self._members.values():
             member.replica.quarantined = False
-            if member.hand is not None and (session is None or member.hand.epoch != session.epoch):
-                member.hand.events = ()
+            for hand in member.hands.values():
+                if session is None or hand.epoch != session.epoch:
+                    hand.events = ()
         if session is not None:
             self.kick()
 
@@ -177,6 +194,7 @@ class Feeder:
         while (eligible := queue.eligible) and session.open():
             replica = pool.choose(now_s, eligible)
             if replica is None:
+                self._wake_at_release(now_s)
                 break
             limit = pool.limit(replica.hardware)
             if self.hold_s and (left_s := queue.due_ms(limit, self.hold_s * 1e3) / 1e3 - time.time()) > 0:
@@ -206,8 +224,9 @@ class Feeder:
             if self._spans is None or sample is not None
             else self._spans.begin(events, replica.replica, replica.hardware)
         )
-        member.hand = Hand(session.epoch, next(self._numbers), events, alone, sample is not None, span)
-        self._pool.begin(replica, len(payloads), now_s)
+        batch = next(self._numbers)
+        member.hands[batch] = Hand(session.epoch, batch, events, alone, sample is not None, span)
+        self._pool.begin(replica, len(payloads), now_s, batch)
         session.handed(events)
         now_ms = time.time() * 1e3
         waited_ms = 0.0
@@ -215,7 +234,13 @@ class Feeder:
             if not event.replayed:
                 waited_ms += max(0.0, now_ms - event.arrived_ms)
         self._report.wait_s += waited_ms / 1e3
-        member.connection.send(Batch(session.epoch, member.hand.batch, payloads))
+        member.connection.send(Batch(session.epoch, batch, payloads))
+
+    def _wake_at_release(self, now_s: float) -> None:
+        """Look again when the first replica is released whose server took no batch."""
+        held_s = [m.replica.held_until_s for m in self._members.values() if m.replica.held_until_s > now_s]
+        if held_s:
+            self._wake_at(min(held_s))
 
     def _feed_quarantine(self, session: SlotSession, now_s: float) -> None:
         """Run the next suspect alone, on the one replica that runs suspects; free it once there are none."""
@@ -226,6 +251,9 @@ class Feeder:
             return
         replica = pool.quarantine(passed_first=bool(suspects.reason))
         if replica is None:
+            return
+        if replica.held_until_s > now_s:
+            self._wake_at(replica.held_until_s)
             return
         task = suspects.next(replica.passed, now_s, yields=pool.single and session.queue.eligible > 0)
         if isinstance(task, Probe):
@@ -241,46 +269,51 @@ class Feeder:
 
     # Results
 
-    def _heard(self, name: str, frame: Ready | Results | Broken) -> None:
+    def _heard(self, name: str, frame: Ready | Results | Broken | Returned) -> None:
         member = self._members.get(name)
         if member is None:
             return
         now_s = self._loop.time()
         if type(frame) is Results:
             self._results(member, frame, now_s)
+        elif type(frame) is Returned:
+            self._returned(member, frame, now_s)
         elif type(frame) is Ready:
             self._pool.ready(name, now_s)
             member.status.phase = "leaving" if member.replica.leaving else "ready"
             member.status.start_up_s, member.status.isolation = frame.start_up_s, frame.isolation
             self._changed()
         elif type(frame) is Broken:
-            hand = member.hand
-            if hand is not None and (hand.epoch, hand.batch) != (frame.epoch, frame.batch):
-                self._put_back(member)  # another dispatcher's batch broke it
+            for hand in member.hands.values():
+                if (hand.epoch, hand.batch) != (frame.epoch, frame.batch) and self.session is not None:
+                    self._put_back(hand, self.session)  # another batch broke it, perhaps another dispatcher's
             self._end(member, frame.reason, memory=frame.memory, device=frame.device)
             return
         self.kick()
 
     def _results(self, member: _Member, frame: Results, now_s: float) -> None:
-        hand, session = member.hand, self.session
-        if hand is None or (hand.epoch, hand.batch) != (frame.epoch, frame.batch):
+        hand, session = member.hands.get(frame.batch), self.session
+        if hand is None or hand.epoch != frame.epoch:
             return  # of another dispatcher's time
         if hand.events and len(frame.outcomes) != len(hand.events):
             self._give_up(member, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
             return
-        member.hand = None
+        del member.hands[frame.batch]
+        self._finished += 1
         replica = member.replica
-        self._report.busy_s += max(0.0, now_s - replica.began_s)
+        handed = replica.hands[frame.batch]
+        took_s = max(0.0, now_s - handed.began_s)
+        self._report.busy_s += took_s / self._pool.concurrency(replica.hardware)
         if member.status.node and 0 <= frame.busy_s < math.inf:
             self._report.remote_batches += 1
-            self._report.network_s += max(0.0, now_s - replica.began_s - frame.busy_s)
-        self._pool.finish(replica, frame.calls, now_s)
+            self._report.network_s += max(0.0, took_s - frame.busy_s)
+        self._pool.finish(replica, frame.calls, now_s, frame.batch)
         if frame.too_large > 0:
             self._pool.too_large(replica.hardware, frame.too_large)
         calls = frame.calls
         if len(calls) == 1:  # with decoding and encoding, as profiles have it
             calls = [Call(calls[0].batch_size, max(calls[0].service_s, frame.busy_s))]
-        count_calls(self._report, replica.hardware, calls)
+        count_calls(self._report, replica.hardware, calls, handed.beside)
         if hand.span is not None and self._spans is not None:
             self._spans.end(hand.span, frame.outcomes)
         if session is not None and hand.epoch == session.epoch:
@@ -291,8 +324,66 @@ class Feeder:
                 if not hand.alone or session.suspects.passed(hand.events[0]):
                     session.suspects.learn(hand.events[0].payload)
                     session.finished(hand.events, frame.outcomes)
-        if replica.leaving:
+        if replica.leaving and not member.hands:
             self._leave(replica.replica)
+
+    def _returned(self, member: _Member, frame: Returned, now_s: float) -> None:
+        """Take back a batch that the replica's server did not take: neither its events nor the replica are at fault."""
+        hand, session, replica = member.hands.get(frame.batch), self.session, member.replica
+        if hand is None or hand.epoch != frame.epoch:
+            return
+        del member.hands[frame.batch]
+        if hand.span is not None and self._spans is not None:
+            self._spans.broke(hand.span, frame.reason)
+        before = self.trouble
+        self._pool.give_back(replica, frame.batch, now_s, frame.wait_s)
+        if session is not None and hand.epoch == session.epoch:
+            if hand.alone or hand.probe:
+                self._put_back(hand, session)
+            else:
+                self._put_aside(hand.events, session)
+        self._refusal = f"stage {self._report.stage}: {frame.reason}; its events wait"
+        if self.trouble != before:
+            logger.warning("%s", self._refusal)
+            self._changed()
+        if replica.leaving and not member.hands:
+            self._leave(replica.replica)
+
+    def _put_aside(self, events: Sequence[Event], session: SlotSession) -> None:
+        """Return events that a server did not take to the queue: later, and in smaller batches if it takes others.
+
+        So an event that a server always fails on holds up no other one.
+        """
+        session.returned(events)
+        for event in events:
+            event.refused += 1
+            if event.refused_after < self._finished:
+                event.refusals, event.refused_after = event.refusals + 1, self._finished
+        in_all = max((event.refused for event in events), default=0)
+        often = max((event.refusals for event in events), default=0)
+        if in_all < 2:
+            session.queue.put_back(events)
+        elif often < _SUSPICIOUS_REFUSALS:
+            self._wait_aside(events, session, _ASIDE_S, in_all - 2)
+        elif len(events) > 1:
+            half = (len(events) + 1) // 2
+            session.queue.put_back(events[half:], half)
+            session.queue.put_back(events[:half], half)
+        else:
+            self._wait_aside(events, session, _LONG_ASIDE_S, often - _SUSPICIOUS_REFUSALS)
+
+    def _wait_aside(
+        self, events: Sequence[Event], session: SlotSession, within_s: tuple[float, float], before: int
+    ) -> None:
+        least_s, most_s = within_s
+        self._loop.call_later(min(most_s, least_s * 2.0 ** min(before, 16)), self._take_up, events, session)
+
+    def _take_up(self, events: Sequence[Event], session: SlotSession) -> None:
+        """Queue events again that waited aside, unless their partition is no longer served."""
+        partition = session.partitions.get(events[0].partition)
+        if self.session is session and partition is not None and not partition.halted:
+            session.queue.put_back(events)
+            self.kick()
 
     # Losses
 
@@ -304,12 +395,16 @@ class Feeder:
         else:
             self._ended(name, "its connection ended")
 
-    def _put_back(self, member: _Member) -> None:
-        """Return what a replica has in hand to the queue, because its end will be no fault of its events."""
-        hand, session = member.hand, self.session
-        if hand is not None and hand.events and not hand.alone and session is not None and hand.epoch == session.epoch:
-            events, hand.events = hand.events, ()
-            session.returned(events)
+    def _put_back(self, hand: Hand, session: SlotSession) -> None:
+        """Return a batch to where it came from, because its loss is no fault of its events."""
+        if hand.epoch != session.epoch:
+            return
+        events, hand.events = hand.events, ()
+        session.returned(events)
+        if hand.alone or hand.probe:
+            session.suspects.interrupted()
+            hand.probe = False
+        elif events:
             session.queue.put_back(events)
 
     def _give_up(self, member: _Member, why: str) -> None:
@@ -327,35 +422,48 @@ class Feeder:
         self._members.pop(replica.replica, None)
         member.connection.close()
         self._pool.detach(replica.replica)
-        hand, session = member.hand, self.session
-        member.hand = None
-        if hand is not None:
+        hands, session = list(member.hands.values()), self.session
+        member.hands.clear()
+        for hand in hands:
             if hand.span is not None and self._spans is not None:
                 self._spans.broke(hand.span, why)
-            logger.warning("replica %s: %s, with %d events in hand", replica.replica, why, len(hand.events))
-            if session is not None and hand.epoch == session.epoch and (hand.events or hand.probe):
-                self._report.batches_lost += 1
-                self._judge(session, hand, replica, why, memory=memory, device=device)
+        if hands:
+            events = sum(len(hand.events) for hand in hands)
+            logger.warning("replica %s: %s, with %d events in hand", replica.replica, why, events)
+        if session is not None:
+            lost = [hand for hand in hands if hand.epoch == session.epoch and (hand.events or hand.probe)]
+            if lost:
+                self._report.batches_lost += len(lost)
+                self._judge(session, lost, replica, why, memory=memory, device=device)
         self._changed()
         self.kick()
 
     def _judge(
-        self, session: SlotSession, hand: Hand, replica: PooledReplica, why: str, *, memory: bool, device: bool
+        self,
+        session: SlotSession,
+        lost: Sequence[Hand],
+        replica: PooledReplica,
+        why: str,
+        *,
+        memory: bool,
+        device: bool,
     ) -> None:
+        """Find out what becomes of batches that were in hand together: nobody knows which of them is to blame."""
         now_s = self._loop.time()
-        if hand.probe:
+        if lost[0].probe:
             session.suspects.probe_killed(now_s)
             self._follow(session, LostBatch())
             return
-        session.returned(hand.events)
-        if device and len(hand.events) == 1:
-            session.suspects.no_memory(hand.events[0], alone=hand.alone, now_s=now_s)
+        events = [event for hand in lost for event in hand.events]
+        session.returned(events)
+        if device and len(events) == 1:
+            session.suspects.no_memory(events[0], alone=lost[0].alone, now_s=now_s)
             logger.error("stage %s: %s", self._report.stage, session.suspects.trouble)
             return
-        passed, alone = replica.passed, hand.alone
+        passed, alone = replica.passed, lost[0].alone
         self._follow(
             session,
-            session.suspects.lost(hand.events, alone=alone, memory=memory, passed=passed, now_s=now_s, cause=why),
+            session.suspects.lost(events, alone=alone, memory=memory, passed=passed, now_s=now_s, cause=why),
         )
 
     def _follow(self, session: SlotSession, lost: LostBatch) -> None:
@@ -386,13 +494,15 @@ class Feeder:
     def _wake(self) -> None:
         self._timer = None
         now_s = self._loop.time()
-        for replica, hard in list(self._pool.overdue(now_s)):
-            self._overdue(self._members[replica.replica], hard=hard)
+        for replica, batch, hard in list(self._pool.overdue(now_s)):
+            member = self._members.get(replica.replica)  # another batch of its may have ended it just now
+            if member is not None:
+                self._overdue(member, batch, hard=hard)
         self.kick()
         self._set_timer(now_s)
 
-    def _overdue(self, member: _Member, *, hard: bool) -> None:
-        replica, hand, session = member.replica, member.hand, self.session
+    def _overdue(self, member: _Member, batch: int, *, hard: bool) -> None:
+        replica, hand, session = member.replica, member.hands.get(batch), self.session
         if hand is None:
             return
         if hard:
@@ -414,5 +524,7 @@ class Feeder:
         for name, reason in self._pool.stragglers(self._loop.time()):
             if len(self._members) > 1:
                 logger.warning("replica %s is replaced: %s", name, reason)
-                self._put_back(self._members[name])
+                for hand in self._members[name].hands.values():
+                    if self.session is not None and not hand.alone:
+                        self._put_back(hand, self.session)
                 self._give_up(self._members[name], reason)

@@ -116,8 +116,8 @@ class Reporter:
             await self.now()
 
 
-def count_calls(report: PoolReport, hardware: str, calls: Sequence[Call]) -> None:
-    """Add calls of the stage on one hardware kind."""
+def count_calls(report: PoolReport, hardware: str, calls: Sequence[Call], in_hand: int = 1) -> None:
+    """Add calls of the stage on one hardware kind, begun with so many batches in hand."""
     sizes = report.batch_stats.setdefault(hardware, {})
     for call in calls:
         stats = sizes.get(call.batch_size)
@@ -126,6 +126,7 @@ def count_calls(report: PoolReport, hardware: str, calls: Sequence[Call]) -> Non
         stats.batches += 1
         stats.service_s += call.service_s
         stats.squares += call.service_s**2
+        stats.in_hand += in_hand
 
 
 def count_latency(report: PoolReport, bounds_s: Sequence[float], latency_s: float) -> None:

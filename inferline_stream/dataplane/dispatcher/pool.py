@@ -16,6 +16,12 @@ MIN_DEADLINE_S = 0.3
 DEADLINE_FACTOR = 10.0
 """A batch's deadline over its profiled service time, and the hard deadline over the first one."""
 
+SERVER_DEADLINE_FACTOR = 1.5
+"""A batch's least deadline over the time that a replica may take to ask a server for it."""
+
+MIN_HELD_S, MAX_HELD_S = 0.05, 1.0
+"""First and longest pause of a replica whose server takes no batch. The longest bounds how soon the stage resumes."""
+
 SLOW_FACTOR, SLOW_S = 2.0, 5.0
 """How far a straggler is behind the median of its kind, and for how long."""
 
@@ -45,6 +51,24 @@ _RECHECK_S = 0.005
 
 
 @dataclass(slots=True, eq=False)
+class Handed:
+    """A batch that a replica has in hand."""
+
+    batch_size: int
+    beside: int
+    """Batches that the replica had in hand when it began, itself included."""
+    began_s: float
+    due_s: float
+    """When it should be finished."""
+    allowed_s: float
+    """From handing it over to the first deadline."""
+    deadline_s: float
+    """When `Pool.overdue` names it next."""
+    late: bool = False
+    """Whether it has passed the first deadline."""
+
+
+@dataclass(slots=True, eq=False)
 class PooledReplica:
     """One attached replica."""
 
@@ -53,17 +77,12 @@ class PooledReplica:
     number: int
     ready_s: float = math.inf
     """When it said that it is ready."""
-    in_hand: int = 0
-    """Events of the batch that it has."""
-    began_s: float = 0.0
-    due_s: float = 0.0
-    """When the batch should be finished."""
-    allowed_s: float = 0.0
-    """From handing over its batch to the first deadline."""
-    deadline_s: float = math.inf
-    """When `Pool.overdue` names it next."""
-    late: bool = False
-    """Whether its batch has passed the first deadline."""
+    hands: dict[int, Handed] = field(default_factory=dict)
+    """By number, the batches that it has in hand."""
+    held_until_s: float = -math.inf
+    """Until then it gets no batch, since the server that it asks takes none."""
+    refused: int = 0
+    """How often in a row it has given batches back. It gets one at a time until it finishes one."""
     passed: bool = False
     """Whether it has finished a batch since it was attached."""
     quarantined: bool = False
@@ -77,7 +96,6 @@ class PooledReplica:
     """Measured over expected service time of the last batch."""
     finished_s: float = 0.0
     batches: int = 0
-    busy_s: float = 0.0
     slow_since_s: float = math.inf
     reported: bool = False
 
@@ -95,9 +113,12 @@ class _Kind:
     """The plan's."""
     fits: int = _LARGEST_BATCH
     """Largest batch that devices of the kind have memory for, as far as replicas have found out."""
+    concurrency: int = 1
     sizes: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
-    interpolated: dict[int, float] = field(default_factory=dict)
+    contention: list[tuple[int, list[float]]] = field(default_factory=list)
+    """By ascending batches in hand, how many times as long each of the sizes takes."""
+    interpolated: dict[tuple[int, int], float] = field(default_factory=dict)
     measured: dict[int, float] = field(default_factory=dict)
     """Where there is no profile: moving average of the service time by batch size, to compare replicas by."""
 
@@ -106,17 +127,34 @@ class _Kind:
         """Largest batch to hand out."""
         return min(self.limit, self.fits)
 
-    def service_s(self, batch_size: int) -> float:
-        """Return the profile's S(b), linear between the profiled sizes and beyond them; 0.0 without a profile."""
-        found = self.interpolated.get(batch_size)
+    def service_s(self, batch_size: int, beside: int = 1) -> float:
+        """Return the profile's S(b), linear between the profiled sizes and beyond them; 0.0 without a profile.
+
+        Args:
+            batch_size: b.
+            beside: batches in hand, itself included.
+        """
+        found = self.interpolated.get((batch_size, beside))
         if found is None:
-            found = self.interpolated[batch_size] = self._interpolate(batch_size)
+            found = self._interpolate(batch_size, self.times_s) if self.sizes else 0.0
+            if found and beside > 1:
+                found *= self._slowed(batch_size, beside)
+            self.interpolated[batch_size, beside] = found
         return found
 
-    def _interpolate(self, batch_size: int) -> float:
-        sizes, times_s = self.sizes, self.times_s
-        if not sizes:
-            return 0.0
+    def _slowed(self, batch_size: int, beside: int) -> float:
+        """Return how many times as long a batch takes beside others: linear between those profiled."""
+        before, slowed = 1, 1.0
+        size = min(batch_size, self.sizes[-1])
+        for concurrency, factors in self.contention:
+            longer = self._interpolate(size, factors) if len(factors) > 1 else factors[0]
+            if beside <= concurrency:
+                return slowed + (longer - slowed) * (beside - before) / (concurrency - before)
+            before, slowed = concurrency, longer
+        return slowed
+
+    def _interpolate(self, batch_size: int, times_s: Sequence[float]) -> float:
+        sizes = self.sizes
         if len(sizes) == 1:
             return times_s[0] * max(1.0, batch_size / sizes[0])
         right = min(max(bisect.bisect_left(sizes, batch_size), 1), len(sizes) - 1)
@@ -127,14 +165,14 @@ class _Kind:
             return times_s[0]
         return times_s[right - 1] + slope * (batch_size - sizes[right - 1])
 
-    def ratio(self, calls: Sequence[Call]) -> float | None:
+    def ratio(self, calls: Sequence[Call], beside: int) -> float | None:
         """Return measured over expected time of a batch's calls; None where nothing can be said."""
         took_s = expected_s = 0.0
         for call in calls:
             size, service_s = call.batch_size, call.service_s
             if not (0 < size <= _LARGEST_BATCH and 0 < service_s < math.inf):
                 return None
-            known_s = self.service_s(size)
+            known_s = self.service_s(size, beside)
             if not known_s:
                 known_s = self.measured.setdefault(size, service_s)
                 self.measured[size] = known_s + _WEIGHT * (service_s - known_s)
@@ -148,30 +186,58 @@ class Pool:
 
     Args:
         batch_deadline_s: longest deadline of a batch, and the deadline of one without a profile.
+        least_deadline_s: shortest deadline of a batch: longer than `MIN_DEADLINE_S` where replicas ask a server, which
+            may be slow through no fault of theirs.
     """
 
-    def __init__(self, batch_deadline_s: float = 60.0) -> None:
+    def __init__(self, batch_deadline_s: float = 60.0, least_deadline_s: float = MIN_DEADLINE_S) -> None:
         self.replicas: dict[str, PooledReplica] = {}
         self.next_deadline_s: float | None = None
         """When to call `overdue`, and then `choose`, at the latest. May be early."""
         self.fresh_after_s = 0.0
         """Until then replicas that have finished no batch get none: `Suspects.blocked_until_s`."""
-        self._batch_deadline_s = batch_deadline_s
+        self._batch_deadline_s = max(batch_deadline_s, least_deadline_s)
+        self._least_deadline_s = least_deadline_s
         self._kinds: dict[str, _Kind] = {}
         self._free: list[tuple[int, str]] = []
-        """Number and name of the replicas that are ready, stay and have nothing in hand; ascending."""
+        """Number and name of the replicas that are ready, stay and may get another batch; ascending."""
         self._alike = True
         """Whether all replicas that serve are equally fast, as far as is known."""
+        self._one_each = True
+        """Whether no replica may have several batches in hand."""
 
-    def configure(self, max_batch_sizes: Mapping[str, int], service_s: Mapping[str, Mapping[int, float]]) -> None:
-        """Apply batch limits and profiled service times by hardware kind, as a grant has them."""
+    def configure(
+        self,
+        max_batch_sizes: Mapping[str, int],
+        service_s: Mapping[str, Mapping[int, float]],
+        concurrency: Mapping[str, int] | None = None,
+        contention: Mapping[str, Mapping[int, Mapping[int, float]]] | None = None,
+    ) -> None:
+        """Apply what a grant has by hardware kind.
+
+        Args:
+            max_batch_sizes: batch limits.
+            service_s: profiled service times by batch size.
+            concurrency: most batches that a replica has in hand; 1 where it is missing.
+            contention: by batches in hand and batch size, how many times as long one takes.
+        """
+        concurrency, contention = concurrency or {}, contention or {}
         for hardware in {*self._kinds, *max_batch_sizes, *service_s}:
             kind = self._kinds.setdefault(hardware, _Kind())
             profile = {size: time_s for size, time_s in service_s.get(hardware, {}).items() if size > 0 and time_s > 0}
             kind.limit = max(1, max_batch_sizes.get(hardware, 1))
             kind.sizes = sorted(profile)
             kind.times_s = [profile[size] for size in kind.sizes]
+            kind.concurrency = max(1, concurrency.get(hardware, 1))
+            kind.contention = [
+                (beside, [factors[size] for size in kind.sizes])
+                for beside, factors in sorted(contention.get(hardware, {}).items())
+                if beside > 1 and factors.keys() >= profile.keys() and profile
+            ]
             kind.interpolated = {}
+        self._one_each = all(kind.concurrency == 1 for kind in self._kinds.values())
+        for replica in self.replicas.values():
+            self._place(replica)
         self._compare()
 
     def limit(self, hardware: str) -> int:
@@ -194,6 +260,11 @@ class Pool:
             if kind.fits < kind.limit
         )
 
+    def concurrency(self, hardware: str) -> int:
+        """Return how many batches a replica of a hardware kind has in hand at most; 1 where the plan says nothing."""
+        kind = self._kinds.get(hardware)
+        return kind.concurrency if kind is not None else 1
+
     def expected_s(self, replica: PooledReplica, batch_size: int) -> float:
         """Return how long a replica is likely to take for a batch; 0.0 where its kind has no profile."""
         return self._kinds[replica.hardware].service_s(batch_size) * replica.pace
@@ -213,13 +284,13 @@ class Pool:
         """
         for replica in self.replicas.values():
             if replica.quarantined and not replica.leaving:
-                return replica if replica.ready and not replica.in_hand else None
+                return replica if replica.ready and not replica.hands else None
         free = [self.replicas[name] for _, name in self._free]
         if not free:
             return None
-        chosen = max(free, key=lambda each: (passed_first and each.passed, each.number))
+        chosen = max(free, key=lambda each: (not each.hands, passed_first and each.passed, each.number))
         chosen.quarantined = True
-        return chosen
+        return None if chosen.hands else chosen
 
     def lift_quarantine(self) -> None:
         """Let every replica serve the queue."""
@@ -240,7 +311,7 @@ class Pool:
         replica = self.replicas.get(name)
         if replica is not None and not replica.ready:
             replica.ready_s = replica.finished_s = now_s
-            self._freed(replica)
+            self._place(replica)
             self._compare()
 
     def retire(self, name: str) -> None:
@@ -248,24 +319,27 @@ class Pool:
         replica = self.replicas.get(name)
         if replica is not None and not replica.leaving:
             replica.leaving = True
-            self._taken(replica)
+            self._place(replica)
             self._compare()
 
     def detach(self, name: str) -> None:
         """Forget a replica that left or died."""
         replica = self.replicas.pop(name, None)
         if replica is not None:
-            self._taken(replica)
+            self._place(replica)
             self._compare()
 
-    def _freed(self, replica: PooledReplica) -> None:
-        if not replica.leaving and self.replicas.get(replica.replica) is replica:
-            bisect.insort(self._free, (replica.number, replica.replica))
-
-    def _taken(self, replica: PooledReplica) -> None:
+    def _place(self, replica: PooledReplica) -> None:
+        """Put a replica among those that may get another batch, or take it out."""
+        most = 1 if replica.refused else self._kinds[replica.hardware].concurrency
+        stays = replica.ready and not replica.leaving and self.replicas.get(replica.replica) is replica
         entry = (replica.number, replica.replica)
         at = bisect.bisect_left(self._free, entry)
-        if at < len(self._free) and self._free[at] == entry:
+        there = at < len(self._free) and self._free[at] == entry
+        if stays and len(replica.hands) < most:
+            if not there:
+                self._free.insert(at, entry)
+        elif there:
             del self._free[at]
 
     def _compare(self) -> None:
@@ -285,74 +359,92 @@ class Pool:
         finish its own; `next_deadline_s` then says when to ask again.
         """
         replicas, fresh = self.replicas, now_s >= self.fresh_after_s
-        if self._alike:
+        if self._alike and self._one_each:
             for _, name in self._free:
                 replica = replicas[name]
-                if not replica.quarantined and (fresh or replica.passed):
+                if not replica.quarantined and (fresh or replica.passed) and now_s >= replica.held_until_s:
                     return replica
             return None
         best: PooledReplica | None = None
         best_s = math.inf
         for _, name in self._free:
             replica = replicas[name]
-            if not replica.quarantined and (fresh or replica.passed):
+            if not replica.quarantined and (fresh or replica.passed) and now_s >= replica.held_until_s:
                 if replica.pace > 1 and now_s - replica.finished_s > _RETRY_S:
                     replica.pace = 1.0
                     self._compare()
-                takes_s = self._takes_s(replica, queued)
+                takes_s = self._takes_s(replica, queued, len(replica.hands) + 1)
                 if takes_s * _TIE < best_s:
                     best, best_s = replica, takes_s
-        if best is None or best_s == 0.0:
+        if best is None or best_s == 0.0 or self._alike:
             return best
         capacity = 0
         first_due_s = math.inf
         for replica in replicas.values():
-            if not replica.in_hand or replica.late or replica.leaving or replica.quarantined:
+            if not replica.hands or replica.leaving or replica.quarantined:
                 continue
-            takes_s = self._takes_s(replica, queued)
-            # One that is past its time is likely to take as long again as it is late.
-            left_s = abs(replica.due_s - now_s)
-            if takes_s and (left_s + takes_s) * _TIE < best_s:
-                capacity += int((best_s / _TIE - left_s) / takes_s) * self._kinds[replica.hardware].largest
-                first_due_s = min(first_due_s, replica.due_s)
+            # A batch that follows one of these finds the others in hand still.
+            takes_s = self._takes_s(replica, queued, len(replica.hands))
+            for hand in replica.hands.values():
+                # One that is past its time is likely to take as long again as it is late.
+                left_s = abs(hand.due_s - now_s)
+                if not hand.late and takes_s and (left_s + takes_s) * _TIE < best_s:
+                    capacity += int((best_s / _TIE - left_s) / takes_s) * self._kinds[replica.hardware].largest
+                    first_due_s = min(first_due_s, hand.due_s)
         if capacity < queued:
             return best
         again_s = max(first_due_s, now_s) + _RECHECK_S
         self.next_deadline_s = min(self.next_deadline_s or math.inf, again_s)
         return None
 
-    def _takes_s(self, replica: PooledReplica, queued: int) -> float:
+    def _takes_s(self, replica: PooledReplica, queued: int, beside: int) -> float:
         kind = self._kinds[replica.hardware]
-        return kind.service_s(min(kind.largest, max(1, queued))) * replica.pace
+        return kind.service_s(min(kind.largest, max(1, queued)), beside) * replica.pace
 
-    def begin(self, replica: PooledReplica, batch_size: int, now_s: float) -> None:
-        """Note that a free replica was handed a batch."""
-        self._taken(replica)
-        expected_s = self._kinds[replica.hardware].service_s(batch_size)
-        replica.in_hand = batch_size
-        replica.began_s = now_s
-        replica.due_s = now_s + expected_s * replica.pace
-        replica.late = False
-        replica.allowed_s = self._allowed_s(expected_s)
-        replica.deadline_s = now_s + replica.allowed_s
-        if self.next_deadline_s is None or replica.deadline_s < self.next_deadline_s:
-            self.next_deadline_s = replica.deadline_s
+    def begin(self, replica: PooledReplica, batch_size: int, now_s: float, batch: int = 0) -> None:
+        """Note that a replica was handed a batch, by its number among those that it has in hand."""
+        beside = len(replica.hands) + 1
+        expected_s = self._kinds[replica.hardware].service_s(batch_size, beside)
+        allowed_s = self._allowed_s(expected_s)
+        due_s, deadline_s = now_s + expected_s * replica.pace, now_s + allowed_s
+        replica.hands[batch] = Handed(batch_size, beside, now_s, due_s, allowed_s, deadline_s)
+        self._place(replica)
+        if self.next_deadline_s is None or deadline_s < self.next_deadline_s:
+            self.next_deadline_s = deadline_s
 
     def _allowed_s(self, expected_s: float) -> float:
         if not expected_s:
             return self._batch_deadline_s
-        return min(self._batch_deadline_s, max(MIN_DEADLINE_S, DEADLINE_FACTOR * expected_s))
+        return min(self._batch_deadline_s, max(self._least_deadline_s, DEADLINE_FACTOR * expected_s))
 
-    def finish(self, replica: PooledReplica, calls: Sequence[Call], now_s: float) -> None:
-        """Note that a replica has answered a batch, in time or late."""
-        if not replica.in_hand:
+    def give_back(self, replica: PooledReplica, batch: int, now_s: float, wait_s: float) -> None:
+        """Note that a replica has given a batch back, because the server that it asks takes none.
+
+        Args:
+            replica: which one.
+            batch: number of the batch.
+            now_s: the present.
+            wait_s: how long the server says to wait; the pauses grow of themselves up to `MAX_HELD_S`.
+        """
+        if replica.hands.pop(batch, None) is None:
             return
-        replica.in_hand, replica.late, replica.passed = 0, False, True
-        replica.deadline_s = math.inf
-        replica.busy_s += max(0.0, now_s - replica.began_s)
+        if now_s >= replica.held_until_s:  # of several that come back together the first counts
+            own_s = min(MAX_HELD_S, MIN_HELD_S * 2.0 ** min(replica.refused, 16))
+            replica.held_until_s = now_s + max(own_s, min(wait_s, MAX_HELD_S))
+            replica.refused += 1
+        self._place(replica)
+
+    def finish(self, replica: PooledReplica, calls: Sequence[Call], now_s: float, batch: int = 0) -> None:
+        """Note that a replica has answered a batch, in time or late."""
+        hand = replica.hands.pop(batch, None)
+        if hand is None:
+            return
+        replica.passed = True
+        replica.refused, replica.held_until_s = 0, -math.inf
         replica.batches += 1
-        self._freed(replica)
-        ratio = self._kinds[replica.hardware].ratio(calls) if replica.batches > _WARM_UP_BATCHES else None
+        self._place(replica)
+        known = replica.batches > _WARM_UP_BATCHES
+        ratio = self._kinds[replica.hardware].ratio(calls, hand.beside) if known else None
         if ratio is not None:
             weight = 1.0 if now_s - replica.finished_s > _RETRY_S else _WEIGHT
             replica.last_ratio = ratio
@@ -365,8 +457,8 @@ class Pool:
 
     # Time
 
-    def overdue(self, now_s: float) -> Iterator[tuple[PooledReplica, bool]]:
-        """Yield replicas whose batch has passed its deadline (False) or its hard one (True), each of them once.
+    def overdue(self, now_s: float) -> Iterator[tuple[PooledReplica, int, bool]]:
+        """Yield replicas with batches that have passed their deadline (False) or their hard one (True), each once.
 
         At the first deadline the batch should run on another replica, if there is one, and the late result be dropped;
         at the hard one, ten times as late, the replica should be killed. Where this is called much later than
@@ -374,18 +466,18 @@ class Pool:
         """
         if self.next_deadline_s is None or now_s < self.next_deadline_s:
             return
-        busy = [each for each in self.replicas.values() if each.in_hand]
+        busy = [(each, batch, hand) for each in self.replicas.values() for batch, hand in each.hands.items()]
         if now_s > self.next_deadline_s + MIN_DEADLINE_S:
-            for replica in busy:
-                replica.deadline_s = max(replica.deadline_s, now_s + MIN_DEADLINE_S)
+            for _, _, hand in busy:
+                hand.deadline_s = max(hand.deadline_s, now_s + MIN_DEADLINE_S)
         found = []
-        for replica in busy:
-            if replica.deadline_s <= now_s:
-                found.append((replica, replica.late))
-                again_s = now_s + (DEADLINE_FACTOR - 1) * replica.allowed_s
-                replica.deadline_s = math.inf if replica.late else again_s
-                replica.late = True
-        next_s = min((each.deadline_s for each in busy), default=math.inf)
+        for replica, batch, hand in busy:
+            if hand.deadline_s <= now_s:
+                found.append((replica, batch, hand.late))
+                again_s = now_s + (DEADLINE_FACTOR - 1) * hand.allowed_s
+                hand.deadline_s = math.inf if hand.late else again_s
+                hand.late = True
+        next_s = min((hand.deadline_s for _, _, hand in busy), default=math.inf)
         self.next_deadline_s = next_s if next_s < math.inf else None
         yield from found
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from inferline_stream.dataplane.frames import Broken, FrameError, Ready, Results, ToReplica, encode_frame, to_dispatcher
+from inferline_stream.dataplane.frames import FrameError, ToDispatcher, ToReplica, encode_frame, to_dispatcher
 
 _RECEIVE_BYTES = 256 * 1024
 
@@ -21,7 +21,7 @@ class ReplicaConnection:
     """
 
     def __init__(
-        self, sock: socket.socket, heard: Callable[[Ready | Results | Broken], None], closed: Callable[[str], None]
+        self, sock: socket.socket, heard: Callable[[ToDispatcher], None], closed: Callable[[str], None]
     ) -> None:
         sock.setblocking(False)
         self._sock = sock

@@ -1,9 +1,11 @@
 """A replica: the process that runs one stage's code on the batches that its dispatcher sends.
 
 It has one thread, and nothing else in it has to run while the stage does: a stage that holds the interpreter for long
-is only late. Its channel to the supervisor (SOCK_SEQPACKET) brings the `ReplicaSpec` first, then connections to
-dispatchers, one after another; ``{"type":"leave"}`` or the channel's end ends the process. In a container the spec and
-the frames come over standard input, and results go to standard output.
+is only late. A stage that is asynchronous runs on an event loop, on which several batches may wait at once.
+
+Its channel to the supervisor (SOCK_SEQPACKET) brings the `ReplicaSpec` first, then connections to dispatchers, one
+after another; ``{"type":"leave"}`` or the channel's end ends the process. In a container the spec and the frames come
+over standard input, and results go to standard output.
 
 Exit codes: 0 left in good order; 3 the topology or the stage cannot be loaded, or the isolation does not hold; 70 the
 stage broke its contract.
@@ -11,6 +13,7 @@ stage broke its contract.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -20,18 +23,18 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
-    Call,
-    Done,
-    Failed,
     FrameError,
     Leave,
     Ready,
     Results,
+    Returned,
     StageInput,
     ToDispatcher,
     encode_frame,
@@ -39,10 +42,17 @@ from inferline_stream.dataplane.frames import (
 )
 from inferline_stream.dataplane.process_specs import ReplicaSpec, decode_replica_spec
 from inferline_stream.dataplane.replica.dispatcher_link import DispatcherLink, StandardStreams
-from inferline_stream.dataplane.replica.stage_call import DeviceOutOfMemory, OutOfMemory, StageCall
+from inferline_stream.dataplane.replica.stage_call import (
+    DeviceOutOfMemory,
+    OutOfMemory,
+    Settled,
+    StageCall,
+    built,
+    new_event_loop,
+)
 from inferline_stream.dataplane.replica.stage_code import StageCode
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.errors import InferlineError, StageFailed
+from inferline_stream.errors import InferlineError, ServerUnavailable, StageFailed
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.isolation.refusals import Refusals
@@ -63,7 +73,20 @@ BUILT = b'{"type":"built"}'
 MAX_DATAGRAM_BYTES = 65536
 _CHUNK_BYTES = 1 << 18
 
-Process = Callable[[Sequence[StageInput]], tuple[list[Done | Failed], list[Call]]]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stage:
+    """A stage that is loaded.
+
+    Args:
+        process: runs a batch; of one that is asynchronous, gives an awaitable.
+        call: of the stage within.
+        loop: that an asynchronous one runs on; None otherwise.
+    """
+
+    process: Callable[[Sequence[StageInput]], Settled | Awaitable[Settled]]
+    call: StageCall
+    loop: asyncio.AbstractEventLoop | None
 
 
 def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
@@ -81,7 +104,7 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
         return EXIT_USAGE
     spec, started_s = decode_replica_spec(line), _started_s()
     try:
-        process, call, held = _load(spec, code, (channel or streams or sys.stdin).fileno())
+        stage, held = _load(spec, code, (channel or streams or sys.stdin).fileno())
     except InferlineError as error:
         _last_words(error)
         return EXIT_CANNOT_LOAD
@@ -90,47 +113,52 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
     if channel is not None:
         with contextlib.suppress(OSError):  # its end is seen in time
             channel.send(BUILT)
-    return _Server(process, call, ready, channel, streams).run()
+    return _Server(stage, ready, channel, streams).run()
 
 
-def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[Process, StageCall, Enforced]:
-    """Load the stage and seal the process; return what runs batches, the stage's call within, and what holds."""
+def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage, Enforced]:
+    """Load the stage and seal the process."""
     code = code or StageCode(load_topology(spec.topology), spec.stage, spec.topology)
     confinement = confined(spec.isolation, spec.topology, spec.hardware)
     refusals = Refusals(confinement)
-    call = StageCall(refusals.guarded(code.run), spec.hardware, spec.emulated_s, code.emulated)
+    loop = new_event_loop() if code.waits else None
+
+    def build() -> StageCall:
+        return StageCall(refusals.guarded(code.run), spec.hardware, spec.emulated_s, code.emulated)
+
+    call = build() if loop is None else loop.run_until_complete(built(build))
     gc.collect()
     gc.freeze()  # what was loaded stays: the collector need not look at it again
     held = seal(confinement, keep=(keep,))
     refusals.sealed = held.sealed
-    return (lambda inputs: code.process(call, inputs)), call, held
+    if loop is not None:
+        return _Stage(lambda inputs: code.process_awaited(call.awaited, inputs), call, loop), held
+    return _Stage(lambda inputs: code.process(call, inputs), call, None), held
 
 
 class _Server:
     """Answers batches, from one dispatcher at a time."""
 
-    def __init__(
-        self,
-        process: Process,
-        call: StageCall,
-        ready: Ready,
-        channel: socket.socket | None,
-        link: DispatcherLink | None,
-    ) -> None:
-        self._process = process
-        self._call = call
+    def __init__(self, stage: _Stage, ready: Ready, channel: socket.socket | None, link: DispatcherLink | None) -> None:
+        self._stage = stage
+        self._loop = stage.loop
         self._ready = ready
         self._channel = channel
         self._link: DispatcherLink | None = None
         self._frames = to_replica()
         self._poll = select.poll()
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._last: asyncio.Future[list[BaseException | None]] | None = None
+        self._ended: asyncio.Future[int] | None = None if self._loop is None else self._loop.create_future()
         if channel is not None:
-            self._poll.register(channel, select.POLLIN)
+            self._watch(channel)
         if link is not None:
             self._connect(link)
 
     def run(self) -> int:
         """Serve until asked to leave; returns the exit code."""
+        if self._loop is not None and self._ended is not None:
+            return self._loop.run_until_complete(self._ended)
         while True:
             if self._channel is None and self._link is None:
                 return 0  # standard input has ended
@@ -143,6 +171,37 @@ class _Server:
                     continue  # replaced since the poll
                 if code is not None:
                     return code
+
+    def _watch(self, link: DispatcherLink) -> None:
+        if self._loop is None:
+            self._poll.register(link, select.POLLIN)
+        else:
+            self._loop.add_reader(link.fileno(), self._readable, link)
+
+    def _unwatch(self, link: DispatcherLink) -> None:
+        if self._loop is None:
+            self._poll.unregister(link)
+        else:
+            self._loop.remove_reader(link.fileno())
+
+    def _readable(self, link: DispatcherLink) -> None:
+        """Take what has come, on the event loop."""
+        code = self._hear(self._channel) if link is self._channel else self._receive(link)
+        if code is None and self._channel is None and self._link is None:
+            code = 0  # standard input has ended
+        if code is None or self._loop is None:
+            return
+        if link is self._channel:
+            self._unwatch(link)
+        if self._under_way:
+            self._last = asyncio.gather(*self._under_way, return_exceptions=True)
+            self._last.add_done_callback(lambda _: self._end(code))
+        else:
+            self._end(code)
+
+    def _end(self, code: int) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(code)
 
     def _hear(self, channel: socket.socket) -> int | None:
         """Take one message of the supervisor's."""
@@ -159,12 +218,12 @@ class _Server:
         """Serve another dispatcher from now on."""
         self._disconnect()
         self._link, self._frames = link, to_replica()
-        self._poll.register(link, select.POLLIN)
+        self._watch(link)
         self._send(self._ready)
 
     def _disconnect(self) -> None:
         if self._link is not None:
-            self._poll.unregister(self._link)
+            self._unwatch(self._link)
             self._link.close()
             self._link = None
 
@@ -185,17 +244,44 @@ class _Server:
         return None
 
     def _run(self, batch: Batch) -> int | None:
+        """Run a batch, or begin to."""
         began_s = time.perf_counter()
+        if self._loop is not None:
+            task = self._loop.create_task(self._run_awaited(batch, began_s))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+            return None
         try:
-            outcomes, calls = self._process(batch.inputs)
-        except StageFailed as error:
-            _last_words(error)
-            memory, device = isinstance(error, OutOfMemory), isinstance(error, DeviceOutOfMemory)
-            self._send(Broken(batch.epoch, batch.batch, str(error), memory, device))
-            return EXIT_STAGE_FAILED
-        busy_s = time.perf_counter() - began_s
-        self._send(Results(batch.epoch, batch.batch, outcomes, calls, busy_s, self._call.too_large))
+            settled = self._stage.process(batch.inputs)
+        except (StageFailed, ServerUnavailable) as error:
+            return self._unsettled(batch, error)
+        self._send(_results(batch, cast("Settled", settled), began_s, self._stage.call))
         return None
+
+    async def _run_awaited(self, batch: Batch, began_s: float) -> None:
+        try:
+            settled = await cast("Awaitable[Settled]", self._stage.process(batch.inputs))
+        except (StageFailed, ServerUnavailable) as error:
+            code = self._unsettled(batch, error)
+            if code is not None:
+                self._end(code)
+        except BaseException as error:  # the user's code has cancelled its own task, or ended the process
+            _last_words(
+                StageFailed(f"the stage raised {type(error).__qualname__} outside of its own handling: {error}")
+            )
+            self._end(EXIT_STAGE_FAILED)
+        else:
+            self._send(_results(batch, settled, began_s, self._stage.call))
+
+    def _unsettled(self, batch: Batch, error: StageFailed | ServerUnavailable) -> int | None:
+        """Say why a batch has no results; returns the exit code where the process ends of it."""
+        if isinstance(error, ServerUnavailable):
+            self._send(Returned(batch.epoch, batch.batch, str(error), error.wait_s))
+            return None
+        _last_words(error)
+        memory, device = isinstance(error, OutOfMemory), isinstance(error, DeviceOutOfMemory)
+        self._send(Broken(batch.epoch, batch.batch, str(error), memory, device))
+        return EXIT_STAGE_FAILED
 
     def _send(self, frame: ToDispatcher) -> None:
         """Send a frame; a dispatcher that is gone does not get it, and the next one asks again."""
@@ -206,6 +292,11 @@ class _Server:
         except OSError as error:
             logger.info("the dispatcher is gone: %s", error)
             self._disconnect()
+
+
+def _results(batch: Batch, settled: Settled, began_s: float, call: StageCall) -> Results:
+    outcomes, calls = settled
+    return Results(batch.epoch, batch.batch, outcomes, calls, time.perf_counter() - began_s, call.too_large)
 
 
 def _last_words(error: Exception) -> None:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
+import contextlib
 import inspect
 import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+import uvloop
 
 from inferline_stream.dataplane.frames import Call, Done, Failed
-from inferline_stream.errors import StageFailed
+from inferline_stream.errors import ServerUnavailable, StageFailed
 from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.hardware import Hardware
 
 Result = TypeVar("Result")
 
+Settled = tuple[list[Done | Failed], list[Call]]
+"""An outcome per event of a batch, in its order, and the calls of the stage that succeeded."""
+
+_BEGUN_S = 2.0
 _TRACEBACK_FRAMES = 5
 _NOT_THE_USERS = (str(Path(__file__).parents[2]), sysconfig.get_path("stdlib"), "<frozen")
 
@@ -97,25 +106,61 @@ class StageCall:
         if self._emulated_s:
             began_s = time.perf_counter()
             results = self._call(values)
-            service_s = emulated_service_s(self._emulated_s, len(values)) * self._varies.factor(self._random)
-            if self._varies.weight is not None:
-                service_s *= sum(map(self._varies.weight, values)) / len(values)
-            _sleep_until(began_s + service_s)
+            _sleep_until(began_s + self._emulated(values))
             return results
+        with self._device_memory(len(values)):
+            results = self._call(values)
+            _await_devices()
+        return results
+
+    @contextlib.contextmanager
+    def _device_memory(self, batch_size: int) -> Iterator[None]:
+        """Release what an earlier batch has left of a full device, and note where there is no memory for this one."""
         if self._release:
             self._release = False
             _release_devices()
         try:
-            results = self._call(values)
-            _await_devices()
+            yield
         except Exception as error:
             if not self._on_gpu or isinstance(error, MemoryError) or not is_out_of_memory(error):
                 raise
             self._release = True
-            self.too_large = min(self.too_large or len(values), len(values))
+            self.too_large = min(self.too_large or batch_size, batch_size)
             last = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
-            raise DeviceOutOfMemory(f"a batch of {len(values)} is too large for this device: {last}") from error
+            raise DeviceOutOfMemory(f"a batch of {batch_size} is too large for this device: {last}") from error
+
+    async def awaited(self, values: list[Any]) -> Any:
+        """Return the results of a stage that is asynchronous. An error that it raises is passed on."""
+        began_s = time.perf_counter()
+        with self._device_memory(len(values)):
+            results = await self._call(values)
+        if self._emulated_s:
+            await asyncio.sleep(max(0.0, began_s + self._emulated(values) - time.perf_counter()))
         return results
+
+    def _emulated(self, values: list[Any]) -> float:
+        """Return how long the emulated hardware takes for a batch."""
+        service_s = emulated_service_s(self._emulated_s, len(values)) * self._varies.factor(self._random)
+        if self._varies.weight is not None:
+            service_s *= sum(map(self._varies.weight, values)) / len(values)
+        return service_s
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop that an asynchronous stage runs on."""
+    return uvloop.new_event_loop()
+
+
+async def built(build: Callable[[], StageCall]) -> StageCall:
+    """Build an asynchronous stage on its event loop, to which the clients that it makes belong.
+
+    Tasks that it begins as it is built may end before the process is sealed: what they import has to be there by then.
+    """
+    call = build()
+    begun = asyncio.all_tasks() - {asyncio.current_task()}
+    if begun:
+        await asyncio.wait(begun, timeout=_BEGUN_S)
+    return call
 
 
 def _release_devices() -> None:
@@ -176,9 +221,7 @@ def attempt(apply: Callable[[Any], Result], value: Any) -> Result | Failed:
         return failed(error)
 
 
-def run_batch(
-    call: Callable[[list[Any]], Any], settle: Callable[[Any], Done], values: Sequence[Any]
-) -> tuple[list[Done | Failed], list[Call]]:
+def run_batch(call: Callable[[list[Any]], Any], settle: Callable[[Any], Done], values: Sequence[Any]) -> Settled:
     """Call the stage; where it raises, halve the batch until the culprits are alone.
 
     A batch that is too large for a device is halved, too. A single event that is may pass later, or elsewhere.
@@ -194,7 +237,44 @@ def run_batch(
     Raises:
         StageFailed: the stage returned another number of results than it was given events.
         OutOfMemory: memory ran out.
+        ServerUnavailable: the stage says that the batch is to run again later.
     """
+    halving = _halving(settle, values)
+    batch = next(halving)
+    while True:
+        try:
+            results = call(batch)
+        except Exception as error:
+            step = partial(halving.throw, error)
+        else:
+            step = partial(halving.send, results)
+        try:
+            batch = step()
+        except StopIteration as ended:
+            return cast("Settled", ended.value)
+
+
+async def run_batch_awaited(
+    call: Callable[[list[Any]], Awaitable[Any]], settle: Callable[[Any], Done], values: Sequence[Any]
+) -> Settled:
+    """As `run_batch`, for a stage that is asynchronous."""
+    halving = _halving(settle, values)
+    batch = next(halving)
+    while True:
+        try:
+            results = await call(batch)
+        except Exception as error:
+            step = partial(halving.throw, error)
+        else:
+            step = partial(halving.send, results)
+        try:
+            batch = step()
+        except StopIteration as ended:
+            return cast("Settled", ended.value)
+
+
+def _halving(settle: Callable[[Any], Done], values: Sequence[Any]) -> Generator[list[Any], Any, Settled]:
+    """Yield batches to call the stage with, and take its results, or what it raises."""
     outcomes: list[Done | Failed] = []
     calls: list[Call] = []
     waiting = [list(values)]
@@ -202,13 +282,15 @@ def run_batch(
         batch = waiting.pop()
         began_s = time.perf_counter()
         try:
-            results = call(batch)
+            results = yield batch
+        except ServerUnavailable:
+            raise
         except MemoryError as error:
             raise OutOfMemory(f"out of memory on a batch of {len(batch)}; use smaller batches") from error
         except Exception as error:
             half = len(batch) // 2
-            if not half and isinstance(error, DeviceOutOfMemory):
-                raise
+            if isinstance(error, StageFailed) and not (half and isinstance(error, DeviceOutOfMemory)):
+                raise  # no part of the batch would fare better
             if half:
                 waiting += [batch[half:], batch[:half]]
             else:

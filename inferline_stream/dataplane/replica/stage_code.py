@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from inferline_stream.dataplane.codecs import Decode, codec
-from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
-from inferline_stream.dataplane.replica.stage_call import attempt, run_batch
+from inferline_stream.dataplane.frames import Done, Failed, StageInput
+from inferline_stream.dataplane.replica.stage_call import Settled, attempt, run_batch, run_batch_awaited
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_code
 from inferline_stream.errors import InvalidTopology, StageFailed
-from inferline_stream.pipeline.annotations import join_fields, types_of
+from inferline_stream.pipeline.annotations import is_asynchronous, join_fields, types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.topology import Pipeline, Stage
@@ -38,7 +38,14 @@ class StageCode:
         routes = routes_of(pipeline, stage)
         folder = os.path.dirname(os.path.abspath(topology))
         own = pipeline.stage(stage)
-        self.run: Callable[..., Any] = load_code(own.run, folder) if isinstance(own.run, str) else own.run
+        self.run: Callable[..., Any] = code_of(own, folder)
+        self.waits = is_asynchronous(self.run)
+        """Whether the stage is asynchronous: it may be given several batches at once."""
+        if own.concurrency is not None and own.concurrency > 1 and not self.waits:
+            raise InvalidTopology(
+                f"stage {stage!r}: concurrency {own.concurrency} needs `async def`: a plain function runs one batch at "
+                "a time"
+            )
         self.emulated = own.emulated if isinstance(own.emulated, Emulated) else None
         conditions = {
             child.name: load_code(edge.condition, folder) if isinstance(edge.condition, str) else edge.condition
@@ -56,21 +63,26 @@ class StageCode:
         except TypeError as error:
             raise InvalidTopology(f"stage {stage!r}: {error}") from error
 
-    def process(
-        self, call: Callable[[list[Any]], Any], inputs: Sequence[StageInput]
-    ) -> tuple[list[Done | Failed], list[Call]]:
+    def process(self, call: Callable[[list[Any]], Any], inputs: Sequence[StageInput]) -> Settled:
         """Run a batch from encoded inputs to encoded results: an outcome per input, in order, and the calls made.
 
         Raises:
-            StageFailed: see `run_batch`.
+            StageFailed: see `run_batch`, as is `ServerUnavailable`.
         """
+        decoded, values = self._decoded(inputs)
+        return _with_failures(decoded, run_batch(call, self.settle, values) if values else ([], []))
+
+    async def process_awaited(
+        self, call: Callable[[list[Any]], Awaitable[Any]], inputs: Sequence[StageInput]
+    ) -> Settled:
+        """As `process`, for a stage that is asynchronous."""
+        decoded, values = self._decoded(inputs)
+        return _with_failures(decoded, await run_batch_awaited(call, self.settle, values) if values else ([], []))
+
+    def _decoded(self, inputs: Sequence[StageInput]) -> tuple[list[Any], list[Any]]:
+        """Return each input's value, or why it has none, and the values alone."""
         decoded = [attempt(self._decode, each) for each in inputs]
-        values = [value for value in decoded if not isinstance(value, Failed)]
-        outcomes, calls = run_batch(call, self.settle, values) if values else ([], [])
-        if len(values) == len(decoded):
-            return outcomes, calls
-        following = iter(outcomes)
-        return [value if isinstance(value, Failed) else next(following) for value in decoded], calls
+        return decoded, [value for value in decoded if not isinstance(value, Failed)]
 
     def weigh(self, function: Callable[[Any], float], inputs: Sequence[StageInput]) -> list[float]:
         """Return what a function of the topology gives for each encoded input.
@@ -102,6 +114,30 @@ class StageCode:
             if condition(result):
                 edges |= bit
         return Done(self._encode(result), edges)
+
+
+def code_of(stage: Stage, folder: str) -> Callable[..., Any]:
+    """Return a stage's function or class: the declared one, one that is loaded by name, or one that asks a server.
+
+    Raises:
+        InvalidTopology: there is none, or it cannot be loaded.
+    """
+    if stage.server is not None:
+        from inferline_stream.dataplane.replica.served_model import served
+
+        return served(stage.server, folder)
+    if stage.run is None:
+        raise InvalidTopology(f"stage {stage.name!r} has neither code nor a server")
+    return load_code(stage.run, folder) if isinstance(stage.run, str) else stage.run
+
+
+def _with_failures(decoded: Sequence[Any], settled: Settled) -> Settled:
+    """Return the outcomes of values among those of inputs that have none, in the order of the inputs."""
+    outcomes, calls = settled
+    if len(outcomes) == len(decoded):
+        return settled
+    following = iter(outcomes)
+    return [value if isinstance(value, Failed) else next(following) for value in decoded], calls
 
 
 def _decoder(pipeline: Pipeline, stage: Stage, takes: Any) -> Decode:

@@ -17,6 +17,7 @@ from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import Contention
 from inferline_stream.pipeline.trace import Trace
 from tests.unit.estimator.small import ONE, measured
 
@@ -38,11 +39,15 @@ class VirtualDispatcher:
     ) -> None:
         self.queue, self.pool, self.key_of = StageQueue(slo_ms * 1000, keys_in_order=bool(len(key_of))), Pool(), key_of
         profile = {kind: {size: ms / 1e3 for size, ms in times.items()} for kind, times in service_ms.items()}
-        self.pool.configure({a.hardware: a.max_batch_size for a in held}, profile)
+        most = {a.hardware: a.concurrency for a in held}
+        # Each further batch in hand adds as much again to what one takes.
+        contention = {k: {n: dict.fromkeys(profile[k], float(n)) for n in range(2, c + 1)} for k, c in most.items()}
+        self.pool.configure({a.hardware: a.max_batch_size for a in held}, profile, most, contention)
         self.service_ms, self.hold_ms = service_ms, held[0].hold_s * SECOND
         for number, kind in enumerate(a.hardware for a in held for _ in range(a.replicas)):
             self.pool.attach(f"{kind}-{number}", kind, number)
             self.pool.ready(f"{kind}-{number}", 0.0)
+        self.batches = itertools.count()
         self.ended_ms: dict[int, int] = {}
         self.used: set[str] = set()
 
@@ -77,14 +82,16 @@ class VirtualDispatcher:
                 wakes.append((round(due_ms), None))
                 break
             events = self.queue.take(limit)
-            self.pool.begin(replica, len(events), now / 1e3)
+            number = next(self.batches)
+            self.pool.begin(replica, len(events), now / 1e3, number)
             self.used.add(replica.replica)
-            wakes.append((now + self.service_ms[replica.hardware][len(events)], (replica, events)))
+            takes_ms = self.service_ms[replica.hardware][len(events)] * len(replica.hands)
+            wakes.append((now + takes_ms, (replica, events, number)))
         return wakes
 
     def _finish(self, now: int, batch: tuple) -> None:
-        replica, events = batch
-        self.pool.finish(replica, (), now / 1e3)
+        replica, events, number = batch
+        self.pool.finish(replica, (), now / 1e3, number)
         self.queue.release(events)
         for event in events:
             self.ended_ms[int.from_bytes(event.event_id)] = now
@@ -160,3 +167,26 @@ def test_a_held_pool_leaves_the_replicas_with_the_highest_numbers_idle() -> None
     holding.run(sent_ms)
     assert len(eager.used) > len(holding.used)
     assert holding.used == {f"h-{number}" for number in range(len(holding.used))}
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_dispatchers_pool_gives_replicas_several_batches_at_once_as_the_estimator_says(seed: int) -> None:
+    rng = np.random.default_rng(7000 + seed)
+    kinds = {"a": (40, 9, 4, 3), "b": (18, 4, 8, 1), "c": (7, 2, 1, 4)}
+    chosen = list(kinds)[:: int(rng.choice([1, 2]))] if rng.random() < 0.7 else ["a"]
+    service_ms = {k: {b: kinds[k][0] + kinds[k][1] * b for b in range(1, kinds[k][2] + 1)} for k in chosen}
+    hold_s = int(rng.choice([0, 0, 20])) / SECOND
+    held = tuple(Allocation(k, kinds[k][2], int(rng.integers(1, 4)), hold_s, kinds[k][3]) for k in chosen)
+    sent_ms = arrivals_ms(seed)
+    left_ms = VirtualDispatcher(held, service_ms, slo_ms=100).run(sent_ms)
+    sent_s = np.array(sent_ms) / SECOND
+    times = {f"a.{k}": {b: ms / SECOND for b, ms in service_ms[k].items()} for k in chosen}
+    profile = measured(ONE, times, hop_s=HOP_MS / SECOND)
+    slowed = {
+        (stage, k): replace(
+            own, contention=tuple(Contention(n, (float(n),) * len(own.batch_sizes)) for n in range(2, kinds[k][3] + 1))
+        )
+        for (stage, k), own in profile.profiles.items()
+    }
+    found = simulate(ONE, {"a": held}, replace(profile, profiles=slowed), Trace(sent_s), order_slo_s=100 / SECOND)
+    assert left_ms == ((found.latency_s + sent_s) * SECOND - HOP_MS).tolist()

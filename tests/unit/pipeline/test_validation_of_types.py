@@ -113,8 +113,7 @@ def unresolved(posts: "list[Nowhere]") -> list[Post]:  # noqa: F821  that is the
     [
         (NoCall, "has no `def __call__"),
         (NeedsArgument, "cannot be constructed without arguments"),
-        (later, "is asynchronous or a generator"),
-        (yields, "is asynchronous or a generator"),
+        (yields, "is a generator"),
         (one_by_one, "takes Post, not a batch"),
         (with_context, "must take exactly one argument"),
         (unresolved, "cannot be resolved"),

@@ -63,7 +63,7 @@ def test_stages_are_built_and_the_caller_loads_none_of_their_code(topology: Path
     ("file", "text", "stage", "said"),
     [
         ("last.py", "", "last", "'named_models.last:last' cannot be loaded (AttributeError: module"),
-        ("last.py", "async def last(values): pass", "last", "last is asynchronous or a generator; write a plain"),
+        ("last.py", "def last(values): yield", "last", "last is a generator; write a function that returns"),
         ("numbers.py", NUMBERS.replace("is_large", "is_small"), "double", "'named_models.numbers:is_large' cannot be"),
         (
             "numbers.py",

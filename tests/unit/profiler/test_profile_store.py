@@ -12,7 +12,7 @@ import pytest
 
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InvalidFile, InvalidTopology
-from inferline_stream.pipeline.profile import Profile, ServiceTime
+from inferline_stream.pipeline.profile import Contention, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.variation import Variation
@@ -354,3 +354,18 @@ def test_named_code_counts_with_what_it_imports_and_is_not_imported_itself(tmp_p
     assert code_digest("models.score:Other", tmp_path) != before
     (tmp_path / "models" / "words.py").write_text("A = 2")
     assert code_digest("models.score:Score", tmp_path) != before
+
+
+WAITING = ("def first(values", "async def first(values")
+
+
+def test_how_long_batches_take_beside_others_is_kept_and_cut_to_what_may_run_at_once(folder: Path) -> None:
+    contention = (Contention(2, (1.25, 1.5)), Contention(4, (1.5, 2.123456)))
+    measured = Profile("a", "cpu-1", TIMES, 0.3, contention=contention)
+    store(folder, load(folder, WAITING)).save(measured)
+    loaded = store(folder, load(folder, WAITING)).load().profiles["a", "cpu-1"]
+    assert loaded.contention == (contention[0], Contention(4, (1.5, 2.1235)))
+    fewer = load(folder, WAITING, ("max_batch_size=8", "max_batch_size=8, concurrency=2"))
+    assert store(folder, fewer).load().profiles["a", "cpu-1"].concurrencies == (1, 2)
+    more = load(folder, WAITING, ("max_batch_size=8", "max_batch_size=8, concurrency=32"))
+    assert store(folder, more).load().stale["a", "cpu-1"] == "concurrency has grown from 16 to 32"

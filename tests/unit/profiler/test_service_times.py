@@ -4,13 +4,14 @@ import itertools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.profile import PROBABILITIES
-from inferline_stream.profiler.service_times import measure, measure_emulated, powers_of_two
+from inferline_stream.profiler.service_times import measure, measure_contention, measure_emulated, powers_of_two
 from inferline_stream.profiler.variation_fit import service_time
 from inferline_stream.profiler.worker_messages import Measure, Times, Weigh, Weights
 from inferline_stream.profiler.worker_process import WorkerFailed
@@ -197,3 +198,38 @@ async def test_batches_that_do_not_fit_into_a_share_of_a_gpu_are_left_out_of_its
         worker := Worker(gains), KINDS["t4"], INPUTS, 2, seconds=1.0, device=Device(worker, reports=False)
     )
     assert [entry.device_bytes for entry in whole] == [0, 0]
+
+
+class Crowded:
+    """Batches that take as many times as long as `slowed` says for the number of them at once."""
+
+    def __init__(self, slowed: Callable[[int], float]) -> None:
+        self.slowed = slowed
+        self.asked: list[tuple[int, int]] = []
+
+    async def ask(self, request: Measure, answer: type[Times]) -> Times:
+        self.asked.append((request.concurrency, request.batch_size))
+        return Times([0.01 * request.batch_size * self.slowed(request.concurrency)] * 20)
+
+
+ALONE = tuple(service_time(size, np.full(4, 0.01 * size)) for size in (1, 4))
+
+
+async def test_every_batch_size_is_measured_beside_others_at_powers_of_two() -> None:
+    worker = Crowded(lambda at_once: 1 + at_once / 8)
+    found = await measure_contention(worker, KINDS["cpu-1"], INPUTS, ALONE, 8, seconds=1.0)
+    assert [entry.concurrency for entry in found] == [2, 4, 8]
+    assert [entry.factors for entry in found] == [pytest.approx((f, f)) for f in (1.25, 1.5, 2.0)]
+    assert worker.asked == [(at_once, size) for at_once in (2, 4, 8) for size in (1, 4)]
+
+
+async def test_more_at_once_is_not_tried_after_two_steps_without_a_gain() -> None:
+    worker = Crowded(lambda at_once: at_once)
+    found = await measure_contention(worker, KINDS["cpu-1"], INPUTS, ALONE, 64, seconds=1.0)
+    assert [entry.concurrency for entry in found] == [2, 4]
+
+
+async def test_a_machine_that_grows_faster_meanwhile_makes_no_batch_faster_beside_others() -> None:
+    worker = Crowded({2: 1.4, 4: 0.7}.__getitem__)
+    found = await measure_contention(worker, KINDS["cpu-1"], INPUTS, ALONE, 4, seconds=1.0)
+    assert [entry.factors for entry in found] == [pytest.approx((1.4, 1.4))] * 2

@@ -73,7 +73,7 @@ class Simulation:
             self.now_s = max(self.now_s, next_s)
             while self.happenings and self.happenings[0][0] <= self.now_s:
                 heapq.heappop(self.happenings)[2]()
-            for replica, hard in self.pool.overdue(self.now_s):
+            for replica, _, hard in self.pool.overdue(self.now_s):
                 self.overdue(self.hands[replica.replica], hard)
             self.kick()
         raise AssertionError("the simulation never ends")

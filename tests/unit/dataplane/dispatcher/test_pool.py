@@ -151,7 +151,7 @@ def test_a_slow_free_replica_does_not_wait_for_one_whose_batch_is_late():
     set_pace(pool, 1, 50.0)
     pool.begin(replica(pool, 0), 8, 0.0)
     assert chosen(pool, 0.3, 1) is None
-    assert list(pool.overdue(0.3)) == [(replica(pool, 0), False)]
+    assert list(pool.overdue(0.3)) == [(replica(pool, 0), 0, False)]
     assert chosen(pool, 0.3, 1) == 1
 
 
@@ -180,7 +180,7 @@ def test_the_best_free_replica_gets_a_batch_if_it_gets_any_where_each_is_dealt_t
         set_pace(pool, number, pace)
         if busy_s is not None:
             pool.begin(replica(pool, number), 1, 0.0)
-            replica(pool, number).due_s = busy_s
+            replica(pool, number).hands[0].due_s = busy_s
         free_s.append(busy_s or 0.0)
     free = {number for number, (_, busy_s) in enumerate(members) if busy_s is None}
     dealt = None
@@ -211,10 +211,10 @@ def test_a_batch_is_late_after_ten_times_its_profile_within_bounds_and_overdue_a
     set_pace(pool, 0, 2.0)
     pool.begin(each, size, 100.0)
     assert list(pool.overdue(100 + deadline_s * 0.99)) == []
-    assert list(pool.overdue(100 + deadline_s * 1.001)) == [(each, False)]
+    assert list(pool.overdue(100 + deadline_s * 1.001)) == [(each, 0, False)]
     assert list(pool.overdue(100 + deadline_s * 9.9)) == []
     assert pool.next_deadline_s == pytest.approx(100 + deadline_s * 10, rel=1e-3)
-    assert list(pool.overdue(pool.next_deadline_s)) == [(each, True)]
+    assert list(pool.overdue(pool.next_deadline_s)) == [(each, 0, True)]
     assert pool.next_deadline_s is None
 
 
@@ -230,9 +230,9 @@ def test_a_batch_that_is_finished_is_never_overdue():
 def test_a_late_replica_is_free_again_after_its_late_result():
     pool = pool_of("cpu")
     pool.begin(replica(pool, 0), 1, 0.0)
-    assert list(pool.overdue(0.3)) == [(replica(pool, 0), False)]
+    assert list(pool.overdue(0.3)) == [(replica(pool, 0), 0, False)]
     pool.finish(replica(pool, 0), [Call(1, 0.4)], 0.4)
-    assert (chosen(pool, 0.4), replica(pool, 0).late, replica(pool, 0).passed) == (0, False, True)
+    assert (chosen(pool, 0.4), replica(pool, 0).hands, replica(pool, 0).passed) == (0, {}, True)
 
 
 def test_a_dispatcher_that_was_held_up_itself_blames_no_replica():
@@ -363,3 +363,31 @@ def test_a_batch_that_a_device_has_no_memory_for_lowers_the_limit_of_its_kind_wh
     assert (pool.limit("gpu"), pool.tight) == (8, "")
     pool.too_large("gpu", 1)
     assert pool.limit("gpu") == 1
+
+
+# Servers that take nothing
+
+
+def test_pauses_grow_to_a_second_at_most_and_last_as_long_as_the_server_says_within_that():
+    pool, now_s, pauses = pool_of("cpu"), 0.0, []
+    for wait_s in (0.0, 0.0, 0.0, 3600.0, 0.0, 0.0):
+        assert chosen(pool, now_s) == 0
+        pool.begin(replica(pool, 0), 1, now_s)
+        pool.give_back(replica(pool, 0), 0, now_s, wait_s)
+        until_s = replica(pool, 0).held_until_s
+        assert chosen(pool, until_s - 0.001) is None
+        pauses.append(until_s - now_s)
+        now_s = until_s
+    assert pauses == pytest.approx([0.05, 0.1, 0.2, 1.0, 0.8, 1.0])
+
+
+def test_batches_that_come_back_together_lengthen_the_pause_once():
+    pool = pool_of("cpu")
+    pool.configure({"cpu": 1}, {}, {"cpu": 3})
+    for batch in range(3):
+        pool.begin(replica(pool, 0), 1, 0.0, batch)
+    for batch in range(3):
+        pool.give_back(replica(pool, 0), batch, 0.001 * batch, 0.0)
+    assert replica(pool, 0).held_until_s == pytest.approx(0.05)
+    run(pool, 0, 0.05, size=1)
+    assert (replica(pool, 0).refused, chosen(pool, 1.0)) == (0, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Ready, Results
+from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Ready, Results, Returned
 from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
@@ -240,3 +240,67 @@ def test_a_replica_on_a_full_device_answers_in_smaller_batches_and_ends_where_on
         assert (broken.memory, broken.device) == (True, True)
         assert "a batch of 1 is too large for this device" in broken.reason
         assert running.wait()[0] == 70
+
+
+WAITING = """
+import asyncio
+from inferline_stream import Pipeline, ServerUnavailable, Stage, Topic
+
+class Work:
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.together = asyncio.Event()
+        self.under_way = 0
+
+    async def __call__(self, numbers: list[int]) -> list[int]:
+        assert asyncio.get_running_loop() is self.loop
+        if 7 in numbers:
+            raise ServerUnavailable("the oracle is away", 3.0)
+        if 13 in numbers:
+            raise ValueError("thirteen")
+        if 14 in numbers:
+            return []
+        self.under_way += 1
+        if self.under_way == 2:
+            self.together.set()
+        await self.together.wait()
+        return [number + 1 for number in numbers]
+
+work = Stage("work", Work, hardware=["cpu-1"])
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[work])
+"""
+
+
+@levels
+def test_an_asynchronous_stage_runs_batches_together_and_fails_alone(tmp_path: Path, isolation: Isolation) -> None:
+    with replica(tmp_path, WAITING, isolation=isolation) as running:
+        dispatcher = running.attach()
+        assert isinstance(dispatcher.receive(), Ready)
+        dispatcher.send(Batch(7, 1, [b"1", b"2"]))
+        dispatcher.send(Batch(7, 2, [b"7"]))
+        away = dispatcher.receive()
+        assert away == Returned(7, 2, "the oracle is away", 3.0)
+        dispatcher.send(Batch(7, 3, [b"13", b"3"]))  # halved: its 3 is what the first batch waits for
+        by_number = {frame.batch: frame for frame in (dispatcher.receive(), dispatcher.receive())}
+        assert [outcome.value for outcome in by_number[1].outcomes] == [b"2", b"3"]
+        thirteen, three = by_number[3].outcomes
+        assert isinstance(thirteen, Failed)
+        assert "in __call__" in thirteen.where
+        assert three.value == b"4"
+        dispatcher.send(Batch(7, 4, [b"14"]))
+        assert isinstance(dispatcher.receive(), Broken)
+        code, said = running.wait()
+    assert (code, said.splitlines()[-1]) == (70, "returned 0 results for a batch of 1; return one per event")
+
+
+def test_an_asynchronous_replica_that_is_asked_to_leave_finishes_what_it_has_in_hand(tmp_path: Path) -> None:
+    with replica(tmp_path, WAITING) as running:
+        dispatcher = running.attach()
+        assert isinstance(dispatcher.receive(), Ready)
+        dispatcher.send(Batch(1, 1, [b"1"]))
+        dispatcher.send(Batch(1, 2, [b"7"]))
+        assert isinstance(dispatcher.receive(), Returned)
+        running.channel.send(LEAVE)
+        dispatcher.send(Batch(1, 3, [b"2"]))
+        assert {dispatcher.receive().batch, dispatcher.receive().batch} == {1, 3}
+        assert running.wait()[0] == 0

@@ -1,0 +1,271 @@
+"""Asks a model server for a batch's results: requests, retries, and whose fault it is where there are none.
+
+| what happens                                              | then                                                |
+|-----------------------------------------------------------|-----------------------------------------------------|
+| the connection breaks; 500, 502, 504; a response that is  | again at once, as often as `retries` says, then     |
+| cut off, or is none of the protocol                       | `ServerUnavailable`                                 |
+| no connection, a time-out, 429, 503, any other status     | `ServerUnavailable`, with the server's Retry-After  |
+| 400, 413, 415, 422 while the server says that it is ready | the events' fault: the batch is halved              |
+| a response that is too long                               | the events' fault, likewise                         |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from inferline_stream.dataplane.replica.open_inference import decode_response, encode_request
+from inferline_stream.dataplane.replica.server_process import ServerProcess
+from inferline_stream.errors import InferlineError, InvalidTopology, ServerUnavailable, StageFailed
+from inferline_stream.pipeline.model_server import PORT, ModelServer
+from inferline_stream.pipeline.units import duration_s
+
+_EVENTS_FAULT = frozenset((400, 413, 415, 422))
+_AGAIN = frozenset((500, 502, 504))
+_FIRST_PAUSE_S = 0.02
+_KEEP_ALIVE_S = 60.0
+_LONGEST_REASON = 200
+
+
+class EventRefused(Exception):
+    """The server refuses an event of the batch, or its response is too long: other batches may pass."""
+
+
+class ServerEnded(StageFailed):
+    """The replica's own server has ended: so does the replica, and another one starts another server."""
+
+
+class _BadResponse(Exception):
+    """The server's fault, and perhaps gone at the next attempt."""
+
+
+class ServedModel:
+    """A stage's code where its model is behind a server. Built on the event loop that it is called on.
+
+    Args:
+        server: what is asked.
+        folder: of the topology, which files are relative to.
+
+    Raises:
+        InvalidTopology: a file cannot be read.
+    """
+
+    def __init__(self, server: ModelServer, folder: str) -> None:
+        self._server = server
+        self._process = ServerProcess(server.command, folder) if server.command else None
+        url = server.url if self._process is None else server.url.replace(PORT, str(self._process.port))
+        base, path = url.rstrip("/"), server.path
+        if server.protocol == "open_inference":
+            version = f"/versions/{server.version}" if server.version else ""
+            base = f"{base}/v2/models/{server.model}{version}"
+            self._ready_url, path = f"{base}/ready", path or "/infer"
+        else:
+            self._ready_url = f"{base}/v1/models" if server.protocol == "openai" else ""
+        self._url = base + path
+        self._with_event = _takes_event(server.response)
+        headers = {"Content-Type": "application/json"}
+        if server.token_file:
+            headers["Authorization"] = f"Bearer {_read(server.token_file, folder)}"
+        tls: ssl.SSLContext | bool = True
+        if urlsplit(url).scheme == "https":
+            tls = ssl.create_default_context(cadata=_read(server.ca_file, folder) if server.ca_file else None)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,
+                ssl=tls,
+                keepalive_timeout=_KEEP_ALIVE_S,
+                resolver=_Addresses(urlsplit(url).hostname or ""),
+            ),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=duration_s(server.timeout)),
+            auto_decompress=True,
+        )
+
+        if self._process is not None:
+            self._process.await_ready(self._ready_url or url)
+        # What a first request imports cannot be imported once the process is sealed.
+        self._first = asyncio.get_running_loop().create_task(self._is_ready())
+
+    async def __call__(self, events: list[Any]) -> list[Any]:
+        """Return one result per event.
+
+        Raises:
+            ServerUnavailable: the batch is to run again later.
+            EventRefused: the server refuses it.
+            StageFailed: the server that this replica has started has ended.
+        """
+        asked = [self._server.request(event) for event in events]
+        if self._server.batches:
+            outputs = await self._asked(encode_request(asked), lambda body: decode_response(body, len(events)))
+        else:
+            more = {"model": self._server.model} if self._server.protocol == "openai" else {}
+            outputs = [await self._asked(_body(each, more), _decoded) for each in asked]
+        if self._with_event:
+            return [self._server.response(event, output) for event, output in zip(events, outputs, strict=True)]
+        return [self._server.response(output) for output in outputs]
+
+    async def close(self) -> None:
+        """Close its connections, and end its own server."""
+        self._first.cancel()
+        await self._session.close()
+        if self._process is not None:
+            self._process.stop()
+
+    async def _asked(self, body: bytes, decode: Callable[[bytes], Any]) -> Any:
+        """Send a request until there is a response to it, or no attempt is left."""
+        pause_s = _FIRST_PAUSE_S
+        for left in range(self._server.retries, -1, -1):
+            try:
+                return await self._attempt(body, decode)
+            except _BadResponse as error:
+                if not left:
+                    raise self._unavailable(str(error)) from error
+            except (aiohttp.ClientConnectorError, TimeoutError) as error:
+                why = f"no answer within {self._server.timeout}" if isinstance(error, TimeoutError) else str(error)
+                raise self._unavailable(why) from error
+            except (aiohttp.ClientError, OSError) as error:
+                if not left:
+                    raise self._unavailable(f"{type(error).__name__}: {error}") from error
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _attempt(self, body: bytes, decode: Callable[[bytes], Any]) -> Any:
+        async with self._session.post(self._url, data=body) as response:
+            content = await self._content(response)
+        status = response.status
+        if status == HTTPStatus.OK:
+            try:
+                return decode(content)
+            except ValueError as error:
+                raise _BadResponse(f"answers what is no response: {error}") from None
+        said = f"answers {status} {_said(content)}".rstrip()
+        if status in _AGAIN:
+            raise _BadResponse(said)
+        if status in _EVENTS_FAULT and await self._is_ready():
+            raise EventRefused(f"{self._url} {said}")
+        raise self._unavailable(said, _retry_after_s(response))
+
+    async def _content(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return the whole body, unless it is too long."""
+        most = self._server.max_response_bytes
+        found = bytearray()
+        async for chunk in response.content.iter_any():
+            found += chunk
+            if len(found) > most:
+                response.close()
+                if response.status != HTTPStatus.OK:
+                    break
+                raise EventRefused(f"{self._url} answers more than {most} bytes; raise max_response_bytes")
+        return bytes(found)
+
+    async def _is_ready(self) -> bool:
+        """Whether the server serves the model: what it refuses then is the request's own fault."""
+        try:
+            if not self._ready_url:
+                async with self._session.options(self._url):
+                    return True
+            async with self._session.get(self._ready_url) as response:
+                return response.status == HTTPStatus.OK
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+    def _unavailable(self, why: str, wait_s: float = 0.0) -> InferlineError:
+        ended = "" if self._process is None else self._process.ended()
+        if ended:
+            return ServerEnded(ended)
+        return ServerUnavailable(f"server {self._url} {why}", wait_s)
+
+
+class _Addresses(AbstractResolver):
+    """A host's addresses as they are now, or as they were at the start: a sealed process cannot look names up."""
+
+    def __init__(self, host: str) -> None:
+        self._known: list[tuple[Any, ...]] = []
+        with contextlib.suppress(OSError):
+            self._known = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return every address of the host.
+
+        Raises:
+            OSError: none is known.
+        """
+        with contextlib.suppress(OSError):
+            self._known = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        if not self._known:
+            raise OSError(f"{host}: no such host is known")
+        return [
+            ResolveResult(hostname=host, host=str(where[0]), port=port, family=kind, proto=protocol, flags=0)
+            for kind, _, protocol, _, where in self._known
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def served(server: ModelServer, folder: str) -> type:
+    """Return a class without arguments, as stages are built of."""
+
+    class Served:
+        def __init__(self) -> None:
+            self._model = ServedModel(server, folder)
+
+        async def __call__(self, events: list[Any]) -> list[Any]:
+            return await self._model(events)
+
+    return Served
+
+
+def _takes_event(response: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(response).bind(object(), object())
+    except TypeError:
+        return False
+    return True
+
+
+def _body(asked: Any, more: dict[str, str]) -> bytes:
+    return msgspec.json.encode({**more, **asked} if more else asked)
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"no JSON ({error})") from None
+
+
+def _said(content: bytes) -> str:
+    """The beginning of an error's text, on one line."""
+    return " ".join(content[: 4 * _LONGEST_REASON].decode(errors="replace").split())[:_LONGEST_REASON]
+
+
+def _retry_after_s(response: aiohttp.ClientResponse) -> float:
+    try:
+        return max(0.0, float(response.headers.get("Retry-After", "0")))
+    except ValueError:
+        return 0.0  # a date: the pauses that grow of themselves will do
+
+
+def _read(file: str, folder: str) -> str:
+    path = os.path.join(folder, os.path.expanduser(file))
+    try:
+        with open(path, encoding="utf-8") as opened:
+            return opened.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidTopology(f"{path}: cannot be read ({error}); the stage's server needs it") from None

@@ -1,0 +1,86 @@
+"""A model server that a replica starts for itself: it ends with the replica, and the replica with it."""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from inferline_stream.errors import StageFailed
+from inferline_stream.pipeline.model_server import PORT
+
+_POLL_S = 0.05
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+class ServerProcess:
+    """A server's process, on a port of its own.
+
+    Args:
+        command: what to run; ``{port}`` stands for the port.
+        folder: to run it in.
+
+    Raises:
+        StageFailed: it cannot be started.
+    """
+
+    def __init__(self, command: str, folder: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = int(free.getsockname()[1])
+        self._command = shlex.split(command.replace(PORT, str(self.port)))
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                preexec_fn=_ends_with_parent,  # noqa: PLW1509  a replica that is being built has one thread
+            )
+        except OSError as error:
+            raise StageFailed(f"server {self._command[0]!r} cannot be started: {error.strerror}") from error
+
+    def await_ready(self, url: str) -> None:
+        """Wait until the server answers there with 200, however long its model takes to load.
+
+        Raises:
+            StageFailed: it has ended.
+        """
+        parts = urlsplit(url)
+        while not self.ended():
+            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5.0)
+            try:
+                connection.request("GET", parts.path)
+                if connection.getresponse().status == HTTPStatus.OK:
+                    return
+            except (OSError, http.client.HTTPException):
+                pass
+            finally:
+                connection.close()
+            time.sleep(_POLL_S)
+        raise StageFailed(self.ended())
+
+    def ended(self) -> str:
+        """How the server has ended, in words; empty while it runs."""
+        code = self._process.poll()
+        return "" if code is None else f"server {self._command[0]!r} ended with exit code {code}"
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+
+
+def _ends_with_parent() -> None:
+    """Have the kernel end this process when the replica ends, however that ends."""
+    parent = os.getppid()
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -1,0 +1,153 @@
+"""A model behind a server of its own: what a stage asks for its results instead of computing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from inferline_stream.pipeline.units import duration_s
+
+Protocol = Literal["open_inference", "openai", "http"]
+
+PORT = "{port}"
+"""In a server's command and address: the port that it is started on."""
+
+MAX_RESPONSE_BYTES = 16 * 1024 * 1024
+"""Longest response taken by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelServer:
+    """A server, and the two functions between events and it. Made by `OpenInference`, `OpenAI` or `RayServe`.
+
+    Args:
+        protocol: how requests and responses are laid out.
+        url: ``http://`` or ``https://``, host and port; a path before the protocol's own is kept.
+        request: a function of one event that returns what the server is asked.
+        response: a function of the server's outputs for it, or of the event and the outputs, that returns the result.
+        model: its name on the server.
+        version: of the model; empty for the server's choice.
+        path: of requests; empty for the protocol's own.
+        timeout: longest that one request may take.
+        retries: how often a request is sent again at once where its connection broke or its response was no good.
+            Further attempts follow from the queue, however long the server is away.
+        token_file: file with a bearer token, from the topology's folder where relative; read as the replica starts.
+        ca_file: file with the certificates that the server's must be signed by; empty for the system's.
+        max_response_bytes: longest response taken.
+        command: starts the server, beside each replica and on its hardware, with ``{port}`` for the port; its url is
+            then ``http://127.0.0.1:{port}``, with a path perhaps. Empty where somebody else runs the server: then one
+            replica asks it, and the plan is made around what it serves.
+    """
+
+    protocol: Protocol
+    url: str
+    request: Callable[[Any], Any]
+    response: Callable[..., Any]
+    model: str = ""
+    version: str = ""
+    path: str = ""
+    timeout: str = "10s"
+    retries: int = 2
+    token_file: str = ""
+    ca_file: str = ""
+    max_response_bytes: int = MAX_RESPONSE_BYTES
+    command: str = ""
+
+    @property
+    def batches(self) -> bool:
+        """Whether a request may hold several events."""
+        return self.protocol == "open_inference"
+
+    @property
+    def port(self) -> int:
+        """TCP port that it is reached at; 0 where that is not known before it is started."""
+        if self.command:
+            return 0
+        parts = urlsplit(self.url)
+        return parts.port or {"https": 443}.get(parts.scheme, 80)
+
+    @property
+    def budget_s(self) -> float:
+        """Longest that a replica may take over a batch before it gives it back, its retries included."""
+        return duration_s(self.timeout) * (1 + self.retries)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files that a replica reads to connect."""
+        return tuple(file for file in (self.token_file, self.ca_file) if file)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with it, in words."""
+        try:
+            parts = urlsplit(self.url.replace(PORT, "1"))
+            known = parts.scheme in ("http", "https") and bool(parts.hostname) and bool(self.command or self.port > 0)
+        except ValueError:
+            known = False
+        if self.command and not (PORT in self.command and PORT in self.url):
+            yield f"server command {self.command!r} and url {self.url!r} need {PORT} each, for the port that is chosen"
+        elif not known:
+            yield f"server {self.url!r} is no address; write e.g. http://127.0.0.1:8000"
+        if self.protocol in ("open_inference", "openai") and not self.model:
+            yield "server has no model; name it as the server does, e.g. model='rank'"
+        try:
+            if duration_s(self.timeout) <= 0:
+                yield f"server timeout {self.timeout!r} must be above 0"
+        except ValueError as error:
+            yield f"server timeout: {error}"
+        retries: Any = self.retries
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            yield f"server retries {retries!r} must be a whole number, 0 or more"
+        size: Any = self.max_response_bytes
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            yield f"server max_response_bytes {size!r} must be a whole number, 1 or more"
+
+
+def OpenInference(
+    url: str, *, model: str, request: Callable[[Any], Any], response: Callable[..., Any], **more: Any
+) -> ModelServer:
+    """A server of the Open Inference Protocol v2 over HTTP: Triton, KServe, MLServer, Seldon, OpenVINO Model Server.
+
+    A batch is one request. ``request`` returns the inputs of one event by name: numbers, strings, lists or numpy
+    arrays, of one shape and type for all events. ``response`` gets its outputs by name, as numpy arrays without the
+    dimension of the batch, or strings; one number or string per event is itself.
+
+    Args:
+        url: of the server.
+        model: its name there.
+        request: see above.
+        response: see above.
+        more: other fields of `ModelServer`.
+    """
+    return ModelServer("open_inference", url, request, response, model, **more)
+
+
+def OpenAI(
+    url: str, *, model: str, request: Callable[[Any], Any], response: Callable[..., Any], **more: Any
+) -> ModelServer:
+    """A server of OpenAI's HTTP interface: vLLM, SGLang, llama.cpp.
+
+    An event is one request, to ``path``, by default ``/v1/chat/completions``. ``request`` returns its body without the
+    model, such as ``{"messages": [...], "max_tokens": 64}``; ``response`` gets the body of the answer.
+
+    Args:
+        url: of the server.
+        model: its name there.
+        request: see above.
+        response: see above.
+        more: other fields of `ModelServer`.
+    """
+    return ModelServer("openai", url, request, response, model, **{"path": "/v1/chat/completions", **more})
+
+
+def RayServe(url: str, *, request: Callable[[Any], Any], response: Callable[..., Any], **more: Any) -> ModelServer:
+    """An application of Ray Serve, or whatever else takes JSON by POST and answers JSON: an event is one request.
+
+    Args:
+        url: of the application, its route included.
+        request: returns the body for an event.
+        response: gets the body of the answer.
+        more: other fields of `ModelServer`.
+    """
+    return ModelServer("http", url, request, response, **more)

@@ -1,0 +1,146 @@
+"""A model server that behaves as a test tells it to: Open Inference Protocol, OpenAI's interface, and plain JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from aiohttp import web
+
+
+class ModelServerDouble:
+    """Doubles numbers, whatever the protocol.
+
+    Args:
+        port: where it listens; 0 for whichever is free.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.port = port
+        self.behaves = "well"
+        """Or ``"500"`` and other statuses, ``"garbage"``, ``"half"``, ``"closes"``, ``"slow"``, ``"large"``."""
+        self.takes_s = self.slows_s = 0.0
+        """Time of a request alone, and what each one under way beside it adds."""
+        self.requests: list[Any] = []
+        self.headers: list[dict[str, str]] = []
+        self.under_way = self.most_under_way = 0
+        self.ready = True
+        self.retry_after = ""
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_post("/v2/models/double/infer", self._infer)
+        app.router.add_get("/v2/models/double/ready", self._is_ready)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_get("/v1/models", self._is_ready)
+        app.router.add_post("/double", self._double)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        listens = socket.create_server(("127.0.0.1", self.port))
+        self.port = listens.getsockname()[1]
+        await web.SockSite(self._runner, listens).start()
+
+    async def stop(self) -> None:
+        """Close every connection, and listen no more."""
+        if self._runner is not None:
+            runner, self._runner = self._runner, None
+            await runner.cleanup()
+
+    async def _is_ready(self, request: web.Request) -> web.Response:
+        return web.json_response({}, status=200 if self.ready else 503)
+
+    async def _infer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        (inputs,) = body["inputs"]
+        if any(number < 0 for number in inputs["data"]):
+            return web.json_response({"error": "negative"}, status=422)
+        numbers = [2 * number for number in inputs["data"]]
+        outputs = {**inputs, "name": "doubled", "data": numbers}
+        return await self._answer(request, body, {"model_name": "double", "outputs": [outputs]})
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        number = int(body["messages"][-1]["content"])
+        message = {"role": "assistant", "content": str(2 * number)}
+        return await self._answer(request, body, {"choices": [{"index": 0, "message": message}]})
+
+    async def _double(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        return await self._answer(request, body, {"doubled": 2 * body["number"]})
+
+    async def _answer(self, request: web.Request, body: Any, answer: Any) -> web.StreamResponse:
+        self.requests.append(body)
+        self.headers.append(dict(request.headers))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(self.takes_s + self.slows_s * (self.under_way - 1))
+            return await self._misbehaved(request, answer)
+        finally:
+            self.under_way -= 1
+
+    async def _misbehaved(self, request: web.Request, answer: Any) -> web.StreamResponse:
+        if self.behaves == "well":
+            return web.json_response(answer)
+        if self.behaves == "garbage":
+            return web.Response(text="<html>it works</html>")
+        if self.behaves == "large":
+            return web.json_response({**answer, "padding": "x" * 200_000})
+        if self.behaves == "slow":
+            await asyncio.sleep(3600)
+        if self.behaves in ("half", "closes"):
+            assert request.transport is not None
+            response = web.StreamResponse(headers={"Content-Length": "5000", "Content-Type": "application/json"})
+            if self.behaves == "half":
+                await response.prepare(request)
+                await response.write(b'{"outputs": [')
+            request.transport.close()
+            return response
+        headers = {"Retry-After": self.retry_after} if self.retry_after else {}
+        return web.json_response({"error": "as the test wants"}, status=int(self.behaves), headers=headers)
+
+
+async def _serve(takes_s: float, slows_s: float, port: float = 0) -> None:
+    server = ModelServerDouble(int(port))
+    server.takes_s, server.slows_s = takes_s, slows_s
+    await server.start()
+    sys.stdout.write(f"{server.url}\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+@contextlib.contextmanager
+def model_server_process(takes_s: float = 0.0, slows_s: float = 0.0) -> Iterator[str]:
+    """The address of a server in a process of its own."""
+    command = [sys.executable, "-m", "tests.support.model_server", str(takes_s), str(slows_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@contextlib.asynccontextmanager
+async def model_server() -> AsyncIterator[ModelServerDouble]:
+    """A server that runs."""
+    server = ModelServerDouble()
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(*map(float, sys.argv[1:])))

@@ -1,0 +1,197 @@
+"""A replica that may have several batches in hand, and one whose server takes none."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inferline_stream.dataplane.dispatcher import feeder
+from inferline_stream.dataplane.frames import Batch, Broken, Leave, Returned
+from tests.unit.dataplane.dispatcher.doubles import Replica, until
+from tests.unit.dataplane.dispatcher.test_feeder import KIND, Fed, fed
+
+
+def at_once(pool: Fed, concurrency: int, limit: int = 1) -> None:
+    pool.pool.configure({KIND: limit}, {}, {KIND: concurrency})
+
+
+def refused(replica: Replica, batch: Batch, wait_s: float = 0.0) -> None:
+    replica.say(Returned(batch.epoch, batch.batch, "the server is away", wait_s))
+
+
+async def test_a_replica_gets_as_many_batches_as_it_may_have_and_the_next_with_each_answer():
+    async with fed() as pool:
+        at_once(pool, 3)
+        replica = await pool.attached()
+        pool.slot.fetched(*[b"%d" % number for number in range(5)])
+        batches = [await replica.batch() for _ in range(3)]
+        assert [batch.inputs for batch in batches] == [[b"0"], [b"1"], [b"2"]]
+        assert replica.idle()
+        replica.answer(batches[1])
+        assert (await replica.batch()).inputs == [b"3"]
+        assert replica.idle()
+
+
+async def test_results_of_batches_that_end_out_of_order_are_all_sent_and_committed():
+    async with fed() as pool:
+        at_once(pool, 3)
+        replica = await pool.attached()
+        pool.slot.fetched(b"0", b"1", b"2")
+        for batch in reversed([await replica.batch() for _ in range(3)]):
+            replica.answer(batch)
+        await until(lambda: pool.slot.offset() == 3, "all are committed")
+        assert sorted(pool.slot.sender.sent) == [b"0", b"1", b"2"]
+
+
+async def test_a_replica_that_is_retired_finishes_all_its_batches_first():
+    async with fed() as pool:
+        at_once(pool, 2)
+        replica = await pool.attached()
+        pool.slot.fetched(b"0", b"1")
+        batches = [await replica.batch() for _ in range(2)]
+        pool.feeder.retire(replica.name)
+        replica.answer(batches[0])
+        await until(lambda: len(pool.slot.sender.sent) == 1, "the first is sent")
+        assert replica.idle()
+        replica.answer(batches[1])
+        assert isinstance(await replica.next(), Leave)
+
+
+async def test_all_that_was_in_hand_together_is_suspected_when_its_replica_dies_and_nothing_is_lost():
+    async with fed() as pool:
+        at_once(pool, 3)
+        pool.slot.session.suspects.learn(b"a sample")
+        victim = await pool.attached()
+        pool.slot.fetched(b"0", b"1", b"2")
+        for _ in range(3):
+            await victim.batch()
+        victim.die()
+        await until(lambda: len(pool.slot.session.suspects) == 3, "they are suspects")
+        assert pool.slot.report.batches_lost == 3
+        other, got = await pool.attached(), []
+        while len(got) < 3:
+            batch = await other.batch()
+            assert other.idle(), "suspects run alone"
+            got += [each for each in batch.inputs if each != b"a sample"]
+            other.answer(batch)
+        await until(lambda: pool.slot.offset() == 3, "all are committed")
+        assert sorted(filter(None, pool.slot.sender.sent)) == [b"0", b"1", b"2"]
+
+
+async def test_of_a_replica_that_breaks_on_one_batch_the_others_run_again_without_suspicion():
+    async with fed() as pool:
+        at_once(pool, 2)
+        replica = await pool.attached()
+        pool.slot.fetched(b"0", b"1")
+        guilty, innocent = [await replica.batch() for _ in range(2)]
+        replica.say(Broken(guilty.epoch, guilty.batch, "returned 2 results for a batch of 1"))
+        await until(lambda: not pool.phases(), "its end is known")
+        assert len(pool.slot.session.suspects) == 1
+        other = await pool.attached()
+        assert (await other.batch()).inputs == innocent.inputs
+
+
+async def test_a_batch_beyond_its_deadline_runs_elsewhere_while_the_others_in_hand_go_on():
+    async with fed(batch_deadline_s=0.05) as pool:
+        at_once(pool, 2)
+        slow = await pool.attached()
+        pool.slot.fetched(b"0", b"1")
+        late, fine = [await slow.batch() for _ in range(2)]
+        other = await pool.attached()
+        slow.answer(fine)
+        again = await other.batch()
+        assert again.inputs == late.inputs
+        other.answer(again)
+        await until(lambda: pool.slot.offset() == 2, "both are committed")
+        assert sorted(pool.slot.sender.sent) == [b"0", b"1"]
+
+
+async def test_a_suspect_waits_until_its_replica_has_nothing_else_in_hand():
+    async with fed() as pool:
+        at_once(pool, 2)
+        pool.slot.session.suspects.learn(b"a sample")
+        busy, victim = await pool.attached(), await pool.attached()
+        pool.slot.fetched(b"0", b"1", b"2", b"3")
+        held = [await busy.batch() for _ in range(2)]
+        lost = [await victim.batch() for _ in range(2)]
+        victim.die()
+        await until(lambda: len(pool.slot.session.suspects) == 2, "they are suspects")
+        busy.answer(held[0])
+        await until(lambda: len(pool.slot.sender.sent) == 1, "one is sent")
+        assert busy.idle()
+        busy.answer(held[1])
+        assert (await busy.batch()).inputs in [batch.inputs for batch in lost]
+
+
+async def test_a_batch_that_a_server_does_not_take_runs_again_and_nothing_is_suspected():
+    async with fed(limit=2) as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(b"0", b"1")
+        refused(replica, await replica.batch())
+        again = await replica.batch()
+        assert again.inputs == [b"0", b"1"]
+        assert "the server is away; its events wait" in pool.feeder.trouble
+        replica.answer(again)
+        await until(lambda: pool.slot.offset() == 2, "both are committed")
+        assert (pool.feeder.trouble, len(pool.slot.session.suspects)) == ("", 0)
+        assert (pool.slot.report.batches_lost, pool.slot.report.dead_lettered) == (0, 0)
+
+
+async def test_a_replica_whose_server_takes_nothing_gets_one_batch_at_a_time_until_it_finishes_one():
+    async with fed() as pool:
+        at_once(pool, 3)
+        replica = await pool.attached()
+        pool.slot.fetched(*[b"%d" % number for number in range(4)])
+        for batch in [await replica.batch() for _ in range(3)]:
+            refused(replica, batch)
+        for _ in range(2):
+            probe = await replica.batch()
+            assert replica.idle()
+            refused(replica, probe)
+        replica.answer(await replica.batch())
+        rest = [await replica.batch() for _ in range(3)]
+        for batch in rest:
+            replica.answer(batch)
+        await until(lambda: pool.slot.offset() == 4, "all are committed")
+
+
+async def test_an_event_that_a_server_always_fails_on_holds_up_no_other_and_is_never_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(feeder, "_LONG_ASIDE_S", (0.05, 0.1))
+    async with asyncio.timeout(20.0), fed(limit=4) as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(b"bad", *[b"%d" % number for number in range(9)])
+        alone = others = 0
+        while alone < 3:
+            batch = await replica.batch()
+            if b"bad" in batch.inputs:
+                alone += batch.inputs == [b"bad"]
+                refused(replica, batch)
+            else:
+                others += len(batch.inputs)
+                replica.answer(batch)
+            pool.slot.fetched(b"more", first=pool.slot.session.partitions[0].completion.position)
+        assert others >= 9, "those of its batch, and those behind it"
+        while not pool.slot.offset():
+            replica.answer(await replica.batch())
+        assert pool.slot.report.dead_lettered == 0
+
+
+async def test_a_suspect_that_a_server_does_not_take_is_no_more_suspect_for_it():
+    async with fed() as pool:
+        pool.slot.session.suspects.learn(b"a sample")
+        victim = await pool.attached()
+        pool.slot.fetched(b"0")
+        await victim.batch()
+        victim.die()
+        await until(lambda: len(pool.slot.session.suspects) == 1, "it is a suspect")
+        other = await pool.attached()
+        for _ in range(3):
+            refused(other, await other.batch())
+        while (batch := await other.batch()).inputs != [b"0"]:
+            other.answer(batch)
+        other.answer(batch)
+        await until(lambda: pool.slot.offset() == 1, "it is committed")
+        assert pool.slot.sender.sent == [b"0"]
