@@ -104,7 +104,8 @@ class Station:
 
     def of_slot(self, slot: int) -> Station:
         """Return the pool of one slot."""
-        return replace(self, kinds=self.kinds[slot :: self.slots], slots=1)
+        kinds = np.ascontiguousarray(self.kinds[slot :: self.slots])  # another layout would compile the kernels again
+        return replace(self, kinds=kinds, slots=1)
 
     @property
     def fastest_s(self) -> float:

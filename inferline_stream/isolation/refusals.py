@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inferline_stream.isolation.confinement import Confinement
-from inferline_stream.pipeline.annotations import is_asynchronous
+from inferline_stream.pipeline.topology import is_asynchronous
 
 
 class Refusals:

@@ -104,12 +104,6 @@ def served_types(server: ModelServer) -> StageTypes:
     return StageTypes(asked.get(name, Any) if name else Any, answered.get("return", Any))
 
 
-def is_asynchronous(run: object) -> bool:
-    """Whether a stage's function, or the class whose instances are called, is declared with ``async def``."""
-    function = getattr(run, "__call__", None) if inspect.isclass(run) else run  # noqa: B004  the class's own function
-    return inspect.iscoroutinefunction(function)
-
-
 def condition_type(condition: Callable[[Any], bool] | str) -> Any:
     """Type of the result that a condition judges; `Any` where it is not annotated, or given by name.
 

@@ -6,12 +6,12 @@ These objects accept what is written and are judged together by `pipeline.valida
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from inferline_stream.pipeline.annotations import is_asynchronous
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
@@ -255,3 +255,9 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, stages={[stage.name for stage in self.stages]})"
+
+
+def is_asynchronous(run: object) -> bool:
+    """Whether a stage's function, or the class whose instances are called, is declared with ``async def``."""
+    function = getattr(run, "__call__", None) if inspect.isclass(run) else run  # noqa: B004  the class's own function
+    return inspect.iscoroutinefunction(function)

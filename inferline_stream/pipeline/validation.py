@@ -16,7 +16,6 @@ from inferline_stream.pipeline.annotations import (
     check_code_name,
     condition_type,
     describe,
-    is_asynchronous,
     join_fields,
     types_of,
     without_none,
@@ -29,7 +28,7 @@ from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import topological
-from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic
+from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic, is_asynchronous
 
 CODECS = ("json", "msgpack", "raw")
 

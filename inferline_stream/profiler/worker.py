@@ -24,9 +24,9 @@ from inferline_stream.errors import InferlineError, StageFailed
 from inferline_stream.isolation.confinement import decoded
 from inferline_stream.isolation.refusals import Refusals
 from inferline_stream.isolation.seal import seal
-from inferline_stream.pipeline.annotations import condition_type, is_asynchronous, stage_types
+from inferline_stream.pipeline.annotations import condition_type, stage_types
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.topology import Pipeline, Stage, is_asynchronous
 from inferline_stream.profiler.worker_messages import (
     LENGTH_BYTES,
     Answer,

@@ -15,10 +15,10 @@ from inferline_stream.dataplane.replica.stage_call import Settled, attempt, run_
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_code
 from inferline_stream.errors import InvalidTopology, StageFailed
-from inferline_stream.pipeline.annotations import is_asynchronous, join_fields, types_of
+from inferline_stream.pipeline.annotations import join_fields, types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.emulation import Emulated
-from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.topology import Pipeline, Stage, is_asynchronous
 from inferline_stream.pipeline.version import format_between
 
 
