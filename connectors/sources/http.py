@@ -38,7 +38,13 @@ from aiohttp import web
 
 from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sources.admission import BearerTokens
-from inferline_stream.connectors.sources.ingest import LOOK_AGAIN_S, AwaitedResults, HttpCounts, Ingest, IngestLimits
+from inferline_stream.connectors.sources.http_application import (
+    LOOK_AGAIN_S,
+    AwaitedResults,
+    HttpCounts,
+    Ingest,
+    IngestLimits,
+)
 from inferline_stream.connectors.sources.listener import Listener
 from inferline_stream.errors import InvalidFile, Unreachable, UsageError
 from inferline_stream.kafka.controller_client import OffsetReader

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from inferline_stream.isolation import bpf
 from inferline_stream.isolation.bpf import ALWAYS, Alternatives, ArgumentCondition, Calls
-from inferline_stream.isolation.syscalls import AARCH64, X86_64
+from inferline_stream.isolation.syscall_numbers import AARCH64, X86_64
 
 MACHINES: Mapping[str, bpf.Architecture] = MappingProxyType(
     {"x86_64": bpf.Architecture(0xC000003E, X86_64, x32=True), "aarch64": bpf.Architecture(0xC00000B7, AARCH64)}

@@ -102,7 +102,9 @@ def as_before() -> Iterator[None]:
 async def test_plan_takes_the_last_hour_from_kafka(kafka: KafkaServer, topic: str, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["init", str(tmp_path)]).exit_code == 0
     text = (tmp_path / "topology.py").read_text()
-    text = text.replace('    sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),\n', "")
+    declared = '    sample=Sample(arrivals="arrivals.csv", events="events.jsonl", replay="live.csv"),\n'
+    assert declared in text
+    text = text.replace(declared, "")
     (tmp_path / "topology.py").write_text(text.replace('Topic("reviews-in")', f'Topic("{topic}")'))
     now_s = time.time()
     async with RecordProducer(kafka.bootstrap_servers) as producer:

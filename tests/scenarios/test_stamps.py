@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaProducer
 from inferline_stream.controlplane.log.control_records import ArrivalTicks, encode
 from inferline_stream.controlplane.observe.record_timestamps import SourceTimestamps
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import OffsetReader, Written, write_once
 from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
@@ -34,7 +35,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
     await create_topics(
         servers, [WantedTopic(source, 2, "events"), WantedTopic(names.arrivals, 1, "arrivals")], replication=1
     )
-    running = PipelineContext(names, source, "", frozenset(), servers, Settings(), arrivals="timestamps")
+    running = PipelineContext(names, source, "", frozenset(), KafkaCluster(servers), Settings(), arrivals="timestamps")
     now_ms = int(time.time() * 1e3)
     early, late = [now_ms - 4000 + 100 * i for i in range(10)], [now_ms - 1000 + 50 * i for i in range(6)]
     async with (

@@ -102,6 +102,8 @@ FILLED: tuple[Any, ...] = (
         hold_s=0.01,
         service_s={"cpu-1": {1: 0.02}},
         sample=b"an event",
+        concurrency={"cpu-1": 2},
+        contention={"cpu-1": {2: {1: 1.5}}},
     ),
     PoolReport(
         dispatcher="a-0-5f",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferline_stream.connectors.sources.connections import Connections
-from inferline_stream.connectors.sources.ingest import Ingest, IngestLimits
+from inferline_stream.connectors.sources.http_application import Ingest, IngestLimits
 from inferline_stream.connectors.sources.listener import Listener
 from inferline_stream.kafka.record_producer import RecordProducer
 

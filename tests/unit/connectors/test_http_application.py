@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from inferline_stream.connectors.sources.ingest import Ingest, IngestLimits
+from inferline_stream.connectors.sources.http_application import Ingest, IngestLimits
 from inferline_stream.kafka.record_producer import RecordProducer
 
 
