@@ -186,8 +186,10 @@ def test_a_replica_that_cannot_start_again_is_reported_and_comes_back_once_its_m
     reported = watched.heard.wait("InferlineReplicasMissing", "firing", 30, began_s)
     assert reported.labels["stage"] == "ask"
     assert ".inferline/logs/<pipeline>/<replica>.log" in runbook(reported)
-    logs = list((watched.folder / ".inferline" / "logs" / "watched").glob("ask-*.log"))
-    assert any("weights.bin is not where it was" in log.read_text() for log in logs)
+    logs, deadline_s = watched.folder / ".inferline" / "logs" / "watched", time.monotonic() + 20
+    while not any("weights.bin is not where it was" in log.read_text() for log in logs.glob("ask-*.log")):
+        assert time.monotonic() < deadline_s, "no log of a replica says within 20 s why it does not start"
+        time.sleep(0.1)
     (watched.folder / "broken").unlink()
     watched.heard.wait("InferlineReplicasMissing", "resolved", 40, reported.at_s)
     watched.ready(20)
