@@ -1,4 +1,4 @@
-"""The run that the command `run` asks for: broker, profiles, plan, session, report."""
+"""The run that the command `run` asks for: broker, profiles, plan, run, report."""
 
 from __future__ import annotations
 

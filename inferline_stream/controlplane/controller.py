@@ -105,7 +105,7 @@ class Controller:
     failures: int = 0
     """Steps of the loop that raised something unforeseen; each was logged."""
     state: PipelineState | None = None
-    """Newest picture for metrics and tables."""
+    """Newest state for metrics and tables."""
     exits: deque[str] = field(default_factory=lambda: deque(maxlen=_EXITS_KEPT))
     """Replicas and dispatchers that ended unexpectedly, in words; the newest few hundred."""
     collector: Collector | None = None
@@ -328,7 +328,7 @@ class Controller:
             book.written(len(waiting))
 
     async def _look(self) -> None:
-        """One consistent picture for metrics and tables."""
+        """Make one consistent state for metrics and tables."""
         now_s = asyncio.get_running_loop().time()
         self.decider.follow_people()
         self.view.held(now_s, await self.fleet.observe())

@@ -85,7 +85,7 @@ class Observer:
             await asyncio.sleep(max(0.0, _LOOK_S - (loop.time() - began_s)))
 
     async def _hear(self) -> None:
-        """Take in reports at the times they were made, and look at the picture of each of the last seconds."""
+        """Take in reports at the times they were made, and look at the view of each of the last seconds."""
         shift_s = asyncio.get_running_loop().time() - time.time()
         records = sorted(await self.reports.read(0.05), key=lambda record: record.time_ms)
         looked_s = None

@@ -26,7 +26,7 @@ class TopicState:
 
     Args:
         id: the beginning of its id as Kafka's tools print it; another one after it was deleted and created again. Empty
-            where the broker gives topics none: before Kafka 2.8.
+            where it is not known.
         partitions: how many it has.
     """
 

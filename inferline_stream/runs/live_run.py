@@ -31,7 +31,7 @@ _HOPELESS_RESTARTS = 3
 
 @dataclass(slots=True)
 class LiveRun:
-    """A run under way. Made by `session`."""
+    """A run under way. Made by `lifecycle.open_run`."""
 
     run: Run
     running: PipelineContext

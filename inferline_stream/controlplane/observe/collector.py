@@ -41,7 +41,7 @@ _AGENT_SILENT_S = 1.5
 
 @dataclass(slots=True)
 class Collector:
-    """Fills a picture.
+    """Fills a `PipelineView`.
 
     Args:
         running: names.
