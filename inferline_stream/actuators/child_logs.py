@@ -77,14 +77,17 @@ class ChildLogs:
     def ended(self, log: ChildLog, stage: str, code: int) -> None:
         """Remove the log of a child that ended well and printed nothing; of the others, keep a stage's newest."""
         self._running.discard(log)
-        if code == 0 and log.path.stat().st_size == 0:
-            log.path.unlink()
-            return
+        with contextlib.suppress(OSError):  # somebody has removed it
+            if code == 0 and log.path.stat().st_size == 0:
+                log.path.unlink()
+                return
         dead = self._dead.setdefault(stage, deque())
         if log.path not in dead:
             dead.append(log.path)
         if len(dead) > _DEAD_LOGS:
-            dead.popleft().unlink(missing_ok=True)
+            oldest = dead.popleft()
+            if all(other.path != oldest for other in self._running):  # a dispatcher keeps its name when it starts again
+                oldest.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Look at no log any more."""

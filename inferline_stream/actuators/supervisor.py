@@ -87,6 +87,8 @@ class Supervisor(Generic[P]):
         self._replicas: dict[P, Place] = {}
         self._dispatchers: dict[Post, P] = {}
         self._batch_deaths = BatchDeaths()
+        self._looking: asyncio.TimerHandle | None = None
+        """The next look for devices that replicas wait for."""
         self._pools: defaultdict[str, ReplicaSlots] = defaultdict(ReplicaSlots)
         self._serving: dict[tuple[str, int], P] = {}
         self._attached: dict[str, P] = {}
@@ -197,6 +199,8 @@ class Supervisor(Generic[P]):
         try:
             await self.drain(0.0)
         finally:  # also when cancelled: nothing stays behind
+            if self._looking is not None:
+                self._looking.cancel()
             self._children.close()
 
     async def __aenter__(self) -> Self:
@@ -237,7 +241,8 @@ class Supervisor(Generic[P]):
             child = self._children.start_replica(spec)
         except NoDevice as error:
             place.held_up, place.pending = True, str(error)
-            asyncio.get_running_loop().call_later(_DEVICE_AGAIN_S, self._look_again, place)
+            if self._looking is None:
+                self._looking = asyncio.get_running_loop().call_later(_DEVICE_AGAIN_S, self._look_again)
             return
         except InvalidInput as error:
             self._places.ended(place, error.exit_code, str(error))
@@ -250,10 +255,14 @@ class Supervisor(Generic[P]):
         self._replicas[child] = place
         self._attach(place.stage, self._pools[place.stage].add(place.replica))
 
-    def _look_again(self, place: Place) -> None:
-        """Start a replica that waits for a device, if there is one: others than ours may have had it."""
-        if place in self._places.all and place.held_up and place.running and not place.retiring:
-            self._start_replica(place)
+    def _look_again(self) -> None:
+        """Start replicas that wait for a device, if there is one: others than ours may have had it."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        for place in list(self._places.all):
+            if place.held_up and place.running and not place.retiring:
+                self._start_replica(place)
 
     def _start_dispatcher(self, post: Post) -> None:
         spec = msgspec.structs.replace(post.spec, deadly_batches=self._batch_deaths.deadly(post.stage))
@@ -362,6 +371,5 @@ class Supervisor(Generic[P]):
         self._attached.pop(child.name, None)
         why = self._replaced.pop(child.name, "")
         self._places.ended(place, code, why or reason, tail, at_once=bool(why))
-        for other in list(self._places.all) if child.devices else ():
-            if other.held_up and other.running:
-                self._start_replica(other)
+        if child.devices:
+            self._look_again()

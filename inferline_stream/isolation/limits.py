@@ -262,7 +262,8 @@ def _remove(group: Path) -> None:
         group.rmdir()
     with contextlib.suppress(OSError):  # it is gone, unless there is somebody in it
         for helper in (group / "cgroup.procs").read_text().split():
-            _kill(int(helper))
+            with contextlib.suppress(OSError):  # it has ended
+                _kill(int(helper))
         group.rmdir()
 
 

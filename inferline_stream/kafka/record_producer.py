@@ -9,7 +9,13 @@ from types import TracebackType
 from typing import Self
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, KafkaTimeoutError, OutOfOrderSequenceNumber, UnknownTopicOrPartitionError
+from aiokafka.errors import (
+    KafkaError,
+    KafkaTimeoutError,
+    OutOfOrderSequenceNumber,
+    ProducerClosed,
+    UnknownTopicOrPartitionError,
+)
 
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.connection import client_options, closed, closed_on_failure, unreachable
@@ -120,15 +126,21 @@ class RecordProducer:
             RecordRefused: it is too large, or may not be written.
             Unreachable: Kafka did not acknowledge it in time.
         """
-        limit_bytes = self._limits.get(topic, math.inf)
-        if len(key or b"") + len(value or b"") > limit_bytes:
-            self.failed += 1
-            raise RecordRefused(f"topic {topic!r}: the record is larger than its max.message.bytes, {limit_bytes}")
+        size, limit_bytes = len(key or b"") + len(value or b""), self._limits.get(topic, math.inf)
+        if size > limit_bytes:
+            refused = RecordRefused(
+                f"topic {topic!r}: the record has {size} bytes, max.message.bytes is {limit_bytes}; raise that"
+            )
+            self._failed(refused)
+            raise refused
         client = self._client
         try:
             sent = await client.send(topic, value, key=key, timestamp_ms=timestamp_ms, headers=list(headers))
             await asyncio.shield(sent)
-        except OutOfOrderSequenceNumber:  # Kafka has refused a record before this one, and waits for its number
+        except (OutOfOrderSequenceNumber, ProducerClosed) as error:
+            # Kafka has refused a record before this one, and waits for its number; or another call has seen to that.
+            if isinstance(error, ProducerClosed) and self._producer is client:
+                raise Unreachable(f"topic {topic!r}: not acknowledged ({error})") from None
             await self._renew(client)
             await self.deliver(topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers)
             return

@@ -9,6 +9,7 @@ import sys
 import time
 
 from inferline_stream.dataplane.frames import Batch, encode_frame, to_replica
+from inferline_stream.errors import StageFailed
 
 _ROUND_TRIPS = 200
 _RECORD_BYTES = 1024
@@ -33,8 +34,9 @@ async def handover_s() -> float:
         for _ in range(_ROUND_TRIPS):
             began_s = time.perf_counter()
             await loop.sock_sendall(ours, encode_frame(batch))
-            while not list(frames.feed(await loop.sock_recv(ours, 65536))):
-                pass
+            while not list(frames.feed(data := await loop.sock_recv(ours, 65536))):
+                if not data:
+                    raise StageFailed("the process that hands batches back has ended; profile again")
             times_s.append(time.perf_counter() - began_s)
     await echo.wait()
     return statistics.median(times_s)

@@ -22,7 +22,6 @@ from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.topics import create_topics, delete_topics, topics_of
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
-from inferline_stream.pipeline.isolation import isolation_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.settings import Settings
@@ -145,4 +144,4 @@ def _cheapest(pipeline: Pipeline) -> tuple[Stage, Hardware]:
 
 def _spec(stage: Stage, kind: Hardware, topology: Path) -> ReplicaSpec:
     emulated = emulated_s(stage.emulated, kind.name) if kind.emulated else None
-    return ReplicaSpec("", stage.name, str(topology.resolve()), kind, emulated, isolation_of(stage.isolation))
+    return ReplicaSpec("", stage.name, str(topology.resolve()), kind, emulated, stage.confined)

@@ -121,7 +121,11 @@ class Deployments:
             return False
         self._stops_first.add((stage, hardware))
         self._applied.discard((stage, hardware))
-        await self.apply_replicas(stage, hardware)
+        try:
+            await self.apply_replicas(stage, hardware)
+        except BaseException:
+            self._stops_first.discard((stage, hardware))  # not done: the next look does it
+            raise
         return True
 
     async def apply_dispatchers(self, stage: str, slots: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.actuators import child_logs
-from inferline_stream.actuators.child_logs import cut_log
+from inferline_stream.actuators.child_logs import ChildLogs, cut_log
 from inferline_stream.actuators.children import Children
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware
@@ -60,3 +60,23 @@ async def test_a_replica_without_a_sandbox_that_prints_on_and_on_does_not_fill_t
     assert 20_000 < longest < 1_000_000
     # What came while it was cut may stand before that.
     assert b" bytes were cut off here" in child.log.path.read_bytes()
+
+
+async def test_a_log_stays_while_a_child_of_that_name_runs_again_and_one_that_is_gone_ends_nothing(
+    tmp_path: Path,
+) -> None:
+    logs = ChildLogs(tmp_path)
+    again = logs.of("a-0-5f")
+    again.path.write_text("it died\n")
+    logs.started(again)
+    logs.ended(again, "a", -9)
+    logs.started(again)  # a dispatcher keeps its name when it starts again
+    for number in range(child_logs._DEAD_LOGS):
+        log = logs.of(f"a-cpu-{number}")
+        log.path.write_text("it died, too\n")
+        logs.started(log)
+        logs.ended(log, "a", -9)
+    assert again.path.exists()
+    again.path.unlink()
+    logs.ended(again, "a", 0)
+    logs.close()
