@@ -70,6 +70,11 @@ class Hardware:
         if self.stock is not None and self.stock < 0:
             raise ValueError(f"hardware {self.name!r}: stock {self.stock} must be 0 or more")
 
+        if self.gpu_stock is not None and not (math.isfinite(self.gpu_stock) and self.gpu_stock >= 0 and self.gpus > 0):
+            raise ValueError(
+                f"hardware {self.name!r}: gpu_stock {self.gpu_stock} must be 0 or more, and its gpus above 0"
+            )
+
     @property
     def emulated(self) -> bool:
         """Whether replicas sleep the profiled service time instead of computing."""

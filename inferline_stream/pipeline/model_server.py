@@ -14,6 +14,9 @@ Protocol = Literal["open_inference", "openai", "http"]
 PORT = "{port}"
 """In a server's command and address: the port that it is started on."""
 
+LONGEST_PAUSE_S = 1.0
+"""Longest pause between two requests for the same batch."""
+
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 """Longest response taken by default."""
 
@@ -71,7 +74,7 @@ class ModelServer:
     @property
     def budget_s(self) -> float:
         """Longest that a replica may take over a batch before it gives it back, its retries included."""
-        return duration_s(self.timeout) * (1 + self.retries)
+        return duration_s(self.timeout) * (1 + self.retries) + LONGEST_PAUSE_S * self.retries
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -88,7 +91,7 @@ class ModelServer:
         if self.command and not (PORT in self.command and PORT in self.url):
             yield f"server command {self.command!r} and url {self.url!r} need {PORT} each, for the port that is chosen"
         elif not known:
-            yield f"server {self.url!r} is no address; write e.g. http://127.0.0.1:8000"
+            yield f"server {self.url!r} is not an address; write e.g. http://127.0.0.1:8000"
         if self.protocol in ("open_inference", "openai") and not self.model:
             yield "server has no model; name it as the server does, e.g. model='rank'"
         try:

@@ -156,7 +156,8 @@ def _of_server(stage: Stage) -> Iterator[str]:
     if stage.run is not None:
         yield "has code and a server; a server gives the results in place of code: leave one of them out"
     yield from stage.server.problems()
-    if stage.server.command and stage.isolation != "none":
+    level = stage.isolation.level if isinstance(stage.isolation, Isolation) else stage.isolation
+    if stage.server.command and level != "none":
         yield "a server that replicas start needs isolation='none': a sealed process starts no other program"
 
 

@@ -238,6 +238,8 @@ class Feeder:
 
     def _wake_at_release(self, now_s: float) -> None:
         """Look again when the first replica is released whose server took no batch."""
+        if not self._refusal:  # no server has refused a batch
+            return
         held_s = [m.replica.held_until_s for m in self._members.values() if m.replica.held_until_s > now_s]
         if held_s:
             self._wake_at(min(held_s))
@@ -338,7 +340,10 @@ class Feeder:
         before = self.trouble
         self._pool.give_back(replica, frame.batch, now_s, frame.wait_s)
         if session is not None and hand.epoch == session.epoch:
-            if hand.alone or hand.probe:
+            if hand.alone:
+                session.returned(hand.events)
+                session.suspects.refused(now_s)
+            elif hand.probe:
                 self._put_back(hand, session)
             else:
                 self._put_aside(hand.events, session)
@@ -381,9 +386,13 @@ class Feeder:
     def _take_up(self, events: Sequence[Event], session: SlotSession) -> None:
         """Queue events again that waited aside, unless their partition is no longer served."""
         partition = session.partitions.get(events[0].partition)
-        if self.session is session and partition is not None and not partition.halted:
+        if self.session is not session:
+            return
+        if partition is not None and not partition.halted:
             session.queue.put_back(events)
-            self.kick()
+        else:
+            session.queue.release(events)
+        self.kick()
 
     # Losses
 

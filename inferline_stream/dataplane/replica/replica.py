@@ -261,17 +261,14 @@ class _Server:
     async def _run_awaited(self, batch: Batch, began_s: float) -> None:
         try:
             settled = await cast("Awaitable[Settled]", self._stage.process(batch.inputs))
+            self._send(_results(batch, settled, began_s, self._stage.call))
         except (StageFailed, ServerUnavailable) as error:
             code = self._unsettled(batch, error)
             if code is not None:
                 self._end(code)
         except BaseException as error:  # the user's code has cancelled its own task, or ended the process
-            _last_words(
-                StageFailed(f"the stage raised {type(error).__qualname__} outside of its own handling: {error}")
-            )
-            self._end(EXIT_STAGE_FAILED)
-        else:
-            self._send(_results(batch, settled, began_s, self._stage.call))
+            what = f"the stage raised {type(error).__qualname__} outside of its own handling: {error!a}"
+            self._end(self._unsettled(batch, StageFailed(what)) or EXIT_STAGE_FAILED)
 
     def _unsettled(self, batch: Batch, error: StageFailed | ServerUnavailable) -> int | None:
         """Say why a batch has no results; returns the exit code where the process ends of it."""

@@ -28,8 +28,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from inferline_stream.dataplane.replica.open_inference import decode_response, encode_request
 from inferline_stream.dataplane.replica.server_process import ServerProcess
-from inferline_stream.errors import InferlineError, InvalidTopology, ServerUnavailable, StageFailed
-from inferline_stream.pipeline.model_server import PORT, ModelServer
+from inferline_stream.errors import InferlineError, InvalidFile, ServerUnavailable, StageFailed
+from inferline_stream.pipeline.model_server import LONGEST_PAUSE_S, PORT, ModelServer
 from inferline_stream.pipeline.units import duration_s
 
 _EVENTS_FAULT = frozenset((400, 413, 415, 422))
@@ -59,7 +59,7 @@ class ServedModel:
         folder: of the topology, which files are relative to.
 
     Raises:
-        InvalidTopology: a file cannot be read.
+        InvalidFile: a file cannot be read.
     """
 
     def __init__(self, server: ModelServer, folder: str) -> None:
@@ -94,7 +94,7 @@ class ServedModel:
         )
 
         if self._process is not None:
-            self._process.await_ready(self._ready_url or url)
+            self._process.await_ready(self._ready_url or url, any_answer=not self._ready_url)
         # What a first request imports cannot be imported once the process is sealed.
         self._first = asyncio.get_running_loop().create_task(self._is_ready())
 
@@ -139,7 +139,7 @@ class ServedModel:
                 if not left:
                     raise self._unavailable(f"{type(error).__name__}: {error}") from error
             await asyncio.sleep(pause_s)
-            pause_s *= 2
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         raise AssertionError("the last attempt returns or raises")
 
     async def _attempt(self, body: bytes, decode: Callable[[bytes], Any]) -> Any:
@@ -268,4 +268,4 @@ def _read(file: str, folder: str) -> str:
         with open(path, encoding="utf-8") as opened:
             return opened.read().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidTopology(f"{path}: cannot be read ({error}); the stage's server needs it") from None
+        raise InvalidFile(f"{path}: cannot be read ({error}); the stage's server needs it") from None

@@ -47,8 +47,8 @@ class ServerProcess:
         except OSError as error:
             raise StageFailed(f"server {self._command[0]!r} cannot be started: {error.strerror}") from error
 
-    def await_ready(self, url: str) -> None:
-        """Wait until the server answers there with 200, however long its model takes to load.
+    def await_ready(self, url: str, *, any_answer: bool = False) -> None:
+        """Wait until the server answers there with 200, or at all, however long its model takes to load.
 
         Raises:
             StageFailed: it has ended.
@@ -58,7 +58,7 @@ class ServerProcess:
             connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5.0)
             try:
                 connection.request("GET", parts.path)
-                if connection.getresponse().status == HTTPStatus.OK:
+                if connection.getresponse().status == HTTPStatus.OK or any_answer:
                     return
             except (OSError, http.client.HTTPException):
                 pass

@@ -11,7 +11,6 @@ import sysconfig
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar, cast
@@ -243,13 +242,12 @@ def run_batch(call: Callable[[list[Any]], Any], settle: Callable[[Any], Done], v
     batch = next(halving)
     while True:
         try:
-            results = call(batch)
-        except Exception as error:
-            step = partial(halving.throw, error)
-        else:
-            step = partial(halving.send, results)
-        try:
-            batch = step()
+            try:
+                results = call(batch)
+            except Exception as error:  # gone before the next call: its frames hold what its batch has on a device
+                batch = halving.throw(error)
+            else:
+                batch = halving.send(results)
         except StopIteration as ended:
             return cast("Settled", ended.value)
 
@@ -262,13 +260,12 @@ async def run_batch_awaited(
     batch = next(halving)
     while True:
         try:
-            results = await call(batch)
-        except Exception as error:
-            step = partial(halving.throw, error)
-        else:
-            step = partial(halving.send, results)
-        try:
-            batch = step()
+            try:
+                results = await call(batch)
+            except Exception as error:  # gone before the next call: its frames hold what its batch has on a device
+                batch = halving.throw(error)
+            else:
+                batch = halving.send(results)
         except StopIteration as ended:
             return cast("Settled", ended.value)
 

@@ -50,9 +50,9 @@ def test_types_of_a_served_stage_are_those_of_its_two_functions(response: Any) -
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"url": "127.0.0.1:8000"}, "is no address; write e.g. http://127.0.0.1:8000"),
-        ({"url": "ftp://127.0.0.1"}, "is no address"),
-        ({"url": "http://127.0.0.1:99999"}, "is no address"),
+        ({"url": "127.0.0.1:8000"}, "is not an address; write e.g. http://127.0.0.1:8000"),
+        ({"url": "ftp://127.0.0.1"}, "is not an address"),
+        ({"url": "http://127.0.0.1:99999"}, "is not an address"),
         ({"model": ""}, "server has no model"),
         ({"timeout": "soon"}, "server timeout: "),
         ({"timeout": "0s"}, "server timeout '0s' must be above 0"),

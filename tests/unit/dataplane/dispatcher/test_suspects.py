@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.pool import MAX_HELD_S
 from inferline_stream.dataplane.dispatcher.suspects import Probe, Suspects
 
 
@@ -277,3 +278,18 @@ def test_an_event_that_waits_for_memory_waits_longer_each_time_and_holds_back_it
     assert huge.kills == 0
     assert suspects.drop() == [huge, behind]
     assert (suspects.trouble, suspects.waits_until_s(now_s)) == ("", 0.0)
+
+
+def test_a_suspect_that_its_server_does_not_take_lets_the_queue_have_its_turn_and_is_not_blamed():
+    suspects = Suspects()
+    suspects.learn(b"sample")
+    refused = event(0)
+    suspects.lost([refused], alone=False, memory=False, passed=True, now_s=0.0)
+    for attempt in range(20):
+        now_s = 10.0 * attempt
+        assert suspects.next(True, now_s) is refused
+        suspects.refused(now_s)
+        assert suspects.next(True, now_s + MAX_HELD_S) is None
+    assert suspects.next(True, suspects.waits_until_s(now_s)) is refused
+    assert suspects.passed(refused)
+    assert (len(suspects), suspects.trouble, refused.kills) == (0, "", 1)

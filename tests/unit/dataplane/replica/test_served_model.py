@@ -12,7 +12,7 @@ import pytest
 
 from inferline_stream.dataplane.replica.open_inference import decode_response, encode_request
 from inferline_stream.dataplane.replica.served_model import EventRefused, ServedModel
-from inferline_stream.errors import InvalidTopology, ServerUnavailable
+from inferline_stream.errors import InvalidFile, ServerUnavailable
 from inferline_stream.pipeline.model_server import ModelServer, OpenAI, OpenInference, RayServe
 from tests.support.model_server import ModelServerDouble, model_server
 
@@ -137,7 +137,7 @@ async def test_connections_are_kept_and_a_token_comes_from_its_file(tmp_path: Pa
 
 
 async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidTopology, match="no-token: cannot be read"):
+    with pytest.raises(InvalidFile, match="no-token: cannot be read"):
         ServedModel(oip(ModelServerDouble(1), token_file="no-token"), str(tmp_path))
 
 

@@ -1,7 +1,9 @@
 """A stage's calls: culprits are found by halving, and a stage that breaks its contract is found out."""
 
+import gc
 import sys
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -198,3 +200,26 @@ def test_what_a_framework_keeps_of_a_device_is_given_back_before_a_smaller_batch
 
     run_batch(StageCall(stage, Hardware("t4", 0.5, gpus=1)), settle, [1, 2])
     assert done == ["a batch of 2", "given back", "a batch of 1", "a batch of 1"]
+
+
+def test_what_a_failed_call_held_is_gone_before_its_halves_are_called():
+    class Tensor:
+        """Held by the frame of the call that fails."""
+
+    held: list[weakref.ref[Tensor]] = []
+
+    def stage(values: list[int]) -> list[int]:
+        assert not any(ref() for ref in held), "memory of an earlier call is still held"
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        if len(values) > 1:
+            raise RuntimeError("CUDA out of memory")
+        return values
+
+    gc.disable()
+    try:
+        outcomes, _ = run_batch(stage, settle, [1, 2, 3, 4])
+    finally:
+        gc.enable()
+    assert len(outcomes) == 4
+    assert len(held) == 7
