@@ -17,7 +17,7 @@ from typing import IO
 from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.actuators.child_logs import ChildLog, ChildLogs
 from inferline_stream.actuators.core_times import cpu_s, waited_s
-from inferline_stream.actuators.devices import Device, devices_for
+from inferline_stream.actuators.devices import Device, devices_for, used_by_others
 from inferline_stream.actuators.fork_servers import Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.processes import FoundProcess, Remote
@@ -364,7 +364,7 @@ class Children:
         if self._given is not None:
             return self._given
         before = {device.uuid: device for device in self._seen if device.uuid in ours}
-        self._seen = tuple(before.get(device.uuid, device) for device in machine_devices())
+        self._seen = tuple(used_by_others(before.get(d.uuid, d), d) for d in machine_devices())
         return self._seen
 
     def _hear_replica(self, child: Child) -> None:

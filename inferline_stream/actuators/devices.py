@@ -64,6 +64,11 @@ def carries(device: Device, hardware: Hardware) -> bool:
     return (model is None or is_model(device.model, model)) and device.slice == hardware.slice
 
 
+def used_by_others(before: Device, now: Device) -> Device:
+    """Return a device that ours have: what others used of it before, or what is used now where that is less."""
+    return replace(now, used_bytes=min(before.used_bytes, now.used_bytes))
+
+
 def devices_for(
     hardware: Hardware, machine: Sequence[Device], taken: Iterable[tuple[Hardware, Sequence[str]]]
 ) -> tuple[str, ...] | None:

@@ -57,7 +57,8 @@ class CliCommand(TyperCommand):
         super().__init__(*given, **named)
         for option in self.params:
             if isinstance(option, TyperOption) and option.name and option.envvar is None:
-                option.envvar, option.show_envvar = variable(option.name), False  # said once, in `--help` of all
+                flag = max(option.opts, key=len).removeprefix("--").replace("-", "_")
+                option.envvar, option.show_envvar = variable(flag), False  # said once, in `--help` of all
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse; a value that is refused is named."""

@@ -52,3 +52,21 @@ Secret = Annotated[
     str, typer.Option(help="a Secret whose keys become dispatchers' environment, such as Kafka's password")
 ]
 ServiceAccount = Annotated[str, typer.Option(help="of the pods, which are given no token of it")]
+
+
+def duration_of(option: str, text: str) -> float:
+    """An option's duration in seconds.
+
+    Raises:
+        UsageError: it is none, or not above 0.
+    """
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.units import duration_s
+
+    try:
+        seconds = duration_s(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+    if seconds <= 0:
+        raise UsageError(f"{option}: {text!r} must be above 0, e.g. 10m")
+    return seconds

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inferline_stream.cli.options import duration_of
+
 if TYPE_CHECKING:
     from inferline_stream.controlplane.log.control_records import Override
     from inferline_stream.pipeline.topology import Pipeline
@@ -69,15 +71,7 @@ def until_s(lasting: str | None) -> float | None:
     """When what is set now lapses, in seconds since the epoch; None for good."""
     import time
 
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.units import duration_s
-
-    if lasting is None:
-        return None
-    try:
-        return time.time() + duration_s(lasting)
-    except ValueError as error:
-        raise UsageError(f"--for: {error}") from None
+    return None if lasting is None else time.time() + duration_of("--for", lasting)
 
 
 def who() -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from inferline_stream.actuators.devices import Device, carries, with_stock_of
 from inferline_stream.actuators.nvml import devices
+from inferline_stream.cli.options import duration_of
 from inferline_stream.cli.output import Bar
 from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.dataplane.source_sample import recent_sample
@@ -26,7 +27,7 @@ from inferline_stream.pipeline.profile import Overheads, PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, simulation_bytes
-from inferline_stream.pipeline.units import duration_s, format_duration
+from inferline_stream.pipeline.units import format_duration
 from inferline_stream.pipeline.validation import validated
 from inferline_stream.planner.core_budget import replica_cores
 from inferline_stream.profiler.machine import this_machine
@@ -182,21 +183,6 @@ async def _overheads(bootstrap_servers: str) -> Overheads:
         bar.show(1, 1, "done")
     keep_overheads(overheads_file(this_machine()), found)
     return found
-
-
-def duration_of(option: str, text: str) -> float:
-    """An option's duration in seconds.
-
-    Raises:
-        UsageError: it is none, or not above 0.
-    """
-    try:
-        seconds = duration_s(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
-    if seconds <= 0:
-        raise UsageError(f"{option}: {text!r} must be above 0")
-    return seconds
 
 
 def with_stock(pipeline: Pipeline, shares: Sequence[str]) -> Pipeline:

@@ -24,6 +24,7 @@ from rich.logging import RichHandler
 from inferline_stream.actuators.nvml import devices
 from inferline_stream.cli.command_group import Terminated
 from inferline_stream.cli.log_output import log_to_people
+from inferline_stream.cli.options import duration_of
 from inferline_stream.cli.output import console
 from inferline_stream.cli.plan_steps import (
     Declared,
@@ -52,7 +53,6 @@ from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.kafka.topics import REPLICATION
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.pipeline.units import duration_s
 from inferline_stream.profiler.pipeline_profiler import Options
 from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
@@ -320,12 +320,7 @@ def _feed(wanted: RunOptions, what: Declared) -> FeedTo | None:
 
 
 def _seconds(duration: str | None) -> float | None:
-    if duration is None:
-        return None
-    try:
-        return duration_s(duration)
-    except ValueError as error:
-        raise UsageError(f"--duration: {error}") from None
+    return None if duration is None else duration_of("--duration", duration)
 
 
 class _Stopping:

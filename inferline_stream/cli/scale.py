@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
+from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology, duration_of
 from inferline_stream.cli.override_steps import Lasting, check_stage, loaded, send, until_s, who
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def scale(
         check_stage(pipeline, stage)
     whole: list[Override] = []
     if slo is not None:
-        whole.append(Override("slo", value=_slo_s(slo)))
+        whole.append(Override("slo", value=duration_of("--slo", slo)))
     whole += [Override("price", kind, dollars) for kind, dollars in _of_kinds(pipeline, "price", price or [])]
     whole += [Override("stock", kind, most) for kind, most in _of_kinds(pipeline, "stock", stock or [])]
     if not of_stage and not whole:
@@ -67,19 +67,6 @@ def scale(
         )
     signed = [msgspec.structs.replace(override, until_s=lapses_s, who=who()) for override in (*of_stage, *whole)]
     send(pipeline, bootstrap_servers, prefix, [(override.key, override) for override in signed], output)
-
-
-def _slo_s(slo: str) -> float:
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.units import duration_s
-
-    try:
-        seconds = duration_s(slo)
-    except ValueError as error:
-        raise UsageError(f"--slo: {error}") from None
-    if seconds <= 0:
-        raise UsageError(f"--slo: {slo!r} must be above 0")
-    return seconds
 
 
 def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tuple[str, float]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inferline_stream.cli.command_group import terminated
-from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
+from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology, duration_of
 from inferline_stream.cli.status import pipeline_states, status_tables
 
 if TYPE_CHECKING:
@@ -32,15 +32,10 @@ def top(
     from rich.live import Live
 
     from inferline_stream.cli.output import console
-    from inferline_stream.errors import UsageError
     from inferline_stream.observability.page.snapshot import snapshot
-    from inferline_stream.pipeline.units import duration_s
     from inferline_stream.printable import printable_json
 
-    try:
-        every_s = duration_s(every)
-    except ValueError as error:
-        raise UsageError(f"--every: {error}") from None
+    every_s = duration_of("--every", every)
     screen = console()
 
     async def watch(live: Live | None) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.hardware import Catalogue, share_gpus
 from inferline_stream.pipeline.plan import Allocations, Plan
 
 _ROUNDING = 1e-9
@@ -72,16 +72,14 @@ def stock_of_gpus(held: Replicas, catalogue: Catalogue) -> dict[str, int]:
         held: replicas wanted now. They stay allowed, however many.
         catalogue: hardware kinds.
     """
-    taken: dict[str | None, float] = {}
     counts: dict[str, int] = {}
     for (_, name), count in held.items():
         counts[name] = counts.get(name, 0) + count
-        model = catalogue[name].gpu_model
-        taken[model] = taken.get(model, 0.0) + count * catalogue[name].gpus
     found = {}
     for name, kind in catalogue.items():
         if kind.gpu_stock is not None:
-            left = max(0.0, kind.gpu_stock - taken.get(kind.gpu_model, 0.0))
+            sharing = [c for c in counts if share_gpus(catalogue[c].gpu_model, kind.gpu_model)]
+            left = max(0.0, kind.gpu_stock - sum(counts[c] * catalogue[c].gpus for c in sharing))
             most = counts.get(name, 0) + math.floor(left / kind.gpus + _ROUNDING)
             found[name] = most if kind.stock is None else min(most, kind.stock)
     return found

@@ -27,6 +27,11 @@ def is_model(reported: str, model: str) -> bool:
     return words[: len(wanted)] == wanted and all(map(_FORM.fullmatch, words[len(wanted) :]))
 
 
+def share_gpus(model: str | None, other: str | None) -> bool:
+    """Whether kinds of two models may be given the same GPUs; None is any model."""
+    return model is None or other is None or is_model(model, other) or is_model(other, model)
+
+
 def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[\s-]+", name.lower()) if word and word not in _VENDOR]
 

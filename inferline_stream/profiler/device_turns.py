@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inferline_stream.actuators.children import NoDevice
-from inferline_stream.actuators.devices import Device, carries, devices_for
+from inferline_stream.actuators.devices import Device, devices_for, used_by_others
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.pipeline.hardware import Hardware
 
@@ -55,7 +55,8 @@ class DeviceTurns:
         until_s = loop.time() + FREED_S
         while True:
             machine = self._machine()
-            here = [kind for kind in wanted if any(carries(device, kind) for device in machine)]
+            empty = [replace(device, used_bytes=0) for device in machine]
+            here = [kind for kind in wanted if devices_for(kind, empty, ()) is not None]
             if not here:
                 return ()
             taken = [(turn.kind, turn.devices) for turn in self._turns.values()]
@@ -85,5 +86,6 @@ class DeviceTurns:
         """Every device; of one that was dealt, what others used of it before."""
         dealt = {uuid for turn in self._turns.values() for uuid in turn.devices}
         now = {device.uuid: device for device in self._look()}
-        self._seen = {uuid: self._seen.get(uuid, device) if uuid in dealt else device for uuid, device in now.items()}
+        before = {uuid: device for uuid, device in self._seen.items() if uuid in dealt}
+        self._seen = {uuid: used_by_others(before.get(uuid, device), device) for uuid, device in now.items()}
         return list(self._seen.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from functools import cache
@@ -56,9 +57,10 @@ def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
         )
     if hardware.cores > machine.cores:
         return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
-    if hardware.gpus > 0 and not any(carries(_device(gpu), hardware) for gpu in machine.gpus):
+    needed = 1 if hardware.slice else math.ceil(hardware.gpus)
+    if sum(carries(_device(gpu), hardware) for gpu in machine.gpus) < needed:
         has = ", ".join(machine.gpus) if machine.gpus else "no GPU"
-        needs = f"{hardware.gpu_model or 'a GPU'} {hardware.slice}".rstrip()
+        needs = f"{hardware.gpu_model or 'a GPU'} {hardware.slice}".rstrip() + (f" × {needed}" if needed > 1 else "")
         return f"this machine has {has}, {hardware.name} needs {needs}"
     return None
 

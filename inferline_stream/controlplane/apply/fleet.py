@@ -13,6 +13,7 @@ from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
 from inferline_stream.controlplane.apply.rolling_update import StageReplica, next_change
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.replica_counts import within_cores
+from inferline_stream.pipeline.hardware import share_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +156,8 @@ class Fleet:
         own = self.view.catalogue[kind]
         if own.gpu_stock is None:
             return frozenset((kind,))
-        alike = (k for k in self.view.catalogue.values() if k.gpu_stock is not None and k.gpu_model == own.gpu_model)
-        return frozenset(k.name for k in alike)
+        kinds = (kind for kind in self.view.catalogue.values() if kind.gpu_stock is not None)
+        return frozenset(kind.name for kind in kinds if share_gpus(kind.gpu_model, own.gpu_model))
 
     def crowded(self) -> dict[str, str]:
         """Stages that have a replica in no other place than its own, and its kind: it stops before its successor runs.

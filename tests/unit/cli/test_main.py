@@ -108,3 +108,18 @@ def test_the_version_is_the_installed_one(arguments: list[str]) -> None:
 @pytest.mark.parametrize("arguments", [["bogus"], ["plan"], ["plan", "x", "--output", "xml"], []])
 def test_a_command_line_that_cannot_be_ends_with_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_each_flag_has_the_variable_of_its_name():
+    def commands(group):
+        for command in group.commands.values():
+            yield from commands(command) if hasattr(command, "commands") else [command]
+
+    found = 0
+    for command in commands(typer.main.get_command(app)):
+        for option in command.params:
+            if option.param_type_name == "option" and option.envvar is not None:
+                flag = max(option.opts, key=len).removeprefix("--").replace("-", "_").upper()
+                assert option.envvar == f"INFERLINE_{flag}"
+                found += 1
+    assert found > 100
