@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inferline_stream.cli.options import Output, Plot, Seed
-from inferline_stream.cli.replay_ground import Arrivals, PlanFile, StartUp, What, check_plot, conditions_of, ground_of
+from inferline_stream.cli.replay_steps import (
+    Arrivals,
+    PlanFile,
+    RunOrTopology,
+    StartUp,
+    check_plot,
+    conditions_of,
+    replay_inputs,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    what: What,
+    what: RunOrTopology,
     *,
     trace: Arrivals = None,
     policies: Annotated[
@@ -58,20 +66,20 @@ def compare(
         raise UsageError(f"--policies: {', '.join(map(repr, unknown))}: there are {', '.join(NAMES)}")
     conditions = conditions_of(start_up)
     check_plot(plot)
-    ground = ground_of(what, trace, plan, seed)
+    inputs = replay_inputs(what, trace, plan, seed)
     with Bar("comparing") as bar:
         comparison = compared(
-            ground.shape,
-            ground.plan,
-            ground.measured,
-            ground.sample,
-            ground.trace,
-            catalogue=ground.kinds,
+            inputs.shape,
+            inputs.plan,
+            inputs.measured,
+            inputs.sample,
+            inputs.trace,
+            catalogue=inputs.kinds,
             policies=chosen,
             tune=tune,
             tune_on=None if tune_on is None else read_arrivals(tune_on),
             conditions=conditions,
-            objective=ground.objective,
+            objective=inputs.objective,
             seed=seed,
             kernel=compiled_kernel(),
             progress=bar.each(len(chosen)),
@@ -79,9 +87,9 @@ def compare(
     if plot is not None:
         from inferline_stream.observability.plots.comparison import draw_comparison
 
-        draw_comparison(plot, comparison, objective=ground.objective, title=ground.name)
+        draw_comparison(plot, comparison, objective=inputs.objective, title=inputs.name)
     if output == "json":
-        print_json({"pipeline": ground.name, **comparison_to_dict(comparison)})
+        print_json({"pipeline": inputs.name, **comparison_to_dict(comparison)})
     else:
         console().print(_rows_table(comparison))
 

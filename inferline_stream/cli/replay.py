@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inferline_stream.cli.options import Output, Plot, Seed
-from inferline_stream.cli.replay_ground import (
+from inferline_stream.cli.replay_steps import (
     Arrivals,
-    Ground,
     PlanFile,
+    ReplayInputs,
+    RunOrTopology,
     StartUp,
-    What,
     check_plot,
     conditions_of,
-    ground_of,
+    replay_inputs,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def replay(
-    what: What,
+    what: RunOrTopology,
     *,
     trace: Arrivals = None,
     policy: Annotated[str, typer.Option(help="default, inferline, or none")] = "default",
@@ -53,20 +53,20 @@ def replay(
         raise UsageError(f"--save {save}: steps are written as .jsonl or .csv")
     conditions = conditions_of(start_up)
     check_plot(plot)
-    ground = ground_of(what, trace, plan, seed)
+    inputs = replay_inputs(what, trace, plan, seed)
     with Bar("replaying") as bar:
-        scaler: Scaler = Fixed("none") if policy == "none" else _tuner(policy, ground)
+        scaler: Scaler = Fixed("none") if policy == "none" else _tuner(policy, inputs)
         outcome = replayed(
-            ground.shape,
-            ground.plan.allocations,
-            ground.measured,
-            ground.trace,
+            inputs.shape,
+            inputs.plan.allocations,
+            inputs.measured,
+            inputs.trace,
             scaler,
-            catalogue=ground.kinds,
-            slo_s=ground.plan.slo_s,
+            catalogue=inputs.kinds,
+            slo_s=inputs.plan.slo_s,
             conditions=conditions,
             seed=seed,
-            looks=ground.looks,
+            looks=inputs.looks,
             progress=bar.show,
         )
     if save is not None:
@@ -74,15 +74,15 @@ def replay(
     if plot is not None:
         from inferline_stream.observability.plots.replay import draw_replay
 
-        draw_replay(plot, outcome, ground.plan, objective=ground.objective)
+        draw_replay(plot, outcome, inputs.plan, objective=inputs.objective)
     if output == "json":
-        print_json({"pipeline": ground.name, **summary(outcome), "steps": steps(outcome)})
+        print_json({"pipeline": inputs.name, **summary(outcome), "steps": steps(outcome)})
     else:
         console().print(_steps_table(outcome))
-        console().print(_in_words(outcome, ground.objective))
+        console().print(_in_words(outcome, inputs.objective))
 
 
-def _tuner(policy: str, ground: Ground) -> Tuner:
+def _tuner(policy: str, inputs: ReplayInputs) -> Tuner:
     from inferline_stream.calculus.envelope import compiled_kernel
     from inferline_stream.cli.plan_steps import settings
     from inferline_stream.controlplane.decide.policy_memory import shortest_window_s
@@ -91,18 +91,18 @@ def _tuner(policy: str, ground: Ground) -> Tuner:
     from inferline_stream.tuner.staffing_table import staffing
 
     state = initial_state(
-        ground.plan,
-        ground.measured,
-        ground.kinds,
-        objective=ground.objective,
+        inputs.plan,
+        inputs.measured,
+        inputs.kinds,
+        objective=inputs.objective,
         shortest_window_s=shortest_window_s(settings()),
     )
-    later, staffed_s = None, -math.inf if ground.looks is None else ground.looks.staffed_s
+    later, staffed_s = None, -math.inf if inputs.looks is None else inputs.looks.staffed_s
     if policy == "default" and not math.isnan(staffed_s):
-        prices = {name: kind.price_per_hour for name, kind in ground.kinds.items()}
-        table = staffing(ground.shape, ground.plan, ground.measured, ground.sample, prices, objective=ground.objective)
+        prices = {name: kind.price_per_hour for name, kind in inputs.kinds.items()}
+        table = staffing(inputs.shape, inputs.plan, inputs.measured, inputs.sample, prices, objective=inputs.objective)
         later = staffed_s, table
-    return Tuner(policy, POLICIES[policy], state, ground.shape, later=later, kernel=compiled_kernel())
+    return Tuner(policy, POLICIES[policy], state, inputs.shape, later=later, kernel=compiled_kernel())
 
 
 def _steps_table(outcome: Outcome) -> Table:

@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    spec = importlib.util.spec_from_file_location("reference_pages", DOCS / "reference_pages.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -27,7 +27,7 @@ def written() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["api.md", "commands.md", "settings.md", "topics.md"])
 def test_a_page_is_what_the_code_says(name: str, written: dict[str, str]) -> None:
-    assert (DOCS / "reference" / name).read_text() == written[name], "run: python docs/generate.py"
+    assert (DOCS / "reference" / name).read_text() == written[name], "run: python docs/reference_pages.py"
 
 
 def test_every_argument_of_a_topology_has_its_meaning(written: dict[str, str]) -> None:

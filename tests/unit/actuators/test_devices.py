@@ -17,7 +17,7 @@ from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.profiler.machine import Machine, why_not_here
-from tests.gpus import fake_nvml, install
+from tests.support.fake_nvml import fake_nvml, install
 
 T4 = Hardware("t4", 0.5, gpus=1, gpu_model="Tesla T4")
 HALF_T4 = Hardware("half-t4", 0.25, gpus=0.5, gpu_model="Tesla T4")

@@ -13,7 +13,7 @@ from inferline_stream.profiler.pipeline_profiler import Options, profile_pipelin
 from inferline_stream.profiler.stage_audit import audit_pipeline
 from inferline_stream.profiler.topology_check import building_problems
 from inferline_stream.settings import Settings
-from tests.gpus import Locked, install
+from tests.support.fake_nvml import Locked, install
 
 TOPOLOGY = """
 import fcntl, os

@@ -1,6 +1,6 @@
 """Writes the pages of the reference that follow from the code: topology API, commands, settings, topics and rights.
 
-python docs/generate.py          a test fails where a page is not what this writes
+python docs/reference_pages.py          a test fails where a page is not what this writes
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from inferline_stream.kafka.topics import topics_of
 from inferline_stream.pipeline.units import format_duration
 
 FOLDER = Path(__file__).parent / "reference"
-NOTE = "<!-- Written by docs/generate.py: change the code, not this page. -->\n\n"
+NOTE = "<!-- Written by docs/reference_pages.py: change the code, not this page. -->\n\n"
 SHARED = ("log_format", "log_level", "help")
 """Options of every command, described once."""
 

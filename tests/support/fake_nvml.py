@@ -1,4 +1,4 @@
-"""A fake of NVML, and devices whose memory processes take by locking a file: the doors that the product has to GPUs."""
+"""A fake of NVML, and GPUs whose memory a process takes by locking a file."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from inferline_stream.replay.conditions import Conditions
     from inferline_stream.replay.live_observations import LiveObservations
 
-What = Annotated[
+RunOrTopology = Annotated[
     Path, typer.Argument(help="the topology, or the folder of a finished run: its plan, profiles and arrivals")
 ]
 Arrivals = Annotated[
@@ -30,7 +30,7 @@ StartUp = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class ReplayInputs:
     """What policies are tried on."""
 
     name: str
@@ -45,7 +45,7 @@ class Ground:
     """Of the run's own policy."""
 
 
-def ground_of(what: Path, trace: Path | None, plan: Path | None, seed: int) -> Ground:
+def replay_inputs(what: Path, trace: Path | None, plan: Path | None, seed: int) -> ReplayInputs:
     """From a run's folder, or from a topology that is profiled and planned where that was not done yet."""
     import uvloop
 
@@ -65,7 +65,7 @@ def ground_of(what: Path, trace: Path | None, plan: Path | None, seed: int) -> G
         arrivals = Trace(events.arrivals_s) if trace is None else read_arrivals(trace)
         if not len(arrivals):
             raise UsageError(f"{what}: no event came in this run; give --trace")
-        return Ground(
+        return ReplayInputs(
             record.report.pipeline,
             record.shape,
             given or plan_from_bytes(bytes(record.plans[0].plan), "the run's plan"),
@@ -84,7 +84,7 @@ def ground_of(what: Path, trace: Path | None, plan: Path | None, seed: int) -> G
     missing = [stage.name for stage in pipeline.stages if stage.name not in found.allocations]
     if missing:
         raise UsageError(f"--plan {plan}: knows no stage {missing[0]!r}; it is a plan of {found.pipeline!r}")
-    return Ground(
+    return ReplayInputs(
         pipeline.name,
         shape_of(pipeline),
         found,
