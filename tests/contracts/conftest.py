@@ -14,8 +14,10 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
 from aiokafka.protocol.api import Request
 
+from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, topic_states
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import LocalKafka
 
@@ -62,16 +64,38 @@ class Clients:
         await self.until_partitions(topic, partitions)
 
     async def recreate(self, topic: str, partitions: int) -> None:
-        """Delete a topic and create one of its name."""
+        """Delete a topic and create one of its name.
+
+        Apache Kafka's broker follows its controller with a delay; what is sent meanwhile goes to the deleted topic.
+        """
         admin = await self.admin()
+        before = await self._topic_id(topic)
         await admin.delete_topics([topic])
 
-        async def created() -> bool:  # Apache Kafka deletes in the background
+        async def created() -> bool:
             answer = await admin.create_topics([NewTopic(topic, partitions, 1)])
             return [code for _, code, *_ in answer.topic_errors] == [0]
 
+        async def seen() -> bool:
+            return await self._topic_id(topic) not in {before, ""}
+
         await self.eventually(created, f"{topic} is created again")
+        await self.eventually(seen, f"the broker knows the new {topic}")
         await self.until_partitions(topic, partitions)
+        parts = [TopicPartition(topic, number) for number in range(partitions)]
+        reader = await self.reader(topic, *range(partitions))
+
+        async def empty() -> bool:
+            return not any((await reader.end_offsets(parts)).values())
+
+        await self.eventually(empty, f"the broker leads the new {topic}")
+
+    async def _topic_id(self, topic: str) -> str:
+        client = await self._raw_client()
+        try:
+            return (await topic_states(client, [topic])).get(topic, UNKNOWN_TOPIC).id
+        except KafkaError:  # it has no leader yet
+            return ""
 
     async def producer(self, **options: Any) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, **options)
@@ -97,11 +121,15 @@ class Clients:
 
     async def send(self, request: Request[Any]) -> Any:
         """A request as it is, and the broker's answer."""
+        client = await self._raw_client()
+        return await client.send(client.get_random_node(), request)
+
+    async def _raw_client(self) -> AIOKafkaClient:
         if self._raw is None:
             self._raw = AIOKafkaClient(bootstrap_servers=self.bootstrap_servers)
             await self._raw.bootstrap()
             self._stack.push_async_callback(self._raw.close)
-        return await self._raw.send(self._raw.get_random_node(), request)
+        return self._raw
 
     @staticmethod
     def unique(kind: str) -> str:
