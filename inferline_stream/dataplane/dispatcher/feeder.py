@@ -286,9 +286,11 @@ class Feeder:
             member.status.start_up_s, member.status.isolation = frame.start_up_s, frame.isolation
             self._changed()
         elif type(frame) is Broken:
-            for hand in member.hands.values():
-                if (hand.epoch, hand.batch) != (frame.epoch, frame.batch) and self.session is not None:
-                    self._put_back(hand, self.session)  # another batch broke it, perhaps another dispatcher's
+            for number, hand in list(member.hands.items()):
+                if (hand.epoch, number) != (frame.epoch, frame.batch):  # another dispatcher's may have broken it
+                    del member.hands[number]
+                    if self.session is not None:
+                        self._put_back(hand, self.session)
             self._end(member, frame.reason, memory=frame.memory, device=frame.device)
             return
         self.kick()
@@ -432,6 +434,7 @@ class Feeder:
         member.connection.close()
         self._pool.detach(replica.replica)
         hands, session = list(member.hands.values()), self.session
+        together = len(hands) > 1  # those count whose events run elsewhere by now: the replica still ran them
         member.hands.clear()
         for hand in hands:
             if hand.span is not None and self._spans is not None:
@@ -443,7 +446,7 @@ class Feeder:
             lost = [hand for hand in hands if hand.epoch == session.epoch and (hand.events or hand.probe)]
             if lost:
                 self._report.batches_lost += len(lost)
-                self._judge(session, lost, replica, why, memory=memory, device=device)
+                self._judge(session, lost, replica, why, together=together, memory=memory, device=device)
         self._changed()
         self.kick()
 
@@ -454,25 +457,37 @@ class Feeder:
         replica: PooledReplica,
         why: str,
         *,
+        together: bool,
         memory: bool,
         device: bool,
     ) -> None:
-        """Find out what becomes of batches that were in hand together: nobody knows which of them is to blame."""
-        now_s = self._loop.time()
-        if lost[0].probe:
-            session.suspects.probe_killed(now_s)
+        """Find out what becomes of batches. Of several that were in hand together, nobody knows which is to blame."""
+        now_s, suspects = self._loop.time(), session.suspects
+        if together:
+            batches = []
+            for hand in lost:
+                if hand.alone or hand.probe:
+                    self._put_back(hand, session)  # beside a batch of an earlier session: that proves nothing
+                else:
+                    session.returned(hand.events)
+                    batches.append(hand.events)
+            suspects.suspect(batches, passed=replica.passed, now_s=now_s)
             self._follow(session, LostBatch())
             return
-        events = [event for hand in lost for event in hand.events]
+        hand = lost[0]
+        if hand.probe:
+            suspects.probe_killed(now_s)
+            self._follow(session, LostBatch())
+            return
+        events, alone = hand.events, hand.alone
         session.returned(events)
         if device and len(events) == 1:
-            session.suspects.no_memory(events[0], alone=lost[0].alone, now_s=now_s)
-            logger.error("stage %s: %s", self._report.stage, session.suspects.trouble)
+            suspects.no_memory(events[0], alone=alone, now_s=now_s)
+            logger.error("stage %s: %s", self._report.stage, suspects.trouble)
             return
-        passed, alone = replica.passed, lost[0].alone
         self._follow(
             session,
-            session.suspects.lost(events, alone=alone, memory=memory, passed=passed, now_s=now_s, cause=why),
+            suspects.lost(events, alone=alone, memory=memory, passed=replica.passed, now_s=now_s, cause=why),
         )
 
     def _follow(self, session: SlotSession, lost: LostBatch) -> None:

@@ -6,6 +6,7 @@ A batch is lost when its replica dies, hangs to its hard deadline, breaks the co
 |--------------------------------------|-------------------------------------------------------------------|
 | several events, memory               | they run again as normal batches of half the size                 |
 | several events, anything else        | each is a suspect                                                 |
+| several batches in hand together     | each event is a suspect, with those of its own batch              |
 | one event, its first kill            | it is a suspect and runs again on the next replica                |
 | one event, its second kill           | condemned, if the replica had passed something before             |
 | one event of a batch with a culprit  | condemned at its first kill, if the replica had passed something  |
@@ -128,10 +129,7 @@ class Suspects:
             suspect = _Suspect(events[0], _Case())
             self._suspects.append(suspect)
         else:
-            case = _Case()
-            self._suspects += [_Suspect(event, case) for event in events]
-            if self._suspicious(now_s) and not passed:
-                self._back_off(now_s, "replicas end before they finish anything")
+            self.suspect([events], passed=passed, now_s=now_s)
             return LostBatch()
         event, case = suspect.event, suspect.case
         event.kills += 1
@@ -143,6 +141,20 @@ class Suspects:
             unknown = "" if self._sample is not None else ", and no event is known that the stage processes"
             self._back_off(now_s, f"replicas end before they finish anything{unknown}")
         return LostBatch()
+
+    def suspect(self, batches: Sequence[Sequence[Event]], *, passed: bool, now_s: float) -> None:
+        """Suspect the events of batches that a replica had in hand together; none has killed anything yet.
+
+        Args:
+            batches: the events of each. A culprit in one says nothing of the events of another.
+            passed: whether the replica had finished a batch or a probe since it was attached.
+            now_s: by the clock of `next`.
+        """
+        for events in batches:
+            case = _Case()
+            self._suspects += [_Suspect(event, case) for event in events]
+        if self._suspicious(now_s) and not passed:
+            self._back_off(now_s, "replicas end before they finish anything")
 
     def no_memory(self, event: Event, *, alone: bool, now_s: float) -> None:
         """Note that a replica's device had no memory for an event: whatever else has the memory may give it back.

@@ -195,3 +195,54 @@ async def test_a_suspect_that_a_server_does_not_take_is_no_more_suspect_for_it()
         other.answer(batch)
         await until(lambda: pool.slot.offset() == 1, "it is committed")
         assert pool.slot.sender.sent == [b"0"]
+
+
+async def test_an_event_is_not_condemned_for_one_that_killed_its_replica_from_another_batch():
+    async with fed() as pool:
+        at_once(pool, 2)
+        pool.slot.session.suspects.learn(b"a sample")
+        victim = await pool.attached()
+        pool.slot.fetched(b"bad", b"good")
+        for _ in range(2):
+            await victim.batch()
+        victim.die()
+        ran: list[bytes] = []
+        while ran.count(b"good") < 2:  # it meets the end of a replica, too, once
+            replica = await pool.attached()
+            while (batch := await replica.batch()).inputs == [b"a sample"]:
+                replica.answer(batch)
+            ran += [each for each in batch.inputs if isinstance(each, bytes)]
+            if ran.count(b"good") < 2:
+                replica.die()
+                await until(lambda: not pool.phases(), "its end is known")
+        replica.answer(batch)
+        await until(lambda: pool.slot.offset() == 2, "both are committed")
+        assert pool.slot.report.dead_lettered == 1
+        assert b"good" in pool.slot.sender.sent
+
+
+async def test_an_event_is_not_blamed_for_one_of_an_earlier_session_that_its_replica_has_in_hand_still():
+    async with fed() as pool:
+        at_once(pool, 2)
+        victim = await pool.attached()
+        pool.slot.fetched(b"earlier")
+        await victim.batch()
+        pool.slot.session.drop()
+        pool.feeder.serve(None)
+        pool.slot.session = pool.slot.new_session()
+        async with pool.slot.running() as session:
+            session.suspects.learn(b"a sample")
+            pool.feeder.serve(session)
+            pool.slot.fetched(b"good")
+            assert (await victim.batch()).inputs == [b"good"]
+            victim.die()
+            other = await pool.attached()
+            pool.pool.replicas[other.name].passed = True
+            assert (await other.batch()).inputs == [b"good"]
+            other.die()
+            last = await pool.attached()
+            while (batch := await last.batch()).inputs != [b"good"]:
+                last.answer(batch)
+            last.answer(batch)
+            await until(lambda: pool.slot.offset() == 1, "it is committed")
+            assert pool.slot.report.dead_lettered == 0
