@@ -83,6 +83,8 @@ class PooledReplica:
     """Until then it gets no batch, since the server that it asks takes none."""
     refused: int = 0
     """How often in a row it has given batches back. It gets one at a time until it finishes one."""
+    late: int = 0
+    """Batches in hand that have passed their first deadline: it may be stuck."""
     passed: bool = False
     """Whether it has finished a batch since it was attached."""
     quarantined: bool = False
@@ -354,6 +356,7 @@ class Pool:
     def choose(self, now_s: float, queued: int) -> PooledReplica | None:
         """Return the free replica that should get a batch now; None where there is none, or a busy one is faster.
 
+        One that is late with a batch gets none while another serves that is not.
         The one that would finish first gets it, the lowest number among equals, so that idle ones stay idle. It gets
         none where busy faster ones, one batch after the other, could finish everything that is queued before it would
         finish its own; `next_deadline_s` then says when to ask again.
@@ -369,6 +372,8 @@ class Pool:
         best_s = math.inf
         for _, name in self._free:
             replica = replicas[name]
+            if replica.late and self._another_is_in_time():
+                continue
             if not replica.quarantined and (fresh or replica.passed) and now_s >= replica.held_until_s:
                 if replica.pace > 1 and now_s - replica.finished_s > _RETRY_S:
                     replica.pace = 1.0
@@ -396,6 +401,11 @@ class Pool:
         again_s = max(first_due_s, now_s) + _RECHECK_S
         self.next_deadline_s = min(self.next_deadline_s or math.inf, again_s)
         return None
+
+    def _another_is_in_time(self) -> bool:
+        """Whether a replica serves that is late with nothing: what runs again should not meet what it was late with."""
+        serving = (r for r in self.replicas.values() if r.ready and not r.leaving and not r.quarantined)
+        return any(not replica.late and not replica.refused for replica in serving)
 
     def _takes_s(self, replica: PooledReplica, queued: int, beside: int) -> float:
         kind = self._kinds[replica.hardware]
@@ -426,8 +436,10 @@ class Pool:
             now_s: the present.
             wait_s: how long the server says to wait; the pauses grow of themselves up to `MAX_HELD_S`.
         """
-        if replica.hands.pop(batch, None) is None:
+        hand = replica.hands.pop(batch, None)
+        if hand is None:
             return
+        replica.late -= hand.late
         if now_s >= replica.held_until_s:  # of several that come back together the first counts
             own_s = min(MAX_HELD_S, MIN_HELD_S * 2.0 ** min(replica.refused, 16))
             replica.held_until_s = now_s + max(own_s, min(wait_s, MAX_HELD_S))
@@ -439,6 +451,7 @@ class Pool:
         hand = replica.hands.pop(batch, None)
         if hand is None:
             return
+        replica.late -= hand.late
         replica.passed = True
         replica.refused, replica.held_until_s = 0, -math.inf
         replica.batches += 1
@@ -476,6 +489,7 @@ class Pool:
                 found.append((replica, batch, hand.late))
                 again_s = now_s + (DEADLINE_FACTOR - 1) * hand.allowed_s
                 hand.deadline_s = math.inf if hand.late else again_s
+                replica.late += not hand.late
                 hand.late = True
         next_s = min((hand.deadline_s for _, _, hand in busy), default=math.inf)
         self.next_deadline_s = next_s if next_s < math.inf else None

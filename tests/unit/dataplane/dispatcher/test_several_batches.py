@@ -107,6 +107,22 @@ async def test_a_batch_beyond_its_deadline_runs_elsewhere_while_the_others_in_ha
         assert sorted(pool.slot.sender.sent) == [b"0", b"1"]
 
 
+async def test_a_batch_beyond_its_deadline_is_not_handed_to_the_replica_that_is_late_with_it():
+    async with fed(batch_deadline_s=0.05) as pool:
+        at_once(pool, 2)
+        slow, other = await pool.attached(), await pool.attached()
+        pool.slot.fetched(b"0")
+        late = await slow.batch()
+        again = await other.batch()
+        assert again.inputs == late.inputs
+        assert slow.idle()
+        other.answer(again)
+        await until(lambda: pool.slot.offset() == 1, "it is committed")
+        slow.answer(late)
+        pool.slot.fetched(b"1", first=1)
+        assert (await slow.batch()).inputs == [b"1"]
+
+
 async def test_a_suspect_waits_until_its_replica_has_nothing_else_in_hand():
     async with fed() as pool:
         at_once(pool, 2)
