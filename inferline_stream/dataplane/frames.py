@@ -96,7 +96,7 @@ class Results(msgspec.Struct, frozen=True, array_like=True, tag=4):
     busy_s: float
     """From having the batch to having every result encoded."""
     too_large: int = 0
-    """Smallest batch for which the replica's device had no memory so far; 0 if it had for all."""
+    """Smallest part of the batch for which the replica's device had no memory; 0 if it had for all."""
 
 
 class Broken(msgspec.Struct, frozen=True, array_like=True, tag=5):

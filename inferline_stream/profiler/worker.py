@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
-from inferline_stream.dataplane.replica.stage_call import StageCall, built, is_out_of_memory, new_event_loop
+from inferline_stream.dataplane.frames import Done, Failed, StageInput
+from inferline_stream.dataplane.replica.stage_call import Settled, StageCall, built, is_out_of_memory, new_event_loop
 from inferline_stream.dataplane.replica.stage_code import StageCode, code_of
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import last_line, load_code, load_topology
@@ -83,8 +83,8 @@ class StageWorker:
         """Run events once; one that cannot be decoded or that the stage raises on has failed."""
         outcomes: list[EventOutcome] = []
         for start in range(0, len(inputs), _SAMPLE_BATCH):
-            found, _ = self._process(self._call, inputs[start : start + _SAMPLE_BATCH])
-            outcomes += map(self._outcome, found)
+            settled = self._process(self._call, inputs[start : start + _SAMPLE_BATCH])
+            outcomes += map(self._outcome, settled.outcomes)
         return Outcomes(outcomes)
 
     def answer(self, request: ProcessEvents | Measure | Weigh) -> Answer:
@@ -118,14 +118,14 @@ class StageWorker:
     def _time_batch(self, call: StageCall, events: Iterator[StageInput], size: int) -> float:
         inputs = list(itertools.islice(events, size))
         began_s = time.perf_counter()
-        outcomes, _ = self._process(call, inputs)
+        outcomes = self._process(call, inputs).outcomes
         took_s = time.perf_counter() - began_s
         failed = next((outcome for outcome in outcomes if isinstance(outcome, Failed)), None)
         if failed is not None:
             raise StageFailed(f"raised on an event that it had taken before: {failed.summary}")
         return took_s
 
-    def _process(self, call: StageCall, inputs: list[StageInput]) -> tuple[list[Done | Failed], list[Call]]:
+    def _process(self, call: StageCall, inputs: list[StageInput]) -> Settled:
         if self._loop is not None:
             return self._loop.run_until_complete(self._code.process_awaited(call.awaited, inputs))
         return self._code.process(call, inputs)

@@ -313,7 +313,7 @@ class Feeder:
             self._report.network_s += max(0.0, took_s - frame.busy_s)
         self._pool.finish(replica, frame.calls, now_s, frame.batch)
         if frame.too_large > 0:
-            self._pool.too_large(replica.hardware, frame.too_large)
+            self._pool.too_large(replica.hardware, frame.too_large, now_s)
         calls = frame.calls
         if len(calls) == 1:  # with decoding and encoding, as profiles have it
             calls = [Call(calls[0].batch_size, max(calls[0].service_s, frame.busy_s))]

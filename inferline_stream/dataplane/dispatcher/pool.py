@@ -22,6 +22,9 @@ SERVER_DEADLINE_FACTOR = 1.5
 MIN_HELD_S, MAX_HELD_S = 0.05, 1.0
 """First and longest pause of a replica whose server takes no batch. The longest bounds how soon the stage resumes."""
 
+MIN_WIDER_S, MAX_WIDER_S = 30.0, 3600.0
+"""First and longest time until larger batches are tried again than a device had memory for: others may have used it."""
+
 SLOW_FACTOR, SLOW_S = 2.0, 5.0
 """How far a straggler is behind the median of its kind, and for how long."""
 
@@ -115,6 +118,12 @@ class _Kind:
     """The plan's."""
     fits: int = _LARGEST_BATCH
     """Largest batch that devices of the kind have memory for, as far as replicas have found out."""
+    wider_s: float = MIN_WIDER_S
+    """After how long `fits` is doubled."""
+    wider_at_s: float = 0.0
+    """When that is next."""
+    widened_s: float | None = None
+    """When it was; None if not since a device last had no memory."""
     concurrency: int = 1
     sizes: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
@@ -247,10 +256,15 @@ class Pool:
         kind = self._kinds.get(hardware)
         return kind.largest if kind is not None else 1
 
-    def too_large(self, hardware: str, batch_size: int) -> None:
-        """Note that a replica's device had no memory for a batch: none is so large any more, on its kind."""
+    def too_large(self, hardware: str, batch_size: int, now_s: float) -> None:
+        """Note that a replica's device had no memory for a batch: none is so large for a while, on its kind."""
         kind = self._kinds[hardware]
         kind.fits = min(kind.fits, max(1, batch_size // 2))
+        if kind.widened_s is not None:
+            held = now_s - kind.widened_s > kind.wider_s
+            kind.wider_s = MIN_WIDER_S if held else min(2 * kind.wider_s, MAX_WIDER_S)
+            kind.widened_s = None
+        kind.wider_at_s = now_s + kind.wider_s
 
     @property
     def tight(self) -> str:
@@ -452,12 +466,15 @@ class Pool:
         if hand is None:
             return
         replica.late -= hand.late
+        kind = self._kinds[replica.hardware]
+        if kind.fits < kind.limit and now_s >= kind.wider_at_s:
+            kind.fits, kind.widened_s, kind.wider_at_s = 2 * kind.fits, now_s, now_s + kind.wider_s
         replica.passed = True
         replica.refused, replica.held_until_s = 0, -math.inf
         replica.batches += 1
         self._place(replica)
         known = replica.batches > _WARM_UP_BATCHES
-        ratio = self._kinds[replica.hardware].ratio(calls, hand.beside) if known else None
+        ratio = kind.ratio(calls, hand.beside) if known else None
         if ratio is not None:
             weight = 1.0 if now_s - replica.finished_s > _RETRY_S else _WEIGHT
             replica.last_ratio = ratio

@@ -80,12 +80,10 @@ class _Stage:
 
     Args:
         process: runs a batch; of one that is asynchronous, gives an awaitable.
-        call: of the stage within.
         loop: that an asynchronous one runs on; None otherwise.
     """
 
     process: Callable[[Sequence[StageInput]], Settled | Awaitable[Settled]]
-    call: StageCall
     loop: asyncio.AbstractEventLoop | None
 
 
@@ -132,8 +130,8 @@ def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage,
     held = seal(confinement, keep=(keep,))
     refusals.sealed = held.sealed
     if loop is not None:
-        return _Stage(lambda inputs: code.process_awaited(call.awaited, inputs), call, loop), held
-    return _Stage(lambda inputs: code.process(call, inputs), call, None), held
+        return _Stage(lambda inputs: code.process_awaited(call.awaited, inputs), loop), held
+    return _Stage(lambda inputs: code.process(call, inputs), None), held
 
 
 class _Server:
@@ -255,13 +253,13 @@ class _Server:
             settled = self._stage.process(batch.inputs)
         except (StageFailed, ServerUnavailable) as error:
             return self._unsettled(batch, error)
-        self._send(_results(batch, cast("Settled", settled), began_s, self._stage.call))
+        self._send(_results(batch, cast("Settled", settled), began_s))
         return None
 
     async def _run_awaited(self, batch: Batch, began_s: float) -> None:
         try:
             settled = await cast("Awaitable[Settled]", self._stage.process(batch.inputs))
-            self._send(_results(batch, settled, began_s, self._stage.call))
+            self._send(_results(batch, settled, began_s))
         except (StageFailed, ServerUnavailable) as error:
             code = self._unsettled(batch, error)
             if code is not None:
@@ -291,9 +289,9 @@ class _Server:
             self._disconnect()
 
 
-def _results(batch: Batch, settled: Settled, began_s: float, call: StageCall) -> Results:
-    outcomes, calls = settled
-    return Results(batch.epoch, batch.batch, outcomes, calls, time.perf_counter() - began_s, call.too_large)
+def _results(batch: Batch, settled: Settled, began_s: float) -> Results:
+    outcomes, calls, too_large = settled
+    return Results(batch.epoch, batch.batch, outcomes, calls, time.perf_counter() - began_s, too_large)
 
 
 def _last_words(error: Exception) -> None:

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import uvloop
 
@@ -24,8 +24,17 @@ from inferline_stream.pipeline.hardware import Hardware
 
 Result = TypeVar("Result")
 
-Settled = tuple[list[Done | Failed], list[Call]]
-"""An outcome per event of a batch, in its order, and the calls of the stage that succeeded."""
+
+class Settled(NamedTuple):
+    """What became of a batch."""
+
+    outcomes: list[Done | Failed]
+    """One per event, in their order."""
+    calls: list[Call]
+    """Those of the stage that succeeded."""
+    too_large: int = 0
+    """Smallest part of the batch for which the device had no memory; 0 if it had for all."""
+
 
 _BEGUN_S = 2.0
 _TRACEBACK_FRAMES = 5
@@ -93,8 +102,6 @@ class StageCall:
         self._random = Random()  # noqa: S311  no secret depends on it
         self._on_gpu = hardware.gpus > 0
         self._release = False
-        self.too_large = 0
-        """Smallest batch for which its device had no memory; 0 if it had for all."""
 
     def __call__(self, values: list[Any]) -> Any:
         """Return the stage's results for one batch. An error that the stage raises is passed on.
@@ -114,7 +121,7 @@ class StageCall:
 
     @contextlib.contextmanager
     def _device_memory(self, batch_size: int) -> Iterator[None]:
-        """Release what an earlier batch has left of a full device, and note where there is no memory for this one."""
+        """Release what an earlier batch has left of a full device; say where it has no memory for this one."""
         if self._release:
             self._release = False
             _release_devices()
@@ -124,7 +131,6 @@ class StageCall:
             if not self._on_gpu or isinstance(error, MemoryError) or not is_out_of_memory(error):
                 raise
             self._release = True
-            self.too_large = min(self.too_large or batch_size, batch_size)
             last = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
             raise DeviceOutOfMemory(f"a batch of {batch_size} is too large for this device: {last}") from error
 
@@ -274,6 +280,7 @@ def _halving(settle: Callable[[Any], Done], values: Sequence[Any]) -> Generator[
     """Yield batches to call the stage with, and take its results, or what it raises."""
     outcomes: list[Done | Failed] = []
     calls: list[Call] = []
+    too_large = 0
     waiting = [list(values)]
     while waiting:
         batch = waiting.pop()
@@ -288,6 +295,8 @@ def _halving(settle: Callable[[Any], Done], values: Sequence[Any]) -> Generator[
             half = len(batch) // 2
             if isinstance(error, StageFailed) and not (half and isinstance(error, DeviceOutOfMemory)):
                 raise  # no part of the batch would fare better
+            if isinstance(error, DeviceOutOfMemory):
+                too_large = min(too_large or len(batch), len(batch))
             if half:
                 waiting += [batch[half:], batch[:half]]
             else:
@@ -302,7 +311,7 @@ def _halving(settle: Callable[[Any], Done], values: Sequence[Any]) -> Generator[
         if count != len(batch):
             raise StageFailed(f"returned {count} results for a batch of {len(batch)}; return one per event")
         outcomes += [attempt(settle, result) for result in results]
-    return outcomes, calls
+    return Settled(outcomes, calls, too_large)
 
 
 def _sleep_until(moment_s: float) -> None:

@@ -70,14 +70,15 @@ class StageCode:
             StageFailed: see `run_batch`, as is `ServerUnavailable`.
         """
         decoded, values = self._decoded(inputs)
-        return _with_failures(decoded, run_batch(call, self.settle, values) if values else ([], []))
+        return _with_failures(decoded, run_batch(call, self.settle, values) if values else Settled([], []))
 
     async def process_awaited(
         self, call: Callable[[list[Any]], Awaitable[Any]], inputs: Sequence[StageInput]
     ) -> Settled:
         """As `process`, for a stage that is asynchronous."""
         decoded, values = self._decoded(inputs)
-        return _with_failures(decoded, await run_batch_awaited(call, self.settle, values) if values else ([], []))
+        settled = await run_batch_awaited(call, self.settle, values) if values else Settled([], [])
+        return _with_failures(decoded, settled)
 
     def _decoded(self, inputs: Sequence[StageInput]) -> tuple[list[Any], list[Any]]:
         """Return each input's value, or why it has none, and the values alone."""
@@ -133,11 +134,10 @@ def code_of(stage: Stage, folder: str) -> Callable[..., Any]:
 
 def _with_failures(decoded: Sequence[Any], settled: Settled) -> Settled:
     """Return the outcomes of values among those of inputs that have none, in the order of the inputs."""
-    outcomes, calls = settled
-    if len(outcomes) == len(decoded):
+    if len(settled.outcomes) == len(decoded):
         return settled
-    following = iter(outcomes)
-    return [value if isinstance(value, Failed) else next(following) for value in decoded], calls
+    following = iter(settled.outcomes)
+    return settled._replace(outcomes=[v if isinstance(v, Failed) else next(following) for v in decoded])
 
 
 def _decoder(pipeline: Pipeline, stage: Stage, takes: Any) -> Decode:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.dispatcher.pool import MAX_WIDER_S, MIN_WIDER_S, Pool
 from inferline_stream.dataplane.frames import Call
 
 PROFILE = {1: 0.010, 4: 0.016, 8: 0.024}
@@ -350,19 +350,50 @@ def test_no_claim_of_a_replica_damages_what_is_known_of_its_kind(calls):
 
 def test_a_batch_that_a_device_has_no_memory_for_lowers_the_limit_of_its_kind_whatever_a_plan_says() -> None:
     pool = pool_of("cpu", "gpu", limit=32)
-    pool.too_large("gpu", 20)
+    pool.too_large("gpu", 20, 0.0)
     assert (pool.limit("gpu"), pool.limit("cpu")) == (10, 32)
     assert pool.tight == (
         "the memory of gpu has room for batches of 10, and the plan has 32: profile again on a device that nobody "
         "else uses"
     )
-    pool.too_large("gpu", 30)
+    pool.too_large("gpu", 30, 0.0)
     pool.configure({"cpu": 32, "gpu": 64}, {})
     assert pool.limit("gpu") == 10
     pool.configure({"cpu": 32, "gpu": 8}, {})
     assert (pool.limit("gpu"), pool.tight) == (8, "")
-    pool.too_large("gpu", 1)
+    pool.too_large("gpu", 1, 0.0)
     assert pool.limit("gpu") == 1
+
+
+def finishes(pool: Pool, now_s: float) -> int:
+    """A batch comes back; returns the limit from then on."""
+    pool.begin(replica(pool, 0), 1, now_s)
+    pool.finish(replica(pool, 0), [Call(1, 0.01)], now_s)
+    return pool.limit("gpu")
+
+
+def test_a_limit_that_memory_has_lowered_rises_again_step_by_step_while_batches_come_back() -> None:
+    pool = pool_of("gpu", limit=32)
+    pool.too_large("gpu", 20, 0.0)
+    assert finishes(pool, MIN_WIDER_S - 1) == 10
+    assert finishes(pool, MIN_WIDER_S) == 20
+    assert finishes(pool, 2 * MIN_WIDER_S - 1) == 20
+    assert (finishes(pool, 2 * MIN_WIDER_S), pool.tight) == (32, "")
+
+
+def test_a_device_that_stays_too_small_is_tried_ever_more_rarely_and_one_that_was_large_enough_soon_again() -> None:
+    pool, now_s, waits = pool_of("gpu", limit=32), 0.0, []
+    for _ in range(9):
+        began_s = now_s
+        for _ in range(3):  # several batches were under way, and each of them says so
+            pool.too_large("gpu", 32, now_s)
+        while finishes(pool, now_s) < 32:
+            now_s += 1.0
+        waits.append(now_s - began_s)
+    assert waits == [min(MIN_WIDER_S * 2**times, MAX_WIDER_S) for times in range(9)]
+    now_s += 2 * MAX_WIDER_S
+    pool.too_large("gpu", 32, now_s)
+    assert finishes(pool, now_s + MIN_WIDER_S) == 32
 
 
 # Servers that take nothing

@@ -43,7 +43,7 @@ def test_only_the_culprits_of_a_batch_fail_and_order_is_kept(bad: list[bool]) ->
             raise RuntimeError(f"cannot do {values}")
         return values
 
-    outcomes, calls = run_batch(stage, settle, range(len(bad)))
+    outcomes, calls, _ = run_batch(stage, settle, range(len(bad)))
     for number, (outcome, culprit) in enumerate(zip(outcomes, bad, strict=True)):
         if culprit:
             assert isinstance(outcome, Failed)
@@ -55,7 +55,7 @@ def test_only_the_culprits_of_a_batch_fail_and_order_is_kept(bad: list[bool]) ->
 
 
 def test_a_result_that_cannot_be_encoded_fails_alone() -> None:
-    outcomes, _ = run_batch(lambda values: values, settle, ["a", "odd one out", "c"])
+    outcomes, *_ = run_batch(lambda values: values, settle, ["a", "odd one out", "c"])
     assert isinstance(outcomes[1], Failed)
     assert outcomes[1].message == "no encoding"
     assert [outcomes[0], outcomes[2]] == [Done(b"a", 0), Done(b"c", 0)]
@@ -84,7 +84,7 @@ def test_a_failure_names_the_users_own_line() -> None:
     def stage(values: list[int]) -> list[int]:
         raise KeyError("missing")
 
-    (failed,), _ = run_batch(stage, settle, [1])
+    (failed,), *_ = run_batch(stage, settle, [1])
     assert isinstance(failed, Failed)
     assert failed.where.startswith(f"{__file__}:")
     assert failed.summary.endswith("in stage: KeyError: 'missing'")
@@ -167,10 +167,11 @@ def test_a_batch_that_is_too_large_for_its_device_is_halved_and_no_event_fails(w
         return values
 
     call = StageCall(stage, Hardware("t4", 0.5, gpus=1))
-    outcomes, calls = run_batch(call, settle, range(20))
+    outcomes, calls, too_large = run_batch(call, settle, range(20))
     assert outcomes == [Done(b"%d" % number, 0) for number in range(20)]
     assert max(each.batch_size for each in calls) <= 3
-    assert 4 <= call.too_large <= 5
+    assert 4 <= too_large <= 5
+    assert run_batch(call, settle, range(2)).too_large == 0, "it says so of that batch alone"
 
 
 def test_an_event_that_is_too_large_for_its_device_alone_is_not_one_that_the_stage_raises_on() -> None:
@@ -179,7 +180,7 @@ def test_an_event_that_is_too_large_for_its_device_alone_is_not_one_that_the_sta
 
     with pytest.raises(DeviceOutOfMemory, match=r"a batch of 1 is too large for this device: RuntimeError: CUDA out"):
         run_batch(StageCall(stage, Hardware("t4", 0.5, gpus=1)), settle, [1, 2, 3])
-    (failed,), _ = run_batch(StageCall(stage, CORE), settle, [1])
+    (failed,), *_ = run_batch(StageCall(stage, CORE), settle, [1])
     assert isinstance(failed, Failed), "without a device there is none to be too small"
 
 
@@ -218,7 +219,7 @@ def test_what_a_failed_call_held_is_gone_before_its_halves_are_called():
 
     gc.disable()
     try:
-        outcomes, _ = run_batch(stage, settle, [1, 2, 3, 4])
+        outcomes, *_ = run_batch(stage, settle, [1, 2, 3, 4])
     finally:
         gc.enable()
     assert len(outcomes) == 4

@@ -65,14 +65,14 @@ def code(declared: Pipeline, stage: str) -> StageCode:
 def test_an_edge_is_the_bit_of_its_child_in_the_routes() -> None:
     declared = diamond()
     bits = {child: 1 << bit for bit, child in enumerate(routes_of(declared, "first").children)}
-    outcomes, _ = code(declared, "first").process(lambda values: values, [b"3", b"30"])
+    outcomes, *_ = code(declared, "first").process(lambda values: values, [b"3", b"30"])
     assert outcomes == [Done(b"3", bits["right"]), Done(b"30", bits["right"] | bits["left"])]
 
 
 def test_a_join_gets_a_field_per_parent_and_none_for_one_that_was_skipped() -> None:
     seen = []
     inputs = [{"left": b"1", "right": b'"a"'}, {"right": b'"b"'}, {"left": b"no number"}, {"left": b"4"}]
-    outcomes, _ = code(diamond(), "last").process(lambda values: seen.extend(values) or values, inputs)
+    outcomes, *_ = code(diamond(), "last").process(lambda values: seen.extend(values) or values, inputs)
     assert seen == [Both(1, "a"), Both(None, "b"), Both(4, None)]
     assert outcomes[1] == Done(b'{"left":null,"right":"b"}', 0)
     assert isinstance(outcomes[2], Failed)
@@ -80,19 +80,19 @@ def test_a_join_gets_a_field_per_parent_and_none_for_one_that_was_skipped() -> N
 
 
 def test_a_join_of_plain_values_gets_a_dict() -> None:
-    outcomes, _ = code(diamond(pair), "last").process(lambda values: values, [{"right": b'"b"'}])
+    outcomes, *_ = code(diamond(pair), "last").process(lambda values: values, [{"right": b'"b"'}])
     assert outcomes == [Done(b'{"left":null,"right":"b"}', 0)]
 
 
 def test_what_a_condition_raises_fails_its_event_alone() -> None:
-    outcomes, _ = code(diamond(condition=strange), "first").process(lambda values: values, [b"1"])
+    outcomes, *_ = code(diamond(condition=strange), "first").process(lambda values: values, [b"1"])
     (failed,) = outcomes
     assert isinstance(failed, Failed)
     assert (failed.type, failed.message) == ("LookupError", "cannot judge 1")
 
 
 def test_a_batch_of_which_nothing_can_be_decoded_does_not_call_the_stage() -> None:
-    outcomes, calls = code(diamond(), "first").process(lambda values: pytest.fail("called"), [b"x", b"y"])
+    outcomes, calls, _ = code(diamond(), "first").process(lambda values: pytest.fail("called"), [b"x", b"y"])
     assert [type(outcome) for outcome in outcomes] == [Failed, Failed]
     assert calls == []
 
@@ -118,7 +118,7 @@ def test_code_given_by_name_is_imported_for_its_own_stage_alone(tmp_path: Path) 
     other = Stage("other", "other_part:run", hardware=["cpu-1"], after=[own.when("own_part:large")], takes=int)
     try:
         loaded = StageCode(pipeline(own, other), "own", str(tmp_path / "topology.py"))
-        outcomes, _ = loaded.process(loaded.run, [b"1", b"2"])
+        outcomes, *_ = loaded.process(loaded.run, [b"1", b"2"])
         assert outcomes == [Done(b"1", 0), Done(b"2", 1)]
         assert "own_part" in sys.modules
         assert "other_part" not in sys.modules
