@@ -108,7 +108,7 @@ class PoolReport(msgspec.Struct):
     network_s: float = 0.0
     """Sum over those of the time from handing a batch over to having its results, less the replica's own."""
     batches_lost: int = 0
-    """Batches whose replica died, hung or broke its contract; each was run again."""
+    """Batches in hand of a replica that ended or was given up; each was run again."""
     suspects: int = 0
     """Events that are run alone now, because one of them may have killed a replica."""
     reason: str = ""

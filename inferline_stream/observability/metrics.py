@@ -321,7 +321,7 @@ _STAGE_COUNTERS: tuple[tuple[str, str, Callable[[StageState], float]], ...] = (
     ("waited_seconds", "Time events spent queued in the stage.", lambda s: s.wait_total_s),
     ("dead_lettered", "Events sent to the dead-letter topic.", lambda s: s.dead_lettered),
     ("expired", "Events that passed their deadline before the stage.", lambda s: s.expired),
-    ("batches_lost", "Batches whose replica died, hung or broke its contract.", lambda s: s.batches_lost),
+    ("batches_lost", "Batches in hand of a replica that ended or was given up.", lambda s: s.batches_lost),
     ("restarts", "Replicas that died and were started again.", lambda s: s.restarts),
 )
 

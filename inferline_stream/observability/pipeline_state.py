@@ -90,7 +90,7 @@ class StageState:
     batches: int = 0
     """Batches run since the start, over all replicas that ever were; likewise the totals below."""
     batches_lost: int = 0
-    """Batches whose replica died, hung or broke its contract; each was run again."""
+    """Batches in hand of a replica that ended or was given up; each was run again."""
     busy_total_s: float = 0.0
     predicted_service_s: float | None = None
     """Mean service time of the batches that ran lately, as the plan's profiles have it; None where too few ran."""

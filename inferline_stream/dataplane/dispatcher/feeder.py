@@ -30,6 +30,8 @@ _CUTS = 3
 ends whole nodes, or the processes around its replica, looks the same, and must not do so for ever."""
 
 
+_WAY_BROKE = "the way to it broke"
+
 _SUSPICIOUS_REFUSALS = 3
 """So often a server may not take an event, while it takes others, before it seems to fail on this one."""
 
@@ -136,15 +138,14 @@ class Feeder:
         member = self._members.get(name)
         if member is None:
             return
-        session = self.session
-        for hand in member.hands.values():
+        if member.hands:
+            logger.warning("replica %s: %s, with %d batches in hand", name, _WAY_BROKE, len(member.hands))
+        for number, hand in list(member.hands.items()):
             for event in hand.events:
                 event.cuts += 1
-            blamed = any(event.cuts > _CUTS for event in hand.events)
-            if session is not None and hand.epoch == session.epoch and not blamed:
-                self._report.batches_lost += bool(hand.events or hand.probe)
-                self._put_back(hand, session)
-        self._end(member, "the way to it broke")
+            if not any(event.cuts > _CUTS for event in hand.events):
+                self._spare(member, number, _WAY_BROKE)
+        self._end(member, _WAY_BROKE)
 
     def close(self) -> None:
         """Close every connection; replicas wait for the next dispatcher."""
@@ -288,9 +289,7 @@ class Feeder:
         elif type(frame) is Broken:
             for number, hand in list(member.hands.items()):
                 if (hand.epoch, number) != (frame.epoch, frame.batch):  # another dispatcher's may have broken it
-                    del member.hands[number]
-                    if self.session is not None:
-                        self._put_back(hand, self.session)
+                    self._spare(member, number, frame.reason)
             self._end(member, frame.reason, memory=frame.memory, device=frame.device)
             return
         self.kick()
@@ -417,6 +416,15 @@ class Feeder:
             hand.probe = False
         elif events:
             session.queue.put_back(events)
+
+    def _spare(self, member: _Member, number: int, why: str) -> None:
+        """Take a batch from a replica that ends, through no fault of the batch's events."""
+        hand, session = member.hands.pop(number), self.session
+        if hand.span is not None and self._spans is not None:
+            self._spans.broke(hand.span, why)
+        if session is not None and hand.epoch == session.epoch:
+            self._report.batches_lost += bool(hand.events or hand.probe)
+            self._put_back(hand, session)
 
     def _give_up(self, member: _Member, why: str) -> None:
         self._replace(member.replica.replica, why)
@@ -548,7 +556,7 @@ class Feeder:
         for name, reason in self._pool.stragglers(self._loop.time()):
             if len(self._members) > 1:
                 logger.warning("replica %s is replaced: %s", name, reason)
-                for hand in self._members[name].hands.values():
-                    if self.session is not None and not hand.alone:
-                        self._put_back(hand, self.session)
-                self._give_up(self._members[name], reason)
+                member = self._members[name]
+                for number in list(member.hands):
+                    self._spare(member, number, reason)
+                self._give_up(member, reason)

@@ -87,9 +87,28 @@ async def test_of_a_replica_that_breaks_on_one_batch_the_others_run_again_withou
         guilty, innocent = [await replica.batch() for _ in range(2)]
         replica.say(Broken(guilty.epoch, guilty.batch, "returned 2 results for a batch of 1"))
         await until(lambda: not pool.phases(), "its end is known")
-        assert len(pool.slot.session.suspects) == 1
+        assert (len(pool.slot.session.suspects), pool.slot.report.batches_lost) == (1, 2)
         other = await pool.attached()
         assert (await other.batch()).inputs == innocent.inputs
+
+
+async def test_what_a_replica_has_in_hand_that_is_replaced_for_being_slow_runs_again_without_suspicion(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with fed() as pool:
+        at_once(pool, 2)
+        slow, other = await pool.attached(), await pool.attached()
+        pool.slot.fetched(b"0", b"1")
+        for _ in range(2):
+            await slow.batch()
+        monkeypatch.setattr(pool.pool, "stragglers", lambda now_s: [(slow.name, "it is slow")])
+        pool.feeder.check_stragglers()
+        for number in (b"0", b"1"):
+            batch = await other.batch()
+            assert batch.inputs == [number]
+            other.answer(batch)
+        assert (pool.replaced, len(pool.slot.session.suspects)) == ([slow.name], 0)
+        assert pool.slot.report.batches_lost == 2
 
 
 async def test_a_batch_beyond_its_deadline_runs_elsewhere_while_the_others_in_hand_go_on():
