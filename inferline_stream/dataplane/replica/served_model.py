@@ -117,11 +117,9 @@ class ServedModel:
         return [self._server.response(output) for output in outputs]
 
     async def close(self) -> None:
-        """Close its connections, and end its own server."""
+        """Close its connections."""
         self._first.cancel()
         await self._session.close()
-        if self._process is not None:
-            self._process.stop()
 
     async def _asked(self, body: bytes, decode: Callable[[bytes], Any]) -> Any:
         """Send a request until there is a response to it, or no attempt is left."""

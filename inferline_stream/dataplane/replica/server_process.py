@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import os
 import shlex
-import signal
+import shutil
 import socket
 import subprocess
+import sys
 import time
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from inferline_stream.dataplane.replica import server_parent
 from inferline_stream.errors import StageFailed
 from inferline_stream.pipeline.model_server import PORT
 
 _POLL_S = 0.05
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 
 
 class ServerProcess:
@@ -36,16 +35,11 @@ class ServerProcess:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = int(free.getsockname()[1])
         self._command = shlex.split(command.replace(PORT, str(self.port)))
-        try:
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                preexec_fn=_ends_with_parent,  # noqa: PLW1509  a replica that is being built has one thread
-            )
-        except OSError as error:
-            raise StageFailed(f"server {self._command[0]!r} cannot be started: {error.strerror}") from error
+        program = self._command[0]
+        if shutil.which(os.path.join(folder, program) if os.path.dirname(program) else program) is None:
+            raise StageFailed(f"server {program!r} cannot be started: there is no such program, or it may not be run")
+        parent = [sys.executable, "-I", "-S", os.path.abspath(server_parent.__file__), str(os.getpid()), folder]
+        self._process = subprocess.Popen([*parent, *self._command], stdin=subprocess.DEVNULL, stdout=2)
 
     def await_ready(self, url: str, *, any_answer: bool = False) -> None:
         """Wait until the server answers there with 200, or at all, however long its model takes to load.
@@ -71,16 +65,3 @@ class ServerProcess:
         """How the server has ended, in words; empty while it runs."""
         code = self._process.poll()
         return "" if code is None else f"server {self._command[0]!r} ended with exit code {code}"
-
-    def stop(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
-
-
-def _ends_with_parent() -> None:
-    """Have the kernel end this process when the replica ends, however that ends."""
-    parent = os.getppid()
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
