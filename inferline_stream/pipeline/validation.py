@@ -159,6 +159,8 @@ def _of_server(stage: Stage) -> Iterator[str]:
     level = stage.isolation.level if isinstance(stage.isolation, Isolation) else stage.isolation
     if stage.server.command and level != "none":
         yield "a server that replicas start needs isolation='none': a sealed process starts no other program"
+    if stage.server.command and isinstance(stage.isolation, Isolation) and stage.isolation.forked:
+        yield "a server that replicas start cannot be shared by a fork: leave isolation's forked=True out"
 
 
 def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from inferline_stream.pipeline.annotations import types_of
+from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.model_server import ModelServer, OpenAI, OpenInference, RayServe
 from inferline_stream.pipeline.topology import Stage
 from tests.unit.pipeline.declaring import line, only_problem, problems
@@ -82,6 +83,8 @@ def test_a_server_that_replicas_start_cannot_be_started_by_a_sealed_one() -> Non
     started = server(url="http://127.0.0.1:{port}", command="serve {port}")
     assert "needs isolation='none'" in only_problem(line(None, server=started, isolation="sandbox"))
     assert not problems(line(None, server=started))
+    forked = line(None, server=started, isolation=Isolation("none", forked=True))
+    assert "leave isolation's forked=True out" in only_problem(forked)
 
 
 def test_one_replica_asks_a_server_of_others_and_each_its_own() -> None:
