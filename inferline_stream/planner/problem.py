@@ -197,12 +197,16 @@ def arrival_rates(problem: Problem) -> tuple[float, ...]:
 
 
 def slots(problem: Problem) -> tuple[int, ...]:
-    """Dispatchers of each stage; 1 where replicas own partitions."""
+    """Dispatchers of each stage, no more than replicas are of use; 1 where replicas own partitions."""
     overheads, bound = problem.measured.overheads, problem.partitions
     if overheads is None:
         return (1,) * len(problem.shape.stages)
-    rates = zip(problem.shape.stages, arrival_rates(problem), strict=True)
-    return tuple(1 if name in bound else overheads.slots(rate) for name, rate in rates)
+    found = []
+    for name, rate in zip(problem.shape.stages, arrival_rates(problem), strict=True):
+        profiles = (problem.measured.profiles[name, kind] for kind in hardware_kinds(problem, name))
+        most = min((p.most_replicas for p in profiles if p.most_replicas is not None), default=overheads.slots(rate))
+        found.append(1 if name in bound else min(most, overheads.slots(rate)))
+    return tuple(found)
 
 
 def fastest_path_s(problem: Problem, batch_one: bool = True) -> float:

@@ -10,7 +10,7 @@ import pytest
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.profile import Contention, PipelineProfile
+from inferline_stream.pipeline.profile import Contention, Overheads, PipelineProfile
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
 from inferline_stream.planner.plan_explanation import explain
@@ -58,6 +58,12 @@ def test_a_stage_behind_one_server_has_one_replica_or_no_plan() -> None:
     assert [a.replicas for a in plan.allocations["a"]] == [1]
     with pytest.raises(Infeasible):
         provision(ONE, waiting(1.1, 1.4, 3.0, most_replicas=1), TRAFFIC.sped_up(2.0), 0.2, KINDS)
+
+
+def test_a_stage_behind_one_server_has_one_dispatcher_however_many_its_records_would_have() -> None:
+    profile = replace(waiting(1.1, 1.4, 3.0, most_replicas=1), overheads=Overheads(30.0))
+    plan = provision(ONE, profile, TRAFFIC, 0.2, KINDS)
+    assert ([a.replicas for a in plan.allocations["a"]], plan.slots) == ([1], {})
 
 
 def test_a_plan_keeps_its_concurrency_in_its_file_and_says_why() -> None:
