@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 
 EMULATED_PREFIX = "emulated-"
@@ -27,6 +28,7 @@ def is_model(reported: str, model: str) -> bool:
     return words[: len(wanted)] == wanted and all(map(_FORM.fullmatch, words[len(wanted) :]))
 
 
+@cache
 def share_gpus(model: str | None, other: str | None) -> bool:
     """Whether kinds of two models may be given the same GPUs; None is any model."""
     return model is None or other is None or is_model(model, other) or is_model(other, model)

@@ -28,6 +28,7 @@ from inferline_stream.planner.problem import (
     cost_of,
     fastest_path_s,
     hardware_kinds,
+    in_machine,
     in_stock,
     price_of,
     replaced,
@@ -110,7 +111,6 @@ def fastest_start(problem: Problem) -> Candidate | None:
 
     Where all share a number of cores, on the fastest kind that leaves the stages to come the least that they need.
     """
-    gpus = {kind.gpu_model: kind.gpu_stock + 1e-9 for kind in problem.catalogue.values() if kind.gpu_stock is not None}
     candidate: list[Option] = []
     cores = {name: kind.cores for name, kind in problem.catalogue.items()}
     rest = sum(min(cores[kind] for kind in hardware_kinds(problem, stage)) for stage in problem.shape.stages)
@@ -123,16 +123,13 @@ def fastest_start(problem: Problem) -> Candidate | None:
             for kind in hardware_kinds(problem, stage)
             if left[kind] > 0
             and cores[kind] + rest <= free
-            and (of := problem.catalogue[kind]).gpus <= gpus.get(of.gpu_model, math.inf)
+            and in_machine(problem, (*candidate, (Allocation(kind, 1, 1),)))
         ]
         if not kinds:
             return None
         fastest = min(kinds, key=lambda kind: problem.measured.profiles[stage, kind].service_time_s(1))
         left[fastest] -= 1
         free -= cores[fastest]
-        chosen = problem.catalogue[fastest]
-        if chosen.gpu_stock is not None:
-            gpus[chosen.gpu_model] -= chosen.gpus
         candidate.append((Allocation(fastest, 1, 1),))
     return tuple(candidate)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.errors import InvalidInput
-from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.hardware import Catalogue, share_gpus
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
@@ -173,14 +173,17 @@ def in_stock(problem: Problem, candidate: Candidate) -> bool:
 
 def in_machine(problem: Problem, candidate: Candidate) -> bool:
     """Whether cores, and GPUs that several kinds share, suffice for a candidate, or for its beginning."""
-    held: dict[str | None, float] = {}
+    held: dict[str, float] = {}
     for option in candidate:
         for a in option:
             kind = problem.catalogue[a.hardware]
             if kind.gpu_stock is not None:
-                gpus = held[kind.gpu_model] = held.get(kind.gpu_model, 0.0) + a.replicas * kind.gpus
-                if gpus > kind.gpu_stock + _ROUNDING:
-                    return False
+                held[a.hardware] = held.get(a.hardware, 0.0) + a.replicas * kind.gpus
+    for name in held:
+        kind = problem.catalogue[name]
+        gpus = sum(n for other, n in held.items() if share_gpus(problem.catalogue[other].gpu_model, kind.gpu_model))
+        if kind.gpu_stock is not None and gpus > kind.gpu_stock + _ROUNDING:
+            return False
     return sum(cores_of(problem.catalogue, option) for option in candidate) <= problem.cores + _ROUNDING
 
 
