@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.fetched_batches import are_bounded, bound_batches
@@ -207,6 +208,17 @@ async def closed(client: AiokafkaClient, within_s: float = STOP_TIMEOUT_S) -> No
                 task.cancel()  # it would connect again
         for connection in tuple(network._conns.values()):
             connection.close()
+        if isinstance(client, AIOKafkaProducer):
+            _fail_what_is_left(client)
+
+
+def _fail_what_is_left(client: AIOKafkaProducer) -> None:
+    """Fail the records that a closed client still has: whatever waits for one of them would wait for ever."""
+    left, error = client._message_accumulator, KafkaTimeoutError("the client was closed before Kafka answered")
+    for batch in (*itertools.chain.from_iterable(left._batches.values()), *left._pending_batches):
+        batch.failure(error)
+        for future in (batch.future, batch._drain_waiter):
+            future.exception()  # nobody has to wait for these
 
 
 def _background(client: AiokafkaClient) -> Iterator[asyncio.Task[Any] | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,7 @@ from aiokafka.errors import (
     KafkaTimeoutError,
     OutOfOrderSequenceNumber,
     ProducerClosed,
+    UnknownProducerId,
     UnknownTopicOrPartitionError,
 )
 
@@ -23,9 +25,28 @@ from inferline_stream.kafka.topics import record_limits
 
 _BUFFER_BYTES = 1 << 19  # per partition; a send waits only once so much is not yet on its way
 
+_CLIENTS = 10
+"""So many may refuse a record for what came before it. Each such round ends with a record that is refused itself."""
+
 
 class RecordRefused(InferlineError):
     """Kafka will not take this record, however often it is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    topic: str
+    value: bytes | None
+    key: bytes | None
+    timestamp_ms: int | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+    async def sent(self, client: AIOKafkaProducer) -> asyncio.Future[object]:
+        """Hand it to a client, and return what is done once Kafka has acknowledged it."""
+        sent: asyncio.Future[object] = await client.send(
+            self.topic, self.value, key=self.key, timestamp_ms=self.timestamp_ms, headers=list(self.headers)
+        )
+        return sent
 
 
 class RecordProducer:
@@ -51,6 +72,9 @@ class RecordProducer:
         self._producer: AIOKafkaProducer | None = None
         self._limits: Mapping[str, int] = {}
         self._renewing = asyncio.Lock()
+        self._again: set[asyncio.Task[None]] = set()
+        """Sending records again that a client refused for what came before them."""
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         if self._topic:
@@ -77,6 +101,12 @@ class RecordProducer:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         """Waits a while for what is still on its way; `flush` waits for all of it."""
+        if self._again:
+            await asyncio.wait(self._again, timeout=self._connect_timeout_s)
+        self._closed = True
+        for again in self._again:
+            again.cancel()
+        await asyncio.gather(*self._again, return_exceptions=True)
         await closed(self._client, within_s=self._connect_timeout_s)
 
     @property
@@ -102,14 +132,21 @@ class RecordProducer:
         """Hand one record to the client; returns before Kafka has it. Records of a partition keep their order.
 
         Waits only while the client's buffer for that partition (512 KiB) is full. Without a key the
-        partition is drawn at random.
+        partition is drawn at random. One that Kafka refuses for what came before it is sent again, behind those that
+        were sent meanwhile.
         """
+        record = _Record(topic, value, key, timestamp_ms)
         try:
-            sent = await self._client.send(topic, value, key=key, timestamp_ms=timestamp_ms)
-        except KafkaError as error:
+            self._refuse_too_large(record)
+            client = await self._live()
+            try:
+                sent = await record.sent(client)
+            except KafkaError as error:
+                self._outcome(record, client, error)
+            else:
+                sent.add_done_callback(lambda sent: self._outcome(record, client, sent.exception()))
+        except InferlineError as error:
             self._failed(error)
-        else:
-            sent.add_done_callback(self._done)
 
     async def deliver(
         self,
@@ -126,50 +163,98 @@ class RecordProducer:
             RecordRefused: it is too large, or may not be written.
             Unreachable: Kafka did not acknowledge it in time.
         """
-        size, limit_bytes = len(key or b"") + len(value or b""), self._limits.get(topic, math.inf)
-        if size > limit_bytes:
-            refused = RecordRefused(
-                f"topic {topic!r}: the record has {size} bytes, max.message.bytes is {limit_bytes}; raise that"
-            )
-            self._failed(refused)
-            raise refused
-        client = self._client
+        await self._deliver(_Record(topic, value, key, timestamp_ms, tuple(headers)))
+
+    async def _deliver(self, record: _Record) -> None:
         try:
-            sent = await client.send(topic, value, key=key, timestamp_ms=timestamp_ms, headers=list(headers))
-            await asyncio.shield(sent)
-        except (OutOfOrderSequenceNumber, ProducerClosed) as error:
-            # Kafka has refused a record before this one, and waits for its number; or another call has seen to that.
-            if isinstance(error, ProducerClosed) and self._producer is client:
-                raise Unreachable(f"topic {topic!r}: not acknowledged ({error})") from None
-            await self._renew(client)
-            await self.deliver(topic, value, key=key, timestamp_ms=timestamp_ms, headers=headers)
-            return
-        except KafkaError as error:
+            await self._delivered(record)
+        except InferlineError as error:
             self._failed(error)
-            if error.retriable or isinstance(error, KafkaTimeoutError):
-                raise Unreachable(f"topic {topic!r}: not acknowledged ({error})") from None
-            raise RecordRefused(f"topic {topic!r}: Kafka refuses the record ({error})") from None
+            raise
         self.acknowledged += 1
+
+    async def _delivered(self, record: _Record) -> None:
+        self._refuse_too_large(record)
+        error: KafkaError | None = None
+        for _ in range(_CLIENTS):
+            client = await self._live()
+            try:
+                await asyncio.shield(await record.sent(client))
+            except KafkaError as failure:
+                error = failure
+            else:
+                return
+            if not self._is_over(client, error):
+                raise _translated(record.topic, client, error) from None
+            await self._renew(client)
+        raise Unreachable(f"topic {record.topic!r}: not acknowledged by {_CLIENTS} clients in turn ({error})")
+
+    def _refuse_too_large(self, record: _Record) -> None:
+        size, limit_bytes = len(record.key or b"") + len(record.value or b""), self._limits.get(record.topic, math.inf)
+        if size > limit_bytes:
+            raise RecordRefused(
+                f"topic {record.topic!r}: the record has {size} bytes, max.message.bytes is {limit_bytes}; raise that"
+            )
+
+    def _is_over(self, client: AIOKafkaProducer, error: BaseException) -> bool:
+        """Whether Kafka refuses a record for others: one before it was refused, and Kafka waits for its number."""
+        if isinstance(error, ProducerClosed):
+            return self._producer is not client  # another call has seen to that
+        return isinstance(error, (OutOfOrderSequenceNumber, UnknownProducerId))
+
+    async def _live(self) -> AIOKafkaProducer:
+        """Return a client that sends."""
+        client = self._client
+        if _has_ended(client):
+            await self._renew(client)
+        return self._client
 
     async def _renew(self, client: AIOKafkaProducer) -> None:
         """Go on with a client that numbers its records from the start, unless another call has seen to that."""
         async with self._renewing:
+            if self._closed:
+                raise Unreachable("the producer is closed")
             if self._producer is client:
                 self._producer = await self._started()
                 await closed(client, within_s=self._connect_timeout_s)
 
     async def flush(self) -> None:
         """Wait until every record has been acknowledged or has failed."""
-        await self._client.flush()
-        await asyncio.sleep(0)  # done callbacks run one turn after the flush's own
+        while True:
+            await self._client.flush()
+            await asyncio.sleep(0)  # done callbacks run one turn after the flush's own
+            if not self._again:
+                return
+            await asyncio.wait(self._again)
 
-    def _done(self, sent: asyncio.Future[object]) -> None:
-        error = sent.exception()
+    def _outcome(self, record: _Record, client: AIOKafkaProducer, error: BaseException | None) -> None:
+        """Count a record that was sent without waiting, or send it again."""
         if error is None:
             self.acknowledged += 1
+        elif self._is_over(client, error) and not self._closed:
+            again = asyncio.create_task(self._deliver(record))
+            self._again.add(again)
+            again.add_done_callback(self._sent_again)
         else:
             self._failed(error)
+
+    def _sent_again(self, task: asyncio.Task[None]) -> None:
+        self._again.discard(task)
+        if not task.cancelled():
+            task.exception()  # which is counted
 
     def _failed(self, error: BaseException) -> None:
         self.failed += 1
         self.last_error = f"{type(error).__name__}: {error}"
+
+
+def _has_ended(client: AIOKafkaProducer) -> bool:
+    """Whether what sends a client's records has ended on an error of its own."""
+    sender = client._sender.sender_task
+    return sender is not None and sender.done()
+
+
+def _translated(topic: str, client: AIOKafkaProducer, error: KafkaError) -> InferlineError:
+    if error.retriable or isinstance(error, (KafkaTimeoutError, ProducerClosed)) or _has_ended(client):
+        return Unreachable(f"topic {topic!r}: not acknowledged ({error})")
+    return RecordRefused(f"topic {topic!r}: Kafka refuses the record ({error})")

@@ -1,0 +1,123 @@
+"""A producer of records goes on where a client of it cannot, and leaves nobody waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
+from aiokafka.structs import TopicPartition
+
+from inferline_stream.errors import Unreachable
+from inferline_stream.kafka import record_producer
+from inferline_stream.kafka.connection import closed
+from inferline_stream.kafka.record_producer import RecordProducer
+
+
+class Client:
+    """Takes records, and refuses all that come after one that it refused, as Kafka does with an idempotent client's.
+
+    Args:
+        log: what Kafka has.
+        refuses: what is wrong with a value; None where nothing is.
+    """
+
+    def __init__(self, log: list[bytes], refuses: Callable[[bytes], KafkaError | None]) -> None:
+        self._log, self._refuses = log, refuses
+        self._refused = False
+        self._sender = SimpleNamespace(sender_task=asyncio.get_running_loop().create_future())
+
+    async def send(self, topic: str, value: bytes, **_: Any) -> asyncio.Future[None]:
+        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(self._answer, value, sent)
+        return sent
+
+    async def flush(self) -> None:
+        await asyncio.sleep(0.001)
+
+    def _answer(self, value: bytes, sent: asyncio.Future[None]) -> None:
+        error = OutOfOrderSequenceNumber() if self._refused else self._refuses(value)
+        if error is None:
+            self._log.append(value)
+            sent.set_result(None)
+        else:
+            self._refused = True
+            if type(error) is KafkaError:  # what sends has ended
+                self._sender.sender_task.set_result(None)
+            sent.set_exception(error)
+
+
+class Kafka:
+    """Makes the clients of a producer."""
+
+    def __init__(self, refuses: Callable[[bytes], KafkaError | None]) -> None:
+        self.log: list[bytes] = []
+        self.refuses = refuses
+        self.clients: list[Client] = []
+
+    async def started(self) -> Client:
+        self.clients.append(Client(self.log, self.refuses))
+        return self.clients[-1]
+
+
+def bad(value: bytes) -> KafkaError | None:
+    if value == b"breaks the client":
+        return KafkaError("Unexpected error during batch delivery")
+    return MessageSizeTooLargeError() if value == b"bad" else None
+
+
+@pytest.fixture
+def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
+    """One that refuses `b"bad"`."""
+    found = Kafka(bad)
+
+    async def at_once(client: Client, within_s: float = 0.0) -> None:
+        client._sender.sender_task.cancel()
+
+    monkeypatch.setattr(RecordProducer, "_started", lambda _: found.started())
+    monkeypatch.setattr(record_producer, "closed", at_once)
+    return found
+
+
+async def test_a_record_that_is_refused_costs_none_of_those_sent_after_it(kafka: Kafka) -> None:
+    async with RecordProducer("nowhere:1") as producer:
+        for value in (b"0", b"bad", b"1", b"2", b"bad", b"3"):
+            await producer.send("topic", value)
+        await producer.flush()
+        await producer.send("topic", b"4")
+        await producer.flush()
+        assert (producer.acknowledged, producer.failed) == (5, 2)
+        assert "MessageSizeTooLargeError" in producer.last_error or "refuses" in producer.last_error
+    assert kafka.log == [b"0", b"1", b"2", b"3", b"4"]
+
+
+async def test_a_kafka_that_takes_no_number_of_any_client_is_given_up(kafka: Kafka) -> None:
+    kafka.refuses = lambda value: OutOfOrderSequenceNumber()
+    async with RecordProducer("nowhere:1") as producer:
+        with pytest.raises(Unreachable, match="not acknowledged by 10 clients in turn"):
+            await producer.deliver("topic", b"0")
+        assert producer.failed == 1
+
+
+async def test_a_record_is_not_refused_for_a_client_that_has_ended_and_the_next_goes_through_another(
+    kafka: Kafka,
+) -> None:
+    async with RecordProducer("nowhere:1") as producer:
+        await producer.deliver("topic", b"0")
+        with pytest.raises(Unreachable, match="not acknowledged"):
+            await producer.deliver("topic", b"breaks the client")
+        await producer.deliver("topic", b"1")
+        assert len(kafka.clients) == 2
+    assert kafka.log == [b"0", b"1"]
+
+
+async def test_nobody_waits_for_a_record_of_a_client_that_was_closed() -> None:
+    client = AIOKafkaProducer(bootstrap_servers="127.0.0.1:9")
+    sent = await client._message_accumulator.add_message(TopicPartition("topic", 0), None, b"0", 1.0)
+    await closed(client, within_s=1.0)
+    with pytest.raises(KafkaTimeoutError, match="closed before Kafka answered"):
+        await asyncio.wait_for(sent, 5.0)
