@@ -365,6 +365,22 @@ async def test_where_no_node_has_a_place_for_a_newer_pod_an_older_one_ends_first
         assert strategy == {"maxSurge": 0, "maxUnavailable": 1}
 
 
+async def test_what_there_is_room_for_is_reported_while_older_pods_cannot_make_room_for_newer_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inferline_stream.actuators.kubernetes.actuator.PATIENCE_S", 0.1)
+    async with KubeApi(places={"t4": 1}, quota={"requests.nvidia.com/gpu": "3"}) as api, acting(api) as actuator:
+        await actuator.scale("a", "t4", 1)
+        await actuator.know(
+            {key: msgspec.structs.replace(spec, topology="/app/newer.py") for key, spec in SPECS.items()}
+        )
+        await actuator.scale("a", "t4", 1)
+        assert await actuator.capacity() == {"t4": 3}
+        await until(lambda: bool(actuator._pods.stuck(asyncio.get_running_loop().time(), 0.1)), "a newer pod waits")
+        await api.stop_serving()
+        assert await actuator.capacity() == {"t4": 3}
+
+
 def test_a_replicas_pod_has_no_right_in_the_cluster_and_none_on_its_node() -> None:
     pod = pod_of(template("a", "cpu-1"), secret="kafka")
     assert not pod["automountServiceAccountToken"]

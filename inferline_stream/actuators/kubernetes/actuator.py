@@ -223,7 +223,6 @@ class KubernetesActuator:
         """
         await self._listed.wait()
         now_s = asyncio.get_running_loop().time()
-        await self._make_room(now_s)
         if now_s - self._quotas_s >= _QUOTAS_S:
             self._quotas_s = now_s
             with contextlib.suppress(ApiError, httpx2.HTTPError):  # not allowed to look, or an outage: the last holds
@@ -235,6 +234,10 @@ class KubernetesActuator:
             held = sum(r.hardware == kind and r.state != "waiting" for r in observed)
             for left in left_by_quotas(resources(spec.hardware, spec.isolation), self._quotas):
                 room[kind] = min(room.get(kind, held + left), held + left)
+        try:
+            await self._make_room(now_s)
+        except InferlineError as error:  # what there is room for is known all the same
+            logger.warning("older pods do not make room for newer ones: %s; it is tried again", error)
         return room
 
     async def _make_room(self, now_s: float) -> None:
