@@ -66,7 +66,7 @@ def replay(
             slo_s=inputs.plan.slo_s,
             conditions=conditions,
             seed=seed,
-            looks=inputs.looks,
+            observations=inputs.observations,
             progress=bar.show,
         )
     if save is not None:
@@ -97,7 +97,7 @@ def _tuner(policy: str, inputs: ReplayInputs) -> Tuner:
         objective=inputs.objective,
         shortest_window_s=shortest_window_s(settings()),
     )
-    later, staffed_s = None, -math.inf if inputs.looks is None else inputs.looks.staffed_s
+    later, staffed_s = None, -math.inf if inputs.observations is None else inputs.observations.staffed_s
     if policy == "default" and not math.isnan(staffed_s):
         prices = {name: kind.price_per_hour for name, kind in inputs.kinds.items()}
         table = staffing(inputs.shape, inputs.plan, inputs.measured, inputs.sample, prices, objective=inputs.objective)

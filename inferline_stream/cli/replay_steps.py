@@ -41,7 +41,7 @@ class ReplayInputs:
     trace: Trace
     kinds: Catalogue
     objective: float
-    looks: LiveObservations | None = None
+    observations: LiveObservations | None = None
     """Of the run's own policy."""
 
 

@@ -1,4 +1,4 @@
-"""How a live policy looked: when it was asked, and what it had measured by then that no queue of a replay decides."""
+"""What a live policy observed: when it was asked, and what it had measured that no queue of a replay decides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Figures = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveObservations:
-    """A live policy's looks. Times are seconds on the trace's clock.
+    """A live policy's observations. Times are seconds on the trace's clock.
 
     Args:
         asked_s: float64 (steps,), ascending: when it was asked.

@@ -49,7 +49,7 @@ def replay(
     slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
     partitions: int | None = None,
-    looks: LiveObservations | None = None,
+    observations: LiveObservations | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> Outcome:
     """Run a policy on a trace.
@@ -71,9 +71,9 @@ def replay(
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
         partitions: of each stage's input topic, which replicas own as in an ordinary consumer group; None for one queue
             per stage.
-        looks: when a live policy was asked and what it had measured, on the trace's clock: the same is done here. By
-            default the first decision is made one period after time 0, and arrivals are known at once. Costs count from
-            time 0.
+        observations: when a live policy was asked and what it had measured, on the trace's clock: the same is done
+            here. By default the first decision is made one period after time 0, and arrivals are known at once. Costs
+            count from time 0.
         progress: called every period with how much of the trace has passed: seconds of seconds.
     """
     conditions = conditions or Conditions()
@@ -87,7 +87,7 @@ def replay(
         slo_s=slo_s,
         partitions=partitions,
     )
-    steps = loop.run(scaler, slowdowns, looks, progress)
+    steps = loop.run(scaler, slowdowns, observations, progress)
     return loop.outcome(scaler.name, catalogue, steps)
 
 
@@ -138,7 +138,7 @@ class _Loop:
         self,
         scaler: Scaler,
         slowdowns: Sequence[Slowdown],
-        looks: LiveObservations | None,
+        observations: LiveObservations | None,
         progress: Callable[[float, float], None] | None,
     ) -> tuple[Step, ...]:
         """Decide, step by step, until the last event has entered; then let the queues run empty."""
@@ -147,11 +147,13 @@ class _Loop:
         sight = Sight(self._plant, self._crews, looks_back)
         sight_s = 0.0 if looks_back else delay_s
         pending = sorted(slowdowns, key=lambda change: change.time_s)
-        if looks is None:
+        if observations is None:
             asked_s = period_s * np.arange(1, math.ceil(self._end_s / period_s) + 1)
         else:
-            asked_s = looks.asked_s[looks.asked_s <= self._end_s]
-        seen_s, known_s = looks.arrivals() if looks is not None and looks.ticks_s.size else (entry_s, entry_s)
+            asked_s = observations.asked_s[observations.asked_s <= self._end_s]
+        seen_s, known_s = (
+            observations.arrivals() if observations is not None and observations.ticks_s.size else (entry_s, entry_s)
+        )
         figures: dict[str, float | None] = {}
         before_s = -math.inf
         steps: list[Step] = []
@@ -167,8 +169,8 @@ class _Loop:
             sight.look()
             if sight_s:
                 self._advance(now_s)
-            if looks is not None:
-                figures |= looks.figures_between(before_s, now_s)
+            if observations is not None:
+                figures |= observations.figures_between(before_s, now_s)
             known = int(np.searchsorted(known_s, now_s, side="left"))
             view = View(
                 now_s,
@@ -176,7 +178,7 @@ class _Loop:
                 int(np.searchsorted(entry_s, now_s, side="left")),
                 sight.reported,
                 sight.earlier,
-                now_s - asked_s[0] + (0.0 if looks is None else looks.watched_s),
+                now_s - asked_s[0] + (0.0 if observations is None else observations.watched_s),
                 figures,
             )
             given, before_s = known, now_s

@@ -1,6 +1,7 @@
 """What a finished run leaves behind: its report, plans and decisions, and when each event came and was done.
 
-A folder: ``run.json`` for people and programs, ``events.npz`` for the arrays; `observation_log` adds ``looks.npz``.
+A folder: ``run.json`` for people and programs, ``events.npz`` for the arrays; `observation_log` adds
+``observations.npz``.
 """
 
 from __future__ import annotations

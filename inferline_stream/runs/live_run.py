@@ -222,9 +222,9 @@ class LiveRun:
         if self.run.run_folder is not None:
             events = EventTimes.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
             write_record(self.run.run_folder, self._record(report), events)
-            # Looks without every event would be replayed on other traffic than the policy saw.
-            if not ledger.began and (looks := await self._looks(events.began_s)) is not None:
-                write_observations(self.run.run_folder, looks)
+            # Observations without every event would be replayed on other traffic than the policy saw.
+            if not ledger.began and (observations := await self._observations(events.began_s)) is not None:
+                write_observations(self.run.run_folder, observations)
             self.watcher.note(f"written down in {self.run.run_folder}; `inferline-stream report` shows it")
         return report
 
@@ -249,12 +249,12 @@ class LiveRun:
             start_up_s=self.controller.view.reports.every_start_up_s(),
         )
 
-    async def _looks(self, origin_s: float) -> LiveObservations | None:
+    async def _observations(self, origin_s: float) -> LiveObservations | None:
         decider = self.controller.decider
         if decider.began_s is None:
             return None
-        notes = await read_observation_log(self.running, decider.began_s)
-        return notes.looks(
+        log = await read_observation_log(self.running, decider.began_s)
+        return log.observations(
             origin_s,
             decider.began_s,
             watched_s=decider.watched_s,

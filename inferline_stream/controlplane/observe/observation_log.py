@@ -1,4 +1,4 @@
-"""How a run's policy looked, read back from its arrivals topic, and the file that a finished run leaves of it."""
+"""What a run's policy observed, read back from its arrivals topic, and the file that a finished run leaves of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.errors import InvalidFile
 from inferline_stream.replay.live_observations import LiveObservations
 
-FILE = "looks.npz"
+FILE = "observations.npz"
 
 _TIMES = ("asked_s", "ticks_s", "figures_s")
 """In the file as differences in microseconds, as is the log's growth: both are nearly even, and a third of the size."""
@@ -55,7 +55,7 @@ class ObservationLog:
             self._figures_key.append(self._keys.setdefault(key, len(self._keys)))
             self._figures.append(math.nan if figure is None else figure)
 
-    def looks(
+    def observations(
         self,
         origin_s: float,
         asked_from_s: float,
@@ -64,10 +64,10 @@ class ObservationLog:
         staffed_s: float | None = None,
         sampled: bool = True,
     ) -> LiveObservations | None:
-        """What they come to; None where the first look is not among them.
+        """What the records sum up to; None where the first observation is not among them.
 
         Args:
-            origin_s: time 0 of the looks.
+            origin_s: time 0 of the observations.
             asked_from_s: when the policy was first asked; what was before was another controller's.
             watched_s: see `LiveObservations`.
             staffed_s: see `LiveObservations`.
@@ -99,18 +99,18 @@ async def read_observation_log(running: PipelineContext, asked_from_s: float) ->
     Raises:
         Unreachable: Kafka does not answer.
     """
-    notes = ObservationLog()
+    log = ObservationLog()
     async with running.kafka.follow(running.names.arrivals, asked_from_s - TRAFFIC_S) as follower:
         async for record in follower.until(await follower.end()):
             for entry in running.decoder.decoded([record], decode_ticks):
                 if entry.value is not None:
-                    notes.take(entry.value)
-    return notes
+                    log.take(entry.value)
+    return log
 
 
-def write_observations(folder: Path, looks: LiveObservations) -> None:
+def write_observations(folder: Path, observations: LiveObservations) -> None:
     """Beside the other files of a run."""
-    arrays = {name: getattr(looks, name) for name in LiveObservations.__slots__}
+    arrays = {name: getattr(observations, name) for name in LiveObservations.__slots__}
     for name in _TIMES:
         arrays[name] = np.diff(np.rint(arrays[name] * 1e6).astype(np.int64), prepend=0)
     arrays["grown"] = np.diff(arrays["grown"], prepend=0)
@@ -119,7 +119,7 @@ def write_observations(folder: Path, looks: LiveObservations) -> None:
 
 
 def read_observations(folder: Path) -> LiveObservations | None:
-    """A run's looks; None where it left none, as those of earlier releases.
+    """A run's observations; None where it left none.
 
     Raises:
         InvalidFile: they are damaged.
@@ -131,7 +131,7 @@ def read_observations(folder: Path) -> LiveObservations | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InvalidFile(f"{file}: does not hold how a run's policy looked ({error}); `run` writes it") from None
+        raise InvalidFile(f"{file}: does not hold what a run's policy observed ({error}); `run` writes it") from None
     for name in _TIMES:
         found[name] = np.cumsum(found[name]) / 1e6
     found["grown"] = np.cumsum(found["grown"])

@@ -27,7 +27,7 @@ PLAN = Plan(
     arrival_rate=1.0, envelope=((1.0, 1),), visit_ratios={"a": 1.0}, utilization={"a": 0.1},
 )  # fmt: skip
 MEASURED = PipelineProfile({("a", "x"): Profile("a", "x", (ServiceTime(1, 0.01),), 2.0)}, Paths((0,), (1.0,)))
-LOOKS = LiveObservations(
+OBSERVATIONS = LiveObservations(
     asked_s=np.array([-0.5, 0.33, 0.47, 1.0, 2.9]),
     ticks_s=np.array([-1.0, 0.3, 0.5, 2.0]),
     grown=np.array([7, 8, 11, 12]),
@@ -39,10 +39,10 @@ LOOKS = LiveObservations(
 )
 
 
-def lived(scaler, looks: LiveObservations = LOOKS):
+def lived(scaler, observations: LiveObservations = OBSERVATIONS):
     """A replay of a stage's ten arrivals until 2.7 s."""
     trace = Trace(np.arange(10) * 0.3)
-    return replay(ONE, PLAN.allocations, MEASURED, trace, scaler, catalogue=KINDS, slo_s=0.5, looks=looks)
+    return replay(ONE, PLAN.allocations, MEASURED, trace, scaler, catalogue=KINDS, slo_s=0.5, observations=observations)
 
 
 class Watching:
@@ -76,7 +76,7 @@ def test_a_policy_is_given_figures_when_the_live_one_was_and_the_newest_of_each_
 
 def test_without_samples_arrivals_are_known_at_once():
     watching = Watching()
-    lived(watching, replace(LOOKS, ticks_s=np.empty(0), grown=np.empty(0, np.int64)))
+    lived(watching, replace(OBSERVATIONS, ticks_s=np.empty(0), grown=np.empty(0, np.int64)))
     assert [len(view[1]) for view in watching.views] == [0, 2, 0, 2]
 
 
@@ -96,7 +96,7 @@ def test_arrivals_are_spread_between_samples_as_the_control_plane_spreads_them(s
         seen += [(at_s, time_s) for at_s in growth.sample(time_s, ends)]
         ticks_s.append(time_s)
         grown.append(sum(ends))
-    at_s, known_s = replace(LOOKS, ticks_s=np.array(ticks_s), grown=np.array(grown)).arrivals()
+    at_s, known_s = replace(OBSERVATIONS, ticks_s=np.array(ticks_s), grown=np.array(grown)).arrivals()
     assert at_s == pytest.approx([at for at, _ in seen])
     assert known_s.tolist() == [known for _, known in seen]
 
