@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import typer.main
 
@@ -149,7 +149,11 @@ def _options(options: Iterable[Any]) -> str:
         names = _shown(option) if is_argument else ", ".join([*option.opts, *option.secondary_opts])
         default = option.default() if callable(option.default) else option.default
         given = "" if default in (None, "", False, True) or option.required else f"; by default `{default}`"
-        rows.append((f"`{names}`", " ".join((option.help or "").split()) + given))
+        annotation = option.type_descriptor.annotation
+        literals = (a for a in (annotation, *get_args(annotation)) if get_origin(a) is Literal)
+        choices = ", ".join(f"`{choice}`" for literal in literals for choice in get_args(literal))
+        meaning = " ".join((option.help or "").split()) + (choices and f" ({choices})")
+        rows.append((f"`{names}`", meaning + given))
     return _table(("", "meaning"), rows)
 
 

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from inferline_stream.cli.options import Output, Prefix, RunningServers, Stock, Topology
+from inferline_stream.cli.options import (
+    Delivery,
+    Image,
+    Namespace,
+    Output,
+    PathInImage,
+    Prefix,
+    RunningServers,
+    Secret,
+    Stock,
+    Topology,
+)
 
 
 def deploy(
@@ -19,20 +30,12 @@ def deploy(
         Literal["running", "kubernetes"],
         typer.Option(help="newer code into the running pipeline; or the pipeline, with its controller, into a cluster"),
     ] = "running",
-    image: Annotated[str, typer.Option(help="this package, the topology, what its stages import")] = "",
-    path: Annotated[str, typer.Option(help="of the topology file in the image; by default as here")] = "",
-    namespace: Annotated[str, typer.Option(help="of everything; by default that of the kubeconfig's context")] = "",
+    image: Image = "",
+    path: PathInImage = "",
+    namespace: Namespace = "",
     service_account: Annotated[str, typer.Option(help="of dispatchers and replicas; made, without a right")] = "",
-    secret: Annotated[
-        str,
-        typer.Option(
-            help="a Secret whose keys become the environment of controllers and dispatchers, such as Kafka's password"
-        ),
-    ] = "",
-    delivery: Annotated[
-        Literal["at_least_once", "exactly_once"],
-        typer.Option(help="as for `run`, of the pipeline in the cluster"),
-    ] = "at_least_once",
+    secret: Secret = "",
+    delivery: Delivery = "at_least_once",
     stock: Stock = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False,
     save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None,

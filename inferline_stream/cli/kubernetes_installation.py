@@ -19,6 +19,7 @@ from inferline_stream.actuators.kubernetes.installation import (
 )
 from inferline_stream.actuators.kubernetes.manifests import Cluster, dns_label
 from inferline_stream.actuators.kubernetes.manifests import shares as check_shares
+from inferline_stream.cli.options import Delivery
 from inferline_stream.cli.output import print_json
 from inferline_stream.cli.plan_steps import Declared, declared, with_stock
 from inferline_stream.cli.platform import kubernetes_door
@@ -44,7 +45,7 @@ class DeployOptions:
     service_account: str
     secret: str
     stock: tuple[str, ...]
-    delivery: str
+    delivery: Delivery
 
 
 def install(wanted: DeployOptions, *, dry_run: bool, save: Path | None, as_json: bool = False) -> None:

@@ -22,6 +22,17 @@ On = Annotated[
         help="where: local is this machine, kubernetes the cluster that kubeconfig names, ray that of RAY_ADDRESS"
     ),
 ]
+Algorithm = Annotated[
+    Literal["default", "inferline", "exact"],
+    typer.Option(
+        help="search for the plan: ours, the paper's greedy, or ours until the plan is proven the cheapest, "
+        "where Ctrl-C ends it with the gap"
+    ),
+]
+Delivery = Annotated[
+    Literal["at_least_once", "exactly_once"],
+    typer.Option(help="at_least_once may repeat results after a crash; exactly_once uses transactions"),
+]
 Oversubscribe = Annotated[
     bool,
     typer.Option(
@@ -43,13 +54,15 @@ LogLevel = Annotated[
     typer.Option(help="least severe lines shown; warning for people, info as JSON, by default"),
 ]
 
-Image = Annotated[
-    str, typer.Option(help="--on kubernetes: holds this package, the topology and what its stages import")
-]
+Image = Annotated[str, typer.Option(help="for Kubernetes: holds this package, the topology and what its stages import")]
 PathInImage = Annotated[str, typer.Option("--path", help="of the topology file in the image; by default as here")]
 Namespace = Annotated[str, typer.Option(help="by default that of the kubeconfig's context")]
 Secret = Annotated[
-    str, typer.Option(help="a Secret whose keys become dispatchers' environment, such as Kafka's password")
+    str,
+    typer.Option(
+        help="a Secret whose keys become the environment of dispatchers, and of controllers in the cluster, "
+        "such as Kafka's password"
+    ),
 ]
 ServiceAccount = Annotated[str, typer.Option(help="of the pods, which are given no token of it")]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inferline_stream.cli.options import (
+    Algorithm,
     Image,
     Namespace,
     On,
@@ -29,13 +30,7 @@ if TYPE_CHECKING:
 def plan(
     topology: Topology,
     *,
-    algorithm: Annotated[
-        Literal["default", "inferline", "exact"],
-        typer.Option(help="search: ours, the paper's greedy, or exhaustive for small pipelines"),
-    ] = "default",
-    exact: Annotated[
-        bool, typer.Option("--exact", help="go on until the plan is proven; Ctrl-C ends it and states the gap")
-    ] = False,
+    algorithm: Algorithm = "default",
     slo: Annotated[str | None, typer.Option(help='in place of the topology\'s, e.g. "150ms"')] = None,
     trace: Annotated[
         list[str] | None,
@@ -97,8 +92,6 @@ def plan(
     from inferline_stream.planner.plan_explanation import CurvePoint, cost_curve, explain
     from inferline_stream.profiler.pipeline_profiler import Options
 
-    if exact and algorithm == "inferline":
-        raise UsageError("--exact proves what our own search finds; leave out --algorithm inferline")
     platform = Platform(on, image, path, namespace, secret, service_account)
     platform.check(bootstrap_servers)
     elsewhere = on != "local"
@@ -121,7 +114,7 @@ def plan(
     )
     if not elsewhere:
         what = replace(what, pipeline=with_devices(what.pipeline, devices(), absent=False))
-    search: dict[str, Any] = {"algorithm": "exact" if exact else algorithm, "seed": seed, "traces": traces}
+    search: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "traces": traces}
     search["oversubscribe"] = oversubscribe or elsewhere  # a cluster finds places by itself
     found = planned(what, measured, seconds=seconds, **search)
     if rehearse:

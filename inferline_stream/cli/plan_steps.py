@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from inferline_stream.actuators.devices import Device, carries, with_stock_of
 from inferline_stream.actuators.nvml import devices
-from inferline_stream.cli.options import duration_of
+from inferline_stream.cli.options import Algorithm, duration_of
 from inferline_stream.cli.output import Bar
 from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.dataplane.source_sample import recent_sample
@@ -246,7 +246,7 @@ def planned(
     measured: PipelineProfile,
     *,
     seconds: float,
-    algorithm: Literal["default", "inferline", "exact"] = "default",
+    algorithm: Algorithm = "default",
     seed: int = 0,
     traces: Sequence[Trace] = (),
     known: Sequence[Plan] = (),

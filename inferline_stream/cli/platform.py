@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from inferline_stream.actuators.actuator import Actuator
+from inferline_stream.cli.options import On
 from inferline_stream.errors import UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.kafka.controller_client import LeadershipLost
@@ -21,8 +22,6 @@ from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, f
 
 _PROBE_DRAIN_S = 5.0
 """Of what runs for the profiler alone: nothing is lost with it."""
-
-On = Literal["local", "ray", "kubernetes"]
 
 
 @dataclass(frozen=True, slots=True)

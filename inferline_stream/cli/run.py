@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from inferline_stream.cli.options import (
+    Algorithm,
+    Delivery,
     Image,
     Namespace,
     On,
@@ -41,18 +43,12 @@ def run(
     ] = None,
     speed_up: Annotated[float, typer.Option(help="seconds of the traces per second, in plan and replay")] = 1.0,
     duration: Annotated[str | None, typer.Option(help='stop after so long, e.g. "60s"; it drains all the same')] = None,
-    advisory: Annotated[bool, typer.Option("--advisory", help="tell decisions without acting on them")] = False,
-    algorithm: Annotated[
-        Literal["default", "inferline", "exact"],
-        typer.Option(help="search for the plan: ours, the paper's greedy, or exhaustive for small pipelines"),
-    ] = "default",
+    advisory: Annotated[bool, typer.Option("--advisory", help="report decisions without acting on them")] = False,
+    algorithm: Algorithm = "default",
     policy: Annotated[
         Literal["default", "inferline"], typer.Option(help="scaling: ours, or the paper's Tuner to the letter")
     ] = "default",
-    delivery: Annotated[
-        Literal["at_least_once", "exactly_once"],
-        typer.Option(help="at_least_once may repeat results after a crash; exactly_once uses transactions"),
-    ] = "at_least_once",
+    delivery: Delivery = "at_least_once",
     tracing: Annotated[
         str,
         typer.Option(

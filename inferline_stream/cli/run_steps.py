@@ -24,7 +24,7 @@ from rich.logging import RichHandler
 from inferline_stream.actuators.nvml import devices
 from inferline_stream.cli.command_group import Terminated
 from inferline_stream.cli.log_output import log_to_people
-from inferline_stream.cli.options import duration_of
+from inferline_stream.cli.options import Algorithm, duration_of
 from inferline_stream.cli.output import console
 from inferline_stream.cli.plan_steps import (
     Declared,
@@ -82,7 +82,7 @@ class RunOptions:
     speed_up: float
     duration: str | None
     advisory: bool
-    algorithm: Literal["default", "inferline", "exact"]
+    algorithm: Algorithm
     policy: Literal["default", "inferline"]
     records: RecordOptions
     endpoints: Endpoints

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from inferline_stream.controlplane.record_decoder import RecordDecoder
+from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.pipeline.names import Names
@@ -37,7 +37,7 @@ class PipelineContext:
     kafka: KafkaCluster
     settings: Settings
     advisory: bool = False
-    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    delivery: Delivery = "at_least_once"
     arrivals: str = "offsets"
     decoder: RecordDecoder = field(default_factory=RecordDecoder)
 
