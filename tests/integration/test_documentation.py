@@ -17,8 +17,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+LINKED = sorted((*PAGES, *(page for top in (".github", "tests", "topologies") for page in (ROOT / top).rglob("*.md"))))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\[[^\]]*\]\(([^)#]+)(?:#[^)]*)?\)")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)#]*)(?:#([^)]*))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 FIGURES = re.compile(r"^\|[^|]+\| `([\w-]+)` \|([^|]*)\| \$([\d.]+)/h \| ([\d.]+) % \|", re.MULTILINE)
 """Rows of README.md's comparison: system, policy, setting, dollars per hour, misses."""
 OF_POOLS = ("default", "clairvoyant")
@@ -136,10 +139,19 @@ def test_every_command_of_a_page_runs_as_it_stands(page: Path, followed: dict[Pa
     followed[page].result()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def anchors(page: Path) -> set[str]:
+    """The addresses of a page's headings, as repository hosts and the site make them."""
+    headings = HEADING.findall(FENCED.sub("", page.read_text()))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
-    links = [link for link in LINK.findall(page.read_text()) if "://" not in link]
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    links = [link for link in LINK.findall(page.read_text()) if "://" not in link[0]]
+    nowhere = [file for file, _ in links if not (page.parent / file).exists()]
+    targets = [(page.parent / file if file else page, anchor) for file, anchor in links if anchor]
+    nowhere += [f"{file}#{anchor}" for file, anchor in targets if file.exists() and anchor not in anchors(file)]
+    assert nowhere == []
 
 
 def test_the_readme_names_every_verb_and_where_the_guides_begin() -> None:

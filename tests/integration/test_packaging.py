@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -119,6 +120,22 @@ def test_the_wheel_says_what_an_index_shows(wheel):
 
 def test_the_guides_are_where_the_project_says():
     assert PROJECT["urls"]["Documentation"] == GUIDES
+
+
+def test_a_release_needs_the_repositorys_address(tmp_path):
+    release = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    (step,) = [s for s in release["jobs"]["build"]["steps"] if s.get("name") == "Links lead to the repository"]
+    files = ("pyproject.toml", "inferline_stream/documentation.py")
+    (tmp_path / "inferline_stream").mkdir()
+
+    def accepted(address: str) -> bool:
+        placeholder = GUIDES.removesuffix("/blob/main/docs")
+        for file in files:
+            (tmp_path / file).write_text((ROOT / file).read_text().replace(placeholder, address))
+        return subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, check=False).returncode == 0
+
+    assert accepted("https://code.host/someone/inferline-stream")
+    assert not accepted("https://inferline-stream.example")
 
 
 def test_a_checkout_with_a_tag_builds_the_version_of_the_tag(tree, tmp_path):
