@@ -21,6 +21,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 TESTS = Path(__file__).parent
 ELSEWHERE = pytest.StashKey[dict[str, int]]()
+LACKING = pytest.StashKey[str]()
 
 SLOW = ("integration", "scenarios", "contracts", "laws")
 """Rooms of tests that wait for processes, or compute for long. They come first: no long file is left for the end."""
@@ -39,23 +40,38 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark and order rooms; leave out what needs what this machine has not, which the summary says."""
+    """Mark and order rooms; leave out what needs what this machine has not, which the summary says.
+
+    With CI=true, what every machine of CI has to have is not left out: its tests fail.
+    """
+    from inferline_stream.settings import surroundings
+
     rooms = {item: item.path.relative_to(TESTS).parts[0] for item in items}
     for item, room in rooms.items():
         if room in SLOW:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: SLOW.index(rooms[item]) if rooms[item] in SLOW else len(SLOW))
     missing = {mark: why for mark, has in NEEDS.items() if (why := has())}
+    wanted = NEEDS.keys() - CI_MAY_LACK if surroundings().ci else set()
     left_out: dict[str, int] = {}
     for item in list(items):
         for mark, why in missing.items():
-            if item.get_closest_marker(mark) is not None:
-                items.remove(item)
-                left_out[why] = left_out.get(why, 0) + 1
-                break
+            if item.get_closest_marker(mark) is None:
+                continue
+            if mark in wanted:
+                item.stash[LACKING] = why
+                continue
+            items.remove(item)
+            left_out[why] = left_out.get(why, 0) + 1
+            break
     config.stash[ELSEWHERE] = left_out
     if (output := getattr(config, "workeroutput", None)) is not None:
         output["left_out"] = left_out
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if (why := item.stash.get(LACKING, None)) is not None:
+        pytest.fail(f"CI=true, so this test is never left out: {why}", pytrace=False)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -108,3 +124,5 @@ def no_groups() -> str:
 
 
 NEEDS = {"gpu": no_gpu, "engine": no_engine, "groups": no_groups}
+CI_MAY_LACK = {"gpu", "engine"}
+"""Marks of tests that CI may leave out: its machines have no GPU, and run in a container without an engine's socket."""
