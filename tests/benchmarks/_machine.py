@@ -18,18 +18,29 @@ class Elsewhere:
 
     def __init__(self) -> None:
         self._began_s = time.monotonic()
-        self._all, self._own = _busy_ticks(), _own_ticks()
+        self._all, self._own, self._waited_us = _busy_ticks(), _own_ticks(), _waited_us()
 
     def cores(self) -> float:
         """Mean number of cores."""
         ticks = _busy_ticks() - self._all - (_own_ticks() - self._own)
         return max(0.0, ticks / _TICKS_PER_S / (time.monotonic() - self._began_s))
 
+    def waited(self) -> float:
+        """Share of the time in which something that could have run waited for a core; NaN where Linux does not say."""
+        return (_waited_us() - self._waited_us) / 1e6 / (time.monotonic() - self._began_s)
+
 
 def _busy_ticks() -> int:
     """Of all cores, time stolen by the machine's host included."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
     return sum(ticks for at, ticks in enumerate(fields[:_GUEST]) if at not in _IDLE)
+
+
+def _waited_us() -> float:
+    try:
+        return float(Path("/proc/pressure/cpu").read_text().splitlines()[0].rpartition("total=")[2])
+    except OSError:
+        return float("nan")
 
 
 def _own_ticks() -> int:

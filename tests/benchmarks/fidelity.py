@@ -341,7 +341,7 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
         policy=Script(()),
         replans=False,
     )
-    return await _compared(run, lambda event: taken(event["n"]))
+    return await compared(run, lambda event: taken(event["n"]))
 
 
 async def _real(bootstrap_servers: str, folder: Path) -> dict[str, Found]:
@@ -381,7 +381,7 @@ async def _real(bootstrap_servers: str, folder: Path) -> dict[str, Found]:
                 replans=False,
                 cores=cores,
             )
-            found[name] = await _compared(run, lambda post: {"toxicity": classify(post["text"])[0] == "en"})
+            found[name] = await compared(run, lambda post: {"toxicity": classify(post["text"])[0] == "en"})
         except InferlineError as error:  # real models on a slow machine are no reason to lose the rest
             sys.stderr.write(f"{name}: {error}\n")
     return found
@@ -395,7 +395,7 @@ def busiest_stretch(trace: Trace, seconds: float) -> Trace:
     return Trace(times_s[first : ends[first]] - times_s[first])
 
 
-async def _compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Found:
+async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Found:
     """Run a plan to the end of its traffic, then estimate it on what was in the source topic.
 
     Args:

@@ -1,4 +1,5 @@
-"""Stages whose model is behind a server: what asking costs, and plans for a server that slows down under load."""
+"""Stages whose model is behind a server: what asking costs, plans for a server that slows down under load, and a
+pipeline of such a stage between one in process and one that waits, on Apache Kafka."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import numpy as np
+import uvloop
 
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
@@ -34,6 +36,7 @@ from inferline_stream.profiler.service_times import measure_contention
 from inferline_stream.profiler.worker_messages import Measure, Times
 from inferline_stream.profiler.worker_process import WorkerProcess
 from inferline_stream.testing.kafka import EmbeddedKafka
+from tests.benchmarks import _served_pipeline
 from tests.support.director import Director
 from tests.support.model_server import model_server_process
 
@@ -66,6 +69,7 @@ def measure(quick: bool) -> Figures:
         figures = asyncio.run(_overhead(Path(folder), rounds=3 if quick else 9))
         figures |= asyncio.run(_throughput(Path(folder), rounds=1 if quick else 3, events=1500 if quick else 4000))
         figures |= asyncio.run(_plans(Path(folder), seconds=15.0 if quick else 60.0))
+        figures |= uvloop.run(_served_pipeline.measure(Path(folder), quick))
     return figures
 
 

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
+from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.profile import Contention, PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import independent_paths, shape_of
+from inferline_stream.pipeline.trace import gamma_trace, levels_trace
+from inferline_stream.planner.provision import provision
 from inferline_stream.runs.lifecycle import open_run, run_to_report
-from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
 from inferline_stream.testing.kafka import KafkaServer
-from tests.support.emulated_runs import emulated_run
+from inferline_stream.tuner.decision import Decision
+from inferline_stream.tuner.observation import Observation
+from inferline_stream.tuner.policy import POLICIES, TunerState
+from tests.support.emulated_runs import Script, emulated_run, trace_feed
 
 
 @pytest.fixture
@@ -82,3 +93,63 @@ async def test_a_killed_replica_comes_back_and_nothing_is_lost(swing, apache_kaf
     assert not killed & after
     assert [("SIGKILL" in reported) for reported in report.exits] == [True, True]
     assert set(report.lag.values()) == {0}
+
+
+async def test_traffic_scales_stages_in_process_behind_servers_and_waiting(
+    tmp_path: Path, apache_kafka: KafkaServer
+) -> None:
+    topology = Path(__file__).parents[1] / "scenarios/served/topology.py"
+    pipeline = load_topology(topology)
+    stages = (
+        Profile("embed", "emulated-cpu", (ServiceTime(1, 0.024), ServiceTime(2, 0.04), ServiceTime(4, 0.076)), 1.0),
+        Profile(
+            "rank",
+            "emulated-cpu",
+            (ServiceTime(1, 0.05), ServiceTime(2, 0.05)),
+            1.0,
+            contention=(Contention(2, (1.4, 1.4)), Contention(4, (2.2, 2.2))),
+        ),
+        Profile("compose", "emulated-cpu", (ServiceTime(1, 0.08),), 1.0, contention=(Contention(4, (1.0,)),)),
+    )
+    measured = PipelineProfile(
+        {(p.stage, p.hardware): p for p in stages}, independent_paths(shape_of(pipeline), {}), 0.003
+    )
+    rng = np.random.default_rng(3)
+    sample = gamma_trace(25.0, 1.0, 30.0, rng)
+    plan = provision(shape_of(pipeline), measured, sample, pipeline.slo_s, catalogue(pipeline.hardware))
+    assert plan.allocations["rank"][0].concurrency > 1
+    surge_s = 7.0
+    planned = {stage: sum(a.replicas for a in held) for stage, held in plan.allocations.items()}
+    falls = Script([(surge_s, planned)])
+    began_s: list[float] = []
+
+    def rises_by_traffic(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | None]:
+        """The default policy, which would give replicas back a minute after the surge, made impatient."""
+        began_s.extend([seen.time_s] if seen.arrival_rate and not began_s else [])
+        state, decision = POLICIES["default"](state, seen)
+        state, back = falls(state, seen)
+        return state, decision if began_s and seen.time_s - began_s[0] < surge_s else back
+
+    run = Run(
+        pipeline=pipeline,
+        topology=topology,
+        bootstrap_servers=apache_kafka.bootstrap_servers,
+        plan=plan,
+        measured=measured,
+        log_folder=tmp_path / "logs",
+        records=RecordOptions(prefix=f"t{secrets.token_hex(4)}."),
+        feed=trace_feed(
+            levels_trace([(25, 1), (90, 5), (5, 6)], 1.0, rng), topology.parent / "numbers.jsonl", tmp_path
+        ),
+        policy=rises_by_traffic,
+        replans=False,
+    )
+    async with asyncio.timeout(120):
+        report = await run_to_report(run, NoDisplay(), asyncio.Event())
+    assert (report.lost, report.duplicated, report.unknown) == (0, 0, 0)
+    assert report.events_in == report.events_out > 400
+    assert report.exits == []
+    *ups, down = report.decisions
+    assert {decision.action for decision in ups} == {"scale_up"}
+    assert all(ups[-1].replicas[stage] > planned[stage] for stage in planned), "traffic asked for more of each"
+    assert (down.action, down.replicas) == ("scale_down", planned)
