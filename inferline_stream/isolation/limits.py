@@ -10,7 +10,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +26,7 @@ _LEAST_QUOTA_US = 1_000
 """The kernel refuses less."""
 
 _ENDS_S = 0.5
-"""Longest that a helper which was killed is waited for."""
+"""Longest that helpers which were killed are waited for."""
 
 _MIB = 1 << 20
 _OPEN_FILES = 1024
@@ -252,29 +253,47 @@ def overran_memory(process: int) -> bool:
 
 def leave_groups(process: int) -> None:
     """Remove the control groups of a process that has ended; helpers that it has left behind are killed."""
-    for folder in (own_group("memory")[0], own_group("pids")[0], _cpu_group()[0]):
-        if folder is not None:
-            _remove(folder / _name(process))
+    folders = (own_group("memory")[0], own_group("pids")[0], _cpu_group()[0])
+    groups = {folder / _name(process) for folder in folders if folder is not None}
+    if left := [group for group in groups if not _removed(group)]:
+        _kill({helper for group in left for helper in _within(group)})
+        for group in left:
+            _removed(group)
 
 
-def _remove(group: Path) -> None:
-    with contextlib.suppress(OSError):
-        group.rmdir()
-    with contextlib.suppress(OSError):  # it is gone, unless there is somebody in it
-        for helper in (group / "cgroup.procs").read_text().split():
-            with contextlib.suppress(OSError):  # it has ended
-                _kill(int(helper))
-        group.rmdir()
-
-
-def _kill(process: int) -> None:
-    """Kill a process, and wait for its end for a moment: a group that it is in cannot be removed before."""
-    ended = os.pidfd_open(process)
+def _removed(group: Path) -> bool:
+    """Remove a group; returns whether there is none now."""
     try:
-        signal.pidfd_send_signal(ended, signal.SIGKILL)
-        select.select([ended], [], [], _ENDS_S)
-    finally:
-        os.close(ended)
+        group.rmdir()
+    except OSError:
+        return not group.exists()
+    return True
+
+
+def _within(group: Path) -> list[int]:
+    try:
+        return [int(helper) for helper in (group / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
+
+
+def _kill(processes: Collection[int]) -> None:
+    """Kill processes, and wait for their ends for a moment: a group that they are in cannot be removed before."""
+    left, until_s = select.poll(), time.monotonic() + _ENDS_S
+    ends = set()
+    for process in processes:
+        with contextlib.suppress(OSError):  # it has ended
+            end = os.pidfd_open(process)
+            ends.add(end)
+            left.register(end, select.POLLIN)
+            signal.pidfd_send_signal(end, signal.SIGKILL)
+    waited_for = set(ends)
+    while waited_for and (left_s := until_s - time.monotonic()) > 0:
+        for end, _ in left.poll(left_s * 1e3):
+            left.unregister(end)
+            waited_for.discard(end)
+    for end in ends:
+        os.close(end)
 
 
 def _name(process: int) -> str:

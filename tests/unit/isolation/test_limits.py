@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,31 @@ def test_a_helper_that_was_started_while_the_stage_was_built_has_the_same_share_
     assert not group.exists()
     assert select.select([ended], [], [], 10.0)[0], "the helper has outlived its replica"
     os.close(ended)
+
+
+def test_helpers_that_a_process_left_are_all_killed_before_any_of_them_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = tmp_path / "inferline-1"
+    group.mkdir()
+    monkeypatch.setattr(limits, "own_group", lambda controller: (tmp_path, True))
+    monkeypatch.setattr(limits, "_cpu_group", lambda: (None, True))
+    helpers = [subprocess.Popen((sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)")) for _ in range(3)]
+    (group / "cgroup.procs").write_text("\n".join(str(helper.pid) for helper in helpers))
+    done, kill, selected, polled = [], signal.pidfd_send_signal, select.select, select.poll
+
+    class Poll:
+        def __init__(self) -> None:
+            self._poll = polled()
+            self.register, self.unregister = self._poll.register, self._poll.unregister
+
+        def poll(self, wait_ms: float) -> list[tuple[int, int]]:
+            done.append("wait")
+            return self._poll.poll(wait_ms)
+
+    monkeypatch.setattr(select, "poll", Poll)
+    monkeypatch.setattr(select, "select", lambda *args: (done.append("wait"), selected(*args))[1])
+    monkeypatch.setattr(signal, "pidfd_send_signal", lambda *args: (done.append("kill"), kill(*args))[1])
+    limits.leave_groups(1)
+    assert [helper.wait(10) for helper in helpers] == [-signal.SIGKILL] * 3
+    assert done[:3] == ["kill"] * 3
