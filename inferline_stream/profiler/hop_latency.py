@@ -52,10 +52,10 @@ async def measure_hop(
     name = f"{prefix}inferline-hop-{secrets.token_hex(4)}"
     wanted = {name: _PARTITIONS, f"{name}.assignments": 1}
     topics = [WantedTopic(topic, partitions, "probe of the profiler") for topic, partitions in wanted.items()]
-    await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
     reader = StageReader(bootstrap_servers, name, name, f"{name}.assignments", fetch_wait_s=fetch_wait_s)
     sender = StageSender(bootstrap_servers, name)
     try:
+        await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
         await asyncio.gather(reader.start(timeout_s), sender.start(timeout_s))
         reader.hold(dict.fromkeys(range(_PARTITIONS), 0))
         times_s = sorted((await _hops_s(reader, sender, name, clock_s))[_WARMING:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import secrets
 import time
@@ -10,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from inferline_stream.actuators.actuator import Actuator
+from inferline_stream.actuators.actuator import Actuator, DispatcherExit
 from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import PoolReport, decode_report
@@ -67,8 +68,8 @@ async def measure_network(
     stage, kind = _cheapest(pipeline)
     names = Names(pipeline.name, f"profile-{secrets.token_hex(4)}-")
     topics = topics_of(pipeline, names.prefix, {each.name: 1 for each in pipeline.stages})
-    await create_topics(bootstrap_servers, topics, replication=1, timeout_s=settings.connect_timeout_s)
     try:
+        await create_topics(bootstrap_servers, topics, replication=1, timeout_s=settings.connect_timeout_s)
         await commit_start_offsets(bootstrap_servers, pipeline, names.prefix, "earliest")
         async with (
             RecordProducer(bootstrap_servers, connect_timeout_s=settings.connect_timeout_s) as producer,
@@ -85,7 +86,14 @@ async def measure_network(
             await producer.send(names.assignments, encode_control(grant), key=key)
             source = names.topic(pipeline.source.name)
             probe = _Probe(started, producer, reports, source, itertools.cycle(events))
-            return await probe.measured(settings.start_limit_s(gpu=kind.gpus > 0))
+            ends = asyncio.create_task(probe.note_ends())
+            try:
+                return await probe.measured(settings.start_limit_s(gpu=kind.gpus > 0))
+            except StageFailed as error:
+                raise StageFailed(f"stage {stage.name!r} on {kind.name!r}: {error}: {await probe.why()}") from None
+            finally:
+                ends.cancel()
+                await asyncio.gather(ends, return_exceptions=True)
     finally:
         await delete_topics(bootstrap_servers, [topic.name for topic in topics])
 
@@ -102,6 +110,24 @@ class _Probe:
         self._source = source
         self._events = events
         self._newest: PoolReport | None = None
+        self._last_end = ""
+
+    async def note_ends(self) -> None:
+        """Remember why what runs in the cluster ended, for ever."""
+        while True:
+            ended = await self._actuator.next_exit()
+            if not ended.expected:
+                who = "the dispatcher" if isinstance(ended, DispatcherExit) else "the replica"
+                self._last_end = f"{who} ended: {ended.reason}"
+
+    async def why(self) -> str:
+        """Return what is known of why nothing came back, in words, or where to look."""
+        if self._last_end:
+            return self._last_end
+        pending = next((r.pending for r in await self._actuator.observe() if r.pending), "")
+        if pending or self._producer.last_error:
+            return pending or f"Kafka takes no event ({self._producer.last_error})"
+        return "see the logs of its pods; a slow start needs more than start_timeout_s"
 
     async def measured(self, start_limit_s: float) -> float:
         await self._until(lambda report: any(r.phase == "ready" for r in report.replicas), start_limit_s, feeds=False)
@@ -132,8 +158,7 @@ class _Probe:
                 return self._newest
         if self._newest is not None and feeds:
             return self._newest
-        pending = next((r.pending for r in await self._actuator.observe() if r.pending), "see its log")
-        raise StageFailed(f"nothing was ready in the cluster within {limit_s:g} s: {pending}")
+        raise StageFailed(f"nothing was ready in the cluster within {limit_s:g} s")
 
 
 def _cheapest(pipeline: Pipeline) -> tuple[Stage, Hardware]:

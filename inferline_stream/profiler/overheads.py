@@ -99,8 +99,8 @@ async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) 
     """
     pipeline, prefix = load_topology(_TOPOLOGY), f"{secrets.token_hex(4)}-"
     topics = topics_of(pipeline, prefix, {_STAGE: _PARTITIONS})
-    await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
     try:
+        await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
         await commit_start_offsets(bootstrap_servers, pipeline, prefix, "earliest", timeout_s=timeout_s)
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-overheads-")))

@@ -15,10 +15,11 @@ from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.errors import StageFailed
+from inferline_stream.errors import StageFailed, Unreachable
 from inferline_stream.kafka.connection import client_options
+from inferline_stream.kafka.topics import create_topics
 from inferline_stream.pipeline.names import Names
-from inferline_stream.profiler import network_time
+from inferline_stream.profiler import hop_latency, network_time, overheads
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.network_time import MakeActuator, measure_network
 from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
@@ -27,6 +28,7 @@ from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.pooled import PASSING
 from tests.kube.api import KubeApi, client_of
 from tests.kube.kubelet import Kubelet
+from tests.kube.node import Container
 
 DEADLINE_S = 120.0
 EVENTS = [b"one", b"two"]
@@ -110,7 +112,7 @@ async def test_the_slower_the_way_to_a_pod_the_more_is_measured_and_planned_with
 
 async def test_a_cluster_without_a_place_is_a_reason_and_leaves_nothing_behind(embedded_broker: KafkaServer) -> None:
     async with asyncio.timeout(DEADLINE_S), KubeApi() as api, client_of(api) as client:
-        with pytest.raises(StageFailed, match="nothing was ready in the cluster within 1 s"):
+        with pytest.raises(StageFailed, match="nothing was ready in the cluster within 1 s: see the logs of its pods"):
             await measure_network(
                 load_topology(PASSING),
                 PASSING,
@@ -120,3 +122,54 @@ async def test_a_cluster_without_a_place_is_a_reason_and_leaves_nothing_behind(e
                 settings=Settings(start_timeout_s=1.0),
             )
         assert api.pods() == []
+
+
+async def test_what_ends_again_and_again_in_the_cluster_is_the_reason_with_its_stage_and_kind(
+    embedded_broker: KafkaServer,
+) -> None:
+    async def fails(container: Container) -> int:
+        return 3
+
+    pipeline = load_topology(PASSING)
+    (stage,) = pipeline.stages
+    async with asyncio.timeout(DEADLINE_S), KubeApi(run=fails) as api, client_of(api) as client:
+        with pytest.raises(
+            StageFailed, match=rf"stage '{stage.name}' on '.*': nothing was ready .*: the replica ended: "
+        ):
+            await measure_network(
+                pipeline,
+                PASSING,
+                EVENTS,
+                embedded_broker.bootstrap_servers,
+                actuator=on(api, client, embedded_broker),
+                settings=Settings(start_timeout_s=2.0),
+            )
+
+
+@pytest.mark.parametrize("module", [network_time, hop_latency, overheads])
+async def test_topics_of_a_measurement_are_deleted_where_making_them_fails(
+    embedded_broker: KafkaServer, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    where, before = embedded_broker.bootstrap_servers, await topics_of(embedded_broker)
+
+    async def some(*args: Any, **options: Any) -> None:
+        await create_topics(*args, **options)
+        assert await topics_of(embedded_broker) > before
+        raise Unreachable("Kafka did not answer in time")
+
+    monkeypatch.setattr(module, "create_topics", some)
+    measure = {
+        network_time: lambda: measure_network(
+            load_topology(PASSING),
+            PASSING,
+            EVENTS,
+            where,
+            actuator=lambda names: pytest.fail("used"),
+            settings=Settings(),
+        ),
+        hop_latency: lambda: hop_latency.measure_hop(where, fetch_wait_s=0.1),
+        overheads: lambda: overheads.measure_overheads(where),
+    }[module]
+    with pytest.raises(Unreachable, match="did not answer in time"):
+        await measure()
+    assert await topics_of(embedded_broker) == before
