@@ -299,7 +299,7 @@ class _Session:
         if problems:
             raise InvalidTopology(*problems)
         self._steps.begin("sample: running its events through the pipeline")
-        workers = {name: _InTurn(self._worker, name) for name in built}
+        workers = {name: _InTurn(self._worker, self._pipeline.stage(name)) for name in built}
         chunk = LARGEST_CHUNK if self._turns.taken_back else FIRST_CHUNK
         run = await run_sample(shape, workers, events, self._options.sample_s, self._steps.within, chunk=chunk)
         for name, (count, message) in run.failed.items():
@@ -407,10 +407,18 @@ class _Session:
 class _InTurn:
     """A stage's worker, started again where it had to leave its device to another one."""
 
-    def __init__(self, worker: Callable[[str], Awaitable[WorkerProcess]], stage: str) -> None:
+    def __init__(self, worker: Callable[[str], Awaitable[WorkerProcess]], stage: Stage) -> None:
         self._worker = worker
         self._stage = stage
 
     async def ask(self, request: ProcessEvents, answer: type[Outcomes]) -> Outcomes:
-        """Run events."""
-        return await (await self._worker(self._stage)).ask(request, answer)
+        """Run events.
+
+        Raises:
+            InvalidTopology: the worker ended on them, or could not be started again.
+        """
+        try:
+            return await (await self._worker(self._stage.name)).ask(request, answer)
+        except WorkerFailed as error:
+            what = f"stage {self._stage.name!r} on the sample's events"
+            raise InvalidTopology(blame(error, self._stage.declared, what)) from error

@@ -169,6 +169,14 @@ async def test_stages_that_cannot_be_built_are_reported_together(topology: Path)
     assert "stage 'slow', declared at" in problem
 
 
+async def test_a_stage_whose_process_ends_on_the_samples_events_is_named(topology: Path) -> None:
+    topology.write_text(TOPOLOGY.replace("time.sleep(0.02)", "import os; os._exit(3)"))
+    with pytest.raises(InvalidTopology) as raised:
+        await profile_pipeline(load_topology(topology), topology, EVENTS, options=QUICK)
+    (problem,) = raised.value.problems
+    assert "stage 'slow' on the sample's events: its process ended with exit code 3" in problem
+
+
 async def test_a_broker_that_does_not_answer_is_reported_before_anything_is_measured(topology: Path) -> None:
     doing: list[str] = []
     with pytest.raises(Unreachable, match="does not answer"):
