@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios.test_cli_documents import COMMAND, assert_documented
+from tests.scenarios.test_cli_documents import assert_documented
 from tests.support.director import Director
+from tests.support.forked_command import forked_command
 
 FORK = """
 from pathlib import Path
@@ -64,8 +65,7 @@ def fork(tmp_path: Path) -> Path:
 
 def dlq(director: Director, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     where = ["--bootstrap-servers", director.bootstrap_servers, "--prefix", director.prefix]
-    command = [COMMAND, "dlq", action, str(director.topology), *arguments, *where]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return forked_command("dlq", action, str(director.topology), *arguments, *where)
 
 
 def answer(director: Director, action: str, *arguments: str) -> dict:
@@ -197,12 +197,7 @@ async def test_hostile_records_cost_dead_letters_alone_and_none_of_them_chooses_
 
 
 def test_a_pipeline_without_topics_of_dead_letters_is_distinguished_from_one_without_letters(embedded_broker, fork):
-    command = [COMMAND, "dlq", "ls", str(fork)]
-    done = subprocess.run(
-        [*command, "--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", "nobody."],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    where = ("--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", "nobody.")
+    done = forked_command("dlq", "ls", str(fork), *where)
     assert done.returncode == 5
     assert "has none of the topics nobody.posts.dlq" in done.stderr

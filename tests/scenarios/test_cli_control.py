@@ -13,26 +13,15 @@ from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.observation import Limits
-from tests.scenarios.test_cli_documents import COMMAND, assert_documented
+from tests.scenarios.test_cli_documents import assert_documented
+from tests.support.forked_command import forked_command
 
 
 async def verb(run: Run, name: str, *more: str, topology: Path | None = None) -> tuple[int, str]:
     """Exit code and what was said."""
-    process = await asyncio.create_subprocess_exec(
-        COMMAND,
-        name,
-        str(topology or run.topology),
-        *more,
-        "--bootstrap-servers",
-        run.bootstrap_servers,
-        "--prefix",
-        run.records.prefix,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    said, _ = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, said.decode()
+    where = ("--bootstrap-servers", run.bootstrap_servers, "--prefix", run.records.prefix)
+    done = await asyncio.to_thread(forked_command, name, str(topology or run.topology), *more, *where)
+    return done.returncode, done.stdout + done.stderr
 
 
 async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_decided(

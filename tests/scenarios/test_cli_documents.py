@@ -22,6 +22,7 @@ import typer.main
 
 import inferline_stream.cli as room
 from inferline_stream.cli.main import app
+from tests.support.forked_command import forked_command
 
 COMMAND = str(Path(sys.executable).with_name("inferline-stream"))
 GROUP = typer.main.get_command(app)
@@ -47,10 +48,7 @@ OF_A_FINISHED_RUN = {"explain": ["explain", "reviews"], "report": ["report", "re
 
 def call(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("INFERLINE_")}
-    return subprocess.run(
-        [COMMAND, *arguments], cwd=folder, env={**clean, **environment},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return forked_command(*arguments, folder=folder, environment={**clean, **environment})
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked_command import forked_command
+
 COMMAND = str(Path(sys.executable).with_name("inferline-stream"))
 NOBODY = "127.0.0.1:1"
 QUICK = {"INFERLINE_CONNECT_TIMEOUT_S": "500ms"}
@@ -93,8 +95,12 @@ WAIT = functools.partial(time.sleep, 1.0 if pathlib.Path(__file__).with_name("sl
 """Has become slower than when it was profiled, without a change of the code that profiles know it by."""
 
 
+def called(folder: Path, *arguments: str) -> None:
+    forked_command(*arguments, folder=folder).check_returncode()
+
+
 def edited(folder: Path, name: str, edit: Callable[[str], str]) -> None:
-    subprocess.run([COMMAND, "init", name], cwd=folder, check=True, capture_output=True)
+    called(folder, "init", name)
     topology = folder / name / "topology.py"
     before = topology.read_text()
     topology.write_text(edit(before))
@@ -104,7 +110,7 @@ def edited(folder: Path, name: str, edit: Callable[[str], str]) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("errors")
-    subprocess.run([COMMAND, "init", "reviews"], cwd=folder, check=True, capture_output=True)
+    called(folder, "init", "reviews")
     edited(
         folder, "unbuilt",
         lambda text: text.replace("def __init__(self) -> None:\n", 'def __init__(self) -> None:\n        raise RuntimeError("no weights")\n'),
@@ -119,7 +125,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lambda text: text.replace("def parse(", f'{WAIT}def parse(')
         .replace("    return [Parsed(", "    WAIT()\n    return [Parsed("),
     )  # fmt: skip
-    subprocess.run([COMMAND, "profile", "slow"], cwd=folder, check=True, capture_output=True)
+    called(folder, "profile", "slow")
     (folder / "slow" / "slower").touch()
     (folder / "broken").mkdir()
     for name, text in {"syntax": "pipeline = (", "raises": "\n1 / 0", "empty": ""}.items():
@@ -132,10 +138,8 @@ def outcomes(folder: Path) -> dict[str, subprocess.CompletedProcess[str]]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("INFERLINE_")}
 
     def call(bad: Bad) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [COMMAND, *bad.arguments.split()], cwd=folder, env={**clean, "COLUMNS": "200", **bad.environment},
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        environment = {**clean, "COLUMNS": "200", **bad.environment}
+        return forked_command(*bad.arguments.split(), folder=folder, environment=environment)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip((bad.name for bad in TABLE), pool.map(call, TABLE), strict=True))  # the longest comes first

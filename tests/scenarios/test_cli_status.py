@@ -9,7 +9,8 @@ from pathlib import Path
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
-from tests.scenarios.test_cli_documents import COMMAND, assert_documented, on_a_terminal, plain
+from tests.scenarios.test_cli_documents import assert_documented, on_a_terminal, plain
+from tests.support.forked_command import forked_command
 
 SWING = Path(__file__).parent / "swing"
 ORDERS = [
@@ -20,13 +21,8 @@ ORDERS = [
 
 
 async def call(*arguments: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        COMMAND, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(30):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    done = await asyncio.to_thread(forked_command, *arguments, timeout_s=30)
+    return done.returncode, done.stdout, done.stderr
 
 
 async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embedded_broker: KafkaServer) -> None:
