@@ -20,13 +20,14 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.provision import provision
+from inferline_stream.replay.clairvoyant import cheapest
 from inferline_stream.replay.compare import Comparison, compare
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
-from tests.benchmarks._judging import families
+from tests.benchmarks._judging import families, reversals
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, SAMPLE_S, azure, big_spike, burst, ramp, world_cup
 
@@ -231,6 +232,23 @@ def contest(quick: bool) -> Figures:
     return {"baselines_cheaper": cheaper, "traces_kept": f"{kept} of {len(traces)}", **figures}
 
 
+def day() -> Figures:
+    """A whole day of the World Cup's site, planned on the busiest hours of the day before."""
+    rng = np.random.default_rng([0, *b"day"])
+    sample, trace = world_cup("1998-06-04 16:00:00", 180, rng), world_cup("1998-06-05 00:00:00", 24 * 60, rng)
+    plan = planned(sample)
+    scaler = tuned(plan, sample)
+    ours = run(plan, trace, scaler)
+    best = cheapest(scaler.state.basis, trace, functools.partial(run, plan, trace), instant=False)
+    return {
+        "day_regret": round(ours.cost / best.cost, 3),
+        "day_miss_rate": round(ours.miss_rate, 5),
+        "day_miss_rate_clairvoyant": round(best.miss_rate, 5),
+        "day_reversals": reversals(ours),
+        "day_steps": len(ours.steps),
+    }
+
+
 _BASELINES = (
     *("keda", "hpa-cpu", "hpa-busy", "flink", "flink-fast", "ds2", "ray", "dataflow", "numaflow", "seldon"),
     *("cg-mean", "cg-peak"),
@@ -249,5 +267,6 @@ def measure(quick: bool) -> Figures:
         **({} if quick else experiment("ramp_10", lambda rng: ramp(10.0, rng), seeds)),
         **experiment("burst", burst, seeds),
         **contest(quick),
+        **({} if quick else day()),
         **families(range(12 if quick else 240)),
     }

@@ -1,6 +1,6 @@
 """The command line, each call in a process of its own: forked from one that has imported what commands import.
 
-A process that starts anew imports, and loads kernels, for longer than most commands take. Several tests start the
+A new process imports, and loads kernels, for longer than most commands take. Several tests start the
 installed script itself; the many that are about messages and documents need not.
 """
 

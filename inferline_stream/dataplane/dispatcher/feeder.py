@@ -140,7 +140,7 @@ class Feeder:
             return
         if member.hands:
             logger.warning("replica %s: %s, with %d batches in hand", name, _WAY_BROKE, len(member.hands))
-        for number, hand in list(member.hands.items()):
+        for number, hand in reversed(list(member.hands.items())):
             for event in hand.events:
                 event.cuts += 1
             if not any(event.cuts > _CUTS for event in hand.events):
@@ -287,7 +287,7 @@ class Feeder:
             member.status.start_up_s, member.status.isolation = frame.start_up_s, frame.isolation
             self._changed()
         elif type(frame) is Broken:
-            for number, hand in list(member.hands.items()):
+            for number, hand in reversed(list(member.hands.items())):
                 if (hand.epoch, number) != (frame.epoch, frame.batch):  # another dispatcher's may have broken it
                     self._spare(member, number, frame.reason)
             self._end(member, frame.reason, memory=frame.memory, device=frame.device)
@@ -418,7 +418,7 @@ class Feeder:
             session.queue.put_back(events)
 
     def _spare(self, member: _Member, number: int, why: str) -> None:
-        """Take a batch from a replica that ends, through no fault of the batch's events."""
+        """Take a batch from a replica that ends, through no fault of the batch's events; of several, the last first."""
         hand, session = member.hands.pop(number), self.session
         if hand.span is not None and self._spans is not None:
             self._spans.broke(hand.span, why)
@@ -557,6 +557,6 @@ class Feeder:
             if len(self._members) > 1:
                 logger.warning("replica %s is replaced: %s", name, reason)
                 member = self._members[name]
-                for number in list(member.hands):
+                for number in reversed(list(member.hands)):
                     self._spare(member, number, reason)
                 self._give_up(member, reason)
