@@ -39,6 +39,8 @@ class Reason(StrEnum):
     """The load fits fewer replicas."""
     LIMIT_CHANGED = "limit_changed"
     """People or the cluster set other limits."""
+    DISPATCHERS_NEED_REPLICAS = "dispatchers_need_replicas"
+    """A stage has more dispatchers than replicas, and one without a replica serves nothing."""
     STOCK_EXHAUSTED = "stock_exhausted"
     """More replicas are needed than the hardware in stock can give."""
     SERVER_LIMIT = "server_limit"

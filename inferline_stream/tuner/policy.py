@@ -116,8 +116,11 @@ def _changed(
         limits = seen.limits.get(leading, _NO_LIMITS)
         most = "any number of" if limits.maximum is None else f"{limits.maximum}"
         (stage,) = (stage for stage in state.basis.stages if stage.name == leading)
-        least = _fewest(stage, limits, wanted[leading])
-        reason, detail = Reason.LIMIT_CHANGED, f"{least} to {most} replicas are allowed"
+        least, total = _fewest(stage, limits, wanted[leading]), sum(wanted[leading].values())
+        if stage.slots > limits.minimum and total == least > sum(state.wanted[leading].values()):
+            reason, detail = Reason.DISPATCHERS_NEED_REPLICAS, f"each of its {stage.slots} dispatchers needs a replica"
+        else:
+            reason, detail = Reason.LIMIT_CHANGED, f"{least} to {most} replicas are allowed"
     else:
         reason, detail = needed[leading].reason, needed[leading].detail
     fits = {name: since_s for name, since_s in state.fits_since_s.items() if name not in changed}

@@ -28,6 +28,7 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.INSURANCE: "what was planned for, and a little beyond where that is cheap, is kept at hand",
         Reason.LOAD_FELL: "the load fitted fewer replicas",
         Reason.LIMIT_CHANGED: "people or the cluster set other limits",
+        Reason.DISPATCHERS_NEED_REPLICAS: "each dispatcher of a stage needs a replica",
         Reason.STOCK_EXHAUSTED: "more replicas were needed than there is hardware",
         Reason.SERVER_LIMIT: "the model server of a stage gave no more",
         Reason.OVERSUBSCRIBED: "others took the cores that replicas were planned with",

@@ -147,4 +147,5 @@ def test_dispatchers_get_their_replicas_back_once_people_allow_it():
     tuner, _ = step(tuner, replace(quiet, limits={"b": Limits(1, 1)}))
     tuner, decision = step(tuner, quiet)
     assert tuner.wanted["b"] == {"x": 3}
-    assert "3 to any number of replicas are allowed" in decision.detail
+    assert decision.reason is Reason.DISPATCHERS_NEED_REPLICAS
+    assert "each of its 3 dispatchers needs a replica" in decision.detail
