@@ -320,7 +320,7 @@ class _Run:
             batches=self._batches(s),
             wait_s=max(0.0, (self._waits[s] - served_s) / n - self.workload.hop_s) if n else math.nan,
             service_time_s=served_s / n if n else math.nan,
-            utilization=busy_s / (span_s * int(station.places.sum())) if n else 0.0,
+            utilization=busy_s / (span_s * int(station.at_once.sum())) if n else 0.0,
         )
 
 

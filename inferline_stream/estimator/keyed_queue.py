@@ -58,18 +58,18 @@ class Lanes(NamedTuple):
 
 
 class Crews(NamedTuple):
-    """Replicas that run several batches at once: each has so many places in the ring, of which any does.
+    """Replicas that run several batches at once: each has as many places in the ring, of which any does.
 
     Args:
         replica_of: (places,) replica of each row of ``KeyedState.members``.
         kinds: (replicas,) kind of each.
-        places: (replicas,) most batches in hand.
+        at_once: (replicas,) most batches in hand, which is how many places it has.
         in_hand: (replicas,) batches in hand.
     """
 
     replica_of: Ints
     kinds: Ints
-    places: Ints
+    at_once: Ints
     in_hand: Ints
 
 
@@ -196,7 +196,7 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
     limits, table, varying, lots, hold_s, hop_s, slo_s = service
     means = lots.size == 0
     marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, crews = state
-    replica_of, kinds, places, under_way = crews
+    replica_of, kinds, at_once, under_way = crews
     ring = Ring(ring_time, ring_row, ring_size, ring_kind)
     lane_of, following, sent_s, number_of, first_of, last_of, waiting_in, in_hand, rank_of, falls = lanes
     heap_rank, heap_number, heap_item, _ = heap
@@ -305,7 +305,7 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
                 for of_kind in range(limits.size):
                     size = min(Index(limits[of_kind]), waiting)
                     for candidate in range(kinds.size):
-                        if kinds[candidate] == of_kind and under_way[candidate] < places[candidate]:
+                        if kinds[candidate] == of_kind and under_way[candidate] < at_once[candidate]:
                             level = Index(of_kind) * levels + Index(under_way[candidate])
                             expected_s = table[level * width + size]
                             if expected_s * TIE < best_s:

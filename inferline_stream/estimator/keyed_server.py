@@ -96,7 +96,7 @@ class KeyedServer:
 
 def _idle(station: Station, lanes: Lanes, heap: Heap) -> KeyedState:
     """No replica was ever used."""
-    of_replicas = station.places
+    of_replicas = station.at_once
     places = int(of_replicas.sum())
     slots = power_of_two(places)
     kinds, rows = _ints(slots), _ints(slots)

@@ -93,7 +93,7 @@ class Station:
         return 1 if self.concurrency is None else int(self.concurrency.max())
 
     @property
-    def places(self) -> NDArray[np.int64]:
+    def at_once(self) -> NDArray[np.int64]:
         """Most batches that each replica has in hand, int64 (replicas,)."""
         return np.ones_like(self.kinds) if self.concurrency is None else self.concurrency[self.kinds]
 

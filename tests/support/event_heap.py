@@ -111,7 +111,7 @@ class _Simulation:
                 _Stage(
                     pool,
                     workload.key("service", s),
-                    [_Replica(int(k), int(places)) for k, places in zip(pool.kinds, pool.places, strict=True)],
+                    [_Replica(int(k), int(places)) for k, places in zip(pool.kinds, pool.at_once, strict=True)],
                     [[] for _ in range(1 if station.owners is None else station.owners.size)],
                     keys={event: key for event, key in enumerate(workload.lanes(s).tolist()) if key},
                 )
