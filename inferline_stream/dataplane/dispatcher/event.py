@@ -35,11 +35,11 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """Replicas that died, hung or broke their contract while they had it in hand alone."""
     cuts: int = 0
     """How often the way to the replica that had it in hand broke."""
-    refused: int = 0
+    not_taken: int = 0
     """How often a server did not take a batch that held it."""
-    refusals: int = 0
+    singled_out: int = 0
     """Those of them between which it took others."""
-    refused_after: int = -1
+    singled_out_after: int = -1
     """Batches that the pool had finished at the last of these."""
     late: bool = False
     """Whether a batch that held it has passed its deadline."""

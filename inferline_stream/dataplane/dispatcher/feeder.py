@@ -26,20 +26,19 @@ logger = logging.getLogger(__name__)
 
 
 _CUTS = 3
-"""So often an event may lose its replica to the network, or to a node's end, without coming under suspicion. One that
+"""How often an event may lose its replica to the network, or to a node's end, before it comes under suspicion: one that
 ends whole nodes, or the processes around its replica, looks the same, and must not do so for ever."""
-
 
 _WAY_BROKE = "the way to it broke"
 
-_SUSPICIOUS_REFUSALS = 3
-"""So often a server may not take an event, while it takes others, before it seems to fail on this one."""
+_SINGLED_OUT = 3
+"""How often a server may take others, and not an event, before it seems to fail on this one."""
 
 _ASIDE_S = (0.1, 1.0)
-"""How long a batch waits aside that a server did not take for a second time, growing: another one is tried."""
+"""How long a batch that a server did not take for a second time waits aside, growing: another one is tried."""
 
 _LONG_ASIDE_S = (0.5, 30.0)
-"""How long an event does that a server seems to fail on. It is never given up: no event is at fault for a server."""
+"""The same for an event that a server seems to fail on. It is never given up: no event is at fault for a server."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +97,7 @@ class Feeder:
         self._loop = asyncio.get_running_loop()
         self._quarantine = False
         """Whether a replica may be kept for suspects."""
-        self._refusal = ""
+        self._not_taken = ""
         self._finished = 0
         """Batches finished."""
         self.session: SlotSession | None = None
@@ -107,8 +106,8 @@ class Feeder:
     @property
     def trouble(self) -> str:
         """Why replicas get no batches although they are ready, in words; empty where they do."""
-        refused = [member.replica.refused for member in self._members.values() if member.replica.ready]
-        return self._refusal if refused and all(refused) else ""
+        gave_back = [member.replica.gave_back for member in self._members.values() if member.replica.ready]
+        return self._not_taken if gave_back and all(gave_back) else ""
 
     # The pool
 
@@ -239,7 +238,7 @@ class Feeder:
 
     def _wake_at_release(self, now_s: float) -> None:
         """Look again when the first replica is released whose server took no batch."""
-        if not self._refusal:  # no server has refused a batch
+        if not self._not_taken:  # every server has taken every batch
             return
         held_s = [m.replica.held_until_s for m in self._members.values() if m.replica.held_until_s > now_s]
         if held_s:
@@ -343,14 +342,14 @@ class Feeder:
         if session is not None and hand.epoch == session.epoch:
             if hand.alone:
                 session.returned(hand.events)
-                session.suspects.refused(now_s)
+                session.suspects.not_taken(now_s)
             elif hand.probe:
                 self._put_back(hand, session)
             else:
                 self._put_aside(hand.events, session)
-        self._refusal = f"stage {self._report.stage}: {frame.reason}; its events wait"
+        self._not_taken = f"stage {self._report.stage}: {frame.reason}; its events wait"
         if self.trouble != before:
-            logger.warning("%s", self._refusal)
+            logger.warning("%s", self._not_taken)
             self._changed()
         if replica.leaving and not member.hands:
             self._leave(replica.replica)
@@ -362,21 +361,21 @@ class Feeder:
         """
         session.returned(events)
         for event in events:
-            event.refused += 1
-            if event.refused_after < self._finished:
-                event.refusals, event.refused_after = event.refusals + 1, self._finished
-        in_all = max((event.refused for event in events), default=0)
-        often = max((event.refusals for event in events), default=0)
+            event.not_taken += 1
+            if event.singled_out_after < self._finished:
+                event.singled_out, event.singled_out_after = event.singled_out + 1, self._finished
+        in_all = max((event.not_taken for event in events), default=0)
+        often = max((event.singled_out for event in events), default=0)
         if in_all < 2:
             session.queue.put_back(events)
-        elif often < _SUSPICIOUS_REFUSALS:
+        elif often < _SINGLED_OUT:
             self._wait_aside(events, session, _ASIDE_S, in_all - 2)
         elif len(events) > 1:
             half = (len(events) + 1) // 2
             session.queue.put_back(events[half:], half)
             session.queue.put_back(events[:half], half)
         else:
-            self._wait_aside(events, session, _LONG_ASIDE_S, often - _SUSPICIOUS_REFUSALS)
+            self._wait_aside(events, session, _LONG_ASIDE_S, often - _SINGLED_OUT)
 
     def _wait_aside(
         self, events: Sequence[Event], session: SlotSession, within_s: tuple[float, float], before: int

@@ -84,7 +84,7 @@ class PooledReplica:
     """By number, the batches that it has in hand."""
     held_until_s: float = -math.inf
     """Until then it gets no batch, since the server that it asks takes none."""
-    refused: int = 0
+    gave_back: int = 0
     """How often in a row it has given batches back. It gets one at a time until it finishes one."""
     late: int = 0
     """Batches in hand that have passed their first deadline: it may be stuck."""
@@ -347,7 +347,7 @@ class Pool:
 
     def _place(self, replica: PooledReplica) -> None:
         """Put a replica among those that may get another batch, or take it out."""
-        most = 1 if replica.refused else self._kinds[replica.hardware].concurrency
+        most = 1 if replica.gave_back else self._kinds[replica.hardware].concurrency
         stays = replica.ready and not replica.leaving and self.replicas.get(replica.replica) is replica
         entry = (replica.number, replica.replica)
         at = bisect.bisect_left(self._free, entry)
@@ -419,7 +419,7 @@ class Pool:
     def _another_is_in_time(self) -> bool:
         """Whether a replica serves that is late with nothing: what runs again should not meet what it was late with."""
         serving = (r for r in self.replicas.values() if r.ready and not r.leaving and not r.quarantined)
-        return any(not replica.late and not replica.refused for replica in serving)
+        return any(not replica.late and not replica.gave_back for replica in serving)
 
     def _takes_s(self, replica: PooledReplica, queued: int, beside: int) -> float:
         kind = self._kinds[replica.hardware]
@@ -455,9 +455,9 @@ class Pool:
             return
         replica.late -= hand.late
         if now_s >= replica.held_until_s:  # of several that come back together the first counts
-            own_s = min(MAX_HELD_S, MIN_HELD_S * 2.0 ** min(replica.refused, 16))
+            own_s = min(MAX_HELD_S, MIN_HELD_S * 2.0 ** min(replica.gave_back, 16))
             replica.held_until_s = now_s + max(own_s, min(wait_s, MAX_HELD_S))
-            replica.refused += 1
+            replica.gave_back += 1
         self._place(replica)
 
     def finish(self, replica: PooledReplica, calls: Sequence[Call], now_s: float, batch: int = 0) -> None:
@@ -470,7 +470,7 @@ class Pool:
         if kind.fits < kind.limit and now_s >= kind.wider_at_s:
             kind.fits, kind.widened_s, kind.wider_at_s = 2 * kind.fits, now_s, now_s + kind.wider_s
         replica.passed = True
-        replica.refused, replica.held_until_s = 0, -math.inf
+        replica.gave_back, replica.held_until_s = 0, -math.inf
         replica.batches += 1
         self._place(replica)
         known = replica.batches > _WARM_UP_BATCHES

@@ -32,7 +32,7 @@ KILLS = 2
 MIN_BACK_OFF_S, MAX_BACK_OFF_S = 0.1, 30.0
 """First and longest time for which a replica that has passed nothing runs no suspect, while replicas are suspected."""
 
-REFUSED_S = 2.0
+NOT_TAKEN_S = 2.0
 """How long a suspect waits that its server did not take: longer than a replica is held, so the queue has a turn."""
 
 
@@ -172,11 +172,11 @@ class Suspects:
         suspect.denied += 1
         suspect.until_s = now_s + min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2.0 ** min(suspect.denied, 16))
 
-    def refused(self, now_s: float) -> None:
+    def not_taken(self, now_s: float) -> None:
         """Note that a server did not take what `next` gave: the queue has its turn before it is tried again."""
         suspect, self._running = self._running, None
         if suspect is not None and not suspect.dropped:
-            suspect.until_s = now_s + REFUSED_S
+            suspect.until_s = now_s + NOT_TAKEN_S
 
     def waits_until_s(self, now_s: float) -> float:
         """Return when the next event that waits for memory or a server is tried again; 0 where none waits."""

@@ -421,4 +421,4 @@ def test_batches_that_come_back_together_lengthen_the_pause_once():
         pool.give_back(replica(pool, 0), batch, 0.001 * batch, 0.0)
     assert replica(pool, 0).held_until_s == pytest.approx(0.05)
     run(pool, 0, 0.05, size=1)
-    assert (replica(pool, 0).refused, chosen(pool, 1.0)) == (0, 0)
+    assert (replica(pool, 0).gave_back, chosen(pool, 1.0)) == (0, 0)

@@ -288,7 +288,7 @@ def test_a_suspect_that_its_server_does_not_take_lets_the_queue_have_its_turn_an
     for attempt in range(20):
         now_s = 10.0 * attempt
         assert suspects.next(True, now_s) is refused
-        suspects.refused(now_s)
+        suspects.not_taken(now_s)
         assert suspects.next(True, now_s + MAX_HELD_S) is None
     assert suspects.next(True, suspects.waits_until_s(now_s)) is refused
     assert suspects.passed(refused)
