@@ -67,7 +67,7 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
         UsageError: a port is taken.
     """
     pipeline, shape = run.pipeline, shape_of(run.pipeline)
-    running = _running(run)
+    running = _context(run)
     names = running.names
     watcher.step("creating topics" if run.records.create_topics else "verifying topics")
     topics = topics_of(pipeline, run.records.prefix)
@@ -98,7 +98,7 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
         plan, wanted = _going_on(run, found)
         controller = Controller(
             running,
-            _picture(run, plan, partitions, core_use),
+            _view(run, plan, partitions, core_use),
             actuator,
             leadership,
             run.policy,
@@ -157,8 +157,8 @@ def _local(run: Run) -> LocalActuator:
     )
 
 
-def _running(run: Run) -> PipelineContext:
-    """What is under way, by its names in Kafka."""
+def _context(run: Run) -> PipelineContext:
+    """The pipeline by its names in Kafka."""
     pipeline, shape = run.pipeline, shape_of(run.pipeline)
     names = Names(pipeline.name, run.records.prefix)
     return PipelineContext(
@@ -174,7 +174,7 @@ def _running(run: Run) -> PipelineContext:
     )
 
 
-def _picture(run: Run, plan: Plan, partitions: Mapping[str, int], core_use: CoreUse) -> PipelineView:
+def _view(run: Run, plan: Plan, partitions: Mapping[str, int], core_use: CoreUse) -> PipelineView:
     """What a controller knows before it has read anything."""
     pipeline, shape = run.pipeline, shape_of(run.pipeline)
     view = PipelineView(

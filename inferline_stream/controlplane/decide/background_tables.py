@@ -61,9 +61,8 @@ class BackgroundTables:
         if now_s - self._began_s < PATIENCE_S:
             return
         if not self.compiled and self.view.traffic.arrival_rate(now_s) >= FAST:
-            await call_in_subprocess(
-                _compile
-            )  # fills the cache on disk: compiling here would hold the interpreter for seconds
+            # Fills the cache on disk: compiling here would hold the interpreter for seconds.
+            await call_in_subprocess(_compile)
             self.view.use(await asyncio.to_thread(_kernel))
             self.compiled = True
             logger.info("arrivals are counted by the compiled kernel")
