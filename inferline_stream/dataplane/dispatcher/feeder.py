@@ -40,6 +40,9 @@ _ASIDE_S = (0.1, 1.0)
 _LONG_ASIDE_S = (0.5, 30.0)
 """The same for an event that a server seems to fail on. It is never given up: no event is at fault for a server."""
 
+_LONGEST_S = 86_400.0
+"""A replica that claims that something took longer is not believed: nobody could read the report."""
+
 
 @dataclass(slots=True, eq=False)
 class Hand:
@@ -283,7 +286,8 @@ class Feeder:
         elif type(frame) is Ready:
             self._pool.ready(name, now_s)
             member.status.phase = "leaving" if member.replica.leaving else "ready"
-            member.status.start_up_s, member.status.isolation = frame.start_up_s, frame.isolation
+            member.status.start_up_s = frame.start_up_s if 0 <= frame.start_up_s < _LONGEST_S else 0.0
+            member.status.isolation = frame.isolation
             self._changed()
         elif type(frame) is Broken:
             for number, hand in reversed(list(member.hands.items())):
@@ -309,11 +313,11 @@ class Feeder:
         if member.status.node and 0 <= frame.busy_s < math.inf:
             self._report.remote_batches += 1
             self._report.network_s += max(0.0, took_s - frame.busy_s)
-        self._pool.finish(replica, frame.calls, now_s, frame.batch)
+        calls = _believed(frame, handed.batch_size)
+        self._pool.finish(replica, calls, now_s, frame.batch)
         if frame.too_large > 0:
             self._pool.too_large(replica.hardware, frame.too_large, now_s)
-        calls = frame.calls
-        if len(calls) == 1:  # with decoding and encoding, as profiles have it
+        if len(calls) == 1 and 0 <= frame.busy_s < _LONGEST_S:  # with decoding and encoding, as profiles have it
             calls = [Call(calls[0].batch_size, max(calls[0].service_s, frame.busy_s))]
         count_calls(self._report, replica.hardware, calls, handed.beside)
         if hand.span is not None and self._spans is not None:
@@ -559,3 +563,11 @@ class Feeder:
                 for number in reversed(list(member.hands)):
                     self._spare(member, number, reason)
                 self._give_up(member, reason)
+
+
+def _believed(frame: Results, batch_size: int) -> Sequence[Call]:
+    """Return the calls that a replica says it took for a batch; none where that cannot be."""
+    possible = len(frame.calls) <= 2 * batch_size and all(
+        0 < call.batch_size <= batch_size and 0 < call.service_s < _LONGEST_S for call in frame.calls
+    )
+    return frame.calls if possible else ()

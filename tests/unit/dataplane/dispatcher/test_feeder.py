@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import AsyncIterator
 
@@ -11,7 +12,8 @@ import pytest
 
 from inferline_stream.dataplane.dispatcher.feeder import Feeder
 from inferline_stream.dataplane.dispatcher.pool import Pool
-from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Leave, Results
+from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Leave, Ready, Results
+from inferline_stream.dataplane.reports import decode_report, encode_report
 from tests.unit.dataplane.dispatcher.doubles import Replica, Slot, until
 
 KIND = "cpu-1"
@@ -377,3 +379,33 @@ async def test_an_event_that_no_device_has_memory_for_waits_and_is_no_dead_lette
             await asyncio.sleep(0.001)
         await until(lambda: pool.slot.offset() == 2, "both are committed")
         assert pool.slot.session.trouble() == ""
+
+
+@pytest.mark.parametrize(
+    ("calls", "busy_s"),
+    [
+        ([Call(1, math.nan)], 0.01),
+        ([Call(1, math.inf)], 0.01),
+        ([Call(1, -1.0)], 0.01),
+        ([Call(1, 0.0)], 0.0),
+        ([Call(0, 0.01)], 0.01),
+        ([Call(1 << 60, 0.01)], 0.01),
+        ([Call(1, 0.01)], math.nan),
+        ([Call(1, 0.01)], 1e300),
+        ([Call(n, 0.01) for n in range(1, 3000)], 0.01),
+    ],
+)
+async def test_whatever_a_replica_claims_of_a_batch_the_report_can_be_read_and_the_results_count(calls, busy_s):
+    async with fed() as pool:
+        pool.pool.configure({KIND: 1}, {KIND: {1: 0.01}})
+        replica = await pool.attached(ready=False)
+        replica.say(Ready(replica.name, math.nan, None))
+        await until(lambda: pool.phases() == {replica.name: "ready"}, "it is ready")
+        for number in range(5):
+            pool.slot.fetched(b"x", first=number)
+            batch = await replica.batch()
+            replica.say(Results(batch.epoch, batch.batch, [Done(b"y", 0)], calls, busy_s))
+            await until(lambda done=number + 1: pool.slot.offset() == done, "it is committed")  # type: ignore[misc]
+        pool.slot.report.replicas = pool.feeder.statuses()
+        report = decode_report(encode_report(pool.slot.report))
+        assert sum(map(len, report.batch_stats.values())) <= 1
