@@ -49,35 +49,43 @@ INTERESTING = (
 )
 
 
+CHECKS: dict[str, Callable[[tuple[int, ...], list[int], bool], bool]] = {
+    "newfstatat": lambda _, low, network: bool(low[3] & 0x1000),
+    "fcntl": lambda _, low, network: low[1] in (1, 2, 3, 4, 1030),
+    "ioctl": lambda _, low, network: low[1] in (0x5401, 0x541B, 0x5421, 0x5450, 0x5451),
+    "mmap": lambda _, low, network: not low[2] & 4,
+    "mprotect": lambda _, low, network: not low[2] & 4,
+    "clone": lambda whole, low, network: whole[0] == 0x3D0F00,
+    "tgkill": lambda _, low, network: low[0] == ME,
+    "prctl": lambda _, low, network: low[0] in (15, 16),
+    "prlimit64": lambda whole, low, network: low[0] == 0 and whole[2] == 0,
+    "socket": lambda _, low, network: network and low[0] in (2, 10) and low[1] & 0xF == 1 and low[2] in (0, 6),
+    "socketpair": lambda _, low, network: low[0] == 1 and low[1] & 0xF in (1, 5),  # of a stream, or of whole messages
+    "sendto": lambda whole, low, network: not low[3] & 0x20000000 and (network or not whole[4]),
+    "sendmsg": lambda _, low, network: not low[2] & 0x20000000,
+}
+"""What each argument-checked call may be given once sealed, from its manual page rather than from the profile: by the
+arguments, their lower halves, and whether there is a network."""
+
+
 def checked(arguments: tuple[int, ...], name: str, *, network: bool) -> bool:
-    """What each argument-checked call may be given once sealed, from its manual page rather than from the profile."""
-    low = [argument & 0xFFFFFFFF for argument in arguments]
-    rules: dict[str, Callable[[], bool]] = {
-        "newfstatat": lambda: bool(low[3] & 0x1000),
-        "fcntl": lambda: low[1] in (1, 2, 3, 4, 1030),
-        "ioctl": lambda: low[1] in (0x5401, 0x541B, 0x5421, 0x5450, 0x5451),
-        "mmap": lambda: not low[2] & 4,
-        "mprotect": lambda: not low[2] & 4,
-        "clone": lambda: arguments[0] == 0x3D0F00,
-        "tgkill": lambda: low[0] == ME,
-        "prctl": lambda: low[0] in (15, 16),
-        "prlimit64": lambda: low[0] == 0 and arguments[2] == 0,
-        "socket": lambda: network and low[0] in (2, 10) and low[1] & 0xF == 1 and low[2] in (0, 6),
-        "socketpair": lambda: low[0] == 1 and low[1] & 0xF in (1, 5),  # of a stream, or of whole messages
-        "sendto": lambda: not low[3] & 0x20000000 and (network or not arguments[4]),
-        "sendmsg": lambda: not low[2] & 0x20000000,
-    }
-    return rules[name]() if name in rules else name in STRICT or (network and name in CONNECTED)
+    """Whether a call may be made once sealed."""
+    if name in CHECKS:
+        return CHECKS[name](arguments, [argument & 0xFFFFFFFF for argument in arguments], network)
+    return name in STRICT or (network and name in CONNECTED)
 
 
 def verdicts(calls: bpf.Calls, on: Architecture) -> Iterator[tuple[int, str, tuple[int, ...], int]]:
-    """(number, name, arguments, verdict) for every number and class of arguments; once where they do not matter."""
+    """(number, name, arguments, verdict) for every number and class of arguments.
+
+    Where neither the filter nor `CHECKS` looks at a call's arguments, one class stands for all.
+    """
     program = syscall_rules.program(calls, on)
     names = {number: name for name, number in on.numbers.items()}
     for number in range(max(names) + 100):
         name = names.get(number, "")
         whatever = bpf.verdict(program, on.audit, number, None)
-        for arguments in classes(name):
+        for arguments in classes(name) if whatever is None or name in CHECKS else [(0,) * 6]:
             found = bpf.verdict(program, on.audit, number, arguments) if whatever is None else whatever
             assert found is not None
             yield number, name, arguments, found
