@@ -90,6 +90,7 @@ class ObservedDispatcher:
         state: ``stopping`` once it was sent `supervisor_messages.Stop`.
         started_s: when it was last started, on the event loop's clock.
         node: that it is on, in a cluster; empty while it has none.
+        pending: why it has no place to run on yet, or cannot start there, where something tells; empty if it runs.
     """
 
     dispatcher: str
@@ -100,6 +101,7 @@ class ObservedDispatcher:
     state: DispatcherState
     started_s: float
     node: str = field(default="", compare=False)
+    pending: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ class Post:
         spec: of the dispatcher; the incarnation is that of the last start.
         pid: of its process; None while it is started again, or not known yet.
         node: the host that it runs on, where that is another one.
+        pending: why it has no place yet; empty if it runs.
         running: whether it was started and has not ended.
         failures: deaths in a row, none of which came long after its start.
         started_s: when it was last started, on the event loop's clock.
@@ -36,6 +37,7 @@ class Post:
     spec: DispatcherSpec
     pid: int | None = None
     node: str = ""
+    pending: str = ""
     running: bool = False
     failures: int = 0
     started_s: float = 0.0
@@ -121,6 +123,7 @@ class Posts:
                 "stopping" if post.stopping else "running",
                 post.started_s,
                 post.node,
+                post.pending,
             )
             for name, post in self._posts.items()
         )

@@ -134,7 +134,7 @@ class Supervisor(Generic[P]):
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""
         for post, child in self._dispatchers.items():
-            post.pid, post.node = child.pid, child.node
+            post.pid, post.node, post.pending = child.pid, child.node, child.pending
         return self._posts.observe()
 
     async def next_exit(self) -> ReplicaExit | DispatcherExit:

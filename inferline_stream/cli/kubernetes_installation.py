@@ -125,9 +125,9 @@ def _profiles(what: Declared) -> dict[str, str]:
         InvalidInput: one is missing.
     """
     pipeline, here = what.pipeline, this_machine()
-    store = ProfileStore(pipeline, what.file.parent, what.events, here)
+    store = ProfileStore(pipeline, what.file.parent, what.events, here, platform="kubernetes")
     known = store.load()
-    missing, _ = pairs_to_profile(pipeline, known, Options(), here)
+    missing, _ = pairs_to_profile(pipeline, known, Options(elsewhere=True, platform="kubernetes"), here)
     if missing or known.paths is None:
         pairs = ", ".join(f"{stage.name} on {kind.name}" for stage, kind in missing) or "the paths of events"
         raise InvalidInput(f"{pipeline.declared}: no profile of {pairs}: run `inferline-stream profile` first")

@@ -83,7 +83,7 @@ def plan(
         with_devices,
     )
     from inferline_stream.cli.plan_text import CURVE_FACTORS, curve_document, explanation_document, show_curve, show_why
-    from inferline_stream.cli.platform import Platform, network_probe
+    from inferline_stream.cli.platform import Platform, profiling_cluster
     from inferline_stream.cli.rehearsal_steps import RehearsalOptions, rehearsed
     from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.hardware import catalogue
@@ -108,9 +108,9 @@ def plan(
 
     broker = bootstrap_servers or "embedded"
     options = Options(broker=broker, oversubscribe=oversubscribe, elsewhere=elsewhere, platform=on)
-    probe = network_probe(platform, what.pipeline, what.file, what.events, bootstrap_servers)
+    cluster = profiling_cluster(platform, bootstrap_servers)
     measured = uvloop.run(
-        profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=limits, network=probe)
+        profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=limits, cluster=cluster)
     )
     if not elsewhere:
         what = replace(what, pipeline=with_devices(what.pipeline, devices(), absent=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -30,6 +30,7 @@ from inferline_stream.pipeline.trace import Trace, simulation_bytes
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.pipeline.validation import validated
 from inferline_stream.planner.core_budget import replica_cores
+from inferline_stream.profiler.cluster_bench import MakeActuator
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, overheads_file
 from inferline_stream.profiler.pipeline_profiler import Options, Progress, profile_pipeline, takes_cores
@@ -125,7 +126,7 @@ async def profiled(
     bootstrap_servers: str | None,
     options: Options | None = None,
     limits: Settings | None = None,
-    network: Callable[[], Awaitable[float]] | None = None,
+    cluster: MakeActuator | None = None,
 ) -> PipelineProfile:
     """Profiles of every stage, measured where missing, with a bar on standard error.
 
@@ -137,7 +138,7 @@ async def profiled(
         bootstrap_servers: of Kafka.
         options: what to measure.
         limits: time limits.
-        network: measures what a cluster's network adds to a batch.
+        cluster: starts processes on the platform that stages are measured on.
     """
     chosen = options or Options(broker=bootstrap_servers or "embedded")
 
@@ -157,7 +158,7 @@ async def profiled(
                 bootstrap_servers=servers,
                 options=chosen,
                 settings=limits,
-                network=network,
+                cluster=cluster,
                 progress=show,
             )
 
@@ -168,7 +169,7 @@ async def profiled(
         # On nobody's Kafka: a user who may run a pipeline there need not be allowed topics of other names.
         async with EmbeddedBrokerProcess() as broker:
             if lacks_hop:
-                chosen, network = replace(chosen, again=False), None
+                chosen, cluster = replace(chosen, again=False), None
                 measured = await profile(broker.bootstrap_servers)
             if lacks_overheads:
                 measured = replace(measured, overheads=await _overheads(broker.bootstrap_servers))
@@ -225,14 +226,15 @@ def with_devices(pipeline: Pipeline, machine: Sequence[Device], *, absent: bool)
     return found
 
 
-def take_profiles(what: Declared, folder: Path) -> None:
-    """Keep profiles that were measured on another machine, as if they had been measured on this one.
+def take_profiles(what: Declared, folder: Path, platform: str) -> None:
+    """Keep profiles that were measured elsewhere, as if they had been measured on the platform that replicas run on.
 
     Args:
         what: the pipeline.
         folder: that holds ``paths.json`` and the profiles, in a folder of their own.
+        platform: that replicas run on.
     """
-    store = ProfileStore(what.pipeline, what.file.parent, what.events, this_machine())
+    store = ProfileStore(what.pipeline, what.file.parent, what.events, this_machine(), platform=platform)
     store.take({str(file.relative_to(folder)): file.read_text("utf-8") for file in _profile_files(folder)})
 
 

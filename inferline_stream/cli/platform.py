@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inferline_stream.actuators.actuator import Actuator
+from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.cli.options import On
 from inferline_stream.errors import UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.kafka.controller_client import LeadershipLost
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.profiler.cluster_bench import MakeActuator
+from inferline_stream.profiler.remote_bench_dispatcher import MODULE
 from inferline_stream.runs.run import Run
-from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, from_environment, given
+from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, given
 
 _PROBE_DRAIN_S = 5.0
 """Of what runs for the profiler alone: nothing is lost with it."""
+
+_PROBE_ORPHAN_S = 60.0
+"""How long that goes on without the command, on Ray."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,9 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
             yield actuator
         return
     names, drain_s = Names(run.pipeline.name, run.records.prefix), run.settings.drain_timeout_s
-    async with _on_kubernetes(platform, names, run.bootstrap_servers, run.records.tracing, drain_s) as pods:
+    async with _on_kubernetes(
+        platform, names, run.bootstrap_servers, run.records.tracing, drain_timeout_s=drain_s
+    ) as pods:
         try:
             yield pods
         except LeadershipLost:
@@ -99,7 +106,13 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
 
 @asynccontextmanager
 async def _on_kubernetes(
-    platform: Platform, names: Names, bootstrap_servers: str, tracing: str, drain_timeout_s: float
+    platform: Platform,
+    names: Names,
+    bootstrap_servers: str,
+    tracing: str,
+    *,
+    drain_timeout_s: float,
+    dispatcher_module: str = DISPATCHER_MODULE,
 ) -> AsyncIterator[Actuator]:
     door = kubernetes_door()
     from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
@@ -115,40 +128,41 @@ async def _on_kubernetes(
             dispatcher_confinement(bootstrap_servers, tracing).ports,
         )
         async with KubernetesActuator(
-            names, bootstrap_servers, cluster, client, drain_timeout_s=drain_timeout_s
+            names,
+            bootstrap_servers,
+            cluster,
+            client,
+            drain_timeout_s=drain_timeout_s,
+            dispatcher_module=dispatcher_module,
         ) as pods:
             yield pods
 
 
-def network_probe(
-    platform: Platform, pipeline: Pipeline, topology: Path, events: Sequence[bytes], bootstrap_servers: str | None
-) -> Callable[[], Awaitable[float]] | None:
-    """Return what measures how long the platform's network takes of a batch; None on this machine.
+def profiling_cluster(platform: Platform, bootstrap_servers: str | None) -> MakeActuator | None:
+    """Return what starts processes for the profiler on the platform; None on this machine.
 
     Args:
         platform: where.
-        pipeline: of which a stage runs there meanwhile.
-        topology: its file.
-        events: the sample's.
         bootstrap_servers: of Kafka.
     """
     if platform.on == "local" or bootstrap_servers is None:
         return None
-    from inferline_stream.profiler.network_time import measure_network
-
     servers = bootstrap_servers
 
     @asynccontextmanager
-    async def probing(names: Names) -> AsyncIterator[Actuator]:
-        with tempfile.TemporaryDirectory(prefix="inferline-probe-") as folder:
+    async def profiling(names: Names) -> AsyncIterator[Actuator]:
+        await platform.reach()
+        with tempfile.TemporaryDirectory(prefix="inferline-profile-") as folder:
             on_cluster: AbstractAsyncContextManager[Actuator] = (
-                _on_kubernetes(platform, names, servers, "", _PROBE_DRAIN_S)
+                _on_kubernetes(platform, names, servers, "", drain_timeout_s=_PROBE_DRAIN_S, dispatcher_module=MODULE)
                 if platform.on == "kubernetes"
                 else ray_door().ray_actuator(
                     f"inferline-{names.prefix}{names.pipeline}",
                     Path(folder),
                     environment=given(KAFKA_VARIABLES, dispatcher_environment()),
                     drain_timeout_s=_PROBE_DRAIN_S,
+                    orphan_s=_PROBE_ORPHAN_S,
+                    dispatcher_module=MODULE,
                 )
             )
             async with on_cluster as made:
@@ -157,11 +171,7 @@ def network_probe(
                 finally:
                     await made.aclose()
 
-    async def measure() -> float:
-        await platform.reach()
-        return await measure_network(pipeline, topology, events, servers, actuator=probing, settings=from_environment())
-
-    return measure
+    return profiling
 
 
 def on_ray(run: Run) -> AbstractAsyncContextManager[Actuator]:

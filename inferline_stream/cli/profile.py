@@ -43,14 +43,14 @@ def profile(
 ) -> None:
     """Measure service times, start-up times and paths, and keep them beside the topology.
 
-    Stages are measured on this machine. With --on a cluster, one of them also runs there for some seconds, to measure
-    what its network adds to a batch.
+    Stages are measured on this machine. With --on a cluster, they are measured there, each kind of hardware where it
+    is, with what the cluster's network adds to a batch. The sample still runs through them on this machine first.
     """
     import uvloop
 
     from inferline_stream.cli.output import console
     from inferline_stream.cli.plan_steps import declared, profiled, settings
-    from inferline_stream.cli.platform import Platform, network_probe
+    from inferline_stream.cli.platform import Platform, profiling_cluster
     from inferline_stream.errors import UsageError
     from inferline_stream.profiler.pipeline_profiler import Options
 
@@ -75,9 +75,9 @@ def profile(
         elsewhere=on != "local",
         platform=on,
     )
-    probe = network_probe(platform, what.pipeline, what.file, what.events, bootstrap_servers)
+    cluster = profiling_cluster(platform, bootstrap_servers)
     measured = uvloop.run(
-        profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings(), network=probe)
+        profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings(), cluster=cluster)
     )
     if plot is not None:
         from inferline_stream.observability.plots.profiles import draw_profiles

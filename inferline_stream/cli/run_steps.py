@@ -222,7 +222,7 @@ async def _run(
             platform=wanted.platform.on,
         )
         if wanted.profiles is not None:
-            take_profiles(what, wanted.profiles)
+            take_profiles(what, wanted.profiles, wanted.platform.on)
         measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)
         what = replace(what, pipeline=with_stock(what.pipeline, wanted.stock))
         if not elsewhere:

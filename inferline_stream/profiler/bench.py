@@ -234,12 +234,7 @@ class ReplicaBench:
         if not reason:
             return WorkerFailed(failure.message, memory=failure.memory)
         self._stop()
-        if code == -9:  # what the kernel does when memory runs out
-            return WorkerFailed("its process was killed, as the system does when memory runs out", memory=True)
-        if code == 70:
-            return WorkerFailed(failure.message, memory=failure.memory)
-        last = tail.splitlines()[-1] if tail else "it wrote nothing"
-        return WorkerFailed(last if code == 3 else f"its process ended with exit code {code}: {last}")
+        return ended(code, tail, failure)
 
     def _child_ended(self, child: Child, code: int, reason: str, tail: str) -> None:
         if child.hardware is not None and self._ended is not None and not self._ended.done():
@@ -257,3 +252,19 @@ class ReplicaBench:
         if self._children is not None:
             self._children.close()
             self._children = None
+
+
+def ended(code: int, tail: str, failure: Failure) -> WorkerFailed:
+    """Return the error of a replica that has ended.
+
+    Args:
+        code: its exit code.
+        tail: the last lines that it wrote.
+        failure: what is known otherwise.
+    """
+    if code == -9:  # what the kernel does when memory runs out
+        return WorkerFailed("its process was killed, as the system does when memory runs out", memory=True)
+    if code == 70:
+        return WorkerFailed(failure.message, memory=failure.memory)
+    last = tail.splitlines()[-1] if tail else "it wrote nothing"
+    return WorkerFailed(last if code == 3 else f"its process ended with exit code {code}: {last}")

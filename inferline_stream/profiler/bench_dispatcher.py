@@ -17,7 +17,7 @@ import time
 import uvloop
 
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
-from inferline_stream.dataplane.frames import Batch, Broken, Failed, Results, Returned, ToDispatcher
+from inferline_stream.dataplane.frames import Batch, Broken, Failed, Leave, Results, Returned, ToDispatcher
 from inferline_stream.dataplane.frames import Ready as Built
 from inferline_stream.dataplane.supervisor_messages import MAX_DATAGRAM_BYTES
 from inferline_stream.isolation.confinement import dispatcher_confinement
@@ -35,45 +35,71 @@ from inferline_stream.profiler.worker_messages import (
     length_of,
 )
 
-_ENDED = "its replica has ended"
+ENDED = "its replica has ended"
+"""Message of the failure where nothing else is known."""
 
 
 class Bench:
-    """Runs batches on one replica and times each from handing it over to having its results."""
+    """Runs batches on one replica and times each from handing it over to having its results.
 
-    def __init__(self, replica: socket.socket) -> None:
+    Args:
+        replica: the connection to it.
+        remote: whether it is on another host, so that the way there and back is no part of its service time.
+    """
+
+    def __init__(self, replica: socket.socket, *, remote: bool = False) -> None:
+        self._remote = remote
         self._heard: asyncio.Queue[ToDispatcher | None] = asyncio.Queue()
-        self._connection = ReplicaConnection(replica, self._heard.put_nowait, lambda why: self._heard.put_nowait(None))
+        self._connection = ReplicaConnection(replica, self._hear, lambda why: self._hear(None))
         self._numbers = itertools.count(1)
+        self.alive = True
+        """Whether the replica may be given another batch."""
+
+    def _hear(self, frame: ToDispatcher | None) -> None:
+        self.alive = self.alive and frame is not None and not isinstance(frame, Broken)
+        self._heard.put_nowait(frame)
 
     async def built(self) -> Answer:
         """Wait until the replica says that it is ready."""
-        return StageBuilt() if isinstance(await self._heard.get(), Built) else Failure(_ENDED)
+        return StageBuilt() if isinstance(await self._heard.get(), Built) else Failure(ENDED)
 
-    async def measure(self, order: Measure) -> Answer:
+    def leave(self) -> None:
+        """Have the replica end once it has no batch in hand."""
+        self._connection.send(Leave())
+
+    def close(self) -> None:
+        """Close the connection: whatever is measured fails."""
+        self._connection.close()
+        self._hear(None)
+
+    async def measure(self, order: Measure) -> Times | Failure:
         """Time batches of one size; the first, which allocates and compiles, does not count."""
         if order.concurrency > 1:
             return await self._measure_together(order)
         events = itertools.cycle(order.inputs)
         service_s: list[float] = []
+        away_s: list[float] = []
         end_s = 0.0
         while len(service_s) <= order.fewest or (len(service_s) <= order.most and time.perf_counter() < end_s):
             inputs = list(itertools.islice(events, order.batch_size))
             began_s = time.perf_counter()
             self._connection.send(Batch(1, next(self._numbers), inputs))
             frame = await self._heard.get()
-            service_s.append(time.perf_counter() - began_s)
+            took_s = time.perf_counter() - began_s
             if failure := _failure(frame, order.batch_size):
                 return failure
+            away_s.append(self._away_s(frame, took_s))
+            service_s.append(took_s - away_s[-1])
             end_s = end_s or time.perf_counter() + order.seconds
-        return Times(service_s[1:])
+        return Times(service_s[1:], away_s[1:])
 
-    async def _measure_together(self, order: Measure) -> Answer:
+    async def _measure_together(self, order: Measure) -> Times | Failure:
         """Time batches of which the replica has so many in hand; those that begin before it has do not count."""
         events = itertools.cycle(order.inputs)
         began_s: dict[int, float] = {}
         counted: set[int] = set()
         service_s: list[float] = []
+        away_s: list[float] = []
 
         def begin() -> int:
             batch = next(self._numbers)
@@ -91,14 +117,20 @@ class Bench:
             ended_s = time.perf_counter()
             failure = failure or _failure(frame, order.batch_size)
             if not isinstance(frame, Results):
-                return failure or Failure(_ENDED)
+                return failure or Failure(ENDED)
             took_s = ended_s - began_s.pop(frame.batch)
             enough = len(service_s) >= order.fewest and (ended_s > end_s or len(service_s) >= order.most)
             if frame.batch in counted and not enough:
-                service_s.append(took_s)
+                away_s.append(self._away_s(frame, took_s))
+                service_s.append(took_s - away_s[-1])
             if failure is None and not enough:
                 counted.add(begin())
-        return failure or Times(service_s)
+        return failure or Times(service_s, away_s)
+
+    def _away_s(self, frame: ToDispatcher | None, took_s: float) -> float:
+        """Return what the network took of a batch, as a dispatcher counts it."""
+        assert isinstance(frame, Results)
+        return max(0.0, took_s - frame.busy_s) if self._remote else 0.0
 
 
 def _failure(frame: ToDispatcher | None, batch_size: int) -> Failure | None:
@@ -107,7 +139,7 @@ def _failure(frame: ToDispatcher | None, batch_size: int) -> Failure | None:
     if isinstance(frame, Broken):
         return Failure(frame.reason, memory=frame.memory)
     if not isinstance(frame, Results):
-        return Failure(_ENDED)
+        return Failure(ENDED)
     failed = next((outcome for outcome in frame.outcomes if isinstance(outcome, Failed)), None)
     if failed is not None:
         memory = "out of memory" in failed.message.lower() or failed.type == "MemoryError"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+import math
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,25 +17,34 @@ from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.sample_files import keyed
-from inferline_stream.errors import InvalidTopology
+from inferline_stream.errors import InvalidTopology, StageFailed
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.keys import keys_of
-from inferline_stream.pipeline.profile import Contention, PipelineProfile, Profile
+from inferline_stream.pipeline.profile import Contention, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.validation import validated
+from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.bench import ReplicaBench
+from inferline_stream.profiler.cluster_bench import ClusterBenches, MakeActuator, NoPlace, within_bytes
 from inferline_stream.profiler.device_turns import DeviceTurns
 from inferline_stream.profiler.fork_times import forked_start_up_s
 from inferline_stream.profiler.handover import handover_s
 from inferline_stream.profiler.hop_latency import measure_hop
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.overheads import kept_overheads, overheads_file
-from inferline_stream.profiler.profile_store import Known, ProfileStore
+from inferline_stream.profiler.profile_store import LOCAL, Known, ProfileStore
 from inferline_stream.profiler.sample_run import FIRST_CHUNK, LARGEST_CHUNK, SampleRun, run_sample
-from inferline_stream.profiler.service_times import measure, measure_contention, measure_emulated, powers_of_two
+from inferline_stream.profiler.service_times import (
+    HoldsDevice,
+    Measures,
+    measure,
+    measure_contention,
+    measure_emulated,
+    powers_of_two,
+)
 from inferline_stream.profiler.worker_messages import Outcomes, ProcessEvents
 from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess, blame
 from inferline_stream.settings import Settings
@@ -78,7 +88,8 @@ class Options:
         broker: what the bootstrap servers are called in the store: times between stages differ by broker.
         oversubscribe: kinds below one core are measured also where nothing holds a replica to its share.
         elsewhere: replicas will run in a cluster, so that what was measured where something held it counts.
-        platform: that they will run on; what its network adds to a batch is part of the hop.
+        platform: that they will run on. What was measured there counts before what was measured here, and what its
+            network adds to a batch is part of the hop.
     """
 
     again: bool = False
@@ -88,7 +99,7 @@ class Options:
     broker: str = EMBEDDED
     oversubscribe: bool = False
     elsewhere: bool = False
-    platform: str = "local"
+    platform: str = LOCAL
 
 
 async def profile_pipeline(
@@ -102,7 +113,7 @@ async def profile_pipeline(
     settings: Settings | None = None,
     machine: Machine | None = None,
     root: Path | None = None,
-    network: Callable[[], Awaitable[float]] | None = None,
+    cluster: MakeActuator | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> PipelineProfile:
     """Everything that planning needs of a pipeline: from the store where it holds, measured where not.
@@ -120,14 +131,15 @@ async def profile_pipeline(
         settings: time limits.
         machine: this machine, a cluster, or what a test makes of it.
         root: of the files; beside the topology by default.
-        network: measures what the platform's network adds to a batch, in seconds; without it, the last time
-            measured is taken, or 0.
+        cluster: starts processes on the platform, where stages and its network are measured then, by way of the
+            bootstrap servers. Without it, stages are measured here unless they were measured there before.
         progress: called at each step.
 
     Raises:
         InvalidTopology: the pipeline is not valid, a stage cannot be built or run, no sample event reaches it,
             or none of its hardware is here or was profiled elsewhere.
-        Unreachable: Kafka does not answer.
+        StageFailed: the cluster has no place for a stage, or starts no replica of it.
+        Unreachable: Kafka, or the cluster, does not answer.
     """
     validated(pipeline)
     file = _real(topology)
@@ -135,14 +147,18 @@ async def profile_pipeline(
     here = machine or this_machine()
     if options.oversubscribe:
         here = msgspec.structs.replace(here, shares=True)
-    store = ProfileStore(pipeline, file.parent, events, here, root)
+    store = ProfileStore(pipeline, file.parent, events, here, root, platform=options.platform)
     known = store.load()
-    pairs, notes = pairs_to_profile(pipeline, known, options, here)
+    pairs, notes = pairs_to_profile(pipeline, known, options, here, in_cluster=cluster is not None)
     needs_run = bool(pairs) or known.paths is None
     needs_hop = bootstrap_servers is not None and (needs_run or options.broker not in known.hop_spread_s)
-    needs_network = network is not None and (options.again or options.platform not in known.network_s)
+    needs_network = cluster is not None and (options.again or options.platform not in known.network_s)
     stages = len(pipeline.stages)
     steps = _Steps(progress, (stages + 1 + len(pairs) if needs_run else 0) + needs_hop + needs_network)
+    benches = None
+    if cluster is not None:
+        assert bootstrap_servers is not None
+        benches = ClusterBenches(pipeline, file, bootstrap_servers, cluster, limits)
     for note in notes:
         steps.note(note)
     if needs_hop:  # first: a broker that does not answer is reported at once
@@ -151,15 +167,12 @@ async def profile_pipeline(
         known.hop_overhead_s[options.broker], known.hop_spread_s[options.broker] = await measure_hop(
             bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
         )
-    if needs_run:
-        async with _Session(pipeline, file, limits, options, steps) as session:
+    async with _Session(pipeline, file, limits, options, steps, benches=benches) as session:
+        if needs_run:
             await session.measure(events, pairs, known, store)
-    elif needs_hop:
-        store.save_paths(known)
-    if needs_network:
-        assert network is not None
-        steps.begin(f"time between hosts on {options.platform}")
-        known.network_s[options.platform] = await network()
+        if needs_network:
+            await session.measure_network(known)
+    if needs_hop or needs_network:
         store.save_paths(known)
     steps.end()
     assert known.paths is not None
@@ -189,9 +202,16 @@ def takes_cores(pipeline: Pipeline) -> bool:
 
 
 def pairs_to_profile(
-    pipeline: Pipeline, known: Known, options: Options, machine: Machine
+    pipeline: Pipeline, known: Known, options: Options, machine: Machine, *, in_cluster: bool = False
 ) -> tuple[list[tuple[Stage, Hardware]], list[str]]:
     """Stage and hardware kinds to measure, and in words those that cannot be measured on this machine.
+
+    Args:
+        pipeline: the pipeline.
+        known: what holds already.
+        options: what to measure.
+        machine: this machine.
+        in_cluster: whether stages are measured on the platform, and here only what `is_measured_here` says.
 
     Raises:
         InvalidTopology: a stage would be left without any profile.
@@ -202,6 +222,10 @@ def pairs_to_profile(
         reasons = []
         for name in dict.fromkeys(stage.hardware):
             chosen = options.stages is None or stage.name in options.stages
+            if in_cluster and not is_measured_here(kinds[name]):
+                if (options.again and chosen) or (stage.name, name) not in known.there:
+                    pairs.append((stage, kinds[name]))
+                continue
             why = why_not_here(kinds[name], machine)
             if why is not None and 0 < kinds[name].cores < 1 and not machine.shares and not options.elsewhere:
                 known.profiles.pop((stage.name, name), None)  # where it was measured, something held the share
@@ -218,6 +242,14 @@ def pairs_to_profile(
     if problems:
         raise InvalidTopology(*problems)
     return pairs, notes
+
+
+def is_measured_here(kind: Hardware) -> bool:
+    """Whether a kind is measured on this machine whatever the platform.
+
+    Emulated times are alike everywhere. Of a share of a GPU, only its own machine says how much memory a replica takes.
+    """
+    return kind.emulated or kind.shares_gpu
 
 
 def _real(topology: Path) -> Path:
@@ -254,9 +286,18 @@ class _Steps:
 
 
 class _Session:
-    """One process per stage, started when first needed and kept until the end, and benches."""
+    """One process per stage, started when first needed and kept until the end, and benches, here or in a cluster."""
 
-    def __init__(self, pipeline: Pipeline, file: Path, settings: Settings, options: Options, steps: _Steps) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        file: Path,
+        settings: Settings,
+        options: Options,
+        steps: _Steps,
+        *,
+        benches: ClusterBenches | None,
+    ) -> None:
         self._pipeline = pipeline
         self._file = file
         self._settings = settings
@@ -266,6 +307,11 @@ class _Session:
         self._running: dict[str, WorkerProcess] = {}
         self._turns = DeviceTurns()
         self._handed_s: float | None = None
+        self._benches = benches
+        self._in_cluster = False
+        """Whether the benches there were started."""
+        self._network_s: float | None = None
+        self._inputs: dict[str, list[StageInput]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -282,10 +328,41 @@ class _Session:
         known.failed = {stage: count for stage, (count, _) in run.failed.items()}
         known.samples = run.samples
         store.save_paths(known)
+        self._inputs = run.inputs
+        nowhere: dict[str, list[str]] = {}
         for stage, kind in pairs:
-            profile, note = await self._profile(stage, kind, run.inputs[stage.name])
+            inputs = run.inputs[stage.name]
+            try:
+                if self._benches is None or is_measured_here(kind):
+                    profile, note = await self._profile(stage, kind, inputs)
+                    store.save(profile, note=note)
+                else:
+                    profile, note, there = await self._profile_there(self._benches, stage, kind, inputs)
+                    store.save(profile, note=note, there=there)
+            except NoPlace as error:
+                nowhere.setdefault(stage.name, []).append(str(error))
+                self._steps.note(f"{error}. Plans leave it out until it is profiled")
+                continue
             known.profiles[stage.name, kind.name] = profile
-            store.save(profile, note=note)
+        without = [why for stage, why in nowhere.items() if not any(of == stage for of, _ in known.profiles)]
+        if without:
+            raise StageFailed("\n".join(itertools.chain.from_iterable(without)))
+
+    async def measure_network(self, known: Known) -> None:
+        """Measure what the platform's network adds to a batch, unless that was done with a stage."""
+        platform = self._options.platform
+        self._steps.begin(f"time between hosts on {platform}")
+        if self._network_s is None:
+            inputs = self._inputs or {stage: [sample] for stage, sample in known.samples.items()}
+            self._network_s = await (await self._cluster()).network_s(inputs)
+        known.network_s[platform] = self._network_s
+
+    async def _cluster(self) -> ClusterBenches:
+        assert self._benches is not None
+        if not self._in_cluster:
+            self._in_cluster = True
+            await self._stack.enter_async_context(self._benches)
+        return self._benches
 
     async def _sample(self, shape: Shape, events: Sequence[bytes]) -> SampleRun:
         """Build every stage, one after the other since that is timed, and run the sample through them."""
@@ -309,19 +386,10 @@ class _Session:
     async def _profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
         """One stage on one kind of hardware, and why larger batches are missing, if so."""
         self._steps.begin(f"{stage.name} on {kind.name}")
-        passes = 2 * stage.max_batch_size.bit_length() + stage.most_at_once.bit_length() - 1
-        passed = itertools.count()
-
-        def begun(batch_size: int) -> None:
-            self._steps.within(min(1.0, next(passed) / passes), f": batches of {batch_size}")
-
-        def crowded(concurrency: int) -> None:
-            self._steps.within(min(1.0, next(passed) / passes), f": {concurrency} batches at once")
-
-        note, contention = "", tuple[Contention, ...]()
+        found = _Measured()
         if kind.gpus:
             await self._turns.end_all()  # what others hold of a device's memory must neither count nor lack
-        try:
+        with _blamed(stage, kind):
             worker = await self._worker(stage.name)
             start_up_s, waited_share = worker.start_up_s, 0.0
             if kind.emulated:
@@ -335,32 +403,63 @@ class _Session:
                 # Emulated hardware only waits: nothing is slower beside others.
                 steady = tuple(1.0 for _ in times)
                 contention = tuple(Contention(c, steady) for c in powers_of_two(stage.most_at_once)[1:])
+                found = _Measured(times, variation, contention)
             else:
-                seconds = self._options.stage_s
                 async with self._bench(stage, kind, worker) as bench:
-                    times, variation, note = await measure(
-                        bench,
-                        kind,
-                        inputs,
-                        stage.max_batch_size,
-                        seconds=seconds,
-                        device=bench if kind.gpus else None,
-                        progress=begun,
-                    )
-                    if stage.most_at_once > 1:
-                        contention = await measure_contention(
-                            bench, kind, inputs, times, stage.most_at_once, seconds=seconds, progress=crowded
-                        )
+                    found = await self._timed(stage, kind, inputs, bench, bench if kind.gpus else None)
                     start_up_s, waited_share = bench.start_up_s, bench.waited_share
-        except WorkerFailed as error:
-            raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
-        if note:
-            self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {note}")
         start_up_s = await self._start_up_s(stage, kind, start_up_s)
-        profile = Profile(
-            stage.name, kind.name, times, start_up_s, variation, waited_share, contention, stage.most_replicas
+        return found.profile(stage, kind, start_up_s, waited_share), self._noted(stage, kind, found)
+
+    async def _profile_there(
+        self, benches: ClusterBenches, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]
+    ) -> tuple[Profile, str, Machine]:
+        """One stage on one kind of hardware in the cluster; why larger batches are missing, if so; and where."""
+        self._steps.begin(f"{stage.name} on {kind.name}, on {self._options.platform}")
+        given = within_bytes(inputs)
+        with _blamed(stage, kind):
+            worker = await self._worker(stage.name)
+            await self._cluster()
+            async with benches.bench(stage, kind, given, worker) as bench:
+                found = await self._timed(stage, kind, given, bench, None)
+        if not stage.after:
+            self._network_s = bench.network_s
+        there = Machine(f"{self._options.platform}, {bench.node}", math.ceil(kind.cores), _gpus(kind))
+        return found.profile(stage, kind, bench.start_up_s, 0.0), self._noted(stage, kind, found), there
+
+    async def _timed(
+        self,
+        stage: Stage,
+        kind: Hardware,
+        inputs: Sequence[StageInput],
+        bench: Measures,
+        device: HoldsDevice | None,
+    ) -> _Measured:
+        """Time a stage on a bench, alone and beside others."""
+        passes = 2 * stage.max_batch_size.bit_length() + stage.most_at_once.bit_length() - 1
+        passed = itertools.count()
+
+        def begun(batch_size: int) -> None:
+            self._steps.within(min(1.0, next(passed) / passes), f": batches of {batch_size}")
+
+        def crowded(concurrency: int) -> None:
+            self._steps.within(min(1.0, next(passed) / passes), f": {concurrency} batches at once")
+
+        seconds = self._options.stage_s
+        times, variation, note = await measure(
+            bench, kind, inputs, stage.max_batch_size, seconds=seconds, device=device, progress=begun
         )
-        return profile, note
+        contention = tuple[Contention, ...]()
+        if stage.most_at_once > 1:
+            contention = await measure_contention(
+                bench, kind, inputs, times, stage.most_at_once, seconds=seconds, progress=crowded
+            )
+        return _Measured(times, variation, contention, note)
+
+    def _noted(self, stage: Stage, kind: Hardware, found: _Measured) -> str:
+        if found.note:
+            self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {found.note}")
+        return found.note
 
     def _bench(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> ReplicaBench:
         spec = ReplicaSpec("", stage.name, str(self._file), kind, isolation=stage.confined)
@@ -402,6 +501,46 @@ class _Session:
         worker = self._running.pop(stage, None)
         if worker is not None:
             await worker.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What timing a stage on a kind came to, and why larger batches are missing, if so."""
+
+    times: tuple[ServiceTime, ...] = ()
+    variation: Variation | None = None
+    contention: tuple[Contention, ...] = ()
+    note: str = ""
+
+    def profile(self, stage: Stage, kind: Hardware, start_up_s: float, waited_share: float) -> Profile:
+        return Profile(
+            stage.name,
+            kind.name,
+            self.times,
+            start_up_s,
+            self.variation,
+            waited_share,
+            self.contention,
+            stage.most_replicas,
+        )
+
+
+@contextmanager
+def _blamed(stage: Stage, kind: Hardware) -> Iterator[None]:
+    """Translate a worker's failure.
+
+    Raises:
+        InvalidTopology: names the stage, where it is declared, and the kind.
+    """
+    try:
+        yield
+    except WorkerFailed as error:
+        raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
+
+
+def _gpus(kind: Hardware) -> tuple[str, ...]:
+    """Models of a replica's GPUs, as far as the catalogue names them."""
+    return (kind.gpu_model,) * math.ceil(kind.gpus) if kind.gpu_model is not None else ()
 
 
 class _InTurn:

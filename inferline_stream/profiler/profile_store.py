@@ -26,6 +26,9 @@ from inferline_stream.profiler.machine import Machine, why_not_here
 
 VERSION = 4
 
+LOCAL = "local"
+"""The platform that is this machine."""
+
 FOLDER = Path(".inferline", "profiles")
 """Beside the topology."""
 
@@ -134,6 +137,7 @@ class Known:
         samples: see `PipelineProfile`.
         stale: for the others why not, by stage and hardware.
         rehearsed: of those that hold, the ones that a rehearsal has confirmed.
+        there: of those that hold, the ones that were measured on the platform.
     """
 
     profiles: dict[tuple[str, str], Profile] = field(default_factory=dict)
@@ -145,6 +149,7 @@ class Known:
     samples: dict[str, StageInput] = field(default_factory=dict)
     stale: dict[tuple[str, str], str] = field(default_factory=dict)
     rehearsed: set[tuple[str, str]] = field(default_factory=set)
+    there: set[tuple[str, str]] = field(default_factory=set)
 
 
 def _without_stock(kind: Hardware) -> Hardware:
@@ -153,7 +158,7 @@ def _without_stock(kind: Hardware) -> Hardware:
 
 
 class ProfileStore:
-    """Profiles of one pipeline on one machine.
+    """Profiles of one pipeline on one machine, or on a cluster.
 
     Args:
         pipeline: a valid pipeline.
@@ -161,12 +166,21 @@ class ProfileStore:
         events: the sample's events.
         machine: the machine that is profiled on.
         root: where the files go; beside the topology by default.
+        platform: that replicas will run on. What was measured there comes before what was measured on this machine.
     """
 
     def __init__(
-        self, pipeline: Pipeline, folder: Path, events: list[bytes], machine: Machine, root: Path | None = None
+        self,
+        pipeline: Pipeline,
+        folder: Path,
+        events: list[bytes],
+        machine: Machine,
+        root: Path | None = None,
+        *,
+        platform: str = LOCAL,
     ) -> None:
         self._pipeline = pipeline
+        self._platform = platform
         self._root = (root or folder / FOLDER) / pipeline.name
         self._machine = machine
         self._kinds = catalogue(pipeline.hardware)
@@ -205,8 +219,14 @@ class ProfileStore:
             known.network_s = paths.network_s
         return known
 
-    def save(self, profile: Profile, *, note: str = "") -> Path:
-        """Write a profile measured now on this machine; replaces the one before. Returns its file."""
+    def save(self, profile: Profile, *, note: str = "", there: Machine | None = None) -> Path:
+        """Write a profile measured now; replaces the one before. Returns its file.
+
+        Args:
+            profile: the profile.
+            note: why there are no larger batches, if so.
+            there: the machine of the platform that it was measured on; this one by default.
+        """
         stage = self._pipeline.stage(profile.stage)
         kind = self._kinds[profile.hardware]
         stored = StoredProfile(
@@ -214,7 +234,7 @@ class ProfileStore:
             hardware=kind,
             code=self._code[profile.stage],
             events=self._events,
-            machine=self._machine,
+            machine=there or self._machine,
             max_batch_size=stage.max_batch_size,
             start_up_s=_rounded(profile.start_up_s),
             service_times=[_stored(entry) for entry in profile.service_times],
@@ -230,7 +250,8 @@ class ProfileStore:
                 for entry in profile.contention
             },
         )
-        file = self._file(self._machine.folder, profile.stage, profile.hardware)
+        folder = self._machine.folder if there is None else self._platform
+        file = self._file(folder, profile.stage, profile.hardware)
         _write(file, stored)
         return file
 
@@ -267,17 +288,16 @@ class ProfileStore:
         found = {self._paths_file} if self._paths_file.exists() else set()
         for stage in self._pipeline.stages:
             for kind in stage.hardware:
-                files = [self._file(self._machine.folder, stage.name, kind)]
-                if why_not_here(self._kinds[kind], self._machine) is not None:
-                    files += sorted(self._root.glob(f"*/{stage.name}.{kind}.json"))
-                found |= {file for file in files if file.exists()}
+                file = self._look_up(Known(), stage.name, kind)
+                found |= {file} if file is not None else set()
         return {str(file.relative_to(self._root)): file.read_text("utf-8") for file in sorted(found)}
 
     def take(self, files: Mapping[str, str]) -> None:
         """Keep what was measured elsewhere.
 
         Args:
-            files: JSON by path within the pipeline's folder there; the folder's name becomes this machine's.
+            files: JSON by path within the pipeline's folder there; the folder's name becomes the platform's, or this
+                machine's.
 
         Raises:
             InvalidFile: a file that is no profile, or is one of another pipeline's stage or hardware kind.
@@ -287,7 +307,9 @@ class ProfileStore:
                 if Path(path) != Path(self._paths_file.name):
                     profile = msgspec.json.decode(text, type=StoredProfile)
                     self._check_known(profile)  # its names become part of a path
-                    _write(self._file(self._machine.folder, profile.stage, profile.hardware.name), profile)
+                    kind = profile.hardware.name
+                    folder = self._platform if self._of_platform(kind) else self._machine.folder
+                    _write(self._file(folder, profile.stage, kind), profile)
                     continue
                 paths, own = msgspec.json.decode(text, type=StoredPaths), self._read(self._paths_file, StoredPaths)
                 hop_s = {**(own.hop_overhead_s if own is not None else {}), **paths.hop_overhead_s}
@@ -312,10 +334,21 @@ class ProfileStore:
     def _file(self, machine: str, stage: str, kind: str) -> Path:
         return self._root / machine / f"{stage}.{kind}.json"
 
-    def _look_up(self, known: Known, stage: str, kind: str) -> None:
-        files = [self._file(self._machine.folder, stage, kind)]
+    def _of_platform(self, kind: str) -> bool:
+        """Whether service times on a kind may be others on the platform: emulated ones are alike everywhere."""
+        return self._platform != LOCAL and not self._kinds[kind].emulated
+
+    def _files(self, stage: str, kind: str) -> list[Path]:
+        """Return where a profile may be, the best one first."""
+        files = [self._file(self._platform, stage, kind)] if self._of_platform(kind) else []
+        files.append(self._file(self._machine.folder, stage, kind))
         if why_not_here(self._kinds[kind], self._machine) is not None:
             files += sorted(self._root.glob(f"*/{stage}.{kind}.json"))
+        return files
+
+    def _look_up(self, known: Known, stage: str, kind: str) -> Path | None:
+        """Note the best profile that holds, or why none does; return its file."""
+        files = self._files(stage, kind)
         for file in files:
             stored = self._read(file, StoredProfile)
             if stored is None:
@@ -328,8 +361,11 @@ class ProfileStore:
                 known.stale.pop((stage, kind), None)
                 if stored.rehearsed:
                     known.rehearsed.add((stage, kind))
-                return
+                if self._of_platform(kind) and file == files[0]:
+                    known.there.add((stage, kind))
+                return file
             known.stale[stage, kind] = why
+        return None
 
     def _outdated(self, stored: StoredProfile) -> str | None:
         stage = self._pipeline.stage(stored.stage)

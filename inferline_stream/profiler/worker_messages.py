@@ -90,9 +90,15 @@ class Outcomes(msgspec.Struct, frozen=True, tag=True):
 
 
 class Times(msgspec.Struct, frozen=True, tag=True):
-    """Service time of each batch, in seconds, in order."""
+    """Service time of each batch, in seconds, in order.
+
+    Args:
+        service_s: from handing a batch over to having the results.
+        network_s: what the way to a replica on another host and back took of each besides, and is left out of it.
+    """
 
     service_s: list[float]
+    network_s: list[float] = []
 
 
 class Weights(msgspec.Struct, frozen=True, tag=True):

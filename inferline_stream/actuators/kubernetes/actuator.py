@@ -23,6 +23,7 @@ from inferline_stream.actuators.actuator import (
     placed,
     surplus,
 )
+from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.actuators.kubernetes import manifests
 from inferline_stream.actuators.kubernetes.api_server import delete, plain, translated
 from inferline_stream.actuators.kubernetes.deployments import Deployments
@@ -65,6 +66,7 @@ class KubernetesActuator:
         cluster: where.
         client: to the API server; closed by its maker.
         drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
+        dispatcher_module: what each dispatcher's process runs as ``__main__``.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class KubernetesActuator:
         client: AsyncClient,
         *,
         drain_timeout_s: float = 30.0,
+        dispatcher_module: str = DISPATCHER_MODULE,
     ) -> None:
         self._pipeline = manifests.dns_label(names.prefix + names.pipeline)
         self._labels: dict[str, Any] = {PIPELINE_LABEL: self._pipeline, **MANAGED_BY}
@@ -82,7 +85,13 @@ class KubernetesActuator:
         self._client = client
         self._drain_timeout_s = drain_timeout_s
         self._deployments = Deployments(
-            self._pipeline, bootstrap_servers, names.assignments, cluster, client, grace_s=drain_timeout_s
+            self._pipeline,
+            bootstrap_servers,
+            names.assignments,
+            cluster,
+            client,
+            grace_s=drain_timeout_s,
+            dispatcher_module=dispatcher_module,
         )
         self._pods = Pods()
         self._dispatcher_pods: dict[str, DispatcherPod] = {}
@@ -211,9 +220,12 @@ class KubernetesActuator:
                 )
         now_s = asyncio.get_running_loop().time()
         for stage, specs in self._wanted.items():
+            pods = [pod for pod in self._dispatcher_pods.values() if pod.stage == stage]
+            why = next((pod.pending for pod in pods if pod.pending), "")
             for spec in specs.values():
                 if not self._postings.had(spec.dispatcher):
-                    found.append(ObservedDispatcher(spec.dispatcher, stage, spec.slot, 1, None, "running", now_s))
+                    waits = ObservedDispatcher(spec.dispatcher, stage, spec.slot, 1, None, "running", now_s, "", why)
+                    found.append(waits)
         return tuple(found)
 
     async def capacity(self) -> Mapping[str, int]:

@@ -13,6 +13,7 @@ from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
 from lightkube.types import PatchType
 
+from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.actuators.kubernetes import manifests
 from inferline_stream.actuators.kubernetes.api_server import apply, secret_exists
 from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, FIELD_MANAGER, REPLICA, SPARE, Cluster
@@ -33,6 +34,7 @@ class Deployments:
         cluster: where.
         client: to the API server.
         grace_s: time a pod has to end by itself.
+        dispatcher_module: what each dispatcher's process runs as ``__main__``.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Deployments:
         client: AsyncClient,
         *,
         grace_s: float,
+        dispatcher_module: str = DISPATCHER_MODULE,
     ) -> None:
         self._pipeline = pipeline
         self._bootstrap_servers = bootstrap_servers
@@ -51,6 +54,7 @@ class Deployments:
         self._cluster = cluster
         self._client = client
         self._grace_s = grace_s
+        self._dispatcher_module = dispatcher_module
         self._specs: dict[tuple[str, str], ReplicaSpec] = {}
         self._applied: set[tuple[str, str]] = set()
         self._stops_first: set[tuple[str, str]] = set()
@@ -132,7 +136,13 @@ class Deployments:
         """Make a Deployment, or bring it up to date, with a pod for each slot and the spare ones."""
         await self._address(stage)
         wanted = manifests.dispatchers(
-            self._pipeline, stage, self._bootstrap_servers, self._assignments, self._cluster, grace_s=self._grace_s
+            self._pipeline,
+            stage,
+            self._bootstrap_servers,
+            self._assignments,
+            self._cluster,
+            grace_s=self._grace_s,
+            module=self._dispatcher_module,
         )
         wanted["spec"]["replicas"] = slots + SPARE
         await apply(self._client, [wanted])

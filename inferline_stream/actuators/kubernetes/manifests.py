@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.actuators.network.credentials import Credential
 from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.actuators.network.replica_host import ReplicaHostSpec
@@ -258,7 +259,14 @@ def _declared_volumes(isolation: Isolation) -> Iterator[tuple[str, str, dict[str
 
 
 def dispatchers(
-    pipeline: str, stage: str, bootstrap_servers: str, assignments: str, cluster: Cluster, *, grace_s: float
+    pipeline: str,
+    stage: str,
+    bootstrap_servers: str,
+    assignments: str,
+    cluster: Cluster,
+    *,
+    grace_s: float,
+    module: str = DISPATCHER_MODULE,
 ) -> dict[str, Any]:
     """Return a stage's Deployment of dispatchers, without its number of replicas.
 
@@ -269,9 +277,17 @@ def dispatchers(
         assignments: full name of the topic that has the postings.
         cluster: where.
         grace_s: time a dispatcher has to drain.
+        module: what a dispatcher's process runs as ``__main__``.
     """
     host = DispatcherHostSpec(
-        stage, bootstrap_servers, assignments, LIFE_FOLDER, CREDENTIAL_FOLDER, DISPATCHER_PORT, drain_timeout_s=grace_s
+        stage,
+        bootstrap_servers,
+        assignments,
+        LIFE_FOLDER,
+        CREDENTIAL_FOLDER,
+        DISPATCHER_PORT,
+        drain_timeout_s=grace_s,
+        module=module,
     )
     storage = f"{DISPATCHER_LIFE_MIB + 2 * LIFE_MIB}Mi"
     wanted = {"cpu": "1", "memory": "384Mi", "ephemeral-storage": storage}

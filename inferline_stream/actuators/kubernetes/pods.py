@@ -212,6 +212,7 @@ class DispatcherPod:
         started_s: when it was first seen, on the event loop's clock.
         listens: whether its host is ready.
         goes: whether it is being deleted.
+        pending: why it has no place yet, or cannot start in it; empty where it runs.
     """
 
     name: str
@@ -221,6 +222,7 @@ class DispatcherPod:
     started_s: float
     listens: bool
     goes: bool
+    pending: str
 
 
 def dispatcher_pod(pod: Mapping[str, Any], started_s: float) -> DispatcherPod:
@@ -234,4 +236,5 @@ def dispatcher_pod(pod: Mapping[str, Any], started_s: float) -> DispatcherPod:
         started_s,
         bool(_container(pod).get("ready")),
         bool(metadata.get("deletionTimestamp")) or _finished(pod),
+        pending_of(pod),
     )

@@ -61,6 +61,8 @@ class DispatcherHostSpec(msgspec.Struct, frozen=True):
     port: int
     """That replicas connect to."""
     drain_timeout_s: float = 30.0
+    module: str = DISPATCHER_MODULE
+    """What the dispatcher's process runs as ``__main__``."""
 
 
 class _Remote:
@@ -216,12 +218,12 @@ def _starts(life: Path) -> int:
     return starts
 
 
-async def run(name: str, address: str, spec: DispatcherHostSpec, dispatcher_module: str = DISPATCHER_MODULE) -> int:
+async def run(name: str, address: str, spec: DispatcherHostSpec) -> int:
     """Serve until SIGTERM; returns the exit code."""
     life, going = Path(spec.life), asyncio.Event()
     (life / "ready").unlink(missing_ok=True)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, going.set)
-    children = partial(Children, life / "logs", dispatcher_module=dispatcher_module)
+    children = partial(Children, life / "logs", dispatcher_module=spec.module)
     supervisor = Supervisor(children, drain_timeout_s=spec.drain_timeout_s)
     async with supervisor, LogCopier(life / "logs"):
         host = DispatcherHost(supervisor, spec.stage)

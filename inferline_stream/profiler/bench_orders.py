@@ -1,0 +1,91 @@
+"""What is said between the profiler and its dispatcher in a cluster: MessagePack, through topics of their own.
+
+A message longer than a record may be comes in pieces. Each record's key names the dispatcher, then its piece.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.profiler.worker_messages import Failure, Measure, Times
+
+_PIECE_BYTES = 1 << 19
+"""Below what any Kafka takes as one record."""
+
+
+ABSENT = "no replica is ready"
+"""Message of the failure of an order that has reached none; it may be given again."""
+
+
+class SampleInputs(msgspec.Struct, frozen=True, tag=True):
+    """Profiler to dispatcher: the inputs that later orders are about."""
+
+    inputs: list[StageInput]
+
+
+class Order(msgspec.Struct, frozen=True, tag=True):
+    """Profiler to dispatcher: time batches; answered by `Answered`.
+
+    Args:
+        number: of the order; only the newest one counts.
+        measure: without its inputs.
+        events: positions of those in the newest `SampleInputs`.
+    """
+
+    number: int
+    measure: Measure
+    events: list[int]
+
+
+class Standing(msgspec.Struct, frozen=True, tag=True):
+    """Dispatcher to profiler, again and again while it lives.
+
+    Args:
+        replica: that is ready; empty for none.
+    """
+
+    replica: str = ""
+
+
+class Answered(msgspec.Struct, frozen=True, tag=True):
+    """Dispatcher to profiler: what came of an order."""
+
+    number: int
+    answer: Times | Failure
+
+
+ToBench = SampleInputs | Order
+FromBench = Standing | Answered
+
+_encode = msgspec.msgpack.Encoder().encode
+decode_to_bench = msgspec.msgpack.Decoder(ToBench).decode
+decode_from_bench = msgspec.msgpack.Decoder(FromBench).decode
+
+
+def pieces(dispatcher: str, message: ToBench | FromBench) -> list[tuple[bytes, bytes]]:
+    """Return keys and values of the records that make a message, in their order."""
+    data = _encode(message)
+    starts = range(0, len(data), _PIECE_BYTES)
+    return [(f"{dispatcher}/{len(data) - at}".encode(), data[at : at + _PIECE_BYTES]) for at in starts]
+
+
+class Assembler:
+    """Puts the pieces of one dispatcher's messages together again."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def add(self, key: bytes, value: bytes) -> bytes | None:
+        """Return the message that a record completes; None while there is more to come."""
+        left = int(key.rpartition(b"/")[2])
+        self._data += value
+        if left > len(value):
+            return None
+        found, self._data = bytes(self._data), bytearray()
+        return found
+
+
+def dispatcher_of(key: bytes | None) -> str:
+    """Return the dispatcher that a record's key names."""
+    return (key or b"").decode(errors="replace").rpartition("/")[0]

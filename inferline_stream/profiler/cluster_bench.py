@@ -1,0 +1,446 @@
+"""The profiler's bench in a cluster: replicas of each kind, where and as an actuator places them, timed one at a time.
+
+A dispatcher of the profiler runs there in the place of the usual one, so that a replica is placed, sealed and reached
+as in a run. What the network takes of a batch of one event is no service time: it is measured too, and part of the hop.
+What it takes of a larger batch beyond that keeps the replica from the next one, and counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+import signal
+import statistics
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from inferline_stream.actuators.actuator import Actuator, ObservedReplica, ReplicaExit
+from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.errors import StageFailed
+from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.topics import create_topics, delete_topics, topics_of
+from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.profiler.bench import ended
+from inferline_stream.profiler.bench_dispatcher import ENDED
+from inferline_stream.profiler.bench_orders import (
+    ABSENT,
+    Answered,
+    Assembler,
+    Order,
+    SampleInputs,
+    Standing,
+    ToBench,
+    decode_from_bench,
+    dispatcher_of,
+    pieces,
+)
+from inferline_stream.profiler.service_times import FEWEST_BATCHES, Measures
+from inferline_stream.profiler.worker_messages import Answer, Failure, Measure, Request, Times, Weigh
+from inferline_stream.profiler.worker_process import WorkerFailed
+from inferline_stream.settings import Settings
+
+_A = TypeVar("_A", bound=Answer)
+
+MakeActuator = Callable[[Names], AbstractAsyncContextManager[Actuator]]
+"""Makes what starts processes in the cluster, for a pipeline of these names and with `remote_bench_dispatcher.MODULE`
+for dispatchers; at its end nothing of it is left there."""
+
+SAMPLE_BYTES = 32 << 20
+"""Of inputs, all that the dispatcher is sent; more would say nothing more."""
+
+WARM_UP_BATCHES, BATCHES = 10, 50
+"""Of one event each, to measure the network: the first open connections and fill caches."""
+
+_NETWORK_S = 30.0
+"""A stage that takes seconds for an event is measured by fewer of them."""
+
+DISPATCHER_START_S = 120.0
+"""Of a dispatcher, which loads no model: mostly getting its image."""
+
+_SILENT_S = 30.0
+"""A dispatcher that has said nothing for so long is lost."""
+
+_TRIES = 3
+"""Of an order whose replica was lost with its connection."""
+
+_EXIT_S = 5.0
+"""From the end of a connection to the word that the replica has ended, in the slowest cluster."""
+
+_GONE_S = 30.0
+
+_LOOK_S = 0.1
+
+
+class NoPlace(StageFailed):
+    """The cluster has no place for a replica of some kind."""
+
+
+class ClusterBenches:
+    """What measures stages in a cluster, on topics of its own that are deleted again.
+
+    Args:
+        pipeline: a valid pipeline.
+        topology: its file, as the actuator's processes find it.
+        bootstrap_servers: of Kafka, as the cluster reaches it.
+        make: starts the processes.
+        settings: time limits.
+
+    Raises:
+        Unreachable: on entering, Kafka or the cluster does not answer.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, topology: Path, bootstrap_servers: str, make: MakeActuator, settings: Settings
+    ) -> None:
+        self._pipeline, self._topology = pipeline, topology
+        self._servers = bootstrap_servers
+        self._make = make
+        self._settings = settings
+        self._names = Names(pipeline.name, f"profile-{secrets.token_hex(4)}-")
+        self._stack = AsyncExitStack()
+        self._actuator: Any = None
+        self._producer: Any = None
+        self._stage = self._dispatcher_name = ""
+        """That has a dispatcher now, and its name."""
+        self._standing: dict[str, Standing] = {}
+        self._heard_s: dict[str, float] = {}
+        self._answers: dict[int, Times | Failure] = {}
+        self._exits: dict[str, ReplicaExit] = {}
+        """By replica; unexpected ones."""
+        self._dispatcher_end = ""
+        """Why the last one that ended did, in words."""
+        self._stood: set[str] = set()
+        """Replicas that were ready once."""
+        self._numbers = itertools.count(1)
+        self._changed = asyncio.Event()
+        self._following: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        timeout_s, names = self._settings.connect_timeout_s, self._names
+        own = {names.assignments, names.control, names.stage_stats}
+        topics = [topic for topic in topics_of(self._pipeline, names.prefix) if topic.name in own]
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(delete_topics, self._servers, [topic.name for topic in topics])
+            await create_topics(self._servers, topics, replication=1, timeout_s=timeout_s)
+            self._producer = await stack.enter_async_context(RecordProducer(self._servers, connect_timeout_s=timeout_s))
+            reports = await stack.enter_async_context(
+                TopicFollower(self._servers, names.stage_stats, committed_only=False)
+            )
+            self._actuator = await stack.enter_async_context(self._make(names))
+            kinds = catalogue(self._pipeline.hardware)
+            pairs = [(stage, kinds[name]) for stage in self._pipeline.stages for name in stage.hardware]
+            await self._actuator.know({(stage.name, kind.name): self._spec(stage, kind) for stage, kind in pairs})
+            self._following = [asyncio.create_task(self._follow(reports)), asyncio.create_task(self._watch())]
+            stack.push_async_callback(self._stop_following)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    @asynccontextmanager
+    async def bench(
+        self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput], weigher: Measures | None = None
+    ) -> AsyncIterator[ClusterBench]:
+        """Have a replica of a stage ready on a kind, alone.
+
+        Args:
+            stage: the stage.
+            kind: the hardware kind.
+            inputs: all that will be asked about, at most `SAMPLE_BYTES`; see `within_bytes`.
+            weigher: says what events cost; not needed to time batches alone.
+
+        Raises:
+            NoPlace: the cluster has none for it.
+            WorkerFailed: the stage could not be built there.
+            StageFailed: nothing was ready in time.
+        """
+        dispatcher = await self._dispatcher(stage)
+        await self._send(dispatcher, SampleInputs(list(inputs)))
+        began_s = asyncio.get_running_loop().time()
+        bench = ClusterBench(self, stage, kind, dispatcher, inputs=inputs, weigher=weigher)
+        try:
+            await self._actuator.scale(stage.name, kind.name, 1)
+            await self.ready(bench)
+            bench.start_up_s = asyncio.get_running_loop().time() - began_s
+            bench.node = next((r.node for r in await self._actuator.observe() if self._is_of(bench, r)), "")
+            yield bench
+        finally:
+            await self._actuator.scale(stage.name, kind.name, 0)
+        await self._until(lambda: self._gone(bench), _GONE_S)
+
+    async def network_s(self, inputs: Mapping[str, Sequence[StageInput]]) -> float:
+        """Return the time that a batch of one event takes there beyond the replica's own, in seconds; the mean.
+
+        The cheapest kind of an entry stage is asked.
+
+        Args:
+            inputs: by stage, some that it can process.
+
+        Raises:
+            StageFailed: no replica was ready in time.
+        """
+        kinds = catalogue(self._pipeline.hardware)
+        entries = [(each, kinds[name]) for each in self._pipeline.stages if not each.after for name in each.hardware]
+        stage, kind = min(entries, key=lambda entry: entry[1].price_per_hour)
+        given = within_bytes(inputs[stage.name])
+        async with self.bench(stage, kind, given) as bench:
+            for least, most in ((1, WARM_UP_BATCHES), (FEWEST_BATCHES, BATCHES)):
+                found = await bench.timed(Measure(given, kind, {}, 1, _NETWORK_S, least, most))
+        return statistics.fmean(found.network_s)
+
+    # What benches ask
+
+    async def ready(self, bench: ClusterBench) -> str:
+        """Wait until a replica is ready; returns its name.
+
+        Raises:
+            NoPlace: the cluster has none for it.
+            WorkerFailed: the stage could not be built there.
+            StageFailed: it was not ready in time.
+        """
+        limit_s = self._settings.start_limit_s(gpu=bench.kind.gpus > 0)
+
+        def failed() -> ReplicaExit | None:
+            exits = (e for e in self._exits.values() if self._is_of(bench, e) and e.replica not in self._stood)
+            return next((exit_ for exit_ in exits if exit_.exit_code > 0 or exit_.exit_code == -signal.SIGKILL), None)
+
+        async def seen() -> bool:
+            return bool(self._standing[bench.dispatcher].replica) or failed() is not None
+
+        if not await self._until(seen, limit_s):
+            raise await self._late(bench, limit_s)
+        if (exit_ := failed()) is not None:
+            raise ended(exit_.exit_code, exit_.tail, Failure(exit_.reason))
+        return self._standing[bench.dispatcher].replica
+
+    async def carried_out(self, bench: ClusterBench, measure: Measure, events: list[int]) -> Times:
+        """Have an order carried out. It is given again where the replica was lost, which may be the cluster's fault.
+
+        Raises:
+            WorkerFailed: it could not be done, or the replica has ended.
+            StageFailed: the dispatcher is lost, or no replica became ready.
+        """
+        why = ""
+        for _ in range(_TRIES):
+            replica = await self.ready(bench)
+            number = next(self._numbers)
+            await self._send(bench.dispatcher, Order(number, measure, events))
+            found = await self._answer(bench, number)
+            if isinstance(found, Times):
+                return found
+            if found.message == ABSENT:
+                continue
+            if found.message != ENDED:
+                raise WorkerFailed(found.message, memory=found.memory)
+
+            async def over(replica: str = replica) -> bool:
+                return replica in self._exits
+
+            exit_ = self._exits[replica] if await self._until(over, _EXIT_S) else None
+            if exit_ is not None and (exit_.exit_code > 0 or (why and exit_.exit_code == -signal.SIGKILL)):
+                raise ended(exit_.exit_code, exit_.tail, Failure(exit_.reason))
+            why = "the connection to it broke" if exit_ is None else exit_.reason
+        raise StageFailed(
+            f"stage {bench.stage.name!r} on {bench.kind.name!r}: {_TRIES} replicas in the cluster were lost: "
+            f"{why or ABSENT}; see the logs of the stage's pods or actors"
+        )
+
+    # The cluster
+
+    async def _dispatcher(self, stage: Stage) -> str:
+        """Have a dispatcher for a stage, and for no other; return its name."""
+        if self._stage == stage.name:
+            return self._dispatcher_name
+        if self._stage:
+            await self._actuator.dispatch(self._stage, [])
+        self._stage, name = stage.name, f"{stage.name}-0-{secrets.token_hex(4)}"
+        self._dispatcher_name = name
+        routes = routes_of(self._pipeline, stage.name, self._names.prefix)
+        await self._actuator.dispatch(stage.name, [DispatcherSpec(name, 0, routes, self._servers)])
+
+        async def stands() -> bool:
+            return name in self._standing
+
+        if not await self._until(stands, DISPATCHER_START_S):
+            pending = next((d.pending for d in await self._actuator.dispatchers() if d.pending), "")
+            why = self._dispatcher_end or pending or self._producer.last_error
+            raise StageFailed(
+                f"stage {stage.name!r}: its dispatcher was not ready there within {DISPATCHER_START_S:g} s: "
+                f"{why or 'see its log; a ResourceQuota may leave no room for it'}"
+            )
+        return name
+
+    async def _late(self, bench: ClusterBench, limit_s: float) -> StageFailed:
+        """Return why no replica was ready in time, with what can be done about it."""
+        found = [each for each in await self._actuator.observe() if self._is_of(bench, each)]
+        what = f"stage {bench.stage.name!r} on {bench.kind.name!r}: no replica was ready there within {limit_s:g} s"
+        if not found:
+            return NoPlace(f"{what}: the cluster made none, as where a ResourceQuota leaves no room; raise it")
+        pending, placed = found[-1].pending, found[-1].node
+        if pending and not placed:
+            return NoPlace(f"{what}: {pending}; add a node that has room for it, or leave the kind out")
+        remedy = (
+            "see that its node can get the image and what the pod mounts"
+            if pending
+            else "if it needs longer, set INFERLINE_START_TIMEOUT_S, on a GPU INFERLINE_GPU_START_TIMEOUT_S"
+        )
+        return StageFailed(f"{what}: {pending or 'it is starting'}; {remedy}")
+
+    @staticmethod
+    def _is_of(bench: ClusterBench, seen: ObservedReplica | ReplicaExit) -> bool:
+        return (seen.stage, seen.hardware) == (bench.stage.name, bench.kind.name)
+
+    async def _gone(self, bench: ClusterBench) -> bool:
+        left = any(self._is_of(bench, each) for each in await self._actuator.observe())
+        return not left and not self._standing[bench.dispatcher].replica
+
+    def _spec(self, stage: Stage, kind: Hardware) -> ReplicaSpec:
+        emulated = emulated_s(stage.emulated, kind.name) if kind.emulated else None
+        return ReplicaSpec("", stage.name, str(self._topology.resolve()), kind, emulated, stage.confined)
+
+    # Messages
+
+    async def _send(self, dispatcher: str, message: ToBench) -> None:
+        for key, value in pieces(dispatcher, message):
+            await self._producer.send(self._names.control, value, key=key)
+
+    async def _answer(self, bench: ClusterBench, number: int) -> Times | Failure:
+        loop = asyncio.get_running_loop()
+
+        async def answered() -> bool:
+            return number in self._answers or loop.time() - self._heard_s[bench.dispatcher] > _SILENT_S
+
+        await self._until(answered, float("inf"))
+        if number not in self._answers:
+            raise StageFailed(
+                f"stage {bench.stage.name!r}: its dispatcher in the cluster has been silent for {_SILENT_S:g} s, as "
+                "where its node is lost; profile again"
+            )
+        return self._answers.pop(number)
+
+    async def _until(self, holds: Callable[[], Any], limit_s: float) -> bool:
+        """Wait until something holds, for a while; returns whether it does."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + limit_s
+        while not await holds():
+            for task in self._following:
+                if task.done():
+                    task.result()
+            if loop.time() >= until_s:
+                return False
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._changed.wait()
+        return True
+
+    async def _follow(self, reports: TopicFollower) -> None:
+        assemblers: dict[str, Assembler] = {}
+        while True:
+            for record in await reports.read(_LOOK_S):
+                dispatcher = dispatcher_of(record.key)
+                assembler = assemblers.setdefault(dispatcher, Assembler())
+                if (data := assembler.add(record.key or b"", record.value or b"")) is None:
+                    continue
+                message = decode_from_bench(data)
+                self._heard_s[dispatcher] = asyncio.get_running_loop().time()
+                if isinstance(message, Answered):
+                    self._answers[message.number] = message.answer
+                else:
+                    self._standing[dispatcher] = message
+                    self._stood.add(message.replica)
+                self._changed.set()
+
+    async def _watch(self) -> None:
+        while True:
+            exit_ = await self._actuator.next_exit()
+            if exit_.expected:
+                continue
+            if isinstance(exit_, ReplicaExit):
+                self._exits[exit_.replica] = exit_
+                self._changed.set()
+            else:
+                self._dispatcher_end = exit_.reason
+
+    async def _stop_following(self) -> None:
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
+
+
+class ClusterBench:
+    """One stage on one kind of hardware in a cluster; `Measures`."""
+
+    def __init__(
+        self,
+        benches: ClusterBenches,
+        stage: Stage,
+        kind: Hardware,
+        dispatcher: str,
+        *,
+        inputs: Sequence[StageInput],
+        weigher: Measures | None,
+    ) -> None:
+        self.stage, self.kind, self.dispatcher = stage, kind, dispatcher
+        self._benches = benches
+        self._weigher = weigher
+        self._inputs = list(inputs)  # kept, so that their ids stay theirs
+        self._places = {id(each): at for at, each in enumerate(self._inputs)}
+        self._singles_s: list[float] = []
+        self.node = ""
+        """That the replica is on, in the cluster's words."""
+        self.start_up_s = 0.0
+        """From asking the cluster for a replica to its being ready, with finding a node and getting its image."""
+
+    @property
+    def network_s(self) -> float:
+        """What the network took of a batch of one event, on average."""
+        return statistics.fmean(self._singles_s)
+
+    async def ask(self, request: Request, answer: type[_A]) -> _A:
+        """Weigh events here, or time batches of one size there.
+
+        Raises:
+            WorkerFailed: it could not be done, or the replica has ended.
+            StageFailed: the cluster is to blame.
+        """
+        if isinstance(request, Weigh):
+            assert self._weigher is not None
+            return await self._weigher.ask(request, answer)
+        assert isinstance(request, Measure)
+        times = await self.timed(request)
+        if request.batch_size == request.concurrency == 1:
+            self._singles_s += times.network_s
+        # The least of each: what delays a packet now and then is no property of a batch.
+        longer_s = max(0.0, min(times.network_s) - min(self._singles_s))
+        found = Times([service_s + longer_s for service_s in times.service_s])
+        assert isinstance(found, answer)
+        return found
+
+    async def timed(self, order: Measure) -> Times:
+        """Time batches, without any of what the network takes."""
+        events = [self._places[id(each)] for each in order.inputs]
+        return await self._benches.carried_out(self, msgspec.structs.replace(order, inputs=[]), events)
+
+
+def within_bytes(inputs: Sequence[StageInput], most: int = SAMPLE_BYTES) -> list[StageInput]:
+    """Return the first inputs that come to so many bytes together; one in any case."""
+    sizes = (len(each) if isinstance(each, bytes) else sum(map(len, each.values())) for each in inputs)
+    fitting = sum(total <= most for total in itertools.accumulate(sizes))
+    return list(inputs[: max(1, fitting)])

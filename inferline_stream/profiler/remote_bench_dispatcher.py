@@ -1,0 +1,234 @@
+"""``python -m … [NAMES] CHANNEL``: a dispatcher of the profiler in a cluster, in the place of the usual one.
+
+An actuator starts it and attaches replicas to it as in a run, so that each is placed, sealed and reached as it will be.
+It takes in no events: orders come through one topic, `Order` by `Order`, and answers go out through another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+
+import msgspec
+import uvloop
+
+from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.dataplane.process_specs import DispatcherSpec, decode_dispatcher_spec
+from inferline_stream.dataplane.supervisor_messages import (
+    MAX_DATAGRAM_BYTES,
+    Attach,
+    ReplicaLost,
+    Retire,
+    Serving,
+    Stop,
+    decode_from_supervisor,
+    encode_attachment,
+)
+from inferline_stream.errors import InferlineError
+from inferline_stream.isolation.confinement import dispatcher_confinement
+from inferline_stream.isolation.seal import seal
+from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.kafka.event_loop import Loop
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.printable import log_to_stderr_plainly
+from inferline_stream.profiler.bench_dispatcher import Bench
+from inferline_stream.profiler.bench_orders import (
+    ABSENT,
+    Answered,
+    Assembler,
+    FromBench,
+    Order,
+    SampleInputs,
+    Standing,
+    decode_to_bench,
+    dispatcher_of,
+    pieces,
+)
+from inferline_stream.profiler.worker_messages import Failure, StageBuilt, Times
+
+logger = logging.getLogger(__name__)
+
+MODULE = "inferline_stream.profiler.remote_bench_dispatcher"
+
+_STANDING_S = 0.5
+"""How often the profiler hears that this lives."""
+
+_LOOK_S = 0.05
+_READ_S = 0.2
+
+
+class RemoteBench:
+    """Serves the newest order with whichever replica is attached.
+
+    Args:
+        spec: what the process was given.
+        channel: to the supervisor.
+    """
+
+    def __init__(self, spec: DispatcherSpec, channel: socket.socket) -> None:
+        self._spec = spec
+        self._channel = channel
+        self._names = spec.routes.names
+        self._replica = ""
+        self._bench: Bench | None = None
+        self._ready = False
+        self._building: asyncio.Task[None] | None = None
+        """Kept, or it would be collected."""
+        self._inputs: list[StageInput] = []
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until the supervisor says stop, or is gone.
+
+        Raises:
+            Unreachable: Kafka does not answer.
+        """
+        loop = asyncio.get_running_loop()
+        servers = self._spec.bootstrap_servers
+        async with TopicFollower(servers, self._names.control) as orders, RecordProducer(servers) as producer:
+            held = seal(dispatcher_confinement(servers))
+            if isinstance(loop, Loop):
+                loop.sealed = held.sealed
+            self._channel.setblocking(False)
+            loop.add_reader(self._channel, self._heard)
+            self._channel.send(encode_attachment(Serving()))
+            tasks = [
+                asyncio.create_task(work)
+                for work in (self._follow(orders, producer), self._stand(producer), self._stopped.wait())
+            ]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                loop.remove_reader(self._channel)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _heard(self) -> None:
+        """Read what the supervisor sends."""
+        while True:
+            try:
+                data, files, _, _ = socket.recv_fds(self._channel, MAX_DATAGRAM_BYTES, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, files = b"", []
+            if not data:
+                self._stopped.set()
+                asyncio.get_running_loop().remove_reader(self._channel)
+                return
+            message = decode_from_supervisor(data)
+            if isinstance(message, Attach) and files:
+                self._attach(message.replica, socket.socket(fileno=files[0]))
+            elif isinstance(message, Retire) and message.replica == self._replica and self._bench is not None:
+                self._bench.leave()
+            elif isinstance(message, ReplicaLost) and message.replica == self._replica:
+                self._drop()
+            elif isinstance(message, Stop):
+                self._stopped.set()
+
+    def _attach(self, replica: str, sock: socket.socket) -> None:
+        self._drop()
+        self._replica, self._bench = replica, Bench(sock, remote=True)
+        self._building = asyncio.create_task(self._built(self._bench))
+
+    async def _built(self, bench: Bench) -> None:
+        built = isinstance(await bench.built(), StageBuilt)
+        if bench is self._bench:
+            self._ready = built
+            if not built:
+                self._drop()
+
+    def _drop(self) -> None:
+        if self._bench is not None:
+            self._bench.close()
+        self._replica, self._bench, self._ready = "", None, False
+
+    async def _follow(self, orders: TopicFollower, producer: RecordProducer) -> None:
+        """Take orders as they come; one that was given to a process before this one only if none has come since."""
+        assembler, order = Assembler(), None
+        records = await orders.read_to(await orders.end())
+        while True:
+            for record in records:
+                if dispatcher_of(record.key) != self._spec.dispatcher:
+                    continue
+                if (data := assembler.add(record.key or b"", record.value or b"")) is None:
+                    continue
+                message = decode_to_bench(data)
+                if isinstance(message, SampleInputs):
+                    self._inputs = message.inputs
+                else:
+                    order = message
+            if order is not None:
+                answer = await self._carried_out(order)
+                await self._say(producer, Standing(self._standing))  # first: the next order follows from it
+                await self._say(producer, Answered(order.number, answer))
+                order = None
+            records = await orders.read(_READ_S)
+
+    @property
+    def _standing(self) -> str:
+        """The replica that an order would be carried out with; empty for none."""
+        return self._replica if self._ready and self._bench is not None and self._bench.alive else ""
+
+    async def _carried_out(self, order: Order) -> Times | Failure:
+        if self._bench is None or not self._standing:
+            return Failure(ABSENT)
+        inputs = [self._inputs[at] for at in order.events]
+        return await self._bench.measure(msgspec.structs.replace(order.measure, inputs=inputs))
+
+    async def _stand(self, producer: RecordProducer) -> None:
+        said, said_s, loop = "", float("-inf"), asyncio.get_running_loop()
+        while True:
+            standing = self._standing
+            if standing != said or loop.time() - said_s >= _STANDING_S:
+                said, said_s = standing, loop.time()
+                await self._say(producer, Standing(standing))
+            await asyncio.sleep(_LOOK_S)
+
+    async def _say(self, producer: RecordProducer, message: FromBench) -> None:
+        for key, value in pieces(self._spec.dispatcher, message):
+            await producer.send(self._names.stage_stats, value, key=key)
+
+
+def main(channel: socket.socket, names: socket.socket | None = None) -> int:
+    """Serve to the end; returns the exit code.
+
+    Args:
+        channel: to the supervisor; the spec is the first datagram.
+        names: where addresses of hosts are asked for once this is sealed.
+    """
+    log_to_stderr_plainly()
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    data, files, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, 1)
+    for descriptor in files:
+        os.close(descriptor)  # of the mark: nothing is taken in from Kafka
+    spec = decode_dispatcher_spec(data)
+
+    async def live() -> int:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        loop.channel = names
+        try:
+            await RemoteBench(spec, channel).run()
+        except InferlineError as error:
+            logger.error("dispatcher %s: %s", spec.dispatcher, error)
+            return error.exit_code
+        return 0
+
+    return uvloop.run(live(), loop_factory=Loop)
+
+
+if __name__ == "__main__":
+    *_names, _channel = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    code = main(_channel, _names[0] if _names else None)
+    logging.shutdown()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
