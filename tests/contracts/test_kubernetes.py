@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import (
@@ -22,11 +23,13 @@ from inferline_stream.actuators.kubernetes.manifests import (
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.errors import InvalidTopology, Unreachable, UsageError
+from inferline_stream.errors import InferlineError, InvalidTopology, Unreachable, UsageError
 from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import Names
+from inferline_stream.testing.kafka import KafkaServer
+from tests.kube.answers import refused
 from tests.kube.api import KubeApi, client_of
 
 DEADLINE_S = 30.0
@@ -115,6 +118,116 @@ async def test_a_watch_that_says_nothing_any_more_is_begun_again(monkeypatch: py
         await api.lose_node_of(lost)
         async with asyncio.timeout(DEADLINE_S):
             assert (await actuator.next_exit()).replica == lost
+
+
+REFUSALS = [
+    (429, "too many requests", Unreachable, "cannot do it now: too many requests"),
+    (500, "etcdserver: request timed out", Unreachable, "cannot do it now"),
+    (503, "shutting down", Unreachable, "cannot do it now"),
+    (409, "the object has been modified", Unreachable, "at this moment"),
+    (401, "Unauthorized", UsageError, "renew the kubeconfig's credentials"),
+    (403, "deployments.apps is forbidden", UsageError, "grant the controller's Role"),
+    (403, "exceeded quota: most", InferlineError, "raise the quota"),
+    (422, "is invalid", InferlineError, "Kubernetes refuses: is invalid"),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "kind", "says"), REFUSALS)
+async def test_a_refusal_that_passes_is_an_outage_and_another_names_what_to_change(
+    code: int, message: str, kind: type[InferlineError], says: str
+) -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        api.refuse = lambda request: refused(code, "Because", message) if request.method == "PATCH" else None
+        with pytest.raises(InferlineError, match=says) as caught:
+            await actuator.scale("a", "cpu-1", 1)
+        assert type(caught.value) is kind
+        api.refuse = lambda request: None
+        await actuator.scale("a", "cpu-1", 1)
+        assert len(api.pods()) == 1
+
+
+async def test_a_deployment_that_may_not_be_made_without_pods_is_not_made_with_one() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        api.refuse = lambda request: refused(403, "Forbidden", "no") if request.method == "POST" else None
+        with pytest.raises(UsageError, match="grant the controller's Role"):
+            await actuator.scale("a", "cpu-1", 1)
+        assert api.deployments() == []
+
+
+async def test_a_dead_pod_is_replaced_although_its_deletion_is_refused_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inferline_stream.actuators.kubernetes.actuator._DELETE_AGAIN_S", 0.01)
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 1)
+        await until(lambda: len(api.containers) == 1, "its container")
+        (dead,) = api.containers
+        left = iter(range(3))
+
+        def refuse(request: web.Request) -> web.Response | None:
+            wanted = request.method == "DELETE" and next(left, None) is not None
+            return refused(500, "InternalError", "not now") if wanted else None
+
+        api.refuse = refuse
+        api.containers[dead].end.set_result(137)
+        await until(lambda: [pod["metadata"]["name"] for pod in api.pods()] not in ([dead], []), "another pod")
+        assert next(left, None) is None
+
+
+async def test_a_watch_that_is_refused_is_not_asked_for_without_end() -> None:
+    async with KubeApi() as api:
+        api.refuse = lambda r: refused(403, "Forbidden", "no watch") if r.query.get("watch") == "true" else None
+        async with acting(api):
+            before = len(api.requests)
+            await asyncio.sleep(1.0)
+            assert len(api.requests) - before <= 2 * 5, "at once, and after .1, .2, .4 and .8 s"
+
+
+async def test_what_cannot_be_read_of_a_pod_does_not_blind_the_controller() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 2)
+        first, second = (pod["metadata"]["name"] for pod in api.pods())
+        await api.node.report(first, {"containerStatuses": [{"ready": False}]})  # without what it must have
+        await asyncio.sleep(0.05)
+        await api.lose_node_of(first)
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await actuator.next_exit()).replica == first
+            while second not in {r.replica for r in await actuator.observe()}:
+                await asyncio.sleep(0.01)
+
+
+async def test_what_has_the_same_name_and_is_another_s_is_left_alone() -> None:
+    async with KubeApi() as api, client_of(api) as client:
+
+        async def scaled(pipeline: str, stage: str) -> None:
+            where = Cluster(api.namespace, "image")
+            async with KubernetesActuator(Names(pipeline), NOBODY, where, client, drain_timeout_s=1.0) as actuator:
+                await actuator.know({(stage, "cpu-1"): template(stage, "cpu-1")})
+                await actuator.scale(stage, "cpu-1", 1)
+
+        await scaled("shop", "rank-cpu")
+        (before,) = api.deployments()
+        with pytest.raises(UsageError, match=r"'shop-rank-cpu-cpu-1' .* \(.*pipeline=shop,.*choose another --prefix"):
+            await scaled("shop-rank", "cpu")
+        assert api.deployments() == [before]
+
+
+async def test_a_run_of_the_same_name_on_another_kafka_is_left_alone(embedded_broker: KafkaServer) -> None:
+    servers = embedded_broker.bootstrap_servers
+    await create_topics(servers, [WantedTopic(Names("p").assignments, 1, "postings")], replication=1)
+    routes = Routes("p", "", "a", "in", "out", ("a",), (), (), True, 1.0, "process", b"1")
+
+    async def dispatched(kafka: str) -> None:
+        where = Cluster(api.namespace, "image")
+        async with KubernetesActuator(Names("p"), kafka, where, client, drain_timeout_s=1.0) as actuator:
+            await actuator.know(SPECS)
+            await actuator.dispatch("a", [DispatcherSpec("a-0-x", 0, routes, kafka)])
+
+    async with KubeApi() as api, client_of(api) as client:
+        await dispatched(servers)
+        with pytest.raises(UsageError, match=f"of a run on another Kafka, {servers}: choose another --prefix"):
+            await dispatched("elsewhere:9092")
+        await dispatched(f"localhost:1,{servers}")  # the same one, by more of its addresses
 
 
 async def test_pods_of_a_lost_node_are_reported_and_their_places_filled() -> None:

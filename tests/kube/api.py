@@ -67,6 +67,8 @@ class KubeApi:
         """What was applied beside Deployments, by plural and name."""
         self.places = dict(places or {})
         self.quota = dict(quota or {})
+        self.refuse: Callable[[web.Request], web.Response | None] = lambda request: None
+        """What is answered in the place of the usual, for some requests."""
         self.mute = False
         """Whether watches get nothing, as behind a connection that died silently."""
         self._unknown_groups = unknown_groups
@@ -191,6 +193,8 @@ class KubeApi:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         self.requests.append((request.method, request.path))
+        if (refusal := self.refuse(request)) is not None:
+            return refusal
         return await handler(request)
 
     def _list(self, kind: str, items: list[Json], version: str = "v1") -> web.Response:

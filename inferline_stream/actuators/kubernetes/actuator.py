@@ -25,7 +25,7 @@ from inferline_stream.actuators.actuator import (
 )
 from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.actuators.kubernetes import manifests
-from inferline_stream.actuators.kubernetes.api_server import delete, plain, translated
+from inferline_stream.actuators.kubernetes.api_server import delete, passing, plain, translated
 from inferline_stream.actuators.kubernetes.deployments import Deployments
 from inferline_stream.actuators.kubernetes.manifests import (
     COMPONENT_LABEL,
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _GOES_FIRST = "-1000"
 _POST_AGAIN_S = 0.1
+_DELETE_AGAIN_S = 2.0
 _QUOTAS_S = 5.0
 _CREATED_WITHIN_S = 10.0
 """Until a Deployment's controller has made the pods asked for; it may be longer where the cluster is busy."""
@@ -291,10 +292,14 @@ class KubernetesActuator:
 
     async def aclose(self) -> None:
         """End every process now, and remove what was made; none is left when this returns."""
-        await self.drain(0.0)
-        with translated():
-            await delete(self._client, self._cluster.namespace, self._labels)
-        await self._stop_watching()
+        try:
+            await self.drain(0.0)
+        finally:  # pods go with their Deployments
+            try:
+                with translated():
+                    await delete(self._client, self._cluster.namespace, self._labels)
+            finally:
+                await self._stop_watching()
 
     async def __aenter__(self) -> Self:
         """Begin to watch.
@@ -343,17 +348,26 @@ class KubernetesActuator:
 
     async def _goes_first(self, pod: str) -> None:
         patch = {"metadata": {"annotations": {DELETION_COST: _GOES_FIRST}}}
-        with contextlib.suppress(ApiError):  # it is gone already
+        with passing(404):  # it is gone already
             await self._client.patch(Pod, pod, patch, namespace=self._cluster.namespace, patch_type=PatchType.MERGE)
 
-    async def _delete(self, pod: str) -> None:
-        with contextlib.suppress(ApiError, httpx2.HTTPError):  # gone already; or the next list shows it again
-            await self._client.delete(Pod, pod, namespace=self._cluster.namespace, grace_period=0)
+    async def _delete(self, pod: str) -> bool:
+        """Delete a pod at once; return whether it is gone."""
+        try:
+            with translated(), passing(404):  # gone already
+                await self._client.delete(Pod, pod, namespace=self._cluster.namespace, grace_period=0)
+        except InferlineError as error:
+            logger.warning("pod %s cannot be deleted: %s", pod, error)
+            return False
+        return True
 
     async def _replace(self, pod: str, delay_s: float) -> None:
-        """Delete a dead pod after a wait, so that its Deployment makes another."""
+        """Delete a dead pod after a wait, so that its Deployment makes another; again until that has worked."""
         await asyncio.sleep(delay_s)
-        await self._delete(pod)
+        while True:
+            if await self._delete(pod):
+                break
+            await asyncio.sleep(_DELETE_AGAIN_S)
         self._replacing.pop(pod, None)
 
     async def _pods_changed(self, change: PodsListed | PodSeen | PodGone) -> None:

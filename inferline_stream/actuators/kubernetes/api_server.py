@@ -32,20 +32,17 @@ async def apply(client: AsyncClient, wanted: Sequence[dict[str, Any]]) -> list[d
 
 async def secret_exists(client: AsyncClient, name: str, namespace: str) -> bool:
     """Whether there is a Secret of that name; its content is not looked at."""
-    try:
+    with passing(404):
         await client.get(Secret, name, namespace=namespace)
-    except ApiError as error:
-        if error.status.code != 404:
-            raise
-        return False
-    return True
+        return True
+    return False
 
 
 async def delete(client: AsyncClient, namespace: str, labels: dict[str, Any]) -> None:
     """Delete everything of a pipeline but its pods, which go with their Deployments."""
     for kind in (Deployment, PodDisruptionBudget, NetworkPolicy, Service, Secret):
         async for item in client.list(kind, namespace=namespace, labels=labels):
-            with contextlib.suppress(ApiError):  # it is gone already
+            with passing(404):  # it is gone already
                 await client.delete(kind, plain(cast("Pod", item))["metadata"]["name"], namespace=namespace)
 
 
@@ -108,16 +105,37 @@ def translated() -> Iterator[None]:
     try:
         yield
     except ApiError as error:
-        if error.status.code == 403:
-            raise UsageError(f"Kubernetes refuses: {error.status.message}; grant the controller's Role") from error
-        raise InferlineError(f"Kubernetes refuses: {error.status.message}") from error
+        raise _refusal(error.status.code or 0, error.status.message or "it gives no reason") from error
     except httpx2.HTTPStatusError as error:  # not in Kubernetes' words: what it has not, or a proxy before it
         text = f"{error.response.status_code} {error.response.reason_phrase}: {error.request.url.path}"
-        if error.response.is_server_error:
-            raise Unreachable(f"the Kubernetes API server does not answer: {text}") from error
-        raise InferlineError(f"Kubernetes refuses: {text}") from error
+        raise _refusal(error.response.status_code, text) from error
     except (httpx2.HTTPError, OSError) as error:
         raise Unreachable(f"the Kubernetes API server does not answer: {error or type(error).__name__}") from error
+
+
+def _refusal(code: int, message: str) -> InferlineError:
+    """Return the error of an answer by its status: what may pass by itself, and what somebody has to change."""
+    if code == 429 or code >= 500:
+        return Unreachable(f"the Kubernetes API server cannot do it now: {message}")
+    if code == 409:  # somebody changed it at the same moment
+        return Unreachable(f"Kubernetes could not do it at this moment: {message}")
+    if code == 401:
+        return UsageError(f"Kubernetes does not know who asks: {message}; renew the kubeconfig's credentials")
+    if code == 403 and "exceeded quota" in message:
+        return InferlineError(f"Kubernetes refuses: {message}; raise the quota")
+    if code == 403:
+        return UsageError(f"Kubernetes refuses: {message}; grant the controller's Role")
+    return InferlineError(f"Kubernetes refuses: {message}")
+
+
+@contextlib.contextmanager
+def passing(code: int) -> Iterator[None]:
+    """Let one refusal pass, and no other."""
+    try:
+        yield
+    except ApiError as error:
+        if error.status.code != code:
+            raise
 
 
 def plain(item: Pod | ResourceQuota | Deployment) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Mapping
-from typing import cast
+from typing import Any, cast
 
-from lightkube import ApiError, AsyncClient
+import msgspec
+from lightkube import AsyncClient
 from lightkube.models.autoscaling_v1 import ScaleSpec
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.apps_v1 import Deployment
@@ -15,11 +15,13 @@ from lightkube.types import PatchType
 
 from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.actuators.kubernetes import manifests
-from inferline_stream.actuators.kubernetes.api_server import apply, secret_exists
+from inferline_stream.actuators.kubernetes.api_server import apply, passing, plain, secret_exists
 from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, FIELD_MANAGER, REPLICA, SPARE, Cluster
 from inferline_stream.actuators.network.credentials import new_credential
+from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import UsageError
+from inferline_stream.settings import HOST_SPEC
 
 
 class Deployments:
@@ -111,10 +113,10 @@ class Deployments:
             grace_s=self._grace_s,
             stops_first=(stage, hardware) in self._stops_first,
         )
-        if not await self.exists(name):
+        if await self._found_own(name, wanted) is None:
             # Without a number, the API server would begin with one replica.
             new = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
-            with contextlib.suppress(ApiError):  # another controller was faster
+            with passing(409):  # another controller was faster
                 await self._client.create(cast("Deployment", Deployment.from_dict(new)), field_manager=FIELD_MANAGER)
         await apply(self._client, [wanted])
         self._applied.add((stage, hardware))
@@ -133,8 +135,11 @@ class Deployments:
         return True
 
     async def apply_dispatchers(self, stage: str, slots: int) -> None:
-        """Make a Deployment, or bring it up to date, with a pod for each slot and the spare ones."""
-        await self._address(stage)
+        """Make a Deployment, or bring it up to date, with a pod for each slot and the spare ones.
+
+        Raises:
+            UsageError: it belongs to something else.
+        """
         wanted = manifests.dispatchers(
             self._pipeline,
             stage,
@@ -144,6 +149,10 @@ class Deployments:
             grace_s=self._grace_s,
             module=self._dispatcher_module,
         )
+        if stage not in self._addresses:  # before anything of the same names is made
+            found = await self._found_own(self.of_dispatchers(stage), wanted)
+            self._refuse_another_kafka(found)
+        await self._address(stage)
         wanted["spec"]["replicas"] = slots + SPARE
         await apply(self._client, [wanted])
 
@@ -164,13 +173,47 @@ class Deployments:
 
     async def exists(self, name: str) -> bool:
         """Whether there is a Deployment of that name."""
-        try:
-            await self._client.get(Deployment, name, namespace=self._cluster.namespace)
-        except ApiError as error:
-            if error.status.code != 404:
-                raise
-            return False
-        return True
+        return await self._found(name) is not None
+
+    async def _found(self, name: str) -> dict[str, Any] | None:
+        with passing(404):
+            return plain(await self._client.get(Deployment, name, namespace=self._cluster.namespace))
+        return None
+
+    async def _found_own(self, name: str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the Deployment of a name, if there is one.
+
+        Raises:
+            UsageError: it was made for something else, which would lose it.
+        """
+        found = await self._found(name)
+        own, ours = (found or {}).get("metadata", {}).get("labels", {}), wanted["metadata"]["labels"]
+        if found is not None and any(own.get(label) != value for label, value in ours.items()):
+            said = (
+                ", ".join(f"{label}={own[label]}" for label in ours if label in own) or "none of this pipeline's labels"
+            )
+            raise UsageError(
+                f"Deployment {name!r} in namespace {self._cluster.namespace} was made for something else ({said}): "
+                "choose another --prefix or --namespace"
+            )
+        return found
+
+    def _refuse_another_kafka(self, dispatchers: dict[str, Any] | None) -> None:
+        """Two runs of one name would undo each other's work; on one Kafka, only one of them leads.
+
+        Raises:
+            UsageError: the dispatchers that are there have another Kafka.
+        """
+        if dispatchers is None:
+            return
+        (container,) = dispatchers["spec"]["template"]["spec"]["containers"]
+        given = next((each.get("value") for each in container["env"] if each["name"] == HOST_SPEC), None)
+        theirs = msgspec.json.decode(given, type=DispatcherHostSpec).bootstrap_servers if given else ""
+        if theirs and not _addresses(theirs) & _addresses(self._bootstrap_servers):
+            raise UsageError(
+                f"Deployment {dispatchers['metadata']['name']!r} in namespace {self._cluster.namespace} is of a run on "
+                f"another Kafka, {theirs}: choose another --prefix or --namespace, or delete it if that run has ended"
+            )
 
     async def replicas(self, name: str) -> int:
         """Return the number that a Deployment was last asked for."""
@@ -201,3 +244,7 @@ class Deployments:
                     f"HorizontalPodAutoscaler {own!r} scales Deployment {name!r} too, and the two would undo each "
                     f"other's work; remove it, or the ScaledObject that made it"
                 )
+
+
+def _addresses(servers: str) -> set[str]:
+    return {server.strip() for server in servers.split(",")}

@@ -58,13 +58,13 @@ async def follow_pods(
         labels: that they have.
         take: called with each change; the next one waits for it.
     """
-    retry_s = _FIRST_RETRY_S
+    retry_s, loop = _FIRST_RETRY_S, asyncio.get_running_loop()
     chosen = dict(labels)
     while True:
+        began_s = loop.time()
         try:
             pods = client.list(Pod, namespace=namespace, labels=chosen)
             await take(PodsListed([plain(pod) async for pod in pods]))
-            retry_s = _FIRST_RETRY_S
             async with asyncio.timeout(_WATCH_S):
                 watch = client.watch(Pod, namespace=namespace, labels=chosen, resource_version=pods.resourceVersion)
                 async for kind, pod in watch:
@@ -75,7 +75,14 @@ async def follow_pods(
         except TimeoutError:
             continue
         except (ApiError, httpx2.HTTPError, OSError) as error:
-            pipeline = labels[PIPELINE_LABEL]
-            logger.warning("watching pods of %s: %s; again in %.1f s", pipeline, error, retry_s)
-            await asyncio.sleep(retry_s)
-            retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
+            why = str(error) or type(error).__name__
+        except Exception as error:  # without it the controller would be blind, and nobody would know
+            logger.exception("what the API server says of the pods of %s cannot be read", labels[PIPELINE_LABEL])
+            why = repr(error)
+        else:
+            why = "the watch has ended"
+        if loop.time() - began_s > _LONGEST_RETRY_S:  # it has worked for a while
+            retry_s = _FIRST_RETRY_S
+        logger.warning("watching pods of %s: %s; again in %.1f s", labels[PIPELINE_LABEL], why, retry_s)
+        await asyncio.sleep(retry_s)
+        retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
