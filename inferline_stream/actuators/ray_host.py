@@ -231,23 +231,39 @@ class RayHost:
         self._bridges[attach.replica] = asyncio.create_task(self._bridge(child, attach.replica, ours, replica))
 
     async def _bridge(self, dispatcher: Child, name: str, sock: socket.socket, replica: Any) -> None:
-        """Carry frames between a dispatcher and one replica, until one of them ends the connection."""
-        link = _Link(sock)
+        """Carry frames between a dispatcher and one replica, until one of them ends the connection.
+
+        A replica may have several batches in hand: each is a call of its own.
+        """
+        link, calls = _Link(sock), set[asyncio.Future[bytes]]()
+        hearing: asyncio.Future[bytes] | None = None
         try:
             number, answer = await replica.connect.remote()
             while answer:
                 await link.send(answer)
-                if not (frame := await link.receive()):
-                    return
-                answer = await replica.run.remote(number, frame)
+                answer = b""
+                while not answer:
+                    hearing = hearing or asyncio.ensure_future(link.receive())
+                    done, _ = await asyncio.wait({hearing, *calls}, return_when=asyncio.FIRST_COMPLETED)
+                    if hearing in done:
+                        frame, hearing = hearing.result(), None
+                        if not frame:
+                            return
+                        calls.add(asyncio.ensure_future(replica.run.remote(number, frame)))
+                    elif not (answer := _taken(calls, done)):
+                        return
         except RayError as error:
             logger.warning("the way to replica %s broke: %s", name, cause(error))
             dispatcher.tell(ReplicaLost(name))
             self._hear(dispatcher, Replace(name, f"the way to it broke: {cause(error)}"))
-            await link.receive()  # its end stays open until the dispatcher has closed its own
+            while await (hearing or link.receive()):  # its end stays open until the dispatcher has closed its own
+                hearing = None
         except OSError:
             pass  # the dispatcher has closed its end
         finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
             link.close()
 
     # A replica's host
@@ -271,7 +287,10 @@ class RayHost:
         return number, ready
 
     async def run(self, number: int, frame: bytes) -> bytes:
-        """Have the replica take a frame; return its answer, empty once it or the connection has ended."""
+        """Have the replica take a frame; return an answer of its, empty once it or the connection has ended.
+
+        There are as many answers as frames, and each says what it is about.
+        """
         link = self._links.get(number)
         if link is None:
             return b""
@@ -338,13 +357,14 @@ class RayHost:
 
 
 class _Link:
-    """Our end of a socket pair to a child: whole frames, one at a time each way. This closes it."""
+    """Our end of a socket pair to a child: whole frames, in the order in which they were asked for. This closes it."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._frames = frames(sock)
         self._receiving = self._closed = False
+        self._sends, self._receives = asyncio.Lock(), asyncio.Lock()
 
     async def send(self, frame: bytes) -> None:
         """Send a frame.
@@ -352,21 +372,23 @@ class _Link:
         Raises:
             OSError: the other end is closed.
         """
-        await asyncio.get_running_loop().sock_sendall(self._sock, frame)
+        async with self._sends:
+            await asyncio.get_running_loop().sock_sendall(self._sock, frame)
 
     async def receive(self) -> bytes:
         """Wait for the next frame; empty at the end."""
-        if self._closed:
-            return b""
-        self._receiving = True
-        try:
-            return await anext(self._frames, b"")
-        except (OSError, ValueError):
-            return b""
-        finally:
-            self._receiving = False
+        async with self._receives:
             if self._closed:
-                self._sock.close()
+                return b""
+            self._receiving = True
+            try:
+                return await anext(self._frames, b"")
+            except (OSError, ValueError):
+                return b""
+            finally:
+                self._receiving = False
+                if self._closed:
+                    self._sock.close()
 
     def close(self) -> None:
         """Close it; the receiver gets an end first."""
@@ -377,6 +399,13 @@ class _Link:
             self._sock.shutdown(socket.SHUT_RDWR)
         if not self._receiving:
             self._sock.close()
+
+
+def _taken(calls: set[asyncio.Future[bytes]], done: set[asyncio.Future[bytes]]) -> bytes:
+    """Take one call that is done out of those under way; return what it answered."""
+    call = next(iter(done))
+    calls.discard(call)
+    return call.result()
 
 
 def cause(error: RayError) -> str:

@@ -201,6 +201,7 @@ def ray_cluster() -> Iterator[Any]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_worker_niceness", "0")  # tests of other processes would starve actors
         import ray
         from ray.cluster_utils import Cluster
 

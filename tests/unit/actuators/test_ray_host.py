@@ -115,6 +115,22 @@ async def test_frames_go_to_the_replica_and_back(pair: Pair) -> None:
         assert frame.batch == 1
 
 
+async def test_a_replica_that_runs_several_batches_at_once_gets_them_at_once(pair: Pair) -> None:
+    batches = [bytes(encode_frame(Batch(1, number, [b"x"]))) for number in (1, 2, 3)]
+    for batch in batches:
+        await pair.dispatcher.send(batch)
+    buffer, found = to_replica(), list[int]()
+    while len(found) < 3:
+        found += [frame.batch for frame in buffer.feed(await pair.replica.receive())]
+    assert found == [1, 2, 3]
+    for number in (3, 1, 2):  # whichever is done first
+        await pair.replica.send(bytes(encode_frame(Results(1, number, [], [], 0.0))))
+    answers, heard = to_dispatcher(), list[int]()
+    while len(heard) < 3:
+        heard += [frame.batch for frame in answers.feed(await pair.dispatcher.receive())]
+    assert sorted(heard) == [1, 2, 3]
+
+
 async def test_a_replica_that_leaves_or_dies_closes_the_connection_and_that_is_all(pair: Pair) -> None:
     await pair.dispatcher.send(bytes(encode_frame(Leave())))
     await pair.replica.receive()
@@ -125,8 +141,9 @@ async def test_a_replica_that_leaves_or_dies_closes_the_connection_and_that_is_a
 
 async def test_a_way_that_breaks_blames_nobody_and_has_the_replica_replaced(pair: Pair) -> None:
     pair.handle.lost = ActorUnavailableError("its node does not answer", None)
-    await pair.dispatcher.send(BATCH)
-    await pair.replica.receive()
+    for _ in range(2):
+        await pair.dispatcher.send(BATCH)
+        await pair.replica.receive()
     await pair.replica.send(RESULTS)
     async with asyncio.timeout(DEADLINE_S):
         while not pair.dispatcher.heard:
