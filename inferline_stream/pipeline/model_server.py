@@ -36,7 +36,8 @@ class ModelServer:
         timeout: longest that one request may take.
         retries: how often a request is sent again at once where its connection broke or its response was no good.
             Further attempts follow from the queue, however long the server is away.
-        token_file: file with a bearer token, from the topology's folder where relative; read as the replica starts.
+        token_file: file with a bearer token, from the topology's folder where relative; read as the replica starts, and
+            again where the server refuses the token (401, 403): one that has been renewed is taken up.
         ca_file: file with the certificates that the server's must be signed by; empty for the system's.
         max_response_bytes: longest response taken.
         command: starts the server, beside each replica and on its hardware, with ``{port}`` for the port; its url is
@@ -92,6 +93,10 @@ class ModelServer:
             yield f"server command {self.command!r} and url {self.url!r} need {PORT} each, for the port that is chosen"
         elif not known:
             yield f"server {self.url!r} is not an address; write e.g. http://127.0.0.1:8000"
+        elif self.command and parts.scheme != "http":
+            yield f"server {self.url!r} is started beside its replica, which asks it over http:// alone"
+        elif self.protocol == "openai" and parts.path.rstrip("/").endswith("/v1") and self.path.startswith("/v1/"):
+            yield f"server {self.url!r} ends with the /v1 that path {self.path!r} begins with; leave it out of the url"
         if self.protocol in ("open_inference", "openai") and not self.model:
             yield "server has no model; name it as the server does, e.g. model='rank'"
         try:
@@ -113,8 +118,10 @@ def OpenInference(
     """A server of the Open Inference Protocol v2 over HTTP: Triton, KServe, MLServer, Seldon, OpenVINO Model Server.
 
     A batch is one request. ``request`` returns the inputs of one event by name: numbers, strings, lists or numpy
-    arrays, of one shape and type for all events. ``response`` gets its outputs by name, as numpy arrays without the
-    dimension of the batch, or strings; one number or string per event is itself.
+    arrays, of one shape and type for all events. A number ``x`` is of shape [batch], and ``[x]`` of [batch, 1], which
+    many models on Triton take. Python's numbers are INT64 and FP64, ``numpy.float32(x)`` is FP32. ``response`` gets
+    its outputs by name, as numpy arrays without the dimension of the batch, or strings; one number or string per event
+    is itself.
 
     Args:
         url: of the server.

@@ -23,7 +23,7 @@ class ModelServerDouble:
     def __init__(self, port: int = 0) -> None:
         self.port = port
         self.behaves = "well"
-        """Or ``"500"`` and other statuses, ``"garbage"``, ``"half"``, ``"closes"``, ``"slow"``, ``"large"``."""
+        """Or ``"500"`` and other statuses, ``garbage``, ``half``, ``closes``, ``slow``, ``large``, ``moved``."""
         self.takes_s = self.slows_s = 0.0
         """Time of a request alone, and what each one under way beside it adds."""
         self.requests: list[Any] = []
@@ -31,6 +31,8 @@ class ModelServerDouble:
         self.under_way = self.most_under_way = 0
         self.ready = True
         self.retry_after = ""
+        self.token = ""
+        """That requests have to show; empty for none."""
         self._runner: web.AppRunner | None = None
 
     @property
@@ -57,6 +59,8 @@ class ModelServerDouble:
             await runner.cleanup()
 
     async def _is_ready(self, request: web.Request) -> web.Response:
+        if not self._admits(request):
+            return web.json_response({"error": "no such token"}, status=401)
         return web.json_response({}, status=200 if self.ready else 503)
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
@@ -78,6 +82,9 @@ class ModelServerDouble:
         body = await request.json()
         return await self._answer(request, body, {"doubled": 2 * body["number"]})
 
+    def _admits(self, request: web.Request) -> bool:
+        return not self.token or request.headers.get("Authorization") == f"Bearer {self.token}"
+
     async def _answer(self, request: web.Request, body: Any, answer: Any) -> web.StreamResponse:
         self.requests.append(body)
         self.headers.append(dict(request.headers))
@@ -90,8 +97,12 @@ class ModelServerDouble:
             self.under_way -= 1
 
     async def _misbehaved(self, request: web.Request, answer: Any) -> web.StreamResponse:
+        if not self._admits(request):
+            return web.json_response({"error": "no such token"}, status=401)
         if self.behaves == "well":
             return web.json_response(answer)
+        if self.behaves == "moved":
+            return web.Response(status=307, headers={"Location": "https://elsewhere.example/infer"})
         if self.behaves == "garbage":
             return web.Response(text="<html>it works</html>")
         if self.behaves == "large":

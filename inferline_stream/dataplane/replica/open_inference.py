@@ -39,6 +39,9 @@ def encode_request(events: Sequence[Mapping[str, Any]]) -> bytes:
     Raises:
         ValueError: events have other inputs, shapes or types than each other, or types that the protocol lacks.
     """
+    for inputs in events:
+        if not isinstance(inputs, Mapping):
+            raise ValueError(f"request returned {type(inputs).__qualname__}; return a dict of inputs by name")
     names = list(events[0])
     for inputs in events:
         if inputs.keys() != events[0].keys():
@@ -50,7 +53,9 @@ def _input(name: str, values: Sequence[Any]) -> dict[str, Any]:
     if isinstance(values[0], str):
         return {"name": name, "shape": [len(values)], "datatype": "BYTES", "data": list(values)}
     stacked = np.stack([np.asarray(value) for value in values])
-    if stacked.dtype.kind in "US":
+    if stacked.dtype.kind == "S":
+        raise ValueError(f"input {name!r} holds bytes, which JSON has no place for; return text, e.g. in base64")
+    if stacked.dtype.kind == "U":
         return {"name": name, "shape": list(stacked.shape), "datatype": "BYTES", "data": stacked.ravel().tolist()}
     if stacked.dtype not in _NAMES:
         raise ValueError(f"input {name!r} is of type {stacked.dtype}, which the protocol has no name for")

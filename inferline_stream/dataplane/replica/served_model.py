@@ -5,6 +5,7 @@
 | the connection breaks; 500, 502, 504; a response that is  | again at once, as often as `retries` says, then     |
 | cut off, or is none of the protocol                       | `ServerUnavailable`                                 |
 | no connection, a time-out, 429, 503, any other status     | `ServerUnavailable`, with the server's Retry-After  |
+| 401 or 403, and the token's file has another token now    | again at once, with that one                        |
 | 400, 413, 415, 422 while the server says that it is ready | the events' fault: the batch is halved              |
 | a response that is too long                               | the events' fault, likewise                         |
 """
@@ -17,7 +18,7 @@ import inspect
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +38,11 @@ _AGAIN = frozenset((500, 502, 504))
 _FIRST_PAUSE_S = 0.02
 _KEEP_ALIVE_S = 60.0
 _LONGEST_REASON = 200
+_REMEDIES: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "look at token_file",
+    HTTPStatus.FORBIDDEN: "look at token_file",
+    HTTPStatus.NOT_FOUND: "look at the server's url, model and path",
+}
 
 
 class EventRefused(Exception):
@@ -75,9 +81,8 @@ class ServedModel:
             self._ready_url = f"{base}/v1/models" if server.protocol == "openai" else ""
         self._url = base + path
         self._with_event = _takes_event(server.response)
-        headers = {"Content-Type": "application/json"}
-        if server.token_file:
-            headers["Authorization"] = f"Bearer {_read(server.token_file, folder)}"
+        self._folder = folder
+        self._token = self._read_token()
         tls: ssl.SSLContext | bool = True
         if urlsplit(url).scheme == "https":
             tls = ssl.create_default_context(cadata=_read(server.ca_file, folder) if server.ca_file else None)
@@ -88,13 +93,14 @@ class ServedModel:
                 keepalive_timeout=_KEEP_ALIVE_S,
                 resolver=_Addresses(urlsplit(url).hostname or ""),
             ),
-            headers=headers,
+            headers={"Content-Type": "application/json"},
             timeout=aiohttp.ClientTimeout(total=duration_s(server.timeout)),
             auto_decompress=True,
         )
 
         if self._process is not None:
-            self._process.await_ready(self._ready_url or url, any_answer=not self._ready_url)
+            where = self._ready_url or url
+            self._process.await_ready(where, headers=self._token, any_answer=not self._ready_url)
         # What a first request imports cannot be imported once the process is sealed.
         self._first = asyncio.get_running_loop().create_task(self._is_ready())
 
@@ -130,9 +136,10 @@ class ServedModel:
             except _BadResponse as error:
                 if not left:
                     raise self._unavailable(str(error)) from error
-            except (aiohttp.ClientConnectorError, TimeoutError) as error:
-                why = f"no answer within {self._server.timeout}" if isinstance(error, TimeoutError) else str(error)
-                raise self._unavailable(why) from error
+            except TimeoutError as error:
+                raise self._unavailable(f"gives no answer within its timeout of {self._server.timeout}") from error
+            except aiohttp.ClientConnectorError as error:
+                raise self._unavailable(f"cannot be reached: {_why(error)}") from error
             except (aiohttp.ClientError, OSError) as error:
                 if not left:
                     raise self._unavailable(f"{type(error).__name__}: {error}") from error
@@ -141,20 +148,44 @@ class ServedModel:
         raise AssertionError("the last attempt returns or raises")
 
     async def _attempt(self, body: bytes, decode: Callable[[bytes], Any]) -> Any:
-        async with self._session.post(self._url, data=body) as response:
-            content = await self._content(response)
+        token = self._token
+        response, content = await self._posted(body)
+        if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and self._has_other_token(token):
+            response, content = await self._posted(body)
         status = response.status
         if status == HTTPStatus.OK:
             try:
                 return decode(content)
             except ValueError as error:
                 raise _BadResponse(f"answers what is no response: {error}") from None
-        said = f"answers {status} {_said(content)}".rstrip()
+        moved = response.headers.get("Location", "")
+        said = f"answers {status} {f'and names {moved}' if moved else _said(content)}".rstrip()
         if status in _AGAIN:
             raise _BadResponse(said)
         if status in _EVENTS_FAULT and await self._is_ready():
             raise EventRefused(f"{self._url} {said}")
-        raise self._unavailable(said, _retry_after_s(response))
+        remedy = f"; {_REMEDIES[status]}" if status in _REMEDIES else ""
+        raise self._unavailable(said + remedy, _retry_after_s(response))
+
+    async def _posted(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
+        """Send one request. Redirects are not followed: they would take the token, and the events, elsewhere."""
+        async with self._session.post(self._url, data=body, headers=self._token, allow_redirects=False) as response:
+            return response, await self._content(response)
+
+    def _read_token(self) -> dict[str, str]:
+        """Return the header that shows the token; nothing without one."""
+        if not self._server.token_file:
+            return {}
+        token = _read(self._server.token_file, self._folder)
+        if not token or not token.isprintable():
+            raise InvalidFile(f"{self._server.token_file}: needs one token on one line, and nothing else")
+        return {"Authorization": f"Bearer {token}"}
+
+    def _has_other_token(self, refused: Mapping[str, str]) -> bool:
+        """Whether the file has another token than the one that the server refuses."""
+        with contextlib.suppress(InvalidFile):  # it is being written: there is another attempt later
+            self._token = self._read_token()
+        return self._token != refused
 
     async def _content(self, response: aiohttp.ClientResponse) -> bytes:
         """Return the whole body, unless it is too long."""
@@ -173,9 +204,9 @@ class ServedModel:
         """Whether the server serves the model: what it refuses then is the request's own fault."""
         try:
             if not self._ready_url:
-                async with self._session.options(self._url):
+                async with self._session.options(self._url, headers=self._token, allow_redirects=False):
                     return True
-            async with self._session.get(self._ready_url) as response:
+            async with self._session.get(self._ready_url, headers=self._token, allow_redirects=False) as response:
                 return response.status == HTTPStatus.OK
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
@@ -238,7 +269,18 @@ def _takes_event(response: Callable[..., Any]) -> bool:
 
 
 def _body(asked: Any, more: dict[str, str]) -> bytes:
-    return msgspec.json.encode({**more, **asked} if more else asked)
+    """Return a request's body: what the user's function returned, with the model's name where the protocol has one.
+
+    Raises:
+        ValueError: it is no body of OpenAI's interface.
+    """
+    if not more:
+        return msgspec.json.encode(asked)
+    if not isinstance(asked, Mapping):
+        raise ValueError(f"request returned {type(asked).__qualname__}; return a dict, the body of the request")
+    if asked.get("stream"):
+        raise ValueError("request asks for a stream; leave 'stream' out: a result is one response")
+    return msgspec.json.encode({**more, **asked})
 
 
 def _decoded(body: bytes) -> Any:
@@ -246,6 +288,14 @@ def _decoded(body: bytes) -> Any:
         return msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"no JSON ({error})") from None
+
+
+def _why(error: aiohttp.ClientConnectorError) -> str:
+    """Why there is no connection; `asyncio` words it in its own way, with the address again."""
+    number = error.os_error.errno
+    if isinstance(error, aiohttp.ClientSSLError) or number is None:
+        return str(error.os_error)
+    return os.strerror(number) if number > 0 else str(error.os_error)
 
 
 def _said(content: bytes) -> str:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -41,8 +42,13 @@ class ServerProcess:
         parent = [sys.executable, "-I", "-S", os.path.abspath(server_parent.__file__), str(os.getpid()), folder]
         self._process = subprocess.Popen([*parent, *self._command], stdin=subprocess.DEVNULL, stdout=2)
 
-    def await_ready(self, url: str, *, any_answer: bool = False) -> None:
+    def await_ready(self, url: str, *, headers: Mapping[str, str] | None = None, any_answer: bool = False) -> None:
         """Wait until the server answers there with 200, or at all, however long its model takes to load.
+
+        Args:
+            url: asked by GET.
+            headers: of the request.
+            any_answer: whatever it answers will do.
 
         Raises:
             StageFailed: it has ended.
@@ -51,7 +57,7 @@ class ServerProcess:
         while not self.ended():
             connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5.0)
             try:
-                connection.request("GET", parts.path)
+                connection.request("GET", parts.path, headers=dict(headers or {}))
                 if connection.getresponse().status == HTTPStatus.OK or any_answer:
                     return
             except (OSError, http.client.HTTPException):

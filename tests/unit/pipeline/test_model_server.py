@@ -60,6 +60,10 @@ def test_types_of_a_served_stage_are_those_of_its_two_functions(response: Any) -
         ({"retries": -1}, "server retries -1 must be a whole number, 0 or more"),
         ({"max_response_bytes": 0}, "server max_response_bytes 0 must be a whole number, 1 or more"),
         ({"command": "serve"}, "need {port} each, for the port that is chosen"),
+        (
+            {"url": "https://127.0.0.1:{port}", "command": "serve {port}"},
+            "server 'https://127.0.0.1:{port}' is started beside its replica, which asks it over http:// alone",
+        ),
         ({"request": lambda text: text}, "is no function at the top of the file"),
         ({"request": later}, "later is asynchronous; write a plain function"),
         ({"response": of_three}, "of_three must take the outputs, or the event and the outputs"),
@@ -67,6 +71,16 @@ def test_types_of_a_served_stage_are_those_of_its_two_functions(response: Any) -
 )
 def test_what_cannot_be_asked_is_a_problem_with_its_remedy(changes: dict[str, Any], said: str) -> None:
     assert said in only_problem(line(None, server=server(**changes)))
+
+
+def test_the_version_of_openais_interface_is_in_the_path_and_not_in_the_url_too() -> None:
+    def asks(url: str, **more: Any) -> ModelServer:
+        return OpenAI(url, model="m", request=asked, response=answered, **more)
+
+    said = "server 'http://127.0.0.1:8000/v1/' ends with the /v1 that path '/v1/chat/completions' begins with"
+    assert said in only_problem(line(None, server=asks("http://127.0.0.1:8000/v1/")))
+    assert not problems(line(None, server=asks("http://127.0.0.1:8000/v1", path="/chat/completions")))
+    assert not problems(line(None, server=asks("http://127.0.0.1:8000/tenant")))
 
 
 def test_a_stage_has_code_or_a_server() -> None:

@@ -104,9 +104,9 @@ async def test_a_server_that_takes_no_request_gets_no_second_one_at_once(behaves
 async def test_a_server_that_is_away_or_does_not_answer_in_time_is_named_with_the_reason() -> None:
     async with model_server() as server:
         server.behaves = "slow"
-        with pytest.raises(ServerUnavailable, match="no answer within 50ms"):
+        with pytest.raises(ServerUnavailable, match="no answer within its timeout of 50ms"):
             await called(oip(server, timeout="50ms"), [1])
-    with pytest.raises(ServerUnavailable, match=r"Connect call failed|refused"):
+    with pytest.raises(ServerUnavailable, match=rf"{server.url}/v2/models/double/infer cannot be reached: .*refused"):
         await called(oip(server), [1])
 
 
@@ -134,6 +134,47 @@ async def test_connections_are_kept_and_a_token_comes_from_its_file(tmp_path: Pa
             assert await model([number]) == [2 * number]
         await model.close()
         assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
+
+
+async def test_a_token_that_is_renewed_is_taken_up_and_one_that_is_refused_is_reported(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+    async with model_server() as server:
+        server.token = "first"
+        model = ServedModel(oip(server, token_file="token"), str(tmp_path))
+        assert await model([1]) == [2]
+        file.write_text("second\n")
+        assert await model([2]) == [4], "the file is not looked at while the token is good"
+        server.token = "second"
+        assert await asyncio.gather(*(model([number]) for number in range(4))) == [[0], [2], [4], [6]]
+        server.token = "third"
+        with pytest.raises(ServerUnavailable, match=r"401 .*no such token.*; look at token_file"):
+            await model([1])
+        file.write_text("")
+        with pytest.raises(ServerUnavailable, match="401"):
+            await model([1])
+        await model.close()
+    with pytest.raises(InvalidFile, match="token: needs one token on one line"):
+        ServedModel(oip(server, token_file="token"), str(tmp_path))
+
+
+async def test_a_redirect_is_not_followed_and_names_the_address() -> None:
+    async with model_server() as server:
+        server.behaves = "moved"
+        with pytest.raises(ServerUnavailable, match=r"answers 307 and names https://elsewhere\.example/infer"):
+            await called(oip(server), [1])
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [("a question", "request returned str; return a dict"), ({"messages": [], "stream": True}, "leave 'stream' out")],
+)
+async def test_a_body_that_openais_interface_does_not_take_is_never_sent(body: Any, said: str) -> None:
+    async with model_server() as server:
+        with pytest.raises(ValueError, match=said):
+            await called(OpenAI(server.url, model="tiny", request=lambda event: body, response=doubled), [1])
+        assert not server.requests
 
 
 async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -178,10 +219,15 @@ def test_inputs_of_events_are_stacked_into_tensors(events: list[dict[str, Any]],
     assert json.loads(encode_request(events)) == {"inputs": inputs}
 
 
-@pytest.mark.parametrize("events", [[{"x": 1}, {"y": 1}], [{"x": [1]}, {"x": [1, 2]}], [{"x": 1j}]])
+@pytest.mark.parametrize("events", [[{"x": 1}, {"y": 1}], [{"x": [1]}, {"x": [1, 2]}], [{"x": 1j}], [{"x": b"1"}]])
 def test_inputs_that_make_no_tensor_are_refused(events: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match=r"x|shape"):
         encode_request(events)
+
+
+def test_inputs_without_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="request returned list; return a dict of inputs by name"):
+        encode_request([[1, 2]])  # type: ignore[list-item]
 
 
 def test_outputs_are_dealt_to_their_events() -> None:
