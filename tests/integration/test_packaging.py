@@ -212,6 +212,7 @@ def _declared(*extras: str) -> dict[str, Requirement]:
     [
         ("inferline_stream", ("kubernetes", "dev")),  # doors to optional libraries import them when used
         ("connectors", ("postgres",)),
+        ("topologies/assistant", ("assistant",)),
         ("topologies/minimal", ()),
         ("topologies/moderation", ("moderation",)),
         ("tests", ("dev", "moderation")),

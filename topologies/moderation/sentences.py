@@ -94,12 +94,28 @@ class SentenceEncoder:
 
     def __call__(self, texts: list[str]) -> NDArray[np.float32]:
         """Embeddings, float32, shape (texts, 384), rows of length 1."""
+        hidden, mask = self._hidden(texts)
+        means = (hidden * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+        return _unit(means)
+
+    def words(self, texts: list[str]) -> list[NDArray[np.float32]]:
+        """Of each text the embeddings of its tokens, start and end marks left out: float32, shape (tokens, 384)."""
+        hidden, mask = self._hidden(texts)
+        return [_unit(row[1 : length - 1]) for row, length in zip(hidden, mask.sum(axis=1), strict=True)]
+
+    def _hidden(self, texts: list[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The model's last layer, shape (texts, tokens, 384), and where it is of a token, shape (texts, tokens)."""
         tokens = [self._tokens(text) for text in texts]
         longest = max(map(len, tokens))
         ids = np.array([row + [0] * (longest - len(row)) for row in tokens], dtype=np.int64)
         mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in tokens], dtype=np.int64)
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         (hidden,) = self._session.run(["last_hidden_state"], inputs)
-        means = (hidden * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
-        embeddings: NDArray[np.float32] = means / np.linalg.norm(means, axis=1, keepdims=True)
-        return embeddings.astype(np.float32)
+        return hidden, mask
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of length 1; of zeros where a row is."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return unit
