@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal
 
 from inferline_stream.errors import Infeasible
+from inferline_stream.pipeline.profile import Profile
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.key_bounds import busiest_key, without_order
 from inferline_stream.planner.lowest_latency import lowest_latency
@@ -24,8 +27,8 @@ def infeasible(problem: Problem, evaluator: Evaluator) -> Infeasible:
             f"an event needs {fastest_path_s(problem):.4g} s when nothing waits, "
             f"{times[worst]:.4g} s of it in stage {worst!r} on its fastest hardware; give that stage faster hardware"
         )
-    elif key := _key(problem, best):
-        why = key
+    elif why := _key(problem, best) or _hops(problem, best) or _service_times(problem, best):
+        pass
     else:
         worst = _tightest(problem, evaluator, best)
         why = f"stage {worst!r} cannot keep up: {_limits(problem, worst)}"
@@ -73,6 +76,38 @@ def _key(problem: Problem, candidate: Candidate) -> str:
         return ""
     worst = max(found, key=lambda s: found[s].arrival_rate / max(found[s].served_rates.values()))
     return f"stage {problem.shape.stages[worst]!r}: {found[worst]}"
+
+
+def _hops(problem: Problem, candidate: Candidate) -> str:
+    """What is to do about the time between stages, where the SLO would be met if it always were the mean."""
+    measured = problem.measured
+    alike = replace(problem, measured=replace(measured, hop_spread_s=()))
+    if not measured.hop_spread_s or Evaluator(alike).quantile_s(candidate) > problem.target_s:
+        return ""
+    slow_s = measured.hop_overhead_s + measured.hop_spread_s[-1]
+    return (
+        f"when it was measured, a record took {measured.hop_overhead_s:.4g} s from one stage to the next, and one in a "
+        f"hundred {slow_s:.4g} s; where Kafka or this machine was busy then, measure it again with "
+        "`inferline-stream profile --again`"
+    )
+
+
+def _service_times(problem: Problem, candidate: Candidate) -> str:
+    """The stage whose service times differ too much, where the SLO would be met if they all were means."""
+    measured = problem.measured
+
+    def quantile_s(profiles: Mapping[tuple[str, str], Profile]) -> float:
+        return Evaluator(replace(problem, measured=replace(measured, profiles=profiles))).quantile_s(candidate)
+
+    if quantile_s(measured.steady().profiles) > problem.target_s:
+        return ""
+    worst = min(
+        problem.shape.stages,
+        key=lambda s: quantile_s({k: p.steady() if k[0] == s else p for k, p in measured.profiles.items()}),
+    )
+    return (
+        f"service times of stage {worst!r} differ too much from one event to the next; give that stage faster hardware"
+    )
 
 
 def _limits(problem: Problem, stage: str) -> str:

@@ -64,13 +64,18 @@ def plan_inferline(search: Search) -> Candidate | None:
     return None if initial is None else minimise_cost(search, initial)
 
 
+_DOUBTED_AFTER = 16
+"""Replicas added in vain after which it is asked whether any number would do: that takes as long as adding some."""
+
+
 def initialise(search: Search) -> Candidate | None:
     """Algorithm 1: fastest hardware, batch 1, and replicas for the bottleneck until the SLO is met.
 
     Returns:
         The first feasible candidate, or None: T_s exceeds the SLO (the paper's comparison is printed the
         wrong way round), stock is used up, or one stage's is and all that the others could have would not do;
-        or, what the paper does not know of, events of one key keep their order and are too many for a replica.
+        or, what the paper does not know of, events of one key keep their order and are too many for a replica, or
+        service times or hops differ so much that too many events are late however little they wait.
     """
     problem = search.problem
     candidate = fastest_start(problem)
@@ -80,7 +85,10 @@ def initialise(search: Search) -> Candidate | None:
     if keys.shares and keys.ordered and not search.feasible(_with_most(search, candidate)):
         return None
     ended: set[int] = set()
+    added = 0
     while not search.feasible(candidate):
+        if added == _DOUBTED_AFTER and not search.feasible(_with_most(search, candidate)):
+            return None
         for stage in by_bottleneck(problem, candidate):
             larger = with_replica_added(problem, candidate, stage)
             if larger is not None:
@@ -92,6 +100,7 @@ def initialise(search: Search) -> Candidate | None:
             ended.add(stage)
         else:
             return None
+        added += 1
         search.report("initialise", None)
     return candidate
 

@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
@@ -99,3 +100,16 @@ def test_no_feasible_plan_is_ruled_out_because_its_draws_are_luckier_than_the_av
             assert fewest <= count
             found += 2 * fewest >= count
     assert events < 3000 or found > 5, "bounds that never bind are no use"
+
+
+@pytest.mark.parametrize("algorithm", ["default", "inferline"])
+def test_where_hops_or_service_times_differ_too_much_no_number_of_replicas_is_tried_for_ever(algorithm) -> None:
+    """One hop in twenty takes longer than the SLO, or one event in forty does."""
+    alike = measured(None)
+    slow_hops = replace(alike, hop_overhead_s=0.02, hop_spread_s=(-0.01, *[0.0] * 6, 0.3, 0.4, 0.5))
+    with pytest.raises(Infeasible, match=r"took 0\.02 s from .*, and one in a hundred 0\.52 s") as hops:
+        provision(SHAPE, slow_hops, TRACE, SLO_S, KINDS, algorithm=algorithm)
+    assert "profile --again" in str(hops.value)
+    slow_events = measured(Variation(((1.0, 250), (60.0, 6))))
+    with pytest.raises(Infeasible, match="service times of stage 'a' differ too much from one event to the next"):
+        provision(SHAPE, slow_events, TRACE, SLO_S, KINDS, algorithm=algorithm)
