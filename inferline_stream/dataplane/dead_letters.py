@@ -23,7 +23,7 @@ from inferline_stream.kafka.controller_client import Followed, OffsetReader, Top
 from inferline_stream.kafka.partitioner import partition_of
 from inferline_stream.kafka.records import Header, Message
 from inferline_stream.kafka.stage_sender import StageSender
-from inferline_stream.kafka.topics import record_limits
+from inferline_stream.kafka.topics import record_rules
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, Names
@@ -253,7 +253,7 @@ async def send_again(
         sent = [letter for letter in wanted if letter not in cut and (again or letter.sent_again_ms is None)]
         if sent:
             topics = {topic for letter in sent for topic in (letter.topic, letter.input_topic)}
-            sender.limits = await record_limits(bootstrap_servers, topics, timeout_s)
+            sender.limits = (await record_rules(bootstrap_servers, topics, timeout_s)).limits
             await _send(sender, sent, pipeline, names)
         return SentAgain(sent, [letter for letter in wanted if letter.sent_again_ms is not None], cut)
     finally:

@@ -21,7 +21,7 @@ from aiokafka.errors import (
 
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.connection import client_options, closed, closed_on_failure, unreachable
-from inferline_stream.kafka.topics import record_limits
+from inferline_stream.kafka.topics import record_rules
 
 _BUFFER_BYTES = 1 << 19  # per partition; a send waits only once so much is not yet on its way
 
@@ -78,7 +78,8 @@ class RecordProducer:
 
     async def __aenter__(self) -> Self:
         if self._topic:
-            self._limits = await record_limits(self._bootstrap_servers, [self._topic], self._connect_timeout_s)
+            rules = await record_rules(self._bootstrap_servers, [self._topic], self._connect_timeout_s)
+            self._limits = rules.limits
         self._producer = await self._started()
         return self
 

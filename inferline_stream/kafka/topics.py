@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -192,15 +193,27 @@ async def verify_topics(
         return missing + await _differences(admin.client, [topic for topic in topics if topic.name in existing])
 
 
-async def record_limits(bootstrap_servers: str, topics: Iterable[str], timeout_s: float = 10.0) -> dict[str, int]:
-    """`max.message.bytes` of topics; those whose settings we may not see are missing.
+class RecordRules(NamedTuple):
+    """What topics take, as far as we may see their settings."""
+
+    limits: dict[str, int]
+    """`max.message.bytes` by topic."""
+    compacted: frozenset[str] = frozenset()
+    """Topics that take no record without a key."""
+
+
+async def record_rules(bootstrap_servers: str, topics: Iterable[str], timeout_s: float = 10.0) -> RecordRules:
+    """Return what topics take.
 
     Raises:
         Unreachable: Kafka does not answer in time.
     """
     async with _Admin(bootstrap_servers, timeout_s) as admin:
         settings = await _settings(admin.client, list(topics))
-    return {topic: int(found[_LARGEST]) for topic, found in settings.items() if _LARGEST in found}
+    return RecordRules(
+        {topic: int(found[_LARGEST]) for topic, found in settings.items() if _LARGEST in found},
+        frozenset(topic for topic, found in settings.items() if "compact" in found.get("cleanup.policy", "")),
+    )
 
 
 async def ready_topics(

@@ -112,3 +112,24 @@ async def test_what_is_too_large_for_a_topic_becomes_a_dead_letter_and_the_rest_
     (cut,) = [found for found in headers if "__inferline.errors.cut_bytes" in found]
     assert cut["__inferline.errors.cut_bytes"] == b"50000"
     assert (len(done.sent), len(done.cut)) == (2, 1)
+
+
+async def test_what_a_compacted_topic_takes_only_with_a_key_becomes_a_dead_letter_and_the_rest_goes_on(
+    kafka, tmp_path: Path
+):
+    file = tmp_path / "topology.py"
+    file.write_text(LARGE)
+    prefix = f"{secrets.token_hex(4)}."
+    table = WantedTopic(f"{prefix}out", 1, "made elsewhere", {"cleanup.policy": "compact"})
+    await create_topics(kafka.bootstrap_servers, [table], replication=1)
+    async with Director(kafka.bootstrap_servers, file, prefix=prefix, max_batch_size=2) as director:
+        for number, key in enumerate((b"a", None, b"b", b"c")):
+            await director.producer.send_and_wait(f"{prefix}in", b"%d" % number, key=key)
+        await director.start()
+        await director.caught_up()
+        sink = await director.read(f"{prefix}out")
+        (letter,) = await director.read(f"{prefix}in.dlq")
+    assert [record.key for record in sink] == [b"a", b"b", b"c"]
+    headers = dict(letter.headers)
+    assert (letter.value, headers["__inferline.errors.type"]) == (b"1", b"NoKey")
+    assert f"topic {prefix}out is compacted" in headers["__inferline.errors.message"].decode()

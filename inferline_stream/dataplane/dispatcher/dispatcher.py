@@ -43,7 +43,7 @@ from inferline_stream.kafka.records import Fenced, KafkaFailed
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import ReportSender, StageSender
 from inferline_stream.kafka.topic_state import recreated
-from inferline_stream.kafka.topics import record_limits
+from inferline_stream.kafka.topics import RecordRules, record_rules
 from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.settings import Settings
 
@@ -107,7 +107,7 @@ class Dispatcher:
         self._leaving = ""
         self._has_served = False
         self._partitions: dict[str, int] = {}
-        self._limits: dict[str, int] = {}
+        self._rules = RecordRules({})
         self._session: SlotSession | None = None
         self._filled_s = time.monotonic()
 
@@ -131,12 +131,12 @@ class Dispatcher:
         self._reporter.touch()
         try:
             written = self._routes.topics_written
-            self._limits, *_ = await asyncio.gather(
-                record_limits(self._spec.bootstrap_servers, written, timeout_s),
+            self._rules, *_ = await asyncio.gather(
+                record_rules(self._spec.bootstrap_servers, written, timeout_s),
                 self._reader.start(timeout_s),
                 *(() if self._sender.transactional else (self._sender.start(timeout_s),)),
             )
-            self._sender.limits = self._limits
+            self._sender.limits = self._rules.limits
             self._partitions = {topic: await self._reports.partitions_of(topic) for topic in written}
             self._connected()
             self._channel.setblocking(False)
@@ -340,7 +340,7 @@ class Dispatcher:
             self._partitions,
             random.Random(self._spec.dispatcher),  # noqa: S311  spreads records, hides nothing
             self._report,
-            self._limits,
+            self._rules,
         )
         session = SlotSession(
             self._routes,

@@ -17,6 +17,7 @@ from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.partitioner import murmur2
 from inferline_stream.kafka.record_size import LIMIT_BYTES, record_bytes
 from inferline_stream.kafka.records import FetchedRecord, Header, Message
+from inferline_stream.kafka.topics import RecordRules
 from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX, PARENT
 
 _HASHES_REMEMBERED = 65_536
@@ -30,7 +31,7 @@ class Emitter:
         partitions: of every topic written to.
         rng: chooses partitions for records without a key.
         report: the dispatcher's, whose counters it keeps.
-        limits: `max.message.bytes` of the topics written to, where it is known.
+        rules: what the topics written to take, where it is known.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Emitter:
         partitions: Mapping[str, int],
         rng: random.Random,
         report: PoolReport,
-        limits: Mapping[str, int] | None = None,
+        rules: RecordRules | None = None,
     ) -> None:
         self._routes = routes
         self._partitions = partitions
@@ -47,7 +48,11 @@ class Emitter:
         self._report = report
         self._hashes: dict[bytes, int] = {}
         self._topics = {stage: routes.topic_of(stage) for stage in routes.stages}
-        self._limits = dict(limits or {})
+        rules = rules or RecordRules({})
+        self._limits = dict(rules.limits)
+        results = [self._topics[child] for child in routes.children] or [routes.sink_topic]
+        self._needs_key = next((topic for topic in results if topic in rules.compacted), "")
+        """Topic of results that takes none without a key; empty if all do."""
         if routes.sink_max_bytes is not None:
             self._limits[routes.sink_topic] = min(self._limit(routes.sink_topic), routes.sink_max_bytes)
         joining = record_bytes(None, None, join_headers([], routes.stage, routes.stages)) - record_bytes(None, None, ())
@@ -79,13 +84,16 @@ class Emitter:
         kind = type(outcome)
         if kind is Done:
             value = outcome.value  # type: ignore[union-attr]
+            if self._needs_key and event.key is None:
+                why = f"topic {self._needs_key} is compacted: it takes no record without a key"
+                self._refuse(event, Failed("NoKey", why, ""))
+                return
             # An event's size is counted generously, so that most results need no exact count.
             if len(value) + event.size_bytes > self._result_limit:
                 size_bytes = record_bytes(event.key, value, event.headers)
                 if size_bytes > self._result_limit:
                     why = f"the result has {size_bytes} bytes with its headers, {self._result_limit} are taken"
-                    report.events -= 1
-                    self.add(event, Failed("Oversize", why, ""))
+                    self._refuse(event, Failed("Oversize", why, ""))
                     return
             self._forward(event, value, outcome.edges)  # type: ignore[union-attr]
         elif isinstance(outcome, Skipped):
@@ -110,6 +118,11 @@ class Emitter:
             for record in event.records:
                 headers, topic = list(record.headers), self._routes.input_topic
                 self._put(topic, record.partition, record.key, record.value, headers, timestamp_ms=record.timestamp)
+
+    def _refuse(self, event: Event, failed: Failed) -> None:
+        """Make a dead letter of an event whose result no topic takes."""
+        self._report.events -= 1
+        self.add(event, failed)
 
     def _forward(self, event: Event, value: bytes, edges: int) -> None:
         routes = self._routes

@@ -17,6 +17,7 @@ from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, EVENT_ID_BYTES, LATEST_MS, REASON, REPLAY, SENT_AGAIN, read_headers
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.kafka.record_size import LIMIT_BYTES, record_bytes
+from inferline_stream.kafka.topics import RecordRules
 from inferline_stream.pipeline.names import (
     ENTRY_TIME,
     ERRORS_PREFIX,
@@ -158,7 +159,9 @@ def test_a_letter_and_a_marker_of_a_record_with_too_large_headers_and_key_come_t
     (event,) = Taken("ask")(large).ready
     routes = routes_of(pipeline(), "ask")
     limits = {small: 2000}
-    emitter = Emitter(routes, partitions_of(routes), random.Random(1), new_report("d", 1, "ask", 0, 1), limits)
+    emitter = Emitter(
+        routes, partitions_of(routes), random.Random(1), new_report("d", 1, "ask", 0, 1), RecordRules(limits)
+    )
     emitter.add(event, FAILED)
     outgoing = emitter.take()
     assert {topic for topic, _ in outgoing} == {"in.dlq", "p.both", "p.completed"}
@@ -173,7 +176,9 @@ def test_a_result_leaves_room_for_what_a_join_needs_to_know():
     size_bytes = record_bytes(event.key, b"x" * 600, event.headers)
     for limit in range(size_bytes, size_bytes + 200, 5):
         limits = {"p.both": limit}
-        emitter = Emitter(routes, partitions_of(routes), random.Random(1), new_report("d", 1, "left", 0, 1), limits)
+        emitter = Emitter(
+            routes, partitions_of(routes), random.Random(1), new_report("d", 1, "left", 0, 1), RecordRules(limits)
+        )
         emitter.add(event, Done(b"x" * 600, taking("left", "both")))
         for (topic, _), (message,) in emitter.take().items():
             size = record_bytes(message.key, message.value, message.headers)

@@ -21,6 +21,7 @@ from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.record_size import LIMIT_BYTES
+from inferline_stream.kafka.topics import RecordRules
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, SKIPPED, VERSION
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.version import structure_of
@@ -294,7 +295,9 @@ def test_a_stage_that_is_not_there_is_a_wrong_topology():
 
 def of_sizes(**topics: int) -> Emitter:
     routes = routes_of(pipeline(), "ask")
-    return Emitter(routes, partitions_of(routes), random.Random(1), new_report("d", 1, "ask", 0, 1), topics)
+    return Emitter(
+        routes, partitions_of(routes), random.Random(1), new_report("d", 1, "ask", 0, 1), RecordRules(topics)
+    )
 
 
 def test_a_letter_that_is_too_large_loses_its_traceback_first_and_then_its_value():
