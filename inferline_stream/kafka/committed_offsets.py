@@ -16,7 +16,9 @@ _AGAIN_S = 0.05
 
 
 async def surely_committed(
-    ask: Callable[[Iterable[int]], Awaitable[Mapping[int, Entry]]], partitions: Collection[int]
+    ask: Callable[[Iterable[int]], Awaitable[Mapping[int, Entry]]],
+    partitions: Collection[int],
+    unsure_s: float | None = None,
 ) -> Mapping[int, Entry]:
     """What a group has committed of these partitions; asked again for a while where it seems to have committed nothing.
 
@@ -25,9 +27,10 @@ async def surely_committed(
 
     Args:
         ask: of partitions, what is committed; those without are missing.
-        partitions: that are known to have offsets.
+        partitions: that are known to have offsets, or may have.
+        unsure_s: for how long; `UNSURE_S` by default. Less where the group may be new: that is the time it takes then.
     """
-    give_up_s = time.monotonic() + UNSURE_S
+    give_up_s = time.monotonic() + (UNSURE_S if unsure_s is None else unsure_s)
     while True:
         committed = await ask(partitions)
         if committed.keys() >= set(partitions) or time.monotonic() >= give_up_s:

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError
 
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.committed_offsets import surely_committed
 from inferline_stream.kafka.connection import client_options, closed, closed_on_failure, unreachable
 from inferline_stream.kafka.fetched_batches import CORRUPT_FETCHES, RECORDS_AT_ONCE, CorruptBatch, corrupt_wait_s
 from inferline_stream.kafka.offset_metadata import Committed, decode_metadata, encode_metadata, known_partitions
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 _COMMIT_AGAIN_S = 0.5
 _CREATED_WITHIN_S = 2.0
 """How long a topic that has just been created may be unknown: brokers learn of it one after another."""
+
+_UNSURE_S = 0.5
+"""How long a group is asked for offsets that it may have; a new one has none."""
 
 STARTS = ("committed", "earliest", "latest")
 
@@ -135,9 +139,7 @@ class RecordFollower:
         ends = await self._offsets(self._client.end_offsets, every)
         committed: dict[int, tuple[int, str]] = {}
         if self._group is not None and self._start == "committed":
-            # The public `committed` leaves the metadata out.
-            found = await self._client._coordinator.fetch_committed_offsets([self._tp(p) for p in every])
-            committed = {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
+            committed = dict(await surely_committed(self._committed, every, _UNSURE_S))
         known = known_partitions(committed.values())
         else_at = ends if self._from_end or self._start == "latest" else begins
         for p in every:
@@ -152,6 +154,11 @@ class RecordFollower:
             else:
                 self._next[p] = offset
         self._assign()
+
+    async def _committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
+        # The public `committed` leaves the metadata out.
+        found = await self._client._coordinator.fetch_committed_offsets([self._tp(p) for p in partitions])
+        return {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
 
     def _assign(self) -> None:
         """Read the partitions that are not halted, from the next record of each."""

@@ -12,6 +12,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 
 from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.pipeline.names import EVENT_ID
@@ -108,6 +109,25 @@ async def test_a_sink_that_retention_has_passed_halts_that_partition_and_goes_on
         assert (await again.stopped())["halted"] == {}
     ids = [json.loads(line)["event_id"] for line in path.read_text().splitlines()]
     assert sorted(ids) == sorted(f"e{n}" for n in (0, 1, 2, 3, 4, 7, 8, 20, 21, 22))
+
+
+async def test_a_group_whose_coordinator_knows_nothing_for_a_moment_goes_on_where_it_stood(
+    embedded_broker, monkeypatch
+):
+    where = embedded_broker.bootstrap_servers
+    topic, ask, asked = await topic_on(where, 1), GroupCoordinator.fetch_committed_offsets, []
+    await send(where, topic, numbered(range(3)))
+    async with RecordFollower(where, topic, f"{topic}-sink") as follower:
+        while await follower.batch(0.2):
+            await follower.commit()
+
+    async def forgetful(self, partitions):
+        asked.append(partitions)
+        return {} if len(asked) < 3 else await ask(self, partitions)
+
+    monkeypatch.setattr(GroupCoordinator, "fetch_committed_offsets", forgetful)
+    async with RecordFollower(where, topic, f"{topic}-sink") as follower:
+        assert await follower.positions() == {0: 3}
 
 
 async def test_a_sink_takes_the_events_of_a_topic_that_was_created_again_for_new_ones(kafka, clients, tmp_path):
