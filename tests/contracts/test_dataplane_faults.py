@@ -1,4 +1,8 @@
-"""What pools do when something goes wrong, on Apache Kafka and on the embedded broker alike."""
+"""What pools do when something goes wrong, on Apache Kafka and on the embedded broker alike.
+
+A replica that dies, hangs or holds its lock concerns no broker: those tests run on the embedded one alone. What becomes
+of offsets, and of dispatchers that die, is the broker's as well.
+"""
 
 import asyncio
 import contextlib
@@ -23,8 +27,12 @@ def deaths(director: Director) -> list[str]:
 
 @pytest.mark.parametrize("replicas", [1, 3])
 @pytest.mark.parametrize("value", [b"kill", b"short"])
-async def test_an_event_that_costs_its_replica_is_recognised_and_all_others_get_through(kafka, replicas, value):
-    async with Director(kafka.bootstrap_servers, PASSING, partitions={"work": 3}, samples=SAMPLES) as director:
+async def test_an_event_that_costs_its_replica_is_recognised_and_all_others_get_through(
+    embedded_broker, replicas, value
+):
+    async with Director(
+        embedded_broker.bootstrap_servers, PASSING, partitions={"work": 3}, samples=SAMPLES
+    ) as director:
         ids = await director.put([b"%d" % number for number in range(40)])
         (culprit,) = await director.put([value])
         ids += await director.put([b"%d" % number for number in range(40)])
@@ -43,8 +51,12 @@ async def test_an_event_that_costs_its_replica_is_recognised_and_all_others_get_
     assert in_order_of_keys(results)
 
 
-async def test_of_a_producer_that_sends_only_killers_each_event_becomes_a_dead_letter_and_the_stage_lives(kafka):
-    async with Director(kafka.bootstrap_servers, PASSING, partitions={"work": 1}, samples=SAMPLES) as director:
+async def test_of_a_producer_that_sends_only_killers_each_event_becomes_a_dead_letter_and_the_stage_lives(
+    embedded_broker,
+):
+    async with Director(
+        embedded_broker.bootstrap_servers, PASSING, partitions={"work": 1}, samples=SAMPLES
+    ) as director:
         await director.start(replicas=2)
         await director.put([b"kill"] * 3)
         await director.until(lambda: director.total("work", "dead_lettered") == 3, "all have a verdict", 40.0)
@@ -72,11 +84,15 @@ pipeline = Pipeline("crashing", slo="250ms", source=Topic("in", codec="raw"), si
 """
 
 
-async def test_a_replica_that_crashes_on_every_batch_costs_no_event_and_the_report_names_it(kafka, tmp_path: Path):
+async def test_a_replica_that_crashes_on_every_batch_costs_no_event_and_the_report_names_it(
+    embedded_broker, tmp_path: Path
+):
     topology, broken = tmp_path / "topology.py", tmp_path / "broken"
     topology.write_text(CRASHING)
     broken.touch()
-    async with Director(kafka.bootstrap_servers, topology, partitions={"work": 1}, samples=SAMPLES) as director:
+    async with Director(
+        embedded_broker.bootstrap_servers, topology, partitions={"work": 1}, samples=SAMPLES
+    ) as director:
         await director.start()
         ids = await director.put([b"x"] * 20)
         await director.until(lambda: "known to process" in director.report("work").reason, "the sample fails, too")
@@ -87,10 +103,10 @@ async def test_a_replica_that_crashes_on_every_batch_costs_no_event_and_the_repo
         assert await director.letters("work") == []
 
 
-async def test_a_batch_that_hangs_runs_elsewhere_and_an_event_that_always_hangs_becomes_a_dead_letter(kafka):
+async def test_a_batch_that_hangs_runs_elsewhere_and_an_event_that_always_hangs_becomes_a_dead_letter(embedded_broker):
     settings = {"batch_deadline_s": 0.15}
     async with Director(
-        kafka.bootstrap_servers, PASSING, partitions={"work": 1}, settings=settings, samples=SAMPLES
+        embedded_broker.bootstrap_servers, PASSING, partitions={"work": 1}, settings=settings, samples=SAMPLES
     ) as director:
         await director.grant("work", service_s={})  # without a profile, the setting holds
         await director.start(replicas=2)
@@ -103,8 +119,10 @@ async def test_a_batch_that_hangs_runs_elsewhere_and_an_event_that_always_hangs_
         assert any("deadline" in reason for reason in deaths(director)), deaths(director)
 
 
-async def test_a_batch_that_exceeds_the_memory_is_halved_before_any_event_is_suspected(kafka):
-    async with Director(kafka.bootstrap_servers, PASSING, partitions={"work": 1}, samples=SAMPLES) as director:
+async def test_a_batch_that_exceeds_the_memory_is_halved_before_any_event_is_suspected(embedded_broker):
+    async with Director(
+        embedded_broker.bootstrap_servers, PASSING, partitions={"work": 1}, samples=SAMPLES
+    ) as director:
         ids = await director.put([b"large"] * 16, [None] * 16)
         await director.start()
         await director.caught_up(40.0)
@@ -242,13 +260,16 @@ pipeline = Pipeline("slow", slo="20s", source=Topic("in", codec="raw"), sink=Top
 """
 
 
-async def test_stages_that_hold_the_interpreter_lock_for_seconds_lose_no_event_and_no_replica(kafka, tmp_path: Path):
+async def test_stages_that_hold_the_interpreter_lock_for_seconds_lose_no_event_and_no_replica(
+    embedded_broker, tmp_path: Path
+):
     topology = tmp_path / "topology.py"
     topology.write_text(SLOW)
     settings = {"lease_s": 1.0, "heartbeat_s": 0.2}
     async with Director(
-        kafka.bootstrap_servers, topology, partitions={"build": 2, "held": 2}, settings=settings, max_batch_size=32
-    ) as director:
+        embedded_broker.bootstrap_servers, topology,
+        partitions={"build": 2, "held": 2}, settings=settings, max_batch_size=32,
+    ) as director:  # fmt: skip
         ids = await director.put([b"x"] * 24)
         await director.start()
         await director.caught_up(40.0)

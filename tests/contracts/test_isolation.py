@@ -135,13 +135,13 @@ def is_sealed(replica: ReplicaStatus) -> bool:
 FOUR = dict.fromkeys(("first", "third", "last"), 4)
 
 
-async def test_sealed_pools_scale_and_crash_with_the_same_results(kafka, topology):
-    async with Director(kafka.bootstrap_servers, unsealed(topology), partitions=FOUR) as plain:
+async def test_sealed_pools_scale_and_crash_with_the_same_results(embedded_broker, topology):
+    async with Director(embedded_broker.bootstrap_servers, unsealed(topology), partitions=FOUR) as plain:
         await send(plain, range(120))
         await plain.start()
         await plain.caught_up(60.0)
         wanted = await results(plain)
-    async with Director(kafka.bootstrap_servers, topology, partitions=FOUR) as director:
+    async with Director(embedded_broker.bootstrap_servers, topology, partitions=FOUR) as director:
         await send(director, range(40))
         await director.start()
         for stage in FOUR:
