@@ -25,6 +25,8 @@ LACKING = pytest.StashKey[str]()
 
 SLOW = ("integration", "scenarios", "contracts", "laws")
 """Rooms of tests that wait for processes, or compute for long. They come first: no long file is left for the end."""
+LONGEST_UNITS = "planner"
+"""The room of tests/unit whose files take longest: it comes first among them, for the same reason."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -50,7 +52,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item, room in rooms.items():
         if room in SLOW:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: SLOW.index(rooms[item]) if rooms[item] in SLOW else len(SLOW))
+    items.sort(
+        key=lambda item: (
+            SLOW.index(rooms[item]) if rooms[item] in SLOW else len(SLOW),
+            item.path.parent.name != LONGEST_UNITS,
+        )
+    )
     missing = {mark: why for mark, has in NEEDS.items() if (why := has())}
     wanted = NEEDS.keys() - CI_MAY_LACK if surroundings().ci else set()
     left_out: dict[str, int] = {}
