@@ -6,7 +6,7 @@ InferlineError
 │   ├── InvalidTopology       the topology
 │   └── InvalidFile           another file: sample, trace, profile, plan, record of a run
 ├── Infeasible             4  no plan meets the SLO; carries the smallest that would be met
-├── Unreachable            5  Kafka or a metrics source does not answer
+├── Unreachable            5  Kafka, a metrics source or, to the profiler, a model server does not answer
 │   └── Unsettled             a transaction could not be ended (kafka.controller_client)
 ├── GateFailed             6  the run ended, its SLO gate did not hold
 ├── StageFailed            1  a stage raised or broke its contract on a batch
@@ -66,7 +66,7 @@ class Infeasible(InferlineError):
 
 
 class Unreachable(InferlineError):
-    """Kafka or a metrics source does not answer in time."""
+    """Kafka, a metrics source or, to the profiler, a model server does not answer in time."""
 
     exit_code = 5
 

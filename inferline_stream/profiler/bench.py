@@ -232,7 +232,7 @@ class ReplicaBench:
             async with asyncio.timeout(0.5):
                 code, reason, tail = await asyncio.shield(self._ended)
         if not reason:
-            return WorkerFailed(failure.message, memory=failure.memory)
+            return WorkerFailed.of(failure)
         self._stop()
         return ended(code, tail, failure)
 
@@ -265,6 +265,6 @@ def ended(code: int, tail: str, failure: Failure) -> WorkerFailed:
     if code == -9:  # what the kernel does when memory runs out
         return WorkerFailed("its process was killed, as the system does when memory runs out", memory=True)
     if code == 70:
-        return WorkerFailed(failure.message, memory=failure.memory)
+        return WorkerFailed.of(failure)
     last = tail.splitlines()[-1] if tail else "it wrote nothing"
     return WorkerFailed(last if code == 3 else f"its process ended with exit code {code}: {last}")

@@ -135,7 +135,7 @@ class Bench:
 
 def _failure(frame: ToDispatcher | None, batch_size: int) -> Failure | None:
     if isinstance(frame, Returned):
-        return Failure(frame.reason)
+        return Failure(frame.reason, unavailable=True)
     if isinstance(frame, Broken):
         return Failure(frame.reason, memory=frame.memory)
     if not isinstance(frame, Results):

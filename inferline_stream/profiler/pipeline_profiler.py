@@ -17,7 +17,7 @@ from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.sample_files import keyed
-from inferline_stream.errors import InvalidTopology, StageFailed
+from inferline_stream.errors import InvalidTopology, StageFailed, Unreachable
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
@@ -451,9 +451,10 @@ class _Session:
         )
         contention = tuple[Contention, ...]()
         if stage.most_at_once > 1:
-            contention = await measure_contention(
+            contention, refused = await measure_contention(
                 bench, kind, inputs, times, stage.most_at_once, seconds=seconds, progress=crowded
             )
+            note = "; ".join(filter(None, (note, refused)))
         return _Measured(times, variation, contention, note)
 
     def _noted(self, stage: Stage, kind: Hardware, found: _Measured) -> str:
@@ -531,11 +532,18 @@ def _blamed(stage: Stage, kind: Hardware) -> Iterator[None]:
 
     Raises:
         InvalidTopology: names the stage, where it is declared, and the kind.
+        Unreachable: likewise, where what the stage asks does not answer.
     """
     try:
         yield
     except WorkerFailed as error:
-        raise InvalidTopology(blame(error, stage.declared, f"stage {stage.name!r} on {kind.name!r}")) from error
+        raise _translated(error, stage, f"on {kind.name!r}") from error
+
+
+def _translated(error: WorkerFailed, stage: Stage, where: str) -> InvalidTopology | Unreachable:
+    """Return the error that names the stage, where it is declared, and on what it failed."""
+    said = blame(error, stage.declared, f"stage {stage.name!r} {where}")
+    return Unreachable(said) if error.unavailable else InvalidTopology(said)
 
 
 def _gpus(kind: Hardware) -> tuple[str, ...]:
@@ -555,9 +563,9 @@ class _InTurn:
 
         Raises:
             InvalidTopology: the worker ended on them, or could not be started again.
+            Unreachable: what the stage asks does not answer.
         """
         try:
             return await (await self._worker(self._stage.name)).ask(request, answer)
         except WorkerFailed as error:
-            what = f"stage {self._stage.name!r} on the sample's events"
-            raise InvalidTopology(blame(error, self._stage.declared, what)) from error
+            raise _translated(error, self._stage, "on the sample's events") from error

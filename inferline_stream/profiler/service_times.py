@@ -151,8 +151,10 @@ async def measure_contention(
     *,
     seconds: float,
     progress: Callable[[int], None] = lambda concurrency: None,
-) -> tuple[Contention, ...]:
+) -> tuple[tuple[Contention, ...], str]:
     """How much longer batches take beside others, at powers of two until throughput grows no more.
+
+    It ends, too, where what the stage asks takes no more at once: a server that answers 429, or 503.
 
     Args:
         worker: the bench.
@@ -162,6 +164,9 @@ async def measure_contention(
         concurrency: most batches at once.
         seconds: time to spend on one concurrency.
         progress: called as each concurrency begins.
+
+    Returns:
+        What was found, and why more at once was not tried, if so.
 
     Raises:
         WorkerFailed: the stage cannot run so many at once.
@@ -178,7 +183,12 @@ async def measure_contention(
                 list(inputs), hardware, {}, entry.batch_size, seconds / len(alone), FEWEST_BATCHES * at_once,
                 MOST_BATCHES * at_once, at_once,
             )  # fmt: skip
-            times_s = (await worker.ask(order, Times)).service_s
+            try:
+                times_s = (await worker.ask(order, Times)).service_s
+            except WorkerFailed as error:
+                if not error.unavailable:
+                    raise
+                return tuple(found), f"{at_once} batches at once: {error}"
             # No batch is faster beside more of them: where it seems so, the machine was.
             factors.append(max(before, float(np.mean(times_s)) / entry.mean_s))
         found.append(Contention(at_once, tuple(factors)))
@@ -188,7 +198,7 @@ async def measure_contention(
         best = max(best, throughput)
         if without_gain == PATIENCE:
             break
-    return tuple(found)
+    return tuple(found), ""
 
 
 class _TimedRun:

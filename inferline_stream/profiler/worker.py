@@ -20,7 +20,7 @@ from inferline_stream.dataplane.replica.stage_call import Settled, StageCall, bu
 from inferline_stream.dataplane.replica.stage_code import StageCode, code_of
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import last_line, load_code, load_topology
-from inferline_stream.errors import InferlineError, StageFailed
+from inferline_stream.errors import InferlineError, ServerUnavailable, StageFailed
 from inferline_stream.isolation.confinement import decoded
 from inferline_stream.isolation.refusals import Refusals
 from inferline_stream.isolation.seal import seal
@@ -165,7 +165,8 @@ def main() -> None:
                 assert worker is not None, "Begin comes first"
                 answer = worker.answer(request)
         except InferlineError as error:
-            answer = Failure(str(error), memory=is_out_of_memory(error.__cause__))
+            unavailable = isinstance(error, ServerUnavailable)
+            answer = Failure(str(error), memory=is_out_of_memory(error.__cause__), unavailable=unavailable)
         except Exception as error:
             answer = Failure(last_line(error), memory=is_out_of_memory(error))
         answers.write(framed(answer))

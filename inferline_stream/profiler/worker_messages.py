@@ -113,10 +113,12 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
     Args:
         message: why, without the stage's name.
         memory: whether for lack of memory.
+        unavailable: whether because what the stage asks does not answer, or takes no more at once.
     """
 
     message: str
     memory: bool = False
+    unavailable: bool = False
 
 
 Request = Begin | ProcessEvents | Measure | Weigh

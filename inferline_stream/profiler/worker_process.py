@@ -44,11 +44,17 @@ class WorkerFailed(StageFailed):
     Args:
         message: why, without the stage's name.
         memory: whether memory ran out.
+        unavailable: whether what the stage asks does not answer, or takes no more at once.
     """
 
-    def __init__(self, message: str, *, memory: bool = False) -> None:
+    def __init__(self, message: str, *, memory: bool = False, unavailable: bool = False) -> None:
         super().__init__(message)
-        self.memory = memory
+        self.memory, self.unavailable = memory, unavailable
+
+    @classmethod
+    def of(cls, failure: Failure) -> Self:
+        """Return the error that a worker reports."""
+        return cls(failure.message, memory=failure.memory, unavailable=failure.unavailable)
 
 
 _FRAME = re.compile(r".+:\d+ in \S+: ")
@@ -168,7 +174,7 @@ class WorkerProcess:
         except (msgspec.DecodeError, UnicodeDecodeError):
             found = None
         if isinstance(found, Failure):
-            raise WorkerFailed(found.message, memory=found.memory)
+            raise WorkerFailed.of(found)
         if not isinstance(found, answer):  # code of the stage has written to the worker's answers
             await self._end()
             raise WorkerFailed(f"its process did not answer {type(request).__name__} as a worker does")

@@ -167,7 +167,7 @@ async def _plans(folder: Path, seconds: float) -> Figures:
         topology = _topology(folder, url, 1, MOST_AT_ONCE)
         async with _bench(topology) as bench:
             times, variation, _ = await measure_times(bench, _CLIENT, _EVENTS, 1, seconds=4.0)
-            contention = await measure_contention(bench, _CLIENT, _EVENTS, times, MOST_AT_ONCE, seconds=2.0)
+            contention, _ = await measure_contention(bench, _CLIENT, _EVENTS, times, MOST_AT_ONCE, seconds=2.0)
         knows = Profile("work", "client", times, 0.0, variation, 0.0, contention, 1)
         ignores = replace(knows, contention=(), most_replicas=None)
         figures: Figures = {}

@@ -1,5 +1,6 @@
 """A whole pipeline profiled: real worker processes, a real broker, and the store in between."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from inferline_stream.profiler.overheads import keep_overheads, overheads_file
 from inferline_stream.profiler.pipeline_profiler import Options, Progress, profile_pipeline
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
+from tests.support.model_server import model_server
 
 TOPOLOGY = """
 import time
@@ -52,6 +54,20 @@ first = Stage("read", read, hardware=["cpu-1", "t4"], max_batch_size=2)
 slow = Stage("slow", Slow, after=[first.when(is_third)], hardware=["cpu-1"], max_batch_size=4)
 add = Stage("add", add, after=[first, slow], hardware=["emulated-cpu"], emulated={1: "5ms", 4: "8ms"})
 pipeline = Pipeline("sums", slo="1s", source=Topic("numbers"), sink=Topic("sums"), stages=[first, slow, add])
+"""
+
+SERVED = """
+from inferline_stream import OpenInference, Pipeline, Stage, Topic
+
+def ask(number: int) -> dict[str, int]:
+    return {{"number": number}}
+
+def answer(outputs: dict) -> int:
+    return int(outputs["doubled"])
+
+server = OpenInference("{url}", model="double", request=ask, response=answer, retries=0)
+work = Stage("work", server=server, hardware=["cpu-1"], max_batch_size=1, concurrency=8)
+pipeline = Pipeline("served", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[work])
 """
 
 EVENTS = [b'{"value": %d}' % number for number in range(90)]
@@ -232,3 +248,23 @@ async def test_where_no_parent_can_fork_start_up_is_that_of_a_process(tmp_path: 
     kind = catalogue()["cpu-1"]
     confinement = confined(Isolation(forked=True), file, kind, "")
     assert await forked_start_up_s(file, "work", kind, confinement, timeout_s=30.0) is None
+
+
+async def test_a_served_stage_is_profiled_up_to_what_its_server_takes_and_one_that_is_away_is_named(
+    tmp_path: Path,
+) -> None:
+    file, numbers, notes = tmp_path / "topology.py", [b"%d" % number for number in range(20)], list[str]()
+    async with model_server() as server:
+        server.takes_s, server.takes_at_once = 0.01, 3
+        file.write_text(SERVED.format(url=server.url))
+        pipeline = load_topology(file)
+        measured = await profile_pipeline(
+            pipeline, file, numbers, options=QUICK, progress=lambda step: notes.append(step.note)
+        )
+    assert [entry.concurrency for entry in measured.profiles["work", "cpu-1"].contention] == [2]
+    assert any("4 batches at once: server http://" in note and "answers 429" in note for note in notes)
+    with pytest.raises(
+        Unreachable,
+        match=r"stage 'work' on the sample's events: server http://.* cannot be reached: Connection refused",
+    ):
+        await profile_pipeline(pipeline, file, numbers, options=replace(QUICK, again=True))

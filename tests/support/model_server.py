@@ -31,6 +31,8 @@ class ModelServerDouble:
         self.under_way = self.most_under_way = 0
         self.ready = True
         self.retry_after = ""
+        self.takes_at_once = 0
+        """Requests beyond which it answers 429; 0 for no limit."""
         self.token = ""
         """That requests have to show; empty for none."""
         self._runner: web.AppRunner | None = None
@@ -99,6 +101,8 @@ class ModelServerDouble:
     async def _misbehaved(self, request: web.Request, answer: Any) -> web.StreamResponse:
         if not self._admits(request):
             return web.json_response({"error": "no such token"}, status=401)
+        if 0 < self.takes_at_once < self.under_way:
+            return web.json_response({"error": "too many"}, status=429)
         if self.behaves == "well":
             return web.json_response(answer)
         if self.behaves == "moved":

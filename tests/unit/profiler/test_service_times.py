@@ -217,7 +217,7 @@ ALONE = tuple(service_time(size, np.full(4, 0.01 * size)) for size in (1, 4))
 
 async def test_every_batch_size_is_measured_beside_others_at_powers_of_two() -> None:
     worker = Crowded(lambda at_once: 1 + at_once / 8)
-    found = await measure_contention(worker, KINDS["cpu-1"], INPUTS, ALONE, 8, seconds=1.0)
+    found, _ = await measure_contention(worker, KINDS["cpu-1"], INPUTS, ALONE, 8, seconds=1.0)
     assert [entry.concurrency for entry in found] == [2, 4, 8]
     assert [entry.factors for entry in found] == [pytest.approx((f, f)) for f in (1.25, 1.5, 2.0)]
     assert worker.asked == [(at_once, size) for at_once in (2, 4, 8) for size in (1, 4)]
@@ -225,11 +225,23 @@ async def test_every_batch_size_is_measured_beside_others_at_powers_of_two() -> 
 
 async def test_more_at_once_is_not_tried_after_two_steps_without_a_gain() -> None:
     worker = Crowded(lambda at_once: at_once)
-    found = await measure_contention(worker, KINDS["cpu-1"], INPUTS, ALONE, 64, seconds=1.0)
+    found, why = await measure_contention(worker, KINDS["cpu-1"], INPUTS, ALONE, 64, seconds=1.0)
     assert [entry.concurrency for entry in found] == [2, 4]
+    assert why == ""
+
+
+async def test_no_more_at_once_is_tried_than_a_server_takes() -> None:
+    def slowed(at_once: int) -> float:
+        if at_once > 4:
+            raise WorkerFailed("server answers 429", unavailable=True)
+        return 1.0
+
+    found, why = await measure_contention(Crowded(slowed), KINDS["cpu-1"], INPUTS, ALONE, 16, seconds=1.0)
+    assert [entry.concurrency for entry in found] == [2, 4]
+    assert why == "8 batches at once: server answers 429"
 
 
 async def test_a_machine_that_grows_faster_meanwhile_makes_no_batch_faster_beside_others() -> None:
     worker = Crowded({2: 1.4, 4: 0.7}.__getitem__)
-    found = await measure_contention(worker, KINDS["cpu-1"], INPUTS, ALONE, 4, seconds=1.0)
+    found, _ = await measure_contention(worker, KINDS["cpu-1"], INPUTS, ALONE, 4, seconds=1.0)
     assert [entry.factors for entry in found] == [pytest.approx((1.4, 1.4))] * 2
