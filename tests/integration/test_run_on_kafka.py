@@ -104,7 +104,7 @@ async def test_traffic_scales_stages_in_process_behind_servers_and_waiting(
         Profile("embed", "emulated-cpu", (ServiceTime(1, 0.024), ServiceTime(2, 0.04), ServiceTime(4, 0.076)), 1.0),
         Profile(
             "rank",
-            "emulated-cpu",
+            "client",
             (ServiceTime(1, 0.05), ServiceTime(2, 0.05)),
             1.0,
             contention=(Contention(2, (1.4, 1.4)), Contention(4, (2.2, 2.2))),

@@ -6,7 +6,7 @@ The server is slower the more it has to do at once. A replica has room for about
 import sys
 from pathlib import Path
 
-from inferline_stream import OpenInference, Pipeline, Sample, Stage, Topic
+from inferline_stream import Hardware, OpenInference, Pipeline, Sample, Stage, Topic
 
 SERVER = Path(__file__).parents[2] / "support" / "model_server.py"
 TAKES_S, SLOWS_S = 0.05, 0.02
@@ -47,8 +47,7 @@ ranking = Stage(
         command=f"{sys.executable} {SERVER} {TAKES_S} {SLOWS_S} {{port}}",
     ),
     after=[embedding],
-    hardware=["emulated-cpu"],
-    emulated={1: f"{1000 * TAKES_S:g}ms", 2: f"{1000 * TAKES_S:g}ms"},
+    hardware=["client"],
     max_batch_size=2,
     concurrency=4,
     ordered=False,
@@ -71,4 +70,5 @@ pipeline = Pipeline(
     sink=Topic("answers", partitions=4),
     stages=[embedding, ranking, composing],
     sample=Sample(arrivals="arrivals.csv", events="numbers.jsonl"),
+    hardware=[Hardware("client", 0.01, cores=0)],  # measured, unlike emulated kinds, on which nothing contends
 )
