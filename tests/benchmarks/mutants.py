@@ -28,6 +28,9 @@ TESTS = {
 
 SEED = 1
 COUNT = 120
+USAGE_ERROR = 4
+"""What pytest ends with where it was called wrongly."""
+
 LIMIT_S = 300.0
 """For the tests of a room under one mutant: many a mutant never ends, which is seen."""
 
@@ -47,18 +50,8 @@ def survives(mutant: Mutant, copy: Path) -> bool:
     source = mutant.path.read_text()
     file.write_text(mutant.applied(source))
     shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        *TESTS[mutant.path.parent.name],
-    ]
+    options = ("-q", "-x", "-n", "0", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", *options, *_nearest_first(mutant.path, copy)]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=LIMIT_S, check=False)
@@ -66,7 +59,16 @@ def survives(mutant: Mutant, copy: Path) -> bool:
         return False
     finally:
         file.write_text(source)
+    assert ended.returncode != USAGE_ERROR, ended.stdout.decode()
     return ended.returncode == 0
+
+
+def _nearest_first(path: Path, copy: Path) -> list[str]:
+    """Files of tests of a module's room, those of its own name first: most mutants end there."""
+    found: list[Path] = []
+    for place in (copy / name for name in TESTS[path.parent.name]):
+        found += sorted(place.glob("test_*.py")) if place.is_dir() else [place]
+    return [str(file.relative_to(copy)) for file in sorted(found, key=lambda file: path.stem not in file.stem)]
 
 
 def copied(into: Path) -> Path:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from inferline_stream.tuner.forecast import rising_rate
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.demand import traffic_of
+from inferline_stream.tuner.forecast import SPANS, index_of_dispersion, rising_rate, surged
+from inferline_stream.tuner.observation import Supply
+from tests.unit.tuner.plans import seen, state
 
 RISING = [100 + second // 2 for second in range(30)]
 """Half an event per second more each second. Poisson counts of 107/s know a slope over 30 s to .218: 2.3 standard
@@ -21,3 +31,107 @@ def test_a_line_counts_for_what_it_reaches_within_the_lead():
 
 def test_a_line_of_two_standard_errors_is_not_drawn_on_for_three_times_as_long_as_it_was_seen():
     assert expected(90.0) < RISING[-1]
+
+
+def by_regression(counts: list[int], lead_s: float, confidence: float, limit: float) -> float:
+    """The largest lower bound of means and lines, by numpy's least squares."""
+    dispersion = max(1.0, float(np.mean(np.diff(counts) ** 2)) / 2 / float(np.mean(counts)))
+    found = [0.0]
+    for span in SPANS:
+        last = np.array(counts[-span:], dtype=float)
+        if span > len(counts) or last.sum() < 100:
+            continue
+        chances = 2 * math.log(30 / span)
+        variance = max(last.mean(), 1.0) * dispersion
+        found.append(last.mean() - math.sqrt(confidence**2 + chances) * math.sqrt(variance / span))
+        if span < 3:
+            continue
+        middles = np.arange(span) - span + 0.5
+        slope, now = np.polyfit(middles, last, 1)
+        if slope <= 0:
+            continue
+        further = confidence * max(lead_s / 30, 1.0)
+        ahead = lead_s + span / 2
+        error = math.sqrt(variance * (1 / span + ahead**2 / float(np.sum((middles - middles.mean()) ** 2))))
+        reached = min(now + slope * lead_s, limit * now)
+        found.append(reached - math.sqrt(further**2 + chances) * error)
+    return max(found)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_it_is_the_largest_of_what_means_and_lines_surely_reach(seed):
+    rng = np.random.default_rng([seed, 3])
+    slope, level = rng.choice([-2.0, 0.0, 3.0, 40.0]), rng.choice([8.0, 60.0, 700.0])
+    seconds = int(rng.integers(2, 31))
+    rates = np.maximum(level + slope * np.maximum(np.arange(seconds) - seconds + rng.integers(1, 31), 0), 1.0)
+    counts = rng.poisson(rates).tolist()
+    lead_s, confidence = float(rng.choice([1.0, 6.0, 45.0])), float(rng.choice([0.5, 1.0, 2.0]))
+    found = rising_rate(counts, lead_s, confidence=confidence, limit=1.5)
+    if sum(counts) < 100:
+        assert found == 0.0
+    else:
+        assert found == pytest.approx(by_regression(counts, lead_s, confidence, 1.5))
+
+
+def test_what_is_not_above_what_is_asked_about_is_of_no_interest():
+    rate = expected(5.0)
+    for above in (rate - 1, rate + 1):
+        assert rising_rate(RISING, 5.0, confidence=1.0, limit=1.5, above=above) == max(rate, above)
+
+
+def test_without_counts_or_with_infinite_confidence_nothing_is_expected():
+    assert rising_rate([500], 5.0, confidence=1.0, limit=1.5) == 0.0
+    assert rising_rate(RISING, 5.0, confidence=math.inf, limit=1.5, above=7.0) == 7.0
+
+
+def test_dispersion_is_of_neighbours_and_at_least_that_of_a_poisson_stream():
+    assert index_of_dispersion([0, 0, 0]) == 1.0
+    assert index_of_dispersion([100, 101, 102]) == 1.0
+    assert index_of_dispersion([100, 0, 100, 0]) == pytest.approx(3 * 100**2 / (2 * 3) / 50)
+    assert index_of_dispersion([1, 0]) == 1.0
+
+
+def test_a_rise_from_one_ten_seconds_to_the_next_is_a_surge_from_five_standard_errors_and_a_tenth_on():
+    """Of steady counts: 1,000 and then n differ by √(1000 + n) or so, five times which is 239 at 1,239."""
+    assert not surged([100] * 10 + [120] * 10)
+    assert surged([100] * 10 + [130] * 10)
+    assert surged([100] * 30 + [130] * 10)
+    assert not surged([100] * 9 + [130] * 10)
+    assert not surged([130] * 10 + [100] * 10)
+    assert surged([100_000] * 10 + [111_000] * 10)
+    assert not surged([100_000] * 10 + [109_000] * 10)
+    assert surged([10] * 10 + [30] * 10)
+    assert not surged([9] * 10 + [30] * 10)
+
+
+def test_the_lead_is_the_longest_start_up_time_as_measured_lately_and_the_time_to_react():
+    rising = tuple(100 + 5 * second for second in range(30))
+    observed = seen(60.0, (100, 300, 3000), recent=rising, watched_s=60.0)
+    slower = {"x": Supply(2, start_up_s=9.0)}
+    stages = {**observed.stages, "b": replace(observed.stages["b"], supply=slower)}
+    for now, lead_s in ((observed, 3.0), (replace(observed, stages=stages), 10.0)):
+        rate = rising_rate(rising, lead_s, confidence=1.0, limit=1.5)
+        found = traffic_of(state().basis, now)
+        assert found.detail == f"{rate:.1f}/s expected within {lead_s} s, planned for 100.0/s"
+        assert found.multiple == pytest.approx(rate / 100.0)
+        assert found.reason is Reason.RATE_RISING
+        assert not found.outgrown
+
+
+def test_seconds_before_arrivals_were_watched_are_no_zeros():
+    """After 5 s of 100/s the 25 s before are not known: without them there is no rise."""
+    counts = (0,) * 25 + (100,) * 5
+    basis = state().basis
+
+    def reason(watched_s: float) -> Reason:
+        return traffic_of(basis, seen(60.0, (300, 600, 6000), recent=counts, watched_s=watched_s)).reason
+
+    assert reason(30.0) is Reason.RATE_RISING
+    assert reason(5.0) is Reason.ENVELOPE_EXCEEDED
+    assert reason(0.5) is Reason.ENVELOPE_EXCEEDED
+    assert traffic_of(basis, seen(60.0, (300, 600, 6000), recent=(120,) * 30, watched_s=2.0)).multiple > 1.0
+
+
+def test_a_plan_for_no_traffic_at_all_expects_nothing():
+    basis = replace(state().basis, arrival_rate=0.0)
+    assert traffic_of(basis, seen(60.0, recent=(120,) * 30, watched_s=60.0)).reason is Reason.ENVELOPE_EXCEEDED

@@ -1,0 +1,110 @@
+"""What is missing, old or out of time is doubted, and nothing else is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.input_checks import doubts, on_this_clock
+from inferline_stream.tuner.observation import StageObservation, Supply
+from inferline_stream.tuner.staffing_table import Staffing
+from inferline_stream.tuner.tuner_state import TunerState, initial_state, staffed
+from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
+
+
+def doubted(**changed: object) -> list[tuple[Reason, str]]:
+    return [(doubt.reason, doubt.where) for doubt in doubts(state(), replace(seen(), **changed))]  # type: ignore[arg-type]
+
+
+def test_what_is_whole_and_fresh_is_not_doubted():
+    assert doubted() == []
+    assert doubted(arrivals_age_s=1.0) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"arrivals_age_s": 1.1},
+        {"arrivals_age_s": None},
+        {"arrivals_age_s": float("nan")},
+        {"envelope": (1, 2)},
+        {"arrival_rate": float("nan")},
+    ],
+)
+def test_arrivals_that_are_old_or_incomplete_are(changed):
+    assert doubted(**changed) == [(Reason.INPUT_STALE, "")]
+
+
+@pytest.mark.parametrize(
+    ("ready", "age_s", "stale"),
+    [
+        ((1,), 3.0, False),
+        ((1,), 3.1, True),
+        ((1,), None, True),
+        ((0,), None, False),
+        ((0, 1), 9.0, True),
+        ((), 9.0, False),
+    ],
+)
+def test_a_stage_is_if_any_of_its_replicas_is_ready_and_none_has_reported_lately(ready, age_s, stale):
+    there = StageObservation({f"kind{i}": Supply(count) for i, count in enumerate(ready)}, age_s=age_s)
+    found = doubted(stages={**seen().stages, "b": there})
+    assert found == ([(Reason.INPUT_STALE, "b")] if stale else [])
+
+
+def test_a_stage_of_which_nothing_is_known_is():
+    assert doubted(stages={"b": seen().stages["b"]}) == [(Reason.INPUT_STALE, "a")]
+
+
+def moved(step_s: float) -> TunerState:
+    before = replace(
+        state(),
+        time_s=100.0,
+        changed_s=90.0,
+        insured_until_s=130.0,
+        fits_since_s={"a": 95.0},
+        below_since_s={"b": 96.0},
+    )
+    after, doubt = on_this_clock(before, seen(100.0 + step_s))
+    assert (doubt is None) == (0 <= step_s <= 5.0)
+    assert after.time_s == 100.0 + step_s
+    return after
+
+
+@pytest.mark.parametrize("step_s", [0.0, 0.1, 5.0])
+def test_a_step_forward_of_up_to_five_seconds_keeps_what_was_seen_before(step_s):
+    after = moved(step_s)
+    assert (after.changed_s, after.insured_until_s, after.blind_until_s) == (90.0, 130.0, -float("inf"))
+    assert (after.fits_since_s, after.below_since_s) == ({"a": 95.0}, {"b": 96.0})
+
+
+@pytest.mark.parametrize("step_s", [-0.1, 5.1, -1e6, 4000.0])
+def test_after_a_leap_times_begin_again_and_insurance_lasts_as_long_as_it_would_have(step_s):
+    after = moved(step_s)
+    assert after.changed_s == 100.0 + step_s
+    assert after.insured_until_s == pytest.approx(130.0 + step_s)
+    assert after.blind_until_s == pytest.approx(160.0 + step_s)
+    assert (after.fits_since_s, after.below_since_s) == ({}, {})
+
+
+def test_the_first_step_begins_the_clock():
+    after, doubt = on_this_clock(state(), seen(1e9))
+    assert (after.time_s, after.changed_s, doubt) == (1e9, 1e9, None)
+
+
+def test_a_table_that_comes_later_insures_from_then_on_where_its_sample_leaps():
+    def until(*, surges: bool, time_s: float | None, before_s: float = 0.0) -> float:
+        begun = replace(state(), time_s=time_s, insured_until_s=before_s)
+        return staffed(begun, Staffing((1.0,), {"a": (1.0,), "b": (1.0,)}, 1.0, surges)).insured_until_s
+
+    assert until(surges=True, time_s=50.0) == 1850.0
+    assert until(surges=True, time_s=50.0, before_s=5000.0) == 5000.0
+    assert until(surges=False, time_s=50.0) == 0.0
+    assert until(surges=True, time_s=None) == 0.0
+
+
+def test_replicas_held_at_a_restart_count_where_the_plan_has_their_kind():
+    held = {"a": {"x": 7, "gone": 3}, "removed": {"x": 1}}
+    assert initial_state(plan(), measured(), CATALOGUE, held=held).wanted == {"a": {"x": 7}, "b": {"x": 3}}

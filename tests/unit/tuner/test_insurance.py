@@ -1,0 +1,130 @@
+"""What is held beyond the plan: how much, since when, and until when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.demand import demands
+from inferline_stream.tuner.observation import Observation
+from inferline_stream.tuner.plan_basis import Kind, StageBasis, insured
+from inferline_stream.tuner.policy_settings import PolicySettings
+from inferline_stream.tuner.staffing_table import Staffing
+from inferline_stream.tuner.tuner_state import TunerState
+from tests.unit.tuner.plans import seen, state
+
+LOW = (30, 60, 600)
+AT_PLAN = (300, 600, 6000)
+KNOBS = PolicySettings(insurance=((2.5, 0.25),), plan_memory_s=600.0, calm_memory_s=60.0)
+
+
+def stage(name: str, *, planned: int, price: float, visits: float = 1.0, **options: int) -> StageBasis:
+    return StageBasis(name, (Kind("x", planned, 1, 100.0, 0.01, price, 1.0, 1),), visits, **options)  # type: ignore[arg-type]
+
+
+def test_the_stage_that_carries_the_least_is_insured_first_as_far_as_the_share_goes():
+    """Of $10/h, 30 % are $3: a (300/s of 1) and b (200/s of half) are as tight; b costs less."""
+    stages = (stage("a", planned=3, price=2.0), stage("b", planned=2, price=2.0, visits=0.5))
+    assert insured(stages, 100.0, ()) == {"a": 300.0, "b": 200.0}
+    assert insured(stages, 100.0, ((3.0, 1.0),)) == {"a": 300.0, "b": 200.0}
+    assert insured(stages, 100.0, ((4.0, 1.0),)) == {"a": 400.0, "b": 200.0}
+    assert insured(stages, 100.0, ((5.0, 1.0),)) == {"a": 500.0, "b": 300.0}
+    assert insured(stages, 100.0, ((5.0, 0.3),)) == {"a": 400.0, "b": 200.0}
+    assert insured(stages, 100.0, ((5.0, 0.19),)) == {"a": 300.0, "b": 200.0}
+    assert insured(stages, 100.0, ((5.0, 0.2), (5.0, 0.2))) == {"a": 500.0, "b": 200.0}
+
+
+def test_where_the_tightest_is_too_dear_the_next_is_insured():
+    stages = (stage("a", planned=1, price=8.0), stage("b", planned=2, price=1.0))
+    assert insured(stages, 100.0, ((4.0, 0.5),)) == {"a": 100.0, "b": 400.0}
+
+
+def test_what_nobody_visits_nobody_planned_or_somebody_else_serves_is_not_insured():
+    stages = (
+        stage("unvisited", planned=1, price=1.0, visits=0.0),
+        stage("unplanned", planned=0, price=1.0),
+        stage("theirs", planned=1, price=0.0, most_replicas=1),
+    )
+    assert insured(stages, 100.0, ((4.0, 9.0),)) == {"unvisited": 100.0, "unplanned": 0.0, "theirs": 100.0}
+
+
+def tuner(*, surges: bool = False) -> TunerState:
+    """Plan and insurance give 300/s at `a`, where 200 are planned."""
+    begun = state(KNOBS)
+    table = Staffing((0.1, 1.0, 2.0), {"a": (20.0, 200.0, 400.0), "b": (15.0, 150.0, 300.0)}, 100.0, surges)
+    return replace(begun, basis=replace(begun.basis, staffing=table))
+
+
+def after(begun: TunerState, *observations: Observation) -> TunerState:
+    for observation in observations:
+        begun, _ = demands(replace(begun, time_s=observation.time_s), observation)
+    return begun
+
+
+def calm(time_s: float, envelope: tuple[int, int, int] = LOW) -> Observation:
+    return seen(time_s, envelope, recent=(10,) * 30, watched_s=time_s)
+
+
+def leap(time_s: float, watched_s: float) -> Observation:
+    return seen(time_s, LOW, recent=(20,) * 20 + (90,) * 10, watched_s=watched_s)
+
+
+def test_a_beginning_is_insured_for_a_minute_or_for_long_where_the_sample_leaps():
+    assert after(tuner(), calm(5.0)).insured_until_s == 65.0
+    assert after(tuner(surges=True), calm(5.0)).insured_until_s == 605.0
+    assert after(tuner(), calm(5.0), calm(30.0)).insured_until_s == 65.0
+
+
+def test_a_leap_that_was_watched_whole_is_insured_after_for_long():
+    begun = after(tuner(), calm(0.0))
+    assert after(begun, leap(100.0, 30.0)).insured_until_s == 700.0
+    assert after(begun, leap(100.0, 29.0)).insured_until_s == 60.0
+
+
+def test_arrivals_beyond_the_plan_are_insured_after_for_a_minute_and_those_of_the_plan_are_not():
+    begun = after(tuner(), calm(0.0))
+    assert after(begun, calm(100.0, (301, 600, 6000))).insured_until_s == 160.0
+    assert after(begun, calm(100.0, AT_PLAN)).insured_until_s == 60.0
+    assert after(after(begun, leap(100.0, 30.0)), calm(110.0, (301, 600, 6000))).insured_until_s == 700.0
+
+
+def wanted(begun: TunerState, *observations: Observation) -> list[tuple[float, Reason]]:
+    found = []
+    for observation in observations:
+        begun, needed = demands(replace(begun, time_s=observation.time_s), observation)
+        found.append((round(needed["a"].needed, 3), needed["a"].reason))
+    return found
+
+
+def test_insurance_is_held_while_insured_and_the_plan_until_a_minute_after_it_was_last_needed():
+    low = (20.0, Reason.ENVELOPE_EXCEEDED)
+    insurance, plan = (300.0, Reason.INSURANCE), (200.0, Reason.INSURANCE)
+    assert tuner().basis.floor["a"] == 300.0
+    assert wanted(tuner(), *map(calm, (0.0, 59.9, 60.0, 61.0))) == [insurance, insurance, low, low]
+    assert wanted(tuner(), calm(0.0), calm(30.0, AT_PLAN), calm(61.0), calm(89.0)) == [insurance, insurance, low, low]
+    needed_till = wanted(tuner(), calm(0.0), calm(50.0, (600, 1200, 12000)), calm(111.0), calm(170.9), calm(171.0))
+    assert needed_till == [insurance, (400.0, Reason.ENVELOPE_EXCEEDED), plan, plan, low]
+
+
+def test_traffic_that_has_leapt_keeps_the_plan_for_long():
+    begun = after(tuner(), calm(0.0), calm(100.0, (600, 1200, 12000)), leap(130.0, 30.0))
+    held = wanted(begun, calm(600.0), calm(729.9), calm(730.0))
+    assert held == [(300.0, Reason.INSURANCE), (300.0, Reason.INSURANCE), (20.0, Reason.ENVELOPE_EXCEEDED)]
+
+
+def test_insurance_is_a_number_of_replicas_whatever_they_do_just_now():
+    observed = calm(0.0, AT_PLAN)
+    slow = {"x": replace(observed.stages["a"].supply["x"], throughput=50.0)}
+    stages = {**observed.stages, "a": replace(observed.stages["a"], supply=slow)}
+    _, needed = demands(replace(tuner(), time_s=0.0), replace(observed, stages=stages))
+    assert (needed["a"].needed, needed["a"].reason) == (200.0, Reason.THROUGHPUT_FELL)
+    assert needed["a"].throughputs == {"x": 50.0}
+
+
+@pytest.mark.parametrize("knobs", [{"plan_memory_s": 0.0}, {"calm_memory_s": 0.0}])
+def test_without_memory_nothing_is_kept(knobs):
+    begun = state(replace(KNOBS, **knobs))
+    assert after(begun, calm(5.0)).insured_until_s == 5.0
+    assert wanted(begun, calm(5.0))[0][1] is Reason.ENVELOPE_EXCEEDED

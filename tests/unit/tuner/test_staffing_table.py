@@ -1,0 +1,76 @@
+"""The table of what multiples of the sample's traffic need: looked up, and found by simulation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.tuner.staffing_table import Staffing, busiest, staffing
+from tests.unit.tuner.plans import SHAPE, measured, plan
+
+SAMPLE = gamma_trace(100.0, 1.0, 60.0, np.random.default_rng(5))
+PRICES = {"x": 1.0}
+MULTIPLES = (0.25, 0.5, 1.0, 1.5, 2.0)
+
+
+def made(given: Plan | None = None, trace: Trace = SAMPLE) -> Staffing:
+    return staffing(SHAPE, given or plan(), measured(), trace, PRICES, multiples=MULTIPLES)
+
+
+def p99_s(multiple: float, replicas: dict[str, int]) -> float:
+    held = {"a": (Allocation("x", 4, replicas["a"]),), "b": (Allocation("x", 1, replicas["b"]),)}
+    return simulate(SHAPE, held, measured(), SAMPLE.sped_up(multiple), order_slo_s=0.5).p99_s
+
+
+def test_a_multiple_is_looked_up_at_the_next_one_and_beyond_the_last_in_proportion():
+    table = Staffing((0.5, 1.0, 2.0), {"a": (50.0, 100.0, 180.0)}, 100.0)
+    rows = [(0.1, 50.0), (0.5, 50.0), (0.51, 100.0), (1.0, 100.0), (1.0 + 1e-12, 100.0), (1.01, 180.0), (2.0, 180.0)]
+    assert [table.needed("a", multiple) for multiple, _ in rows] == [needed for _, needed in rows]
+    assert table.needed("a", 3.0) == pytest.approx(270.0)
+
+
+def test_each_multiple_meets_the_slo_and_a_replica_less_of_any_stage_does_not():
+    table, each = made(), {"a": 100.0, "b": 50.0}
+    for multiple in MULTIPLES:
+        if multiple == 1.0:
+            assert (table.needed("a", 1.0), table.needed("b", 1.0)) == (200.0, 150.0), "the plan"
+            continue
+        replicas = {name: round(table.needed(name, multiple) / each[name]) for name in each}
+        assert p99_s(multiple, replicas) <= 0.5
+        if multiple < 1:
+            for name, count in replicas.items():
+                fewer = {**replicas, name: count - 1}
+                load = {"a": 100.0, "b": 50.0}[name] * multiple
+                assert fewer[name] * each[name] <= load or p99_s(multiple, fewer) > 0.5
+
+
+def test_no_stage_needs_less_for_more_traffic():
+    table = made()
+    for row in table.supply.values():
+        assert list(row) == sorted(row)
+
+
+def test_a_plan_that_does_not_meet_its_slo_is_staffed_in_proportion():
+    table = made(replace(plan(), slo_s=0.01))
+    assert (table.needed("a", 2.0), table.needed("b", 2.0)) == (400.0, 300.0)
+    assert (table.needed("a", 1.5), table.needed("b", 1.5)) == (300.0, 250.0)
+
+
+def test_the_busiest_stretch_is_as_many_arrivals_as_come_fastest():
+    times = np.concatenate([np.arange(0.0, 10.0, 1.0), np.arange(10.0, 11.0, 0.1), np.arange(11.0, 20.0, 1.0)])
+    stretch = busiest(Trace(times), 10)
+    assert len(stretch) == 10
+    assert stretch.arrivals_s.tolist() == pytest.approx(np.arange(0.0, 0.95, 0.1).tolist())
+    assert busiest(Trace(times), 100).arrivals_s.tolist() == times.tolist()
+
+
+def test_it_knows_the_rate_of_its_stretch_and_whether_the_sample_leaps():
+    steps = np.concatenate([SAMPLE.arrivals_s, 60.0 + SAMPLE.arrivals_s / 2])
+    assert not made().surges
+    assert made().arrival_rate == SAMPLE.arrival_rate
+    assert made(trace=Trace(steps)).surges
