@@ -49,7 +49,7 @@ from inferline_stream.dataplane.dispatcher.tracing import check_exporter
 from inferline_stream.dataplane.start_offsets import check_start
 from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.connection import refused
-from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.controller_client import wait_for_kafka
 from inferline_stream.kafka.topics import REPLICATION
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import shape_of
@@ -208,8 +208,7 @@ async def _run(
             stack.enter_context(served(newest_state, shape_of(what.pipeline), early, control, screen.note))
             endpoints = replace(endpoints, page_port=None)
         else:
-            async with OffsetReader(servers, limits.connect_timeout_s):
-                pass  # a Kafka that does not answer is reported before anything else is done
+            await wait_for_kafka(servers, limits.connect_timeout_s)
             await _dispatchers_known(servers)
         await wanted.platform.reach()
         screen.step("looking at profiles")

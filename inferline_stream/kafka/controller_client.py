@@ -25,7 +25,7 @@ from aiokafka.producer.transaction_manager import TransactionState
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from inferline_stream.errors import InferlineError, Unreachable
-from inferline_stream.kafka.connection import client_options, closed, closed_on_failure, unreachable
+from inferline_stream.kafka.connection import client_options, closed, closed_on_failure, started, unreachable
 from inferline_stream.kafka.fetched_batches import RECORDS_AT_ONCE
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, topic_states
 
@@ -325,6 +325,17 @@ class TopicFollower:
     async def read_to(self, end: Mapping[int, int]) -> list[Followed]:
         """The records of `until`, as a list."""
         return [record async for record in self.until(end)]
+
+
+async def wait_for_kafka(bootstrap_servers: str, timeout_s: float) -> None:
+    """Wait until Kafka answers: it may be starting.
+
+    Raises:
+        Unreachable: it does not within this time, or turns us away.
+    """
+    consumer = AIOKafkaConsumer(**client_options(bootstrap_servers), request_timeout_ms=_REQUEST_TIMEOUT_MS)
+    await started(consumer, bootstrap_servers, timeout_s)
+    await closed(consumer, within_s=1.0)
 
 
 class OffsetReader:

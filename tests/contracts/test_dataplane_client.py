@@ -8,11 +8,14 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from inferline_stream.broker.server import EmbeddedBroker
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.controller_client import wait_for_kafka
 from inferline_stream.kafka.records import Fenced, KafkaFailed, Message
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import StageSender
 from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.testing.local_kafka import free_ports
 
 HEADERS = [("shop", b"7"), ("empty", b"")]
 
@@ -255,3 +258,15 @@ async def test_where_nobody_answers_a_client_says_so_in_time():
         await sender.start(1.0)
     await sender.stop()
     assert time.monotonic() - began_s < 10
+
+
+async def test_a_run_waits_for_a_broker_that_is_starting_and_no_longer_than_it_may():
+    (port,) = free_ports(1)
+    servers = f"127.0.0.1:{port}"
+    with pytest.raises(Unreachable, match=r"does not answer within 0\.5 s"):
+        await wait_for_kafka(servers, 0.5)
+    waiting = asyncio.create_task(wait_for_kafka(servers, 30.0))
+    await asyncio.sleep(0.5)  # it has been refused
+    assert not waiting.done()
+    async with EmbeddedBroker(port=port):
+        await waiting
