@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from types import TracebackType
@@ -61,7 +62,8 @@ class TraceReplay:
             async with asyncio.timeout(_KILL_AFTER_S):
                 await asyncio.shield(self._reading)
         except TimeoutError:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and its last lines are on their way
+                self._process.kill()
         finally:
             await self._reading
         for outcome in (self._ready, self._finished):

@@ -4,9 +4,11 @@ import time
 import numpy as np
 import pytest
 
+from inferline_stream.connectors.sources import replay_process
+from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec, _Outbox, due_times, pace
 from inferline_stream.dataplane.sample_files import keyed
-from inferline_stream.errors import InvalidFile, UsageError
+from inferline_stream.errors import InvalidFile, InvalidInput, UsageError
 
 
 def spec(path, **fields):
@@ -107,3 +109,13 @@ async def test_a_stuck_kafka_delays_no_event_and_timestamps_tell_when_each_was_c
     created_ms = np.array([timestamp_ms for _, timestamp_ms in producer.sent]) - before_ms
     # Created when the trace said (plus lateness), long before the client took them; the clock is cut to milliseconds.
     np.testing.assert_allclose(created_ms, (np.array([0.0, 0.05, 0.10]) + lateness_s) * 1e3, atol=3)
+
+
+async def test_a_replay_whose_process_has_ended_by_the_time_it_is_killed_ends_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay_process, "_KILL_AFTER_S", 0.0)
+    spec = ReplaySpec(bootstrap_servers="127.0.0.1:1", topic="t", arrivals=str(tmp_path / "none.csv"), events="none")
+    async with TraceReplay(spec) as replay:
+        with pytest.raises(InvalidInput):
+            await replay.ready()
+        await replay._process.wait()
+        replay._reading = asyncio.create_task(asyncio.sleep(0.1))  # lines that come after the end
