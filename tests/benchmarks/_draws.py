@@ -51,18 +51,19 @@ class Contender:
 
 
 def on_draws(
-    compared: Callable[[Trace, Tuned | None], Comparison], draws: Sequence[Trace]
+    compared: Callable[[Trace, Tuned | None], Comparison], draws: Sequence[Trace], tuned: Tuned | None = None
 ) -> tuple[list[Contender], Comparison]:
-    """Compare on each draw, with the settings that were tuned for the first.
+    """Compare on each draw, with the settings given or tuned for the first.
 
     Args:
         compared: the comparison on a trace, with settings found before.
         draws: of the traffic.
+        tuned: settings found before.
 
     Returns:
         By contender, its rows; and the first comparison.
     """
-    first = compared(draws[0], None)
+    first = compared(draws[0], tuned)
     found = [first, *(compared(draw, first.tuned) for draw in draws[1:])]
     contenders = [Contender(_name(row), tuple(each.rows[n] for each in found)) for n, row in enumerate(first.rows)]
     return contenders, first

@@ -1,7 +1,8 @@
 """The minimal example's swing, in ten draws: our policy, the rules of others as they come and tuned, and hindsight.
 
 `topologies/minimal` on its declared service times, with replicas that take two seconds to start. Rules are tuned on one
-draw of the swing, with their defaults among what is tried, and judged on ten others. `compare` prints one of them.
+draw of the swing, with their defaults among what is tried, and judged on ten others. Replay is deterministic: every
+machine finds the same. `python -m tests.benchmarks.swing` prints the table of docs/explanation/comparison.md.
 
 ``NAME_cost`` is dollars per hour, ``NAME_misses`` the share of events above the SLO: means over the draws, with half of
 their 95 % interval. ``NAME_kept`` counts the draws in which the objective held, ``NAME_beats_ours`` those in which it
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -31,11 +34,23 @@ from tests.support.emulated_runs import declared_profile
 
 EXAMPLE = Path(__file__).parents[2] / "topologies/minimal"
 START_UP_S = 2.0
-POLICIES = ("default", "keda", "flink", "flink-fast", "ray", "seldon", "cg-peak", "clairvoyant")
+SYSTEMS = {
+    "default": "**inferline-stream**",
+    "keda": "KEDA's Kafka scaler, with the HPA",
+    "flink": "Flink's autoscaler",
+    "flink-fast": "Flink's rule, deciding every few seconds",
+    "ray": "Ray Serve",
+    "seldon": "Seldon Core 2",
+    "cg-peak": "the whole pipeline replicated for its peak",
+    "clairvoyant": "hindsight: knows all arrivals beforehand",
+}
+"""Policies that are compared, and what people call them."""
+
+_SETTING = re.compile(r"^\| ([^|]+) \| tuned: ([^|]+?)(, on our pool)? \|", re.MULTILINE)
 
 
-def measure(quick: bool) -> Figures:
-    """Ten draws; two with ``quick``."""
+def measure(quick: bool, tuned: Tuned | None = None) -> Figures:
+    """Ten draws; two with ``quick``. Rules are tuned unless their settings are given."""
     pipeline = load_topology(EXAMPLE)
     texts = [json.loads(event)["text"] for event in read_events(EXAMPLE / "questions.jsonl")]
     hard = sum(len(text.split()) > 6 for text in texts) / len(texts)  # as the topology's is_hard has it
@@ -49,7 +64,7 @@ def measure(quick: bool) -> Figures:
         trace: Trace = generate.swing(np.random.default_rng(seed))
         return trace
 
-    def compared(trace: Trace, tuned: Tuned | None) -> Comparison:
+    def compared(trace: Trace, settings: Tuned | None) -> Comparison:
         return compare(
             shape,
             plan,
@@ -57,15 +72,55 @@ def measure(quick: bool) -> Figures:
             sample,
             trace,
             catalogue=kinds,
-            policies=POLICIES,
+            policies=SYSTEMS,
             tune_on=swing(generate.TUNING_SEED),
-            tuned=tuned,
+            tuned=settings,
             conditions=Conditions(START_UP_S),
             kernel=compiled_kernel(),
         )
 
-    contenders, _ = on_draws(compared, [swing(seed) for seed in range(11, 13 if quick else 21)])
+    contenders, _ = on_draws(compared, [swing(seed) for seed in range(11, 13 if quick else 21)], tuned)
     return {"planned_cost": round(plan.cost_per_hour, 4), **figures_of(contenders)}
+
+
+def table_rows(figures: Figures) -> list[str]:
+    """Rows in Markdown: system, setting, cost, misses, the worst draw's, draws that keep the SLO, that beat ours."""
+    rows = []
+    for name in (figure.removesuffix("_setting") for figure in figures if figure.endswith("_setting")):
+        setting, on_our_pool = str(figures[f"{name}_setting"]), name.endswith("_on_our_pool")
+        policy = name.removesuffix("_on_our_pool").removesuffix("_tuned")
+        if on_our_pool and setting == "default":
+            continue
+        cost, spread, misses, around, worst = (
+            float(figures[f"{name}_{of}"] or 0)
+            for of in ("cost", "cost_interval", "misses", "misses_interval", "misses_worst")
+        )
+        cells = (
+            SYSTEMS[policy],
+            _shown(policy, setting, on_our_pool=on_our_pool),
+            f"${cost:.3f}/h ± {spread:.3f}",
+            f"{misses:.2%} ± {around:.2%}".replace("%", " %"),
+            f"{worst:.2%}".replace("%", " %"),
+            str(figures[f"{name}_kept"]),
+            "" if policy == "default" else str(figures[f"{name}_beats_ours"]),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _shown(policy: str, setting: str, *, on_our_pool: bool) -> str:
+    if policy in ("default", "clairvoyant"):
+        return "none to choose"
+    return ("default" if setting == "default" else f"tuned: {setting}") + (", on our pool" if on_our_pool else "")
+
+
+def settings_in(table: str) -> Tuned:
+    """The settings that rows of such a table name."""
+    policies = {system: policy for policy, system in SYSTEMS.items()}
+    pairs = ((policies[system], bool(pool), setting) for system, setting, pool in _SETTING.findall(table))
+    return {
+        (policy, pool): {n: float(v) for n, v in re.findall(r"(\w+)=([\d.]+)", text)} for policy, pool, text in pairs
+    }
 
 
 def _generator() -> ModuleType:
@@ -75,3 +130,7 @@ def _generator() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(table_rows(measure(quick=False))) + "\n")
