@@ -1,0 +1,93 @@
+"""What an SLO costs: one queue per stage, a queue per replica, and the whole pipeline replicated for its peak.
+
+The reference pipeline at 150 events/s with Poisson arrivals, planned for each SLO: by the default search for pools, by
+the same search for ordinary consumer groups, whose replicas own partitions, and by coarse-grained provisioning for the
+sample's peak (InferLine's CG-Peak). ``NAME_MSms`` is dollars per hour, None where no plan was found. Without
+``--quick`` it also draws docs/pictures/slo-costs.svg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from inferline_stream.baselines.coarse import peak_rate, unit, units_for
+from inferline_stream.errors import Infeasible
+from inferline_stream.observability.plots.canvas import drawing, line_styles
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.planner.provision import provision
+from inferline_stream.replay.compare import PARTITIONS
+from tests.benchmarks._reference import CATALOGUE, SHAPE, profile
+
+Figures = dict[str, float | int | str | None]
+Costs = dict[float, float | None]
+"""Dollars per hour by SLO in seconds."""
+
+PICTURE = Path(__file__).parents[2] / "docs/pictures/slo-costs.svg"
+RATE, SECONDS = 150.0, 60.0
+SLOS_S = (0.15, 0.175, 0.2, 0.225, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
+QUICK_S = (0.25, 0.5)
+NAMES = {
+    "pooled": "one queue per stage",
+    "bound": "a queue per replica, as in a consumer group",
+    "coarse": "the whole pipeline replicated for its peak",
+}
+
+
+def measure(quick: bool) -> Figures:
+    sample = gamma_trace(RATE, 1.0, 20.0 if quick else SECONDS, np.random.default_rng(21))
+    slos_s = QUICK_S if quick else SLOS_S
+    curves = {
+        "pooled": planned(sample, slos_s),
+        "bound": planned(sample, slos_s, partitions=PARTITIONS),
+        "coarse": {slo_s: coarse(sample, slo_s) for slo_s in slos_s},
+    }
+    if not quick:
+        draw(PICTURE, curves)
+    return {f"{name}_{slo_s * 1e3:g}ms": cost for name, costs in curves.items() for slo_s, cost in costs.items()}
+
+
+def planned(sample: Trace, slos_s: Sequence[float], partitions: int | None = None) -> Costs:
+    """The default search's costs; plans for tighter SLOs stay candidates for looser ones, as in `plan --curve`."""
+    owned = None if partitions is None else dict.fromkeys(SHAPE.stages, partitions)
+    costs: Costs = {}
+    known: list[Plan] = []
+    for slo_s in slos_s:
+        try:
+            plan = provision(SHAPE, profile(), sample, slo_s, CATALOGUE, partitions=owned, known=known)
+        except Infeasible:
+            costs[slo_s] = None
+        else:
+            known.append(plan)
+            costs[slo_s] = round(plan.cost_per_hour, 4)
+    return costs
+
+
+def coarse(sample: Trace, slo_s: float) -> float | None:
+    """CG-Peak's cost."""
+    measured = profile()
+    hardware = {stage: measured.hardware_of(stage)[0] for stage in SHAPE.stages}
+    try:
+        one = unit(SHAPE, measured, hardware, slo_s)
+    except ValueError:
+        return None
+    price = sum(CATALOGUE[kind].price_per_hour for kind in hardware.values())
+    return round(units_for(peak_rate(sample, slo_s), one.throughput) * price, 4)
+
+
+def draw(file: Path, curves: dict[str, Costs]) -> None:
+    """Dollars per hour against the SLO."""
+    title = f"What an SLO costs: preprocess → ResNet-152 → NMT (40 %), {RATE:g} events/s"
+    with drawing(file, [3.6], title=title) as [[axes]]:
+        for (name, costs), look in zip(curves.items(), line_styles(), strict=False):
+            points = [(slo_s * 1e3, cost) for slo_s, cost in costs.items() if cost is not None]
+            axes.plot([x for x, _ in points], [y for _, y in points], label=NAMES[name], color=look.colour,
+                      linestyle=look.dashes, marker=look.mark, drawstyle="steps-post")  # fmt: skip
+        axes.set_xlim(0, max(SLOS_S) * 1e3 * 1.03)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+        axes.set_xlabel("SLO on the P99 [ms]")
+        axes.set_ylabel("cost [$/h]")
+        axes.legend(loc="upper right")
