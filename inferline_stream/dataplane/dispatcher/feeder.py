@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.lease import count_calls
+from inferline_stream.dataplane.dispatcher.lease import LONGEST_S, count_calls
 from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.dispatcher.session import SlotSession
@@ -235,7 +235,7 @@ class Feeder:
         waited_ms = 0.0
         for event in events:
             if not event.replayed:
-                waited_ms += max(0.0, now_ms - event.arrived_ms)
+                waited_ms += min(max(0.0, now_ms - event.arrived_ms), 1e3 * LONGEST_S)
         self._report.wait_s += waited_ms / 1e3
         member.connection.send(Batch(session.epoch, batch, payloads))
 

@@ -16,6 +16,9 @@ from inferline_stream.dataplane.reports import BatchStats, DispatcherPhase, Pool
 GATHER_S = 0.05
 """Changes within so short a time go into one report."""
 
+LONGEST_S = 30 * 86_400.0
+"""A longer wait or latency of one event counts as this: a producer whose clock says 1970 must not fill the sums."""
+
 
 def boot_clock_s() -> float:
     """Seconds on a clock that counts while the machine or the process is suspended."""
@@ -131,6 +134,7 @@ def count_calls(report: PoolReport, hardware: str, calls: Sequence[Call], in_han
 
 def count_latency(report: PoolReport, bounds_s: Sequence[float], latency_s: float) -> None:
     """Add one event that reached the sink."""
+    latency_s = min(latency_s, LONGEST_S)
     report.latency_buckets[bisect.bisect_left(bounds_s, latency_s)] += 1
     report.latency_sum_s += latency_s
     report.latency_max_s = max(report.latency_max_s, latency_s)

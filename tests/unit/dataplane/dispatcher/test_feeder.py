@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import socket
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -379,6 +380,16 @@ async def test_an_event_that_no_device_has_memory_for_waits_and_is_no_dead_lette
             await asyncio.sleep(0.001)
         await until(lambda: pool.slot.offset() == 2, "both are committed")
         assert pool.slot.session.trouble() == ""
+
+
+async def test_events_of_a_producer_whose_clock_says_1970_add_a_month_at_most_to_what_is_reported():
+    async with fed(limit=2) as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(b"1", b"2", ago_s=time.time())
+        replica.answer(await replica.batch())
+        await until(lambda: pool.slot.offset() == 2, "they are committed")
+        report, month_s = pool.slot.report, 30 * 86_400.0
+        assert (report.wait_s, report.latency_sum_s, report.latency_max_s) == (2 * month_s, 2 * month_s, month_s)
 
 
 @pytest.mark.parametrize(
