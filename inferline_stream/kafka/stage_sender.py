@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, MessageSizeTooLargeError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from inferline_stream.kafka.connection import client_options, closed, started
@@ -157,5 +157,10 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except (ProducerFenced, InvalidProducerEpoch) as error:
         raise Fenced("fenced: a successor has taken over") from error
+    except MessageSizeTooLargeError as error:
+        raise KafkaFailed(
+            f"Kafka refuses {what}: it is larger than its topic takes ({error}). Grant DescribeConfigs on the "
+            "topics, so that max.message.bytes is known, or set max_bytes of source and sink"
+        ) from error
     except KafkaError as error:
         raise KafkaFailed(f"Kafka refuses {what}: {error!r}") from error
