@@ -44,7 +44,8 @@ def profile(
     """Measure service times, start-up times and paths, and keep them beside the topology.
 
     Stages are measured on this machine. With --on a cluster, they are measured there, each kind of hardware where it
-    is, with what the cluster's network adds to a batch. The sample still runs through them on this machine first.
+    is, with what the cluster's network adds to a batch. The sample runs through them on this machine first, and in the
+    cluster through those that cannot be built here.
     """
     import uvloop
 

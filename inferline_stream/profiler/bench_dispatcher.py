@@ -13,11 +13,22 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 
 import uvloop
 
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
-from inferline_stream.dataplane.frames import Batch, Broken, Failed, Leave, Results, Returned, ToDispatcher
+from inferline_stream.dataplane.frames import (
+    Batch,
+    Broken,
+    Done,
+    Failed,
+    Leave,
+    Results,
+    Returned,
+    StageInput,
+    ToDispatcher,
+)
 from inferline_stream.dataplane.frames import Ready as Built
 from inferline_stream.dataplane.supervisor_messages import MAX_DATAGRAM_BYTES
 from inferline_stream.isolation.confinement import dispatcher_confinement
@@ -37,6 +48,10 @@ from inferline_stream.profiler.worker_messages import (
 
 ENDED = "its replica has ended"
 """Message of the failure where nothing else is known."""
+
+
+_AT_ONCE = 16
+"""Events of the sample in one batch."""
 
 
 class Bench:
@@ -71,6 +86,17 @@ class Bench:
         """Close the connection: whatever is measured fails."""
         self._connection.close()
         self._hear(None)
+
+    async def run(self, inputs: Sequence[StageInput]) -> list[Done | Failed] | Failure:
+        """Run events once, a few at a time; returns what became of each."""
+        found: list[Done | Failed] = []
+        for start in range(0, len(inputs), _AT_ONCE):
+            self._connection.send(Batch(1, next(self._numbers), list(inputs[start : start + _AT_ONCE])))
+            frame = await self._heard.get()
+            if not isinstance(frame, Results):
+                return _failure(frame, _AT_ONCE) or Failure(ENDED)
+            found += frame.outcomes
+        return found
 
     async def measure(self, order: Measure) -> Times | Failure:
         """Time batches of one size; the first, which allocates and compiles, does not count."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.profiler.worker_messages import Failure, Measure, Times
+from inferline_stream.profiler.worker_messages import Failure, Measure, Outcomes, Times
 
 _PIECE_BYTES = 1 << 19
 """Below what any Kafka takes as one record."""
@@ -38,6 +38,18 @@ class Order(msgspec.Struct, frozen=True, tag=True):
     events: list[int]
 
 
+class RunEvents(msgspec.Struct, frozen=True, tag=True):
+    """Profiler to dispatcher: run these events once; answered by `Answered`.
+
+    Args:
+        number: of the order, see `Order`.
+        inputs: the events.
+    """
+
+    number: int
+    inputs: list[StageInput]
+
+
 class Standing(msgspec.Struct, frozen=True, tag=True):
     """Dispatcher to profiler, again and again while it lives.
 
@@ -52,10 +64,10 @@ class Answered(msgspec.Struct, frozen=True, tag=True):
     """Dispatcher to profiler: what came of an order."""
 
     number: int
-    answer: Times | Failure
+    answer: Times | Outcomes | Failure
 
 
-ToBench = SampleInputs | Order
+ToBench = SampleInputs | Order | RunEvents
 FromBench = Standing | Answered
 
 _encode = msgspec.msgpack.Encoder().encode

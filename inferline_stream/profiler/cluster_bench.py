@@ -13,6 +13,7 @@ import itertools
 import secrets
 import signal
 import statistics
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ from inferline_stream.profiler.bench_orders import (
     Answered,
     Assembler,
     Order,
+    RunEvents,
     SampleInputs,
     Standing,
     ToBench,
@@ -48,7 +50,17 @@ from inferline_stream.profiler.bench_orders import (
     pieces,
 )
 from inferline_stream.profiler.service_times import FEWEST_BATCHES, Measures
-from inferline_stream.profiler.worker_messages import Answer, Failure, Measure, Request, Times, Weigh
+from inferline_stream.profiler.worker_messages import (
+    Answer,
+    Failure,
+    Measure,
+    Outcomes,
+    ProcessEvents,
+    Request,
+    Times,
+    Weigh,
+    Weights,
+)
 from inferline_stream.profiler.worker_process import WorkerFailed
 from inferline_stream.settings import Settings
 
@@ -113,11 +125,13 @@ class ClusterBenches:
         self._stack = AsyncExitStack()
         self._actuator: Any = None
         self._producer: Any = None
-        self._stage = self._dispatcher_name = ""
-        """That has a dispatcher now, and its name."""
+        self._dispatchers: dict[str, str] = {}
+        """By stage."""
+        self._open: Counter[str] = Counter()
+        """Benches by stage."""
         self._standing: dict[str, Standing] = {}
         self._heard_s: dict[str, float] = {}
-        self._answers: dict[int, Times | Failure] = {}
+        self._answers: dict[int, Times | Outcomes | Failure] = {}
         self._exits: dict[str, ReplicaExit] = {}
         """By replica; unexpected ones."""
         self._dispatcher_end = ""
@@ -163,7 +177,7 @@ class ClusterBenches:
             stage: the stage.
             kind: the hardware kind.
             inputs: all that will be asked about, at most `SAMPLE_BYTES`; see `within_bytes`.
-            weigher: says what events cost; not needed to time batches alone.
+            weigher: says what events cost; without it nothing does.
 
         Raises:
             NoPlace: the cluster has none for it.
@@ -173,6 +187,7 @@ class ClusterBenches:
         dispatcher = await self._dispatcher(stage)
         await self._send(dispatcher, SampleInputs(list(inputs)))
         began_s = asyncio.get_running_loop().time()
+        self._open[stage.name] += 1
         bench = ClusterBench(self, stage, kind, dispatcher, inputs=inputs, weigher=weigher)
         try:
             await self._actuator.scale(stage.name, kind.name, 1)
@@ -181,6 +196,7 @@ class ClusterBenches:
             bench.node = next((r.node for r in await self._actuator.observe() if self._is_of(bench, r)), "")
             yield bench
         finally:
+            self._open[stage.name] -= 1
             await self._actuator.scale(stage.name, kind.name, 0)
         await self._until(lambda: self._gone(bench), _GONE_S)
 
@@ -229,7 +245,7 @@ class ClusterBenches:
             raise ended(exit_.exit_code, exit_.tail, Failure(exit_.reason))
         return self._standing[bench.dispatcher].replica
 
-    async def carried_out(self, bench: ClusterBench, measure: Measure, events: list[int]) -> Times:
+    async def carried_out(self, bench: ClusterBench, order: Callable[[int], Order | RunEvents]) -> Times | Outcomes:
         """Have an order carried out. It is given again where the replica was lost, which may be the cluster's fault.
 
         Raises:
@@ -240,9 +256,9 @@ class ClusterBenches:
         for _ in range(_TRIES):
             replica = await self.ready(bench)
             number = next(self._numbers)
-            await self._send(bench.dispatcher, Order(number, measure, events))
+            await self._send(bench.dispatcher, order(number))
             found = await self._answer(bench, number)
-            if isinstance(found, Times):
+            if not isinstance(found, Failure):
                 return found
             if found.message == ABSENT:
                 continue
@@ -264,13 +280,13 @@ class ClusterBenches:
     # The cluster
 
     async def _dispatcher(self, stage: Stage) -> str:
-        """Have a dispatcher for a stage, and for no other; return its name."""
-        if self._stage == stage.name:
-            return self._dispatcher_name
-        if self._stage:
-            await self._actuator.dispatch(self._stage, [])
-        self._stage, name = stage.name, f"{stage.name}-0-{secrets.token_hex(4)}"
-        self._dispatcher_name = name
+        """Have a dispatcher for a stage, and for no other that has no bench; return its name."""
+        if (name := self._dispatchers.get(stage.name)) is not None:
+            return name
+        for idle in self._dispatchers.keys() - +self._open:
+            del self._dispatchers[idle]
+            await self._actuator.dispatch(idle, [])
+        name = self._dispatchers[stage.name] = f"{stage.name}-0-{secrets.token_hex(4)}"
         routes = routes_of(self._pipeline, stage.name, self._names.prefix)
         await self._actuator.dispatch(stage.name, [DispatcherSpec(name, 0, routes, self._servers)])
 
@@ -320,7 +336,7 @@ class ClusterBenches:
         for key, value in pieces(dispatcher, message):
             await self._producer.send(self._names.control, value, key=key)
 
-    async def _answer(self, bench: ClusterBench, number: int) -> Times | Failure:
+    async def _answer(self, bench: ClusterBench, number: int) -> Times | Outcomes | Failure:
         loop = asyncio.get_running_loop()
 
         async def answered() -> bool:
@@ -414,15 +430,21 @@ class ClusterBench:
         return statistics.fmean(self._singles_s)
 
     async def ask(self, request: Request, answer: type[_A]) -> _A:
-        """Weigh events here, or time batches of one size there.
+        """Weigh events here, or run them or time batches of one size there.
 
         Raises:
             WorkerFailed: it could not be done, or the replica has ended.
             StageFailed: the cluster is to blame.
         """
         if isinstance(request, Weigh):
-            assert self._weigher is not None
-            return await self._weigher.ask(request, answer)
+            found: Answer = Weights(None) if self._weigher is None else await self._weigher.ask(request, Weights)
+            assert isinstance(found, answer)
+            return found
+        if isinstance(request, ProcessEvents):
+            inputs = request.inputs
+            found = await self._benches.carried_out(self, lambda number: RunEvents(number, inputs))
+            assert isinstance(found, answer)
+            return found
         assert isinstance(request, Measure)
         times = await self.timed(request)
         if request.batch_size == request.concurrency == 1:
@@ -436,7 +458,10 @@ class ClusterBench:
     async def timed(self, order: Measure) -> Times:
         """Time batches, without any of what the network takes."""
         events = [self._places[id(each)] for each in order.inputs]
-        return await self._benches.carried_out(self, msgspec.structs.replace(order, inputs=[]), events)
+        measure = msgspec.structs.replace(order, inputs=[])
+        found = await self._benches.carried_out(self, lambda number: Order(number, measure, events))
+        assert isinstance(found, Times)
+        return found
 
 
 def within_bytes(inputs: Sequence[StageInput], most: int = SAMPLE_BYTES) -> list[StageInput]:

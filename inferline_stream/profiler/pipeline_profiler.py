@@ -28,7 +28,7 @@ from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.validation import validated
 from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.bench import ReplicaBench
-from inferline_stream.profiler.cluster_bench import ClusterBenches, MakeActuator, NoPlace, within_bytes
+from inferline_stream.profiler.cluster_bench import ClusterBench, ClusterBenches, MakeActuator, NoPlace, within_bytes
 from inferline_stream.profiler.device_turns import DeviceTurns
 from inferline_stream.profiler.fork_times import forked_start_up_s
 from inferline_stream.profiler.handover import handover_s
@@ -36,7 +36,7 @@ from inferline_stream.profiler.hop_latency import measure_hop
 from inferline_stream.profiler.machine import Machine, this_machine, why_not_here
 from inferline_stream.profiler.overheads import kept_overheads, overheads_file
 from inferline_stream.profiler.profile_store import LOCAL, Known, ProfileStore
-from inferline_stream.profiler.sample_run import FIRST_CHUNK, LARGEST_CHUNK, SampleRun, run_sample
+from inferline_stream.profiler.sample_run import FIRST_CHUNK, LARGEST_CHUNK, RunsEvents, SampleRun, run_sample
 from inferline_stream.profiler.service_times import (
     HoldsDevice,
     Measures,
@@ -310,6 +310,8 @@ class _Session:
         self._benches = benches
         self._in_cluster = False
         """Whether the benches there were started."""
+        self._away: dict[str, ClusterBench] = {}
+        """By stage that cannot be built here, what ran its sample."""
         self._network_s: float | None = None
         self._inputs: dict[str, list[StageInput]] = {}
 
@@ -366,22 +368,44 @@ class _Session:
 
     async def _sample(self, shape: Shape, events: Sequence[bytes]) -> SampleRun:
         """Build every stage, one after the other since that is timed, and run the sample through them."""
-        built, problems = {}, []
-        for name in shape.stages:
-            self._steps.begin(f"{name}: starting")
-            try:
-                built[name] = await self._worker(name)
-            except WorkerFailed as error:
-                problems.append(blame(error, self._pipeline.stage(name).declared, f"stage {name!r}"))
-        if problems:
-            raise InvalidTopology(*problems)
-        self._steps.begin("sample: running its events through the pipeline")
-        workers = {name: _InTurn(self._worker, self._pipeline.stage(name)) for name in built}
-        chunk = LARGEST_CHUNK if self._turns.taken_back else FIRST_CHUNK
-        run = await run_sample(shape, workers, events, self._options.sample_s, self._steps.within, chunk=chunk)
+        problems = []
+        async with AsyncExitStack() as away:
+            for name in shape.stages:
+                self._steps.begin(f"{name}: starting")
+                try:
+                    try:
+                        await self._worker(name)
+                    except WorkerFailed as error:
+                        await self._build_away(self._pipeline.stage(name), error, away)
+                except WorkerFailed as error:
+                    problems.append(blame(error, self._pipeline.stage(name).declared, f"stage {name!r}"))
+            if problems:
+                raise InvalidTopology(*problems)
+            self._steps.begin("sample: running its events through the pipeline")
+            workers = {name: _InTurn(self._runner, self._pipeline.stage(name)) for name in shape.stages}
+            chunk = LARGEST_CHUNK if self._turns.taken_back else FIRST_CHUNK
+            run = await run_sample(shape, workers, events, self._options.sample_s, self._steps.within, chunk=chunk)
         for name, (count, message) in run.failed.items():
             self._steps.note(f"{message}; stage {name!r} raised on {count} of {run.events} sample events")
         return run
+
+    async def _build_away(self, stage: Stage, error: WorkerFailed, away: AsyncExitStack) -> None:
+        """Have the sample run through a stage in the cluster, which cannot be built here: it may need the hardware.
+
+        Raises:
+            WorkerFailed: nor there, or no cluster measures it.
+        """
+        kinds = catalogue(self._pipeline.hardware)
+        there = [kinds[name] for name in stage.hardware if not is_measured_here(kinds[name])]
+        if self._benches is None or not there:
+            raise error
+        what = f"stage {stage.name!r} cannot be built here ({error})"
+        self._steps.note(f"{what}: its sample runs on {self._options.platform}, where nothing says what an event costs")
+        benches = await self._cluster()
+        self._away[stage.name] = await away.enter_async_context(benches.bench(stage, there[0], []))
+
+    async def _runner(self, stage: str) -> RunsEvents:
+        return self._away[stage] if stage in self._away else await self._worker(stage)
 
     async def _profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
         """One stage on one kind of hardware, and why larger batches are missing, if so."""
@@ -418,7 +442,7 @@ class _Session:
         self._steps.begin(f"{stage.name} on {kind.name}, on {self._options.platform}")
         given = within_bytes(inputs)
         with _blamed(stage, kind):
-            worker = await self._worker(stage.name)
+            worker = None if stage.name in self._away else await self._worker(stage.name)
             await self._cluster()
             async with benches.bench(stage, kind, given, worker) as bench:
                 found = await self._timed(stage, kind, given, bench, None)
@@ -554,7 +578,7 @@ def _gpus(kind: Hardware) -> tuple[str, ...]:
 class _InTurn:
     """A stage's worker, started again where it had to leave its device to another one."""
 
-    def __init__(self, worker: Callable[[str], Awaitable[WorkerProcess]], stage: Stage) -> None:
+    def __init__(self, worker: Callable[[str], Awaitable[RunsEvents]], stage: Stage) -> None:
         self._worker = worker
         self._stage = stage
 

@@ -16,7 +16,7 @@ import sys
 import msgspec
 import uvloop
 
-from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.dataplane.frames import Done, Failed, StageInput
 from inferline_stream.dataplane.process_specs import DispatcherSpec, decode_dispatcher_spec
 from inferline_stream.dataplane.supervisor_messages import (
     MAX_DATAGRAM_BYTES,
@@ -42,13 +42,14 @@ from inferline_stream.profiler.bench_orders import (
     Assembler,
     FromBench,
     Order,
+    RunEvents,
     SampleInputs,
     Standing,
     decode_to_bench,
     dispatcher_of,
     pieces,
 )
-from inferline_stream.profiler.worker_messages import Failure, StageBuilt, Times
+from inferline_stream.profiler.worker_messages import EventOutcome, Failure, Outcomes, StageBuilt, Times
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,8 @@ class RemoteBench:
 
     async def _follow(self, orders: TopicFollower, producer: RecordProducer) -> None:
         """Take orders as they come; one that was given to a process before this one only if none has come since."""
-        assembler, order = Assembler(), None
+        assembler = Assembler()
+        order: Order | RunEvents | None = None
         records = await orders.read_to(await orders.end())
         while True:
             for record in records:
@@ -177,11 +179,20 @@ class RemoteBench:
         """The replica that an order would be carried out with; empty for none."""
         return self._replica if self._ready and self._bench is not None and self._bench.alive else ""
 
-    async def _carried_out(self, order: Order) -> Times | Failure:
+    async def _carried_out(self, order: Order | RunEvents) -> Times | Outcomes | Failure:
         if self._bench is None or not self._standing:
             return Failure(ABSENT)
+        if isinstance(order, RunEvents):
+            found = await self._bench.run(order.inputs)
+            return found if isinstance(found, Failure) else Outcomes([*map(self._outcome, found)])
         inputs = [self._inputs[at] for at in order.events]
         return await self._bench.measure(msgspec.structs.replace(order.measure, inputs=inputs))
+
+    def _outcome(self, found: Done | Failed) -> EventOutcome:
+        if isinstance(found, Failed):
+            return EventOutcome(b"", [], found.summary)
+        taken = [child for bit, child in enumerate(self._spec.routes.children) if found.edges >> bit & 1]
+        return EventOutcome(found.value, sorted(taken))
 
     async def _stand(self, producer: RecordProducer) -> None:
         said, said_s, loop = "", float("-inf"), asyncio.get_running_loop()

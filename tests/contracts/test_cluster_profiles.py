@@ -208,6 +208,46 @@ pipeline = Pipeline("nowhere", slo="250ms", source=Topic("in", codec="raw"), sin
 """
 
 
+ONLY_THERE = """
+import os
+from inferline_stream import Hardware, Pipeline, Stage, Topic
+
+class NeedsGpu:
+    def __init__(self) -> None:
+        if "CUDA_THERE" not in os.environ:
+            raise RuntimeError("no CUDA device is available")
+
+    def __call__(self, values: list[bytes]) -> list[bytes]:
+        if b"7" in values:
+            raise ValueError("seven")
+        return [value + b"!" for value in values]
+
+def passes(values: list[bytes]) -> list[bytes]:
+    assert all(value.endswith(b"!") for value in values)
+    return values
+
+only = Stage("only", NeedsGpu, hardware=["core"], max_batch_size=1)
+after = Stage("after", passes, hardware=["emulated-cpu"], emulated={1: "1ms"}, after=[only])
+pipeline = Pipeline("there", slo="250ms", source=Topic("in", codec="raw"), sink=Topic("out", codec="raw"),
+                    stages=[only, after], hardware=[Hardware("core", 0.1, cores=1)])
+"""
+
+
+async def test_the_sample_of_a_stage_that_can_be_built_there_alone_runs_there(
+    embedded_broker: KafkaServer, tmp_path: Path
+) -> None:
+    topology = tmp_path / "topology.py"
+    topology.write_text(ONLY_THERE)
+    async with profiling(embedded_broker, tmp_path) as of:
+        of.api.node.run = of.kubelet = Kubelet(tmp_path, of.api, {"CUDA_THERE": "1"})
+        measured = await of.profile(topology)
+    assert measured.profiles.keys() == {("only", "core"), ("after", "emulated-cpu")}
+    built, failed = of.notes
+    assert "stage 'only' cannot be built here (" in built
+    assert "no CUDA device is available" in built
+    assert "seven; stage 'only' raised on 1 of 40 sample events" in failed
+
+
 class Full:
     """A cluster without a place for anything."""
 
