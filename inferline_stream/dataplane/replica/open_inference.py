@@ -94,7 +94,7 @@ def _values(output: _Output, events: int) -> Any:
     if not shape or shape[0] != events or min(shape) < 0:
         raise ValueError(f"output {output.name!r} has the shape {shape} for {events} events")
     if output.datatype == "BYTES":
-        flat = output.data if isinstance(output.data, list) else []
+        flat = _flat(output.data, len(output.shape)) if isinstance(output.data, list) else []
         each = int(np.prod(shape[1:])) if len(shape) > 1 else 1
         if len(flat) != events * each:
             raise ValueError(f"output {output.name!r} has {len(flat)} strings for the shape {shape}")
@@ -106,3 +106,12 @@ def _values(output: _Output, events: int) -> Any:
         return np.asarray(output.data, dtype=dtype).reshape(shape)
     except (ValueError, TypeError) as error:
         raise ValueError(f"output {output.name!r}: {error}") from None
+
+
+def _flat(data: list[Any], dimensions: int) -> list[Any]:
+    """Return a tensor's values in one list: the protocol allows nested ones, too."""
+    for _ in range(dimensions - 1):
+        if not all(isinstance(each, list) for each in data):
+            break
+        data = [value for each in data for value in each]
+    return data

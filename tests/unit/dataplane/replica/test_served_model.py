@@ -239,6 +239,16 @@ def test_outputs_are_dealt_to_their_events() -> None:
     assert (second["y"].tolist(), second["label"]) == ([3.0, 4.0], "b")
 
 
+def test_tensors_may_be_nested_lists() -> None:
+    body = b"""{"outputs": [
+        {"name": "y", "shape": [2, 2], "datatype": "FP32", "data": [[1, 2], [3, 4]]},
+        {"name": "one", "shape": [2, 1], "datatype": "BYTES", "data": [["a"], ["b"]]},
+        {"name": "two", "shape": [2, 2], "datatype": "BYTES", "data": [["a", "b"], ["c", "d"]]}]}"""
+    first, second = decode_response(body, 2)
+    assert (first["y"].tolist(), first["one"], first["two"]) == ([1.0, 2.0], "a", ["a", "b"])
+    assert (second["y"].tolist(), second["one"], second["two"]) == ([3.0, 4.0], "b", ["c", "d"])
+
+
 def test_one_value_per_event_is_itself_in_either_shape_that_servers_give_it() -> None:
     body = b"""{"outputs": [{"name": "y", "shape": [2, 1], "datatype": "INT64", "data": [3, 4]},
         {"name": "label", "shape": [2, 1], "datatype": "BYTES", "data": ["a", "b"]}]}"""
