@@ -70,7 +70,7 @@ class Controller:
     """Leads one pipeline.
 
     Args:
-        running: names and settings.
+        context: names and settings.
         view: what is known; filled here, read by what shows it.
         actuator: starts and stops replicas and dispatchers.
         leadership: entered; writes grants.
@@ -85,7 +85,7 @@ class Controller:
         host: loads and returns what makes the Faust app of this term; called in a thread. None runs without one.
     """
 
-    running: PipelineContext
+    context: PipelineContext
     view: PipelineView
     actuator: Actuator
     leadership: Leadership
@@ -124,11 +124,11 @@ class Controller:
             self.wanted.update(replicas_of_plan(self.view.plan.allocations))
         self.fleet = Fleet(self.actuator, self.view, self.wanted, self.standby, self.cores)
         self.slots = SlotKeeper(
-            self.running, self.view, self.leadership, self.actuator, self.dispatcher, self._outdated
+            self.context, self.view, self.leadership, self.actuator, self.dispatcher, self._outdated
         )
-        self._ticks = ArrivalLog(self.running.names, self.running.source)
+        self._ticks = ArrivalLog(self.context.names, self.context.source)
         self.decider = Decider(
-            self.running,
+            self.context,
             self.view,
             self.leadership,
             self.policy,
@@ -148,11 +148,11 @@ class Controller:
         Raises:
             LeadershipLost: another controller leads now.
         """
-        running, settings = self.running, self.running.settings
+        context, settings = self.context, self.context.settings
         self.decider.follow_people()
         await self.fleet.reconcile()
         self.decider.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", "")
-        kafka, names = running.kafka, running.names
+        kafka, names = context.kafka, context.names
         async with (
             kafka.offsets() as offsets,
             kafka.follow(names.stage_stats, time.time() - RECENT_S, committed_only=False) as reports,
@@ -160,19 +160,19 @@ class Controller:
             kafka.producer() as arrivals,
             AsyncExitStack() as stack,
         ):
-            collector = Collector(running, self.view, offsets, self._ticks, self._heard)
+            collector = Collector(context, self.view, offsets, self._ticks, self._heard)
             await collector.begin()
-            if running.arrivals == "timestamps":
+            if context.arrivals == "timestamps":
                 collector.stamps = await stack.enter_async_context(
-                    SourceTimestamps(running, collector.source_partitions)
+                    SourceTimestamps(context, collector.source_partitions)
                 )
             else:
                 self.view.arrived(
-                    await recover_arrivals(running, offsets, collector.source_partitions, self.view.growth)
+                    await recover_arrivals(context, offsets, collector.source_partitions, self.view.growth)
                 )
             self.collector = collector
             planning = ReplanClock(
-                running,
+                context,
                 self.view,
                 lambda: self.decider.overrides,
                 self.max_batch_sizes or {},
@@ -270,7 +270,7 @@ class Controller:
 
     async def _obey(self, control: TopicFollower) -> None:
         records = await control.read(1.0)
-        for entry in self.running.decoder.decoded_by_key(records, decode_override):
+        for entry in self.context.decoder.decoded_by_key(records, decode_override):
             self.decider.set_by_people(entry.key, entry.value)
 
     # -- what goes out -------------------------------------------------------------------------------
@@ -315,8 +315,8 @@ class Controller:
 
     async def _tidy(self) -> None:
         """Delete the consumer groups of ended terms."""
-        groups = self.running.names.control_groups
-        await self.running.kafka.delete_groups(groups, keep=f"{groups}{self.leadership.term}")
+        groups = self.context.names.control_groups
+        await self.context.kafka.delete_groups(groups, keep=f"{groups}{self.leadership.term}")
 
     async def _keep(self, arrivals: RecordProducer) -> None:
         """Write down ticks, plans and decisions."""
@@ -350,7 +350,7 @@ class Controller:
             state,
             plan_feasible=self.decider.plan_feasible,
             failures=self.failures,
-            unreadable=dict(self.running.decoder.counts),
+            unreadable=dict(self.context.decoder.counts),
         )
 
     async def retire(self, stages: Collection[str], deadline_s: float) -> None:

@@ -50,7 +50,7 @@ class Observer:
     while before believing them.
     """
 
-    running: PipelineContext
+    context: PipelineContext
     view: PipelineView
     collector: Collector
     reports: TopicFollower
@@ -73,7 +73,7 @@ class Observer:
             began_s = loop.time()
             await self.collector.sample()
             await self.collector.lags()
-            decoder = self.running.decoder
+            decoder = self.context.decoder
             for stored in decoder.decoded_by_key(await self.decisions.read(0.0), decode_stored):
                 self._decided(stored.key, stored.value)
             for change in decoder.decoded_by_key(await self.control.read(0.0), decode_override):
@@ -89,7 +89,7 @@ class Observer:
         shift_s = asyncio.get_running_loop().time() - time.time()
         records = sorted(await self.reports.read(0.05), key=lambda record: record.time_ms)
         looked_s = None
-        for entry in self.running.decoder.decoded(records, decode_report):
+        for entry in self.context.decoder.decoded(records, decode_report):
             if entry.value is None or entry.value.stage not in self.view.offsets:
                 continue
             heard_s = entry.record.time_ms / 1e3 + shift_s
@@ -99,7 +99,7 @@ class Observer:
                 self._state_at(heard_s)
         now_s = asyncio.get_running_loop().time()
         for name, last_s in self.view.reports.living().items():
-            if now_s - last_s > self.running.settings.dead_after_s:
+            if now_s - last_s > self.context.settings.dead_after_s:
                 self.view.reports.lose(name)
 
     def _decided(self, key: str, stored: StoredPlan | DecisionRecord | None) -> None:
@@ -109,7 +109,7 @@ class Observer:
                 return
             plan = plan_from_bytes(bytes(stored.plan), "the decisions topic")
             _of_these_stages(plan, self.view.shape)
-            self.view.adopt(plan, self.view.measured, windows_of(plan, self.running.settings))
+            self.view.adopt(plan, self.view.measured, windows_of(plan, self.context.settings))
         elif stored is not None:
             if key == WANTED_KEY:
                 self.wanted = flat(stored.replicas)
@@ -118,7 +118,7 @@ class Observer:
 
     def leader(self) -> AssignmentLog:
         """What the controller last wrote, and how long ago."""
-        log = read_log(self._leader, time.time(), self.running.decoder)
+        log = read_log(self._leader, time.time(), self.context.decoder)
         self._leader = self._leader[-1000:]
         return log
 
@@ -140,7 +140,7 @@ class Observer:
         )
         prices = {name: kind.price_per_hour for name, kind in view.catalogue.items()}
         held = sum(c.ready * prices[c.hardware] for stage in state.stages for c in stage.replicas)
-        return replace(state, cost_per_hour=held, unreadable=dict(self.running.decoder.counts))
+        return replace(state, cost_per_hour=held, unreadable=dict(self.context.decoder.counts))
 
 
 @asynccontextmanager
@@ -153,7 +153,7 @@ async def watch_pipeline(
         Unreachable: Kafka does not answer, or no such pipeline has run there.
     """
     shape, names = shape_of(pipeline), Names(pipeline.name, prefix)
-    running = PipelineContext(
+    context = PipelineContext(
         names=names,
         source=names.topic(pipeline.source.name),
         sink=names.topic(pipeline.sink.name),
@@ -167,12 +167,12 @@ async def watch_pipeline(
                 f"no pipeline {pipeline.name!r} has run on Kafka at {bootstrap_servers}"
                 + (f" under the prefix {prefix!r}" if prefix else "; was it run with a --prefix?")
             )
-        found = await recover(bootstrap_servers, names, running.decoder)
+        found = await recover(bootstrap_servers, names, context.decoder)
         plan = _plan(found)
         if plan is None:
             raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; try again in a moment")
         _of_these_stages(plan, shape)
-        partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
+        partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in shape.stages}
         view = PipelineView(
             pipeline.name,
             shape,
@@ -188,9 +188,9 @@ async def watch_pipeline(
             view.planned(stored)
         for decision in found.decisions:
             view.decided(decision)
-        collector = Collector(running, view, offsets, ArrivalLog(names, running.source), lambda report: None)
+        collector = Collector(context, view, offsets, ArrivalLog(names, context.source), lambda report: None)
         await collector.begin()
-        times = await recover_arrivals(running, offsets, collector.source_partitions, view.growth)
+        times = await recover_arrivals(context, offsets, collector.source_partitions, view.growth)
         if times.size:
             view.arrived(times)
         since_s = time.time() - RECENT_S
@@ -203,7 +203,7 @@ async def watch_pipeline(
             leader = await assignments.read_to(await assignments.end())
             wanted = dict(found.wanted or replicas_of_plan(plan.allocations))
             yield Observer(
-                running, view, collector, reports, decisions, control, assignments, found.overrides, wanted, leader
+                context, view, collector, reports, decisions, control, assignments, found.overrides, wanted, leader
             )
 
 

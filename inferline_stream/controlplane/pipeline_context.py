@@ -52,7 +52,7 @@ class PipelineContext:
 
 
 async def drained(
-    offsets: OffsetReader, running: PipelineContext, partitions: Mapping[str, int], source_end: Sequence[int]
+    offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int], source_end: Sequence[int]
 ) -> bool:
     """Whether nothing that was in the source topic before ``source_end`` is left in any stage.
 
@@ -61,31 +61,31 @@ async def drained(
 
     Args:
         offsets: to read them.
-        running: names.
+        context: names.
         partitions: of the input topic of each stage that should be empty.
         source_end: end offsets of the source topic up to which entry stages must have come.
     """
     committed = {
-        stage: await offsets.committed(running.names.group(stage), running.topic(stage), n)
+        stage: await offsets.committed(context.names.group(stage), context.topic(stage), n)
         for stage, n in partitions.items()
     }
-    inner = {running.topic(stage): n for stage, n in partitions.items() if stage not in running.entries}
-    ends = {running.source: tuple(source_end), **(await offsets.ends(inner) if inner else {})}
+    inner = {context.topic(stage): n for stage, n in partitions.items() if stage not in context.entries}
+    ends = {context.source: tuple(source_end), **(await offsets.ends(inner) if inner else {})}
     return all(
         max(0, done) >= end
         for stage in partitions
-        for done, end in zip(committed[stage], ends[running.topic(stage)], strict=True)
+        for done, end in zip(committed[stage], ends[context.topic(stage)], strict=True)
     )
 
 
-async def lags(offsets: OffsetReader, running: PipelineContext, partitions: Mapping[str, int]) -> dict[str, int]:
+async def lags(offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]) -> dict[str, int]:
     """Records not committed, by consumer group."""
     left = {}
     for stage, n in partitions.items():
-        topic = running.topic(stage)
-        committed = await offsets.committed(running.names.group(stage), topic, n)
+        topic = context.topic(stage)
+        committed = await offsets.committed(context.names.group(stage), topic, n)
         ends = (await offsets.ends({topic: n}))[topic]
-        left[running.names.group(stage)] = sum(
+        left[context.names.group(stage)] = sum(
             max(0, end - max(0, done)) for done, end in zip(committed, ends, strict=True)
         )
     return left

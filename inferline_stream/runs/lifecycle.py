@@ -67,8 +67,8 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
         UsageError: a port is taken.
     """
     pipeline, shape = run.pipeline, shape_of(run.pipeline)
-    running = _context(run)
-    names = running.names
+    context = _context(run)
+    names = context.names
     watcher.step("creating topics" if run.records.create_topics else "verifying topics")
     topics = topics_of(pipeline, run.records.prefix)
     replication, create = run.replication, run.records.create_topics
@@ -76,10 +76,10 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
         watcher.note(note)
     async with contextlib.AsyncExitStack() as stack:
         offsets = await stack.enter_async_context(OffsetReader(run.bootstrap_servers))
-        partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
+        partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in shape.stages}
         controller_name = f"{pipeline.name}-{secrets.token_hex(4)}"
         leadership = await stack.enter_async_context(
-            Leadership(run.bootstrap_servers, names, controller_name, running.decoder)
+            Leadership(run.bootstrap_servers, names, controller_name, context.decoder)
         )
         cores, core_use = math.inf, CoreUse()
         if actuator is None:
@@ -89,15 +89,15 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
             if limits.cores_here() == len(machine) and not math.isinf(cores):
                 core_use = CoreUse(len(machine), partial(taken_s, machine))
         await _led(leadership, actuator.know(run.replica_specs))
-        found = await recover(run.bootstrap_servers, names, running.decoder)
-        since = await _begun(run, found, running, offsets, partitions)
+        found = await recover(run.bootstrap_servers, names, context.decoder)
+        since = await _begun(run, found, context, offsets, partitions)
         await leadership.heartbeat()
         structure = structure_of(pipeline)
-        await _refuse_other_structure(found, structure, offsets, running, partitions)
+        await _refuse_other_structure(found, structure, offsets, context, partitions)
         faust_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-faust-")))
         plan, wanted = _going_on(run, found)
         controller = Controller(
-            running,
+            context,
             _view(run, plan, partitions, core_use),
             actuator,
             leadership,
@@ -128,7 +128,7 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
         control = asyncio.create_task(controller.run())
         stack.push_async_callback(_ended, control)
         try:
-            yield LiveRun(run, running, controller, offsets, since, control, watcher)
+            yield LiveRun(run, context, controller, offsets, since, control, watcher)
         finally:
             if not control.done():  # it leads still: let the next one begin at once
                 with contextlib.suppress(InferlineError):
@@ -253,26 +253,26 @@ async def run_and_hand_over(run: Run, watcher: RunDisplay, stop: asyncio.Event, 
 
 
 async def _begun(
-    run: Run, found: Recovered, running: PipelineContext, offsets: OffsetReader, partitions: Mapping[str, int]
+    run: Run, found: Recovered, context: PipelineContext, offsets: OffsetReader, partitions: Mapping[str, int]
 ) -> LedgerBegin:
     """Commit where groups start that do not know it; returns where the run begins."""
     before = None if found.plan is None else found.plan.structure
     known: set[str] = set()
     if before is not None:
         same_source = before.source[0] == run.pipeline.source.name
-        known = {stage for stage in before.edges if same_source or stage not in running.entries}
+        known = {stage for stage in before.edges if same_source or stage not in context.entries}
     taken_over = found.wanted is not None and run.records.start == "committed"
     if not taken_over:  # only a leader may: the offsets of a running pipeline are its dispatchers'
         await commit_start_offsets(
             run.bootstrap_servers, run.pipeline, run.records.prefix, run.records.start, known=known
         )
-    since = await ledger_begin(offsets, running, partitions)
+    since = await ledger_begin(offsets, context, partitions)
     # What a leader that fell silent has left is live traffic, and late by our doing.
     return replace(since, live=since.source) if taken_over else since
 
 
 async def _refuse_other_structure(
-    found: Recovered, wanted: Structure, offsets: OffsetReader, running: PipelineContext, partitions: Mapping[str, int]
+    found: Recovered, wanted: Structure, offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]
 ) -> None:
     """What is under way between stages was made for the stages as they were.
 
@@ -282,8 +282,8 @@ async def _refuse_other_structure(
     before = None if found.plan is None else found.plan.structure
     if before is None or before == wanted:
         return
-    inner = {stage: n for stage, n in partitions.items() if stage not in running.entries}
-    left = {group: count for group, count in (await lags(offsets, running, inner)).items() if count}
+    inner = {stage: n for stage, n in partitions.items() if stage not in context.entries}
+    left = {group: count for group, count in (await lags(offsets, context, inner)).items() if count}
     reasons = incompatibilities(before, wanted)
     if left and reasons:
         under_way = ", ".join(f"{count} in {group}" for group, count in left.items())

@@ -34,7 +34,7 @@ class LiveRun:
     """A run under way. Made by `lifecycle.open_run`."""
 
     run: Run
-    running: PipelineContext
+    context: PipelineContext
     controller: Controller
     offsets: OffsetReader
     since: LedgerBegin
@@ -129,7 +129,7 @@ class LiveRun:
             feed = None
             if self.run.feed is not None:
                 self.watcher.step("loading the trace")
-                feed = await stack.enter_async_context(self.run.feed(self.run.bootstrap_servers, self.running.source))
+                feed = await stack.enter_async_context(self.run.feed(self.run.bootstrap_servers, self.context.source))
                 await feed.ready()
                 feed.start()
                 self.watcher.step("replaying")
@@ -158,13 +158,13 @@ class LiveRun:
         """
         self.controller.decider.held = True  # falling traffic at the end is no reason to scale
         self.watcher.step("draining")
-        end = (await self.offsets.ends({self.running.source: len(self.since.source)}))[self.running.source]
+        end = (await self.offsets.ends({self.context.source: len(self.since.source)}))[self.context.source]
         partitions = self.controller.view.partitions
         left, moved_s = None, time.monotonic()
-        while not await drained(self.offsets, self.running, partitions, end):
+        while not await drained(self.offsets, self.context, partitions, end):
             self._alive()
             self.look()
-            now = await lags(self.offsets, self.running, partitions)
+            now = await lags(self.offsets, self.context, partitions)
             if now != left:
                 left, moved_s = now, time.monotonic()
             elif time.monotonic() - moved_s > self.run.settings.drain_timeout_s:
@@ -175,13 +175,13 @@ class LiveRun:
                 break
             await asyncio.sleep(0.1)
         if self.run.feed is None:  # others may go on writing: what came after is left for the next run
-            await self.controller.retire(self.running.entries, self.run.settings.drain_timeout_s)
-            rest = {stage: n for stage, n in partitions.items() if stage not in self.running.entries}
+            await self.controller.retire(self.context.entries, self.run.settings.drain_timeout_s)
+            rest = {stage: n for stage, n in partitions.items() if stage not in self.context.entries}
             await until(
-                lambda: drained(self.offsets, self.running, rest, ()), self.run.settings.drain_timeout_s, every_s=0.1
+                lambda: drained(self.offsets, self.context, rest, ()), self.run.settings.drain_timeout_s, every_s=0.1
             )
         await self.controller.retire(frozenset(partitions), self.run.settings.drain_timeout_s)
-        return await lags(self.offsets, self.running, partitions)
+        return await lags(self.offsets, self.context, partitions)
 
     async def report(self, lag: dict[str, int]) -> RunReport:
         """Account for every event and put the report together."""
@@ -198,7 +198,7 @@ class LiveRun:
         ended_s = time.time()
         ledger = await read_ledger(
             self.offsets,
-            self.running,
+            self.context,
             self.since,
             self.controller.view.partitions,
             to_committed=self.run.feed is None,
@@ -217,7 +217,7 @@ class LiveRun:
             ),
             advisory=self.run.advisory,
             lateness_p99_s=self.lateness_p99_s,
-            counts_events=self.running.arrivals != "timestamps",
+            counts_events=self.context.arrivals != "timestamps",
         )
         if self.run.run_folder is not None:
             events = EventTimes.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
@@ -253,13 +253,13 @@ class LiveRun:
         decider = self.controller.decider
         if decider.began_s is None:
             return None
-        log = await read_observation_log(self.running, decider.began_s)
+        log = await read_observation_log(self.context, decider.began_s)
         return log.observations(
             origin_s,
             decider.began_s,
             watched_s=decider.watched_s,
             staffed_s=decider.tables.staffed_s,
-            sampled=self.running.arrivals != "timestamps",
+            sampled=self.context.arrivals != "timestamps",
         )
 
 

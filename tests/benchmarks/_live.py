@@ -104,7 +104,7 @@ class Passed:
 
 async def passed(under_way: LiveRun) -> Passed:
     """Read a run's sink back."""
-    return await passed_through(under_way.run.bootstrap_servers, under_way.running.sink, under_way.offsets)
+    return await passed_through(under_way.run.bootstrap_servers, under_way.context.sink, under_way.offsets)
 
 
 async def passed_through(

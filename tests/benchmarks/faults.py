@@ -122,7 +122,7 @@ async def strike(kafka: LocalKafka, controlled: Controlled, kinds: list[str], *,
     feed_to = trace_feed(trace, SWING / "orders.jsonl", feeding, "number")
     seed, long_s = len(kinds), 4.0 if quick else 10.0
     async with scene(kafka, controlled, seed=seed, long_s=long_s, branch="check", poison=b'{"number": -1}') as struck:
-        async with feed_to(controlled.bootstrap_servers, struck.running.source) as feed:
+        async with feed_to(controlled.bootstrap_servers, struck.context.source) as feed:
             await feed.ready()
             feed.start()
             await asyncio.sleep(pause_s)
@@ -137,7 +137,7 @@ async def strike(kafka: LocalKafka, controlled: Controlled, kinds: list[str], *,
                 struck.notes.append("something is left behind")
             ledger = await struck.ledger(offsets)
             differs = await struck.file_differs(offsets)
-            sent = await passed_through(controlled.bootstrap_servers, struck.running.sink, offsets)
+            sent = await passed_through(controlled.bootstrap_servers, struck.context.sink, offsets)
         notes = [*struck.notes, *["the file was written by another process"] * struck.restarts]
     late = sent.latency_s > SLO_S
     recovery_s, resumed_s = [], []

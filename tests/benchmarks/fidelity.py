@@ -413,7 +413,7 @@ async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Fo
         sent = await passed(under_way)
         (entry,) = shape.entries()
         partitions = under_way.controller.view.partitions[shape.stages[entry]]
-        source = await source_of(run.bootstrap_servers, under_way.running.source, partitions, shape, goes_to)
+        source = await source_of(run.bootstrap_servers, under_way.context.source, partitions, shape, goes_to)
         seen = measured_since(under_way.controller.view.reports, shape.stages, {})
     estimated_s = estimate(shape, run.plan, run.measured, source)
     by_means_s = estimate(shape, run.plan, run.measured.steady(), source)

@@ -99,7 +99,7 @@ async def attacked(bootstrap_servers: str, folder: Path, *, hostile: int, bombs:
     )
     async with open_run(replace(run, feed=None), NoDisplay()) as under_way:
         await under_way.ready()
-        names, source = under_way.running.names, under_way.running.source
+        names, source = under_way.context.names, under_way.context.source
         mark = secrets.token_hex(8)
         attack = Attack(bootstrap_servers, source, names.control, mark, WARM, hostile, bombs, seed)
         producer = await LineProcess.start("tests.benchmarks._hostile_producer", line=msgspec.json.encode(attack))
@@ -154,7 +154,7 @@ class ControlRecords:
 async def _attack_control(under_way: LiveRun, records: HostileRecords) -> ControlRecords:
     """Write hostile records before each of a few valid ones, in the way that each topic gets its own."""
     controller, counted = under_way.controller, ControlRecords()
-    names, servers = under_way.running.names, under_way.run.bootstrap_servers
+    names, servers = under_way.context.names, under_way.run.bootstrap_servers
     topics = [names.control, names.decisions, names.assignments, names.stage_stats, names.arrivals, names.completed]
     overrides: dict[str, Override] = {}
     for most in range(40, 43):
@@ -228,7 +228,7 @@ async def _granted(under_way: LiveRun) -> list[bool]:
 
 async def _found(under_way: LiveRun, overrides: Mapping[str, Override]) -> list[bool]:
     """Whether a controller that starts now would find overrides, plan, decisions, grants and the leader."""
-    servers, names, controller = under_way.run.bootstrap_servers, under_way.running.names, under_way.controller
+    servers, names, controller = under_way.run.bootstrap_servers, under_way.context.names, under_way.controller
     kept = [decision.number for decision in controller.decider.decisions]
 
     async def states() -> list[bool]:
@@ -256,9 +256,9 @@ async def _read(reading: Callable[[], Awaitable[list[bool]]], records: int) -> l
 
 async def _count(under_way: LiveRun, mark: str, arrived: Counter[int]) -> None:
     """Count good events in the sink topic, by number."""
-    running = under_way.running
-    partitions = await under_way.offsets.partitions(running.sink)
-    async with TopicFollower(running.bootstrap_servers, running.sink, partitions=partitions) as follower:
+    context = under_way.context
+    partitions = await under_way.offsets.partitions(context.sink)
+    async with TopicFollower(context.bootstrap_servers, context.sink, partitions=partitions) as follower:
         while True:
             for record in await follower.read(0.5):
                 event = msgspec.json.decode(record.value or b"{}")

@@ -144,7 +144,7 @@ async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
     async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         standby = Override("standby", "work", 1)
-        control = under_way.running.names.control
+        control = under_way.context.names.control
         await write_once(bootstrap_servers, Written(control, standby.key, encode(standby)))
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         for _ in range(DEATHS):

@@ -117,7 +117,7 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
         open_run(run, NoDisplay(), actuator) as under_way,
     ):
         await under_way.ready()
-        names = under_way.running.names
+        names = under_way.context.names
 
         async def versions() -> dict[str, bool]:
             """By replica and dispatcher, whether it is of the next release."""

@@ -62,7 +62,7 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_fi
         open_run(run, NoDisplay(), actuator) as first,
     ):
         await first.ready()
-        async with run.feed(run.bootstrap_servers, first.running.source) as feed:
+        async with run.feed(run.bootstrap_servers, first.context.source) as feed:
             await feed.ready()
             feed.start()
             await asyncio.sleep(6.0)  # in the middle of the ramp
@@ -83,12 +83,12 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_within_fi
                 feed.stop()
                 await feed.finished()
                 ledger = await read_ledger(
-                    second.offsets, second.running, first.since, second.controller.view.partitions
+                    second.offsets, second.context, first.since, second.controller.view.partitions
                 )
                 assert ledger.events_out > out + 60  # nobody led for seconds: events went on
                 await second.drain()
                 ledger = await read_ledger(
-                    second.offsets, second.running, first.since, second.controller.view.partitions
+                    second.offsets, second.context, first.since, second.controller.view.partitions
                 )
     assert took_s < 5.0
     ups = [d for s in (first, second) for d in s.controller.view.decisions if d.action == "scale_up"]
@@ -192,10 +192,10 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(
             assert [now[i] for i in long_windows] == pytest.approx([envelope[i] for i in long_windows], rel=0.1)
             async with RecordProducer(apache_kafka.bootstrap_servers) as producer:
                 for number in range(20):
-                    await producer.send(second.running.source, b'{"number": %d}' % number)
+                    await producer.send(second.context.source, b'{"number": %d}' % number)
                 await producer.flush()
             await second.drain()
-            ledger = await read_ledger(second.offsets, second.running, first.since, controller.view.partitions)
+            ledger = await read_ledger(second.offsets, second.context, first.since, controller.view.partitions)
     assert took_s < 10.0
     assert downs(first, second) == []
     assert ledger.lost() == (0, [])

@@ -64,7 +64,7 @@ async def test_no_fault_loses_an_event(
     async with scene(
         own_apache_kafka, controlled, seed=3, long_s=LONG_S, branch="check", poison=b'{"number": -1}'
     ) as struck:
-        async with feed_to(controlled.bootstrap_servers, struck.running.source) as feed:
+        async with feed_to(controlled.bootstrap_servers, struck.context.source) as feed:
             await feed.ready()
             feed.start()
             fed_until_s = time.monotonic() + 25.0  # 40 events a second, however soon the faults are over

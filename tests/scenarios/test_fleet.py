@@ -25,7 +25,7 @@ from inferline_stream.tuner.policy import POLICIES
 async def set_by_people(under_way: LiveRun, override: Override) -> None:
     await write_once(
         under_way.run.bootstrap_servers,
-        Written(under_way.running.names.control, override.key, encode(override)),
+        Written(under_way.context.names.control, override.key, encode(override)),
     )
 
 

@@ -77,7 +77,7 @@ async def test_a_person_holds_a_stage_at_a_number_and_pauses_decisions(swing, em
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 6)], policy=obey)
     async with asyncio.timeout(60), open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
-        control = under_way.running.names.control
+        control = under_way.context.names.control
         two, pause = Override("scale", "check", 2), Override("pause")
 
         async def two_checks() -> bool:

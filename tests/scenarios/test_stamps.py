@@ -35,7 +35,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
     await create_topics(
         servers, [WantedTopic(source, 2, "events"), WantedTopic(names.arrivals, 1, "arrivals")], replication=1
     )
-    running = PipelineContext(names, source, "", frozenset(), KafkaCluster(servers), Settings(), arrivals="timestamps")
+    context = PipelineContext(names, source, "", frozenset(), KafkaCluster(servers), Settings(), arrivals="timestamps")
     now_ms = int(time.time() * 1e3)
     early, late = [now_ms - 4000 + 100 * i for i in range(10)], [now_ms - 1000 + 50 * i for i in range(6)]
     async with (
@@ -44,7 +44,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
     ):
         await in_transactions(producer, source, early)
         await in_transactions(producer, source, [now_ms - 2000, now_ms - 1999], abort=True)
-        async with SourceTimestamps(running, 2) as stamps:
+        async with SourceTimestamps(context, 2) as stamps:
             assert (await stamps.read(1.0)) * 1e3 == pytest.approx(early)
             await in_transactions(producer, source, late)
             heard: list[float] = []
@@ -65,7 +65,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
         # An earlier controller has written down what came before `late`; the next one counts on from there.
         reported = ArrivalTicks([float(late[0] - 1)], [[100, 50]], [100, 50], float(late[0] - 2))
         await write_once(servers, Written(names.arrivals, source, encode(reported)))
-        async with SourceTimestamps(running, 2) as successor:
+        async with SourceTimestamps(context, 2) as successor:
             assert (await successor.read(1.0)).size == 16
             assert sum(successor.counts) == 150 + len(late)
     assert counts == [8, 8]

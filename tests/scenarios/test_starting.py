@@ -52,7 +52,7 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
                 return any(set(report.halted.values()) == {"its group has committed no offset"} for report in newest)
 
             assert await until(reported, 20.0)
-            topic = halted.running.source
+            topic = halted.context.source
             assert await halted.offsets.committed(group, topic, 8) == (-1,) * 8
             await halted.controller.retire(halted.running_stages(), 10.0)
         again = await run_to_report(

@@ -38,7 +38,7 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
         open_run(run, NoDisplay(), actuator) as first,
     ):
         await first.ready()
-        async with run.feed(run.bootstrap_servers, first.running.source) as feed:
+        async with run.feed(run.bootstrap_servers, first.context.source) as feed:
             await feed.ready()
             feed.start()
 
@@ -65,7 +65,7 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
                 await feed.finished()
                 await second.drain()
                 ledger = await read_ledger(
-                    second.offsets, second.running, first.since, second.controller.view.partitions
+                    second.offsets, second.context, first.since, second.controller.view.partitions
                 )
     assert 2.5 < took_s < 5.0
     assert out_before < ledger.events_out

@@ -74,7 +74,7 @@ async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(swi
         await feeding
         report = await under_way.report(await under_way.drain())
     assert (report.lost, report.duplicated, controller.failures) == (0, 0, 0)
-    counts = controller.running.decoder.counts
+    counts = controller.context.decoder.counts
     assert counts[names.control] == 2 * len(HOSTILE)
     assert counts[names.stage_stats] >= len(HOSTILE)
     assert counts[names.decisions] == len(HOSTILE)  # a leader reads them only as it begins

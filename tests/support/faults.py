@@ -117,7 +117,7 @@ class Scene:
     Args:
         kafka: its own.
         controlled: the pipeline, and how it runs.
-        running: its names.
+        context: its names.
         since: where it began.
         sink: writes the sink topic to `file`.
         file: what a user has of it.
@@ -129,7 +129,7 @@ class Scene:
 
     kafka: LocalKafka
     controlled: Controlled
-    running: PipelineContext
+    context: PipelineContext
     since: LedgerBegin
     partitions: dict[str, int]
     leader: LineProcess
@@ -192,7 +192,7 @@ class Scene:
             await self._undo()
         if self.sink.ended:
             self.restarts += 1
-            self.sink = await _sink(self.running, self.file)
+            self.sink = await _sink(self.context, self.file)
         return began_s, ended_s
 
     async def _undo(self) -> None:
@@ -209,7 +209,7 @@ class Scene:
     async def drained(self, offsets: OffsetReader) -> bool:
         """Wait until no stage has anything left to do, or nothing moves any more."""
         before, moved_s = -1, time.monotonic()
-        while left := sum((await lags(offsets, self.running, self.partitions)).values()):
+        while left := sum((await lags(offsets, self.context, self.partitions)).values()):
             if left != before:
                 before, moved_s = left, time.monotonic()
             elif time.monotonic() - moved_s > CALM_S:
@@ -219,14 +219,14 @@ class Scene:
 
     async def ledger(self, offsets: OffsetReader) -> EventLedger:
         """What became of every event."""
-        return await read_ledger(offsets, self.running, self.since, self.partitions)
+        return await read_ledger(offsets, self.context, self.since, self.partitions)
 
     async def file_differs(self, offsets: OffsetReader) -> Counter[str]:
         """Events that the file lacks (negative) or holds more than once (positive), once it has caught up."""
-        partitions = await offsets.partitions(self.running.sink)
-        ends = dict(enumerate((await offsets.ends({self.running.sink: partitions}))[self.running.sink]))
+        partitions = await offsets.partitions(self.context.sink)
+        ends = dict(enumerate((await offsets.ends({self.context.sink: partitions}))[self.context.sink]))
         wanted: set[str] = set()
-        async with TopicFollower(self.running.bootstrap_servers, self.running.sink, partitions=partitions) as follower:
+        async with TopicFollower(self.context.bootstrap_servers, self.context.sink, partitions=partitions) as follower:
             async for record in follower.until(ends):
                 wanted.add(dict(record.headers)[EVENT_ID].decode())
 
@@ -258,7 +258,7 @@ async def scene(
     """
     run = controlled.run(Path(controlled.folder))
     names, shape = Names(run.pipeline.name, run.records.prefix), shape_of(run.pipeline)
-    running = PipelineContext(
+    context = PipelineContext(
         names=names,
         source=names.topic(run.pipeline.source.name),
         sink=names.topic(run.pipeline.sink.name),
@@ -273,12 +273,12 @@ async def scene(
         await leader.says(b"leads", run.settings.start_timeout_s)
         await leader.says(b"ready", run.settings.start_timeout_s)
         async with OffsetReader(run.bootstrap_servers) as offsets:
-            partitions = {stage: await offsets.partitions(running.topic(stage)) for stage in shape.stages}
-            since = await ledger_begin(offsets, running, partitions)
+            partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in shape.stages}
+            since = await ledger_begin(offsets, context, partitions)
         file = Path(controlled.folder) / "out.jsonl"
         struck = Scene(
-            kafka, controlled, running, since, partitions, leader, await _controller(controlled),
-            await _sink(running, file), file,
+            kafka, controlled, context, since, partitions, leader, await _controller(controlled),
+            await _sink(context, file), file,
             random.Random(seed), long_s, branch, poison,
         )  # fmt: skip
         try:
@@ -294,11 +294,11 @@ async def _controller(controlled: Controlled) -> LineProcess:
     return process
 
 
-async def _sink(running: PipelineContext, file: Path) -> LineProcess:
+async def _sink(context: PipelineContext, file: Path) -> LineProcess:
     # Not isolated: it is one process then, whose limits can be set from outside.
     return await LineProcess.start(
         "inferline_stream.connectors.sinks.jsonl",
-        *("--bootstrap-servers", running.bootstrap_servers, "--topic", running.sink, "--path", str(file)),
+        *("--bootstrap-servers", context.bootstrap_servers, "--topic", context.sink, "--path", str(file)),
         *("--isolation", "none"),
     )
 
@@ -403,11 +403,11 @@ async def full_disk(scene: Scene) -> float:
 
 async def poison(scene: Scene) -> float:
     """An event that kills its replica, until it is recognised and ends as a dead letter."""
-    letters = scene.running.names.dead_letters(scene.running.source)
+    letters = scene.context.names.dead_letters(scene.context.source)
     async with OffsetReader(scene.kafka.bootstrap_servers) as offsets:
         before = await offsets.ends({letters: 1})
         async with AIOKafkaProducer(bootstrap_servers=scene.kafka.bootstrap_servers, acks="all") as producer:
-            await producer.send_and_wait(scene.running.source, scene.poison, key=b"poison")
+            await producer.send_and_wait(scene.context.source, scene.poison, key=b"poison")
 
         async def recognised() -> bool:
             return await offsets.ends({letters: 1}) != before

@@ -45,7 +45,7 @@ class SlotKeeper:
     """Keeps every slot served.
 
     Args:
-        running: names and settings.
+        context: names and settings.
         view: plan, profiles, samples and partitions.
         leadership: writes.
         actuator: runs dispatchers.
@@ -53,7 +53,7 @@ class SlotKeeper:
         outdated: whether to replace a dispatcher because newer code was given.
     """
 
-    running: PipelineContext
+    context: PipelineContext
     view: PipelineView
     leadership: Leadership
     actuator: Actuator
@@ -76,7 +76,7 @@ class SlotKeeper:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.silence = Silence(self.running.settings.dead_after_s)
+        self.silence = Silence(self.context.settings.dead_after_s)
         self.table = slots.recovered(self.leadership.term, self.leadership.log.grants)
         self.silence.expect(self.table.holders)
 
@@ -172,7 +172,7 @@ class SlotKeeper:
 
     async def _fence(self, wanted: Mapping[str, StageSlots], ours: Collection[str]) -> None:
         """End what a dead dispatcher may have left open, where no successor with its transactional id does so."""
-        if self.running.delivery != "exactly_once":
+        if self.context.delivery != "exactly_once":
             return
         for name, holder in self.table.holders.items():
             dead = name in self._ended or (name in self.silence.silent and name not in ours)
@@ -180,7 +180,7 @@ class SlotKeeper:
             slots_now = wanted[holder.stage].slots if holder.stage in wanted else 0
             if dead and unclean and slots_now not in (0, holder.slots):
                 at = f"{holder.stage}-{holder.slot}"
-                await self.running.kafka.fence(self.running.names.transactional_id(at))
+                await self.context.kafka.fence(self.context.names.transactional_id(at))
                 self._unclean.discard(name)
 
     async def _write(self, orders: SlotOrders) -> None:
@@ -248,7 +248,7 @@ class SlotKeeper:
                 if not lag:
                     continue
                 grant = next((g for g in grants.values() if g.slots and partition % g.slots == g.slot), None)
-                where = f"{self.running.topic(stage)}/{partition} lags {lag}, "
+                where = f"{self.context.topic(stage)}/{partition} lags {lag}, "
                 where += "no slot" if grant is None else grant.dispatcher or "nobody"
                 if grant is not None and (report := self.view.reports.newest(grant.dispatcher)) is not None:
                     at = report.halted.get(partition) or f"at {report.held.get(partition, 'none')}"

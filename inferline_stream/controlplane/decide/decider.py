@@ -44,7 +44,7 @@ class Decider:
     """Decides, and has the fleet follow.
 
     Args:
-        running: names and settings.
+        context: names and settings.
         view: what is known.
         leadership: whose term it is.
         policy: the Tuner's step.
@@ -58,7 +58,7 @@ class Decider:
         cores: most that all replicas together may have.
     """
 
-    running: PipelineContext
+    context: PipelineContext
     view: PipelineView
     leadership: Leadership
     policy: Policy
@@ -96,9 +96,9 @@ class Decider:
 
     def __post_init__(self) -> None:
         self.overrides = self.found.overrides
-        self.memory = PolicyMemory(self.policy, self.view, self.running.settings, nested(self.fleet.wanted))
+        self.memory = PolicyMemory(self.policy, self.view, self.context.settings, nested(self.fleet.wanted))
         self.tables = BackgroundTables(self.view, self.memory, self.sample)
-        self.book = DecisionLog(self.running.names.decisions, self.found.number)
+        self.book = DecisionLog(self.context.names.decisions, self.found.number)
         for stored in self.found.plans:
             self.view.planned(stored)
 
@@ -192,7 +192,7 @@ class Decider:
         """Whether there is something to decide on: the first replicas take a while to start, and nobody doubts that."""
         if self._decides_from_s is None:
             on_gpus = any(self.view.catalogue[kind].gpus for _, kind in self.fleet.wanted)
-            self._decides_from_s = now_s + self.running.settings.start_limit_s(gpu=on_gpus)
+            self._decides_from_s = now_s + self.context.settings.start_limit_s(gpu=on_gpus)
         if now_s < self._decides_from_s:
             seen = self.view.reports.ready_stages()
             if self.view.growth.newest_s is None or seen < self.view.offsets.keys():
@@ -207,7 +207,7 @@ class Decider:
         self._decided(decision, time_s, envelope)
 
     def _applies(self, decision: Decision) -> bool:
-        return decision.action is not Action.HOLD and not self.running.advisory
+        return decision.action is not Action.HOLD and not self.context.advisory
 
     async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
@@ -224,7 +224,7 @@ class Decider:
         replicas = going_over(self.fleet.wanted, proposal.plan)
         decision, time_s = Decision(replicas, Action.REPLAN, proposal.reason, proposal.detail), time.time()
         if self._applies(decision):
-            self.view.adopt(proposal.plan, measured, windows_of(proposal.plan, self.running.settings))
+            self.view.adopt(proposal.plan, measured, windows_of(proposal.plan, self.context.settings))
             self.memory.again(replicas)
             self.tables.planned(proposal.trace if self.sample is not None else None)
             await self.fleet.want(flat(replicas))

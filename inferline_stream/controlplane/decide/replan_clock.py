@@ -80,7 +80,7 @@ class ReplanClock:
     """Asks for plans, one at a time, in a process of their own.
 
     Args:
-        running: names and settings.
+        context: names and settings.
         view: the plan in force and what was measured.
         overrides: what people want now.
         max_batch_sizes: that stages declare.
@@ -88,7 +88,7 @@ class ReplanClock:
         cores: most that all replicas together may have.
     """
 
-    running: PipelineContext
+    context: PipelineContext
     view: PipelineView
     overrides: Callable[[], Overrides]
     max_batch_sizes: Mapping[str, int]
@@ -98,7 +98,7 @@ class ReplanClock:
     _mark: Mark = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        settings = self.running.settings
+        settings = self.context.settings
         self._occasions = ReplanOccasions(settings.planner_every_s, settings.planner_beyond_s)
         if self._slo_s() != self.view.plan.slo_s:  # set by people before this controller led
             self._occasions.again(0.0)
@@ -134,9 +134,9 @@ class ReplanClock:
         return overrides.slo_s(now_s), overrides.prices(now_s), overrides.stock(now_s)
 
     async def _inputs(self, measured: PipelineProfile) -> ReplanInputs:
-        view, settings, now_s = self.view, self.running.settings, time.time()
+        view, settings, now_s = self.view, self.context.settings, time.time()
         since_s = now_s - settings.planner_recent_s
-        async with self.running.kafka.follow(self.running.names.arrivals, since_s) as follower:
+        async with self.context.kafka.follow(self.context.names.arrivals, since_s) as follower:
             records = await follower.read_to(await follower.end())
         return ReplanInputs(
             shape=view.shape,
@@ -145,7 +145,7 @@ class ReplanClock:
             slo_s=self._slo_s(),
             objective=view.objective,
             catalogue=self._catalogue(now_s),
-            source_partitions=view.partitions[min(self.running.entries)],
+            source_partitions=view.partitions[min(self.context.entries)],
             max_batch_sizes=self.max_batch_sizes,
             ticks=records,
             saves_share=settings.planner_saves_share,

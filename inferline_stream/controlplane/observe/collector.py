@@ -44,7 +44,7 @@ class Collector:
     """Fills a `PipelineView`.
 
     Args:
-        running: names.
+        context: names.
         view: to fill.
         offsets: reads them.
         ticks: called with every sample of the source topic.
@@ -52,7 +52,7 @@ class Collector:
         stamps: shows arrivals, where the growth of the source's log does not.
     """
 
-    running: PipelineContext
+    context: PipelineContext
     view: PipelineView
     offsets: OffsetReader
     ticks: ArrivalLog
@@ -76,23 +76,23 @@ class Collector:
         Raises:
             Unreachable: Kafka does not answer, or one is missing.
         """
-        running = self.running
-        self._topics = {running.topic(stage): n for stage, n in self.view.partitions.items()}
-        for topic in (running.sink, running.names.completed):
+        context = self.context
+        self._topics = {context.topic(stage): n for stage, n in self.view.partitions.items()}
+        for topic in (context.sink, context.names.completed):
             self._topics[topic] = await self.offsets.partitions(topic)
 
     @property
     def source_partitions(self) -> int:
         """Partitions of the source topic."""
-        return self._topics[self.running.source]
+        return self._topics[self.context.source]
 
     async def sample(self) -> None:
         """Read end offsets: of the source topic each time, of all topics now and then."""
-        running, everything = self.running, self._samples % _TOPICS_EVERY == 0
+        context, everything = self.context, self._samples % _TOPICS_EVERY == 0
         self._samples += 1
-        ends = await self.offsets.ends(self._topics if everything else {running.source: self.source_partitions})
+        ends = await self.offsets.ends(self._topics if everything else {context.source: self.source_partitions})
         now_s = self.answered_s = asyncio.get_running_loop().time()
-        counts: Sequence[int] = ends[running.source]
+        counts: Sequence[int] = ends[context.source]
         if self.stamps is not None:
             counts = self.stamps.counts
             self.view.growth.skip(now_s, counts)
@@ -103,13 +103,13 @@ class Collector:
         self.ticks.sampled(time.time() * 1e3, counts)
         if everything:
             for stage, history in self.view.offsets.items():
-                history.reached(now_s, ends[running.topic(stage)])
-            self.end_offsets.look(ends[running.source], ends[running.sink], ends[running.names.completed])
-            out = self._since_start(running.sink, ends)
-            if running.delivery == "exactly_once":  # the log also holds each transaction's end
+                history.reached(now_s, ends[context.topic(stage)])
+            self.end_offsets.look(ends[context.source], ends[context.sink], ends[context.names.completed])
+            out = self._since_start(context.sink, ends)
+            if context.delivery == "exactly_once":  # the log also holds each transaction's end
                 out = sum(self.view.latencies.histogram().counts)
             self.view.counts.events_out = out
-            self.view.counts.completed = self._since_start(running.names.completed, ends)
+            self.view.counts.completed = self._since_start(context.names.completed, ends)
 
     async def stamped(self) -> None:
         """Take in the records of the source that have come, waiting a moment for the first."""
@@ -122,10 +122,10 @@ class Collector:
         """Nobody sampled for a while: the records themselves tell when they came."""
         growth, shift_s = self.view.growth, now_s - time.time()
         since_s = (growth.newest_s or now_s) - shift_s
-        came = await arrivals_between(self.running, growth.ends, ends, since_s, now_s - shift_s)
+        came = await arrivals_between(self.context, growth.ends, ends, since_s, now_s - shift_s)
         grown, sampled_s = list(growth.ends), since_s
         for time_s, partition in came:
-            if time_s >= sampled_s + self.running.settings.arrivals_sample_s:
+            if time_s >= sampled_s + self.context.settings.arrivals_sample_s:
                 self.ticks.sampled(time_s * 1e3, grown)
                 sampled_s = time_s
             grown[partition] += 1
@@ -143,23 +143,23 @@ class Collector:
         """Read the committed offsets of every stage's group."""
         for stage, history in self.view.offsets.items():
             committed = await self.offsets.committed(
-                self.running.names.group(stage), self.running.topic(stage), self.view.partitions[stage]
+                self.context.names.group(stage), self.context.topic(stage), self.view.partitions[stage]
             )
             history.committed(asyncio.get_running_loop().time(), committed)
         if (now_s := asyncio.get_running_loop().time()) >= self._look_s:
-            self._look_s = now_s + self.running.settings.topic_check_s
+            self._look_s = now_s + self.context.settings.topic_check_s
             await self._look_at_topics()
 
     async def _look_at_topics(self) -> None:
         """Find out which partitions the topics were given, and where those between stages begin now."""
-        running, view = self.running, self.view
+        context, view = self.context, self.view
         found = await self.offsets.existing(self._topics)
         for stage, history in view.offsets.items():
-            topic = running.topic(stage)
+            topic = context.topic(stage)
             if found.get(topic, 0) > self._topics[topic]:
                 logger.info("topic %s has %d partitions now", topic, found[topic])
             view.grow(stage, found.get(topic, 0))
-            if stage not in running.entries:
+            if stage not in context.entries:
                 history.begin((await self.offsets.begins({topic: view.partitions[stage]}))[topic])
         self._topics |= {topic: max(count, found.get(topic, 0)) for topic, count in self._topics.items()}
 
@@ -183,7 +183,7 @@ class Collector:
 
     def report(self, partition: int, offset: int, value: bytes | None) -> None:
         """Take in one record of the stage-stats topic, unless it has been before."""
-        report = self._value(self.running.names.stage_stats, partition, offset, value, decode_report)
+        report = self._value(self.context.names.stage_stats, partition, offset, value, decode_report)
         if report is None or report.stage not in self.view.offsets:
             return
         if self.view.reports.add(report, asyncio.get_running_loop().time()):
@@ -191,7 +191,7 @@ class Collector:
 
     def arrivals(self, partition: int, offset: int, value: bytes | None) -> None:
         """Take in one record of the arrivals topic. Our own samples are there already; another's may be newer."""
-        record = self._value(self.running.names.arrivals, partition, offset, value, decode_ticks)
+        record = self._value(self.context.names.arrivals, partition, offset, value, decode_ticks)
         if record is None:
             return
         now_s = asyncio.get_running_loop().time()
@@ -211,4 +211,4 @@ class Collector:
             return None
         self._next[topic, partition] = offset + 1
         record = Followed(partition, offset, 0, None, value, (), topic)
-        return next((entry.value for entry in self.running.decoder.decoded([record], decode)), None)
+        return next((entry.value for entry in self.context.decoder.decoded([record], decode)), None)

@@ -220,21 +220,21 @@ Begin = Callable[[LedgerBegin, Sequence[int]], LedgerBegin]
 """See `EndOffsets.begin`."""
 
 
-async def ledger_begin(offsets: OffsetReader, running: PipelineContext, partitions: Mapping[str, int]) -> LedgerBegin:
+async def ledger_begin(offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]) -> LedgerBegin:
     """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
-    first = await _committed(offsets, running, partitions)
+    first = await _committed(offsets, context, partitions)
     topics = {
-        running.source: len(first),
-        running.sink: await offsets.partitions(running.sink),
-        running.names.completed: await offsets.partitions(running.names.completed),
+        context.source: len(first),
+        context.sink: await offsets.partitions(context.sink),
+        context.names.completed: await offsets.partitions(context.names.completed),
     }
     ends = await offsets.ends(topics)
-    return LedgerBegin(first, ends[running.sink], ends[running.names.completed], ends[running.source])
+    return LedgerBegin(first, ends[context.sink], ends[context.names.completed], ends[context.source])
 
 
 async def read_ledger(
     offsets: OffsetReader,
-    running: PipelineContext,
+    context: PipelineContext,
     since: LedgerBegin,
     partitions: Mapping[str, int],
     *,
@@ -245,7 +245,7 @@ async def read_ledger(
 
     Args:
         offsets: to read them.
-        running: names.
+        context: names.
         since: where the run began.
         partitions: of each stage's input topic.
         to_committed: answer only for what the entry stages have committed: others may go on writing.
@@ -257,36 +257,36 @@ async def read_ledger(
     """
     ends = await offsets.ends(
         {
-            running.source: len(since.source),
-            running.sink: len(since.sink),
-            running.names.completed: len(since.completed),
+            context.source: len(since.source),
+            context.sink: len(since.sink),
+            context.names.completed: len(since.completed),
         }
     )
     if to_committed:
-        ends[running.source] = await _committed(offsets, running, partitions)
-    start = since if begin is None else begin(since, ends[running.source])
+        ends[context.source] = await _committed(offsets, context, partitions)
+    start = since if begin is None else begin(since, ends[context.source])
     began = () if start is since else since.source
-    prefix = event_id_prefix(running.source, await offsets.topic_id(running.source))
-    ledger = EventLedger(prefix, start.source, ends[running.source], since.live, began)
+    prefix = event_id_prefix(context.source, await offsets.topic_id(context.source))
+    ledger = EventLedger(prefix, start.source, ends[context.source], since.live, began)
     ledger.earlier_out = sum(start.sink) - sum(since.sink)
     ledger.earlier_ended = sum(start.completed) - sum(since.completed)
     for topic, first, take in (
-        (running.source, start.source, ledger.entered),
-        (running.sink, start.sink, ledger.out),
-        (running.names.completed, start.completed, ledger.ended),
+        (context.source, start.source, ledger.entered),
+        (context.sink, start.sink, ledger.out),
+        (context.names.completed, start.completed, ledger.ended),
     ):
         end = dict(enumerate(ends[topic]))
-        async with running.kafka.follow(topic, dict(enumerate(first)), partitions=len(first)) as follower:
+        async with context.kafka.follow(topic, dict(enumerate(first)), partitions=len(first)) as follower:
             async for record in follower.until(end):
                 take(record)
     return ledger
 
 
-async def _committed(offsets: OffsetReader, running: PipelineContext, partitions: Mapping[str, int]) -> tuple[int, ...]:
+async def _committed(offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]) -> tuple[int, ...]:
     """How far every entry stage has come in the source topic."""
     committed = [
-        await offsets.committed(running.names.group(stage), running.source, partitions[stage])
-        for stage in sorted(running.entries)
+        await offsets.committed(context.names.group(stage), context.source, partitions[stage])
+        for stage in sorted(context.entries)
     ]
     return tuple(max(0, min(column)) for column in zip(*committed, strict=True))
 

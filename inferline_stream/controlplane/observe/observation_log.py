@@ -93,16 +93,16 @@ class ObservationLog:
         )
 
 
-async def read_observation_log(running: PipelineContext, asked_from_s: float) -> ObservationLog:
+async def read_observation_log(context: PipelineContext, asked_from_s: float) -> ObservationLog:
     """All that Kafka still holds since the policy was first asked, and of the traffic just before.
 
     Raises:
         Unreachable: Kafka does not answer.
     """
     log = ObservationLog()
-    async with running.kafka.follow(running.names.arrivals, asked_from_s - TRAFFIC_S) as follower:
+    async with context.kafka.follow(context.names.arrivals, asked_from_s - TRAFFIC_S) as follower:
         async for record in follower.until(await follower.end()):
-            for entry in running.decoder.decoded([record], decode_ticks):
+            for entry in context.decoder.decoded([record], decode_ticks):
                 if entry.value is not None:
                     log.take(entry.value)
     return log

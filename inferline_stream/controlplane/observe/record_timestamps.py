@@ -25,25 +25,25 @@ class SourceTimestamps:
     """Follows the committed records of the source topic, from a minute and a half ago.
 
     Args:
-        running: names.
+        context: names.
         partitions: of the source topic.
 
     Raises:
         Unreachable: on entering, Kafka does not answer.
     """
 
-    def __init__(self, running: PipelineContext, partitions: int) -> None:
-        self._running, self._partitions = running, partitions
+    def __init__(self, context: PipelineContext, partitions: int) -> None:
+        self._context, self._partitions = context, partitions
         self.counts = [0] * partitions
         """Records by partition, counted on from what an earlier controller has written down."""
         self._history: list[float] = []
-        self._follower = running.kafka.follow(running.source, time.time() - TRAFFIC_S, partitions=partitions)
+        self._follower = context.kafka.follow(context.source, time.time() - TRAFFIC_S, partitions=partitions)
 
     async def __aenter__(self) -> Self:
         since_s = time.time() - TRAFFIC_S
-        async with self._running.kafka.follow(self._running.names.arrivals, since_s) as follower:
+        async with self._context.kafka.follow(self._context.names.arrivals, since_s) as follower:
             records = await follower.read_to(await follower.end())
-        entries = self._running.decoder.decoded(records, decode_ticks)
+        entries = self._context.decoder.decoded(records, decode_ticks)
         ticks = [t for t in merged(e.value for e in entries if e.value) if len(t[1]) == self._partitions]
         known_until_s = 0.0
         if ticks:

@@ -121,14 +121,14 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
 
 
 async def recover_arrivals(
-    running: PipelineContext, offsets: OffsetReader, partitions: int, growth: LogGrowth, since_s: float = TRAFFIC_S
+    context: PipelineContext, offsets: OffsetReader, partitions: int, growth: LogGrowth, since_s: float = TRAFFIC_S
 ) -> Times:
     """Arrival times of the last minutes, on the event loop's clock; ``growth`` goes on from their end.
 
     From the arrivals topic, and from there on to now from the timestamps of the source's own records.
 
     Args:
-        running: names.
+        context: names.
         offsets: to read end offsets.
         partitions: of the source topic.
         growth: without a sample yet.
@@ -136,17 +136,17 @@ async def recover_arrivals(
     """
     began_s = time.time()
     shift_s = asyncio.get_running_loop().time() - began_s
-    async with running.kafka.follow(running.names.arrivals, began_s - since_s) as follower:
+    async with context.kafka.follow(context.names.arrivals, began_s - since_s) as follower:
         records = await follower.read_to(await follower.end())
-    entries = running.decoder.decoded(records, decode_ticks)
+    entries = context.decoder.decoded(records, decode_ticks)
     ticks = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
     if not ticks:
         return np.empty(0)
     times = [growth.sample(time_s + shift_s, ends) for time_s, ends in ticks]
     last_s, known = ticks[-1]
-    ends = (await offsets.ends({running.source: partitions}))[running.source]
+    ends = (await offsets.ends({context.source: partitions}))[context.source]
     now_s = time.time()
-    gap = np.array([time_s for time_s, _ in await arrivals_between(running, known, ends, last_s, now_s)])
+    gap = np.array([time_s for time_s, _ in await arrivals_between(context, known, ends, last_s, now_s)])
     growth.skip(now_s + shift_s, ends)
     logger.info(
         "%d arrivals of the last %.0f s recovered, %d of them from the records of the last %.1f s, in %.2f s",
@@ -156,7 +156,7 @@ async def recover_arrivals(
 
 
 async def arrivals_between(
-    running: PipelineContext, known: Sequence[int], ends: Sequence[int], since_s: float, now_s: float
+    context: PipelineContext, known: Sequence[int], ends: Sequence[int], since_s: float, now_s: float
 ) -> list[tuple[float, int]]:
     """Time and partition of the source's records between two sets of end offsets, ascending, within that time."""
     missing = [max(0, end - old) for end, old in zip(ends, known, strict=True)]
@@ -166,6 +166,6 @@ async def arrivals_between(
     if not any(missing):
         return []
     start = dict(enumerate(known))
-    async with running.kafka.follow(running.source, start, partitions=len(known)) as follower:
+    async with context.kafka.follow(context.source, start, partitions=len(known)) as follower:
         records = await follower.read_to(dict(enumerate(ends)))
     return sorted((min(max(r.time_ms / 1e3, since_s), now_s), r.partition) for r in records)

@@ -63,7 +63,7 @@ class World:
             ((1.0, 16), (10.0, 115), (60.0, 620)), {"a": 1.0}, {"a": 0.5},
         )  # fmt: skip
         kafka: Any = self.kafka
-        running = PipelineContext(names, "posts", "out", frozenset({"a"}), kafka, Settings())
+        context = PipelineContext(names, "posts", "out", frozenset({"a"}), kafka, Settings())
         leadership: Any = SimpleNamespace(
             term=1, controller="c", log=SimpleNamespace(grants=()), renewals=0, write=self._grant,
             write_records=self.kafka.write, heartbeat=self._heartbeat,
@@ -72,7 +72,7 @@ class World:
             "p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": 4}, (1.0, 10.0, 60.0)
         )
         self.controller = Controller(
-            running, self.view, self.actuator, leadership, policy, Recovered(None, (), (), None, Overrides(), 0), _spec
+            context, self.view, self.actuator, leadership, policy, Recovered(None, (), (), None, Overrides(), 0), _spec
         )
         self.names = names
         self._reports, self._busy_s, self._replica_s = 0, 0.0, 0.0
