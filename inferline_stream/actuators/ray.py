@@ -195,8 +195,15 @@ class RayActors:
         """By id of a node."""
 
     async def found(self) -> Sequence[FoundProcess[RayProcess]]:
-        """Take over the actors of an earlier controller; those of another identity drain and end."""
-        listed = await asyncio.to_thread(list_named_actors, True)
+        """Take over the actors of an earlier controller; those of another identity drain and end.
+
+        Raises:
+            Unreachable: the cluster does not answer.
+        """
+        try:
+            listed = await asyncio.to_thread(list_named_actors, True)
+        except RayError as error:
+            raise Unreachable(f"the Ray cluster does not answer: {cause(error)}") from error
         names = [str(each["name"]) for each in listed if each["namespace"] == self._namespace]
         standing = await asyncio.gather(*map(self._adopt, names))
         return [each for each in standing if each is not None]
@@ -341,6 +348,9 @@ class RayActors:
             end = await self._end(process)
         except RayError as error:
             end = self._lost(process, error)
+        except msgspec.MsgspecError as error:  # nobody would hear of its end
+            process.forced = True
+            end = self._lost(process, RayError(f"it says what cannot be read: {error}"))
         if end is None:  # another controller's now
             await process.dismissed.wait()
             self._ended(process, 0, _SUPERSEDED, "")

@@ -10,13 +10,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
+from inferline_stream.actuators import ray as on_ray
 from inferline_stream.actuators.ray import RayActors, RayProcess
 from inferline_stream.actuators.ray_host import HostPlace, HostTerms, RayHost
 from inferline_stream.dataplane.frames import Batch, Leave, Ready, Results, encode_frame, to_dispatcher, to_replica
 from inferline_stream.dataplane.process_specs import EXIT_FENCED
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, encode_attachment
+from inferline_stream.errors import Unreachable
 
 DEADLINE_S = 20.0
 TERMS = HostTerms("replica", "", "same", "me", "", "", "", 60.0, 1.0)
@@ -237,3 +239,36 @@ async def test_the_name_of_a_dispatcher_that_may_live_is_not_used_again(
     process = RayProcess("d", "dispatcher", node="host/n", node_id="n", forced=forced)
     assert actors._lost(process, error).exit_code == code
     assert actors._avoided() == avoided
+
+
+async def test_an_actor_that_says_what_cannot_be_read_is_ended_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[Any] = []
+    ended: list[tuple[int, str]] = []
+    monkeypatch.setattr(on_ray.ray, "kill", killed.append)
+
+    async def garbage(*_: Any) -> bytes:
+        return b"garbage"
+
+    actor = SimpleNamespace(start=SimpleNamespace(remote=garbage))
+    actors = RayActors(
+        lambda process, code, reason, tail: ended.append((code, reason)),
+        lambda *_: None,
+        namespace="",
+        terms=TERMS,
+        environment={},
+    )
+    await actors._live(RayProcess("r", "replica", actor), {})
+    assert killed == [actor]
+    ((code, reason),) = ended
+    assert code == -9
+    assert "it says what cannot be read" in reason
+
+
+async def test_a_cluster_that_does_not_answer_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(_: bool) -> None:
+        raise RayError("the head node is gone")
+
+    monkeypatch.setattr(on_ray, "list_named_actors", silent)
+    actors = RayActors(lambda *_: None, lambda *_: None, namespace="", terms=TERMS, environment={})
+    with pytest.raises(Unreachable, match="the Ray cluster does not answer: the head node is gone"):
+        await actors.found()
