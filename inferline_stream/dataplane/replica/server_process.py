@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import shlex
 import shutil
@@ -18,7 +19,12 @@ from inferline_stream.dataplane.replica import server_parent
 from inferline_stream.errors import StageFailed
 from inferline_stream.pipeline.model_server import PORT
 
+logger = logging.getLogger(__name__)
+
 _POLL_S = 0.05
+
+_SILENT_S = 5.0
+"""How long a server may take before the log says what it answers; said again at twice the time."""
 
 
 class ServerProcess:
@@ -54,16 +60,23 @@ class ServerProcess:
             StageFailed: it has ended.
         """
         parts = urlsplit(url)
+        began_s, silent_s = time.monotonic(), _SILENT_S
         while not self.ended():
             connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5.0)
             try:
                 connection.request("GET", parts.path, headers=dict(headers or {}))
-                if connection.getresponse().status == HTTPStatus.OK or any_answer:
+                status = connection.getresponse().status
+                if status == HTTPStatus.OK or any_answer:
                     return
-            except (OSError, http.client.HTTPException):
-                pass
+                said = f"answers {status}"
+            except (OSError, http.client.HTTPException) as error:
+                said = str(error)
             finally:
                 connection.close()
+            waited_s = time.monotonic() - began_s
+            if waited_s > silent_s:
+                logger.warning("server %r is not ready after %.0f s: %s %s", self._command[0], waited_s, url, said)
+                silent_s = 2 * waited_s
             time.sleep(_POLL_S)
         raise StageFailed(self.ended())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from inferline_stream.dataplane.replica import server_process
 from inferline_stream.dataplane.replica.server_process import ServerProcess
 from inferline_stream.errors import StageFailed
 
@@ -91,3 +93,15 @@ def test_what_a_server_started_ends_with_the_server(tmp_path: Path) -> None:
 def test_a_program_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match=r"server './none' cannot be started: there is no such program"):
         ServerProcess("./none --port {port}", str(tmp_path))
+
+
+def test_a_server_that_is_not_ready_for_long_is_logged_with_what_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_process, "_SILENT_S", 0.0)
+    server = ServerProcess("sh -c 'sleep 1; exit 3'", str(tmp_path))
+    with pytest.raises(StageFailed, match="server 'sh' ended with exit code 3"):
+        server.await_ready(f"http://127.0.0.1:{server.port}/ready")
+    first, *_ = caplog.messages
+    assert re.fullmatch(r"server 'sh' is not ready after 0 s: http://127.0.0.1:\d+/ready .*refused", first)
+    assert len(caplog.messages) < 12, "at twice the time each"
