@@ -127,10 +127,13 @@ def _profiles(what: Declared) -> dict[str, str]:
     pipeline, here = what.pipeline, this_machine()
     store = ProfileStore(pipeline, what.file.parent, what.events, here, platform="kubernetes")
     known = store.load()
-    missing, _ = pairs_to_profile(pipeline, known, Options(elsewhere=True, platform="kubernetes"), here)
+    missing, notes = pairs_to_profile(pipeline, known, Options(elsewhere=True, platform="kubernetes"), here)
     if missing or known.paths is None:
         pairs = ", ".join(f"{stage.name} on {kind.name}" for stage, kind in missing) or "the paths of events"
-        raise InvalidInput(f"{pipeline.declared}: no profile of {pairs}: run `inferline-stream profile` first")
+        remedy = "run `inferline-stream profile --on kubernetes` first, or leave out a kind that the cluster has not"
+        raise InvalidInput(f"{pipeline.declared}: no profile of {pairs}: {remedy}")
+    for note in notes:
+        sys.stderr.write(f"{note}\n")
     return store.files()
 
 

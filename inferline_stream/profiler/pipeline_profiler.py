@@ -232,8 +232,15 @@ def pairs_to_profile(
             if why is not None and (stage.name, name) not in known.profiles:
                 reasons.append(why)
                 notes.append(f"stage {stage.name!r} on {name!r}: not profiled, {why}; plans leave it out")
-            elif why is None and ((options.again and chosen) or (stage.name, name) not in known.profiles):
+                continue
+            if why is None and ((options.again and chosen) or (stage.name, name) not in known.profiles):
                 pairs.append((stage, kinds[name]))
+            there = is_measured_here(kinds[name]) or (stage.name, name) in known.there
+            if options.platform != LOCAL and not there:
+                notes.append(
+                    f"stage {stage.name!r} on {name!r}: its times are not of {options.platform}; "
+                    f"`inferline-stream profile --on {options.platform}` measures them there"
+                )
         if len(reasons) == len(set(stage.hardware)):
             problems.append(
                 f"{stage.declared}: stage {stage.name!r}: none of its hardware can be profiled here: "

@@ -224,6 +224,26 @@ def test_a_kind_that_is_not_here_is_taken_from_a_machine_that_had_it(folder: Pat
     assert notes == []
 
 
+def test_service_times_of_another_place_than_the_platform_are_noted_until_they_are_measured_there(folder: Path) -> None:
+    saved(folder)
+    pipeline, there = load(folder), Machine("ray, node", 1)
+    of_ray = store(folder, pipeline, platform="ray")
+    options = Options(platform="ray", elsewhere=True)
+    pairs, (note, _) = pairs_to_profile(pipeline, of_ray.load(), options, HERE)
+    assert pairs == []
+    assert note == (
+        "stage 'a' on 'cpu-1': its times are not of ray; `inferline-stream profile --on ray` measures them there"
+    )
+    in_cluster, _ = pairs_to_profile(pipeline, of_ray.load(), options, HERE, in_cluster=True)
+    assert [(stage.name, kind.name) for stage, kind in in_cluster] == [("a", "cpu-1"), ("a", "t4")]
+    for kind in ("cpu-1", "t4"):
+        of_ray.save(Profile("a", kind, TIMES, 0.7), there=there)
+    known = of_ray.load()
+    assert pairs_to_profile(pipeline, known, options, HERE) == ([], [])
+    assert known.profiles["a", "cpu-1"].start_up_s == 0.7
+    assert store(folder, pipeline).load().profiles["a", "cpu-1"].start_up_s == 0.5, "here it is what it was"
+
+
 def test_what_cannot_be_measured_here_is_noted(folder: Path) -> None:
     pipeline = load(folder)
     pairs, (note,) = pairs_to_profile(pipeline, store(folder, pipeline).load(), Options(), HERE)
