@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -253,10 +253,11 @@ def planned(
     traces: Sequence[Trace] = (),
     known: Sequence[Plan] = (),
     oversubscribe: bool = False,
+    stop: Callable[[], bool] | None = None,
 ) -> Plan:
     """The cheapest plan for the sample that meets an SLO of so many seconds; its cost so far is shown on the way.
 
-    Ctrl-C ends the search with the best plan so far.
+    Ctrl-C, or `stop`, ends the search with the best plan so far.
 
     Args:
         what: pipeline and sample.
@@ -267,9 +268,11 @@ def planned(
         traces: to plan for in place of the sample.
         known: earlier plans, so that a looser SLO never costs more.
         oversubscribe: whether replicas may have more cores than this machine has for them.
+        stop: asked before every simulation, where no Ctrl-C reaches the search.
 
     Raises:
         Infeasible: there is none, or none that fits on this machine.
+        Stopped: it was stopped before there was one.
         InvalidInput: traces that do not fit in memory.
     """
     from inferline_stream.estimator.warmup import compile_kernels
@@ -305,6 +308,7 @@ def planned(
                 order_slo_s=pipeline.slo_s,
                 cores=math.inf if oversubscribe else cores_for_replicas(what, measured, traces),
                 spread=Spread(pool.map, threads),
+                stop=stop,
             )
 
 

@@ -53,6 +53,7 @@ from inferline_stream.kafka.controller_client import wait_for_kafka
 from inferline_stream.kafka.topics import REPLICATION
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.planner.evaluator import Stopped
 from inferline_stream.profiler.pipeline_profiler import Options
 from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
@@ -234,11 +235,15 @@ async def _run(
             algorithm=wanted.algorithm,
             seed=wanted.seed,
             oversubscribe=unbounded,
+            stop=stopping.stop.is_set,
         )
-        plan = await asyncio.to_thread(search, measured=measured)
-        if not unbounded:
-            again = RehearsalOptions(search, screen.note, wanted.speed_up, lambda: screen.step("rehearsing"))
-            measured, plan = await rehearsed(what, measured, plan, again, limits)
+        try:
+            plan = await asyncio.to_thread(search, measured=measured)
+            if not unbounded:
+                again = RehearsalOptions(search, screen.note, wanted.speed_up, lambda: screen.step("rehearsing"))
+                measured, plan = await rehearsed(what, measured, plan, again, limits)
+        except Stopped:  # nothing runs yet
+            raise asyncio.CancelledError from None
         people.print(plan_table(plan, what.pipeline, "" if elsewhere else not_credible(plan, what, measured)))
         run = Run(
             pipeline=what.pipeline,
@@ -335,8 +340,8 @@ class _Stopping:
         assert task is not None
 
         def heard(number: signal.Signals) -> None:
+            self._last = number
             if self.stop.is_set():
-                self._last = number
                 task.cancel()
                 for again in (signal.SIGINT, signal.SIGTERM):
                     loop.remove_signal_handler(again)
@@ -346,5 +351,5 @@ class _Stopping:
             loop.add_signal_handler(number, heard, number)
 
     def forced(self) -> KeyboardInterrupt:
-        """What the command ends with after the second."""
+        """What the command ends with after the second, or the first while it plans."""
         return Terminated() if self._last is signal.SIGTERM else KeyboardInterrupt()

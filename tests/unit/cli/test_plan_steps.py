@@ -7,11 +7,12 @@ import pytest
 
 from inferline_stream import Pipeline, Stage, Topic
 from inferline_stream.cli import plan_steps
-from inferline_stream.cli.plan_steps import Declared, not_credible
+from inferline_stream.cli.plan_steps import Declared, not_credible, planned
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.evaluator import Stopped
 from tests.support.emulated_runs import plan_by_hand
 
 
@@ -50,3 +51,15 @@ def test_a_p99_is_not_credible_where_nothing_holds_shares(monkeypatch: pytest.Mo
     monkeypatch.setattr(plan_steps, "shares_held", lambda: False)
     assert doubt("whole", 2, 10.0) == ""
     assert doubt("half", 2, 10.0) == "the P99 is not credible: nothing here holds replicas to their shares of a core"
+
+
+def test_a_search_that_no_ctrl_c_reaches_ends_when_it_is_asked_to() -> None:
+    stage = Stage("a", lambda values: values, hardware=["whole"])
+    kinds = [Hardware("whole", 0.1, cores=1.0)]
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage], hardware=kinds)
+    profile = Profile("a", "whole", (ServiceTime(1, 0.01),))
+    measured = PipelineProfile({("a", "whole"): profile}, independent_paths(shape_of(pipeline), {}))
+    what = Declared(pipeline, Path("topology.py"), [], Trace(np.arange(0.0, 10.0, 0.1)))
+    assert planned(what, measured, seconds=1.0, stop=lambda: False).cost_per_hour > 0
+    with pytest.raises(Stopped):
+        planned(what, measured, seconds=1.0, stop=lambda: True)
