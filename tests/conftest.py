@@ -37,7 +37,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """
     if len(config.args) == 1 and config.args[0].split("::")[0].endswith(".py"):
         return 0
-    return min(len(os.sched_getaffinity(0)) + 2, 8)
+    return min(len(os.sched_getaffinity(0)) + 1, 8)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at marks
