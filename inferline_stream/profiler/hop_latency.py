@@ -7,7 +7,7 @@ import random
 import secrets
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -26,6 +26,10 @@ _GAP_S = 0.004
 _PARTITIONS = 8
 _LOST_AFTER_S = 10.0
 
+_ROUNDS = 3
+_STEADY = 5.0
+"""Times the median that 98 % of the records take at most where the machine does nothing else: about twice it."""
+
 
 async def measure_hop(
     bootstrap_servers: str,
@@ -41,6 +45,7 @@ async def measure_hop(
 
     At random times over several partitions, as in a pipeline: a record that comes while Kafka still takes the one
     before, or while the reader's fetch is on its way, waits for that. Uses a topic of its own, deleted again.
+    Where something else takes the cores meanwhile, it is measured again.
 
     Returns:
         The mean of the middle half, since a machine that stands still for a moment is not what a hop takes; and how far
@@ -58,7 +63,7 @@ async def measure_hop(
         await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
         await asyncio.gather(reader.start(timeout_s), sender.start(timeout_s))
         reader.hold(dict.fromkeys(range(_PARTITIONS), 0))
-        times_s = sorted((await _hops_s(reader, sender, name, clock_s))[_WARMING:])
+        times_s = await steadiest(lambda: _hops_s(reader, sender, name, clock_s))
     finally:
         await asyncio.gather(reader.stop(), sender.stop())
         await delete_topics(bootstrap_servers, list(wanted))
@@ -66,6 +71,24 @@ async def measure_hop(
     typical_s = statistics.fmean(times_s[quarter:-quarter])
     spread_s = tuple(times_s[round(p * (len(times_s) - 1))] - typical_s for p in HOP_PROBABILITIES)
     return typical_s, spread_s
+
+
+async def steadiest(measured: Callable[[], Awaitable[list[float]]]) -> list[float]:
+    """Return the times of the first round that is steady, else of the one with the least tail; ascending.
+
+    Args:
+        measured: measures a round; its first records warm up and are left out.
+    """
+    rounds: list[list[float]] = []
+    while len(rounds) < _ROUNDS:
+        rounds.append(sorted((await measured())[_WARMING:]))
+        if _tail_s(rounds[-1]) <= _STEADY * statistics.median(rounds[-1]):
+            break
+    return min(rounds, key=_tail_s)
+
+
+def _tail_s(times_s: list[float]) -> float:
+    return times_s[round(0.98 * (len(times_s) - 1))]
 
 
 async def _hops_s(reader: StageReader, sender: StageSender, topic: str, clock_s: Callable[[], float]) -> list[float]:

@@ -133,7 +133,7 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied_w
         async def staffed() -> bool:
             return controller.decider.tables.staffed
 
-        assert await until(planned, 20.0)
+        assert await until(planned, 45.0)
         assert await until(moved, 20.0)
         assert await until(staffed, 20.0)
         table = controller.decider.memory.state.basis.staffing
