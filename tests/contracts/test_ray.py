@@ -244,6 +244,7 @@ async def test_without_a_controller_a_host_ends(
     host = RayHost(
         msgspec.json.encode(HostTerms("dispatcher", spec, "", "me", str(tmp_path), *modules, 0.5, drain_timeout_s=1.0))
     )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as the host sets it in its process, which is the tests' here
     where = msgspec.json.decode(await host.start({}), type=HostPlace)
     await asyncio.sleep(0.3)
     assert alive(where.pid)

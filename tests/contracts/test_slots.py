@@ -122,7 +122,7 @@ async def test_a_dispatcher_whose_supervisor_is_gone_finishes_commits_and_leaves
         assert child.channel is not None
         child.channel.shutdown(socket.SHUT_RDWR)
         await director.until(lambda: (name, 0) in ends(director), "it has left")
-        assert director.phase(name) == "gone"
+        await director.until(lambda: director.phase(name) == "gone", "its last report is read")
         await director.dispatch("work")
         await director.caught_up()
         assert Counter(map(event_id, await director.results())) == Counter(ids)
