@@ -38,9 +38,13 @@ class Monitoring:
     notices: list[Notice] = field(default_factory=list)
     news: threading.Condition = field(default_factory=threading.Condition)
 
-    def wait(self, name: str, status: str, timeout_s: float, since_s: float = 0.0) -> Notice:
-        """The first notice of an alert in that state since then."""
-        return self._wait(f"{name} {status}", lambda n: (n.name, n.status) == (name, status), timeout_s, since_s)
+    def wait(self, name: str, status: str, timeout_s: float, since_s: float = 0.0, **labels: str) -> Notice:
+        """The first notice of an alert in that state, with these labels, since then."""
+
+        def matches(notice: Notice) -> bool:
+            return (notice.name, notice.status) == (name, status) and labels.items() <= notice.labels.items()
+
+        return self._wait(f"{name} {status}", matches, timeout_s, since_s)
 
     def _wait(self, what: str, matches: Callable[[Notice], bool], timeout_s: float, since_s: float) -> Notice:
         def found() -> Notice | None:

@@ -181,17 +181,18 @@ def test_a_replica_that_cannot_start_again_is_reported_and_comes_back_once_its_m
     watched.silent("InferlineReplicasMissing")
     began_s = time.time()
     (watched.folder / "broken").touch()
-    for pid in replicas_of("ask", watched):
-        os.kill(pid, signal.SIGKILL)
-    reported = watched.heard.wait("InferlineReplicasMissing", "firing", 30, began_s)
-    assert reported.labels["stage"] == "ask"
-    assert ".inferline/logs/<pipeline>/<replica>.log" in runbook(reported)
-    logs, deadline_s = watched.folder / ".inferline" / "logs" / "watched", time.monotonic() + 20
-    while not any("weights.bin is not where it was" in log.read_text() for log in logs.glob("ask-*.log")):
-        assert time.monotonic() < deadline_s, "no log of a replica says within 20 s why it does not start"
-        time.sleep(0.1)
-    (watched.folder / "broken").unlink()
-    watched.heard.wait("InferlineReplicasMissing", "resolved", 40, reported.at_s)
+    try:
+        for pid in replicas_of("ask", watched):
+            os.kill(pid, signal.SIGKILL)
+        reported = watched.heard.wait("InferlineReplicasMissing", "firing", 30, began_s, stage="ask")
+        assert ".inferline/logs/<pipeline>/<replica>.log" in runbook(reported)
+        logs, deadline_s = watched.folder / ".inferline" / "logs" / "watched", time.monotonic() + 20
+        while not any("weights.bin is not where it was" in log.read_text() for log in logs.glob("ask-*.log")):
+            assert time.monotonic() < deadline_s, "no log of a replica says within 20 s why it does not start"
+            time.sleep(0.1)
+    finally:
+        (watched.folder / "broken").unlink()
+    watched.heard.wait("InferlineReplicasMissing", "resolved", 40, reported.at_s, stage="ask")
     watched.ready(20)
 
 
