@@ -36,7 +36,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.bench import ended
 from inferline_stream.profiler.bench_dispatcher import ENDED
-from inferline_stream.profiler.bench_orders import (
+from inferline_stream.profiler.bench_messages import (
     ABSENT,
     Answered,
     Assembler,

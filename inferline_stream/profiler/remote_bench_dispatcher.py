@@ -36,7 +36,7 @@ from inferline_stream.kafka.event_loop import Loop
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.printable import log_to_stderr_plainly
 from inferline_stream.profiler.bench_dispatcher import Bench
-from inferline_stream.profiler.bench_orders import (
+from inferline_stream.profiler.bench_messages import (
     ABSENT,
     Answered,
     Assembler,

@@ -13,7 +13,6 @@ from inferline_stream.profiler.worker_messages import Failure, Measure, Outcomes
 _PIECE_BYTES = 1 << 19
 """Below what any Kafka takes as one record."""
 
-
 ABSENT = "no replica is ready"
 """Message of the failure of an order that has reached none; it may be given again."""
 
