@@ -1,9 +1,13 @@
 """What is said between the profiler and its dispatcher in a cluster: MessagePack, through topics of their own.
 
-A message longer than a record may be comes in pieces. Each record's key names the dispatcher, then its piece.
+A message longer than a record may be comes in pieces. Each record's key is ``dispatcher/message/total/left``: a random
+name for the message, its bytes, and those that are left from this piece on. No two records share a key, so that a
+compacted topic keeps them all.
 """
 
 from __future__ import annotations
+
+import secrets
 
 import msgspec
 
@@ -76,27 +80,35 @@ decode_from_bench = msgspec.msgpack.Decoder(FromBench).decode
 
 def pieces(dispatcher: str, message: ToBench | FromBench) -> list[tuple[bytes, bytes]]:
     """Return keys and values of the records that make a message, in their order."""
-    data = _encode(message)
-    starts = range(0, len(data), _PIECE_BYTES)
-    return [(f"{dispatcher}/{len(data) - at}".encode(), data[at : at + _PIECE_BYTES]) for at in starts]
+    data, name = _encode(message), secrets.token_hex(4)
+    return [
+        (f"{dispatcher}/{name}/{len(data)}/{len(data) - at}".encode(), data[at : at + _PIECE_BYTES])
+        for at in range(0, len(data), _PIECE_BYTES)
+    ]
 
 
 class Assembler:
-    """Puts the pieces of one dispatcher's messages together again."""
+    """Puts the pieces of one dispatcher's messages together again.
+
+    A message that lacks a piece is dropped, as one whose sender died on the way.
+    """
 
     def __init__(self) -> None:
+        self._name = b""
         self._data = bytearray()
 
     def add(self, key: bytes, value: bytes) -> bytes | None:
         """Return the message that a record completes; None while there is more to come."""
-        left = int(key.rpartition(b"/")[2])
-        self._data += value
-        if left > len(value):
+        _, name, total, left = key.rsplit(b"/", 3)
+        if total == left:
+            self._name, self._data = name, bytearray()
+        if name != self._name or len(self._data) + int(left) != int(total):
             return None
-        found, self._data = bytes(self._data), bytearray()
-        return found
+        self._data += value
+        return bytes(self._data) if len(self._data) == int(total) else None
 
 
 def dispatcher_of(key: bytes | None) -> str:
-    """Return the dispatcher that a record's key names."""
-    return (key or b"").decode(errors="replace").rpartition("/")[0]
+    """Return the dispatcher that a record's key names; empty if it is of no message."""
+    dispatcher, *rest = (key or b"").decode(errors="replace").rsplit("/", 3)
+    return dispatcher if len(rest) == 3 else ""

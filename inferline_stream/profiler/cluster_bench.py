@@ -334,7 +334,7 @@ class ClusterBenches:
 
     async def _send(self, dispatcher: str, message: ToBench) -> None:
         for key, value in pieces(dispatcher, message):
-            await self._producer.send(self._names.control, value, key=key)
+            await self._producer.deliver(self._names.control, value, key=key)
 
     async def _answer(self, bench: ClusterBench, number: int) -> Times | Outcomes | Failure:
         loop = asyncio.get_running_loop()
@@ -371,11 +371,11 @@ class ClusterBenches:
         while True:
             for record in await reports.read(_LOOK_S):
                 dispatcher = dispatcher_of(record.key)
+                self._heard_s[dispatcher] = asyncio.get_running_loop().time()
                 assembler = assemblers.setdefault(dispatcher, Assembler())
                 if (data := assembler.add(record.key or b"", record.value or b"")) is None:
                     continue
                 message = decode_from_bench(data)
-                self._heard_s[dispatcher] = asyncio.get_running_loop().time()
                 if isinstance(message, Answered):
                     self._answers[message.number] = message.answer
                 else:

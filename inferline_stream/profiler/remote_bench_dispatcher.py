@@ -81,6 +81,8 @@ class RemoteBench:
         """Kept, or it would be collected."""
         self._inputs: list[StageInput] = []
         self._stopped = asyncio.Event()
+        self._saying = asyncio.Lock()
+        """Held for all pieces of a message."""
 
     async def run(self) -> None:
         """Serve until the supervisor says stop, or is gone.
@@ -204,8 +206,9 @@ class RemoteBench:
             await asyncio.sleep(_LOOK_S)
 
     async def _say(self, producer: RecordProducer, message: FromBench) -> None:
-        for key, value in pieces(self._spec.dispatcher, message):
-            await producer.send(self._names.stage_stats, value, key=key)
+        async with self._saying:
+            for key, value in pieces(self._spec.dispatcher, message):
+                await producer.deliver(self._names.stage_stats, value, key=key)
 
 
 def main(channel: socket.socket, names: socket.socket | None = None) -> int:
