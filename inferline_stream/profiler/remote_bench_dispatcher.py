@@ -8,33 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 import msgspec
-import uvloop
 
+from inferline_stream.dataplane.dispatcher.dispatcher import until_first
+from inferline_stream.dataplane.dispatcher.process import serve
+from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorChannel
 from inferline_stream.dataplane.frames import Done, Failed, StageInput
-from inferline_stream.dataplane.process_specs import DispatcherSpec, decode_dispatcher_spec
-from inferline_stream.dataplane.supervisor_messages import (
-    MAX_DATAGRAM_BYTES,
-    Attach,
-    ReplicaLost,
-    Retire,
-    Serving,
-    Stop,
-    decode_from_supervisor,
-    encode_attachment,
-)
-from inferline_stream.errors import InferlineError
-from inferline_stream.isolation.confinement import dispatcher_confinement
-from inferline_stream.isolation.seal import seal
+from inferline_stream.dataplane.process_specs import DispatcherSpec
+from inferline_stream.dataplane.supervisor_messages import Attach, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.kafka.controller_client import TopicFollower
-from inferline_stream.kafka.event_loop import Loop
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.printable import log_to_stderr_plainly
 from inferline_stream.profiler.bench_dispatcher import Bench
 from inferline_stream.profiler.bench_messages import (
     ABSENT,
@@ -68,11 +58,13 @@ class RemoteBench:
     Args:
         spec: what the process was given.
         channel: to the supervisor.
+        seal_it: called once Kafka is connected.
     """
 
-    def __init__(self, spec: DispatcherSpec, channel: socket.socket) -> None:
+    def __init__(self, spec: DispatcherSpec, channel: socket.socket, seal_it: Callable[[], None]) -> None:
         self._spec = spec
-        self._channel = channel
+        self._supervisor = SupervisorChannel(channel, self._attach, self._hear)
+        self._seal_it = seal_it
         self._names = spec.routes.names
         self._replica = ""
         self._bench: Bench | None = None
@@ -84,62 +76,45 @@ class RemoteBench:
         self._saying = asyncio.Lock()
         """Held for all pieces of a message."""
 
-    async def run(self) -> None:
-        """Serve until the supervisor says stop, or is gone.
+    def leave(self, why: str) -> None:
+        """End."""
+        logger.info("dispatcher %s leaves: %s", self._spec.dispatcher, why)
+        self._stopped.set()
+
+    async def run(self) -> int:
+        """Serve until the supervisor says stop, or is gone; return the exit code.
 
         Raises:
             Unreachable: Kafka does not answer.
         """
-        loop = asyncio.get_running_loop()
         servers = self._spec.bootstrap_servers
         async with TopicFollower(servers, self._names.control) as orders, RecordProducer(servers) as producer:
-            held = seal(dispatcher_confinement(servers))
-            if isinstance(loop, Loop):
-                loop.sealed = held.sealed
-            self._channel.setblocking(False)
-            loop.add_reader(self._channel, self._heard)
-            self._channel.send(encode_attachment(Serving()))
-            tasks = [
-                asyncio.create_task(work)
-                for work in (self._follow(orders, producer), self._stand(producer), self._stopped.wait())
-            ]
+            self._seal_it()
+            self._supervisor.listen()
+            self._supervisor.say(Serving())
             try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+                await until_first(self._follow(orders, producer), self._stand(producer), self._stopped.wait())
             finally:
-                loop.remove_reader(self._channel)
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                self._supervisor.close()
+        return 0
 
-    def _heard(self) -> None:
-        """Read what the supervisor sends."""
-        while True:
-            try:
-                data, files, _, _ = socket.recv_fds(self._channel, MAX_DATAGRAM_BYTES, 1)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, files = b"", []
-            if not data:
-                self._stopped.set()
-                asyncio.get_running_loop().remove_reader(self._channel)
-                return
-            message = decode_from_supervisor(data)
-            if isinstance(message, Attach) and files:
-                self._attach(message.replica, socket.socket(fileno=files[0]))
-            elif isinstance(message, Retire) and message.replica == self._replica and self._bench is not None:
-                self._bench.leave()
-            elif isinstance(message, ReplicaLost) and message.replica == self._replica:
-                self._drop()
-            elif isinstance(message, Stop):
-                self._stopped.set()
-
-    def _attach(self, replica: str, sock: socket.socket) -> None:
+    def _attach(self, message: Attach, sock: socket.socket) -> None:
         self._drop()
-        self._replica, self._bench = replica, Bench(sock, remote=True)
+        self._replica, self._bench = message.replica, Bench(sock, remote=True)
         self._building = asyncio.create_task(self._built(self._bench))
+
+    def _hear(self, message: Retire | ReplicaLost | Stop | None) -> None:
+        match message:
+            case Retire(replica):
+                if replica == self._replica and self._bench is not None:
+                    self._bench.leave()
+            case ReplicaLost(replica):
+                if replica == self._replica:
+                    self._drop()
+            case Stop():
+                self.leave("stopped")
+            case None:
+                self.leave("the supervisor is gone")
 
     async def _built(self, bench: Bench) -> None:
         built = isinstance(await bench.built(), StageBuilt)
@@ -211,37 +186,15 @@ class RemoteBench:
                 await producer.deliver(self._names.stage_stats, value, key=key)
 
 
-def main(channel: socket.socket, names: socket.socket | None = None) -> int:
-    """Serve to the end; returns the exit code.
-
-    Args:
-        channel: to the supervisor; the spec is the first datagram.
-        names: where addresses of hosts are asked for once this is sealed.
-    """
-    log_to_stderr_plainly()
-    logging.getLogger("aiokafka").setLevel(logging.WARNING)
-    data, files, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, 1)
-    for descriptor in files:
-        os.close(descriptor)  # of the mark: nothing is taken in from Kafka
-    spec = decode_dispatcher_spec(data)
-
-    async def live() -> int:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, Loop)
-        loop.channel = names
-        try:
-            await RemoteBench(spec, channel).run()
-        except InferlineError as error:
-            logger.error("dispatcher %s: %s", spec.dispatcher, error)
-            return error.exit_code
-        return 0
-
-    return uvloop.run(live(), loop_factory=Loop)
+def _made(spec: DispatcherSpec, mark: int, seal_it: Callable[[], None], channel: socket.socket) -> RemoteBench:
+    if mark >= 0:
+        os.close(mark)  # nothing is taken in from Kafka
+    return RemoteBench(spec, channel, seal_it)
 
 
 if __name__ == "__main__":
     *_names, _channel = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
-    code = main(_channel, _names[0] if _names else None)
+    code = serve(_channel, _names[0] if _names else None, functools.partial(_made, channel=_channel))
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stdout.flush()

@@ -21,20 +21,12 @@ from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry
 from inferline_stream.dataplane.dispatcher.pool import MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR, Pool
 from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, SlotSession
+from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorChannel
 from inferline_stream.dataplane.dispatcher.tracing import batch_spans
 from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
-from inferline_stream.dataplane.supervisor_messages import (
-    MAX_DATAGRAM_BYTES,
-    Attach,
-    Replace,
-    ReplicaLost,
-    Retire,
-    Serving,
-    decode_from_supervisor,
-    encode_attachment,
-)
+from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.committed_offsets import surely_committed
@@ -73,7 +65,7 @@ class Dispatcher:
         mark: int = -1,
     ) -> None:
         self._spec = spec
-        self._channel = channel
+        self._supervisor = SupervisorChannel(channel, self._attach, self._hear)
         self._connected = connected
         self._routes = routes = spec.routes
         self._settings = settings = Settings(**spec.settings)
@@ -124,7 +116,6 @@ class Dispatcher:
         Raises:
             Unreachable: Kafka does not answer.
         """
-        loop = asyncio.get_running_loop()
         timeout_s = self._settings.connect_timeout_s
         await self._reports.start(timeout_s)
         reporting = asyncio.create_task(self._reporter.run())
@@ -139,11 +130,10 @@ class Dispatcher:
             self._sender.limits = self._rules.limits
             self._partitions = {topic: await self._reports.partitions_of(topic) for topic in written}
             self._connected()
-            self._channel.setblocking(False)
-            loop.add_reader(self._channel, self._attachments)
+            self._supervisor.listen()
             await self._reporter.now("standby")
-            await self._while(
-                reporting, self._fetch(), self._serve(), self._look_for_stragglers(), self._look_at_topic()
+            await until_first(
+                self._fetch(), self._serve(), self._look_for_stragglers(), self._look_at_topic(), beside=reporting
             )
         except Fenced as error:
             return await self._failed(EXIT_FENCED, str(error))
@@ -157,61 +147,32 @@ class Dispatcher:
             return 0
         finally:
             reporting.cancel()
-            loop.remove_reader(self._channel)
+            self._supervisor.close()
             self._feeder.close()
             for client in (self._reader, self._sender, self._reports):
                 await client.stop()
             if self._spans is not None:
                 self._spans.close()
 
-    async def _while(self, reporting: asyncio.Task[None], *steps: Coroutine[Any, Any, None]) -> None:
-        """Run until the first step ends or fails."""
-        tasks = [reporting, *map(asyncio.create_task, steps)]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks[1:]:
-                task.cancel()
-            await asyncio.gather(*tasks[1:], return_exceptions=True)
-        for task in done:
-            task.result()
-
     # Supervisor
 
-    def _attachments(self) -> None:
-        """Read what the supervisor sends."""
-        while True:
-            try:
-                data, files, _, _ = socket.recv_fds(self._channel, MAX_DATAGRAM_BYTES, 1)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, files = b"", []
-            if not data:
-                asyncio.get_running_loop().remove_reader(self._channel)
-                self.leave("the supervisor is gone")
-                return
-            message = decode_from_supervisor(data)
-            if isinstance(message, Attach) and not files:
-                self._ask_to_replace(message.replica, "its connection did not arrive: too many files are open")
-            elif isinstance(message, Attach):
-                sock = socket.socket(fileno=files[0])
-                self._feeder.attach(sock, message.replica, message.hardware, message.number, message.node)
-            elif isinstance(message, Retire):
-                self._feeder.retire(message.replica)
-            elif isinstance(message, ReplicaLost):
-                self._feeder.lost(message.replica)
-            else:
+    def _attach(self, message: Attach, sock: socket.socket) -> None:
+        self._feeder.attach(sock, message.replica, message.hardware, message.number, message.node)
+
+    def _hear(self, message: Retire | ReplicaLost | Stop | None) -> None:
+        """Do what the supervisor asks; None is its end."""
+        match message:
+            case Retire(replica):
+                self._feeder.retire(replica)
+            case ReplicaLost(replica):
+                self._feeder.lost(replica)
+            case Stop():
                 self.leave("stopped")
+            case None:
+                self.leave("the supervisor is gone")
 
     def _ask_to_replace(self, replica: str, reason: str) -> None:
-        self._say_to_supervisor(Replace(replica, reason))
-
-    def _say_to_supervisor(self, message: Serving | Replace) -> None:
-        try:
-            self._channel.send(encode_attachment(message))
-        except OSError as error:
-            logger.warning("the supervisor does not take a message: %s", error)
+        self._supervisor.say(Replace(replica, reason))
 
     # Grants
 
@@ -305,7 +266,7 @@ class Dispatcher:
             return True
         self._session = session
         self._report.phase = "serving"
-        self._say_to_supervisor(Serving())
+        self._supervisor.say(Serving())
         self._feeder.serve(session)
         await self._reporter.now()
         working = asyncio.create_task(session.run())
@@ -468,6 +429,25 @@ class Dispatcher:
                 await self._reporter.now(phase, why)
         except TimeoutError:
             logger.warning("dispatcher %s could not report that it is %s", self._spec.dispatcher, phase)
+
+
+async def until_first(*steps: Coroutine[Any, Any, object], beside: asyncio.Task[None] | None = None) -> None:
+    """Run steps until the first of them ends or fails, and raise what it failed of.
+
+    Args:
+        steps: cancelled then.
+        beside: likewise awaited, but left to the caller.
+    """
+    tasks = [*map(asyncio.create_task, steps)]
+    try:
+        waited = tasks if beside is None else [*tasks, beside]
+        done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 def owner_name(spec: DispatcherSpec) -> str:

@@ -8,12 +8,13 @@ import logging
 import os
 import signal
 import socket
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import uvloop
 
 from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
-from inferline_stream.dataplane.process_specs import EXIT_FAILED, decode_dispatcher_spec
+from inferline_stream.dataplane.process_specs import EXIT_FAILED, DispatcherSpec, decode_dispatcher_spec
 from inferline_stream.dataplane.supervisor_messages import MAX_DATAGRAM_BYTES
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.confinement import dispatcher_confinement
@@ -24,12 +25,33 @@ from inferline_stream.printable import log_to_stderr_plainly
 logger = logging.getLogger(__name__)
 
 
+class ServesSlot(Protocol):
+    """A dispatcher, or what stands in its place."""
+
+    def leave(self, why: str) -> None:
+        """Drain and end."""
+
+    async def run(self) -> int:
+        """Serve to the end; return the exit code."""
+
+
+MakeDispatcher = Callable[[DispatcherSpec, int, Callable[[], None]], ServesSlot]
+"""Makes one of its spec, the descriptor of the mark (-1 for none), and what seals the process, called once it is
+connected."""
+
+
 def main(channel: socket.socket, names: socket.socket | None = None) -> int:
-    """Run a dispatcher to its end and return the exit code.
+    """Run a dispatcher to its end and return the exit code; see `serve`."""
+    return serve(channel, names, lambda spec, mark, seal_it: Dispatcher(spec, channel, seal_it, mark=mark))
+
+
+def serve(channel: socket.socket, names: socket.socket | None, make: MakeDispatcher) -> int:
+    """Run what a dispatcher's process holds to its end and return the exit code.
 
     Args:
         channel: to the supervisor, SOCK_SEQPACKET; the spec is the first datagram, with the descriptor of the mark.
         names: where addresses of hosts are asked for once it is sealed; see `isolation.name_service`.
+        make: makes the dispatcher, within the event loop.
     """
     log_to_stderr_plainly()
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
@@ -50,7 +72,7 @@ def main(channel: socket.socket, names: socket.socket | None = None) -> int:
                     "dispatcher %s is not sealed as it should be: %s", spec.dispatcher, "; ".join(held.missing)
                 )
 
-        dispatcher = Dispatcher(spec, channel, seal_it, mark=mark)
+        dispatcher = make(spec, mark, seal_it)
         loop.set_exception_handler(_end_at_once)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, dispatcher.leave, f"{number.name} received")

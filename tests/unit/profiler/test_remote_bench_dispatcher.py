@@ -29,7 +29,7 @@ class Kafka:
 async def test_pieces_of_two_messages_of_a_dispatcher_do_not_mix() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        bench, kafka, assembler = RemoteBench(SPEC, ours), Kafka(), Assembler()
+        bench, kafka, assembler = RemoteBench(SPEC, ours, lambda: None), Kafka(), Assembler()
         said = (Answered(1, Outcomes([EventOutcome(b"x" * (3 << 19), [])])), Standing("one"), Standing("two"))
         await asyncio.gather(*(bench._say(kafka, message) for message in said))  # type: ignore[arg-type]
     found = [whole for record in kafka.records if (whole := assembler.add(*record)) is not None]
