@@ -142,12 +142,13 @@ class Feeder:
             return
         if member.hands:
             logger.warning("replica %s: %s, with %d batches in hand", name, _WAY_BROKE, len(member.hands))
+        in_hand = len(member.hands)
         for number, hand in reversed(list(member.hands.items())):
             for event in hand.events:
                 event.cuts += 1
             if not any(event.cuts > _CUTS for event in hand.events):
                 self._spare(member, number, _WAY_BROKE)
-        self._end(member, _WAY_BROKE)
+        self._end(member, _WAY_BROKE, beside=in_hand - len(member.hands))
 
     def close(self) -> None:
         """Close every connection; replicas wait for the next dispatcher."""
@@ -438,14 +439,22 @@ class Feeder:
         if member is not None:
             self._end(member, why)
 
-    def _end(self, member: _Member, why: str, *, memory: bool = False, device: bool = False) -> None:
-        """A replica is gone, or is given up; what it had in hand must run again."""
+    def _end(self, member: _Member, why: str, *, beside: int = 0, memory: bool = False, device: bool = False) -> None:
+        """A replica is gone, or is given up; what it had in hand must run again.
+
+        Args:
+            member: the replica.
+            why: in words.
+            beside: batches that it ran beside these and that were taken from it already.
+            memory: whether memory ran out.
+            device: whether it was its device's memory.
+        """
         replica = member.replica
         self._members.pop(replica.replica, None)
         member.connection.close()
         self._pool.detach(replica.replica)
         hands, session = list(member.hands.values()), self.session
-        together = len(hands) > 1  # those count whose events run elsewhere by now: the replica still ran them
+        together = len(hands) + beside > 1  # those count whose events run elsewhere by now: the replica still ran them
         member.hands.clear()
         for hand in hands:
             if hand.span is not None and self._spans is not None:

@@ -92,6 +92,21 @@ async def test_of_a_replica_that_breaks_on_one_batch_the_others_run_again_withou
         assert (await other.batch()).inputs == innocent.inputs
 
 
+async def test_an_event_that_was_cut_too_often_is_not_judged_as_if_it_had_run_alone():
+    async with fed() as pool:
+        at_once(pool, 2)
+        pool.slot.session.suspects.learn(b"a sample")
+        replica = await pool.attached()
+        pool.slot.fetched(b"0", b"1")
+        for _ in range(2):
+            await replica.batch()
+        often, once = (event for hand in pool.feeder._members[replica.name].hands.values() for event in hand.events)
+        often.cuts = feeder._CUTS
+        pool.feeder.lost(replica.name)
+        assert len(pool.slot.session.suspects) == 1
+        assert (often.cuts, often.kills, once.kills) == (feeder._CUTS + 1, 0, 0)
+
+
 async def test_what_a_replica_has_in_hand_that_is_replaced_for_being_slow_runs_again_without_suspicion(
     monkeypatch: pytest.MonkeyPatch,
 ):
