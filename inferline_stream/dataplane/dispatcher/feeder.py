@@ -315,9 +315,9 @@ class Feeder:
             self._report.remote_batches += 1
             self._report.network_s += max(0.0, took_s - frame.busy_s)
         calls = _believed(frame, handed.batch_size)
-        self._pool.finish(replica, calls, now_s, frame.batch)
-        if frame.too_large > 0:
+        if frame.too_large > 0:  # before the batch counts as one after which larger ones may be tried
             self._pool.too_large(replica.hardware, frame.too_large, now_s)
+        self._pool.finish(replica, calls, now_s, frame.batch)
         if len(calls) == 1 and 0 <= frame.busy_s < _LONGEST_S:  # with decoding and encoding, as profiles have it
             calls = [Call(calls[0].batch_size, max(calls[0].service_s, frame.busy_s))]
         count_calls(self._report, replica.hardware, calls, handed.beside)

@@ -359,6 +359,29 @@ async def test_batches_are_smaller_once_a_replica_says_that_its_device_has_no_me
         assert len((await replica.batch()).inputs) == 2
 
 
+async def test_a_device_that_has_no_memory_for_an_older_batch_is_not_one_that_was_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """It was handed out before the limit fell: the next larger batch is tried as soon as without it."""
+    loop = asyncio.get_running_loop()
+    clock_s, later_s = loop.time, [0.0]
+    monkeypatch.setattr(loop, "time", lambda: clock_s() + later_s[0])
+    async with fed(limit=4, batch_deadline_s=3600.0) as pool:
+        replicas = [await pool.attached() for _ in range(2)]
+        pool.slot.fetched(*[b"%d" % number for number in range(8)])
+        for done, replica in enumerate(replicas, 1):
+            batch = await replica.batch()
+            outcomes = [Done(bytes(each), 0) for each in batch.inputs]
+            replica.say(Results(batch.epoch, batch.batch, outcomes, [Call(2, 0.01)] * 2, 0.01, too_large=4))
+            await until(lambda done=done: pool.slot.offset() == 4 * done, "it is committed")  # type: ignore[misc]
+            assert pool.pool.limit(KIND) == 2
+            later_s[0] += 31.0
+        pool.slot.fetched(b"8", first=8)
+        replicas[0].answer(await replicas[0].batch())
+        await until(lambda: pool.slot.offset() == 9, "it is committed")
+        assert pool.pool.limit(KIND) == 4
+
+
 async def test_an_event_that_no_device_has_memory_for_waits_and_is_no_dead_letter_and_others_go_on():
     async with fed(limit=1) as pool:
         pool.slot.session.suspects.learn(b"a sample")
