@@ -269,7 +269,7 @@ class Feeder:
         else:
             # Back-off, the queue's turn, or nothing left to run: it serves like the others meanwhile.
             pool.lift_quarantine()
-            again_s = max(suspects.blocked_until_s, suspects.waits_until_s(now_s))
+            again_s = suspects.again_s(replica.passed, now_s)
             if again_s > now_s:
                 self._wake_at(again_s)
 

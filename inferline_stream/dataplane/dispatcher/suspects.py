@@ -178,9 +178,16 @@ class Suspects:
         if suspect is not None and not suspect.dropped:
             suspect.until_s = now_s + NOT_TAKEN_S
 
-    def waits_until_s(self, now_s: float) -> float:
-        """Return when the next event that waits for memory or a server is tried again; 0 where none waits."""
-        return min((suspect.until_s for suspect in self._suspects if suspect.until_s > now_s), default=0.0)
+    def again_s(self, replica_passed: bool, now_s: float) -> float:
+        """Return when to ask `next` again that gives nothing now; not after the present where no time decides.
+
+        Args:
+            replica_passed: whether it has finished a batch or a probe since it was attached.
+            now_s: by the clock of `next`.
+        """
+        waits = (suspect.until_s for suspect in self._suspects if suspect.until_s > now_s)
+        due_s = 0.0 if self._due(now_s) else min(waits, default=0.0)
+        return due_s if replica_passed else max(due_s, self.blocked_until_s)
 
     @property
     def trouble(self) -> str:

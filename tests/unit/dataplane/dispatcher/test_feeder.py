@@ -280,6 +280,20 @@ async def test_the_queue_is_served_once_fresh_replicas_may_be_even_if_nothing_el
         assert (await replica.batch()).inputs == [b"x"]
 
 
+async def test_a_suspect_that_is_due_waits_for_the_block_of_fresh_replicas_and_for_no_other_suspect():
+    async with fed() as pool:
+        pool.slot.fetched(b"huge", b"due")
+        huge, due = pool.slot.session.take(2)
+        pool.slot.session.handed([huge, due])
+        suspects, now_s = pool.slot.session.suspects, asyncio.get_running_loop().time()
+        suspects.no_memory(huge, alone=False, now_s=now_s + 3600.0)
+        suspects.suspect([[due]], passed=True, now_s=now_s)
+        suspects.blocked_until_s = now_s + 0.2
+        replica = await pool.attached()
+        assert replica.idle()
+        assert (await replica.batch()).inputs == [b"due"]
+
+
 async def test_a_batch_whose_connection_breaks_runs_again_without_suspicion():
     async with fed(limit=2) as pool:
         replicas = [await pool.attached() for _ in range(2)]

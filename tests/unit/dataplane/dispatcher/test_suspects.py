@@ -269,15 +269,15 @@ def test_an_event_that_waits_for_memory_waits_longer_each_time_and_holds_back_it
     now_s = 0.0
     for _ in range(12):
         assert suspects.next(True, now_s) is None
-        waits_s.append(suspects.waits_until_s(now_s) - now_s)
-        now_s = suspects.waits_until_s(now_s)
+        waits_s.append(suspects.again_s(True, now_s) - now_s)
+        now_s = suspects.again_s(True, now_s)
         assert suspects.next(True, now_s) is huge
         suspects.no_memory(huge, alone=True, now_s=now_s)
     assert waits_s == sorted(waits_s)
     assert waits_s[-1] == pytest.approx(30.0)
     assert huge.kills == 0
     assert suspects.drop() == [huge, behind]
-    assert (suspects.trouble, suspects.waits_until_s(now_s)) == ("", 0.0)
+    assert (suspects.trouble, suspects.again_s(True, now_s)) == ("", 0.0)
 
 
 def test_a_suspect_that_its_server_does_not_take_lets_the_queue_have_its_turn_and_is_not_blamed():
@@ -290,6 +290,31 @@ def test_a_suspect_that_its_server_does_not_take_lets_the_queue_have_its_turn_an
         assert suspects.next(True, now_s) is refused
         suspects.not_taken(now_s)
         assert suspects.next(True, now_s + MAX_HELD_S) is None
-    assert suspects.next(True, suspects.waits_until_s(now_s)) is refused
+    assert suspects.next(True, suspects.again_s(True, now_s)) is refused
     assert suspects.passed(refused)
     assert (len(suspects), suspects.trouble, refused.kills) == (0, "", 1)
+
+
+def test_one_that_waits_for_memory_holds_up_none_that_is_due_once_fresh_replicas_may_run():
+    suspects = Suspects()
+    huge, due = event(0), event(1)
+    for attempt in range(9):
+        suspects.no_memory(huge, alone=attempt > 0, now_s=0.0)
+        suspects.next(True, 60.0 * (attempt < 8))
+    assert suspects.again_s(True, 0.0) == 30.0
+    suspects.lost([due], alone=False, memory=False, passed=False, now_s=0.0)
+    assert 0.0 < suspects.blocked_until_s < 1.0
+    assert suspects.next(False, 0.0) is None
+    assert suspects.again_s(False, 0.0) == suspects.blocked_until_s
+    assert suspects.next(False, suspects.again_s(False, 0.0)) is due
+
+
+def test_a_replica_that_has_passed_waits_for_no_block_but_for_the_first_that_waits():
+    suspects = Suspects()
+    first, second = event(0), event(1)
+    suspects.no_memory(first, alone=False, now_s=0.0)
+    suspects.no_memory(second, alone=False, now_s=0.1)
+    suspects.blocked_until_s = 9.0
+    assert suspects.again_s(True, 0.15) == pytest.approx(0.2)
+    assert suspects.again_s(False, 0.15) == 9.0
+    assert suspects.next(True, suspects.again_s(True, 0.15)) is first
