@@ -241,7 +241,9 @@ class RecordProducer:
 
     def _sent_again(self, task: asyncio.Task[None]) -> None:
         self._again.discard(task)
-        if not task.cancelled():
+        if task.cancelled():
+            self._failed(Unreachable("the producer was closed before Kafka acknowledged the record"))
+        else:
             task.exception()  # which is counted
 
     def _failed(self, error: BaseException) -> None:

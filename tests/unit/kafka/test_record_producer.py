@@ -24,16 +24,18 @@ class Client:
     Args:
         log: what Kafka has.
         refuses: what is wrong with a value; None where nothing is.
+        answers: whether it says anything.
     """
 
-    def __init__(self, log: list[bytes], refuses: Callable[[bytes], KafkaError | None]) -> None:
-        self._log, self._refuses = log, refuses
+    def __init__(self, log: list[bytes], refuses: Callable[[bytes], KafkaError | None], *, answers: bool) -> None:
+        self._log, self._refuses, self._answers = log, refuses, answers
         self._refused = False
         self._sender = SimpleNamespace(sender_task=asyncio.get_running_loop().create_future())
 
     async def send(self, topic: str, value: bytes, **_: Any) -> asyncio.Future[None]:
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_soon(self._answer, value, sent)
+        if self._answers:
+            asyncio.get_running_loop().call_soon(self._answer, value, sent)
         return sent
 
     async def flush(self) -> None:
@@ -58,9 +60,11 @@ class Kafka:
         self.log: list[bytes] = []
         self.refuses = refuses
         self.clients: list[Client] = []
+        self.answering = 100
+        """So many clients, the first ones, get answers."""
 
     async def started(self) -> Client:
-        self.clients.append(Client(self.log, self.refuses))
+        self.clients.append(Client(self.log, self.refuses, answers=len(self.clients) < self.answering))
         return self.clients[-1]
 
 
@@ -101,6 +105,19 @@ async def test_a_kafka_that_takes_no_number_of_any_client_is_given_up(kafka: Kaf
         with pytest.raises(Unreachable, match="not acknowledged by 10 clients in turn"):
             await producer.deliver("topic", b"0")
         assert producer.failed == 1
+
+
+async def test_what_is_being_sent_again_when_the_producer_is_closed_has_failed(kafka: Kafka) -> None:
+    kafka.refuses, kafka.answering = lambda value: OutOfOrderSequenceNumber(), 1
+    async with RecordProducer("nowhere:1", connect_timeout_s=0.01) as producer:
+        for value in (b"0", b"1", b"2"):
+            await producer.send("topic", value)
+        async with asyncio.timeout(5.0):
+            while len(producer._again) < 3:
+                await asyncio.sleep(0)
+        assert producer.failed == 0, "they are on their way again"
+    assert (producer.acknowledged, producer.failed) == (0, 3)
+    assert producer.last_error == "Unreachable: the producer was closed before Kafka acknowledged the record"
 
 
 async def test_a_record_is_not_refused_for_a_client_that_has_ended_and_the_next_goes_through_another(
