@@ -237,7 +237,7 @@ class RecordProducer:
             self._again.add(again)
             again.add_done_callback(self._sent_again)
         else:
-            self._failed(error)
+            self._failed(_translated(record.topic, client, error) if isinstance(error, KafkaError) else error)
 
     def _sent_again(self, task: asyncio.Task[None]) -> None:
         self._again.discard(task)

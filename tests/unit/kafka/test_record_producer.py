@@ -95,8 +95,16 @@ async def test_a_record_that_is_refused_costs_none_of_those_sent_after_it(kafka:
         await producer.send("topic", b"4")
         await producer.flush()
         assert (producer.acknowledged, producer.failed) == (5, 2)
-        assert "MessageSizeTooLargeError" in producer.last_error or "refuses" in producer.last_error
+        assert producer.last_error == f"RecordRefused: topic 'topic': Kafka refuses the record ({bad(b'bad')})"
     assert kafka.log == [b"0", b"1", b"2", b"3", b"4"]
+
+
+async def test_a_record_that_was_not_acknowledged_in_time_has_not_been_refused(kafka: Kafka) -> None:
+    kafka.refuses = lambda value: KafkaTimeoutError("Batch expired")
+    async with RecordProducer("nowhere:1") as producer:
+        await producer.send("topic", b"0")
+        await producer.flush()
+        assert producer.last_error == "Unreachable: topic 'topic': not acknowledged (KafkaTimeoutError: Batch expired)"
 
 
 async def test_a_kafka_that_takes_no_number_of_any_client_is_given_up(kafka: Kafka) -> None:
