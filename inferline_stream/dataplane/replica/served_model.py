@@ -35,6 +35,7 @@ from inferline_stream.pipeline.units import duration_s
 
 _EVENTS_FAULT = frozenset((400, 413, 415, 422))
 _AGAIN = frozenset((500, 502, 504))
+_TOKENS_FAULT = frozenset((401, 403))
 _FIRST_PAUSE_S = 0.02
 _KEEP_ALIVE_S = 60.0
 _LONGEST_REASON = 200
@@ -83,6 +84,8 @@ class ServedModel:
         self._with_event = _takes_event(server.response)
         self._folder = folder
         self._token = self._read_token()
+        self._unread = ""
+        """Why the token's file could not be read again, and what to do; empty if it could."""
         tls: ssl.SSLContext | bool = True
         if urlsplit(url).scheme == "https":
             tls = ssl.create_default_context(cadata=_read(server.ca_file, folder) if server.ca_file else None)
@@ -150,7 +153,7 @@ class ServedModel:
     async def _attempt(self, body: bytes, decode: Callable[[bytes], Any]) -> Any:
         token = self._token
         response, content = await self._posted(body)
-        if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and self._has_other_token(token):
+        if response.status in _TOKENS_FAULT and self._has_other_token(token):
             response, content = await self._posted(body)
         status = response.status
         if status == HTTPStatus.OK:
@@ -165,7 +168,8 @@ class ServedModel:
         if status in _EVENTS_FAULT and await self._is_ready():
             raise EventRefused(f"{self._url} {said}")
         remedy = f"; {_REMEDIES[status]}" if status in _REMEDIES else ""
-        raise self._unavailable(said + remedy, _retry_after_s(response))
+        unread = self._unread if status in _TOKENS_FAULT else ""
+        raise self._unavailable(said + remedy + unread, _retry_after_s(response))
 
     async def _posted(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
         """Send one request. Redirects are not followed: they would take the token, and the events, elsewhere."""
@@ -183,8 +187,16 @@ class ServedModel:
 
     def _has_other_token(self, refused: Mapping[str, str]) -> bool:
         """Whether the file has another token than the one that the server refuses."""
-        with contextlib.suppress(InvalidFile):  # it is being written: there is another attempt later
+        self._unread = ""
+        try:
             self._token = self._read_token()
+        except InvalidFile as error:  # it may be being written: there is another attempt later
+            self._unread = f", which cannot be used again: {error}"
+            if isinstance(error.__cause__, OSError):
+                folder = os.path.dirname(os.path.abspath(_path(self._server.token_file, self._folder)))
+                self._unread += (
+                    f". If isolation keeps it from the replica, grant its folder: Isolation(reads=[{folder!r}])"
+                )
         return self._token != refused
 
     async def _content(self, response: aiohttp.ClientResponse) -> bytes:
@@ -310,10 +322,14 @@ def _retry_after_s(response: aiohttp.ClientResponse) -> float:
         return 0.0  # a date: the pauses that grow of themselves will do
 
 
+def _path(file: str, folder: str) -> str:
+    return os.path.join(folder, os.path.expanduser(file))
+
+
 def _read(file: str, folder: str) -> str:
-    path = os.path.join(folder, os.path.expanduser(file))
+    path = _path(file, folder)
     try:
         with open(path, encoding="utf-8") as opened:
             return opened.read().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidFile(f"{path}: cannot be read ({error}); the stage's server needs it") from None
+        raise InvalidFile(f"{path}: cannot be read ({error}); the stage's server needs it") from error

@@ -151,9 +151,17 @@ async def test_a_token_that_is_renewed_is_taken_up_and_one_that_is_refused_is_re
         with pytest.raises(ServerUnavailable, match=r"401 .*no such token.*; look at token_file"):
             await model([1])
         file.write_text("")
-        with pytest.raises(ServerUnavailable, match="401"):
+        with pytest.raises(ServerUnavailable, match=r"401 .*cannot be used again: token: needs one token.*else$"):
+            await model([1])
+        file.unlink()
+        remedy = rf"cannot be used again: {file}: cannot be read .*Isolation\(reads=\['{tmp_path}'\]\)$"
+        with pytest.raises(ServerUnavailable, match=rf"401 .*look at token_file, which {remedy}"):
+            await model([1])
+        file.write_text("fourth")
+        with pytest.raises(ServerUnavailable, match=r"401 .*look at token_file$"):
             await model([1])
         await model.close()
+    file.write_text("")
     with pytest.raises(InvalidFile, match="token: needs one token on one line"):
         ServedModel(oip(server, token_file="token"), str(tmp_path))
 
