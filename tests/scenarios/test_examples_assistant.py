@@ -14,6 +14,7 @@ from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.validation import problems
 from inferline_stream.profiler.topology_check import event_problems, sample_problems
+from tests.support.model_server import closed
 
 EXAMPLE = Path(__file__).parents[2] / "topologies/assistant"
 
@@ -80,7 +81,7 @@ async def test_its_server_puts_the_best_passage_first_and_the_last_stage_quotes_
         with pytest.raises(EventRefused, match=r"400 .*IndexError"):
             await model([type(retrieved[0])("A passage that is not there?", [10_000])])
     finally:
-        await model.close()
+        await closed(model)
     answers = await example.stage("compose").run()(best)
     right = [answer in given.answer for given, answer in zip(answers, ASKED.values(), strict=True)]
     assert sum(right) >= len(right) - 1, [given.answer for given in answers]

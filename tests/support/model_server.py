@@ -12,6 +12,8 @@ from typing import Any
 
 from aiohttp import web
 
+from inferline_stream.dataplane.replica.served_model import ServedModel
+
 
 class ModelServerDouble:
     """Doubles numbers, whatever the protocol.
@@ -155,6 +157,12 @@ async def model_server() -> AsyncIterator[ModelServerDouble]:
         yield server
     finally:
         await server.stop()
+
+
+async def closed(model: ServedModel) -> None:
+    """Close a model's connections, which a replica keeps for as long as it lives."""
+    model._first.cancel()
+    await model._session.close()
 
 
 if __name__ == "__main__":

@@ -125,11 +125,6 @@ class ServedModel:
             return [self._server.response(event, output) for event, output in zip(events, outputs, strict=True)]
         return [self._server.response(output) for output in outputs]
 
-    async def close(self) -> None:
-        """Close its connections."""
-        self._first.cancel()
-        await self._session.close()
-
     async def _asked(self, body: bytes, decode: Callable[[bytes], Any]) -> Any:
         """Send a request until there is a response to it, or no attempt is left."""
         pause_s = _FIRST_PAUSE_S

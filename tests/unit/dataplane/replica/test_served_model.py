@@ -14,7 +14,7 @@ from inferline_stream.dataplane.replica.open_inference import decode_response, e
 from inferline_stream.dataplane.replica.served_model import EventRefused, ServedModel
 from inferline_stream.errors import InvalidFile, ServerUnavailable
 from inferline_stream.pipeline.model_server import ModelServer, OpenAI, OpenInference, RayServe
-from tests.support.model_server import ModelServerDouble, model_server
+from tests.support.model_server import ModelServerDouble, closed, model_server
 
 
 def number_of(event: int) -> dict[str, Any]:
@@ -48,7 +48,7 @@ async def called(server: ModelServer, events: list[int], folder: str = ".") -> l
     try:
         return await model(events)
     finally:
-        await model.close()
+        await closed(model)
 
 
 async def test_a_batch_is_one_request_of_the_open_inference_protocol() -> None:
@@ -132,7 +132,7 @@ async def test_connections_are_kept_and_a_token_comes_from_its_file(tmp_path: Pa
         model = ServedModel(oip(server, token_file="token"), str(tmp_path))
         for number in range(3):
             assert await model([number]) == [2 * number]
-        await model.close()
+        await closed(model)
         assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
 
 
@@ -160,7 +160,7 @@ async def test_a_token_that_is_renewed_is_taken_up_and_one_that_is_refused_is_re
         file.write_text("fourth")
         with pytest.raises(ServerUnavailable, match=r"401 .*look at token_file$"):
             await model([1])
-        await model.close()
+        await closed(model)
     file.write_text("")
     with pytest.raises(InvalidFile, match="token: needs one token on one line"):
         ServedModel(oip(server, token_file="token"), str(tmp_path))
@@ -205,7 +205,7 @@ async def test_a_server_that_comes_back_is_reached_by_the_same_client() -> None:
     await server.stop()
     await server.start()
     assert await model([2]) == [4]
-    await model.close()
+    await closed(model)
     await server.stop()
 
 
