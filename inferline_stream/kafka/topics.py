@@ -33,13 +33,21 @@ _DAY_MS = 24 * 3600 * 1000
 _CONTROL = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1", "segment.ms": "600000"}
 _HOUR = {"retention.ms": str(3600 * 1000)}
 _TRANSIENT = {"retention.ms": str(_DAY_MS)}
-_WEEK = {"retention.ms": str(7 * _DAY_MS)}
+_DELETE = {"cleanup.policy": "delete"}
+"""Records without a key go there too, which a compacted topic refuses: its writer would try again for ever."""
+
+_WEEK = {**_DELETE, "retention.ms": str(7 * _DAY_MS)}
 
 INNER_BYTES = 4 * 1024**3
 """Kept of each partition between stages. Only the pipeline itself writes there, so that it fills only while a
 controller runs, which alerts at half: see `InferlineInnerTopicFills`."""
 
-_INNER = {"retention.ms": "-1", "retention.bytes": str(INNER_BYTES), "segment.bytes": str(64 * 1024**2)}
+_INNER = {
+    **_DELETE,
+    "retention.ms": "-1",
+    "retention.bytes": str(INNER_BYTES),
+    "segment.bytes": str(64 * 1024**2),
+}
 """By bytes, not by time: however long an outage is, what was under way is still there after it."""
 
 
@@ -158,6 +166,14 @@ async def create_topics(
     Raises:
         Unreachable: Kafka does not answer in time, or refuses.
     """
+    warnings, differences = await _created(bootstrap_servers, wanted, replication, timeout_s)
+    return warnings + [difference.text for difference in differences]
+
+
+async def _created(
+    bootstrap_servers: str, wanted: Iterable[WantedTopic], replication: int, timeout_s: float = 10.0
+) -> tuple[list[str], list[Difference]]:
+    """Create what is missing; returns warnings about that, and how the rest differs."""
     topics = list(wanted)
     async with _Admin(bootstrap_servers, timeout_s) as admin:
         how = durability(replication, len(admin.client._client.cluster.brokers()))
@@ -166,8 +182,7 @@ async def create_topics(
         if missing:
             await _create(admin.client, missing, how, timeout_s)
         found = await _differences(admin.client, [topic for topic in topics if topic.name in existing])
-        warned = [how.warning] if missing and how.warning else []
-        return warned + [difference.text for difference in found]
+        return [how.warning] if missing and how.warning else [], found
 
 
 async def verify_topics(
@@ -222,15 +237,17 @@ async def ready_topics(
     """Create what is missing, or only look; returns what people should know.
 
     Raises:
-        InvalidInput: without ``create``, each topic that is missing or cannot be run on.
+        InvalidInput: each topic that cannot be run on; without ``create``, each that is missing too.
         Unreachable: Kafka does not answer in time, or refuses.
     """
+    warnings: list[str] = []
     if create:
-        return await create_topics(bootstrap_servers, wanted, replication=replication)
-    differences = await verify_topics(bootstrap_servers, wanted)
+        warnings, differences = await _created(bootstrap_servers, wanted, replication)
+    else:
+        differences = await verify_topics(bootstrap_servers, wanted)
     if any(difference.blocks for difference in differences):
         raise InvalidInput(*(difference.text for difference in differences if difference.blocks))
-    return [difference.text for difference in differences]
+    return warnings + [difference.text for difference in differences]
 
 
 async def delete_topics(bootstrap_servers: str, names: Sequence[str], timeout_s: float = 10.0) -> None:
@@ -302,7 +319,7 @@ async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[WantedTopic]
             fits = name == _LARGEST and actual is not None and int(actual) >= int(value)
             if actual is not None and actual != value and not fits:
                 # Assignments and decisions that a retention limit deletes would be forgotten while they still hold.
-                blocks = name == "cleanup.policy" and "compact" not in actual
+                blocks = name == "cleanup.policy" and ("compact" in actual) != ("compact" in value)
                 advised = "is needed" if blocks else "is advised"
                 found.append(Difference(f"topic {topic.name} has {name}={actual}, {value} {advised}", blocks))
     return found

@@ -10,7 +10,8 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.kafka.topics import create_topics, durability, topics_of, verify_topics
+from inferline_stream.errors import InvalidInput
+from inferline_stream.kafka.topics import create_topics, durability, ready_topics, topics_of, verify_topics
 
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
 
@@ -46,6 +47,23 @@ async def test_each_difference_is_named_and_what_cannot_be_run_on_is_distinguish
                 if kept.name in text and ("min.cleanable.dirty.ratio" in text or "segment.ms" in text)
             },
         }
+
+
+async def test_topics_of_ours_that_take_no_record_without_a_key_are_not_run_on(embedded_broker, starter):
+    where, wanted = embedded_broker.bootstrap_servers, topics_of(load_topology(starter), f"{secrets.token_hex(4)}.")
+    ours = [t for t in wanted if t.purpose.startswith(("input of stage", "events that ended", "records of"))]
+    assert {topic.name.split(".", 1)[1] for topic in ours} >= {"reviews.study", "reviews.completed", "reviews-in.dlq"}
+    tables = [NewTopic(topic.name, 1, 1, topic_configs={"cleanup.policy": "delete,compact"}) for topic in ours]
+    (sink,) = [topic.name for topic in wanted if topic.purpose.startswith("sink")]
+    async with Admin(where) as admin:
+        await admin.create_topics([*tables, NewTopic(sink, 1, 1, topic_configs={"cleanup.policy": "compact"})])
+    needed = [f"topic {topic.name} has cleanup.policy=delete,compact, delete is needed" for topic in ours]
+    with pytest.raises(InvalidInput) as raised:
+        await ready_topics(where, wanted, create=True, replication=1)
+    assert list(raised.value.problems) == needed
+    with pytest.raises(InvalidInput) as raised:
+        await ready_topics(where, wanted, create=False)
+    assert list(raised.value.problems) == needed, "the others have been created"
 
 
 async def test_topics_of_fewer_brokers_have_fewer_copies_and_a_warning(kafka, starter):

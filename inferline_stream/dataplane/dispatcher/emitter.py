@@ -50,9 +50,8 @@ class Emitter:
         self._topics = {stage: routes.topic_of(stage) for stage in routes.stages}
         rules = rules or RecordRules({})
         self._limits = dict(rules.limits)
-        results = [self._topics[child] for child in routes.children] or [routes.sink_topic]
-        self._needs_key = next((topic for topic in results if topic in rules.compacted), "")
-        """Topic of results that takes none without a key; empty if all do."""
+        self._needs_key = not routes.children and routes.sink_topic in rules.compacted
+        """Whether results go to a table, which takes none without a key. No run begins on such a topic of our own."""
         if routes.sink_max_bytes is not None:
             self._limits[routes.sink_topic] = min(self._limit(routes.sink_topic), routes.sink_max_bytes)
         joining = record_bytes(None, None, join_headers([], routes.stage, routes.stages)) - record_bytes(None, None, ())
@@ -85,7 +84,7 @@ class Emitter:
         if kind is Done:
             value = outcome.value  # type: ignore[union-attr]
             if self._needs_key and event.key is None:
-                why = f"topic {self._needs_key} is compacted: it takes no record without a key"
+                why = f"topic {self._routes.sink_topic} is compacted: it takes no record without a key"
                 self._refuse(event, Failed("NoKey", why, ""))
                 return
             # An event's size is counted generously, so that most results need no exact count.

@@ -323,6 +323,25 @@ def test_a_result_is_as_large_as_the_smallest_topic_on_its_way_takes_headers_inc
         assert ("p.right" in {topic for topic, _ in emitter.take()}) is fits
 
 
+def sent_with_a_compacted(topic: str, stage: str, event: Event, outcome: Any) -> Counter[str]:
+    routes = routes_of(pipeline(), stage)
+    rules = RecordRules({}, frozenset({topic}))
+    emitter = Emitter(routes, partitions_of(routes), random.Random(1), new_report("d", 1, stage, 0, 1), rules)
+    emitter.add(event, outcome)
+    return topics(emitter.take())
+
+
+def test_only_a_sink_that_is_a_table_needs_a_key():
+    joined = Taken("both")(part("left", b"4", offset=0), part("right", b'"4"', offset=1)).ready[0]
+    joined.key = None
+    assert sent_with_a_compacted("out", "both", joined, Done(b"x", 0)).keys() == {"p.both.dlq", "p.completed"}
+    keyless = Taken("ask")(record(b'{"text": "abcd"}', key=None)).ready[0]
+    outcome = Done(b"x", taking("ask", "right"))
+    assert sent_with_a_compacted("p.left", "ask", keyless, outcome) == sent_with_a_compacted(
+        "", "ask", keyless, outcome
+    )
+
+
 def test_parts_that_hold_up_a_joins_partition_are_appended_again_and_gathered_when_they_come_back():
     taken = Taken("both")(part("left", b"4", offset=0), part("left", b"6", offset=1))
     taken.intake.move_to_end(taken.partition)
