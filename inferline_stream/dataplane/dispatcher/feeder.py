@@ -411,15 +411,11 @@ class Feeder:
 
     def _put_back(self, hand: Hand, session: SlotSession) -> None:
         """Return a batch to where it came from, because its loss is no fault of its events."""
-        if hand.epoch != session.epoch:
-            return
-        events, hand.events = hand.events, ()
-        session.returned(events)
+        session.returned(hand.events)
         if hand.alone or hand.probe:
             session.suspects.interrupted()
-            hand.probe = False
-        elif events:
-            session.queue.put_back(events)
+        elif hand.events:
+            session.queue.put_back(hand.events)
 
     def _spare(self, member: _Member, number: int, why: str) -> None:
         """Take a batch from a replica that ends, through no fault of the batch's events; of several, the last first."""
