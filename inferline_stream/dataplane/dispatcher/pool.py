@@ -281,10 +281,6 @@ class Pool:
         kind = self._kinds.get(hardware)
         return kind.concurrency if kind is not None else 1
 
-    def expected_s(self, replica: PooledReplica, batch_size: int) -> float:
-        """Return how long a replica is likely to take for a batch; 0.0 where its kind has no profile."""
-        return self._kinds[replica.hardware].service_s(batch_size) * replica.pace
-
     # Quarantine
 
     @property

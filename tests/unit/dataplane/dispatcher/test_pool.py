@@ -50,18 +50,18 @@ def chosen(pool, now_s=0.0, queued=1):
 @pytest.mark.parametrize(("size", "expected_s"), [(1, 0.010), (2, 0.012), (4, 0.016), (8, 0.024), (16, 0.040)])
 def test_service_times_are_linear_between_profiled_batch_sizes_and_beyond_them(size, expected_s):
     pool = pool_of("cpu")
-    assert pool.expected_s(replica(pool, 0), size) == pytest.approx(expected_s)
+    assert pool._kinds["cpu"].service_s(size) == pytest.approx(expected_s)
 
 
 def test_nothing_is_expected_of_a_kind_without_a_profile():
     pool = pool_of("tpu")
-    assert pool.expected_s(replica(pool, 0), 4) == 0.0
+    assert pool._kinds["tpu"].service_s(4) == 0.0
 
 
 def test_a_new_grant_changes_limits_and_service_times():
     pool = pool_of("cpu")
     pool.configure({"cpu": 3}, {"cpu": {1: 1.0}})
-    assert (pool.limit("cpu"), pool.limit("gpu"), pool.expected_s(replica(pool, 0), 1)) == (3, 1, 1.0)
+    assert (pool.limit("cpu"), pool.limit("gpu"), pool._kinds["cpu"].service_s(1)) == (3, 1, 1.0)
 
 
 # Choice
