@@ -57,14 +57,31 @@ def azure() -> Trace:
         return trace_from_csv(file.read(), "azure_llm_2023_conv.csv")
 
 
-def world_cup(first_minute: str, minutes: int, rng: Seeded) -> Trace:
+def world_cup(first_minute: str, minutes: int, rng: Seeded, *, share: float = 1.0) -> Trace:
     """The 1998 World Cup's site from a minute (``1998-06-30 18:00:00``) on.
 
     Counted per minute: the rate between the middles of minutes is drawn straight, the arrivals are Poisson.
+    ``share`` thins them to that share of the requests.
     """
+    counts = _world_cup_counts(first_minute, minutes) * share
+    middles_s = 60.0 * (np.arange(counts.size) + 0.5)
+    return warped(lambda t: np.interp(t, middles_s, counts / 60.0), 1.0, 60.0 * counts.size, rng)
+
+
+def world_cup_requests(first_minute: str, minutes: int) -> float:
+    """Requests to the site within so many minutes."""
+    return float(_world_cup_counts(first_minute, minutes).sum())
+
+
+def world_cup_busiest(day: str, minutes: int) -> str:
+    """The minute of a day (``1998-06-04``) with which its busiest so many minutes begin."""
+    counts = _world_cup_counts(f"{day} 00:00:00", 24 * 60)
+    first = int(np.convolve(counts, np.ones(minutes), "valid").argmax())
+    return f"{day} {first // 60:02}:{first % 60:02}:00"
+
+
+def _world_cup_counts(first_minute: str, minutes: int) -> np.ndarray:
     with gzip.open(TRACES / "worldcup98_per_minute.csv.gz", "rt") as file:
         rows = [line.strip().split(",") for line in file][1:]
     start = next(i for i, (period, _) in enumerate(rows) if period == first_minute)
-    counts = np.array([int(count) for _, count in rows[start : start + minutes]], dtype=float)
-    middles_s = 60.0 * (np.arange(counts.size) + 0.5)
-    return warped(lambda t: np.interp(t, middles_s, counts / 60.0), 1.0, 60.0 * counts.size, rng)
+    return np.array([int(count) for _, count in rows[start : start + minutes]], dtype=float)

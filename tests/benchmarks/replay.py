@@ -29,7 +29,17 @@ from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
 from tests.benchmarks._judging import families, reversals
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
-from tests.benchmarks._workloads import BASE_RATE, SAMPLE_S, azure, big_spike, burst, ramp, world_cup
+from tests.benchmarks._workloads import (
+    BASE_RATE,
+    SAMPLE_S,
+    azure,
+    big_spike,
+    burst,
+    ramp,
+    world_cup,
+    world_cup_busiest,
+    world_cup_requests,
+)
 
 Figures = dict[str, float | int | str | None]
 MEASURED = profile()
@@ -48,6 +58,9 @@ WINDOWS = {
     "worldcup_match": ("1998-06-30 19:00:00", 45),
     "worldcup_night": ("1998-06-30 22:30:00", 45),
 }
+
+CALM_DAY, MATCH_DAY = "1998-06-05", "1998-06-10"
+SAMPLE_MINUTES, DAY_MINUTES = 180, 24 * 60
 
 
 def planned(sample: Trace) -> Plan:
@@ -232,20 +245,32 @@ def contest(quick: bool) -> Figures:
     return {"baselines_cheaper": cheaper, "traces_kept": f"{kept} of {len(traces)}", **figures}
 
 
-def day() -> Figures:
-    """A whole day of the World Cup's site, planned on the busiest hours of the day before."""
-    rng = np.random.default_rng([0, *b"day"])
-    sample, trace = world_cup("1998-06-04 16:00:00", 180, rng), world_cup("1998-06-05 00:00:00", 24 * 60, rng)
+def days() -> Figures:
+    """Two whole days of the World Cup's site, each planned on the busiest three hours of the day before; one draw each.
+
+    ``day_*`` is of 5 June 1998, a calm day before the tournament. ``match_day_*`` is of 10 June, the first day with
+    matches: it has six times the requests, so that it and the day before it are thinned to as many as 5 June has.
+    """
+    calm = world_cup_requests(f"{CALM_DAY} 00:00:00", DAY_MINUTES)
+    share = calm / world_cup_requests(f"{MATCH_DAY} 00:00:00", DAY_MINUTES)
+    return {**day("day", "1998-06-04", CALM_DAY), **day("match_day", "1998-06-09", MATCH_DAY, share)}
+
+
+def day(name: str, before: str, judged: str, share: float = 1.0) -> Figures:
+    """A day at that share of its requests, our policy and hindsight."""
+    rng = np.random.default_rng([0, *name.encode()])
+    sample = world_cup(world_cup_busiest(before, SAMPLE_MINUTES), SAMPLE_MINUTES, rng, share=share)
+    trace = world_cup(f"{judged} 00:00:00", DAY_MINUTES, rng, share=share)
     plan = planned(sample)
     scaler = tuned(plan, sample)
     ours = run(plan, trace, scaler)
     best = cheapest(scaler.state.basis, trace, functools.partial(run, plan, trace), instant=False)
     return {
-        "day_regret": round(ours.cost / best.cost, 3),
-        "day_miss_rate": round(ours.miss_rate, 5),
-        "day_miss_rate_clairvoyant": round(best.miss_rate, 5),
-        "day_reversals": reversals(ours),
-        "day_steps": len(ours.steps),
+        f"{name}_regret": round(ours.cost / best.cost, 3),
+        f"{name}_miss_rate": round(ours.miss_rate, 5),
+        f"{name}_miss_rate_clairvoyant": round(best.miss_rate, 5),
+        f"{name}_reversals": reversals(ours),
+        f"{name}_steps": len(ours.steps),
     }
 
 
@@ -267,6 +292,6 @@ def measure(quick: bool) -> Figures:
         **({} if quick else experiment("ramp_10", lambda rng: ramp(10.0, rng), seeds)),
         **experiment("burst", burst, seeds),
         **contest(quick),
-        **({} if quick else day()),
+        **({} if quick else days()),
         **families(range(12 if quick else 240)),
     }
