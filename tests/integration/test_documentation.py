@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,10 +26,10 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#]*)(?:#([^)]*))?\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 COMPARISON = ROOT / "docs/explanation/comparison.md"
 COMPARED = re.compile(
-    r"^\| ([^|]+) \| ([^|]+) \| \$([\d.]+)/h ± ([\d.]+) \| ([\d.]+) % ± ([\d.]+) % \| [\d.]+ % \| (\d+) \|",
+    r"^\| ([^|]+) \| ([^|]+) \| \$([\d.]+)/h ± ([\d.]+) \| ([\d.]+) % ± ([\d.]+) % \| ([\d.]+) % \| (\d+) \| (\d*) \|",
     re.MULTILINE,
 )
-"""Its rows: system, setting, dollars per hour and its interval, misses and their interval, draws that kept the SLO."""
+"""Its rows: system, setting, $/h and its interval, misses and their interval, the worst draw's, draws kept, won."""
 BRIEFLY_COMPARED = re.compile(r"^\| ([^|]+) \| ([^|]+) \| \$([\d.]+)/h \| ([\d.]+) % \| (\d+) of 10 \|", re.MULTILINE)
 """The same in README.md, without the intervals."""
 DEADLINE_S = 300
@@ -170,22 +170,27 @@ def test_the_readme_names_every_verb_and_where_the_guides_begin() -> None:
 
 def test_the_comparison_has_the_figures_that_its_benchmark_finds() -> None:
     stated = COMPARED.findall(COMPARISON.read_text())
+    # The settings of tuned rules are taken from the page: finding them again takes minutes.
     found = COMPARED.findall(
         "\n".join(swing.table_rows(swing.measure(False, swing.settings_in(COMPARISON.read_text()))))
     )
     assert len(found) > 15
     assert [row[:2] for row in stated] == [row[:2] for row in found]
     for row, again in zip(stated, found, strict=True):
-        # Nothing here is random: what is left is room for changes of the policy that matter to no reader.
-        assert float(row[2]) == pytest.approx(float(again[2]), rel=0.05), row
-        assert float(row[4]) == pytest.approx(float(again[4]), abs=0.5), row
-        assert int(row[6]) == pytest.approx(int(again[6]), abs=1), row
+        # Nothing here is random: a last digit may be rounded the other way.
+        assert figures(row[2:4]) == pytest.approx(figures(again[2:4]), abs=0.0015), row
+        assert figures(row[4:7]) == pytest.approx(figures(again[4:7]), abs=0.02), row
+        assert row[7:] == again[7:], row
+
+
+def figures(cells: Sequence[str]) -> list[float]:
+    return [float(cell) for cell in cells]
 
 
 def test_the_readmes_comparison_is_part_of_the_whole() -> None:
     whole = {
         (system, setting.split(":")[0] + ", on our pool" * setting.endswith(", on our pool"), cost, misses, kept)
-        for system, setting, cost, _, misses, _, kept in COMPARED.findall(COMPARISON.read_text())
+        for system, setting, cost, _, misses, _, _, kept, _ in COMPARED.findall(COMPARISON.read_text())
     }
     stated = set(BRIEFLY_COMPARED.findall(README.read_text()))
     assert stated <= whole
