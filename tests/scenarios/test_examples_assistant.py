@@ -2,6 +2,11 @@
 
 import asyncio
 import json
+import shlex
+import socket
+import subprocess
+import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +14,6 @@ import numpy as np
 import pytest
 
 from inferline_stream.dataplane.replica.served_model import EventRefused, ServedModel
-from inferline_stream.dataplane.replica.server_process import ServerProcess
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.validation import problems
@@ -44,16 +48,33 @@ def retrieved(example):
 
 @pytest.fixture
 def url(example):
-    """The address of its server, started as a replica does it."""
-    started = example.stage("rerank").server
-    process = ServerProcess(started.command, str(EXAMPLE))
+    """The address of its server, started by the command of its topology."""
+    started, deadline_s = example.stage("rerank").server, 60.0
+    port = unused_port()
+    url = started.url.format(port=port)
+    with subprocess.Popen(shlex.split(started.command.format(port=port)), cwd=EXAMPLE) as process:
+        try:
+            give_up_s = time.monotonic() + deadline_s
+            while not answers(f"{url}/v2/models/rerank/ready"):
+                assert process.poll() is None, f"the server ended with exit code {process.returncode}"
+                assert time.monotonic() < give_up_s, f"the server was not ready within {deadline_s:g} s"
+                time.sleep(0.05)
+            yield url
+        finally:
+            process.kill()
+
+
+def unused_port():
+    with socket.create_server(("127.0.0.1", 0)) as listens:
+        return listens.getsockname()[1]
+
+
+def answers(url):
     try:
-        url = started.url.format(port=process.port)
-        process.await_ready(f"{url}/v2/models/rerank/ready")
-        yield url
-    finally:
-        process._process.terminate()
-        process._process.wait()
+        with urllib.request.urlopen(url, timeout=5.0) as response:
+            return response.status == 200
+    except OSError:
+        return False
 
 
 def test_it_is_sound_and_its_sample_can_be_read(example):
