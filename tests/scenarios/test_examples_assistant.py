@@ -28,7 +28,7 @@ ASKED = {
     "Which Kafka versions are supported?": "Apache Kafka 4.1 or later",
     "Is Kerberos supported?": "Kerberos (GSSAPI)",
     "How do I stop a run in good order?": "Stop a run with Ctrl-C",
-    "How do I rehearse alerts?": "Rehearse the alerts",
+    "How do I rehearse alerts?": "Try the alerts with a burst",
     "How do I make a client in an asynchronous stage?": "Make clients in the constructor",
 }
 """Questions, and a part of the passage that answers each."""
@@ -83,9 +83,13 @@ def test_it_is_sound_and_its_sample_can_be_read(example):
     assert event_problems(example, EXAMPLE) == []
 
 
-def test_every_passage_has_its_embedding():
-    lines = (EXAMPLE / "passages.jsonl").read_text().splitlines()
-    assert np.load(EXAMPLE / "passages.npy").shape == (len(lines), 384)
+def test_every_passage_has_its_embedding_and_the_length_that_the_readme_gives():
+    lengths = [len(json.loads(line)["text"]) for line in (EXAMPLE / "passages.jsonl").read_text().splitlines()]
+    assert np.load(EXAMPLE / "passages.npy").shape == (len(lengths), 384)
+    assert all(80 <= length <= 240 for length in lengths), (min(lengths), max(lengths))
+    readme = (EXAMPLE / "README.md").read_text()
+    assert f"{len(lengths)} passages of 80 to 240 characters" in readme
+    assert f"8 nearest of {len(lengths)}" in readme
 
 
 def test_the_passage_that_answers_is_among_those_found(retrieved):

@@ -30,28 +30,36 @@ PLANNED_S, LIVE_S = (0.0, 180.0), (0.0, 150.0)
 
 
 def paragraphs(guide: str) -> list[str]:
-    """Plain paragraphs of a guide: no headings, code, tables or lists, and links by their text alone."""
+    """Return the plain paragraphs of a guide: no code, tables or lists, and links by their text alone.
+
+    A heading that asks something begins the paragraph that answers it; other headings are left out.
+    """
     text = re.sub(r"```.*?```", "", guide, flags=re.DOTALL)
+    text = re.sub(r"^#+ (.*\?)$", r"\n\1", text, flags=re.MULTILINE)
+    text = re.sub(r"^#.*$", "\n", text, flags=re.MULTILINE)
     blocks = [" ".join(block.split()) for block in text.split("\n\n")]
     plain = [re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", block) for block in blocks]
-    return [block for block in plain if len(block) >= SHORTEST and not block.startswith(("#", "|", "-", "1.", "!"))]
+    return [block for block in plain if not block.startswith(("|", "-", "1.", "!"))]
 
 
 def shortened(paragraph: str) -> str:
-    """As many whole sentences as are not too long."""
+    """Return as many of its first sentences, whole, as are not too long together; none where these are too short."""
     text = ""
-    for sentence in re.split(r"(?<=[.:]) (?=[A-Z`])", paragraph):
-        if text and len(text) + 1 + len(sentence) > LONGEST:
+    for sentence in re.split(r"(?<=[.:?]) (?=[A-Z`])", paragraph):
+        if len(f"{text} {sentence}".strip()) > LONGEST:
             break
         text = f"{text} {sentence}".strip()
-    return text[:LONGEST]
+    return text if len(text) >= SHORTEST else ""
 
 
 def main() -> None:
     """Write passages.jsonl, passages.npy, arrivals.csv and live.csv beside this file."""
     files = [file for pattern in GUIDES for file in sorted(DOCS.glob(pattern))]
     found = {
-        shortened(each): file.relative_to(DOCS).as_posix() for file in files for each in paragraphs(file.read_text())
+        text: file.relative_to(DOCS).as_posix()
+        for file in files
+        for each in paragraphs(file.read_text())
+        if (text := shortened(each))
     }
     lines = [json.dumps({"page": page, "text": text}, ensure_ascii=False) for text, page in found.items()]
     (HERE / "passages.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
