@@ -20,6 +20,9 @@ from aiokafka.protocol.api import Request
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, topic_states
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import LocalKafka
+from tests.kube.fixtures import make_api
+
+__all__ = ["make_api"]
 
 
 class Clients:

@@ -239,7 +239,7 @@ async def test_the_sample_of_a_stage_that_can_be_built_there_alone_runs_there(
     topology = tmp_path / "topology.py"
     topology.write_text(ONLY_THERE)
     async with profiling(embedded_broker, tmp_path) as of:
-        of.api.node.run = of.kubelet = Kubelet(tmp_path, of.api, {"CUDA_THERE": "1"})
+        of.api.node.run = of.kubelet = Kubelet(tmp_path, of.api, {"image": {"CUDA_THERE": "1"}})
         measured = await of.profile(topology)
     assert measured.profiles.keys() == {("only", "core"), ("after", "emulated-cpu")}
     built, failed = of.notes

@@ -31,6 +31,7 @@ from tests.kube.answers import (
     selector_of,
 )
 from tests.kube.controllers import Controllers
+from tests.kube.kubelet import Api
 from tests.kube.node import Container, Node
 from tests.kube.store import Json, Store, belongs, merged, ready, selected
 
@@ -89,6 +90,23 @@ class KubeApi:
         await self.stop_serving()
         await self._controllers.aclose()
         await self.node.aclose()
+
+    @property
+    def kubeconfig(self) -> Json:
+        """What leads there, as a kubeconfig file holds it."""
+        # lightkube wants a user even where nobody asks who it is.
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {"server": self.url}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": self.namespace}}],
+            "users": [{"name": "test", "user": {}}],
+        }
+
+    async def account(self, name: str) -> Json:
+        """Return the same for every service account: rights are not kept here."""
+        return self.kubeconfig
 
     async def serve(self) -> None:
         """Answer, on the same port as before if there was one."""
@@ -150,6 +168,9 @@ class KubeApi:
     async def lose_node_of(self, pod: str) -> None:
         """The pod's node is gone: the pod is deleted by force."""
         await self._controllers.remove(pod)
+
+    async def discard_lost_nodes(self) -> None:
+        """Nothing is left of them here."""
 
     async def evict(self, pod: str) -> None:
         """The pod is to go in its own time, as when its node is emptied."""
@@ -355,19 +376,9 @@ class KubeApi:
         return self._list("HorizontalPodAutoscaler", items, "autoscaling/v2")
 
 
-def kubeconfig_of(api: KubeApi) -> Json:
-    """What leads there, as a kubeconfig file holds it."""
-    # lightkube wants a user even where nobody asks who it is.
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "test",
-        "clusters": [{"name": "test", "cluster": {"server": api.url}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": api.namespace}}],
-        "users": [{"name": "test", "user": {}}],
-    }
+MakeApi = Callable[[], contextlib.AbstractAsyncContextManager[Api]]
 
 
-def client_of(api: KubeApi) -> AsyncClient:
+def client_of(api: Api) -> AsyncClient:
     """A client of it."""
-    return AsyncClient(config=KubeConfig.from_dict(kubeconfig_of(api)), field_manager="test", trust_env=False)
+    return AsyncClient(config=KubeConfig.from_dict(api.kubeconfig), field_manager="test", trust_env=False)

@@ -131,7 +131,7 @@ class Controllers:
             condition = {"type": "PodScheduled", "status": "True"}
             number = next(self._addresses)
             pod["spec"]["nodeName"] = f"node-{number}"
-            pod["status"]["podIP"] = _address(number)
+            pod["status"]["podIP"] = loopback_address(number)
             self.node.place(pod)
         pod["status"]["conditions"] = [condition]
         await self.store.tell("MODIFIED", pod)
@@ -174,8 +174,8 @@ class Controllers:
         return [found for found in self.store.of("deployments").values() if belongs(pod, found)]
 
 
-def _address(number: int) -> str:
-    """A loopback address of its own: other processes of this machine have clusters, too."""
+def loopback_address(number: int) -> str:
+    """Return a pod's own address: other processes of this machine have clusters, too."""
     pid = os.getpid()
     return f"127.{64 + pid % 128}.{(pid // 128 + number // 250) % 250}.{number % 250 + 1}"
 

@@ -17,7 +17,7 @@ from lightkube import KubeConfig
 from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 from lightkube.config.kubeconfig import SingleConfig
 
-from tests.kube.api import KubeApi, kubeconfig_of
+from tests.kube.api import KubeApi
 from tests.kube.controllers import DELETION_COST
 
 FOLDER = Path(__file__).parent
@@ -210,4 +210,4 @@ async def faked() -> dict[str, dict[str, Any]]:
     """Return what the fake answers, with no place for any pod and without the Prometheus operator."""
     nowhere = {"emulated-cpu": 0, "": 0}
     async with KubeApi(places=nowhere, unknown_groups=frozenset({"monitoring.coreos.com"})) as api:
-        return await exchanges(KubeConfig.from_dict(kubeconfig_of(api)).get())
+        return await exchanges(KubeConfig.from_dict(api.kubeconfig).get())

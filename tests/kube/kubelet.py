@@ -1,46 +1,75 @@
-"""A kubelet for `KubeApi` whose containers are real processes of this machine: what a manifest names is what runs."""
+"""A kubelet whose containers are real processes of this machine: what a manifest names is what runs."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from inferline_stream.isolation import bootstrap
-from tests.kube.api import KubeApi
-from tests.kube.node import Container
+from tests.kube.node import Container, Node
+from tests.kube.store import Json
 from tests.kube.wire import Wire
 
 _PROBE_S = 0.1
+
+
+class Api(Protocol):
+    """A namespace of a cluster, fake or real, whose nodes run containers as the test says."""
+
+    namespace: str
+    applied: dict[tuple[str, str], Json]
+    node: Node
+
+    @property
+    def kubeconfig(self) -> Json:
+        """What leads there, as a kubeconfig file holds it."""
+
+    async def account(self, name: str) -> Json:
+        """Return what leads there with the rights of a service account, as a kubeconfig file holds it."""
+
+    def pods(self) -> list[Json]:
+        """All pods, oldest first."""
+
+    def endpoints(self, service: str) -> list[str]:
+        """Addresses of the pods that a Service leads to now."""
+
+    async def lose_node_of(self, pod: str) -> None:
+        """The pod's node is gone."""
+
+    async def discard_lost_nodes(self) -> None:
+        """Lost nodes are deleted, and their pods forgotten."""
+
+    async def evict(self, pod: str) -> None:
+        """The pod is to go in its own time, as when its node is emptied."""
 
 
 class Kubelet:
     """Runs a container as a process of this machine: SIGTERM when its pod is to go, SIGKILL when it is overdue.
 
     Its volumes are folders of its own, filled from ConfigMaps and Secrets; its commands are this environment's.
-    A pod reaches a Service through a `Wire` of its own.
+    A pod reaches a Service through a `Wire` of its own, and the API server where its service account is mounted.
 
     Args:
         folder: for volumes and logs, by pod.
         api: has the ConfigMaps, Secrets and Services.
-        environment: variables that every container has besides its own.
-        images: and those that an image's containers have, such as where to find other code.
+        images: variables that an image's containers have besides their own, such as where to find other code.
     """
 
     def __init__(
         self,
         folder: Path,
-        api: KubeApi,
-        environment: Mapping[str, str] | None = None,
+        api: Api,
         images: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self._folder, self._api = folder, api
-        self._environment, self._images = environment or {}, images or {}
+        self._images = images or {}
         self.processes: dict[str, int] = {}
         """Process of each pod."""
         self.wires: dict[str, Wire] = {}
@@ -73,11 +102,15 @@ class Kubelet:
             command = [*bootstrap.command(command[2]), *command[3:]]
         else:
             command[0] = str(Path(sys.executable).with_name(command[0]))
+        if container.pod["spec"].get("automountServiceAccountToken", True):
+            kubeconfig = self._folder / f"{pod}.kubeconfig"
+            kubeconfig.write_text(json.dumps(await self._api.account(container.pod["spec"]["serviceAccountName"])))
+            given["KUBECONFIG"] = str(kubeconfig)
         image = self._images.get(declared["image"], {})
         with (self._folder / f"{pod}.log").open("ab") as written:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                env={**os.environ, **self._environment, **image, **given},
+                env={**os.environ, **image, **given},
                 stdout=written,
                 stderr=written,
                 start_new_session=True,

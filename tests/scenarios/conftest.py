@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.kube.fixtures import make_api
 from tests.support.emulated_runs import emulated_run
+
+__all__ = ["make_api"]
 
 
 @pytest.fixture

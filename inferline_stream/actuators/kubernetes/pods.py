@@ -27,6 +27,8 @@ class _Known:
     reported: bool = False
     """Whether its end was reported: what is left is an empty pod that waits to be deleted."""
     expected: bool = False
+    disruption: str = ""
+    """Why the cluster deletes it, in its words: a drained node, a lost one, a pod of more importance."""
     code: int = LOST
     reason: str = ""
 
@@ -97,6 +99,7 @@ class Pods:
                 self._owed[kind] -= 1
             known.seen = replace(known.seen, state="retiring")
         known.seen = replace(known.seen, pending=pending_of(pod), node=pod["spec"].get("nodeName", ""))
+        known.disruption = _condition(pod, "DisruptionTarget", "True").get("message", "")
         ended = _ended(pod)
         if ended is None:
             return []
@@ -127,14 +130,15 @@ class Pods:
 
     def _exit(self, known: _Known, restart: float | None) -> ReplicaExit:
         seen = known.seen
+        cause = f" ({known.disruption})" if known.disruption else ""
         if known.code == 0 and not known.expected and seen.state == "retiring":
-            reason = "its pod was evicted or deleted; it finished its batch"
+            reason = f"its pod was evicted or deleted{cause}; it finished its batch"
         elif known.reason:
             reason = known.reason
         elif known.expected:
             reason = "ended as asked"
         else:
-            reason = "its pod was deleted, or its node is gone"
+            reason = f"its pod was deleted, or its node is gone{cause}"
         code = 0 if known.expected and known.code == LOST else known.code
         return ReplicaExit(
             seen.replica,
@@ -178,7 +182,7 @@ def _ended(pod: Mapping[str, Any]) -> tuple[int, str] | None:
         return (128 - code if code > 128 else code), words.strip()
     if _finished(pod):
         status = pod["status"]
-        return LOST, status.get("message") or status.get("reason") or "evicted"
+        return LOST, status.get("message") or status.get("reason") or ""
     return None
 
 
@@ -194,10 +198,15 @@ def pending_of(pod: Mapping[str, Any]) -> str:
 
 def _unplaced(pod: Mapping[str, Any]) -> str | None:
     """Return why no node has room for it; None where one has."""
-    for condition in pod.get("status", {}).get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return str(condition.get("message") or condition.get("reason") or "not scheduled yet")
-    return None
+    if not (found := _condition(pod, "PodScheduled", "False")):
+        return None
+    return str(found.get("message") or found.get("reason") or "not scheduled yet")
+
+
+def _condition(pod: Mapping[str, Any], kind: str, status: str) -> Mapping[str, Any]:
+    """Return a condition of the pod that has a status; an empty one where it has not."""
+    found: Iterable[Mapping[str, Any]] = pod.get("status", {}).get("conditions") or ()
+    return next((each for each in found if (each.get("type"), each.get("status")) == (kind, status)), {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,53 @@
+"""What pods say of their replicas' ends, in the words that a real cluster (1.36) used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from inferline_stream.actuators.kubernetes.manifests import HARDWARE_LABEL, STAGE_LABEL
+from inferline_stream.actuators.kubernetes.pods import LOST, Pods
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    labels = {STAGE_LABEL: "rank", HARDWARE_LABEL: "t4"}
+    placed = {"type": "PodScheduled", "status": "True"}
+    status = {"phase": "Running", **status, "conditions": [placed, *status.get("conditions", ())]}
+    return {"metadata": {"name": "a", "labels": labels}, "spec": {"nodeName": "node-1"}, "status": status}
+
+
+def disrupted(reason: str, message: str) -> dict[str, Any]:
+    return {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
+
+
+def test_a_pod_whose_node_was_deleted_is_lost_and_its_end_says_why() -> None:
+    pods = Pods()
+    assert pods.changed(pod(), 0.0) == []
+    cause = disrupted("DeletionByPodGC", "PodGC: node no longer exists")
+    (end,) = pods.changed(pod(phase="Failed", conditions=[cause]), 1.0)
+    assert (end.replica, end.exit_code, end.expected) == ("a", LOST, False)
+    assert end.reason == "its pod was deleted, or its node is gone (PodGC: node no longer exists)"
+    assert pods.gone("a") == [], "it was reported"
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        ([], "its pod was evicted or deleted; it finished its batch"),
+        (
+            [disrupted("EvictionByEvictionAPI", "Eviction API: evicting")],
+            "its pod was evicted or deleted (Eviction API: evicting); it finished its batch",
+        ),
+    ],
+)
+def test_a_pod_that_had_time_to_end_says_why_where_the_cluster_does(cause: list[dict[str, Any]], said: str) -> None:
+    pods = Pods()
+    pods.changed(pod(), 0.0)
+    going = pod(conditions=cause)
+    going["metadata"]["deletionTimestamp"] = "2026-11-27T11:50:54Z"
+    assert pods.changed(going, 1.0) == []
+    going["status"]["containerStatuses"] = [{"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]
+    assert pods.changed(going, 2.0) == []
+    (end,) = pods.gone("a")
+    assert (end.exit_code, end.expected, end.reason) == (0, False, said)
