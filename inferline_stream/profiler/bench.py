@@ -234,7 +234,7 @@ class ReplicaBench:
         if not reason:
             return WorkerFailed.of(failure)
         self._stop()
-        return ended(code, tail, failure)
+        return exit_failure(code, tail, failure)
 
     def _child_ended(self, child: Child, code: int, reason: str, tail: str) -> None:
         if child.hardware is not None and self._ended is not None and not self._ended.done():
@@ -254,7 +254,7 @@ class ReplicaBench:
             self._children = None
 
 
-def ended(code: int, tail: str, failure: Failure) -> WorkerFailed:
+def exit_failure(code: int, tail: str, failure: Failure) -> WorkerFailed:
     """Return the error of a replica that has ended.
 
     Args:

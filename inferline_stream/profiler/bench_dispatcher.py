@@ -36,6 +36,7 @@ from inferline_stream.isolation.seal import seal
 from inferline_stream.kafka.event_loop import Loop
 from inferline_stream.profiler.worker_messages import (
     LENGTH_BYTES,
+    SAMPLE_BATCH,
     Answer,
     Failure,
     Measure,
@@ -46,16 +47,11 @@ from inferline_stream.profiler.worker_messages import (
     length_of,
 )
 
-ENDED = "its replica has ended"
-"""Message of the failure where nothing else is known."""
-
-
-_AT_ONCE = 16
-"""Events of the sample in one batch."""
+_ENDED = Failure("its replica has ended", ended=True)
 
 
 class Bench:
-    """Runs batches on one replica and times each from handing it over to having its results.
+    """One replica, which it gives batches, and times each from handing it over to having its results.
 
     Args:
         replica: the connection to it.
@@ -76,7 +72,7 @@ class Bench:
 
     async def built(self) -> Answer:
         """Wait until the replica says that it is ready."""
-        return StageBuilt() if isinstance(await self._heard.get(), Built) else Failure(ENDED)
+        return StageBuilt() if isinstance(await self._heard.get(), Built) else _ENDED
 
     def leave(self) -> None:
         """Have the replica end once it has no batch in hand."""
@@ -90,11 +86,11 @@ class Bench:
     async def run(self, inputs: Sequence[StageInput]) -> list[Done | Failed] | Failure:
         """Run events once, a few at a time; returns what became of each."""
         found: list[Done | Failed] = []
-        for start in range(0, len(inputs), _AT_ONCE):
-            self._connection.send(Batch(1, next(self._numbers), list(inputs[start : start + _AT_ONCE])))
+        for start in range(0, len(inputs), SAMPLE_BATCH):
+            self._connection.send(Batch(1, next(self._numbers), list(inputs[start : start + SAMPLE_BATCH])))
             frame = await self._heard.get()
             if not isinstance(frame, Results):
-                return _failure(frame, _AT_ONCE) or Failure(ENDED)
+                return _failure(frame, SAMPLE_BATCH) or _ENDED
             found += frame.outcomes
         return found
 
@@ -104,7 +100,7 @@ class Bench:
             return await self._measure_together(order)
         events = itertools.cycle(order.inputs)
         service_s: list[float] = []
-        away_s: list[float] = []
+        network_s: list[float] = []
         end_s = 0.0
         while len(service_s) <= order.fewest or (len(service_s) <= order.most and time.perf_counter() < end_s):
             inputs = list(itertools.islice(events, order.batch_size))
@@ -114,10 +110,10 @@ class Bench:
             took_s = time.perf_counter() - began_s
             if failure := _failure(frame, order.batch_size):
                 return failure
-            away_s.append(self._away_s(frame, took_s))
-            service_s.append(took_s - away_s[-1])
+            network_s.append(self._network_s(frame, took_s))
+            service_s.append(took_s - network_s[-1])
             end_s = end_s or time.perf_counter() + order.seconds
-        return Times(service_s[1:], away_s[1:])
+        return Times(service_s[1:], network_s[1:])
 
     async def _measure_together(self, order: Measure) -> Times | Failure:
         """Time batches of which the replica has so many in hand; those that begin before it has do not count."""
@@ -125,7 +121,7 @@ class Bench:
         began_s: dict[int, float] = {}
         counted: set[int] = set()
         service_s: list[float] = []
-        away_s: list[float] = []
+        network_s: list[float] = []
 
         def begin() -> int:
             batch = next(self._numbers)
@@ -143,17 +139,17 @@ class Bench:
             ended_s = time.perf_counter()
             failure = failure or _failure(frame, order.batch_size)
             if not isinstance(frame, Results):
-                return failure or Failure(ENDED)
+                return failure or _ENDED
             took_s = ended_s - began_s.pop(frame.batch)
             enough = len(service_s) >= order.fewest and (ended_s > end_s or len(service_s) >= order.most)
             if frame.batch in counted and not enough:
-                away_s.append(self._away_s(frame, took_s))
-                service_s.append(took_s - away_s[-1])
+                network_s.append(self._network_s(frame, took_s))
+                service_s.append(took_s - network_s[-1])
             if failure is None and not enough:
                 counted.add(begin())
-        return failure or Times(service_s, away_s)
+        return failure or Times(service_s, network_s)
 
-    def _away_s(self, frame: ToDispatcher | None, took_s: float) -> float:
+    def _network_s(self, frame: ToDispatcher | None, took_s: float) -> float:
         """Return what the network took of a batch, as a dispatcher counts it."""
         assert isinstance(frame, Results)
         return max(0.0, took_s - frame.busy_s) if self._remote else 0.0
@@ -165,7 +161,7 @@ def _failure(frame: ToDispatcher | None, batch_size: int) -> Failure | None:
     if isinstance(frame, Broken):
         return Failure(frame.reason, memory=frame.memory)
     if not isinstance(frame, Results):
-        return Failure(ENDED)
+        return _ENDED
     failed = next((outcome for outcome in frame.outcomes if isinstance(outcome, Failed)), None)
     if failed is not None:
         memory = "out of memory" in failed.message.lower() or failed.type == "MemoryError"

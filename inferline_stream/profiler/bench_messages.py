@@ -17,9 +17,6 @@ from inferline_stream.profiler.worker_messages import Failure, Measure, Outcomes
 _PIECE_BYTES = 1 << 19
 """Below what any Kafka takes as one record."""
 
-ABSENT = "no replica is ready"
-"""Message of the failure of an order that has reached none; it may be given again."""
-
 
 class SampleInputs(msgspec.Struct, frozen=True, tag=True):
     """Profiler to dispatcher: the inputs that later orders are about."""
@@ -31,26 +28,26 @@ class Order(msgspec.Struct, frozen=True, tag=True):
     """Profiler to dispatcher: time batches; answered by `Answered`.
 
     Args:
-        number: of the order; only the newest one counts.
         measure: without its inputs.
         events: positions of those in the newest `SampleInputs`.
+        number: of the order; only the newest one counts.
     """
 
-    number: int
     measure: Measure
     events: list[int]
+    number: int = 0
 
 
 class RunEvents(msgspec.Struct, frozen=True, tag=True):
     """Profiler to dispatcher: run these events once; answered by `Answered`.
 
     Args:
-        number: of the order, see `Order`.
         inputs: the events.
+        number: of the order, see `Order`.
     """
 
-    number: int
     inputs: list[StageInput]
+    number: int = 0
 
 
 class Standing(msgspec.Struct, frozen=True, tag=True):
@@ -63,11 +60,18 @@ class Standing(msgspec.Struct, frozen=True, tag=True):
     replica: str = ""
 
 
+class NotReady(msgspec.Struct, frozen=True, tag=True):
+    """No replica could be given the order; it may be given again."""
+
+
+BenchAnswer = Times | Outcomes | Failure | NotReady
+
+
 class Answered(msgspec.Struct, frozen=True, tag=True):
     """Dispatcher to profiler: what came of an order."""
 
     number: int
-    answer: Times | Outcomes | Failure
+    answer: BenchAnswer
 
 
 ToBench = SampleInputs | Order | RunEvents

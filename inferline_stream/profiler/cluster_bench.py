@@ -8,8 +8,9 @@ What it takes of a larger batch beyond that keeps the replica from the next one,
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import itertools
+import math
 import secrets
 import signal
 import statistics
@@ -17,8 +18,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -27,28 +27,14 @@ from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.errors import StageFailed
-from inferline_stream.kafka.controller_client import TopicFollower
-from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.topics import create_topics, delete_topics, topics_of
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage
-from inferline_stream.profiler.bench import ended
-from inferline_stream.profiler.bench_dispatcher import ENDED
-from inferline_stream.profiler.bench_messages import (
-    ABSENT,
-    Answered,
-    Assembler,
-    Order,
-    RunEvents,
-    SampleInputs,
-    Standing,
-    ToBench,
-    decode_from_bench,
-    dispatcher_of,
-    pieces,
-)
+from inferline_stream.profiler.bench import exit_failure
+from inferline_stream.profiler.bench_link import LOOK_S, BenchLink, bench_link
+from inferline_stream.profiler.bench_messages import NotReady, Order, RunEvents
 from inferline_stream.profiler.service_times import FEWEST_BATCHES, Measures
 from inferline_stream.profiler.worker_messages import (
     Answer,
@@ -82,9 +68,6 @@ _NETWORK_S = 30.0
 DISPATCHER_START_S = 120.0
 """Of a dispatcher, which loads no model: mostly getting its image."""
 
-_SILENT_S = 30.0
-"""A dispatcher that has said nothing for so long is lost."""
-
 _TRIES = 3
 """Of an order whose replica was lost with its connection."""
 
@@ -93,79 +76,47 @@ _EXIT_S = 5.0
 
 _GONE_S = 30.0
 
-_LOOK_S = 0.1
-
 
 class NoPlace(StageFailed):
     """The cluster has no place for a replica of some kind."""
 
 
 class ClusterBenches:
-    """What measures stages in a cluster, on topics of its own that are deleted again.
+    """What measures stages in a cluster; see `cluster_benches`.
 
     Args:
         pipeline: a valid pipeline.
-        topology: its file, as the actuator's processes find it.
         bootstrap_servers: of Kafka, as the cluster reaches it.
-        make: starts the processes.
+        names: of the profile's own topics.
         settings: time limits.
-
-    Raises:
-        Unreachable: on entering, Kafka or the cluster does not answer.
+        actuator: starts processes in the cluster; it knows a template of each stage and kind.
+        link: to dispatchers.
     """
 
     def __init__(
-        self, pipeline: Pipeline, topology: Path, bootstrap_servers: str, make: MakeActuator, settings: Settings
+        self,
+        pipeline: Pipeline,
+        bootstrap_servers: str,
+        *,
+        names: Names,
+        settings: Settings,
+        actuator: Actuator,
+        link: BenchLink,
     ) -> None:
-        self._pipeline, self._topology = pipeline, topology
+        self._pipeline = pipeline
         self._servers = bootstrap_servers
-        self._make = make
+        self._names = names
         self._settings = settings
-        self._names = Names(pipeline.name, f"profile-{secrets.token_hex(4)}-")
-        self._stack = AsyncExitStack()
-        self._actuator: Any = None
-        self._producer: Any = None
+        self._actuator = actuator
+        self._link = link
         self._dispatchers: dict[str, str] = {}
         """By stage."""
         self._open: Counter[str] = Counter()
         """Benches by stage."""
-        self._standing: dict[str, Standing] = {}
-        self._heard_s: dict[str, float] = {}
-        self._answers: dict[int, Times | Outcomes | Failure] = {}
         self._exits: dict[str, ReplicaExit] = {}
         """By replica; unexpected ones."""
         self._dispatcher_end = ""
         """Why the last one that ended did, in words."""
-        self._stood: set[str] = set()
-        """Replicas that were ready once."""
-        self._numbers = itertools.count(1)
-        self._changed = asyncio.Event()
-        self._following: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> Self:
-        timeout_s, names = self._settings.connect_timeout_s, self._names
-        own = {names.assignments, names.control, names.stage_stats}
-        topics = [topic for topic in topics_of(self._pipeline, names.prefix) if topic.name in own]
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(delete_topics, self._servers, [topic.name for topic in topics])
-            await create_topics(self._servers, topics, replication=1, timeout_s=timeout_s)
-            self._producer = await stack.enter_async_context(RecordProducer(self._servers, connect_timeout_s=timeout_s))
-            reports = await stack.enter_async_context(
-                TopicFollower(self._servers, names.stage_stats, committed_only=False)
-            )
-            self._actuator = await stack.enter_async_context(self._make(names))
-            kinds = catalogue(self._pipeline.hardware)
-            pairs = [(stage, kinds[name]) for stage in self._pipeline.stages for name in stage.hardware]
-            await self._actuator.know({(stage.name, kind.name): self._spec(stage, kind) for stage, kind in pairs})
-            self._following = [asyncio.create_task(self._follow(reports)), asyncio.create_task(self._watch())]
-            stack.push_async_callback(self._stop_following)
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
 
     @asynccontextmanager
     async def bench(
@@ -185,7 +136,7 @@ class ClusterBenches:
             StageFailed: nothing was ready in time.
         """
         dispatcher = await self._dispatcher(stage)
-        await self._send(dispatcher, SampleInputs(list(inputs)))
+        await self._link.give(dispatcher, inputs)
         began_s = asyncio.get_running_loop().time()
         self._open[stage.name] += 1
         bench = ClusterBench(self, stage, kind, dispatcher, inputs=inputs, weigher=weigher)
@@ -198,7 +149,7 @@ class ClusterBenches:
         finally:
             self._open[stage.name] -= 1
             await self._actuator.scale(stage.name, kind.name, 0)
-        await self._until(lambda: self._gone(bench), _GONE_S)
+        await self._gone(bench)
 
     async def network_s(self, inputs: Mapping[str, Sequence[StageInput]]) -> float:
         """Return the time that a batch of one event takes there beyond the replica's own, in seconds; the mean.
@@ -233,19 +184,19 @@ class ClusterBenches:
         limit_s = self._settings.start_limit_s(gpu=bench.kind.gpus > 0)
 
         def failed() -> ReplicaExit | None:
-            exits = (e for e in self._exits.values() if self._is_of(bench, e) and e.replica not in self._stood)
+            exits = (e for e in self._exits.values() if self._is_of(bench, e) and e.replica not in self._link.stood)
             return next((exit_ for exit_ in exits if exit_.exit_code > 0 or exit_.exit_code == -signal.SIGKILL), None)
 
-        async def seen() -> bool:
-            return bool(self._standing[bench.dispatcher].replica) or failed() is not None
+        def standing() -> str:
+            return self._link.standing[bench.dispatcher].replica
 
-        if not await self._until(seen, limit_s):
+        if not await self._link.until(lambda: bool(standing()) or failed() is not None, limit_s):
             raise await self._late(bench, limit_s)
         if (exit_ := failed()) is not None:
-            raise ended(exit_.exit_code, exit_.tail, Failure(exit_.reason))
-        return self._standing[bench.dispatcher].replica
+            raise exit_failure(exit_.exit_code, exit_.tail, Failure(exit_.reason))
+        return standing()
 
-    async def carried_out(self, bench: ClusterBench, order: Callable[[int], Order | RunEvents]) -> Times | Outcomes:
+    async def carried_out(self, bench: ClusterBench, order: Order | RunEvents) -> Times | Outcomes:
         """Have an order carried out. It is given again where the replica was lost, which may be the cluster's fault.
 
         Raises:
@@ -255,26 +206,21 @@ class ClusterBenches:
         why = ""
         for _ in range(_TRIES):
             replica = await self.ready(bench)
-            number = next(self._numbers)
-            await self._send(bench.dispatcher, order(number))
-            found = await self._answer(bench, number)
+            found = await self._link.ask(bench.dispatcher, order)
+            if isinstance(found, NotReady):
+                continue
             if not isinstance(found, Failure):
                 return found
-            if found.message == ABSENT:
-                continue
-            if found.message != ENDED:
+            if not found.ended:
                 raise WorkerFailed(found.message, memory=found.memory)
-
-            async def over(replica: str = replica) -> bool:
-                return replica in self._exits
-
-            exit_ = self._exits[replica] if await self._until(over, _EXIT_S) else None
+            await self._link.until(functools.partial(self._exits.__contains__, replica), _EXIT_S)
+            exit_ = self._exits.get(replica)
             if exit_ is not None and (exit_.exit_code > 0 or (why and exit_.exit_code == -signal.SIGKILL)):
-                raise ended(exit_.exit_code, exit_.tail, Failure(exit_.reason))
+                raise exit_failure(exit_.exit_code, exit_.tail, Failure(exit_.reason))
             why = "the connection to it broke" if exit_ is None else exit_.reason
         raise StageFailed(
             f"stage {bench.stage.name!r} on {bench.kind.name!r}: {_TRIES} replicas in the cluster were lost: "
-            f"{why or ABSENT}; see the logs of the stage's pods or actors"
+            f"{why or 'none was ready for an order'}; see the logs of the stage's pods or actors"
         )
 
     # The cluster
@@ -283,19 +229,15 @@ class ClusterBenches:
         """Have a dispatcher for a stage, and for no other that has no bench; return its name."""
         if (name := self._dispatchers.get(stage.name)) is not None:
             return name
-        for idle in self._dispatchers.keys() - +self._open:
+        for idle in [each for each in self._dispatchers if not self._open[each]]:
             del self._dispatchers[idle]
             await self._actuator.dispatch(idle, [])
         name = self._dispatchers[stage.name] = f"{stage.name}-0-{secrets.token_hex(4)}"
         routes = routes_of(self._pipeline, stage.name, self._names.prefix)
         await self._actuator.dispatch(stage.name, [DispatcherSpec(name, 0, routes, self._servers)])
-
-        async def stands() -> bool:
-            return name in self._standing
-
-        if not await self._until(stands, DISPATCHER_START_S):
+        if not await self._link.until(lambda: name in self._link.standing, DISPATCHER_START_S):
             pending = next((d.pending for d in await self._actuator.dispatchers() if d.pending), "")
-            why = self._dispatcher_end or pending or self._producer.last_error
+            why = self._dispatcher_end or pending or self._link.last_error
             raise StageFailed(
                 f"stage {stage.name!r}: its dispatcher was not ready there within {DISPATCHER_START_S:g} s: "
                 f"{why or 'see its log; a ResourceQuota may leave no room for it'}"
@@ -323,81 +265,65 @@ class ClusterBenches:
         return (seen.stage, seen.hardware) == (bench.stage.name, bench.kind.name)
 
     async def _gone(self, bench: ClusterBench) -> bool:
-        left = any(self._is_of(bench, each) for each in await self._actuator.observe())
-        return not left and not self._standing[bench.dispatcher].replica
+        """Wait until a bench's replica has ended; return whether it has."""
+        try:
+            async with asyncio.timeout(_GONE_S):
+                while any(self._is_of(bench, each) for each in await self._actuator.observe()):  # noqa: ASYNC110  asked for
+                    await asyncio.sleep(LOOK_S)
+                return await self._link.until(lambda: not self._link.standing[bench.dispatcher].replica, math.inf)
+        except TimeoutError:
+            return False
 
-    def _spec(self, stage: Stage, kind: Hardware) -> ReplicaSpec:
-        emulated = emulated_s(stage.emulated, kind.name) if kind.emulated else None
-        return ReplicaSpec("", stage.name, str(self._topology.resolve()), kind, emulated, stage.confined)
-
-    # Messages
-
-    async def _send(self, dispatcher: str, message: ToBench) -> None:
-        for key, value in pieces(dispatcher, message):
-            await self._producer.deliver(self._names.control, value, key=key)
-
-    async def _answer(self, bench: ClusterBench, number: int) -> Times | Outcomes | Failure:
-        loop = asyncio.get_running_loop()
-
-        async def answered() -> bool:
-            return number in self._answers or loop.time() - self._heard_s[bench.dispatcher] > _SILENT_S
-
-        await self._until(answered, float("inf"))
-        if number not in self._answers:
-            raise StageFailed(
-                f"stage {bench.stage.name!r}: its dispatcher in the cluster has been silent for {_SILENT_S:g} s, as "
-                "where its node is lost; profile again"
-            )
-        return self._answers.pop(number)
-
-    async def _until(self, holds: Callable[[], Any], limit_s: float) -> bool:
-        """Wait until something holds, for a while; returns whether it does."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + limit_s
-        while not await holds():
-            for task in self._following:
-                if task.done():
-                    task.result()
-            if loop.time() >= until_s:
-                return False
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
-                    await self._changed.wait()
-        return True
-
-    async def _follow(self, reports: TopicFollower) -> None:
-        assemblers: dict[str, Assembler] = {}
-        while True:
-            for record in await reports.read(_LOOK_S):
-                dispatcher = dispatcher_of(record.key)
-                self._heard_s[dispatcher] = asyncio.get_running_loop().time()
-                assembler = assemblers.setdefault(dispatcher, Assembler())
-                if (data := assembler.add(record.key or b"", record.value or b"")) is None:
-                    continue
-                message = decode_from_bench(data)
-                if isinstance(message, Answered):
-                    self._answers[message.number] = message.answer
-                else:
-                    self._standing[dispatcher] = message
-                    self._stood.add(message.replica)
-                self._changed.set()
-
-    async def _watch(self) -> None:
+    async def watch(self) -> None:
+        """Note how processes end, for ever."""
         while True:
             exit_ = await self._actuator.next_exit()
             if exit_.expected:
                 continue
             if isinstance(exit_, ReplicaExit):
                 self._exits[exit_.replica] = exit_
-                self._changed.set()
+                self._link.touch()
             else:
                 self._dispatcher_end = exit_.reason
 
-    async def _stop_following(self) -> None:
-        for task in self._following:
-            task.cancel()
-        await asyncio.gather(*self._following, return_exceptions=True)
+
+@asynccontextmanager
+async def cluster_benches(
+    pipeline: Pipeline, topology: Path, bootstrap_servers: str, make: MakeActuator, settings: Settings
+) -> AsyncIterator[ClusterBenches]:
+    """Have what measures stages in a cluster, on topics of its own that are deleted again.
+
+    Args:
+        pipeline: a valid pipeline.
+        topology: its file, as the actuator's processes find it.
+        bootstrap_servers: of Kafka, as the cluster reaches it.
+        make: starts the processes.
+        settings: time limits.
+
+    Raises:
+        Unreachable: Kafka or the cluster does not answer.
+    """
+    timeout_s, names = settings.connect_timeout_s, Names(pipeline.name, f"profile-{secrets.token_hex(4)}-")
+    own = {names.assignments, names.control, names.stage_stats}
+    topics = [topic for topic in topics_of(pipeline, names.prefix) if topic.name in own]
+    kinds = catalogue(pipeline.hardware)
+    pairs = [(stage, kinds[name]) for stage in pipeline.stages for name in stage.hardware]
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(delete_topics, bootstrap_servers, [topic.name for topic in topics])
+        await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
+        link = await stack.enter_async_context(bench_link(bootstrap_servers, names, timeout_s))
+        actuator = await stack.enter_async_context(make(names))
+        await actuator.know({(stage.name, kind.name): _spec(topology, stage, kind) for stage, kind in pairs})
+        benches = ClusterBenches(
+            pipeline, bootstrap_servers, names=names, settings=settings, actuator=actuator, link=link
+        )
+        await stack.enter_async_context(link.beside(benches.watch()))
+        yield benches
+
+
+def _spec(topology: Path, stage: Stage, kind: Hardware) -> ReplicaSpec:
+    emulated = emulated_s(stage.emulated, kind.name) if kind.emulated else None
+    return ReplicaSpec("", stage.name, str(topology.resolve()), kind, emulated, stage.confined)
 
 
 class ClusterBench:
@@ -441,8 +367,7 @@ class ClusterBench:
             assert isinstance(found, answer)
             return found
         if isinstance(request, ProcessEvents):
-            inputs = request.inputs
-            found = await self._benches.carried_out(self, lambda number: RunEvents(number, inputs))
+            found = await self._benches.carried_out(self, RunEvents(request.inputs))
             assert isinstance(found, answer)
             return found
         assert isinstance(request, Measure)
@@ -459,7 +384,7 @@ class ClusterBench:
         """Time batches, without any of what the network takes."""
         events = [self._places[id(each)] for each in order.inputs]
         measure = msgspec.structs.replace(order, inputs=[])
-        found = await self._benches.carried_out(self, lambda number: Order(number, measure, events))
+        found = await self._benches.carried_out(self, Order(measure, events))
         assert isinstance(found, Times)
         return found
 

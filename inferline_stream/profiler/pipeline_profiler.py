@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -28,7 +29,14 @@ from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.validation import validated
 from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.bench import ReplicaBench
-from inferline_stream.profiler.cluster_bench import ClusterBench, ClusterBenches, MakeActuator, NoPlace, within_bytes
+from inferline_stream.profiler.cluster_bench import (
+    ClusterBench,
+    ClusterBenches,
+    MakeActuator,
+    NoPlace,
+    cluster_benches,
+    within_bytes,
+)
 from inferline_stream.profiler.device_turns import DeviceTurns
 from inferline_stream.profiler.fork_times import forked_start_up_s
 from inferline_stream.profiler.handover import handover_s
@@ -51,6 +59,9 @@ from inferline_stream.settings import Settings
 
 EMBEDDED = "embedded"
 """What a broker is called that this process has started for itself."""
+
+OpenBenches = Callable[[], AbstractAsyncContextManager[ClusterBenches]]
+"""Begins to measure in a cluster."""
 
 SAMPLE_S = 4.0
 """Time to spend on running the sample once."""
@@ -155,10 +166,10 @@ async def profile_pipeline(
     needs_network = cluster is not None and (options.again or options.platform not in known.network_s)
     stages = len(pipeline.stages)
     steps = _Steps(progress, (stages + 1 + len(pairs) if needs_run else 0) + needs_hop + needs_network)
-    benches = None
+    open_benches: OpenBenches | None = None
     if cluster is not None:
         assert bootstrap_servers is not None
-        benches = ClusterBenches(pipeline, file, bootstrap_servers, cluster, limits)
+        open_benches = functools.partial(cluster_benches, pipeline, file, bootstrap_servers, cluster, limits)
     for note in notes:
         steps.note(note)
     if needs_hop:  # first: a broker that does not answer is reported at once
@@ -167,7 +178,7 @@ async def profile_pipeline(
         known.hop_overhead_s[options.broker], known.hop_spread_s[options.broker] = await measure_hop(
             bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
         )
-    async with _Session(pipeline, file, limits, options, steps, benches=benches) as session:
+    async with _Session(pipeline, file, limits, options, steps, open_benches=open_benches) as session:
         if needs_run:
             await session.measure(events, pairs, known, store)
         if needs_network:
@@ -303,7 +314,7 @@ class _Session:
         options: Options,
         steps: _Steps,
         *,
-        benches: ClusterBenches | None,
+        open_benches: OpenBenches | None,
     ) -> None:
         self._pipeline = pipeline
         self._file = file
@@ -314,10 +325,10 @@ class _Session:
         self._running: dict[str, WorkerProcess] = {}
         self._turns = DeviceTurns()
         self._handed_s: float | None = None
-        self._benches = benches
-        self._in_cluster = False
-        """Whether the benches there were started."""
-        self._away: dict[str, ClusterBench] = {}
+        self._open_benches = open_benches
+        self._benches: ClusterBenches | None = None
+        """In the cluster, once they are needed."""
+        self._built_there: dict[str, ClusterBench] = {}
         """By stage that cannot be built here, what ran its sample."""
         self._network_s: float | None = None
         self._inputs: dict[str, list[StageInput]] = {}
@@ -342,11 +353,11 @@ class _Session:
         for stage, kind in pairs:
             inputs = run.inputs[stage.name]
             try:
-                if self._benches is None or is_measured_here(kind):
+                if self._open_benches is None or is_measured_here(kind):
                     profile, note = await self._profile(stage, kind, inputs)
                     store.save(profile, note=note)
                 else:
-                    profile, note, there = await self._profile_there(self._benches, stage, kind, inputs)
+                    profile, note, there = await self._profile_there(stage, kind, inputs)
                     store.save(profile, note=note, there=there)
             except NoPlace as error:
                 nowhere.setdefault(stage.name, []).append(str(error))
@@ -367,23 +378,22 @@ class _Session:
         known.network_s[platform] = self._network_s
 
     async def _cluster(self) -> ClusterBenches:
-        assert self._benches is not None
-        if not self._in_cluster:
-            self._in_cluster = True
-            await self._stack.enter_async_context(self._benches)
+        assert self._open_benches is not None
+        if self._benches is None:
+            self._benches = await self._stack.enter_async_context(self._open_benches())
         return self._benches
 
     async def _sample(self, shape: Shape, events: Sequence[bytes]) -> SampleRun:
         """Build every stage, one after the other since that is timed, and run the sample through them."""
         problems = []
-        async with AsyncExitStack() as away:
+        async with AsyncExitStack() as there:
             for name in shape.stages:
                 self._steps.begin(f"{name}: starting")
                 try:
                     try:
                         await self._worker(name)
                     except WorkerFailed as error:
-                        await self._build_away(self._pipeline.stage(name), error, away)
+                        await self._build_there(self._pipeline.stage(name), error, there)
                 except WorkerFailed as error:
                     problems.append(blame(error, self._pipeline.stage(name).declared, f"stage {name!r}"))
             if problems:
@@ -396,7 +406,7 @@ class _Session:
             self._steps.note(f"{message}; stage {name!r} raised on {count} of {run.events} sample events")
         return run
 
-    async def _build_away(self, stage: Stage, error: WorkerFailed, away: AsyncExitStack) -> None:
+    async def _build_there(self, stage: Stage, error: WorkerFailed, away: AsyncExitStack) -> None:
         """Have the sample run through a stage in the cluster, which cannot be built here: it may need the hardware.
 
         Raises:
@@ -404,15 +414,15 @@ class _Session:
         """
         kinds = catalogue(self._pipeline.hardware)
         there = [kinds[name] for name in stage.hardware if not is_measured_here(kinds[name])]
-        if self._benches is None or not there:
+        if self._open_benches is None or not there:
             raise error
         what = f"stage {stage.name!r} cannot be built here ({error})"
         self._steps.note(f"{what}: its sample runs on {self._options.platform}, where nothing says what an event costs")
         benches = await self._cluster()
-        self._away[stage.name] = await away.enter_async_context(benches.bench(stage, there[0], []))
+        self._built_there[stage.name] = await away.enter_async_context(benches.bench(stage, there[0], []))
 
     async def _runner(self, stage: str) -> RunsEvents:
-        return self._away[stage] if stage in self._away else await self._worker(stage)
+        return self._built_there[stage] if stage in self._built_there else await self._worker(stage)
 
     async def _profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
         """One stage on one kind of hardware, and why larger batches are missing, if so."""
@@ -443,15 +453,14 @@ class _Session:
         return found.profile(stage, kind, start_up_s, waited_share), self._noted(stage, kind, found)
 
     async def _profile_there(
-        self, benches: ClusterBenches, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]
+        self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]
     ) -> tuple[Profile, str, Machine]:
         """One stage on one kind of hardware in the cluster; why larger batches are missing, if so; and where."""
         self._steps.begin(f"{stage.name} on {kind.name}, on {self._options.platform}")
         given = within_bytes(inputs)
         with _blamed(stage, kind):
-            worker = None if stage.name in self._away else await self._worker(stage.name)
-            await self._cluster()
-            async with benches.bench(stage, kind, given, worker) as bench:
+            worker = None if stage.name in self._built_there else await self._worker(stage.name)
+            async with (await self._cluster()).bench(stage, kind, given, worker) as bench:
                 found = await self._timed(stage, kind, given, bench, None)
         if not stage.after:
             self._network_s = bench.network_s

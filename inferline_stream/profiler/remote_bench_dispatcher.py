@@ -27,10 +27,11 @@ from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.profiler.bench_dispatcher import Bench
 from inferline_stream.profiler.bench_messages import (
-    ABSENT,
     Answered,
     Assembler,
+    BenchAnswer,
     FromBench,
+    NotReady,
     Order,
     RunEvents,
     SampleInputs,
@@ -39,7 +40,7 @@ from inferline_stream.profiler.bench_messages import (
     dispatcher_of,
     pieces,
 )
-from inferline_stream.profiler.worker_messages import EventOutcome, Failure, Outcomes, StageBuilt, Times
+from inferline_stream.profiler.worker_messages import EventOutcome, Failure, Outcomes, StageBuilt
 
 logger = logging.getLogger(__name__)
 
@@ -156,9 +157,9 @@ class RemoteBench:
         """The replica that an order would be carried out with; empty for none."""
         return self._replica if self._ready and self._bench is not None and self._bench.alive else ""
 
-    async def _carried_out(self, order: Order | RunEvents) -> Times | Outcomes | Failure:
+    async def _carried_out(self, order: Order | RunEvents) -> BenchAnswer:
         if self._bench is None or not self._standing:
-            return Failure(ABSENT)
+            return NotReady()
         if isinstance(order, RunEvents):
             found = await self._bench.run(order.inputs)
             return found if isinstance(found, Failure) else Outcomes([*map(self._outcome, found)])

@@ -29,6 +29,7 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.topology import Pipeline, Stage, is_asynchronous
 from inferline_stream.profiler.worker_messages import (
     LENGTH_BYTES,
+    SAMPLE_BATCH,
     Answer,
     Begin,
     EventOutcome,
@@ -45,8 +46,6 @@ from inferline_stream.profiler.worker_messages import (
     framed,
     length_of,
 )
-
-_SAMPLE_BATCH = 16
 
 
 class StageWorker:
@@ -82,8 +81,8 @@ class StageWorker:
     def run(self, inputs: list[StageInput]) -> Outcomes:
         """Run events once; one that cannot be decoded or that the stage raises on has failed."""
         outcomes: list[EventOutcome] = []
-        for start in range(0, len(inputs), _SAMPLE_BATCH):
-            settled = self._process(self._call, inputs[start : start + _SAMPLE_BATCH])
+        for start in range(0, len(inputs), SAMPLE_BATCH):
+            settled = self._process(self._call, inputs[start : start + SAMPLE_BATCH])
             outcomes += map(self._outcome, settled.outcomes)
         return Outcomes(outcomes)
 

@@ -12,6 +12,9 @@ from inferline_stream.pipeline.hardware import Hardware
 
 _LENGTH = struct.Struct("<I")
 
+SAMPLE_BATCH = 16
+"""Events in one batch where the sample is run."""
+
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
     """Load the topology and build the stage; answered by `StageBuilt`.
@@ -114,11 +117,13 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
         message: why, without the stage's name.
         memory: whether for lack of memory.
         unavailable: whether because what the stage asks does not answer, or takes no more at once.
+        ended: whether because the replica has ended, of which nothing else is known here.
     """
 
     message: str
     memory: bool = False
     unavailable: bool = False
+    ended: bool = False
 
 
 Request = Begin | ProcessEvents | Measure | Weigh

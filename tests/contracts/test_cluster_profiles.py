@@ -25,7 +25,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.topology import Stage
 from inferline_stream.profiler import cluster_bench, hop_latency, overheads, pipeline_profiler
-from inferline_stream.profiler.cluster_bench import ClusterBenches, MakeActuator, NoPlace
+from inferline_stream.profiler.cluster_bench import MakeActuator, NoPlace, cluster_benches
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.pipeline_profiler import Options, Progress, profile_pipeline
 from inferline_stream.profiler.profile_store import ProfileStore
@@ -84,7 +84,7 @@ class Profiling:
         topology.write_text(NOWHERE)
         pipeline, where = load_topology(topology), self.broker.bootstrap_servers
         make, soon = on(self.api, self.client, self.broker), Settings(start_timeout_s=0.5)
-        async with ClusterBenches(pipeline, topology, where, make, soon) as benches:
+        async with cluster_benches(pipeline, topology, where, make, soon) as benches:
             stage = pipeline.stage("only")
             async with benches.bench(stage, catalogue(pipeline.hardware)["rare"], EVENTS):
                 pass
@@ -267,7 +267,7 @@ class Full:
 async def test_a_kind_without_a_place_is_left_out_and_a_stage_without_any_is_an_error(
     embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_profiler, "ClusterBenches", Full)
+    monkeypatch.setattr(pipeline_profiler, "cluster_benches", Full)
     topology = tmp_path / "topology.py"
     topology.write_text(NOWHERE)
     async with profiling(embedded_broker, tmp_path) as of:
@@ -319,7 +319,7 @@ async def test_topics_of_a_measurement_are_deleted_where_making_them_fails(
         raise Unreachable("Kafka did not answer in time")
 
     async def benches() -> None:
-        async with ClusterBenches(
+        async with cluster_benches(
             load_topology(PASSING), PASSING, where, lambda names: pytest.fail("used"), Settings()
         ):
             pass

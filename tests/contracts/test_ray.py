@@ -33,7 +33,7 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import Names
-from inferline_stream.profiler.cluster_bench import ClusterBenches, NoPlace
+from inferline_stream.profiler.cluster_bench import NoPlace, cluster_benches
 from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
 from inferline_stream.profiler.remote_bench_dispatcher import MODULE
 from inferline_stream.runs.lifecycle import open_run
@@ -320,7 +320,7 @@ async def test_stages_are_measured_on_the_cluster_itself_with_what_its_calls_add
         topology.write_text(ON_CORES.replace('["core"]', '["rare"]'))
         full = load_topology(topology)
         soon, rare = Settings(start_timeout_s=0.5), catalogue(full.hardware)["rare"]
-        async with ClusterBenches(full, topology, servers, actuator, soon) as benches:
+        async with cluster_benches(full, topology, servers, actuator, soon) as benches:
             with pytest.raises(
                 NoPlace, match="waits for a node of the Ray cluster that has num_cpus 99 free; add a node"
             ):

@@ -40,10 +40,10 @@ def test_a_message_that_was_cut_short_does_not_spoil_the_next_one() -> None:
 def test_a_message_whose_beginning_was_missed_is_dropped() -> None:
     assembler = Assembler()
     assert [assembler.add(*record) for record in pieces("d", LONG)[2:]] == [None, None]
-    (short,) = pieces("d", RunEvents(1, [b"event"]))
+    (short,) = pieces("d", RunEvents([b"event"], 1))
     found = assembler.add(*short)
     assert found is not None
-    assert decode_to_bench(found) == RunEvents(1, [b"event"])
+    assert decode_to_bench(found) == RunEvents([b"event"], 1)
 
 
 def test_pieces_of_one_message_among_those_of_another_are_no_part_of_it() -> None:

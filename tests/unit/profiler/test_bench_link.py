@@ -1,0 +1,86 @@
+"""The profiler's way to its dispatchers in a cluster, without a Kafka."""
+
+import asyncio
+from typing import cast
+
+import msgspec
+import pytest
+
+from inferline_stream.errors import InferlineError, StageFailed
+from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
+from inferline_stream.profiler import bench_link
+from inferline_stream.profiler.bench_link import BenchLink
+from inferline_stream.profiler.bench_messages import Answered, FromBench, RunEvents, Standing, pieces
+from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes
+
+DEADLINE_S = 30.0
+
+
+class Kafka:
+    """A producer that takes every record, or refuses each."""
+
+    def __init__(self, refuses: bool = False) -> None:
+        self.refuses = refuses
+        self.records: list[tuple[bytes, bytes]] = []
+
+    async def deliver(self, topic: str, value: bytes, *, key: bytes) -> None:
+        if self.refuses:
+            raise RecordRefused("topic 'orders': Kafka refuses the record")
+        self.records.append((key, value))
+
+
+def link_of(kafka: Kafka) -> BenchLink:
+    return BenchLink(cast("RecordProducer", kafka), "orders")
+
+
+def said(link: BenchLink, message: FromBench) -> None:
+    for record in pieces("busy-0-ab12", message):
+        link.hear(*record)
+
+
+async def test_an_order_has_the_answer_of_its_number() -> None:
+    link = link_of(kafka := Kafka())
+    said(link, Standing("one"))
+    asked = [asyncio.create_task(link.ask("busy-0-ab12", RunEvents([b"x"]))) for _ in range(2)]
+    async with asyncio.timeout(DEADLINE_S):
+        while len(kafka.records) < 2:
+            await asyncio.sleep(0)
+        first, second = Outcomes([]), Outcomes([EventOutcome(b"x", [])])
+        said(link, Answered(2, second))
+        said(link, Answered(1, first))
+        assert await asyncio.gather(*asked) == [first, second]
+
+
+async def test_an_order_that_kafka_refuses_fails_at_once() -> None:
+    link = link_of(Kafka(refuses=True))
+    said(link, Standing("one"))
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(RecordRefused, match="refuses the record"):
+            await link.ask("busy-0-ab12", RunEvents([b"x"]))
+
+
+async def test_a_silent_dispatcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_link, "SILENT_S", 0.1)
+    link = link_of(Kafka())
+    said(link, Standing("one"))
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(StageFailed, match=r"dispatcher busy-0-ab12 .* silent .*; profile again"):
+            await link.ask("busy-0-ab12", RunEvents([b"x"]))
+
+
+async def test_a_message_of_another_release_is_an_error_that_says_so() -> None:
+    link = link_of(Kafka())
+    data = msgspec.msgpack.encode({"type": "Sitting"})
+    with pytest.raises(StageFailed, match="use an image of this command's release"):
+        link.hear(f"busy-0-ab12/name/{len(data)}/{len(data)}".encode(), data)
+
+
+async def test_what_waits_fails_of_the_work_beside_it() -> None:
+    link = link_of(Kafka())
+
+    async def fails() -> None:
+        raise InferlineError("the cluster is gone")
+
+    async with link.beside(fails()):
+        with pytest.raises(InferlineError, match="the cluster is gone"):
+            await link.until(lambda: False, DEADLINE_S)
