@@ -212,7 +212,7 @@ class ClusterBenches:
             if not isinstance(found, Failure):
                 return found
             if not found.ended:
-                raise WorkerFailed(found.message, memory=found.memory)
+                raise WorkerFailed.of(found)
             await self._link.until(functools.partial(self._exits.__contains__, replica), _EXIT_S)
             exit_ = self._exits.get(replica)
             if exit_ is not None and (exit_.exit_code > 0 or (why and exit_.exit_code == -signal.SIGKILL)):

@@ -1,0 +1,112 @@
+"""Benches in a cluster, without a cluster and without a Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.dataplane.process_specs import DispatcherSpec
+from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.names import Names
+from inferline_stream.profiler.bench_link import BenchLink
+from inferline_stream.profiler.bench_messages import (
+    Answered,
+    Assembler,
+    BenchAnswer,
+    FromBench,
+    Order,
+    RunEvents,
+    SampleInputs,
+    Standing,
+    decode_to_bench,
+    dispatcher_of,
+    pieces,
+)
+from inferline_stream.profiler.cluster_bench import ClusterBench, ClusterBenches
+from inferline_stream.profiler.worker_messages import Failure, Outcomes, ProcessEvents
+from inferline_stream.profiler.worker_process import WorkerFailed
+from inferline_stream.settings import Settings
+from tests.support.fake_actuator import FakeActuator
+
+TOPOLOGY = """
+from inferline_stream import Hardware, Pipeline, Stage, Topic
+
+def same(values: list[bytes]) -> list[bytes]:
+    return values
+
+first = Stage("first", same, hardware=["large", "small"], max_batch_size=1)
+second = Stage("second", same, hardware=["small"], after=[first], max_batch_size=1)
+pipeline = Pipeline("two", slo="250ms", source=Topic("in", codec="raw"), sink=Topic("out", codec="raw"),
+                    stages=[first, second], hardware=[Hardware("large", 0.5, cores=2), Hardware("small", 0.1)])
+"""
+DEADLINE_S = 30.0
+
+
+@dataclass
+class Cluster:
+    """Benches whose dispatchers and replicas are this test's: they say what it has them say."""
+
+    answer: Callable[[Order | RunEvents], BenchAnswer] = lambda order: Outcomes([])
+    received: list[SampleInputs | Order | RunEvents] = field(default_factory=list)
+    assembler: Assembler = field(default_factory=Assembler)
+
+    def __post_init__(self) -> None:
+        self.link = BenchLink(cast("RecordProducer", self), "orders")
+        self.actuator = FakeActuator(drain_timeout_s=0.0, started=self.started, dispatching=self.dispatching)
+        self.dispatcher = ""
+
+    def says(self, message: FromBench) -> None:
+        for record in pieces(self.dispatcher, message):
+            self.link.hear(*record)
+
+    def dispatching(self, spec: DispatcherSpec) -> None:
+        self.dispatcher = spec.dispatcher
+        self.says(Standing())
+
+    def started(self, replica: ObservedReplica) -> None:
+        self.says(Standing(replica.replica))
+
+    async def deliver(self, topic: str, value: bytes, *, key: bytes) -> None:
+        assert dispatcher_of(key) == self.dispatcher
+        if (data := self.assembler.add(key, value)) is None:
+            return
+        self.received.append(message := decode_to_bench(data))
+        if not isinstance(message, SampleInputs):
+            self.says(Answered(message.number, self.answer(message)))
+
+    @asynccontextmanager
+    async def benches(self, folder: Path) -> AsyncIterator[ClusterBenches]:
+        (topology := folder / "topology.py").write_text(TOPOLOGY)
+        self.pipeline = load_topology(topology)
+        names = Names("two", "profile-")
+        benches = ClusterBenches(
+            self.pipeline, "kafka:9092", names=names, settings=Settings(), actuator=self.actuator, link=self.link
+        )
+        async with asyncio.timeout(DEADLINE_S), self.link.beside(benches.watch()):
+            yield benches
+
+    @asynccontextmanager
+    async def bench(
+        self, benches: ClusterBenches, stage: str, kind: str, *inputs: bytes
+    ) -> AsyncIterator[ClusterBench]:
+        kinds = catalogue(self.pipeline.hardware)
+        async with benches.bench(self.pipeline.stage(stage), kinds[kind], inputs) as bench:
+            yield bench
+            self.says(Standing())
+
+
+async def test_a_server_that_a_stage_there_asks_in_vain_is_not_blamed_on_the_stage(tmp_path: Path) -> None:
+    cluster = Cluster(lambda order: Failure("the model server does not answer", unavailable=True))
+    async with cluster.benches(tmp_path) as benches, cluster.bench(benches, "first", "small") as bench:
+        with pytest.raises(WorkerFailed, match="does not answer") as caught:
+            await bench.ask(ProcessEvents([b"x"]), Outcomes)
+    assert caught.value.unavailable
