@@ -55,9 +55,11 @@ class Standing(msgspec.Struct, frozen=True, tag=True):
 
     Args:
         replica: that is ready; empty for none.
+        hardware: the kind that it is on.
     """
 
     replica: str = ""
+    hardware: str = ""
 
 
 class NotReady(msgspec.Struct, frozen=True, tag=True):

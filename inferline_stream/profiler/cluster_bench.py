@@ -74,7 +74,8 @@ _TRIES = 3
 _EXIT_S = 5.0
 """From the end of a connection to the word that the replica has ended, in the slowest cluster."""
 
-_GONE_S = 30.0
+GONE_S = 30.0
+"""From asking a replica to go to its being gone."""
 
 
 class NoPlace(StageFailed):
@@ -133,7 +134,7 @@ class ClusterBenches:
         Raises:
             NoPlace: the cluster has none for it.
             WorkerFailed: the stage could not be built there.
-            StageFailed: nothing was ready in time.
+            StageFailed: nothing was ready in time, or the replica stays when it is asked to go.
         """
         dispatcher = await self._dispatcher(stage)
         await self._link.give(dispatcher, inputs)
@@ -149,7 +150,12 @@ class ClusterBenches:
         finally:
             self._open[stage.name] -= 1
             await self._actuator.scale(stage.name, kind.name, 0)
-        await self._gone(bench)
+            gone = await self._gone(bench)  # or the next bench's times would be this replica's
+        if not gone:
+            raise StageFailed(
+                f"stage {stage.name!r} on {kind.name!r}: its replica was still there {GONE_S:g} s after it was asked "
+                "to go; see its log and its node's state, and profile again"
+            )
 
     async def network_s(self, inputs: Mapping[str, Sequence[StageInput]]) -> float:
         """Return the time that a batch of one event takes there beyond the replica's own, in seconds; the mean.
@@ -188,7 +194,8 @@ class ClusterBenches:
             return next((exit_ for exit_ in exits if exit_.exit_code > 0 or exit_.exit_code == -signal.SIGKILL), None)
 
         def standing() -> str:
-            return self._link.standing[bench.dispatcher].replica
+            found = self._link.standing[bench.dispatcher]
+            return found.replica if found.hardware == bench.kind.name else ""
 
         if not await self._link.until(lambda: bool(standing()) or failed() is not None, limit_s):
             raise await self._late(bench, limit_s)
@@ -267,7 +274,7 @@ class ClusterBenches:
     async def _gone(self, bench: ClusterBench) -> bool:
         """Wait until a bench's replica has ended; return whether it has."""
         try:
-            async with asyncio.timeout(_GONE_S):
+            async with asyncio.timeout(GONE_S):
                 while any(self._is_of(bench, each) for each in await self._actuator.observe()):  # noqa: ASYNC110  asked for
                     await asyncio.sleep(LOOK_S)
                 return await self._link.until(lambda: not self._link.standing[bench.dispatcher].replica, math.inf)

@@ -67,7 +67,7 @@ class RemoteBench:
         self._supervisor = SupervisorChannel(channel, self._attach, self._hear)
         self._seal_it = seal_it
         self._names = spec.routes.names
-        self._replica = ""
+        self._attached = Standing()
         self._bench: Bench | None = None
         self._ready = False
         self._building: asyncio.Task[None] | None = None
@@ -101,16 +101,17 @@ class RemoteBench:
 
     def _attach(self, message: Attach, sock: socket.socket) -> None:
         self._drop()
-        self._replica, self._bench = message.replica, Bench(sock, remote=True)
+        self._attached = Standing(message.replica, message.hardware)
+        self._bench = Bench(sock, remote=True)
         self._building = asyncio.create_task(self._built(self._bench))
 
     def _hear(self, message: Retire | ReplicaLost | Stop | None) -> None:
         match message:
             case Retire(replica):
-                if replica == self._replica and self._bench is not None:
+                if replica == self._attached.replica and self._bench is not None:
                     self._bench.leave()
             case ReplicaLost(replica):
-                if replica == self._replica:
+                if replica == self._attached.replica:
                     self._drop()
             case Stop():
                 self.leave("stopped")
@@ -127,7 +128,7 @@ class RemoteBench:
     def _drop(self) -> None:
         if self._bench is not None:
             self._bench.close()
-        self._replica, self._bench, self._ready = "", None, False
+        self._attached, self._bench, self._ready = Standing(), None, False
 
     async def _follow(self, orders: TopicFollower, producer: RecordProducer) -> None:
         """Take orders as they come; one that was given to a process before this one only if none has come since."""
@@ -147,18 +148,18 @@ class RemoteBench:
                     order = message
             if order is not None:
                 answer = await self._carried_out(order)
-                await self._say(producer, Standing(self._standing))  # first: the next order follows from it
+                await self._say(producer, self._standing)  # first: the next order follows from it
                 await self._say(producer, Answered(order.number, answer))
                 order = None
             records = await orders.read(_READ_S)
 
     @property
-    def _standing(self) -> str:
-        """The replica that an order would be carried out with; empty for none."""
-        return self._replica if self._ready and self._bench is not None and self._bench.alive else ""
+    def _standing(self) -> Standing:
+        """The replica that an order would be carried out with."""
+        return self._attached if self._ready and self._bench is not None and self._bench.alive else Standing()
 
     async def _carried_out(self, order: Order | RunEvents) -> BenchAnswer:
-        if self._bench is None or not self._standing:
+        if self._bench is None or not self._standing.replica:
             return NotReady()
         if isinstance(order, RunEvents):
             found = await self._bench.run(order.inputs)
@@ -173,12 +174,12 @@ class RemoteBench:
         return EventOutcome(found.value, sorted(taken))
 
     async def _stand(self, producer: RecordProducer) -> None:
-        said, said_s, loop = "", float("-inf"), asyncio.get_running_loop()
+        said, said_s, loop = Standing(), float("-inf"), asyncio.get_running_loop()
         while True:
             standing = self._standing
             if standing != said or loop.time() - said_s >= _STANDING_S:
                 said, said_s = standing, loop.time()
-                await self._say(producer, Standing(standing))
+                await self._say(producer, standing)
             await asyncio.sleep(_LOOK_S)
 
     async def _say(self, producer: RecordProducer, message: FromBench) -> None:

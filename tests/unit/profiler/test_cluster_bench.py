@@ -14,9 +14,11 @@ import pytest
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.errors import StageFailed
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
+from inferline_stream.profiler import cluster_bench
 from inferline_stream.profiler.bench_link import BenchLink
 from inferline_stream.profiler.bench_messages import (
     Answered,
@@ -56,12 +58,15 @@ class Cluster:
     """Benches whose dispatchers and replicas are this test's: they say what it has them say."""
 
     answer: Callable[[Order | RunEvents], BenchAnswer] = lambda order: Outcomes([])
+    goes: bool = True
+    """Whether a replica ends that is asked to."""
     received: list[SampleInputs | Order | RunEvents] = field(default_factory=list)
     assembler: Assembler = field(default_factory=Assembler)
 
     def __post_init__(self) -> None:
         self.link = BenchLink(cast("RecordProducer", self), "orders")
-        self.actuator = FakeActuator(drain_timeout_s=0.0, started=self.started, dispatching=self.dispatching)
+        timeout_s = 0.0 if self.goes else DEADLINE_S
+        self.actuator = FakeActuator(drain_timeout_s=timeout_s, started=self.started, dispatching=self.dispatching)
         self.dispatcher = ""
 
     def says(self, message: FromBench) -> None:
@@ -73,7 +78,7 @@ class Cluster:
         self.says(Standing())
 
     def started(self, replica: ObservedReplica) -> None:
-        self.says(Standing(replica.replica))
+        self.says(Standing(replica.replica, replica.hardware))
 
     async def deliver(self, topic: str, value: bytes, *, key: bytes) -> None:
         assert dispatcher_of(key) == self.dispatcher
@@ -100,8 +105,11 @@ class Cluster:
     ) -> AsyncIterator[ClusterBench]:
         kinds = catalogue(self.pipeline.hardware)
         async with benches.bench(self.pipeline.stage(stage), kinds[kind], inputs) as bench:
-            yield bench
-            self.says(Standing())
+            try:
+                yield bench
+            finally:
+                if self.goes:
+                    self.says(Standing())
 
 
 async def test_a_server_that_a_stage_there_asks_in_vain_is_not_blamed_on_the_stage(tmp_path: Path) -> None:
@@ -110,3 +118,34 @@ async def test_a_server_that_a_stage_there_asks_in_vain_is_not_blamed_on_the_sta
         with pytest.raises(WorkerFailed, match="does not answer") as caught:
             await bench.ask(ProcessEvents([b"x"]), Outcomes)
     assert caught.value.unavailable
+
+
+async def test_a_replica_of_another_kind_is_not_timed_in_the_place_of_the_one_asked_for(tmp_path: Path) -> None:
+    cluster = Cluster()
+    async with cluster.benches(tmp_path) as benches, cluster.bench(benches, "first", "small") as bench:
+        cluster.says(Standing("first-large-7", "large"))
+        ready = asyncio.create_task(benches.ready(bench))
+        await asyncio.sleep(0.3)
+        assert not ready.done()
+        cluster.says(Standing("first-small-8", "small"))
+        assert await ready == "first-small-8"
+
+
+async def test_a_replica_that_stays_when_it_is_asked_to_go_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_bench, "GONE_S", 0.3)
+    cluster = Cluster(goes=False)
+    async with cluster.benches(tmp_path) as benches:
+        with pytest.raises(StageFailed, match=r"stage 'first' on 'small': its replica was still there 0\.3 s"):
+            async with cluster.bench(benches, "first", "small"):
+                pass
+
+
+async def test_a_replica_is_gone_when_what_was_done_with_it_fails(tmp_path: Path) -> None:
+    cluster = Cluster(lambda order: Failure("it raised"))
+    async with cluster.benches(tmp_path) as benches:
+        with pytest.raises(WorkerFailed, match="it raised"):
+            async with cluster.bench(benches, "first", "small") as bench:
+                await bench.ask(ProcessEvents([b"x"]), Outcomes)
+        assert await cluster.actuator.observe() == ()
