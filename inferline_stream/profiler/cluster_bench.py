@@ -116,8 +116,8 @@ class ClusterBenches:
         """Benches by stage."""
         self._exits: dict[str, ReplicaExit] = {}
         """By replica; unexpected ones."""
-        self._dispatcher_end = ""
-        """Why the last one that ended did, in words."""
+        self._dispatcher_ends: dict[str, str] = {}
+        """Why the last one of a stage that ended did, in words."""
 
     @asynccontextmanager
     async def bench(
@@ -243,8 +243,9 @@ class ClusterBenches:
         routes = routes_of(self._pipeline, stage.name, self._names.prefix)
         await self._actuator.dispatch(stage.name, [DispatcherSpec(name, 0, routes, self._servers)])
         if not await self._link.until(lambda: name in self._link.standing, DISPATCHER_START_S):
-            pending = next((d.pending for d in await self._actuator.dispatchers() if d.pending), "")
-            why = self._dispatcher_end or pending or self._link.last_error
+            own = [each for each in await self._actuator.dispatchers() if each.stage == stage.name]
+            pending = next((each.pending for each in own if each.pending), "")
+            why = self._dispatcher_ends.get(stage.name) or pending or self._link.last_error
             raise StageFailed(
                 f"stage {stage.name!r}: its dispatcher was not ready there within {DISPATCHER_START_S:g} s: "
                 f"{why or 'see its log; a ResourceQuota may leave no room for it'}"
@@ -291,7 +292,7 @@ class ClusterBenches:
                 self._exits[exit_.replica] = exit_
                 self._link.touch()
             else:
-                self._dispatcher_end = exit_.reason
+                self._dispatcher_ends[exit_.stage] = exit_.reason
 
 
 @asynccontextmanager

@@ -60,6 +60,10 @@ class Cluster:
     answer: Callable[[Order | RunEvents], BenchAnswer] = lambda order: Outcomes([])
     goes: bool = True
     """Whether a replica ends that is asked to."""
+    speaks: bool = True
+    """Whether a dispatcher says anything."""
+    dies: str = ""
+    """Why one that says nothing ends."""
     received: list[SampleInputs | Order | RunEvents] = field(default_factory=list)
     assembler: Assembler = field(default_factory=Assembler)
 
@@ -68,6 +72,7 @@ class Cluster:
         timeout_s = 0.0 if self.goes else DEADLINE_S
         self.actuator = FakeActuator(drain_timeout_s=timeout_s, started=self.started, dispatching=self.dispatching)
         self.dispatcher = ""
+        self.last_error = ""
 
     def says(self, message: FromBench) -> None:
         for record in pieces(self.dispatcher, message):
@@ -75,7 +80,10 @@ class Cluster:
 
     def dispatching(self, spec: DispatcherSpec) -> None:
         self.dispatcher = spec.dispatcher
-        self.says(Standing())
+        if self.speaks:
+            self.says(Standing())
+        elif self.dies and spec.incarnation == 1:
+            asyncio.get_running_loop().call_soon(self.actuator.crash, spec.dispatcher, 1, self.dies)
 
     def started(self, replica: ObservedReplica) -> None:
         self.says(Standing(replica.replica, replica.hardware))
@@ -149,3 +157,22 @@ async def test_a_replica_is_gone_when_what_was_done_with_it_fails(tmp_path: Path
             async with cluster.bench(benches, "first", "small") as bench:
                 await bench.ask(ProcessEvents([b"x"]), Outcomes)
         assert await cluster.actuator.observe() == ()
+
+
+@pytest.mark.parametrize(("ends", "why"), [("first", "see its log; a ResourceQuota"), ("second", "no such image")])
+async def test_a_dispatcher_that_is_not_ready_is_blamed_on_its_own_end_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, why: str
+) -> None:
+    monkeypatch.setattr(cluster_bench, "DISPATCHER_START_S", 1.0)
+    cluster = Cluster()
+    async with cluster.benches(tmp_path) as benches:
+        async with cluster.bench(benches, "first", "small"):
+            pass
+        cluster.speaks = False
+        if ends == "first":
+            cluster.actuator.crash(cluster.dispatcher, 1, "no such image")
+        else:
+            cluster.dies = "no such image"
+        with pytest.raises(StageFailed, match=f"stage 'second': its dispatcher was not ready there .*: {why}"):
+            async with cluster.bench(benches, "second", "small"):
+                pass
