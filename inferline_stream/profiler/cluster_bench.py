@@ -112,6 +112,8 @@ class ClusterBenches:
         self._link = link
         self._dispatchers: dict[str, str] = {}
         """By stage."""
+        self._given: dict[str, list[StageInput]] = {}
+        """What each was given last, which serves all kinds of its stage."""
         self._open: Counter[str] = Counter()
         """Benches by stage."""
         self._exits: dict[str, ReplicaExit] = {}
@@ -137,7 +139,9 @@ class ClusterBenches:
             StageFailed: nothing was ready in time, or the replica stays when it is asked to go.
         """
         dispatcher = await self._dispatcher(stage)
-        await self._link.give(dispatcher, inputs)
+        if (given := list(inputs)) != self._given.get(dispatcher, []):
+            await self._link.give(dispatcher, given)
+            self._given[dispatcher] = given
         began_s = asyncio.get_running_loop().time()
         self._open[stage.name] += 1
         bench = ClusterBench(self, stage, kind, dispatcher, inputs=inputs, weigher=weigher)

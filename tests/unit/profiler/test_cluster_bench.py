@@ -176,3 +176,17 @@ async def test_a_dispatcher_that_is_not_ready_is_blamed_on_its_own_end_alone(
         with pytest.raises(StageFailed, match=f"stage 'second': its dispatcher was not ready there .*: {why}"):
             async with cluster.bench(benches, "second", "small"):
                 pass
+
+
+async def test_inputs_are_sent_once_for_all_kinds_of_a_stage(tmp_path: Path) -> None:
+    cluster = Cluster()
+    async with cluster.benches(tmp_path) as benches:
+        for stage, kind, inputs in (
+            ("first", "small", [b"x"]),
+            ("first", "large", [b"x"]),
+            ("first", "large", [b"y"]),
+            ("second", "small", [b"y"]),
+        ):
+            async with cluster.bench(benches, stage, kind, *inputs):
+                pass
+    assert cluster.received == [SampleInputs([b"x"]), SampleInputs([b"y"]), SampleInputs([b"y"])]
