@@ -90,7 +90,7 @@ def plan(
     from inferline_stream.pipeline.shape import shape_of
     from inferline_stream.planner.plan_document import plan_to_bytes
     from inferline_stream.planner.plan_explanation import CurvePoint, cost_curve, explain
-    from inferline_stream.profiler.pipeline_profiler import Options
+    from inferline_stream.profiler.profiling_options import Options
 
     platform = Platform(on, image, path, namespace, secret, service_account)
     platform.check(bootstrap_servers)

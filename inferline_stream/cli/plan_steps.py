@@ -32,9 +32,12 @@ from inferline_stream.pipeline.validation import validated
 from inferline_stream.planner.core_budget import replica_cores
 from inferline_stream.profiler.cluster_bench import MakeActuator
 from inferline_stream.profiler.machine import this_machine
+from inferline_stream.profiler.missing_profiles import takes_cores
 from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, overheads_file
-from inferline_stream.profiler.pipeline_profiler import Options, Progress, profile_pipeline, takes_cores
+from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profile_store import ProfileStore
+from inferline_stream.profiler.profiling_options import Options
+from inferline_stream.profiler.profiling_progress import Progress
 from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
 from inferline_stream.settings import Settings, from_environment
 

@@ -53,7 +53,7 @@ def profile(
     from inferline_stream.cli.plan_steps import declared, profiled, settings
     from inferline_stream.cli.platform import Platform, profiling_cluster
     from inferline_stream.errors import UsageError
-    from inferline_stream.profiler.pipeline_profiler import Options
+    from inferline_stream.profiler.profiling_options import Options
 
     if plot is not None:
         from inferline_stream.observability.plots.canvas import check_file

@@ -54,7 +54,7 @@ from inferline_stream.kafka.topics import REPLICATION
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.planner.evaluator import Stopped
-from inferline_stream.profiler.pipeline_profiler import Options
+from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
 from inferline_stream.runs.http_endpoints import served

@@ -9,7 +9,8 @@ from inferline_stream.dataplane.sample_files import read_events
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.topology import Pipeline, Sample
-from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
+from inferline_stream.profiler.pipeline_profiler import profile_pipeline
+from inferline_stream.profiler.profiling_options import Options
 
 TOPOLOGY = Path(__file__).parents[2] / "topologies/moderation/topology.py"
 

@@ -20,7 +20,8 @@ from inferline_stream.dataplane.sample_files import read_events as read_sample
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import gamma_trace, levels_trace
-from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
+from inferline_stream.profiler.pipeline_profiler import profile_pipeline
+from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import read_events, read_record
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, RecordOptions, Run

@@ -18,7 +18,8 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.planner.provision import provision
-from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
+from inferline_stream.profiler.pipeline_profiler import profile_pipeline
+from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
 from inferline_stream.testing.kafka import find_apache_kafka

@@ -54,7 +54,8 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.core_budget import replica_cores
 from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.planner.provision import provision
-from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
+from inferline_stream.profiler.pipeline_profiler import profile_pipeline
+from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import read_record
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.report import RunReport

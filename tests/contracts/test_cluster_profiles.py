@@ -27,8 +27,10 @@ from inferline_stream.pipeline.topology import Stage
 from inferline_stream.profiler import cluster_bench, hop_latency, overheads, pipeline_profiler
 from inferline_stream.profiler.cluster_bench import MakeActuator, NoPlace, cluster_benches
 from inferline_stream.profiler.machine import Machine
-from inferline_stream.profiler.pipeline_profiler import Options, Progress, profile_pipeline
+from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profile_store import ProfileStore
+from inferline_stream.profiler.profiling_options import Options
+from inferline_stream.profiler.profiling_progress import Progress
 from inferline_stream.profiler.remote_bench_dispatcher import MODULE
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer

@@ -34,7 +34,8 @@ from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import Names
 from inferline_stream.profiler.cluster_bench import NoPlace, cluster_benches
-from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
+from inferline_stream.profiler.pipeline_profiler import profile_pipeline
+from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.profiler.remote_bench_dispatcher import MODULE
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun

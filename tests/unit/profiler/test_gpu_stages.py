@@ -9,7 +9,8 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.profiler import device_turns
 from inferline_stream.profiler.device_turns import DeviceTurns
 from inferline_stream.profiler.machine import Machine
-from inferline_stream.profiler.pipeline_profiler import Options, profile_pipeline
+from inferline_stream.profiler.pipeline_profiler import profile_pipeline
+from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.profiler.stage_audit import audit_pipeline
 from inferline_stream.profiler.topology_check import building_problems
 from inferline_stream.settings import Settings

@@ -18,8 +18,9 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.code_version import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
-from inferline_stream.profiler.pipeline_profiler import Options, pairs_to_profile
+from inferline_stream.profiler.missing_profiles import pairs_to_profile
 from inferline_stream.profiler.profile_store import VERSION, Known, ProfileStore
+from inferline_stream.profiler.profiling_options import Options
 
 HERE = Machine("Test CPU", 4)
 EVENTS = [b"1", b"2"]

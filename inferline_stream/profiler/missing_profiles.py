@@ -1,0 +1,74 @@
+"""Which stages have yet to be measured on which hardware kinds, and which of them cannot be."""
+
+from __future__ import annotations
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.profiler.machine import Machine, why_not_here
+from inferline_stream.profiler.profile_store import LOCAL, Known
+from inferline_stream.profiler.profiling_options import Options
+
+
+def takes_cores(pipeline: Pipeline) -> bool:
+    """Whether any replica may take a core: emulated hardware needs no budget of them."""
+    kinds = catalogue(pipeline.hardware)
+    return any(kinds[name].cores > 0 for stage in pipeline.stages for name in stage.hardware)
+
+
+def pairs_to_profile(
+    pipeline: Pipeline, known: Known, options: Options, machine: Machine, *, in_cluster: bool = False
+) -> tuple[list[tuple[Stage, Hardware]], list[str]]:
+    """Stage and hardware kinds to measure, and in words those that cannot be measured on this machine.
+
+    Args:
+        pipeline: the pipeline.
+        known: what holds already.
+        options: what to measure.
+        machine: this machine.
+        in_cluster: whether stages are measured on the platform, and here only what `is_measured_here` says.
+
+    Raises:
+        InvalidTopology: a stage would be left without any profile.
+    """
+    kinds = catalogue(pipeline.hardware)
+    pairs, notes, problems = [], [], []
+    for stage in pipeline.stages:
+        reasons = []
+        for name in dict.fromkeys(stage.hardware):
+            chosen = options.stages is None or stage.name in options.stages
+            if in_cluster and not is_measured_here(kinds[name]):
+                if (options.again and chosen) or (stage.name, name) not in known.there:
+                    pairs.append((stage, kinds[name]))
+                continue
+            why = why_not_here(kinds[name], machine)
+            if why is not None and 0 < kinds[name].cores < 1 and not machine.shares and not options.elsewhere:
+                known.profiles.pop((stage.name, name), None)  # where it was measured, something held the share
+            if why is not None and (stage.name, name) not in known.profiles:
+                reasons.append(why)
+                notes.append(f"stage {stage.name!r} on {name!r}: not profiled, {why}; plans leave it out")
+                continue
+            if why is None and ((options.again and chosen) or (stage.name, name) not in known.profiles):
+                pairs.append((stage, kinds[name]))
+            there = is_measured_here(kinds[name]) or (stage.name, name) in known.there
+            if options.platform != LOCAL and not there:
+                notes.append(
+                    f"stage {stage.name!r} on {name!r}: its times are not of {options.platform}; "
+                    f"`inferline-stream profile --on {options.platform}` measures them there"
+                )
+        if len(reasons) == len(set(stage.hardware)):
+            problems.append(
+                f"{stage.declared}: stage {stage.name!r}: none of its hardware can be profiled here: "
+                f"{'; '.join(reasons)}. Add a kind that this machine has, or bring profiles from one that has it"
+            )
+    if problems:
+        raise InvalidTopology(*problems)
+    return pairs, notes
+
+
+def is_measured_here(kind: Hardware) -> bool:
+    """Whether a kind is measured on this machine whatever the platform.
+
+    Emulated times are alike everywhere. Of a share of a GPU, only its own machine says how much memory a replica takes.
+    """
+    return kind.emulated or kind.shares_gpu
