@@ -146,7 +146,9 @@ class ProfilingSession:
                     except WorkerFailed as error:
                         await self._build_there(self._pipeline.stage(name), error, there)
                 except WorkerFailed as error:
-                    problems.append(blame(error, self._pipeline.stage(name).declared, f"stage {name!r}"))
+                    if isinstance(failure := _translated(error, self._pipeline.stage(name)), Unreachable):
+                        raise failure from error
+                    problems.append(str(failure))
             if problems:
                 raise InvalidTopology(*problems)
             self._steps.begin("sample: running its events through the pipeline")
@@ -331,9 +333,9 @@ def _blamed(stage: Stage, kind: Hardware) -> Iterator[None]:
         raise _translated(error, stage, f"on {kind.name!r}") from error
 
 
-def _translated(error: WorkerFailed, stage: Stage, where: str) -> InvalidTopology | Unreachable:
-    """Return the error that names the stage, where it is declared, and on what it failed."""
-    said = blame(error, stage.declared, f"stage {stage.name!r} {where}")
+def _translated(error: WorkerFailed, stage: Stage, where: str = "") -> InvalidTopology | Unreachable:
+    """Return the error that names the stage, where it is declared, and on what it failed, if not as it was built."""
+    said = blame(error, stage.declared, f"stage {stage.name!r} {where}".rstrip())
     return Unreachable(said) if error.unavailable else InvalidTopology(said)
 
 

@@ -164,7 +164,7 @@ def main() -> None:
                 assert worker is not None, "Begin comes first"
                 answer = worker.answer(request)
         except InferlineError as error:
-            unavailable = isinstance(error, ServerUnavailable)
+            unavailable = isinstance(error, ServerUnavailable) or isinstance(error.__cause__, ServerUnavailable)
             answer = Failure(str(error), memory=is_out_of_memory(error.__cause__), unavailable=unavailable)
         except Exception as error:
             answer = Failure(last_line(error), memory=is_out_of_memory(error))
