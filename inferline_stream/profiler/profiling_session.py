@@ -105,6 +105,11 @@ class ProfilingSession:
             inputs = run.inputs[stage.name]
             try:
                 if self._open_benches is None or is_measured_here(kind):
+                    if stage.name in self._built_there:
+                        raise NoPlace(
+                            f"stage {stage.name!r} on {kind.name!r}: it is measured here, where the stage cannot be "
+                            "built"
+                        )
                     profile, note = await self._profile(stage, kind, inputs)
                     store.save(profile, note=note)
                 else:
@@ -159,20 +164,28 @@ class ProfilingSession:
             self._steps.note(f"{message}; stage {name!r} raised on {count} of {run.events} sample events")
         return run
 
-    async def _build_there(self, stage: Stage, error: WorkerFailed, away: AsyncExitStack) -> None:
+    async def _build_there(self, stage: Stage, failure: WorkerFailed, away: AsyncExitStack) -> None:
         """Have the sample run through a stage in the cluster, which cannot be built here: it may need the hardware.
 
         Raises:
             WorkerFailed: nor there, or no cluster measures it.
+            NoPlace: the cluster has none for any kind of it.
         """
         kinds = catalogue(self._pipeline.hardware)
         there = [kinds[name] for name in stage.hardware if not is_measured_here(kinds[name])]
         if self._open_benches is None or not there:
-            raise error
-        what = f"stage {stage.name!r} cannot be built here ({error})"
+            raise failure
+        what = f"stage {stage.name!r} cannot be built here ({failure})"
         self._steps.note(f"{what}: its sample runs on {self._options.platform}, where nothing says what an event costs")
-        benches = await self._cluster()
-        self._built_there[stage.name] = await away.enter_async_context(benches.bench(stage, there[0], []))
+        benches, nowhere = await self._cluster(), list[str]()
+        for kind in there:
+            try:
+                self._built_there[stage.name] = await away.enter_async_context(benches.bench(stage, kind, []))
+            except NoPlace as error:
+                nowhere.append(str(error))
+            else:
+                return
+        raise NoPlace("\n".join(nowhere))
 
     async def _runner(self, stage: str) -> RunsEvents:
         return self._built_there[stage] if stage in self._built_there else await self._worker(stage)

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.topology import Stage
+from inferline_stream.profiler.cluster_bench import ClusterBenches, NoPlace
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.missing_profiles import pairs_to_profile
 from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.profiler.profiling_progress import Progress, Steps
 from inferline_stream.profiler.profiling_session import OpenBenches, ProfilingSession
+from inferline_stream.profiler.worker_messages import (
+    Answer,
+    EventOutcome,
+    Measure,
+    Outcomes,
+    ProcessEvents,
+    Request,
+    Times,
+    Weights,
+)
 from inferline_stream.settings import Settings
 
 EVENTS = [b"%d" % number for number in range(20)]
@@ -64,3 +81,68 @@ only = Stage("only", Asks, hardware=["core"], max_batch_size=1)
 """
     with pytest.raises(Unreachable, match="http://models:8000 does not answer; stage 'only', declared at "):
         await measured(tmp_path, stage)
+
+
+class There:
+    """A cluster that has no place on some kinds."""
+
+    def __init__(self, *full: str) -> None:
+        self.full = full
+
+    async def __aenter__(self) -> ClusterBenches:
+        return cast("ClusterBenches", self)
+
+    async def __aexit__(self, *error: object) -> None:
+        pass
+
+    @asynccontextmanager
+    async def bench(self, stage: Stage, kind: Hardware, *_: object) -> AsyncIterator[Bench]:
+        if kind.name in self.full:
+            raise NoPlace(f"no room for {stage.name} on {kind.name}")
+        yield Bench()
+
+    async def network_s(self, inputs: Mapping[str, Sequence[StageInput]]) -> float:
+        return 0.5
+
+
+class Bench:
+    """A bench on which every batch takes a millisecond."""
+
+    node, start_up_s, network_s = "node-1", 1.0, 0.001
+
+    async def ask(self, request: Request, answer: type[Answer]) -> Answer:
+        match request:
+            case ProcessEvents(inputs):
+                return Outcomes([EventOutcome(bytes(each), []) for each in inputs if isinstance(each, bytes)])
+            case Measure():
+                return Times([0.001] * request.fewest, [0.001] * request.fewest)
+        return Weights(None)
+
+
+NEEDS_GPU = """
+class NeedsGpu:
+    def __init__(self) -> None:
+        raise RuntimeError("no CUDA device is available")
+
+    def __call__(self, values: list[bytes]) -> list[bytes]:
+        return values
+
+only = Stage("only", NeedsGpu, hardware=["full", "emulated-cpu", "core"], emulated={1: "1ms"}, max_batch_size=1)
+"""
+
+
+async def test_a_stage_that_cannot_be_built_here_runs_its_sample_on_a_kind_that_has_room(
+    tmp_path: Path,
+) -> None:
+    known, notes = await measured(tmp_path, NEEDS_GPU, lambda: There("full"))
+    assert known.profiles.keys() == {("only", "core")}
+    assert [note for note in notes if "leave it out" in note] == [
+        "no room for only on full. Plans leave it out until it is profiled",
+        "stage 'only' on 'emulated-cpu': it is measured here, where the stage cannot be built. Plans leave it out "
+        "until it is profiled",
+    ]
+
+
+async def test_a_stage_that_can_be_built_neither_here_nor_there_for_want_of_room_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NoPlace, match="no room for only on full\nno room for only on core"):
+        await measured(tmp_path, NEEDS_GPU, lambda: There("full", "core"))
