@@ -81,7 +81,8 @@ class ProfilingSession:
         """In the cluster, once they are needed."""
         self._built_there: dict[str, ClusterBench] = {}
         """By stage that cannot be built here, what ran its sample."""
-        self._network_s: float | None = None
+        self._network_s: dict[tuple[float, str, str], float] = {}
+        """Beside each kind of an entry stage that was timed there, by its price, the stage and the kind."""
         self._inputs: dict[str, list[StageInput]] = {}
 
     async def __aenter__(self) -> Self:
@@ -125,13 +126,17 @@ class ProfilingSession:
             raise StageFailed("\n".join(itertools.chain.from_iterable(without)))
 
     async def measure_network(self, known: Known) -> None:
-        """Measure what the platform's network adds to a batch, unless that was done with a stage."""
+        """Measure what the platform's network adds to a batch, unless that was done with an entry stage.
+
+        The cheapest kind counts, as in `ClusterBenches.network_s`: dear kinds may be on faster networks.
+        """
         platform = self._options.platform
         self._steps.begin(f"time between hosts on {platform}")
-        if self._network_s is None:
-            inputs = self._inputs or {stage: [sample] for stage, sample in known.samples.items()}
-            self._network_s = await (await self._cluster()).network_s(inputs)
-        known.network_s[platform] = self._network_s
+        if self._network_s:
+            known.network_s[platform] = self._network_s[min(self._network_s)]
+            return
+        inputs = self._inputs or {stage: [sample] for stage, sample in known.samples.items()}
+        known.network_s[platform] = await (await self._cluster()).network_s(inputs)
 
     async def _cluster(self) -> ClusterBenches:
         assert self._open_benches is not None
@@ -229,7 +234,7 @@ class ProfilingSession:
             async with (await self._cluster()).bench(stage, kind, given, worker) as bench:
                 found = await self._timed(stage, kind, given, bench, None)
         if not stage.after:
-            self._network_s = bench.network_s
+            self._network_s[kind.price_per_hour, stage.name, kind.name] = bench.network_s
         there = Machine(f"{self._options.platform}, {bench.node}", math.ceil(kind.cores), _gpus(kind))
         return found.profile(stage, kind, bench.start_up_s, 0.0), self._noted(stage, kind, found), there
 

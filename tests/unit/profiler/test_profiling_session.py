@@ -99,16 +99,19 @@ class There:
     async def bench(self, stage: Stage, kind: Hardware, *_: object) -> AsyncIterator[Bench]:
         if kind.name in self.full:
             raise NoPlace(f"no room for {stage.name} on {kind.name}")
-        yield Bench()
+        yield Bench(kind.price_per_hour)
 
     async def network_s(self, inputs: Mapping[str, Sequence[StageInput]]) -> float:
         return 0.5
 
 
 class Bench:
-    """A bench on which every batch takes a millisecond."""
+    """A bench on which every batch takes a millisecond, and the network some time more."""
 
-    node, start_up_s, network_s = "node-1", 1.0, 0.001
+    node, start_up_s = "node-1", 1.0
+
+    def __init__(self, network_s: float) -> None:
+        self.network_s = network_s
 
     async def ask(self, request: Request, answer: type[Answer]) -> Answer:
         match request:
@@ -146,3 +149,11 @@ async def test_a_stage_that_cannot_be_built_here_runs_its_sample_on_a_kind_that_
 async def test_a_stage_that_can_be_built_neither_here_nor_there_for_want_of_room_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NoPlace, match="no room for only on full\nno room for only on core"):
         await measured(tmp_path, NEEDS_GPU, lambda: There("full", "core"))
+
+
+@pytest.mark.parametrize("kinds", [["full", "core"], ["core", "full"]])
+async def test_the_network_is_that_of_the_cheapest_kind_whichever_was_measured_last(
+    tmp_path: Path, kinds: list[str]
+) -> None:
+    known, _ = await measured(tmp_path, f"only = Stage('only', same, hardware={kinds}, max_batch_size=1)\n", There)
+    assert known.network_s["kubernetes"] == 0.1, "what it adds there is its price"
