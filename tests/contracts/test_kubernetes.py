@@ -225,6 +225,8 @@ async def test_a_run_of_the_same_name_on_another_kafka_is_left_alone(embedded_br
 
     async with KubeApi() as api, client_of(api) as client:
         await dispatched(servers)
+        (made,) = (each["spec"]["template"]["spec"] for each in api.deployments())
+        made["containers"].insert(0, {"name": "istio-proxy", "image": "proxy"})  # as a service mesh does
         with pytest.raises(UsageError, match=f"of a run on another Kafka, {servers}: choose another --prefix"):
             await dispatched("elsewhere:9092")
         await dispatched(f"localhost:1,{servers}")  # the same one, by more of its addresses

@@ -16,9 +16,15 @@ from lightkube.types import PatchType
 from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.actuators.kubernetes import manifests
 from inferline_stream.actuators.kubernetes.api_server import apply, passing, plain, secret_exists
-from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, FIELD_MANAGER, REPLICA, SPARE, Cluster
+from inferline_stream.actuators.kubernetes.manifests import (
+    DISPATCHER,
+    DISPATCHER_PORT,
+    FIELD_MANAGER,
+    REPLICA,
+    SPARE,
+    Cluster,
+)
 from inferline_stream.actuators.network.credentials import new_credential
-from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import UsageError
 from inferline_stream.settings import HOST_SPEC
@@ -206,9 +212,10 @@ class Deployments:
         """
         if dispatchers is None:
             return
-        (container,) = dispatchers["spec"]["template"]["spec"]["containers"]
-        given = next((each.get("value") for each in container["env"] if each["name"] == HOST_SPEC), None)
-        theirs = msgspec.json.decode(given, type=DispatcherHostSpec).bootstrap_servers if given else ""
+        containers = dispatchers["spec"]["template"]["spec"]["containers"]
+        own = (each.get("env", []) for each in containers if each["name"] == DISPATCHER)  # others were injected
+        given = next((each.get("value") for each in next(own, []) if each["name"] == HOST_SPEC), None)
+        theirs = msgspec.json.decode(given, type=_WithKafka).bootstrap_servers if given else ""
         if theirs and not _addresses(theirs) & _addresses(self._bootstrap_servers):
             raise UsageError(
                 f"Deployment {dispatchers['metadata']['name']!r} in namespace {self._cluster.namespace} is of a run on "
@@ -244,6 +251,12 @@ class Deployments:
                     f"HorizontalPodAutoscaler {own!r} scales Deployment {name!r} too, and the two would undo each "
                     f"other's work; remove it, or the ScaledObject that made it"
                 )
+
+
+class _WithKafka(msgspec.Struct):
+    """What matters of a `DispatcherHostSpec` here; that of another release may differ in all else."""
+
+    bootstrap_servers: str = ""
 
 
 def _addresses(servers: str) -> set[str]:
