@@ -265,6 +265,8 @@ class RayHost:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
             link.close()
+            if hearing is not None:  # which ends with the link
+                await asyncio.gather(hearing, return_exceptions=True)
 
     # A replica's host
 

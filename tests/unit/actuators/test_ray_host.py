@@ -141,6 +141,22 @@ async def test_a_replica_that_leaves_or_dies_closes_the_connection_and_that_is_a
     assert (pair.dispatcher.heard, pair.messages()) == ([], [])
 
 
+async def test_a_bridge_leaves_no_task_behind(pair: Pair) -> None:
+    left: list[str] = []
+
+    def look(bridge: asyncio.Task[None]) -> None:
+        left.extend(task.get_coro().__qualname__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
+
+    bridge = pair.hosts[0]._bridges["r"]
+    bridge.add_done_callback(look)
+    await pair.dispatcher.send(BATCH)
+    await pair.replica.receive()
+    pair.replica.socks[-1].close()
+    async with asyncio.timeout(DEADLINE_S):
+        await bridge
+    assert "_Link.receive" not in left
+
+
 async def test_a_way_that_breaks_blames_nobody_and_has_the_replica_replaced(pair: Pair) -> None:
     pair.handle.lost = ActorUnavailableError("its node does not answer", None)
     for _ in range(2):
