@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
-from inferline_stream.actuators.kubernetes.manifests import HARDWARE_LABEL, STAGE_LABEL
+from inferline_stream.actuators.kubernetes.manifests import DISPATCHER, HARDWARE_LABEL, REPLICA, STAGE_LABEL
 from inferline_stream.actuators.restart_delay import SETTLED_S, restart_in_s
 
 TEMPLATE_LABEL = "pod-template-hash"
@@ -166,9 +166,9 @@ def _finished(pod: Mapping[str, Any]) -> bool:
 
 
 def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    statuses = pod.get("status", {}).get("containerStatuses") or [{}]
-    found: Mapping[str, Any] = statuses[0]
-    return found
+    """Return the status of our container, and none of a sidecar's that others have injected."""
+    statuses = pod.get("status", {}).get("containerStatuses") or []
+    return next((each for each in statuses if each.get("name") in (DISPATCHER, REPLICA)), {})
 
 
 def _ended(pod: Mapping[str, Any]) -> tuple[int, str] | None:
