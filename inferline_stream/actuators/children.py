@@ -22,7 +22,13 @@ from inferline_stream.actuators.fork_servers import Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.processes import FoundProcess, Remote
 from inferline_stream.actuators.relay import Relay
-from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec, encode_spec
+from inferline_stream.dataplane.process_specs import (
+    DISPATCHER_MODULE,
+    REPLICA_MODULE,
+    DispatcherSpec,
+    ReplicaSpec,
+    encode_spec,
+)
 from inferline_stream.dataplane.replica.replica import BUILT, LEAVE
 from inferline_stream.dataplane.supervisor_messages import (
     MAX_DATAGRAM_BYTES,
@@ -39,9 +45,6 @@ from inferline_stream.kafka.batch_mark import BatchId, mark_file, marked_in
 from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)
-
-REPLICA_MODULE = "inferline_stream.dataplane.replica"
-DISPATCHER_MODULE = "inferline_stream.dataplane.dispatcher"
 
 
 class NoDevice(Exception):

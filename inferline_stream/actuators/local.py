@@ -19,10 +19,9 @@ import msgspec
 
 from inferline_stream.actuators import supervisor_calls as calls
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ObservedReplica, ReplicaExit
-from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
 from inferline_stream.actuators.devices import Device
 from inferline_stream.actuators.restart_delay import SETTLED_S, restart_in_s
-from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, REPLICA_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation.limits import unbounded_memory
 from inferline_stream.settings import dispatcher_environment
 

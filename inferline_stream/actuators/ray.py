@@ -31,7 +31,6 @@ from ray._private.state import state
 from ray.exceptions import ActorDiedError, RayError
 from ray.util import list_named_actors
 
-from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
 from inferline_stream.actuators.processes import Ended, FoundProcess, Heard, Remote
 from inferline_stream.actuators.ray_host import (
     ChildEnd,
@@ -45,7 +44,9 @@ from inferline_stream.actuators.ray_host import (
 )
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import (
+    DISPATCHER_MODULE,
     EXIT_FENCED,
+    REPLICA_MODULE,
     DispatcherSpec,
     ReplicaSpec,
     decode_dispatcher_spec,

@@ -7,9 +7,8 @@ from typing import Any
 import msgspec
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
-from inferline_stream.actuators.children import DISPATCHER_MODULE, REPLICA_MODULE
 from inferline_stream.actuators.devices import Device
-from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, REPLICA_MODULE, DispatcherSpec, ReplicaSpec
 
 LONGEST_LINE_BYTES = 1 << 26
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from inferline_stream.actuators.actuator import Actuator
-from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.cli.options import On
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE
 from inferline_stream.errors import UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.kafka.controller_client import LeadershipLost

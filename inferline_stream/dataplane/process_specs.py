@@ -12,6 +12,10 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import WIRE_VERSION
 
+REPLICA_MODULE = "inferline_stream.dataplane.replica"
+DISPATCHER_MODULE = "inferline_stream.dataplane.dispatcher"
+"""What the processes run as ``__main__``, unless something takes their place, such as the profiler's bench."""
+
 EXIT_FAILED = 70
 """Of a dispatcher that failed: the supervisor starts it again."""
 

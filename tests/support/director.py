@@ -18,11 +18,11 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
-from inferline_stream.actuators.children import DISPATCHER_MODULE, Children
+from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
-from inferline_stream.dataplane.process_specs import Delivery, DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, Delivery, DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, decode_report
 from inferline_stream.dataplane.routes import every_route
 from inferline_stream.dataplane.start_offsets import commit_start_offsets

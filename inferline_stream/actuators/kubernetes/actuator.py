@@ -23,7 +23,6 @@ from inferline_stream.actuators.actuator import (
     placed,
     surplus,
 )
-from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.actuators.kubernetes import manifests
 from inferline_stream.actuators.kubernetes.api_server import delete, passing, plain, translated
 from inferline_stream.actuators.kubernetes.deployments import Deployments
@@ -39,7 +38,7 @@ from inferline_stream.actuators.kubernetes.pod_changes import PodGone, PodSeen, 
 from inferline_stream.actuators.kubernetes.pods import DispatcherPod, Pods, dispatcher_pod
 from inferline_stream.actuators.kubernetes.postings import Postings
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
-from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InferlineError
 from inferline_stream.pipeline.names import Names
 

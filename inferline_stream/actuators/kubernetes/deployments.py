@@ -13,7 +13,6 @@ from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
 from lightkube.types import PatchType
 
-from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.actuators.kubernetes import manifests
 from inferline_stream.actuators.kubernetes.api_server import apply, passing, plain, secret_exists
 from inferline_stream.actuators.kubernetes.manifests import (
@@ -25,7 +24,7 @@ from inferline_stream.actuators.kubernetes.manifests import (
     Cluster,
 )
 from inferline_stream.actuators.network.credentials import new_credential
-from inferline_stream.dataplane.process_specs import ReplicaSpec
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, ReplicaSpec
 from inferline_stream.errors import UsageError
 from inferline_stream.settings import HOST_SPEC
 

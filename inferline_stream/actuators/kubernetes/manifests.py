@@ -15,11 +15,10 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.actuators.children import DISPATCHER_MODULE
 from inferline_stream.actuators.network.credentials import Credential
 from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.actuators.network.replica_host import ReplicaHostSpec
-from inferline_stream.dataplane.process_specs import ReplicaSpec
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, ReplicaSpec
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation

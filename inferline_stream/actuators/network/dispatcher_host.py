@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from inferline_stream.actuators.children import DISPATCHER_MODULE, Child, Children
+from inferline_stream.actuators.children import Child, Children
 from inferline_stream.actuators.network.credentials import dispatcher_context
 from inferline_stream.actuators.network.host_link import (
     SHUTDOWN_S,
@@ -35,6 +35,7 @@ from inferline_stream.actuators.network.host_link import (
 from inferline_stream.actuators.network.log_copier import LogCopier
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.host_postings import Posting, decode_posting, posting_key
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.printable import log_to_stderr_plainly

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from inferline_stream.actuators.children import REPLICA_MODULE, Child, Children
+from inferline_stream.actuators.children import Child, Children
 from inferline_stream.actuators.network.credentials import replica_context
 from inferline_stream.actuators.network.host_link import (
     SHUTDOWN_S,
@@ -37,7 +37,7 @@ from inferline_stream.actuators.network.host_link import (
     Take,
 )
 from inferline_stream.actuators.network.log_copier import LogCopier
-from inferline_stream.dataplane.process_specs import ReplicaSpec
+from inferline_stream.dataplane.process_specs import REPLICA_MODULE, ReplicaSpec
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.pipeline.isolation import Isolation
