@@ -32,6 +32,7 @@ from inferline_stream.controlplane.observe.recovery import Recovered, recover_ar
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
+from inferline_stream.controlplane.step_failures import StepFailures
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import LeadershipLost, TopicFollower
@@ -102,8 +103,6 @@ class Controller:
     """Of the pipeline, to see whether another topology can go on from here."""
     cores: float = math.inf
     """Most that all replicas together may have."""
-    failures: int = 0
-    """Steps of the loop that raised something unforeseen; each was logged."""
     state: PipelineState | None = None
     """Newest state for metrics and tables."""
     exits: deque[str] = field(default_factory=lambda: deque(maxlen=_EXITS_KEPT))
@@ -117,6 +116,7 @@ class Controller:
     """Replicas whose start-up time is known."""
     _troubles: dict[str, str] = field(default_factory=dict)
     """What each dispatcher last said is wrong."""
+    _failed: StepFailures = field(default_factory=StepFailures)
     _timer_s: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -201,6 +201,11 @@ class Controller:
                 ):
                     tasks.create_task(self._every(period_s, step))
 
+    @property
+    def failures(self) -> int:
+        """How many steps of the loop have raised something unforeseen."""
+        return self._failed.count
+
     async def _every(self, period_s: float, step: Callable[[], Awaitable[None]]) -> None:
         """Repeat a step for good. What it raises is logged and counted, and the loop goes on."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -216,9 +221,8 @@ class Controller:
                     logger.warning("%s", error)
                     reported_s = loop.time()
                 await asyncio.sleep(0.1)
-            except Exception:
-                self.failures += 1
-                logger.exception("a step of the control loop failed")
+            except Exception as error:
+                self._failed.add(error, loop.time())
                 await asyncio.sleep(0.5)
             due_s = max(due_s + period_s, loop.time() - period_s)
             await asyncio.sleep(max(0.0, due_s - loop.time()))
@@ -296,9 +300,8 @@ class Controller:
         self._timer_s = asyncio.get_running_loop().time()
         try:
             await self.decider.step()
-        except Exception:  # what a step raises must not end the app
-            self.failures += 1
-            logger.exception("a step of the Tuner failed")
+        except Exception as error:  # what a step raises must not end the app
+            self._failed.add(error, self._timer_s)
 
     async def _host(self) -> None:
         """Run the Faust app beside the loop, which goes on without it."""

@@ -1,0 +1,46 @@
+"""What the control loop logs of steps that fail."""
+
+import logging
+
+import pytest
+
+from inferline_stream.controlplane import step_failures
+from inferline_stream.controlplane.step_failures import AGAIN_S, StepFailures
+from inferline_stream.errors import InferlineError
+
+REFUSED, BROKEN = InferlineError("Kubernetes refuses: raise the quota"), ZeroDivisionError("a mistake of ours")
+
+
+def test_an_error_that_lasts_is_logged_once_and_then_counted_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    failures = StepFailures()
+    for half_second in range(int(4 * AGAIN_S)):
+        failures.add(REFUSED, half_second / 2)
+    first, again = [record.message for record in caplog.records]
+    assert first == "a step of the control loop failed: InferlineError: Kubernetes refuses: raise the quota"
+    assert again == f"a step of the control loop failed {int(2 * AGAIN_S)} more times in {AGAIN_S:.0f} s: " + (
+        "InferlineError: Kubernetes refuses: raise the quota"
+    )
+    assert failures.count == 4 * AGAIN_S
+
+
+def test_two_errors_that_take_turns_are_each_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    failures = StepFailures()
+    for turn in range(10):
+        failures.add((REFUSED, BROKEN)[turn % 2], turn / 2)
+    assert len(caplog.records) == 2
+
+
+def test_only_what_is_unforeseen_is_logged_with_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    failures = StepFailures()
+    for error in (REFUSED, BROKEN):
+        failures.add(error, 0.0)
+    assert [bool(record.exc_info) for record in caplog.records] == [False, True]
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+
+
+def test_texts_that_always_differ_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_failures, "_KNOWN", 3)
+    failures = StepFailures()
+    for number in range(10):
+        failures.add(InferlineError(f"failed at {number}"), number)
+    assert len(failures._known) == 3
