@@ -220,7 +220,7 @@ class Controller:
                 if loop.time() - reported_s >= TELL_AGAIN_S:
                     logger.warning("%s", error)
                     reported_s = loop.time()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(max(0.1, error.wait_s))
             except Exception as error:
                 self._failed.add(error, loop.time())
                 await asyncio.sleep(0.5)

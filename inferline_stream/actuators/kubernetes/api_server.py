@@ -20,6 +20,9 @@ from lightkube.resources.policy_v1 import PodDisruptionBudget
 from inferline_stream.actuators.kubernetes.manifests import FIELD_MANAGER
 from inferline_stream.errors import InferlineError, Unreachable, UsageError
 
+_LONGEST_PAUSE_S = 30.0
+"""Longer than any API server asks for; without a bound, a proxy before it could hold the controller for hours."""
+
 
 async def apply(client: AsyncClient, wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Apply manifests server-side; return the objects as they are then."""
@@ -105,18 +108,26 @@ def translated() -> Iterator[None]:
     try:
         yield
     except ApiError as error:
-        raise _refusal(error.status.code or 0, error.status.message or "it gives no reason") from error
+        why = error.status.message or "it gives no reason"
+        raise _refusal(error.status.code or 0, why, wanted_pause_s(error)) from error
     except httpx2.HTTPStatusError as error:  # not in Kubernetes' words: what it has not, or a proxy before it
         text = f"{error.response.status_code} {error.response.reason_phrase}: {error.request.url.path}"
-        raise _refusal(error.response.status_code, text) from error
+        raise _refusal(error.response.status_code, text, wanted_pause_s(error)) from error
     except (httpx2.HTTPError, OSError) as error:
         raise Unreachable(f"the Kubernetes API server does not answer: {error or type(error).__name__}") from error
 
 
-def _refusal(code: int, message: str) -> InferlineError:
+def wanted_pause_s(error: Exception) -> float:
+    """Return for how long the API server wants not to be asked again (Retry-After), within bounds; 0 for no wish."""
+    response = error.response if isinstance(error, httpx2.HTTPStatusError) else None
+    wanted = "" if response is None else response.headers.get("Retry-After", "")
+    return min(float(wanted), _LONGEST_PAUSE_S) if wanted.isdecimal() else 0.0
+
+
+def _refusal(code: int, message: str, wait_s: float) -> InferlineError:
     """Return the error of an answer by its status: what may pass by itself, and what somebody has to change."""
     if code == 429 or code >= 500:
-        return Unreachable(f"the Kubernetes API server cannot do it now: {message}")
+        return Unreachable(f"the Kubernetes API server cannot do it now: {message}", wait_s)
     if code == 409:  # somebody changed it at the same moment
         return Unreachable(f"Kubernetes could not do it at this moment: {message}")
     if code == 401:

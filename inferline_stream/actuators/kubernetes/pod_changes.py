@@ -12,7 +12,7 @@ import httpx2
 from lightkube import ApiError, AsyncClient
 from lightkube.resources.core_v1 import Pod
 
-from inferline_stream.actuators.kubernetes.api_server import plain
+from inferline_stream.actuators.kubernetes.api_server import plain, wanted_pause_s
 from inferline_stream.actuators.kubernetes.manifests import PIPELINE_LABEL
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ async def follow_pods(
     retry_s, loop = _FIRST_RETRY_S, asyncio.get_running_loop()
     chosen = dict(labels)
     while True:
-        began_s = loop.time()
+        began_s, wait_s = loop.time(), 0.0
         try:
             pods = client.list(Pod, namespace=namespace, labels=chosen)
             await take(PodsListed([plain(pod) async for pod in pods]))
@@ -75,7 +75,7 @@ async def follow_pods(
         except TimeoutError:
             continue
         except (ApiError, httpx2.HTTPError, OSError) as error:
-            why = str(error) or type(error).__name__
+            why, wait_s = str(error) or type(error).__name__, wanted_pause_s(error)
         except Exception as error:  # without it the controller would be blind, and nobody would know
             logger.exception("what the API server says of the pods of %s cannot be read", labels[PIPELINE_LABEL])
             why = repr(error)
@@ -83,6 +83,7 @@ async def follow_pods(
             why = "the watch has ended"
         if loop.time() - began_s > _LONGEST_RETRY_S:  # it has worked for a while
             retry_s = _FIRST_RETRY_S
-        logger.warning("watching pods of %s: %s; again in %.1f s", labels[PIPELINE_LABEL], why, retry_s)
-        await asyncio.sleep(retry_s)
+        wait_s = max(wait_s, retry_s)
+        logger.warning("watching pods of %s: %s; again in %.1f s", labels[PIPELINE_LABEL], why, wait_s)
+        await asyncio.sleep(wait_s)
         retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
