@@ -20,11 +20,10 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import StageFailed, Unreachable
 from inferline_stream.kafka.connection import client_options
 from inferline_stream.kafka.topics import create_topics
-from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.topology import Stage
-from inferline_stream.profiler import cluster_bench, hop_latency, overheads, pipeline_profiler
+from inferline_stream.profiler import cluster_bench, hop_latency, overheads
 from inferline_stream.profiler.cluster_bench import MakeActuator, NoPlace, cluster_benches
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
@@ -248,37 +247,6 @@ async def test_the_sample_of_a_stage_that_can_be_built_there_alone_runs_there(
     assert "stage 'only' cannot be built here (" in built
     assert "no CUDA device is available" in built
     assert "seven; stage 'only' raised on 1 of 40 sample events" in failed
-
-
-class Full:
-    """A cluster without a place for anything."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    async def __aenter__(self) -> Full:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    def bench(self, stage: Stage, kind: Hardware, *_: Any) -> Any:
-        raise NoPlace(f"no room for {stage.name} on {kind.name}")
-
-
-async def test_a_kind_without_a_place_is_left_out_and_a_stage_without_any_is_an_error(
-    embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline_profiler, "cluster_benches", Full)
-    topology = tmp_path / "topology.py"
-    topology.write_text(NOWHERE)
-    async with profiling(embedded_broker, tmp_path) as of:
-        with pytest.raises(StageFailed, match=r"^no room for only on rare$"):
-            await of.profile(topology)
-    left_out = ". Plans leave it out until it is profiled"
-    assert of.notes == [f"no room for both on rare{left_out}", f"no room for only on rare{left_out}"]
-    known = ProfileStore(load_topology(topology), tmp_path, EVENTS, HERE, of.root, platform="kubernetes").load()
-    assert known.profiles.keys() == {("both", "emulated-cpu")}, "what was measured is kept"
 
 
 @pytest.mark.parametrize(

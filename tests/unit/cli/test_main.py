@@ -110,16 +110,30 @@ def test_a_command_line_that_cannot_be_ends_with_2(arguments: list[str]) -> None
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
-def test_each_flag_has_the_variable_of_its_name():
+@pytest.mark.parametrize(
+    ("variable", "command", "flag"),
+    [
+        ("INFERLINE_OUTPUT", "version", "--output"),
+        ("INFERLINE_SPEED_UP", "run x.py", "--speed-up"),
+        ("INFERLINE_UI_PORT", "run x.py", "--ui-port"),
+        ("INFERLINE_LAST", "explain x.py", "--last"),
+    ],
+)
+def test_a_flag_is_read_from_the_variable_of_its_name(variable: str, command: str, flag: str) -> None:
+    wrong = CliRunner().invoke(app, command.split(), env={variable: "?"})
+    assert wrong.exit_code == 2
+    assert flag in wrong.output
+
+
+def test_each_flag_of_a_command_has_a_variable_of_its_own() -> None:
     def commands(group):
         for command in group.commands.values():
             yield from commands(command) if hasattr(command, "commands") else [command]
 
     found = 0
     for command in commands(typer.main.get_command(app)):
-        for option in command.params:
-            if option.param_type_name == "option" and option.envvar is not None:
-                flag = max(option.opts, key=len).removeprefix("--").replace("-", "_").upper()
-                assert option.envvar == f"INFERLINE_{flag}"
-                found += 1
+        options = [each for each in command.params if each.param_type_name == "option" and each.name != "help"]
+        variables = {each.envvar for each in options} - {None}
+        assert len(variables) == len(options), command.name
+        found += len(options)
     assert found > 100

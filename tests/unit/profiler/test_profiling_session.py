@@ -11,7 +11,7 @@ import pytest
 
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.errors import Unreachable
+from inferline_stream.errors import StageFailed, Unreachable
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.topology import Stage
 from inferline_stream.profiler.cluster_bench import ClusterBenches, NoPlace
@@ -43,14 +43,15 @@ def same(values: list[bytes]) -> list[bytes]:
     return values
 """
 TAIL = """
-pipeline = Pipeline("p", slo="250ms", source=Topic("in", codec="raw"), sink=Topic("out", codec="raw"), stages=[only],
+pipeline = Pipeline("p", slo="250ms", source=Topic("in", codec="raw"), sink=Topic("out", codec="raw"),
+                    stages=[each for each in list(globals().values()) if isinstance(each, Stage)],
                     hardware=[Hardware("full", 0.5, cores=1), Hardware("core", 0.1, cores=1)])
 """
 
 
-async def measured(folder: Path, stage: str, open_benches: OpenBenches | None = None) -> tuple[Known, list[str]]:
-    """Measure all that a topology of one stage lacks; return what is known then, and what was noted."""
-    (topology := folder / "topology.py").write_text(HEAD + stage + TAIL)
+async def measured(folder: Path, stages: str, open_benches: OpenBenches | None = None) -> tuple[Known, list[str]]:
+    """Measure all that a topology of these stages lacks; return what is known then, and what was noted."""
+    (topology := folder / "topology.py").write_text(HEAD + stages + TAIL)
     pipeline, notes = load_topology(topology), list[str]()
     options = Options(sample_s=0.2, stage_s=0.05, platform="local" if open_benches is None else "kubernetes")
     store = ProfileStore(pipeline, folder, EVENTS, MACHINE, folder / "profiles", platform=options.platform)
@@ -157,3 +158,17 @@ async def test_the_network_is_that_of_the_cheapest_kind_whichever_was_measured_l
 ) -> None:
     known, _ = await measured(tmp_path, f"only = Stage('only', same, hardware={kinds}, max_batch_size=1)\n", There)
     assert known.network_s["kubernetes"] == 0.1, "what it adds there is its price"
+
+
+NOWHERE = """
+both = Stage("both", same, hardware=["emulated-cpu", "full"], emulated={1: "1ms"}, max_batch_size=1)
+only = Stage("only", same, hardware=["full"], after=[both], max_batch_size=1)
+"""
+
+
+async def test_what_was_measured_is_kept_where_another_stage_has_no_place_at_all(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match=r"\Ano room for only on full\Z"):
+        await measured(tmp_path, NOWHERE, lambda: There("full"))
+    pipeline = load_topology(tmp_path / "topology.py")
+    store = ProfileStore(pipeline, tmp_path, EVENTS, MACHINE, tmp_path / "profiles", platform="kubernetes")
+    assert store.load().profiles.keys() == {("both", "emulated-cpu")}
