@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -17,110 +15,28 @@ from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
-from inferline_stream.pipeline.profile import PROBABILITIES, Contention, Profile, ServiceTime
+from inferline_stream.pipeline.profile import Profile
 from inferline_stream.pipeline.shape import Paths, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
-from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.code_version import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
-
-VERSION = 4
+from inferline_stream.profiler.profile_files import (
+    StoredPaths,
+    StoredProfile,
+    paths_of,
+    profile_of,
+    read_file,
+    rounded,
+    stored_time,
+    stored_variation,
+    write_file,
+)
 
 LOCAL = "local"
 """The platform that is this machine."""
 
 FOLDER = Path(".inferline", "profiles")
 """Beside the topology."""
-
-
-class StoredServiceTime(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One batch size in a file; ``quantiles_s`` by probability, ``throughput`` for the reader alone."""
-
-    batch_size: int
-    mean_s: float
-    throughput: float
-    quantiles_s: dict[str, float]
-    fixed_s: float = 0.0
-    spread: float = 0.0
-    device_bytes: int = 0
-
-
-class StoredVariation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A `Variation` in a file."""
-
-    units: list[tuple[float, int]] = []
-    largest: bool = False
-    noise: list[float] = []
-
-
-class StoredProfile(msgspec.Struct, frozen=True):
-    """A profile's file.
-
-    Args:
-        stage: the stage's name.
-        hardware: the kind, as it was in the catalogue.
-        code: digest of the stage's code, see `code_digest`.
-        events: digest of the sample's events.
-        machine: where it was measured.
-        max_batch_size: the stage's limit at that time.
-        isolation: level and kind of seal that it was measured under.
-        emulated_s: declared service times, of emulated kinds.
-        start_up_s: from asking for a replica to its READY.
-        service_times: by ascending batch size.
-        variation: how batches of one size differ, if they do.
-        waited_share: of the service time, without a core.
-        rehearsed: whether batches took no longer in a rehearsal of a plan.
-        note: why there are no larger batches, if so.
-        measured_at: when.
-        concurrency: batches that the stage might run at once at that time.
-        contention: by batches at once and batch size, how many times as long as alone a batch took.
-    """
-
-    stage: str
-    hardware: Hardware
-    code: str
-    events: str
-    machine: Machine
-    max_batch_size: int
-    start_up_s: float
-    service_times: list[StoredServiceTime]
-    variation: StoredVariation | None = None
-    waited_share: float = 0.0
-    rehearsed: bool = False
-    isolation: str = "none"
-    emulated_s: dict[int, float] = {}
-    note: str = ""
-    measured_at: str = ""
-    concurrency: int = 1
-    contention: dict[int, dict[int, float]] = {}
-    version: int = VERSION
-
-
-class StoredPaths(msgspec.Struct, frozen=True):
-    """Which arrows the sample's events took, and the time between stages.
-
-    Args:
-        code: digest over every stage's code, the conditions and the shape.
-        events: digest of the sample's events.
-        arrows: parent and child of each arrow, in the order of the paths' bits.
-        paths: arrows taken (positions in ``arrows``) and the share of events that took them.
-        failed: by stage, sample events that it raised on.
-        hop_overhead_s: by broker.
-        hop_spread_s: by broker, see `PipelineProfile`.
-        network_s: by platform, what its network adds to a batch.
-        samples: by stage, an input that it has processed.
-    """
-
-    code: str
-    events: str
-    arrows: list[tuple[str, str]]
-    paths: list[tuple[list[int], float]]
-    failed: dict[str, int] = {}
-    hop_overhead_s: dict[str, float] = {}
-    hop_spread_s: dict[str, tuple[float, ...]] = {}
-    network_s: dict[str, float] = {}
-    samples: dict[str, StageInput] = {}
-    version: int = VERSION
 
 
 @dataclass(slots=True)
@@ -211,10 +127,10 @@ class ProfileStore:
         for stage in self._pipeline.stages:
             for kind in stage.hardware:
                 self._look_up(known, stage.name, kind)
-        paths = self._read(self._paths_file, StoredPaths)
+        paths = read_file(self._paths_file, StoredPaths)
         if paths is not None:
             if (paths.code, paths.events) == (self._paths_code, self._events):
-                known.paths, known.failed, known.samples = _paths_of(paths), paths.failed, paths.samples
+                known.paths, known.failed, known.samples = paths_of(paths), paths.failed, paths.samples
             known.hop_overhead_s, known.hop_spread_s = paths.hop_overhead_s, paths.hop_spread_s
             known.network_s = paths.network_s
         return known
@@ -236,9 +152,9 @@ class ProfileStore:
             events=self._events,
             machine=there or self._machine,
             max_batch_size=stage.max_batch_size,
-            start_up_s=_rounded(profile.start_up_s),
-            service_times=[_stored(entry) for entry in profile.service_times],
-            variation=_stored_variation(profile.variation),
+            start_up_s=rounded(profile.start_up_s),
+            service_times=[stored_time(entry) for entry in profile.service_times],
+            variation=stored_variation(profile.variation),
             waited_share=round(profile.waited_share, 4),
             isolation=_isolation(stage),
             emulated_s=emulated_s(stage.emulated, profile.hardware) if kind.emulated else {},
@@ -246,22 +162,22 @@ class ProfileStore:
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
             concurrency=stage.most_at_once,
             contention={
-                entry.concurrency: dict(zip(profile.batch_sizes, map(_rounded, entry.factors), strict=True))
+                entry.concurrency: dict(zip(profile.batch_sizes, map(rounded, entry.factors), strict=True))
                 for entry in profile.contention
             },
         )
         folder = self._machine.folder if there is None else self._platform
         file = self._file(folder, profile.stage, profile.hardware)
-        _write(file, stored)
+        write_file(file, stored)
         return file
 
     def correct(self, profile: Profile, *, rehearsed: bool = False) -> None:
         """Put other service times in the place of those measured on this machine, and say what a rehearsal came to."""
         file = self._file(self._machine.folder, profile.stage, profile.hardware)
-        stored = self._read(file, StoredProfile)
+        stored = read_file(file, StoredProfile)
         if stored is not None:
-            times = [_stored(entry) for entry in profile.service_times]
-            _write(file, msgspec.structs.replace(stored, service_times=times, rehearsed=rehearsed))
+            times = [stored_time(entry) for entry in profile.service_times]
+            write_file(file, msgspec.structs.replace(stored, service_times=times, rehearsed=rehearsed))
 
     def save_paths(self, known: Known) -> Path:
         """Write which arrows the sample took, and the time between stages by broker. Returns the file."""
@@ -275,12 +191,12 @@ class ProfileStore:
                 for mask, weight in zip(known.paths.masks, known.paths.weights, strict=True)
             ],
             failed=known.failed,
-            hop_overhead_s={broker: _rounded(hop_s) for broker, hop_s in known.hop_overhead_s.items()},
-            hop_spread_s={broker: tuple(map(_rounded, spread_s)) for broker, spread_s in known.hop_spread_s.items()},
-            network_s={platform: _rounded(network_s) for platform, network_s in known.network_s.items()},
+            hop_overhead_s={broker: rounded(hop_s) for broker, hop_s in known.hop_overhead_s.items()},
+            hop_spread_s={broker: tuple(map(rounded, spread_s)) for broker, spread_s in known.hop_spread_s.items()},
+            network_s={platform: rounded(network_s) for platform, network_s in known.network_s.items()},
             samples=known.samples,
         )
-        _write(self._paths_file, stored)
+        write_file(self._paths_file, stored)
         return self._paths_file
 
     def files(self) -> dict[str, str]:
@@ -309,14 +225,14 @@ class ProfileStore:
                     self._check_known(profile)  # its names become part of a path
                     kind = profile.hardware.name
                     folder = self._platform if self._of_platform(kind) else self._machine.folder
-                    _write(self._file(folder, profile.stage, kind), profile)
+                    write_file(self._file(folder, profile.stage, kind), profile)
                     continue
-                paths, own = msgspec.json.decode(text, type=StoredPaths), self._read(self._paths_file, StoredPaths)
+                paths, own = msgspec.json.decode(text, type=StoredPaths), read_file(self._paths_file, StoredPaths)
                 hop_s = {**(own.hop_overhead_s if own is not None else {}), **paths.hop_overhead_s}
                 spread_s = {**(own.hop_spread_s if own is not None else {}), **paths.hop_spread_s}
                 network_s = {**(own.network_s if own is not None else {}), **paths.network_s}
                 taken = msgspec.structs.replace(paths, hop_overhead_s=hop_s, hop_spread_s=spread_s, network_s=network_s)
-                _write(self._paths_file, taken)
+                write_file(self._paths_file, taken)
         except (msgspec.DecodeError, ValueError) as error:
             raise InvalidFile(f"{path}: cannot be read as a profile ({error}); profile again") from None
 
@@ -350,14 +266,14 @@ class ProfileStore:
         """Note the best profile that holds, or why none does; return its file."""
         files = self._files(stage, kind)
         for file in files:
-            stored = self._read(file, StoredProfile)
+            stored = read_file(file, StoredProfile)
             if stored is None:
                 known.stale.setdefault((stage, kind), "not profiled yet")
                 continue
             same = (stored.stage, stored.hardware.name) == (stage, kind)
             why = self._outdated(stored) if same else "its file holds another profile"
             if why is None:
-                known.profiles[stage, kind] = self._profile_of(stored, file)
+                known.profiles[stage, kind] = profile_of(stored, self._pipeline.stage(stored.stage), file)
                 known.stale.pop((stage, kind), None)
                 if stored.rehearsed:
                     known.rehearsed.add((stage, kind))
@@ -388,58 +304,6 @@ class ProfileStore:
             return f"concurrency has grown from {stored.concurrency} to {stage.most_at_once}"
         return None
 
-    def _profile_of(self, stored: StoredProfile, file: Path) -> Profile:
-        stage = self._pipeline.stage(stored.stage)
-        limit = stage.max_batch_size
-        try:
-            times = tuple(
-                ServiceTime(
-                    entry.batch_size,
-                    entry.mean_s,
-                    tuple(entry.quantiles_s[str(p)] for p in PROBABILITIES),
-                    entry.fixed_s,
-                    entry.spread,
-                    entry.device_bytes,
-                )
-                for entry in stored.service_times
-                if entry.batch_size <= limit
-            )
-            variation = stored.variation
-            varies = (
-                None
-                if variation is None
-                else Variation(tuple(variation.units), variation.largest, tuple(variation.noise))
-            )
-            contention = tuple(
-                Contention(at_once, tuple(factors[entry.batch_size] for entry in times))
-                for at_once, factors in sorted(stored.contention.items())
-                if at_once <= stage.most_at_once
-            )
-            return Profile(
-                stored.stage,
-                stored.hardware.name,
-                times,
-                stored.start_up_s,
-                varies,
-                stored.waited_share,
-                contention,
-                stage.most_replicas,
-            )
-        except (ValueError, KeyError) as error:
-            raise InvalidFile(f"{file}: is no profile ({error}); delete it and profile again") from None
-
-    def _read(self, file: Path, kind: type[Any]) -> Any:
-        """A file's contents; None where there is none, or one of another version."""
-        try:
-            data = file.read_bytes()
-            if msgspec.json.decode(data, type=_ProfileVersion).version != VERSION:
-                return None
-            return msgspec.json.decode(data, type=kind)
-        except FileNotFoundError:
-            return None
-        except (msgspec.DecodeError, ValueError, OSError) as error:
-            raise InvalidFile(f"{file}: cannot be read as a profile ({error}); delete it and profile again") from None
-
 
 def _stage_digest(stage: Stage, folder: Path) -> str:
     """Of everything that service times follow from: the code, what an event costs, how emulated times vary."""
@@ -459,55 +323,9 @@ def _weighs(stage: Stage) -> bool:
     return isinstance(stage.emulated, Emulated) and stage.emulated.weight is not None
 
 
-class _ProfileVersion(msgspec.Struct):
-    version: int
-
-
-def _stored(entry: ServiceTime) -> StoredServiceTime:
-    quantiles = dict(zip(map(str, PROBABILITIES), map(_rounded, entry.quantiles_s), strict=False))
-    throughput = round(entry.throughput, 2)
-    mean_s = _rounded(entry.mean_s)
-    return StoredServiceTime(
-        entry.batch_size,
-        mean_s,
-        throughput,
-        quantiles,
-        fixed_s=min(mean_s, _rounded(entry.fixed_s)),
-        spread=_rounded(entry.spread),
-        device_bytes=entry.device_bytes,
-    )
-
-
-def _stored_variation(variation: Variation | None) -> StoredVariation | None:
-    if variation is None:
-        return None
-    units: dict[float, int] = {}
-    for unit, count in variation.units:
-        units[_rounded(unit)] = units.get(_rounded(unit), 0) + count
-    return StoredVariation(list(units.items()), variation.largest, list(map(_rounded, variation.noise)))
-
-
-def _paths_of(stored: StoredPaths) -> Paths:
-    masks = tuple(sum(1 << bit for bit in bits) for bits, _ in stored.paths)
-    return Paths(masks, tuple(weight for _, weight in stored.paths))
-
-
 def _isolation(stage: Stage) -> str:
     """As far as it bears on times: what may be read and reached does not."""
     isolation = isolation_of(stage.isolation)
     if not isolation.sandboxed:
         return "none"
     return f"{isolation.level}, seal {isolation.seal}{', forked' if isolation.forked else ''}"
-
-
-def _rounded(seconds: float) -> float:
-    """To five digits, for readers; no measurement is more exact."""
-    return float(f"{seconds:.5g}")
-
-
-def _write(file: Path, stored: StoredProfile | StoredPaths) -> None:
-    """Whole or not at all: a run that is ended meanwhile leaves the old file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
-    new.write_bytes(msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n")
-    os.replace(new, file)

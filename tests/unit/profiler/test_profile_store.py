@@ -19,7 +19,8 @@ from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.code_version import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 from inferline_stream.profiler.missing_profiles import pairs_to_profile
-from inferline_stream.profiler.profile_store import VERSION, Known, ProfileStore
+from inferline_stream.profiler.profile_files import VERSION
+from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.profiler.profiling_options import Options
 
 HERE = Machine("Test CPU", 4)
