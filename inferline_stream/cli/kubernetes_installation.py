@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from inferline_stream.actuators.kubernetes.gpu_nodes import shares as check_shares
 from inferline_stream.actuators.kubernetes.installation import (
     Installation,
     file_name,
@@ -17,8 +18,8 @@ from inferline_stream.actuators.kubernetes.installation import (
     manifests,
     overcommitted,
 )
-from inferline_stream.actuators.kubernetes.manifests import Cluster, dns_label
-from inferline_stream.actuators.kubernetes.manifests import shares as check_shares
+from inferline_stream.actuators.kubernetes.manifests import Cluster
+from inferline_stream.actuators.kubernetes.object_names import dns_label
 from inferline_stream.cli.options import Delivery
 from inferline_stream.cli.output import print_json
 from inferline_stream.cli.plan_steps import Declared, declared, with_stock

@@ -11,15 +11,9 @@ import pytest
 from aiohttp import web
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
-from inferline_stream.actuators.kubernetes.manifests import (
-    HOST_MIB,
-    Cluster,
-    dispatchers,
-    products,
-    replicas,
-    replicas_name,
-    resources,
-)
+from inferline_stream.actuators.kubernetes.gpu_nodes import products
+from inferline_stream.actuators.kubernetes.manifests import HOST_MIB, Cluster, dispatchers, replicas, resources
+from inferline_stream.actuators.kubernetes.object_names import replicas_name
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes

@@ -16,7 +16,7 @@ import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from inferline_stream.actuators.kubernetes.manifests import HARDWARE_LABEL
+from inferline_stream.actuators.kubernetes.object_names import HARDWARE_LABEL
 from tests.kube.node import Node
 from tests.kube.store import Json, Store, belongs, placed, ready
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.actuators.kubernetes.manifests import (
+from inferline_stream.actuators.kubernetes.object_names import (
     COMPONENT_LABEL,
     DISPATCHER,
     MANAGED_BY,

@@ -23,17 +23,11 @@ from inferline_stream.actuators.actuator import (
     placed,
     surplus,
 )
-from inferline_stream.actuators.kubernetes import manifests
+from inferline_stream.actuators.kubernetes import object_names
 from inferline_stream.actuators.kubernetes.api_server import delete, passing, plain, translated
 from inferline_stream.actuators.kubernetes.deployments import Deployments
-from inferline_stream.actuators.kubernetes.manifests import (
-    COMPONENT_LABEL,
-    DISPATCHER,
-    MANAGED_BY,
-    PIPELINE_LABEL,
-    Cluster,
-    resources,
-)
+from inferline_stream.actuators.kubernetes.manifests import Cluster, resources
+from inferline_stream.actuators.kubernetes.object_names import COMPONENT_LABEL, DISPATCHER, MANAGED_BY, PIPELINE_LABEL
 from inferline_stream.actuators.kubernetes.pod_changes import PodGone, PodSeen, PodsListed, follow_pods
 from inferline_stream.actuators.kubernetes.pods import DispatcherPod, Pods, dispatcher_pod
 from inferline_stream.actuators.kubernetes.postings import Postings
@@ -79,7 +73,7 @@ class KubernetesActuator:
         drain_timeout_s: float = 30.0,
         dispatcher_module: str = DISPATCHER_MODULE,
     ) -> None:
-        self._pipeline = manifests.dns_label(names.prefix + names.pipeline)
+        self._pipeline = object_names.dns_label(names.prefix + names.pipeline)
         self._labels: dict[str, Any] = {PIPELINE_LABEL: self._pipeline, **MANAGED_BY}
         self._cluster = cluster
         self._client = client

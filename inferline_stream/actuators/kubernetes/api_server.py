@@ -17,7 +17,7 @@ from lightkube.resources.core_v1 import Pod, ResourceQuota, Secret, Service
 from lightkube.resources.networking_v1 import NetworkPolicy
 from lightkube.resources.policy_v1 import PodDisruptionBudget
 
-from inferline_stream.actuators.kubernetes.manifests import FIELD_MANAGER
+from inferline_stream.actuators.kubernetes.object_names import FIELD_MANAGER
 from inferline_stream.errors import InferlineError, Unreachable, UsageError
 
 _LONGEST_PAUSE_S = 30.0

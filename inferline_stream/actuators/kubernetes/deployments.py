@@ -13,16 +13,10 @@ from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
 from lightkube.types import PatchType
 
-from inferline_stream.actuators.kubernetes import manifests
+from inferline_stream.actuators.kubernetes import gpu_nodes, manifests, object_names
 from inferline_stream.actuators.kubernetes.api_server import apply, passing, plain, secret_exists
-from inferline_stream.actuators.kubernetes.manifests import (
-    DISPATCHER,
-    DISPATCHER_PORT,
-    FIELD_MANAGER,
-    REPLICA,
-    SPARE,
-    Cluster,
-)
+from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, SPARE, Cluster
+from inferline_stream.actuators.kubernetes.object_names import DISPATCHER, FIELD_MANAGER, REPLICA
 from inferline_stream.actuators.network.credentials import new_credential
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, ReplicaSpec
 from inferline_stream.errors import UsageError
@@ -85,7 +79,7 @@ class Deployments:
             InvalidTopology: a share of a GPU that nodes cannot lend.
         """
         for spec in specs.values():
-            manifests.shares(spec.hardware)
+            gpu_nodes.shares(spec.hardware)
         self._applied = {key for key in self._applied if specs.get(key) == self._specs[key]}
         self._stops_first &= self._applied  # the next update may find a place
         self._specs = dict(specs)
@@ -96,11 +90,11 @@ class Deployments:
 
     def of_replicas(self, stage: str, hardware: str) -> str:
         """Return the name of a stage's Deployment of replicas."""
-        return manifests.replicas_name(self._pipeline, stage, hardware)
+        return object_names.replicas_name(self._pipeline, stage, hardware)
 
     def of_dispatchers(self, stage: str) -> str:
         """Return the name of a stage's Deployment of dispatchers."""
-        return manifests.dispatchers_name(self._pipeline, stage)
+        return object_names.dispatchers_name(self._pipeline, stage)
 
     async def apply_replicas(self, stage: str, hardware: str) -> None:
         """Make a Deployment, or bring it up to date; its number of replicas stays as it is, 0 for a new one."""
@@ -165,7 +159,7 @@ class Deployments:
         """Make what a stage's pods have in common; returns ``host:port`` of its dispatchers."""
         if stage not in self._addresses:
             cluster, pipeline = self._cluster, self._pipeline
-            own = manifests.credential_name(pipeline, stage, REPLICA)  # made last: where it is, both are
+            own = object_names.credential_name(pipeline, stage, REPLICA)  # made last: where it is, both are
             if not await secret_exists(self._client, own, cluster.namespace):
                 credential = new_credential(f"{pipeline}/{stage}")
                 await apply(self._client, manifests.credential_secrets(pipeline, stage, credential, cluster))

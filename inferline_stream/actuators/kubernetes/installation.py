@@ -11,17 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from inferline_stream.actuators.kubernetes.manifests import (
+from inferline_stream.actuators.kubernetes.manifests import NAMES, SECURITY, Cluster, policy_port
+from inferline_stream.actuators.kubernetes.object_names import (
     COMPONENT_LABEL,
     DISPATCHER,
     FIELD_MANAGER,
-    NAMES,
     REPLICA,
-    SECURITY,
-    Cluster,
     credential_name,
     dns_label,
-    policy_port,
 )
 from inferline_stream.observability.alert_rules import Target, rules_document
 

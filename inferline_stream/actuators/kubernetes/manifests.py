@@ -6,32 +6,32 @@ them: tolerations, affinities or a service mesh's annotations stay, since object
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from inferline_stream.actuators.kubernetes.gpu_nodes import node_requirements
+from inferline_stream.actuators.kubernetes.object_names import (
+    DISPATCHER,
+    MANAGED_BY,
+    PIPELINE_LABEL,
+    REPLICA,
+    credential_name,
+    dispatchers_name,
+    dns_label,
+    labels,
+    replicas_name,
+)
 from inferline_stream.actuators.network.credentials import Credential
 from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.actuators.network.replica_host import ReplicaHostSpec
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, ReplicaSpec
-from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_NODE, HOST_SPEC
-
-FIELD_MANAGER = "inferline-stream"
-PIPELINE_LABEL = "inferline-stream.dev/pipeline"
-STAGE_LABEL = "inferline-stream.dev/stage"
-HARDWARE_LABEL = "inferline-stream.dev/hardware"
-COMPONENT_LABEL = "app.kubernetes.io/component"
-MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
-DISPATCHER, REPLICA = "dispatcher", "replica"
-"""Values of `COMPONENT_LABEL`, and names of containers."""
 
 LIFE_FOLDER = "/run/inferline"
 """Of the pod, not of the container: what is left in it shows a restarted container that it is one."""
@@ -65,8 +65,6 @@ SECURITY: dict[str, Any] = {
 }
 """Of every container."""
 
-_LONGEST_NAME = 52  # a pod's name adds two suffixes, and its host name may have 63 characters
-
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
@@ -88,36 +86,6 @@ class Cluster:
     service_account: str = "default"
     secret: str = ""
     kafka_ports: tuple[int, ...] = (9092,)
-
-
-def replicas_name(pipeline: str, stage: str, hardware: str) -> str:
-    """Name of the Deployment of a stage's replicas on a hardware kind."""
-    return dns_label(f"{pipeline}-{stage}-{hardware}")
-
-
-def dispatchers_name(pipeline: str, stage: str) -> str:
-    """Name of a stage's Deployment of dispatchers, and of what belongs to it."""
-    return dns_label(f"{pipeline}-{stage}-dispatcher")
-
-
-def credential_name(pipeline: str, stage: str, component: str) -> str:
-    """Name of the Secret with one side's credential."""
-    return dns_label(f"{pipeline}-{stage}-{component}-tls")
-
-
-def dns_label(whole: str) -> str:
-    """Return a name that Kubernetes takes; a hash keeps those apart that differ in other characters only."""
-    plain = re.sub(r"[^a-z0-9-]+", "-", whole.lower()).strip("-")
-    if plain == whole and len(plain) <= _LONGEST_NAME:
-        return plain
-    digest = hashlib.sha256(whole.encode()).hexdigest()[:6]
-    return f"{plain[: _LONGEST_NAME - 7].strip('-')}-{digest}"
-
-
-def labels(pipeline: str, stage: str, component: str, hardware: str = "") -> dict[str, str]:
-    """By which pods are found."""
-    found = {PIPELINE_LABEL: pipeline, STAGE_LABEL: stage, COMPONENT_LABEL: component, **MANAGED_BY}
-    return found | ({HARDWARE_LABEL: hardware} if hardware else {})
 
 
 def resources(hardware: Hardware, isolation: Isolation) -> dict[str, Any]:
@@ -142,64 +110,6 @@ def resources(hardware: Hardware, isolation: Isolation) -> dict[str, Any]:
 def _scratch_mib(isolation: Isolation) -> int:
     """Of files that a replica may write: none is longer than `file_mb`, and few are needed."""
     return isolation.file_mb if isolation.scratch or isolation.writes else LIFE_MIB
-
-
-_PRODUCTS = {
-    "Tesla V100": tuple(f"Tesla-V100-{form}" for form in ("SXM2-16GB", "SXM2-32GB", "PCIE-16GB", "PCIE-32GB")),
-    "NVIDIA A100": tuple(f"NVIDIA-A100-{form}" for form in ("SXM4-40GB", "SXM4-80GB", "PCIE-40GB", "80GB-PCIe")),
-    "NVIDIA H100": tuple(f"NVIDIA-H100-{form}" for form in ("80GB-HBM3", "PCIe", "NVL")),
-    "NVIDIA H200": ("NVIDIA-H200", "NVIDIA-H200-NVL"),
-}
-"""What NVIDIA's feature discovery labels nodes with, of models that come in several forms."""
-
-_MOST_SHARES = 48
-"""Replicas of one GPU; more are no share of any use."""
-
-
-def products(hardware: Hardware) -> tuple[str, ...]:
-    """Values of the label ``nvidia.com/gpu.product`` that nodes of the kind carry; none where any node will do.
-
-    Nodes that lend a GPU to several pods at once say ``-SHARED``. Nodes with slices (MIG) keep the name of the GPU
-    where slices differ (strategy ``mixed``), and add the slice to it where all are alike.
-    """
-    if not hardware.gpus or hardware.gpu_model is None:
-        return ()
-    found = _PRODUCTS.get(hardware.gpu_model, (hardware.gpu_model.replace(" ", "-"),))
-    if hardware.shares_gpu:
-        return tuple(f"{product}-SHARED" for product in found)
-    return (*found, *(f"{product}-MIG-{hardware.slice}" for product in found)) if hardware.slice else found
-
-
-def shares(hardware: Hardware) -> int:
-    """Return among how many pods nodes have to share a GPU so that one of them is what a kind pays for; 1 for none.
-
-    Raises:
-        InvalidTopology: no whole number of such shares makes a GPU, so that a pod would get more than is paid for.
-    """
-    if not hardware.shares_gpu:
-        return 1
-    parts = round(1 / hardware.gpus)
-    if not 1 < parts <= _MOST_SHARES or abs(parts * hardware.gpus - 1) > 0.01:
-        raise InvalidTopology(
-            f"hardware {hardware.name!r}: Kubernetes lends whole parts of a GPU, and gpus={hardware.gpus:g} is none; "
-            "write 1/2, 1/3, …, and have nodes share their GPUs among as many pods"
-        )
-    return parts
-
-
-def _nodes(hardware: Hardware) -> list[dict[str, Any]]:
-    """What the labels of a node have to say so that a replica may run there; nothing where any will do."""
-
-    def says(label: str, operator: str, *values: str) -> dict[str, Any]:
-        return {"key": f"nvidia.com/gpu.{label}", "operator": operator, "values": list(values)}
-
-    if not hardware.gpus:
-        return []
-    wanted = [says("product", "In", *found)] if (found := products(hardware)) else []
-    if (parts := shares(hardware)) > 1:
-        return [*wanted, says("replicas", "In", str(parts))]
-    # Without a model nothing else keeps a whole GPU's replica from a node that lends only a part.
-    return wanted or [says("sharing-strategy", "NotIn", "time-slicing", "mps")]
 
 
 def replicas(
@@ -231,7 +141,7 @@ def replicas(
         container["volumeMounts"].append(
             {"name": name, "mountPath": path, **({"readOnly": True} if path != _SHM else {})}
         )
-    if found := _nodes(hardware):
+    if found := node_requirements(hardware):
         required = {"nodeSelectorTerms": [{"matchExpressions": found}]}
         pod["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
     if hardware.gpus:

@@ -13,7 +13,7 @@ from lightkube import ApiError, AsyncClient
 from lightkube.resources.core_v1 import Pod
 
 from inferline_stream.actuators.kubernetes.api_server import plain, wanted_pause_s
-from inferline_stream.actuators.kubernetes.manifests import PIPELINE_LABEL
+from inferline_stream.actuators.kubernetes.object_names import PIPELINE_LABEL
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
-from inferline_stream.actuators.kubernetes.manifests import DISPATCHER, HARDWARE_LABEL, REPLICA, STAGE_LABEL
+from inferline_stream.actuators.kubernetes.object_names import DISPATCHER, HARDWARE_LABEL, REPLICA, STAGE_LABEL
 from inferline_stream.actuators.restart_delay import SETTLED_S, restart_in_s
 
 TEMPLATE_LABEL = "pod-template-hash"

@@ -1,0 +1,65 @@
+"""Which nodes have the GPU, or the share of one, that a hardware kind pays for: by NVIDIA's labels of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.hardware import Hardware
+
+_PRODUCTS = {
+    "Tesla V100": tuple(f"Tesla-V100-{form}" for form in ("SXM2-16GB", "SXM2-32GB", "PCIE-16GB", "PCIE-32GB")),
+    "NVIDIA A100": tuple(f"NVIDIA-A100-{form}" for form in ("SXM4-40GB", "SXM4-80GB", "PCIE-40GB", "80GB-PCIe")),
+    "NVIDIA H100": tuple(f"NVIDIA-H100-{form}" for form in ("80GB-HBM3", "PCIe", "NVL")),
+    "NVIDIA H200": ("NVIDIA-H200", "NVIDIA-H200-NVL"),
+}
+"""What NVIDIA's feature discovery labels nodes with, of models that come in several forms."""
+
+_MOST_SHARES = 48
+"""Replicas of one GPU; more are no share of any use."""
+
+
+def products(hardware: Hardware) -> tuple[str, ...]:
+    """Values of the label ``nvidia.com/gpu.product`` that nodes of the kind carry; none where any node will do.
+
+    Nodes that lend a GPU to several pods at once say ``-SHARED``. Nodes with slices (MIG) keep the name of the GPU
+    where slices differ (strategy ``mixed``), and add the slice to it where all are alike.
+    """
+    if not hardware.gpus or hardware.gpu_model is None:
+        return ()
+    found = _PRODUCTS.get(hardware.gpu_model, (hardware.gpu_model.replace(" ", "-"),))
+    if hardware.shares_gpu:
+        return tuple(f"{product}-SHARED" for product in found)
+    return (*found, *(f"{product}-MIG-{hardware.slice}" for product in found)) if hardware.slice else found
+
+
+def shares(hardware: Hardware) -> int:
+    """Return among how many pods nodes have to share a GPU so that one of them is what a kind pays for; 1 for none.
+
+    Raises:
+        InvalidTopology: no whole number of such shares makes a GPU, so that a pod would get more than is paid for.
+    """
+    if not hardware.shares_gpu:
+        return 1
+    parts = round(1 / hardware.gpus)
+    if not 1 < parts <= _MOST_SHARES or abs(parts * hardware.gpus - 1) > 0.01:
+        raise InvalidTopology(
+            f"hardware {hardware.name!r}: Kubernetes lends whole parts of a GPU, and gpus={hardware.gpus:g} is none; "
+            "write 1/2, 1/3, …, and have nodes share their GPUs among as many pods"
+        )
+    return parts
+
+
+def node_requirements(hardware: Hardware) -> list[dict[str, Any]]:
+    """What the labels of a node have to say so that a replica may run there; nothing where any will do."""
+
+    def says(label: str, operator: str, *values: str) -> dict[str, Any]:
+        return {"key": f"nvidia.com/gpu.{label}", "operator": operator, "values": list(values)}
+
+    if not hardware.gpus:
+        return []
+    wanted = [says("product", "In", *found)] if (found := products(hardware)) else []
+    if (parts := shares(hardware)) > 1:
+        return [*wanted, says("replicas", "In", str(parts))]
+    # Without a model nothing else keeps a whole GPU's replica from a node that lends only a part.
+    return wanted or [says("sharing-strategy", "NotIn", "time-slicing", "mps")]
